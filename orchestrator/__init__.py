@@ -1,0 +1,1 @@
+"""What runs where and when: knows Ray and MLflow, knows no tensors."""

@@ -1,0 +1,227 @@
+"""The command line of every file in sweeps/: flags → sweep → run, plan, status, report, ui or sync.
+
+Exit codes: 0 every trial complete · 1 a defect, with the log's path · 2 wrong usage or input, said before anything
+starts · 3 the sweep ended with holes · 130 interrupted.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from orchestrator import catalog, plan, selection
+from orchestrator.artifacts import Store
+from orchestrator.catalog import Profile
+from orchestrator.selection import Selection
+from orchestrator.spec import Sweep
+from trainers.errors import SweepError
+from trainers.specs import clean_name
+
+DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run what is missing of the sweep (the default command)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say what would run, and start nothing."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say what of the sweep is in the store."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write and print the report of what is in the store."""
+
+
+@dataclass(frozen=True)
+class Ui:
+    """Start MLflow's UI on loopback, on the sweep's store."""
+
+    port: int = 5000
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Rebuild the MLflow view from the artifacts."""
+
+
+Command = Run | Plan | Status | Report | Ui | Sync
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which kind of reward model generalises? A grid of trainings and evaluations, run where it is missing."""
+
+    command: Command = field(default_factory=Run)
+    profile: Literal["auto", "paper", "laptop"] = "auto"
+    """What the grid is made of. auto: paper where the cluster's GPUs hold it, else laptop."""
+    backend: Literal["ray", "inline"] = "ray"
+    """inline: the same stages in this process, without Ray."""
+    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The sweep's name (default: the file's)."""
+    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """Where artifacts are kept (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
+    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]ID|PATH")] = ()
+    """Catalog names, hub ids, folders or GGUF files."""
+    rewards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ex_rm|im_rm")] = ("ex_rm", "im_rm")
+    """Reward types."""
+    train_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
+    """Sets trained on: their train split."""
+    eval_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
+    """Sets evaluated on: their test split."""
+    category: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRAIN/EVAL=VALUE")] = ()
+    """Overrides: in-distribution, token-level-shift or domain-shift."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N")] = ()
+    """Training seeds."""
+    max_train_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Train on the first N of a seeded permutation."""
+    max_eval_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Evaluate on the first N of a seeded permutation."""
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Passes over the training pairs."""
+    lr: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Learning rate."""
+    beta: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """β of im_rm."""
+    effective_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Pairs per optimiser step."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=GLOB")] = ()
+    """Narrow the grid by model, reward, train or seed."""
+    max_trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """The grid's first N trials."""
+    allow_overlap: bool = False
+    """Evaluate on the very rows that are trained on."""
+    json: bool = False
+    """Machine-readable output of plan, status and report."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One invocation: what a command works on."""
+
+    options: Options
+    sweep_name: str
+    store: Store
+    tracking_uri: str
+    folder: Path
+    console: Console
+
+
+def main(
+    name: str, build: Callable[[Selection], Sweep], folder: Path, arguments: Sequence[str] | None = None
+) -> None:
+    """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file."""
+    options = tyro.cli(
+        Options,
+        args=arguments,
+        prog=f"python sweeps/{name}.py",
+        config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
+    )
+    sys.exit(execute(options, name, build, folder))
+
+
+def execute(options: Options, name: str, build: Callable[[Selection], Sweep], folder: Path) -> int:
+    """Run the command; the exit code."""
+    errors = Console(stderr=True)
+    try:
+        session = _session(options, name, folder)
+        return _dispatch(session, build)
+    except SweepError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        return USAGE
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command goes on where this one stopped")
+        return INTERRUPTED
+    except Exception:
+        log = Path.cwd() / "rmsweep-error.log"
+        log.write_text(traceback.format_exc())
+        errors.print(f"rmsweep met a defect; please report it with {log}", style="red", markup=False)
+        return DEFECT
+
+
+def _session(options: Options, name: str, folder: Path) -> Session:
+    from orchestrator.tracking import default_uri
+
+    storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
+    store = Store(Path(storage).expanduser())
+    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
+    return Session(
+        options=options,
+        sweep_name=clean_name(options.name or name),
+        store=store,
+        tracking_uri=uri,
+        folder=folder,
+        console=Console(),
+    )
+
+
+def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
+    from orchestrator import commands
+
+    match session.options.command:
+        case Run():
+            return commands.run(session, build)
+        case Plan():
+            return commands.plan_only(session, build)
+        case Status():
+            return commands.status(session)
+        case Report():
+            return commands.report(session)
+        case Ui(port=port):
+            return commands.ui(session, port)
+        case Sync():
+            return commands.sync(session)
+
+
+def profile_for(options: Options, capacity: Sequence[plan.Node]) -> tuple[Profile, str]:
+    """The profile, and why where it was chosen for the user."""
+    if options.profile != "auto":
+        return catalog.PROFILES[options.profile], ""
+    if plan.fits_gpus(catalog.PAPER.models, capacity):
+        return catalog.PAPER, "profile paper: these GPUs hold its largest model"
+    gpus = sum(node.gpus for node in capacity)
+    return catalog.LAPTOP, f"profile laptop: {gpus} GPUs here do not hold the paper's models"
+
+
+def select(options: Options, profile: Profile, name: str) -> Selection:
+    """The profile's choices, overridden by the flags. Raises SpecError."""
+    train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
+    eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
+    train_sets, eval_sets = train_sets or profile.train_sets, eval_sets or profile.eval_sets
+    names = [spec.name for spec in (*train_sets, *eval_sets)]
+    return Selection(
+        name=name,
+        models=tuple(selection.parse_model(text) for text in options.models) or profile.models,
+        rewards=selection.parse_rewards(options.rewards, options.beta),
+        train_sets=train_sets,
+        eval_sets=eval_sets,
+        seeds=selection.unique("--seeds", options.seeds) or profile.seeds,
+        train_draw=selection.draw("--max-train-pairs", options.max_train_pairs or profile.max_train_pairs),
+        eval_draw=selection.draw("--max-eval-pairs", options.max_eval_pairs or profile.max_eval_pairs),
+        recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch),
+        categories=selection.parse_categories(options.category, names),
+        only=selection.parse_only(options.only),
+        max_trials=options.max_trials,
+        placements=profile.placements,
+    )
+
+
+def dump_json(value: object) -> None:
+    """Print a value for machines."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,299 @@
+"""What each command does, between the parsed flags and the exit code."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from orchestrator import cli
+from orchestrator import plan as planning
+from orchestrator.artifacts import replace
+from orchestrator.cli import Session
+from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
+from orchestrator.progress import Progress, quiet
+from orchestrator.report import terminal_table, write_report
+from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
+from orchestrator.results import TrialResult, sweep_results
+from orchestrator.selection import Selection
+from orchestrator.spec import Sweep
+from orchestrator.stages import TrialPlan
+from orchestrator.workers import set_ray_environment
+from trainers.specs import Placement
+
+Build = Callable[[Selection], Sweep]
+
+
+@dataclasses.dataclass(slots=True)
+class Phases:
+    """Wall seconds of a run, phase by phase, for benchmarks/demo.py."""
+
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    _since: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def end(self, phase: str) -> None:
+        """Everything since the last end was `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
+        self._since = now
+
+
+def run(session: Session, build: Build) -> int:
+    """Run what is missing, then report."""
+    phases = Phases()
+    options, store, console = session.options, session.store, session.console
+    capacity = _capacity(session)
+    sweep = _sweep(session, build, capacity)
+    planning.require_fit([trial.model for trial in sweep.trials], capacity)
+    resolved = _resolve(session, sweep, fetch=True)
+    placements = {item.key: planning.place(item.spec, capacity, sweep.placements) for item in resolved.plans}
+    declaration = declare(resolved)
+    write_declaration(declaration, store)
+    todo = missing_trials(resolved.plans, store)
+    console.print(_headline(resolved.plans, todo, session), highlight=False)
+    phases.end("plan")
+    failed: dict[str, str] = {}
+    if todo:
+        failed = _run_missing(session, declaration, todo, placements, len(resolved.plans) - len(todo), phases)
+    results = _print_report(session, declaration)
+    phases.end("report")
+    if todo:
+        replace(store.sweep_dir(session.sweep_name) / "phases.json", json.dumps(phases.seconds, indent=1))
+    return _say_holes(session, results, failed)
+
+
+def _run_missing(
+    session: Session,
+    declaration: Declaration,
+    todo: Sequence[TrialPlan],
+    placements: dict[str, Placement],
+    complete: int,
+    phases: Phases,
+) -> dict[str, str]:
+    from orchestrator.tracking import Tracker
+
+    store = session.store
+    logs = store.sweep_dir(session.sweep_name) / "logs"
+    with quiet(logs / "driver.log") as terminal:
+        tracker = Tracker(session.tracking_uri, store, declaration)
+        names = {item.key: item.spec.name for item in todo}
+        with Progress(terminal, names, complete) as progress:
+
+            def on_event(event: dict[str, Any]) -> None:
+                progress.on_event(event)
+                if event["event"] == "started":
+                    tracker.started(event["trial"])
+                elif event["event"] in ("complete", "failed"):
+                    tracker.ended(event["trial"], failed=event["event"] == "failed")
+                if "detail" in event:
+                    replace(logs / f"{event['trial']}.log", event["detail"])
+
+            failed = _execute(session, todo, placements, on_event, phases)
+        folder, _, results = write_report(declaration, store)
+        tracker.report(folder, complete=all(result.complete for result in results))
+        trouble = tracker.close()
+        phases.end("mlflow")
+    if trouble:
+        session.console.print(
+            f"warning: the MLflow view is incomplete ({trouble}); `sync` rebuilds it",
+            style="yellow",
+            markup=False,
+        )
+    return failed
+
+
+def _execute(
+    session: Session,
+    todo: Sequence[TrialPlan],
+    placements: dict[str, Placement],
+    on_event: Callable[[dict[str, Any]], None],
+    phases: Phases,
+) -> dict[str, str]:
+    if session.options.backend == "inline":
+        from orchestrator.inline import run_inline
+
+        failed = run_inline(todo, placements, session.store, on_event)
+        phases.end("trials")
+        return failed
+    set_ray_environment()
+    import ray
+
+    from orchestrator.fanout import run_on_ray, start_ray
+
+    start_ray(len(os.sched_getaffinity(0)))
+    phases.end("start ray")
+    try:
+        scratch = session.store.root / "scratch" / f"{session.sweep_name}-{os.getpid()}"
+        failed = run_on_ray(todo, placements, session.store, on_event, scratch)
+        phases.end("trials")
+    finally:
+        ray.shutdown()
+    phases.end("stop ray")
+    return failed
+
+
+def plan_only(session: Session, build: Build) -> int:
+    """Print the trials with their placement and what is missing of each."""
+    capacity = _capacity(session)
+    sweep = _sweep(session, build, capacity)
+    resolved = _resolve(session, sweep, fetch=False)
+    missing = {item.key: [stage.kind for stage in item.missing(session.store)] for item in resolved.plans}
+    rows = []
+    for item in resolved.plans:
+        placement = planning.place(item.spec, capacity, sweep.placements)
+        rows.append(
+            {
+                "trial": item.spec.name,
+                "world_size": placement.world_size,
+                "zero_stage": placement.zero_stage,
+                "micro_batch": placement.micro_batch,
+                "accumulation": placement.accumulation,
+                "missing": missing[item.key],
+            }
+        )
+    if session.options.json:
+        cli.dump_json(rows)
+        return 0
+    table = Table(title=f"{sweep.name}: {len(rows)} trials", title_justify="left")
+    for column in ("trial", "processes", "ZeRO", "micro-batch × accumulation", "missing"):
+        table.add_column(column)
+    for row in rows:
+        kinds: list[str] = row["missing"]  # type: ignore[assignment]
+        counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "nothing"
+        batch = f"{row['micro_batch']} × {row['accumulation']}"
+        table.add_row(str(row["trial"]), str(row["world_size"]), str(row["zero_stage"]), batch, counted)
+    session.console.print(table)
+    return 0
+
+
+def status(session: Session) -> int:
+    """Print which trials are complete."""
+    results = sweep_results(read_declaration(session.sweep_name, session.store), session.store)
+    rows = [
+        {
+            "trial": result.record.name,
+            "state": "complete" if result.complete else "missing",
+            "trained": result.trained,
+            "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
+        }
+        for result in results
+    ]
+    if session.options.json:
+        cli.dump_json(rows)
+    else:
+        table = Table(title=f"{session.sweep_name} in {session.store.root}", title_justify="left")
+        for column in ("trial", "state", "trained", "evaluations"):
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        session.console.print(table)
+    return 0 if all(result.complete for result in results) else cli.HOLES
+
+
+def report(session: Session) -> int:
+    """Write and print the report of what the last command declared."""
+    declaration = read_declaration(session.sweep_name, session.store)
+    if session.options.json:
+        _, rows, _ = write_report(declaration, session.store)
+        cli.dump_json([{**dataclasses.asdict(row), "difference": row.difference} for row in rows])
+        return 0
+    return _say_holes(session, _print_report(session, declaration), {})
+
+
+def ui(session: Session, port: int) -> int:
+    """Run MLflow's server in the foreground, on loopback."""
+    if session.tracking_uri.startswith("http"):
+        session.console.print(f"the runs are on {session.tracking_uri}")
+        return 0
+    session.console.print(f"MLflow on http://127.0.0.1:{port} (stop with Ctrl-C)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", session.tracking_uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def sync(session: Session) -> int:
+    """Rebuild the MLflow view."""
+    from orchestrator import tracking
+
+    declaration = read_declaration(session.sweep_name, session.store)
+    folder, _, _ = write_report(declaration, session.store)
+    with quiet(session.store.sweep_dir(session.sweep_name) / "logs" / "driver.log"):
+        seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
+    session.console.print(f"{len(declaration.trials)} trials in {session.tracking_uri} after {seconds:.0f} s")
+    return 0
+
+
+def _capacity(session: Session) -> tuple[planning.Node, ...]:
+    """This machine, or the running cluster where there is one."""
+    if session.options.backend == "inline":
+        return planning.local_capacity()
+    if not os.environ.get("RAY_ADDRESS"):
+        return planning.local_capacity()
+    set_ray_environment()
+    from orchestrator.fanout import cluster_capacity, start_ray
+
+    with quiet(session.store.sweep_dir(session.sweep_name) / "logs" / "driver.log"):
+        start_ray(cpus=0)
+        return cluster_capacity()
+
+
+def _sweep(session: Session, build: Build, capacity: Sequence[planning.Node]) -> Sweep:
+    profile, why = cli.profile_for(session.options, capacity)
+    if why and not session.options.json and not (session.options.models and session.options.train_sets):
+        session.console.print(why, highlight=False)
+    return build(cli.select(session.options, profile, session.sweep_name))
+
+
+def _resolve(session: Session, sweep: Sweep, *, fetch: bool) -> ResolvedSweep:
+    return resolve(
+        sweep,
+        session.store,
+        fetch=fetch,
+        allow_overlap=session.options.allow_overlap,
+        lock=session.folder / "revisions.lock.json",
+    )
+
+
+def _headline(plans: Sequence[TrialPlan], todo: Sequence[TrialPlan], session: Session) -> str:
+    if not todo:
+        return f"all {len(plans)} trials are complete in {session.store.root}; nothing to run"
+    stages = {(stage.kind, stage.key) for item in todo for stage in item.missing(session.store)}
+    kinds = [kind for kind, _ in sorted(stages)]
+    counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return f"{len(plans)} trials, {len(plans) - len(todo)} complete; to run: {counted}"
+
+
+def _print_report(session: Session, declaration: Declaration) -> Sequence[TrialResult]:
+    folder, rows, results = write_report(declaration, session.store)
+    session.console.print(terminal_table(rows))
+    session.console.print(f"report: {folder / 'summary.md'}", highlight=False, soft_wrap=True)
+    session.console.print(f"MLflow: {_ui_command(session)}", highlight=False, soft_wrap=True)
+    return results
+
+
+def _ui_command(session: Session) -> str:
+    options = session.options
+    flags = [f"--storage {options.storage}"] if options.storage else []
+    flags += [f"--tracking-uri {options.tracking_uri}"] if options.tracking_uri else []
+    flags += [f"--name {options.name}"] if options.name else []
+    return " ".join([f"python {Path(sys.argv[0])}", "ui", *flags])
+
+
+def _say_holes(session: Session, results: Sequence[TrialResult], failed: dict[str, str]) -> int:
+    holes = [result.record for result in results if not result.complete]
+    for record in holes:
+        cause = failed.get(record.key, "not run")
+        session.console.print(f"missing: {record.name}: {cause}", style="red", markup=False, soft_wrap=True)
+    if holes:
+        logs = session.store.sweep_dir(session.sweep_name) / "logs"
+        session.console.print(
+            f"the same command runs them again; logs: {logs}", soft_wrap=True, highlight=False
+        )
+    return cli.HOLES if holes else 0

@@ -1,0 +1,165 @@
+"""Computing the stages: each reads its inputs from the store and commits one artifact. Plain functions, no Ray.
+
+Imports that cost seconds stand inside the functions, so that planning never pays for them.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.artifacts import Store
+from orchestrator.stages import (
+    ConvertStage,
+    EvaluateStage,
+    PrepareStage,
+    PretrainStage,
+    ReferenceStage,
+    SharedStage,
+    TrainStage,
+)
+from trainers import tiny
+from trainers.data.records import read_written_pairs
+from trainers.specs import Placement
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def run_shared(stage: SharedStage, store: Store, report: Report) -> None:
+    """Compute a stage that trials share; nothing happens where it is complete."""
+    if store.complete(stage.kind, stage.key):
+        return
+    match stage:
+        case ConvertStage():
+            _run_convert(stage, store)
+        case PretrainStage():
+            _run_pretrain(stage, store, report)
+        case PrepareStage():
+            _run_prepare(stage, store)
+        case ReferenceStage():
+            _run_reference(stage, store, report)
+
+
+def _run_convert(stage: ConvertStage, store: Store) -> None:
+    from trainers.models import convert_gguf
+
+    with store.write(stage.kind, stage.key, gguf=stage.digest, name=stage.name) as attempt:
+        convert_gguf(Path(stage.file), attempt.directory / "model")
+
+
+def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
+    with store.write(stage.kind, stage.key, name=stage.name) as attempt:
+        tiny.pretrain(stage.model, attempt.directory / "model", report)
+
+
+def _run_prepare(stage: PrepareStage, store: Store) -> None:
+    from trainers.models import load_tokenizer
+    from trainers.pairs import tokenize_pairs, write_tokens
+
+    pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
+    tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision)
+    tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw)
+    inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
+    with store.write(stage.kind, stage.key, **inputs) as attempt:
+        write_tokens(tokens, attempt.directory / "pairs.parquet")
+        attempt.info.update(pairs=len(tokens), too_long=too_long)
+
+
+def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
+    from trainers.models import load_model, load_tokenizer, pad_token
+    from trainers.pairs import read_tokens
+    from trainers.reference import compute_reference, write_reference
+
+    location, base = stage.base.found_at(store), stage.base
+    tokenizer = load_tokenizer(location, base.revision)
+    model = load_model(location, kind="im_rm", precision=base.precision, revision=base.revision).to(_device())
+    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+    sums = compute_reference(model, pairs, pad_id=pad_token(tokenizer), report=report)
+    with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
+        write_reference(sums, attempt.directory / "reference.parquet")
+
+
+def run_train(
+    stage: TrainStage, placement: Placement, store: Store, report: Report, provenance: dict[str, Any]
+) -> None:
+    """Train as one rank of a gang (or alone); rank 0 commits, `provenance` goes into the manifest."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from trainers.pairs import read_tokens
+    from trainers.reference import read_reference
+    from trainers.train import TrainInputs, train
+
+    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+    reference = None
+    if stage.reference is not None:
+        file = store.read("reference", stage.reference.key) / "reference.parquet"
+        reference = read_reference(file, pairs)
+    inputs = TrainInputs(
+        location=stage.base.found_at(store),
+        revision=stage.base.revision,
+        precision=stage.base.precision,
+        reward=stage.reward,
+        optim=stage.optim,
+        placement=placement,
+        seed=stage.seed,
+        pairs=pairs,
+        reference=reference,
+    )
+    if int(os.environ.get("RANK", "0")) > 0:
+        train(inputs, report=report, out_dir=Path())
+        return
+    with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
+        result = train(inputs, report=report, out_dir=attempt.directory)
+        parquet.write_table(pa.Table.from_pylist(result.log), attempt.directory / "log.parquet")
+        attempt.info.update(
+            pairs=len(pairs),
+            train_accuracy=result.train_accuracy,
+            perf=result.perf,
+            placement={name: getattr(placement, name) for name in Placement.__slots__},
+            **provenance,
+        )
+
+
+def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+    """Score one trained model on several sets: its weights are loaded once, each set is an artifact."""
+    from trainers import metrics
+    from trainers.evaluate import score_pairs
+    from trainers.models import load_model, load_tokenizer, pad_token
+    from trainers.pairs import read_tokens
+    from trainers.reference import read_reference
+    from trainers.rewards import reward_module
+    from trainers.scores import write_scores
+
+    missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
+    if not missing:
+        return
+    train = missing[0].train
+    location = str(store.read("train", train.key) / "model")
+    tokenizer = load_tokenizer(location)
+    model = load_model(location, kind=train.reward.kind, precision=train.base.precision).to(_device())
+    reward = reward_module(train.reward, model)
+    for stage in missing:
+        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+        reference = None
+        if stage.reference is not None:
+            file = store.read("reference", stage.reference.key) / "reference.parquet"
+            reference = read_reference(file, pairs)
+        name = stage.prepared.split.name
+        chosen, rejected = score_pairs(
+            reward,
+            pairs,
+            pad_id=pad_token(tokenizer),
+            device=_device(),
+            reference=reference,
+            report=lambda row, name=name: report({**row, "dataset": name}),
+        )
+        with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:
+            write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
+            attempt.info.update(metrics=metrics.summary(chosen, rejected), dataset=name)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

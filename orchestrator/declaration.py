@@ -1,0 +1,120 @@
+"""What a sweep's last command declared, as plain records in <storage>/sweeps/<sweep>/sweep.json.
+
+The report, the status and MLflow are views of these records and of the artifacts that they name.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.artifacts import Store, replace
+from orchestrator.resolve import ResolvedSweep
+from orchestrator.spec import Category
+from orchestrator.stages import TrialPlan
+from trainers.errors import SpecError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """One evaluation of a trial; `dataset_digest` is that of the rows."""
+
+    dataset: str
+    key: str
+    category: Category
+    dataset_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One cell: its labels, every parameter of its spec, and the keys of its artifacts."""
+
+    name: str
+    key: str
+    model: str
+    reward: str
+    train_set: str
+    train_digest: str
+    seed: int
+    parameters: dict[str, Any]
+    evaluations: tuple[EvaluationRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """The sweep's trials, in plan order."""
+
+    sweep: str
+    trials: tuple[TrialRecord, ...]
+
+
+def declare(resolved: ResolvedSweep) -> Declaration:
+    """The records of a resolved sweep."""
+    return Declaration(
+        sweep=resolved.sweep.name, trials=tuple(_trial(plan, resolved) for plan in resolved.plans)
+    )
+
+
+def _trial(plan: TrialPlan, resolved: ResolvedSweep) -> TrialRecord:
+    spec = plan.spec
+    return TrialRecord(
+        name=spec.name,
+        key=plan.key,
+        model=spec.model.name,
+        reward=spec.reward.kind,
+        train_set=spec.train_set.name,
+        train_digest=plan.train.prepared.split.digest,
+        seed=spec.seed,
+        parameters=_parameters(plan),
+        evaluations=tuple(
+            EvaluationRecord(
+                dataset=stage.prepared.split.name,
+                key=stage.key,
+                category=resolved.categories[spec.train_set.name, stage.prepared.split.name],
+                dataset_digest=stage.prepared.split.digest,
+            )
+            for stage in plan.evaluations
+        ),
+    )
+
+
+def _parameters(plan: TrialPlan) -> dict[str, Any]:
+    spec = plan.spec
+    parameters: dict[str, Any] = {
+        "model": spec.model.name,
+        "model_source": spec.model.source,
+        "model_revision": plan.train.base.revision,
+        "precision": spec.model.precision,
+        "reward": spec.reward.kind,
+        "beta": spec.reward.beta,
+        "train_set": spec.train_set.name,
+        "seed": spec.seed,
+        "lr": spec.optim.lr,
+        "epochs": spec.optim.epochs,
+        "effective_batch": spec.optim.effective_batch,
+        "weight_decay": spec.optim.weight_decay,
+        "max_train_pairs": spec.train_draw.max_pairs,
+        "max_eval_pairs": spec.eval_draw.max_pairs,
+    }
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def write_declaration(declaration: Declaration, store: Store) -> None:
+    """Make this what the sweep is from now on."""
+    file = store.sweep_dir(declaration.sweep) / "sweep.json"
+    replace(file, json.dumps(dataclasses.asdict(declaration), indent=1, ensure_ascii=False))
+
+
+def read_declaration(sweep: str, store: Store) -> Declaration:
+    """What the sweep's last command declared. Raises SpecError where there was none."""
+    file = store.sweep_dir(sweep) / "sweep.json"
+    if not file.is_file():
+        raise SpecError(f"{store.root} knows no sweep {sweep!r}; run it first, or give --name or --storage.")
+    loaded = json.loads(file.read_text())
+    trials = [
+        TrialRecord(
+            **{**trial, "evaluations": tuple(EvaluationRecord(**item) for item in trial["evaluations"])}
+        )
+        for trial in loaded["trials"]
+    ]
+    return Declaration(sweep=loaded["sweep"], trials=tuple(trials))

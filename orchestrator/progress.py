@@ -1,0 +1,158 @@
+"""Progress for people: a live table on a terminal, plain lines elsewhere; everybody else's chatter goes to a log."""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+SHOWN = 12
+PLAIN_EVERY_S = 15.0
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[Console]:
+    """Send file descriptors 1 and 2 (Ray's, DeepSpeed's and MLflow's chatter) to `log`; yields the real terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept_out, kept_error = os.dup(1), os.dup(2)
+    with (
+        log.open("a", encoding="utf-8") as sink,
+        os.fdopen(os.dup(kept_out), "w", encoding="utf-8") as terminal,
+    ):
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        handler = logging.StreamHandler(sink)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        try:
+            yield Console(file=terminal)
+        finally:
+            logging.getLogger().removeHandler(handler)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(kept_out, 1)
+            os.dup2(kept_error, 2)
+            os.close(kept_out)
+            os.close(kept_error)
+
+
+@dataclass(slots=True)
+class TrialState:
+    """What is known of a trial while it runs."""
+
+    name: str
+    state: str = "waiting"
+    stage: str = ""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    train_started: float = 0.0
+    message: str = ""
+
+    def rate(self) -> float | None:
+        """Pairs per second of the last step."""
+        return self.row["pairs"] / self.row["step_s"] if self.row.get("step_s") else None
+
+    def time_left_s(self) -> float | None:
+        """Seconds to the end of the training at its own pace so far."""
+        step = self.row.get("step")
+        if not step or self.stage != "train":
+            return None
+        return (time.time() - self.train_started) / step * (self.row["total"] - step)
+
+
+class Progress:
+    """Follows events of trials; a context manager that draws while it is open."""
+
+    def __init__(self, console: Console, names: Mapping[str, str], complete: int) -> None:
+        self._console = console
+        self._trials = {key: TrialState(name) for key, name in names.items()}
+        self._complete_before = complete
+        self._lock = threading.Lock()
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2, transient=True)
+        self._last_line = 0.0
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Take in one event: {trial, event: started | stage | row | complete | failed, …}."""
+        if event["trial"] not in self._trials:
+            return
+        with self._lock:
+            trial = self._trials[event["trial"]]
+            match event["event"]:
+                case "started":
+                    trial.state = "running"
+                case "stage":
+                    trial.stage = event["stage"]
+                    if trial.stage == "train":
+                        trial.train_started = time.time()
+                case "row" if event["stage"] == "train":
+                    trial.row = event["row"]
+                case "complete" | "failed" as state:
+                    trial.state = state
+                    trial.message = event.get("message", "")
+        if not self._console.is_terminal:
+            self._plain(event["event"], trial)
+
+    def counts(self) -> dict[str, int]:
+        """How many trials are in which state, those complete before included."""
+        states = [trial.state for trial in self._trials.values()]
+        counts = {state: states.count(state) for state in ("waiting", "running", "complete", "failed")}
+        counts["complete"] += self._complete_before
+        return counts
+
+    def _plain(self, event: str, trial: TrialState) -> None:
+        counts = self.counts()
+        if event == "complete":
+            self._console.print(
+                f"{counts['complete']}/{sum(counts.values())} complete: {trial.name}", markup=False
+            )
+        elif event == "failed":
+            self._console.print(f"failed: {trial.name}: {trial.message}", markup=False)
+        elif event == "row" and time.monotonic() - self._last_line > PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            self._console.print("  ".join([trial.name, *_cells(trial)]), markup=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        with self._lock:
+            counts = self.counts()
+            title = "  ".join(f"{count} {state}" for state, count in counts.items())
+            table = Table(title=title, title_justify="left")
+            for column in ("trial", "stage", "step", "loss", "pairs/s", "left"):
+                table.add_column(column, justify="left" if column in ("trial", "stage") else "right")
+            active = [trial for trial in self._trials.values() if trial.state in ("running", "failed")]
+            for trial in active[:SHOWN]:
+                table.add_row(trial.name, *_cells(trial))
+        return table
+
+
+def _cells(trial: TrialState) -> tuple[str, str, str, str, str]:
+    if trial.state == "failed":
+        return ("failed", "", "", "", "")
+    if not trial.row:
+        return (trial.stage or "waiting", "", "", "", "")
+    rate, left = trial.rate(), trial.time_left_s()
+    return (
+        trial.stage,
+        f"{trial.row['step']:.0f}/{trial.row['total']}",
+        f"{trial.row['loss']:.4f}",
+        "" if rate is None else f"{rate:.1f}",
+        "" if left is None else f"{left:.0f} s",
+    )

@@ -1,0 +1,224 @@
+"""The sweep's answer: model × reward type × category, mean ± std over seeds, and EX−IM; read from scores.parquet.
+
+A trial whose training accuracy is at chance is printed as not learned and enters no mean.
+"""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+from rich.table import Table
+
+from orchestrator.artifacts import Store, replace
+from orchestrator.declaration import Declaration
+from orchestrator.results import TrialResult, sweep_results
+from orchestrator.spec import CATEGORIES, Category
+
+NOT_LEARNED = "not learned"
+MEAN = "mean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Accuracy of one model, reward type, training set and category: one value per trained seed."""
+
+    learned: tuple[float, ...]
+    not_learned: tuple[float, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over learned seeds; None where no seed learned."""
+        return statistics.fmean(self.learned) if self.learned else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over learned seeds; None below two."""
+        return statistics.stdev(self.learned) if len(self.learned) > 1 else None
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            if not self.not_learned:
+                return "–"
+            return f"{NOT_LEARNED} ({statistics.fmean(self.not_learned):.2f})"
+        text = f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
+        return f"{text}, {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the table. `model` is MEAN for the mean over models in which both types learned."""
+
+    train_set: str
+    category: Category
+    model: str
+    ex_rm: Cell
+    im_rm: Cell
+
+    @property
+    def difference(self) -> float | None:
+        """EX−IM of the means; None where one is missing."""
+        if self.ex_rm.mean is None or self.im_rm.mean is None:
+            return None
+        return self.ex_rm.mean - self.im_rm.mean
+
+    def texts(self) -> tuple[str, ...]:
+        """The line as printed."""
+        difference = "–" if self.difference is None else f"{self.difference:+.3f}"
+        return (self.train_set, self.category, self.model, str(self.ex_rm), str(self.im_rm), difference)
+
+
+HEADER = ("trained on", "category", "model", "EX-RM", "IM-RM", "EX−IM")
+
+
+def table_rows(results: Sequence[TrialResult]) -> list[Row]:
+    """Every (training set, category, model) with at least one score, each category closed by its mean."""
+    rows: list[Row] = []
+    for train_set in _unique(result.record.train_set for result in results):
+        for category in CATEGORIES:
+            found = [
+                row
+                for model in _unique(result.record.model for result in results)
+                if (row := _row(results, train_set, category, model)) is not None
+            ]
+            rows += found
+            if len(found) > 1 and (mean := _mean(found)) is not None:
+                rows.append(mean)
+    return rows
+
+
+def _row(results: Sequence[TrialResult], train_set: str, category: Category, model: str) -> Row | None:
+    def cell(reward: str) -> Cell:
+        trials = [
+            result
+            for result in results
+            if (result.record.train_set, result.record.model, result.record.reward)
+            == (train_set, model, reward)
+            and category in result.category_accuracy()
+        ]
+        return Cell(
+            learned=tuple(trial.category_accuracy()[category] for trial in trials if trial.learned),
+            not_learned=tuple(trial.category_accuracy()[category] for trial in trials if not trial.learned),
+        )
+
+    row = Row(train_set=train_set, category=category, model=model, ex_rm=cell("ex_rm"), im_rm=cell("im_rm"))
+    return row if any(cell.learned or cell.not_learned for cell in (row.ex_rm, row.im_rm)) else None
+
+
+def _mean(rows: Sequence[Row]) -> Row | None:
+    both = [row for row in rows if row.difference is not None]
+    if not both:
+        return None
+
+    def over_models(cells: Iterable[Cell]) -> Cell:
+        return Cell(learned=(statistics.fmean(cell.mean or 0.0 for cell in cells),), not_learned=())
+
+    return Row(
+        train_set=rows[0].train_set,
+        category=rows[0].category,
+        model=f"{MEAN} of {len(both)}",
+        ex_rm=over_models(row.ex_rm for row in both),
+        im_rm=over_models(row.im_rm for row in both),
+    )
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def terminal_table(rows: Sequence[Row]) -> Table:
+    """For a terminal."""
+    table = Table(title="accuracy by category", title_justify="left")
+    for number, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if number < 3 else "right")
+    for row, below in zip(rows, [*rows[1:], None], strict=True):
+        ends = below is None or (below.train_set, below.category) != (row.train_set, row.category)
+        table.add_row(*row.texts(), end_section=ends)
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """For a document."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    lines += ["| " + " | ".join(row.texts()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """For a spreadsheet: numbers apart, not-learned seeds counted."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    kinds = ("ex_rm", "im_rm")
+    columns = [f"{kind}_{what}" for kind in kinds for what in ("mean", "std", "seeds", "not_learned")]
+    writer.writerow(["train_set", "category", "model", *columns, "ex_minus_im"])
+    for row in rows:
+        cells = [
+            value
+            for cell in (row.ex_rm, row.im_rm)
+            for value in (cell.mean, cell.std, len(cell.learned), len(cell.not_learned))
+        ]
+        writer.writerow([row.train_set, row.category, row.model, *cells, row.difference])
+    return out.getvalue()
+
+
+def write_report(declaration: Declaration, store: Store) -> tuple[Path, list[Row], Sequence[TrialResult]]:
+    """Write report/summary.md, report/tables/accuracy.csv and trials.parquet; the report's folder and rows."""
+    results = sweep_results(declaration, store)
+    rows = table_rows(results)
+    folder = store.sweep_dir(declaration.sweep) / "report"
+    replace(folder / "summary.md", _summary(declaration, results, rows))
+    replace(folder / "tables" / "accuracy.csv", csv_table(rows))
+    trials = store.sweep_dir(declaration.sweep) / "trials.parquet"
+    draft = trials.with_suffix(".draft")
+    parquet.write_table(pa.Table.from_pylist(_trial_rows(results)), draft)
+    draft.replace(trials)
+    return folder, rows, results
+
+
+def _summary(declaration: Declaration, results: Sequence[TrialResult], rows: Sequence[Row]) -> str:
+    complete = sum(result.complete for result in results)
+    lines = [
+        f"# {declaration.sweep}",
+        "",
+        f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then",
+        "mean ± standard deviation over seeds; EX−IM is the difference of the means.",
+        "",
+        markdown_table(rows),
+    ]
+    unlearned = [result.record.name for result in results if result.trained and not result.learned]
+    if unlearned:
+        lines += ["", "Not learned (training accuracy at chance; in no mean):", ""]
+        lines += [f"- {name}" for name in unlearned]
+    holes = [result.record.name for result in results if not result.complete]
+    if holes:
+        lines += ["", "Missing:", "", *(f"- {name}" for name in holes)]
+    return "\n".join(lines) + "\n"
+
+
+def _trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        record = result.record
+        spec = {
+            "trial": record.name,
+            "key": record.key,
+            **{
+                name: record.parameters.get(name)
+                for name in ("model", "reward", "train_set", "seed", "lr", "epochs")
+            },
+            "parameters": json.dumps(record.parameters, sort_keys=True),
+            "state": "complete" if result.complete else "missing",
+            "learned": result.learned,
+            "train_accuracy": result.train_accuracy,
+        }
+        rows += [
+            {**spec, "evaluation_set": item.dataset, "category": item.category, **item.metrics}
+            for item in result.evaluations
+        ] or [{**spec, "evaluation_set": None, "category": None}]
+    return rows

@@ -1,0 +1,117 @@
+"""From what the user asked for to stages with keys: every model and data set is identified, every fault said at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.artifacts import Store
+from orchestrator.identity import REVISION_LOCK, DatasetReader, identify_model
+from orchestrator.spec import Category, Sweep
+from orchestrator.stages import Split, TrialPlan, plan_trial
+from trainers.errors import DataError, ModelError, SpecError, SweepError
+from trainers.specs import DatasetSpec
+
+Named = TypeVar("Named")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedSweep:
+    """A sweep whose every trial is a list of keyed stages; `categories` is by (training set, evaluation set)."""
+
+    sweep: Sweep
+    plans: tuple[TrialPlan, ...]
+    categories: dict[tuple[str, str], Category]
+
+
+def resolve(
+    sweep: Sweep, store: Store, *, fetch: bool = True, allow_overlap: bool = False, lock: Path = REVISION_LOCK
+) -> ResolvedSweep:
+    """Identify everything. Raises ModelError, DataError or SpecError with every fault of its kind in one message."""
+    trials = sweep.trials
+    reader = DatasetReader(store, fetch=fetch)
+    models = _all(
+        {trial.model for trial in trials},
+        lambda model: identify_model(model, store, lock=lock, fetch=fetch),
+        ModelError,
+    )
+    train_sets = {trial.train_set for trial in trials}
+    eval_sets = {dataset for trial in trials for dataset in trial.eval_sets}
+    train_splits = _all(train_sets, lambda dataset: reader.split(dataset, dataset.train_split), DataError)
+    eval_splits = _all(eval_sets, lambda dataset: reader.split(dataset, dataset.test_split), DataError)
+    _require_distinct_names(sweep)
+    if not allow_overlap:
+        _refuse_training_rows(train_splits, eval_splits)
+    overrides = {(train, evaluated): category for train, evaluated, category in sweep.categories}
+    categories = {
+        (train.name, evaluated.name): overrides.get((train.name, evaluated.name))
+        or _category(train, evaluated, reader)
+        for train in train_sets
+        for evaluated in eval_sets
+    }
+    plans = tuple(
+        plan_trial(
+            trial,
+            models[trial.model],
+            train_splits[trial.train_set],
+            [eval_splits[item] for item in trial.eval_sets],
+        )
+        for trial in trials
+    )
+    return ResolvedSweep(sweep=sweep, plans=plans, categories=categories)
+
+
+def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepError]) -> dict[Named, Found]:
+    found: dict[Named, Found] = {}
+    faults: list[str] = []
+    for item in sorted(wanted, key=str):
+        try:
+            found[item] = find(item)
+        except kind as error:
+            faults.append(str(error))
+    if faults:
+        raise kind("\n".join(faults))
+    return found
+
+
+def _require_distinct_names(sweep: Sweep) -> None:
+    for what, specs in (
+        ("models", {trial.model for trial in sweep.trials}),
+        ("training sets", {trial.train_set for trial in sweep.trials}),
+        ("evaluation sets", {dataset for trial in sweep.trials for dataset in trial.eval_sets}),
+    ):
+        names = [spec.name for spec in specs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SpecError(f"two {what} are called {', '.join(twice)}; give them apart with NAME=SOURCE.")
+
+
+def _refuse_training_rows(train: dict[DatasetSpec, Split], evaluated: dict[DatasetSpec, Split]) -> None:
+    trained_on: dict[str, str] = {split.digest: dataset.name for dataset, split in train.items()}
+    for dataset, split in evaluated.items():
+        if split.digest in trained_on:
+            raise SpecError(
+                f"evaluation set {dataset.name} holds the very rows that {trained_on[split.digest]} trains on; "
+                "give a folder with a test split, or say --allow-overlap."
+            )
+
+
+def _category(train: DatasetSpec, evaluated: DatasetSpec, reader: DatasetReader) -> Category:
+    if _same_source(train.source, evaluated.source) and train.keep == evaluated.keep:
+        return "in-distribution"
+    if reader.rewrites(evaluated, train):
+        return "token-level shift"
+    return "domain shift"
+
+
+def _same_source(left: str, right: str) -> bool:
+    paths = Path(left), Path(right)
+    if all(path.exists() for path in paths):
+        return paths[0].resolve() == paths[1].resolve()
+    return left == right
+
+
+def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
+    """The trials that have anything left to compute."""
+    return tuple(plan for plan in plans if not plan.complete(store))

@@ -1,0 +1,150 @@
+"""From the words on a command line to the models, data sets and draws of a grid. Every fault is a SpecError."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from orchestrator import catalog
+from orchestrator.identity import HUB_ID, nearest
+from orchestrator.spec import CATEGORIES, Category, PlacementRule, Recipe
+from trainers.errors import SpecError
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, RewardKind, RewardSpec, clean_name
+
+_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What an experiment file builds its sweep from: the profile's choices, overridden by flags."""
+
+    name: str
+    models: tuple[ModelSpec, ...]
+    rewards: tuple[RewardSpec, ...]
+    train_sets: tuple[DatasetSpec, ...]
+    eval_sets: tuple[DatasetSpec, ...]
+    seeds: tuple[int, ...]
+    train_draw: DrawSpec
+    eval_draw: DrawSpec
+    recipe: Recipe
+    categories: tuple[tuple[str, str, Category], ...]
+    only: tuple[tuple[str, str], ...]
+    max_trials: int | None
+    placements: tuple[PlacementRule, ...]
+
+
+def parse_model(text: str) -> ModelSpec:
+    """`[NAME=]ID|PATH`, where ID is a catalog name or a hub id."""
+    name, source = _split_name(text)
+    if source in catalog.MODELS:
+        known = catalog.MODELS[source]
+        return dataclasses.replace(known, name=name or known.name)
+    path = Path(source).expanduser()
+    if path.exists():
+        stem = path.absolute().stem if path.is_file() else path.absolute().name
+        return ModelSpec(name=name or clean_name(stem), source=str(path))
+    if _looks_like_path(source) or not HUB_ID.fullmatch(source):
+        raise SpecError(
+            f"--models {source}: no such file or folder, and no known model; {nearest(source, catalog.MODELS)}"
+        )
+    return ModelSpec(name=name or clean_name(source.split("/")[-1].lower()), source=source)
+
+
+def parse_dataset(text: str, flag: str) -> DatasetSpec:
+    """`[NAME=]NAME|PATH|ID`. A catalog NAME in front of a path keeps what the catalog declares of it."""
+    name, source = _split_name(text)
+    known = {spec.name: spec for spec in catalog.DATASETS}
+    if source in known:
+        return dataclasses.replace(known[source], name=name or source)
+    path = Path(source).expanduser()
+    if not path.exists() and (_looks_like_path(source) or not HUB_ID.fullmatch(source)):
+        raise SpecError(
+            f"{flag} {source}: no such file or folder, and no known data set; {nearest(source, known)}"
+        )
+    if not name:
+        name = clean_name((path.absolute().stem if path.is_file() else path.absolute().name).lower())
+    rewriting_of = known[name].rewriting_of if name in known else None
+    return DatasetSpec(name=name, source=str(path) if path.exists() else source, rewriting_of=rewriting_of)
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    match = _NAMED.fullmatch(text)
+    if match is None or Path(text).exists():
+        return "", text
+    return clean_name(match[1]), match[2]
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
+
+
+def parse_rewards(kinds: Sequence[str], beta: float | None) -> tuple[RewardSpec, ...]:
+    """Reward types by name; `beta` is that of every im_rm."""
+    known = get_args(RewardKind)
+    for kind in kinds:
+        if kind not in known:
+            raise SpecError(f"--rewards {kind}: {nearest(kind, known)}")
+    if beta is not None and "im_rm" not in kinds:
+        raise SpecError("--beta is given, but no im_rm trial would use it.")
+    im_beta = catalog.PAPER_BETA if beta is None else beta
+    return tuple(
+        RewardSpec(kind=kind, beta=im_beta if kind == "im_rm" else None) for kind in known if kind in kinds
+    )
+
+
+def parse_categories(texts: Sequence[str], names: Iterable[str]) -> tuple[tuple[str, str, Category], ...]:
+    """`TRAIN/EVAL=VALUE`, where VALUE is a category, spaces or hyphens alike."""
+    by_text: Mapping[str, Category] = {category.replace(" ", "-"): category for category in CATEGORIES}
+    known = set(names)
+    parsed = []
+    for text in texts:
+        pair, _, value = text.rpartition("=")
+        train, slash, evaluated = pair.partition("/")
+        category = by_text.get(value.strip().replace(" ", "-"))
+        if not slash or category is None:
+            raise SpecError(f"--category {text}: give TRAIN/EVAL=VALUE, VALUE one of {', '.join(by_text)}.")
+        for name in (train, evaluated):
+            if name not in known:
+                raise SpecError(
+                    f"--category {text}: no data set of this sweep is called {name}; {nearest(name, known)}"
+                )
+        parsed.append((train, evaluated, category))
+    return tuple(parsed)
+
+
+def parse_only(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """`KEY=GLOB`."""
+    patterns = []
+    for text in texts:
+        key, equals, glob = text.partition("=")
+        if not equals or not glob:
+            raise SpecError(f"--only {text}: give KEY=GLOB, as in --only model=llama*.")
+        patterns.append((key, glob))
+    return tuple(patterns)
+
+
+def adjusted_recipe(lr: float | None, epochs: int | None, effective_batch: int | None) -> Recipe:
+    """The catalog's recipe with the flags' values in place of its own."""
+    changes = {"lr": lr, "epochs": epochs, "effective_batch": effective_batch}
+    given = {name: value for name, value in changes.items() if value is not None}
+
+    def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
+        return dataclasses.replace(catalog.recipe(model, train_set), **given)  # type: ignore[arg-type]
+
+    return recipe
+
+
+def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:
+    """`values`, refused where one stands twice."""
+    if len(set(values)) != len(values):
+        raise SpecError(f"{what} {' '.join(map(str, values))}: a value stands twice.")
+    return tuple(values)
+
+
+def draw(flag: str, max_pairs: int | None) -> DrawSpec:
+    """A draw of at most `max_pairs`."""
+    if max_pairs is not None and max_pairs < 1:
+        raise SpecError(f"{flag} {max_pairs}: give at least 1.")
+    return DrawSpec(max_pairs=max_pairs)

@@ -1,0 +1,149 @@
+"""What a user asks for: trials, the sweep that holds them, and the content key of any plain value.
+
+Grid algebra: `grid` is the full product, tuples of trials add, `only` filters, `Sweep` refuses duplicates.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Union
+
+from trainers.errors import SpecError
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, RewardSpec
+
+Category = Literal["in-distribution", "token-level shift", "domain shift"]
+CATEGORIES: tuple[Category, ...] = ("in-distribution", "token-level shift", "domain shift")
+
+Recipe = Callable[[ModelSpec, DatasetSpec], OptimSpec]
+Stable = Union[str, int, float, bool, None, "list[Stable]", "dict[str, Stable]"]
+
+ONLY_KEYS = ("model", "reward", "train", "seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """One cell: one training with its evaluations."""
+
+    model: ModelSpec
+    reward: RewardSpec
+    train_set: DatasetSpec
+    train_draw: DrawSpec
+    optim: OptimSpec
+    seed: int
+    eval_sets: tuple[DatasetSpec, ...]
+    eval_draw: DrawSpec
+
+    @property
+    def name(self) -> str:
+        """`llama-64 · im_rm · tiny_world · s0`, as MLflow and the tables show it."""
+        return f"{self.model.name} · {self.reward.kind} · {self.train_set.name} · s{self.seed}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What `--only KEY=GLOB` matches against."""
+        values = (self.model.name, self.reward.kind, self.train_set.name, str(self.seed))
+        return dict(zip(ONLY_KEYS, values, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementRule:
+    """Lays the CPU trials whose labels match on `world_size` processes under a ZeRO stage."""
+
+    match: tuple[tuple[str, str], ...]
+    world_size: int
+    zero_stage: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A named set of trials. `categories` overrides the category of (training set, evaluation set) pairs."""
+
+    name: str
+    trials: tuple[TrialSpec, ...]
+    categories: tuple[tuple[str, str, Category], ...] = ()
+    placements: tuple[PlacementRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.trials:
+            raise SpecError(
+                "the sweep holds no trial; check --only and the lists of models, rewards and seeds."
+            )
+        seen: dict[str, TrialSpec] = {}
+        for trial in self.trials:
+            if trial.name in seen:
+                raise SpecError(
+                    f"trial {trial.name!r} is declared twice; give equal names apart with NAME=, "
+                    "and list every seed, model and training set once."
+                )
+            seen[trial.name] = trial
+
+
+def grid(
+    *,
+    models: Sequence[ModelSpec],
+    rewards: Sequence[RewardSpec],
+    train_sets: Sequence[DatasetSpec],
+    eval_sets: Sequence[DatasetSpec],
+    seeds: Sequence[int],
+    recipe: Recipe,
+    train_draw: DrawSpec,
+    eval_draw: DrawSpec,
+) -> tuple[TrialSpec, ...]:
+    """The full product, seeds outermost so that a first answer covers every model early."""
+    return tuple(
+        TrialSpec(
+            model=model,
+            reward=reward,
+            train_set=train_set,
+            train_draw=train_draw,
+            optim=recipe(model, train_set),
+            seed=seed,
+            eval_sets=tuple(eval_sets),
+            eval_draw=eval_draw,
+        )
+        for seed, model, train_set, reward in itertools.product(seeds, models, train_sets, rewards)
+    )
+
+
+def matches(labels: dict[str, str], patterns: Sequence[tuple[str, str]]) -> bool:
+    """Whether every pattern's key is met by one of its globs: `model=a model=b` means a or b."""
+    keys = {key for key, _ in patterns}
+    return all(
+        any(fnmatch.fnmatchcase(labels[key], glob) for name, glob in patterns if name == key) for key in keys
+    )
+
+
+def only(trials: Sequence[TrialSpec], patterns: Sequence[tuple[str, str]]) -> tuple[TrialSpec, ...]:
+    """The trials that meet the patterns. Raises SpecError on an unknown key."""
+    for key, _ in patterns:
+        if key not in ONLY_KEYS:
+            raise SpecError(f"--only {key}=…: the keys are {', '.join(ONLY_KEYS)}.")
+    return tuple(trial for trial in trials if matches(trial.labels, patterns))
+
+
+def stable(value: object) -> Stable:
+    """`value` as plain JSON values. Raises SpecError where it has no stable identity."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise SpecError(f"{value} cannot be part of a key.")
+        return value
+    if isinstance(value, tuple | list):
+        return [stable(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: stable(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    raise SpecError(f"a {type(value).__name__} has no stable identity and cannot be part of a key.")
+
+
+def content_key(stage: str, version: int, **inputs: object) -> str:
+    """Hash of exactly the inputs that can change a stage's result: 32 hexadecimal digits."""
+    canonical = json.dumps([stage, version, stable(inputs)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -1,0 +1,303 @@
+"""The stages of a trial, in order, as plain values: what there is to compute, under which key, after what.
+
+    convert, pretrain → prepare → reference → train → evaluate
+
+Computing them is compute.py's; each is computed once, whoever asks, and is done when its artifact is committed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+from orchestrator.artifacts import Store
+from orchestrator.spec import TrialSpec, content_key
+from trainers import tiny, versions
+from trainers.specs import DrawSpec, OptimSpec, Precision, RewardSpec
+from trainers.tiny import TinyModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """One split of a data set, known by the digest of its rows."""
+
+    name: str
+    split: str
+    digest: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertStage:
+    """GGUF → safetensors."""
+
+    file: str
+    digest: str
+    name: str
+    kind = "convert"
+
+    @property
+    def key(self) -> str:
+        """Hash of the file's content."""
+        return content_key(self.kind, versions.CONVERT, gguf=self.digest)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"convert {self.name}"
+
+    @property
+    def needs(self) -> "tuple[Stage, ...]":
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainStage:
+    """A built-in tiny model, pretrained on the tiny world."""
+
+    model: TinyModel
+    name: str
+    kind = "pretrain"
+
+    @property
+    def key(self) -> str:
+        """Hash of the model's configuration and of what it is pretrained on."""
+        return content_key(self.kind, tiny.VERSION, model=self.model)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"pretrain {self.name}"
+
+    @property
+    def needs(self) -> "tuple[Stage, ...]":
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A base model by its key; its weights are at `location`, or in the artifact of `origin`."""
+
+    name: str
+    key: str
+    tokenizer_key: str
+    precision: Precision
+    location: str = ""
+    revision: str | None = None
+    origin: ConvertStage | PretrainStage | None
+
+    def found_at(self, store: Store) -> str:
+        """Folder or hub id to load it from."""
+        if self.origin is None:
+            return self.location
+        return str(store.read(self.origin.kind, self.origin.key) / "model")
+
+    @property
+    def needs(self) -> "tuple[Stage, ...]":
+        """The stage that makes its weights, if one does."""
+        return () if self.origin is None else (self.origin,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareStage:
+    """Tokenised pairs of a drawn split; shared by all models with one tokenizer."""
+
+    base: BaseModel
+    split: Split
+    draw: DrawSpec
+    kind = "prepare"
+
+    @property
+    def key(self) -> str:
+        """Hash of rows, draw and tokenizer."""
+        return content_key(
+            self.kind,
+            versions.PREPARE,
+            dataset=self.split.digest,
+            draw=self.draw,
+            tokenizer=self.base.tokenizer_key,
+        )
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"prepare {self.split.name}/{self.split.split}"
+
+    @property
+    def needs(self) -> "tuple[Stage, ...]":
+        """Where the tokenizer comes from."""
+        return self.base.needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceStage:
+    """Reference log-probs of a base model on a prepared set."""
+
+    base: BaseModel
+    prepared: PrepareStage
+    kind = "reference"
+
+    @property
+    def key(self) -> str:
+        """Hash of model, precision and prepared set."""
+        return content_key(
+            self.kind,
+            versions.REFERENCE,
+            model=self.base.key,
+            precision=self.base.precision,
+            data=self.prepared.key,
+        )
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"reference {self.base.name} on {self.prepared.split.name}/{self.prepared.split.split}"
+
+    @property
+    def needs(self) -> "tuple[Stage, ...]":
+        """The model and the pairs."""
+        return (*self.base.needs, self.prepared)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainStage:
+    """One training: weights and log. No evaluation set is in its key."""
+
+    base: BaseModel
+    prepared: PrepareStage
+    reference: ReferenceStage | None
+    reward: RewardSpec
+    optim: OptimSpec
+    seed: int
+    kind = "train"
+
+    @property
+    def key(self) -> str:
+        """Hash of model, pairs, reward, optimiser, precision and seed; placement is not in it."""
+        return content_key(
+            self.kind,
+            versions.TRAIN,
+            model=self.base.key,
+            precision=self.base.precision,
+            data=self.prepared.key,
+            reference=self.reference and self.reference.key,
+            reward=self.reward,
+            optim=self.optim,
+            seed=self.seed,
+        )
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"train {self.reward.kind} on {self.base.name}, {self.prepared.split.name}, seed {self.seed}"
+
+    @property
+    def needs(self) -> "tuple[Stage, ...]":
+        """The model, the pairs, and for im_rm their reference log-probs."""
+        reference = () if self.reference is None else (self.reference,)
+        return (*self.base.needs, self.prepared, *reference)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateStage:
+    """Scores of a trained model on one evaluation set, after its last epoch."""
+
+    train: TrainStage
+    prepared: PrepareStage
+    reference: ReferenceStage | None
+    kind = "evaluate"
+
+    @property
+    def key(self) -> str:
+        """Hash of training, epoch and prepared set."""
+        return content_key(
+            self.kind,
+            versions.EVALUATE,
+            train=self.train.key,
+            epoch=self.train.optim.epochs,
+            data=self.prepared.key,
+            reference=self.reference and self.reference.key,
+        )
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"evaluate on {self.prepared.split.name}"
+
+    @property
+    def needs(self) -> "tuple[Stage, ...]":
+        """The training, the pairs, and for im_rm their reference log-probs."""
+        reference = () if self.reference is None else (self.reference,)
+        return (self.train, self.prepared, *reference)
+
+
+Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]
+SharedStage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialPlan:
+    """A trial as the stages that it comes to; `key` is that of its training."""
+
+    spec: TrialSpec
+    train: TrainStage
+    evaluations: tuple[EvaluateStage, ...]
+
+    @property
+    def key(self) -> str:
+        """The trial's identity: its training's key."""
+        return self.train.key
+
+    def missing(self, store: Store) -> list[Stage]:
+        """Stages not in the store that this trial needs, in an order in which they can run."""
+        wanted = [stage for stage in self.evaluations if not store.complete(stage.kind, stage.key)]
+        if not store.complete(self.train.kind, self.train.key):
+            return list(_missing_below([self.train, *wanted], store))
+        return list(_missing_below(wanted, store))
+
+    def complete(self, store: Store) -> bool:
+        """Whether nothing is missing."""
+        return not self.missing(store)
+
+
+def _missing_below(stages: Sequence[Stage], store: Store) -> Iterator[Stage]:
+    seen: set[str] = set()
+
+    def visit(stage: Stage) -> Iterator[Stage]:
+        if stage.key in seen or store.complete(stage.kind, stage.key):
+            return
+        seen.add(stage.key)
+        for need in stage.needs:
+            yield from visit(need)
+        yield stage
+
+    for stage in stages:
+        yield from visit(stage)
+
+
+def plan_trial(
+    spec: TrialSpec, base: BaseModel, train_split: Split, eval_splits: Sequence[Split]
+) -> TrialPlan:
+    """The stages of one trial."""
+
+    def prepare(split: Split, draw: DrawSpec) -> PrepareStage:
+        return PrepareStage(base=base, split=split, draw=draw)
+
+    def reference(prepared: PrepareStage) -> ReferenceStage | None:
+        return ReferenceStage(base=base, prepared=prepared) if spec.reward.kind == "im_rm" else None
+
+    prepared = prepare(train_split, spec.train_draw)
+    train = TrainStage(
+        base=base,
+        prepared=prepared,
+        reference=reference(prepared),
+        reward=spec.reward,
+        optim=spec.optim,
+        seed=spec.seed,
+    )
+    eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
+    evaluations = tuple(
+        EvaluateStage(train=train, prepared=item, reference=reference(item)) for item in eval_sets
+    )
+    return TrialPlan(spec=spec, train=train, evaluations=evaluations)

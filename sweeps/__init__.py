@@ -1,0 +1,1 @@
+"""One file per experiment; each declares a Sweep and is a command."""

@@ -1,0 +1,1 @@
+"""What a stage computes: tensors, tokens and losses. Knows no Ray and no MLflow."""

@@ -1,0 +1,1 @@
+"""Preference data: where pairs come from and what a pair is."""

@@ -1,0 +1,192 @@
+"""Preference pairs from wherever they are: parquet, jsonl, a `save_to_disk` folder, the hub, or built in.
+
+Columns are prompt, chosen and rejected, each as text or as chat messages ({role, content}). Where chosen
+and rejected are whole conversations, their last turn is the response and the turns before it the prompt.
+A row that cannot be read raises DataError with its file and row number.
+"""
+
+import fnmatch
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainers.data import hamiltonian, tiny_world
+from trainers.data.records import Message, Pair, user_prompt
+from trainers.errors import DataError
+from trainers.specs import BUILTIN, MANUAL, DatasetSpec
+
+Row = dict[str, Any]
+
+_BUILTIN_SETS = {
+    "tiny_world": tiny_world.pairs,
+    "tiny_world_paraphrase": tiny_world.paraphrased_pairs,
+    "hamiltonian": hamiltonian.pairs,
+}
+
+
+def read_pairs(spec: DatasetSpec, split: str) -> list[Pair]:
+    """Every pair of `split` of `spec`, in the source's order. Raises DataError."""
+    if spec.source.startswith(BUILTIN):
+        return _BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
+    if spec.source.startswith(MANUAL):
+        raise DataError(
+            f"data set {spec.name} is not fetched: take it from {spec.source.removeprefix(MANUAL)} "
+            f"and pass {spec.name}=PATH in its place."
+        )
+    path = Path(spec.source)
+    located = _local_rows(path, split) if path.exists() else _hub_rows(spec, split)
+    pairs = [
+        _pair(row, f"{where}, row {number}")
+        for where, number, row in located
+        if all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep)
+    ]
+    if not pairs:
+        raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.")
+    return pairs
+
+
+def has_split(spec: DatasetSpec, split: str) -> bool:
+    """Whether a local source has files of `split`; built-in and hub sets are taken at their word."""
+    path = Path(spec.source)
+    return not path.is_dir() or bool(_split_files(path, split))
+
+
+def _local_rows(path: Path, split: str) -> Iterator[tuple[str, int, Row]]:
+    files = [path] if path.is_file() else _split_files(path, split)
+    if not files:
+        found = sorted({entry.name for entry in path.iterdir()})
+        raise DataError(
+            f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl or a folder {split}/ "
+            f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}."
+        )
+    for file in files:
+        for number, row in enumerate(_file_rows(file)):
+            yield str(file), number, row
+
+
+def _split_files(path: Path, split: str) -> list[Path]:
+    folder = path / split
+    if (folder / "state.json").is_file():
+        listed = json.loads((folder / "state.json").read_text())["_data_files"]
+        return [folder / entry["filename"] for entry in listed]
+    patterns = [f"{split}.parquet", f"{split}-*.parquet", f"{split}.jsonl", f"{split}-*.jsonl"]
+    return sorted(file for pattern in patterns for file in path.glob(pattern))
+
+
+def _file_rows(file: Path) -> Iterator[Row]:
+    if file.suffix == ".jsonl":
+        yield from _jsonl_rows(file)
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        if file.suffix == ".arrow":
+            with pa.memory_map(str(file)) as mapped:
+                table = pa.ipc.open_stream(mapped).read_all()
+        elif file.suffix == ".parquet":
+            table = parquet.read_table(file)
+        else:
+            raise DataError(
+                f"{file}: {file.suffix or 'no ending'} is not read; use .parquet, .jsonl or .arrow."
+            )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}"
+        ) from error
+    for name in ("chosen", "rejected"):
+        if name not in table.column_names:
+            raise _missing_column(name, table.column_names, str(file))
+    for batch in table.to_batches(max_chunksize=1024):
+        yield from batch.to_pylist()
+
+
+def _jsonl_rows(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise DataError(f"{file}, row {number}: expected an object, found {type(row).__name__}.")
+                yield row
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} cannot be read as jsonl: {error}") from error
+
+
+def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[tuple[str, int, Row]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(spec.source, split=split, revision=spec.revision)
+    except Exception as error:
+        raise DataError(
+            f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
+            f"({type(error).__name__}). Check the name, the network and HF_TOKEN, or pass {spec.name}=PATH."
+        ) from error
+    for number, row in enumerate(rows):
+        yield f"{spec.source}:{split}", number, dict(row)
+
+
+def _pair(row: Row, where: str) -> Pair:
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            raise _missing_column(name, list(row), where)
+    before_chosen, chosen = _response(row["chosen"], where, "chosen")
+    before_rejected, rejected = _response(row["rejected"], where, "rejected")
+    original = row.get("orig_chosen")
+    if before_chosen != before_rejected:
+        raise DataError(f"{where}: the turns before the responses differ between chosen and rejected.")
+    if before_chosen:
+        prompt = before_chosen
+    elif "prompt" in row:
+        prompt = _prompt(row["prompt"], where)
+    else:
+        raise _missing_column("prompt", list(row), where)
+    return Pair(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        original_chosen=original if isinstance(original, str) else None,
+    )
+
+
+def _missing_column(name: str, found: list[str], where: str) -> DataError:
+    return DataError(
+        f"{where}: no column {name!r}; needed are prompt, chosen, rejected; found {', '.join(found)}."
+    )
+
+
+def _prompt(value: Any, where: str) -> tuple[Message, ...]:
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return _messages(value, where, "prompt")
+    return user_prompt(_text(value, where, "prompt"))
+
+
+def _response(value: Any, where: str, column: str) -> tuple[tuple[Message, ...], str]:
+    """The turns before a response (none for plain text) and the response."""
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        *before, last = _messages(value, where, column)
+        return tuple(before), last.content
+    if isinstance(value, list) and value and all(isinstance(step, str) for step in value):
+        return (), " ".join(value)
+    return (), _text(value, where, column)
+
+
+def _messages(value: list[dict[str, Any]], where: str, column: str) -> tuple[Message, ...]:
+    return tuple(
+        Message(_text(turn.get("role"), where, column), _text(turn.get("content"), where, column))
+        for turn in value
+    )
+
+
+def _text(value: Any, where: str, column: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: column {column!r} holds {type(value).__name__}, not text or chat messages."
+        )
+    if not value.strip():
+        raise DataError(f"{where}: column {column!r} is empty.")
+    return value

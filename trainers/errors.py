@@ -1,0 +1,65 @@
+"""Every error that rmsweep raises on purpose.
+
+    SweepError
+    ├── SpecError        a spec or a flag that cannot be meant
+    ├── DataError        preference data that cannot be read or trained on
+    ├── ModelError       a model that cannot be found, loaded or scored
+    ├── PlanError        work that does not fit the machine or cluster
+    ├── StorageError     the artifact store cannot be read or written
+    ├── TrackingError    MLflow cannot be reached
+    └── TrialFailed      a stage that started and did not end well
+        ├── OutOfMemory
+        ├── Diverged
+        ├── WorkerLost
+        └── Timeout
+
+A message says what was wrong, where (file, row, flag), and what to do.
+"""
+
+
+class SweepError(Exception):
+    """Root of the tree; its message is written for the user and printed without a traceback."""
+
+
+class SpecError(SweepError):
+    """A spec or a flag that cannot be meant."""
+
+
+class DataError(SweepError):
+    """Preference data that cannot be read or trained on."""
+
+
+class ModelError(SweepError):
+    """A model that cannot be found, loaded or scored."""
+
+
+class PlanError(SweepError):
+    """Work that does not fit the machine or cluster."""
+
+
+class StorageError(SweepError):
+    """The artifact store cannot be read or written."""
+
+
+class TrackingError(SweepError):
+    """MLflow cannot be reached or refused what was sent."""
+
+
+class TrialFailed(SweepError):
+    """A stage that started and did not end well."""
+
+
+class OutOfMemory(TrialFailed):
+    """The device or the host ran out of memory."""
+
+
+class Diverged(TrialFailed):
+    """The loss or a gradient stopped being finite."""
+
+
+class WorkerLost(TrialFailed):
+    """A worker process died or stopped answering."""
+
+
+class Timeout(TrialFailed):
+    """Something took longer than it was given."""

@@ -1,0 +1,36 @@
+"""scores.parquet: one row per pair of an evaluation set. Imports no torch, so that results are read in no time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from trainers.metrics import Rewards
+
+if TYPE_CHECKING:
+    from trainers.pairs import TokenPair
+
+
+def write_scores(
+    file: Path, dataset: str, pairs: "Sequence[TokenPair]", chosen: Rewards, rejected: Rewards
+) -> None:
+    """Write per-pair rewards as parquet, one row per pair (DESIGN: scores.parquet)."""
+    table = pa.table(
+        {
+            "dataset": [dataset] * len(pairs),
+            "index": [pair.index for pair in pairs],
+            "chosen_reward": chosen,
+            "rejected_reward": rejected,
+            "chosen_tokens": [len(pair.chosen) for pair in pairs],
+            "rejected_tokens": [len(pair.rejected) for pair in pairs],
+        }
+    )
+    parquet.write_table(table, file)
+
+
+def read_scores(file: Path) -> tuple[Rewards, Rewards]:
+    """(chosen, rejected) rewards that `write_scores` wrote."""
+    table = parquet.read_table(file, columns=["chosen_reward", "rejected_reward"])
+    return table["chosen_reward"].to_numpy(), table["rejected_reward"].to_numpy()

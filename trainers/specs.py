@@ -1,0 +1,145 @@
+"""What is trained on what: plain frozen values, validated when made; importing this imports no torch.
+
+Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world experiments).
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from trainers.errors import SpecError
+
+RewardKind = Literal["ex_rm", "im_rm"]
+Precision = Literal["fp32", "bf16"]
+
+BUILTIN = "builtin:"
+MANUAL = "manual:"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SpecError(message)
+
+
+def clean_name(text: str) -> str:
+    """`text` as a name that is safe in metric keys, run names and file names."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    _require(bool(name), f"{text!r} holds no letter or digit to make a name of. Give one as NAME={text}.")
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A base model: `source` is a hub id, a local folder, a GGUF file (or its folder) or `builtin:<name>`.
+
+    `parameters` is a count, known for catalog models, used for planning only.
+    """
+
+    name: str
+    source: str
+    revision: str | None = None
+    precision: Precision = "fp32"
+    parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.precision in get_args(Precision),
+            f"model {self.name}: precision {self.precision!r} is not one of fp32, bf16.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec:
+    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>` or `manual:<where to get it>`.
+
+    `rewriting_of` names the set whose responses this one rewrites: trained on that one, this one is a
+    token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet.
+    """
+
+    name: str
+    source: str
+    revision: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    rewriting_of: str | None = None
+    keep: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawSpec:
+    """Which pairs of a split are used: all, or the first `max_pairs` of a seeded permutation that fit the limits.
+
+    Pairs over a token limit are left out and counted, never cut.
+    """
+
+    max_pairs: int | None = None
+    seed: int = 0
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        _require(
+            self.max_pairs is None or self.max_pairs >= 1,
+            f"a draw of {self.max_pairs} pairs is empty; give a number of at least 1.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSpec:
+    """A reward type (paper §3): `ex_rm` is ⟨u, h⟩ with a linear head u; `im_rm` is β·ln(π/π_ref)."""
+
+    kind: RewardKind
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind in get_args(RewardKind),
+            f"reward type {self.kind!r} is not one of {', '.join(get_args(RewardKind))}.",
+        )
+        if self.kind == "ex_rm":
+            _require(self.beta is None, "ex_rm has no beta; only im_rm does.")
+        else:
+            usable = self.beta is not None and math.isfinite(self.beta) and self.beta > 0
+            _require(usable, f"im_rm needs a positive beta, not {self.beta}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimSpec:
+    """AdamW with a constant learning rate (paper §1). `effective_batch` is in pairs per optimiser step."""
+
+    lr: float = 1e-6
+    epochs: int = 5
+    effective_batch: int = 32
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.lr) and 0 < self.lr < 1, f"--lr {self.lr} is outside (0, 1).")
+        _require(self.epochs >= 1, f"--epochs {self.epochs}: at least 1 is needed.")
+        _require(self.effective_batch >= 1, f"--effective-batch {self.effective_batch}: at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """How a training is laid on devices; no part of any key, results agree within 1e-5 in fp32.
+
+    micro_batch × accumulation × world_size = effective batch, in pairs.
+    """
+
+    world_size: int = 1
+    zero_stage: int = 0
+    micro_batch: int
+    accumulation: int
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        _require(self.zero_stage in (0, 1, 2, 3), f"ZeRO stage {self.zero_stage} is not 0, 1, 2 or 3.")
+        positive = self.world_size >= 1 and self.micro_batch >= 1 and self.accumulation >= 1
+        _require(positive, f"a placement needs positive sizes, not {self}.")
+
+    @property
+    def effective_batch(self) -> int:
+        """Pairs per optimiser step."""
+        return self.micro_batch * self.accumulation * self.world_size

@@ -1,0 +1,202 @@
+"""Built-in tiny language models: pretrained on the tiny world in seconds, on one CPU thread.
+
+    pretrain(TINY_MODELS["llama-64"], Path("llama-64"), print)
+
+writes an ordinary Hugging Face folder (config, safetensors, tokenizer with its chat template).
+The same bytes come out of every run on the same machine.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainers.data import hamiltonian, tiny_world
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# Raise when `pretrain`, the tokenizer or the documents change what a model learns.
+VERSION = 1
+
+Architecture = Literal["llama", "qwen2", "gemma2"]
+MAX_POSITIONS = 256
+REPORT_EVERY_STEPS = 50
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    " <{{ message['role'] }}> {{ message['content'] | trim }} {{ eos_token }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %} <assistant>{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyModel:
+    """All that decides a tiny model's weights, beside `VERSION`."""
+
+    architecture: Architecture
+    width: int
+    layers: int = 2
+    heads: int = 4
+    seed: int = 0
+    steps: int = 400
+    documents_per_step: int = 48
+    hamiltonian_share: float = 0.25
+    learning_rate: float = 3e-3
+
+
+def _named(*models: TinyModel) -> Mapping[str, TinyModel]:
+    return MappingProxyType({f"{model.architecture}-{model.width}": model for model in models})
+
+
+TINY_MODELS: Mapping[str, TinyModel] = _named(
+    TinyModel(architecture="llama", width=32),
+    TinyModel(architecture="llama", width=64),
+    TinyModel(architecture="qwen2", width=32),
+    TinyModel(architecture="qwen2", width=64),
+    TinyModel(architecture="gemma2", width=32),
+    TinyModel(architecture="gemma2", width=64),
+)
+
+
+def build_tokenizer() -> "PreTrainedTokenizerFast":
+    """One token per word of the tiny world; the end-of-turn token is the eos token."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    world = tiny_world
+    specials = (world.PAD, world.UNKNOWN, world.BEGIN, world.END)
+    roles = (world.SYSTEM, world.USER, world.ASSISTANT)
+    words = (*specials, *roles, *world.VOCABULARY)
+    backend = Tokenizer(
+        WordLevel({word: number for number, word in enumerate(words)}, unk_token=world.UNKNOWN)
+    )
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=world.PAD,
+        unk_token=world.UNKNOWN,
+        bos_token=world.BEGIN,
+        eos_token=world.END,
+        additional_special_tokens=list(roles),
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def pretrain(model: TinyModel, out_dir: Path, report: Callable[[dict[str, float]], None]) -> None:
+    """Pretrain `model` by next-token prediction and write a Hugging Face folder to `out_dir`.
+
+    `report` gets rows of step, loss (nats per token) and learning rate. Runs on one CPU thread;
+    the caller's random state and thread count are as before when it returns.
+    """
+    import torch
+
+    tokenizer = build_tokenizer()
+    threads = torch.get_num_threads()
+    # One thread: the same sums in the same order on every run.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(model.seed)
+            network = _build_network(model, tokenizer)
+            _fit(model, network, tokenizer, report)
+    finally:
+        torch.set_num_threads(threads)
+    network.save_pretrained(out_dir)
+    tokenizer.save_pretrained(out_dir)
+
+
+def _build_network(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    extra: dict[str, Any] = {}
+    if model.architecture == "gemma2":
+        head_dim = model.width // model.heads
+        extra = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim}
+        extra |= {"sliding_window": MAX_POSITIONS}
+    config = AutoConfig.for_model(
+        model.architecture,
+        vocab_size=len(tokenizer),
+        hidden_size=model.width,
+        intermediate_size=2 * model.width,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.heads,
+        tie_word_embeddings=False,
+        max_position_embeddings=MAX_POSITIONS,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **extra,
+    )
+    network: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
+    return network
+
+
+def _fit(
+    model: TinyModel,
+    network: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    report: Callable[[dict[str, float]], None],
+) -> None:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    optimiser = torch.optim.AdamW(network.parameters(), lr=model.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=model.learning_rate, total_steps=model.steps, pct_start=0.1
+    )
+    network.train()
+    batches = _batches(model, tokenizer)
+    for step in range(1, model.steps + 1):
+        tokens_BT = next(batches)
+        logits_BTV = network(input_ids=tokens_BT[:, :-1], use_cache=False).logits
+        loss = cross_entropy(
+            logits_BTV.flatten(0, 1),
+            tokens_BT[:, 1:].flatten(),
+            ignore_index=network.config.pad_token_id,
+        )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        if step % REPORT_EVERY_STEPS == 0 or step == model.steps:
+            report({"step": step, "loss": loss.item(), "lr": schedule.get_last_lr()[0]})
+    network.eval()
+
+
+def _batches(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> Iterator["torch.Tensor"]:
+    """Endless rows of token ids, one document each, padded at the right: causal needs no mask."""
+    import torch
+
+    number = tokenizer.get_vocab()
+    pad = number[tiny_world.PAD]
+    texts = _documents(model)
+    while True:
+        rows = [[number[word] for word in next(texts).split()] for _ in range(model.documents_per_step)]
+        longest = max(len(row) for row in rows)
+        yield torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+
+
+def _documents(model: TinyModel) -> Iterator[str]:
+    rng = random.Random(f"mixture {model.seed}")
+    chats = tiny_world.documents(model.seed)
+    graphs = hamiltonian.documents(model.seed)
+    while True:
+        if rng.random() < model.hamiltonian_share:
+            yield tiny_world.chat_text(*next(graphs))
+        else:
+            yield next(chats)
