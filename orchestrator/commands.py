@@ -47,7 +47,7 @@ class Phases:
 def run(session: Session, build: Build) -> int:
     """Run what is missing, then report."""
     phases = Phases()
-    options, store, console = session.options, session.store, session.console
+    store, console = session.store, session.console
     capacity = _capacity(session)
     sweep = _sweep(session, build, capacity)
     planning.require_fit([trial.model for trial in sweep.trials], capacity)

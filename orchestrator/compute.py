@@ -3,6 +3,7 @@
 Imports that cost seconds stand inside the functions, so that planning never pays for them.
 """
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,11 +153,15 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
             pad_id=pad_token(tokenizer),
             device=_device(),
             reference=reference,
-            report=lambda row, name=name: report({**row, "dataset": name}),
+            report=functools.partial(_of_dataset, report, name),
         )
         with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:
             write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
             attempt.info.update(metrics=metrics.summary(chosen, rejected), dataset=name)
+
+
+def _of_dataset(report: Report, name: str, row: dict[str, Any]) -> None:
+    report({**row, "dataset": name})
 
 
 def _device() -> str:

@@ -5,6 +5,7 @@ A trial whose training accuracy is at chance is printed as not learned and enter
 
 import csv
 import io
+import itertools
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -137,7 +138,7 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     table = Table(title="accuracy by category", title_justify="left")
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number < 3 else "right")
-    for row, below in zip(rows, [*rows[1:], None], strict=True):
+    for row, below in itertools.zip_longest(rows, rows[1:]):
         ends = below is None or (below.train_set, below.category) != (row.train_set, row.category)
         table.add_row(*row.texts(), end_section=ends)
     return table

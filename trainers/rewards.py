@@ -29,6 +29,11 @@ def _hidden(model: Any, batch: MicroBatch) -> Tensor:
     return hidden_RTD
 
 
+def _widened(values: Tensor) -> Tensor:
+    """Half precision as fp32; fp32 and fp64 as they are."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
 def _by_response(reward_R: Tensor) -> PairRewards:
     return PairRewards(*reward_R.chunk(2))
 
@@ -44,7 +49,7 @@ class ExplicitReward(nn.Module):
         """Rewards of the batch's pairs."""
         hidden_RTD = _hidden(self.model, batch)
         rows = torch.arange(len(batch.last_R), device=hidden_RTD.device)
-        reward_R = self.model.score(hidden_RTD[rows, batch.last_R]).float().squeeze(-1)
+        reward_R = _widened(self.model.score(hidden_RTD[rows, batch.last_R])).squeeze(-1)
         return _by_response(reward_R)
 
 
@@ -60,7 +65,7 @@ class ImplicitReward(nn.Module):
         """Rewards of the batch's pairs; the batch carries the reference's log-prob sums."""
         assert batch.reference_R is not None, "im_rm was given a batch without reference log-probs"
         log_ratio_R = log_prob_sums(self.model, batch).double() - batch.reference_R
-        return _by_response((self.beta * log_ratio_R).float())
+        return _by_response(self.beta * log_ratio_R)
 
 
 def log_prob_sums(model: Any, batch: MicroBatch) -> Tensor:
@@ -70,7 +75,7 @@ def log_prob_sums(model: Any, batch: MicroBatch) -> Tensor:
     """
     hidden_RTD = _hidden(model, batch)
     predicts_RT = batch.response_mask_RT[:, 1:]
-    logits_NV = model.get_output_embeddings()(hidden_RTD[:, :-1][predicts_RT]).float()
+    logits_NV = _widened(model.get_output_embeddings()(hidden_RTD[:, :-1][predicts_RT]))
     softcap = getattr(model.config, "final_logit_softcapping", None)
     if softcap is not None:
         logits_NV = softcap * torch.tanh(logits_NV / softcap)

@@ -44,10 +44,10 @@ class TinyModel:
     layers: int = 2
     heads: int = 4
     seed: int = 0
-    steps: int = 400
-    documents_per_step: int = 48
-    hamiltonian_share: float = 0.25
-    learning_rate: float = 3e-3
+    steps: int = 500
+    documents_per_step: int = 72
+    hamiltonian_share: float = 0.0
+    learning_rate: float = 1e-2
 
 
 def _named(*models: TinyModel) -> Mapping[str, TinyModel]:
@@ -55,11 +55,11 @@ def _named(*models: TinyModel) -> Mapping[str, TinyModel]:
 
 
 TINY_MODELS: Mapping[str, TinyModel] = _named(
-    TinyModel(architecture="llama", width=32),
+    TinyModel(architecture="llama", width=48),
     TinyModel(architecture="llama", width=64),
-    TinyModel(architecture="qwen2", width=32),
+    TinyModel(architecture="qwen2", width=48),
     TinyModel(architecture="qwen2", width=64),
-    TinyModel(architecture="gemma2", width=32),
+    TinyModel(architecture="gemma2", width=48),
     TinyModel(architecture="gemma2", width=64),
 )
 

@@ -95,7 +95,7 @@ def process_group() -> Iterator[None]:
     if own and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group(backend)
     elif own:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, auto_mpi_discovery=False)
     try:
@@ -120,6 +120,8 @@ def _engine(module: nn.Module, inputs: TrainInputs) -> Any:
         "gradient_accumulation_steps": placement.accumulation,
         "zero_optimization": {"stage": placement.zero_stage},
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed would clip to norm 1; the paper does not clip (paper §1).
+        "gradient_clipping": 0.0,
         "bf16": {"enabled": inputs.precision == "bf16"},
         "steps_per_print": 10**9,
     }

@@ -1,0 +1,170 @@
+"""The artifact store: all or nothing, first writer wins, digests checked."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from orchestrator.artifacts import MANIFEST, Store, publish, replace
+from trainers.errors import StorageError
+
+KEY = "0" * 32
+
+
+def write(store: Store, text: str = "content", key: str = KEY) -> None:
+    with store.write("train", key, seed=1) as attempt:
+        (attempt.directory / "nested").mkdir()
+        (attempt.directory / "nested" / "file.txt").write_text(text)
+        attempt.info["pairs"] = 3
+
+
+def folder_of(store: Store) -> Path:
+    return store.root / "artifacts" / "train" / KEY
+
+
+def test_an_artifact_holds_what_was_written(store: Store):
+    write(store)
+    assert (store.read("train", KEY) / "nested" / "file.txt").read_text() == "content"
+    assert store.complete("train", KEY)
+
+
+def test_the_manifest_says_what_and_from_what(store: Store):
+    write(store)
+    manifest = store.manifest("train", KEY)
+    assert manifest["inputs"] == {"seed": 1}
+    assert manifest["info"] == {"pairs": 3}
+    assert list(manifest["files"]) == ["nested/file.txt"]
+    assert manifest["files"]["nested/file.txt"]["size"] == len("content")
+    assert manifest["seconds"] >= 0
+
+
+def test_nothing_is_visible_before_the_block_ends(store: Store):
+    with store.write("train", KEY) as attempt:
+        (attempt.directory / "file.txt").write_text("half")
+        assert not store.complete("train", KEY)
+        assert store.manifest("train", KEY) is None
+        with pytest.raises(StorageError, match=KEY):
+            store.read("train", KEY)
+    assert store.complete("train", KEY)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_exception_passes_through_and_leaves_nothing(store: Store, error: type[BaseException]):
+    with pytest.raises(error), store.write("train", KEY) as attempt:
+        (attempt.directory / "file.txt").write_text("half")
+        raise error
+    assert not store.complete("train", KEY)
+    assert list(folder_of(store).iterdir()) == []
+
+
+def test_info_that_cannot_be_written_leaves_nothing(store: Store):
+    with pytest.raises(TypeError), store.write("train", KEY) as attempt:
+        attempt.info["bad"] = object()
+    assert list(folder_of(store).iterdir()) == []
+
+
+def test_the_second_of_two_writers_leaves_the_first_one_standing(store: Store):
+    with store.write("train", KEY) as slow:
+        (slow.directory / "file.txt").write_text("slow")
+        write(store, "fast")
+    assert (store.read("train", KEY) / "nested" / "file.txt").read_text() == "fast"
+    assert not slow.directory.exists()
+    assert sorted(item.name for item in folder_of(store).iterdir()) == sorted(
+        [MANIFEST, store.manifest("train", KEY)["attempt"]]
+    )
+
+
+def test_of_many_writers_at_once_one_stays_whole(tmp_path: Path):
+    stores = [Store(tmp_path) for _ in range(8)]
+    gate = threading.Barrier(len(stores))
+
+    def write_at_once(number: int) -> None:
+        with stores[number].write("train", KEY) as attempt:
+            (attempt.directory / "file.txt").write_text(str(number))
+            gate.wait()
+
+    threads = [threading.Thread(target=write_at_once, args=(number,)) for number in range(len(stores))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    folder = Store(tmp_path).read("train", KEY)
+    assert (folder / "file.txt").read_text() in {str(number) for number in range(len(stores))}
+    assert sorted(item.name for item in folder.parent.iterdir()) == sorted([MANIFEST, folder.name])
+
+
+def test_a_flipped_byte_is_noticed_when_read_and_names_the_file(store: Store):
+    write(store)
+    file = Store(store.root).read("train", KEY) / "nested" / "file.txt"
+    file.write_text("contemt")
+    with pytest.raises(StorageError, match=r"file\.txt"):
+        Store(store.root).read("train", KEY)
+
+
+def test_a_lost_file_is_noticed_when_read(store: Store):
+    write(store)
+    (Store(store.root).read("train", KEY) / "nested" / "file.txt").unlink()
+    with pytest.raises(StorageError, match=r"file\.txt"):
+        Store(store.root).read("train", KEY)
+
+
+def test_listing_checks_no_digest(store: Store):
+    write(store)
+    (store.read("train", KEY) / "nested" / "file.txt").write_text("contemt")
+    assert Store(store.root).complete("train", KEY)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00\xff", '{"attempt": '], ids=["empty", "open", "binary", "cut"])
+def test_an_unreadable_manifest_is_an_error_that_names_it(store: Store, text: str):
+    write(store)
+    (folder_of(store) / MANIFEST).write_text(text)
+    with pytest.raises(StorageError, match=MANIFEST):
+        store.manifest("train", KEY)
+
+
+@pytest.mark.parametrize("manifest", [[], {}, {"attempt": "x"}], ids=["list", "empty", "no files"])
+def test_a_manifest_of_another_shape_is_an_error_that_names_it(store: Store, manifest: object):
+    write(store)
+    (folder_of(store) / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(StorageError, match=MANIFEST):
+        Store(store.root).read("train", KEY)
+
+
+def test_a_root_that_cannot_be_written_is_a_storage_error(tmp_path: Path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match="--storage"):
+        write(Store(tmp_path / "file" / "store"))
+
+
+def test_a_root_below_a_file_holds_no_artifact(tmp_path: Path):
+    (tmp_path / "file").write_text("no folder")
+    store = Store(tmp_path / "file" / "store")
+    assert not store.complete("train", KEY)
+    with pytest.raises(StorageError):
+        store.read("train", KEY)
+
+
+def test_publish_says_whether_it_was_first_and_leaves_no_draft(tmp_path: Path):
+    file = tmp_path / "manifest.json"
+    assert publish(file, "first")
+    assert not publish(file, "second")
+    assert file.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_replace_puts_new_text_in_place_and_leaves_no_draft(tmp_path: Path):
+    file = tmp_path / "new" / "sweep.json"
+    replace(file, "old")
+    replace(file, "é new")
+    assert file.read_text(encoding="utf-8") == "é new"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_what_is_published_can_be_read_by_others(tmp_path: Path):
+    publish(tmp_path / "manifest.json", "x")
+    replace(tmp_path / "sweep.json", "x")
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    modes = {file.name: oct(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert len(set(modes.values())) == 1, modes

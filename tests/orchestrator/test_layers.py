@@ -1,0 +1,76 @@
+"""Arrows point one way, and planning pays for no heavy import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "ray", "mlflow", "transformers", "deepspeed", "datasets", "huggingface_hub", "pandas")
+PLANNING = (
+    "orchestrator.cli",
+    "orchestrator.commands",
+    "orchestrator.resolve",
+    "orchestrator.plan",
+    "orchestrator.report",
+    "orchestrator.inline",
+    "orchestrator.tracking",
+    "sweeps.full_grid",
+)
+IMPORT_EVERY_TRAINER = """
+import importlib, pkgutil, sys
+for name in ("ray", "mlflow", "orchestrator", "sweeps"):
+    sys.modules[name] = None
+import trainers
+names = [item.name for item in pkgutil.walk_packages(trainers.__path__, "trainers.")]
+names = [name for name in names if not name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+IMPORT_FOR_PLANNING = """
+import importlib, sys
+importlib.import_module({module!r})
+print(*[name for name in {heavy!r} if name in sys.modules])
+"""
+RESOLVE_AND_REPORT = """
+import sys
+from pathlib import Path
+from orchestrator import catalog, cli
+from orchestrator.artifacts import Store
+from orchestrator.declaration import declare
+from orchestrator.plan import local_capacity, place
+from orchestrator.report import write_report
+from orchestrator.resolve import missing_trials, resolve
+from sweeps.full_grid import full_grid
+
+store = Store(Path({store!r}))
+sweep = full_grid(cli.select(cli.Options(), catalog.LAPTOP, "demo"))
+resolved = resolve(sweep, store)
+for trial in sweep.trials:
+    place(trial, local_capacity(), sweep.placements)
+assert len(missing_trials(resolved.plans, store)) == len(sweep.trials)
+write_report(declare(resolved), store)
+print(*[name for name in {heavy!r} if name in sys.modules])
+"""
+
+
+def python(program: str) -> str:
+    """What a fresh interpreter prints that runs `program` from the repository's root."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_trainers_module_imports_without_ray_mlflow_and_the_orchestrator():
+    assert int(python(IMPORT_EVERY_TRAINER)) >= 15
+
+
+@pytest.mark.parametrize("module", PLANNING)
+def test_what_plans_and_reports_imports_nothing_heavy(module: str):
+    assert python(IMPORT_FOR_PLANNING.format(module=module, heavy=HEAVY)) == ""
+
+
+def test_planning_and_reporting_the_laptop_grid_imports_nothing_heavy(tmp_path: Path):
+    assert python(RESOLVE_AND_REPORT.format(store=str(tmp_path / "store"), heavy=HEAVY)) == ""

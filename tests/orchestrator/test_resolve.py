@@ -1,0 +1,440 @@
+"""Who models and data sets are, which shift is which, and that every fault is said at once."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from sweep_samples import (
+    HAMILTONIAN,
+    LLAMA,
+    PARAPHRASE,
+    QWEN,
+    TINY_WORLD,
+    dataset_folder,
+    rows,
+    sweep,
+    write_jsonl,
+)
+
+from orchestrator.artifacts import Store
+from orchestrator.identity import DatasetReader, identify_model
+from orchestrator.resolve import ResolvedSweep, resolve
+from orchestrator.spec import PlacementRule
+from trainers.errors import DataError, ModelError, SpecError
+from trainers.specs import DatasetSpec, ModelSpec
+
+HUB_MODEL = ModelSpec(name="acme", source="acme/tiny-model")
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def category(resolved: ResolvedSweep, evaluated: DatasetSpec) -> str:
+    ((train, _),) = [pair for pair in resolved.categories if pair[1] == evaluated.name]
+    return resolved.categories[train, evaluated.name]
+
+
+def test_a_sweep_of_built_in_parts_resolves_to_a_plan_per_trial(store: Store):
+    resolved = resolve(sweep([TINY_WORLD, HAMILTONIAN], [TINY_WORLD], models=[LLAMA, QWEN]), store)
+    assert [plan.spec.name for plan in resolved.plans] == [trial.name for trial in resolved.sweep.trials]
+    assert len({plan.key for plan in resolved.plans}) == 4
+
+
+def test_the_test_split_of_what_is_trained_on_is_in_distribution(store: Store):
+    assert category(resolve(sweep([TINY_WORLD], [TINY_WORLD]), store), TINY_WORLD) == "in-distribution"
+
+
+def test_a_declared_rewriting_is_a_token_level_shift(store: Store):
+    assert category(resolve(sweep([TINY_WORLD], [PARAPHRASE]), store), PARAPHRASE) == "token-level shift"
+
+
+def test_a_rewriting_of_something_else_is_a_domain_shift(store: Store):
+    assert category(resolve(sweep([HAMILTONIAN], [PARAPHRASE]), store), PARAPHRASE) == "domain shift"
+
+
+def test_any_other_set_is_a_domain_shift(store: Store):
+    assert category(resolve(sweep([TINY_WORLD], [HAMILTONIAN]), store), HAMILTONIAN) == "domain shift"
+
+
+def test_a_set_under_another_name_is_still_in_distribution(store: Store):
+    renamed = replace(TINY_WORLD, name="mine")
+    assert category(resolve(sweep([TINY_WORLD], [renamed]), store), renamed) == "in-distribution"
+
+
+def test_one_folder_spelt_in_two_ways_is_one_source(store: Store, tmp_path: Path):
+    folder = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(3, "test"))
+    spelt = replace(folder, name="again", source=str(tmp_path / "data" / ".." / "data"))
+    assert category(resolve(sweep([folder], [spelt]), store), spelt) == "in-distribution"
+
+
+def test_other_rows_of_one_source_are_a_domain_shift(store: Store, tmp_path: Path):
+    both = [*rows(3, "math", kind="math"), *rows(3, "code", kind="code")]
+    folder = dataset_folder(tmp_path / "data", train=both, test=rows(4, "new", kind="code"))
+    maths = replace(folder, name="maths", keep=(("kind", "math*"),))
+    code = replace(folder, name="code", keep=(("kind", "code*"),))
+    resolved = resolve(sweep([maths], [code]), store)
+    assert category(resolved, code) == "domain shift"
+    assert resolved.plans[0].train.prepared.split.rows == 3
+
+
+@pytest.mark.parametrize("of", ["train", "test"])
+def test_a_set_whose_rows_carry_the_training_sets_responses_is_a_token_level_shift(
+    store: Store, tmp_path: Path, of: str
+):
+    trained = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(4, "test"))
+    rewritten = rows(4, "rewritten", orig_chosen=f"{of} good answer")
+    evaluated = dataset_folder(tmp_path / "rewritten", test=rewritten)
+    assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == "token-level shift"
+
+
+def test_a_set_whose_rows_carry_other_responses_is_a_domain_shift(store: Store, tmp_path: Path):
+    trained = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(4, "test"))
+    evaluated = dataset_folder(tmp_path / "rewritten", test=rows(4, "rewritten", orig_chosen="foreign answer"))
+    assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == "domain shift"
+
+
+def test_a_category_can_be_overridden_for_one_pair_alone(store: Store):
+    overridden = sweep(
+        [TINY_WORLD, HAMILTONIAN],
+        [PARAPHRASE],
+        categories=(("tiny_world", "tiny_world_paraphrase", "domain shift"),),
+    )
+    categories = resolve(replace(overridden), store).categories
+    assert categories["tiny_world", "tiny_world_paraphrase"] == "domain shift"
+    kept = resolve(sweep([TINY_WORLD], [PARAPHRASE, TINY_WORLD], categories=overridden.categories), store)
+    assert kept.categories["tiny_world", "tiny_world"] == "in-distribution"
+
+
+def test_evaluating_on_the_training_rows_is_refused_unless_allowed(store: Store, tmp_path: Path):
+    file = write_jsonl(tmp_path / "rows.jsonl", rows(4, "same"))
+    same = DatasetSpec(name="rows", source=str(file))
+    with pytest.raises(SpecError, match=r"rows.*--allow-overlap"):
+        resolve(sweep([same], [same]), store)
+    resolved = resolve(sweep([same], [same]), store, allow_overlap=True)
+    assert category(resolved, same) == "in-distribution"
+
+
+def test_the_same_rows_are_refused_whatever_they_are_called(store: Store, tmp_path: Path):
+    trained = dataset_folder(tmp_path / "one", train=rows(4, "same"))
+    evaluated = dataset_folder(tmp_path / "two", test=rows(4, "same"))
+    with pytest.raises(SpecError, match="two holds the very rows that one trains on"):
+        resolve(sweep([trained], [evaluated]), store)
+
+
+def keys(source: Path, store: Store) -> tuple[str, str]:
+    """Digest of the training split, and the key of its prepared pairs."""
+    data = DatasetSpec(name="data", source=str(source))
+    stage = resolve(sweep([data], [TINY_WORLD]), store).plans[0].train.prepared
+    return stage.split.digest, stage.key
+
+
+def test_a_data_sets_key_is_its_rows_not_its_file_format_or_layout(store: Store, tmp_path: Path):
+    lines = rows(11, "é")
+    table = pa.Table.from_pylist(lines)
+    folders = [tmp_path / name for name in ("jsonl", "whole", "groups", "shards", "file.parquet", "reordered")]
+    for folder in folders:
+        (folder if folder.suffix == "" else folder.parent).mkdir(exist_ok=True)
+    jsonl, whole, groups, shards, file, reordered = folders
+    write_jsonl(jsonl / "train.jsonl", lines)
+    parquet.write_table(table, whole / "train.parquet")
+    parquet.write_table(table, groups / "train.parquet", row_group_size=2, compression="zstd")
+    parquet.write_table(table.slice(0, 5), shards / "train-00000-of-00002.parquet")
+    parquet.write_table(table.slice(5), shards / "train-00001-of-00002.parquet")
+    parquet.write_table(table, file)
+    parquet.write_table(table.select(["rejected", "prompt", "chosen"]), reordered / "train.parquet")
+    assert len({keys(folder, store) for folder in folders}) == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": "x"}, {"chosen": "x"}, {"rejected": "x"}], ids=lambda change: next(iter(change))
+)
+def test_a_data_sets_key_changes_with_any_text_in_it(store: Store, tmp_path: Path, change: dict[str, str]):
+    lines = rows(3, "text")
+    before = keys(write_jsonl(tmp_path / "a.jsonl", lines), store)
+    after = keys(write_jsonl(tmp_path / "b.jsonl", [*lines[:2], {**lines[2], **change}]), store)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+def test_a_data_sets_key_changes_with_the_order_of_its_rows(store: Store, tmp_path: Path):
+    lines = rows(3, "text")
+    assert keys(write_jsonl(tmp_path / "a.jsonl", lines), store) != keys(
+        write_jsonl(tmp_path / "b.jsonl", lines[::-1]), store
+    )
+
+
+def test_the_placement_is_in_no_key(store: Store):
+    plain = sweep([TINY_WORLD], [HAMILTONIAN])
+    gang = replace(plain, placements=(PlacementRule(match=(), world_size=2, zero_stage=3),))
+    assert resolve(plain, store).plans == resolve(gang, store).plans
+
+
+def test_all_faults_of_several_data_sets_are_in_one_message(store: Store, tmp_path: Path):
+    good = dataset_folder(tmp_path / "good", train=rows(3, "good"), test=rows(3, "fine"))
+    no_split = dataset_folder(tmp_path / "no_split", test=rows(3, "x"))
+    no_column = dataset_folder(tmp_path / "no_column", train=[{"prompt": "x", "chosen": "y"}])
+    manual = DatasetSpec(name="manual", source="manual:somewhere.org")
+    with pytest.raises(DataError) as raised:
+        resolve(sweep([good, no_split, no_column, manual], [good]), store)
+    for said in ("no train split", "no column 'rejected'", "somewhere.org", "manual=PATH"):
+        assert said in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 3
+
+
+def test_faults_of_training_and_evaluation_sets_are_in_one_message(store: Store, tmp_path: Path):
+    trained = dataset_folder(tmp_path / "trained", other=rows(3, "x"))
+    evaluated = dataset_folder(tmp_path / "evaluated", other=rows(3, "y"))
+    with pytest.raises(DataError) as raised:
+        resolve(sweep([trained], [evaluated]), store)
+    assert "no train split" in str(raised.value)
+    assert "no test split" in str(raised.value)
+
+
+def test_all_faults_of_several_models_are_in_one_message(store: Store, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    models = [
+        ModelSpec(name="empty", source=str(tmp_path / "empty")),
+        ModelSpec(name="notes", source=str(tmp_path / "notes.txt")),
+        ModelSpec(name="gone", source=str(tmp_path / "gone")),
+    ]
+    with pytest.raises(ModelError) as raised:
+        resolve(sweep([TINY_WORLD], [TINY_WORLD], models=models), store)
+    for said in ("config.json", "notes.txt", "gone"):
+        assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("role", ["training", "evaluation"])
+def test_two_sets_under_one_name_are_refused(store: Store, tmp_path: Path, role: str):
+    one = dataset_folder(tmp_path / "a" / "data", train=rows(3, "a"), test=rows(3, "b"))
+    two = dataset_folder(tmp_path / "b" / "data", train=rows(3, "c"), test=rows(3, "d"))
+    clash = sweep([TINY_WORLD], [one, two]) if role == "evaluation" else None
+    with pytest.raises(SpecError, match="data"):
+        resolve(clash or sweep([one, two], [TINY_WORLD]), store)
+
+
+def folder_model(folder: Path, *, weights: str = "w", config: str = "{}", tokenizer: str = "t") -> ModelSpec:
+    folder.mkdir()
+    for name, text in (
+        ("config.json", config),
+        ("model.safetensors", weights),
+        ("tokenizer.json", tokenizer),
+        ("README.md", folder.name),
+    ):
+        (folder / name).write_text(text)
+    return ModelSpec(name=folder.name, source=str(folder))
+
+
+def test_a_local_model_is_its_files_wherever_they_lie(store: Store, tmp_path: Path):
+    one, two = (identify_model(folder_model(tmp_path / name), store) for name in ("one", "two"))
+    assert (one.key, one.tokenizer_key) == (two.key, two.tokenizer_key)
+
+
+@pytest.mark.parametrize("change", [{"weights": "v"}, {"config": '{"a": 1}'}], ids=str)
+def test_other_weights_or_configuration_are_another_model_with_the_same_tokenizer(
+    store: Store, tmp_path: Path, change: dict[str, str]
+):
+    one = identify_model(folder_model(tmp_path / "one"), store)
+    two = identify_model(folder_model(tmp_path / "two", **change), store)
+    assert one.key != two.key
+    assert one.tokenizer_key == two.tokenizer_key
+
+
+def test_another_tokenizer_changes_only_the_tokenizer_key(store: Store, tmp_path: Path):
+    one = identify_model(folder_model(tmp_path / "one"), store)
+    two = identify_model(folder_model(tmp_path / "two", tokenizer="u"), store)
+    assert one.tokenizer_key != two.tokenizer_key
+
+
+def test_built_in_models_share_a_tokenizer(store: Store):
+    one, two = identify_model(LLAMA, store), identify_model(QWEN, store)
+    assert one.tokenizer_key == two.tokenizer_key
+    assert one.key != two.key
+
+
+def test_a_folder_with_several_gguf_files_asks_for_one(store: Store, tmp_path: Path):
+    for name in ("q4.gguf", "q8.gguf"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(ModelError, match=r"q4\.gguf, q8\.gguf"):
+        identify_model(ModelSpec(name="m", source=str(tmp_path)), store)
+
+
+def test_a_gguf_model_is_its_file_and_its_folder_alike(store: Store, tmp_path: Path):
+    (tmp_path / "q4.gguf").write_text("weights")
+    file = identify_model(ModelSpec(name="m", source=str(tmp_path / "q4.gguf")), store)
+    folder = identify_model(ModelSpec(name="m", source=str(tmp_path)), store)
+    assert file == folder
+    assert file.origin.kind == "convert"
+
+
+class Hub:
+    """A hub on loopback: answers for one model, notes which models it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        asked = self.asked
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if not self.path.startswith("/api/models/"):
+                    # huggingface_hub also asks who is calling it; that is its own affair.
+                    self.send_error(404)
+                    return
+                asked.append(self.path)
+                known = self.path.split("?")[0] == f"/api/models/{HUB_MODEL.source}"
+                body = json.dumps(
+                    {"id": HUB_MODEL.source, "sha": REVISION, "siblings": [], "tags": []}
+                    if known
+                    else {"error": "Repository not found"}
+                ).encode()
+                self.send_response(200 if known else 404)
+                if not known:
+                    self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def _ask_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    served = Hub()
+    _ask_at(served.url, monkeypatch)
+    yield served
+    served.close()
+
+
+def test_an_unknown_revision_is_asked_of_the_hub_once_and_locked(store: Store, tmp_path: Path, hub: Hub):
+    lock = tmp_path / "sweeps" / "revisions.lock.json"
+    first = resolve(sweep([TINY_WORLD], [TINY_WORLD], models=[HUB_MODEL]), store, lock=lock)
+    assert first.plans[0].train.base.revision == REVISION
+    assert json.loads(lock.read_text()) == {HUB_MODEL.source: REVISION}
+    assert len(hub.asked) == 1
+    second = resolve(sweep([TINY_WORLD], [TINY_WORLD], models=[HUB_MODEL]), store, lock=lock, fetch=False)
+    assert second.plans == first.plans
+    assert len(hub.asked) == 1
+
+
+def test_locking_one_revision_keeps_the_others(store: Store, tmp_path: Path, hub: Hub):
+    lock = tmp_path / "lock.json"
+    lock.write_text(json.dumps({"other/model": "f" * 40}))
+    identify_model(HUB_MODEL, store, lock=lock)
+    assert json.loads(lock.read_text()) == {"other/model": "f" * 40, HUB_MODEL.source: REVISION}
+
+
+def test_a_locked_or_given_revision_needs_no_hub(store: Store, tmp_path: Path, hub: Hub):
+    lock = tmp_path / "lock.json"
+    lock.write_text(json.dumps({HUB_MODEL.source: "locked"}))
+    assert identify_model(HUB_MODEL, store, lock=lock).revision == "locked"
+    assert identify_model(replace(HUB_MODEL, revision="given"), store, lock=lock).revision == "given"
+    assert hub.asked == []
+
+
+def test_a_hub_models_key_is_its_id_and_revision(store: Store):
+    found = [
+        identify_model(spec, store).key
+        for spec in (
+            replace(HUB_MODEL, revision="a"),
+            replace(HUB_MODEL, revision="b"),
+            replace(HUB_MODEL, revision="a", source="acme/other"),
+        )
+    ]
+    assert len(set(found)) == 3
+    assert identify_model(replace(HUB_MODEL, revision="a", name="mine"), store).key == found[0]
+
+
+def test_a_model_that_the_hub_does_not_know_is_named(store: Store, tmp_path: Path, hub: Hub):
+    lock = tmp_path / "lock.json"
+    with pytest.raises(ModelError, match="acme/unknown"):
+        identify_model(ModelSpec(name="mine", source="acme/unknown"), store, lock=lock)
+    assert not lock.exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_a_model_error_naming_every_model(
+    store: Store, tmp_path: Path, hub: Hub
+):
+    hub.close()
+    models = [HUB_MODEL, ModelSpec(name="second", source="acme/second")]
+    with pytest.raises(ModelError) as raised:
+        resolve(sweep([TINY_WORLD], [TINY_WORLD], models=models), store, lock=tmp_path / "lock.json")
+    for model in models:
+        assert model.name in str(raised.value)
+        assert model.source in str(raised.value)
+
+
+def test_without_fetching_an_unknown_revision_is_said_to_be_not_fetched(store: Store, tmp_path: Path, hub: Hub):
+    with pytest.raises(ModelError, match="not fetched"):
+        identify_model(HUB_MODEL, store, lock=tmp_path / "lock.json", fetch=False)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"], ids=["empty", "open", "list"])
+def test_a_broken_lock_file_is_an_error_that_names_it(store: Store, tmp_path: Path, hub: Hub, text: str):
+    lock = tmp_path / "lock.json"
+    lock.write_text(text)
+    with pytest.raises(ModelError, match=r"lock\.json"):
+        identify_model(HUB_MODEL, store, lock=lock)
+
+
+def test_rows_are_in_the_store_after_resolving_and_not_after_planning(store: Store, tmp_path: Path):
+    plain = sweep([TINY_WORLD], [HAMILTONIAN])
+    planned = resolve(plain, store, fetch=False)
+    assert not store.root.exists()
+    resolved = resolve(plain, store)
+    assert resolved.plans == planned.plans
+    for stage in (resolved.plans[0].train.prepared, resolved.plans[0].evaluations[0].prepared):
+        assert store.manifest("dataset", stage.split.digest)["info"]["rows"] == stage.split.rows
+
+
+def test_a_hub_data_set_read_before_is_known_without_the_hub(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """The one stand-in: the hub's answer, as rows with what they rewrite."""
+    from trainers.data import sources
+
+    answers = {
+        "acme/prefs": [("hub", i, row) for i, row in enumerate(rows(4, "plain"))],
+        "acme/rewritten": [
+            ("hub", i, row) for i, row in enumerate(rows(4, "new", orig_chosen="plain good answer"))
+        ],
+    }
+    monkeypatch.setattr(sources, "_hub_rows", lambda spec, split: iter(answers[spec.source]))
+    trained = DatasetSpec(name="prefs", source="acme/prefs")
+    evaluated = DatasetSpec(name="rewritten", source="acme/rewritten")
+    first = resolve(sweep([trained], [evaluated]), store, allow_overlap=True)
+    monkeypatch.setattr(sources, "_hub_rows", lambda spec, split: pytest.fail("the hub was asked again"))
+    again = resolve(sweep([trained], [evaluated]), store, fetch=False, allow_overlap=True)
+    assert again.plans == first.plans
+    assert first.categories == {("prefs", "rewritten"): "token-level shift"}
+    assert again.categories == first.categories
+
+
+def test_another_filter_or_revision_of_a_hub_set_is_another_source(store: Store):
+    reader = DatasetReader(store, fetch=False)
+    with pytest.raises(DataError, match="not fetched"):
+        reader.split(DatasetSpec(name="prefs", source="acme/prefs"), "train")

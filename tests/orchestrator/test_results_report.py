@@ -1,0 +1,285 @@
+"""From artifacts to tables: means over seeds, EX−IM, trials that did not learn, and what is missing."""
+
+import csv
+import io
+import json
+
+import pytest
+from pyarrow import parquet
+from rich.console import Console
+from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record
+
+from orchestrator.artifacts import Store
+from orchestrator.declaration import Declaration, read_declaration, write_declaration
+from orchestrator.report import Row, table_rows, terminal_table, write_report
+from orchestrator.results import sweep_results, trial_result
+from trainers.errors import SpecError, StorageError
+
+TOKENS = (("tiny_world", "in-distribution"), ("french", "token-level shift"), ("spanish", "token-level shift"))
+
+
+def rows_of(store: Store, declared: Declaration) -> dict[tuple[str, str], Row]:
+    return {(row.category, row.model): row for row in table_rows(sweep_results(declared, store))}
+
+
+def test_a_result_is_read_from_the_scores(store: Store):
+    trial = record()
+    commit_trial(store, trial, 9, 5)
+    result = trial_result(trial, store)
+    assert result.complete
+    assert result.learned
+    assert [(item.dataset, item.metrics["accuracy"], item.metrics["n"]) for item in result.evaluations] == [
+        ("tiny_world", 0.9, 10),
+        ("hamiltonian", 0.5, 10),
+    ]
+
+
+def test_an_untouched_trial_is_neither_trained_nor_complete(store: Store):
+    result = trial_result(record(), store)
+    assert (result.trained, result.complete, result.learned, result.evaluations) == (False, False, False, ())
+
+
+def test_a_trial_without_one_of_its_sets_is_trained_but_not_complete(store: Store):
+    trial = record()
+    commit_trial(store, trial, 9)
+    result = trial_result(trial, store)
+    assert result.trained
+    assert not result.complete
+
+
+@pytest.mark.parametrize(("accuracy", "pairs", "learned"), [(0.6, 100, False), (0.61, 100, True), (0.52, 4000, True)])
+def test_learned_means_above_chance_by_two_standard_errors(
+    store: Store, accuracy: float, pairs: int, learned: bool
+):
+    commit_train(store, record().key, accuracy=accuracy, pairs=pairs)
+    assert trial_result(record(), store).learned is learned
+
+
+def test_scores_that_were_tampered_with_are_not_reported(store: Store):
+    trial = record()
+    commit_trial(store, trial, 9, 5)
+    folder = store.read("evaluate", trial.evaluations[0].key)
+    (folder / "scores.parquet").write_bytes(b"other")
+    with pytest.raises(StorageError):
+        trial_result(trial, Store(store.root))
+
+
+def test_a_cell_is_mean_and_standard_deviation_over_seeds(store: Store):
+    trials = [record(seed=seed) for seed in range(3)]
+    for trial, right in zip(trials, (8, 9, 10), strict=True):
+        commit_trial(store, trial, right, 5)
+    row = rows_of(store, declaration(*trials))["in-distribution", "llama-64"]
+    assert row.ex_rm.mean == pytest.approx(0.9)
+    assert row.ex_rm.std == pytest.approx(0.1)
+    assert str(row.ex_rm) == "0.900 ± 0.100"
+
+
+def test_one_seed_has_no_standard_deviation(store: Store):
+    commit_trial(store, record(), 9, 5)
+    row = rows_of(store, declaration(record()))["in-distribution", "llama-64"]
+    assert row.ex_rm.std is None
+    assert str(row.ex_rm) == "0.900"
+
+
+def test_a_category_is_the_mean_of_its_sets(store: Store):
+    trial = record(sets=TOKENS)
+    commit_trial(store, trial, 10, 4, 8)
+    row = rows_of(store, declaration(trial))["token-level shift", "llama-64"]
+    assert row.ex_rm.mean == pytest.approx(0.6)
+
+
+def test_ex_minus_im_is_the_difference_of_the_means(store: Store):
+    trials = [record(reward=reward, seed=seed) for reward in ("ex_rm", "im_rm") for seed in (0, 1)]
+    for trial, right in zip(trials, (9, 10, 5, 6), strict=True):
+        commit_trial(store, trial, 10, right)
+    row = rows_of(store, declaration(*trials))["domain shift", "llama-64"]
+    assert row.difference == pytest.approx(0.4)
+    assert row.texts()[-1] == "+0.400"
+
+
+def test_without_one_reward_type_there_is_no_difference(store: Store):
+    commit_trial(store, record(), 9, 5)
+    row = rows_of(store, declaration(record()))["domain shift", "llama-64"]
+    assert row.difference is None
+    assert row.texts()[-2:] == ("–", "–")
+
+
+def test_a_cell_that_did_not_learn_is_shown_as_such_and_has_no_difference(store: Store):
+    explicit, implicit = record(), record(reward="im_rm")
+    commit_trial(store, explicit, 9, 9)
+    commit_trial(store, implicit, 5, 4, accuracy=0.5)
+    row = rows_of(store, declaration(explicit, implicit))["domain shift", "llama-64"]
+    assert row.im_rm.mean is None
+    assert str(row.im_rm) == "not learned (0.40)"
+    assert row.difference is None
+
+
+def test_a_seed_that_did_not_learn_is_kept_out_of_the_mean_and_counted(store: Store):
+    trials = [record(seed=seed) for seed in range(3)]
+    for trial, (right, accuracy) in zip(trials, ((8, 1.0), (10, 1.0), (1, 0.5)), strict=True):
+        commit_trial(store, trial, right, 5, accuracy=accuracy)
+    row = rows_of(store, declaration(*trials))["in-distribution", "llama-64"]
+    assert row.ex_rm.mean == pytest.approx(0.9)
+    assert str(row.ex_rm).endswith("1 not learned")
+
+
+def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: Store):
+    plan = {
+        ("llama-64", "ex_rm"): (10, 1.0),
+        ("llama-64", "im_rm"): (6, 1.0),
+        ("qwen2-64", "ex_rm"): (8, 1.0),
+        ("qwen2-64", "im_rm"): (8, 1.0),
+        ("gemma2-64", "ex_rm"): (1, 1.0),
+        ("gemma2-64", "im_rm"): (1, 0.5),
+    }
+    trials = [record(model=model, reward=reward) for model, reward in plan]
+    for trial, (right, accuracy) in zip(trials, plan.values(), strict=True):
+        commit_trial(store, trial, 10, right, accuracy=accuracy)
+    row = rows_of(store, declaration(*trials))["domain shift", "mean of 2"]
+    assert row.ex_rm.mean == pytest.approx(0.9)
+    assert row.im_rm.mean == pytest.approx(0.7)
+    assert row.difference == pytest.approx(0.2)
+
+
+def test_a_single_model_gets_no_mean_row(store: Store):
+    commit_trial(store, record(), 9, 5)
+    assert {row.model for row in table_rows(sweep_results(declaration(record()), store))} == {"llama-64"}
+
+
+def test_rows_stand_by_training_set_and_category(store: Store):
+    trials = [record(model=model) for model in ("llama-64", "qwen2-64")]
+    for trial in trials:
+        commit_trial(store, trial, 9, 5)
+    rows = table_rows(sweep_results(declaration(*trials), store))
+    assert [row.category for row in rows] == ["in-distribution"] * 2 + ["domain shift"] * 2
+
+
+def test_the_terminal_and_the_summary_show_the_same_cells(store: Store):
+    explicit, implicit = record(), record(reward="im_rm")
+    commit_trial(store, explicit, 9, 9)
+    commit_trial(store, implicit, 10, 4)
+    folder, rows, _ = write_report(declaration(explicit, implicit), store)
+    terminal = io.StringIO()
+    Console(width=200, file=terminal).print(terminal_table(rows))
+    shown, written = terminal.getvalue(), (folder / "summary.md").read_text()
+    for text in ("0.900", "0.400", "+0.500", "EX−IM", "llama-64", "domain shift"):
+        assert text in shown
+        assert text in written
+
+
+def test_a_complete_sweep_misses_nothing(store: Store):
+    commit_trial(store, record(), 9, 5)
+    folder, _, results = write_report(declaration(record()), store)
+    summary = (folder / "summary.md").read_text()
+    assert "1 of 1 trials complete" in summary
+    assert "Missing" not in summary
+    assert "Not learned" not in summary
+    assert all(result.complete for result in results)
+
+
+def test_an_incomplete_sweep_says_what_is_missing(store: Store):
+    done, half, untouched = record(), record(seed=1), record(seed=2)
+    commit_trial(store, done, 9, 5)
+    commit_trial(store, half, 9)
+    folder, _, _ = write_report(declaration(done, half, untouched), store)
+    summary = (folder / "summary.md").read_text()
+    assert "1 of 3 trials complete" in summary
+    missing = summary.split("Missing:")[1]
+    assert half.name in missing
+    assert untouched.name in missing
+    assert done.name not in missing
+
+
+def test_the_summary_names_the_trials_that_did_not_learn(store: Store):
+    commit_trial(store, record(), 5, 5, accuracy=0.5)
+    folder, _, _ = write_report(declaration(record()), store)
+    assert f"- {record().name}" in (folder / "summary.md").read_text().split("Not learned")[1]
+
+
+def test_a_sweep_of_which_nothing_is_there_yet_has_a_report(store: Store):
+    folder, rows, _ = write_report(declaration(record()), store)
+    assert rows == []
+    assert "0 of 1 trials complete" in (folder / "summary.md").read_text()
+
+
+def test_the_csv_holds_numbers_and_counts(store: Store):
+    trials = [record(seed=seed) for seed in range(3)]
+    for trial, (right, accuracy) in zip(trials, ((8, 1.0), (10, 1.0), (1, 0.5)), strict=True):
+        commit_trial(store, trial, right, 5, accuracy=accuracy)
+    folder, _, _ = write_report(declaration(*trials), store)
+    with (folder / "tables" / "accuracy.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert float(first["ex_rm_mean"]) == pytest.approx(0.9)
+    assert (first["ex_rm_seeds"], first["ex_rm_not_learned"], first["im_rm_mean"]) == ("2", "1", "")
+
+
+def trial_rows(store: Store, declared: Declaration) -> list[dict[str, object]]:
+    write_report(declared, store)
+    return parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
+
+
+def test_trials_parquet_has_one_row_per_trial_and_set(store: Store):
+    trials = [record(seed=seed, beta=0.5) for seed in range(2)]
+    for trial, right in zip(trials, (9, 8), strict=True):
+        commit_trial(store, trial, right, 5)
+    rows = trial_rows(store, declaration(*trials))
+    assert [(row["trial"], row["evaluation_set"], row["accuracy"]) for row in rows] == [
+        (trials[0].name, "tiny_world", 0.9),
+        (trials[0].name, "hamiltonian", 0.5),
+        (trials[1].name, "tiny_world", 0.8),
+        (trials[1].name, "hamiltonian", 0.5),
+    ]
+    assert {row["state"] for row in rows} == {"complete"}
+    assert [row["seed"] for row in rows] == [0, 0, 1, 1]
+    assert json.loads(rows[0]["parameters"])["beta"] == 0.5
+
+
+def test_trials_parquet_has_a_row_for_every_set_that_is_missing(store: Store):
+    done, half, untouched = record(), record(seed=1), record(seed=2)
+    commit_trial(store, done, 9, 5)
+    commit_trial(store, half, 8)
+    rows = trial_rows(store, declaration(done, half, untouched))
+    assert [(row["seed"], row["evaluation_set"], row["accuracy"]) for row in rows] == [
+        (0, "tiny_world", 0.9),
+        (0, "hamiltonian", 0.5),
+        (1, "tiny_world", 0.8),
+        (1, "hamiltonian", None),
+        (2, "tiny_world", None),
+        (2, "hamiltonian", None),
+    ]
+
+
+def test_trials_parquet_keeps_its_metrics_when_the_first_trial_is_missing(store: Store):
+    untouched, done = record(), record(seed=1)
+    commit_trial(store, done, 9, 5)
+    accuracies = [row["accuracy"] for row in trial_rows(store, declaration(untouched, done)) if row["seed"] == 1]
+    assert accuracies == [0.9, 0.5]
+
+
+def test_a_report_written_again_is_the_same(store: Store):
+    commit_trial(store, record(), 9, 5)
+    folder, _, _ = write_report(declaration(record()), store)
+    files = [file for file in sorted(folder.parent.rglob("*")) if file.is_file()]
+    before = [file.read_bytes() for file in files]
+    write_report(declaration(record()), Store(store.root))
+    assert [file.read_bytes() for file in files] == before
+    assert sorted(file for file in folder.parent.rglob("*") if file.is_file()) == files
+
+
+def test_a_report_of_a_trial_whose_set_came_later_counts_the_new_set(store: Store):
+    trial = record()
+    commit_trial(store, trial, 9)
+    assert not trial_result(trial, store).complete
+    commit_scores(store, trial.evaluations[1].key, right=7)
+    assert trial_result(trial, store).category_accuracy() == {"in-distribution": 0.9, "domain shift": 0.7}
+
+
+def test_a_declaration_is_read_as_it_was_written(store: Store):
+    declared = declaration(record(beta=0.5), record(seed=1))
+    write_declaration(declared, store)
+    assert read_declaration("demo", store) == declared
+
+
+def test_an_unknown_sweep_is_refused_and_named(store: Store):
+    with pytest.raises(SpecError, match=r"'demo'.*--name"):
+        read_declaration("demo", store)

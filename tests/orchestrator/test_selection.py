@@ -1,0 +1,252 @@
+"""Words of a command line → models, data sets, rewards, categories; bad words are refused with a hint."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import catalog, cli, selection
+from orchestrator.plan import Node
+from orchestrator.selection import parse_categories, parse_dataset, parse_model, parse_only, parse_rewards
+from sweeps.full_grid import full_grid
+from trainers.errors import SpecError
+from trainers.specs import DatasetSpec, ModelSpec, RewardSpec
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative words mean nothing on disk unless a test makes them."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_catalog_name_is_that_model():
+    assert parse_model("llama-3.2-1b") == catalog.MODELS["llama-3.2-1b"]
+
+
+def test_a_catalog_model_can_be_renamed():
+    renamed = parse_model("mine=llama-64")
+    assert (renamed.name, renamed.source) == ("mine", "builtin:llama-64")
+
+
+def test_a_hub_id_is_named_after_its_last_part():
+    assert parse_model("Acme/Big-Model.v2") == ModelSpec(name="big-model.v2", source="Acme/Big-Model.v2")
+
+
+def test_a_folder_is_a_model_named_after_it(tmp_path: Path):
+    (tmp_path / "my model").mkdir()
+    assert parse_model(str(tmp_path / "my model")) == ModelSpec(
+        name="my_model", source=str(tmp_path / "my model")
+    )
+
+
+def test_a_folder_keeps_the_dots_of_its_name_and_a_file_loses_its_ending(tmp_path: Path):
+    (tmp_path / "model-1.5").mkdir()
+    (tmp_path / "model-1.5.gguf").touch()
+    assert parse_model("model-1.5").name == "model-1.5"
+    assert parse_model("./model-1.5.gguf").name == "model-1.5"
+
+
+def test_name_equals_path_names_a_model(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    assert parse_model("mine=./folder").name == "mine"
+    assert Path(parse_model("mine=./folder").source).exists()
+
+
+def test_a_path_that_holds_an_equals_sign_is_a_path(tmp_path: Path):
+    (tmp_path / "lr=1e-4").mkdir()
+    assert parse_model("lr=1e-4").source == "lr=1e-4"
+
+
+@pytest.mark.parametrize("text", ["lama-64", "mine=lama-64", "llama64"])
+def test_a_mistyped_model_is_refused_with_the_nearest_name(text: str):
+    with pytest.raises(SpecError, match="did you mean .*llama-64"):
+        parse_model(text)
+
+
+@pytest.mark.parametrize("text", ["./nowhere", "/no/where", "~/nowhere-at-all", "a/b/c", "mine=./nowhere", "x y", "=x"])
+def test_a_model_that_is_nowhere_is_refused_and_named(text: str):
+    with pytest.raises(SpecError, match="no such file or folder") as raised:
+        parse_model(text)
+    assert text.removeprefix("mine=") in str(raised.value)
+
+
+def test_an_empty_word_is_no_model_and_no_data_set():
+    with pytest.raises(SpecError):
+        parse_model("")
+    with pytest.raises(SpecError):
+        parse_dataset("", "--train-sets")
+
+
+def test_a_word_far_from_every_name_is_refused_with_the_list_of_them():
+    with pytest.raises(SpecError, match=r"known are .*llama-64"):
+        parse_model("zzzzzzzz")
+
+
+def test_a_catalog_name_is_that_data_set():
+    assert parse_dataset("tiny_world_paraphrase", "--eval-sets") == catalog.dataset("tiny_world_paraphrase")
+
+
+def test_a_catalog_data_set_can_be_renamed():
+    renamed = parse_dataset("mine=tiny_world", "--train-sets")
+    assert (renamed.name, renamed.source) == ("mine", "builtin:tiny_world")
+
+
+def test_a_data_set_on_disk_is_named_after_its_folder_or_file(tmp_path: Path):
+    (tmp_path / "My Set").mkdir()
+    (tmp_path / "Rows.v1.jsonl").touch()
+    assert parse_dataset("./My Set", "--train-sets").name == "my_set"
+    assert parse_dataset("Rows.v1.jsonl", "--train-sets") == DatasetSpec(name="rows.v1", source="Rows.v1.jsonl")
+
+
+def test_a_hub_data_set_is_named_after_its_last_part():
+    assert parse_dataset("Acme/Prefs", "--train-sets") == DatasetSpec(name="prefs", source="Acme/Prefs")
+
+
+def test_name_equals_path_names_a_data_set(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    assert parse_dataset("mine=folder", "--train-sets") == DatasetSpec(name="mine", source="folder")
+
+
+def test_a_catalog_name_in_front_of_a_path_keeps_what_it_rewrites(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    taken = parse_dataset("ultrafeedback_french=folder", "--eval-sets")
+    assert taken == DatasetSpec(name="ultrafeedback_french", source="folder", rewriting_of="ultrafeedback")
+
+
+@pytest.mark.parametrize("flag", ["--train-sets", "--eval-sets"])
+def test_a_mistyped_data_set_is_refused_with_its_flag_and_the_nearest_name(flag: str):
+    with pytest.raises(SpecError, match="did you mean .*tiny_world") as raised:
+        parse_dataset("tinyworld", flag)
+    assert str(raised.value).startswith(f"{flag} tinyworld")
+
+
+def test_names_are_made_safe_for_metric_keys(tmp_path: Path):
+    (tmp_path / "a b%c").mkdir()
+    assert parse_model("./a b%c").name == "a_b_c"
+
+
+def test_a_name_without_a_letter_is_refused(tmp_path: Path):
+    (tmp_path / "___").mkdir()
+    with pytest.raises(SpecError, match="NAME="):
+        parse_model("./___")
+
+
+def test_rewards_come_in_one_order_and_beta_goes_to_im_rm_only():
+    assert parse_rewards(["im_rm", "ex_rm"], 0.5) == (
+        RewardSpec(kind="ex_rm"),
+        RewardSpec(kind="im_rm", beta=0.5),
+    )
+
+
+def test_beta_is_the_papers_unless_given():
+    assert parse_rewards(["im_rm"], None) == (RewardSpec(kind="im_rm", beta=0.01),)
+
+
+def test_a_mistyped_reward_is_refused_with_the_nearest_name():
+    with pytest.raises(SpecError, match="did you mean .*im_rm"):
+        parse_rewards(["ex_rm", "imrm"], None)
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_beta_that_cannot_be_is_refused(beta: float):
+    with pytest.raises(SpecError, match="beta"):
+        parse_rewards(["im_rm"], beta)
+
+
+def test_a_beta_that_nothing_would_use_is_refused():
+    with pytest.raises(SpecError, match="--beta"):
+        parse_rewards(["ex_rm"], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "category"),
+    [
+        ("in-distribution", "in-distribution"),
+        ("token-level-shift", "token-level shift"),
+        ("token-level shift", "token-level shift"),
+        ("domain shift", "domain shift"),
+    ],
+)
+def test_a_category_is_taken_with_spaces_or_hyphens(value: str, category: str):
+    assert parse_categories([f"a/b={value}"], ["a", "b"]) == (("a", "b", category),)
+
+
+@pytest.mark.parametrize("text", ["a/b", "a=domain-shift", "a/b=shift", "a/b=", "=", ""])
+def test_a_malformed_category_is_refused_and_says_what_to_give(text: str):
+    with pytest.raises(SpecError, match="TRAIN/EVAL=VALUE.*token-level-shift"):
+        parse_categories([text], ["a", "b"])
+
+
+def test_a_category_of_an_unknown_set_is_refused_with_the_nearest_name():
+    with pytest.raises(SpecError, match="called tiny_wrld; did you mean tiny_world"):
+        parse_categories(["tiny_wrld/b=domain-shift"], ["tiny_world", "b"])
+
+
+def test_only_takes_keys_and_globs():
+    assert parse_only(["model=llama*", "seed=0", "train=a=b"]) == (
+        ("model", "llama*"),
+        ("seed", "0"),
+        ("train", "a=b"),
+    )
+
+
+@pytest.mark.parametrize("text", ["model", "model=", ""])
+def test_only_without_a_value_is_refused_with_an_example(text: str):
+    with pytest.raises(SpecError, match="KEY=GLOB"):
+        parse_only([text])
+
+
+def test_the_recipe_takes_flags_over_the_catalogs_values():
+    model, dataset = catalog.MODELS["llama-64"], catalog.dataset("tiny_world")
+    plain = selection.adjusted_recipe(None, None, None)(model, dataset)
+    changed = selection.adjusted_recipe(0.5, None, 4)(model, dataset)
+    assert plain == catalog.recipe(model, dataset)
+    assert (changed.lr, changed.epochs, changed.effective_batch) == (0.5, plain.epochs, 4)
+
+
+def test_a_seed_twice_is_refused():
+    with pytest.raises(SpecError, match="--seeds 0 1 0"):
+        selection.unique("--seeds", [0, 1, 0])
+
+
+@pytest.mark.parametrize("pairs", [0, -1])
+def test_an_empty_draw_is_refused_with_its_flag(pairs: int):
+    with pytest.raises(SpecError, match="--max-train-pairs"):
+        selection.draw("--max-train-pairs", pairs)
+
+
+def test_flags_override_the_profile():
+    options = cli.Options(models=("qwen2-64",), seeds=(3,), max_train_pairs=5, lr=0.5, rewards=("ex_rm",))
+    chosen = cli.select(options, catalog.LAPTOP, "demo")
+    assert [model.name for model in chosen.models] == ["qwen2-64"]
+    assert (chosen.seeds, chosen.train_draw.max_pairs) == ((3,), 5)
+    assert chosen.recipe(chosen.models[0], chosen.train_sets[0]).lr == 0.5
+    assert chosen.train_sets == catalog.LAPTOP.train_sets
+    assert [reward.kind for reward in chosen.rewards] == ["ex_rm"]
+
+
+@pytest.mark.parametrize("flag", ["max_train_pairs", "max_eval_pairs"])
+def test_zero_pairs_are_refused_and_not_taken_for_the_profiles_number(flag: str):
+    with pytest.raises(SpecError, match=flag.replace("_", "-")):
+        cli.select(cli.Options(**{flag: 0}), catalog.PAPER, "demo")
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_number_of_trials_below_one_is_refused(count: int):
+    with pytest.raises(SpecError, match="--max-trials"):
+        full_grid(cli.select(cli.Options(max_trials=count), catalog.LAPTOP, "demo"))
+
+
+def test_max_trials_takes_the_grids_first():
+    everything = full_grid(cli.select(cli.Options(), catalog.LAPTOP, "demo"))
+    few = full_grid(cli.select(cli.Options(max_trials=3), catalog.LAPTOP, "demo"))
+    assert few.trials == everything.trials[:3]
+    assert len(everything.trials) == 6 * 2 * 2
+
+
+def test_auto_is_paper_where_the_gpus_hold_it_and_laptop_elsewhere_and_says_so():
+    gpus = [Node(id="g", cpus=16, gpus=8, gpu_gb=80.0)]
+    for capacity, expected in ((gpus, catalog.PAPER), ([Node(id="a", cpus=2)], catalog.LAPTOP)):
+        profile, why = cli.profile_for(cli.Options(), capacity)
+        assert profile is expected
+        assert profile.name in why
+    assert cli.profile_for(cli.Options(profile="paper"), []) == (catalog.PAPER, "")

@@ -1,0 +1,381 @@
+"""The MLflow view, on an embedded database and on a real server: complete, and the same however often it is written."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
+
+from orchestrator.artifacts import Store
+from orchestrator.declaration import Declaration, TrialRecord
+from orchestrator.report import write_report
+from orchestrator.tracking import CURVE_POINTS, EXPERIMENT, Tracker, default_uri, sync, thinned
+from trainers.errors import TrackingError
+
+# MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
+pytestmark = pytest.mark.filterwarnings("default")
+STEPS = 250
+START_S = 90.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking server of its own, ended with everything it started."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rsplit(":", 1)[1]]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while not _healthy(uri):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, (folder / "server.log").read_text()
+            time.sleep(0.2)
+        yield uri
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _healthy(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database without runs: migrating takes MLflow seconds, copying nothing."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def database(store: Store, empty_database: Path) -> str:
+    """The URI of an empty database in the store's root."""
+    store.root.mkdir(parents=True)
+    shutil.copy(empty_database, store.root / "mlflow.db")
+    return default_uri(store)
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest) -> str:
+    """Both kinds of places to write to."""
+    return str(request.getfixturevalue("database" if request.param == "sqlite" else "server"))
+
+
+@pytest.fixture
+def sweep_name(request: pytest.FixtureRequest) -> str:
+    """One name per test, as tests share the server."""
+    return re.sub(r"\W+", "_", request.node.name)
+
+
+def two_trials(store: Store) -> tuple[TrialRecord, TrialRecord]:
+    explicit, implicit = record(), record(reward="im_rm", beta=0.01)
+    commit_trial(store, explicit, 9, 5, steps=STEPS)
+    commit_trial(store, implicit, 8, 4)
+    return explicit, implicit
+
+
+def sync_all(uri: str, store: Store, declared: Declaration) -> None:
+    folder, _, _ = write_report(declared, store)
+    sync(uri, store, declared, folder)
+
+
+def runs_of(uri: str, name: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    found = client.search_runs([experiment.experiment_id], f"tags.`rmsweep.sweep` = '{name}'")
+    return sorted(found, key=lambda run: (run.data.tags["rmsweep.role"], run.info.run_name))
+
+
+def history(uri: str, run: Any) -> dict[str, list[tuple[int, int, float]]]:
+    """Every point of every metric of a run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    return {
+        name: sorted(
+            (point.step, point.timestamp, point.value) for point in client.get_metric_history(run.info.run_id, name)
+        )
+        for name in run.data.metrics
+    }
+
+
+def files(uri: str, run: Any, path: str | None = None) -> list[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    found: list[str] = []
+    for item in client.list_artifacts(run.info.run_id, path):
+        found += files(uri, run, item.path) if item.is_dir else [item.path]
+    return sorted(found)
+
+
+def snapshot(uri: str, name: str) -> list[dict[str, Any]]:
+    """Everything that a person can see of a sweep, without the ids and times of its runs."""
+    runs = runs_of(uri, name)
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    return [
+        {
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "parent": names.get(run.data.tags.get("mlflow.parentRunId", "")),
+            "tags": {tag: value for tag, value in run.data.tags.items() if tag.startswith("rmsweep.")},
+            "params": run.data.params,
+            "history": history(uri, run),
+            "inputs": sorted(
+                (item.dataset.name, item.dataset.digest, item.tags[0].value) for item in run.inputs.dataset_inputs
+            ),
+            "files": files(uri, run),
+        }
+        for run in runs
+    ]
+
+
+def test_a_sweep_is_one_parent_and_a_child_per_trial(uri: str, store: Store, sweep_name: str):
+    explicit, implicit = two_trials(store)
+    sync_all(uri, store, declaration(explicit, implicit, name=sweep_name))
+    parent, first, second = snapshot(uri, sweep_name)
+    assert (parent["name"], parent["status"], parent["parent"]) == (sweep_name, "FINISHED", None)
+    assert parent["tags"] == {"rmsweep.sweep": sweep_name, "rmsweep.role": "sweep"}
+    for child, trial in ((first, explicit), (second, implicit)):
+        assert (child["name"], child["status"], child["parent"]) == (trial.name, "FINISHED", sweep_name)
+        assert child["tags"] == {
+            "rmsweep.sweep": sweep_name,
+            "rmsweep.role": "trial",
+            "rmsweep.key": trial.key,
+        }
+        assert child["params"] == {name: str(value) for name, value in trial.parameters.items()}
+
+
+def test_a_run_holds_metrics_curves_inputs_and_the_parent_the_report(uri: str, store: Store, sweep_name: str):
+    explicit, implicit = two_trials(store)
+    sync_all(uri, store, declaration(explicit, implicit, name=sweep_name))
+    parent, first, second = snapshot(uri, sweep_name)
+    last = {name: points[-1][2] for name, points in first["history"].items()}
+    assert last["eval/tiny_world/accuracy"] == 0.9
+    assert last["eval/hamiltonian/accuracy"] == 0.5
+    assert last["category/in-distribution/accuracy"] == 0.9
+    assert last["category/domain shift/accuracy"] == 0.5
+    assert last["perf/pairs_per_s"] == 10.0
+    for name in ("accuracy", "loss", "abs_margin"):
+        assert f"eval/hamiltonian/{name}" in last
+    assert len(last) < 60
+    for name in ("loss", "accuracy", "margin", "grad_norm", "lr"):
+        points = first["history"][f"train/{name}"]
+        assert len(points) == CURVE_POINTS
+        assert (points[0][0], points[-1][0]) == (1, STEPS)
+        assert len(second["history"][f"train/{name}"]) == 3
+    assert first["history"]["train/loss"][-1] == (STEPS, 1_700_000_000_000 + 1000 * STEPS, 1.0 / STEPS)
+    assert first["inputs"] == [
+        ("hamiltonian", "1" * 32, "evaluation"),
+        ("tiny_world", "0" * 32, "evaluation"),
+        ("tiny_world", "d" * 32, "training"),
+    ]
+    assert parent["files"] == ["report/summary.md", "report/tables/accuracy.csv"]
+
+
+def test_syncing_twice_changes_nothing(uri: str, store: Store, sweep_name: str):
+    declared = declaration(*two_trials(store), name=sweep_name)
+    sync_all(uri, store, declared)
+    before = snapshot(uri, sweep_name)
+    sync_all(uri, store, declared)
+    assert snapshot(uri, sweep_name) == before
+    assert len(before) == 3
+
+
+def test_the_tracker_ends_where_sync_ends(uri: str, store: Store, sweep_name: str):
+    explicit, implicit = record(), record(reward="im_rm", beta=0.01)
+    followed = declaration(explicit, implicit, name=f"{sweep_name}_followed")
+    tracker = Tracker(uri, store, followed)
+    for trial in followed.trials:
+        tracker.started(trial.key)
+    time.sleep(0.5)
+    two_trials(store)
+    for trial in followed.trials:
+        tracker.ended(trial.key, failed=False)
+    folder, _, _ = write_report(followed, store)
+    tracker.report(folder, complete=True)
+    assert tracker.close() is None
+    rebuilt = replace(followed, sweep=f"{sweep_name}_rebuilt")
+    sync_all(uri, store, rebuilt)
+    assert without_sweep(snapshot(uri, followed.sweep)) == without_sweep(snapshot(uri, rebuilt.sweep))
+
+
+def without_sweep(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    parent, *children = runs
+    parent = {**parent, "name": "", "tags": {}}
+    return [parent, *({**child, "parent": "", "tags": child["tags"]["rmsweep.key"]} for child in children)]
+
+
+def test_a_run_is_seen_while_its_trial_runs(database: str, store: Store):
+    trial = record()
+    tracker = Tracker(database, store, declaration(trial))
+    tracker.started(trial.key)
+    assert tracker.close() is None
+    parent, child = snapshot(database, "demo")
+    assert (parent["status"], child["status"]) == ("RUNNING", "RUNNING")
+    assert child["params"]["model"] == "llama-64"
+    assert child["history"] == {}
+
+
+def test_a_failed_trial_is_failed_and_reopened_by_its_retry(database: str, store: Store):
+    trial = record()
+    commit_train(store, trial.key)
+    declared = declaration(trial)
+    tracker = Tracker(database, store, declared)
+    tracker.started(trial.key)
+    tracker.ended(trial.key, failed=True)
+    folder, _, _ = write_report(declared, store)
+    tracker.report(folder, complete=False)
+    assert tracker.close() is None
+    parent, child = snapshot(database, "demo")
+    assert (parent["status"], child["status"]) == ("FAILED", "FAILED")
+    commit_trial(store, trial, 9, 5)
+    sync_all(database, store, declared)
+    parent, child = snapshot(database, "demo")
+    assert (parent["status"], child["status"]) == ("FINISHED", "FINISHED")
+
+
+def test_an_incomplete_sweep_is_not_finished(database: str, store: Store):
+    done, untouched = record(), record(seed=1)
+    commit_trial(store, done, 9, 5)
+    sync_all(database, store, declaration(done, untouched))
+    parent, first, second = snapshot(database, "demo")
+    assert parent["status"] != "FINISHED"
+    assert first["status"] == "FINISHED"
+    assert second["status"] != "FINISHED"
+    assert second["history"] == {}
+
+
+def test_a_later_evaluation_adds_no_second_point_to_an_earlier_one(database: str, store: Store):
+    trial = record()
+    commit_trial(store, trial, 9)
+    sync_all(database, store, declaration(trial))
+    time.sleep(0.05)
+    commit_scores(store, trial.evaluations[1].key, right=5)
+    sync_all(database, store, declaration(trial))
+    _, child = snapshot(database, "demo")
+    counts = {
+        name: len(points) for name, points in child["history"].items() if name.startswith(("eval/", "perf/"))
+    }
+    assert "eval/hamiltonian/accuracy" in counts
+    assert set(counts.values()) == {1}, counts
+
+
+def test_a_sweep_declared_with_another_evaluation_draw_can_be_synced(database: str, store: Store):
+    """max_eval_pairs is in no training key: the trial, and so its run, is the same one."""
+    trial = with_parameters(record(), max_eval_pairs=20)
+    commit_trial(store, trial, 9, 5)
+    sync_all(database, store, declaration(trial))
+    sync_all(database, store, declaration(with_parameters(trial, max_eval_pairs=40)))
+    assert len(snapshot(database, "demo")) == 2
+
+
+def test_a_trial_whose_model_lies_elsewhere_now_can_be_synced(database: str, store: Store):
+    trial = with_parameters(record(), model_source="/old/place")
+    commit_trial(store, trial, 9, 5)
+    sync_all(database, store, declaration(trial))
+    sync_all(database, store, declaration(with_parameters(trial, model_source="/new/place")))
+    assert len(snapshot(database, "demo")) == 2
+
+
+def test_one_trial_in_two_sweeps_is_a_run_in_each(database: str, store: Store):
+    trial = record()
+    commit_trial(store, trial, 9, 5)
+    for name in ("one", "two"):
+        sync_all(database, store, declaration(trial, name=name))
+    assert [run["name"] for run in snapshot(database, "one")] == ["one", trial.name]
+    assert [run["name"] for run in snapshot(database, "two")] == ["two", trial.name]
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address at which nothing listens."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def test_sync_to_where_nobody_listens_raises_and_says_what_to_check(nobody: str, store: Store):
+    with pytest.raises(TrackingError, match="--tracking-uri") as raised:
+        sync_all(nobody, store, declaration(*two_trials(store)))
+    assert nobody in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", ["nonsense://host", "sqlite:///{file}/mlflow.db"], ids=["scheme", "unwritable"])
+def test_sync_to_what_cannot_be_written_raises_a_tracking_error(uri: str, store: Store, tmp_path: Path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(TrackingError, match="--tracking-uri"):
+        sync_all(uri.format(file=tmp_path / "file"), store, declaration(*two_trials(store)))
+
+
+def test_a_tracker_that_reaches_nobody_stops_nothing_and_says_so_in_bounded_time(nobody: str, store: Store):
+    trials = two_trials(store)
+    tracker = Tracker(nobody, store, declaration(*trials))
+    before = time.monotonic()
+    for trial in trials:
+        tracker.started(trial.key)
+        tracker.ended(trial.key, failed=False)
+    assert time.monotonic() - before < 0.5, "calls wait for the server"
+    trouble = tracker.close(timeout_s=10.0)
+    assert trouble
+    assert time.monotonic() - before < 15.0
+
+
+def test_a_tracker_whose_server_never_answers_gives_up_in_time(store: Store):
+    """A server that takes the connection and says nothing."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", store, declaration(record()))
+        tracker.started(record().key)
+        before = time.monotonic()
+        assert "within 1 s" in tracker.close(timeout_s=1.0)
+        assert time.monotonic() - before < 3.0
+
+
+def test_a_tracker_with_nothing_to_say_says_nothing(nobody: str, store: Store):
+    assert Tracker(nobody, store, declaration(record())).close() is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250, 10_000])
+def test_a_curve_is_thinned_evenly_and_keeps_its_ends(count: int):
+    rows = [{"step": i} for i in range(count)]
+    kept = thinned(rows, 100)
+    assert len(kept) == min(count, 100)
+    assert kept[:1] == rows[:1]
+    assert kept[-1:] == rows[-1:]
+    steps = [row["step"] for row in kept]
+    assert steps == sorted(set(steps))
