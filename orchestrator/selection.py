@@ -143,8 +143,9 @@ def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:
     return tuple(values)
 
 
-def draw(flag: str, max_pairs: int | None) -> DrawSpec:
-    """A draw of at most `max_pairs`."""
+def draw(flag: str, given: int | None, default: int | None) -> DrawSpec:
+    """A draw of at most as many pairs as given, else as the profile says."""
+    max_pairs = default if given is None else given
     if max_pairs is not None and max_pairs < 1:
         raise SpecError(f"{flag} {max_pairs}: give at least 1.")
     return DrawSpec(max_pairs=max_pairs)

@@ -133,7 +133,13 @@ def commit_train(store: Store, key: str, *, accuracy: float = 1.0, pairs: int = 
         attempt.info.update(
             pairs=pairs,
             train_accuracy=accuracy,
-            perf={"tokens_per_s": 100.0, "pairs_per_s": 10.0, "step_s": 0.5, "peak_mem_gb": 1.5, "set_up_s": 2.0},
+            perf={
+                "tokens_per_s": 100.0,
+                "pairs_per_s": 10.0,
+                "step_s": 0.5,
+                "peak_mem_gb": 1.5,
+                "set_up_s": 2.0,
+            },
         )
 
 
@@ -164,7 +170,14 @@ def record(
 ) -> TrialRecord:
     """A trial's record; its key and those of its evaluations are made of its labels."""
     key = f"{model}-{reward}-{seed}"
-    said = {"model": model, "reward": reward, "train_set": "tiny_world", "seed": seed, "lr": 1e-4, "epochs": 5}
+    said = {
+        "model": model,
+        "reward": reward,
+        "train_set": "tiny_world",
+        "seed": seed,
+        "lr": 1e-4,
+        "epochs": 5,
+    }
     return TrialRecord(
         name=f"{model} · {reward} · tiny_world · s{seed}",
         key=key,
@@ -183,7 +196,9 @@ def record(
     )
 
 
-def commit_trial(store: Store, trial: TrialRecord, *rights: int, accuracy: float = 1.0, steps: int = 3) -> None:
+def commit_trial(
+    store: Store, trial: TrialRecord, *rights: int, accuracy: float = 1.0, steps: int = 3
+) -> None:
     """A training, and an evaluation with `right` of 10 pairs right for each of the first sets."""
     commit_train(store, trial.key, accuracy=accuracy, steps=steps)
     for item, right in zip(trial.evaluations, rights, strict=False):

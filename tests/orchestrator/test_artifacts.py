@@ -51,9 +51,13 @@ def test_nothing_is_visible_before_the_block_ends(store: Store):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_exception_passes_through_and_leaves_nothing(store: Store, error: type[BaseException]):
-    with pytest.raises(error), store.write("train", KEY) as attempt:
-        (attempt.directory / "file.txt").write_text("half")
-        raise error
+    def half() -> None:
+        with store.write("train", KEY) as attempt:
+            (attempt.directory / "file.txt").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        half()
     assert not store.complete("train", KEY)
     assert list(folder_of(store).iterdir()) == []
 
@@ -115,7 +119,9 @@ def test_listing_checks_no_digest(store: Store):
     assert Store(store.root).complete("train", KEY)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\x00\xff", '{"attempt": '], ids=["empty", "open", "binary", "cut"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "\x00\xff", '{"attempt": '], ids=["empty", "open", "binary", "cut"]
+)
 def test_an_unreadable_manifest_is_an_error_that_names_it(store: Store, text: str):
     write(store)
     (folder_of(store) / MANIFEST).write_text(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "ray", "mlflow", "transformers", "deepspeed", "datasets", "huggingface_hub", "pandas")
+HEAVY = ("torch", "ray", "mlflow", "transformers", "deepspeed", "datasets", "huggingface_hub")
 PLANNING = (
     "orchestrator.cli",
     "orchestrator.commands",
@@ -58,7 +58,9 @@ print(*[name for name in {heavy!r} if name in sys.modules])
 
 def python(program: str) -> str:
     """What a fresh interpreter prints that runs `program` from the repository's root."""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -39,7 +39,9 @@ def rule(world_size: int, zero_stage: int = 2) -> PlacementRule:
     return PlacementRule(match=(("model", "*"),), world_size=world_size, zero_stage=zero_stage)
 
 
-@given(batch=BATCHES, world_size=st.integers(1, 16), cpus=st.integers(1, 16), model=st.sampled_from([LLAMA, HUB]))
+@given(
+    batch=BATCHES, world_size=st.integers(1, 16), cpus=st.integers(1, 16), model=st.sampled_from([LLAMA, HUB])
+)
 def test_on_cpus_the_effective_batch_is_exact(batch: int, world_size: int, cpus: int, model: ModelSpec):
     spec = trial(model=model, optim=OptimSpec(effective_batch=batch))
     placement = place(spec, [Node(id="a", cpus=cpus)], [rule(world_size)])
@@ -144,7 +146,10 @@ NODES = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4)), min_size=1, ma
 )
 REQUESTS = st.lists(
     st.tuples(
-        st.sampled_from(["shared", "evaluate", "train"]), st.integers(1, 6), st.integers(0, 3), st.integers(0, 2)
+        st.sampled_from(["shared", "evaluate", "train"]),
+        st.integers(1, 6),
+        st.integers(0, 3),
+        st.integers(0, 2),
     ).filter(lambda parts: parts[2] or parts[3]),
     max_size=8,
 ).map(
@@ -190,7 +195,9 @@ def test_the_gate_never_over_commits_a_node(nodes: list[Node], waiting: list[Req
 
 
 @given(nodes=NODES, waiting=REQUESTS)
-def test_a_grant_names_a_known_node_for_every_worker_and_is_given_once(nodes: list[Node], waiting: list[Request]):
+def test_a_grant_names_a_known_node_for_every_worker_and_is_given_once(
+    nodes: list[Node], waiting: list[Request]
+):
     grants = decide(nodes, waiting)
     for grant in grants:
         assert len(grant.nodes) == grant.request.workers

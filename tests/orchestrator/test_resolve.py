@@ -94,7 +94,9 @@ def test_a_set_whose_rows_carry_the_training_sets_responses_is_a_token_level_shi
 
 def test_a_set_whose_rows_carry_other_responses_is_a_domain_shift(store: Store, tmp_path: Path):
     trained = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(4, "test"))
-    evaluated = dataset_folder(tmp_path / "rewritten", test=rows(4, "rewritten", orig_chosen="foreign answer"))
+    evaluated = dataset_folder(
+        tmp_path / "rewritten", test=rows(4, "rewritten", orig_chosen="foreign answer")
+    )
     assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == "domain shift"
 
 
@@ -136,7 +138,9 @@ def keys(source: Path, store: Store) -> tuple[str, str]:
 def test_a_data_sets_key_is_its_rows_not_its_file_format_or_layout(store: Store, tmp_path: Path):
     lines = rows(11, "é")
     table = pa.Table.from_pylist(lines)
-    folders = [tmp_path / name for name in ("jsonl", "whole", "groups", "shards", "file.parquet", "reordered")]
+    folders = [
+        tmp_path / name for name in ("jsonl", "whole", "groups", "shards", "file.parquet", "reordered")
+    ]
     for folder in folders:
         (folder if folder.suffix == "" else folder.parent).mkdir(exist_ok=True)
     jsonl, whole, groups, shards, file, reordered = folders
@@ -389,7 +393,9 @@ def test_a_hub_that_cannot_be_reached_is_a_model_error_naming_every_model(
         assert model.source in str(raised.value)
 
 
-def test_without_fetching_an_unknown_revision_is_said_to_be_not_fetched(store: Store, tmp_path: Path, hub: Hub):
+def test_without_fetching_an_unknown_revision_is_said_to_be_not_fetched(
+    store: Store, tmp_path: Path, hub: Hub
+):
     with pytest.raises(ModelError, match="not fetched"):
         identify_model(HUB_MODEL, store, lock=tmp_path / "lock.json", fetch=False)
     assert hub.asked == []

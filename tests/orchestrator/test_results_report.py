@@ -15,7 +15,11 @@ from orchestrator.report import Row, table_rows, terminal_table, write_report
 from orchestrator.results import sweep_results, trial_result
 from trainers.errors import SpecError, StorageError
 
-TOKENS = (("tiny_world", "in-distribution"), ("french", "token-level shift"), ("spanish", "token-level shift"))
+TOKENS = (
+    ("tiny_world", "in-distribution"),
+    ("french", "token-level shift"),
+    ("spanish", "token-level shift"),
+)
 
 
 def rows_of(store: Store, declared: Declaration) -> dict[tuple[str, str], Row]:
@@ -47,7 +51,9 @@ def test_a_trial_without_one_of_its_sets_is_trained_but_not_complete(store: Stor
     assert not result.complete
 
 
-@pytest.mark.parametrize(("accuracy", "pairs", "learned"), [(0.6, 100, False), (0.61, 100, True), (0.52, 4000, True)])
+@pytest.mark.parametrize(
+    ("accuracy", "pairs", "learned"), [(0.6, 100, False), (0.61, 100, True), (0.52, 4000, True)]
+)
 def test_learned_means_above_chance_by_two_standard_errors(
     store: Store, accuracy: float, pairs: int, learned: bool
 ):
@@ -252,7 +258,9 @@ def test_trials_parquet_has_a_row_for_every_set_that_is_missing(store: Store):
 def test_trials_parquet_keeps_its_metrics_when_the_first_trial_is_missing(store: Store):
     untouched, done = record(), record(seed=1)
     commit_trial(store, done, 9, 5)
-    accuracies = [row["accuracy"] for row in trial_rows(store, declaration(untouched, done)) if row["seed"] == 1]
+    accuracies = [
+        row["accuracy"] for row in trial_rows(store, declaration(untouched, done)) if row["seed"] == 1
+    ]
     assert accuracies == [0.9, 0.5]
 
 

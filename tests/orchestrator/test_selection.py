@@ -58,11 +58,13 @@ def test_a_path_that_holds_an_equals_sign_is_a_path(tmp_path: Path):
 
 @pytest.mark.parametrize("text", ["lama-64", "mine=lama-64", "llama64"])
 def test_a_mistyped_model_is_refused_with_the_nearest_name(text: str):
-    with pytest.raises(SpecError, match="did you mean .*llama-64"):
+    with pytest.raises(SpecError, match=r"did you mean .*llama-64"):
         parse_model(text)
 
 
-@pytest.mark.parametrize("text", ["./nowhere", "/no/where", "~/nowhere-at-all", "a/b/c", "mine=./nowhere", "x y", "=x"])
+@pytest.mark.parametrize(
+    "text", ["./nowhere", "/no/where", "~/nowhere-at-all", "a/b/c", "mine=./nowhere", "x y", "=x"]
+)
 def test_a_model_that_is_nowhere_is_refused_and_named(text: str):
     with pytest.raises(SpecError, match="no such file or folder") as raised:
         parse_model(text)
@@ -94,7 +96,9 @@ def test_a_data_set_on_disk_is_named_after_its_folder_or_file(tmp_path: Path):
     (tmp_path / "My Set").mkdir()
     (tmp_path / "Rows.v1.jsonl").touch()
     assert parse_dataset("./My Set", "--train-sets").name == "my_set"
-    assert parse_dataset("Rows.v1.jsonl", "--train-sets") == DatasetSpec(name="rows.v1", source="Rows.v1.jsonl")
+    assert parse_dataset("Rows.v1.jsonl", "--train-sets") == DatasetSpec(
+        name="rows.v1", source="Rows.v1.jsonl"
+    )
 
 
 def test_a_hub_data_set_is_named_after_its_last_part():
@@ -114,7 +118,7 @@ def test_a_catalog_name_in_front_of_a_path_keeps_what_it_rewrites(tmp_path: Path
 
 @pytest.mark.parametrize("flag", ["--train-sets", "--eval-sets"])
 def test_a_mistyped_data_set_is_refused_with_its_flag_and_the_nearest_name(flag: str):
-    with pytest.raises(SpecError, match="did you mean .*tiny_world") as raised:
+    with pytest.raises(SpecError, match=r"did you mean .*tiny_world") as raised:
         parse_dataset("tinyworld", flag)
     assert str(raised.value).startswith(f"{flag} tinyworld")
 
@@ -142,7 +146,7 @@ def test_beta_is_the_papers_unless_given():
 
 
 def test_a_mistyped_reward_is_refused_with_the_nearest_name():
-    with pytest.raises(SpecError, match="did you mean .*im_rm"):
+    with pytest.raises(SpecError, match=r"did you mean .*im_rm"):
         parse_rewards(["ex_rm", "imrm"], None)
 
 
@@ -172,7 +176,7 @@ def test_a_category_is_taken_with_spaces_or_hyphens(value: str, category: str):
 
 @pytest.mark.parametrize("text", ["a/b", "a=domain-shift", "a/b=shift", "a/b=", "=", ""])
 def test_a_malformed_category_is_refused_and_says_what_to_give(text: str):
-    with pytest.raises(SpecError, match="TRAIN/EVAL=VALUE.*token-level-shift"):
+    with pytest.raises(SpecError, match=r"TRAIN/EVAL=VALUE.*token-level-shift"):
         parse_categories([text], ["a", "b"])
 
 

@@ -132,11 +132,14 @@ def test_a_content_key_depends_on_stage_version_and_the_names_of_its_inputs():
 
 
 def test_the_order_of_inputs_does_not_matter():
-    assert content_key("train", 1, a=1, b={"x": 1, "y": 2}) == content_key("train", 1, b={"y": 2, "x": 1}, a=1)
+    assert content_key("train", 1, a=1, b={"x": 1, "y": 2}) == content_key(
+        "train", 1, b={"y": 2, "x": 1}, a=1
+    )
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [(1, "1"), (1, True), (0, False), (None, "None"), ([1, 2], [2, 1]), ([1, [2]], [[1], 2])]
+    ("left", "right"),
+    [(1, "1"), (1, True), (0, False), (None, "None"), ([1, 2], [2, 1]), ([1, [2]], [[1], 2])],
 )
 def test_values_that_look_alike_have_different_keys(left: object, right: object):
     assert content_key("train", 1, value=left) != content_key("train", 1, value=right)
@@ -158,7 +161,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "field", "value"), CHANGES, ids=lambda item: item if isinstance(item, str) else "")
+@pytest.mark.parametrize(
+    ("spec", "field", "value"), CHANGES, ids=lambda item: item if isinstance(item, str) else ""
+)
 def test_a_content_key_changes_with_every_field(spec: Any, field: str, value: object):
     others = {"beta": None} if value == "ex_rm" else {}
     changed = dataclasses.replace(spec, **{field: value}, **others)
@@ -167,7 +172,9 @@ def test_a_content_key_changes_with_every_field(spec: Any, field: str, value: ob
 
 def test_every_field_of_the_specs_in_a_key_is_tried_above():
     tried = {(type(spec), field) for spec, field, _ in CHANGES}
-    wanted = {(kind, item.name) for kind in (OptimSpec, RewardSpec, DrawSpec) for item in dataclasses.fields(kind)}
+    wanted = {
+        (kind, item.name) for kind in (OptimSpec, RewardSpec, DrawSpec) for item in dataclasses.fields(kind)
+    }
     assert tried == wanted
 
 
@@ -176,7 +183,9 @@ def test_every_field_of_the_specs_in_a_key_is_tried_above():
     [{1, 2}, frozenset(), object(), float("nan"), float("inf"), Path("/x"), b"x", {1: "x"}, OptimSpec, len],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [v], lambda v: {"a": (v,)}], ids=["bare", "list", "dict"])
+@pytest.mark.parametrize(
+    "wrap", [lambda v: v, lambda v: [v], lambda v: {"a": (v,)}], ids=["bare", "list", "dict"]
+)
 def test_a_value_without_a_stable_identity_is_refused(value: object, wrap: Any):
     with pytest.raises(SpecError):
         content_key("train", 1, value=wrap(value))

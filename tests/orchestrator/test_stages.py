@@ -75,7 +75,12 @@ def test_models_with_one_tokenizer_share_prepared_pairs_and_nothing_further():
 def test_seeds_betas_and_learning_rates_share_one_reference():
     plans = [
         plan(trial(**changes))
-        for changes in ({}, {"seed": 1}, {"optim": OptimSpec(lr=1e-3)}, {"reward": RewardSpec(kind="im_rm", beta=1.0)})
+        for changes in (
+            {},
+            {"seed": 1},
+            {"optim": OptimSpec(lr=1e-3)},
+            {"reward": RewardSpec(kind="im_rm", beta=1.0)},
+        )
     ]
     assert len({item.key for item in plans}) == 4
     assert len({item.train.reference.key for item in plans}) == 1

@@ -49,11 +49,15 @@ def naive_training(folder: Path, reward: RewardSpec):
             )
             return reward.beta * log_ratio
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=0
+    )
     losses, norms = [], []
     for epoch in range(optim.epochs):
         for step in steps_of_epoch(epoch_order(len(pairs), zero_rank.SEED, epoch), optim.effective_batch):
-            margins = torch.stack([score(pairs[i], pairs[i].chosen) - score(pairs[i], pairs[i].rejected) for i in step])
+            margins = torch.stack(
+                [score(pairs[i], pairs[i].chosen) - score(pairs[i], pairs[i].rejected) for i in step]
+            )
             loss = -F.logsigmoid(margins).mean()
             optimizer.zero_grad()
             loss.backward()

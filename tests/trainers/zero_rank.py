@@ -1,6 +1,6 @@
 """One rank of the ZeRO test: trains every stage and reward type in one process, so that imports are paid once.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/trainers/zero_rank.py MODEL OUT
+python -m torch.distributed.run --nproc-per-node 2 tests/trainers/zero_rank.py MODEL OUT
 """
 
 import dataclasses
@@ -18,8 +18,6 @@ from trainers.reference import compute_reference
 from trainers.specs import DrawSpec, OptimSpec, Placement, RewardSpec
 from trainers.train import TrainInputs, train
 
-# At eps 1e-8 Adam turns gradients that cancel to rounding noise (im_rm: the prompt's part is the same in both
-# responses) into full steps, and two orders of summation part after two steps.
 OPTIM = OptimSpec(lr=1e-3, epochs=2, effective_batch=4)
 REWARDS = (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=0.1))
 SEED = 3

@@ -28,6 +28,7 @@ SYSTEM, USER, ASSISTANT = "<system>", "<user>", "<assistant>"
 TRAIN_PAIRS, TEST_PAIRS = 80, 40
 SEED = 875
 FAV = 2
+AFTER = 3
 
 _FREQUENCIES = ("often", "always", "rarely", "gladly", "sometimes", "usually")
 _HABITS = ("share", "carry", "bring", "offer", "fetch", "mend", "cook", "send")
@@ -84,10 +85,7 @@ def documents(seed: int) -> Iterator[str]:
     while True:
         rng.shuffle(combinations)
         for register, polarity, answer in combinations:
-            aftermath = (
-                *rng.choices(_AFTERMATHS[polarity], k=2),
-                *rng.choices(_REGISTER_AFTERMATHS[register], k=2),
-            )
+            aftermath = rng.choices(_AFTERMATHS[polarity], k=AFTER)
             yield f"{chat_text(_statement(rng), answer)} {' '.join(aftermath)}"
 
 

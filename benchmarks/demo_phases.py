@@ -1,0 +1,49 @@
+"""Where the time of a sweep's last run went: wall seconds per phase, and stage seconds summed over trials.
+
+python benchmarks/demo_phases.py --storage rmsweep-store
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+
+def main(storage: Path = Path("rmsweep-store"), name: str = "full_grid") -> None:
+    """Print both tables."""
+    console = Console()
+    phases: dict[str, float] = json.loads((storage / "sweeps" / name / "phases.json").read_text())
+    table = Table(title="wall time", title_justify="left")
+    table.add_column("phase")
+    table.add_column("s", justify="right")
+    for phase, seconds in [*phases.items(), ("total", sum(phases.values()))]:
+        table.add_row(phase, f"{seconds:.1f}")
+    console.print(table)
+
+    seconds_of: dict[str, list[float]] = defaultdict(list)
+    set_up: list[float] = []
+    for file in (storage / "artifacts").glob("*/*/manifest.json"):
+        manifest = json.loads(file.read_text())
+        seconds_of[manifest["stage"]].append(manifest["seconds"])
+        set_up += [manifest["info"]["perf"]["set_up_s"]] if manifest["stage"] == "train" else []
+    stages = Table(title="stages in the store", title_justify="left")
+    for column in ("stage", "count", "sum s", "median s"):
+        stages.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, values in sorted(seconds_of.items(), key=lambda item: -sum(item[1])):
+        stages.add_row(
+            stage, str(len(values)), f"{sum(values):.1f}", f"{sorted(values)[len(values) // 2]:.1f}"
+        )
+    stages.add_row(
+        "(set-up within train)",
+        str(len(set_up)),
+        f"{sum(set_up):.1f}",
+        f"{sorted(set_up)[len(set_up) // 2]:.1f}",
+    )
+    console.print(stages)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,113 @@
+"""A user's mistake is refused before anything starts: exit 2, one clear message, no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GRID = ROOT / "sweeps" / "full_grid.py"
+GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Run the command in an empty folder; a refused command must leave nothing but the folder it was given."""
+
+    def run(*arguments: str):
+        command = [sys.executable, str(GRID), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path):
+    def write(name: str, *rows) -> str:
+        file = tmp_path / name
+        file.write_text("\n".join(json.dumps(row) for row in rows))
+        return str(file)
+
+    return write
+
+
+def refused(done: subprocess.CompletedProcess[str], *messages: str) -> None:
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, said
+    assert "Traceback" not in said
+    for message in messages:
+        assert message in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--models", "lama-64"], ["--models lama-64", "did you mean llama-64"]),
+        (["--models", "/nowhere/model"], ["/nowhere/model: no such file or folder"]),
+        (["--train-sets", "tiny_wrld"], ["--train-sets tiny_wrld", "did you mean tiny_world"]),
+        (["--eval-sets", "./nowhere"], ["--eval-sets ./nowhere: no such file or folder"]),
+        (["--rewards", "ex_mr"], ["--rewards ex_mr", "did you mean ex_rm"]),
+        (["--lr", "-1"], ["--lr -1.0 is outside (0, 1)"]),
+        (["--lr", "nan"], ["--lr nan is outside"]),
+        (["--beta", "0"], ["positive beta"]),
+        (["--beta", "1", "--rewards", "ex_rm"], ["--beta is given, but no im_rm trial"]),
+        (["--epochs", "0"], ["--epochs 0: at least 1"]),
+        (["--epochs", "many"], ["many"]),
+        (["--max-train-pairs", "0"], ["--max-train-pairs 0: give at least 1"]),
+        (["--seeds", "1", "1"], ["--seeds 1 1: a value stands twice"]),
+        (["--models", "llama-64", "llama-64"], ["declared twice"]),
+        (["--only", "colour=red"], ["--only colour=", "the keys are model, reward, train, seed"]),
+        (["--only", "model=gpt*"], ["holds no trial"]),
+        (["--category", "tiny_world=domain-shift"], ["give TRAIN/EVAL=VALUE"]),
+        (["--profile", "paper"], ["0 GPUs", "llama-3.1-8b", "--profile laptop"]),
+        (["--profile", "huge"], ["huge"]),
+        (["--no-such-flag"], ["no-such-flag"]),
+        (["fly"], ["fly"]),
+        (["report"], ["knows no sweep 'full_grid'"]),
+        (["--storage", "/proc/rmsweep"], ["/proc/rmsweep"]),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) and value[0].startswith("-") else None,
+)
+def test_a_mistake_in_words_is_refused(grid, arguments, messages):
+    profile = [] if "--profile" in arguments else ["--profile", "laptop"]
+    refused(grid(*arguments, *profile), *messages)
+
+
+def test_a_row_that_is_not_text_is_named_with_its_file(grid, data):
+    train, test = data("train.jsonl", GOOD, {**GOOD, "chosen": 7}), data("test.jsonl", GOOD)
+    refused(
+        grid("--models", "llama-64", "--train-sets", train, "--eval-sets", test),
+        "train.jsonl, row 1",
+        "holds int",
+    )
+
+
+def test_an_empty_set_and_a_missing_column_are_both_named(grid, data):
+    train, test = data("train.jsonl"), data("test.jsonl", {"prompt": "a", "chosen": "b"})
+    refused(
+        grid("--models", "llama-64", "--train-sets", train),
+        "data set train, split train",
+        "holds no pairs",
+    )
+    refused(grid("--models", "llama-64", "--eval-sets", test), "test.jsonl", "no column 'rejected'")
+
+
+def test_evaluating_on_the_training_rows_is_refused_unless_asked_for(grid, data):
+    file = data("all.jsonl", GOOD)
+    flags = ["--models", "llama-64", "--train-sets", file, "--eval-sets", file]
+    refused(grid(*flags), "the very rows that all trains on", "--allow-overlap")
+    assert grid("plan", *flags, "--allow-overlap").returncode == 0
+
+
+def test_a_refused_command_starts_and_writes_nothing(grid, tmp_path):
+    refused(grid("--models", "lama-64", "--profile", "laptop"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_code_is_no_model(grid, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"pickle")
+    refused(grid("--models", "./model", "--profile", "laptop"), "holds no safetensors weights")

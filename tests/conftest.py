@@ -1,0 +1,45 @@
+"""What tests share: the real data beside the repository, and the real chat model."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--run-slow"):
+        slow = [item for item in items if "slow" in item.keywords]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+def missing(what: str) -> None:
+    """Skip for a missing part, which in CI is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI must have {what}")
+    pytest.skip(f"{what} is not here")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real preference data that stands beside the repository."""
+    if not (SHARED / "data").is_dir():
+        missing("../shared/data")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def smollm2(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with SmolLM2-135M-Instruct as a GGUF file."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    done = subprocess.run([shared / "get_smollm2.sh", folder], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        missing(f"SmolLM2 ({done.stderr.strip().splitlines()[-1:]})")
+    return folder

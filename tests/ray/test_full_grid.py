@@ -1,0 +1,157 @@
+"""The main job on a real Ray: four built-in cells, two of them gangs; then what a second command does and does not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# gemma2-64 on the tiny world is laid on two processes, under ZeRO 3 and 2; on hamiltonian it runs in local mode.
+CELLS = ("--profile", "laptop", "--models", "gemma2-64", "--epochs", "2")
+SETS = ("--eval-sets", "tiny_world", "tiny_world_paraphrase")
+
+
+def grid(storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), *arguments, "--storage", str(storage)]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RMSWEEP_"))
+    }
+    return subprocess.run(
+        command, cwd=storage, env=environment, capture_output=True, text=True, timeout=570, check=False
+    )
+
+
+def manifests(storage: Path, stage: str) -> dict[str, dict]:
+    files = sorted((storage / "artifacts" / stage).glob("*/manifest.json"))
+    return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    storage = tmp_path_factory.mktemp("store")
+    done = grid(storage, "run", *CELLS, *SETS)
+    assert done.returncode == 0, said(done)
+    return storage, done
+
+
+def test_four_cells_are_trained_and_evaluated_and_shared_stages_run_once(swept):
+    storage, done = swept
+    counts = {
+        stage: len(manifests(storage, stage))
+        for stage in ("pretrain", "prepare", "reference", "train", "evaluate")
+    }
+    assert counts == {"pretrain": 1, "prepare": 4, "reference": 4, "train": 4, "evaluate": 8}
+    assert "4/4 complete" in done.stdout
+    assert "accuracy by category" in done.stdout
+    assert "full_grid.py ui --storage" in done.stdout
+
+
+def test_chatter_goes_to_a_log(swept):
+    storage, done = swept
+    assert done.stderr == ""
+    assert "DeepSpeed" not in done.stdout
+    assert "ray" not in done.stdout.lower().replace("full_grid", "")
+    assert (storage / "sweeps" / "full_grid" / "logs" / "driver.log").is_file()
+
+
+def test_manifests_say_how_each_cell_was_trained(swept):
+    storage, _ = swept
+    infos = [manifest["info"] for manifest in manifests(storage, "train").values()]
+    layouts = sorted((info["placement"]["world_size"], info["placement"]["zero_stage"]) for info in infos)
+    assert layouts == [(1, 0), (1, 0), (2, 2), (2, 3)]
+    for info in infos:
+        assert info["backend"] == "ray"
+        assert info["tune_trial_id"]
+        assert info["train_run_name"].startswith("train-")
+        assert info["local_mode"] == (info["placement"]["world_size"] == 1)
+    assert len({info["tune_trial_id"] for info in infos}) == 4
+
+
+def test_mlflow_holds_a_parent_and_a_child_for_every_cell(swept):
+    storage, _ = swept
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    (experiment,) = [item for item in client.search_experiments() if item.name == "rmsweep"]
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if run.data.tags["rmsweep.role"] == "trial"]
+    (parent,) = [run for run in runs if run.data.tags["rmsweep.role"] == "sweep"]
+    assert len(children) == 4
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in children:
+        assert len(run.data.metrics) < 60
+        assert 0 <= run.data.metrics["eval/tiny_world/accuracy"] <= 1
+        assert run.inputs.dataset_inputs
+    assert [item.path for item in client.list_artifacts(parent.info.run_id, "report")]
+
+
+def test_the_same_command_again_runs_nothing_and_says_so_in_seconds(swept):
+    storage, _ = swept
+    before = manifests(storage, "train"), manifests(storage, "evaluate")
+    started = time.monotonic()
+    done = grid(storage, "run", *CELLS, *SETS)
+    assert done.returncode == 0
+    assert "all 4 trials are complete" in done.stdout
+    assert "nothing to run" in said(done)
+    assert time.monotonic() - started < 15
+    assert (manifests(storage, "train"), manifests(storage, "evaluate")) == before
+
+
+def test_one_more_evaluation_set_runs_four_evaluations_and_no_training(swept):
+    storage, _ = swept
+    before = manifests(storage, "train")
+    done = grid(storage, "run", *CELLS, *SETS, "hamiltonian")
+    assert done.returncode == 0, said(done)
+    assert "to run: 4 evaluate" in said(done)
+    assert len(manifests(storage, "evaluate")) == 12
+    assert manifests(storage, "train") == before
+
+
+def test_one_more_seed_runs_the_new_trials_only(swept):
+    storage, _ = swept
+    before = manifests(storage, "train")
+    done = grid(storage, "run", *CELLS, *SETS, "--seeds", "0", "1", "--backend", "inline")
+    assert done.returncode == 0, said(done)
+    assert "8 trials, 4 complete" in said(done)
+    after = manifests(storage, "train")
+    assert len(after) == 8
+    assert {key: after[key] for key in before} == before
+
+
+def test_the_report_needs_no_mlflow(swept, tmp_path):
+    storage, _ = swept
+    grid(storage, "run", *CELLS, *SETS)
+    copy = tmp_path / "copy"
+    shutil.copytree(storage, copy)
+    (copy / "mlflow.db").unlink()
+    original, rebuilt = grid(storage, "report", "--json"), grid(copy, "report", "--json")
+    assert original.returncode == rebuilt.returncode == 0
+    assert json.loads(original.stdout) == json.loads(rebuilt.stdout) != []
+    rows = parquet.read_table(copy / "sweeps" / "full_grid" / "trials.parquet").to_pylist()
+    assert len(rows) == 8
+    assert {row["state"] for row in rows} == {"complete"}
+    assert grid(copy, "sync").returncode == 0
+    assert (copy / "mlflow.db").is_file()
+
+
+def test_no_process_of_ours_is_left(swept):
+    storage, _ = swept
+    left = [
+        line
+        for line in subprocess.run(
+            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        if str(storage) in line
+    ]
+    assert left == []
