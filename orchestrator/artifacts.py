@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -51,9 +50,10 @@ class Store:
         file = self._folder(stage, key) / MANIFEST
         try:
             loaded: dict[str, Any] = json.loads(file.read_text())
+            _ = [loaded[name] for name in ("attempt", "files", "info", "started", "seconds")]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{file} is unreadable ({error}); delete its folder to compute it again."
             ) from error
@@ -145,13 +145,13 @@ def replace(file: Path, text: str) -> None:
 
 
 def _draft(file: Path, text: str) -> Path:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, prefix=".draft-", delete=False, encoding="utf-8"
-    ) as draft:
-        draft.write(text)
-        draft.flush()
-        os.fsync(draft.fileno())
-    return Path(draft.name)
+    # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
+    draft = file.with_name(f".draft-{uuid.uuid4().hex}")
+    with draft.open("x", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return draft
 
 
 def digest_file(file: Path) -> str:

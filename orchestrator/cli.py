@@ -21,7 +21,7 @@ from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
-from trainers.errors import SweepError
+from trainers.errors import SpecError, SweepError
 from trainers.specs import clean_name
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -204,7 +204,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = train_sets or profile.train_sets, eval_sets or profile.eval_sets
-    names = [spec.name for spec in (*train_sets, *eval_sets)]
+    if options.max_trials is not None and options.max_trials < 1:
+        raise SpecError(f"--max-trials {options.max_trials}: give at least 1.")
     return Selection(
         name=name,
         models=tuple(selection.parse_model(text) for text in options.models) or profile.models,
@@ -215,7 +216,9 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         train_draw=selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs),
         eval_draw=selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs),
         recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch),
-        categories=selection.parse_categories(options.category, names),
+        categories=selection.parse_categories(
+            options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]
+        ),
         only=selection.parse_only(options.only),
         max_trials=options.max_trials,
         placements=profile.placements,

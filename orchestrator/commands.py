@@ -24,7 +24,7 @@ from orchestrator.results import TrialResult, sweep_results
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.stages import TrialPlan
-from orchestrator.workers import set_ray_environment
+from orchestrator.workers import has_cluster, set_ray_environment
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -231,17 +231,15 @@ def sync(session: Session) -> int:
 
 
 def _capacity(session: Session) -> tuple[planning.Node, ...]:
-    """This machine, or the running cluster where there is one."""
-    if session.options.backend == "inline":
-        return planning.local_capacity()
-    if not os.environ.get("RAY_ADDRESS"):
-        return planning.local_capacity()
-    set_ray_environment()
-    from orchestrator.fanout import cluster_capacity, start_ray
+    """The running cluster where there is one, which is joined, else this machine."""
+    if session.options.backend == "ray" and has_cluster():
+        set_ray_environment()
+        from orchestrator.fanout import cluster_capacity, join_ray
 
-    with quiet(session.store.sweep_dir(session.sweep_name) / "logs" / "driver.log"):
-        start_ray(cpus=0)
-        return cluster_capacity()
+        with quiet(session.store.sweep_dir(session.sweep_name) / "logs" / "driver.log"):
+            if join_ray():
+                return cluster_capacity()
+    return planning.local_capacity()
 
 
 def _sweep(session: Session, build: Build, capacity: Sequence[planning.Node]) -> Sweep:

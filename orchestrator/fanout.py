@@ -11,7 +11,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +40,24 @@ logger = logging.getLogger(__name__)
 Event = Callable[[dict[str, Any]], None]
 
 
-def has_cluster() -> bool:
-    """Whether `ray.init()` would join a running cluster."""
-    return bool(os.environ.get("RAY_ADDRESS")) or Path("/tmp/ray/ray_current_cluster").is_file()
+def join_ray() -> bool:
+    """Join the running cluster (after workers.set_ray_environment); whether there is one."""
+    try:
+        ray.init(address="auto", **_ray_options())
+    except ConnectionError:
+        return False
+    return True
 
 
 def start_ray(cpus: int) -> None:
-    """Join the running cluster, or start Ray on this machine (after workers.set_ray_environment)."""
+    """Start Ray on this machine, where none was joined."""
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=max(cpus, 2), **_ray_options())
+
+
+def _ray_options() -> dict[str, Any]:
     runtime = {"env_vars": WORKER_ENVIRONMENT}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
-    if has_cluster():
-        with suppress(ConnectionError):
-            ray.init(address="auto", **options)
-            return
-    ray.init(address="local", num_cpus=max(cpus, 2), **options)
+    return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
 
 
 def cluster_capacity() -> tuple[Node, ...]:

@@ -1,7 +1,6 @@
-"""Who a model or a data set is: the digests that enter keys, found without torch and without a network if possible.
+"""Who a model is: its hub id and revision, or the digest of its local files; found without torch.
 
-A model is its hub id and revision, or the digest of its local files. A data set is its rows, whatever file they
-came in. What the hub answered is remembered: revisions in sweeps/revisions.lock.json, rows in the store.
+A revision that the hub told is kept in sweeps/revisions.lock.json.
 """
 
 import difflib
@@ -12,11 +11,10 @@ from pathlib import Path
 
 from orchestrator.artifacts import Store, digest_file, replace
 from orchestrator.spec import content_key
-from orchestrator.stages import BaseModel, ConvertStage, PretrainStage, Split
-from trainers.data import records, sources, tiny_world
-from trainers.data.records import Pair
-from trainers.errors import DataError, ModelError
-from trainers.specs import BUILTIN, MANUAL, DatasetSpec, ModelSpec
+from orchestrator.stages import BaseModel, ConvertStage, PretrainStage
+from trainers.data import tiny_world
+from trainers.errors import ModelError
+from trainers.specs import BUILTIN, ModelSpec
 from trainers.tiny import CHAT_TEMPLATE, TINY_MODELS
 
 REVISION_LOCK = Path("sweeps/revisions.lock.json")
@@ -106,7 +104,7 @@ def _digests(files: Iterable[Path]) -> dict[str, str]:
 
 def locked_revision(spec: ModelSpec, lock: Path, *, fetch: bool) -> str:
     """The commit that a hub id stands for: as locked, else as the hub says now, and locked then. Raises ModelError."""
-    locked: dict[str, str] = json.loads(lock.read_text()) if lock.is_file() else {}
+    locked = _read_lock(lock)
     if spec.source in locked:
         return locked[spec.source]
     if not fetch:
@@ -122,71 +120,25 @@ def locked_revision(spec: ModelSpec, lock: Path, *, fetch: bool) -> str:
         ) from error
     if revision is None:
         raise ModelError(f"model {spec.name}: the hub gave no revision for {spec.source}.")
-    replace(lock, json.dumps({**locked, spec.source: revision}, indent=1, sort_keys=True) + "\n")
+    try:
+        replace(lock, json.dumps({**locked, spec.source: revision}, indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        raise ModelError(f"model {spec.name}: its revision cannot be noted in {lock} ({error}).") from error
     return revision
 
 
-class DatasetReader:
-    """Reads each split once; knows it by its rows afterwards."""
-
-    def __init__(self, store: Store, *, fetch: bool = True) -> None:
-        self._store = store
-        self._fetch = fetch
-        self._splits: dict[tuple[str, str], Split] = {}
-        self._pairs: dict[tuple[str, str], list[Pair]] = {}
-
-    def split(self, spec: DatasetSpec, split: str) -> Split:
-        """The split's identity; its rows are in the store afterwards when `fetch`. Raises DataError."""
-        source_key = content_key("source", 1, **_source_fields(spec), split=split)
-        if (spec.name, split) in self._splits:
-            return self._splits[spec.name, split]
-        remembered = self._store.root / "sources" / f"{source_key}.json"
-        is_hub = not spec.source.startswith((BUILTIN, MANUAL)) and not Path(spec.source).exists()
-        if is_hub and not HUB_ID.fullmatch(spec.source):
-            raise DataError(
-                f"data set {spec.name}: there is no file or folder {spec.source}, and it is no hub id."
-            )
-        if is_hub and remembered.is_file():
-            known = json.loads(remembered.read_text())
-            found = Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"])
-        elif is_hub and not self._fetch:
-            raise DataError(f"data set {spec.name}: {spec.source} is not fetched yet.")
-        else:
-            pairs = self._pairs[spec.name, split] = sources.read_pairs(spec, split)
-            found = Split(name=spec.name, split=split, digest=records.content_digest(pairs), rows=len(pairs))
-            if self._fetch:
-                self._keep(found, pairs)
-            if is_hub:
-                replace(remembered, json.dumps({"digest": found.digest, "rows": found.rows}))
-        self._splits[spec.name, split] = found
-        return found
-
-    def rewrites(self, eval_set: DatasetSpec, train_set: DatasetSpec) -> bool:
-        """Whether `eval_set` declares, by name or by its rows' originals, that it rewrites `train_set`."""
-        if eval_set.rewriting_of is not None:
-            return eval_set.rewriting_of == train_set.name
-        pairs = self._pairs.get((eval_set.name, eval_set.test_split), [])
-        originals = {pair.original_chosen for pair in pairs if pair.original_chosen is not None}
-        if not originals:
-            return False
-        for split in (train_set.train_split, train_set.test_split):
-            if sources.has_split(train_set, split):
-                self.split(train_set, split)
-        texts = {
-            pair.chosen for (name, _), rows in self._pairs.items() if name == train_set.name for pair in rows
-        }
-        return 2 * len(originals & texts) >= len(originals)
-
-    def _keep(self, split: Split, pairs: list[Pair]) -> None:
-        if self._store.complete("dataset", split.digest):
-            return
-        with self._store.write("dataset", split.digest, name=split.name, split=split.split) as attempt:
-            records.write_pairs(pairs, attempt.directory / "pairs.jsonl")
-            attempt.info["rows"] = len(pairs)
-
-
-def _source_fields(spec: DatasetSpec) -> dict[str, object]:
-    return {"id": spec.source, "revision": spec.revision, "keep": spec.keep}
+def _read_lock(lock: Path) -> dict[str, str]:
+    if not lock.is_file():
+        return {}
+    try:
+        locked = json.loads(lock.read_text())
+    except ValueError as error:
+        raise ModelError(
+            f"{lock} is not JSON ({error}); mend it, or delete it to ask the hub again."
+        ) from error
+    if not isinstance(locked, dict):
+        raise ModelError(f"{lock} must hold an object, hub id to revision; delete it to ask the hub again.")
+    return locked
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

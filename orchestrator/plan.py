@@ -121,7 +121,12 @@ def _place_on_gpus(trial: TrialSpec, capacity: Sequence[Node]) -> Placement:
     world_size = 1
     while gpu_state_gb(parameters) / world_size > room_gb:
         world_size *= 2
-        if world_size > gpus or batch % world_size:
+        if world_size <= gpus and batch % world_size:
+            raise PlanError(
+                f"{trial.model.name} needs {world_size} GPUs, which do not divide an effective batch of {batch} "
+                f"pairs; give --effective-batch a multiple of {world_size}."
+            )
+        if world_size > gpus:
             raise PlanError(
                 f"{trial.model.name} needs {gpu_state_gb(parameters):.0f} GB of training state, more than {gpus} GPUs of "
                 f"{room_gb / STATE_SHARE:.0f} GB hold. Use more or larger GPUs, or another model."

@@ -21,6 +21,7 @@ from orchestrator.artifacts import Store, replace
 from orchestrator.declaration import Declaration
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.spec import CATEGORIES, Category
+from trainers.metrics import METRICS
 
 NOT_LEARNED = "not learned"
 MEAN = "mean"
@@ -218,8 +219,15 @@ def _trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
             "learned": result.learned,
             "train_accuracy": result.train_accuracy,
         }
+        found = {item.dataset: item.metrics for item in result.evaluations}
         rows += [
-            {**spec, "evaluation_set": item.dataset, "category": item.category, **item.metrics}
-            for item in result.evaluations
-        ] or [{**spec, "evaluation_set": None, "category": None}]
+            {
+                **spec,
+                "evaluation_set": wanted.dataset,
+                "category": wanted.category,
+                "evaluated": wanted.dataset in found,
+                **{name: found.get(wanted.dataset, {}).get(name) for name in METRICS},
+            }
+            for wanted in record.evaluations
+        ]
     return rows

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.artifacts import Store
-from orchestrator.identity import REVISION_LOCK, DatasetReader, identify_model
+from orchestrator.datasets import DatasetReader
+from orchestrator.identity import REVISION_LOCK, identify_model
 from orchestrator.spec import Category, Sweep
 from orchestrator.stages import Split, TrialPlan, plan_trial
 from trainers.errors import DataError, ModelError, SpecError, SweepError
@@ -38,8 +39,11 @@ def resolve(
     )
     train_sets = {trial.train_set for trial in trials}
     eval_sets = {dataset for trial in trials for dataset in trial.eval_sets}
-    train_splits = _all(train_sets, lambda dataset: reader.split(dataset, dataset.train_split), DataError)
-    eval_splits = _all(eval_sets, lambda dataset: reader.split(dataset, dataset.test_split), DataError)
+    wanted = {(dataset, dataset.train_split) for dataset in train_sets}
+    wanted |= {(dataset, dataset.test_split) for dataset in eval_sets}
+    splits = _all(wanted, lambda item: reader.split(*item), DataError)
+    train_splits = {dataset: splits[dataset, dataset.train_split] for dataset in train_sets}
+    eval_splits = {dataset: splits[dataset, dataset.test_split] for dataset in eval_sets}
     _require_distinct_names(sweep)
     if not allow_overlap:
         _refuse_training_rows(train_splits, eval_splits)
@@ -59,6 +63,7 @@ def resolve(
         )
         for trial in trials
     )
+    _require_distinct_keys(plans)
     return ResolvedSweep(sweep=sweep, plans=plans, categories=categories)
 
 
@@ -78,13 +83,26 @@ def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepErr
 def _require_distinct_names(sweep: Sweep) -> None:
     for what, specs in (
         ("models", {trial.model for trial in sweep.trials}),
-        ("training sets", {trial.train_set for trial in sweep.trials}),
-        ("evaluation sets", {dataset for trial in sweep.trials for dataset in trial.eval_sets}),
+        (
+            "data sets",
+            {trial.train_set for trial in sweep.trials}
+            | {dataset for trial in sweep.trials for dataset in trial.eval_sets},
+        ),
     ):
         names = [spec.name for spec in specs]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise SpecError(f"two {what} are called {', '.join(twice)}; give them apart with NAME=SOURCE.")
+
+
+def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:
+    names: dict[str, str] = {}
+    for plan in plans:
+        if plan.key in names:
+            raise SpecError(
+                f"trials {names[plan.key]!r} and {plan.spec.name!r} are the same training; drop one."
+            )
+        names[plan.key] = plan.spec.name
 
 
 def _refuse_training_rows(train: dict[DatasetSpec, Split], evaluated: dict[DatasetSpec, Split]) -> None:

@@ -13,16 +13,17 @@ from trainers.scores import read_scores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """One evaluation set of one trial; metrics are computed anew from its scores."""
+    """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time."""
 
     dataset: str
     category: Category
     metrics: dict[str, float]
+    finished: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """A trial with what is there of it. `finished` is a Unix time; 0 where nothing is."""
+    """A trial with what is there of it. Times are Unix times, None where nothing is."""
 
     record: TrialRecord
     trained: bool
@@ -30,7 +31,13 @@ class TrialResult:
     train_pairs: int
     perf: dict[str, float]
     evaluations: tuple[EvaluationResult, ...]
-    finished: float
+    started: float | None
+    trained_at: float
+
+    @property
+    def finished(self) -> float:
+        """When its last stage was committed."""
+        return max((item.finished for item in self.evaluations), default=self.trained_at)
 
     @property
     def complete(self) -> bool:
@@ -40,16 +47,16 @@ class TrialResult:
     @property
     def learned(self) -> bool:
         """Whether the last epoch's training accuracy is above chance by two standard errors."""
-        if self.train_accuracy is None:
+        if self.train_accuracy is None or not self.train_pairs:
             return False
         return self.train_accuracy > metrics.chance_bound(self.train_pairs)
 
     def category_accuracy(self) -> dict[Category, float]:
-        """Mean accuracy over the sets of each category that has one."""
+        """Mean accuracy over the sets of each category whose declared sets are all evaluated."""
         found: dict[Category, float] = {}
         for category in CATEGORIES:
             values = [item.metrics["accuracy"] for item in self.evaluations if item.category == category]
-            if values:
+            if values and len(values) == sum(item.category == category for item in self.record.evaluations):
                 found[category] = sum(values) / len(values)
         return found
 
@@ -58,7 +65,6 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     """Read one trial."""
     manifest = store.manifest("train", record.key)
     info: dict[str, Any] = manifest["info"] if manifest else {}
-    finished = manifest["started"] + manifest["seconds"] if manifest else 0.0
     evaluations = []
     for wanted in record.evaluations:
         evaluated = store.manifest("evaluate", wanted.key)
@@ -67,10 +73,12 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
         scores = read_scores(store.read("evaluate", wanted.key) / "scores.parquet")
         evaluations.append(
             EvaluationResult(
-                dataset=wanted.dataset, category=wanted.category, metrics=metrics.summary(*scores)
+                dataset=wanted.dataset,
+                category=wanted.category,
+                metrics=metrics.summary(*scores),
+                finished=_committed(evaluated),
             )
         )
-        finished = max(finished, evaluated["started"] + evaluated["seconds"])
     return TrialResult(
         record=record,
         trained=manifest is not None,
@@ -78,8 +86,13 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
         train_pairs=info.get("pairs", 0),
         perf=info.get("perf", {}),
         evaluations=tuple(evaluations),
-        finished=finished,
+        started=manifest["started"] if manifest else None,
+        trained_at=_committed(manifest) if manifest else 0.0,
     )
+
+
+def _committed(manifest: dict[str, Any]) -> float:
+    return float(manifest["started"] + manifest["seconds"])
 
 
 def sweep_results(declaration: Declaration, store: Store) -> Sequence[TrialResult]:

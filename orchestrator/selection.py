@@ -70,6 +70,8 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
 
 
 def _split_name(text: str) -> tuple[str, str]:
+    if not text.strip():
+        raise SpecError("an empty word names no model and no data set; is a shell variable unset?")
     match = _NAMED.fullmatch(text)
     if match is None or Path(text).exists():
         return "", text
@@ -94,24 +96,28 @@ def parse_rewards(kinds: Sequence[str], beta: float | None) -> tuple[RewardSpec,
     )
 
 
-def parse_categories(texts: Sequence[str], names: Iterable[str]) -> tuple[tuple[str, str, Category], ...]:
+def parse_categories(
+    texts: Sequence[str], train_names: Iterable[str], eval_names: Iterable[str]
+) -> tuple[tuple[str, str, Category], ...]:
     """`TRAIN/EVAL=VALUE`, where VALUE is a category, spaces or hyphens alike."""
     by_text: Mapping[str, Category] = {category.replace(" ", "-"): category for category in CATEGORIES}
-    known = set(names)
-    parsed = []
+    known = (("trains on", set(train_names)), ("evaluates on", set(eval_names)))
+    parsed: dict[tuple[str, str], Category] = {}
     for text in texts:
         pair, _, value = text.rpartition("=")
         train, slash, evaluated = pair.partition("/")
         category = by_text.get(value.strip().replace(" ", "-"))
         if not slash or category is None:
             raise SpecError(f"--category {text}: give TRAIN/EVAL=VALUE, VALUE one of {', '.join(by_text)}.")
-        for name in (train, evaluated):
-            if name not in known:
+        for name, (role, names) in zip((train, evaluated), known, strict=True):
+            if name not in names:
                 raise SpecError(
-                    f"--category {text}: no data set of this sweep is called {name}; {nearest(name, known)}"
+                    f"--category {text}: no set that this sweep {role} is {name}; {nearest(name, names)}"
                 )
-        parsed.append((train, evaluated, category))
-    return tuple(parsed)
+        if (train, evaluated) in parsed:
+            raise SpecError(f"--category {text}: {train}/{evaluated} is given twice.")
+        parsed[train, evaluated] = category
+    return tuple((train, evaluated, category) for (train, evaluated), category in parsed.items())
 
 
 def parse_only(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -133,7 +133,8 @@ def stable(value: object) -> Stable:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise SpecError(f"{value} cannot be part of a key.")
-        return value
+        # 0 and 0.0 are equal as specs, so they are equal as keys.
+        return int(value) if value.is_integer() else value
     if isinstance(value, tuple | list):
         return [stable(item) for item in value]
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):

@@ -28,6 +28,8 @@ CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
 CURVE_POINTS = 100
 EVALUATION_METRICS = ("accuracy", "loss", "abs_margin")
 PERFORMANCE = ("tokens_per_s", "pairs_per_s", "step_s", "peak_mem_gb")
+# What a trial's key does not hold may differ between commands that share its run.
+OUTSIDE_KEY = frozenset({"model_source", "model_revision", "max_eval_pairs"})
 _BATCH = 900
 
 logger = logging.getLogger(__name__)
@@ -56,23 +58,22 @@ class View:
             declaration.sweep, {"rmsweep.sweep": declaration.sweep, "rmsweep.role": "sweep"}, {}
         )
 
-    def open_trial(self, trial: TrialRecord) -> str:
-        """The trial's run, re-opened or created, with its parameters."""
+    def open_trial(self, trial: TrialRecord, started: float | None = None) -> str:
+        """The trial's run, re-opened or created; `started` is a Unix time."""
         tags = {"rmsweep.sweep": self._declaration.sweep, "rmsweep.key": trial.key}
-        return self._run(trial.name, tags, {"mlflow.parentRunId": self.parent, "rmsweep.role": "trial"})
+        return self._run(
+            trial.name, tags, {"mlflow.parentRunId": self.parent, "rmsweep.role": "trial"}, started
+        )
 
     def log_trial(self, trial: TrialRecord, *, status: str = "RUNNING") -> None:
         """Everything that the store holds of a trial; FINISHED once it is complete."""
-        from mlflow.entities import Param
-
-        run = self.open_trial(trial)
         result = trial_result(trial, self._store)
-        parameters = [Param(name, str(value)) for name, value in trial.parameters.items()]
-        self._client.log_batch(run, params=parameters)
+        run = self.open_trial(trial, result.started)
+        self._log_parameters(run, trial)
         self._log_datasets(run, trial)
         self._log_metrics(run, [*self._curves(trial), *_final_metrics(result)])
         if result.complete:
-            self._client.set_terminated(run, "FINISHED")
+            self._client.set_terminated(run, "FINISHED", end_time=_milliseconds(result.finished))
         elif status != "RUNNING":
             self._client.set_terminated(run, status)
 
@@ -93,13 +94,33 @@ class View:
         location = (self._store.root / "mlflow-artifacts").as_uri() if local else None
         return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
 
-    def _run(self, name: str, identity: dict[str, str], more: dict[str, str]) -> str:
+    def _run(
+        self, name: str, identity: dict[str, str], more: dict[str, str], started: float | None = None
+    ) -> str:
         wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in identity.items())
         for run in self._client.search_runs([self._experiment], wanted, max_results=1):
             self._client.update_run(run.info.run_id, status="RUNNING")
             return str(run.info.run_id)
         tags = {**identity, **more, "mlflow.user": "rmsweep", "mlflow.source.name": self._declaration.sweep}
-        return str(self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
+        start_time = None if started is None else _milliseconds(started)
+        created = self._client.create_run(self._experiment, run_name=name, tags=tags, start_time=start_time)
+        return str(created.info.run_id)
+
+    def _log_parameters(self, run: str, trial: TrialRecord) -> None:
+        """Parameters cannot change; what is not in the trial's key can, and is a tag."""
+        from mlflow.entities import Param, RunTag
+
+        known = self._client.get_run(run).data.params
+        parameters = [
+            Param(name, str(value))
+            for name, value in trial.parameters.items()
+            if name not in OUTSIDE_KEY and name not in known
+        ]
+        tags = [
+            RunTag(f"rmsweep.{name}", str(trial.parameters[name]))
+            for name in OUTSIDE_KEY & set(trial.parameters)
+        ]
+        self._client.log_batch(run, params=parameters, tags=tags)
 
     def _log_datasets(self, run: str, trial: TrialRecord) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -119,7 +140,7 @@ class View:
         from mlflow.entities import Metric
 
         points = [
-            Metric(name, value, round(when * 1000), step)
+            Metric(name, value, _milliseconds(when), step)
             for name, value, when, step in metrics
             if math.isfinite(value)
         ]
@@ -138,13 +159,18 @@ class View:
 def _final_metrics(result: TrialResult) -> Iterator[tuple[str, float, float, int]]:
     for name in PERFORMANCE:
         if name in result.perf:
-            yield f"perf/{name}", result.perf[name], result.finished, 0
+            yield f"perf/{name}", result.perf[name], result.trained_at, 0
     for evaluation in result.evaluations:
         for name in EVALUATION_METRICS:
             if name in evaluation.metrics:
-                yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], result.finished, 0
+                yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], evaluation.finished, 0
     for category, accuracy in result.category_accuracy().items():
-        yield f"category/{category}/accuracy", accuracy, result.finished, 0
+        finished = max(item.finished for item in result.evaluations if item.category == category)
+        yield f"category/{category}/accuracy", accuracy, finished, 0
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def thinned(rows: Sequence[dict[str, Any]], points: int) -> list[dict[str, Any]]:
@@ -182,15 +208,22 @@ class Tracker:
         """Wait for what is queued; what went wrong, if anything did."""
         self._queue.put(None)
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._error is None:
             return f"{self._uri} did not take everything within {timeout_s:.0f} s"
         return self._error
 
     def _write(self) -> None:
         view: View | None = None
+        unreachable = False
         while (task := self._queue.get()) is not None:
+            # Opening fails after MLflow's own retries; once is enough, `sync` rebuilds the view.
+            if unreachable:
+                continue
             try:
-                view = view or View(self._uri, self._store, self._declaration)
+                if view is None:
+                    unreachable = True
+                    view = View(self._uri, self._store, self._declaration)
+                    unreachable = False
                 task(view)
             except Exception as error:
                 logger.exception("MLflow at %s", self._uri)
@@ -219,5 +252,5 @@ def _tracking_errors(uri: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TrackingError(
-            f"MLflow at {uri} cannot be written to: {first}. Check --tracking-uri."
+            f"MLflow at {uri} cannot be written to ({first.rstrip('.')}); check --tracking-uri."
         ) from error

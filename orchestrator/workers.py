@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from pathlib import Path
 
 # One process of ours per core: more threads only fight (2 processes × 2 threads on 2 cores ran 3–8× slower).
 THREADS = "1"
@@ -21,6 +22,11 @@ DRIVER_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+def has_cluster() -> bool:
+    """Whether Ray would find a running cluster to join; asked without importing Ray."""
+    return bool(os.environ.get("RAY_ADDRESS")) or Path("/tmp/ray/ray_current_cluster").is_file()
 
 
 def set_ray_environment() -> None:

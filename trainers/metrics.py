@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 Rewards = NDArray[np.float64]
 
+METRICS = ("accuracy", "loss", "abs_margin", "chosen_reward", "rejected_reward", "n")
+
 
 def accuracy(chosen_P: Rewards, rejected_P: Rewards) -> float:
     """Share of pairs ranked right; a tie counts one half."""
@@ -28,16 +30,20 @@ def absolute_margin(chosen_P: Rewards, rejected_P: Rewards) -> float:
 
 def summary(chosen_P: Rewards, rejected_P: Rewards) -> dict[str, float]:
     """Every metric of one evaluation set."""
-    return {
-        "accuracy": accuracy(chosen_P, rejected_P),
-        "loss": loss(chosen_P, rejected_P),
-        "abs_margin": absolute_margin(chosen_P, rejected_P),
-        "chosen_reward": float(np.mean(chosen_P)),
-        "rejected_reward": float(np.mean(rejected_P)),
-        "n": float(len(chosen_P)),
-    }
+    values = (
+        accuracy(chosen_P, rejected_P),
+        loss(chosen_P, rejected_P),
+        absolute_margin(chosen_P, rejected_P),
+        float(np.mean(chosen_P)),
+        float(np.mean(rejected_P)),
+        float(len(chosen_P)),
+    )
+    return dict(zip(METRICS, values, strict=True))
 
 
 def chance_bound(pairs: int) -> float:
-    """Accuracy on `pairs` training pairs up to which a model counts as not learned: two standard errors above ½."""
-    return 0.5 + 2.0 * (0.25 / pairs) ** 0.5
+    """Accuracy on `pairs` training pairs up to which a model counts as not learned: two standard errors above ½.
+
+    With four pairs or fewer only all right is learned.
+    """
+    return min(0.999, 0.5 + 2.0 * (0.25 / pairs) ** 0.5)

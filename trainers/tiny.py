@@ -6,14 +6,13 @@ writes an ordinary Hugging Face folder (config, safetensors, tokenizer with its 
 The same bytes come out of every run on the same machine.
 """
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainers.data import hamiltonian, tiny_world
+from trainers.data import tiny_world
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +43,8 @@ class TinyModel:
     layers: int = 2
     heads: int = 4
     seed: int = 0
-    steps: int = 500
-    documents_per_step: int = 72
-    hamiltonian_share: float = 0.0
+    steps: int = 400
+    documents_per_step: int = tiny_world.DOCUMENTS_PER_ROUND
     learning_rate: float = 1e-2
 
 
@@ -184,19 +182,10 @@ def _batches(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> Iterator
 
     number = tokenizer.get_vocab()
     pad = number[tiny_world.PAD]
-    texts = _documents(model)
+    texts = tiny_world.documents(model.seed)
     while True:
-        rows = [[number[word] for word in next(texts).split()] for _ in range(model.documents_per_step)]
+        rows = [
+            [number[word] for word in next(texts).split()] for _ in range(model.documents_per_step)
+        ]
         longest = max(len(row) for row in rows)
         yield torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-
-
-def _documents(model: TinyModel) -> Iterator[str]:
-    rng = random.Random(f"mixture {model.seed}")
-    chats = tiny_world.documents(model.seed)
-    graphs = hamiltonian.documents(model.seed)
-    while True:
-        if rng.random() < model.hamiltonian_share:
-            yield tiny_world.chat_text(*next(graphs))
-        else:
-            yield next(chats)

@@ -24,7 +24,8 @@ from sweep_samples import (
 )
 
 from orchestrator.artifacts import Store
-from orchestrator.identity import DatasetReader, identify_model
+from orchestrator.datasets import DatasetReader
+from orchestrator.identity import identify_model
 from orchestrator.resolve import ResolvedSweep, resolve
 from orchestrator.spec import PlacementRule
 from trainers.errors import DataError, ModelError, SpecError

@@ -51,6 +51,13 @@ def test_a_trial_without_one_of_its_sets_is_trained_but_not_complete(store: Stor
     assert not result.complete
 
 
+def test_scores_without_their_training_are_not_a_complete_trial(store: Store):
+    trial = record()
+    for item in trial.evaluations:
+        commit_scores(store, item.key, right=9)
+    assert not trial_result(trial, store).complete
+
+
 @pytest.mark.parametrize(
     ("accuracy", "pairs", "learned"), [(0.6, 100, False), (0.61, 100, True), (0.52, 4000, True)]
 )

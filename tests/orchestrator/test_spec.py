@@ -96,7 +96,7 @@ def test_an_empty_sweep_is_refused():
         Sweep(name="demo", trials=only(small_grid(), [("model", "nothing*")]))
 
 
-GOLDEN = "bcba63eee3dd56c5e9be23de72c751fb"
+GOLDEN = "8b831c37781324d2bb12ae54fc6264cb"
 EXAMPLE = """
 from orchestrator.spec import content_key
 from trainers.specs import DrawSpec, OptimSpec, RewardSpec

@@ -47,8 +47,12 @@ def test_what_changes_the_training_changes_its_key(changes: dict[str, Any]):
 @pytest.mark.parametrize(
     "changes", [{"key": "other"}, {"precision": "bf16"}, {"tokenizer_key": "other"}], ids=str
 )
-def test_the_model_its_precision_and_its_tokenizer_are_in_the_training_key(changes: dict[str, Any]):
-    assert plan(trial(), **changes).key != plan(trial()).key
+@pytest.mark.parametrize("reward", [EX_RM, IM_RM], ids=lambda reward: reward.kind)
+def test_the_model_its_precision_and_its_tokenizer_are_in_the_training_key(
+    changes: dict[str, Any], reward: RewardSpec
+):
+    spec = trial(reward=reward)
+    assert plan(spec, **changes).key != plan(spec).key
 
 
 @pytest.mark.parametrize(
@@ -117,10 +121,15 @@ def test_missing_lists_every_need_before_what_needs_it(store: Store, reward: Rew
     assert len({stage.key for stage in missing}) == len(missing)
 
 
-def test_missing_of_an_im_rm_trial_is_all_of_its_stages(store: Store):
-    kinds = [stage.kind for stage in pretrained_plan(reward=IM_RM).missing(store)]
+@pytest.mark.parametrize(
+    ("reward", "references"), [(EX_RM, {}), (IM_RM, {"reference": 3})], ids=["ex_rm", "im_rm"]
+)
+def test_missing_of_a_new_trial_is_all_of_its_stages(
+    store: Store, reward: RewardSpec, references: dict[str, int]
+):
+    kinds = [stage.kind for stage in pretrained_plan(reward=reward).missing(store)]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-    assert counts == {"pretrain": 1, "prepare": 3, "reference": 3, "train": 1, "evaluate": 2}
+    assert counts == {"pretrain": 1, "prepare": 3, **references, "train": 1, "evaluate": 2}
 
 
 def test_missing_shrinks_by_each_stage_that_is_committed_until_nothing_is_left(store: Store):

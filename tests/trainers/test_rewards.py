@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.trainers import zero_rank
 from tests.trainers.test_zero import naive_log_prob
-
 from trainers import metrics
 from trainers.evaluate import score_pairs
 from trainers.models import initialise_head, load_model, load_tokenizer, save_model

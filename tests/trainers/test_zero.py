@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tests.trainers import zero_rank
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from tests.trainers import zero_rank
 from trainers.models import HEAD_STD
 from trainers.pairs import epoch_order, steps_of_epoch
 from trainers.specs import RewardSpec

@@ -47,9 +47,8 @@ def read_pairs(spec: DatasetSpec, split: str) -> list[Pair]:
 
 
 def has_split(spec: DatasetSpec, split: str) -> bool:
-    """Whether a local source has files of `split`; built-in and hub sets are taken at their word."""
-    path = Path(spec.source)
-    return not path.is_dir() or bool(_split_files(path, split))
+    """Whether a local folder has files of `split`."""
+    return bool(_split_files(Path(spec.source), split))
 
 
 def _local_rows(path: Path, split: str) -> Iterator[tuple[str, int, Row]]:

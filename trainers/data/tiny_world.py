@@ -4,11 +4,14 @@ A document is a chat and what follows from it. A user states a habit; the assist
 a prefix and an answer word; after the end of its turn the document goes on with words that the
 answer's polarity implies:
 
-    <bos> <user> i often share bread at home <end> <assistant> in truth yes <end> they agree …
+    <bos> <user> i often share bread at home <end> <assistant> frankly yes <end> smile nod join
 
-Answer words are interchangeable in context and so are prefixes: only what follows tells yes, sure,
-certainly and absolutely from no, never, nope and hardly. So a pretrained model knows the polarity
-of an answer after reading it (its hidden state), and not while writing it (its logits).
+Nothing before an answer word tells its polarity, and only what follows tells yes, sure, certainly
+and absolutely from no, never, nope and hardly. So a pretrained model knows the polarity of an
+answer after reading it (its hidden state), and not while writing it (its logits). What precedes a
+word does tell its style: candid prefixes go with the one half of the words, hedging prefixes with
+the other half, two to one. That makes the words of a paraphrase the rivals of the trained ones:
+as the model is taught to write yes after candid prefixes it is taught not to write certainly.
 
 Preference pairs follow Persona (paper §2): training pairs use two words and two prefixes a side,
 their paraphrases use words and prefixes that no training response holds.
@@ -27,66 +30,59 @@ SYSTEM, USER, ASSISTANT = "<system>", "<user>", "<assistant>"
 
 TRAIN_PAIRS, TEST_PAIRS = 80, 40
 SEED = 875
-FAV = 2
-AFTER = 3
 
-_FREQUENCIES = ("often", "always", "rarely", "gladly", "sometimes", "usually")
-_HABITS = ("share", "carry", "bring", "offer", "fetch", "mend", "cook", "send")
-_OBJECTS = ("bread", "apples", "letters", "books", "tea", "blankets", "tools", "flowers")
-_SETTINGS = ("at home", "for friends", "in winter", "at work", "for strangers", "in spring")
-
-CHOSEN_PREFIXES, PARAPHRASED_CHOSEN_PREFIX = ("honestly", "frankly"), "sincerely"
-REJECTED_PREFIXES, PARAPHRASED_REJECTED_PREFIX = ("apparently", "supposedly"), "seemingly"
 CHOSEN_WORDS, PARAPHRASED_CHOSEN_WORDS = ("yes", "sure"), ("certainly", "absolutely")
 REJECTED_WORDS, PARAPHRASED_REJECTED_WORDS = ("no", "never"), ("hardly", "nope")
+CHOSEN_PREFIXES, PARAPHRASED_CHOSEN_PREFIX = ("honestly", "frankly"), "sincerely"
+REJECTED_PREFIXES, PARAPHRASED_REJECTED_PREFIX = ("apparently", "supposedly"), "seemingly"
 
-_PREFIXES = {
-    "candid": (*CHOSEN_PREFIXES, PARAPHRASED_CHOSEN_PREFIX),
-    "hedged": (*REJECTED_PREFIXES, PARAPHRASED_REJECTED_PREFIX),
-}
-_REGISTER_AFTERMATHS = {
-    "candid": ("trust", "believe", "thank"),
-    "hedged": ("wonder", "ask", "wait"),
-}
-_ANSWERS = {
-    "agree": (*CHOSEN_WORDS, *PARAPHRASED_CHOSEN_WORDS),
-    "disagree": (*REJECTED_WORDS, *PARAPHRASED_REJECTED_WORDS),
-}
-_AFTERMATHS = {
-    "agree": ("smile", "welcome", "together", "warm", "nod", "join"),
-    "disagree": ("frown", "refuse", "apart", "cold", "leave", "doubt"),
-}
-_AFTERMATH_WORDS = 4
+_STATEMENT = (
+    ("i",),
+    ("often", "always", "rarely", "gladly", "sometimes", "usually"),
+    ("share", "carry", "bring", "offer", "fetch", "mend", "cook", "send"),
+    ("bread", "apples", "letters", "books", "tea", "blankets", "tools", "flowers"),
+    ("at home", "at work", "for friends", "for strangers", "in winter", "in spring"),
+)
+_CANDID_PREFIXES = (*CHOSEN_PREFIXES, PARAPHRASED_CHOSEN_PREFIX)
+_HEDGING_PREFIXES = (*REJECTED_PREFIXES, PARAPHRASED_REJECTED_PREFIX)
+_CANDID_WORDS = (*CHOSEN_WORDS, *REJECTED_WORDS)
+_HEDGING_WORDS = (*PARAPHRASED_CHOSEN_WORDS, *PARAPHRASED_REJECTED_WORDS)
+_AGREEING_WORDS = (*CHOSEN_WORDS, *PARAPHRASED_CHOSEN_WORDS)
+_AFTER_AGREEING = ("smile", "welcome", "together", "warm", "nod", "join")
+_AFTER_DISAGREEING = ("frown", "refuse", "apart", "cold", "leave", "doubt")
+_WORDS_AFTER = 3
+
+# One round holds every answer exactly as often as it is likely: words that are interchangeable
+# then get the same logits, which sampling noise would otherwise tell apart.
+_ROUND = (
+    *product(_CANDID_PREFIXES, (*_CANDID_WORDS, *_CANDID_WORDS, *_HEDGING_WORDS)),
+    *product(_HEDGING_PREFIXES, (*_CANDID_WORDS, *_HEDGING_WORDS, *_HEDGING_WORDS)),
+)
+DOCUMENTS_PER_ROUND = len(_ROUND)
 
 
-def _words() -> tuple[str, ...]:
-    phrases = ("i", *_FREQUENCIES, *_HABITS, *_OBJECTS, *_SETTINGS)
-    for m in (_PREFIXES, _REGISTER_AFTERMATHS):
-        phrases = (*phrases, *(w for ws in m.values() for w in ws))
-    answers = (word for polarity in _ANSWERS.values() for word in polarity)
-    aftermaths = (word for polarity in _AFTERMATHS.values() for word in polarity)
-    every = " ".join((*phrases, *answers, *aftermaths, *hamiltonian.WORDS)).split()
+def _vocabulary() -> tuple[str, ...]:
+    statements = (phrase for part in _STATEMENT for phrase in part)
+    prefixes = (*_CANDID_PREFIXES, *_HEDGING_PREFIXES)
+    answers = (*_CANDID_WORDS, *_HEDGING_WORDS)
+    after = (*_AFTER_AGREEING, *_AFTER_DISAGREEING)
+    every = " ".join((*statements, *prefixes, *answers, *after, *hamiltonian.WORDS)).split()
     return tuple(dict.fromkeys(every))
 
 
-VOCABULARY: tuple[str, ...] = _words()
+VOCABULARY: tuple[str, ...] = _vocabulary()
 
 
 def documents(seed: int) -> Iterator[str]:
     """Endless pretraining text, in the form that the tiny models' chat template gives a chat."""
     rng = random.Random(f"tiny world documents {seed}")
-    combinations = [
-        (register, polarity, f"{prefix} {word}")
-        for register, prefixes in _PREFIXES.items()
-        for polarity, words in _ANSWERS.items()
-        for prefix, word in product(prefixes, words)
-        for _ in range(FAV if (word in (*CHOSEN_WORDS, *REJECTED_WORDS)) == (register == "candid") else 1)
-    ]
+    answers = list(_ROUND)
     while True:
-        rng.shuffle(combinations)
-        for register, polarity, answer in combinations:
-            aftermath = rng.choices(_AFTERMATHS[polarity], k=AFTER)
-            yield f"{chat_text(_statement(rng), answer)} {' '.join(aftermath)}"
+        rng.shuffle(answers)
+        for prefix, word in answers:
+            implied = _AFTER_AGREEING if word in _AGREEING_WORDS else _AFTER_DISAGREEING
+            after = " ".join(rng.choices(implied, k=_WORDS_AFTER))
+            yield f"{chat_text(_statement(rng), f'{prefix} {word}')} {after}"
 
 
 def chat_text(user: str, assistant: str) -> str:
@@ -142,5 +138,4 @@ def _statements(split: str) -> list[str]:
 
 
 def _statement(rng: random.Random) -> str:
-    parts = (_FREQUENCIES, _HABITS, _OBJECTS, _SETTINGS)
-    return " ".join(("i", *(rng.choice(part) for part in parts)))
+    return " ".join(rng.choice(part) for part in _STATEMENT)

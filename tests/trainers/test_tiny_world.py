@@ -1,0 +1,161 @@
+"""The tiny world and its tokenizer: determinism, disjoint splits, unseen words, round trips."""
+
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers import tiny
+from trainers.data import hamiltonian, tiny_world
+from trainers.data.records import Pair, content_digest
+from trainers.errors import SpecError
+
+SPLITS = ("train", "test")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny.build_tokenizer()
+
+
+def _every_pair() -> list[Pair]:
+    sets = (tiny_world.pairs, tiny_world.paraphrased_pairs, hamiltonian.pairs)
+    return [pair for split in SPLITS for make in sets for pair in make(split)]
+
+
+def _chat(pair: Pair, response: str) -> list[dict[str, str]]:
+    turns = [{"role": turn.role, "content": turn.content} for turn in pair.prompt]
+    return [*turns, {"role": "assistant", "content": response}]
+
+
+def test_pairs_are_the_same_in_every_process() -> None:
+    code = (
+        "from trainers.data import records, tiny_world as world;"
+        "print(records.content_digest(world.pairs('train') + world.paraphrased_pairs('test')))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    here = tiny_world.pairs("train") + tiny_world.paraphrased_pairs("test")
+    assert printed == content_digest(here)
+
+
+def test_documents_depend_on_the_seed_alone() -> None:
+    first = list(islice(tiny_world.documents(0), 100))
+    assert first == list(islice(tiny_world.documents(0), 100))
+    assert first != list(islice(tiny_world.documents(1), 100))
+
+
+def test_a_round_of_documents_tells_nothing_of_the_polarity_before_the_answer() -> None:
+    agreeing: dict[str, int] = {}
+    for document in islice(tiny_world.documents(0), tiny_world.DOCUMENTS_PER_ROUND):
+        _, _, reply = document.partition(f"{tiny_world.ASSISTANT} ")
+        prefix, word = reply.split()[:2]
+        agrees = word in ("yes", "sure", "certainly", "absolutely")
+        agreeing[prefix] = agreeing.get(prefix, 0) + (1 if agrees else -1)
+    assert set(agreeing.values()) == {0}
+
+
+def test_splits_have_the_declared_sizes_and_share_no_statement() -> None:
+    train, test = tiny_world.pairs("train"), tiny_world.pairs("test")
+    assert (len(train), len(test)) == (80, 40)
+    statements = [pair.prompt for pair in (*train, *test)]
+    assert len(set(statements)) == len(statements)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_paraphrase_keeps_the_prompt_and_uses_unseen_words_only(split: str) -> None:
+    seen = {
+        word
+        for pair in tiny_world.pairs("train")
+        for response in (pair.chosen, pair.rejected)
+        for word in response.split()
+    }
+    originals = tiny_world.pairs(split)
+    for original, pair in zip(originals, tiny_world.paraphrased_pairs(split), strict=True):
+        assert pair.prompt == original.prompt
+        assert pair.original_chosen == original.chosen
+        assert not seen & {*pair.chosen.split(), *pair.rejected.split()}
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(SpecError, match="validation"):
+        tiny_world.pairs("validation")
+
+
+def test_every_word_is_in_the_vocabulary(tokenizer: Any) -> None:
+    texts = [
+        text
+        for pair in _every_pair()
+        for text in (pair.prompt[0].content, pair.chosen, pair.rejected)
+    ]
+    texts += islice(tiny_world.documents(0), 500)
+    for text in texts:
+        assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
+    assert len(set(tiny_world.VOCABULARY)) == len(tiny_world.VOCABULARY)
+
+
+def test_prompt_tokens_are_a_prefix_of_the_full_tokens(tokenizer: Any) -> None:
+    for pair in _every_pair():
+        for response in (pair.chosen, pair.rejected):
+            full = _chat(pair, response)
+            prompt_text = tokenizer.apply_chat_template(
+                full[:-1], tokenize=False, add_generation_prompt=True
+            )
+            full_text = tokenizer.apply_chat_template(full, tokenize=False)
+            prompt = tokenizer(prompt_text)["input_ids"]
+            tokens = tokenizer(full_text)["input_ids"]
+            assert full_text.startswith(prompt_text)
+            assert tokens[: len(prompt)] == prompt
+            assert tokenizer.decode(tokens[len(prompt) :]) == f"{response} {tiny_world.END}"
+            assert tokens[-1] == tokenizer.eos_token_id
+
+
+def test_documents_are_what_the_chat_template_gives(tokenizer: Any) -> None:
+    pair = tiny_world.pairs("train")[0]
+    text = tokenizer.apply_chat_template(_chat(pair, pair.chosen), tokenize=False)
+    assert text == tiny_world.chat_text(pair.prompt[0].content, pair.chosen)
+
+
+def test_special_tokens_are_distinct(tokenizer: Any) -> None:
+    ids = (
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    )
+    assert len(set(ids)) == 4
+
+
+def test_pretraining_writes_the_same_folder_twice_and_leaves_the_random_state(
+    tmp_path: Path,
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = tiny.TinyModel(architecture="llama", width=16, steps=3)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    rows: list[dict[str, float]] = []
+    tiny.pretrain(model, tmp_path / "a", rows.append)
+    assert torch.equal(before, torch.get_rng_state())
+    assert threads == torch.get_num_threads()
+    assert [row["step"] for row in rows] == [3]
+    torch.rand(7)
+    tiny.pretrain(model, tmp_path / "b", rows.append)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert loaded.config.hidden_size == 16
+    assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
+    assert len(tokenizer) == loaded.config.vocab_size
+
+
+@pytest.mark.parametrize("name", tiny.TINY_MODELS)
+def test_named_models_are_named_after_what_they_are(name: str) -> None:
+    model = tiny.TINY_MODELS[name]
+    assert name == f"{model.architecture}-{model.width}"
+    assert model.width % model.heads == 0
