@@ -25,6 +25,7 @@ from trainers.errors import SpecError, SweepError
 from trainers.specs import clean_name
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
+PIPE_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,14 @@ def _session(options: Options, name: str, folder: Path) -> Session:
         store=store,
         tracking_uri=uri,
         folder=folder,
-        console=Console(),
+        console=_console(),
     )
+
+
+def _console() -> Console:
+    """The terminal, or wide lines where the output goes into a file or pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
 
 
 def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:

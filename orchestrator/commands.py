@@ -25,6 +25,7 @@ from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.stages import TrialPlan
 from orchestrator.workers import has_cluster, set_ray_environment
+from trainers.errors import PlanError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -80,7 +81,7 @@ def _run_missing(
 
     store = session.store
     logs = store.sweep_dir(session.sweep_name) / "logs"
-    with quiet(logs / "driver.log") as terminal:
+    with quiet(logs / "driver.log", session.console.width) as terminal:
         tracker = Tracker(session.tracking_uri, store, declaration)
         names = {item.key: item.spec.name for item in todo}
         with Progress(terminal, names, complete) as progress:
@@ -160,6 +161,10 @@ def plan_only(session: Session, build: Build) -> int:
     if session.options.json:
         cli.dump_json(rows)
         return 0
+    not_fetched = {item.train.base.name for item in resolved.plans if not item.train.base.fetched}
+    for item in resolved.plans:
+        prepared = [item.train.prepared, *(stage.prepared for stage in item.evaluations)]
+        not_fetched |= {stage.split.name for stage in prepared if not stage.split.fetched}
     table = Table(title=f"{sweep.name}: {len(rows)} trials", title_justify="left")
     for column in ("trial", "processes", "ZeRO", "micro-batch × accumulation", "missing"):
         table.add_column(column)
@@ -169,6 +174,12 @@ def plan_only(session: Session, build: Build) -> int:
         batch = f"{row['micro_batch']} × {row['accumulation']}"
         table.add_row(str(row["trial"]), str(row["world_size"]), str(row["zero_stage"]), batch, counted)
     session.console.print(table)
+    if not_fetched:
+        session.console.print(f"not fetched: {', '.join(sorted(not_fetched))}", highlight=False)
+    try:
+        planning.require_fit([trial.model for trial in sweep.trials], capacity)
+    except PlanError as error:
+        session.console.print(f"does not fit: {error}", style="yellow", markup=False)
     return 0
 
 

@@ -25,7 +25,10 @@ _TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "chat_templat
 def identify_model(
     spec: ModelSpec, store: Store, *, lock: Path = REVISION_LOCK, fetch: bool = True
 ) -> BaseModel:
-    """The base model with its key. Raises ModelError where it cannot be found."""
+    """The base model with its key. Raises ModelError where it cannot be found.
+
+    Without `fetch`, a hub model of unknown revision has a key that no artifact has; see `BaseModel.fetched`.
+    """
     if spec.source.startswith(BUILTIN):
         return _tiny_model(spec)
     path = Path(spec.source)
@@ -34,7 +37,9 @@ def identify_model(
         return _gguf_model(spec, gguf) if gguf else _folder_model(spec, path)
     if not HUB_ID.fullmatch(spec.source):
         raise ModelError(f"model {spec.name}: there is no file or folder {spec.source}, and it is no hub id.")
-    revision = spec.revision or locked_revision(spec, lock, fetch=fetch)
+    revision = spec.revision or _read_lock(lock).get(spec.source)
+    if revision is None and fetch:
+        revision = hub_revision(spec, lock)
     key = content_key("model", 1, id=spec.source, revision=revision)
     return BaseModel(
         name=spec.name,
@@ -102,13 +107,8 @@ def _digests(files: Iterable[Path]) -> dict[str, str]:
     return {file.name: digest_file(file) for file in files}
 
 
-def locked_revision(spec: ModelSpec, lock: Path, *, fetch: bool) -> str:
-    """The commit that a hub id stands for: as locked, else as the hub says now, and locked then. Raises ModelError."""
-    locked = _read_lock(lock)
-    if spec.source in locked:
-        return locked[spec.source]
-    if not fetch:
-        raise ModelError(f"model {spec.name}: the revision of {spec.source} is not known yet; not fetched.")
+def hub_revision(spec: ModelSpec, lock: Path) -> str:
+    """The commit that a hub id stands for as the hub says now; locked from then on. Raises ModelError."""
     from huggingface_hub import HfApi
 
     try:
@@ -121,7 +121,9 @@ def locked_revision(spec: ModelSpec, lock: Path, *, fetch: bool) -> str:
     if revision is None:
         raise ModelError(f"model {spec.name}: the hub gave no revision for {spec.source}.")
     try:
-        replace(lock, json.dumps({**locked, spec.source: revision}, indent=1, sort_keys=True) + "\n")
+        replace(
+            lock, json.dumps({**_read_lock(lock), spec.source: revision}, indent=1, sort_keys=True) + "\n"
+        )
     except OSError as error:
         raise ModelError(f"model {spec.name}: its revision cannot be noted in {lock} ({error}).") from error
     return revision

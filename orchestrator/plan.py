@@ -82,7 +82,7 @@ def require_fit(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> None:
     gpus = sum(node.gpus for node in capacity)
     too_large = [
         model
-        for model in models
+        for model in dict.fromkeys(models)
         if (model.parameters or 0) > 0 and (gpus == 0 or not fits_gpus([model], capacity))
     ]
     if too_large:

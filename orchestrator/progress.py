@@ -20,7 +20,7 @@ PLAIN_EVERY_S = 15.0
 
 
 @contextlib.contextmanager
-def quiet(log: Path) -> Iterator[Console]:
+def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
     """Send file descriptors 1 and 2 (Ray's, DeepSpeed's and MLflow's chatter) to `log`; yields the real terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -36,7 +36,7 @@ def quiet(log: Path) -> Iterator[Console]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
         try:
-            yield Console(file=terminal)
+            yield Console(file=terminal, width=width)
         finally:
             logging.getLogger().removeHandler(handler)
             sys.stdout.flush()

@@ -48,7 +48,7 @@ class Cell:
         if self.mean is None:
             if not self.not_learned:
                 return "–"
-            return f"{NOT_LEARNED} ({statistics.fmean(self.not_learned):.2f})"
+            return f"{statistics.fmean(self.not_learned):.3f} {NOT_LEARNED}"
         text = f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
         return f"{text}, {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else text
 
@@ -138,10 +138,16 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     """For a terminal."""
     table = Table(title="accuracy by category", title_justify="left")
     for number, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if number < 3 else "right")
+        table.add_column(name, justify="left" if number < 3 else "right", overflow="fold")
+    above: Row | None = None
     for row, below in itertools.zip_longest(rows, rows[1:]):
+        train_set, category, *rest = row.texts()
+        if above is not None and above.train_set == row.train_set:
+            category = "" if above.category == row.category else category
+            train_set = ""
         ends = below is None or (below.train_set, below.category) != (row.train_set, row.category)
-        table.add_row(*row.texts(), end_section=ends)
+        table.add_row(train_set, category, *rest, end_section=ends)
+        above = row
     return table
 
 

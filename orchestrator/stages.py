@@ -7,6 +7,7 @@ Computing them is compute.py's; each is computed once, whoever asks, and is done
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Union
 
 from orchestrator.artifacts import Store
@@ -24,6 +25,11 @@ class Split:
     split: str
     digest: str
     rows: int
+
+    @property
+    def fetched(self) -> bool:
+        """Whether its rows have been seen; planned without them, it has a digest that no rows have."""
+        return self.rows > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,11 @@ class BaseModel:
     location: str = ""
     revision: str | None = None
     origin: ConvertStage | PretrainStage | None
+
+    @property
+    def fetched(self) -> bool:
+        """Whether it is known which weights these are; only a hub model of unknown revision is not."""
+        return bool(self.origin or self.revision or Path(self.location).is_absolute())
 
     def found_at(self, store: Store) -> str:
         """Folder or hub id to load it from."""

@@ -184,8 +184,6 @@ def _batches(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> Iterator
     pad = number[tiny_world.PAD]
     texts = tiny_world.documents(model.seed)
     while True:
-        rows = [
-            [number[word] for word in next(texts).split()] for _ in range(model.documents_per_step)
-        ]
+        rows = [[number[word] for word in next(texts).split()] for _ in range(model.documents_per_step)]
         longest = max(len(row) for row in rows)
         yield torch.tensor([row + [pad] * (longest - len(row)) for row in rows])

@@ -123,7 +123,7 @@ def test_a_cell_that_did_not_learn_is_shown_as_such_and_has_no_difference(store:
     commit_trial(store, implicit, 5, 4, accuracy=0.5)
     row = rows_of(store, declaration(explicit, implicit))["domain shift", "llama-64"]
     assert row.im_rm.mean is None
-    assert str(row.im_rm) == "not learned (0.40)"
+    assert str(row.im_rm) == "0.400 not learned"
     assert row.difference is None
 
 

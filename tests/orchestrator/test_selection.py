@@ -181,7 +181,7 @@ def test_a_malformed_category_is_refused_and_says_what_to_give(text: str):
 
 
 def test_a_category_of_an_unknown_set_is_refused_with_the_nearest_name():
-    with pytest.raises(SpecError, match="called tiny_wrld; did you mean tiny_world"):
+    with pytest.raises(SpecError, match="is tiny_wrld; did you mean tiny_world"):
         parse_categories(["tiny_wrld/b=domain-shift"], ["tiny_world"], ["b"])
 
 

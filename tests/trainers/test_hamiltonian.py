@@ -65,9 +65,7 @@ def test_edges_appear_with_the_given_probability() -> None:
     assert sum(extra) / len(extra) == pytest.approx(35 * 0.2, abs=0.4)
 
 
-@pytest.mark.parametrize(
-    ("vertices", "edge_probability"), [(3, 0.2), (17, 0.2), (6, 1.0), (6, -0.1)]
-)
+@pytest.mark.parametrize(("vertices", "edge_probability"), [(3, 0.2), (17, 0.2), (6, 1.0), (6, -0.1)])
 def test_a_set_that_cannot_be_drawn_is_refused(vertices: int, edge_probability: float) -> None:
     with pytest.raises(SpecError, match="HamiltonianSpec"):
         HamiltonianSpec(

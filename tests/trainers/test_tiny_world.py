@@ -87,11 +87,7 @@ def test_an_unknown_split_is_refused() -> None:
 
 
 def test_every_word_is_in_the_vocabulary(tokenizer: Any) -> None:
-    texts = [
-        text
-        for pair in _every_pair()
-        for text in (pair.prompt[0].content, pair.chosen, pair.rejected)
-    ]
+    texts = [text for pair in _every_pair() for text in (pair.prompt[0].content, pair.chosen, pair.rejected)]
     texts += islice(tiny_world.documents(0), 500)
     for text in texts:
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
@@ -102,9 +98,7 @@ def test_prompt_tokens_are_a_prefix_of_the_full_tokens(tokenizer: Any) -> None:
     for pair in _every_pair():
         for response in (pair.chosen, pair.rejected):
             full = _chat(pair, response)
-            prompt_text = tokenizer.apply_chat_template(
-                full[:-1], tokenize=False, add_generation_prompt=True
-            )
+            prompt_text = tokenizer.apply_chat_template(full[:-1], tokenize=False, add_generation_prompt=True)
             full_text = tokenizer.apply_chat_template(full, tokenize=False)
             prompt = tokenizer(prompt_text)["input_ids"]
             tokens = tokenizer(full_text)["input_ids"]
