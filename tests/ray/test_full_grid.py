@@ -1,5 +1,6 @@
 """The main job on a real Ray: four built-in cells, two of them gangs; then what a second command does and does not."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,14 +15,17 @@ from pyarrow import parquet
 ROOT = Path(__file__).resolve().parent.parent.parent
 # gemma2-64 on the tiny world is laid on two processes, under ZeRO 3 and 2; on hamiltonian it runs in local mode.
 CELLS = ("--profile", "laptop", "--models", "gemma2-64", "--epochs", "2")
+MARK = "GRID_TEST_STORAGE"
 SETS = ("--eval-sets", "tiny_world", "tiny_world_paraphrase")
 
 
-def grid(storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def grid(storage: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), *arguments, "--storage", str(storage)]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RMSWEEP_"))
     }
+    # Every process that a command starts inherits this, and can be found by it afterwards.
+    environment |= {MARK: str(storage), **more}
     return subprocess.run(
         command, cwd=storage, env=environment, capture_output=True, text=True, timeout=570, check=False
     )
@@ -147,11 +151,14 @@ def test_the_report_needs_no_mlflow(swept, tmp_path):
 
 def test_no_process_of_ours_is_left(swept):
     storage, _ = swept
-    left = [
-        line
-        for line in subprocess.run(
-            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        if str(storage) in line
-    ]
-    assert left == []
+    assert marked_processes(storage) == []
+
+
+def marked_processes(storage: Path) -> list[str]:
+    """Command lines of live processes that a command on this storage has started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={storage}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found

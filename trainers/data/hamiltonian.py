@@ -48,7 +48,7 @@ class HamiltonianSpec:
 
 
 PAPER = HamiltonianSpec(vertices=10, edge_probability=0.2, train_pairs=1000, test_pairs=200, seed=982)
-LAPTOP = HamiltonianSpec(vertices=5, edge_probability=0.2, train_pairs=48, test_pairs=48, seed=982)
+LAPTOP = HamiltonianSpec(vertices=5, edge_probability=0.2, train_pairs=32, test_pairs=32, seed=982)
 
 
 def pairs(split: str, spec: HamiltonianSpec = LAPTOP) -> list[Pair]:

@@ -1,0 +1,142 @@
+"""Every command of the README is run: as it stands but for flags that make it small, and names of files that we make."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.strip().removeprefix("$ ").split("  #")[0].split("   ")[0].strip()
+    for line in README.splitlines()
+    if line.startswith("    ")
+]
+SMALL = ["--backend", "inline", "--only", "model=llama-64", "train=tiny_world", "--epochs", "1"]
+
+
+def grid_command(verb: str) -> list[str]:
+    (command,) = [text for text in COMMANDS if f"full_grid.py {verb}" in text and "my-model" not in text]
+    return [sys.executable, *shlex.split(command)[1:]]
+
+
+def run(command: list[str], storage: Path, cwd: Path = ROOT) -> str:
+    environment = {**os.environ, "RMSWEEP_STORAGE": str(storage)}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    run([*grid_command("run"), *SMALL], folder)
+    return folder
+
+
+def test_every_command_is_one_that_is_tested_here():
+    verbs = {"plan", "run", "status", "report", "ui", "sync"}
+    for command in COMMANDS:
+        words = shlex.split(command)
+        made = words[0] == "make" and re.search(
+            rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE
+        )
+        assert made or (words[:2] == [".venv/bin/python", "sweeps/full_grid.py"] and words[2] in verbs), (
+            command
+        )
+    assert len(COMMANDS) >= 9
+
+
+def test_every_linked_file_is_there():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_plan(storage):
+    output = run([*grid_command("plan"), *SMALL], storage)
+    assert "full_grid: 2 trials" in output
+    assert output.count("nothing") == 2
+
+
+def test_status(storage):
+    assert run(grid_command("status"), storage).count("complete") >= 2
+
+
+def test_report(storage):
+    assert "token-level shift" in run(grid_command("report"), storage)
+
+
+def test_sync(storage):
+    (storage / "mlflow.db").unlink()
+    assert "2 trials in sqlite" in run(grid_command("sync"), storage)
+    assert (storage / "mlflow.db").is_file()
+
+
+def test_ui(storage):
+    environment = {**os.environ, "RMSWEEP_STORAGE": str(storage)}
+    server = subprocess.Popen(
+        [*grid_command("ui"), "--port", "5057"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(120):
+            time.sleep(0.5)
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:5057/health", timeout=5) as answer:
+                    assert answer.status == 200
+                    break
+            except OSError:
+                continue
+        else:
+            pytest.fail("the MLflow UI did not answer within 60 s")
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait(timeout=30)
+
+
+def test_your_own_model_and_data(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from trainers.tiny import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+        LlamaForCausalLM(config).save_pretrained(tmp_path / "my-model")
+    tokenizer.save_pretrained(tmp_path / "my-model")
+    (tmp_path / "my-data").mkdir()
+    for name, count in (("my-data/train.jsonl", 8), ("my-data/test.jsonl", 4), ("test.jsonl", 3)):
+        rows = [{"prompt": f"bread {n}", "chosen": "yes", "rejected": "no"} for n in range(count)]
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows))
+    (command,) = [text for text in COMMANDS if "my-model" in text]
+    words = shlex.split(command)
+    output = run(
+        [sys.executable, str(ROOT / words[1]), *words[2:], "--backend", "inline"],
+        tmp_path / "store",
+        cwd=tmp_path,
+    )
+    assert "6 trials, 0 complete" in output
+    assert "in-distribution" in output
+    assert "domain shift" in output
