@@ -41,6 +41,10 @@ class Store:
         self.root = root.absolute()
         self._verified: set[tuple[str, str]] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What this process has checked says nothing to the process that it is sent to.
+        return {"root": self.root, "_verified": set()}
+
     def sweep_dir(self, sweep: str) -> Path:
         """Where a sweep keeps its table, report and logs."""
         return self.root / "sweeps" / sweep
@@ -133,6 +137,8 @@ def publish(file: Path, text: str) -> bool:
         os.link(draft, file)
     except FileExistsError:
         return False
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written ({error}); choose another --storage.") from error
     finally:
         draft.unlink()
     return True

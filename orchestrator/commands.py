@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,8 +28,8 @@ from orchestrator.results import TrialResult, sweep_results
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.stages import TrialPlan
-from orchestrator.workers import has_cluster, set_ray_environment
-from trainers.errors import PlanError
+from orchestrator.workers import cluster_address, set_ray_environment
+from trainers.errors import PlanError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -33,7 +37,7 @@ Build = Callable[[Selection], Sweep]
 
 @dataclasses.dataclass(slots=True)
 class Phases:
-    """Wall seconds of a run, phase by phase, for benchmarks/demo.py."""
+    """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
 
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     _since: float = dataclasses.field(default_factory=time.perf_counter)
@@ -60,9 +64,16 @@ def run(session: Session, build: Build) -> int:
     console.print(_headline(resolved.plans, todo, session), highlight=False)
     phases.end("plan")
     failed: dict[str, str] = {}
-    if todo:
-        failed = _run_missing(session, declaration, todo, placements, len(resolved.plans) - len(todo), phases)
-    results = _print_report(session, declaration)
+    try:
+        if todo:
+            failed = _run_missing(
+                session, declaration, todo, placements, len(resolved.plans) - len(todo), phases
+            )
+        results = _print_report(session, declaration)
+    except SweepError as error:
+        # The user's own mistakes were refused above; what fails from here on is not one.
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return cli.DEFECT
     phases.end("report")
     if todo:
         replace(store.sweep_dir(session.sweep_name) / "phases.json", json.dumps(phases.seconds, indent=1))
@@ -125,18 +136,27 @@ def _execute(
     set_ray_environment()
     import ray
 
-    from orchestrator.fanout import run_on_ray, start_ray
+    from orchestrator.cluster import start_ray
+    from orchestrator.fanout import run_on_ray
 
-    start_ray(len(os.sched_getaffinity(0)))
-    phases.end("start ray")
+    (session.store.root / "scratch").mkdir(exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=session.store.root / "scratch"))
     try:
-        scratch = session.store.root / "scratch" / f"{session.sweep_name}-{os.getpid()}"
+        start_ray(len(os.sched_getaffinity(0)))
+        # Ray's own handler would end the process with the signal's number.
+        signal.signal(signal.SIGTERM, _interrupt)
+        phases.end("start ray")
         failed = run_on_ray(todo, placements, session.store, on_event, scratch)
         phases.end("trials")
     finally:
         ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
     phases.end("stop ray")
     return failed
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def plan_only(session: Session, build: Build) -> int:
@@ -243,13 +263,16 @@ def sync(session: Session) -> int:
 
 def _capacity(session: Session) -> tuple[planning.Node, ...]:
     """The running cluster where there is one, which is joined, else this machine."""
-    if session.options.backend == "ray" and has_cluster():
+    if session.options.backend == "ray" and cluster_address() is not None:
         set_ray_environment()
-        from orchestrator.fanout import cluster_capacity, join_ray
+        from orchestrator import cluster
 
         with quiet(session.store.sweep_dir(session.sweep_name) / "logs" / "driver.log"):
-            if join_ray():
-                return cluster_capacity()
+            if cluster.join_ray():
+                nodes = cluster.capacity()
+                if isinstance(session.options.command, cli.Run):
+                    cluster.require_shared_storage(session.store, nodes)
+                return nodes
     return planning.local_capacity()
 
 
@@ -289,10 +312,10 @@ def _print_report(session: Session, declaration: Declaration) -> Sequence[TrialR
 
 def _ui_command(session: Session) -> str:
     options = session.options
-    flags = [f"--storage {options.storage}"] if options.storage else []
-    flags += [f"--tracking-uri {options.tracking_uri}"] if options.tracking_uri else []
-    flags += [f"--name {options.name}"] if options.name else []
-    return " ".join([f"python {Path(sys.argv[0])}", "ui", *flags])
+    words = [os.path.relpath(sys.executable), sys.argv[0], "ui", "--storage", str(session.store.root)]
+    words += ["--tracking-uri", options.tracking_uri] if options.tracking_uri else []
+    words += ["--name", options.name] if options.name else []
+    return shlex.join(words)
 
 
 def _say_holes(session: Session, results: Sequence[TrialResult], failed: dict[str, str]) -> int:

@@ -58,7 +58,10 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
     from trainers.pairs import tokenize_pairs, write_tokens
 
     pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
-    tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision)
+    if isinstance(stage.base.origin, PretrainStage):
+        tokenizer = tiny.build_tokenizer()
+    else:
+        tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision)
     tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw)
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
     with store.write(stage.kind, stage.key, **inputs) as attempt:

@@ -17,11 +17,12 @@ from orchestrator.compute import run_shared
 from orchestrator.plan import Grant, Node, Request, decide
 from orchestrator.stages import SharedStage
 from orchestrator.workers import prepare_worker
+from trainers.errors import PlanError
 
 logger = logging.getLogger(__name__)
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_retries=0)
 def shared_task(stage: SharedStage, store: Store) -> None:
     """Compute one shared stage; the gate has granted its CPU or GPU."""
     prepare_worker()
@@ -33,6 +34,7 @@ class Coordinator:
 
     def __init__(self, store: Store, capacity: Sequence[Node]) -> None:
         self._store = store
+        self._capacity = tuple(capacity)
         self._free = {node.id: node for node in capacity}
         self._has_gpus = any(node.gpus for node in capacity)
         self._waiting: dict[str, tuple[Request, asyncio.Future[Grant]]] = {}
@@ -47,23 +49,28 @@ class Coordinator:
         await asyncio.shield(self._shared[stage.key])
 
     async def acquire(self, request: Request) -> Grant:
-        """Wait until the gate grants the request."""
+        """Wait until the gate grants the request. Raises PlanError where it never could."""
+        if not decide(self._capacity, [request]):
+            raise PlanError(f"{request.workers} workers for {request.id} fit nowhere on this cluster.")
         future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = (request, future)
         self._decide()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._waiting.pop(request.id, None)
-            raise
+        return await future
 
     async def release(self, request_id: str) -> None:
         """Give back what was granted; nothing happens where it was given back before."""
-        self._waiting.pop(request_id, None)
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is not None:
+            waiting[1].cancel()
         grant = self._granted.pop(request_id, None)
         if grant is not None:
             self._change(grant, +1)
         self._decide()
+
+    async def forget(self, trial: str) -> None:
+        """Take back whatever a trial that died holds or waits for."""
+        for kind in ("train", "evaluate"):
+            await self.release(f"{kind} {trial}")
 
     async def post(self, event: dict[str, Any]) -> None:
         """Note an event for the driver."""

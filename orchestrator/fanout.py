@@ -5,8 +5,8 @@ another from starting. On a CPU a training of world size 1 runs in the trial's o
 mode), which the gate counts as one CPU; everything else starts tasks and gangs where the gate has granted them.
 """
 
+import gc
 import logging
-import os
 import threading
 import time
 import traceback
@@ -17,18 +17,19 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator.artifacts import Store
+from orchestrator.cluster import capacity
 from orchestrator.compute import run_evaluations, run_train
 from orchestrator.coordinator import Coordinator
-from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Grant, Node, Request
+from orchestrator.failures import message
+from orchestrator.plan import Grant, Request
 from orchestrator.stages import EvaluateStage, TrainStage, TrialPlan
-from orchestrator.workers import WORKER_ENVIRONMENT, prepare_worker
-from trainers.errors import StorageError, SweepError
+from orchestrator.workers import prepare_worker
 from trainers.specs import Placement
 
 # Holding a piece of the head node's own resource works on clusters that we did not start, too.
@@ -40,74 +41,6 @@ logger = logging.getLogger(__name__)
 Event = Callable[[dict[str, Any]], None]
 
 
-def join_ray() -> bool:
-    """Join the running cluster (after workers.set_ray_environment); whether there is one."""
-    try:
-        ray.init(address="auto", **_ray_options())
-    except ConnectionError:
-        return False
-    return True
-
-
-def start_ray(cpus: int) -> None:
-    """Start Ray on this machine, where none was joined."""
-    if not ray.is_initialized():
-        ray.init(address="local", num_cpus=max(cpus, 2), **_ray_options())
-
-
-def _ray_options() -> dict[str, Any]:
-    runtime = {"env_vars": WORKER_ENVIRONMENT}
-    return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
-
-
-def cluster_capacity() -> tuple[Node, ...]:
-    """CPUs and GPUs of the live nodes."""
-    nodes = []
-    for node in ray.nodes():
-        resources = node["Resources"]
-        if not node["Alive"] or not resources.get("CPU"):
-            continue
-        kinds = [
-            name.removeprefix("accelerator_type:")
-            for name in resources
-            if name.startswith("accelerator_type:")
-        ]
-        gpu_gb = min((GPU_GB.get(kind, DEFAULT_GPU_GB) for kind in kinds), default=DEFAULT_GPU_GB)
-        nodes.append(
-            Node(
-                id=node["NodeID"],
-                cpus=int(resources["CPU"]),
-                gpus=int(resources.get("GPU", 0)),
-                gpu_gb=gpu_gb,
-            )
-        )
-    return tuple(nodes)
-
-
-@ray.remote(num_cpus=0)
-def _read_probe(file: str) -> str:
-    return Path(file).read_text()
-
-
-def require_shared_storage(store: Store, capacity: Sequence[Node]) -> None:
-    """Raises StorageError where a live node cannot read what the driver wrote."""
-    probe = store.root / f".probe-{os.getpid()}"
-    probe.write_text(str(time.time()))
-    try:
-        for node in capacity:
-            pinned = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            try:
-                seen = ray.get(_read_probe.options(scheduling_strategy=pinned).remote(str(probe)))
-            except RayTaskError:
-                seen = ""
-            if seen != probe.read_text():
-                raise StorageError(
-                    f"node {node.id[:8]} cannot read {store.root}; give a --storage that every node of the cluster sees."
-                )
-    finally:
-        probe.unlink()
-
-
 def run_on_ray(
     plans: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
@@ -116,13 +49,12 @@ def run_on_ray(
     scratch: Path,
 ) -> dict[str, str]:
     """Run what is missing of each plan on the Ray that is up; trial key → message for those that failed."""
-    capacity = cluster_capacity()
-    require_shared_storage(store, capacity)
+    nodes = capacity()
     unbound = PlacementGroupSchedulingStrategy(placement_group=None)
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0, max_concurrency=10_000, scheduling_strategy=unbound
     )
-    handle = coordinator.remote(store, capacity)
+    handle = coordinator.remote(store, nodes)
     by_key = {plan.key: plan for plan in plans}
     outcome: dict[str, str] = dict.fromkeys(by_key, "the trial did not report back; see the logs")
 
@@ -144,12 +76,14 @@ def run_on_ray(
         coordinator=handle,
         scratch=str(scratch),
     )
-    slots = sum(node.gpus or node.cpus for node in capacity)
+    slots = sum(node.gpus or node.cpus for node in nodes)
     tuner = tune.Tuner(
         tune.with_resources(trial, SLIVER),
         param_space={"trial": tune.grid_search(list(by_key))},
         tune_config=tune.TuneConfig(max_concurrent_trials=window(slots), reuse_actors=True),
-        run_config=tune.RunConfig(storage_path=str(scratch), name="tune", verbose=0),
+        run_config=tune.RunConfig(
+            storage_path=str(scratch), name="tune", verbose=0, callbacks=[_TrialDeaths(handle)]
+        ),
     )
     try:
         tuner.fit()
@@ -158,6 +92,20 @@ def run_on_ray(
         drainer.join(timeout=30)
         ray.kill(handle)
     return outcome
+
+
+class _TrialDeaths(tune.Callback):
+    """Gives back what a trial held whose process died under it, and says so."""
+
+    def __init__(self, coordinator: ActorHandle) -> None:
+        self._coordinator = coordinator
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook; a trial function itself never raises."""
+        key = trial.config["trial"]
+        ray.get(self._coordinator.forget.remote(key))
+        died = "the process of the trial died (out of memory, or killed)"
+        ray.get(self._coordinator.post.remote({"trial": key, "event": "failed", "message": died}))
 
 
 def window(slots: int) -> int:
@@ -169,8 +117,16 @@ def _drain(coordinator: ActorHandle, done: threading.Event, take: Event) -> None
     last = False
     while not last:
         last = done.wait(DRAIN_EVERY_S)
-        for event in ray.get(coordinator.drain.remote()):
-            take(event)
+        try:
+            events = ray.get(coordinator.drain.remote())
+        except RayActorError:
+            logger.exception("the coordinator is gone")
+            return
+        for event in events:
+            try:
+                take(event)
+            except Exception:
+                logger.exception("event %s", event)
 
 
 def run_trial(
@@ -182,7 +138,7 @@ def run_trial(
     coordinator: ActorHandle,
     scratch: str,
 ) -> None:
-    """One Tune trial: shared stages → gate → training gang → gate → evaluation. Never raises to Tune."""
+    """One Tune trial: shared stages → gate → training gang → gate → evaluation. What fails is an event, not an error."""
     plan = plans[config["trial"]]
 
     def post(event: dict[str, Any]) -> None:
@@ -197,13 +153,12 @@ def run_trial(
             _train(plan.train, placements[plan.key], store, coordinator, Path(scratch))
         evaluations = [stage for stage in missing if isinstance(stage, EvaluateStage)]
         if evaluations:
-            post({"event": "stage", "stage": "evaluate"})
             _share([need for stage in evaluations for need in stage.needs if need != plan.train], coordinator)
             _evaluate(plan, evaluations, store, coordinator, placements[plan.key])
         post({"event": "complete"})
     except Exception as error:
         logger.exception("trial %s", plan.spec.name)
-        post({"event": "failed", "message": _message(error), "detail": traceback.format_exc()})
+        post({"event": "failed", "message": message(error), "detail": traceback.format_exc()})
     tune.report({"done_stages": 1})
 
 
@@ -216,9 +171,11 @@ def _train(
 ) -> None:
     gpus = 1 if placement.device == "cuda" else 0
     request = Request(id=f"train {stage.key}", kind="train", workers=placement.world_size, gpus=gpus)
+    ray.get(coordinator.post.remote({"trial": stage.key, "event": "stage", "stage": "waiting"}))
     grant: Grant = ray.get(coordinator.acquire.remote(request))
     try:
-        in_process = placement.device == "cpu" and placement.world_size == 1
+        here = ray.get_runtime_context().get_node_id()
+        in_process = placement.device == "cpu" and grant.nodes == (here,)
         scaling = ScalingConfig(num_workers=0) if in_process else _scaling(placement, grant)
         name = f"train-{stage.key}"
         TorchTrainer(
@@ -239,11 +196,15 @@ def _train(
             run_config=RunConfig(
                 name=name,
                 storage_path=str(scratch),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+                failure_config=FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=1
+                ),
             ),
         ).fit()
     finally:
         ray.get(coordinator.release.remote(request.id))
+        # The model and its engine refer to each other; the next trial of this process needs the room.
+        gc.collect()
 
 
 def _scaling(placement: Placement, grant: Grant) -> ScalingConfig:
@@ -273,7 +234,7 @@ def _train_rank(config: dict[str, Any]) -> None:
     run_train(stage, config["placement"], config["store"], report, config["provenance"])
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_retries=0)
 def _evaluate_task(stages: list[EvaluateStage], store: Store) -> None:
     prepare_worker()
     run_evaluations(stages, store, lambda row: None)
@@ -288,21 +249,12 @@ def _evaluate(
 ) -> None:
     gpus = 1 if placement.device == "cuda" else 0
     request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus)
+    ray.get(coordinator.post.remote({"trial": plan.key, "event": "stage", "stage": "waiting"}))
     grant: Grant = ray.get(coordinator.acquire.remote(request))
+    ray.get(coordinator.post.remote({"trial": plan.key, "event": "stage", "stage": "evaluate"}))
     try:
         pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
         task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
         ray.get(task.remote(list(stages), store))
     finally:
         ray.get(coordinator.release.remote(request.id))
-
-
-def _message(error: Exception) -> str:
-    """The innermost error's own words: ours are written for people, others get their type in front."""
-    cause: BaseException = error
-    while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
-        cause = cause.cause
-    if isinstance(cause, SweepError):
-        return str(cause)
-    first = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {first[0] if first else ''}"

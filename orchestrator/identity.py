@@ -19,7 +19,11 @@ from trainers.tiny import CHAT_TEMPLATE, TINY_MODELS
 
 REVISION_LOCK = Path("sweeps/revisions.lock.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges")
+_CONFIGURATIONS = ("config.json", "generation_config.json")
+_NO_TOKENIZER_ENDINGS = (
+    *(".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf"),
+    *(".md", ".png", ".jpg"),
+)
 
 
 def identify_model(
@@ -92,7 +96,14 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise ModelError(f"{path} holds no safetensors weights, and other formats are not read.")
-    tokenizer = [file for file in sorted(path.iterdir()) if file.name.startswith(_TOKENIZER_FILES)]
+    # Tokenizers come in many files: all that is not weights, their configuration or prose may be part of one.
+    tokenizer = [
+        file
+        for file in sorted(path.iterdir())
+        if file.is_file()
+        and file.name not in _CONFIGURATIONS
+        and not file.name.endswith(_NO_TOKENIZER_ENDINGS)
+    ]
     return BaseModel(
         name=spec.name,
         key=content_key("model", 1, files=_digests([path / "config.json", *weights])),

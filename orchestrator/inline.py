@@ -1,12 +1,13 @@
 """The same stages in one process, in plan order, with no Ray: for debugging and tests."""
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.artifacts import Store
 from orchestrator.compute import run_evaluations, run_shared, run_train
+from orchestrator.failures import message
 from orchestrator.stages import EvaluateStage, TrainStage, TrialPlan
-from trainers.errors import SweepError
 from trainers.specs import Placement
 
 Event = Callable[[dict[str, Any]], None]
@@ -21,9 +22,10 @@ def run_inline(
         post({"trial": plan.key, "event": "started"})
         try:
             _run_trial(plan, placements[plan.key], store, post)
-        except SweepError as error:
-            failed[plan.key] = str(error)
-            post({"trial": plan.key, "event": "failed", "message": str(error)})
+        except Exception as error:
+            failed[plan.key] = message(error)
+            detail = traceback.format_exc()
+            post({"trial": plan.key, "event": "failed", "message": message(error), "detail": detail})
         else:
             post({"trial": plan.key, "event": "complete"})
     return failed

@@ -59,10 +59,22 @@ class Grant:
 
 
 def local_capacity() -> tuple[Node, ...]:
-    """This machine, without asking Ray or torch."""
-    gpus = Path("/proc/driver/nvidia/gpus")
-    count = len(list(gpus.iterdir())) if gpus.is_dir() else 0
-    return (Node(id="local", cpus=len(os.sched_getaffinity(0)), gpus=count),)
+    """This machine, without asking Ray or torch: what the driver lists, narrowed by CUDA_VISIBLE_DEVICES."""
+    listed = Path("/proc/driver/nvidia/gpus")
+    files = sorted(listed.glob("*/information")) if listed.is_dir() else []
+    sizes = [_gpu_gb(file.read_text()) for file in files]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = (
+        len(sizes) if visible is None else min(len(sizes), len([item for item in visible.split(",") if item]))
+    )
+    gpu_gb = min(sizes, default=DEFAULT_GPU_GB)
+    return (Node(id="local", cpus=len(os.sched_getaffinity(0)), gpus=count, gpu_gb=gpu_gb),)
+
+
+def _gpu_gb(information: str) -> float:
+    """Memory by the name in the driver's listing; the longest known name that stands in it."""
+    known = [kind for kind in GPU_GB if kind in information.replace("A100-SXM4-80GB", "A100-80G")]
+    return GPU_GB[max(known, key=len)] if known else DEFAULT_GPU_GB
 
 
 def gpu_state_gb(parameters: int) -> float:

@@ -78,7 +78,14 @@ class Progress:
         self._trials = {key: TrialState(name) for key, name in names.items()}
         self._complete_before = complete
         self._lock = threading.Lock()
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2, transient=True)
+        self._live = Live(
+            console=console,
+            get_renderable=self._table,
+            refresh_per_second=2,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._last_line = 0.0
 
     def __enter__(self) -> "Progress":
@@ -138,6 +145,7 @@ class Progress:
             for column in ("trial", "stage", "step", "loss", "pairs/s", "left"):
                 table.add_column(column, justify="left" if column in ("trial", "stage") else "right")
             active = [trial for trial in self._trials.values() if trial.state in ("running", "failed")]
+            active.sort(key=lambda trial: trial.state != "running")
             for trial in active[:SHOWN]:
                 table.add_row(trial.name, *_cells(trial))
         return table

@@ -137,8 +137,8 @@ class PrepareStage:
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """Where the tokenizer comes from."""
-        return self.base.needs
+        """Where the tokenizer comes from; a built-in one needs no weights."""
+        return () if isinstance(self.base.origin, PretrainStage) else self.base.needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,30 +15,36 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
 }
-# Ray reads its authentication mode when it is imported, and not again.
+# Ray reads its settings when it is imported, and not again.
 DRIVER_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune's own handler would turn Ctrl-C into a sweep that ended well.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
-def has_cluster() -> bool:
-    """Whether Ray would find a running cluster to join; asked without importing Ray."""
-    return bool(os.environ.get("RAY_ADDRESS")) or Path("/tmp/ray/ray_current_cluster").is_file()
+def cluster_address() -> str | None:
+    """Address of the cluster to join: RAY_ADDRESS, else what `ray start` left on this machine. No Ray needed."""
+    if os.environ.get("RAY_ADDRESS"):
+        return os.environ["RAY_ADDRESS"]
+    started = Path("/tmp/ray/ray_current_cluster")
+    return started.read_text().strip() or None if started.is_file() else None
 
 
 def set_ray_environment() -> None:
     """Settings of the driver that must stand before `import ray`; the user's own win."""
     for name, value in DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # A cluster that is joined says whether it wants a token: where there is none to show, it does not.
+    token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    has_token = bool(token) or (Path.home() / ".ray" / "auth_token").is_file()
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token or not cluster_address() else "disabled")
 
 
 def prepare_worker() -> None:
     """One thread on a CPU, and quiet libraries."""
-    for name, value in WORKER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import torch

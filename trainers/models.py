@@ -55,7 +55,18 @@ def load_model(location: str, *, kind: RewardKind, precision: Precision, revisio
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"no model could be loaded from {location}: {_first_line(error)}") from error
+    if kind == "ex_rm":
+        model.score.__class__ = _WideLinear
     return model.eval()
+
+
+class _WideLinear(nn.Linear):
+    """A linear layer that multiplies in fp32 whatever precision its weight is kept in."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.weight.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(input)
+        return nn.functional.linear(input.float(), self.weight.float())
 
 
 def initialise_head(model: Any, seed: int) -> None:
@@ -69,7 +80,7 @@ def initialise_head(model: Any, seed: int) -> None:
 def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter on the CPU, gathered where ZeRO-3 has partitioned it; tied ones once.
 
-    A collective: every rank calls it, rank 0 uses the result.
+    A collective: every rank calls it, rank 0 gets them.
     """
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -77,7 +88,8 @@ def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, parameter in model.named_parameters():
         gathered = [parameter] if hasattr(parameter, "ds_id") else []
         with GatheredParameters(gathered, enabled=bool(gathered)):
-            weights[name] = parameter.detach().cpu().clone()
+            if torch.distributed.get_rank() == 0:
+                weights[name] = parameter.detach().cpu().clone()
     return weights
 
 

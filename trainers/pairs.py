@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from jinja2 import TemplateError
 from pyarrow import parquet
 from torch import Tensor
 
@@ -107,12 +108,18 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_promp
             f"{tokenizer.name_or_path} has no chat template. Use its instruction-tuned version, "
             "or add a chat_template to its tokenizer_config.json."
         )
-    rendered: str = tokenizer.apply_chat_template(
-        [message._asdict() for message in messages],
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        date_string=TEMPLATE_DATE,
-    )
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            [message._asdict() for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            date_string=TEMPLATE_DATE,
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation of the turns "
+            f"{', '.join(message.role for message in messages)}: {error}"
+        ) from error
     return rendered
 
 

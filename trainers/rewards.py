@@ -1,7 +1,7 @@
 """Reward types as modules that map a micro-batch to rewards (paper §3).
 
 Shapes: P pairs, R = 2P rows (chosen rows first), T tokens, N response tokens of all rows, D hidden, V vocabulary.
-Heads, log-softmax and log-prob sums are computed in fp32 or wider whatever the model's precision.
+The EX-RM head, log-softmax and log-prob sums are computed in fp32 or wider whatever the model's precision.
 """
 
 from typing import Any, NamedTuple

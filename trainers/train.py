@@ -7,6 +7,7 @@ gradients over ranks and divides by the accumulation.
 """
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -60,6 +61,7 @@ def train(inputs: TrainInputs, *, report: Report, out_dir: Path) -> TrainResult:
     `report` is called on rank 0 with the row of each finished step.
     """
     started = time.perf_counter()
+    _forget_peak_memory()
     tokenizer = load_tokenizer(inputs.location, inputs.revision)
     model = load_model(
         inputs.location, kind=inputs.reward.kind, precision=inputs.precision, revision=inputs.revision
@@ -68,13 +70,15 @@ def train(inputs: TrainInputs, *, report: Report, out_dir: Path) -> TrainResult:
         initialise_head(model, inputs.seed)
     with process_group():
         engine = _engine(reward_module(inputs.reward, model), inputs)
-        loop_started = time.perf_counter()
-        log = _loop(engine, inputs, pad_token(tokenizer), report)
-        loop_s = time.perf_counter() - loop_started
-        weights = full_weights(model)
-        if dist.get_rank() == 0:
-            save_model(model, weights, tokenizer, out_dir / "model")
-        engine.destroy()
+        try:
+            loop_started = time.perf_counter()
+            log = _loop(engine, inputs, pad_token(tokenizer), report)
+            loop_s = time.perf_counter() - loop_started
+            weights = full_weights(model)
+            if dist.get_rank() == 0:
+                save_model(model, weights, tokenizer, out_dir / "model")
+        finally:
+            engine.destroy()
     return TrainResult(
         log=log,
         train_accuracy=_last_epoch_accuracy(log),
@@ -111,7 +115,8 @@ def _engine(module: nn.Module, inputs: TrainInputs) -> Any:
     import deepspeed
 
     optim, placement = inputs.optim, inputs.placement
-    module.train()
+    # In evaluation mode: a dropout would make the result depend on rank, placement and process.
+    module.eval()
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
     )
@@ -131,6 +136,7 @@ def _engine(module: nn.Module, inputs: TrainInputs) -> Any:
 
 def _loop(engine: Any, inputs: TrainInputs, pad_id: int, report: Report) -> list[dict[str, float]]:
     optim, pairs = inputs.optim, inputs.pairs
+    lengths = [pair.longest for pair in pairs]
     steps = [
         (epoch, step)
         for epoch in range(optim.epochs)
@@ -139,7 +145,7 @@ def _loop(engine: Any, inputs: TrainInputs, pad_id: int, report: Report) -> list
     log: list[dict[str, float]] = []
     for number, (epoch, step) in enumerate(steps):
         began = time.perf_counter()
-        sums, grad_norm = _step(engine, inputs, step, pad_id)
+        sums, grad_norm = _step(engine, inputs, step, lengths, pad_id)
         row = {
             "step": float(number + 1),
             "epoch": float(epoch),
@@ -159,11 +165,12 @@ def _loop(engine: Any, inputs: TrainInputs, pad_id: int, report: Report) -> list
     return log
 
 
-def _step(engine: Any, inputs: TrainInputs, step: Sequence[int], pad_id: int) -> tuple[list[float], float]:
+def _step(
+    engine: Any, inputs: TrainInputs, step: Sequence[int], lengths: Sequence[int], pad_id: int
+) -> tuple[list[float], float]:
     """One optimiser step: sums over its pairs of loss, right rankings, margin and tokens; the gradient norm."""
     placement = inputs.placement
     world_size, accumulation = placement.world_size, placement.accumulation
-    lengths = [pair.longest for pair in inputs.pairs]
     forwards = split_step(step, lengths, world_size=world_size, accumulation=accumulation)[dist.get_rank()]
     sums = torch.zeros(4, dtype=torch.float64)
     for positions in forwards:
@@ -186,13 +193,14 @@ def _step(engine: Any, inputs: TrainInputs, step: Sequence[int], pad_id: int) ->
     shared = sums.to(engine.device)
     dist.all_reduce(shared)
     totals: list[float] = shared.tolist()
-    if not torch.isfinite(shared).all():
+    norm = float(engine.get_global_grad_norm() if grad_norm is None else grad_norm)
+    if not (torch.isfinite(shared).all() and math.isfinite(norm)):
         at = [inputs.pairs[position].index for position in step]
         raise Diverged(
-            f"the loss is not finite at optimiser step {engine.global_steps} (lr {inputs.optim.lr}, pairs {at[:8]}…); "
+            f"the loss or its gradient is not finite at optimiser step {engine.global_steps} (lr {inputs.optim.lr}, pairs {at[:8]}…); "
             "lower --lr, or look at those pairs."
         )
-    return totals, float(engine.get_global_grad_norm() if grad_norm is None else grad_norm)
+    return totals, norm
 
 
 def _gradient_norm(engine: Any) -> float | None:
@@ -209,16 +217,28 @@ def _last_epoch_accuracy(log: Sequence[dict[str, float]]) -> float:
 
 
 def _performance(log: Sequence[dict[str, float]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
-    import resource
-
-    if torch.cuda.is_available():
-        peak_gb = torch.cuda.max_memory_allocated() / 1e9
-    else:
-        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {
         "tokens_per_s": sum(row["tokens"] for row in log) / loop_s,
         "pairs_per_s": sum(row["pairs"] for row in log) / loop_s,
         "step_s": loop_s / len(log),
         "set_up_s": set_up_s,
-        "peak_mem_gb": peak_gb,
+        "peak_mem_gb": _peak_memory_gb(),
     }
+
+
+def _forget_peak_memory() -> None:
+    """Start a new maximum: a reused process would report that of an earlier training."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_gb() -> float:
+    """Of the GPU where there is one, else the process's resident memory (Linux; NaN elsewhere)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return kilobytes[0] * 1024 / 1e9 if kilobytes else math.nan

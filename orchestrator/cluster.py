@@ -1,0 +1,86 @@
+"""The Ray cluster: joined or started, what it holds, and whether all of it sees the storage. Imports no torch."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.artifacts import Store
+from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
+from orchestrator.workers import WORKER_ENVIRONMENT, cluster_address
+from trainers.errors import PlanError, StorageError
+
+
+def join_ray() -> bool:
+    """Join the running cluster (after workers.set_ray_environment). Raises PlanError where RAY_ADDRESS is dead."""
+    try:
+        ray.init(address=cluster_address(), **_options())
+    except ConnectionError as error:
+        if os.environ.get("RAY_ADDRESS"):
+            raise PlanError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}.") from error
+        return False
+    return True
+
+
+def start_ray(cpus: int) -> None:
+    """Start Ray on this machine, where none was joined."""
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=max(cpus, 2), **_options())
+
+
+def _options() -> dict[str, Any]:
+    runtime = {"env_vars": WORKER_ENVIRONMENT}
+    return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
+
+
+def capacity() -> tuple[Node, ...]:
+    """CPUs and GPUs of the live nodes."""
+    nodes = []
+    for node in ray.nodes():
+        resources = node["Resources"]
+        if not node["Alive"] or not resources.get("CPU"):
+            continue
+        kinds = [
+            name.removeprefix("accelerator_type:")
+            for name in resources
+            if name.startswith("accelerator_type:")
+        ]
+        gpu_gb = min((GPU_GB.get(kind, DEFAULT_GPU_GB) for kind in kinds), default=DEFAULT_GPU_GB)
+        gpus = int(resources.get("GPU", 0))
+        nodes.append(Node(id=node["NodeID"], cpus=int(resources["CPU"]), gpus=gpus, gpu_gb=gpu_gb))
+    return tuple(nodes)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _read_probe(file: str) -> str:
+    return Path(file).read_text()
+
+
+def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
+    """Every live node reads what the driver wrote. Raises StorageError, or PlanError where our code is not there."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    probe = store.root / f".probe-{os.getpid()}"
+    probe.write_text(str(time.time()))
+    try:
+        for node in nodes:
+            pinned = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            try:
+                seen = ray.get(_read_probe.options(scheduling_strategy=pinned).remote(str(probe)))
+            except RayTaskError as error:
+                if not isinstance(error.cause, OSError):
+                    raise PlanError(
+                        f"node {node.id[:8]} cannot run rmsweep ({error.cause}); install the repository there."
+                    ) from error
+                seen = ""
+            if seen != probe.read_text():
+                raise StorageError(
+                    f"node {node.id[:8]} cannot read {store.root}; give a --storage that every node of the cluster sees."
+                )
+    finally:
+        probe.unlink()
