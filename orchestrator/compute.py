@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts import Store
 from orchestrator.stages import (
@@ -22,6 +22,10 @@ from orchestrator.stages import (
 from trainers import tiny
 from trainers.data.records import read_written_pairs
 from trainers.specs import Placement
+
+if TYPE_CHECKING:
+    from trainers.pairs import TokenPair
+    from trainers.reference import Reference
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -57,14 +61,14 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
     from trainers.models import load_tokenizer
     from trainers.pairs import tokenize_pairs, write_tokens
 
-    pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
-    if isinstance(stage.base.origin, PretrainStage):
-        tokenizer = tiny.build_tokenizer()
-    else:
-        tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision)
-    tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw)
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
     with store.write(stage.kind, stage.key, **inputs) as attempt:
+        pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
+        if isinstance(stage.base.origin, PretrainStage):
+            tokenizer = tiny.build_tokenizer()
+        else:
+            tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision)
+        tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw)
         write_tokens(tokens, attempt.directory / "pairs.parquet")
         attempt.info.update(pairs=len(tokens), too_long=too_long)
 
@@ -74,12 +78,13 @@ def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
     from trainers.pairs import read_tokens
     from trainers.reference import compute_reference, write_reference
 
-    location, base = stage.base.found_at(store), stage.base
-    tokenizer = load_tokenizer(location, base.revision)
-    model = load_model(location, kind="im_rm", precision=base.precision, revision=base.revision).to(_device())
-    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
-    sums = compute_reference(model, pairs, pad_id=pad_token(tokenizer), report=report)
+    base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
+        location = base.found_at(store)
+        tokenizer = load_tokenizer(location, base.revision)
+        model = load_model(location, kind="im_rm", precision=base.precision, revision=base.revision)
+        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+        sums = compute_reference(model.to(_device()), pairs, pad_id=pad_token(tokenizer), report=report)
         write_reference(sums, attempt.directory / "reference.parquet")
 
 
@@ -90,15 +95,9 @@ def run_train(
     import pyarrow as pa
     from pyarrow import parquet
 
-    from trainers.pairs import read_tokens
-    from trainers.reference import read_reference
     from trainers.train import TrainInputs, train
 
-    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
-    reference = None
-    if stage.reference is not None:
-        file = store.read("reference", stage.reference.key) / "reference.parquet"
-        reference = read_reference(file, pairs)
+    pairs, reference = _tokens(stage, store)
     inputs = TrainInputs(
         location=stage.base.found_at(store),
         revision=stage.base.revision,
@@ -130,8 +129,6 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
     from trainers import metrics
     from trainers.evaluate import score_pairs
     from trainers.models import load_model, load_tokenizer, pad_token
-    from trainers.pairs import read_tokens
-    from trainers.reference import read_reference
     from trainers.rewards import reward_module
     from trainers.scores import write_scores
 
@@ -144,23 +141,30 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
     model = load_model(location, kind=train.reward.kind, precision=train.base.precision).to(_device())
     reward = reward_module(train.reward, model)
     for stage in missing:
-        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
-        reference = None
-        if stage.reference is not None:
-            file = store.read("reference", stage.reference.key) / "reference.parquet"
-            reference = read_reference(file, pairs)
         name = stage.prepared.split.name
-        chosen, rejected = score_pairs(
-            reward,
-            pairs,
-            pad_id=pad_token(tokenizer),
-            device=_device(),
-            reference=reference,
-            report=functools.partial(_of_dataset, report, name),
-        )
         with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:
+            pairs, reference = _tokens(stage, store)
+            chosen, rejected = score_pairs(
+                reward,
+                pairs,
+                pad_id=pad_token(tokenizer),
+                device=_device(),
+                reference=reference,
+                report=functools.partial(_of_dataset, report, name),
+            )
             write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
             attempt.info.update(metrics=metrics.summary(chosen, rejected), dataset=name)
+
+
+def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[TokenPair], Reference | None]":
+    """The stage's pairs, and for im_rm their reference log-probs."""
+    from trainers.pairs import read_tokens
+    from trainers.reference import read_reference
+
+    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+    if stage.reference is None:
+        return pairs, None
+    return pairs, read_reference(store.read("reference", stage.reference.key) / "reference.parquet", pairs)
 
 
 def _of_dataset(report: Report, name: str, row: dict[str, Any]) -> None:

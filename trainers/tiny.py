@@ -131,6 +131,7 @@ def _build_network(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> "P
         num_hidden_layers=model.layers,
         num_attention_heads=model.heads,
         num_key_value_heads=model.heads,
+        # Tied, a word's logit would move with what the word implies once it is read.
         tie_word_embeddings=False,
         max_position_embeddings=MAX_POSITIONS,
         pad_token_id=tokenizer.pad_token_id,
@@ -168,11 +169,11 @@ def _fit(
             ignore_index=network.config.pad_token_id,
         )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
         if step % REPORT_EVERY_STEPS == 0 or step == model.steps:
-            report({"step": step, "loss": loss.item(), "lr": schedule.get_last_lr()[0]})
+            report({"step": step, "loss": loss.item(), "lr": float(schedule.get_last_lr()[0])})
     network.eval()
 
 

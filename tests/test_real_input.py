@@ -1,0 +1,84 @@
+"""The grid command on a real chat model and real preference data, as small as it can be."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainers.data.sources import read_pairs
+from trainers.models import load_model, load_tokenizer
+from trainers.pairs import collate, tokenize_pairs
+from trainers.rewards import log_prob_sums
+from trainers.scores import read_scores
+from trainers.specs import DatasetSpec, DrawSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def swept(smollm2, shared, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("real")
+    data = shared / "data"
+    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "run", "--models", f"smollm2={smollm2}"]
+    command += [
+        "--train-sets",
+        str(data / "ultrafeedback"),
+        "--max-train-pairs",
+        "2",
+        "--effective-batch",
+        "2",
+    ]
+    command += ["--eval-sets", str(data / "ultrafeedback_paraphrase"), str(data / "rewardbench_math")]
+    command += ["--max-eval-pairs", "2", "--epochs", "1", "--backend", "inline", "--storage", str(storage)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return storage, done.stdout
+
+
+def artifacts(storage: Path, stage: str) -> list[Path]:
+    manifests = (storage / "artifacts" / stage).glob("*/manifest.json")
+    return [file.parent / json.loads(file.read_text())["attempt"] for file in manifests]
+
+
+def test_a_gguf_model_is_trained_and_evaluated_on_real_pairs(swept):
+    storage, output = swept
+    assert "token-level shift" in output
+    assert "domain shift" in output
+    assert len(artifacts(storage, "train")) == 2
+    for folder in artifacts(storage, "evaluate"):
+        chosen, rejected = read_scores(folder / "scores.parquet")
+        assert len(chosen) == len(rejected) == 2
+        assert abs(chosen).max() > 0
+
+
+def test_two_pairs_on_one_step_are_not_called_learned_by_luck_alone(swept):
+    storage, output = swept
+    (row,) = [json.loads(file.read_text()) for file in (storage / "sweeps").glob("*/sweep.json")]
+    assert {trial["reward"] for trial in row["trials"]} == {"ex_rm", "im_rm"}
+    assert "not learned" in output
+
+
+def test_real_responses_end_their_turn_and_score_as_full_logits_do(swept, shared):
+    storage, _ = swept
+    (folder,) = artifacts(storage, "convert")
+    location = str(folder / "model")
+    tokenizer = load_tokenizer(location)
+    spec = DatasetSpec(name="ultrafeedback", source=str(shared / "data" / "ultrafeedback"))
+    every = read_pairs(spec, "test")
+    shortest = sorted(every, key=lambda pair: len(pair.prompt[0].content + pair.chosen + pair.rejected))[:2]
+    tokens, _ = tokenize_pairs(shortest, tokenizer, DrawSpec())
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model = load_model(location, kind="im_rm", precision="fp32")
+    with torch.no_grad():
+        sums = log_prob_sums(model, collate(tokens, pad_id=end)).tolist()
+        for number, (pair, response) in enumerate(
+            [(pair, pair.chosen) for pair in tokens] + [(pair, pair.rejected) for pair in tokens]
+        ):
+            assert end in response[-2:]
+            row = torch.tensor([pair.prompt + response])
+            log_probs = model(input_ids=row).logits[0, :-1].log_softmax(-1)
+            picked = log_probs.gather(1, row[0, 1:, None])[len(pair.prompt) - 1 :]
+            assert sums[number] == pytest.approx(float(picked.sum()), rel=1e-5)
