@@ -25,10 +25,14 @@ def main(storage: Path = Path("rmsweep-store"), name: str = "full_grid") -> None
 
     seconds_of: dict[str, list[float]] = defaultdict(list)
     set_up: list[float] = []
+    peaks: list[tuple[float, float]] = []
     for file in (storage / "artifacts").glob("*/*/manifest.json"):
         manifest = json.loads(file.read_text())
         seconds_of[manifest["stage"]].append(manifest["seconds"])
-        set_up += [manifest["info"]["perf"]["set_up_s"]] if manifest["stage"] == "train" else []
+        if manifest["stage"] == "train":
+            set_up.append(manifest["info"]["perf"]["set_up_s"])
+        if manifest["info"].get("local_mode"):
+            peaks.append((manifest["started"], manifest["info"]["perf"]["peak_mem_gb"]))
     stages = Table(title="stages in the store", title_justify="left")
     for column in ("stage", "count", "sum s", "median s"):
         stages.add_column(column, justify="left" if column == "stage" else "right")
@@ -43,6 +47,13 @@ def main(storage: Path = Path("rmsweep-store"), name: str = "full_grid") -> None
         f"{sorted(set_up)[len(set_up) // 2]:.1f}",
     )
     console.print(stages)
+    in_order = [peak for _, peak in sorted(peaks)]
+    if in_order:
+        console.print(
+            f"peak memory of trainings in reused processes, GB: first {in_order[0]:.2f}, last {in_order[-1]:.2f}, "
+            f"largest {max(in_order):.2f}, of {len(in_order)}",
+            soft_wrap=True,
+        )
 
 
 if __name__ == "__main__":
