@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.artifacts import Store
@@ -78,6 +78,10 @@ def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
                         f"node {node.id[:8]} cannot run rmsweep ({error.cause}); install the repository there."
                     ) from error
                 seen = ""
+            except RayError as error:
+                raise PlanError(
+                    f"node {node.id[:8]} of the cluster does not answer ({error}); run again."
+                ) from error
             if seen != probe.read_text():
                 raise StorageError(
                     f"node {node.id[:8]} cannot read {store.root}; give a --storage that every node of the cluster sees."

@@ -4,15 +4,9 @@ import dataclasses
 import json
 import os
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -21,40 +15,25 @@ from orchestrator import plan as planning
 from orchestrator.artifacts import replace
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
-from orchestrator.progress import Progress, quiet
+from orchestrator.progress import quiet
 from orchestrator.report import terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import TrialResult, sweep_results
+from orchestrator.running import Phases, run_missing
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.stages import TrialPlan
 from orchestrator.workers import cluster_address, set_ray_environment
 from trainers.errors import PlanError, SweepError
-from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
-
-
-@dataclasses.dataclass(slots=True)
-class Phases:
-    """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    _since: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def end(self, phase: str) -> None:
-        """Everything since the last end was `phase`."""
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
-        self._since = now
 
 
 def run(session: Session, build: Build) -> int:
     """Run what is missing, then report."""
     phases = Phases()
     store, console = session.store, session.console
-    capacity = _capacity(session)
-    sweep = _sweep(session, build, capacity)
+    sweep, capacity = _sweep_and_capacity(session, build)
     planning.require_fit([trial.model for trial in sweep.trials], capacity)
     resolved = _resolve(session, sweep, fetch=True)
     placements = {item.key: planning.place(item.spec, capacity, sweep.placements) for item in resolved.plans}
@@ -66,7 +45,7 @@ def run(session: Session, build: Build) -> int:
     failed: dict[str, str] = {}
     try:
         if todo:
-            failed = _run_missing(
+            failed = run_missing(
                 session, declaration, todo, placements, len(resolved.plans) - len(todo), phases
             )
         results = _print_report(session, declaration)
@@ -80,89 +59,9 @@ def run(session: Session, build: Build) -> int:
     return _say_holes(session, results, failed)
 
 
-def _run_missing(
-    session: Session,
-    declaration: Declaration,
-    todo: Sequence[TrialPlan],
-    placements: dict[str, Placement],
-    complete: int,
-    phases: Phases,
-) -> dict[str, str]:
-    from orchestrator.tracking import Tracker
-
-    store = session.store
-    logs = store.sweep_dir(session.sweep_name) / "logs"
-    with quiet(logs / "driver.log", session.console.width) as terminal:
-        tracker = Tracker(session.tracking_uri, store, declaration)
-        names = {item.key: item.spec.name for item in todo}
-        with Progress(terminal, names, complete) as progress:
-
-            def on_event(event: dict[str, Any]) -> None:
-                progress.on_event(event)
-                if event["event"] == "started":
-                    tracker.started(event["trial"])
-                elif event["event"] in ("complete", "failed"):
-                    tracker.ended(event["trial"], failed=event["event"] == "failed")
-                if "detail" in event:
-                    replace(logs / f"{event['trial']}.log", event["detail"])
-
-            failed = _execute(session, todo, placements, on_event, phases)
-        folder, _, results = write_report(declaration, store)
-        tracker.report(folder, complete=all(result.complete for result in results))
-        trouble = tracker.close()
-        phases.end("mlflow")
-    if trouble:
-        session.console.print(
-            f"warning: the MLflow view is incomplete ({trouble}); `sync` rebuilds it",
-            style="yellow",
-            markup=False,
-        )
-    return failed
-
-
-def _execute(
-    session: Session,
-    todo: Sequence[TrialPlan],
-    placements: dict[str, Placement],
-    on_event: Callable[[dict[str, Any]], None],
-    phases: Phases,
-) -> dict[str, str]:
-    if session.options.backend == "inline":
-        from orchestrator.inline import run_inline
-
-        failed = run_inline(todo, placements, session.store, on_event)
-        phases.end("trials")
-        return failed
-    set_ray_environment()
-    import ray
-
-    from orchestrator.cluster import start_ray
-    from orchestrator.fanout import run_on_ray
-
-    (session.store.root / "scratch").mkdir(exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=session.store.root / "scratch"))
-    try:
-        start_ray(len(os.sched_getaffinity(0)))
-        # Ray's own handler would end the process with the signal's number.
-        signal.signal(signal.SIGTERM, _interrupt)
-        phases.end("start ray")
-        failed = run_on_ray(todo, placements, session.store, on_event, scratch)
-        phases.end("trials")
-    finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
-    phases.end("stop ray")
-    return failed
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def plan_only(session: Session, build: Build) -> int:
     """Print the trials with their placement and what is missing of each."""
-    capacity = _capacity(session)
-    sweep = _sweep(session, build, capacity)
+    sweep, capacity = _sweep_and_capacity(session, build)
     resolved = _resolve(session, sweep, fetch=False)
     missing = {item.key: [stage.kind for stage in item.missing(session.store)] for item in resolved.plans}
     rows = []
@@ -274,6 +173,14 @@ def _capacity(session: Session) -> tuple[planning.Node, ...]:
                     cluster.require_shared_storage(session.store, nodes)
                 return nodes
     return planning.local_capacity()
+
+
+def _sweep_and_capacity(session: Session, build: Build) -> tuple[Sweep, tuple[planning.Node, ...]]:
+    """The sweep, and what it would run on; where words can be judged without a cluster, they are judged first."""
+    if session.options.profile != "auto":
+        return _sweep(session, build, ()), _capacity(session)
+    capacity = _capacity(session)
+    return _sweep(session, build, capacity), capacity
 
 
 def _sweep(session: Session, build: Build, capacity: Sequence[planning.Node]) -> Sweep:
