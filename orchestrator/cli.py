@@ -123,6 +123,11 @@ class Session:
     folder: Path
     console: Console
 
+    @property
+    def driver_log(self) -> Path:
+        """Where everybody else's chatter goes; logs of failed trials stand beside it."""
+        return self.store.sweep_dir(self.sweep_name) / "logs" / "driver.log"
+
 
 def main(
     name: str, build: Callable[[Selection], Sweep], folder: Path, arguments: Sequence[str] | None = None

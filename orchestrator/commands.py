@@ -14,9 +14,9 @@ from orchestrator import cli
 from orchestrator import plan as planning
 from orchestrator.artifacts import replace
 from orchestrator.cli import Session
-from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
+from orchestrator.declaration import declare, read_declaration, write_declaration
 from orchestrator.progress import quiet
-from orchestrator.report import terminal_table, write_report
+from orchestrator.report import Written, terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.running import Phases, run_missing
@@ -45,10 +45,10 @@ def run(session: Session, build: Build) -> int:
     failed: dict[str, str] = {}
     try:
         if todo:
-            failed = run_missing(
-                session, declaration, todo, placements, len(resolved.plans) - len(todo), phases
-            )
-        results = _print_report(session, declaration)
+            failed, written = run_missing(session, declaration, todo, placements, phases)
+        else:
+            written = write_report(declaration, store)
+        _print_report(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
@@ -56,7 +56,7 @@ def run(session: Session, build: Build) -> int:
     phases.end("report")
     if todo:
         replace(store.sweep_dir(session.sweep_name) / "phases.json", json.dumps(phases.seconds, indent=1))
-    return _say_holes(session, results, failed)
+    return _say_holes(session, written.results, failed)
 
 
 def plan_only(session: Session, build: Build) -> int:
@@ -129,11 +129,12 @@ def status(session: Session) -> int:
 def report(session: Session) -> int:
     """Write and print the report of what the last command declared."""
     declaration = read_declaration(session.sweep_name, session.store)
+    written = write_report(declaration, session.store)
     if session.options.json:
-        _, rows, _ = write_report(declaration, session.store)
-        cli.dump_json([{**dataclasses.asdict(row), "difference": row.difference} for row in rows])
+        cli.dump_json([{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows])
         return 0
-    return _say_holes(session, _print_report(session, declaration), {})
+    _print_report(session, written)
+    return _say_holes(session, written.results, {})
 
 
 def ui(session: Session, port: int) -> int:
@@ -153,8 +154,8 @@ def sync(session: Session) -> int:
     from orchestrator import tracking
 
     declaration = read_declaration(session.sweep_name, session.store)
-    folder, _, _ = write_report(declaration, session.store)
-    with quiet(session.store.sweep_dir(session.sweep_name) / "logs" / "driver.log"):
+    folder = write_report(declaration, session.store).folder
+    with quiet(session.driver_log):
         seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
     session.console.print(f"{len(declaration.trials)} trials in {session.tracking_uri} after {seconds:.0f} s")
     return 0
@@ -166,7 +167,7 @@ def _capacity(session: Session) -> tuple[planning.Node, ...]:
         set_ray_environment()
         from orchestrator import cluster
 
-        with quiet(session.store.sweep_dir(session.sweep_name) / "logs" / "driver.log"):
+        with quiet(session.driver_log):
             if cluster.join_ray():
                 nodes = cluster.capacity()
                 if isinstance(session.options.command, cli.Run):
@@ -209,12 +210,10 @@ def _headline(plans: Sequence[TrialPlan], todo: Sequence[TrialPlan], session: Se
     return f"{len(plans)} trials, {len(plans) - len(todo)} complete; to run: {counted}"
 
 
-def _print_report(session: Session, declaration: Declaration) -> Sequence[TrialResult]:
-    folder, rows, results = write_report(declaration, session.store)
-    session.console.print(terminal_table(rows))
-    session.console.print(f"report: {folder / 'summary.md'}", highlight=False, soft_wrap=True)
+def _print_report(session: Session, written: Written) -> None:
+    session.console.print(terminal_table(written.rows))
+    session.console.print(f"report: {written.folder / 'summary.md'}", highlight=False, soft_wrap=True)
     session.console.print(f"MLflow: {_ui_command(session)}", highlight=False, soft_wrap=True)
-    return results
 
 
 def _ui_command(session: Session) -> str:
@@ -231,7 +230,7 @@ def _say_holes(session: Session, results: Sequence[TrialResult], failed: dict[st
         cause = failed.get(record.key, "not run")
         session.console.print(f"missing: {record.name}: {cause}", style="red", markup=False, soft_wrap=True)
     if holes:
-        logs = session.store.sweep_dir(session.sweep_name) / "logs"
+        logs = session.driver_log.parent
         session.console.print(
             f"the same command runs them again; logs: {logs}", soft_wrap=True, highlight=False
         )

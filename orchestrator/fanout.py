@@ -5,12 +5,13 @@ another from starting. On a CPU a training of world size 1 runs in the trial's o
 mode), which the gate counts as one CPU; everything else starts tasks and gangs where the gate has granted them.
 """
 
+import contextlib
 import gc
 import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,8 @@ def run_trial(
     except Exception as error:
         logger.exception("trial %s", plan.spec.name)
         post({"event": "failed", "message": message(error), "detail": traceback.format_exc()})
+    # A model and its engine refer to each other; the next trial of this process needs the room.
+    gc.collect()
     tune.report({"done_stages": 1})
 
 
@@ -171,9 +174,7 @@ def _train(
 ) -> None:
     gpus = 1 if placement.device == "cuda" else 0
     request = Request(id=f"train {stage.key}", kind="train", workers=placement.world_size, gpus=gpus)
-    ray.get(coordinator.post.remote({"trial": stage.key, "event": "stage", "stage": "waiting"}))
-    grant: Grant = ray.get(coordinator.acquire.remote(request))
-    try:
+    with _granted(coordinator, stage.key, request) as grant:
         here = ray.get_runtime_context().get_node_id()
         in_process = placement.device == "cpu" and grant.nodes == (here,)
         scaling = ScalingConfig(num_workers=0) if in_process else _scaling(placement, grant)
@@ -201,10 +202,17 @@ def _train(
                 ),
             ),
         ).fit()
+
+
+@contextlib.contextmanager
+def _granted(coordinator: ActorHandle, trial: str, request: Request) -> Iterator[Grant]:
+    """What the gate grants, waited for without holding anything, and given back however the block ends."""
+    ray.get(coordinator.post.remote({"trial": trial, "event": "stage", "stage": "waiting"}))
+    grant: Grant = ray.get(coordinator.acquire.remote(request))
+    try:
+        yield grant
     finally:
         ray.get(coordinator.release.remote(request.id))
-        # The model and its engine refer to each other; the next trial of this process needs the room.
-        gc.collect()
 
 
 def _scaling(placement: Placement, grant: Grant) -> ScalingConfig:
@@ -249,12 +257,8 @@ def _evaluate(
 ) -> None:
     gpus = 1 if placement.device == "cuda" else 0
     request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus)
-    ray.get(coordinator.post.remote({"trial": plan.key, "event": "stage", "stage": "waiting"}))
-    grant: Grant = ray.get(coordinator.acquire.remote(request))
-    ray.get(coordinator.post.remote({"trial": plan.key, "event": "stage", "stage": "evaluate"}))
-    try:
+    with _granted(coordinator, plan.key, request) as grant:
+        ray.get(coordinator.post.remote({"trial": plan.key, "event": "stage", "stage": "evaluate"}))
         pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
         task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
         ray.get(task.remote(list(stages), store))
-    finally:
-        ray.get(coordinator.release.remote(request.id))

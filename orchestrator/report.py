@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -175,8 +175,16 @@ def csv_table(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def write_report(declaration: Declaration, store: Store) -> tuple[Path, list[Row], Sequence[TrialResult]]:
-    """Write report/summary.md, report/tables/accuracy.csv and trials.parquet; the report's folder and rows."""
+class Written(NamedTuple):
+    """A report's folder, and what it was written from."""
+
+    folder: Path
+    rows: list[Row]
+    results: Sequence[TrialResult]
+
+
+def write_report(declaration: Declaration, store: Store) -> Written:
+    """Write report/summary.md, report/tables/accuracy.csv and trials.parquet."""
     results = sweep_results(declaration, store)
     rows = table_rows(results)
     folder = store.sweep_dir(declaration.sweep) / "report"
@@ -186,7 +194,7 @@ def write_report(declaration: Declaration, store: Store) -> tuple[Path, list[Row
     draft = trials.with_suffix(".draft")
     parquet.write_table(pa.Table.from_pylist(_trial_rows(results)), draft)
     draft.replace(trials)
-    return folder, rows, results
+    return Written(folder=folder, rows=rows, results=results)
 
 
 def _summary(declaration: Declaration, results: Sequence[TrialResult], rows: Sequence[Row]) -> str:

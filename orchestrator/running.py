@@ -14,7 +14,7 @@ from orchestrator.artifacts import replace
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.progress import Progress, quiet
-from orchestrator.report import write_report
+from orchestrator.report import Written, write_report
 from orchestrator.stages import TrialPlan
 from orchestrator.workers import set_ray_environment
 from trainers.specs import Placement
@@ -39,18 +39,16 @@ def run_missing(
     declaration: Declaration,
     todo: Sequence[TrialPlan],
     placements: dict[str, Placement],
-    complete: int,
     phases: Phases,
-) -> dict[str, str]:
-    """Run `todo`; trial key → message for those that failed. `complete` trials were done before."""
+) -> tuple[dict[str, str], Written]:
+    """Run `todo`, then write the report; trial key → message for those that failed, and what was written."""
     from orchestrator.tracking import Tracker
 
     store = session.store
-    logs = store.sweep_dir(session.sweep_name) / "logs"
-    with quiet(logs / "driver.log", session.console.width) as terminal:
+    with quiet(session.driver_log, session.console.width) as terminal:
         tracker = Tracker(session.tracking_uri, store, declaration)
         names = {item.key: item.spec.name for item in todo}
-        with Progress(terminal, names, complete) as progress:
+        with Progress(terminal, names, len(declaration.trials) - len(todo)) as progress:
 
             def on_event(event: dict[str, Any]) -> None:
                 progress.on_event(event)
@@ -59,11 +57,11 @@ def run_missing(
                 elif event["event"] in ("complete", "failed"):
                     tracker.ended(event["trial"], failed=event["event"] == "failed")
                 if "detail" in event:
-                    replace(logs / f"{event['trial']}.log", event["detail"])
+                    replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
 
             failed = _execute(session, todo, placements, on_event, phases)
-        folder, _, results = write_report(declaration, store)
-        tracker.report(folder, complete=all(result.complete for result in results))
+        written = write_report(declaration, store)
+        tracker.report(written.folder, complete=all(result.complete for result in written.results))
         trouble = tracker.close()
         phases.end("mlflow")
     if trouble:
@@ -72,7 +70,7 @@ def run_missing(
             style="yellow",
             markup=False,
         )
-    return failed
+    return failed, written
 
 
 def _execute(

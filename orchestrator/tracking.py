@@ -65,8 +65,8 @@ class View:
             trial.name, tags, {"mlflow.parentRunId": self.parent, "rmsweep.role": "trial"}, started
         )
 
-    def log_trial(self, trial: TrialRecord, *, status: str = "RUNNING") -> None:
-        """Everything that the store holds of a trial; FINISHED once it is complete."""
+    def log_trial(self, trial: TrialRecord, *, status: str = "RUNNING") -> bool:
+        """Everything that the store holds of a trial; FINISHED once it is complete, which is returned."""
         result = trial_result(trial, self._store)
         run = self.open_trial(trial, result.started)
         self._log_parameters(run, trial)
@@ -76,6 +76,7 @@ class View:
             self._client.set_terminated(run, "FINISHED", end_time=_milliseconds(result.finished))
         elif status != "RUNNING":
             self._client.set_terminated(run, status)
+        return result.complete
 
     def log_report(self, folder: Path, status: str) -> None:
         """The report's files on the parent run, which ends with `status`."""
@@ -186,7 +187,7 @@ class Tracker:
     def __init__(self, uri: str, store: Store, declaration: Declaration) -> None:
         self._uri, self._store, self._declaration = uri, store, declaration
         self._trials = {trial.key: trial for trial in declaration.trials}
-        self._queue: queue.SimpleQueue[Callable[[View], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[View], object] | None] = queue.SimpleQueue()
         self._error: str | None = None
         self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
         self._thread.start()
@@ -235,11 +236,8 @@ def sync(uri: str, store: Store, declaration: Declaration, report_folder: Path) 
     started = time.perf_counter()
     with _tracking_errors(uri):
         view = View(uri, store, declaration)
-        complete = True
-        for trial in declaration.trials:
-            view.log_trial(trial)
-            complete = complete and trial_result(trial, store).complete
-        view.log_report(report_folder, "FINISHED" if complete else "RUNNING")
+        complete = [view.log_trial(trial) for trial in declaration.trials]
+        view.log_report(report_folder, "FINISHED" if all(complete) else "RUNNING")
     return time.perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""What tests share: the real data beside the repository, and the real chat model."""
+"""What tests share: the real data beside the repository, the real chat model, and a tiny random one."""
 
 import os
 import subprocess
@@ -42,4 +42,31 @@ def smollm2(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run([shared / "get_smollm2.sh", folder], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         missing(f"SmolLM2 ({done.stderr.strip().splitlines()[-1:]})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: two llama layers, random weights from a fixed seed, tied embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from trainers.tiny import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = build_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            initializer_range=0.1,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,23 +109,8 @@ def test_ui(storage):
         server.wait(timeout=30)
 
 
-def test_your_own_model_and_data(tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from trainers.tiny import build_tokenizer
-
-    tokenizer = build_tokenizer()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-        )
-        LlamaForCausalLM(config).save_pretrained(tmp_path / "my-model")
-    tokenizer.save_pretrained(tmp_path / "my-model")
+def test_your_own_model_and_data(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "my-model")
     (tmp_path / "my-data").mkdir()
     for name, count in (("my-data/train.jsonl", 8), ("my-data/test.jsonl", 4), ("test.jsonl", 3)):
         rows = [{"prompt": f"bread {n}", "chosen": "yes", "rejected": "no"} for n in range(count)]
