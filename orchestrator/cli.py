@@ -80,8 +80,8 @@ class Options:
     """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]ID|PATH")] = ()
     """Catalog names, hub ids, folders or GGUF files."""
-    rewards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ex_rm|im_rm")] = ("ex_rm", "im_rm")
-    """Reward types."""
+    rewards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("ex_rm", "im_rm")
+    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean, im_rm_no_reference."""
     train_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
     """Sets trained on: their train split."""
     eval_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()

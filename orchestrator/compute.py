@@ -24,8 +24,8 @@ from trainers.data.records import read_written_pairs
 from trainers.specs import Placement
 
 if TYPE_CHECKING:
+    from trainers.packing import References
     from trainers.pairs import TokenPair
-    from trainers.reference import Reference
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -58,8 +58,8 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
 
 
 def _run_prepare(stage: PrepareStage, store: Store) -> None:
-    from trainers.models import load_tokenizer
     from trainers.pairs import tokenize_pairs, write_tokens
+    from trainers.templates import load_tokenizer
 
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
     with store.write(stage.kind, stage.key, **inputs) as attempt:
@@ -68,23 +68,29 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
             tokenizer = tiny.build_tokenizer()
         else:
             tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision)
-        tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw)
+        tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw, stage.rendering)
         write_tokens(tokens, attempt.directory / "pairs.parquet")
         attempt.info.update(pairs=len(tokens), too_long=too_long)
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
-    from trainers.models import load_model, load_tokenizer, pad_token
+    from trainers.models import load_model
     from trainers.pairs import read_tokens
     from trainers.reference import compute_reference, write_reference
+    from trainers.templates import load_tokenizer
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
         location = base.found_at(store)
-        tokenizer = load_tokenizer(location, base.revision)
-        model = load_model(location, kind="im_rm", precision=base.precision, revision=base.revision)
+        model = load_model(
+            location,
+            tokenizer=load_tokenizer(location, base.revision),
+            output="unembedding",
+            precision=base.precision,
+            revision=base.revision,
+        )
         pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
-        sums = compute_reference(model.to(_device()), pairs, pad_id=pad_token(tokenizer), report=report)
+        sums = compute_reference(model.to(_device()), pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")
 
 
@@ -99,6 +105,7 @@ def run_train(
 
     pairs, reference = _tokens(stage, store)
     inputs = TrainInputs(
+        name=stage.base.name,
         location=stage.base.found_at(store),
         revision=stage.base.revision,
         precision=stage.base.precision,
@@ -126,20 +133,24 @@ def run_train(
 
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
     """Score one trained model on several sets: its weights are loaded once, each set is an artifact."""
-    from trainers import metrics
     from trainers.evaluate import score_pairs
-    from trainers.models import load_model, load_tokenizer, pad_token
-    from trainers.rewards import reward_module
+    from trainers.models import load_model
     from trainers.scores import write_scores
+    from trainers.scoring import RewardModule
+    from trainers.templates import load_tokenizer
 
     missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
     if not missing:
         return
     train = missing[0].train
     location = str(store.read("train", train.key) / "model")
-    tokenizer = load_tokenizer(location)
-    model = load_model(location, kind=train.reward.kind, precision=train.base.precision).to(_device())
-    reward = reward_module(train.reward, model)
+    model = load_model(
+        location,
+        tokenizer=load_tokenizer(location),
+        output=train.reward.type.output,
+        precision=train.base.precision,
+    )
+    reward = RewardModule(model.to(_device()), train.reward)
     for stage in missing:
         name = stage.prepared.split.name
         with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:
@@ -147,16 +158,14 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
             chosen, rejected = score_pairs(
                 reward,
                 pairs,
-                pad_id=pad_token(tokenizer),
-                device=_device(),
                 reference=reference,
                 report=functools.partial(_of_dataset, report, name),
             )
-            write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
-            attempt.info.update(metrics=metrics.summary(chosen, rejected), dataset=name)
+            found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
+            attempt.info.update(metrics=found, dataset=name)
 
 
-def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[TokenPair], Reference | None]":
+def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[TokenPair], References | None]":
     """The stage's pairs, and for im_rm their reference log-probs."""
     from trainers.pairs import read_tokens
     from trainers.reference import read_reference

@@ -25,6 +25,8 @@ from trainers.metrics import METRICS
 
 NOT_LEARNED = "not learned"
 MEAN = "mean"
+# The reward types that always have a column, and whose difference is shown.
+COMPARED = ("ex_rm", "im_rm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,28 +57,41 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table. `model` is MEAN for the mean over models in which both types learned."""
+    """One line of the table: a cell for each reward type. `model` is MEAN for the mean over models that all learned."""
 
     train_set: str
     category: Category
     model: str
-    ex_rm: Cell
-    im_rm: Cell
+    cells: dict[str, Cell]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every reward type learned."""
+        return all(cell.mean is not None for cell in self.cells.values())
 
     @property
     def difference(self) -> float | None:
         """EX−IM of the means; None where one is missing."""
-        if self.ex_rm.mean is None or self.im_rm.mean is None:
-            return None
-        return self.ex_rm.mean - self.im_rm.mean
+        ex_rm, im_rm = (cell.mean if (cell := self.cells.get(kind)) else None for kind in COMPARED)
+        return None if ex_rm is None or im_rm is None else ex_rm - im_rm
 
     def texts(self) -> tuple[str, ...]:
         """The line as printed."""
         difference = "–" if self.difference is None else f"{self.difference:+.3f}"
-        return (self.train_set, self.category, self.model, str(self.ex_rm), str(self.im_rm), difference)
+        return (self.train_set, self.category, self.model, *map(str, self.cells.values()), difference)
 
 
-HEADER = ("trained on", "category", "model", "EX-RM", "IM-RM", "EX−IM")
+def header(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Column names: `ex_rm` is printed as EX-RM, `im_rm_no_reference` as IM-RM no reference."""
+    kinds = list(rows[0].cells) if rows else list(COMPARED)
+    return ("trained on", "category", "model", *map(_title, kinds), "EX−IM")
+
+
+def _title(reward: str) -> str:
+    for kind in ("ex_grm", "ex_rm", "im_rm"):
+        if reward.startswith(kind):
+            return kind.upper().replace("_", "-") + reward.removeprefix(kind).replace("_", " ")
+    return reward
 
 
 def table_rows(results: Sequence[TrialResult]) -> list[Row]:
@@ -109,13 +124,15 @@ def _row(results: Sequence[TrialResult], train_set: str, category: Category, mod
             not_learned=tuple(trial.category_accuracy()[category] for trial in trials if not trial.learned),
         )
 
-    row = Row(train_set=train_set, category=category, model=model, ex_rm=cell("ex_rm"), im_rm=cell("im_rm"))
-    return row if any(cell.learned or cell.not_learned for cell in (row.ex_rm, row.im_rm)) else None
+    others = sorted({result.record.reward for result in results} - set(COMPARED))
+    cells = {kind: cell(kind) for kind in (*COMPARED, *others)}
+    row = Row(train_set=train_set, category=category, model=model, cells=cells)
+    return row if any(cell.learned or cell.not_learned for cell in row.cells.values()) else None
 
 
 def _mean(rows: Sequence[Row]) -> Row | None:
-    both = [row for row in rows if row.difference is not None]
-    if not both:
+    whole = [row for row in rows if row.complete]
+    if not whole:
         return None
 
     def over_models(cells: Iterable[Cell]) -> Cell:
@@ -124,9 +141,8 @@ def _mean(rows: Sequence[Row]) -> Row | None:
     return Row(
         train_set=rows[0].train_set,
         category=rows[0].category,
-        model=f"{MEAN} of {len(both)}",
-        ex_rm=over_models(row.ex_rm for row in both),
-        im_rm=over_models(row.im_rm for row in both),
+        model=f"{MEAN} of {len(whole)}",
+        cells={kind: over_models(row.cells[kind] for row in whole) for kind in rows[0].cells},
     )
 
 
@@ -137,7 +153,7 @@ def _unique(values: Iterable[str]) -> list[str]:
 def terminal_table(rows: Sequence[Row]) -> Table:
     """For a terminal."""
     table = Table(title="accuracy by category", title_justify="left")
-    for number, name in enumerate(HEADER):
+    for number, name in enumerate(header(rows)):
         table.add_column(name, justify="left" if number < 3 else "right", overflow="fold")
     above: Row | None = None
     for row, below in itertools.zip_longest(rows, rows[1:]):
@@ -153,7 +169,8 @@ def terminal_table(rows: Sequence[Row]) -> Table:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """For a document."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    names = header(rows)
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(row.texts()) + " |" for row in rows]
     return "\n".join(lines)
 
@@ -162,13 +179,13 @@ def csv_table(rows: Sequence[Row]) -> str:
     """For a spreadsheet: numbers apart, not-learned seeds counted."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    kinds = ("ex_rm", "im_rm")
+    kinds = list(rows[0].cells) if rows else list(COMPARED)
     columns = [f"{kind}_{what}" for kind in kinds for what in ("mean", "std", "seeds", "not_learned")]
     writer.writerow(["train_set", "category", "model", *columns, "ex_minus_im"])
     for row in rows:
         cells = [
             value
-            for cell in (row.ex_rm, row.im_rm)
+            for cell in row.cells.values()
             for value in (cell.mean, cell.std, len(cell.learned), len(cell.not_learned))
         ]
         writer.writerow([row.train_set, row.category, row.model, *cells, row.difference])

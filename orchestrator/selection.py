@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from orchestrator import catalog
 from orchestrator.identity import HUB_ID, nearest
 from orchestrator.spec import CATEGORIES, Category, PlacementRule, Recipe
 from trainers.errors import SpecError
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, RewardKind, RewardSpec, clean_name
+from trainers.rewards import RewardSpec, reward_variants
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 
@@ -83,17 +83,15 @@ def _looks_like_path(text: str) -> bool:
 
 
 def parse_rewards(kinds: Sequence[str], beta: float | None) -> tuple[RewardSpec, ...]:
-    """Reward types by name; `beta` is that of every im_rm."""
-    known = get_args(RewardKind)
+    """Reward types by name, `ex_rm_mean` and `im_rm_no_reference` among them; `beta` is that of every one with a β."""
+    known = reward_variants(catalog.PAPER_BETA if beta is None else beta)
     for kind in kinds:
         if kind not in known:
             raise SpecError(f"--rewards {kind}: {nearest(kind, known)}")
-    if beta is not None and "im_rm" not in kinds:
-        raise SpecError("--beta is given, but no im_rm trial would use it.")
-    im_beta = catalog.PAPER_BETA if beta is None else beta
-    return tuple(
-        RewardSpec(kind=kind, beta=im_beta if kind == "im_rm" else None) for kind in known if kind in kinds
-    )
+    chosen = tuple(spec for name, spec in known.items() if name in kinds)
+    if beta is not None and all(spec.beta is None for spec in chosen):
+        raise SpecError("--beta is given, but no trial would use it: im_rm has a beta.")
+    return chosen
 
 
 def parse_categories(

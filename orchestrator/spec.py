@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Literal, Union
 
 from trainers.errors import SpecError
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, RewardSpec
+from trainers.options import LEFT_OUT_AT_DEFAULT
+from trainers.rewards import RewardSpec
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec
 
 Category = Literal["in-distribution", "token-level shift", "domain shift"]
 CATEGORIES: tuple[Category, ...] = ("in-distribution", "token-level shift", "domain shift")
@@ -41,12 +43,12 @@ class TrialSpec:
     @property
     def name(self) -> str:
         """`llama-64 · im_rm · tiny_world · s0`, as MLflow and the tables show it."""
-        return f"{self.model.name} · {self.reward.kind} · {self.train_set.name} · s{self.seed}"
+        return f"{self.model.name} · {self.reward.name} · {self.train_set.name} · s{self.seed}"
 
     @property
     def labels(self) -> dict[str, str]:
         """What `--only KEY=GLOB` matches against."""
-        values = (self.model.name, self.reward.kind, self.train_set.name, str(self.seed))
+        values = (self.model.name, self.reward.name, self.train_set.name, str(self.seed))
         return dict(zip(ONLY_KEYS, values, strict=True))
 
 
@@ -140,7 +142,12 @@ def stable(value: object) -> Stable:
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: stable(item) for name, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: stable(found)
+            for field in dataclasses.fields(value)
+            if (found := getattr(value, field.name)) != field.default
+            or LEFT_OUT_AT_DEFAULT not in field.metadata
+        }
     raise SpecError(f"a {type(value).__name__} has no stable identity and cannot be part of a key.")
 
 

@@ -13,7 +13,8 @@ from typing import Union
 from orchestrator.artifacts import Store
 from orchestrator.spec import TrialSpec, content_key
 from trainers import tiny, versions
-from trainers.specs import DrawSpec, OptimSpec, Precision, RewardSpec
+from trainers.rewards import Rendering, RewardSpec
+from trainers.specs import DrawSpec, OptimSpec, Precision
 from trainers.tiny import TinyModel
 
 
@@ -117,17 +118,20 @@ class PrepareStage:
     base: BaseModel
     split: Split
     draw: DrawSpec
+    rendering: Rendering = "response"
     kind = "prepare"
 
     @property
     def key(self) -> str:
-        """Hash of rows, draw and tokenizer."""
+        """Hash of rows, draw, tokenizer and what is rendered."""
         return content_key(
             self.kind,
             versions.PREPARE,
             dataset=self.split.digest,
             draw=self.draw,
             tokenizer=self.base.tokenizer_key,
+            # Prepared sets were keyed before there was a choice.
+            **({} if self.rendering == "response" else {"rendering": self.rendering}),
         )
 
     @property
@@ -201,7 +205,7 @@ class TrainStage:
     @property
     def label(self) -> str:
         """For people."""
-        return f"train {self.reward.kind} on {self.base.name}, {self.prepared.split.name}, seed {self.seed}"
+        return f"train {self.reward.name} on {self.base.name}, {self.prepared.split.name}, seed {self.seed}"
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
@@ -293,10 +297,10 @@ def plan_trial(
     """The stages of one trial."""
 
     def prepare(split: Split, draw: DrawSpec) -> PrepareStage:
-        return PrepareStage(base=base, split=split, draw=draw)
+        return PrepareStage(base=base, split=split, draw=draw, rendering=spec.reward.type.rendering)
 
     def reference(prepared: PrepareStage) -> ReferenceStage | None:
-        return ReferenceStage(base=base, prepared=prepared) if spec.reward.kind == "im_rm" else None
+        return ReferenceStage(base=base, prepared=prepared) if spec.reward.uses_reference else None
 
     prepared = prepare(train_split, spec.train_draw)
     train = TrainStage(

@@ -1,72 +1,82 @@
-"""Language models from the hub, a local folder or a GGUF file, with the output layer that a reward type needs.
+"""Language models from the hub or a local folder, with the output layer that a reward type needs.
 
 Only safetensors and GGUF weights are read, and no code from a model's folder is run.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from trainers.errors import ModelError
-from trainers.specs import Precision, RewardKind
+from trainers.layouts import padded_attention, settle_layout
+from trainers.rewards import Output
+from trainers.saving import save_model
+from trainers.specs import Part, Precision
+from trainers.templates import first_line
+from trainers.unembedding import Unembedding, widened
 
 HEAD_STD = 0.02
+# Rows for marker tokens are the base model's, the same for its reference pass and for every seed.
+_NEW_ROWS_SEED = 0
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_tokenizer(location: str, revision: str | None = None) -> Any:
-    """The tokenizer at a hub id or folder. Raises ModelError."""
-    from transformers import AutoTokenizer
+def load_model(
+    location: str,
+    *,
+    tokenizer: Any,
+    output: Output,
+    precision: Precision,
+    revision: str | None = None,
+    head_seed: int | None = None,
+) -> Any:
+    """A sequence classifier (head) or causal LM (unembedding), in evaluation mode on the CPU. Raises ModelError.
 
-    try:
-        return AutoTokenizer.from_pretrained(location, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {location}: {_first_line(error)}") from error
-
-
-def pad_token(tokenizer: Any) -> int:
-    """An id to fill rows with; padding is masked everywhere, so any valid id does. Id 0 is a valid id."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
-
-
-def load_model(location: str, *, kind: RewardKind, precision: Precision, revision: str | None = None) -> Any:
-    """A sequence classifier (ex_rm) or causal LM (im_rm), in evaluation mode on the CPU. Raises ModelError."""
+    With `head_seed` the head is drawn anew; without, the model must bring one.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    options: dict[str, Any] = {"num_labels": 1} if kind == "ex_rm" else {}
-    loader = AutoModelForSequenceClassification if kind == "ex_rm" else AutoModelForCausalLM
+    options: dict[str, Any] = {"num_labels": 1} if output == "head" else {}
+    loader = AutoModelForSequenceClassification if output == "head" else AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(location, revision=revision, **options)
-        # Only eager attention applies Gemma 2's soft-capping; the fused kernels ignore it.
-        softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-        model = loader.from_pretrained(
+        model, loading = loader.from_pretrained(
             location,
             config=config,
             revision=revision,
             dtype=_DTYPES[precision],
-            attn_implementation="eager" if softcapped else "sdpa",
+            attn_implementation=padded_attention(config),
             use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"no model could be loaded from {location}: {_first_line(error)}") from error
-    if kind == "ex_rm":
-        model.score.__class__ = _WideLinear
-    return model.eval()
+        raise ModelError(f"no model could be loaded from {location}: {first_line(error)}") from error
+    _require_weights(loading["missing_keys"], output, head_seed, location)
+    model.eval()
+    _make_rows_for(model, tokenizer)
+    _settle_output(model, output, location)
+    if output == "head" and head_seed is not None:
+        initialise_head(model, head_seed)
+    settle_layout(model, location)
+    return model
 
 
-class _WideLinear(nn.Linear):
-    """A linear layer that multiplies in fp32 whatever precision its weight is kept in."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.weight.dtype not in (torch.bfloat16, torch.float16):
-            return super().forward(input)
-        return nn.functional.linear(input.float(), self.weight.float())
+def _require_weights(missing: Iterable[str], output: Output, head_seed: int | None, location: str) -> None:
+    absent = set(missing)
+    if output == "head" and "score.weight" in absent:
+        if head_seed is None:
+            raise ModelError(
+                f"{location} is no reward model: it has no head (score.weight). Train one, or name another."
+            )
+        absent.remove("score.weight")
+    if absent:
+        raise ModelError(
+            f"{location} lacks weights of the architecture that its config.json names: {', '.join(sorted(absent)[:4])}"
+            f" ({len(absent)} in all)."
+        )
 
 
 def initialise_head(model: Any, seed: int) -> None:
@@ -77,31 +87,24 @@ def initialise_head(model: Any, seed: int) -> None:
         weight.copy_(torch.randn(weight.shape, generator=generator) * HEAD_STD)
 
 
-def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter on the CPU, gathered where ZeRO-3 has partitioned it; tied ones once.
-
-    A collective: every rank calls it, rank 0 gets them.
-    """
-    from deepspeed.runtime.zero import GatheredParameters
-
-    weights: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        gathered = [parameter] if hasattr(parameter, "ds_id") else []
-        with GatheredParameters(gathered, enabled=bool(gathered)):
-            if torch.distributed.get_rank() == 0:
-                weights[name] = parameter.detach().cpu().clone()
-    return weights
-
-
-def save_model(model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, out_dir: Path) -> None:
-    """Write an ordinary Hugging Face folder: safetensors, config, tokenizer and chat template."""
-    out_dir.mkdir(parents=True)
-    model.config.architectures = [type(model).__name__]
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = pad_token(tokenizer)
-    model.config.save_pretrained(out_dir)
-    save_file(weights, out_dir / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(out_dir)
+def freeze(model: Any, parts: tuple[Part, ...]) -> None:
+    """Stop `parts` from being trained; of two tied matrices, freezing only one unties them. Raises ModelError."""
+    embeddings, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = unembedding is not None and unembedding.weight is embeddings.weight
+    embeddings_stay = "embeddings" in parts or "backbone" in parts
+    if tied and embeddings_stay != ("unembedding" in parts):
+        unembedding.weight = nn.Parameter(unembedding.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    if "backbone" in parts:
+        model.base_model.requires_grad_(False)
+    if "embeddings" in parts:
+        embeddings.requires_grad_(False)
+    if "unembedding" in parts:
+        if unembedding is None:
+            raise ModelError("ex_rm has no unembedding to freeze; it never touches the language model's.")
+        unembedding.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(f"with {', '.join(parts)} frozen, nothing is left to train.")
 
 
 def convert_gguf(file: Path, out_dir: Path) -> None:
@@ -112,7 +115,7 @@ def convert_gguf(file: Path, out_dir: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except (OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{file} cannot be read as a GGUF model: {_first_line(error)}") from error
+        raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
     # The config still says "quantised", which would make the folder unloadable.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -120,5 +123,34 @@ def convert_gguf(file: Path, out_dir: Path) -> None:
     save_model(model, weights, tokenizer, out_dir)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _make_rows_for(model: Any, tokenizer: Any) -> None:
+    """Give the tokenizer's marker tokens rows of the embeddings, drawn like the rows that are there."""
+    embeddings = model.get_input_embeddings()
+    count = embeddings.weight.shape[0]
+    if len(tokenizer) <= count:
+        return
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    generator = torch.Generator().manual_seed(_NEW_ROWS_SEED)
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    weights = {id(layer.weight): layer.weight for layer in layers if layer is not None}
+    with torch.no_grad():
+        for weight in weights.values():
+            known = weight[:count].float()
+            drawn = torch.randn(len(tokenizer) - count, known.shape[1], generator=generator)
+            weight[count:] = (known.mean(0) + known.std(0) * drawn).to(weight.dtype)
+
+
+def _settle_output(model: Any, output: Output, location: str) -> None:
+    layer = getattr(model, "score", None) if output == "head" else model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(
+            f"{location}: a {type(model).__name__} has no linear output layer that rmsweep knows."
+        )
+    layer.__class__ = _WideLinear if output == "head" else Unembedding
+
+
+class _WideLinear(nn.Linear):
+    """A linear layer that multiplies in fp32 whatever precision its weight is kept in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(widened(input), widened(self.weight))

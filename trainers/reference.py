@@ -10,18 +10,17 @@ from pyarrow import parquet
 
 from trainers.errors import DataError
 from trainers.evaluate import scoring_batches
+from trainers.packing import References
 from trainers.pairs import TokenPair
-from trainers.rewards import log_prob_sums
-
-Reference = dict[int, tuple[float, float]]
+from trainers.scoring import log_prob_sums
 
 
 def compute_reference(
-    model: Any, pairs: Sequence[TokenPair], *, pad_id: int, report: Callable[[dict[str, Any]], None]
-) -> Reference:
-    """Index of each pair → (chosen, rejected) log-prob sums under `model`."""
-    sums: Reference = {}
-    for batch in scoring_batches(pairs, pad_id=pad_id, device=str(model.device)):
+    model: Any, pairs: Sequence[TokenPair], *, report: Callable[[dict[str, Any]], None]
+) -> References:
+    """Index of each pair → (chosen, rejected) log-prob sums under `model`; the trainer's own code and kernels."""
+    sums: References = {}
+    for batch in scoring_batches(model, pairs):
         with torch.inference_mode():
             chosen, rejected = log_prob_sums(model, batch).double().cpu().chunk(2)
         sums.update(zip(batch.indices, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
@@ -29,7 +28,7 @@ def compute_reference(
     return sums
 
 
-def write_reference(reference: Reference, file: Path) -> None:
+def write_reference(reference: References, file: Path) -> None:
     """Write log-prob sums as parquet: index, chosen, rejected."""
     rows = sorted(reference.items())
     table = {
@@ -40,7 +39,7 @@ def write_reference(reference: Reference, file: Path) -> None:
     parquet.write_table(pa.table(table), file)
 
 
-def read_reference(file: Path, pairs: Sequence[TokenPair]) -> Reference:
+def read_reference(file: Path, pairs: Sequence[TokenPair]) -> References:
     """What `write_reference` wrote. Raises DataError naming the pairs that are missing."""
     rows = parquet.read_table(file).to_pylist()
     reference = {row["index"]: (row["chosen"], row["rejected"]) for row in rows}

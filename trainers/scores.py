@@ -1,5 +1,6 @@
 """scores.parquet: one row per pair of an evaluation set. Imports no torch, so that results are read in no time."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pyarrow import parquet
 
-from trainers.metrics import Rewards
+from trainers.metrics import Rewards, summary
 
 if TYPE_CHECKING:
     from trainers.pairs import TokenPair
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 def write_scores(
     file: Path, dataset: str, pairs: "Sequence[TokenPair]", chosen: Rewards, rejected: Rewards
-) -> None:
-    """Write per-pair rewards as parquet, one row per pair (DESIGN: scores.parquet)."""
+) -> dict[str, float]:
+    """Write per-pair rewards as parquet, one row per pair; the metrics, which stand in its metadata, too."""
+    metrics = summary(chosen, rejected)
     table = pa.table(
         {
             "dataset": [dataset] * len(pairs),
@@ -27,7 +29,8 @@ def write_scores(
             "rejected_tokens": [len(pair.rejected) for pair in pairs],
         }
     )
-    parquet.write_table(table, file)
+    parquet.write_table(table.replace_schema_metadata({"metrics": json.dumps(metrics)}), file)
+    return metrics
 
 
 def read_scores(file: Path) -> tuple[Rewards, Rewards]:

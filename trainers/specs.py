@@ -5,13 +5,16 @@ Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world ex
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from trainers.errors import SpecError
+from trainers.options import ADDED
 
-RewardKind = Literal["ex_rm", "im_rm"]
 Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["adamw", "sgd", "rmsprop"]
+Schedule = Literal["constant", "linear", "cosine"]
+Part = Literal["backbone", "embeddings", "unembedding"]
 
 BUILTIN = "builtin:"
 MANUAL = "manual:"
@@ -86,58 +89,65 @@ class DrawSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardSpec:
-    """A reward type (paper §3): `ex_rm` is ⟨u, h⟩ with a linear head u; `im_rm` is β·ln(π/π_ref)."""
-
-    kind: RewardKind
-    beta: float | None = None
-
-    def __post_init__(self) -> None:
-        _require(
-            self.kind in get_args(RewardKind),
-            f"reward type {self.kind!r} is not one of {', '.join(get_args(RewardKind))}.",
-        )
-        if self.kind == "ex_rm":
-            _require(self.beta is None, "ex_rm has no beta; only im_rm does.")
-        else:
-            usable = self.beta is not None and math.isfinite(self.beta) and self.beta > 0
-            _require(usable, f"im_rm needs a positive beta, not {self.beta}.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OptimSpec:
-    """AdamW with a constant learning rate (paper §1). `effective_batch` is in pairs per optimiser step."""
+    """How weights are moved; the defaults are the paper's (paper §1). `effective_batch` is in pairs per step.
 
+    `betas` are AdamW's, `momentum` is SGD's and RMSprop's. The learning rate rises linearly from 0 over
+    `warmup_steps`, then stays, or falls to 0 at the end linearly or as a cosine. `clip` bounds the gradient's norm.
+    `freeze` names parts that keep their values: the backbone is everything but the output layer; freezing only one
+    of two tied matrices unties them.
+    """
+
+    optimizer: Optimizer = field(default="adamw", metadata=ADDED)
     lr: float = 1e-6
+    schedule: Schedule = field(default="constant", metadata=ADDED)
+    warmup_steps: int = field(default=0, metadata=ADDED)
+    clip: float | None = field(default=None, metadata=ADDED)
     epochs: int = 5
     effective_batch: int = 32
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = field(default=0.0, metadata=ADDED)
     eps: float = 1e-8
+    freeze: tuple[Part, ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.lr) and 0 < self.lr < 1, f"--lr {self.lr} is outside (0, 1).")
         _require(self.epochs >= 1, f"--epochs {self.epochs}: at least 1 is needed.")
         _require(self.effective_batch >= 1, f"--effective-batch {self.effective_batch}: at least 1.")
+        _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: at least 0.")
+        _require(self.clip is None or self.clip > 0, f"--clip {self.clip}: give a positive norm.")
+        _require(0 <= self.momentum < 1, f"--momentum {self.momentum} is outside [0, 1).")
+        for value, known, what in (
+            (self.optimizer, Optimizer, "--optimizer"),
+            (self.schedule, Schedule, "--schedule"),
+            *((part, Part, "--freeze") for part in self.freeze),
+        ):
+            _require(value in get_args(known), f"{what} {value} is not one of {', '.join(get_args(known))}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """How a training is laid on devices; no part of any key, results agree within 1e-5 in fp32.
 
-    micro_batch × accumulation × world_size = effective batch, in pairs.
+    micro_batch × accumulation × world_size = effective batch, in pairs. `checkpointing` recomputes activations
+    in the backward pass; `offload_optimizer` keeps the optimiser's state in the host's memory.
     """
 
     world_size: int = 1
     zero_stage: int = 0
     micro_batch: int
     accumulation: int
+    checkpointing: bool = False
+    offload_optimizer: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), f"ZeRO stage {self.zero_stage} is not 0, 1, 2 or 3.")
         positive = self.world_size >= 1 and self.micro_batch >= 1 and self.accumulation >= 1
         _require(positive, f"a placement needs positive sizes, not {self}.")
+        offloadable = self.zero_stage >= 1 or not self.offload_optimizer
+        _require(offloadable, "the optimiser's state is offloaded by ZeRO 1, 2 or 3, not by 0.")
 
     @property
     def effective_batch(self) -> int:

@@ -1,4 +1,6 @@
-"""The DeepSpeed loop: one reward model, one set of pairs, one seed. The same code for one process or a gang.
+"""The training loop: one reward model, one set of pairs, one seed. The same code for one process or a gang.
+
+    torchrun --nproc-per-node 2 -m trainers.train --model MODEL --data DATA --reward ex_rm --out OUT
 
 Shapes: P pairs of a micro-batch.
 Every pair of an effective batch weighs the same, short last batches included, and no pair is dropped: the loss of
@@ -8,8 +10,6 @@ gradients over ranks and divides by the accumulation.
 
 import contextlib
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,23 +18,30 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from trainers.errors import Diverged
-from trainers.losses import bradley_terry
-from trainers.models import full_weights, initialise_head, load_model, load_tokenizer, pad_token, save_model
-from trainers.pairs import TokenPair, collate, epoch_order, split_step, steps_of_epoch
-from trainers.reference import Reference
-from trainers.rewards import reward_module
-from trainers.specs import OptimSpec, Placement, Precision, RewardSpec
+from trainers import checkpoints as saved
+from trainers.batching import epoch_order, split_step, steps_of_epoch
+from trainers.checkpoints import Checkpoints
+from trainers.engine import effective_zero_stage, learning_rate, make_engine, process_group
+from trainers.errors import Diverged, OutOfMemory
+from trainers.layouts import layout_of
+from trainers.models import freeze, load_model
+from trainers.packing import Layout, References, collate
+from trainers.pairs import TokenPair
+from trainers.rewards import RewardSpec
+from trainers.saving import full_weights, model_card, save_model
+from trainers.scoring import RewardModule
+from trainers.specs import OptimSpec, Placement, Precision
+from trainers.templates import load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainInputs:
-    """Everything a rank needs; `location` and `revision` say where the base model is."""
+    """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called."""
 
+    name: str
     location: str
     revision: str | None
     precision: Precision
@@ -43,109 +50,106 @@ class TrainInputs:
     placement: Placement
     seed: int
     pairs: Sequence[TokenPair]
-    reference: Reference | None
+    reference: References | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """The training log, one row a step, and what it cost."""
+    """The training log, one row a step with the indices of its pairs, and what it cost."""
 
-    log: list[dict[str, float]]
+    log: list[dict[str, Any]]
     train_accuracy: float
     perf: dict[str, float]
 
 
-def train(inputs: TrainInputs, *, report: Report, out_dir: Path) -> TrainResult:
-    """Train and, on rank 0, write the final model into `out_dir`/model. Raises Diverged, ModelError.
+def train(
+    inputs: TrainInputs, *, report: Report, out_dir: Path, checkpoints: Checkpoints | None = None
+) -> TrainResult:
+    """Train and, on rank 0, write the final model into `out_dir`/model. Raises Diverged, ModelError, StorageError.
 
-    `report` is called on rank 0 with the row of each finished step.
+    `report` is called on rank 0 with the row of each finished step. Where `checkpoints` holds one, training goes on
+    from it.
     """
     started = time.perf_counter()
     _forget_peak_memory()
     tokenizer = load_tokenizer(inputs.location, inputs.revision)
     model = load_model(
-        inputs.location, kind=inputs.reward.kind, precision=inputs.precision, revision=inputs.revision
+        inputs.location,
+        tokenizer=tokenizer,
+        output=inputs.reward.type.output,
+        precision=inputs.precision,
+        revision=inputs.revision,
+        head_seed=inputs.seed,
     )
-    if inputs.reward.kind == "ex_rm":
-        initialise_head(model, inputs.seed)
+    freeze(model, inputs.optim.freeze)
     with process_group():
-        engine = _engine(reward_module(inputs.reward, model), inputs)
+        engine, log = _start(model, inputs, checkpoints)
         try:
             loop_started = time.perf_counter()
-            log = _loop(engine, inputs, pad_token(tokenizer), report)
+            resumed_at = len(log)
+            with _memory_named(inputs):
+                _loop(engine, inputs, layout_of(model), report, log, checkpoints)
             loop_s = time.perf_counter() - loop_started
             weights = full_weights(model)
+            result = TrainResult(
+                log=log,
+                train_accuracy=_last_epoch_accuracy(log),
+                perf=_performance(log[resumed_at:], set_up_s=loop_started - started, loop_s=loop_s),
+            )
             if dist.get_rank() == 0:
-                save_model(model, weights, tokenizer, out_dir / "model")
+                card = model_card(inputs.name, inputs.reward, _facts(inputs, result))
+                save_model(model, weights, tokenizer, out_dir / "model", card)
         finally:
             engine.destroy()
-    return TrainResult(
-        log=log,
-        train_accuracy=_last_epoch_accuracy(log),
-        perf=_performance(log, set_up_s=loop_started - started, loop_s=loop_s),
+    return result
+
+
+def _start(
+    model: Any, inputs: TrainInputs, checkpoints: Checkpoints | None
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The engine, at the beginning or where the checkpoint left off, and the log up to there."""
+    checkpoint = None if checkpoints is None else saved.latest(checkpoints.folder)
+    universal = False
+    if checkpoints is not None and checkpoint is not None:
+        zero_stage = effective_zero_stage(inputs.placement, inputs.precision)
+        saved.require_same_training(checkpoint, checkpoints.folder, _identity(model, inputs))
+        universal = saved.prepare_resume(checkpoint, checkpoints.folder, zero_stage)
+    engine = make_engine(
+        RewardModule(model, inputs.reward),
+        optim=inputs.optim,
+        placement=inputs.placement,
+        precision=inputs.precision,
+        universal=universal,
     )
+    if checkpoints is None or checkpoint is None:
+        return engine, []
+    saved.load(engine, checkpoint, checkpoints.folder, universal=universal)
+    return engine, list(checkpoint.log)
 
 
-@contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """Make this process a rank: of the gang that launched it, or a world of its own that ends with the block."""
-    import deepspeed
-    from deepspeed.comm import comm
-
-    # DeepSpeed would compile a shared-memory op (45–100 s); gloo does without.
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    own = not dist.is_initialized()
-    if own and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group(backend)
-    elif own:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    os.environ.setdefault("LOCAL_RANK", "0")
-    deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, auto_mpi_discovery=False)
-    try:
-        yield
-    finally:
-        if own:
-            # A reused process starts its next training from a clean slate.
-            comm.destroy_process_group()
-            comm.cdb = None
-
-
-def _engine(module: nn.Module, inputs: TrainInputs) -> Any:
-    import deepspeed
-
-    optim, placement = inputs.optim, inputs.placement
-    # In evaluation mode: a dropout would make the result depend on rank, placement and process.
-    module.eval()
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
-    )
-    config = {
-        "train_micro_batch_size_per_gpu": placement.micro_batch,
-        "gradient_accumulation_steps": placement.accumulation,
-        "zero_optimization": {"stage": placement.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        # DeepSpeed would clip to norm 1; the paper does not clip (paper §1).
-        "gradient_clipping": 0.0,
-        "bf16": {"enabled": inputs.precision == "bf16"},
-        "steps_per_print": 10**9,
-    }
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    return engine
-
-
-def _loop(engine: Any, inputs: TrainInputs, pad_id: int, report: Report) -> list[dict[str, float]]:
+def _loop(
+    engine: Any,
+    inputs: TrainInputs,
+    layout: Layout,
+    report: Report,
+    log: list[dict[str, Any]],
+    checkpoints: Checkpoints | None,
+) -> None:
     optim, pairs = inputs.optim, inputs.pairs
-    lengths = [pair.longest for pair in pairs]
     steps = [
         (epoch, step)
         for epoch in range(optim.epochs)
         for step in steps_of_epoch(epoch_order(len(pairs), inputs.seed, epoch), optim.effective_batch)
     ]
-    log: list[dict[str, float]] = []
-    for number, (epoch, step) in enumerate(steps):
+    for number in range(len(log), len(steps)):
+        epoch, step = steps[number]
         began = time.perf_counter()
-        sums, grad_norm = _step(engine, inputs, step, lengths, pad_id)
+        lr = learning_rate(optim, number, len(steps))
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        sums, grad_norm = _step(engine, inputs, step, layout)
+        if not (all(map(math.isfinite, sums)) and math.isfinite(grad_norm)):
+            raise _diverged(inputs, step, number + 1, lr)
         row = {
             "step": float(number + 1),
             "epoch": float(epoch),
@@ -155,68 +159,130 @@ def _loop(engine: Any, inputs: TrainInputs, pad_id: int, report: Report) -> list
             "margin": sums[2] / len(step),
             "tokens": sums[3],
             "grad_norm": grad_norm,
-            "lr": optim.lr,
+            "lr": lr,
             "time": time.time(),
             "step_s": time.perf_counter() - began,
+            "indices": [pairs[position].index for position in step],
         }
         log.append(row)
+        if checkpoints is not None and (number + 1) % checkpoints.every_steps == 0:
+            saved.save(engine, checkpoints, log, _identity(engine.module.model, inputs))
         if dist.get_rank() == 0:
             report({**row, "total": len(steps)})
-    return log
 
 
-def _step(
-    engine: Any, inputs: TrainInputs, step: Sequence[int], lengths: Sequence[int], pad_id: int
-) -> tuple[list[float], float]:
+def _step(engine: Any, inputs: TrainInputs, step: Sequence[int], layout: Layout) -> tuple[list[float], float]:
     """One optimiser step: sums over its pairs of loss, right rankings, margin and tokens; the gradient norm."""
     placement = inputs.placement
     world_size, accumulation = placement.world_size, placement.accumulation
+    lengths = {position: inputs.pairs[position].tokens for position in step}
     forwards = split_step(step, lengths, world_size=world_size, accumulation=accumulation)[dist.get_rank()]
     sums = torch.zeros(4, dtype=torch.float64)
+    norm = 0.0
     for positions in forwards:
         # Every rank must run every collective: a forward without pairs runs one of weight 0.
         weight = world_size * accumulation / len(step) if positions else 0.0
-        pairs = [inputs.pairs[position] for position in positions or step[:1]]
         batch = collate(
-            pairs, pad_id=pad_id, weight=weight, reference=inputs.reference, device=str(engine.device)
+            [inputs.pairs[position] for position in positions or step[:1]],
+            layout=layout,
+            weight=weight,
+            reference=inputs.reference,
+            device=str(engine.device),
         )
-        chosen_P, rejected_P = engine(batch)
-        loss_P = bradley_terry(chosen_P, rejected_P)
-        engine.backward((loss_P * batch.weight_P).sum())
-        grad_norm = _gradient_norm(engine) if placement.zero_stage == 0 else None
+        scores = engine(batch)
+        engine.backward((scores.loss_P * batch.weight_P).sum())
+        norm = _gradient_norm(engine, inputs)
         engine.step()
         if positions:
-            margin_P = (chosen_P - rejected_P).detach().double()
+            margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
             right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
-            tokens = batch.attention_mask_RT.sum()
-            sums += torch.stack([loss_P.detach().double().sum(), right.sum(), margin_P.sum(), tokens]).cpu()
+            totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
+            sums[:3] += torch.stack(totals).cpu()
+            sums[3] += batch.tokens
     shared = sums.to(engine.device)
     dist.all_reduce(shared)
-    totals: list[float] = shared.tolist()
-    norm = float(engine.get_global_grad_norm() if grad_norm is None else grad_norm)
-    if not (torch.isfinite(shared).all() and math.isfinite(norm)):
-        at = [inputs.pairs[position].index for position in step]
-        raise Diverged(
-            f"the loss or its gradient is not finite at optimiser step {engine.global_steps} (lr {inputs.optim.lr}, pairs {at[:8]}…); "
-            "lower --lr, or look at those pairs."
-        )
-    return totals, norm
+    if _needs_own_norm(inputs):
+        return shared.tolist(), norm
+    return shared.tolist(), float(engine.get_global_grad_norm())
 
 
-def _gradient_norm(engine: Any) -> float | None:
-    """Norm of the averaged gradients before a step without ZeRO, which DeepSpeed does not compute unclipped."""
-    if not engine.is_gradient_accumulation_boundary():
-        return None
+def _needs_own_norm(inputs: TrainInputs) -> bool:
+    """Whether DeepSpeed does not know the gradient's norm: without ZeRO it computes none."""
+    return effective_zero_stage(inputs.placement, inputs.precision) == 0
+
+
+def _gradient_norm(engine: Any, inputs: TrainInputs) -> float:
+    """Norm of the averaged gradients, before they are clipped and applied."""
+    if not (_needs_own_norm(inputs) and engine.is_gradient_accumulation_boundary()):
+        return 0.0
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def _last_epoch_accuracy(log: Sequence[dict[str, float]]) -> float:
+def _diverged(inputs: TrainInputs, step: Sequence[int], number: int, lr: float) -> Diverged:
+    at = [inputs.pairs[position].index for position in step]
+    return Diverged(
+        f"the loss or its gradient is not finite at optimiser step {number} (learning rate {lr}, pairs {at}); "
+        "lower --lr, or look at those pairs."
+    )
+
+
+@contextlib.contextmanager
+def _memory_named(inputs: TrainInputs) -> Iterator[None]:
+    """Turn an allocation that failed, on a GPU or on the CPU, into OutOfMemory."""
+    try:
+        yield
+    except RuntimeError as error:
+        on_cpu = "can't allocate memory" in str(error)
+        if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        placement = inputs.placement
+        longest = max(pair.tokens for pair in inputs.pairs)
+        raise OutOfMemory(
+            f"a micro-batch of {placement.micro_batch} pairs (the longest has {longest} tokens) at ZeRO "
+            f"{placement.zero_stage} on {placement.world_size} ranks does not fit in memory; use a smaller "
+            "micro-batch, activation checkpointing, a higher ZeRO stage or more ranks."
+        ) from error
+
+
+def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
+    """What a checkpoint must have in common with the training that goes on from it."""
+    shapes = getattr(model.config, "hidden_size", 0), getattr(model.config, "num_hidden_layers", 0)
+    return {
+        "architecture": f"{type(model).__name__} {shapes[0]}x{shapes[1]}, vocabulary {model.config.vocab_size}",
+        "reward": str(inputs.reward),
+        "optimiser": str(inputs.optim),
+        "seed": str(inputs.seed),
+        "precision": inputs.precision,
+        "pairs": str(len(inputs.pairs)),
+    }
+
+
+def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:
+    """What a model card tells."""
+    optim, last = inputs.optim, result.log[-1]
+    return {
+        "base model": inputs.name,
+        "training pairs": len(inputs.pairs),
+        "optimiser": f"{optim.optimizer}, learning rate {optim.lr}, {optim.schedule}",
+        "pairs a step": optim.effective_batch,
+        "epochs": optim.epochs,
+        "seed": inputs.seed,
+        "precision": inputs.precision,
+        "training accuracy, last epoch": f"{result.train_accuracy:.4f}",
+        "loss, last step": f"{last['loss']:.4f}",
+        "margin, last step": f"{last['margin']:.4f}",
+    }
+
+
+def _last_epoch_accuracy(log: Sequence[dict[str, Any]]) -> float:
     last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
     return sum(row["accuracy"] * row["pairs"] for row in last) / sum(row["pairs"] for row in last)
 
 
-def _performance(log: Sequence[dict[str, float]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
+def _performance(log: Sequence[dict[str, Any]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
+    if not log:
+        return {"set_up_s": set_up_s, "peak_mem_gb": _peak_memory_gb()}
     return {
         "tokens_per_s": sum(row["tokens"] for row in log) / loop_s,
         "pairs_per_s": sum(row["pairs"] for row in log) / loop_s,
@@ -242,3 +308,10 @@ def _peak_memory_gb() -> float:
     lines = status.read_text().splitlines() if status.is_file() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
     return kilobytes[0] * 1024 / 1e9 if kilobytes else math.nan
+
+
+if __name__ == "__main__":
+    from trainers.command import command
+    from trainers.train_command import Train, run
+
+    command(Train, run, "trainers.train")

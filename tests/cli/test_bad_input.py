@@ -52,7 +52,7 @@ def refused(done: subprocess.CompletedProcess[str], *messages: str) -> None:
         (["--lr", "-1"], ["--lr -1.0 is outside (0, 1)"]),
         (["--lr", "nan"], ["--lr nan is outside"]),
         (["--beta", "0"], ["positive beta"]),
-        (["--beta", "1", "--rewards", "ex_rm"], ["--beta is given, but no im_rm trial"]),
+        (["--beta", "1", "--rewards", "ex_rm"], ["--beta is given, but no trial"]),
         (["--epochs", "0"], ["--epochs 0: at least 1"]),
         (["--epochs", "many"], ["many"]),
         (["--max-train-pairs", "0"], ["--max-train-pairs 0: give at least 1"]),

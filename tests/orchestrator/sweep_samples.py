@@ -13,7 +13,8 @@ from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec import Sweep, TrialSpec, grid
 from orchestrator.stages import BaseModel, Split, TrialPlan, plan_trial
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, RewardSpec
+from trainers.rewards import RewardSpec
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec
 
 EX_RM = RewardSpec(kind="ex_rm")
 IM_RM = RewardSpec(kind="im_rm", beta=0.01)

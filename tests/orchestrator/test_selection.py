@@ -9,7 +9,8 @@ from orchestrator.plan import Node
 from orchestrator.selection import parse_categories, parse_dataset, parse_model, parse_only, parse_rewards
 from sweeps.full_grid import full_grid
 from trainers.errors import SpecError
-from trainers.specs import DatasetSpec, ModelSpec, RewardSpec
+from trainers.rewards import RewardSpec
+from trainers.specs import DatasetSpec, ModelSpec
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, QWEN, TINY_WORLD, tr
 
 from orchestrator.spec import Sweep, TrialSpec, content_key, grid, only
 from trainers.errors import SpecError
-from trainers.specs import DrawSpec, ModelSpec, OptimSpec, RewardSpec
+from trainers.rewards import RewardSpec
+from trainers.specs import DrawSpec, ModelSpec, OptimSpec
 
 
 def small_grid() -> tuple[TrialSpec, ...]:
@@ -99,7 +100,8 @@ def test_an_empty_sweep_is_refused():
 GOLDEN = "8b831c37781324d2bb12ae54fc6264cb"
 EXAMPLE = """
 from orchestrator.spec import content_key
-from trainers.specs import DrawSpec, OptimSpec, RewardSpec
+from trainers.rewards import RewardSpec
+from trainers.specs import DrawSpec, OptimSpec
 key = content_key(
     "demo", 3, optim=OptimSpec(), reward=RewardSpec(kind="im_rm", beta=0.01), draw=DrawSpec(max_pairs=200),
     text="é", pair=(1, 2.5, None, True),
@@ -152,8 +154,16 @@ CHANGES = [
     (OptimSpec(), "weight_decay", 0.1),
     (OptimSpec(), "betas", (0.9, 0.95)),
     (OptimSpec(), "eps", 1e-6),
+    (OptimSpec(), "optimizer", "sgd"),
+    (OptimSpec(), "schedule", "linear"),
+    (OptimSpec(), "warmup_steps", 5),
+    (OptimSpec(), "clip", 1.0),
+    (OptimSpec(), "momentum", 0.9),
+    (OptimSpec(), "freeze", ("backbone",)),
     (IM_RM, "kind", "ex_rm"),
     (IM_RM, "beta", 0.1),
+    (IM_RM, "reference", False),
+    (RewardSpec(kind="ex_rm"), "pooling", "mean"),
     (DrawSpec(), "max_pairs", 5),
     (DrawSpec(), "seed", 1),
     (DrawSpec(), "max_prompt_tokens", 512),

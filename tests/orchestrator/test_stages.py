@@ -7,7 +7,8 @@ from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, PARAPHRASE, QWEN, TI
 
 from orchestrator.artifacts import Store
 from orchestrator.stages import PretrainStage, Stage, TrialPlan
-from trainers.specs import DrawSpec, OptimSpec, RewardSpec
+from trainers.rewards import RewardSpec
+from trainers.specs import DrawSpec, OptimSpec
 from trainers.tiny import TINY_MODELS
 
 

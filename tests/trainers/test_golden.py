@@ -9,18 +9,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.trainers.architectures import VOCABULARY, small_tokenizer
 from trainers import versions
 from trainers.data.records import Message, Pair, content_digest
 from trainers.evaluate import score_pairs
 from trainers.models import load_model
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
-from trainers.rewards import reward_module
-from trainers.specs import DrawSpec, OptimSpec, Placement, RewardSpec
+from trainers.rewards import RewardSpec
+from trainers.scoring import RewardModule
+from trainers.specs import DrawSpec, OptimSpec, Placement
 from trainers.tiny import build_tokenizer
 from trainers.train import TrainInputs, train
 
-VOCABULARY = 64
 BETA = 0.1
 
 
@@ -39,7 +40,7 @@ def model(tmp_path_factory):
             initializer_range=0.2,
         )
         LlamaForCausalLM(config).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -51,6 +52,11 @@ def pairs():
         return [source.randrange(VOCABULARY) for _ in range(count)]
 
     return [TokenPair(index=i, prompt=draw(5 + i), chosen=draw(3), rejected=draw(4)) for i in range(6)]
+
+
+def load(folder, kind):
+    output = "head" if kind == "ex_rm" else "unembedding"
+    return load_model(str(folder), tokenizer=small_tokenizer(), output=output, precision="fp32")
 
 
 def rounded(values):
@@ -78,8 +84,7 @@ def test_reference(model, pairs):
             *(-15.1664, -19.4212, -14.3770, -19.8854, -12.0904, -18.7128),
         ]
     }
-    policy = load_model(str(model), kind="im_rm", precision="fp32")
-    sums = compute_reference(policy, pairs, pad_id=0, report=lambda row: None)
+    sums = compute_reference(load(model, "im_rm"), pairs, report=lambda row: None)
     found = rounded(value for index in sorted(sums) for value in sums[index])
     assert found == pytest.approx(golden[versions.REFERENCE], abs=2e-4)
 
@@ -95,11 +100,11 @@ def test_train_and_evaluate(model, pairs, tmp_path, kind):
         (1, "im_rm"): [0.0374, 0.1380, 0.1063, 0.0799, 0.1312, 0.1312],
     }
     reward = RewardSpec(kind=kind, beta=None if kind == "ex_rm" else BETA)
-    policy = load_model(str(model), kind="im_rm", precision="fp32")
-    reference = (
-        compute_reference(policy, pairs, pad_id=0, report=lambda row: None) if kind == "im_rm" else None
-    )
+    reference = None
+    if kind == "im_rm":
+        reference = compute_reference(load(model, kind), pairs, report=lambda row: None)
     inputs = TrainInputs(
+        name="golden",
         location=str(model),
         revision=None,
         precision="fp32",
@@ -112,8 +117,6 @@ def test_train_and_evaluate(model, pairs, tmp_path, kind):
     )
     result = train(inputs, report=lambda row: None, out_dir=tmp_path)
     assert [row["loss"] for row in result.log] == pytest.approx(golden_losses[versions.TRAIN, kind], abs=2e-4)
-    trained = reward_module(reward, load_model(str(tmp_path / "model"), kind=kind, precision="fp32"))
-    chosen, _ = score_pairs(
-        trained, pairs, pad_id=0, device="cpu", reference=reference, report=lambda row: None
-    )
+    trained = RewardModule(load(tmp_path / "model", kind), reward)
+    chosen, _ = score_pairs(trained, pairs, reference=reference, report=lambda row: None)
     assert rounded(chosen) == pytest.approx(golden_rewards[versions.EVALUATE, kind], abs=2e-4)

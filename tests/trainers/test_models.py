@@ -6,16 +6,22 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from trainers.errors import ModelError
-from trainers.models import load_model, load_tokenizer
+from trainers.models import load_model
+from trainers.templates import load_tokenizer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = f"""
-from trainers.models import load_model, load_tokenizer
-for kind in ("ex_rm", "im_rm"):
-    print(type(load_model("acme/tiny", kind=kind, precision="fp32", revision="{REVISION}")).__name__)
-print(len(load_tokenizer("acme/tiny", "{REVISION}")) > 10)
+from trainers.models import load_model
+from trainers.templates import load_tokenizer
+tokenizer = load_tokenizer("acme/tiny", "{REVISION}")
+options = dict(tokenizer=tokenizer, precision="fp32", revision="{REVISION}")
+print(type(load_model("acme/tiny", output="head", head_seed=0, **options)).__name__)
+print(type(load_model("acme/tiny", output="unembedding", **options)).__name__)
+print(len(tokenizer) > 10)
 """
 
 
@@ -37,11 +43,31 @@ def test_a_hub_id_is_loaded_at_its_revision_from_the_cache(tiny_model, tmp_path)
     ]
 
 
+def load(folder, output):
+    return load_model(str(folder), tokenizer=load_tokenizer(str(folder)), output=output, precision="fp32")
+
+
 def test_weights_that_are_not_safetensors_are_refused(tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(ModelError, match="no model could be loaded"):
-        load_model(str(tmp_path / "model"), kind="im_rm", precision="fp32")
+        load(tmp_path / "model", "unembedding")
+
+
+def test_a_model_without_head_is_no_reward_model(tiny_model):
+    with pytest.raises(ModelError, match=r"no head \(score.weight\)"):
+        load(tiny_model, "head")
+
+
+@pytest.mark.parametrize("output", ["head", "unembedding"])
+def test_a_model_that_lacks_weights_names_them(tiny_model, tmp_path, output):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["score.weight"] = torch.zeros(1, 32)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights.*layers\.1\.mlp\.up_proj\.weight \(1 in all\)"):
+        load(tmp_path / "model", output)
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):

@@ -1,102 +1,252 @@
-"""Rewards against the naive two forward passes, and saved models against the module that was trained."""
+"""Properties of rewards, reference sums, saved reward models, and metrics."""
 
-import copy
+import dataclasses
 import math
+import random
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainers import zero_rank
-from tests.trainers.test_zero import naive_log_prob
-from trainers import metrics
+from tests.trainers import naive
+from tests.trainers.architectures import (
+    NO,
+    SPECS,
+    YES,
+    load_architecture,
+    load_untrained,
+    random_pairs,
+    save_architecture,
+)
+from trainers import evaluate, metrics, rewards
+from trainers.batching import scoring_groups
+from trainers.data import tiny_world
+from trainers.errors import SpecError
 from trainers.evaluate import score_pairs
-from trainers.models import initialise_head, load_model, load_tokenizer, save_model
-from trainers.pairs import collate
+from trainers.layouts import layout_of
+from trainers.models import load_model
+from trainers.packing import collate
+from trainers.pairs import tokenize_pairs
 from trainers.reference import compute_reference, read_reference, write_reference
-from trainers.rewards import log_prob_sums, reward_module
-from trainers.specs import RewardSpec
+from trainers.rewards import RewardSpec, reward_types
+from trainers.saving import save_model
+from trainers.scoring import RewardModule
+from trainers.specs import DrawSpec
+from trainers.templates import load_tokenizer
 
-IM_RM = RewardSpec(kind="im_rm", beta=0.1)
+NAMES = ("llama-tied", "gemma2", "gpt_neox")
+MARGINS = ("ex_rm", "ex_rm_mean", "im_rm", "im_rm_no_reference")
+BF16 = 0.05
+
+
+def silent(row):
+    """Report nothing."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {name: tmp_path_factory.mktemp(name) for name in NAMES}
+    for name, folder in made.items():
+        save_architecture(name, folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def models(folders):
+    """(architecture, output, layout) → model."""
+    found = {}
+    for name, folder in folders.items():
+        for output in ("head", "unembedding"):
+            found[name, output, "packed"] = load_architecture(folder, output)
+            found[name, output, "rows"] = naive.plain(found[name, output, "packed"])
+    return found
+
+
+def rewards_of(models, name, spec, groups, *, layout="packed", pad_id=0, reference=None):
+    """Index of each pair → (chosen, rejected, loss), one forward a group."""
+    module = RewardModule(models[name, spec.type.output, layout], spec)
+    found = {}
+    for group in groups:
+        batch = collate(group, layout=layout, pad_id=pad_id, reference=reference)
+        with torch.no_grad():
+            scores = module(batch)
+        assert [len(values) for values in scores] == [len(group)] * 3
+        rows = zip(*(values.tolist() for values in scores), strict=True)
+        found |= dict(zip(batch.indices, rows, strict=True))
+    return found
+
+
+def made_up_reference(spec, pairs):
+    if not spec.uses_reference:
+        return None
+    return {pair.index: (-20.0 - pair.index, -21.0 - pair.index / 3) for pair in pairs}
+
+
+def assert_same_rewards(found, expected):
+    assert found.keys() == expected.keys()
+    largest = max(1.0, *(abs(value) for row in expected.values() for value in row))
+    for index, row in found.items():
+        assert row == pytest.approx(expected[index], abs=1e-5 * largest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), name=st.sampled_from(NAMES), spec=st.sampled_from(list(SPECS.values())))
+def test_a_reward_does_not_depend_on_batch_mates_order_padding_or_layout(models, data, name, spec):
+    pairs = random_pairs(spec.kind, count=6)
+    reference = made_up_reference(spec, pairs)
+    expected = rewards_of(models, name, spec, [[pair] for pair in pairs], reference=reference)
+    mates = data.draw(st.permutations(pairs))
+    per_forward = data.draw(st.integers(1, len(pairs)))
+    found = rewards_of(
+        models,
+        name,
+        spec,
+        [mates[start : start + per_forward] for start in range(0, len(mates), per_forward)],
+        layout=data.draw(st.sampled_from(["packed", "rows"])),
+        pad_id=data.draw(st.integers(0, 63)),
+        reference=reference,
+    )
+    assert_same_rewards(found, expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(budget=st.integers(1, 150), name=st.sampled_from(NAMES), spec=st.sampled_from(list(SPECS.values())))
+def test_a_reward_does_not_depend_on_the_token_budget(models, budget, name, spec):
+    pairs = random_pairs(spec.kind, count=6)
+    reference = made_up_reference(spec, pairs)
+    expected = rewards_of(models, name, spec, [pairs], reference=reference)
+    found = rewards_of(models, name, spec, scoring_groups(pairs, tokens=budget), reference=reference)
+    assert_same_rewards(found, expected)
+
+
+def swapped(pair, spec):
+    if spec.kind == "ex_grm":
+        return dataclasses.replace(pair, chosen=[*pair.rejected[:-1], YES], rejected=[*pair.chosen[:-1], NO])
+    return dataclasses.replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), name=st.sampled_from(NAMES), spec=st.sampled_from(list(SPECS.values())))
+def test_swapping_the_responses_flips_the_margin(models, seed, name, spec):
+    pairs = random_pairs(spec.kind, seed=seed)
+    reference = made_up_reference(spec, pairs)
+    other_way = reference and {index: sums[::-1] for index, sums in reference.items()}
+    there = rewards_of(models, name, spec, [pairs], reference=reference)
+    back = rewards_of(models, name, spec, [[swapped(pair, spec) for pair in pairs]], reference=other_way)
+    as_margins = [
+        {index: (chosen - rejected,) for index, (chosen, rejected, _) in rows.items()}
+        for rows in (there, back)
+    ]
+    assert_same_rewards({index: (-margin,) for index, (margin,) in as_margins[1].items()}, as_margins[0])
+
+
+@pytest.mark.parametrize("kind", MARGINS)
+def test_the_loss_is_that_of_the_margin(models, kind):
+    spec = SPECS[kind]
+    pairs = random_pairs()
+    for row in rewards_of(models, "gemma2", spec, [pairs], reference=made_up_reference(spec, pairs)).values():
+        assert row[2] == pytest.approx(math.log1p(math.exp(row[1] - row[0])), abs=1e-5)
+
+
+def test_ex_grm_rewards_are_probabilities(models):
+    for chosen, rejected, loss in rewards_of(
+        models, "llama-tied", SPECS["ex_grm"], [random_pairs("ex_grm")]
+    ).values():
+        assert 0 < chosen < 1
+        assert 0 < rejected < 1
+        assert loss > -math.log(chosen) / 2
+
+
+@pytest.mark.parametrize("layout", ["packed", "rows"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_untrained_im_rm_gives_zero_rewards_and_a_loss_of_ln_2(models, name, layout):
+    spec, pairs = SPECS["im_rm"], random_pairs(count=8)
+    model = models[name, "unembedding", layout]
+    reference = compute_reference(model, pairs, report=silent)
+    scores = score_pairs(RewardModule(model, spec), pairs, reference=reference, report=silent)
+    largest = max(abs(value) for sums in reference.values() for value in sums)
+    assert max(abs(scores[0]).max(), abs(scores[1]).max()) <= spec.beta * 1e-5 * largest
+    in_training = rewards_of(models, name, spec, [pairs[:3], pairs[3:]], layout=layout, reference=reference)
+    for chosen, rejected, loss in in_training.values():
+        assert max(abs(chosen), abs(rejected)) <= spec.beta * 1e-5 * largest
+        assert loss == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_without_reference_an_untrained_im_rm_gives_scaled_log_probs(models):
+    spec, pairs = SPECS["im_rm_no_reference"], random_pairs()
+    reference = compute_reference(models["gemma2", "unembedding", "packed"], pairs, report=silent)
+    for index, row in rewards_of(models, "gemma2", spec, [pairs]).items():
+        assert row[:2] == pytest.approx([spec.beta * value for value in reference[index]], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_sums_are_those_of_full_logits(models, name):
+    pairs = random_pairs(count=6)
+    found = compute_reference(models[name, "unembedding", "packed"], pairs, report=silent)
+    expected = naive.reference(models[name, "unembedding", "rows"], pairs)
+    assert found.keys() == expected.keys()
+    for index, sums in found.items():
+        assert sums == pytest.approx(expected[index], rel=1e-5)
+
+
+def test_scores_are_in_the_order_of_the_pairs(models, monkeypatch):
+    monkeypatch.setattr(evaluate, "scoring_groups", lambda pairs: scoring_groups(pairs, tokens=40))
+    pairs = random_pairs(count=9)
+    random.Random(1).shuffle(pairs)
+    spec, rows = SPECS["ex_rm"], []
+    module = RewardModule(models["llama-tied", "head", "packed"], spec)
+    chosen, rejected = score_pairs(module, pairs, reference=None, report=rows.append)
+    expected = rewards_of(models, "llama-tied", spec, [pairs])
+    assert chosen.dtype == rejected.dtype == np.float64
+    assert chosen.tolist() == pytest.approx([expected[pair.index][0] for pair in pairs], abs=1e-5)
+    assert rejected.tolist() == pytest.approx([expected[pair.index][1] for pair in pairs], abs=1e-5)
+    assert len(rows) > 1
+    assert rows[-1] == {"done": 9, "total": 9}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_rewards_are_near_those_of_fp32(folders, models, name, spec):
+    wide = models[name, spec.type.output, "packed"]
+    half = load_untrained(folders[name], spec.type.output, "bf16")
+    if spec.type.output == "head":
+        half.score.weight.data.copy_(wide.score.weight)
+    assert layout_of(half) == "packed"
+    batch = collate(random_pairs(spec.kind), reference=made_up_reference(spec, random_pairs()))
+    with torch.no_grad():
+        found, expected = RewardModule(half, spec)(batch), RewardModule(wide, spec)(batch)
+    largest = float(torch.cat([expected.chosen_P, expected.rejected_P]).abs().max())
+    for side in (0, 1):
+        assert found[side].dtype == expected[side].dtype
+        assert float((found[side] - expected[side]).abs().max()) <= BF16 * largest
 
 
 @pytest.fixture(scope="module")
 def pairs(tiny_model):
-    return zero_rank.pairs_for(tiny_model)
+    tokenizer = load_tokenizer(str(tiny_model))
+    return tokenize_pairs(tiny_world.pairs("train"), tokenizer, DrawSpec(max_pairs=11))[0]
 
 
-@pytest.fixture(scope="module")
-def policy(tiny_model):
-    return load_model(str(tiny_model), kind="im_rm", precision="fp32")
-
-
-def test_log_prob_sums_are_those_of_full_logits(policy, pairs):
-    with torch.no_grad():
-        chosen, rejected = log_prob_sums(policy, collate(pairs, pad_id=0)).chunk(2)
-        for number, pair in enumerate(pairs):
-            for found, response in ((chosen, pair.chosen), (rejected, pair.rejected)):
-                expected = float(naive_log_prob(policy, pair.prompt, response))
-                assert float(found[number]) == pytest.approx(expected, rel=1e-5)
-
-
-def test_gradients_in_float64_are_the_naive_ones(policy, pairs):
-    ours, naive = copy.deepcopy(policy).double(), copy.deepcopy(policy).double()
-    log_prob_sums(ours, collate(pairs[:3], pad_id=0)).sum().backward()
-    for pair in pairs[:3]:
-        for response in (pair.chosen, pair.rejected):
-            naive_log_prob(naive, pair.prompt, response).backward()
-    for (name, left), right in zip(ours.named_parameters(), naive.parameters(), strict=True):
-        assert (left.grad - right.grad).norm() <= 1e-9 * right.grad.norm(), name
-
-
-def test_untrained_im_rm_gives_zero_rewards(policy, pairs):
-    reference = compute_reference(policy, pairs, pad_id=0, report=lambda row: None)
-    scores = score_pairs(
-        reward_module(IM_RM, policy),
-        pairs,
-        pad_id=0,
-        device="cpu",
-        reference=reference,
-        report=lambda row: None,
-    )
-    largest = max(abs(value) for sums in reference.values() for value in sums)
-    assert max(abs(scores[0]).max(), abs(scores[1]).max()) <= IM_RM.beta * 1e-5 * largest
-
-
-@settings(max_examples=15, deadline=None)
-@given(data=st.data(), kind=st.sampled_from(["ex_rm", "im_rm"]))
-def test_a_reward_does_not_depend_on_batch_mates_or_order(tiny_model, pairs, data, kind):
-    model = load_model(str(tiny_model), kind=kind, precision="fp32")
-    if kind == "ex_rm":
-        initialise_head(model, seed=0)
-    reward = reward_module(RewardSpec(kind=kind, beta=None if kind == "ex_rm" else 0.1), model)
-    mates = data.draw(
-        st.lists(st.sampled_from(pairs), min_size=1, max_size=5, unique_by=lambda pair: pair.index)
-    )
-    place = data.draw(st.integers(0, len(mates) - 1))
-    reference = {pair.index: (-10.0, -11.0) for pair in pairs}
-    with torch.no_grad():
-        together = reward(collate(mates, pad_id=data.draw(st.integers(0, 5)), reference=reference))
-        alone = reward(collate([mates[place]], pad_id=0, reference=reference))
-    for many, one in zip(together, alone, strict=True):
-        assert float(many[place]) == pytest.approx(float(one[0]), abs=1e-5)
+def load_tiny(folder, output, head_seed=None):
+    tokenizer = load_tokenizer(str(folder))
+    return load_model(str(folder), tokenizer=tokenizer, output=output, precision="fp32", head_seed=head_seed)
 
 
 @pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
 def test_a_saved_model_gives_the_same_rewards(tiny_model, pairs, tmp_path, kind):
-    model = load_model(str(tiny_model), kind=kind, precision="fp32")
-    if kind == "ex_rm":
-        initialise_head(model, seed=5)
-    spec = RewardSpec(kind=kind, beta=None if kind == "ex_rm" else 0.1)
+    spec = SPECS[kind]
+    model = load_tiny(tiny_model, spec.type.output, 5 if kind == "ex_rm" else None)
     weights = {name: value.detach() for name, value in model.named_parameters()}
     save_model(model, weights, load_tokenizer(str(tiny_model)), tmp_path / "model")
-    again = load_model(str(tmp_path / "model"), kind=kind, precision="fp32")
-    reference = {pair.index: (-10.0, -11.0) for pair in pairs}
-    batch = collate(pairs, pad_id=0, reference=reference)
+    again = load_tiny(tmp_path / "model", spec.type.output)
+    batch = collate(pairs, reference={pair.index: (-10.0, -11.0) for pair in pairs})
     with torch.no_grad():
         for left, right in zip(
-            reward_module(spec, model)(batch), reward_module(spec, again)(batch), strict=True
+            RewardModule(model, spec)(batch), RewardModule(again, spec)(batch), strict=True
         ):
             assert torch.equal(left, right)
 
@@ -104,22 +254,88 @@ def test_a_saved_model_gives_the_same_rewards(tiny_model, pairs, tmp_path, kind)
 def test_the_head_is_drawn_from_the_seed(tiny_model):
     heads = []
     for seed in (1, 1, 2):
-        model = load_model(str(tiny_model), kind="ex_rm", precision="fp32")
-        initialise_head(model, seed)
+        model = load_tiny(tiny_model, "head", seed)
         heads.append(model.score.weight.detach().clone())
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     assert heads[0].std() == pytest.approx(0.02, rel=0.5)
 
 
-def test_a_reference_with_a_hole_names_the_missing_pairs(policy, pairs, tmp_path):
-    reference = compute_reference(policy, pairs, pad_id=0, report=lambda row: None)
+def test_a_reference_with_a_hole_names_the_missing_pairs(tiny_model, pairs, tmp_path):
+    reference = compute_reference(load_tiny(tiny_model, "unembedding"), pairs, report=silent)
     gone = pairs[2].index
     write_reference(
         {index: sums for index, sums in reference.items() if index != gone}, tmp_path / "r.parquet"
     )
     with pytest.raises(Exception, match=rf"pairs \[{gone}\]"):
         read_reference(tmp_path / "r.parquet", pairs)
+    write_reference(reference, tmp_path / "whole.parquet")
+    assert read_reference(tmp_path / "whole.parquet", pairs) == reference
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys, trainers.rewards as rewards, trainers.specs;"
+        "rewards.reward_types(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+LENGTH_TYPE = """
+from trainers.rewards import PairScores, RewardType
+
+
+def score(model, batch, spec):
+    counts_R = batch.owner_M.bincount().float()
+    chosen_P, rejected_P = counts_R.chunk(2)
+    return PairScores(chosen_P, rejected_P, rejected_P - chosen_P)
+
+
+REWARD_TYPE = RewardType(kind="length", output="head", score=score, usage=lambda spec: "Count.")
+"""
+
+
+@pytest.fixture
+def length_type(tmp_path, monkeypatch):
+    (tmp_path / "length.py").write_text(LENGTH_TYPE)
+    monkeypatch.setattr(rewards, "__path__", [*rewards.__path__, str(tmp_path)])
+    reward_types.cache_clear()
+    yield
+    monkeypatch.undo()
+    sys.modules.pop("trainers.rewards.length", None)
+    reward_types.cache_clear()
+
+
+def test_a_file_in_the_folder_is_a_reward_type(length_type, models):
+    assert list(reward_types()) == ["ex_grm", "ex_rm", "im_rm", "length"]
+    pairs = random_pairs()
+    found = rewards_of(models, "llama-tied", RewardSpec(kind="length"), [pairs])
+    assert {index: row[:2] for index, row in found.items()} == {
+        pair.index: (len(pair.chosen), len(pair.rejected)) for pair in pairs
+    }
+    with pytest.raises(SpecError, match="length has no beta"):
+        RewardSpec(kind="length", beta=0.1)
+
+
+def test_an_unknown_reward_type_names_those_there_are():
+    with pytest.raises(SpecError, match="'length' is not one of ex_grm, ex_rm, im_rm"):
+        RewardSpec(kind="length")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "im_rm"}, "positive beta"),
+        ({"kind": "im_rm", "beta": math.nan}, "positive beta"),
+        ({"kind": "im_rm", "beta": 0.1, "pooling": "mean"}, "im_rm has no pooling"),
+        ({"kind": "ex_rm", "reference": False}, "ex_rm has no reference"),
+        ({"kind": "ex_grm", "beta": 0.1}, "ex_grm has no beta"),
+    ],
+)
+def test_options_that_a_type_lacks_or_needs_are_told(options, message):
+    with pytest.raises(SpecError, match=message):
+        RewardSpec(**options)
 
 
 def test_metrics_by_hand():

@@ -18,7 +18,7 @@ from trainers.specs import BUILTIN, MANUAL, DatasetSpec
 
 Row = dict[str, Any]
 
-_BUILTIN_SETS = {
+BUILTIN_SETS = {
     "tiny_world": tiny_world.pairs,
     "tiny_world_paraphrase": tiny_world.paraphrased_pairs,
     "hamiltonian": hamiltonian.pairs,
@@ -28,7 +28,7 @@ _BUILTIN_SETS = {
 def read_pairs(spec: DatasetSpec, split: str) -> list[Pair]:
     """Every pair of `split` of `spec`, in the source's order. Raises DataError."""
     if spec.source.startswith(BUILTIN):
-        return _BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
+        return BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
     if spec.source.startswith(MANUAL):
         raise DataError(
             f"data set {spec.name} is not fetched: take it from {spec.source.removeprefix(MANUAL)} "

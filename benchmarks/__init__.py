@@ -1,0 +1,1 @@
+"""Commands that measure speed and memory and print tables; none is a test."""

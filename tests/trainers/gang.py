@@ -1,0 +1,140 @@
+"""Trainings in a launched gang, many in one process, so that imports are paid once; and the naive truth about them.
+
+python -m torch.distributed.run --nproc-per-node 2 tests/trainers/gang.py JOBS.json
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainers import checkpoints
+from trainers.checkpoints import Checkpoints
+from trainers.data import tiny_world
+from trainers.models import load_model
+from trainers.pairs import TokenPair, tokenize_pairs
+from trainers.reference import compute_reference
+from trainers.rewards import RewardSpec
+from trainers.specs import DrawSpec, OptimSpec, Placement
+from trainers.templates import load_tokenizer
+from trainers.train import TrainInputs, train
+
+EX_RM = RewardSpec(kind="ex_rm")
+IM_RM = RewardSpec(kind="im_rm", beta=0.1)
+SEED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training; `stop_after` ends it right after the checkpoint of that step, as a crash would."""
+
+    name: str
+    model: str
+    out: str
+    reward: dict[str, Any]
+    placement: dict[str, Any]
+    optim: dict[str, Any]
+    pairs: int
+    precision: str = "fp32"
+    checkpoints: str | None = None
+    every_steps: int = 3
+    stop_after: int | None = None
+
+
+class _Stopped(Exception):
+    pass
+
+
+def pairs_for(model: Path, count: int) -> list[TokenPair]:
+    """Pairs of the tiny world, their lengths 10:1, so that ranks have uneven work."""
+    tokenizer = load_tokenizer(str(model))
+    rows = (tiny_world.pairs("train") * 2)[:count]
+    pairs, _ = tokenize_pairs(rows, tokenizer, DrawSpec())
+    return [dataclasses.replace(pair, prompt=pair.prompt * (1 + 9 * (n % 2))) for n, pair in enumerate(pairs)]
+
+
+def launch(jobs: Sequence[Job], folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
+    """Run the jobs in one gang; name → {log, perf} (log None where it was stopped)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "jobs.json"
+    file.write_text(json.dumps([dataclasses.asdict(job) for job in jobs]))
+    launcher = [sys.executable]
+    if world_size > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    done = subprocess.run(
+        [*launcher, __file__, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+def main(file: Path) -> None:
+    """Run every job of the file; rank 0 writes found.json beside it."""
+    torch.set_num_threads(1)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # As Ray Train does: the launcher makes the group, and each training joins it.
+        torch.distributed.init_process_group("gloo")
+    found = {}
+    for job in (Job(**values) for values in json.loads(file.read_text())):
+        found[job.name] = _run(job)
+        if os.environ.get("RANK", "0") == "0":
+            (file.parent / "found.json").write_text(json.dumps(found))
+
+
+def _run(job: Job) -> dict[str, Any]:
+    pairs = pairs_for(Path(job.model), job.pairs)
+    reward = RewardSpec(**job.reward)
+    inputs = TrainInputs(
+        name="tiny",
+        location=job.model,
+        revision=None,
+        precision=job.precision,
+        reward=reward,
+        optim=OptimSpec(**job.optim),
+        placement=Placement(**job.placement),
+        seed=SEED,
+        pairs=pairs,
+        reference=_reference(job.model, job.precision, pairs) if reward.uses_reference else None,
+    )
+    kept = (
+        None
+        if job.checkpoints is None
+        else Checkpoints(folder=Path(job.checkpoints), every_steps=job.every_steps)
+    )
+    save = checkpoints.save
+
+    def save_then_stop(
+        engine: Any, to: Checkpoints, log: list[dict[str, Any]], training: dict[str, str]
+    ) -> None:
+        save(engine, to, log, training)
+        if len(log) == job.stop_after:
+            raise _Stopped
+
+    checkpoints.save = save_then_stop
+    try:
+        result = train(inputs, report=lambda row: None, out_dir=Path(job.out), checkpoints=kept)
+    except _Stopped:
+        return {"log": None}
+    finally:
+        checkpoints.save = save
+    return {"log": result.log, "perf": result.perf}
+
+
+def _reference(model: str, precision: str, pairs: Sequence[TokenPair]) -> dict[int, tuple[float, float]]:
+    policy = load_model(model, tokenizer=load_tokenizer(model), output="unembedding", precision=precision)
+    return compute_reference(policy, pairs, report=lambda row: None)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

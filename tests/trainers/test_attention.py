@@ -1,0 +1,172 @@
+"""Attention over packed pairs, kernel by kernel, against a softmax under a dense mask."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tests.trainers.architectures import SPECS, load_architecture, random_pairs, save_architecture
+from trainers import attention
+from trainers.packing import PairLayout, Span, collate
+from trainers.scoring import RewardModule
+
+LENGTHS = ((5, 3, 4), (7, 1, 6), (1, 6, 1), (9, 2, 2))
+KERNELS = {"pairwise": attention._pairwise_attention, "flex": attention._flex_attention}
+HEADS, KEY_HEADS, WIDTH = 4, 2, 16
+SCALE = 0.3
+
+
+def layout():
+    spans, start = [], 0
+    for lengths in LENGTHS:
+        spans.append(Span(start, *lengths))
+        start = spans[-1].end
+    return PairLayout(tuple(spans))
+
+
+def states(dtype=torch.float32, key_heads=KEY_HEADS):
+    generator = torch.Generator().manual_seed(0)
+    size = layout().spans[-1].end
+    shapes = [(1, heads, size, WIDTH) for heads in (HEADS, key_heads, key_heads)]
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+def by_hand(window):
+    """[N, N]: may a token see another, pair by pair and part by part."""
+    size = layout().spans[-1].end
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    for span in layout().spans:
+        prompt = list(range(span.start, span.start + span.prompt))
+        chosen = list(range(span.start + span.prompt, span.rejected_start))
+        rejected = list(range(span.rejected_start, span.end))
+        for row in (prompt + chosen, prompt + rejected):
+            for at, query in enumerate(row):
+                for of in range(at + 1):
+                    seen[query, row[of]] = window is None or at - of < window
+    return seen
+
+
+def dense_mask(window):
+    size = layout().spans[-1].end
+    may_see = attention.visible(layout(), window, torch.device("cpu"))
+    zero = torch.tensor(0)
+    return may_see(zero, zero, torch.arange(size)[:, None], torch.arange(size)[None])
+
+
+def dense_attention(query, key, value, seen, softcap):
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = SCALE * query @ key.transpose(2, 3)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores.masked_fill(~seen, -math.inf).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("window", [None, 3, 100])
+def test_what_a_token_may_see(window):
+    assert torch.equal(dense_mask(window), by_hand(window))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+@pytest.mark.parametrize("key_heads", [HEADS, KEY_HEADS, 1])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_is_a_softmax_over_what_is_visible(kernel, key_heads, window, softcap):
+    query, key, value = states(key_heads=key_heads)
+    found = KERNELS[kernel](query, key, value, layout(), SCALE, window, softcap)
+    expected = dense_attention(query, key, value, by_hand(window), softcap)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 4])
+def test_pairwise_attention_and_its_gradients_in_float64(window, softcap):
+    ours = [x.requires_grad_() for x in states(torch.float64)]
+    theirs = [x.requires_grad_() for x in states(torch.float64)]
+    found = attention._pairwise_attention(*ours, layout(), SCALE, window, softcap)
+    expected = dense_attention(*theirs, by_hand(window), softcap)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for left, right in zip(ours, theirs, strict=True):
+        assert torch.allclose(left.grad, right.grad, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_layers_of_different_windows_share_a_layout(kernel):
+    query, key, value = states()
+    shared = layout()
+    for window in (None, 3, None, 3):
+        found = KERNELS[kernel](query, key, value, shared, SCALE, window, None)
+        expected = dense_attention(query, key, value, by_hand(window), None)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_mask_is_made_once_for_all_layers():
+    shared = layout()
+    query, key, value = states()
+    attention._pairwise_attention(query, key, value, shared, SCALE, 3, None)
+    first = dict(shared.masks)
+    attention._pairwise_attention(query, key, value, shared, SCALE, 3, None)
+    assert first
+    assert all(shared.masks[name] is mask for name, mask in first.items())
+
+
+def test_the_default_scale_is_that_of_the_head_width():
+    query, key, value = states()
+    found, _ = attention.pair_attention(None, query, key, value, None, pair_layout=layout())
+    expected = attention._pairwise_attention(query, key, value, layout(), WIDTH**-0.5, None, None)
+    assert torch.equal(found, expected.transpose(1, 2))
+
+
+def test_attention_without_layout_is_refused():
+    with pytest.raises(ValueError, match="without pair_layout"):
+        attention.pair_attention(None, *states(), None)
+
+
+def test_a_packed_model_called_without_layout_is_refused(models):
+    with pytest.raises(ValueError, match="without pair_layout"):
+        models["llama"](input_ids=torch.tensor([[1, 2, 3]]))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    found = {}
+    for name in ("llama", "gemma2", "gpt_neox", "mistral"):
+        folder = tmp_path_factory.mktemp(name)
+        save_architecture(name, folder)
+        found[name] = load_architecture(folder, "unembedding")
+    return found
+
+
+def changed(pair, part):
+    return dataclasses.replace(pair, **{part: [(token + 1) % 40 for token in getattr(pair, part)]})
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "mistral"])
+def test_responses_are_blind_to_each_other(models, name):
+    reward = RewardModule(models[name], SPECS["im_rm_no_reference"])
+    pairs = random_pairs()
+    with torch.no_grad():
+        before = reward(collate(pairs))
+        other_chosen = reward(collate([changed(pair, "chosen") for pair in pairs]))
+        other_rejected = reward(collate([changed(pair, "rejected") for pair in pairs]))
+        other_prompt = reward(collate([changed(pair, "prompt") for pair in pairs]))
+    assert torch.equal(before.rejected_P, other_chosen.rejected_P)
+    assert torch.equal(before.chosen_P, other_rejected.chosen_P)
+    assert not torch.any(before.chosen_P == other_chosen.chosen_P)
+    assert not torch.any(before.rejected_P == other_rejected.rejected_P)
+    assert not torch.any(
+        (before.chosen_P == other_prompt.chosen_P) & (before.rejected_P == other_prompt.rejected_P)
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_pairs_of_a_row_are_blind_to_each_other(models, name):
+    reward = RewardModule(models[name], SPECS["im_rm_no_reference"])
+    first, *others = random_pairs()
+    changed_others = [changed(changed(pair, "prompt"), "chosen") for pair in others]
+    with torch.no_grad():
+        before, after = (reward(collate([first, *mates])) for mates in (others, changed_others))
+    assert torch.equal(before.chosen_P[0], after.chosen_P[0])
+    assert torch.equal(before.rejected_P[0], after.rejected_P[0])

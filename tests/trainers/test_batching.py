@@ -1,0 +1,90 @@
+"""The split of a step among ranks and forwards, and of pairs into scoring groups."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainers.batching import epoch_order, scoring_groups, split_step, steps_of_epoch
+from trainers.pairs import TokenPair
+
+
+@given(
+    st.lists(st.integers(1, 500), min_size=1, max_size=40),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 8),
+    st.integers(1, 8),
+)
+def test_every_pair_of_a_step_is_run_once_and_every_rank_runs_as_many_forwards(
+    lengths, world_size, accumulation, micro_batch
+):
+    effective_batch = world_size * accumulation * micro_batch
+    for step in steps_of_epoch(list(range(len(lengths))), effective_batch):
+        ranks = split_step(step, dict(enumerate(lengths)), world_size=world_size, accumulation=accumulation)
+        assert [len(forwards) for forwards in ranks] == [accumulation] * world_size
+        assert max(len(forward) for forwards in ranks for forward in forwards) <= micro_batch
+        assert sorted(i for forwards in ranks for forward in forwards for i in forward) == sorted(step)
+
+
+def test_token_sums_are_even_among_ranks():
+    lengths = dict(enumerate([1000, 900, 800, 700, 100, 90, 80, 70]))
+    ranks = split_step(range(8), lengths, world_size=2, accumulation=4)
+    sums = [sum(lengths[i] for forward in forwards for i in forward) for forwards in ranks]
+    assert max(sums) / min(sums) < 1.1
+
+
+def test_order_of_an_epoch_is_seeded_and_differs_between_epochs():
+    assert epoch_order(50, seed=1, epoch=0) == epoch_order(50, seed=1, epoch=0)
+    assert epoch_order(50, seed=1, epoch=0) != epoch_order(50, seed=1, epoch=1)
+    assert sorted(epoch_order(50, seed=1, epoch=2)) == list(range(50))
+
+
+def test_no_pair_is_dropped_at_the_end_of_an_epoch():
+    assert [len(step) for step in steps_of_epoch(range(11), 4)] == [4, 4, 3]
+
+
+@given(st.lists(st.integers(1, 500), min_size=8, max_size=64), st.integers(1, 4), st.integers(1, 4))
+def test_no_forward_could_be_made_lighter_by_a_pair_that_is_longer_than_the_gap(
+    lengths, world_size, accumulation
+):
+    ranks = split_step(
+        range(len(lengths)), dict(enumerate(lengths)), world_size=world_size, accumulation=accumulation
+    )
+    forwards = [forward for rank in ranks for forward in rank]
+    counts = [len(forward) for forward in forwards]
+    sums = [sum(lengths[i] for i in forward) for forward in forwards]
+    full = -(-len(lengths) // len(forwards))
+    lightest = min((sums[n] for n in range(len(sums)) if counts[n] < full), default=max(sums))
+    assert max(sums) - lightest <= max(lengths)
+
+
+def test_a_split_is_the_same_whatever_the_order_of_the_step():
+    lengths = dict(enumerate([5, 5, 5, 9, 9, 1, 1, 1]))
+    sizes = {"world_size": 2, "accumulation": 2}
+    assert split_step(range(8), lengths, **sizes) == split_step([7, 3, 1, 0, 2, 6, 5, 4], lengths, **sizes)
+
+
+def test_more_forwards_than_pairs_leaves_some_empty():
+    ranks = split_step([0, 1], {0: 3, 1: 4}, world_size=2, accumulation=2)
+    assert sorted(len(forward) for rank in ranks for forward in rank) == [0, 0, 1, 1]
+
+
+def pairs_of(lengths):
+    return [TokenPair(index=i, prompt=[1] * n, chosen=[2], rejected=[3]) for i, n in enumerate(lengths)]
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
+def test_scoring_groups_hold_every_pair_once_within_the_budget_longest_first(lengths, budget):
+    pairs = pairs_of(lengths)
+    groups = list(scoring_groups(pairs, tokens=budget))
+    flat = [pair for group in groups for pair in group]
+    assert sorted(pair.index for pair in flat) == list(range(len(pairs)))
+    assert [pair.tokens for pair in flat] == sorted((pair.tokens for pair in pairs), reverse=True)
+    assert all(len(group) == 1 or sum(pair.tokens for pair in group) <= budget for group in groups)
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=40), st.integers(1, 200))
+def test_no_scoring_group_could_have_held_the_next_pair(lengths, budget):
+    groups = list(scoring_groups(pairs_of(lengths), tokens=budget))
+    for group, following in itertools.pairwise(groups):
+        assert sum(pair.tokens for pair in group) + following[0].tokens > budget

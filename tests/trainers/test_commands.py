@@ -1,0 +1,177 @@
+"""`python -m trainers.train` under torchrun and deepspeed, `python -m trainers.evaluate`; without Ray and MLflow."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainers.errors import ModelError, SweepError
+from trainers.evaluate import Evaluate, run_evaluate
+from trainers.scores import read_scores
+
+# What a machine without them answers to an import, and to the question whether they are there.
+BLOCK = 'import sys; sys.modules["ray"] = sys.modules["mlflow"] = None'
+SMALL = ["--effective-batch", "4", "--epochs", "2", "--lr", "1e-3", "--max-pairs", "10"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blocked")
+    (folder / "sitecustomize.py").write_text(BLOCK)
+    return {**os.environ, "PYTHONPATH": f"{folder}:{Path.cwd()}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(environment, *words, code=0):
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(environment, tiny_model, tmp_path_factory):
+    """The same training alone, under torchrun and under the deepspeed launcher."""
+    out = tmp_path_factory.mktemp("trained")
+    words = [
+        "-m",
+        "trainers.train",
+        "--model",
+        tiny_model,
+        "--reward",
+        "im_rm",
+        "--data",
+        "tiny_world",
+        *SMALL,
+    ]
+    words += ["--beta", "0.1", "--micro-batch", "1"]
+    run(environment, *words, "--out", out / "alone")
+    gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
+    launcher = ["-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--module"]
+    run(environment, *launcher, *words[1:], "--out", out / "deepspeed", "--zero-stage", "3")
+    return out
+
+
+def test_launchers_train_the_same_model(trained):
+    alone, *others = (
+        load_file(trained / name / "model" / "model.safetensors")
+        for name in ("alone", "torchrun", "deepspeed")
+    )
+    for other in others:
+        assert alone.keys() == other.keys()
+        assert all((alone[name] - other[name]).norm() <= 1e-3 * alone[name].norm() for name in alone)
+
+
+def test_a_finished_training_leaves_model_and_log_alone(trained):
+    for name in ("alone", "torchrun", "deepspeed"):
+        assert sorted(path.name for path in (trained / name).iterdir()) == ["log.parquet", "model"]
+    log = parquet.read_table(trained / "alone" / "log.parquet").to_pylist()
+    assert len(log) == 6
+    assert len(log[0]["indices"]) == 4
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_a_model_that_is_there_is_not_trained_over(environment, trained, tiny_model):
+    words = [
+        "-m",
+        "trainers.train",
+        "--model",
+        tiny_model,
+        "--reward",
+        "im_rm",
+        "--data",
+        "tiny_world",
+        *SMALL,
+    ]
+    assert "is there already" in run(environment, *words, "--out", trained / "alone", code=2).stderr
+
+
+def evaluate(environment, *words, code=0):
+    return run(environment, "-m", "trainers.evaluate", *words, code=code)
+
+
+def test_scores_carry_their_metrics(environment, trained, tiny_model, tmp_path):
+    out = tmp_path / "deep" / "scores.parquet"
+    model = trained / "torchrun" / "model"
+    words = ["--model", model, "--reference", tiny_model, "--reward", "im_rm", "--beta", "0.1"]
+    done = evaluate(environment, *words, "--data", "tiny_world", "--out", out)
+    printed = json.loads(done.stdout)
+    table = parquet.read_table(out)
+    assert json.loads(table.schema.metadata[b"metrics"])["accuracy"] == pytest.approx(
+        printed["accuracy"], abs=1e-6
+    )
+    chosen, rejected = read_scores(out)
+    assert printed["n"] == len(chosen) == 40
+    assert printed["accuracy"] == pytest.approx(
+        ((chosen > rejected) + 0.5 * (chosen == rejected)).mean(), abs=1e-6
+    )
+    assert abs(chosen).max() > 0
+    assert "scores" in done.stderr
+    assert "100%" in done.stderr
+
+
+def test_wrong_usage_is_said_in_one_line(environment, trained, tmp_path):
+    words = ["--model", trained / "alone" / "model", "--reward", "ex_rm", "--data", "tiny_world"]
+    error = (
+        evaluate(environment, *words, "--out", tmp_path / "scores.parquet", code=2)
+        .stderr.strip()
+        .splitlines()
+    )
+    assert "has no head" in error[-1]
+    assert not any("Traceback" in line for line in error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("needs --reference", {"reward": "im_rm"}),
+        ("uses none", {"reward": "ex_grm", "reference": "base"}),
+        ("has no beta", {"reward": "ex_rm", "beta": 0.1}),
+        ("is not one of", {"reward": "dpo"}),
+        ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, message, options):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").touch()
+    values = {"model": str(tiny_model), "data": "tiny_world", "out": tmp_path / "scores.parquet", **options}
+    with pytest.raises(SweepError, match=message):
+        run_evaluate(Evaluate(**values))
+
+
+def test_a_reference_of_another_vocabulary_is_refused(trained, tiny_model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    first, second = (word for word in list(words)[-2:])
+    words[first], words[second] = words[second], words[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    out = tmp_path / "scores.parquet"
+    values = {"model": str(trained / "alone" / "model"), "reference": str(other), "reward": "im_rm"}
+    with pytest.raises(ModelError, match="another vocabulary"):
+        run_evaluate(Evaluate(**values, data="tiny_world", out=out))
+    assert not out.exists()
+
+
+def test_weights_of_another_architecture_are_refused(tiny_model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    weights = load_file(other / "model.safetensors")
+    renamed = {name.replace("mlp.gate_proj", "mlp.fc1"): value for name, value in weights.items()}
+    save_file({name: torch.clone(value) for name, value in renamed.items()}, other / "model.safetensors")
+    with pytest.raises(ModelError, match="lacks weights"):
+        run_evaluate(
+            Evaluate(
+                model=str(other), reward="im_rm_no_reference", data="tiny_world", out=tmp_path / "s.parquet"
+            )
+        )

@@ -1,0 +1,255 @@
+"""Optimisers, schedules, clipping and freezing do what plain torch does; memory and checkpoints fail by name."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.trainers import gang
+from trainers import attention
+from trainers import train as training
+from trainers.checkpoints import Checkpoints
+from trainers.engine import learning_rate
+from trainers.errors import Diverged, ModelError, OutOfMemory, SpecError
+from trainers.models import freeze, load_model
+from trainers.packing import collate
+from trainers.rewards import RewardSpec
+from trainers.scoring import RewardModule
+from trainers.specs import OptimSpec, Placement
+from trainers.templates import load_tokenizer
+from trainers.train import TrainInputs, train
+
+REWARD = RewardSpec(kind="ex_rm")
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_model):
+    return gang.pairs_for(tiny_model, 6)
+
+
+def inputs(tiny_model, pairs, optim, **changes):
+    values = {
+        "name": "tiny",
+        "location": str(tiny_model),
+        "revision": None,
+        "precision": "fp32",
+        "reward": REWARD,
+        "optim": optim,
+        "placement": Placement(micro_batch=2, accumulation=1),
+        "seed": 1,
+        "pairs": pairs,
+        "reference": None,
+    }
+    return TrainInputs(**{**values, **changes})
+
+
+def quiet(row):
+    pass
+
+
+def head_model(tiny_model):
+    return load_model(
+        str(tiny_model),
+        tokenizer=load_tokenizer(str(tiny_model)),
+        output="head",
+        precision="fp32",
+        head_seed=1,
+    )
+
+
+OPTIMISERS = {
+    "adamw": (
+        OptimSpec(lr=1e-3, epochs=2, effective_batch=2, weight_decay=0.1),
+        torch.optim.AdamW,
+        {"weight_decay": 0.1},
+    ),
+    "sgd": (
+        OptimSpec(optimizer="sgd", lr=0.1, momentum=0.9, epochs=2, effective_batch=2),
+        torch.optim.SGD,
+        {"momentum": 0.9},
+    ),
+    "rmsprop": (
+        OptimSpec(optimizer="rmsprop", lr=1e-3, momentum=0.5, epochs=2, effective_batch=2),
+        torch.optim.RMSprop,
+        {"momentum": 0.5},
+    ),
+    "clipped": (
+        OptimSpec(optimizer="sgd", lr=0.1, clip=0.01, epochs=2, effective_batch=2),
+        torch.optim.SGD,
+        {},
+    ),
+    "warm cosine": (
+        OptimSpec(optimizer="sgd", lr=0.1, schedule="cosine", warmup_steps=2, epochs=2, effective_batch=2),
+        torch.optim.SGD,
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_an_optimiser_is_that_of_torch(tiny_model, pairs, tmp_path, name):
+    spec, optimiser, options = OPTIMISERS[name]
+    log = train(inputs(tiny_model, pairs, spec), report=quiet, out_dir=tmp_path).log
+    reward = RewardModule(head_model(tiny_model), REWARD)
+    plain = optimiser(reward.parameters(), lr=spec.lr, **options)
+    position = {pair.index: pair for pair in pairs}
+    for number, row in enumerate(log):
+        plain.param_groups[0]["lr"] = row["lr"] = learning_rate(spec, number, len(log))
+        scores = reward(collate([position[index] for index in row["indices"]]))
+        loss = F.softplus(scores.rejected_P - scores.chosen_P).mean()
+        plain.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(reward.parameters(), spec.clip or math.inf)
+        plain.step()
+        assert row["loss"] == pytest.approx(loss.item(), abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert len({round(row["loss"], 6) for row in log}) > 1
+
+
+def test_schedules_by_hand():
+    steps = 10
+    rates = {
+        schedule: [
+            learning_rate(OptimSpec(lr=0.5, schedule=schedule, warmup_steps=2), step, steps)
+            for step in range(steps)
+        ]
+        for schedule in ("constant", "linear", "cosine")
+    }
+    for found in rates.values():
+        assert found[:2] == [0.25, 0.5]
+    assert set(rates["constant"][1:]) == {0.5}
+    assert rates["linear"][2] == 0.5
+    assert rates["linear"][-1] == pytest.approx(0.5 / 8)
+    assert rates["cosine"][6] == pytest.approx(0.25)
+    assert rates["cosine"] == sorted(rates["cosine"][:2]) + sorted(rates["cosine"][2:], reverse=True)
+
+
+FROZEN = {
+    ("backbone",): {"score.weight"},
+    ("embeddings",): None,
+}
+
+
+@pytest.mark.parametrize("parts", FROZEN)
+def test_frozen_parts_keep_their_values(tiny_model, pairs, tmp_path, parts):
+    from safetensors.torch import load_file
+
+    spec = OptimSpec(lr=1e-2, epochs=1, effective_batch=2, freeze=parts)
+    train(inputs(tiny_model, pairs, spec), report=quiet, out_dir=tmp_path)
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    moved = {
+        name
+        for name, value in head_model(tiny_model).named_parameters()
+        if not torch.equal(after[name], value)
+    }
+    everything = set(after)
+    assert moved == (FROZEN[parts] or everything - {"model.embed_tokens.weight"})
+
+
+def test_freezing_one_of_two_tied_matrices_unties_them(tiny_model, pairs, tmp_path):
+    from safetensors.torch import load_file
+
+    spec = OptimSpec(lr=1e-2, epochs=1, effective_batch=2, freeze=("unembedding",))
+    im_rm = RewardSpec(kind="im_rm", beta=0.1, reference=False)
+    train(inputs(tiny_model, pairs, spec, reward=im_rm), report=quiet, out_dir=tmp_path)
+    before = load_file(tiny_model / "model.safetensors")["model.embed_tokens.weight"]
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert torch.equal(after["lm_head.weight"], before)
+    assert not torch.equal(after["model.embed_tokens.weight"], before)
+    again = load_model(
+        str(tmp_path / "model"),
+        tokenizer=load_tokenizer(str(tmp_path / "model")),
+        output="unembedding",
+        precision="fp32",
+    )
+    assert torch.equal(again.get_output_embeddings().weight, before)
+    assert torch.equal(again.get_input_embeddings().weight, after["model.embed_tokens.weight"])
+
+
+def test_what_cannot_be_frozen_is_refused(tiny_model):
+    with pytest.raises(ModelError, match="no unembedding"):
+        freeze(head_model(tiny_model), ("unembedding",))
+    policy = load_model(
+        str(tiny_model), tokenizer=load_tokenizer(str(tiny_model)), output="unembedding", precision="fp32"
+    )
+    with pytest.raises(ModelError, match="nothing is left to train"):
+        freeze(policy, ("backbone", "unembedding"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("optimizer", "lion"), ("schedule", "step"), ("freeze", ("head",)), ("clip", 0.0)]
+)
+def test_a_spec_that_cannot_be_meant_is_refused(field, value):
+    with pytest.raises(SpecError, match=str(value[0]) if isinstance(value, tuple) else str(value)):
+        OptimSpec(**{field: value})
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_activation_checkpointing_recomputes_and_changes_nothing(
+    tiny_model, pairs, tmp_path, monkeypatch, zero_stage
+):
+    calls, logs = [], []
+    plain = attention.pair_attention
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(attention, "pair_attention", counted)
+    for recompute in (False, True):
+        placement = Placement(micro_batch=1, accumulation=2, zero_stage=zero_stage, checkpointing=recompute)
+        found = inputs(
+            tiny_model, pairs, OptimSpec(lr=1e-3, epochs=1, effective_batch=2), placement=placement
+        )
+        calls.clear()
+        log = train(found, report=quiet, out_dir=tmp_path / str(recompute)).log
+        logs.append(([row["loss"] for row in log], len(calls)))
+    assert logs[0][0] == logs[1][0]
+    assert logs[1][1] == 2 * logs[0][1]
+
+
+def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tmp_path):
+    spec = OptimSpec(optimizer="sgd", lr=0.99, epochs=400, effective_batch=2)
+    poisoned = inputs(tiny_model, pairs, spec, reward=RewardSpec(kind="im_rm", beta=1e4, reference=False))
+    with pytest.raises(Diverged, match=r"optimiser step \d+ \(learning rate 0.99, pairs \[\d"):
+        train(poisoned, report=quiet, out_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_is_named(tiny_model, pairs, tmp_path, monkeypatch):
+    collate_pairs = training.collate
+
+    def too_large(*arguments, **options):
+        torch.empty(1 << 55, dtype=torch.uint8)
+        return collate_pairs(*arguments, **options)
+
+    monkeypatch.setattr(training, "collate", too_large)
+    with pytest.raises(OutOfMemory, match="a micro-batch of 2 pairs"):
+        train(inputs(tiny_model, pairs, OptimSpec(effective_batch=2)), report=quiet, out_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path):
+    kept = Checkpoints(folder=tmp_path / "kept", every_steps=1)
+    spec = OptimSpec(lr=1e-3, epochs=1, effective_batch=2)
+    train(inputs(tiny_model, pairs, spec), report=quiet, out_dir=tmp_path / "first", checkpoints=kept)
+    other = inputs(tiny_model, pairs, spec, reward=RewardSpec(kind="im_rm", beta=0.1, reference=False))
+    with pytest.raises(ModelError, match=r"another training \(architecture: LlamaForSequenceClassification"):
+        train(other, report=quiet, out_dir=tmp_path / "second", checkpoints=kept)
+    assert not (tmp_path / "second").exists()
+
+
+def test_gradients_do_not_depend_on_what_else_is_in_flight(tiny_model, pairs):
+    together = RewardModule(head_model(tiny_model), REWARD)
+    apart = copy.deepcopy(together)
+    first, second = collate(pairs[:2]), collate(pairs[2:4])
+    losses = [together(first).loss_P.sum(), together(second).loss_P.sum()]
+    for loss in losses:
+        loss.backward()
+    for batch in (first, second):
+        apart(batch).loss_P.sum().backward()
+    for left, right in zip(together.parameters(), apart.parameters(), strict=True):
+        if right.grad is not None:
+            assert torch.equal(left.grad, right.grad)

@@ -1,0 +1,352 @@
+"""Tokenizers with and without a chat template, the rows of marker tokens, padding, and the question of EX-GRM."""
+
+import datetime
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
+
+from tests.trainers.architectures import word_tokenizer
+from trainers.data.records import Message, Pair, user_prompt
+from trainers.errors import DataError, ModelError
+from trainers.models import load_model
+from trainers.pairs import read_tokens, tokenize_pairs, write_tokens
+from trainers.saving import save_model
+from trainers.specs import DrawSpec
+from trainers.templates import ASSISTANT_MARKER, USER_MARKER, load_tokenizer, padding_token, render
+
+WORDS = [
+    *("<unk>", "<s>", "</s>", "<pad>"),
+    *"abcdefgh",
+    *("Yes", "No", "Question:", "Answer:", "Verification:", "Is", "the", "answer", "correct"),
+]
+TURNS = (Message("user", "a b"), Message("assistant", "c"), Message("user", "d"))
+PAIR = Pair(prompt=TURNS, chosen="e f", rejected="g")
+
+
+def with_bos_added():
+    """As Llama 2's base model: the tokenizer itself begins with its BOS."""
+    tokenizer = word_tokenizer(WORDS, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def with_bos_unused():
+    """As GPT-2: it has a BOS but does not write it."""
+    return word_tokenizer(WORDS, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def without_bos():
+    return word_tokenizer(WORDS, unk_token="<unk>", eos_token="</s>")
+
+
+def without_eos():
+    return word_tokenizer(WORDS, unk_token="<unk>", bos_token="<s>")
+
+
+TEMPLATELESS = {
+    "bos added": (with_bos_added, ["<s>"], ["</s>"]),
+    "bos unused": (with_bos_unused, [], ["</s>"]),
+    "no bos": (without_bos, [], ["</s>"]),
+    "no eos": (without_eos, [], []),
+}
+
+
+def reloaded(tokenizer, folder):
+    tokenizer.save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+def marked(kind, folder):
+    return reloaded(TEMPLATELESS[kind][0](), folder)
+
+
+@pytest.mark.parametrize("kind", TEMPLATELESS)
+def test_a_templateless_tokenizer_marks_turns(kind, tmp_path):
+    tokenizer = marked(kind, tmp_path)
+    (tokens,), _ = tokenize_pairs([PAIR], tokenizer, DrawSpec())
+    _, begin, end = TEMPLATELESS[kind]
+    user, assistant = [USER_MARKER], [ASSISTANT_MARKER]
+    turns = [*user, "a", "b", *assistant, "c", *end, *user, "d", *assistant]
+    assert tokenizer.convert_ids_to_tokens(tokens.prompt) == [*begin, *turns]
+    assert tokenizer.convert_ids_to_tokens(tokens.chosen) == ["e", "f", *end]
+    assert tokenizer.convert_ids_to_tokens(tokens.rejected) == ["g", *end]
+
+
+@pytest.mark.parametrize("kind", TEMPLATELESS)
+def test_prompt_tokens_begin_the_whole_conversation(kind, tmp_path):
+    tokenizer = marked(kind, tmp_path)
+    (tokens,), _ = tokenize_pairs([PAIR], tokenizer, DrawSpec())
+    whole = render(tokenizer, (*TURNS, Message("assistant", PAIR.chosen)), add_generation_prompt=False)
+    assert tokens.prompt + tokens.chosen == tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", TEMPLATELESS)
+def test_markers_are_two_tokens_added_once(kind, tmp_path):
+    first = marked(kind, tmp_path / "first")
+    second = reloaded(first, tmp_path / "second")
+    assert len(first) == len(second) == len(WORDS) + 2
+    assert first.chat_template == second.chat_template
+    ids = [first.convert_tokens_to_ids(marker) for marker in (USER_MARKER, ASSISTANT_MARKER)]
+    assert ids == [len(WORDS), len(WORDS) + 1]
+    assert first(USER_MARKER + ASSISTANT_MARKER, add_special_tokens=False)["input_ids"] == ids
+    assert tokenize_pairs([PAIR], first, DrawSpec()) == tokenize_pairs([PAIR], second, DrawSpec())
+
+
+def test_a_tokenizer_keeps_its_own_special_tokens(tmp_path):
+    bare = word_tokenizer(WORDS, unk_token="<unk>", eos_token="</s>", additional_special_tokens=["h"])
+    found = reloaded(bare, tmp_path)
+    assert "h" in found.all_special_tokens
+    assert USER_MARKER in found.all_special_tokens
+
+
+def test_a_template_is_left_as_it_is(tmp_path):
+    bare = with_bos_added()
+    bare.chat_template = (
+        "{{ bos_token }}{% for m in messages %} {{ m['content'] }} {{ eos_token }}{% endfor %}"
+    )
+    found = reloaded(bare, tmp_path)
+    assert found.chat_template == bare.chat_template
+    assert len(found) == len(WORDS)
+
+
+def test_there_is_one_bos_where_both_template_and_tokenizer_write_one(tmp_path):
+    bare = with_bos_added()
+    bare.chat_template = (
+        "{{ bos_token }}{% for m in messages %} {{ m['content'] }} {{ eos_token }}{% endfor %}"
+    )
+    (tokens,), _ = tokenize_pairs([PAIR], reloaded(bare, tmp_path), DrawSpec())
+    assert tokens.prompt.count(bare.bos_token_id) == 1
+    assert bare.bos_token_id not in tokens.chosen
+
+
+def test_a_template_that_refuses_says_which_turns(tmp_path):
+    bare = with_bos_added()
+    bare.chat_template = "{{ raise_exception('no assistant here') }}"
+    with pytest.raises(DataError, match=r"user, assistant, user.*no assistant here"):
+        tokenize_pairs([PAIR], bare, DrawSpec())
+
+
+class Tomorrow(datetime.datetime):
+    """A clock that is a day ahead."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime.now(tz) + datetime.timedelta(days=1)
+
+
+DATED = {
+    "date_string": "{{ date_string }}",
+    "the date of Llama 3": (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }}"
+    ),
+    "strftime_now": "{{ strftime_now('%d %b %Y') }}",
+}
+
+
+@pytest.mark.parametrize("template", DATED.values(), ids=DATED)
+def test_a_date_in_a_template_is_always_the_same(template, monkeypatch):
+    tokenizer = with_bos_added()
+    tokenizer.chat_template = template
+    today = render(tokenizer, TURNS, add_generation_prompt=True)
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert render(tokenizer, TURNS, add_generation_prompt=True) == today
+
+
+def model_folder(folder, *, tied, spare_rows=0):
+    config = LlamaConfig(
+        vocab_size=len(WORDS) + spare_rows,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    with_bos_added().save_pretrained(folder)
+    return folder
+
+
+def load(folder, output="unembedding"):
+    return load_model(
+        str(folder),
+        tokenizer=load_tokenizer(str(folder)),
+        output=output,
+        precision="fp32",
+        head_seed=0 if output == "head" else None,
+    )
+
+
+def rows_of(model):
+    return model.get_input_embeddings().weight.detach()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_markers_get_rows_the_same_in_every_load_and_output(tmp_path, tied):
+    folder = model_folder(tmp_path, tied=tied)
+    base = LlamaForCausalLM.from_pretrained(folder)
+    first, second, head = load(folder), load(folder), load(folder, "head")
+    assert rows_of(first).shape[0] == len(WORDS) + 2
+    assert torch.equal(rows_of(first)[: len(WORDS)], rows_of(base))
+    assert torch.equal(rows_of(first), rows_of(second))
+    assert torch.equal(rows_of(first), rows_of(head))
+    unembedding = first.get_output_embeddings().weight
+    assert torch.equal(unembedding, second.get_output_embeddings().weight)
+    assert torch.equal(unembedding[: len(WORDS)], base.get_output_embeddings().weight)
+    assert (unembedding is first.get_input_embeddings().weight) == tied
+    assert first.config.vocab_size == len(WORDS) + 2
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_new_rows_are_drawn_like_the_old_and_are_not_each_other(tmp_path, tied):
+    model = load(model_folder(tmp_path, tied=tied))
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        old, new = layer.weight.detach().split([len(WORDS), 2])
+        assert not torch.equal(new[0], new[1])
+        assert 0.5 < float(new.std() / old.std()) < 2
+
+
+def test_a_saved_model_keeps_the_rows_of_its_markers(tmp_path):
+    model = load(model_folder(tmp_path / "base", tied=True))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-2:] += 1
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    save_model(model, weights, load_tokenizer(str(tmp_path / "base")), tmp_path / "saved")
+    assert torch.equal(rows_of(load(tmp_path / "saved")), rows_of(model))
+
+
+def test_a_model_with_rows_to_spare_is_left_as_it_is(tmp_path):
+    folder = model_folder(tmp_path, tied=True, spare_rows=10)
+    assert torch.equal(rows_of(load(folder)), rows_of(LlamaForCausalLM.from_pretrained(folder)))
+
+
+ENDED = "{% for m in messages %}{{ m['content'] }} </s> {% endfor %}"
+UNENDED = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+SPECIALS = {
+    "pad is eos": {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>"},
+    "pad is eos and unk": {"unk_token": "</s>", "eos_token": "</s>", "pad_token": "</s>"},
+    "pad is the end of a turn": {"unk_token": "<unk>", "eos_token": "<s>", "pad_token": "</s>"},
+    "no pad": {"unk_token": "<unk>", "eos_token": "</s>"},
+    "no special token": {},
+    "eos alone": {"eos_token": "</s>"},
+}
+
+
+@pytest.mark.parametrize("template", [ENDED, UNENDED], ids=["ended", "unended"])
+@pytest.mark.parametrize("specials", SPECIALS.values(), ids=SPECIALS)
+def test_the_padding_token_ends_no_turn(specials, template):
+    tokenizer = word_tokenizer(WORDS, **specials)
+    tokenizer.chat_template = template
+    turn_end = tokenizer(render(tokenizer, TURNS[:2], add_generation_prompt=False))["input_ids"][-1]
+    assert padding_token(tokenizer) not in (turn_end, tokenizer.eos_token_id)
+    assert 0 <= padding_token(tokenizer) < len(tokenizer)
+
+
+@pytest.mark.parametrize("response", ["a", "b", "unheard"])
+def test_the_padding_token_ends_no_response_where_nothing_ends_a_turn(tmp_path, response):
+    tokenizer = marked("no eos", tmp_path)
+    pair = Pair(prompt=user_prompt("d"), chosen=response, rejected="g")
+    (tokens,), _ = tokenize_pairs([pair], tokenizer, DrawSpec())
+    assert padding_token(tokenizer) != tokens.chosen[-1]
+
+
+def test_a_padding_token_of_its_own_is_kept_even_where_its_id_is_0():
+    for words, expected in ((WORDS, 3), (["<pad>", *[word for word in WORDS if word != "<pad>"]], 0)):
+        tokenizer = word_tokenizer(words, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
+        tokenizer.chat_template = ENDED
+        assert padding_token(tokenizer) == expected
+
+
+QUESTION = "Question: d Answer: {} Verification: Is the answer correct (Yes/No)?"
+
+
+def verification_pairs(count=6):
+    texts = ["a", "a b", "a b c", "d e f g h a b c", "e", "f f"]
+    return [
+        Pair(prompt=user_prompt(texts[i]), chosen=texts[(i + 1) % 6], rejected=texts[(i + 2) % 6])
+        for i in range(count)
+    ]
+
+
+def verify(pairs, tokenizer, draw=None):
+    return tokenize_pairs(pairs, tokenizer, draw or DrawSpec(), rendering="verification")
+
+
+@pytest.fixture
+def asking(tmp_path):
+    words = [*WORDS, "(Yes/No)?"]
+    return reloaded(word_tokenizer(words, unk_token="<unk>", eos_token="</s>"), tmp_path / "asking")
+
+
+def test_a_verification_asks_after_each_response_and_ends_in_its_answer(asking):
+    (tokens,), _ = verify([PAIR], asking)
+    yes, no = asking.convert_tokens_to_ids(["Yes", "No"])
+    for response, text, answer in ((tokens.chosen, "e f", yes), (tokens.rejected, "g", no)):
+        *asked, last = tokens.prompt + response
+        assert last == answer
+        words = ["<|user|>", "a", "b", "<|assistant|>", "c", "</s>", "<|user|>"]
+        assert asking.convert_ids_to_tokens(asked) == [
+            *words,
+            *QUESTION.format(text).split(),
+            "<|assistant|>",
+        ]
+
+
+def test_the_prompt_of_a_verification_is_all_that_both_sides_begin_with(asking):
+    for tokens in verify(verification_pairs(), asking)[0]:
+        assert tokens.prompt
+        assert tokens.chosen[0] != tokens.rejected[0]
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [("e f", "e f"), ("e", "e e"), ("e e", "e")])
+def test_like_responses_still_leave_an_answer_on_each_side(asking, chosen, rejected):
+    pair = Pair(prompt=user_prompt("d"), chosen=chosen, rejected=rejected)
+    (tokens,), _ = verify([pair], asking)
+    yes, no = asking.convert_tokens_to_ids(["Yes", "No"])
+    assert (tokens.chosen[-1], tokens.rejected[-1]) == (yes, no)
+    words = asking.convert_ids_to_tokens(tokens.prompt + tokens.chosen)
+    assert words[1:-2] == QUESTION.format(chosen).split()
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_every_rendering_draws_the_same_pairs(asking, most):
+    draw = DrawSpec(max_pairs=most, seed=5, max_prompt_tokens=6, max_response_tokens=4)
+    asked, asked_too_long = verify(verification_pairs(), asking, draw)
+    answered, too_long = tokenize_pairs(verification_pairs(), asking, draw)
+    assert [pair.index for pair in asked] == [pair.index for pair in answered]
+    assert asked_too_long == too_long
+    assert too_long > 0 or most is not None
+
+
+def test_verifications_survive_their_file(asking, tmp_path):
+    tokens, _ = verify(verification_pairs(), asking)
+    write_tokens(tokens, tmp_path / "pairs.parquet")
+    assert read_tokens(tmp_path / "pairs.parquet") == tokens
+
+
+def test_answers_are_the_first_byte_where_a_tokenizer_has_no_longer_tokens(tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = reloaded(PreTrainedTokenizerFast(tokenizer_object=backend), tmp_path)
+    (tokens,), _ = verify([PAIR], tokenizer)
+    assert tokenizer.convert_ids_to_tokens([tokens.chosen[-1], tokens.rejected[-1]]) == ["Y", "N"]
+    text = tokenizer.decode(tokens.prompt + tokens.rejected)
+    assert text.endswith(f"Answer: g\nVerification: Is the answer correct (Yes/No)?{ASSISTANT_MARKER}N")
+
+
+def test_a_tokenizer_that_cannot_tell_yes_from_no_is_refused(tmp_path):
+    words = [word for word in WORDS if word not in ("Yes", "No")]
+    tokenizer = reloaded(word_tokenizer(words, unk_token="<unk>", eos_token="</s>"), tmp_path)
+    with pytest.raises(ModelError, match='one token for "Yes" and "No"'):
+        verify([PAIR], tokenizer)

@@ -1,0 +1,156 @@
+"""Log-probabilities in blocks of the vocabulary against a log-softmax over all of it."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trainers import unembedding
+from trainers.unembedding import Unembedding
+
+TOKENS, WIDTH, VOCABULARY = 7, 6, 50
+
+
+def layer(*, bias=False, dtype=torch.float64, vocabulary=VOCABULARY, width=WIDTH):
+    generator = torch.Generator().manual_seed(0)
+    made = Unembedding(width, vocabulary, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(drawn.to(dtype))
+    return made
+
+
+def inputs(*, dtype=torch.float64, tokens=TOKENS, vocabulary=VOCABULARY, width=WIDTH):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(tokens, width, generator=generator, dtype=torch.float64).to(dtype)
+    # A token twice, and the ends of the vocabulary.
+    target = torch.randint(vocabulary, (tokens,), generator=generator)
+    target[:3] = torch.tensor([0, vocabulary - 1, vocabulary - 1])
+    return hidden.requires_grad_(), target
+
+
+def full(hidden, weight, bias, target, softcap):
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+
+
+@pytest.fixture(params=[1, 7, 16, 50, 64], ids=lambda size: f"blocks-of-{size}")
+def block(request, monkeypatch):
+    monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", request.param)
+    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS", 1)
+
+
+def assert_equal(left, right, tolerance):
+    assert float((left - right).detach().abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_and_gradients_are_those_of_a_full_log_softmax(block, bias, softcap):
+    ours, theirs = layer(bias=bias), layer(bias=bias)
+    (hidden, target), (other_hidden, _) = inputs(), inputs()
+    found = ours(hidden, target, softcap)
+    expected = full(other_hidden, theirs.weight, theirs.bias, target, softcap)
+    assert_equal(found, expected, 1e-12)
+    slope = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
+    (found * slope).sum().backward()
+    (expected * slope).sum().backward()
+    assert_equal(hidden.grad, other_hidden.grad, 1e-12)
+    for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_equal(left.grad, right.grad, 1e-12)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_gradcheck(monkeypatch, softcap):
+    monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", 16)
+    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS", 1)
+    made, (hidden, target) = layer(bias=True), inputs()
+    apply = unembedding._TokenLogProbs.apply
+    assert torch.autograd.gradcheck(
+        lambda hidden, weight, bias: apply(hidden, weight, bias, target, softcap),
+        (hidden, made.weight, made.bias),
+    )
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen):
+    def gradients(stopped):
+        made, (hidden, target) = layer(bias=True), inputs()
+        values = {"hidden": hidden, "weight": made.weight, "bias": made.bias}
+        if stopped:
+            values[stopped].requires_grad_(False)
+        made(hidden, target).sum().backward()
+        return {name: value.grad for name, value in values.items()}
+
+    found, expected = gradients(frozen), gradients(None)
+    assert found.pop(frozen) is None
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name])
+
+
+def test_logits_far_beyond_exp_stay_finite(block):
+    made, (hidden, target) = layer(), inputs()
+    found = made(hidden * 1e4, target)
+    assert_equal(found, full(hidden * 1e4, made.weight, None, target, None), 1e-8)
+    found.sum().backward()
+    assert bool(torch.isfinite(hidden.grad).all())
+
+
+def test_bf16_is_computed_as_if_widened(block):
+    made, (hidden, target) = layer(dtype=torch.bfloat16), inputs(dtype=torch.bfloat16)
+    wide = layer(dtype=torch.bfloat16).float()
+    wide_hidden = hidden.detach().float().requires_grad_()
+    found, expected = made(hidden, target), wide(wide_hidden, target)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(hidden.grad, wide_hidden.grad.bfloat16())
+    assert torch.equal(made.weight.grad, wide.weight.grad.bfloat16())
+
+
+def test_without_targets_it_is_a_linear_layer():
+    made, (hidden, _) = layer(bias=True), inputs()
+    assert torch.equal(made(hidden), torch.nn.functional.linear(hidden, made.weight, made.bias))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that an operation gives, those of the weight's shape and views of it aside."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.shape != self.weight.shape:
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+def largest_tensor(vocabulary):
+    made = layer(dtype=torch.float32, vocabulary=vocabulary, width=8)
+    hidden, target = inputs(dtype=torch.float32, tokens=64, vocabulary=vocabulary, width=8)
+    with LargestTensor(made.weight) as recorded:
+        made(hidden, target, 2.0).sum().backward()
+    return recorded.elements
+
+
+def test_no_tensor_grows_with_the_vocabulary_but_the_gradient_of_the_weight(monkeypatch):
+    block = 64 * 128
+    monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", 16)
+    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS", block)
+    assert [largest_tensor(vocabulary) for vocabulary in (512, 2048, 8192)] == [block] * 3
+
+
+def test_a_full_log_softmax_would_be_seen_to_grow():
+    made = layer(dtype=torch.float32, vocabulary=2048, width=8)
+    hidden, target = inputs(dtype=torch.float32, tokens=64, vocabulary=2048, width=8)
+    with LargestTensor(made.weight) as recorded:
+        full(hidden, made.weight, None, target, None).sum().backward()
+    assert recorded.elements == 64 * 2048

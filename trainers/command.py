@@ -1,0 +1,110 @@
+"""What the commands of this package share: models and data by the words of a command line, errors as exit codes.
+
+Exit codes: 0 done · 1 a defect · 2 wrong usage or input, said before anything starts · 3 it started and failed.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainers.data.sources import BUILTIN_SETS, read_pairs
+from trainers.errors import SpecError, SweepError, TrialFailed
+from trainers.rewards import RewardSpec, reward_variants
+from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, clean_name
+
+USAGE, FAILED, INTERRUPTED = 2, 3, 130
+Arguments = TypeVar("Arguments")
+
+
+def command(parsed: type[Arguments], run: Callable[[Arguments], None], name: str) -> None:
+    """Parse the command line, run, and exit with the contract's code; a SweepError is said without a traceback."""
+    import tyro
+    from transformers import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    arguments = tyro.cli(parsed, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,))
+    try:
+        run(arguments)
+    except SweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED if isinstance(error, TrialFailed) else USAGE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def named_reward(name: str, beta: float | None) -> RewardSpec:
+    """A reward type or ablation by name. Raises SpecError."""
+    known = reward_variants(0.01 if beta is None else beta)
+    if name not in known:
+        raise SpecError(f"--reward {name} is not one of {', '.join(known)}.")
+    if beta is not None and known[name].beta is None:
+        raise SpecError(f"--beta is given, but {name} has no beta.")
+    return known[name]
+
+
+def read_named_pairs(data: str, split: str) -> tuple[str, list[Any]]:
+    """(name, pairs) of a file, a folder, a built-in set or a hub id. Raises DataError."""
+    path = Path(data).expanduser()
+    source = f"{BUILTIN}{data}" if data in BUILTIN_SETS and not path.exists() else data
+    name = clean_name(path.absolute().stem if path.is_file() else path.absolute().name)
+    spec = DatasetSpec(name=name, source=str(path) if path.exists() else source)
+    return name, read_pairs(spec, split)
+
+
+@contextlib.contextmanager
+def model_folder(model: str) -> Iterator[str]:
+    """Where to load `model` from: a folder or hub id as it is, a GGUF file (or its folder) converted for the while.
+
+    Raises ModelError.
+    """
+    path = Path(model).expanduser()
+    found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if not found or (path.is_dir() and list(path.glob("*.safetensors"))):
+        yield str(path) if path.exists() else model
+        return
+    from trainers.models import convert_gguf
+
+    with tempfile.TemporaryDirectory() as scratch:
+        convert_gguf(found[0], Path(scratch) / "model")
+        yield str(Path(scratch) / "model")
+
+
+def draw(max_pairs: int | None, seed: int, max_prompt_tokens: int, max_response_tokens: int) -> DrawSpec:
+    """Which pairs are used."""
+    return DrawSpec(
+        max_pairs=max_pairs,
+        seed=seed,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+    )
+
+
+def say_left_out(too_long: int, draw: DrawSpec) -> None:
+    """Tell how many pairs were left out for their length."""
+    if too_long and os.environ.get("RANK", "0") == "0":
+        print(
+            f"{too_long} pairs left out: over {draw.max_prompt_tokens} prompt or {draw.max_response_tokens} "
+            "response tokens",
+            file=sys.stderr,
+        )
+
+
+def best_device() -> str:
+    """The accelerator, where there is one."""
+    import torch
+
+    return (
+        str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    )
+
+
+def dump(values: dict[str, float]) -> str:
+    """Metrics for people and machines alike."""
+    return json.dumps({name: round(value, 6) for name, value in values.items()})

@@ -1,0 +1,126 @@
+"""DeepSpeed around a reward module: the process group, the optimiser, the engine."""
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainers.specs import OptimSpec, Placement, Precision
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Make this process a rank: of the gang that launched it, or a world of its own that ends with the block."""
+    import deepspeed
+    from deepspeed.comm import comm
+
+    # DeepSpeed would compile a shared-memory op (45–100 s); gloo does without.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    own = not dist.is_initialized()
+    if own and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group(backend)
+    elif own:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    os.environ.setdefault("LOCAL_RANK", "0")
+    deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, auto_mpi_discovery=False)
+    try:
+        yield
+    finally:
+        if own:
+            # A reused process starts its next training from a clean slate.
+            comm.destroy_process_group()
+            comm.cdb = None
+
+
+def make_engine(
+    module: nn.Module,
+    *,
+    optim: OptimSpec,
+    placement: Placement,
+    precision: Precision,
+    universal: bool = False,
+) -> Any:
+    """The DeepSpeed engine that trains `module`; `universal` says that it will load a universal checkpoint."""
+    import deepspeed
+
+    # In evaluation mode: a dropout would make the result depend on rank, placement and process.
+    module.eval()
+    if placement.checkpointing:
+        _checkpoint_activations(module, zero_stage=placement.zero_stage)
+    zero: dict[str, Any] = {"stage": effective_zero_stage(placement, precision)}
+    if placement.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    config = {
+        "train_micro_batch_size_per_gpu": placement.micro_batch,
+        "gradient_accumulation_steps": placement.accumulation,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # torch's fused AdamW serves offloaded state; DeepSpeed's own would be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
+        # Not given, DeepSpeed would clip to norm 1.
+        "gradient_clipping": optim.clip or 0.0,
+        "bf16": {"enabled": precision == "bf16"},
+        "checkpoint": {"load_universal": universal},
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(model=module, optimizer=_optimizer(module, optim), config=config)
+    return engine
+
+
+def effective_zero_stage(placement: Placement, precision: Precision) -> int:
+    """ZeRO stage that DeepSpeed is given: in bf16 without ZeRO it would keep no fp32 master weights, ZeRO-1 does."""
+    return max(placement.zero_stage, 1) if precision == "bf16" else placement.zero_stage
+
+
+def _optimizer(module: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
+        )
+    return torch.optim.RMSprop(
+        parameters, lr=optim.lr, momentum=optim.momentum, eps=optim.eps, weight_decay=optim.weight_decay
+    )
+
+
+def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
+    """Learning rate of optimiser step `step` (from 0) of `steps`."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+    if optim.schedule == "linear":
+        return optim.lr * (1 - done)
+    return optim.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
+    """Recompute each layer in the backward pass; the layer alone is in training mode, its dropouts are not."""
+    from transformers import PreTrainedModel
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for model in module.modules():
+        if isinstance(model, PreTrainedModel) and model.supports_gradient_checkpointing:
+            # ZeRO-3 partitions weights between forward and backward, which the newer kind of checkpoint refuses.
+            model.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
+            break
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True

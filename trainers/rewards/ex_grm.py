@@ -1,0 +1,40 @@
+"""EX-GRM (paper §3): r = π("Yes") after the question whether the response is correct.
+
+Trained on the negative log-likelihood of "Yes" for the chosen and "No" for the rejected response, their mean.
+A prepared pair ends in the token "Yes" where it is chosen and "No" where it is rejected (pairs.py).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from trainers.rewards import PairScores, RewardSpec, RewardType
+
+if TYPE_CHECKING:
+    from trainers.packing import MicroBatch
+
+
+def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> PairScores:
+    from torch import cat
+
+    from trainers.scoring import hidden_states, token_log_probs
+
+    final_R = batch.owner_M.bincount().cumsum(0) - 1
+    chosen_P, rejected_P = batch.predictor_M[final_R].chunk(2)
+    yes_P, no_P = batch.target_M[final_R].chunk(2)
+    hidden_ND = hidden_states(model, batch)
+    at_A, answer_A = cat([chosen_P, rejected_P, rejected_P]), cat([yes_P, yes_P, no_P])
+    log_probs = token_log_probs(model, hidden_ND[at_A], answer_A)
+    chosen_yes_P, rejected_yes_P, rejected_no_P = log_probs.chunk(3)
+    loss_P = -(chosen_yes_P + rejected_no_P) / 2
+    return PairScores(chosen_yes_P.exp(), rejected_yes_P.exp(), loss_P)
+
+
+def _usage(spec: RewardSpec) -> str:
+    return (
+        "Load it with `AutoModelForCausalLM`: the reward is its probability of “Yes” after the user turn "
+        "`Question: {prompt}\\nAnswer: {response}\\nVerification: Is the answer correct (Yes/No)?`."
+    )
+
+
+REWARD_TYPE = RewardType(
+    kind="ex_grm", output="unembedding", score=_score, usage=_usage, rendering="verification"
+)

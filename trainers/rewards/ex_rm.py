@@ -1,0 +1,41 @@
+"""EX-RM (paper §3): r = ⟨u, h⟩, a bias-free linear head u on a hidden state h of the last layer.
+
+h is that of the last token of the whole sequence; the ablation `pooling="mean"` takes the mean of the head's output
+over the response's tokens.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from trainers.rewards import PairScores, RewardSpec, RewardType
+
+if TYPE_CHECKING:
+    from trainers.packing import MicroBatch
+
+
+def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> PairScores:
+    from trainers.scoring import bradley_terry, hidden_states, mean_by_response
+
+    hidden_ND = hidden_states(model, batch)
+    if spec.pooling == "last":
+        reward_R = model.score(hidden_ND[batch.last_R]).squeeze(-1)
+    else:
+        reward_R = mean_by_response(model.score(hidden_ND[batch.response_M]).squeeze(-1), batch)
+    return bradley_terry(*reward_R.chunk(2))
+
+
+def _usage(spec: RewardSpec) -> str:
+    if spec.pooling == "last":
+        return (
+            "Load it with `AutoModelForSequenceClassification`: its one logit, at a conversation's last token, is "
+            "the reward."
+        )
+    return (
+        "Its reward is the mean of the head's output over the response's tokens. "
+        "`AutoModelForSequenceClassification` loads backbone and head, but gives the output at the last token "
+        "alone, which is **not** this reward; `python -m trainers.evaluate --reward ex_rm_mean` gives it."
+    )
+
+
+REWARD_TYPE = RewardType(
+    kind="ex_rm", output="head", score=_score, usage=_usage, options=frozenset({"pooling"})
+)

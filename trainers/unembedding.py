@@ -1,0 +1,111 @@
+"""Log-probabilities of given tokens, without ever holding a [tokens × vocabulary] tensor.
+
+The unembedding is applied in blocks of the vocabulary, in fp32 or wider whatever the model's precision, and
+recomputed for the backward pass: memory is flat in the vocabulary and the gradient of the weight is written once.
+
+Shapes: M response tokens, D hidden, V vocabulary, C vocabulary entries of a block.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Logits held at a time: 64 MB in fp32.
+_BLOCK_ELEMENTS = 1 << 24
+_SMALLEST_BLOCK = 256
+
+
+class Unembedding(nn.Linear):
+    """A language model's output layer that, asked with targets, answers with their log-probabilities.
+
+    One module called once per forward, so that ZeRO-3 gathers its weight once. Without targets it is a linear layer.
+    """
+
+    def forward(self, input: Tensor, target_M: Tensor | None = None, softcap: float | None = None) -> Tensor:
+        """[M, D] hidden states and [M] token ids → [M] log-probabilities, fp32 or wider."""
+        if target_M is None:
+            return super().forward(input)
+        log_prob_M: Tensor = _TokenLogProbs.apply(input, self.weight, self.bias, target_M, softcap)
+        return log_prob_M
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as fp32; fp32 and fp64 as they are."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target_M: Tensor, softcap: float | None
+    ) -> Tensor:
+        hidden_MD = widened(hidden)
+        highest_M = torch.full_like(hidden_MD[:, 0], -torch.inf)
+        total_M = torch.zeros_like(highest_M)
+        of_target_M = torch.zeros_like(highest_M)
+        for block in _blocks(len(hidden_MD), len(weight)):
+            logits_MC = _logits(hidden_MD, weight, bias, softcap, block)
+            inside_M = (target_M >= block.start) & (target_M < block.stop)
+            column_M = (target_M - block.start).clamp(0, logits_MC.shape[1] - 1)
+            picked_M = logits_MC.gather(1, column_M[:, None])[:, 0]
+            of_target_M = torch.where(inside_M, picked_M, of_target_M)
+            higher_M = torch.maximum(highest_M, logits_MC.amax(1))
+            sums_M = logits_MC.sub_(higher_M[:, None]).exp_().sum(1)
+            total_M = total_M * (highest_M - higher_M).exp() + sums_M
+            highest_M = higher_M
+            # Before the next block is made, not after: one block is alive at a time.
+            del logits_MC, picked_M
+        normaliser_M = highest_M + total_M.log()
+        ctx.save_for_backward(hidden, weight, bias, target_M, normaliser_M)
+        ctx.softcap = softcap
+        return of_target_M - normaliser_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_M: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, target_M, normaliser_M = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        hidden_MD = widened(hidden)
+        to_hidden_MD = torch.zeros_like(hidden_MD) if wants_hidden else None
+        to_weight = torch.empty_like(weight) if wants_weight else None
+        to_bias = torch.empty_like(bias) if wants_bias else None
+        for block in _blocks(len(hidden_MD), len(weight)):
+            logits_MC = _logits(hidden_MD, weight, bias, ctx.softcap, block)
+            slope_MC = None if ctx.softcap is None else 1 - (logits_MC / ctx.softcap).square()
+            # d log π(target) / d logits is one-hot(target) − π.
+            inside = ((target_M >= block.start) & (target_M < block.stop)).nonzero()[:, 0]
+            to_logits_MC = logits_MC.sub_(normaliser_M[:, None]).exp_().mul_(-gradient_M[:, None])
+            to_logits_MC[inside, target_M[inside] - block.start] += gradient_M[inside]
+            if slope_MC is not None:
+                to_logits_MC.mul_(slope_MC)
+            if to_hidden_MD is not None:
+                to_hidden_MD.addmm_(to_logits_MC, widened(weight[block]))
+            if to_weight is not None:
+                to_weight[block] = (to_logits_MC.T @ hidden_MD).to(weight.dtype)
+            if to_bias is not None:
+                to_bias[block] = to_logits_MC.sum(0).to(bias.dtype)
+            del logits_MC, to_logits_MC, slope_MC
+        to_hidden = None if to_hidden_MD is None else to_hidden_MD.to(hidden.dtype)
+        return to_hidden, to_weight, to_bias, None, None
+
+
+def _blocks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    """The vocabulary in blocks, so large that a block's logits stay within _BLOCK_ELEMENTS."""
+    size = max(_SMALLEST_BLOCK, _BLOCK_ELEMENTS // max(1, tokens))
+    for start in range(0, vocabulary, size):
+        yield slice(start, min(start + size, vocabulary))
+
+
+def _logits(
+    hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, block: slice
+) -> Tensor:
+    """Logits of a block of the vocabulary, [M, C]."""
+    logits_MC = hidden_MD @ widened(weight_VD[block]).T
+    if bias_V is not None:
+        logits_MC += widened(bias_V[block])
+    if softcap is not None:
+        logits_MC.div_(softcap).tanh_().mul_(softcap)
+    return logits_MC
