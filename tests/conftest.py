@@ -46,6 +46,17 @@ def smollm2(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as an ordinary Hugging Face folder in fp32."""
+    from trainers.models import convert_gguf
+
+    (file,) = smollm2.glob("*.gguf")
+    folder = tmp_path_factory.mktemp("converted") / "model"
+    convert_gguf(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder: two llama layers, random weights from a fixed seed, tied embeddings."""
     import torch

@@ -21,6 +21,7 @@ COMMANDS = [
     for line in README.splitlines()
     if line.startswith("    ")
 ]
+WITHOUT_RAY = [text for text in COMMANDS if "-m trainers." in text]
 SMALL = ["--backend", "inline", "--only", "model=llama-64", "train=tiny_world", "--epochs", "1"]
 
 
@@ -52,10 +53,9 @@ def test_every_command_is_one_that_is_tested_here():
         made = words[0] == "make" and re.search(
             rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE
         )
-        assert made or (words[:2] == [".venv/bin/python", "sweeps/full_grid.py"] and words[2] in verbs), (
-            command
-        )
-    assert len(COMMANDS) >= 9
+        swept = words[:2] == [".venv/bin/python", "sweeps/full_grid.py"] and words[2] in verbs
+        assert made or swept or command in WITHOUT_RAY, command
+    assert len(COMMANDS) >= 11
 
 
 def test_every_linked_file_is_there():
@@ -109,18 +109,34 @@ def test_ui(storage):
         server.wait(timeout=30)
 
 
-def test_your_own_model_and_data(tiny_model, tmp_path):
+@pytest.fixture
+def yours(tiny_model, tmp_path):
+    """A folder in which a user has a model and data."""
     shutil.copytree(tiny_model, tmp_path / "my-model")
     (tmp_path / "my-data").mkdir()
     for name, count in (("my-data/train.jsonl", 8), ("my-data/test.jsonl", 4), ("test.jsonl", 3)):
         rows = [{"prompt": f"bread {n}", "chosen": "yes", "rejected": "no"} for n in range(count)]
         (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows))
-    (command,) = [text for text in COMMANDS if "my-model" in text]
+    return tmp_path
+
+
+def test_one_training_and_one_score_without_ray(yours):
+    train, evaluate = (shlex.split(command) for command in WITHOUT_RAY)
+    # From another folder than the repository's, as a user who has installed it.
+    launcher = [sys.executable, "-m", "torch.distributed.run"]
+    run([*launcher, "--standalone", *train[1:], "--epochs", "1"], yours, cwd=yours)
+    metrics = json.loads(run([sys.executable, *evaluate[1:]], yours, cwd=yours).splitlines()[-1])
+    assert metrics["n"] == 3
+    assert (yours / "scores.parquet").is_file()
+
+
+def test_your_own_model_and_data(yours):
+    (command,) = [text for text in COMMANDS if "full_grid.py run --models" in text]
     words = shlex.split(command)
     output = run(
         [sys.executable, str(ROOT / words[1]), *words[2:], "--backend", "inline"],
-        tmp_path / "store",
-        cwd=tmp_path,
+        yours / "store",
+        cwd=yours,
     )
     assert "6 trials, 0 complete" in output
     assert "in-distribution" in output

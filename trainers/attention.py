@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.packing import CHOSEN, PROMPT, REJECTED, PairLayout, Span
+from trainers.packing import CHOSEN, PROMPT, REJECTED, PairLayout
 
 PACKED_PAIRS = "packed_pairs"
+Kernel = Callable[..., Tensor]
 
 
 def register() -> None:
@@ -41,13 +42,13 @@ def pair_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """[1, H, N, D] queries over [1, K, N, D] keys and values → [1, N, H, D]. No dropout."""
+    """[1, H, N, D] queries over [1, K, N, D] keys and values → [1, N, H, D], contiguous. No dropout."""
     if pair_layout is None:
         raise ValueError("packed_pairs attention was called without pair_layout")
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     attend = _flex_attention if query.is_cuda else _pairwise_attention
     output = attend(query, key, value, pair_layout, scale, sliding_window, softcap)
-    return output.transpose(1, 2).contiguous(), None
+    return output, None
 
 
 def _pairwise_attention(
@@ -62,28 +63,22 @@ def _pairwise_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    kernel = _fused if softcap is None else functools.partial(_softcapped, softcap=softcap)
+    kernel: Kernel = _fused if softcap is None else functools.partial(_softcapped, softcap=softcap)
+    # Split at once, not sliced one by one: the gradient of each slice would be as long as the whole row.
+    halves = [length for span in layout.spans for length in (span.prompt + span.chosen, span.rejected)]
+    queries, keys, values = (states.split(halves, 2) for states in (query, key, value))
     outputs = []
-    for span in layout.spans:
-        chosen = slice(span.start, span.rejected_start)
+    for number, span in enumerate(layout.spans):
+        chosen, rejected = 2 * number, 2 * number + 1
         mask = _suffix_mask(layout, 0, span.prompt + span.chosen, window, query)
-        outputs.append(kernel(query[:, :, chosen], key[:, :, chosen], value[:, :, chosen], mask, scale=scale))
+        outputs.append(kernel(queries[chosen], keys[chosen], values[chosen], mask, scale=scale))
         mask = _suffix_mask(layout, span.prompt, span.rejected, window, query)
-        outputs.append(
-            kernel(
-                query[:, :, span.rejected_start : span.end],
-                _prompt_and_rejected(key, span),
-                _prompt_and_rejected(value, span),
-                mask,
-                scale=scale,
-            )
+        seen_keys, seen_values = (
+            torch.cat([states[chosen][:, :, : span.prompt], states[rejected]], 2) for states in (keys, values)
         )
-    return torch.cat(outputs, 2)
-
-
-def _prompt_and_rejected(states: Tensor, span: Span) -> Tensor:
-    prompt = states[:, :, span.start : span.start + span.prompt]
-    return torch.cat([prompt, states[:, :, span.rejected_start : span.end]], 2)
+        outputs.append(kernel(queries[rejected], seen_keys, seen_values, mask, scale=scale))
+    # Heads go inside before the parts are joined: one copy, not two.
+    return torch.cat([output.transpose(1, 2) for output in outputs], 1)
 
 
 def _suffix_mask(
@@ -178,7 +173,7 @@ def _flex_attention(
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return output
+    return output.transpose(1, 2).contiguous()
 
 
 @functools.cache

@@ -5,6 +5,8 @@ its end-of-sequence token, where it has one, after each response.
 """
 
 import datetime
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,8 @@ from trainers.errors import DataError, ModelError
 
 # Templates that print today's date (Llama 3) would tokenise differently every day.
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
+
+_DATE_CALL = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 
 USER_MARKER, ASSISTANT_MARKER = "<|user|>", "<|assistant|>"
 _MARKED_TURNS = (
@@ -62,7 +66,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-            strftime_now=TEMPLATE_DATE.strftime,
+            chat_template=_dated(tokenizer.chat_template, tokenizer.name_or_path),
         )
     except TemplateError as error:
         raise DataError(
@@ -70,6 +74,18 @@ def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt
             f"{', '.join(message.role for message in messages)}: {error}"
         ) from error
     return rendered
+
+
+@functools.cache
+def _dated(template: str, name: str) -> str:
+    """The template with every date that it writes pinned. Raises ModelError where one cannot be."""
+    pinned = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call["format"])), template)
+    if re.search(r"strftime_now\s*\(", pinned):
+        raise ModelError(
+            f"the chat template of {name} writes today's date in a format of its own making, so the same pair would "
+            "be other tokens tomorrow; put a fixed date into its chat_template."
+        )
+    return pinned
 
 
 def padding_token(tokenizer: Any) -> int:

@@ -24,7 +24,7 @@ from trainers.data.sources import read_pairs
 from trainers.engine import _checkpoint_activations
 from trainers.errors import ModelError
 from trainers.layouts import layout_of
-from trainers.models import convert_gguf, load_model
+from trainers.models import load_model
 from trainers.packing import collate
 from trainers.pairs import tokenize_pairs
 from trainers.scoring import RewardModule, log_prob_sums
@@ -316,14 +316,6 @@ def test_it_is_the_scale_that_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder(smollm2, tmp_path_factory):
-    (file,) = smollm2.glob("*.gguf")
-    folder = tmp_path_factory.mktemp("converted") / "model"
-    convert_gguf(file, folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def real_pairs(shared, smollm2_folder):
     spec = DatasetSpec(name="ultrafeedback", source=str(shared / "data" / "ultrafeedback"))
     every = read_pairs(spec, "test")
@@ -354,3 +346,20 @@ def test_a_real_model_on_real_pairs(smollm2_folder, real_pairs, kind):
         found = torch.cat(RewardModule(model, spec)(collate(real_pairs))[:2])
         expected = torch.cat(naive.rewards(plain, spec, real_pairs)[:2])
         assert far(found, expected) <= 1e-5 * max(1.0, largest(expected))
+
+
+@pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
+def test_gradients_of_a_real_model_on_a_real_pair(smollm2_folder, real_pairs, kind):
+    spec = dataclasses.replace(SPECS[kind], reference=True)
+    model = load_model(
+        str(smollm2_folder),
+        tokenizer=load_tokenizer(str(smollm2_folder)),
+        output=spec.type.output,
+        precision="fp32",
+        head_seed=0,
+    )
+    plain, pairs = naive.plain(model), real_pairs[:1]
+    reference = naive.reference(plain, pairs) if spec.uses_reference else None
+    RewardModule(model, spec)(collate(pairs, reference=reference)).loss_P.sum().backward()
+    naive.rewards(plain, spec, pairs, reference)[2].sum().backward()
+    assert_same_gradients(model, plain, 1e-4)

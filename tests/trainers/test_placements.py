@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.trainers import gang
+from tests.trainers import gang, naive
 from tests.trainers.gang import Job
 from trainers.batching import epoch_order, steps_of_epoch
-from trainers.models import HEAD_STD
+from trainers.models import load_model
 from trainers.specs import OptimSpec
+from trainers.templates import load_tokenizer
 
 # Three steps an epoch, the last of them of one pair.
 PAIRS = 33
@@ -32,6 +31,7 @@ FACTORS = {
     "reward": ("ex_rm", "im_rm"),
 }
 Run = dict[str, object]
+REWARDS = {"ex_rm": gang.EX_RM, "im_rm": gang.IM_RM}
 
 
 def possible(run: Run) -> bool:
@@ -65,8 +65,7 @@ def name_of(run: Run) -> str:
 
 
 def job(run: Run, model: Path, folder: Path) -> Job:
-    rewards = {"ex_rm": gang.EX_RM, "im_rm": gang.IM_RM}
-    reward = rewards[str(run["reward"])]
+    reward = REWARDS[str(run["reward"])]
     placement = {
         key: run[key]
         for key in ("zero_stage", "world_size", "micro_batch", "checkpointing", "offload_optimizer")
@@ -92,45 +91,26 @@ def run_all(runs: Iterable[Run], model: Path, folder: Path) -> dict[str, dict]:
     return found
 
 
-def naive_log_prob(model, prompt, response):
-    """Full logits of one row; the sum over its response tokens."""
-    row = torch.tensor([prompt + response])
-    log_probs = model(input_ids=row).logits[0].log_softmax(-1)
-    positions = range(len(prompt) - 1, len(prompt) + len(response) - 1)
-    return sum(log_probs[position, row[0, position + 1]] for position in positions)
-
-
 def naive_training(folder: Path, kind: str):
     """Losses, gradient norms and final weights of plain AdamW, one row at a time."""
-    pairs = gang.pairs_for(folder, PAIRS)
-    if kind == "ex_rm":
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
-        head = torch.randn(model.score.weight.shape, generator=torch.Generator().manual_seed(gang.SEED))
-        model.score.weight.data = head * HEAD_STD
-
-        def score(pair, response):
-            hidden = model.model(input_ids=torch.tensor([pair.prompt + response])).last_hidden_state
-            return (model.score.weight @ hidden[0, -1]).squeeze()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        frozen = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
-
-        def score(pair, response):
-            log_ratio = naive_log_prob(model, pair.prompt, response) - naive_log_prob(
-                frozen, pair.prompt, response
-            )
-            return gang.IM_RM.beta * log_ratio
-
+    pairs, spec = gang.pairs_for(folder, PAIRS), REWARDS[kind]
+    output = spec.type.output
+    tokenizer = load_tokenizer(str(folder))
+    loaded = load_model(
+        str(folder), tokenizer=tokenizer, output=output, precision="fp32", head_seed=gang.SEED
+    )
+    model = naive.plain(loaded)
+    reference = naive.reference(model, pairs) if spec.uses_reference else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIM.lr, weight_decay=0)
     losses, norms = [], []
     for epoch in range(OPTIM.epochs):
         for step in steps_of_epoch(epoch_order(PAIRS, gang.SEED, epoch), EFFECTIVE_BATCH):
             optimizer.zero_grad()
             total = 0.0
-            for pair in (pairs[position] for position in step):
-                loss = -F.logsigmoid(score(pair, pair.chosen) - score(pair, pair.rejected)) / len(step)
-                loss.backward()
-                total += loss.item()
+            for position in step:
+                _, _, loss = naive.rewards(model, spec, [pairs[position]], reference)
+                (loss / len(step)).sum().backward()
+                total += loss.item() / len(step)
             norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])))
             optimizer.step()
             losses.append(total)
@@ -138,7 +118,7 @@ def naive_training(folder: Path, kind: str):
 
 
 @pytest.fixture(scope="module")
-def naive(tiny_model):
+def truth(tiny_model):
     return {kind: naive_training(tiny_model, kind) for kind in FACTORS["reward"]}
 
 
@@ -146,11 +126,11 @@ def curve(found: dict[str, dict], run: Run) -> list[float]:
     return [row["loss"] for row in found[name_of(run)]["log"]]
 
 
-def check(runs: Sequence[Run], found: dict[str, dict], naive, folder: Path) -> None:
+def check(runs: Sequence[Run], found: dict[str, dict], truth, folder: Path) -> None:
     """Every run against plain AdamW; bf16 runs against each other, and not far from it."""
     first_bf16: dict[object, list[float]] = {}
     for run in runs:
-        losses, norms, weights = naive[run["reward"]]
+        losses, norms, weights = truth[run["reward"]]
         here = curve(found, run)
         if run["precision"] == "bf16":
             own = first_bf16.setdefault(run["reward"], here)
@@ -174,21 +154,21 @@ def test_the_cover_shows_every_two_settings_together():
     )
 
 
-def test_every_two_settings_together_train_as_plain_adamw(naive, tiny_model, tmp_path):
+def test_every_two_settings_together_train_as_plain_adamw(truth, tiny_model, tmp_path):
     runs = all_pairs_cover()
-    check(runs, run_all(runs, tiny_model, tmp_path), naive, tmp_path)
+    check(runs, run_all(runs, tiny_model, tmp_path), truth, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("zero_stage", FACTORS["zero_stage"])
-def test_all_settings_train_as_plain_adamw(naive, tiny_model, tmp_path, zero_stage):
+def test_all_settings_train_as_plain_adamw(truth, tiny_model, tmp_path, zero_stage):
     runs = [run for run in full_product() if run["zero_stage"] == zero_stage]
-    check(runs, run_all(runs, tiny_model, tmp_path), naive, tmp_path)
+    check(runs, run_all(runs, tiny_model, tmp_path), truth, tmp_path)
 
 
-def test_losses_differ_between_reward_types_and_fall(naive):
-    ex_rm, im_rm = naive["ex_rm"][0], naive["im_rm"][0]
+def test_losses_differ_between_reward_types_and_fall(truth):
+    ex_rm, im_rm = truth["ex_rm"][0], truth["im_rm"][0]
     assert im_rm[0] == pytest.approx(0.6931, abs=1e-4)
     assert abs(ex_rm[0] - im_rm[0]) > 1e-3
     assert ex_rm[-1] < ex_rm[0]
