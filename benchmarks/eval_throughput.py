@@ -26,7 +26,7 @@ def main(
     pairs: int = 40,
     kinds: tuple[Kind, ...] = ("ex_rm", "im_rm"),
     models: int = 1,
-    repetitions: int = 3,
+    repetitions: int = 5,
 ) -> None:
     """Print a table for each reward type."""
     with prepared(model, data, split=split, count=pairs, seed=seed) as inputs:

@@ -23,7 +23,7 @@ def main(
     data: Path = Path("../shared/data/ultrafeedback"),
     split: str = "test",
     seed: int = 0,
-    against: tuple[str, ...] = ("naive", "trl"),
+    against: tuple[str, ...] = ("naive", "trl:4x1", "trl:1x4+precomputed"),
     kinds: tuple[Kind, ...] = ("ex_rm", "im_rm"),
     repetitions: int = 5,
 ) -> None:

@@ -74,7 +74,7 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
-    from trainers.models import load_model
+    from trainers.models import device, load_model
     from trainers.pairs import read_tokens
     from trainers.reference import compute_reference, write_reference
     from trainers.templates import load_tokenizer
@@ -90,7 +90,7 @@ def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
             revision=base.revision,
         )
         pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
-        sums = compute_reference(model.to(_device()), pairs, report=report)
+        sums = compute_reference(model.to(device()), pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")
 
 
@@ -134,7 +134,7 @@ def run_train(
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
     """Score one trained model on several sets: its weights are loaded once, each set is an artifact."""
     from trainers.evaluate import score_pairs
-    from trainers.models import load_model
+    from trainers.models import device, load_model
     from trainers.scores import write_scores
     from trainers.scoring import RewardModule
     from trainers.templates import load_tokenizer
@@ -150,7 +150,7 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
         output=train.reward.type.output,
         precision=train.base.precision,
     )
-    reward = RewardModule(model.to(_device()), train.reward)
+    reward = RewardModule(model.to(device()), train.reward)
     for stage in missing:
         name = stage.prepared.split.name
         with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:
@@ -178,9 +178,3 @@ def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[Toke
 
 def _of_dataset(report: Report, name: str, row: dict[str, Any]) -> None:
     report({**row, "dataset": name})
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -66,8 +66,9 @@ class Row:
 
     @property
     def complete(self) -> bool:
-        """Whether every reward type learned."""
-        return all(cell.mean is not None for cell in self.cells.values())
+        """Whether every reward type that was tried learned."""
+        tried = [cell for cell in self.cells.values() if cell.learned or cell.not_learned]
+        return all(cell.mean is not None for cell in tried)
 
     @property
     def difference(self) -> float | None:

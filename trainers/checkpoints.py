@@ -4,7 +4,8 @@
     <folder>/<tag>/…            DeepSpeed's files
     <folder>/universal/<tag>/…  the same in DeepSpeed's universal form, made when another placement resumes
 
-At the placement it was written with a checkpoint is loaded bit for bit; at another one it is converted first.
+At the placement it was written with a checkpoint is loaded bit for bit; at another world size or ZeRO stage it is
+converted first. Between ZeRO 0, which every rank holds whole, and the other stages there is no conversion.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainers.errors import ModelError, StorageError
+from trainers.errors import ModelError, SpecError, StorageError
 
 _MARKER = "complete.json"
 
@@ -29,6 +30,10 @@ class Checkpoints:
 
     folder: Path
     every_steps: int
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise SpecError(f"--checkpoint-every {self.every_steps}: give at least 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,10 @@ def save(engine: Any, checkpoints: Checkpoints, log: list[dict[str, Any]], train
     folder, step = checkpoints.folder, len(log)
     tag = f"step{step}"
     before = latest(folder)
+    if dist.get_rank() == 0:
+        # What a crash left half-written, perhaps by more ranks than there are now.
+        shutil.rmtree(folder / tag, ignore_errors=True)
+    dist.barrier()
     engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=False)
     dist.barrier()
     if dist.get_rank() > 0:
@@ -96,6 +105,11 @@ def prepare_resume(checkpoint: Checkpoint, folder: Path, zero_stage: int) -> boo
     """Make the checkpoint loadable here and at this ZeRO stage; whether it now is a universal one. A collective."""
     if checkpoint.fits(dist.get_world_size(), zero_stage):
         return False
+    if 0 in (checkpoint.zero_stage, zero_stage):
+        raise SpecError(
+            f"the checkpoint in {folder} was written at ZeRO {checkpoint.zero_stage} and cannot go on at {zero_stage}; "
+            f"use --zero-stage {checkpoint.zero_stage}, or remove it to start anew."
+        )
     if dist.get_rank() == 0:
         _convert(folder, checkpoint.tag)
     dist.barrier()
@@ -126,5 +140,5 @@ def _convert(folder: Path, tag: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise StorageError(f"{folder / tag} could not be converted for another world size: {last}")
+        raise StorageError(f"{folder / tag} could not be converted for this placement: {last}")
     draft.replace(target / tag)

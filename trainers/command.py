@@ -28,9 +28,8 @@ def command(parsed: type[Arguments], run: Callable[[Arguments], None], name: str
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    arguments = tyro.cli(parsed, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,))
     try:
-        run(arguments)
+        run(tyro.cli(parsed, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,)))
     except SweepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED if isinstance(error, TrialFailed) else USAGE)
@@ -53,7 +52,7 @@ def read_named_pairs(data: str, split: str) -> tuple[str, list[Any]]:
     """(name, pairs) of a file, a folder, a built-in set or a hub id. Raises DataError."""
     path = Path(data).expanduser()
     source = f"{BUILTIN}{data}" if data in BUILTIN_SETS and not path.exists() else data
-    name = clean_name(path.absolute().stem if path.is_file() else path.absolute().name)
+    name = plain_name(path.absolute().stem if path.is_file() else path.absolute().name, "data")
     spec = DatasetSpec(name=name, source=str(path) if path.exists() else source)
     return name, read_pairs(spec, split)
 
@@ -96,13 +95,12 @@ def say_left_out(too_long: int, draw: DrawSpec) -> None:
         )
 
 
-def best_device() -> str:
-    """The accelerator, where there is one."""
-    import torch
-
-    return (
-        str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
-    )
+def plain_name(text: str, otherwise: str) -> str:
+    """A name for cards and columns; `otherwise` where the text has no letter that may stand there."""
+    try:
+        return clean_name(text)
+    except SpecError:
+        return otherwise
 
 
 def dump(values: dict[str, float]) -> str:

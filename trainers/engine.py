@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainers.errors import ModelError
 from trainers.specs import OptimSpec, Placement, Precision
 
 
@@ -23,6 +24,9 @@ def process_group() -> Iterator[None]:
     # DeepSpeed would compile a shared-memory op (45–100 s); gloo does without.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        # Before any collective: on one device, NCCL refuses two ranks.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     own = not dist.is_initialized()
     if own and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group(backend)
@@ -116,11 +120,13 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
     from transformers import PreTrainedModel
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    for model in module.modules():
-        if isinstance(model, PreTrainedModel) and model.supports_gradient_checkpointing:
-            # ZeRO-3 partitions weights between forward and backward, which the newer kind of checkpoint refuses.
-            model.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
-            break
+    model = next(found for found in module.modules() if isinstance(found, PreTrainedModel))
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"a {type(model).__name__} cannot recompute its activations; train it without checkpointing."
+        )
+    # ZeRO-3 partitions weights between forward and backward, which the newer kind of checkpoint refuses.
+    model.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
     for layer in module.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.training = True

@@ -17,7 +17,6 @@ import torch
 
 from trainers.batching import scoring_groups
 from trainers.command import (
-    best_device,
     command,
     draw,
     dump,
@@ -28,15 +27,16 @@ from trainers.command import (
 )
 from trainers.errors import ModelError, SpecError
 from trainers.layouts import layout_of
+from trainers.memory import memory_named
 from trainers.metrics import Rewards
-from trainers.models import load_model
+from trainers.models import device, load_model
 from trainers.packing import MicroBatch, References, collate
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.rewards import Output
 from trainers.scores import write_scores
 from trainers.scoring import RewardModule
 from trainers.specs import Precision
-from trainers.templates import load_tokenizer
+from trainers.templates import first_line, load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -56,7 +56,7 @@ def score_pairs(
     scores: dict[int, tuple[float, float]] = {}
     reward.eval()
     for batch in scoring_batches(reward.model, pairs, reference):
-        with torch.inference_mode():
+        with torch.inference_mode(), memory_named(f"{batch.tokens} tokens do not fit in memory for scoring."):
             found = reward(batch)
         both = zip(found.chosen_P.tolist(), found.rejected_P.tolist(), strict=True)
         scores.update(zip(batch.indices, both, strict=True))
@@ -94,7 +94,7 @@ class Evaluate:
     precision: Precision = "fp32"
     """Of the weights; heads and log-probabilities are fp32 in any case."""
     device: str | None = None
-    """cpu, cuda, mps, … (default: the accelerator, where there is one)."""
+    """cpu, cuda or cuda:N (default: a GPU where there is one)."""
 
 
 def run_evaluate(arguments: Evaluate) -> None:
@@ -104,6 +104,10 @@ def run_evaluate(arguments: Evaluate) -> None:
         raise SpecError(f"{reward.name} needs --reference MODEL, or use --reward {reward.kind}_no_reference.")
     if arguments.reference is not None and not reward.uses_reference:
         raise SpecError(f"--reference is given, but {reward.name} uses none.")
+    _require_device(arguments.device)
+    if arguments.out.is_dir():
+        raise SpecError(f"--out {arguments.out} is a folder; name a file in it.")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     limits = draw(
         arguments.max_pairs, arguments.seed, arguments.max_prompt_tokens, arguments.max_response_tokens
     )
@@ -116,17 +120,24 @@ def run_evaluate(arguments: Evaluate) -> None:
         chosen, rejected = score_pairs(
             RewardModule(model, reward), pairs, reference=reference, report=track("scores")
         )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     draft = arguments.out.with_name(f"{arguments.out.name}.draft")
     metrics = write_scores(draft, name, pairs, chosen, rejected)
     draft.replace(arguments.out)
     print(dump(metrics))
 
 
+def _require_device(name: str | None) -> None:
+    try:
+        if name is not None:
+            torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"--device {name}: {first_line(error)}") from error
+
+
 def _load(arguments: Evaluate, location: str, output: Output) -> Any:
     tokenizer = load_tokenizer(location)
     model = load_model(location, tokenizer=tokenizer, output=output, precision=arguments.precision)
-    return model.to(arguments.device or best_device())
+    return model.to(arguments.device or device())
 
 
 def _reference(

@@ -17,7 +17,7 @@ from trainers.unembedding import Unembedding
 logger = logging.getLogger(__name__)
 
 # Tested to be exact with packed pairs; other architectures are tried on a probe when they are loaded.
-PACKABLE = ("llama", "qwen2", "gemma2", "gpt_neox")
+PACKABLE = ("llama", "qwen2", "gemma2", "gpt_neox", "mistral")
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2}
 _PROBE = (
     TokenPair(index=0, prompt=[1, 2, 3], chosen=[4, 5], rejected=[6, 7, 8]),
@@ -58,6 +58,8 @@ def _why_not_packed(model: Any) -> str | None:
     """The reason, or None with the model left packed."""
     if not model._supports_attention_backend:
         return "its attention is its own"
+    if _windowed(model.config):
+        return "it is not known whether its window is the attention function's or a mask's"
     expected = _response_states(model, collate(_PROBE, layout="rows"))
     _pack(model)
     try:
@@ -66,6 +68,12 @@ def _why_not_packed(model: Any) -> str | None:
         return f"it cannot run them ({first_line(error)})"
     close = (found - expected).norm() <= _TOLERANCE[found.dtype] * expected.norm()
     return None if close else "its hidden states differ with them"
+
+
+def _windowed(config: Any) -> bool:
+    """Whether some layer sees only a part of what is before it; the probe is too short to show how."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return window is not None or getattr(config, "attention_chunk_size", None) is not None
 
 
 def _response_states(model: Any, batch: MicroBatch) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
@@ -52,9 +53,11 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"no model could be loaded from {location}: {first_line(error)}") from error
     _require_weights(loading["missing_keys"], output, head_seed, location)
+    if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
+        raise ModelError(f"{location} is a reward model of type ex_rm: its head would be left unused.")
     model.eval()
     _make_rows_for(model, tokenizer)
     _settle_output(model, output, location)
@@ -77,6 +80,11 @@ def _require_weights(missing: Iterable[str], output: Output, head_seed: int | No
             f"{location} lacks weights of the architecture that its config.json names: {', '.join(sorted(absent)[:4])}"
             f" ({len(absent)} in all)."
         )
+
+
+def device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def initialise_head(model: Any, seed: int) -> None:

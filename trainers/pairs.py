@@ -33,11 +33,6 @@ class TokenPair:
         """Tokens of the packed pair, its prompt counted once."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer of its two rows."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
-
 
 def draw_order(count: int, draw: DrawSpec) -> list[int]:
     """Row numbers in the order in which they are tried: as stored, or a seeded permutation."""
@@ -76,6 +71,8 @@ def _tokenize(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
     prompt = render(tokenizer, pair.prompt, add_generation_prompt=True)
     # The template writes the begin-of-sequence token itself, so the tokenizer must not add another.
     prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not prompt_ids:
+        raise DataError(f"row {row}: its prompt has no tokens under {tokenizer.name_or_path}.")
     chosen, rejected = (
         _response(pair.prompt, prompt, text, row, tokenizer) for text in (pair.chosen, pair.rejected)
     )
@@ -89,7 +86,13 @@ def _response(messages: Sequence[Message], prompt: str, response: str, row: int,
             f"the chat template of {tokenizer.name_or_path} does not begin a finished conversation with its own "
             "generation prompt, so a response cannot be told from its prompt; use a tokenizer whose template does."
         )
-    ids: list[int] = tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
+    prompt_ids, whole_ids, alone_ids = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (prompt, whole, whole.removeprefix(prompt))
+    )
+    # Where the boundary merges, the response's own tokens: what follows the prompt when it is generated.
+    joined = whole_ids[: len(prompt_ids)] == prompt_ids
+    ids: list[int] = whole_ids[len(prompt_ids) :] if joined else alone_ids
     if not ids:
         raise DataError(f"row {row}: a response has no tokens under {tokenizer.name_or_path}.")
     return ids

@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from trainers.errors import DataError
 from trainers.evaluate import scoring_batches
+from trainers.memory import memory_named
 from trainers.packing import References
 from trainers.pairs import TokenPair
 from trainers.scoring import log_prob_sums
@@ -21,7 +22,10 @@ def compute_reference(
     """Index of each pair → (chosen, rejected) log-prob sums under `model`; the trainer's own code and kernels."""
     sums: References = {}
     for batch in scoring_batches(model, pairs):
-        with torch.inference_mode():
+        with (
+            torch.inference_mode(),
+            memory_named(f"{batch.tokens} tokens do not fit in memory for the reference."),
+        ):
             chosen, rejected = log_prob_sums(model, batch).double().cpu().chunk(2)
         sums.update(zip(batch.indices, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
         report({"done": len(sums), "total": len(pairs)})

@@ -117,6 +117,9 @@ class OptimSpec:
         _require(self.effective_batch >= 1, f"--effective-batch {self.effective_batch}: at least 1.")
         _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: at least 0.")
         _require(self.clip is None or self.clip > 0, f"--clip {self.clip}: give a positive norm.")
+        _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: at least 0.")
+        _require(self.eps > 0, f"--eps {self.eps}: give a positive number.")
+        _require(all(0 <= beta < 1 for beta in self.betas), f"--betas {self.betas} are outside [0, 1).")
         _require(0 <= self.momentum < 1, f"--momentum {self.momentum} is outside [0, 1).")
         for value, known, what in (
             (self.optimizer, Optimizer, "--optimizer"),

@@ -66,7 +66,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-            chat_template=_dated(tokenizer.chat_template, tokenizer.name_or_path),
+            chat_template=_dated(tokenizer.get_chat_template(), tokenizer.name_or_path),
         )
     except TemplateError as error:
         raise DataError(

@@ -8,10 +8,10 @@ a forward is Σ over its pairs × world size × accumulation / pairs in the effe
 gradients over ranks and divides by the accumulation.
 """
 
-import contextlib
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from trainers import checkpoints as saved
 from trainers.batching import epoch_order, split_step, steps_of_epoch
 from trainers.checkpoints import Checkpoints
 from trainers.engine import effective_zero_stage, learning_rate, make_engine, process_group
-from trainers.errors import Diverged, OutOfMemory
+from trainers.errors import Diverged
 from trainers.layouts import layout_of
+from trainers.memory import forget_peak_memory, memory_named, peak_memory_gb
 from trainers.models import freeze, load_model
 from trainers.packing import Layout, References, collate
 from trainers.pairs import TokenPair
@@ -71,7 +72,7 @@ def train(
     from it.
     """
     started = time.perf_counter()
-    _forget_peak_memory()
+    forget_peak_memory()
     tokenizer = load_tokenizer(inputs.location, inputs.revision)
     model = load_model(
         inputs.location,
@@ -83,14 +84,16 @@ def train(
     )
     freeze(model, inputs.optim.freeze)
     with process_group():
-        engine, log = _start(model, inputs, checkpoints)
+        identity = {} if checkpoints is None else _identity(model, inputs)
+        with memory_named(_too_large(inputs)):
+            engine, log = _start(model, inputs, checkpoints, identity)
         try:
             loop_started = time.perf_counter()
             resumed_at = len(log)
-            with _memory_named(inputs):
-                _loop(engine, inputs, layout_of(model), report, log, checkpoints)
-            loop_s = time.perf_counter() - loop_started
-            weights = full_weights(model)
+            with memory_named(_too_large(inputs)):
+                _loop(engine, inputs, layout_of(model), report, log, checkpoints, identity)
+                loop_s = time.perf_counter() - loop_started
+                weights = full_weights(model)
             result = TrainResult(
                 log=log,
                 train_accuracy=_last_epoch_accuracy(log),
@@ -105,14 +108,14 @@ def train(
 
 
 def _start(
-    model: Any, inputs: TrainInputs, checkpoints: Checkpoints | None
+    model: Any, inputs: TrainInputs, checkpoints: Checkpoints | None, identity: dict[str, str]
 ) -> tuple[Any, list[dict[str, Any]]]:
     """The engine, at the beginning or where the checkpoint left off, and the log up to there."""
     checkpoint = None if checkpoints is None else saved.latest(checkpoints.folder)
     universal = False
     if checkpoints is not None and checkpoint is not None:
         zero_stage = effective_zero_stage(inputs.placement, inputs.precision)
-        saved.require_same_training(checkpoint, checkpoints.folder, _identity(model, inputs))
+        saved.require_same_training(checkpoint, checkpoints.folder, identity)
         universal = saved.prepare_resume(checkpoint, checkpoints.folder, zero_stage)
     engine = make_engine(
         RewardModule(model, inputs.reward),
@@ -123,7 +126,11 @@ def _start(
     )
     if checkpoints is None or checkpoint is None:
         return engine, []
-    saved.load(engine, checkpoint, checkpoints.folder, universal=universal)
+    try:
+        saved.load(engine, checkpoint, checkpoints.folder, universal=universal)
+    except BaseException:
+        engine.destroy()
+        raise
     return engine, list(checkpoint.log)
 
 
@@ -134,6 +141,7 @@ def _loop(
     report: Report,
     log: list[dict[str, Any]],
     checkpoints: Checkpoints | None,
+    identity: dict[str, str],
 ) -> None:
     optim, pairs = inputs.optim, inputs.pairs
     steps = [
@@ -166,7 +174,7 @@ def _loop(
         }
         log.append(row)
         if checkpoints is not None and (number + 1) % checkpoints.every_steps == 0:
-            saved.save(engine, checkpoints, log, _identity(engine.module.model, inputs))
+            saved.save(engine, checkpoints, log, identity)
         if dist.get_rank() == 0:
             report({**row, "total": len(steps)})
 
@@ -227,22 +235,14 @@ def _diverged(inputs: TrainInputs, step: Sequence[int], number: int, lr: float) 
     )
 
 
-@contextlib.contextmanager
-def _memory_named(inputs: TrainInputs) -> Iterator[None]:
-    """Turn an allocation that failed, on a GPU or on the CPU, into OutOfMemory."""
-    try:
-        yield
-    except RuntimeError as error:
-        on_cpu = "can't allocate memory" in str(error)
-        if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
-            raise
-        placement = inputs.placement
-        longest = max(pair.tokens for pair in inputs.pairs)
-        raise OutOfMemory(
-            f"a micro-batch of {placement.micro_batch} pairs (the longest has {longest} tokens) at ZeRO "
-            f"{placement.zero_stage} on {placement.world_size} ranks does not fit in memory; use a smaller "
-            "micro-batch, activation checkpointing, a higher ZeRO stage or more ranks."
-        ) from error
+def _too_large(inputs: TrainInputs) -> str:
+    placement = inputs.placement
+    longest = max(pair.tokens for pair in inputs.pairs)
+    return (
+        f"a micro-batch of {placement.micro_batch} pairs (the longest has {longest} tokens) at ZeRO "
+        f"{placement.zero_stage} on {placement.world_size} ranks does not fit in memory; use a smaller "
+        "micro-batch, activation checkpointing, a higher ZeRO stage or more ranks."
+    )
 
 
 def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
@@ -254,8 +254,17 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
         "optimiser": str(inputs.optim),
         "seed": str(inputs.seed),
         "precision": inputs.precision,
-        "pairs": str(len(inputs.pairs)),
+        "base model": f"{inputs.name} {inputs.revision or ''}".strip(),
+        "pairs": _digest((pair.index, pair.prompt, pair.chosen, pair.rejected) for pair in inputs.pairs),
+        "reference": _digest(sorted((inputs.reference or {}).items())),
     }
+
+
+def _digest(values: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(repr(value).encode())
+    return digest.hexdigest()[:12]
 
 
 def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:
@@ -282,32 +291,14 @@ def _last_epoch_accuracy(log: Sequence[dict[str, Any]]) -> float:
 
 def _performance(log: Sequence[dict[str, Any]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
     if not log:
-        return {"set_up_s": set_up_s, "peak_mem_gb": _peak_memory_gb()}
+        return {"set_up_s": set_up_s, "peak_mem_gb": peak_memory_gb()}
     return {
         "tokens_per_s": sum(row["tokens"] for row in log) / loop_s,
         "pairs_per_s": sum(row["pairs"] for row in log) / loop_s,
         "step_s": loop_s / len(log),
         "set_up_s": set_up_s,
-        "peak_mem_gb": _peak_memory_gb(),
+        "peak_mem_gb": peak_memory_gb(),
     }
-
-
-def _forget_peak_memory() -> None:
-    """Start a new maximum: a reused process would report that of an earlier training."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_gb() -> float:
-    """Of the GPU where there is one, else the process's resident memory (Linux; NaN elsewhere)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return kilobytes[0] * 1024 / 1e9 if kilobytes else math.nan
 
 
 if __name__ == "__main__":

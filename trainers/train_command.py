@@ -13,14 +13,22 @@ import torch.distributed as dist
 from pyarrow import parquet
 
 from trainers.checkpoints import Checkpoints
-from trainers.command import draw, dump, model_folder, named_reward, read_named_pairs, say_left_out
+from trainers.command import (
+    draw,
+    dump,
+    model_folder,
+    named_reward,
+    plain_name,
+    read_named_pairs,
+    say_left_out,
+)
 from trainers.engine import process_group
 from trainers.errors import SpecError
-from trainers.models import load_model
+from trainers.models import device, load_model
 from trainers.packing import References
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
-from trainers.specs import OptimSpec, Placement, Precision, clean_name
+from trainers.specs import OptimSpec, Placement, Precision
 from trainers.templates import load_tokenizer
 from trainers.train import TrainInputs, train
 
@@ -83,7 +91,7 @@ def run(arguments: Train) -> None:
         pairs, too_long = tokenize_pairs(rows, load_tokenizer(location), limits, reward.type.rendering)
         say_left_out(too_long, limits)
         inputs = TrainInputs(
-            name=clean_name(Path(arguments.model).name),
+            name=plain_name(Path(arguments.model).absolute().name, "model"),
             location=location,
             revision=None,
             precision=arguments.precision,
@@ -110,6 +118,8 @@ def run(arguments: Train) -> None:
 
 def _placement(arguments: Train, world_size: int) -> Placement:
     batch = arguments.optim.effective_batch
+    if arguments.micro_batch < 1:
+        raise SpecError(f"--micro-batch {arguments.micro_batch}: give at least 1.")
     micro_batch = min(arguments.micro_batch, max(1, batch // world_size))
     accumulation, rest = divmod(batch, micro_batch * world_size)
     if rest:
@@ -128,15 +138,11 @@ def _placement(arguments: Train, world_size: int) -> Placement:
 
 def _reference(location: str, precision: Precision, pairs: Sequence[TokenPair]) -> References:
     """Reference log-prob sums, each rank computing its share."""
-    import torch
-
     model = load_model(
         location, tokenizer=load_tokenizer(location), output="unembedding", precision=precision
     )
-    if torch.cuda.is_available():
-        model = model.to("cuda")
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    mine = compute_reference(model, pairs[rank::world_size], report=lambda row: None)
+    mine = compute_reference(model.to(device()), pairs[rank::world_size], report=lambda row: None)
     shares: list[Any] = [None] * world_size
     dist.all_gather_object(shares, mine)
     return {index: sums for share in shares for index, sums in share.items()}

@@ -95,14 +95,15 @@ def test_resumed_at_the_same_world_size_is_bit_exact(world2, case):
 
 
 def test_a_resumed_log_goes_on_with_the_next_pairs(world2):
-    _out, found = world2
+    out, found = world2
     name = case_name(CASES[0])
     whole, again = found[f"whole-{name}"]["log"], found[f"again-{name}"]["log"]
     assert [row["indices"] for row in again] == [row["indices"] for row in whole]
     assert [row["lr"] for row in again] == [row["lr"] for row in whole]
     assert len({row["lr"] for row in whole}) == len(whole)
-    # The rows before the cut are the first run's own.
-    assert again[0]["time"] < whole[-1]["time"] or again[0]["time"] < again[STOPPED_AT]["time"]
+    cut = latest(out / "kept" / name).log
+    assert len(cut) == STOPPED_AT
+    assert again[:STOPPED_AT] == cut
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
@@ -128,6 +129,23 @@ def test_resumed_at_another_world_size_within_1e_5(world2, tiny_model, tmp_path,
     for case in cases:
         name = case_name(case)
         assert losses(resumed, name) == pytest.approx(losses(found, f"whole-{name}"), abs=1e-5), name
+
+
+def test_resumed_at_another_zero_stage_within_1e_5(world2, tiny_model, tmp_path):
+    out, found = world2
+    jobs, names = [], {}
+    for case in CASES:
+        zero, precision, kind = case
+        if zero == 0 or precision != "fp32":
+            continue
+        other = {1: 2, 2: 3, 3: 1}[zero]
+        kept, name = tmp_path / "kept" / case_name(case), f"{zero}-to-{other}"
+        shutil.copytree(out / "kept" / case_name(case), kept)
+        names[name] = case_name(case)
+        jobs.append(job(tiny_model, tmp_path / name, zero=other, world=2, kind=kind, checkpoints=str(kept)))
+    resumed = gang.launch(jobs, tmp_path, 2)
+    for name, whole in names.items():
+        assert losses(resumed, name) == pytest.approx(losses(found, f"whole-{whole}"), abs=1e-5), name
 
 
 def test_a_checkpoint_without_its_marker_does_not_count(world2, tmp_path):

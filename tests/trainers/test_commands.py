@@ -130,6 +130,13 @@ def test_wrong_usage_is_said_in_one_line(environment, trained, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_flag_out_of_range_is_said_in_one_line(environment, tiny_model, tmp_path):
+    words = ["-m", "trainers.train", "--model", tiny_model, "--reward", "ex_rm", "--data", "tiny_world"]
+    error = run(environment, *words, "--out", tmp_path / "out", "--lr", "5", code=2).stderr
+    assert "error: --lr 5" in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("message", "options"),
     [
@@ -138,6 +145,8 @@ def test_wrong_usage_is_said_in_one_line(environment, trained, tmp_path):
         ("has no beta", {"reward": "ex_rm", "beta": 0.1}),
         ("is not one of", {"reward": "dpo"}),
         ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
+        ("--device cuda:99", {"reward": "ex_grm", "device": "cuda:99"}),
+        ("is a folder", {"reward": "ex_grm", "out": Path()}),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, message, options):

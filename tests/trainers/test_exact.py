@@ -19,7 +19,7 @@ from tests.trainers.architectures import (
     random_pairs,
     save_architecture,
 )
-from trainers import attention
+from trainers import attention, layouts
 from trainers.data.sources import read_pairs
 from trainers.engine import _checkpoint_activations
 from trainers.errors import ModelError
@@ -245,6 +245,10 @@ def load_unpackable(folders):
     patch = pytest.MonkeyPatch()
 
     def load(output, why):
+        patch.setattr(layouts, "PACKABLE", ())
+        if "window" in why:
+            return load_untrained(folders["mistral"], output)
+        patch.setattr(layouts, "_windowed", lambda config: False)
         if why == "its attention is its own":
             patch.setattr(MistralPreTrainedModel, "_supports_attention_backend", False)
         else:
@@ -260,7 +264,13 @@ def load_unpackable(folders):
 
 
 @pytest.mark.parametrize(
-    "why", ["its attention is its own", "no such keyword", "its hidden states differ with them"]
+    "why",
+    [
+        "its attention is its own",
+        "no such keyword",
+        "its hidden states differ with them",
+        "whether its window is the attention function's",
+    ],
 )
 def test_a_model_that_fails_the_probe_gets_rows_and_says_so(load_unpackable, caplog, why):
     with caplog.at_level(logging.WARNING):

@@ -64,7 +64,7 @@ def rounded(values):
 
 
 def test_prepare():
-    golden = {1: ([2, 0], [5, 5], 1)}
+    golden = {2: ([2, 0], [5, 5], 1)}
     rows = [("yes", "no"), ("sure", "never no no no no no"), ("certainly", "nope")]
     pairs = [Pair(prompt=(Message("user", "bread"),), chosen=a, rejected=b) for a, b in rows]
     tokens, too_long = tokenize_pairs(pairs, build_tokenizer(), DrawSpec(max_pairs=3, max_response_tokens=4))

@@ -1,5 +1,6 @@
 """Loading by hub id, from the hub's own cache layout and offline; what may not be loaded is refused."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -45,6 +46,31 @@ def test_a_hub_id_is_loaded_at_its_revision_from_the_cache(tiny_model, tmp_path)
 
 def load(folder, output):
     return load_model(str(folder), tokenizer=load_tokenizer(str(folder)), output=output, precision="fp32")
+
+
+def test_weights_of_other_shapes_are_refused(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(ModelError, match="no model could be loaded"):
+        load(tmp_path / "model", "unembedding")
+
+
+def test_a_truncated_file_is_refused(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="no model could be loaded"):
+        load(tmp_path / "model", "unembedding")
+
+
+def test_a_reward_model_with_a_head_is_no_language_model(tiny_model, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(tmp_path)
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="of type ex_rm"):
+        load(tmp_path, "unembedding")
 
 
 def test_weights_that_are_not_safetensors_are_refused(tiny_model, tmp_path):

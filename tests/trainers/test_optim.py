@@ -1,6 +1,7 @@
 """Optimisers, schedules, clipping and freezing do what plain torch does; memory and checkpoints fail by name."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -96,7 +97,8 @@ def test_an_optimiser_is_that_of_torch(tiny_model, pairs, tmp_path, name):
     plain = optimiser(reward.parameters(), lr=spec.lr, **options)
     position = {pair.index: pair for pair in pairs}
     for number, row in enumerate(log):
-        plain.param_groups[0]["lr"] = row["lr"] = learning_rate(spec, number, len(log))
+        plain.param_groups[0]["lr"] = learning_rate(spec, number, len(log))
+        assert row["lr"] == plain.param_groups[0]["lr"]
         scores = reward(collate([position[index] for index in row["indices"]]))
         loss = F.softplus(scores.rejected_P - scores.chosen_P).mean()
         plain.zero_grad()
@@ -179,7 +181,16 @@ def test_what_cannot_be_frozen_is_refused(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("optimizer", "lion"), ("schedule", "step"), ("freeze", ("head",)), ("clip", 0.0)]
+    ("field", "value"),
+    [
+        ("optimizer", "lion"),
+        ("schedule", "step"),
+        ("freeze", ("head",)),
+        ("clip", 0.0),
+        ("weight_decay", -1.0),
+        ("eps", -1.0),
+        ("betas", (2.0, 0.9)),
+    ],
 )
 def test_a_spec_that_cannot_be_meant_is_refused(field, value):
     with pytest.raises(SpecError, match=str(value[0]) if isinstance(value, tuple) else str(value)):
@@ -210,9 +221,16 @@ def test_activation_checkpointing_recomputes_and_changes_nothing(
     assert logs[1][1] == 2 * logs[0][1]
 
 
-def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tmp_path):
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tmp_path, zero_stage):
     spec = OptimSpec(optimizer="sgd", lr=0.99, epochs=400, effective_batch=2)
-    poisoned = inputs(tiny_model, pairs, spec, reward=RewardSpec(kind="im_rm", beta=1e4, reference=False))
+    poisoned = inputs(
+        tiny_model,
+        pairs,
+        spec,
+        reward=RewardSpec(kind="im_rm", beta=1e4, reference=False),
+        placement=Placement(micro_batch=2, accumulation=1, zero_stage=zero_stage),
+    )
     with pytest.raises(Diverged, match=r"optimiser step \d+ \(learning rate 0.99, pairs \[\d"):
         train(poisoned, report=quiet, out_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -235,9 +253,29 @@ def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path
     kept = Checkpoints(folder=tmp_path / "kept", every_steps=1)
     spec = OptimSpec(lr=1e-3, epochs=1, effective_batch=2)
     train(inputs(tiny_model, pairs, spec), report=quiet, out_dir=tmp_path / "first", checkpoints=kept)
-    other = inputs(tiny_model, pairs, spec, reward=RewardSpec(kind="im_rm", beta=0.1, reference=False))
-    with pytest.raises(ModelError, match=r"another training \(architecture: LlamaForSequenceClassification"):
-        train(other, report=quiet, out_dir=tmp_path / "second", checkpoints=kept)
+    others = {
+        r"another training \(architecture: LlamaForSequenceClassification": {
+            "reward": RewardSpec(kind="im_rm", beta=0.1, reference=False)
+        },
+        r"another training \(pairs: ": {"pairs": [dataclasses.replace(pairs[0], chosen=[5]), *pairs[1:]]},
+        r"another training \(base model: tiny, not small": {"name": "small"},
+    }
+    for message, changes in others.items():
+        with pytest.raises(ModelError, match=message):
+            train(
+                inputs(tiny_model, **{"pairs": pairs, "optim": spec, **changes}),
+                report=quiet,
+                out_dir=tmp_path / "second",
+                checkpoints=kept,
+            )
+    partitioned = Placement(micro_batch=2, accumulation=1, zero_stage=1)
+    with pytest.raises(SpecError, match="--zero-stage 0"):
+        train(
+            inputs(tiny_model, pairs, spec, placement=partitioned),
+            report=quiet,
+            out_dir=tmp_path / "second",
+            checkpoints=kept,
+        )
     assert not (tmp_path / "second").exists()
 
 

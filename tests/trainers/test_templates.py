@@ -350,3 +350,55 @@ def test_a_tokenizer_that_cannot_tell_yes_from_no_is_refused(tmp_path):
     tokenizer = reloaded(word_tokenizer(words, unk_token="<unk>", eos_token="</s>"), tmp_path)
     with pytest.raises(ModelError, match='one token for "Yes" and "No"'):
         verify([PAIR], tokenizer)
+
+
+def test_a_tokenizer_with_several_templates_uses_its_default():
+    tokenizer = with_bos_added()
+    tokenizer.chat_template = {"default": "{{ messages[0]['content'] }}", "tool_use": "nothing"}
+    assert render(tokenizer, TURNS, add_generation_prompt=True) == TURNS[0].content
+
+
+def test_a_date_of_its_own_making_is_refused():
+    tokenizer = with_bos_added()
+    tokenizer.chat_template = "{{ strftime_now(messages[0]['content']) }}"
+    with pytest.raises(ModelError, match="format of its own making"):
+        render(tokenizer, TURNS, add_generation_prompt=True)
+
+
+def test_a_prompt_without_tokens_is_refused():
+    tokenizer = with_bos_added()
+    tokenizer.chat_template = "{% if not add_generation_prompt %}{{ messages[-1]['content'] }}{% endif %}"
+    with pytest.raises(DataError, match="row 0: its prompt has no tokens"):
+        tokenize_pairs([PAIR], tokenizer, DrawSpec())
+
+
+def spaced_tokenizer():
+    """As SentencePiece models: what begins a text gets a space in front, what goes on after a word does not."""
+    words = {
+        "<unk>": 0,
+        "</s>": 1,
+        "\u2581[": 2,
+        "]": 3,
+        "x": 4,
+        "\u2581x": 5,
+        "y": 6,
+        "\u2581y": 7,
+        "z": 8,
+        "\u2581z": 9,
+    }
+    backend = Tokenizer(BPE(words, [("\u2581", letter) for letter in ()], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '[' if m['role'] == 'user' else '' }}{{ m['content'] }}"
+        "{{ ']' if m['role'] == 'user' else '' }}{% endfor %}"
+    )
+    return tokenizer
+
+
+def test_a_response_gets_no_space_that_the_conversation_has_not():
+    tokenizer = spaced_tokenizer()
+    pair = Pair(prompt=user_prompt("x"), chosen="y", rejected="z")
+    (tokens,), _ = tokenize_pairs([pair], tokenizer, DrawSpec())
+    for response, text in ((tokens.chosen, "[x]y"), (tokens.rejected, "[x]z")):
+        assert tokens.prompt + response == tokenizer(text, add_special_tokens=False)["input_ids"]
