@@ -2,10 +2,10 @@
 
     <folder>/complete.json      the step, the placement and the log so far; written last, by rank 0
     <folder>/<tag>/…            DeepSpeed's files
-    <folder>/universal/<tag>/…  the same in DeepSpeed's universal form, made when another placement resumes
+    <folder>/universal/<tag>/…  the same in DeepSpeed's universal form, made when another world size resumes
 
-At the placement it was written with a checkpoint is loaded bit for bit; at another world size or ZeRO stage it is
-converted first. Between ZeRO 0, which every rank holds whole, and the other stages there is no conversion.
+At the placement it was written with a checkpoint is loaded bit for bit; at another world size it is
+converted first. The ZeRO stage must be the one it was written at.
 """
 
 import json
@@ -105,7 +105,7 @@ def prepare_resume(checkpoint: Checkpoint, folder: Path, zero_stage: int) -> boo
     """Make the checkpoint loadable here and at this ZeRO stage; whether it now is a universal one. A collective."""
     if checkpoint.fits(dist.get_world_size(), zero_stage):
         return False
-    if 0 in (checkpoint.zero_stage, zero_stage):
+    if checkpoint.zero_stage != zero_stage:
         raise SpecError(
             f"the checkpoint in {folder} was written at ZeRO {checkpoint.zero_stage} and cannot go on at {zero_stage}; "
             f"use --zero-stage {checkpoint.zero_stage}, or remove it to start anew."

@@ -164,7 +164,8 @@ def test_rows_stand_by_training_set_and_category(store: Store):
     for trial in trials:
         commit_trial(store, trial, 9, 5)
     rows = table_rows(sweep_results(declaration(*trials), store))
-    assert [row.category for row in rows] == ["in-distribution"] * 2 + ["domain shift"] * 2
+    assert [row.category for row in rows] == ["in-distribution"] * 3 + ["domain shift"] * 3
+    assert [row.model for row in rows[:3]] == ["llama-64", "qwen2-64", "mean of 2"]
 
 
 def test_the_terminal_and_the_summary_show_the_same_cells(store: Store):
