@@ -12,7 +12,6 @@ from orchestrator.spec import PlacementRule
 from trainers.specs import BUILTIN, MANUAL, DatasetSpec, ModelSpec, OptimSpec
 from trainers.tiny import TINY_MODELS
 
-PAPER_BETA = 0.01
 PAPER_OPTIM = OptimSpec()
 
 # Chosen by experiment at laptop size, the same for both reward types; what depends on them is in docs/tiny_world.md.

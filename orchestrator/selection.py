@@ -10,7 +10,7 @@ from orchestrator import catalog
 from orchestrator.identity import HUB_ID, nearest
 from orchestrator.spec import CATEGORIES, Category, PlacementRule, Recipe
 from trainers.errors import SpecError
-from trainers.rewards import RewardSpec, reward_variants
+from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
@@ -84,7 +84,7 @@ def _looks_like_path(text: str) -> bool:
 
 def parse_rewards(kinds: Sequence[str], beta: float | None) -> tuple[RewardSpec, ...]:
     """Reward types by name, `ex_rm_mean` and `im_rm_no_reference` among them; `beta` is that of every one with a β."""
-    known = reward_variants(catalog.PAPER_BETA if beta is None else beta)
+    known = reward_variants(PAPER_BETA if beta is None else beta)
     for kind in kinds:
         if kind not in known:
             raise SpecError(f"--rewards {kind}: {nearest(kind, known)}")

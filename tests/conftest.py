@@ -3,6 +3,7 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,18 +57,13 @@ def smollm2_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder: two llama layers, random weights from a fixed seed, tied embeddings."""
+def save_tiny_llama(folder: Path, tokenizer: Any, *, seed: int, tied: bool, **options: Any) -> None:
+    """A Hugging Face folder: two llama layers, random weights from a seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from trainers.tiny import build_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer = build_tokenizer()
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
@@ -75,9 +71,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            tie_word_embeddings=True,
+            tie_word_embeddings=tied,
             initializer_range=0.1,
+            **options,
         )
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama with the tiny world's tokenizer and tied embeddings."""
+    from trainers.tiny import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    save_tiny_llama(folder, build_tokenizer(), seed=0, tied=True)
     return folder

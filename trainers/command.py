@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from trainers.data.sources import BUILTIN_SETS, read_pairs
 from trainers.errors import SpecError, SweepError, TrialFailed
-from trainers.rewards import RewardSpec, reward_variants
+from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, clean_name
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
@@ -40,7 +40,7 @@ def command(parsed: type[Arguments], run: Callable[[Arguments], None], name: str
 
 def named_reward(name: str, beta: float | None) -> RewardSpec:
     """A reward type or ablation by name. Raises SpecError."""
-    known = reward_variants(0.01 if beta is None else beta)
+    known = reward_variants(PAPER_BETA if beta is None else beta)
     if name not in known:
         raise SpecError(f"--reward {name} is not one of {', '.join(known)}.")
     if beta is not None and known[name].beta is None:
@@ -73,16 +73,6 @@ def model_folder(model: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as scratch:
         convert_gguf(found[0], Path(scratch) / "model")
         yield str(Path(scratch) / "model")
-
-
-def draw(max_pairs: int | None, seed: int, max_prompt_tokens: int, max_response_tokens: int) -> DrawSpec:
-    """Which pairs are used."""
-    return DrawSpec(
-        max_pairs=max_pairs,
-        seed=seed,
-        max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens,
-    )
 
 
 def say_left_out(too_long: int, draw: DrawSpec) -> None:

@@ -18,7 +18,6 @@ import torch
 from trainers.batching import scoring_groups
 from trainers.command import (
     command,
-    draw,
     dump,
     model_folder,
     named_reward,
@@ -35,7 +34,7 @@ from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.rewards import Output
 from trainers.scores import write_scores
 from trainers.scoring import RewardModule
-from trainers.specs import Precision
+from trainers.specs import DrawSpec, Precision
 from trainers.templates import first_line, load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
@@ -108,8 +107,11 @@ def run_evaluate(arguments: Evaluate) -> None:
     if arguments.out.is_dir():
         raise SpecError(f"--out {arguments.out} is a folder; name a file in it.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    limits = draw(
-        arguments.max_pairs, arguments.seed, arguments.max_prompt_tokens, arguments.max_response_tokens
+    limits = DrawSpec(
+        max_pairs=arguments.max_pairs,
+        seed=arguments.seed,
+        max_prompt_tokens=arguments.max_prompt_tokens,
+        max_response_tokens=arguments.max_response_tokens,
     )
     name, rows = read_named_pairs(arguments.data, arguments.split)
     with model_folder(arguments.model) as location, progress() as track:

@@ -74,25 +74,26 @@ def _tokenize(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
     if not prompt_ids:
         raise DataError(f"row {row}: its prompt has no tokens under {tokenizer.name_or_path}.")
     chosen, rejected = (
-        _response(pair.prompt, prompt, text, row, tokenizer) for text in (pair.chosen, pair.rejected)
+        _response(pair.prompt, prompt, prompt_ids, text, row, tokenizer)
+        for text in (pair.chosen, pair.rejected)
     )
     return TokenPair(index=row, prompt=prompt_ids, chosen=chosen, rejected=rejected)
 
 
-def _response(messages: Sequence[Message], prompt: str, response: str, row: int, tokenizer: Any) -> list[int]:
+def _response(
+    messages: Sequence[Message], prompt: str, prompt_ids: list[int], response: str, row: int, tokenizer: Any
+) -> list[int]:
     whole = render(tokenizer, (*messages, Message("assistant", response)), add_generation_prompt=False)
     if not whole.startswith(prompt):
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} does not begin a finished conversation with its own "
             "generation prompt, so a response cannot be told from its prompt; use a tokenizer whose template does."
         )
-    prompt_ids, whole_ids, alone_ids = (
-        tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in (prompt, whole, whole.removeprefix(prompt))
-    )
-    # Where the boundary merges, the response's own tokens: what follows the prompt when it is generated.
-    joined = whole_ids[: len(prompt_ids)] == prompt_ids
-    ids: list[int] = whole_ids[len(prompt_ids) :] if joined else alone_ids
+    whole_ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    ids = whole_ids[len(prompt_ids) :]
+    if whole_ids[: len(prompt_ids)] != prompt_ids:
+        # The boundary merges: the response's own tokens, which follow the prompt when it is generated.
+        ids = tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
     if not ids:
         raise DataError(f"row {row}: a response has no tokens under {tokenizer.name_or_path}.")
     return ids
@@ -112,7 +113,7 @@ def _verification(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
         messages = (*before, Message("user", question))
         prompt = render(tokenizer, messages, add_generation_prompt=True)
         ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return [*ids, _response(messages, prompt, answer, row, tokenizer)[0]]
+        return [*ids, _response(messages, prompt, ids, answer, row, tokenizer)[0]]
 
     chosen, rejected = asked(pair.chosen, "Yes"), asked(pair.rejected, "No")
     if chosen[-1] == rejected[-1]:

@@ -85,12 +85,13 @@ def train(
     freeze(model, inputs.optim.freeze)
     with process_group():
         identity = {} if checkpoints is None else _identity(model, inputs)
-        with memory_named(_too_large(inputs)):
+        too_large = _too_large(inputs)
+        with memory_named(too_large):
             engine, log = _start(model, inputs, checkpoints, identity)
         try:
             loop_started = time.perf_counter()
             resumed_at = len(log)
-            with memory_named(_too_large(inputs)):
+            with memory_named(too_large):
                 _loop(engine, inputs, layout_of(model), report, log, checkpoints, identity)
                 loop_s = time.perf_counter() - loop_started
                 weights = full_weights(model)

@@ -14,7 +14,6 @@ from pyarrow import parquet
 
 from trainers.checkpoints import Checkpoints
 from trainers.command import (
-    draw,
     dump,
     model_folder,
     named_reward,
@@ -28,7 +27,7 @@ from trainers.models import device, load_model
 from trainers.packing import References
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
-from trainers.specs import OptimSpec, Placement, Precision
+from trainers.specs import DrawSpec, OptimSpec, Placement, Precision
 from trainers.templates import load_tokenizer
 from trainers.train import TrainInputs, train
 
@@ -83,8 +82,11 @@ def run(arguments: Train) -> None:
         raise SpecError(f"{final} is there already; give another --out.")
     reward = named_reward(arguments.reward, arguments.beta)
     placement = _placement(arguments, world_size)
-    limits = draw(
-        arguments.max_pairs, arguments.seed, arguments.max_prompt_tokens, arguments.max_response_tokens
+    limits = DrawSpec(
+        max_pairs=arguments.max_pairs,
+        seed=arguments.seed,
+        max_prompt_tokens=arguments.max_prompt_tokens,
+        max_response_tokens=arguments.max_response_tokens,
     )
     _name, rows = read_named_pairs(arguments.data, arguments.split)
     with model_folder(arguments.model) as location, process_group():

@@ -36,21 +36,15 @@ def run(environment, *words, code=0):
     return done
 
 
+def train_words(model):
+    return ["-m", "trainers.train", "--model", model, "--reward", "im_rm", "--data", "tiny_world", *SMALL]
+
+
 @pytest.fixture(scope="module")
 def trained(environment, tiny_model, tmp_path_factory):
     """The same training alone, under torchrun and under the deepspeed launcher."""
     out = tmp_path_factory.mktemp("trained")
-    words = [
-        "-m",
-        "trainers.train",
-        "--model",
-        tiny_model,
-        "--reward",
-        "im_rm",
-        "--data",
-        "tiny_world",
-        *SMALL,
-    ]
+    words = train_words(tiny_model)
     words += ["--beta", "0.1", "--micro-batch", "1"]
     run(environment, *words, "--out", out / "alone")
     gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -80,17 +74,7 @@ def test_a_finished_training_leaves_model_and_log_alone(trained):
 
 
 def test_a_model_that_is_there_is_not_trained_over(environment, trained, tiny_model):
-    words = [
-        "-m",
-        "trainers.train",
-        "--model",
-        tiny_model,
-        "--reward",
-        "im_rm",
-        "--data",
-        "tiny_world",
-        *SMALL,
-    ]
+    words = train_words(tiny_model)
     assert "is there already" in run(environment, *words, "--out", trained / "alone", code=2).stderr
 
 

@@ -9,10 +9,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
+from tests.conftest import save_tiny_llama
 from tests.trainers import gang
 from tests.trainers.gang import Job
 from trainers.evaluate import score_pairs
@@ -40,22 +39,8 @@ def bases(tmp_path_factory):
         folder = tmp_path_factory.mktemp("tied" if tied else "untied")
         tokenizer = build_tokenizer()
         tokenizer.pad_token = tokenizer.eos_token
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            config = LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                tie_word_embeddings=tied,
-                initializer_range=0.1,
-                pad_token_id=tokenizer.eos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-            LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        eos = tokenizer.eos_token_id
+        save_tiny_llama(folder, tokenizer, seed=5, tied=tied, pad_token_id=eos, eos_token_id=eos)
         folders[tied] = folder
     return folders
 

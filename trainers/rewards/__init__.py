@@ -26,6 +26,8 @@ Output = Literal["head", "unembedding"]
 # What is tokenised: prompt and response, or the question whether a response is correct.
 Rendering = Literal["response", "verification"]
 Pooling = Literal["last", "mean"]
+# Paper §1.
+PAPER_BETA = 0.01
 
 
 class PairScores(NamedTuple):
