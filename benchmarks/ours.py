@@ -12,6 +12,7 @@ from benchmarks.naive import pretend_trained
 from benchmarks.turns import BETA, EFFECTIVE_BATCH, HEAD_SEED, LEARNING_RATE, Job
 from trainers.engine import make_engine, process_group
 from trainers.evaluate import score_pairs
+from trainers.inputs import TrainInputs
 from trainers.layouts import layout_of
 from trainers.models import load_model
 from trainers.packing import References
@@ -21,7 +22,7 @@ from trainers.rewards import RewardSpec
 from trainers.scoring import RewardModule
 from trainers.specs import OptimSpec, Placement
 from trainers.templates import load_tokenizer
-from trainers.train import TrainInputs, _step
+from trainers.train import _step
 
 
 class OurContender:
@@ -56,7 +57,7 @@ class OurContender:
     def step(self, pairs: Sequence[TokenPair]) -> float:
         """One optimiser step; its loss."""
         positions = [self._position[pair.index] for pair in pairs]
-        sums, _ = _step(self._engine, self._inputs, positions, layout_of(self.model))
+        sums, _ = _step(self._engine, self._inputs, positions, layout_of(self.model), (0.0, 0.0))
         return sums[0] / len(pairs)
 
     def mean_margin(self, pairs: Sequence[TokenPair]) -> float:

@@ -101,7 +101,8 @@ def run_train(
     import pyarrow as pa
     from pyarrow import parquet
 
-    from trainers.train import TrainInputs, train
+    from trainers.inputs import TrainInputs
+    from trainers.train import train
 
     pairs, reference = _tokens(stage, store)
     inputs = TrainInputs(

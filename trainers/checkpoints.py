@@ -1,51 +1,68 @@
-"""Checkpoints inside a training: DeepSpeed's own, complete only when a marker names them.
+"""Checkpoints inside a training: DeepSpeed's own, each complete only when its marker stands beside it.
 
-    <folder>/complete.json      the step, the placement and the log so far; written last, by rank 0
     <folder>/<tag>/…            DeepSpeed's files
+    <folder>/<tag>.json         the step, the placement, the log so far, and every file's digest; written last, by rank 0
     <folder>/universal/<tag>/…  the same in DeepSpeed's universal form, made when another world size resumes
 
-At the placement it was written with a checkpoint is loaded bit for bit; at another world size it is
-converted first. The ZeRO stage must be the one it was written at.
+The two newest are kept: one that was damaged since is passed over for the one before. Every tag is new, so that two
+writers of one folder never share a file. At the placement it was written with a checkpoint is loaded bit for bit; at
+another world size it is converted first. The ZeRO stage must be the one it was written at.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from trainers.disk import digest_file, disk_named, require_room
 from trainers.errors import ModelError, SpecError, StorageError
 
-_MARKER = "complete.json"
+KEPT = 2
+EVERY_S = 600.0
+_TAG = re.compile(r"step\d+-[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """Where checkpoints are kept (one at a time), and after how many optimiser steps each is written."""
+    """Where checkpoints are kept, and how often one is written: every ten minutes, or after so many optimiser steps."""
 
     folder: Path
-    every_steps: int
+    every_steps: int | None = None
+    every_s: float = EVERY_S
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise SpecError(f"--checkpoint-every {self.every_steps}: give at least 1.")
+        if self.every_steps is not None and self.every_steps < 1:
+            raise SpecError(f"{self.every_steps} steps between checkpoints: give at least 1.")
+
+    def due(self, step: int, since_s: float) -> bool:
+        """Whether one is due after `step` steps, `since_s` seconds after the last."""
+        return since_s >= self.every_s if self.every_steps is None else step % self.every_steps == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint: the optimiser steps done, their log, and by what it was written."""
+    """A complete checkpoint: the optimiser steps done of `total`, their log, by what it was written and how long that took."""
 
     step: int
+    total: int
     tag: str
     world_size: int
     zero_stage: int
     training: dict[str, str]
     log: list[dict[str, Any]]
+    files: dict[str, str]
+    write_s: float
 
     def fits(self, world_size: int, zero_stage: int) -> bool:
         """Whether it can be loaded as it is. Without ZeRO every rank holds everything, at any world size."""
@@ -54,39 +71,153 @@ class Checkpoint:
         return (self.world_size, self.zero_stage) == (world_size, zero_stage)
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The complete checkpoint in `folder`, if there is one."""
-    marker = folder / _MARKER
-    return Checkpoint(**json.loads(marker.read_text())) if marker.is_file() else None
+def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint in `folder` that is as it was written, and what is wrong with those passed over."""
+    faults = []
+    for marker in _markers(folder):
+        checkpoint = _read(marker)
+        fault = "its marker is unreadable" if checkpoint is None else _fault(folder, checkpoint)
+        if checkpoint is not None and fault is None:
+            return checkpoint, faults
+        faults.append(f"the checkpoint {marker.with_suffix('')} is damaged ({fault}) and is passed over")
+    return None, faults
 
 
-def save(engine: Any, checkpoints: Checkpoints, log: list[dict[str, Any]], training: dict[str, str]) -> None:
-    """Write a checkpoint and drop the one before; `training` says of what it is. A collective."""
+def agreed_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """What `latest` finds on rank 0, on every rank. A collective."""
+    found: list[Any] = [latest(folder) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    checkpoint, faults = found[0]
+    return checkpoint, faults
+
+
+def _markers(folder: Path) -> list[Path]:
+    """Markers, the newest first."""
+    return sorted((file for file in folder.glob("*.json") if _TAG.fullmatch(file.stem)), reverse=True)
+
+
+def _read(marker: Path) -> Checkpoint | None:
+    try:
+        loaded = json.loads(marker.read_text())
+        checkpoint = Checkpoint(**{field.name: loaded[field.name] for field in fields(Checkpoint)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # A name from a file is a path only where it is the file's own.
+    return checkpoint if checkpoint.tag == marker.stem and loaded.get("sha256") == _seal(loaded) else None
+
+
+def _seal(marker: dict[str, Any]) -> str:
+    content = {name: value for name, value in marker.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _fault(folder: Path, checkpoint: Checkpoint) -> str | None:
+    for name, digest in checkpoint.files.items():
+        file = folder / checkpoint.tag / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if digest_file(file) != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def save(
+    engine: Any,
+    checkpoints: Checkpoints,
+    log: Sequence[dict[str, Any]],
+    *,
+    total: int,
+    training: dict[str, str],
+) -> float:
+    """Write a checkpoint and drop the third last; seconds taken. A collective. Raises StorageError."""
+    began = time.perf_counter()
     folder, step = checkpoints.folder, len(log)
-    tag = f"step{step}"
-    before = latest(folder)
-    if dist.get_rank() == 0:
-        # What a crash left half-written, perhaps by more ranks than there are now.
+    named = [f"step{step:08d}-{uuid.uuid4().hex[:8]}"]
+    dist.broadcast_object_list(named)
+    tag = named[0]
+    need = _bytes_of(engine)
+    _require_room_together(folder, need)
+    try:
+        with disk_named(folder / tag, need):
+            engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=False, save_latest=False)
+    except StorageError:
         shutil.rmtree(folder / tag, ignore_errors=True)
+        raise
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=False)
-    dist.barrier()
-    if dist.get_rank() > 0:
-        return
-    written = {
-        "step": step,
-        "tag": tag,
-        "world_size": dist.get_world_size(),
-        "zero_stage": engine.zero_optimization_stage(),
-        "training": training,
-        "log": log,
-    }
-    draft = folder / f"{_MARKER}.draft"
-    draft.write_text(json.dumps(written))
-    draft.replace(folder / _MARKER)
-    if before is not None and before.tag != tag:
-        shutil.rmtree(folder / before.tag, ignore_errors=True)
-        shutil.rmtree(folder / "universal", ignore_errors=True)
+    files = _digests_together(folder / tag)
+    write_s = time.perf_counter() - began
+    if dist.get_rank() == 0:
+        marker = {
+            "step": step,
+            "total": total,
+            "tag": tag,
+            "world_size": dist.get_world_size(),
+            "zero_stage": engine.zero_optimization_stage(),
+            "training": training,
+            "log": list(log),
+            "files": files,
+            "write_s": write_s,
+        }
+        complete(folder, marker)
+    return write_s
+
+
+def complete(folder: Path, marker: dict[str, Any]) -> None:
+    """Publish the marker of a checkpoint whose files are all written, and drop the third last. Raises StorageError."""
+    draft = folder / f".{marker['tag']}.draft"
+    with disk_named(draft):
+        draft.write_text(json.dumps({**marker, "sha256": _seal(marker)}))
+    draft.replace(folder / f"{marker['tag']}.json")
+    _drop_old(folder)
+
+
+def _bytes_of(engine: Any) -> int:
+    """Upper bound of a checkpoint's size: weights, and two moments and a master copy in fp32 of what is trained."""
+    parameters = list(engine.module.parameters())
+    count = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters)
+    trained = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters if item.requires_grad)
+    return 4 * count + 12 * trained
+
+
+def _require_room_together(folder: Path, need: int) -> None:
+    """Every rank raises StorageError where rank 0 finds too little room; one alone would leave the others waiting."""
+    error: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            require_room(folder, need)
+        except (StorageError, OSError) as found:
+            error = [str(found)]
+    dist.broadcast_object_list(error)
+    if error[0] is not None:
+        raise StorageError(error[0])
+
+
+def _digests_together(folder: Path) -> dict[str, str]:
+    """Digest of every file, each rank reading its share."""
+    listed: list[Any] = [
+        sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    ]
+    dist.broadcast_object_list(listed)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    shares: list[Any] = [None] * world_size
+    dist.all_gather_object(shares, {name: digest_file(folder / name) for name in listed[0][rank::world_size]})
+    return {name: digest for share in shares for name, digest in share.items()}
+
+
+def _drop_old(folder: Path) -> None:
+    """Remove all but the newest complete checkpoints, and what crashes left half-written."""
+    kept = {marker.stem for marker in _markers(folder)[:KEPT]}
+    for path in [*folder.iterdir(), *_children(folder / "universal")]:
+        if _TAG.match(path.stem) and path.stem not in kept:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
 
 
 def require_same_training(checkpoint: Checkpoint, folder: Path, training: dict[str, str]) -> None:

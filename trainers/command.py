@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainers.data.sources import BUILTIN_SETS, read_pairs
-from trainers.errors import SpecError, SweepError, TrialFailed
+from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, clean_name
 
@@ -30,6 +30,9 @@ def command(parsed: type[Arguments], run: Callable[[Arguments], None], name: str
     transformers_logging.disable_progress_bar()
     try:
         run(tyro.cli(parsed, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,)))
+    except Interrupted as error:
+        print(f"interrupted: {error} The same command goes on.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except SweepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED if isinstance(error, TrialFailed) else USAGE)

@@ -6,7 +6,9 @@
     ├── ModelError       a model that cannot be found, loaded or scored
     ├── PlanError        work that does not fit the machine or cluster
     ├── StorageError     the artifact store cannot be read or written
+    │   └── Damaged      an artifact is not what was written
     ├── TrackingError    MLflow cannot be reached
+    ├── Interrupted      stopped on request; what is there stays
     └── TrialFailed      a stage that started and did not end well
         ├── OutOfMemory
         ├── Diverged
@@ -41,8 +43,23 @@ class StorageError(SweepError):
     """The artifact store cannot be read or written."""
 
 
+class Damaged(StorageError):
+    """An artifact is not what was written; `stage`, `key` and `attempt` say which."""
+
+    def __init__(self, message: str, stage: str = "", key: str = "", attempt: str = "") -> None:
+        super().__init__(message)
+        self.stage, self.key, self.attempt = stage, key, attempt
+
+    def __reduce__(self) -> tuple[type["Damaged"], tuple[str, str, str, str]]:
+        return type(self), (str(self), self.stage, self.key, self.attempt)
+
+
 class TrackingError(SweepError):
     """MLflow cannot be reached or refused what was sent."""
+
+
+class Interrupted(SweepError):
+    """Stopped on request; what is there stays."""
 
 
 class TrialFailed(SweepError):

@@ -9,14 +9,17 @@ import torch
 
 from trainers.errors import OutOfMemory
 
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+
 
 @contextlib.contextmanager
 def memory_named(message: str) -> Iterator[None]:
     """Turn an allocation that fails, on a GPU or on the CPU, into OutOfMemory with that message."""
     try:
         yield
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+    except (RuntimeError, MemoryError) as error:
+        named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (named or any(sign in str(error) for sign in _NO_MEMORY)):
             raise
         raise OutOfMemory(message) from error
 

@@ -8,10 +8,9 @@ a forward is Σ over its pairs × world size × accumulation / pairs in the effe
 gradients over ranks and divides by the accumulation.
 """
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,36 +21,20 @@ import torch.distributed as dist
 from trainers import checkpoints as saved
 from trainers.batching import epoch_order, split_step, steps_of_epoch
 from trainers.checkpoints import Checkpoints
-from trainers.engine import effective_zero_stage, learning_rate, make_engine, process_group
-from trainers.errors import Diverged
+from trainers.engine import effective_zero_stage, learning_rate, process_group
+from trainers.errors import Diverged, Interrupted
+from trainers.inputs import TrainInputs
 from trainers.layouts import layout_of
 from trainers.memory import forget_peak_memory, memory_named, peak_memory_gb
 from trainers.models import freeze, load_model
-from trainers.packing import Layout, References, collate
-from trainers.pairs import TokenPair
-from trainers.rewards import RewardSpec
+from trainers.packing import Layout, collate
+from trainers.resuming import Start, identity, start
 from trainers.saving import full_weights, model_card, save_model
-from trainers.scoring import RewardModule
-from trainers.specs import OptimSpec, Placement, Precision
 from trainers.templates import load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainInputs:
-    """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called."""
-
-    name: str
-    location: str
-    revision: str | None
-    precision: Precision
-    reward: RewardSpec
-    optim: OptimSpec
-    placement: Placement
-    seed: int
-    pairs: Sequence[TokenPair]
-    reference: References | None
+# None, or the seconds that are left to stop in.
+StopLeft = Callable[[], float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +46,33 @@ class TrainResult:
     perf: dict[str, float]
 
 
-def train(
-    inputs: TrainInputs, *, report: Report, out_dir: Path, checkpoints: Checkpoints | None = None
-) -> TrainResult:
-    """Train and, on rank 0, write the final model into `out_dir`/model. Raises Diverged, ModelError, StorageError.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """Where a training keeps checkpoints, under which identity, and who may ask it to stop."""
 
-    `report` is called on rank 0 with the row of each finished step. Where `checkpoints` holds one, training goes on
-    from it.
+    checkpoints: Checkpoints | None
+    identity: dict[str, str]
+    stop: StopLeft
+
+
+def never() -> float | None:
+    """Nobody asks to stop."""
+    return None
+
+
+def train(
+    inputs: TrainInputs,
+    *,
+    report: Report,
+    out_dir: Path,
+    checkpoints: Checkpoints | None = None,
+    stop: StopLeft = never,
+) -> TrainResult:
+    """Train and, on rank 0, write the final model into `out_dir`/model.
+
+    `report` is called on rank 0 with the row of each finished step, and with {"notice": text}. Where `checkpoints`
+    holds one, training goes on from it. Raises Diverged, OutOfMemory, ModelError, StorageError; Interrupted where
+    `stop` asked.
     """
     started = time.perf_counter()
     forget_peak_memory()
@@ -84,79 +87,51 @@ def train(
     )
     freeze(model, inputs.optim.freeze)
     with process_group():
-        identity = {} if checkpoints is None else _identity(model, inputs)
+        keeping = Keeping(checkpoints=checkpoints, identity=identity(model, inputs), stop=stop)
         too_large = _too_large(inputs)
         with memory_named(too_large):
-            engine, log = _start(model, inputs, checkpoints, identity)
+            begun = start(model, inputs, checkpoints, keeping.identity)
         try:
+            if dist.get_rank() == 0:
+                for notice in begun.notices:
+                    report({"notice": notice})
             loop_started = time.perf_counter()
-            resumed_at = len(log)
             with memory_named(too_large):
-                _loop(engine, inputs, layout_of(model), report, log, checkpoints, identity)
+                log = _loop(begun, inputs, layout_of(model), report, keeping)
                 loop_s = time.perf_counter() - loop_started
                 weights = full_weights(model)
             result = TrainResult(
                 log=log,
                 train_accuracy=_last_epoch_accuracy(log),
-                perf=_performance(log[resumed_at:], set_up_s=loop_started - started, loop_s=loop_s),
+                perf=_performance(log[len(begun.log) :], set_up_s=loop_started - started, loop_s=loop_s),
             )
             if dist.get_rank() == 0:
                 card = model_card(inputs.name, inputs.reward, _facts(inputs, result))
                 save_model(model, weights, tokenizer, out_dir / "model", card)
         finally:
-            engine.destroy()
+            begun.engine.destroy()
     return result
 
 
-def _start(
-    model: Any, inputs: TrainInputs, checkpoints: Checkpoints | None, identity: dict[str, str]
-) -> tuple[Any, list[dict[str, Any]]]:
-    """The engine, at the beginning or where the checkpoint left off, and the log up to there."""
-    checkpoint = None if checkpoints is None else saved.latest(checkpoints.folder)
-    universal = False
-    if checkpoints is not None and checkpoint is not None:
-        zero_stage = effective_zero_stage(inputs.placement, inputs.precision)
-        saved.require_same_training(checkpoint, checkpoints.folder, identity)
-        universal = saved.prepare_resume(checkpoint, checkpoints.folder, zero_stage)
-    engine = make_engine(
-        RewardModule(model, inputs.reward),
-        optim=inputs.optim,
-        placement=inputs.placement,
-        precision=inputs.precision,
-        universal=universal,
-    )
-    if checkpoints is None or checkpoint is None:
-        return engine, []
-    try:
-        saved.load(engine, checkpoint, checkpoints.folder, universal=universal)
-    except BaseException:
-        engine.destroy()
-        raise
-    return engine, list(checkpoint.log)
-
-
 def _loop(
-    engine: Any,
-    inputs: TrainInputs,
-    layout: Layout,
-    report: Report,
-    log: list[dict[str, Any]],
-    checkpoints: Checkpoints | None,
-    identity: dict[str, str],
-) -> None:
-    optim, pairs = inputs.optim, inputs.pairs
+    begun: Start, inputs: TrainInputs, layout: Layout, report: Report, keeping: Keeping
+) -> list[dict[str, Any]]:
+    """Train to the end; the whole log, the part behind a checkpoint included."""
+    engine, optim, pairs, log = begun.engine, inputs.optim, inputs.pairs, list(begun.log)
     steps = [
         (epoch, step)
         for epoch in range(optim.epochs)
         for step in steps_of_epoch(epoch_order(len(pairs), inputs.seed, epoch), optim.effective_batch)
     ]
+    saved_at, write_s = time.monotonic(), begun.write_s
     for number in range(len(log), len(steps)):
         epoch, step = steps[number]
         began = time.perf_counter()
         lr = learning_rate(optim, number, len(steps))
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
-        sums, grad_norm = _step(engine, inputs, step, layout)
+        wishes = _wishes(keeping, number + 1, time.monotonic() - saved_at, write_s)
+        sums, grad_norm = _step(engine, inputs, step, layout, wishes)
         if not (all(map(math.isfinite, sums)) and math.isfinite(grad_norm)):
             raise _diverged(inputs, step, number + 1, lr)
         row = {
@@ -174,19 +149,44 @@ def _loop(
             "indices": [pairs[position].index for position in step],
         }
         log.append(row)
-        if checkpoints is not None and (number + 1) % checkpoints.every_steps == 0:
-            saved.save(engine, checkpoints, log, identity)
         if dist.get_rank() == 0:
             report({**row, "total": len(steps)})
+        write, stop = (wish > 0 for wish in sums[4:])
+        if write and keeping.checkpoints is not None and len(log) < len(steps):
+            write_s = saved.save(
+                engine, keeping.checkpoints, log, total=len(steps), training=keeping.identity
+            )
+            saved_at = time.monotonic()
+            if dist.get_rank() == 0:
+                report({"checkpoint": number + 1})
+        if stop and len(log) < len(steps):
+            raise Interrupted(f"stopped on request after step {number + 1} of {len(steps)}.")
+    return log
 
 
-def _step(engine: Any, inputs: TrainInputs, step: Sequence[int], layout: Layout) -> tuple[list[float], float]:
-    """One optimiser step: sums over its pairs of loss, right rankings, margin and tokens; the gradient norm."""
+def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list[float]:
+    """[write a checkpoint after this step, stop after it], which the step's own collective makes everyone's.
+
+    Rank 0 says when to write; any rank may have been asked to stop, and rank 0 knows whether a checkpoint still fits.
+    """
+    left = keeping.stop()
+    if dist.get_rank() > 0 or keeping.checkpoints is None:
+        return [0.0, float(left is not None)]
+    due = keeping.checkpoints.due(step, since_s)
+    return [float(due if left is None else write_s <= left), float(left is not None)]
+
+
+def _step(
+    engine: Any, inputs: TrainInputs, step: Sequence[int], layout: Layout, wishes: Sequence[float]
+) -> tuple[list[float], float]:
+    """One optimiser step: sums over its pairs of loss, right rankings, margin and tokens, and over ranks of `wishes`;
+    the gradient norm.
+    """
     placement = inputs.placement
     world_size, accumulation = placement.world_size, placement.accumulation
     lengths = {position: inputs.pairs[position].tokens for position in step}
     forwards = split_step(step, lengths, world_size=world_size, accumulation=accumulation)[dist.get_rank()]
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums = torch.tensor([0.0] * 4 + list(wishes), dtype=torch.float64)
     norm = 0.0
     for positions in forwards:
         # Every rank must run every collective: a forward without pairs runs one of weight 0.
@@ -244,28 +244,6 @@ def _too_large(inputs: TrainInputs) -> str:
         f"{placement.zero_stage} on {placement.world_size} ranks does not fit in memory; use a smaller "
         "micro-batch, activation checkpointing, a higher ZeRO stage or more ranks."
     )
-
-
-def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
-    """What a checkpoint must have in common with the training that goes on from it."""
-    shapes = getattr(model.config, "hidden_size", 0), getattr(model.config, "num_hidden_layers", 0)
-    return {
-        "architecture": f"{type(model).__name__} {shapes[0]}x{shapes[1]}, vocabulary {model.config.vocab_size}",
-        "reward": str(inputs.reward),
-        "optimiser": str(inputs.optim),
-        "seed": str(inputs.seed),
-        "precision": inputs.precision,
-        "base model": f"{inputs.name} {inputs.revision or ''}".strip(),
-        "pairs": _digest((pair.index, pair.prompt, pair.chosen, pair.rejected) for pair in inputs.pairs),
-        "reference": _digest(sorted((inputs.reference or {}).items())),
-    }
-
-
-def _digest(values: Iterable[object]) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(repr(value).encode())
-    return digest.hexdigest()[:12]
 
 
 def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:

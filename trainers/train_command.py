@@ -23,13 +23,15 @@ from trainers.command import (
 )
 from trainers.engine import process_group
 from trainers.errors import SpecError
+from trainers.inputs import TrainInputs
 from trainers.models import device, load_model
 from trainers.packing import References
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
 from trainers.specs import DrawSpec, OptimSpec, Placement, Precision
+from trainers.stopping import GRACE_S, StopRequest
 from trainers.templates import load_tokenizer
-from trainers.train import TrainInputs, train
+from trainers.train import TrainResult, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,10 @@ class Train:
     """Recompute activations in the backward pass."""
     offload_optimizer: bool = False
     """Keep the optimiser's state in the host's memory."""
-    checkpoint_every: int = 100
-    """Optimiser steps between checkpoints."""
+    checkpoint_steps: int | None = None
+    """Optimiser steps between checkpoints (default: one every ten minutes)."""
+    grace_s: float = GRACE_S
+    """Seconds that SIGINT or SIGTERM leave for a last checkpoint."""
     # The deepspeed launcher gives it to every rank; the environment says the same.
     local_rank: int = 0
     """Given by the deepspeed launcher."""
@@ -107,15 +111,21 @@ def run(arguments: Train) -> None:
         if first:
             shutil.rmtree(draft, ignore_errors=True)
         checkpoints = Checkpoints(
-            folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_every
+            folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps
         )
-        result = train(inputs, report=_say_step, out_dir=draft, checkpoints=checkpoints)
+        result = _train(inputs, draft, checkpoints, arguments.grace_s)
     if first:
         parquet.write_table(pa.Table.from_pylist(result.log), arguments.out / "log.parquet")
         (draft / "model").rename(final)
         draft.rmdir()
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         print(dump({"train_accuracy": result.train_accuracy, **result.perf}))
+
+
+def _train(inputs: TrainInputs, out_dir: Path, checkpoints: Checkpoints, grace_s: float) -> TrainResult:
+    request = StopRequest(grace_s)
+    with request.listening(), request.deferred():
+        return train(inputs, report=_say_step, out_dir=out_dir, checkpoints=checkpoints, stop=request.left_s)
 
 
 def _placement(arguments: Train, world_size: int) -> Placement:
@@ -151,6 +161,9 @@ def _reference(location: str, precision: Precision, pairs: Sequence[TokenPair]) 
 
 
 def _say_step(row: dict[str, Any]) -> None:
+    if "step" not in row:
+        print(row.get("notice", f"checkpoint at step {row.get('checkpoint')}"), file=sys.stderr, flush=True)
+        return
     print(
         f"step {row['step']:.0f}/{row['total']}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
         f"margin {row['margin']:+.4f}  {row['step_s']:.1f} s",

@@ -4,6 +4,7 @@ python -m torch.distributed.run --nproc-per-node 2 tests/trainers/gang.py JOBS.j
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -15,16 +16,17 @@ from typing import Any
 
 import torch
 
-from trainers import checkpoints
 from trainers.checkpoints import Checkpoints
 from trainers.data import tiny_world
+from trainers.errors import Interrupted
+from trainers.inputs import TrainInputs
 from trainers.models import load_model
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec, Placement
 from trainers.templates import load_tokenizer
-from trainers.train import TrainInputs, train
+from trainers.train import never, train
 
 EX_RM = RewardSpec(kind="ex_rm")
 IM_RM = RewardSpec(kind="im_rm", beta=0.1)
@@ -33,7 +35,7 @@ SEED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training; `stop_after` ends it right after the checkpoint of that step, as a crash would."""
+    """One training; after `stop_after` steps it is asked to stop, which writes a checkpoint."""
 
     name: str
     model: str
@@ -46,10 +48,6 @@ class Job:
     checkpoints: str | None = None
     every_steps: int = 3
     stop_after: int | None = None
-
-
-class _Stopped(Exception):
-    pass
 
 
 def pairs_for(model: Path, count: int) -> list[TokenPair]:
@@ -112,22 +110,18 @@ def _run(job: Job) -> dict[str, Any]:
         if job.checkpoints is None
         else Checkpoints(folder=Path(job.checkpoints), every_steps=job.every_steps)
     )
-    save = checkpoints.save
-
-    def save_then_stop(
-        engine: Any, to: Checkpoints, log: list[dict[str, Any]], training: dict[str, str]
-    ) -> None:
-        save(engine, to, log, training)
-        if len(log) == job.stop_after:
-            raise _Stopped
-
-    checkpoints.save = save_then_stop
+    steps = itertools.count(1)
     try:
-        result = train(inputs, report=lambda row: None, out_dir=Path(job.out), checkpoints=kept)
-    except _Stopped:
+        result = train(
+            inputs,
+            report=lambda row: None,
+            out_dir=Path(job.out),
+            checkpoints=kept,
+            # Asked once a step, before it is made.
+            stop=never if job.stop_after is None else lambda: 60.0 if next(steps) == job.stop_after else None,
+        )
+    except Interrupted:
         return {"log": None}
-    finally:
-        checkpoints.save = save
     return {"log": result.log, "perf": result.perf}
 
 

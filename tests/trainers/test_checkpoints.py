@@ -1,6 +1,5 @@
 """A training that was cut short goes on from its checkpoint: bit for bit where it was, within 1e-5 elsewhere."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from safetensors.torch import load_file
 
 from tests.trainers import gang
 from tests.trainers.gang import Job
-from trainers.checkpoints import latest
+from trainers.checkpoints import complete, latest
+from trainers.disk import digest_file
 
 PAIRS, EFFECTIVE_BATCH, EPOCHS = 10, 4, 3
 STOPPED_AT = 4
@@ -83,7 +83,7 @@ def losses(found, name):
 def test_resumed_at_the_same_world_size_is_bit_exact(world2, case):
     out, found = world2
     name = case_name(case)
-    assert latest(out / "kept" / name).step == STOPPED_AT
+    assert latest(out / "kept" / name)[0].step == STOPPED_AT
     assert found[f"cut-{name}"]["log"] is None
     assert not (out / f"cut-{name}").exists()
     assert losses(found, f"again-{name}") == losses(found, f"whole-{name}")
@@ -101,7 +101,7 @@ def test_a_resumed_log_goes_on_with_the_next_pairs(world2):
     assert [row["indices"] for row in again] == [row["indices"] for row in whole]
     assert [row["lr"] for row in again] == [row["lr"] for row in whole]
     assert len({row["lr"] for row in whole}) == len(whole)
-    cut = latest(out / "kept" / name).log
+    cut = latest(out / "kept" / name)[0].log
     assert len(cut) == STOPPED_AT
     assert again[:STOPPED_AT] == cut
 
@@ -139,18 +139,85 @@ def test_resumed_at_another_world_size_within_1e_5(world2, tiny_model, tmp_path,
         assert losses(resumed, name) == pytest.approx(losses(found, f"whole-{name}"), abs=1e-5), name
 
 
-def test_a_checkpoint_without_its_marker_does_not_count(world2, tmp_path):
+def test_a_checkpoint_names_the_length_of_the_training_and_how_long_writing_took(world2):
     out, _ = world2
-    kept = tmp_path / "kept"
-    shutil.copytree(out / "kept" / case_name(CASES[0]), kept)
-    (kept / "complete.json").unlink()
-    assert latest(kept) is None
+    checkpoint, faults = latest(out / "kept" / case_name(CASES[0]))
+    assert (checkpoint.total, checkpoint.world_size, faults) == (EPOCHS * -(-PAIRS // EFFECTIVE_BATCH), 2, [])
+    assert checkpoint.write_s > 0
 
 
-def test_only_the_last_checkpoint_is_kept(world2):
-    out, _ = world2
-    going = out / "going" / case_name(CASES[0])
-    steps = EPOCHS * -(-PAIRS // EFFECTIVE_BATCH)
-    assert latest(going).step == steps - steps % STOPPED_AT
-    assert [folder.name for folder in going.iterdir() if folder.is_dir()] == [latest(going).tag]
-    assert json.loads((going / "complete.json").read_text())["world_size"] == 2
+def written(folder: Path, step: int, text: str = "weights") -> Path:
+    """A checkpoint as `save` leaves it; its one file."""
+    tag = f"step{step:08d}-{step:x}"
+    file = folder / tag / "rank0.pt"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    marker = {
+        "step": step,
+        "total": 9,
+        "tag": tag,
+        "world_size": 1,
+        "zero_stage": 0,
+        "training": {},
+        "log": [],
+    }
+    complete(folder, {**marker, "files": {file.name: digest_file(file)}, "write_s": 0.1})
+    return file
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(marker.stem[4:12]) for marker in folder.glob("*.json"))
+
+
+def test_the_two_newest_checkpoints_are_kept_and_half_written_ones_go(tmp_path):
+    (tmp_path / "step00000003-dead").mkdir()
+    files = [written(tmp_path, step) for step in (1, 2, 10)]
+    assert steps(tmp_path) == [2, 10]
+    assert [file.exists() for file in files] == [False, True, True]
+    assert not (tmp_path / "step00000003-dead").exists()
+
+
+def test_a_checkpoint_without_its_marker_does_not_count(tmp_path):
+    file = written(tmp_path, 1)
+    file.parent.with_suffix(".json").unlink()
+    assert latest(tmp_path) == (None, [])
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("of", ["the file", "the marker"])
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, Path.unlink], ids=["cut", "bit", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage, of):
+    written(tmp_path, 1)
+    file = written(tmp_path, 2)
+    damage(file if of == "the file" else file.parent.with_suffix(".json"))
+    found, faults = latest(tmp_path)
+    assert found.step == 1
+    # A marker that is gone is a checkpoint that never was.
+    silent = of == "the marker" and damage is Path.unlink
+    assert len(faults) == (0 if silent else 1)
+    assert silent or "step00000002-2 is damaged" in faults[0]
+
+
+def test_every_bit_of_a_marker_counts(tmp_path):
+    marker = written(tmp_path, 1).parent.with_suffix(".json")
+    sound = marker.read_bytes()
+    for position in range(0, len(sound), 7):
+        content = bytearray(sound)
+        content[position] ^= 1
+        marker.write_bytes(content)
+        assert latest(tmp_path)[0] is None, position
+
+
+def test_a_damaged_checkpoint_cannot_name_a_path_outside(tmp_path):
+    marker = written(tmp_path / "inside", 1).parent.with_suffix(".json")
+    marker.write_text(marker.read_text().replace('"tag": "step', '"tag": "../step'))
+    assert latest(tmp_path / "inside")[0] is None

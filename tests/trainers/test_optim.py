@@ -14,13 +14,14 @@ from trainers import train as training
 from trainers.checkpoints import Checkpoints
 from trainers.engine import learning_rate
 from trainers.errors import Diverged, ModelError, OutOfMemory, SpecError
+from trainers.inputs import TrainInputs
 from trainers.models import freeze, load_model
 from trainers.packing import collate
 from trainers.rewards import RewardSpec
 from trainers.scoring import RewardModule
 from trainers.specs import OptimSpec, Placement
 from trainers.templates import load_tokenizer
-from trainers.train import TrainInputs, train
+from trainers.train import train
 
 REWARD = RewardSpec(kind="ex_rm")
 

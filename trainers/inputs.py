@@ -1,0 +1,25 @@
+"""What a training is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainers.packing import References
+from trainers.pairs import TokenPair
+from trainers.rewards import RewardSpec
+from trainers.specs import OptimSpec, Placement, Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainInputs:
+    """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called."""
+
+    name: str
+    location: str
+    revision: str | None
+    precision: Precision
+    reward: RewardSpec
+    optim: OptimSpec
+    placement: Placement
+    seed: int
+    pairs: Sequence[TokenPair]
+    reference: References | None
