@@ -21,9 +21,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainers.errors import StorageError
+from trainers.disk import digest_file, disk_named
+from trainers.errors import Damaged, StorageError
 
 MANIFEST = "manifest.json"
+SEAL = "sha256"
+_DRAFT = ".draft-"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,25 +53,47 @@ class Store:
         return self.root / "sweeps" / sweep
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
-        """The manifest of a committed artifact, None where there is none. Raises StorageError."""
+        """The manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
         file = self._folder(stage, key) / MANIFEST
         try:
-            loaded: dict[str, Any] = json.loads(file.read_text())
-            _ = [loaded[name] for name in ("attempt", "files", "info", "started", "seconds")]
-        except FileNotFoundError:
+            loaded = json.loads(file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{file} is unreadable ({error}); delete its folder to compute it again."
-            ) from error
+        except OSError as error:
+            raise StorageError(f"{file} cannot be read ({error}); see to the disk, and run again.") from error
+        except ValueError:
+            loaded = None
+        if not isinstance(loaded, dict) or loaded.get(SEAL) != _seal(loaded):
+            raise Damaged(f"{file} is not what was written", stage, key)
         return loaded
 
     def complete(self, stage: str, key: str) -> bool:
-        """Whether the artifact is committed."""
-        return (self._folder(stage, key) / MANIFEST).is_file()
+        """Whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
+        return self.fault(stage, key) is None and (self._folder(stage, key) / MANIFEST).is_file()
+
+    def fault(self, stage: str, key: str) -> str | None:
+        """What is wrong with the artifact's manifest, None where nothing is or there is none."""
+        try:
+            self.manifest(stage, key)
+        except Damaged as error:
+            return str(error)
+        return None
+
+    def discard(self, stage: str, key: str, attempt: str) -> None:
+        """Take a damaged artifact out of the store, unless another attempt stands there by now."""
+        file = self._folder(stage, key) / MANIFEST
+        try:
+            manifest = self.manifest(stage, key)
+        except Damaged:
+            manifest = {"attempt": ""}
+        if manifest is None or manifest["attempt"] != attempt:
+            return
+        self._verified.discard((stage, key))
+        with contextlib.suppress(FileNotFoundError):
+            file.rename(file.with_name(f"{uuid.uuid4().hex}.damaged"))
 
     def read(self, stage: str, key: str) -> Path:
-        """The artifact's folder, its files checked against their digests once per process. Raises StorageError."""
+        """The artifact's folder, its files checked against their digests once per process. Raises Damaged, StorageError."""
         manifest = self.manifest(stage, key)
         if manifest is None:
             raise StorageError(f"artifact {stage}/{key} is not in {self.root}.")
@@ -76,11 +101,21 @@ class Store:
         if (stage, key) not in self._verified:
             for name, expected in manifest["files"].items():
                 if not (folder / name).is_file() or digest_file(folder / name) != expected["sha256"]:
-                    raise StorageError(
-                        f"{folder / name} is missing or not what was written; delete {folder.parent} and run again."
+                    raise Damaged(
+                        f"{folder / name} is missing or not what was written", stage, key, manifest["attempt"]
                     )
             self._verified.add((stage, key))
         return folder
+
+    def remove_leftovers(self, stage: str, key: str) -> None:
+        """Remove attempts that came to nothing; for who holds the claim on the stage, since nobody else writes."""
+        parent = self._folder(stage, key)
+        committed = self.manifest(stage, key) if self.complete(stage, key) else None
+        for path in parent.iterdir() if parent.is_dir() else ():
+            if path.is_dir() and (committed is None or path.name != committed["attempt"]):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith(_DRAFT):
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def write(self, stage: str, key: str, **inputs: Any) -> Iterator[Attempt]:
@@ -96,8 +131,9 @@ class Store:
         attempt = Attempt(directory=folder)
         started = time.time()
         try:
-            yield attempt
-            committed = self._commit(stage, key, attempt, started, inputs)
+            with disk_named(folder):
+                yield attempt
+                committed = self._commit(stage, key, attempt, started, inputs)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -124,10 +160,23 @@ class Store:
             "versions": versions(),
             "host": f"{platform.machine()}, {os.cpu_count()} cores",
         }
-        return publish(self._folder(stage, key) / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+        text = json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1, sort_keys=True)
+        file = self._folder(stage, key) / MANIFEST
+        if publish(file, text):
+            return True
+        if self.fault(stage, key) is None:
+            return False
+        replace(file, text)
+        return True
 
     def _folder(self, stage: str, key: str) -> Path:
         return self.root / "artifacts" / stage / key
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """Digest of what a manifest says."""
+    content = {name: value for name, value in manifest.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def publish(file: Path, text: str) -> bool:
@@ -152,18 +201,16 @@ def replace(file: Path, text: str) -> None:
 
 def _draft(file: Path, text: str) -> Path:
     # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
-    draft = file.with_name(f".draft-{uuid.uuid4().hex}")
-    with draft.open("x", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    draft = file.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
+    try:
+        with disk_named(file, len(text)), draft.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     return draft
-
-
-def digest_file(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache

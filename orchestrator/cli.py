@@ -1,10 +1,11 @@
-"""The command line of every file in sweeps/: flags → sweep → run, plan, status, report, ui or sync.
+"""The command line of every file in sweeps/: flags → sweep → run, plan, status, report, ui, sync or retry.
 
 Exit codes: 0 every trial complete · 1 a defect, with the log's path · 2 wrong usage or input, said before anything
 starts · 3 the sweep ended with holes · 130 interrupted.
 """
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -23,6 +24,7 @@ from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, SweepError
 from trainers.specs import clean_name
+from trainers.stopping import GRACE_S
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
 PIPE_WIDTH = 120
@@ -60,7 +62,12 @@ class Sync:
     """Rebuild the MLflow view from the artifacts."""
 
 
-Command = Run | Plan | Status | Report | Ui | Sync
+@dataclass(frozen=True)
+class Retry:
+    """Run again what failed, a diverged training included; --only narrows, and the sweep stays as it was declared."""
+
+
+Command = Run | Plan | Status | Report | Ui | Sync | Retry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,10 @@ class Options:
     """Narrow the grid by model, reward, train or seed."""
     max_trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The grid's first N trials."""
+    checkpoint_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Optimiser steps between checkpoints (default: one every ten minutes)."""
+    grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S
+    """Time for a last checkpoint after SIGINT or SIGTERM; spot machines give 110."""
     allow_overlap: bool = False
     """Evaluate on the very rows that are trained on."""
     json: bool = False
@@ -122,6 +133,7 @@ class Session:
     tracking_uri: str
     folder: Path
     console: Console
+    command: tuple[str, ...] = ()
 
     @property
     def driver_log(self) -> Path:
@@ -174,6 +186,7 @@ def _session(options: Options, name: str, folder: Path) -> Session:
         tracking_uri=uri,
         folder=folder,
         console=_console(),
+        command=tuple(sys.argv),
     )
 
 
@@ -199,6 +212,8 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
             return commands.ui(session, port)
         case Sync():
             return commands.sync(session)
+        case Retry():
+            return commands.retry(session, build)
 
 
 def profile_for(options: Options, capacity: Sequence[plan.Node]) -> tuple[Profile, str]:
@@ -216,8 +231,14 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = train_sets or profile.train_sets, eval_sets or profile.eval_sets
-    if options.max_trials is not None and options.max_trials < 1:
-        raise SpecError(f"--max-trials {options.max_trials}: give at least 1.")
+    for flag, value in (
+        ("--max-trials", options.max_trials),
+        ("--checkpoint-steps", options.checkpoint_steps),
+    ):
+        if value is not None and value < 1:
+            raise SpecError(f"{flag} {value}: give at least 1.")
+    if not 0 <= options.grace_s < math.inf:
+        raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
     return Selection(
         name=name,
         models=tuple(selection.parse_model(text) for text in options.models) or profile.models,

@@ -35,7 +35,8 @@ def start_ray(cpus: int) -> None:
 
 
 def _options() -> dict[str, Any]:
-    runtime = {"env_vars": WORKER_ENVIRONMENT}
+    # What the user has set wins, there as here.
+    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}}
     return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
 
 

@@ -1,20 +1,25 @@
 """What each command does, between the parsed flags and the exit code."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from orchestrator import cli
 from orchestrator import plan as planning
 from orchestrator.artifacts import replace
+from orchestrator.claims import live_drivers
 from orchestrator.cli import Session
-from orchestrator.declaration import declare, read_declaration, write_declaration
+from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
+from orchestrator.failures import is_final
 from orchestrator.progress import quiet
 from orchestrator.report import Written, terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
@@ -23,8 +28,10 @@ from orchestrator.running import Phases, run_missing
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.stages import TrialPlan
+from orchestrator.state import TrialNote, read_state
 from orchestrator.workers import cluster_address, set_ray_environment
 from trainers.errors import PlanError, SweepError
+from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
 
@@ -32,31 +39,81 @@ Build = Callable[[Selection], Sweep]
 def run(session: Session, build: Build) -> int:
     """Run what is missing, then report."""
     phases = Phases()
-    store, console = session.store, session.console
+    console = session.console
+    sweep, resolved, placements = _prepared(session, build)
+    declaration = declare(resolved)
+    write_declaration(declaration, session.store)
+    missing = missing_trials(resolved.plans, session.store)
+    notes = read_state(session.sweep_name, session.store).trials
+    diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
+    todo = [item for item in missing if item not in diverged]
+    console.print(_headline(resolved.plans, todo, session), highlight=False)
+    if diverged:
+        console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
+    _say_damage(session, missing)
+    phases.end("plan")
+    return _run(session, sweep, declaration, todo, placements, phases)
+
+
+def retry(session: Session, build: Build) -> int:
+    """Run again the trials that failed, of those that the last command declared."""
+    sweep, resolved, placements = _prepared(session, build)
+    declaration = read_declaration(session.sweep_name, session.store)
+    notes = read_state(session.sweep_name, session.store).trials
+    declared = {trial.key for trial in declaration.trials}
+    failed = [
+        item
+        for item in missing_trials(resolved.plans, session.store)
+        if item.key in declared and notes.get(item.key, TrialNote()).state == "failed"
+    ]
+    names = ", ".join(item.spec.name for item in failed)
+    session.console.print(f"again: {names}" if failed else "no trial of these has failed", highlight=False)
+    phases = Phases()
+    phases.end("plan")
+    return _run(session, sweep, declaration, failed, placements, phases)
+
+
+def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dict[str, Placement]]:
+    """The sweep, its stages, and where each trial is to be trained. Raises what the user has to mend."""
     sweep, capacity = _sweep_and_capacity(session, build)
     planning.require_fit([trial.model for trial in sweep.trials], capacity)
     resolved = _resolve(session, sweep, fetch=True)
     placements = {item.key: planning.place(item.spec, capacity, sweep.placements) for item in resolved.plans}
-    declaration = declare(resolved)
-    write_declaration(declaration, store)
-    todo = missing_trials(resolved.plans, store)
-    console.print(_headline(resolved.plans, todo, session), highlight=False)
-    phases.end("plan")
-    failed: dict[str, str] = {}
+    return sweep, resolved, placements
+
+
+def _run(
+    session: Session,
+    sweep: Sweep,
+    declaration: Declaration,
+    todo: Sequence[TrialPlan],
+    placements: dict[str, Placement],
+    phases: Phases,
+) -> int:
     try:
         if todo:
-            failed, written = run_missing(session, declaration, todo, placements, phases)
+            written = run_missing(session, declaration, todo, placements, sweep.retries, phases)
         else:
-            written = write_report(declaration, store)
+            written = write_report(declaration, session.store)
         _print_report(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        session.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return cli.DEFECT
     phases.end("report")
     if todo:
-        replace(store.sweep_dir(session.sweep_name) / "phases.json", json.dumps(phases.seconds, indent=1))
-    return _say_holes(session, written.results, failed)
+        file = session.store.sweep_dir(session.sweep_name) / "phases.json"
+        replace(file, json.dumps(phases.seconds, indent=1))
+    return _say_holes(session, written.results)
+
+
+def _say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
+    """Name the manifests that are not what was written; their stages count as missing."""
+    stages = {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
+    for kind, key in sorted(stages):
+        fault = session.store.fault(kind, key)
+        if fault is not None:
+            session.console.print(f"damaged: {fault}; it is computed again", style="yellow", markup=False)
 
 
 def plan_only(session: Session, build: Build) -> int:
@@ -103,27 +160,38 @@ def plan_only(session: Session, build: Build) -> int:
 
 
 def status(session: Session) -> int:
-    """Print which trials are complete."""
+    """Print the state of each trial: from the artifacts, and from what the driver noted of those that run or failed."""
     results = sweep_results(read_declaration(session.sweep_name, session.store), session.store)
+    state = read_state(session.sweep_name, session.store)
+    running = state.driver in live_drivers(session.store.root)
     rows = [
-        {
-            "trial": result.record.name,
-            "state": "complete" if result.complete else "missing",
-            "trained": result.trained,
-            "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
-        }
-        for result in results
+        _status_row(result, state.trials.get(result.record.key, TrialNote()), running) for result in results
     ]
     if session.options.json:
         cli.dump_json(rows)
-    else:
-        table = Table(title=f"{session.sweep_name} in {session.store.root}", title_justify="left")
-        for column in ("trial", "state", "trained", "evaluations"):
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        session.console.print(table)
-    return 0 if all(result.complete for result in results) else cli.HOLES
+        return 0 if all(result.complete for result in results) else cli.HOLES
+    driver = "its driver is at work" if running else "no driver is at work"
+    title = f"{session.sweep_name} in {session.store.root}: {driver}"
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    session.console.print(table)
+    return _say_holes(session, results) if not running else cli.HOLES
+
+
+def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:
+    known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
+    return {
+        "trial": result.record.name,
+        "state": "complete" if result.complete else known,
+        "stage": f"{note.stage} {note.step}/{note.total}".removesuffix(" 0/0") if known == "running" else "",
+        "trained": result.trained,
+        "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
+        "retries": len(note.retries),
+        "cause": "" if result.complete else note.message or "; ".join(note.retries[-1:]),
+    }
 
 
 def report(session: Session) -> int:
@@ -134,7 +202,7 @@ def report(session: Session) -> int:
         cli.dump_json([{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows])
         return 0
     _print_report(session, written)
-    return _say_holes(session, written.results, {})
+    return _say_holes(session, written.results)
 
 
 def ui(session: Session, port: int) -> int:
@@ -224,14 +292,32 @@ def _ui_command(session: Session) -> str:
     return shlex.join(words)
 
 
-def _say_holes(session: Session, results: Sequence[TrialResult], failed: dict[str, str]) -> int:
+def _say_holes(session: Session, results: Sequence[TrialResult]) -> int:
+    """Name what is missing and why, and the commands that mend it."""
     holes = [result.record for result in results if not result.complete]
+    if not holes:
+        return 0
+    state = read_state(session.sweep_name, session.store)
+    failed = False
     for record in holes:
-        cause = failed.get(record.key, "not run")
+        note = state.trials.get(record.key, TrialNote())
+        failed |= note.state == "failed"
+        cause = note.message or "not run"
         session.console.print(f"missing: {record.name}: {cause}", style="red", markup=False, soft_wrap=True)
-    if holes:
-        logs = session.driver_log.parent
-        session.console.print(
-            f"the same command runs them again; logs: {logs}", soft_wrap=True, highlight=False
-        )
-    return cli.HOLES if holes else 0
+    for line in _ways_on(state.command, failed, session.driver_log.parent):
+        session.console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return cli.HOLES
+
+
+def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
+    lines = [f"the same command runs what is missing; logs: {logs}"]
+    if failed and command:
+        # `run` is the only command that is left out of a retry; as a value it follows its flag.
+        words = [
+            word
+            for before, word in itertools.pairwise(command)
+            if word not in ("run", "retry") or before.startswith("--")
+        ]
+        retry = [os.path.relpath(sys.executable), command[0], "retry", *words]
+        lines.append(f"what failed is run again by: {shlex.join(retry)}")
+    return lines

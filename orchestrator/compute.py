@@ -5,7 +5,9 @@ Imports that cost seconds stand inside the functions, so that planning never pay
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,16 +96,31 @@ def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
         write_reference(sums, attempt.directory / "reference.parquet")
 
 
-def run_train(
-    stage: TrainStage, placement: Placement, store: Store, report: Report, provenance: dict[str, Any]
-) -> None:
-    """Train as one rank of a gang (or alone); rank 0 commits, `provenance` goes into the manifest."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainCall:
+    """What a rank trains with besides its stage; `provenance` goes into the manifest."""
+
+    placement: Placement
+    checkpoint_steps: int | None = None
+    stop: Callable[[], float | None] = lambda: None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_folder(store: Store, train_key: str) -> Path:
+    """Where a training keeps its checkpoints until it is complete."""
+    return store.root / "checkpoints" / train_key
+
+
+def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
+    """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    from trainers.checkpoints import Checkpoints
     from trainers.inputs import TrainInputs
     from trainers.train import train
 
+    placement = call.placement
     pairs, reference = _tokens(stage, store)
     inputs = TrainInputs(
         name=stage.base.name,
@@ -117,19 +134,22 @@ def run_train(
         pairs=pairs,
         reference=reference,
     )
+    kept = Checkpoints(folder=checkpoint_folder(store, stage.key), every_steps=call.checkpoint_steps)
+    run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)
     if int(os.environ.get("RANK", "0")) > 0:
-        train(inputs, report=report, out_dir=Path())
+        run(out_dir=Path())
         return
     with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
-        result = train(inputs, report=report, out_dir=attempt.directory)
+        result = run(out_dir=attempt.directory)
         parquet.write_table(pa.Table.from_pylist(result.log), attempt.directory / "log.parquet")
         attempt.info.update(
             pairs=len(pairs),
             train_accuracy=result.train_accuracy,
             perf=result.perf,
             placement={name: getattr(placement, name) for name in Placement.__slots__},
-            **provenance,
+            **call.provenance,
         )
+    shutil.rmtree(kept.folder, ignore_errors=True)
 
 
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
@@ -175,6 +195,18 @@ def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[Toke
     if stage.reference is None:
         return pairs, None
     return pairs, read_reference(store.read("reference", stage.reference.key) / "reference.parquet", pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFunctions:
+    """What computes each kind of stage; the load benchmark and tests give their own. Sent to other processes."""
+
+    shared: Callable[[SharedStage, Store, Report], None] = run_shared
+    train: Callable[[TrainStage, TrainCall, Store, Report], None] = run_train
+    evaluate: Callable[[Sequence[EvaluateStage], Store, Report], None] = run_evaluations
+
+
+REAL = StageFunctions()
 
 
 def _of_dataset(report: Report, name: str, row: dict[str, Any]) -> None:

@@ -8,10 +8,13 @@ mode), which the gate counts as one CPU; everything else starts tasks and gangs 
 import contextlib
 import gc
 import logging
+import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,90 +26,77 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from orchestrator.artifacts import Store
+from orchestrator import failures
 from orchestrator.cluster import capacity
-from orchestrator.compute import run_evaluations, run_train
+from orchestrator.compute import TrainCall
 from orchestrator.coordinator import Coordinator
-from orchestrator.failures import message
 from orchestrator.plan import Grant, Request
-from orchestrator.stages import EvaluateStage, TrainStage, TrialPlan
+from orchestrator.stages import EvaluateStage, Stage, TrainStage, TrialPlan
+from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
+from orchestrator.trial import Execution, Post, Rows, complete_trial
 from orchestrator.workers import prepare_worker
+from trainers.errors import Interrupted
 from trainers.specs import Placement
+from trainers.stopping import StopRequest
 
 # Holding a piece of the head node's own resource works on clusters that we did not start, too.
 SLIVER = {"node:__internal_head__": 0.001}
-REPORT_EVERY_S = 1.0
-DRAIN_EVERY_S = 0.3
+BEAT_EVERY_S = 2.0
+ASK_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
-Event = Callable[[dict[str, Any]], None]
 
 
 def run_on_ray(
     plans: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    store: Store,
-    on_event: Event,
+    execution: Execution,
+    on_event: Post,
     scratch: Path,
-) -> dict[str, str]:
-    """Run what is missing of each plan on the Ray that is up; trial key → message for those that failed."""
+    stop: StopRequest,
+) -> None:
+    """Run what is missing of each plan on the Ray that is up; what fails is an event.
+
+    Raises KeyboardInterrupt when stopped.
+    """
     nodes = capacity()
     unbound = PlacementGroupSchedulingStrategy(placement_group=None)
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0, max_concurrency=10_000, scheduling_strategy=unbound
     )
-    handle = coordinator.remote(store, nodes)
+    handle = coordinator.remote(execution, nodes)
     by_key = {plan.key: plan for plan in plans}
-    outcome: dict[str, str] = dict.fromkeys(by_key, "the trial did not report back; see the logs")
-
-    def take(event: dict[str, Any]) -> None:
-        if event["event"] == "complete":
-            outcome.pop(event["trial"], None)
-        elif event["event"] == "failed":
-            outcome[event["trial"]] = event["message"]
-        on_event(event)
-
-    done = threading.Event()
-    drainer = threading.Thread(target=_drain, args=(handle, done, take), name="event-drain", daemon=True)
-    drainer.start()
     trial = tune.with_parameters(
         run_trial,
         plans=by_key,
         placements=dict(placements),
-        store=store,
+        execution=execution,
         coordinator=handle,
         scratch=str(scratch),
     )
     slots = sum(node.gpus or node.cpus for node in nodes)
+    # A trial function never raises: what Tune sees fail is a process that died, and its trial goes on in another.
+    deaths = tune.FailureConfig(max_failures=execution.retries.worker_lost)
     tuner = tune.Tuner(
         tune.with_resources(trial, SLIVER),
         param_space={"trial": tune.grid_search(list(by_key))},
         tune_config=tune.TuneConfig(max_concurrent_trials=window(slots), reuse_actors=True),
         run_config=tune.RunConfig(
-            storage_path=str(scratch), name="tune", verbose=0, callbacks=[_TrialDeaths(handle)]
+            storage_path=str(scratch),
+            name="tune",
+            verbose=0,
+            callbacks=[TrialDeaths(handle)],
+            failure_config=deaths,
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        done.set()
-        drainer.join(timeout=30)
-        ray.kill(handle)
-    return outcome
-
-
-class _TrialDeaths(tune.Callback):
-    """Gives back what a trial held whose process died under it, and says so."""
-
-    def __init__(self, coordinator: ActorHandle) -> None:
-        self._coordinator = coordinator
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's hook; a trial function itself never raises."""
-        key = trial.config["trial"]
-        ray.get(self._coordinator.forget.remote(key))
-        died = "the process of the trial died (out of memory, or killed)"
-        ray.get(self._coordinator.post.remote({"trial": key, "event": "failed", "message": died}))
+    with Events(handle, on_event):
+        try:
+            with stop.deferred(lambda: stop_gracefully(handle, stop)):
+                tuner.fit()
+        finally:
+            with contextlib.suppress(RayActorError):
+                ray.get(handle.stop.remote(0.0))
+    ray.kill(handle)
 
 
 def window(slots: int) -> int:
@@ -114,105 +104,132 @@ def window(slots: int) -> int:
     return slots + max(1, min(8, slots // 2))
 
 
-def _drain(coordinator: ActorHandle, done: threading.Event, take: Event) -> None:
-    last = False
-    while not last:
-        last = done.wait(DRAIN_EVERY_S)
-        try:
-            events = ray.get(coordinator.drain.remote())
-        except RayActorError:
-            logger.exception("the coordinator is gone")
-            return
-        for event in events:
-            try:
-                take(event)
-            except Exception:
-                logger.exception("event %s", event)
-
-
 def run_trial(
     config: dict[str, Any],
     *,
     plans: Mapping[str, TrialPlan],
     placements: Mapping[str, Placement],
-    store: Store,
+    execution: Execution,
     coordinator: ActorHandle,
     scratch: str,
 ) -> None:
-    """One Tune trial: shared stages → gate → training gang → gate → evaluation. What fails is an event, not an error."""
+    """One Tune trial. What fails is an event, not an error."""
     plan = plans[config["trial"]]
-
-    def post(event: dict[str, Any]) -> None:
-        ray.get(coordinator.post.remote({"trial": plan.key, **event}))
-
-    post({"event": "started"})
+    backend = RayBackend(plan.key, execution, coordinator, Path(scratch))
+    backend.post({"event": "started"})
     try:
-        missing = plan.missing(store)
-        if any(isinstance(stage, TrainStage) for stage in missing):
-            post({"event": "stage", "stage": "prepare"})
-            _share(plan.train.needs, coordinator)
-            _train(plan.train, placements[plan.key], store, coordinator, Path(scratch))
-        evaluations = [stage for stage in missing if isinstance(stage, EvaluateStage)]
-        if evaluations:
-            _share([need for stage in evaluations for need in stage.needs if need != plan.train], coordinator)
-            _evaluate(plan, evaluations, store, coordinator, placements[plan.key])
-        post({"event": "complete"})
+        with _beating(plan.key, coordinator):
+            complete_trial(plan, placements[plan.key], backend, execution)
+        backend.post({"event": "complete"})
     except Exception as error:
-        logger.exception("trial %s", plan.spec.name)
-        post({"event": "failed", "message": message(error), "detail": traceback.format_exc()})
+        if failures.interrupted(error):
+            backend.post({"event": "stopped"})
+        else:
+            logger.exception("trial %s", plan.spec.name)
+            failure, detail = failures.classify(error), traceback.format_exc()
+            event = {"event": "failed", "cause": failure.cause, "message": failure.message}
+            backend.post({**event, "detail": detail})
     # A model and its engine refer to each other; the next trial of this process needs the room.
     gc.collect()
     tune.report({"done_stages": 1})
 
 
-def _share(stages: Sequence[Any], coordinator: ActorHandle) -> None:
-    ray.get([coordinator.shared.remote(stage) for stage in stages])
-
-
-def _train(
-    stage: TrainStage, placement: Placement, store: Store, coordinator: ActorHandle, scratch: Path
-) -> None:
-    gpus = 1 if placement.device == "cuda" else 0
-    request = Request(id=f"train {stage.key}", kind="train", workers=placement.world_size, gpus=gpus)
-    with _granted(coordinator, stage.key, request) as grant:
-        here = ray.get_runtime_context().get_node_id()
-        in_process = placement.device == "cpu" and grant.nodes == (here,)
-        scaling = ScalingConfig(num_workers=0) if in_process else _scaling(placement, grant)
-        name = f"train-{stage.key}"
-        TorchTrainer(
-            _train_rank,
-            train_loop_config={
-                "stage": stage,
-                "placement": placement,
-                "store": store,
-                "coordinator": coordinator,
-                "provenance": {
-                    "backend": "ray",
-                    "tune_trial_id": tune.get_context().get_trial_id(),
-                    "train_run_name": name,
-                    "local_mode": in_process,
-                },
-            },
-            scaling_config=scaling,
-            run_config=RunConfig(
-                name=name,
-                storage_path=str(scratch),
-                failure_config=FailureConfig(
-                    max_failures=0, max_preemption_failures=0, controller_failure_limit=1
-                ),
-            ),
-        ).fit()
-
-
 @contextlib.contextmanager
-def _granted(coordinator: ActorHandle, trial: str, request: Request) -> Iterator[Grant]:
-    """What the gate grants, waited for without holding anything, and given back however the block ends."""
-    ray.get(coordinator.post.remote({"trial": trial, "event": "stage", "stage": "waiting"}))
-    grant: Grant = ray.get(coordinator.acquire.remote(request))
+def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
+    """Signs of life from a thread, so that a process that hangs as a whole is found out."""
+    done = threading.Event()
+    node, pid = ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def beat() -> None:
+        while not done.wait(BEAT_EVERY_S):
+            coordinator.beat.remote(trial, node, pid)
+
+    threading.Thread(target=beat, name="signs-of-life", daemon=True).start()
     try:
-        yield grant
+        yield
     finally:
-        ray.get(coordinator.release.remote(request.id))
+        done.set()
+        coordinator.beat.remote(trial, node, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RayBackend:
+    """Computes on the cluster, for one trial."""
+
+    trial: str
+    execution: Execution
+    coordinator: ActorHandle
+    scratch: Path
+
+    def post(self, event: dict[str, Any]) -> None:
+        """Tell the driver, through the coordinator."""
+        ray.get(self.coordinator.post.remote({"trial": self.trial, **event}))
+
+    def pause(self, seconds: float) -> None:
+        """Wait, as long as nobody asks to stop."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if ray.get(self.coordinator.stop_left.remote()) is not None:
+                raise Interrupted("stopped on request while waiting.")
+            time.sleep(min(left, ASK_EVERY_S))
+
+    def shared(self, stages: Sequence[Stage]) -> None:
+        """Ask the coordinator for each."""
+        ray.get([self.coordinator.shared.remote(stage) for stage in stages])
+
+    def train(self, stage: TrainStage, placement: Placement) -> None:
+        """A gang where the gate grants it, or this very process."""
+        gpus = 1 if placement.device == "cuda" else 0
+        request = Request(id=f"train {stage.key}", kind="train", workers=placement.world_size, gpus=gpus)
+        with self._granted(request) as grant:
+            here = ray.get_runtime_context().get_node_id()
+            in_process = placement.device == "cpu" and grant.nodes == (here,)
+            scaling = ScalingConfig(num_workers=0) if in_process else _scaling(placement, grant)
+            # A name of its own each time: Train would go on from the state in which the last attempt failed.
+            name = f"train-{stage.key}-{uuid.uuid4().hex[:8]}"
+            provenance = {
+                "backend": "ray",
+                "tune_trial_id": tune.get_context().get_trial_id(),
+                "train_run_name": name,
+                "local_mode": in_process,
+            }
+            TorchTrainer(
+                _train_rank,
+                train_loop_config={
+                    "stage": stage,
+                    "placement": placement,
+                    "execution": self.execution,
+                    "coordinator": self.coordinator,
+                    "provenance": provenance,
+                },
+                scaling_config=scaling,
+                run_config=RunConfig(
+                    name=name,
+                    storage_path=str(self.scratch),
+                    failure_config=FailureConfig(
+                        max_failures=0, max_preemption_failures=0, controller_failure_limit=1
+                    ),
+                ),
+            ).fit()
+
+    def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
+        """One task for all sets."""
+        gpus = 1 if placement.device == "cuda" else 0
+        request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus)
+        with self._granted(request) as grant:
+            self.post({"event": "stage", "stage": "evaluate"})
+            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
+            task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
+            ray.get(task.remote(list(stages), self.execution))
+
+    @contextlib.contextmanager
+    def _granted(self, request: Request) -> Iterator[Grant]:
+        """What the gate grants, waited for without holding anything, and given back however the block ends."""
+        grant: Grant = ray.get(self.coordinator.acquire.remote(request))
+        try:
+            yield grant
+        finally:
+            ray.get(self.coordinator.release.remote(request.id))
 
 
 def _scaling(placement: Placement, grant: Grant) -> ScalingConfig:
@@ -228,37 +245,39 @@ def _train_rank(config: dict[str, Any]) -> None:
     """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
     prepare_worker()
     stage: TrainStage = config["stage"]
+    execution: Execution = config["execution"]
     coordinator = config["coordinator"]
-    reported = 0.0
 
-    def report(row: dict[str, Any]) -> None:
-        nonlocal reported
-        if time.monotonic() - reported < REPORT_EVERY_S and row["step"] < row["total"]:
-            return
-        reported = time.monotonic()
-        coordinator.post.remote({"trial": stage.key, "event": "row", "stage": "train", "row": row})
+    def post(event: dict[str, Any]) -> None:
+        coordinator.post.remote({"trial": stage.key, **event})
 
-    coordinator.post.remote({"trial": stage.key, "event": "stage", "stage": "train"})
-    run_train(stage, config["placement"], config["store"], report, config["provenance"])
+    post({"event": "stage", "stage": "train"})
+    call = TrainCall(
+        placement=config["placement"],
+        checkpoint_steps=execution.checkpoint_steps,
+        stop=_StopLeft(coordinator),
+        provenance=config["provenance"],
+    )
+    with Rows(post).of("train") as report:
+        execution.stages.train(stage, call, execution.store, report)
+
+
+class _StopLeft:
+    """Seconds that the coordinator leaves a training to stop in; asked at most once a second."""
+
+    def __init__(self, coordinator: ActorHandle) -> None:
+        self._coordinator = coordinator
+        self._asked = 0.0
+
+    def __call__(self) -> float | None:
+        if time.monotonic() - self._asked < ASK_EVERY_S:
+            return None
+        self._asked = time.monotonic()
+        left: float | None = ray.get(self._coordinator.stop_left.remote())
+        return left
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _evaluate_task(stages: list[EvaluateStage], store: Store) -> None:
+def _evaluate_task(stages: list[EvaluateStage], execution: Execution) -> None:
     prepare_worker()
-    run_evaluations(stages, store, lambda row: None)
-
-
-def _evaluate(
-    plan: TrialPlan,
-    stages: Sequence[EvaluateStage],
-    store: Store,
-    coordinator: ActorHandle,
-    placement: Placement,
-) -> None:
-    gpus = 1 if placement.device == "cuda" else 0
-    request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus)
-    with _granted(coordinator, plan.key, request) as grant:
-        ray.get(coordinator.post.remote({"trial": plan.key, "event": "stage", "stage": "evaluate"}))
-        pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-        task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
-        ray.get(task.remote(list(stages), store))
+    execution.stages.evaluate(stages, execution.store, lambda row: None)

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from orchestrator.artifacts import Store, digest_file, replace
+from orchestrator.artifacts import Store, replace
 from orchestrator.spec import content_key
 from orchestrator.stages import BaseModel, ConvertStage, PretrainStage
 from trainers.data import tiny_world
+from trainers.disk import digest_file
 from trainers.errors import ModelError
 from trainers.specs import BUILTIN, ModelSpec
 from trainers.tiny import CHAT_TEMPLATE, TINY_MODELS

@@ -1,60 +1,93 @@
 """The same stages in one process, in plan order, with no Ray: for debugging and tests."""
 
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.artifacts import Store
-from orchestrator.compute import run_evaluations, run_shared, run_train
-from orchestrator.failures import message
-from orchestrator.stages import EvaluateStage, TrainStage, TrialPlan
+from orchestrator import failures
+from orchestrator.compute import TrainCall
+from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan
+from orchestrator.trial import Execution, Post, Rows, complete_trial, compute_shared
 from trainers.specs import Placement
-
-Event = Callable[[dict[str, Any]], None]
+from trainers.stopping import StopRequest
 
 
 def run_inline(
-    plans: Sequence[TrialPlan], placements: Mapping[str, Placement], store: Store, post: Event
-) -> dict[str, str]:
-    """Run what is missing of each plan; trial key → message for those that failed."""
-    failed: dict[str, str] = {}
+    plans: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
+    execution: Execution,
+    on_event: Post,
+    stop: StopRequest,
+) -> None:
+    """Run what is missing of each plan. Raises KeyboardInterrupt when stopped; what fails is an event."""
     for plan in plans:
-        post({"trial": plan.key, "event": "started"})
+
+        def post(event: dict[str, Any], trial: str = plan.key) -> None:
+            on_event({"trial": trial, **event})
+
+        post({"event": "started"})
         try:
-            _run_trial(plan, placements[plan.key], store, post)
+            complete_trial(plan, placements[plan.key], InlineBackend(execution, post, stop), execution)
         except Exception as error:
-            failed[plan.key] = message(error)
+            if failures.interrupted(error):
+                raise KeyboardInterrupt from error
+            failure = failures.classify(error)
             detail = traceback.format_exc()
-            post({"trial": plan.key, "event": "failed", "message": message(error), "detail": detail})
+            post({"event": "failed", "cause": failure.cause, "message": failure.message, "detail": detail})
         else:
-            post({"trial": plan.key, "event": "complete"})
-    return failed
+            post({"event": "complete"})
 
 
-def _run_trial(plan: TrialPlan, placement: Placement, store: Store, post: Event) -> None:
-    evaluations: list[EvaluateStage] = []
-    for stage in plan.missing(store):
-        if isinstance(stage, EvaluateStage):
-            evaluations.append(stage)
-            continue
+@dataclass(frozen=True, slots=True)
+class InlineBackend:
+    """Computes in this process."""
 
-        def report(row: dict[str, Any], kind: str = stage.kind) -> None:
-            post({"trial": plan.key, "event": "row", "stage": kind, "row": row})
+    execution: Execution
+    post: Post
+    stop: StopRequest
 
-        post({"trial": plan.key, "event": "stage", "stage": stage.kind})
-        if isinstance(stage, TrainStage):
-            alone = Placement(
-                zero_stage=placement.zero_stage,
-                micro_batch=placement.micro_batch,
-                accumulation=placement.accumulation * placement.world_size,
-                device=placement.device,
-            )
-            run_train(stage, alone, store, report, {"backend": "inline"})
-        else:
-            run_shared(stage, store, report)
-    post({"trial": plan.key, "event": "stage", "stage": "evaluate"})
-    run_evaluations(
-        evaluations,
-        store,
-        lambda row: post({"trial": plan.key, "event": "row", "stage": "evaluate", "row": row}),
-    )
+    def shared(self, stages: Sequence[Stage]) -> None:
+        """Compute each, after what it needs."""
+        for stage in stages:
+            store = self.execution.store
+            if store.complete(stage.kind, stage.key):
+                continue
+            self.shared(stage.needs)
+            self.post({"event": "stage", "stage": stage.kind})
+            assert not isinstance(stage, TrainStage | EvaluateStage)
+            self._compute_shared(stage)
+
+    def _compute_shared(self, stage: SharedStage) -> None:
+        with Rows(self.post).of(stage.kind) as report:
+            compute_shared(stage, self.execution, self.pause, report)
+
+    def train(self, stage: TrainStage, placement: Placement) -> None:
+        """Train as a world of one, with the accumulation that makes up for the other ranks."""
+        alone = Placement(
+            zero_stage=placement.zero_stage,
+            micro_batch=placement.micro_batch,
+            accumulation=placement.accumulation * placement.world_size,
+            checkpointing=placement.checkpointing,
+            device=placement.device,
+        )
+        self.post({"event": "stage", "stage": stage.kind})
+        call = TrainCall(
+            placement=alone,
+            checkpoint_steps=self.execution.checkpoint_steps,
+            stop=self.stop.left_s,
+            provenance={"backend": "inline"},
+        )
+        with Rows(self.post).of(stage.kind) as report, self.stop.deferred():
+            self.execution.stages.train(stage, call, self.execution.store, report)
+
+    def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
+        """Score in this process."""
+        self.post({"event": "stage", "stage": "evaluate"})
+        with Rows(self.post).of("evaluate") as report:
+            self.execution.stages.evaluate(stages, self.execution.store, report)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep; a signal ends it."""
+        time.sleep(seconds)

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 SHOWN = 12
+STATES = ("waiting", "running", "complete", "failed", "stopped")
 PLAIN_EVERY_S = 15.0
 
 
@@ -98,7 +99,7 @@ class Progress:
             self._live.stop()
 
     def on_event(self, event: Mapping[str, Any]) -> None:
-        """Take in one event: {trial, event: started | stage | row | complete | failed, …}."""
+        """Take in one event: {trial, event: started, stage, rows, checkpoint, notice, retry, complete, failed or stopped}."""
         if event["trial"] not in self._trials:
             return
         with self._lock:
@@ -110,20 +111,27 @@ class Progress:
                     trial.stage = event["stage"]
                     if trial.stage == "train":
                         trial.train_started = time.time()
-                case "row" if event["stage"] == "train":
-                    trial.row = event["row"]
-                case "complete" | "failed" as state:
+                case "rows" if event["stage"] == "train":
+                    trial.row = event["rows"][-1]
+                case "complete" | "failed" | "stopped" as state:
                     trial.state = state
                     trial.message = event.get("message", "")
-        if not self._console.is_terminal:
+        if event["event"] in ("notice", "retry"):
+            self._say(trial, event)
+        elif not self._console.is_terminal:
             self._plain(event["event"], trial)
 
     def counts(self) -> dict[str, int]:
         """How many trials are in which state, those complete before included."""
         states = [trial.state for trial in self._trials.values()]
-        counts = {state: states.count(state) for state in ("waiting", "running", "complete", "failed")}
+        counts = {state: states.count(state) for state in STATES}
         counts["complete"] += self._complete_before
         return counts
+
+    def _say(self, trial: TrialState, event: Mapping[str, Any]) -> None:
+        """What must not pass unseen, above the table where there is one."""
+        text = event["text"] if event["event"] == "notice" else f"{event['message']}; {event['how']}"
+        self._console.print(f"{trial.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self, event: str, trial: TrialState) -> None:
         counts = self.counts()
@@ -133,7 +141,7 @@ class Progress:
             )
         elif event == "failed":
             self._console.print(f"failed: {trial.name}: {trial.message}", markup=False)
-        elif event == "row" and time.monotonic() - self._last_line > PLAIN_EVERY_S:
+        elif event == "rows" and time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             self._console.print("  ".join([trial.name, *_cells(trial)]), markup=False, soft_wrap=True)
 

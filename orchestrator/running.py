@@ -3,21 +3,28 @@
 import dataclasses
 import os
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts import replace
+from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.progress import Progress, quiet
 from orchestrator.report import Written, write_report
+from orchestrator.spec import RetryPolicy
 from orchestrator.stages import TrialPlan
+from orchestrator.state import StateWriter
+from orchestrator.trial import Execution, Post
 from orchestrator.workers import set_ray_environment
 from trainers.specs import Placement
+from trainers.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from orchestrator.tracking import Tracker
 
 
 @dataclasses.dataclass(slots=True)
@@ -39,27 +46,35 @@ def run_missing(
     declaration: Declaration,
     todo: Sequence[TrialPlan],
     placements: dict[str, Placement],
+    retries: RetryPolicy,
     phases: Phases,
-) -> tuple[dict[str, str], Written]:
-    """Run `todo`, then write the report; trial key → message for those that failed, and what was written."""
+) -> Written:
+    """Run `todo`, then write the report: what was written. Raises KeyboardInterrupt when stopped, all notes made."""
     from orchestrator.tracking import Tracker
 
-    store = session.store
-    with quiet(session.driver_log, session.console.width) as terminal:
-        tracker = Tracker(session.tracking_uri, store, declaration)
+    store, sweep = session.store, session.sweep_name
+    stop = StopRequest(session.options.grace_s)
+    with (
+        quiet(session.driver_log, session.console.width) as terminal,
+        stop.listening(),
+        Heartbeat(store.root, sweep) as heartbeat,
+    ):
+        forget_dead_drivers(store.root)
+        execution = Execution(
+            store=store,
+            claims=Claims(store.root, heartbeat.driver),
+            retries=retries,
+            checkpoint_steps=session.options.checkpoint_steps,
+        )
         names = {item.key: item.spec.name for item in todo}
+        state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
+        tracker = Tracker(session.tracking_uri, store, declaration)
         with Progress(terminal, names, len(declaration.trials) - len(todo)) as progress:
-
-            def on_event(event: dict[str, Any]) -> None:
-                progress.on_event(event)
-                if event["event"] == "started":
-                    tracker.started(event["trial"])
-                elif event["event"] in ("complete", "failed"):
-                    tracker.ended(event["trial"], failed=event["event"] == "failed")
-                if "detail" in event:
-                    replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
-
-            failed = _execute(session, todo, placements, on_event, phases)
+            follow = _follower(session, progress, state, tracker)
+            try:
+                _execute(session, todo, placements, execution, follow, stop, phases)
+            finally:
+                state.close()
         written = write_report(declaration, store)
         tracker.report(written.folder, complete=all(result.complete for result in written.results))
         trouble = tracker.close()
@@ -70,22 +85,40 @@ def run_missing(
             style="yellow",
             markup=False,
         )
-    return failed, written
+    return written
+
+
+def _follower(session: Session, progress: Progress, state: StateWriter, tracker: "Tracker") -> Post:
+    """Who is told of each event: the terminal, the state file, MLflow, and a log for each failed trial."""
+
+    def on_event(event: dict[str, Any]) -> None:
+        progress.on_event(event)
+        state.on_event(event)
+        if event["event"] == "started":
+            tracker.started(event["trial"])
+        elif event["event"] in ("complete", "failed"):
+            tracker.ended(event["trial"], failed=event["event"] == "failed")
+        if "detail" in event:
+            replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
+
+    return on_event
 
 
 def _execute(
     session: Session,
     todo: Sequence[TrialPlan],
     placements: dict[str, Placement],
-    on_event: Callable[[dict[str, Any]], None],
+    execution: Execution,
+    on_event: Post,
+    stop: StopRequest,
     phases: Phases,
-) -> dict[str, str]:
+) -> None:
     if session.options.backend == "inline":
         from orchestrator.inline import run_inline
 
-        failed = run_inline(todo, placements, session.store, on_event)
+        run_inline(todo, placements, execution, on_event, stop)
         phases.end("trials")
-        return failed
+        return
     set_ray_environment()
     import ray
 
@@ -96,17 +129,12 @@ def _execute(
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=session.store.root / "scratch"))
     try:
         start_ray(len(os.sched_getaffinity(0)))
-        # Ray's own handler would end the process with the signal's number.
-        signal.signal(signal.SIGTERM, _interrupt)
         phases.end("start ray")
-        failed = run_on_ray(todo, placements, session.store, on_event, scratch)
+        # Ray's own handler would end the process with the signal's number.
+        with stop.listening():
+            run_on_ray(todo, placements, execution, on_event, scratch, stop)
         phases.end("trials")
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
     phases.end("stop ray")
-    return failed
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -62,6 +62,31 @@ class PlacementRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often a trial is tried again after each kind of failure; waits (seconds) double from one to the next.
+
+    What is not named here (a Diverged loss, bad data, a defect) fails at once.
+    """
+
+    worker_lost: int = 3
+    out_of_memory: int = 6
+    timeout: int = 2
+    storage: int = 1
+    back_off_s: float = 5.0
+    back_off_most_s: float = 300.0
+
+    def limit(self, cause: str) -> int:
+        """Retries after errors of the class `cause`."""
+        limits = {
+            "WorkerLost": self.worker_lost,
+            "OutOfMemory": self.out_of_memory,
+            "Timeout": self.timeout,
+            "StorageError": self.storage,
+        }
+        return limits.get(cause, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """A named set of trials. `categories` overrides the category of (training set, evaluation set) pairs."""
 
@@ -69,6 +94,7 @@ class Sweep:
     trials: tuple[TrialSpec, ...]
     categories: tuple[tuple[str, str, Category], ...] = ()
     placements: tuple[PlacementRule, ...] = ()
+    retries: RetryPolicy = RetryPolicy()
 
     def __post_init__(self) -> None:
         if not self.trials:

@@ -73,7 +73,7 @@ class Checkpoint:
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint in `folder` that is as it was written, and what is wrong with those passed over."""
-    faults = []
+    faults: list[str] = []
     for marker in _markers(folder):
         checkpoint = _read(marker)
         fault = "its marker is unreadable" if checkpoint is None else _fault(folder, checkpoint)

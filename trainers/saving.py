@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from trainers.disk import disk_named, require_room
 from trainers.rewards import RewardSpec
 from trainers.templates import padding_token
 
@@ -31,7 +32,16 @@ def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def save_model(
     model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, out_dir: Path, card: str = ""
 ) -> None:
-    """Write the folder. Its pad token is one that no response ends in."""
+    """Write the folder. Its pad token is one that no response ends in. Raises StorageError where there is no room."""
+    need = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    require_room(out_dir, need)
+    with disk_named(out_dir, need):
+        _write_model(model, weights, tokenizer, out_dir, card)
+
+
+def _write_model(
+    model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, out_dir: Path, card: str
+) -> None:
     out_dir.mkdir(parents=True)
     pad_id = padding_token(tokenizer)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)

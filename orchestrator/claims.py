@@ -1,0 +1,222 @@
+"""Who works on what, so that two drivers on one storage share the work. Only saves work: correctness never needs it.
+
+    <storage>/drivers/<driver>.json   a driver's counter, raised every two seconds while it lives
+    <storage>/claims/<name>.json      the driver that works on a stage
+
+A watcher takes a driver for dead when its counter has stood still for a lease by the watcher's own monotonic clock,
+so that clocks need not agree; on the same machine it looks at the process itself.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.artifacts import publish, replace
+
+BEAT_S = 2.0
+LEASE_S = 20.0
+POLL_S = 1.0
+
+logger = logging.getLogger(__name__)
+Pause = Callable[[float], None]
+
+
+class Heartbeat:
+    """This driver, as others see it; a context manager that beats while it is open."""
+
+    def __init__(self, root: Path, sweep: str) -> None:
+        self.driver = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._file = _driver_file(root, self.driver)
+        self._record = {"sweep": sweep, **_this_process()}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._write(0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(timeout=BEAT_S)
+        self._file.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        counter = 0
+        while not self._done.wait(BEAT_S):
+            counter += 1
+            # A full disk must not end the driver; at worst another one does the same work.
+            with contextlib.suppress(OSError):
+                self._write(counter)
+
+    def _write(self, counter: int) -> None:
+        replace(self._file, json.dumps({**self._record, "counter": counter}))
+
+
+class Watch:
+    """Tells the living drivers from the dead; keeps what it saw of each, and when by its own clock."""
+
+    def __init__(self, root: Path, lease_s: float = LEASE_S) -> None:
+        self._root, self._lease_s = root, lease_s
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def alive(self, driver: str) -> bool:
+        """Whether the driver lives, as far as one can know by now."""
+        record = _read(_driver_file(self._root, driver))
+        if record is None:
+            return False
+        known = _process_lives(record)
+        if known is not None:
+            return known
+        counter, now = int(record.get("counter", 0)), time.monotonic()
+        if self._seen.get(driver, (-1, 0.0))[0] != counter:
+            self._seen[driver] = (counter, now)
+        return now - self._seen[driver][1] < self._lease_s
+
+
+def live_drivers(root: Path) -> dict[str, dict[str, Any]]:
+    """Drivers that show life, with their records: those of other machines are watched for two beats."""
+    records = {file.stem: _read(file) or {} for file in sorted((root / "drivers").glob("*.json"))}
+    known = {driver: _process_lives(record) for driver, record in records.items()}
+    if None in known.values():
+        time.sleep(2.5 * BEAT_S)
+    return {
+        driver: record
+        for driver, record in records.items()
+        if (known[driver] if known[driver] is not None else _has_moved(root, driver, record))
+    }
+
+
+def forget_dead_drivers(root: Path) -> None:
+    """Remove what dead drivers of this machine left, and claims of drivers that are gone."""
+    for file in (root / "drivers").glob("*.json"):
+        if _process_lives(_read(file) or {}) is False:
+            file.unlink(missing_ok=True)
+    for claim in (root / "claims").glob("*.json"):
+        holder = str((_read(claim) or {}).get("driver", ""))
+        if not _driver_file(root, holder).is_file():
+            claim.unlink(missing_ok=True)
+    for draft in (root / "drivers").glob(".draft-*"):
+        draft.unlink(missing_ok=True)
+
+
+class Claims:
+    """Claims on stages in the name of a driver. Can be sent to another process."""
+
+    def __init__(self, root: Path, driver: str, lease_s: float = LEASE_S) -> None:
+        self._root, self._driver, self._lease_s = root, driver, lease_s
+
+    @contextlib.contextmanager
+    def held(self, name: str, done: Callable[[], bool], pause: Pause = time.sleep) -> Iterator[bool]:
+        """Hold the claim on `name` for the block: yields True. False where another driver got it `done` meanwhile."""
+        watch = self.watch()
+        while not done():
+            if self.take(name, watch):
+                try:
+                    # The last holder may have finished between the two looks.
+                    yield not done()
+                finally:
+                    self.release(name)
+                return
+            pause(POLL_S)
+        yield False
+
+    def watch(self) -> Watch:
+        """Who is to be asked again and again while one waits for a claim."""
+        return Watch(self._root, self._lease_s)
+
+    def take(self, name: str, watch: Watch) -> bool:
+        """Claim `name` if it is free, our own, or a dead driver's."""
+        for _ in range(2):
+            holder = self._claim(name)
+            if holder in (None, self._driver):
+                return True
+            if watch.alive(str(holder)):
+                return False
+            self._take_from(name, str(holder))
+        return False
+
+    def release(self, name: str) -> None:
+        """Give back what was taken."""
+        if (_read(self._file(name)) or {}).get("driver") == self._driver:
+            self._file(name).unlink(missing_ok=True)
+
+    def _claim(self, name: str) -> str | None:
+        """Claim it; None, or who holds it."""
+        file = self._file(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if publish(file, json.dumps({"driver": self._driver})):
+            return None
+        return str((_read(file) or {}).get("driver", ""))
+
+    def _take_from(self, name: str, holder: str) -> None:
+        """Remove a dead driver's claim; one that was renewed by somebody else meanwhile is put back."""
+        aside = self._file(name).with_name(f".taken-{uuid.uuid4().hex}")
+        try:
+            self._file(name).rename(aside)
+        except FileNotFoundError:
+            return
+        taken = _read(aside) or {}
+        if taken.get("driver", "") != holder:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, self._file(name))
+        else:
+            logger.warning("%s was claimed by %s, which is dead", name, holder)
+        aside.unlink()
+
+    def _file(self, name: str) -> Path:
+        return self._root / "claims" / f"{name}.json"
+
+
+def _driver_file(root: Path, driver: str) -> Path:
+    return root / "drivers" / f"{Path(driver).name}.json"
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        loaded = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _has_moved(root: Path, driver: str, before: dict[str, Any]) -> bool:
+    now = _read(_driver_file(root, driver))
+    return now is not None and now.get("counter") != before.get("counter")
+
+
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "machine": _machine(), "process": _started(os.getpid())}
+
+
+def _process_lives(record: dict[str, Any]) -> bool | None:
+    """Whether the process of a record lives; None where it is another machine's, or another container's."""
+    if not record or record.get("machine") != _machine():
+        return None
+    return _started(int(record["pid"])) == record.get("process")
+
+
+def _machine() -> str:
+    """The running system and its process numbers: equal where a process number means the same process."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    if not boot.is_file():
+        return f"unknown {uuid.getnode()} {os.getpid()}"
+    return f"{boot.read_text().strip()} {namespace.readlink()}"
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the system's ticks; None where there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,107 @@
+"""What a sweep is doing, for `status` and for whoever comes back: <storage>/sweeps/<sweep>/state.json.
+
+The artifacts say what is complete; this file adds what only the driver knows: what runs, what failed and why.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.artifacts import Store, replace
+from trainers.errors import StorageError
+
+WRITE_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class TrialNote:
+    """What the driver knows of a trial. `state`: waiting, running, complete, failed or stopped."""
+
+    state: str = "waiting"
+    stage: str = ""
+    step: int = 0
+    total: int = 0
+    cause: str = ""
+    message: str = ""
+    retries: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepState:
+    """The last command's driver, the words that were its command line, and a note of each trial by key."""
+
+    driver: str = ""
+    command: tuple[str, ...] = ()
+    trials: Mapping[str, TrialNote] = field(default_factory=dict)
+
+
+def read_state(sweep: str, store: Store) -> SweepState:
+    """What the last command noted; nothing where there was none or its note is unreadable."""
+    try:
+        loaded = json.loads(_file(sweep, store).read_text())
+        trials = {key: TrialNote(**note) for key, note in loaded["trials"].items()}
+        return SweepState(driver=loaded["driver"], command=tuple(loaded["command"]), trials=trials)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return SweepState()
+
+
+class StateWriter:
+    """Follows events of trials; writes at most once a second, and at `close`. What earlier commands noted stays."""
+
+    def __init__(
+        self, sweep: str, store: Store, driver: str, command: Sequence[str], todo: Sequence[str]
+    ) -> None:
+        self._path = _file(sweep, store)
+        self._driver, self._command = driver, tuple(command)
+        self._trials = {**read_state(sweep, store).trials, **{key: TrialNote() for key in todo}}
+        self._written = 0.0
+        self._write()
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Take in one event of a trial."""
+        note = self._trials.get(event["trial"])
+        if note is None:
+            return
+        match event["event"]:
+            case "started":
+                note.state = "running"
+            case "stage":
+                note.stage = event["stage"]
+            case "rows" if event["stage"] == "train":
+                last = event["rows"][-1]
+                note.step, note.total = int(last["step"]), int(last["total"])
+            case "retry":
+                note.retries.append(f"{event['cause']}: {event['message']}")
+            case "complete" | "stopped":
+                note.state, note.cause, note.message = event["event"], "", ""
+            case "failed":
+                note.state, note.cause, note.message = "failed", event["cause"], event["message"]
+        if time.monotonic() - self._written >= WRITE_EVERY_S:
+            self._write()
+
+    def close(self) -> None:
+        """Write the last word; what still ran is stopped."""
+        for note in self._trials.values():
+            if note.state in ("running", "waiting"):
+                note.state = "stopped"
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        trials = {key: asdict(note) for key, note in self._trials.items()}
+        text = json.dumps({"driver": self._driver, "command": self._command, "trials": trials})
+        try:
+            replace(self._path, text)
+        except (OSError, StorageError) as error:
+            # A full disk must not end the sweep for the sake of its note.
+            logger.warning("%s cannot be written: %s", self._path, error)
+
+
+def _file(sweep: str, store: Store) -> Path:
+    return store.sweep_dir(sweep) / "state.json"

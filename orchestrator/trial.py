@@ -1,0 +1,161 @@
+"""One trial, whatever runs it: shared stages → training → evaluation, and again after what can be mended."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator import attempts, failures
+from orchestrator.artifacts import Store
+from orchestrator.attempts import Failure
+from orchestrator.claims import Claims
+from orchestrator.compute import REAL, StageFunctions
+from orchestrator.spec import RetryPolicy
+from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan
+from trainers.specs import Placement
+
+Post = Callable[[dict[str, Any]], None]
+# An artifact that is damaged again and again is on a disk that no retry mends.
+HEALS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How missing stages are computed: where they go, who claims them, how often again, and by which functions."""
+
+    store: Store
+    claims: Claims
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    checkpoint_steps: int | None = None
+    stages: StageFunctions = REAL
+
+
+class Backend(Protocol):
+    """What computes stages, and carries events to the driver. Methods raise what computing raised."""
+
+    def shared(self, stages: Sequence[Stage]) -> None:
+        """Return when all of them are in the store."""
+
+    def train(self, stage: TrainStage, placement: Placement) -> None:
+        """Train, and commit the artifact."""
+
+    def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
+        """Score the trained model on every set of `stages`."""
+
+    def pause(self, seconds: float) -> None:
+        """Wait, holding nothing. Raises Interrupted where the sweep is asked to stop."""
+
+    def post(self, event: dict[str, Any]) -> None:
+        """Tell the driver."""
+
+
+def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
+    """Compute what is missing of a trial. Raises the error that the retry policy does not cover, and Interrupted."""
+    failed: list[Failure] = []
+    healed = 0
+    while True:
+        try:
+            return _complete(plan, placement, backend, execution)
+        except Exception as error:
+            if failures.interrupted(error):
+                raise
+            damage = failures.damage(error)
+            if damage is not None and healed < HEALS:
+                healed += 1
+                execution.store.discard(damage.stage, damage.key, damage.attempt)
+                backend.post({"event": "notice", "text": f"{damage}; it is computed again"})
+                continue
+            failed.append(failures.classify(error))
+            retry = attempts.next_attempt(failed, placement, execution.retries)
+            if retry is None:
+                raise
+            how = f"again in {retry.wait_s:.0f} s"
+            if retry.placement != placement:
+                how = f"again with {attempts.describe(retry.placement)}"
+            placement = retry.placement
+            last = failed[-1]
+            backend.post({"event": "retry", "cause": last.cause, "message": last.message, "how": how})
+        backend.pause(retry.wait_s)
+
+
+def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
+    store, claims = execution.store, execution.claims
+    if any(isinstance(stage, TrainStage) for stage in plan.missing(store)):
+        _tell(backend, "prepare")
+        backend.shared(plan.train.needs)
+        _tell(backend, "waiting")
+        with claims.held(f"train-{plan.key}", lambda: _trained(plan, store), backend.pause) as ours:
+            if ours:
+                store.remove_leftovers("train", plan.key)
+                backend.train(plan.train, placement)
+    evaluations = _evaluations(plan, store)
+    if not evaluations:
+        return
+    backend.shared([need for stage in evaluations for need in stage.needs if need != plan.train])
+    _tell(backend, "waiting")
+    with claims.held(f"evaluate-{plan.key}", lambda: not _evaluations(plan, store), backend.pause) as ours:
+        if ours:
+            missing = _evaluations(plan, store)
+            for stage in missing:
+                store.remove_leftovers(stage.kind, stage.key)
+            backend.evaluate(plan, missing, placement)
+
+
+def _trained(plan: TrialPlan, store: Store) -> bool:
+    return not any(isinstance(stage, TrainStage) for stage in plan.missing(store))
+
+
+def _evaluations(plan: TrialPlan, store: Store) -> list[EvaluateStage]:
+    return [stage for stage in plan.evaluations if not store.complete(stage.kind, stage.key)]
+
+
+def _tell(backend: Backend, stage: str) -> None:
+    backend.post({"event": "stage", "stage": stage})
+
+
+def compute_shared(
+    stage: SharedStage, execution: Execution, pause: Callable[[float], None], report: Post
+) -> None:
+    """Compute a shared stage under a claim; its needs are there. Nothing happens where it is complete."""
+    store = execution.store
+    name = f"{stage.kind}-{stage.key}"
+    with execution.claims.held(name, lambda: store.complete(stage.kind, stage.key), pause) as ours:
+        if ours:
+            store.remove_leftovers(stage.kind, stage.key)
+            execution.stages.shared(stage, store, report)
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows of a stage on their way to the driver: at most one event a second, with all rows since the last."""
+
+    post: Post
+    every_s: float = 1.0
+    _waiting: list[dict[str, Any]] = field(default_factory=list)
+    _sent: float = 0.0
+
+    def __call__(self, stage: str, row: dict[str, Any]) -> None:
+        """Take a row of `stage`, or what a training has to say besides."""
+        if "notice" in row:
+            self.post({"event": "notice", "text": row["notice"]})
+        elif "checkpoint" in row:
+            self.post({"event": "checkpoint", "step": row["checkpoint"]})
+        else:
+            self._waiting.append(row)
+            if time.monotonic() - self._sent >= self.every_s:
+                self.flush(stage)
+
+    def flush(self, stage: str) -> None:
+        """Send what waits."""
+        if self._waiting:
+            self.post({"event": "rows", "stage": stage, "rows": self._waiting})
+            self._waiting, self._sent = [], time.monotonic()
+
+    @contextlib.contextmanager
+    def of(self, stage: str) -> Any:
+        """A report function for `stage`; what waits at its end is sent, however it ends."""
+        try:
+            yield lambda row: self(stage, row)
+        finally:
+            self.flush(stage)

@@ -1,0 +1,85 @@
+"""Commands as real processes that can be killed, forked from a server that has paid for the imports."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from orchestrator.artifacts import Store
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Of a log, what the clock and the machine say.
+CLOCK = ["time", "step_s"]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.faults.preloaded"])
+
+
+def grid_life(
+    storage: Path, arguments: Sequence[str], before: Callable[[], None] | None = None
+) -> BaseProcess:
+    """Start `python sweeps/full_grid.py` with these arguments; what it prints is added to <storage>.txt.
+
+    `before` is called in the new process first.
+    """
+    words = [*arguments, "--storage", str(storage)]
+    process = _context.Process(target=_live, args=(words, Path(f"{storage}.txt"), before))
+    process.start()
+    return process
+
+
+def output(storage: Path) -> str:
+    """What all lives on this storage have printed."""
+    return Path(f"{storage}.txt").read_text()
+
+
+def _live(words: list[str], log: Path, before: Callable[[], None] | None) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.chdir(log.parent)
+    if before is not None:
+        before()
+    from orchestrator.cli import main
+    from sweeps.full_grid import full_grid
+
+    sys.argv = [str(ROOT / "sweeps" / "full_grid.py"), *words]
+    main("full_grid", full_grid, log.parent, words)
+
+
+def artifacts(storage: Path) -> dict[str, dict[str, bytes | list]]:
+    """Every committed artifact, `stage/key` → file → its bytes; of logs the rows without their clock."""
+    store = Store(storage)
+    found: dict[str, dict[str, bytes | list]] = {}
+    for manifest in sorted((storage / "artifacts").glob("*/*/manifest.json")):
+        stage, key = manifest.parent.parent.name, manifest.parent.name
+        folder = store.read(stage, key)
+        found[f"{stage}/{key}"] = {
+            str(file.relative_to(folder)): _content(file) for file in folder.rglob("*") if file.is_file()
+        }
+    return found
+
+
+def _content(file: Path) -> bytes | list:
+    if file.name != "log.parquet":
+        return file.read_bytes()
+    table: pa.Table = parquet.read_table(file)
+    return table.drop_columns(CLOCK).to_pylist()
+
+
+def leftovers(storage: Path) -> list[str]:
+    """What a sweep that came to its end must not leave behind, relative to the storage."""
+    attempts = [
+        folder
+        for folder in (storage / "artifacts").glob("*/*/*")
+        if folder.is_dir() and folder.name not in (folder.parent / "manifest.json").read_text()
+    ]
+    drafts = list(storage.rglob(".draft-*")) + list((storage / "checkpoints").glob("*"))
+    claims = list((storage / "claims").glob("*")) + list((storage / "drivers").glob("*"))
+    return sorted(str(path.relative_to(storage)) for path in [*attempts, *drafts, *claims])

@@ -1,0 +1,58 @@
+"""One chain of lives: started, killed at a random moment, started again, until the sweep is complete."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from tests.faults.lives import artifacts, grid_life, leftovers, output
+
+CELLS = ("--backend", "inline", "--profile", "laptop", "--rewards", "ex_rm", "im_rm", "--seeds", *"012345")
+SIZE = ("--max-train-pairs", "24", "--max-eval-pairs", "8", "--epochs", "2", "--effective-batch", "4")
+SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "hamiltonian", "--lr", "1e-3")
+KILLS = 50
+
+
+@pytest.fixture(scope="module")
+def command(tiny_model):
+    return (*CELLS, *SIZE, *SETS, "--models", str(tiny_model), "--checkpoint-steps", "3")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("undisturbed") / "store"
+    life = grid_life(storage, command)
+    began = time.monotonic()
+    life.join(300)
+    assert life.exitcode == 0, output(storage)
+    return storage, time.monotonic() - began
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed, tmp_path):
+    whole, seconds = undisturbed
+    storage, moments = tmp_path / "store", random.Random(0)
+    lives, killed, resumed = 0, 0, 0
+    while killed < KILLS or lives == killed:
+        life = grid_life(storage, command)
+        lives += 1
+        if killed < KILLS:
+            life.join(moments.uniform(0.3, 2 * seconds / KILLS + 1.0))
+        else:
+            life.join(300)
+        if life.exitcode is None:
+            os.kill(life.pid, signal.SIGKILL)
+            killed += 1
+            life.join()
+        else:
+            assert life.exitcode == 0, output(storage)
+            break
+    resumed = output(storage).count("resumed at step")
+    print(f"{lives} lives, {killed} killed, {resumed} resumed")
+    assert life.exitcode == 0, output(storage)
+    assert "Traceback" not in output(storage)
+    assert killed > KILLS // 3
+    assert resumed >= 1
+    assert artifacts(storage) == artifacts(whole)
+    assert leftovers(storage) == []
