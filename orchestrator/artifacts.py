@@ -2,8 +2,10 @@
 
     <root>/artifacts/<stage>/<key>/manifest.json     written last and at once: no manifest, no artifact
     <root>/artifacts/<stage>/<key>/<attempt>/…       the files that the manifest names, with sizes and digests
+    <root>/artifacts/<stage>/<key>/evicted.json      where weights were removed to free their space: which, of which attempt
 
-Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays.
+Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only an artifact
+whose weights were evicted is written again: the new manifest takes the place of the old one at once.
 """
 
 import contextlib
@@ -24,6 +26,7 @@ from typing import Any
 from trainers.errors import StorageError
 
 MANIFEST = "manifest.json"
+EVICTED = "evicted.json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._verified: set[tuple[str, str]] = set()
+        self._verified: set[tuple[str, ...]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # What this process has checked says nothing to the process that it is sent to.
@@ -72,15 +75,57 @@ class Store:
         manifest = self.manifest(stage, key)
         if manifest is None:
             raise StorageError(f"artifact {stage}/{key} is not in {self.root}.")
+        self._refuse_evicted(stage, key)
         folder = self._folder(stage, key) / manifest["attempt"]
         if (stage, key) not in self._verified:
             for name, expected in manifest["files"].items():
-                if not (folder / name).is_file() or digest_file(folder / name) != expected["sha256"]:
-                    raise StorageError(
-                        f"{folder / name} is missing or not what was written; delete {folder.parent} and run again."
-                    )
+                _require_written(folder / name, expected["sha256"], folder.parent)
             self._verified.add((stage, key))
         return folder
+
+    def read_file(self, stage: str, key: str, name: str) -> Path:
+        """One file of an artifact, checked alone and once per process; evicted weights do not matter to the others.
+
+        Raises StorageError.
+        """
+        manifest = self.manifest(stage, key)
+        if manifest is None or name not in manifest["files"]:
+            raise StorageError(f"{name} of artifact {stage}/{key} is not in {self.root}.")
+        self._refuse_evicted(stage, key, name)
+        folder = self._folder(stage, key)
+        file = folder / manifest["attempt"] / name
+        if (stage, key, manifest["attempt"], name) not in self._verified:
+            _require_written(file, manifest["files"][name]["sha256"], folder)
+            self._verified.add((stage, key, manifest["attempt"], name))
+        return file
+
+    def evicted(self, stage: str, key: str) -> dict[str, Any] | None:
+        """What was removed of the committed attempt to free its space: {attempt, files, bytes, train_seconds}.
+
+        None where nothing was, or where the artifact was written again since. Raises StorageError.
+        """
+        file = self._folder(stage, key) / EVICTED
+        try:
+            record: dict[str, Any] = json.loads(file.read_text())
+            _ = [record[name] for name in ("attempt", "files", "bytes", "train_seconds")]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{file} is unreadable ({error}); delete {file.parent} and run again."
+            ) from error
+        manifest = self.manifest(stage, key)
+        return record if manifest is not None and manifest["attempt"] == record["attempt"] else None
+
+    def _refuse_evicted(self, stage: str, key: str, name: str | None = None) -> None:
+        """Raises StorageError where the file `name`, or without one any file, was evicted."""
+        record = self.evicted(stage, key)
+        if record is None or (name is not None and name not in record["files"]):
+            return
+        raise StorageError(
+            f"the weights of {stage}/{key} were evicted after evaluation; to have them again, delete "
+            f"{self._folder(stage, key)} and run again: the training took {record['train_seconds']:,.0f} s."
+        )
 
     @contextlib.contextmanager
     def write(self, stage: str, key: str, **inputs: Any) -> Iterator[Attempt]:
@@ -124,7 +169,21 @@ class Store:
             "versions": versions(),
             "host": f"{platform.machine()}, {os.cpu_count()} cores",
         }
-        return publish(self._folder(stage, key) / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+        text = json.dumps(manifest, indent=1, sort_keys=True)
+        return publish(self._folder(stage, key) / MANIFEST, text) or self._supersede(stage, key, text)
+
+    def _supersede(self, stage: str, key: str, text: str) -> bool:
+        """Put a new manifest in the place of one whose weights were evicted; False where none were."""
+        record = self.evicted(stage, key)
+        if record is None:
+            return False
+        folder = self._folder(stage, key)
+        replace(folder / MANIFEST, text)
+        self._verified.discard((stage, key))
+        # From here on readers find the new attempt; what a crash leaves of the old one is gc's.
+        (folder / EVICTED).unlink(missing_ok=True)
+        shutil.rmtree(folder / record["attempt"], ignore_errors=True)
+        return True
 
     def _folder(self, stage: str, key: str) -> Path:
         return self.root / "artifacts" / stage / key
@@ -158,6 +217,11 @@ def _draft(file: Path, text: str) -> Path:
         stream.flush()
         os.fsync(stream.fileno())
     return draft
+
+
+def _require_written(file: Path, sha256: str, artifact: Path) -> None:
+    if not file.is_file() or digest_file(file) != sha256:
+        raise StorageError(f"{file} is missing or not what was written; delete {artifact} and run again.")
 
 
 def digest_file(file: Path) -> str:
