@@ -144,7 +144,9 @@ class Store:
             yield attempt
             committed = self._commit(stage, key, attempt, started, inputs)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            # An interrupt may come between the manifest and the end of the block.
+            if not self._names(stage, key, folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         if not committed:
             shutil.rmtree(folder, ignore_errors=True)
@@ -171,6 +173,12 @@ class Store:
         }
         text = json.dumps(manifest, indent=1, sort_keys=True)
         return publish(self._folder(stage, key) / MANIFEST, text) or self._supersede(stage, key, text)
+
+    def _names(self, stage: str, key: str, attempt: str) -> bool:
+        with contextlib.suppress(StorageError):
+            manifest = self.manifest(stage, key)
+            return manifest is not None and manifest["attempt"] == attempt
+        return False
 
     def _supersede(self, stage: str, key: str, text: str) -> bool:
         """Put a new manifest in the place of one whose weights were evicted; False where none were."""
