@@ -64,6 +64,7 @@ def test_weights_go_and_come_back_and_garbage_goes(storage):
     assert len(first) == 4
     assert len(kept) == 2
     assert "all 4 trials are complete" in grid(storage, "run", *SMALL, *WIDE)
+    assert "4 trials in sqlite" in grid(storage, "sync")
     assert trainings(storage) == first
 
     # An added evaluation set needs the evicted trainings, and no other, again.

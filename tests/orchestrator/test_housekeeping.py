@@ -205,6 +205,7 @@ def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
         assert pretrained_plan(**choice).complete(store)
     left = {str(file.parent.relative_to(folder(store, ""))) for file in store.root.rglob(MANIFEST)}
     assert left == everything & set(keep.artifacts)
+    assert {f"{item.parent.name}/{item.name}" for item in folder(store, "").glob("*/*")} == left
     assert housekeeping.garbage(store, [keep]) == []
 
 
@@ -323,7 +324,7 @@ def test_reading_evicted_weights_says_what_they_cost_and_the_log_still_reads(
     reader = store if same_process else Store(store.root)
     with pytest.raises(StorageError, match=r"train/a were evicted .* took 72 s"):
         reader.read("train", "a")
-    with pytest.raises(StorageError, match="evicted"):
+    with pytest.raises(StorageError, match="were evicted"):
         reader.read_file("train", "a", "model/model-00001-of-00002.safetensors")
     assert reader.read_file("train", "a", "log.parquet").read_text() == "first"
 
@@ -354,9 +355,11 @@ def test_an_eviction_that_was_cut_short_is_ended_by_the_next_or_by_gc(
             with pytest.raises(KeyboardInterrupt):
                 housekeeping.evict(store, key)
         assert len(list(attempt.rglob("*.safetensors"))) == 2
-        with pytest.raises(StorageError, match="evicted"):
+        with pytest.raises(StorageError, match="were evicted"):
             store.read("train", key)
     assert housekeeping.evict(store, "a") == 2000
+    everything = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
+    assert sum(item.found.bytes for item in housekeeping.garbage(store, [])) == everything
     items = housekeeping.garbage(store, [declare_names(store, "demo", "train/a", "train/b")])
     assert [(item.found.kind, item.found.bytes) for item in items] == [("weights", 1000)] * 2
     housekeeping.remove(store, items, busy=True)
@@ -376,6 +379,16 @@ def test_a_training_made_again_takes_the_place_of_the_evicted_one(store: Store):
     assert Store(store.root).read("train", "a") == new
     # A third writer finds weights, and gives way as ever.
     assert commit_weights(store, "a", "third") == new
+
+
+def test_a_training_made_again_is_checked_again(store: Store):
+    commit_weights(store, "a")
+    housekeeping.evict(store, "a")
+    with store.write("train", "a") as attempt:
+        (attempt.directory / "file").write_text("as written")
+    (attempt.directory / "file").write_text("flipped")
+    with pytest.raises(StorageError, match="not what was written"):
+        store.read("train", "a")
 
 
 def test_a_training_that_fails_again_leaves_the_evicted_one_as_it_was(store: Store):
