@@ -7,6 +7,7 @@ Manifests are never edited; what goes was declared by nobody or can be computed 
 import contextlib
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,15 +107,16 @@ def _listed_artifact(store: Store, folder: Path) -> Iterator[Found]:
     owner = f"{stage}/{key}"
     try:
         manifest, evicted = store.manifest(stage, key), store.evicted(stage, key)
+        entries = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return
     except StorageError:
         yield _found(store, "unreadable", folder, owner=owner)
         return
     attempt = folder / manifest["attempt"] if manifest else None
     named = {folder / MANIFEST, attempt} if manifest else set()
     named |= {folder / EVICTED} if evicted else set()
-    rest = [
-        _found(store, "attempt", item, owner=owner) for item in sorted(folder.iterdir()) if item not in named
-    ]
+    rest = [_found(store, "attempt", item, owner=owner) for item in entries if item not in named]
     if attempt and evicted:
         files = [attempt / name for name in evicted["files"] if (attempt / name).is_file()]
         rest += [_found(store, "weights", file, owner=owner) for file in files]
@@ -135,10 +137,11 @@ def _relative(store: Store, path: Path) -> str:
 
 def _size(path: Path) -> int:
     """Bytes of a file, or of everything below a folder; what vanishes meanwhile counts nothing."""
+    below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     size = 0
-    for item in (path, *path.rglob("*")):
+    for file in [path] if path.is_symlink() or path.is_file() else below:
         with contextlib.suppress(OSError):
-            size += item.lstat().st_size if item.is_symlink() or item.is_file() else 0
+            size += file.lstat().st_size
     return size
 
 
