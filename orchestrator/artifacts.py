@@ -2,8 +2,10 @@
 
     <root>/artifacts/<stage>/<key>/manifest.json     written last and at once: no manifest, no artifact
     <root>/artifacts/<stage>/<key>/<attempt>/…       the files that the manifest names, with sizes and digests
+    <root>/artifacts/<stage>/<key>/evicted.json      where weights were removed to free their space: which, of which attempt
 
-Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays.
+Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only an artifact
+whose weights were evicted is written again: the new manifest takes the place of the old one at once.
 """
 
 import contextlib
@@ -26,6 +28,7 @@ from trainers.errors import Damaged, StorageError
 
 MANIFEST = "manifest.json"
 SEAL = "sha256"
+EVICTED = "evicted.json"
 _DRAFT = ".draft-"
 
 
@@ -42,7 +45,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._verified: set[tuple[str, str]] = set()
+        self._verified: set[tuple[str, ...]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # What this process has checked says nothing to the process that it is sent to.
@@ -88,7 +91,6 @@ class Store:
             manifest = {"attempt": ""}
         if manifest is None or manifest["attempt"] != attempt:
             return
-        self._verified.discard((stage, key))
         with contextlib.suppress(FileNotFoundError):
             file.rename(file.with_name(f"{uuid.uuid4().hex}.damaged"))
 
@@ -97,15 +99,57 @@ class Store:
         manifest = self.manifest(stage, key)
         if manifest is None:
             raise StorageError(f"artifact {stage}/{key} is not in {self.root}.")
+        self._refuse_evicted(stage, key)
         folder = self._folder(stage, key) / manifest["attempt"]
-        if (stage, key) not in self._verified:
+        if (stage, key, manifest["attempt"]) not in self._verified:
             for name, expected in manifest["files"].items():
-                if not (folder / name).is_file() or digest_file(folder / name) != expected["sha256"]:
-                    raise Damaged(
-                        f"{folder / name} is missing or not what was written", stage, key, manifest["attempt"]
-                    )
-            self._verified.add((stage, key))
+                _require_written(folder / name, expected["sha256"], stage, key, manifest["attempt"])
+            self._verified.add((stage, key, manifest["attempt"]))
         return folder
+
+    def read_file(self, stage: str, key: str, name: str) -> Path:
+        """One file of an artifact, checked alone and once per process; evicted weights do not matter to the others.
+
+        Raises Damaged, StorageError.
+        """
+        manifest = self.manifest(stage, key)
+        if manifest is None or name not in manifest["files"]:
+            raise StorageError(f"{name} of artifact {stage}/{key} is not in {self.root}.")
+        self._refuse_evicted(stage, key, name)
+        folder = self._folder(stage, key)
+        file = folder / manifest["attempt"] / name
+        if (stage, key, manifest["attempt"], name) not in self._verified:
+            _require_written(file, manifest["files"][name]["sha256"], stage, key, manifest["attempt"])
+            self._verified.add((stage, key, manifest["attempt"], name))
+        return file
+
+    def evicted(self, stage: str, key: str) -> dict[str, Any] | None:
+        """What was removed of the committed attempt to free its space: {attempt, files, bytes, train_seconds}.
+
+        None where nothing was, or where the artifact was written again since. Raises StorageError.
+        """
+        file = self._folder(stage, key) / EVICTED
+        try:
+            record: dict[str, Any] = json.loads(file.read_text())
+            _ = [record[name] for name in ("attempt", "files", "bytes", "train_seconds")]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{file} is unreadable ({error}); delete {file.parent} and run again."
+            ) from error
+        manifest = self.manifest(stage, key)
+        return record if manifest is not None and manifest["attempt"] == record["attempt"] else None
+
+    def _refuse_evicted(self, stage: str, key: str, name: str | None = None) -> None:
+        """Raises StorageError where the file `name`, or without one any file, was evicted."""
+        record = self.evicted(stage, key)
+        if record is None or (name is not None and name not in record["files"]):
+            return
+        raise StorageError(
+            f"the weights of {stage}/{key} were evicted after evaluation; to have them again, delete "
+            f"{self._folder(stage, key)} and run again: the training took {record['train_seconds']:,.0f} s."
+        )
 
     def remove_leftovers(self, stage: str, key: str) -> None:
         """Remove attempts that came to nothing; for who holds the claim on the stage, since nobody else writes."""
@@ -135,7 +179,9 @@ class Store:
                 yield attempt
                 committed = self._commit(stage, key, attempt, started, inputs)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            # An interrupt may come between the manifest and the end of the block.
+            if not self._names(stage, key, folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         if not committed:
             shutil.rmtree(folder, ignore_errors=True)
@@ -162,11 +208,29 @@ class Store:
         }
         text = json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1, sort_keys=True)
         file = self._folder(stage, key) / MANIFEST
-        if publish(file, text):
+        if publish(file, text) or self._supersede(stage, key, text):
             return True
         if self.fault(stage, key) is None:
             return False
         replace(file, text)
+        return True
+
+    def _names(self, stage: str, key: str, attempt: str) -> bool:
+        with contextlib.suppress(StorageError):
+            manifest = self.manifest(stage, key)
+            return manifest is not None and manifest["attempt"] == attempt
+        return False
+
+    def _supersede(self, stage: str, key: str, text: str) -> bool:
+        """Put a new manifest in the place of one whose weights were evicted; False where none were."""
+        record = self.evicted(stage, key)
+        if record is None:
+            return False
+        folder = self._folder(stage, key)
+        replace(folder / MANIFEST, text)
+        # From here on readers find the new attempt; what a crash leaves of the old one is gc's.
+        (folder / EVICTED).unlink(missing_ok=True)
+        shutil.rmtree(folder / record["attempt"], ignore_errors=True)
         return True
 
     def _folder(self, stage: str, key: str) -> Path:
@@ -211,6 +275,11 @@ def _draft(file: Path, text: str) -> Path:
         draft.unlink(missing_ok=True)
         raise
     return draft
+
+
+def _require_written(file: Path, sha256: str, stage: str, key: str, attempt: str) -> None:
+    if not file.is_file() or digest_file(file) != sha256:
+        raise Damaged(f"{file} is missing or not what was written", stage, key, attempt)
 
 
 @cache

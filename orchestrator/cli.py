@@ -1,4 +1,4 @@
-"""The command line of every file in sweeps/: flags → sweep → run, plan, status, report, ui, sync or retry.
+"""The command line of every file in sweeps/: flags → sweep → run, plan, status, report, ui, sync, retry or gc.
 
 Exit codes: 0 every trial complete · 1 a defect, with the log's path · 2 wrong usage or input, said before anything
 starts · 3 the sweep ended with holes · 130 interrupted.
@@ -67,7 +67,17 @@ class Retry:
     """Run again what failed, a diverged training included; --only narrows, and the sweep stays as it was declared."""
 
 
-Command = Run | Plan | Status | Report | Ui | Sync | Retry
+@dataclass(frozen=True)
+class Gc:
+    """List what of the store no declared sweep needs, and how much room it takes."""
+
+    keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """Sweeps whose artifacts stay (default: every sweep that the store knows)."""
+    delete: bool = False
+    """Remove what is listed."""
+
+
+Command = Run | Plan | Status | Report | Ui | Sync | Retry | Gc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +129,10 @@ class Options:
     """Time for a last checkpoint after SIGINT or SIGTERM; spot machines give 110."""
     allow_overlap: bool = False
     """Evaluate on the very rows that are trained on."""
+    keep_weights: Literal["all", "best", "none"] = "all"
+    """Which trained weights stay when the sweep is evaluated. best: of each model, training set and reward type, one seed's."""
     json: bool = False
-    """Machine-readable output of plan, status and report."""
+    """Machine-readable output of plan, status, report and gc."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +226,8 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
             return commands.sync(session)
         case Retry():
             return commands.retry(session, build)
+        case Gc(keep=keep, delete=delete):
+            return commands.gc(session, keep, delete=delete)
 
 
 def profile_for(options: Options, capacity: Sequence[plan.Node]) -> tuple[Profile, str]:

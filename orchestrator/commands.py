@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from orchestrator import cli
+from orchestrator import cli, housekeeping
 from orchestrator import plan as planning
 from orchestrator.artifacts import replace
 from orchestrator.claims import live_drivers
@@ -96,6 +96,7 @@ def _run(
         else:
             written = write_report(declaration, session.store)
         _print_report(session, written)
+        _evict_weights(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
         session.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
@@ -132,6 +133,7 @@ def plan_only(session: Session, build: Build) -> int:
                 "micro_batch": placement.micro_batch,
                 "accumulation": placement.accumulation,
                 "missing": missing[item.key],
+                "trains_again_s": item.trains_again_s(session.store),
             }
         )
     if session.options.json:
@@ -150,6 +152,8 @@ def plan_only(session: Session, build: Build) -> int:
         batch = f"{row['micro_batch']} × {row['accumulation']}"
         table.add_row(str(row["trial"]), str(row["world_size"]), str(row["zero_stage"]), batch, counted)
     session.console.print(table)
+    if again := _trains_again(resolved.plans, session):
+        session.console.print(again, highlight=False)
     if not_fetched:
         session.console.print(f"not fetched: {', '.join(sorted(not_fetched))}", highlight=False)
     try:
@@ -229,6 +233,38 @@ def sync(session: Session) -> int:
     return 0
 
 
+def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
+    """List what no kept sweep needs; with `delete`, remove it."""
+    store, console = session.store, session.console
+    items = housekeeping.garbage(store, housekeeping.kept_sweeps(store, keep))
+    removed = set(housekeeping.remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
+    if session.options.json:
+        cli.dump_json(
+            [
+                {"path": item.found.path, "kind": item.found.kind, "bytes": item.found.bytes}
+                | {"why": item.why, "removed": item in removed}
+                for item in items
+            ]
+        )
+        return 0
+    if not items:
+        console.print(f"nothing to remove in {store.root}", highlight=False, soft_wrap=True)
+        return 0
+    table = Table(title=f"not needed in {store.root}", title_justify="left")
+    for column in ("what", "GB", "why"):
+        table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
+    for item in items:
+        table.add_row(item.found.path, housekeeping.gigabytes(item.found.bytes), item.why)
+    console.print(table)
+    total = housekeeping.gigabytes(sum(item.found.bytes for item in items))
+    if not delete:
+        console.print(f"{len(items)} items, {total} GB; nothing is removed without --delete", highlight=False)
+        return 0
+    freed = housekeeping.gigabytes(sum(item.found.bytes for item in removed))
+    console.print(f"{len(removed)} of {len(items)} items removed, {freed} GB freed", highlight=False)
+    return 0
+
+
 def _capacity(session: Session) -> tuple[planning.Node, ...]:
     """The running cluster where there is one, which is joined, else this machine."""
     if session.options.backend == "ray" and cluster_address() is not None:
@@ -275,7 +311,22 @@ def _headline(plans: Sequence[TrialPlan], todo: Sequence[TrialPlan], session: Se
     stages = {(stage.kind, stage.key) for item in todo for stage in item.missing(session.store)}
     kinds = [kind for kind, _ in sorted(stages)]
     counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    return f"{len(plans)} trials, {len(plans) - len(todo)} complete; to run: {counted}"
+    done = f"{len(plans)} trials, {len(plans) - len(todo)} complete; to run: {counted}"
+    return "; ".join(filter(None, (done, _trains_again(todo, session))))
+
+
+def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
+    """What is paid a second time, "" where nothing is."""
+    took_s = [took for item in plans if (took := item.trains_again_s(session.store)) is not None]
+    return f"{len(took_s)} train again: weights evicted, took {sum(took_s):,.0f} s" if took_s else ""
+
+
+def _evict_weights(session: Session, written: Written) -> None:
+    keep = session.options.keep_weights
+    freed = housekeeping.evict_weights(session.store, session.sweep_name, written.results, keep)
+    if freed:
+        said = f"{housekeeping.gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
+        session.console.print(said, highlight=False, soft_wrap=True)
 
 
 def _print_report(session: Session, written: Written) -> None:

@@ -71,8 +71,9 @@ class DatasetReader:
             )
         key = content_key("source", 1, id=spec.source, revision=spec.revision, keep=spec.keep, split=split)
         record = self._store.root / "sources" / f"{key}.json"
-        if record.is_file():
-            known = _read_record(record)
+        known = _read_record(record) if record.is_file() else None
+        # The rows of a remembered set may have been collected as garbage; then it is fetched again.
+        if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
             self._chosen[spec, split] = frozenset(known["chosen"])
             self._originals[spec, split] = frozenset(known["originals"])
             return Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"])

@@ -1,17 +1,18 @@
 """What a sweep's last command declared, as plain records in <storage>/sweeps/<sweep>/sweep.json.
 
-The report, the status and MLflow are views of these records and of the artifacts that they name.
+The report, the status and MLflow are views of these records and of the artifacts that they name; gc keeps those.
 """
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.artifacts import Store, replace
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
-from orchestrator.stages import TrialPlan
+from orchestrator.stages import PrepareStage, TrialPlan
 from trainers.errors import SpecError
 
 
@@ -42,17 +43,32 @@ class TrialRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """The sweep's trials, in plan order."""
+    """The sweep's trials, in plan order, and every artifact that they come to, as stage/key.
+
+    `artifacts` is None where an older rmsweep has written the file.
+    """
 
     sweep: str
     trials: tuple[TrialRecord, ...]
+    artifacts: tuple[str, ...] | None = None
 
 
 def declare(resolved: ResolvedSweep) -> Declaration:
     """The records of a resolved sweep."""
     return Declaration(
-        sweep=resolved.sweep.name, trials=tuple(_trial(plan, resolved) for plan in resolved.plans)
+        sweep=resolved.sweep.name,
+        trials=tuple(_trial(plan, resolved) for plan in resolved.plans),
+        artifacts=tuple(sorted(_artifacts(resolved.plans))),
     )
+
+
+def _artifacts(plans: Iterable[TrialPlan]) -> set[str]:
+    named: set[str] = set()
+    for stage in (stage for plan in plans for stage in plan.stages()):
+        named.add(f"{stage.kind}/{stage.key}")
+        if isinstance(stage, PrepareStage):
+            named.add(f"dataset/{stage.split.digest}")
+    return named
 
 
 def _trial(plan: TrialPlan, resolved: ResolvedSweep) -> TrialRecord:
@@ -117,4 +133,14 @@ def read_declaration(sweep: str, store: Store) -> Declaration:
         )
         for trial in loaded["trials"]
     ]
-    return Declaration(sweep=loaded["sweep"], trials=tuple(trials))
+    artifacts = loaded.get("artifacts")
+    return Declaration(
+        sweep=loaded["sweep"],
+        trials=tuple(trials),
+        artifacts=None if artifacts is None else tuple(artifacts),
+    )
+
+
+def declared_sweeps(store: Store) -> list[str]:
+    """Names of the sweeps that the store knows."""
+    return sorted(file.parent.name for file in (store.root / "sweeps").glob("*/sweep.json"))

@@ -70,7 +70,7 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
         evaluated = store.manifest("evaluate", wanted.key)
         if evaluated is None:
             continue
-        scores = read_scores(store.read("evaluate", wanted.key) / "scores.parquet")
+        scores = read_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
         evaluations.append(
             EvaluationResult(
                 dataset=wanted.dataset,

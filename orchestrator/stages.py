@@ -5,7 +5,7 @@
 Computing them is compute.py's; each is computed once, whoever asks, and is done when its artifact is committed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
@@ -265,22 +265,43 @@ class TrialPlan:
         return self.train.key
 
     def missing(self, store: Store) -> list[Stage]:
-        """Stages not in the store that this trial needs, in an order in which they can run."""
+        """Stages not in the store that this trial needs, in an order in which they can run.
+
+        A training whose weights were evicted is one of them only where an evaluation of it is.
+        """
         wanted = [stage for stage in self.evaluations if not store.complete(stage.kind, stage.key)]
-        if not store.complete(self.train.kind, self.train.key):
-            return list(_missing_below([self.train, *wanted], store))
-        return list(_missing_below(wanted, store))
+        untrained = [] if store.complete(self.train.kind, self.train.key) else [self.train]
+        return list(_below([*untrained, *wanted], lambda stage: _usable(stage, store)))
+
+    def trains_again_s(self, store: Store) -> float | None:
+        """Seconds that the training took whose weights were evicted and are needed again; None where none are."""
+        evicted = store.evicted(self.train.kind, self.train.key)
+        if evicted is None or self.complete(store):
+            return None
+        return float(evicted["train_seconds"])
 
     def complete(self, store: Store) -> bool:
         """Whether nothing is missing."""
         return not self.missing(store)
 
+    def stages(self) -> list[Stage]:
+        """Everything that this trial comes to, in an order in which it can run."""
+        return list(_below([self.train, *self.evaluations], lambda stage: False))
 
-def _missing_below(stages: Sequence[Stage], store: Store) -> Iterator[Stage]:
+
+def _usable(stage: Stage, store: Store) -> bool:
+    """Whether what needs the stage can read it: committed, and its weights not evicted."""
+    if not store.complete(stage.kind, stage.key):
+        return False
+    return stage.kind != "train" or store.evicted(stage.kind, stage.key) is None
+
+
+def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:
+    """The stages and what they need that is not `done`, each once and after its needs."""
     seen: set[str] = set()
 
     def visit(stage: Stage) -> Iterator[Stage]:
-        if stage.key in seen or store.complete(stage.kind, stage.key):
+        if stage.key in seen or done(stage):
             return
         seen.add(stage.key)
         for need in stage.needs:

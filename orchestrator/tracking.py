@@ -151,7 +151,7 @@ class View:
     def _curves(self, trial: TrialRecord) -> Iterator[tuple[str, float, float, int]]:
         if not self._store.complete("train", trial.key):
             return
-        rows = parquet.read_table(self._store.read("train", trial.key) / "log.parquet").to_pylist()
+        rows = parquet.read_table(self._store.read_file("train", trial.key, "log.parquet")).to_pylist()
         for row in thinned(rows, CURVE_POINTS):
             for name in CURVES:
                 yield f"train/{name}", row[name], row["time"], int(row["step"])

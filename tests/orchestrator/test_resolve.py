@@ -25,6 +25,7 @@ from sweep_samples import (
 
 from orchestrator.artifacts import Store
 from orchestrator.datasets import DatasetReader
+from orchestrator.housekeeping import garbage, remove
 from orchestrator.identity import identify_model
 from orchestrator.resolve import ResolvedSweep, resolve
 from orchestrator.spec import PlacementRule
@@ -439,6 +440,22 @@ def test_a_hub_data_set_read_before_is_known_without_the_hub(store: Store, monke
     assert again.plans == first.plans
     assert first.categories == {("prefs", "rewritten"): "token-level shift"}
     assert again.categories == first.categories
+
+
+def test_rows_of_a_hub_data_set_that_were_collected_as_garbage_are_fetched_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    from trainers.data import sources
+
+    answer = [("hub", i, row) for i, row in enumerate(rows(4, "plain"))]
+    monkeypatch.setattr(sources, "_hub_rows", lambda spec, split: iter(answer))
+    spec = DatasetSpec(name="prefs", source="acme/prefs")
+    first = DatasetReader(store).split(spec, "train")
+    remove(store, garbage(store, []), busy=False)
+    assert not store.complete("dataset", first.digest)
+    assert DatasetReader(store, fetch=False).split(spec, "train") == first
+    assert DatasetReader(store).split(spec, "train") == first
+    assert (store.read("dataset", first.digest) / "pairs.jsonl").is_file()
 
 
 def test_another_filter_or_revision_of_a_hub_set_is_another_source(store: Store):

@@ -1,0 +1,275 @@
+"""What of a store can go, and its removal: artifacts that no kept sweep needs, leftovers, weights after evaluation.
+
+What may go is decided by pure functions (`why_removable`, `evictable`) on what `listing` and the results say.
+Manifests are never edited; what goes was declared by nobody or can be computed again.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.artifacts import EVICTED, MANIFEST, Store, replace
+from orchestrator.declaration import Declaration, declared_sweeps, read_declaration
+from orchestrator.identity import nearest
+from orchestrator.results import TrialResult
+from trainers.errors import SpecError, StorageError
+
+KeepWeights = Literal["all", "best", "none"]
+Kind = Literal["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Something that takes room: `path` is relative to the store's root, `owner` the stage/key that it belongs to.
+
+    `finished` says that the owner is committed, with all of its weights.
+    """
+
+    kind: Kind
+    path: str
+    bytes: int
+    owner: str = ""
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """Something that can go, and why."""
+
+    found: Found
+    why: str
+
+
+def kept_sweeps(store: Store, names: Sequence[str] = ()) -> list[Declaration]:
+    """The sweeps called `names`, or all that the store knows. Raises SpecError for one that cannot be judged."""
+    known = declared_sweeps(store)
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known) if known else "it knows none."
+            raise SpecError(f"--keep {name}: {store.root} knows no such sweep; {hint}")
+    declarations = [read_declaration(name, store) for name in names or known]
+    for declaration in declarations:
+        if declaration.artifacts is None:
+            raise SpecError(
+                f"sweep {declaration.sweep} was declared by an older rmsweep, which did not note what it needs; "
+                "run it again (what is complete is not computed again), or name the sweeps to keep with --keep."
+            )
+    return declarations
+
+
+def garbage(store: Store, keep: Iterable[Declaration]) -> list[Garbage]:
+    """Everything that no sweep of `keep` needs, in the order of its paths. Nothing is changed."""
+    kept = frozenset(itertools.chain.from_iterable(item.artifacts or () for item in keep))
+    return [
+        Garbage(found=found, why=why)
+        for found in listing(store)
+        if (why := why_removable(found, kept)) is not None
+    ]
+
+
+def why_removable(found: Found, kept: frozenset[str]) -> str | None:
+    """Why it can go where the artifacts of `kept` (stage/key) must stay; None where it must stay, too."""
+    match found.kind:
+        case "artifact" | "unreadable":
+            return None if found.owner in kept else "no kept sweep needs it"
+        case "attempt":
+            return "left by a process that did not finish"
+        case "weights":
+            return "evicted, but not removed yet"
+        case "checkpoint" if found.finished:
+            return "its training is complete"
+        case "checkpoint":
+            return None if found.owner in kept else "no kept sweep declares its training"
+        case "scratch":
+            return "scratch of a run that ended"
+
+
+def listing(store: Store) -> Iterator[Found]:
+    """Everything in the store that could ever go."""
+    for folder in sorted((store.root / "artifacts").glob("*/*/")):
+        yield from _listed_artifact(store, folder)
+    for folder in sorted((store.root / "checkpoints").glob("*")):
+        # An evicted training that runs again goes on from its checkpoint.
+        finished = store.complete("train", folder.name) and store.evicted("train", folder.name) is None
+        yield _found(store, "checkpoint", folder, owner=f"train/{folder.name}", finished=finished)
+    for item in sorted((store.root / "scratch").glob("*")):
+        yield _found(store, "scratch", item)
+
+
+def _listed_artifact(store: Store, folder: Path) -> Iterator[Found]:
+    stage, key = folder.parent.name, folder.name
+    owner = f"{stage}/{key}"
+    try:
+        manifest, evicted = store.manifest(stage, key), store.evicted(stage, key)
+        entries = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except StorageError:
+        yield _found(store, "unreadable", folder, owner=owner)
+        return
+    attempt = folder / manifest["attempt"] if manifest else None
+    named = {folder / MANIFEST, attempt} if manifest else set()
+    named |= {folder / EVICTED} if evicted else set()
+    rest = [_found(store, "attempt", item, owner=owner) for item in entries if item not in named]
+    if attempt and evicted:
+        files = [attempt / name for name in evicted["files"] if (attempt / name).is_file()]
+        rest += [_found(store, "weights", file, owner=owner) for file in files]
+    if attempt:
+        size = _size(folder) - sum(item.bytes for item in rest)
+        path = _relative(store, folder)
+        yield Found(kind="artifact", path=path, bytes=size, owner=owner, finished=not evicted)
+    yield from rest
+
+
+def _found(store: Store, kind: Kind, path: Path, *, owner: str = "", finished: bool = False) -> Found:
+    return Found(kind=kind, path=_relative(store, path), bytes=_size(path), owner=owner, finished=finished)
+
+
+def _relative(store: Store, path: Path) -> str:
+    return str(path.relative_to(store.root))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of everything below a folder; what vanishes meanwhile counts nothing."""
+    below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    size = 0
+    for file in [path] if path.is_symlink() or path.is_file() else below:
+        with contextlib.suppress(OSError):
+            size += file.lstat().st_size
+    return size
+
+
+def remove(store: Store, items: Iterable[Garbage], *, busy: bool) -> list[Garbage]:
+    """Remove what `garbage` listed; what was removed. Raises StorageError.
+
+    While a driver is `busy` on the store, what it may be writing stays: attempts, scratch, and checkpoints of
+    trainings that are not complete.
+    """
+    removed = [item for item in items if not busy or _safe_while_busy(item.found)]
+    for item in removed:
+        found, path = item.found, store.root / item.found.path
+        if found.kind == "artifact":
+            _remove_artifact(store, found.owner)
+            continue
+        if found.kind == "unreadable":
+            _delete(path / MANIFEST)
+        _delete(path)
+        if found.kind == "attempt":
+            _drop_empty(path.parent)
+    return removed
+
+
+def _safe_while_busy(found: Found) -> bool:
+    return found.kind in ("artifact", "weights") or (found.kind == "checkpoint" and found.finished)
+
+
+def _remove_artifact(store: Store, owner: str) -> None:
+    """The manifest first, so that no reader sees half an artifact; attempts that it does not name stay."""
+    stage, _, key = owner.partition("/")
+    manifest = store.manifest(stage, key)
+    if manifest is None:
+        return
+    folder = store.root / "artifacts" / stage / key
+    for name in (MANIFEST, EVICTED, manifest["attempt"]):
+        _delete(folder / name)
+    _drop_empty(folder)
+
+
+def _drop_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _delete(path: Path) -> int:
+    """Remove a file or folder, which may be gone already; bytes freed."""
+    size = _size(path)
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise StorageError(f"{path} cannot be removed ({error}); check whose it is.") from error
+    return size
+
+
+def evict(store: Store, key: str) -> int:
+    """Remove the weights of a committed training; bytes freed. Its log, card and manifest stay. Raises StorageError.
+
+    The marker is written first: a removal that was cut short is ended by the next call, or by gc.
+    """
+    manifest = store.manifest("train", key)
+    if manifest is None:
+        raise StorageError(f"artifact train/{key} is not in {store.root}; there are no weights to evict.")
+    weights = {name: said["size"] for name, said in manifest["files"].items() if _holds_weights(name)}
+    if not weights:
+        return 0
+    folder = store.root / "artifacts" / "train" / key
+    if store.evicted("train", key) is None:
+        record = {
+            "attempt": manifest["attempt"],
+            "files": sorted(weights),
+            "bytes": sum(weights.values()),
+            "train_seconds": manifest["seconds"],
+        }
+        replace(folder / EVICTED, json.dumps(record, indent=1, sort_keys=True))
+    return sum(_delete(folder / manifest["attempt"] / name) for name in weights)
+
+
+def _holds_weights(name: str) -> bool:
+    return name.startswith("model/") and name.endswith(".safetensors")
+
+
+def evict_weights(store: Store, sweep: str, results: Sequence[TrialResult], keep: KeepWeights) -> int:
+    """Evict what `keep` does not keep of a sweep's trials, but for those of other sweeps that have yet to be evaluated.
+
+    Bytes freed. Raises StorageError.
+    """
+    chosen = evictable(results, keep)
+    if not chosen:
+        return 0
+    others = [read_declaration(name, store) for name in declared_sweeps(store) if name != sweep]
+    wanted = {
+        trial.key
+        for other in others
+        for trial in other.trials
+        if not all(store.complete("evaluate", item.key) for item in trial.evaluations)
+    }
+    return sum(evict(store, key) for key in chosen if key not in wanted)
+
+
+def evictable(results: Sequence[TrialResult], keep: KeepWeights) -> list[str]:
+    """Keys of the trials whose weights go: of complete ones all, or all but the most accurate of each group.
+
+    A group is a model, training set and reward type; it is judged when all of its trials are complete.
+    """
+    if keep == "all":
+        return []
+    if keep == "none":
+        return [result.record.key for result in results if result.complete]
+    groups: dict[tuple[str, str, str], list[TrialResult]] = {}
+    for result in results:
+        record = result.record
+        groups.setdefault((record.model, record.train_set, record.reward), []).append(result)
+    judged = [group for group in groups.values() if all(result.complete for result in group)]
+    best = {max(group, key=_rank).record.key for group in judged}
+    return [result.record.key for group in judged for result in group if result.record.key not in best]
+
+
+def _rank(result: TrialResult) -> tuple[float, int]:
+    """By mean accuracy over the evaluation sets; among equals the lowest seed comes first."""
+    accuracies = [item.metrics["accuracy"] for item in result.evaluations]
+    return sum(accuracies) / len(accuracies), -result.record.seed
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as GB for people."""
+    return f"{size / 1e9:,.1f}" if size >= 1e9 else f"{size / 1e9:.4f}"

@@ -1,0 +1,128 @@
+"""One small sweep from --keep-weights best to gc --delete, on the command line: what is freed, and what comes back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL = ("--backend", "inline", "--models", "llama-48", "--train-sets", "tiny_world")
+SMALL += ("--epochs", "1", "--max-train-pairs", "16", "--max-eval-pairs", "8")
+NARROW = ("--eval-sets", "tiny_world", "--rewards", "ex_rm", "--seeds", "0")
+WIDE = ("--eval-sets", "tiny_world", "--seeds", "0", "1")
+WIDER = ("--eval-sets", "tiny_world", "hamiltonian", "--seeds", "0", "1")
+
+
+def grid(storage: Path, *arguments: str) -> str:
+    """Run the command, which must end well; what it says, as one line."""
+    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), *arguments, "--storage", str(storage)]
+    done = subprocess.run(
+        command,
+        cwd=storage,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout if "--json" in arguments else " ".join(done.stdout.split())
+
+
+def trainings(storage: Path) -> dict[str, dict[str, Any]]:
+    """Training key → its manifest."""
+    files = (storage / "artifacts" / "train").glob("*/manifest.json")
+    return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+
+def with_weights(storage: Path) -> set[str]:
+    """Keys of trainings whose weights are there."""
+    found = (storage / "artifacts" / "train").glob("*/*/model/model.safetensors")
+    return {file.parent.parent.parent.name for file in found}
+
+
+def everything(storage: Path) -> dict[Path, int]:
+    files = [file for file in (storage / "artifacts").rglob("*") if file.is_file()]
+    return {file: file.stat().st_size for file in files}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    assert "of weights evicted (--keep-weights best)" in grid(
+        folder, "run", *SMALL, *WIDE, "--keep-weights", "best"
+    )
+    return folder
+
+
+def test_weights_go_and_come_back_and_garbage_goes(storage):
+    first, kept = trainings(storage), with_weights(storage)
+    assert len(first) == 4
+    assert len(kept) == 2
+    assert "4 trials in sqlite" in grid(storage, "sync")
+    assert trainings(storage) == first
+
+    # An added evaluation set needs the evicted trainings, and no other, again.
+    took = sum(manifest["seconds"] for key, manifest in first.items() if key not in kept)
+    said = f"2 train again: weights evicted, took {took:,.0f} s"
+    assert said in grid(storage, "plan", *SMALL, *WIDER)
+    rows = json.loads(grid(storage, "plan", *SMALL, *WIDER, "--json"))
+    assert sum(row["trains_again_s"] or 0 for row in rows) == pytest.approx(took)
+    assert said in grid(storage, "run", *SMALL, *WIDER)
+    second = trainings(storage)
+    assert {key for key in second if second[key] == first[key]} == kept
+    assert with_weights(storage) == set(second) == set(first)
+    assert not list(storage.rglob("evicted.json"))
+    for key, manifest in second.items():
+        assert manifest["info"]["train_accuracy"] == first[key]["info"]["train_accuracy"]
+        assert {item.name for item in (storage / "artifacts" / "train" / key).iterdir()} == {
+            "manifest.json",
+            manifest["attempt"],
+        }
+
+    # Nothing is garbage until a narrower sweep is declared; looking removes nothing.
+    assert "nothing to remove" in grid(storage, "gc")
+    assert "all 1 trials are complete" in grid(storage, "run", *SMALL, *NARROW)
+    before = everything(storage)
+    listed = json.loads(grid(storage, "gc", "--json"))
+    stages = [item["path"].split("/")[1] for item in listed]
+    assert {stage: stages.count(stage) for stage in stages} == {
+        "dataset": 1,
+        "evaluate": 7,
+        "prepare": 1,
+        "reference": 3,
+        "train": 3,
+    }
+    assert not any(item["removed"] for item in listed)
+    assert "nothing is removed without --delete" in grid(storage, "gc", "--keep", "full_grid")
+    assert everything(storage) == before
+
+    total = sum(item["bytes"] for item in listed)
+    assert f"15 of 15 items removed, {total / 1e9:.4f} GB freed" in grid(storage, "gc", "--delete")
+    assert sum(everything(storage).values()) == sum(before.values()) - total
+    assert "nothing to remove" in grid(storage, "gc")
+
+    # What was removed is computed again, and nothing else.
+    (survivor,) = trainings(storage).items()
+    again = grid(storage, "run", *SMALL, *WIDER)
+    assert "4 trials, 0 complete; to run: 7 evaluate, 1 prepare, 3 reference, 3 train" in again
+    assert "train again" not in again
+    third = trainings(storage)
+    assert third[survivor[0]] == survivor[1]
+    accuracies = {key: manifest["info"]["train_accuracy"] for key, manifest in third.items()}
+    assert accuracies == {key: manifest["info"]["train_accuracy"] for key, manifest in first.items()}
+
+
+def test_a_sweep_to_keep_that_nobody_declared_is_refused(storage):
+    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "gc", "--keep", "fullgrid", "--delete"]
+    before = everything(storage)
+    done = subprocess.run(
+        [*command, "--storage", str(storage)], cwd=storage, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "did you mean full_grid" in done.stderr
+    assert everything(storage) == before

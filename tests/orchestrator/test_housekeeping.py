@@ -1,0 +1,574 @@
+"""What gc and the eviction of weights take, and above all what they leave."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from sweep_samples import (
+    EX_RM,
+    HAMILTONIAN,
+    IM_RM,
+    PARAPHRASE,
+    TINY_WORLD,
+    commit_scores,
+    commit_trial,
+    declaration,
+    plan,
+    record,
+    trial,
+)
+
+from orchestrator import housekeeping
+from orchestrator.artifacts import EVICTED, MANIFEST, Store
+from orchestrator.declaration import (
+    Declaration,
+    TrialRecord,
+    declare,
+    declared_sweeps,
+    read_declaration,
+    write_declaration,
+)
+from orchestrator.housekeeping import Found, Garbage
+from orchestrator.resolve import ResolvedSweep
+from orchestrator.results import EvaluationResult, TrialResult, sweep_results
+from orchestrator.spec import Sweep
+from orchestrator.stages import PretrainStage, TrialPlan
+from trainers.errors import SpecError, StorageError
+from trainers.specs import DatasetSpec
+from trainers.tiny import TINY_MODELS
+
+WEIGHTS = b"w" * 1000
+SETS = (TINY_WORLD, HAMILTONIAN, PARAPHRASE)
+
+
+def commit_weights(store: Store, key: str, text: str = "first") -> Path:
+    """A training as the trainers leave it: weights, what stands beside them, a log."""
+    with store.write("train", key) as attempt:
+        model = attempt.directory / "model"
+        model.mkdir()
+        (model / "model-00001-of-00002.safetensors").write_bytes(WEIGHTS)
+        (model / "model-00002-of-00002.safetensors").write_bytes(WEIGHTS)
+        for name in ("config.json", "tokenizer.json", "README.md", "model.safetensors.index.json"):
+            (model / name).write_text(text)
+        (attempt.directory / "log.parquet").write_text(text)
+    return store.read("train", key)
+
+
+def commit(store: Store, *names: str) -> None:
+    for name in names:
+        stage, _, key = name.partition("/")
+        with store.write(stage, key) as attempt:
+            (attempt.directory / "file").write_text("x")
+
+
+def folder(store: Store, name: str) -> Path:
+    return store.root / "artifacts" / name
+
+
+def resolved(*plans: TrialPlan, name: str = "demo") -> ResolvedSweep:
+    sets = [DatasetSpec(name=item.name, source=item.source) for item in SETS]
+    categories = {(left.name, right.name): "domain shift" for left in sets for right in sets}
+    sweep = Sweep(name=name, trials=tuple(item.spec for item in plans))
+    return ResolvedSweep(sweep=sweep, plans=plans, categories=categories)
+
+
+def pretrained_plan(**changes: Any) -> TrialPlan:
+    origin = PretrainStage(model=TINY_MODELS["llama-64"], name="llama-64")
+    return plan(trial(**changes), key=origin.key, origin=origin)
+
+
+def declare_names(store: Store, sweep: str, *names: str, trials: tuple[TrialRecord, ...] = ()) -> Declaration:
+    declared = dataclasses.replace(declaration(*trials, name=sweep), artifacts=names)
+    write_declaration(declared, store)
+    return declared
+
+
+def paths(items: list[Garbage]) -> list[str]:
+    return [item.found.path for item in items]
+
+
+def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(store: Store):
+    plans = [pretrained_plan(reward=reward, seed=seed) for reward in (EX_RM, IM_RM) for seed in (0, 1)]
+    declared = declare(resolved(*plans))
+    kinds = [name.partition("/")[0] for name in declared.artifacts]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "dataset": 3,
+        "evaluate": 8,
+        "prepare": 3,
+        "pretrain": 1,
+        "reference": 3,
+        "train": 4,
+    }
+    assert list(declared.artifacts) == sorted(set(declared.artifacts))
+    needed = {f"{stage.kind}/{stage.key}" for item in plans for stage in item.missing(store)}
+    assert needed | {
+        "dataset/tiny_world/train",
+        "dataset/tiny_world/test",
+        "dataset/hamiltonian/test",
+    } == set(declared.artifacts)
+    write_declaration(declared, store)
+    assert read_declaration("demo", store) == declared
+    assert declared_sweeps(store) == ["demo"]
+
+
+def test_a_declaration_of_before_still_reads_and_is_not_judged(store: Store):
+    write_declaration(declaration(record(), name="old"), store)
+    file = store.sweep_dir("old") / "sweep.json"
+    old = json.loads(file.read_text())
+    del old["artifacts"]
+    file.write_text(json.dumps(old))
+    declare_names(store, "new", "train/a")
+    assert read_declaration("old", store).trials == (record(),)
+    with pytest.raises(SpecError, match=r"sweep old .* run it again"):
+        housekeeping.kept_sweeps(store)
+    assert [item.sweep for item in housekeeping.kept_sweeps(store, ["new"])] == ["new"]
+
+
+def test_a_sweep_to_keep_that_the_store_does_not_know_is_an_error(store: Store):
+    declare_names(store, "full_grid")
+    with pytest.raises(SpecError, match=r"--keep ful_grid: .* did you mean full_grid"):
+        housekeeping.kept_sweeps(store, ["full_grid", "ful_grid"])
+
+
+def test_what_no_kept_sweep_needs_is_listed_with_its_size_and_nothing_is_changed(store: Store):
+    commit(store, "train/a", "train/b", "prepare/shared", "reference/b")
+    first = declare_names(store, "first", "train/a", "prepare/shared")
+    second = declare_names(store, "second", "train/b", "prepare/shared", "evaluate/not-yet")
+    before = sorted(store.root.rglob("*"))
+    only_first = housekeeping.garbage(store, [first])
+    assert paths(only_first) == ["artifacts/reference/b", "artifacts/train/b"]
+    assert paths(housekeeping.garbage(store, [first, second])) == ["artifacts/reference/b"]
+    for item in only_first:
+        files = [file for file in (store.root / item.found.path).rglob("*") if file.is_file()]
+        assert item.found.bytes == sum(file.stat().st_size for file in files) > 0
+        assert item.why == "no kept sweep needs it"
+    assert sorted(store.root.rglob("*")) == before
+
+
+NAMES = st.sampled_from([f"{stage}/{key}" for stage in ("train", "evaluate", "dataset") for key in "abc"])
+FOUND = st.builds(
+    Found,
+    kind=st.sampled_from(["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]),
+    path=st.just("somewhere"),
+    bytes=st.integers(0, 10),
+    owner=NAMES,
+    finished=st.booleans(),
+)
+
+
+@given(found=FOUND, kept=st.frozensets(NAMES))
+def test_an_artifact_that_is_kept_never_goes_and_no_other_stays(found: Found, kept: frozenset[str]):
+    why = housekeeping.why_removable(found, kept)
+    if found.kind in ("artifact", "unreadable"):
+        assert (why is None) == (found.owner in kept)
+    elif found.kind == "checkpoint":
+        assert (why is None) == (found.owner in kept and not found.finished)
+    else:
+        assert why
+
+
+CHOICE = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 1),
+        "reward": st.sampled_from([EX_RM, IM_RM]),
+        "eval_sets": st.sampled_from([SETS[:1], SETS[:2], SETS[1:], SETS]),
+    }
+)
+
+
+@given(
+    wide=st.lists(CHOICE, max_size=4),
+    kept=st.lists(
+        CHOICE, min_size=1, max_size=3, unique_by=lambda choice: (choice["seed"], choice["reward"])
+    ),
+)
+@settings(max_examples=20)
+def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
+    tmp_path_factory: pytest.TempPathFactory, wide: list[dict[str, Any]], kept: list[dict[str, Any]]
+):
+    store = Store(tmp_path_factory.mktemp("store"))
+    keep = declare(resolved(*(pretrained_plan(**choice) for choice in kept)))
+    plans = [pretrained_plan(**choice) for choice in (*kept, *wide)]
+    for item in plans:
+        for stage in item.missing(store):
+            commit(store, f"{stage.kind}/{stage.key}")
+    everything = {f"{stage.kind}/{stage.key}" for item in plans for stage in item.stages()}
+    items = housekeeping.garbage(store, [keep])
+    assert {item.found.owner for item in items} == everything - set(keep.artifacts)
+    assert len(housekeeping.remove(store, items, busy=True)) == len(items)
+    for choice in kept:
+        assert pretrained_plan(**choice).complete(store)
+    left = {str(file.parent.relative_to(folder(store, ""))) for file in store.root.rglob(MANIFEST)}
+    assert left == everything & set(keep.artifacts)
+    assert {f"{item.parent.name}/{item.name}" for item in folder(store, "").glob("*/*")} == left
+    assert housekeeping.garbage(store, [keep]) == []
+
+
+def litter(store: Store) -> Declaration:
+    """What killed processes leave beside two kept trainings, one of them complete."""
+    commit(store, "train/done")
+    leftovers = ("artifacts/train/done/killed", "artifacts/train/half/killed", "scratch/run-1")
+    for name in (*leftovers, "checkpoints/done", "checkpoints/half", "checkpoints/undeclared"):
+        (store.root / name).mkdir(parents=True)
+        (store.root / name / "file").write_text("x" * 10)
+    (folder(store, "train/done") / ".draft-1").write_text("{")
+    return declare_names(store, "demo", "train/done", "train/half")
+
+
+def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
+    items = housekeeping.garbage(store, [litter(store)])
+    assert {item.found.path: item.why for item in items} == {
+        "artifacts/train/done/.draft-1": "left by a process that did not finish",
+        "artifacts/train/done/killed": "left by a process that did not finish",
+        "artifacts/train/half/killed": "left by a process that did not finish",
+        "checkpoints/done": "its training is complete",
+        "checkpoints/undeclared": "no kept sweep declares its training",
+        "scratch/run-1": "scratch of a run that ended",
+    }
+    assert [item.found.bytes for item in items] == [1, 10, 10, 10, 10, 10]
+    assert housekeeping.remove(store, items, busy=False) == items
+    assert store.read("train", "done")
+    assert (store.root / "checkpoints" / "half" / "file").is_file()
+    assert not folder(store, "train/half").exists()
+    assert housekeeping.garbage(store, [read_declaration("demo", store)]) == []
+
+
+def test_what_a_live_driver_may_be_writing_stays(store: Store):
+    litter(store)
+    commit(store, "evaluate/undeclared")
+    attempt = folder(store, "evaluate/undeclared") / "being-written"
+    attempt.mkdir()
+    items = housekeeping.garbage(store, [read_declaration("demo", store)])
+    removed = housekeeping.remove(store, items, busy=True)
+    assert paths(removed) == ["artifacts/evaluate/undeclared", "checkpoints/done"]
+    assert list(folder(store, "evaluate/undeclared").iterdir()) == [attempt]
+    for item in items:
+        assert (store.root / item.found.path).exists() == (
+            item not in removed or attempt.is_relative_to(store.root / item.found.path)
+        )
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_manifest_goes_before_the_files(store: Store, monkeypatch: pytest.MonkeyPatch):
+    commit(store, "train/a")
+    items = housekeeping.garbage(store, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(housekeeping.shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            housekeeping.remove(store, items, busy=False)
+    assert not store.complete("train", "a")
+    (rest,) = housekeeping.garbage(store, [declare_names(store, "demo", "train/a")])
+    assert rest.found.kind == "attempt"
+    housekeeping.remove(store, [rest], busy=False)
+    assert not folder(store, "train/a").exists()
+
+
+def test_an_unreadable_manifest_goes_only_with_its_artifact(store: Store):
+    commit(store, "train/a")
+    (folder(store, "train/a") / MANIFEST).write_text("{")
+    assert housekeeping.garbage(store, [declare_names(store, "demo", "train/a")]) == []
+    items = housekeeping.garbage(store, [])
+    assert housekeeping.remove(store, items, busy=True) == []
+    housekeeping.remove(store, items, busy=False)
+    assert not folder(store, "train/a").exists()
+
+
+def test_what_cannot_be_removed_is_an_error_that_names_it(store: Store, monkeypatch: pytest.MonkeyPatch):
+    commit(store, "train/a")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(housekeeping.shutil, "rmtree", refuse)
+    with pytest.raises(StorageError, match=r"train/a/.* cannot be removed .not yours"):
+        housekeeping.remove(store, housekeeping.garbage(store, []), busy=False)
+
+
+def test_evicted_weights_are_gone_and_everything_else_is_left(store: Store):
+    attempt = commit_weights(store, "a")
+    before = (folder(store, "train/a") / MANIFEST).read_bytes()
+    assert housekeeping.evict(store, "a") == 2000
+    assert sorted(file.name for file in attempt.rglob("*") if file.is_file()) == [
+        "README.md",
+        "config.json",
+        "log.parquet",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+    assert (folder(store, "train/a") / MANIFEST).read_bytes() == before
+    evicted = store.evicted("train", "a")
+    assert evicted["attempt"] == attempt.name
+    assert evicted["bytes"] == 2000
+    assert len(evicted["files"]) == 2
+    assert evicted["train_seconds"] == store.manifest("train", "a")["seconds"]
+    assert store.complete("train", "a")
+    assert housekeeping.evict(store, "a") == 0
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+def test_reading_evicted_weights_says_what_they_cost_and_the_log_still_reads(
+    store: Store, same_process: bool
+):
+    commit_weights(store, "a")
+    housekeeping.evict(store, "a")
+    marker = folder(store, "train/a") / EVICTED
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "train_seconds": 71.6}))
+    reader = store if same_process else Store(store.root)
+    with pytest.raises(StorageError, match=r"train/a were evicted .* took 72 s"):
+        reader.read("train", "a")
+    with pytest.raises(StorageError, match="were evicted"):
+        reader.read_file("train", "a", "model/model-00001-of-00002.safetensors")
+    assert reader.read_file("train", "a", "log.parquet").read_text() == "first"
+
+
+def test_one_file_is_checked_alone(store: Store):
+    attempt = commit_weights(store, "a")
+    (attempt / "model" / "config.json").write_text("other")
+    reader = Store(store.root)
+    assert reader.read_file("train", "a", "log.parquet") == attempt / "log.parquet"
+    with pytest.raises(StorageError, match=r"config\.json is missing or not what was written"):
+        reader.read_file("train", "a", "model/config.json")
+    (attempt / "log.parquet").write_text("other")
+    assert reader.read_file("train", "a", "log.parquet")
+    with pytest.raises(StorageError, match=r"log\.parquet"):
+        Store(store.root).read_file("train", "a", "log.parquet")
+    for key, name in (("a", "no-such-file"), ("b", "log.parquet")):
+        with pytest.raises(StorageError, match=rf"{name} of artifact train/{key} is not in"):
+            reader.read_file("train", key, name)
+
+
+def test_an_eviction_that_was_cut_short_is_ended_by_the_next_or_by_gc(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    for key in ("a", "b"):
+        attempt = commit_weights(store, key)
+        with monkeypatch.context() as patch:
+            patch.setattr(housekeeping, "_delete", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                housekeeping.evict(store, key)
+        assert len(list(attempt.rglob("*.safetensors"))) == 2
+        with pytest.raises(StorageError, match="were evicted"):
+            store.read("train", key)
+    assert housekeeping.evict(store, "a") == 2000
+    everything = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
+    assert sum(item.found.bytes for item in housekeeping.garbage(store, [])) == everything
+    items = housekeeping.garbage(store, [declare_names(store, "demo", "train/a", "train/b")])
+    assert [(item.found.kind, item.found.bytes) for item in items] == [("weights", 1000)] * 2
+    housekeeping.remove(store, items, busy=True)
+    assert list(folder(store, "train/b").rglob("*.safetensors")) == []
+    assert store.read_file("train", "b", "log.parquet")
+
+
+def test_a_training_made_again_takes_the_place_of_the_evicted_one(store: Store):
+    old = commit_weights(store, "a")
+    housekeeping.evict(store, "a")
+    new = commit_weights(store, "a", "second")
+    assert new != old
+    assert (new / "log.parquet").read_text() == "second"
+    assert len(list(new.rglob("*.safetensors"))) == 2
+    assert sorted(item.name for item in folder(store, "train/a").iterdir()) == sorted([MANIFEST, new.name])
+    assert store.evicted("train", "a") is None
+    assert Store(store.root).read("train", "a") == new
+    # A third writer finds weights, and gives way as ever.
+    assert commit_weights(store, "a", "third") == new
+
+
+def test_a_training_made_again_is_checked_again(store: Store):
+    commit_weights(store, "a")
+    housekeeping.evict(store, "a")
+    with store.write("train", "a") as attempt:
+        (attempt.directory / "file").write_text("as written")
+    (attempt.directory / "file").write_text("flipped")
+    with pytest.raises(StorageError, match="not what was written"):
+        store.read("train", "a")
+
+
+def test_a_training_that_fails_again_leaves_the_evicted_one_as_it_was(store: Store):
+    commit_weights(store, "a")
+    housekeeping.evict(store, "a")
+    before = sorted(folder(store, "train/a").rglob("*"))
+
+    def fail() -> None:
+        with store.write("train", "a") as attempt:
+            (attempt.directory / "half").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert sorted(folder(store, "train/a").rglob("*")) == before
+    assert store.read_file("train", "a", "log.parquet")
+
+
+def test_an_interrupt_between_the_new_manifest_and_the_old_folder_leaves_a_good_artifact(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    old = commit_weights(store, "a")
+    housekeeping.evict(store, "a")
+    unlink = Path.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path,
+            "unlink",
+            lambda self, **more: interrupted() if self.name == EVICTED else unlink(self, **more),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            commit_weights(store, "a", "second")
+    reader = Store(store.root)
+    assert reader.evicted("train", "a") is None
+    assert (reader.read("train", "a") / "log.parquet").read_text() == "second"
+    items = housekeeping.garbage(reader, [declare_names(store, "demo", "train/a")])
+    assert sorted(paths(items)) == [f"artifacts/train/a/{old.name}", f"artifacts/train/a/{EVICTED}"]
+    housekeeping.remove(reader, items, busy=False)
+    assert reader.read("train", "a")
+
+
+def test_the_checkpoint_of_a_training_that_runs_again_is_no_leftover(store: Store):
+    commit_weights(store, "a")
+    (store.root / "checkpoints" / "a").mkdir(parents=True)
+    declared = declare_names(store, "demo", "train/a")
+    assert paths(housekeeping.garbage(store, [declared])) == ["checkpoints/a"]
+    housekeeping.evict(store, "a")
+    assert housekeeping.garbage(store, [declared]) == []
+
+
+def trained_plan(store: Store, **changes: Any) -> TrialPlan:
+    """A trial of which everything is in the store, its weights evicted."""
+    item = pretrained_plan(**changes)
+    for stage in item.missing(store):
+        if stage.kind == "train":
+            commit_weights(store, stage.key)
+        else:
+            commit(store, f"{stage.kind}/{stage.key}")
+    housekeeping.evict(store, item.key)
+    return item
+
+
+@pytest.mark.parametrize("reward", [EX_RM, IM_RM], ids=lambda reward: reward.kind)
+def test_evicted_weights_are_missing_only_where_an_evaluation_is(store: Store, reward: Any):
+    item = trained_plan(store, reward=reward)
+    assert item.complete(store)
+    assert item.trains_again_s(store) is None
+    wider = pretrained_plan(reward=reward, eval_sets=SETS)
+    missing = wider.missing(store)
+    kinds = [stage.kind for stage in missing]
+    assert sorted(kinds) == sorted(
+        ["train", "prepare", "evaluate"] + (["reference"] if reward == IM_RM else [])
+    )
+    assert kinds.index("train") < kinds.index("evaluate")
+    assert wider.trains_again_s(store) == store.manifest("train", wider.key)["seconds"]
+    commit_weights(store, wider.key, "second")
+    assert "train" not in [stage.kind for stage in wider.missing(store)]
+    assert wider.trains_again_s(store) is None
+
+
+def test_inputs_of_an_evicted_training_are_asked_for_when_it_runs_again(store: Store):
+    item = trained_plan(store, reward=EX_RM)
+    prepared = item.train.prepared
+    housekeeping._remove_artifact(store, f"prepare/{prepared.key}")
+    assert item.complete(store)
+    labels = [stage.label for stage in pretrained_plan(reward=EX_RM, eval_sets=SETS).missing(store)]
+    assert labels.index("prepare tiny_world/train") < labels.index(item.train.label)
+
+
+def trials_of(store: Store, rights: dict[tuple[str, int], tuple[int, ...]]) -> tuple[TrialRecord, ...]:
+    """One trial per (reward type, seed), with so many of 10 pairs right on each of two sets."""
+    found = []
+    for (reward, seed), right in rights.items():
+        item = record(reward=reward, seed=seed)
+        commit_weights(store, item.key)
+        for evaluation, count in zip(item.evaluations, right, strict=False):
+            commit_scores(store, evaluation.key, right=count)
+        found.append(item)
+    return tuple(found)
+
+
+RIGHTS = {
+    ("ex_rm", 0): (5, 9),
+    ("ex_rm", 1): (9, 6),
+    ("im_rm", 1): (8, 8),
+    ("im_rm", 0): (7, 9),
+    ("im_rm", 2): (9, 3),
+    ("ex_grm", 0): (5, 5),
+    ("ex_grm", 1): (5,),
+}
+
+
+@pytest.mark.parametrize(
+    ("keep", "gone"),
+    [
+        ("all", set()),
+        ("best", {"llama-64-ex_rm-0", "llama-64-im_rm-1", "llama-64-im_rm-2"}),
+        ("none", {f"llama-64-{reward}-{seed}" for (reward, seed) in RIGHTS} - {"llama-64-ex_grm-1"}),
+    ],
+)
+def test_the_best_of_a_group_is_kept_and_a_group_with_a_hole_is_not_judged(
+    store: Store, keep: housekeeping.KeepWeights, gone: set[str]
+):
+    declared = declaration(*trials_of(store, RIGHTS))
+    write_declaration(declared, store)
+    freed = housekeeping.evict_weights(store, "demo", sweep_results(declared, store), keep)
+    assert {item.key for item in declared.trials if store.evicted("train", item.key)} == gone
+    assert freed == 2000 * len(gone)
+
+
+def result(seed: int, accuracy: float) -> TrialResult:
+    evaluations = [
+        EvaluationResult(
+            dataset=item.dataset, category=item.category, metrics={"accuracy": accuracy}, finished=0.0
+        )
+        for item in record().evaluations
+    ]
+    return TrialResult(
+        record=record(seed=seed),
+        trained=True,
+        train_accuracy=1.0,
+        train_pairs=100,
+        perf={},
+        evaluations=tuple(evaluations),
+        started=0.0,
+        trained_at=0.0,
+    )
+
+
+@given(accuracies=st.dictionaries(st.integers(0, 5), st.sampled_from([0.25, 0.5, 0.75]), min_size=1))
+def test_of_a_complete_group_exactly_one_is_kept_and_none_is_better(accuracies: dict[int, float]):
+    results = [result(seed, accuracy) for seed, accuracy in accuracies.items()]
+    gone = housekeeping.evictable(results, "best")
+    (kept,) = [item.record for item in results if item.record.key not in gone]
+    assert (accuracies[kept.seed], -kept.seed) == max((value, -seed) for seed, value in accuracies.items())
+
+
+def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
+    trials = trials_of(store, {("ex_rm", 0): (5, 9), ("ex_rm", 1): (9, 6)})
+    sets = (("tiny_world", "in-distribution"), ("paraphrase", "token-level shift"))
+    waiting = declaration(record(seed=0, sets=sets), record(seed=1), name="other")
+    write_declaration(waiting, store)
+    write_declaration(declaration(*trials), store)
+    results = sweep_results(declaration(*trials), store)
+    assert housekeeping.evict_weights(store, "demo", results, "none") == 2000
+    assert [store.evicted("train", item.key) is None for item in trials] == [True, False]
+    commit_scores(store, waiting.trials[0].evaluations[1].key, right=3)
+    assert housekeeping.evict_weights(store, "demo", results, "none") == 2000
+    assert store.evicted("train", trials[0].key)
+
+
+def test_the_results_of_an_evicted_trial_are_those_from_before(store: Store):
+    item = record()
+    commit_trial(store, item, 7, 8)
+    (before,) = sweep_results(declaration(item), store)
+    commit_weights(store, "other")
+    marker = {"attempt": store.manifest("train", item.key)["attempt"], "files": ["model/model.safetensors"]}
+    (folder(store, f"train/{item.key}") / EVICTED).write_text(
+        json.dumps({**marker, "bytes": 1, "train_seconds": 1.0})
+    )
+    reader = Store(store.root)
+    assert sweep_results(declaration(item), reader) == [before]
+    assert parquet.read_table(reader.read_file("train", item.key, "log.parquet")).num_rows == 3
