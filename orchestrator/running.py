@@ -64,13 +64,30 @@ def run_missing(
         tracker.report(written.folder, complete=all(result.complete for result in written.results))
         trouble = tracker.close()
         phases.end("mlflow")
+    _warn(session, trouble)
+    return failed, written
+
+
+def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
+    """Log what an earlier command could not; MLflow is not imported where nothing is pending."""
+    from orchestrator.tracking import Tracker, is_pending
+
+    if not is_pending(session.tracking_uri, session.store, declaration.sweep):
+        return
+    with quiet(session.driver_log, session.console.width):
+        tracker = Tracker(session.tracking_uri, session.store, declaration)
+        tracker.report(written.folder, complete=all(result.complete for result in written.results))
+        trouble = tracker.close()
+    _warn(session, trouble)
+
+
+def _warn(session: Session, trouble: str | None) -> None:
     if trouble:
         session.console.print(
-            f"warning: the MLflow view is incomplete ({trouble}); `sync` rebuilds it",
+            f"warning: the MLflow view is incomplete ({trouble}); the next run or `sync` completes it",
             style="yellow",
             markup=False,
         )
-    return failed, written
 
 
 def _execute(

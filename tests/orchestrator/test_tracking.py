@@ -20,9 +20,11 @@ import pytest
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
 
 from orchestrator.artifacts import Store
+from orchestrator.curves import CURVE_POINTS, thinned
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.report import write_report
-from orchestrator.tracking import CURVE_POINTS, EXPERIMENT, Tracker, default_uri, sync, thinned
+from orchestrator.tracking import Tracker, default_uri, sync
+from orchestrator.view import EXPERIMENT
 from trainers.errors import TrackingError
 
 # MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
@@ -418,8 +420,8 @@ def test_a_tracker_with_nothing_to_say_says_nothing(nobody: str, store: Store):
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250, 10_000])
 def test_a_curve_is_thinned_evenly_and_keeps_its_ends(count: int):
-    rows = [{"step": i} for i in range(count)]
-    kept = thinned(rows, 100)
+    rows = [{"step": float(step)} for step in range(1, count + 1)]
+    kept = thinned(rows, count, 100)
     assert len(kept) == min(count, 100)
     assert kept[:1] == rows[:1]
     assert kept[-1:] == rows[-1:]
