@@ -34,9 +34,10 @@ def migrated_database(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def tracking_server(folder: Path, database: Path) -> Iterator[str]:
-    """The URI of a server on a copy of `database`, ended with everything that it started."""
-    shutil.copy(database, folder / "mlflow.db")
+def tracking_server(folder: Path, database: Path | None = None) -> Iterator[str]:
+    """The URI of a server on <folder>/mlflow.db, a copy of `database` or new; ended with everything it started."""
+    if database is not None:
+        shutil.copy(database, folder / "mlflow.db")
     uri = f"http://127.0.0.1:{free_port()}"
     command = [
         sys.executable,
