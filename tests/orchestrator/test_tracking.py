@@ -1,18 +1,22 @@
 """The MLflow view, on an embedded database and on a real server: complete, and the same however often it is written."""
 
+import itertools
+import json
 import re
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
 
+from orchestrator import tracking
 from orchestrator.artifacts import Store
+from orchestrator.artifacts import replace as replace_text
 from orchestrator.curves import CURVE_POINTS, thinned
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.report import write_report
@@ -305,6 +309,111 @@ def test_a_tracker_whose_server_never_answers_gives_up_in_time(store: Store):
 
 def test_a_tracker_with_nothing_to_say_says_nothing(nobody: str, store: Store):
     assert Tracker(nobody, store, declaration(record())).close() is None
+
+
+class FakeView:
+    """A view that notes what it is told; `told` may wait or raise."""
+
+    def __init__(self, told: Callable[[str, str], None]) -> None:
+        self._told = told
+
+    def log_trial(self, trial: TrialRecord, *, status: str = "RUNNING") -> bool:
+        self._told(trial.key, status)
+        return False
+
+
+def test_the_pause_between_tries_grows_to_its_limit(store: Store, monkeypatch: pytest.MonkeyPatch):
+    tries: list[float] = []
+
+    def refuse(*arguments: object) -> None:
+        tries.append(time.monotonic())
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(tracking, "View", refuse)
+    tracker = Tracker("http://host", store, declaration(record()), pause_s=0.1, longest_pause_s=0.4)
+    tracker.started(record().key)
+    while len(tries) < 5:
+        time.sleep(0.02)
+    tracker.close()
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tries[:5])]
+    for pause, least in zip(pauses, (0.1, 0.2, 0.4, 0.4), strict=True):
+        assert least <= pause < least + 0.3, pauses
+
+
+def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch: pytest.MonkeyPatch):
+    tries: list[object] = []
+
+    def refuse(*arguments: object) -> None:
+        tries.append(arguments)
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(tracking, "View", refuse)
+    tracker = Tracker("http://host", store, declaration(record()), pause_s=60.0)
+    tracker.started(record().key)
+    while not tries:
+        time.sleep(0.02)
+    before = time.monotonic()
+    assert tracker.close() == "ConnectionRefusedError: refused"
+    assert time.monotonic() - before < 10.0
+    assert len(tries) == 2
+
+
+def test_what_is_said_of_a_trial_while_it_is_being_logged_is_logged_as_well(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[str] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def wait(key: str, status: str) -> None:
+        told.append(status)
+        entered.set()
+        go_on.wait(10.0)
+
+    monkeypatch.setattr(tracking, "View", lambda *arguments: FakeView(wait))
+    tracker = Tracker("http://host", store, declaration(record()))
+    tracker.started(record().key)
+    assert entered.wait(10.0)
+    tracker.checkpointed(record().key)
+    tracker.ended(record().key, failed=True)
+    go_on.set()
+    assert tracker.close() is None
+    assert told == ["RUNNING", "FAILED"], "the last word alone counts"
+
+
+def test_one_trial_that_cannot_be_logged_keeps_no_other_from_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    broken, sound = record(), record(seed=1)
+    told: list[str] = []
+
+    def refuse(key: str, status: str) -> None:
+        if key == broken.key:
+            raise OSError("its artifact is damaged")
+        told.append(key)
+
+    monkeypatch.setattr(tracking, "View", lambda *arguments: FakeView(refuse))
+    tracker = Tracker("http://host", store, declaration(broken, sound))
+    tracker.started(broken.key)
+    tracker.started(sound.key)
+    assert tracker.close() == "OSError: its artifact is damaged"
+    assert told == [sound.key]
+    entries = json.loads((store.sweep_dir("demo") / tracking.PENDING).read_text())
+    assert entries["http://host"]["trials"] == {broken.key: "RUNNING"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"http://host": 3}', '{"http://host": {"trials": 3}}'])
+def test_a_damaged_list_of_what_is_pending_is_none(content: str, nobody: str, store: Store):
+    replace_text(store.sweep_dir("demo") / tracking.PENDING, content)
+    assert not tracking.is_pending("http://host", store, "demo")
+    assert Tracker(nobody, store, declaration(record())).close() is None
+
+
+@pytest.mark.parametrize("done", [1, 60, 100, 101, 400, 999, 1000])
+def test_the_points_of_an_unfinished_curve_are_among_those_of_the_finished_one(done: int):
+    rows = [{"step": float(step)} for step in range(1, 1001)]
+    early, late = thinned(rows[:done], 1000, 100), thinned(rows, 1000, 100)
+    assert early == [row for row in late if row["step"] <= done]
+    assert early[0]["step"] == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250, 10_000])
