@@ -18,7 +18,7 @@ from typing import Any
 from orchestrator.artifacts import Store, replace
 from orchestrator.declaration import Declaration
 from orchestrator.view import View, shown_uri, without_secrets
-from trainers.errors import TrackingError
+from trainers.errors import SweepError, TrackingError
 
 PENDING = "tracking_pending.json"
 
@@ -174,7 +174,7 @@ class Tracker:
 
     def _failed(self, error: Exception) -> None:
         self._view = None
-        trouble = without_secrets(f"{type(error).__name__}: {_first_line(error)}", self._uri)
+        trouble = without_secrets(f"{self._uri}: {_cause(error)}", self._uri)
         if trouble != self._trouble:
             details = without_secrets("".join(traceback.format_exception(error)), self._uri)
             logger.error("MLflow at %s, to be tried again: %s", shown_uri(self._uri), details)
@@ -240,8 +240,14 @@ def _store(file: Path, entries: dict[str, dict[str, Any]]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else ""
+def _cause(error: Exception) -> str:
+    """One line; in the system's own words where there are any, which MLflow wraps in three layers of others."""
+    chain: list[BaseException] = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
+    from_system = [item for item in chain if isinstance(item, OSError)]
+    told = error if isinstance(error, SweepError) or not from_system else from_system[-1]
+    return f"{type(told).__name__}: {(str(told).splitlines() or [''])[0]}"
 
 
 @contextlib.contextmanager
@@ -251,7 +257,7 @@ def _tracking_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        first = without_secrets(_first_line(error) or type(error).__name__, uri)
+        first = without_secrets(_cause(error), uri)
         raise TrackingError(
             f"MLflow at {shown_uri(uri)} cannot be written to ({first.rstrip('.')}); check --tracking-uri."
         ) from error

@@ -102,9 +102,10 @@ class View:
         return result.complete
 
     def settle(self) -> None:
-        """Log anew what a request that was given up may have left behind on a server that still carried it out.
+        """Log anew the trials that have two runs, a parent that was a second one, or a run re-opened after its end.
 
-        Such trials have two runs, a parent that was a second one, or a run that was re-opened after its end.
+        That is what requests leave whose answer was lost: MLflow's client and the writer ask again, and a slow
+        server may carry them out later.
         """
         self.parent = self._open_parent()
         runs: dict[str, list[Any]] = {}
@@ -160,9 +161,7 @@ class View:
     ) -> Any:
         """The one run of this identity, created or re-opened; the oldest, where a lost answer left several."""
         found = self._search(identity)
-        if found:
-            self._client.update_run(found[0].info.run_id, status="RUNNING")
-        else:
+        if not found:
             tags = {
                 **identity,
                 **more,
@@ -170,12 +169,9 @@ class View:
                 "mlflow.source.name": self._declaration.sweep,
             }
             start_time = None if started is None else _milliseconds(started)
-            created = self._client.create_run(
-                self._experiment, run_name=name, tags=tags, start_time=start_time
-            )
-            # MLflow's client tries a request again whose answer was lost, and so may have made two.
-            found = self._search(identity) or [created]
+            return self._client.create_run(self._experiment, run_name=name, tags=tags, start_time=start_time)
         kept, *others = found
+        self._client.update_run(kept.info.run_id, status="RUNNING")
         for run in others:
             self._client.delete_run(run.info.run_id)
         return kept

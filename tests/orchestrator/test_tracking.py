@@ -353,7 +353,7 @@ def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch:
     while not tries:
         time.sleep(0.02)
     before = time.monotonic()
-    assert tracker.close() == "ConnectionRefusedError: refused"
+    assert tracker.close() == "http://host: ConnectionRefusedError: refused"
     assert time.monotonic() - before < 10.0
     assert len(tries) == 2
 
@@ -395,7 +395,7 @@ def test_one_trial_that_cannot_be_logged_keeps_no_other_from_it(
     tracker = Tracker("http://host", store, declaration(broken, sound))
     tracker.started(broken.key)
     tracker.started(sound.key)
-    assert tracker.close() == "OSError: its artifact is damaged"
+    assert tracker.close() == "http://host: OSError: its artifact is damaged"
     assert told == [sound.key]
     entries = json.loads((store.sweep_dir("demo") / tracking.PENDING).read_text())
     assert entries["http://host"]["trials"] == {broken.key: "RUNNING"}
