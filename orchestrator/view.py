@@ -110,7 +110,7 @@ class View:
         self.parent = self._open_parent()
         runs: dict[str, list[Any]] = {}
         for run in self._search({"rmsweep.sweep": self._declaration.sweep, "rmsweep.role": "trial"}):
-            runs.setdefault(run.data.tags["rmsweep.key"], []).append(run)
+            runs.setdefault(run.data.tags.get("rmsweep.key", ""), []).append(run)
         for trial in self._declaration.trials:
             found = runs.get(trial.key, [])
             if found and not self._settled(trial, found):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-# slow: waits, then forwards, even where the client has gone · error: 500, nothing forwarded ·
-# lost: forwarded, and 500 all the same · hang: takes the request and never answers.
-Fault = Literal["none", "slow", "error", "lost", "hang"]
+# slow: waits, then forwards · error: 500, nothing forwarded · lost: forwarded, and 500 all the same ·
+# hang: takes the request and never answers · late: forwarded once this fault ends, even where the client has gone.
+Fault = Literal["none", "slow", "error", "lost", "hang", "late"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Proxy:
     def behave(
         self, fault: Fault, *, only: str = "", delay_s: float = 0.0, times: float = float("inf")
     ) -> None:
-        """From now on have this fault for the next `times` requests whose path holds `only`; ends what hangs."""
+        """From now on have this fault for the next `times` requests whose path holds `only`; ends the one before."""
         before = self._rule
         self._rule = _Rule(fault=fault, only=only, delay_s=delay_s, times=times, over=threading.Event())
         before.over.set()
@@ -90,8 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         rule = self.server.proxy.rule_for(self.path)
-        if rule is not None and rule.fault == "hang":
+        if rule is not None and rule.fault in ("hang", "late"):
             rule.over.wait()
+        if rule is not None and rule.fault == "hang":
             self.close_connection = True
             return
         if rule is not None and rule.fault == "slow":

@@ -98,7 +98,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
     commit_trial(store, declared.trials[0], 9, 5)
     commit_trial(store, declared.trials[1], 8, 4)
     shutil.copy(empty_database, store.root / "mlflow.db")
-    sync(default_uri(store), store, declared, write_report(declared, store)[0])
+    sync(default_uri(store), store, declared, write_report(declared, store).folder)
     expected = snapshot(default_uri(store), declared.sweep)
     assert [run["status"] for run in expected] == ["FINISHED"] * 3
     return Case(store=store, declared=declared, expected=without_sweep(expected))
@@ -126,7 +126,7 @@ def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 2
 
 def tell_everything(tracker: Tracker, case: Case) -> None:
     """What the driver says in the course of a sweep; none of it may wait for the server."""
-    folder, _, _ = write_report(case.declared, case.store)
+    folder = write_report(case.declared, case.store).folder
     before = time.monotonic()
     for trial in case.declared.trials:
         tracker.started(trial.key)
@@ -138,7 +138,9 @@ def tell_everything(tracker: Tracker, case: Case) -> None:
 
 def assert_complete(uri: str, case: Case) -> None:
     """The view is what an undisturbed one is: every run once, ended, with every point once."""
-    assert without_sweep(snapshot(uri, case.declared.sweep)) == case.expected
+    runs = snapshot(uri, case.declared.sweep)
+    assert without_sweep(runs) == case.expected
+    assert [run["parent"] for run in runs] == [None, *[case.declared.sweep] * (len(runs) - 1)]
     assert not case.file.exists()
 
 
@@ -212,6 +214,16 @@ def test_runs_that_were_created_though_the_answer_was_lost_are_kept_once(
     assert deleted_runs(server, case.declared.sweep), "no run was created twice"
 
 
+def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
+    server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("orchestrator.view", "tests.faults.tracking_server"):
+        monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
+    proxy.behave("lost", only="experiments/create", times=1)
+    sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store).folder)
+    assert_complete(server, case)
+
+
 @pytest.mark.parametrize("whose", ["the parent", "a trial"])
 def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
     whose: str, server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
@@ -223,17 +235,40 @@ def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
         tracker.started(first)
         wait_for(lambda: not case.file.exists(), "the first trial does not appear")
     created = sum("runs/create" in path for path in proxy.forwarded)
-    proxy.behave("slow", only="runs/create", delay_s=2.0, times=1)
+    proxy.behave("late", only="runs/create", times=1)
     tracker.ended(second, failed=False)
     wait_for(lambda: not case.file.exists(), "the second trial does not appear")
+    proxy.behave("none")
     expected = created + (2 if whose == "a trial" else 3)
     wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) == expected, "it was not late")
     assert len(runs_of(server, case.declared.sweep)) > 2
     tracker.ended(first, failed=False)
-    tracker.report(write_report(case.declared, case.store)[0], complete=True)
+    tracker.report(write_report(case.declared, case.store).folder, complete=True)
     assert tracker.close() is None
     assert_complete(server, case)
     assert deleted_runs(server, case.declared.sweep)
+
+
+def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
+    server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
+    for trial in case.declared.trials:
+        tracker.ended(trial.key, failed=False)
+    wait_for(lambda: not case.file.exists(), "the trials do not appear")
+    updates = sum("runs/update" in path for path in proxy.forwarded)
+    proxy.behave("late", only="runs/update", times=1)
+    tracker.ended(case.declared.trials[0].key, failed=False)
+    wait_for(lambda: not case.file.exists(), "the trial is not logged again")
+    proxy.behave("none")
+    # Three in time: the parent and the trial re-opened, the trial ended.
+    wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) == updates + 4, "it was not late")
+    statuses = [run.info.status for run in runs_of(server, case.declared.sweep)]
+    assert statuses.count("FINISHED") == 1, "the late request changes nothing"
+    tracker.report(write_report(case.declared, case.store).folder, complete=True)
+    assert tracker.close() is None
+    assert_complete(server, case)
 
 
 def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
@@ -331,8 +366,9 @@ def write_marker(store: Store, key: str, step: int, total: int) -> None:
 
 
 def test_a_running_training_shows_the_curve_of_its_checkpoint_and_each_point_once(
-    server: str, proxy: Proxy, store: Store, request: pytest.FixtureRequest
+    server: str, proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest
 ):
+    store = Store(tmp_path / "store")
     trial, total = record(), 250
     declared = declaration(trial, name=re.sub(r"\W+", "_", request.node.name))
     pending = store.sweep_dir(declared.sweep) / PENDING
