@@ -24,7 +24,7 @@ from orchestrator.declaration import Declaration, write_declaration
 from orchestrator.report import write_report
 from orchestrator.running import catch_up
 from orchestrator.tracking import PENDING, Tracker, default_uri, is_pending, sync
-from orchestrator.view import EXPERIMENT, shown_uri, without_secrets
+from orchestrator.view import EXPERIMENT, View, shown_uri, without_secrets
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import (
     free_port,
@@ -221,6 +221,7 @@ def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
         monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
     proxy.behave("lost", only="experiments/create", times=1)
     sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store).folder)
+    assert sum("experiments/create" in path for path in proxy.forwarded) == 2
     assert_complete(server, case)
 
 
@@ -383,8 +384,9 @@ def test_a_running_training_shows_the_curve_of_its_checkpoint_and_each_point_onc
 
     tracker.started(trial.key)
     assert loss() == {}
-    write_marker(store, trial.key, 50, total)
-    write_marker(store, trial.key, 100, total)
+    # By name the highest step is neither the first nor the last.
+    for step in (10, 50, 100):
+        write_marker(store, trial.key, step, total)
     (store.root / "checkpoints" / trial.key / "step150.json").write_text('{"step": 150, "tot')
     tracker.checkpointed(trial.key)
     early = loss()
@@ -416,6 +418,7 @@ def test_a_password_reaches_the_server_and_nothing_else(
     proxy.open()
     sync(uri, case.store, case.declared, case.file.parent / "report")
     assert_complete(server, case)
+    assert View(uri, case.store, case.declared)._client.tracking_uri == f"http://{proxy.host}"
     sent = "Basic " + base64.b64encode(b"somebody:pa@ss/word").decode()
     assert {headers.get("Authorization") for headers in proxy.headers} == {sent}
     said += [caplog.text, *capfd.readouterr()]
