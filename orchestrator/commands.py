@@ -24,11 +24,12 @@ from orchestrator.progress import quiet
 from orchestrator.report import Written, terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import TrialResult, sweep_results
-from orchestrator.running import Phases, run_missing
+from orchestrator.running import Phases, catch_up, run_missing
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.stages import TrialPlan
 from orchestrator.state import TrialNote, read_state
+from orchestrator.view import shown_uri
 from orchestrator.workers import cluster_address, set_ray_environment
 from trainers.errors import PlanError, SweepError
 from trainers.specs import Placement
@@ -95,6 +96,7 @@ def _run(
             written = run_missing(session, declaration, todo, placements, sweep.retries, phases)
         else:
             written = write_report(declaration, session.store)
+            catch_up(session, declaration, written)
         _print_report(session, written)
         _evict_weights(session, written)
     except SweepError as error:
@@ -212,7 +214,7 @@ def report(session: Session) -> int:
 def ui(session: Session, port: int) -> int:
     """Run MLflow's server in the foreground, on loopback."""
     if session.tracking_uri.startswith("http"):
-        session.console.print(f"the runs are on {session.tracking_uri}")
+        session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}")
         return 0
     session.console.print(f"MLflow on http://127.0.0.1:{port} (stop with Ctrl-C)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", session.tracking_uri]
@@ -229,7 +231,8 @@ def sync(session: Session) -> int:
     folder = write_report(declaration, session.store).folder
     with quiet(session.driver_log):
         seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
-    session.console.print(f"{len(declaration.trials)} trials in {session.tracking_uri} after {seconds:.0f} s")
+    place = shown_uri(session.tracking_uri)
+    session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
     return 0
 
 
@@ -338,7 +341,7 @@ def _print_report(session: Session, written: Written) -> None:
 def _ui_command(session: Session) -> str:
     options = session.options
     words = [os.path.relpath(sys.executable), sys.argv[0], "ui", "--storage", str(session.store.root)]
-    words += ["--tracking-uri", options.tracking_uri] if options.tracking_uri else []
+    words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
     words += ["--name", options.name] if options.name else []
     return shlex.join(words)
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
 
 
+STOPPING_S = 5.0
+
+
 @dataclasses.dataclass(slots=True)
 class Phases:
     """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
@@ -73,19 +76,40 @@ def run_missing(
             follow = _follower(session, progress, state, tracker)
             try:
                 _execute(session, todo, placements, execution, follow, stop, phases)
+            except KeyboardInterrupt:
+                # What it cannot take in that time, the next command logs.
+                tracker.close(STOPPING_S)
+                raise
             finally:
                 state.close()
         written = write_report(declaration, store)
         tracker.report(written.folder, complete=all(result.complete for result in written.results))
         trouble = tracker.close()
         phases.end("mlflow")
+    _warn(session, trouble)
+    return written
+
+
+def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
+    """Log what an earlier command could not; MLflow is not imported where nothing is pending."""
+    from orchestrator.tracking import Tracker, is_pending
+
+    if not is_pending(session.tracking_uri, session.store, declaration.sweep):
+        return
+    with quiet(session.driver_log, session.console.width):
+        tracker = Tracker(session.tracking_uri, session.store, declaration)
+        tracker.report(written.folder, complete=all(result.complete for result in written.results))
+        trouble = tracker.close()
+    _warn(session, trouble)
+
+
+def _warn(session: Session, trouble: str | None) -> None:
     if trouble:
         session.console.print(
-            f"warning: the MLflow view is incomplete ({trouble}); `sync` rebuilds it",
+            f"warning: the MLflow view is incomplete ({trouble}); the next run or `sync` completes it",
             style="yellow",
             markup=False,
         )
-    return written
 
 
 def _follower(session: Session, progress: Progress, state: StateWriter, tracker: "Tracker") -> Post:
@@ -96,6 +120,8 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
         state.on_event(event)
         if event["event"] == "started":
             tracker.started(event["trial"])
+        elif event["event"] == "checkpoint":
+            tracker.checkpointed(event["trial"])
         elif event["event"] in ("complete", "failed"):
             tracker.ended(event["trial"], failed=event["event"] == "failed")
         if "detail" in event:

@@ -1,36 +1,26 @@
-"""The MLflow view of a sweep: one parent run per sweep, one child run per trial, all written from artifacts.
+"""Writing the MLflow view while a sweep runs: one writer, a thread of the driver; a server that fails stops nothing.
 
-Logging is idempotent (points carry the time stored in the artifact), so a retry re-opens a run and `sync` rebuilds
-the view. One writer: a thread of the driver behind a queue; a server that fails never stops the sweep.
+What the view has not taken yet is kept in <storage>/sweeps/<sweep>/tracking_pending.json, tried again, and taken
+up by the sweep's next command.
 """
 
 import contextlib
 import json
 import logging
-import math
-import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyarrow import parquet
+from orchestrator.artifacts import Store, replace
+from orchestrator.declaration import Declaration
+from orchestrator.view import View, shown_uri, without_secrets
+from trainers.errors import SweepError, TrackingError
 
-from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, TrialRecord
-from orchestrator.results import TrialResult, trial_result
-from trainers.errors import TrackingError
-
-EXPERIMENT = "rmsweep"
-CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
-CURVE_POINTS = 100
-EVALUATION_METRICS = ("accuracy", "loss", "abs_margin")
-PERFORMANCE = ("tokens_per_s", "pairs_per_s", "step_s", "peak_mem_gb")
-# What a trial's key does not hold may differ between commands that share its run.
-OUTSIDE_KEY = frozenset({"model_source", "model_revision", "max_eval_pairs"})
-_BATCH = 900
+PENDING = "tracking_pending.json"
 
 logger = logging.getLogger(__name__)
 
@@ -40,205 +30,224 @@ def default_uri(store: Store) -> str:
     return f"sqlite:///{store.root / 'mlflow.db'}"
 
 
-class View:
-    """A sweep's runs on one tracking server or database. Methods raise what MLflow raises."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Word:
+    """The last word on a trial, or on the report in `folder`: the status to log it with."""
 
-    def __init__(self, uri: str, store: Store, declaration: Declaration) -> None:
-        # MLflow's own patience is many minutes; the view can be rebuilt, the sweep must not wait.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        from mlflow import MlflowClient
-
-        self._store = store
-        self._declaration = declaration
-        self._client = MlflowClient(tracking_uri=uri)
-        self._experiment = self._experiment_id(uri)
-        self.parent = self._run(
-            declaration.sweep, {"rmsweep.sweep": declaration.sweep, "rmsweep.role": "sweep"}, {}
-        )
-
-    def open_trial(self, trial: TrialRecord, started: float | None = None) -> str:
-        """The trial's run, re-opened or created; `started` is a Unix time."""
-        tags = {"rmsweep.sweep": self._declaration.sweep, "rmsweep.key": trial.key}
-        return self._run(
-            trial.name, tags, {"mlflow.parentRunId": self.parent, "rmsweep.role": "trial"}, started
-        )
-
-    def log_trial(self, trial: TrialRecord, *, status: str = "RUNNING") -> bool:
-        """Everything that the store holds of a trial; FINISHED once it is complete, which is returned."""
-        result = trial_result(trial, self._store)
-        run = self.open_trial(trial, result.started)
-        self._log_parameters(run, trial)
-        self._log_datasets(run, trial)
-        self._log_metrics(run, [*self._curves(trial), *_final_metrics(result)])
-        if result.complete:
-            self._client.set_terminated(run, "FINISHED", end_time=_milliseconds(result.finished))
-        elif status != "RUNNING":
-            self._client.set_terminated(run, status)
-        return result.complete
-
-    def log_report(self, folder: Path, status: str) -> None:
-        """The report's files on the parent run, which ends with `status`."""
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                inside = file.parent.relative_to(folder)
-                target = "report" if inside == Path() else f"report/{inside}"
-                self._client.log_artifact(self.parent, str(file), target)
-        self._client.set_terminated(self.parent, status)
-
-    def _experiment_id(self, uri: str) -> str:
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
-        local = uri.startswith("sqlite:")
-        location = (self._store.root / "mlflow-artifacts").as_uri() if local else None
-        return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
-
-    def _run(
-        self, name: str, identity: dict[str, str], more: dict[str, str], started: float | None = None
-    ) -> str:
-        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in identity.items())
-        for run in self._client.search_runs([self._experiment], wanted, max_results=1):
-            self._client.update_run(run.info.run_id, status="RUNNING")
-            return str(run.info.run_id)
-        tags = {**identity, **more, "mlflow.user": "rmsweep", "mlflow.source.name": self._declaration.sweep}
-        start_time = None if started is None else _milliseconds(started)
-        created = self._client.create_run(self._experiment, run_name=name, tags=tags, start_time=start_time)
-        return str(created.info.run_id)
-
-    def _log_parameters(self, run: str, trial: TrialRecord) -> None:
-        """Parameters cannot change; what is not in the trial's key can, and is a tag."""
-        from mlflow.entities import Param, RunTag
-
-        known = self._client.get_run(run).data.params
-        parameters = [
-            Param(name, str(value))
-            for name, value in trial.parameters.items()
-            if name not in OUTSIDE_KEY and name not in known
-        ]
-        tags = [
-            RunTag(f"rmsweep.{name}", str(trial.parameters[name]))
-            for name in OUTSIDE_KEY & set(trial.parameters)
-        ]
-        self._client.log_batch(run, params=parameters, tags=tags)
-
-    def _log_datasets(self, run: str, trial: TrialRecord) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        wanted = {(trial.train_set, trial.train_digest): "training"}
-        wanted |= {(item.dataset, item.dataset_digest): "evaluation" for item in trial.evaluations}
-        inputs = [
-            DatasetInput(
-                Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/dataset/{digest}"})),
-                [InputTag("mlflow.data.context", context)],
-            )
-            for (name, digest), context in wanted.items()
-        ]
-        self._client.log_inputs(run, inputs)
-
-    def _log_metrics(self, run: str, metrics: Sequence[tuple[str, float, float, int]]) -> None:
-        from mlflow.entities import Metric
-
-        points = [
-            Metric(name, value, _milliseconds(when), step)
-            for name, value, when, step in metrics
-            if math.isfinite(value)
-        ]
-        for start in range(0, len(points), _BATCH):
-            self._client.log_batch(run, metrics=points[start : start + _BATCH])
-
-    def _curves(self, trial: TrialRecord) -> Iterator[tuple[str, float, float, int]]:
-        if not self._store.complete("train", trial.key):
-            return
-        rows = parquet.read_table(self._store.read_file("train", trial.key, "log.parquet")).to_pylist()
-        for row in thinned(rows, CURVE_POINTS):
-            for name in CURVES:
-                yield f"train/{name}", row[name], row["time"], int(row["step"])
-
-
-def _final_metrics(result: TrialResult) -> Iterator[tuple[str, float, float, int]]:
-    for name in PERFORMANCE:
-        if name in result.perf:
-            yield f"perf/{name}", result.perf[name], result.trained_at, 0
-    for evaluation in result.evaluations:
-        for name in EVALUATION_METRICS:
-            if name in evaluation.metrics:
-                yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], evaluation.finished, 0
-    for category, accuracy in result.category_accuracy().items():
-        finished = max(item.finished for item in result.evaluations if item.category == category)
-        yield f"category/{category}/accuracy", accuracy, finished, 0
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def thinned(rows: Sequence[dict[str, Any]], points: int) -> list[dict[str, Any]]:
-    """At most `points` rows, evenly spread, the last one kept."""
-    if len(rows) <= points:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (points - 1))] for i in range(points)]
+    status: str
+    folder: Path | None = None
 
 
 class Tracker:
-    """The one writer of a running sweep. Calls return at once; what failed is said by `close`."""
+    """The one writer of a running sweep. Calls return at once; what failed is tried again, and said by `close`.
 
-    def __init__(self, uri: str, store: Store, declaration: Declaration) -> None:
+    After a failure the next try waits `pause_s`, then twice that, at most `longest_pause_s`.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        store: Store,
+        declaration: Declaration,
+        *,
+        pause_s: float = 1.0,
+        longest_pause_s: float = 60.0,
+    ) -> None:
         self._uri, self._store, self._declaration = uri, store, declaration
+        self._pause_s, self._longest_pause_s = pause_s, longest_pause_s
         self._trials = {trial.key: trial for trial in declaration.trials}
-        self._queue: queue.SimpleQueue[Callable[[View], object] | None] = queue.SimpleQueue()
-        self._error: str | None = None
+        self._file = store.sweep_dir(declaration.sweep) / PENDING
+        self._saved = _read(self._file)
+        earlier = self._saved.get(shown_uri(uri), {}).get("trials", {})
+        # Trial key → last word; the report's is under None. A new word is another object, also where it says the same.
+        self._pending: dict[str | None, _Word] = {
+            key: _Word(status=status) for key, status in earlier.items() if key in self._trials
+        }
+        self._report: _Word | None = None
+        self._view: View | None = None
+        self._trouble: str | None = None
+        self._closing = self._abandoned = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
         self._thread.start()
 
     def started(self, key: str) -> None:
         """A trial has begun."""
-        self._queue.put(lambda view: view.log_trial(self._trials[key]))
+        self._note(key, _Word(status="RUNNING"))
+
+    def checkpointed(self, key: str) -> None:
+        """A trial's training has a new complete checkpoint, whose log is shown."""
+        self._note(key, _Word(status="RUNNING"))
 
     def ended(self, key: str, *, failed: bool) -> None:
         """A trial has ended, well or not."""
-        status = "FAILED" if failed else "RUNNING"
-        self._queue.put(lambda view: view.log_trial(self._trials[key], status=status))
+        self._note(key, _Word(status="FAILED" if failed else "RUNNING"))
 
     def report(self, folder: Path, *, complete: bool) -> None:
         """The sweep's report is written."""
-        self._queue.put(lambda view: view.log_report(folder, "FINISHED" if complete else "FAILED"))
+        self._report = _Word(status="FINISHED" if complete else "FAILED", folder=folder)
+        self._note(None, self._report)
 
     def close(self, timeout_s: float = 120.0) -> str | None:
-        """Wait for what is queued; what went wrong, if anything did."""
-        self._queue.put(None)
+        """Try once more what is pending, for at most `timeout_s`; why the view lacks something, if it does."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join(timeout_s)
-        if self._thread.is_alive() and self._error is None:
-            return f"{self._uri} did not take everything within {timeout_s:.0f} s"
-        return self._error
+        if self._thread.is_alive():
+            self._abandoned = True
+            return f"{shown_uri(self._uri)} did not take everything within {timeout_s:.0f} s"
+        return self._trouble if self._pending else None
+
+    def _note(self, key: str | None, word: _Word) -> None:
+        with self._changed:
+            self._pending[key] = word
+            self._save()
+            self._changed.notify()
 
     def _write(self) -> None:
-        view: View | None = None
-        unreachable = False
-        while (task := self._queue.get()) is not None:
-            # Opening fails after MLflow's own retries; once is enough, `sync` rebuilds the view.
-            if unreachable:
+        pause = self._pause_s
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._closing)
+                last = self._closing
+            well = self._try_all()
+            if last:
+                return
+            if well:
+                pause = self._pause_s
                 continue
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, pause)
+            pause = min(2 * pause, self._longest_pause_s)
+
+    def _try_all(self) -> bool:
+        """One try of everything that is pending; whether all of it went well."""
+        tried: set[str | None] = set()
+        well = True
+        while (item := self._next(tried)) is not None:
+            key, word = item
+            tried.add(key)
             try:
-                if view is None:
-                    unreachable = True
-                    view = View(self._uri, self._store, self._declaration)
-                    unreachable = False
-                task(view)
+                view = self._view or self._open()
             except Exception as error:
-                logger.exception("MLflow at %s", self._uri)
-                self._error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                self._failed(error)
+                return False
+            try:
+                self._tell(view, key, word)
+                self._done(key, word)
+            except Exception as error:
+                self._failed(error)
+                well = False
+        return well
+
+    def _next(self, tried: set[str | None]) -> tuple[str | None, _Word] | None:
+        """A word that was not tried yet; the report's comes last."""
+        with self._changed:
+            left = [item for item in self._pending.items() if item[0] not in tried]
+        if not left or self._abandoned:
+            return None
+        return min(left, key=lambda item: item[0] is None)
+
+    def _open(self) -> View:
+        with self._changed:
+            if self._report is not None:
+                # Opening a view re-opens the sweep's run, which the report ends.
+                self._pending[None] = self._report
+                self._save()
+        self._view = View(self._uri, self._store, self._declaration)
+        return self._view
+
+    def _tell(self, view: View, key: str | None, word: _Word) -> None:
+        if key is not None:
+            view.log_trial(self._trials[key], status=word.status)
+        elif word.folder is not None:
+            view.settle()
+            view.log_report(word.folder, word.status)
+
+    def _done(self, key: str | None, word: _Word) -> None:
+        with self._changed:
+            # What was said meanwhile is still to be logged.
+            if self._pending.get(key) is word:
+                del self._pending[key]
+                self._save()
+
+    def _failed(self, error: Exception) -> None:
+        self._view = None
+        trouble = without_secrets(f"{self._uri}: {_cause(error)}", self._uri)
+        if trouble != self._trouble:
+            details = without_secrets("".join(traceback.format_exception(error)), self._uri)
+            logger.error("MLflow at %s, to be tried again: %s", shown_uri(self._uri), details)
+        self._trouble = trouble
+
+    def _save(self) -> None:
+        """Store what is pending, beside what is pending for other URIs."""
+        words = {key: word.status for key, word in self._pending.items()}
+        report = words.pop(None, None)
+        entries = {uri: entry for uri, entry in self._saved.items() if uri != shown_uri(self._uri)}
+        if self._pending:
+            entries[shown_uri(self._uri)] = {"trials": words, "report": report}
+        if entries == self._saved:
+            return
+        try:
+            _store(self._file, entries)
+            self._saved = entries
+        except OSError:
+            logger.exception("%s cannot be written", self._file)
+
+
+def is_pending(uri: str, store: Store, sweep: str) -> bool:
+    """Whether an earlier command left something that the view at `uri` lacks."""
+    return shown_uri(uri) in _read(store.sweep_dir(sweep) / PENDING)
 
 
 def sync(uri: str, store: Store, declaration: Declaration, report_folder: Path) -> float:
     """Rebuild the view from the artifacts; seconds taken. Raises TrackingError."""
     started = time.perf_counter()
+    file = store.sweep_dir(declaration.sweep) / PENDING
+    pending = _read(file)
+    statuses = pending.get(shown_uri(uri), {}).get("trials", {})
     with _tracking_errors(uri):
         view = View(uri, store, declaration)
-        complete = [view.log_trial(trial) for trial in declaration.trials]
+        complete = [
+            view.log_trial(trial, status=statuses.get(trial.key, "RUNNING")) for trial in declaration.trials
+        ]
+        view.settle()
         view.log_report(report_folder, "FINISHED" if all(complete) else "RUNNING")
+    if pending.pop(shown_uri(uri), None) is not None:
+        _store(file, pending)
     return time.perf_counter() - started
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """What is pending, by tracking URI; nothing where the file is missing or damaged, as `sync` rebuilds the view."""
+    try:
+        return {
+            uri: {"trials": {**entry["trials"]}, "report": entry["report"]}
+            for uri, entry in json.loads(file.read_text()).items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        logger.exception("%s is unreadable", file)
+        return {}
+
+
+def _store(file: Path, entries: dict[str, dict[str, Any]]) -> None:
+    if entries:
+        replace(file, json.dumps(entries, indent=1))
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _cause(error: Exception) -> str:
+    """One line; in the system's own words where there are any, which MLflow wraps in three layers of others."""
+    chain: list[BaseException] = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
+    from_system = [item for item in chain if isinstance(item, OSError)]
+    told = error if isinstance(error, SweepError) or not from_system else from_system[-1]
+    return f"{type(told).__name__}: {(str(told).splitlines() or [''])[0]}"
 
 
 @contextlib.contextmanager
@@ -248,7 +257,7 @@ def _tracking_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = without_secrets(_cause(error), uri)
         raise TrackingError(
-            f"MLflow at {uri} cannot be written to ({first.rstrip('.')}); check --tracking-uri."
+            f"MLflow at {shown_uri(uri)} cannot be written to ({first.rstrip('.')}); check --tracking-uri."
         ) from error

@@ -55,6 +55,25 @@ write_report(declare(resolved), store)
 print(*[name for name in {heavy!r} if name in sys.modules])
 """
 
+NOTHING_TO_CATCH_UP_WITH = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from orchestrator.artifacts import Store
+from orchestrator.cli import Options, Session
+from orchestrator.declaration import Declaration
+from orchestrator.report import write_report
+from orchestrator.running import catch_up
+
+store = Store(Path({store!r}))
+session = Session(
+    options=Options(), sweep_name="demo", store=store, tracking_uri="http://host", folder=Path(), console=Console()
+)
+declared = Declaration(sweep="demo", trials=())
+catch_up(session, declared, write_report(declared, store))
+print(*[name for name in {heavy!r} if name in sys.modules])
+"""
+
 
 def python(program: str) -> str:
     """What a fresh interpreter prints that runs `program` from the repository's root."""
@@ -76,3 +95,7 @@ def test_what_plans_and_reports_imports_nothing_heavy(module: str):
 
 def test_planning_and_reporting_the_laptop_grid_imports_nothing_heavy(tmp_path: Path):
     assert python(RESOLVE_AND_REPORT.format(store=str(tmp_path / "store"), heavy=HEAVY)) == ""
+
+
+def test_a_complete_sweep_whose_view_lacks_nothing_imports_nothing_heavy(tmp_path: Path):
+    assert python(NOTHING_TO_CATCH_UP_WITH.format(store=str(tmp_path / "store"), heavy=HEAVY)) == ""

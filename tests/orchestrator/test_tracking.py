@@ -1,34 +1,39 @@
 """The MLflow view, on an embedded database and on a real server: complete, and the same however often it is written."""
 
-import contextlib
-import os
+import itertools
+import json
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
 
+from orchestrator import tracking
 from orchestrator.artifacts import Store
+from orchestrator.artifacts import replace as replace_text
+from orchestrator.curves import CURVE_POINTS, thinned
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.report import write_report
-from orchestrator.tracking import CURVE_POINTS, EXPERIMENT, Tracker, default_uri, sync, thinned
+from orchestrator.tracking import Tracker, default_uri, sync
+from tests.faults.tracking_server import (
+    free_port,
+    migrated_database,
+    runs_of,
+    snapshot,
+    tracking_server,
+    without_sweep,
+)
 from trainers.errors import TrackingError
 
 # MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
 pytestmark = pytest.mark.filterwarnings("default")
 STEPS = 250
-START_S = 90.0
 
 
 @pytest.fixture(autouse=True)
@@ -47,64 +52,17 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database without runs: migrating takes MLflow seconds, copying nothing."""
-    from mlflow import MlflowClient
-
-    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
+    """A migrated database without runs."""
+    return migrated_database(tmp_path_factory.mktemp("empty"))
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[str]:
-    """A tracking server of its own, ended with everything it started."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    shutil.copy(empty_database, folder / "mlflow.db")
-    uri = f"http://127.0.0.1:{free_port()}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        uri.rsplit(":", 1)[1],
-    ]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + START_S
-        while not _healthy(uri):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, (folder / "server.log").read_text()
-            time.sleep(0.2)
+    """A tracking server of its own."""
+    with tracking_server(tmp_path_factory.mktemp("mlflow"), empty_database) as uri:
         yield uri
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _healthy(uri: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -137,63 +95,6 @@ def two_trials(store: Store) -> tuple[TrialRecord, TrialRecord]:
 def sync_all(uri: str, store: Store, declared: Declaration) -> None:
     folder, _, _ = write_report(declared, store)
     sync(uri, store, declared, folder)
-
-
-def runs_of(uri: str, name: str) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return []
-    found = client.search_runs([experiment.experiment_id], f"tags.`rmsweep.sweep` = '{name}'")
-    return sorted(found, key=lambda run: (run.data.tags["rmsweep.role"], run.info.run_name))
-
-
-def history(uri: str, run: Any) -> dict[str, list[tuple[int, int, float]]]:
-    """Every point of every metric of a run."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    return {
-        name: sorted(
-            (point.step, point.timestamp, point.value)
-            for point in client.get_metric_history(run.info.run_id, name)
-        )
-        for name in run.data.metrics
-    }
-
-
-def files(uri: str, run: Any, path: str | None = None) -> list[str]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    found: list[str] = []
-    for item in client.list_artifacts(run.info.run_id, path):
-        found += files(uri, run, item.path) if item.is_dir else [item.path]
-    return sorted(found)
-
-
-def snapshot(uri: str, name: str) -> list[dict[str, Any]]:
-    """Everything that a person can see of a sweep, without the ids and times of its runs."""
-    runs = runs_of(uri, name)
-    names = {run.info.run_id: run.info.run_name for run in runs}
-    return [
-        {
-            "name": run.info.run_name,
-            "status": run.info.status,
-            "parent": names.get(run.data.tags.get("mlflow.parentRunId", "")),
-            "tags": {tag: value for tag, value in run.data.tags.items() if tag.startswith("rmsweep.")},
-            "params": run.data.params,
-            "history": history(uri, run),
-            "inputs": sorted(
-                (item.dataset.name, item.dataset.digest, item.tags[0].value)
-                for item in run.inputs.dataset_inputs
-            ),
-            "files": files(uri, run),
-        }
-        for run in runs
-    ]
 
 
 def test_a_sweep_is_one_parent_and_a_child_per_trial(uri: str, store: Store, sweep_name: str):
@@ -267,12 +168,6 @@ def test_the_tracker_ends_where_sync_ends(uri: str, store: Store, sweep_name: st
     rebuilt = replace(followed, sweep=f"{sweep_name}_rebuilt")
     sync_all(uri, store, rebuilt)
     assert without_sweep(snapshot(uri, followed.sweep)) == without_sweep(snapshot(uri, rebuilt.sweep))
-
-
-def without_sweep(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    parent, *children = runs
-    parent = {**parent, "name": "", "tags": {}}
-    return [parent, *({**child, "parent": "", "tags": child["tags"]["rmsweep.key"]} for child in children)]
 
 
 def test_a_run_is_seen_while_its_trial_runs(database: str, store: Store):
@@ -416,10 +311,115 @@ def test_a_tracker_with_nothing_to_say_says_nothing(nobody: str, store: Store):
     assert Tracker(nobody, store, declaration(record())).close() is None
 
 
+class FakeView:
+    """A view that notes what it is told; `told` may wait or raise."""
+
+    def __init__(self, told: Callable[[str, str], None]) -> None:
+        self._told = told
+
+    def log_trial(self, trial: TrialRecord, *, status: str = "RUNNING") -> bool:
+        self._told(trial.key, status)
+        return False
+
+
+def test_the_pause_between_tries_grows_to_its_limit(store: Store, monkeypatch: pytest.MonkeyPatch):
+    tries: list[float] = []
+
+    def refuse(*arguments: object) -> None:
+        tries.append(time.monotonic())
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(tracking, "View", refuse)
+    tracker = Tracker("http://host", store, declaration(record()), pause_s=0.1, longest_pause_s=0.4)
+    tracker.started(record().key)
+    while len(tries) < 5:
+        time.sleep(0.02)
+    tracker.close()
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tries[:5])]
+    for pause, least in zip(pauses, (0.1, 0.2, 0.4, 0.4), strict=True):
+        assert least <= pause < least + 0.3, pauses
+
+
+def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch: pytest.MonkeyPatch):
+    tries: list[object] = []
+
+    def refuse(*arguments: object) -> None:
+        tries.append(arguments)
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(tracking, "View", refuse)
+    tracker = Tracker("http://host", store, declaration(record()), pause_s=60.0)
+    tracker.started(record().key)
+    while not tries:
+        time.sleep(0.02)
+    before = time.monotonic()
+    assert tracker.close() == "http://host: ConnectionRefusedError: refused"
+    assert time.monotonic() - before < 10.0
+    assert len(tries) == 2
+
+
+def test_what_is_said_of_a_trial_while_it_is_being_logged_is_logged_as_well(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[str] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def wait(key: str, status: str) -> None:
+        told.append(status)
+        entered.set()
+        go_on.wait(10.0)
+
+    monkeypatch.setattr(tracking, "View", lambda *arguments: FakeView(wait))
+    tracker = Tracker("http://host", store, declaration(record()))
+    tracker.started(record().key)
+    assert entered.wait(10.0)
+    tracker.checkpointed(record().key)
+    tracker.ended(record().key, failed=True)
+    go_on.set()
+    assert tracker.close() is None
+    assert told == ["RUNNING", "FAILED"], "the last word alone counts"
+
+
+def test_one_trial_that_cannot_be_logged_keeps_no_other_from_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    broken, sound = record(), record(seed=1)
+    told: list[str] = []
+
+    def refuse(key: str, status: str) -> None:
+        if key == broken.key:
+            raise OSError("its artifact is damaged")
+        told.append(key)
+
+    monkeypatch.setattr(tracking, "View", lambda *arguments: FakeView(refuse))
+    tracker = Tracker("http://host", store, declaration(broken, sound))
+    tracker.started(broken.key)
+    tracker.started(sound.key)
+    assert tracker.close() == "http://host: OSError: its artifact is damaged"
+    assert told == [sound.key]
+    entries = json.loads((store.sweep_dir("demo") / tracking.PENDING).read_text())
+    assert entries["http://host"]["trials"] == {broken.key: "RUNNING"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"http://host": 3}', '{"http://host": {"trials": 3}}'])
+def test_a_damaged_list_of_what_is_pending_is_none(content: str, nobody: str, store: Store):
+    replace_text(store.sweep_dir("demo") / tracking.PENDING, content)
+    assert not tracking.is_pending("http://host", store, "demo")
+    assert Tracker(nobody, store, declaration(record())).close() is None
+
+
+@pytest.mark.parametrize("done", [1, 60, 100, 101, 400, 999, 1000])
+def test_the_points_of_an_unfinished_curve_are_among_those_of_the_finished_one(done: int):
+    rows = [{"step": float(step)} for step in range(1, 1001)]
+    early, late = thinned(rows[:done], 1000, 100), thinned(rows, 1000, 100)
+    assert early == [row for row in late if row["step"] <= done]
+    assert early[0]["step"] == 1
+
+
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250, 10_000])
 def test_a_curve_is_thinned_evenly_and_keeps_its_ends(count: int):
-    rows = [{"step": i} for i in range(count)]
-    kept = thinned(rows, 100)
+    rows = [{"step": float(step)} for step in range(1, count + 1)]
+    kept = thinned(rows, count, 100)
     assert len(kept) == min(count, 100)
     assert kept[:1] == rows[:1]
     assert kept[-1:] == rows[-1:]

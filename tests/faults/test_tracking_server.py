@@ -1,0 +1,450 @@
+"""Whatever the tracking server does, the sweep goes on, and the view is complete afterwards, with nothing twice."""
+
+import base64
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.artifacts import Store
+from orchestrator.cli import Options, Session
+from orchestrator.curves import CURVE_POINTS, CURVES
+from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.report import write_report
+from orchestrator.running import catch_up
+from orchestrator.tracking import PENDING, Tracker, default_uri, is_pending, sync
+from orchestrator.view import EXPERIMENT, View, shown_uri, without_secrets
+from tests.faults.proxy import Proxy, proxy_to
+from tests.faults.tracking_server import (
+    free_port,
+    runs_of,
+    snapshot,
+    tracking_server,
+    without_sweep,
+)
+from tests.orchestrator.sweep_samples import commit_train, commit_trial, declaration, record
+from trainers.errors import TrackingError
+
+# MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
+pytestmark = pytest.mark.filterwarnings("default")
+ROOT = Path(__file__).resolve().parents[2]
+SOON = {"pause_s": 0.05, "longest_pause_s": 0.2}
+DRIVER_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A sweep whose artifacts are all there, and what its view must look like in the end."""
+
+    store: Store
+    declared: Declaration
+    expected: list[dict[str, Any]]
+
+    @property
+    def file(self) -> Path:
+        return self.store.sweep_dir(self.declared.sweep) / PENDING
+
+
+@pytest.fixture(scope="module")
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server keeps its database."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="module")
+def server(server_folder: Path) -> Iterator[str]:
+    """The real server behind every proxy."""
+    with tracking_server(server_folder) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def empty_database(server: str, server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server made of its database when it started, before any run."""
+    return Path(shutil.copy(server_folder / "mlflow.db", tmp_path_factory.mktemp("empty")))
+
+
+@pytest.fixture
+def proxy(server: str) -> Iterator[Proxy]:
+    """A proxy of the test's own."""
+    with proxy_to(server) as proxy:
+        yield proxy
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hanging request ends after a second; every writer has ended when its test has."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    yield
+    wait_for(lambda: not writers(), "a writer goes on")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Case:
+    """Two complete trials, and the view that an undisturbed `sync` makes of them."""
+    store = Store(tmp_path_factory.mktemp("finished") / "store")
+    declared = declaration(record(), record(reward="im_rm", beta=0.01))
+    commit_trial(store, declared.trials[0], 9, 5)
+    commit_trial(store, declared.trials[1], 8, 4)
+    shutil.copy(empty_database, store.root / "mlflow.db")
+    sync(default_uri(store), store, declared, write_report(declared, store).folder)
+    expected = snapshot(default_uri(store), declared.sweep)
+    assert [run["status"] for run in expected] == ["FINISHED"] * 3
+    return Case(store=store, declared=declared, expected=without_sweep(expected))
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, finished: Case, tmp_path: Path) -> Case:
+    """The finished sweep under a name of the test's own, as tests share the server."""
+    store = Store(tmp_path / "store")
+    shutil.copytree(finished.store.root / "artifacts", store.root / "artifacts")
+    name = re.sub(r"\W+", "_", request.node.name)
+    return replace(finished, store=store, declared=replace(finished.declared, sweep=name))
+
+
+def writers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "mlflow-writer"]
+
+
+def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.05)
+
+
+def tell_everything(tracker: Tracker, case: Case) -> None:
+    """What the driver says in the course of a sweep; none of it may wait for the server."""
+    folder = write_report(case.declared, case.store).folder
+    before = time.monotonic()
+    for trial in case.declared.trials:
+        tracker.started(trial.key)
+        tracker.checkpointed(trial.key)
+        tracker.ended(trial.key, failed=False)
+    tracker.report(folder, complete=True)
+    assert time.monotonic() - before < DRIVER_S, "calls wait for the server"
+
+
+def assert_complete(uri: str, case: Case) -> None:
+    """The view is what an undisturbed one is: every run once, ended, with every point once."""
+    runs = snapshot(uri, case.declared.sweep)
+    assert without_sweep(runs) == case.expected
+    assert [run["parent"] for run in runs] == [None, *[case.declared.sweep] * (len(runs) - 1)]
+    assert not case.file.exists()
+
+
+def deleted_runs(uri: str, name: str) -> list[Any]:
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    tag = f"tags.`rmsweep.sweep` = '{name}'"
+    return list(client.search_runs([experiment.experiment_id], tag, run_view_type=ViewType.DELETED_ONLY))
+
+
+def test_a_server_that_is_down_at_the_start_is_told_everything_once_it_is_up(
+    server: str, proxy: Proxy, case: Case
+):
+    proxy.close()
+    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
+    tell_everything(tracker, case)
+    wait_for(lambda: tracker._trouble, "nothing was tried")
+    assert set(json.loads(case.file.read_text())[f"http://{proxy.host}"]["trials"]) == {
+        trial.key for trial in case.declared.trials
+    }
+    proxy.open()
+    wait_for(lambda: not case.file.exists(), "it was not tried again")
+    assert_complete(server, case)
+    assert tracker.close() is None
+    assert_complete(server, case)
+
+
+@pytest.mark.parametrize("fault", ["closed", "error", "hang", "lost"])
+def test_a_server_that_fails_in_the_middle_is_caught_up_with_at_the_end(
+    fault: Any, server: str, proxy: Proxy, case: Case
+):
+    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
+    tracker.started(case.declared.trials[0].key)
+    wait_for(lambda: not case.file.exists(), "the first trial does not appear")
+    if fault == "closed":
+        proxy.close()
+    else:
+        proxy.behave(fault)
+    tell_everything(tracker, case)
+    wait_for(lambda: tracker._trouble, "the fault has no effect")
+    if fault == "closed":
+        proxy.open()
+    else:
+        proxy.behave("none")
+    assert tracker.close() is None
+    assert_complete(server, case)
+
+
+def test_a_slow_server_makes_nobody_wait_but_close(server: str, proxy: Proxy, case: Case):
+    proxy.behave("slow", delay_s=0.1)
+    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
+    tell_everything(tracker, case)
+    assert tracker.close() is None
+    assert_complete(server, case)
+
+
+@pytest.mark.parametrize("times", [1, 4], ids=["within one try", "over tries"])
+def test_runs_that_were_created_though_the_answer_was_lost_are_kept_once(
+    times: int, server: str, proxy: Proxy, case: Case
+):
+    """MLflow's client asks again by itself, and then the writer does: each leaves a run."""
+    proxy.behave("lost", only="runs/create", times=times)
+    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
+    tell_everything(tracker, case)
+    wait_for(lambda: not case.file.exists(), "it was not tried again")
+    assert tracker.close() is None
+    assert_complete(server, case)
+    assert deleted_runs(server, case.declared.sweep), "no run was created twice"
+
+
+def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
+    server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("orchestrator.view", "tests.faults.tracking_server"):
+        monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
+    proxy.behave("lost", only="experiments/create", times=1)
+    sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store).folder)
+    assert sum("experiments/create" in path for path in proxy.forwarded) == 2
+    assert_complete(server, case)
+
+
+@pytest.mark.parametrize("whose", ["the parent", "a trial"])
+def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
+    whose: str, server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    first, second = (trial.key for trial in case.declared.trials)
+    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
+    if whose == "a trial":
+        tracker.started(first)
+        wait_for(lambda: not case.file.exists(), "the first trial does not appear")
+    created = sum("runs/create" in path for path in proxy.forwarded)
+    proxy.behave("late", only="runs/create", times=1)
+    tracker.ended(second, failed=False)
+    wait_for(lambda: not case.file.exists(), "the second trial does not appear")
+    proxy.behave("none")
+    expected = created + (2 if whose == "a trial" else 3)
+    wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) == expected, "it was not late")
+    assert len(runs_of(server, case.declared.sweep)) > 2
+    tracker.ended(first, failed=False)
+    tracker.report(write_report(case.declared, case.store).folder, complete=True)
+    assert tracker.close() is None
+    assert_complete(server, case)
+    assert deleted_runs(server, case.declared.sweep)
+
+
+def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
+    server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
+    for trial in case.declared.trials:
+        tracker.ended(trial.key, failed=False)
+    wait_for(lambda: not case.file.exists(), "the trials do not appear")
+    updates = sum("runs/update" in path for path in proxy.forwarded)
+    proxy.behave("late", only="runs/update", times=1)
+    tracker.ended(case.declared.trials[0].key, failed=False)
+    wait_for(lambda: not case.file.exists(), "the trial is not logged again")
+    proxy.behave("none")
+    # Three in time: the parent and the trial re-opened, the trial ended.
+    wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) == updates + 4, "it was not late")
+    statuses = [run.info.status for run in runs_of(server, case.declared.sweep)]
+    assert statuses.count("FINISHED") == 1, "the late request changes nothing"
+    tracker.report(write_report(case.declared, case.store).folder, complete=True)
+    assert tracker.close() is None
+    assert_complete(server, case)
+
+
+def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
+    server: str, proxy: Proxy, case: Case
+):
+    uri = f"http://{proxy.host}"
+    proxy.behave("hang")
+    tracker = Tracker(uri, case.store, case.declared, **SOON)
+    tell_everything(tracker, case)
+    before = time.monotonic()
+    assert "within 0 s" in tracker.close(timeout_s=0.2)
+    assert time.monotonic() - before < 0.2 + DRIVER_S
+    wait_for(lambda: not writers(), "a request to a hanging server does not end")
+    assert is_pending(uri, case.store, case.declared.sweep)
+    proxy.behave("none")
+    say = Console(width=200, record=True)
+    session = Session(
+        options=Options(),
+        sweep_name=case.declared.sweep,
+        store=case.store,
+        tracking_uri=uri,
+        folder=ROOT,
+        console=say,
+    )
+    catch_up(session, case.declared, write_report(case.declared, case.store))
+    assert_complete(server, case)
+    assert say.export_text() == ""
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from orchestrator.artifacts import Store
+from orchestrator.declaration import read_declaration
+from orchestrator.tracking import Tracker
+uri, root, sweep = sys.argv[1:]
+store = Store(Path(root))
+declared = read_declaration(sweep, store)
+tracker = Tracker(uri, store, declared)
+complete, broken = declared.trials
+for trial in declared.trials:
+    tracker.started(trial.key)
+tracker.ended(complete.key, failed=False)
+tracker.ended(broken.key, failed=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_driver_had_pending_is_logged_by_the_next_tracker(
+    server: str, proxy: Proxy, case: Case
+):
+    broken = record(seed=7)
+    declared = replace(case.declared, trials=(case.declared.trials[0], broken))
+    write_declaration(declared, case.store)
+    proxy.close()
+    uri = f"http://{proxy.host}"
+    command = [sys.executable, "-c", KILLED, uri, str(case.store.root), declared.sweep]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    proxy.open()
+    assert Tracker(uri, case.store, declared, **SOON).close() is None
+    statuses = {run.info.run_name: run.info.status for run in runs_of(server, declared.sweep)}
+    assert statuses == {
+        declared.sweep: "RUNNING",
+        declared.trials[0].name: "FINISHED",
+        broken.name: "FAILED",
+    }
+    assert not case.file.exists()
+
+
+def test_sync_clears_what_is_pending_and_only_for_its_own_address(server: str, proxy: Proxy, case: Case):
+    elsewhere, sweep = f"http://127.0.0.1:{free_port()}", case.declared.sweep
+    proxy.close()
+    for uri in (elsewhere, f"http://{proxy.host}"):
+        tracker = Tracker(uri, case.store, case.declared, **SOON)
+        tell_everything(tracker, case)
+        assert "refused" in tracker.close()
+    assert set(json.loads(case.file.read_text())) == {elsewhere, f"http://{proxy.host}"}
+    assert not is_pending(server, case.store, sweep)
+    proxy.open()
+    sync(f"http://{proxy.host}", case.store, case.declared, case.file.parent / "report")
+    assert set(json.loads(case.file.read_text())) == {elsewhere}
+    case.file.unlink()
+    assert_complete(server, case)
+
+
+def write_marker(store: Store, key: str, step: int, total: int) -> None:
+    """What a training leaves after `step` steps: rows like those of its final log."""
+    log = [
+        {**dict.fromkeys(CURVES, 1.0 / at), "step": float(at), "time": 1_700_000_000.0 + at, "epoch": 0.0}
+        for at in range(1, step + 1)
+    ]
+    folder = store.root / "checkpoints" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"step{step}.json").write_text(json.dumps({"step": step, "total": total, "log": log}))
+
+
+def test_a_running_training_shows_the_curve_of_its_checkpoint_and_each_point_once(
+    server: str, proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest
+):
+    store = Store(tmp_path / "store")
+    trial, total = record(), 250
+    declared = declaration(trial, name=re.sub(r"\W+", "_", request.node.name))
+    pending = store.sweep_dir(declared.sweep) / PENDING
+    tracker = Tracker(f"http://{proxy.host}", store, declared, **SOON)
+
+    def loss() -> dict[int, int]:
+        """Step → number of points."""
+        wait_for(lambda: not pending.exists(), "it is not logged")
+        _, child = snapshot(server, declared.sweep)
+        points = child["history"].get("train/loss", [])
+        return {step: [point[0] for point in points].count(step) for step, _, _ in points}
+
+    tracker.started(trial.key)
+    assert loss() == {}
+    # By name the highest step is neither the first nor the last.
+    for step in (10, 50, 100):
+        write_marker(store, trial.key, step, total)
+    (store.root / "checkpoints" / trial.key / "step150.json").write_text('{"step": 150, "tot')
+    tracker.checkpointed(trial.key)
+    early = loss()
+    assert (min(early), max(early)) == (1, 99)
+    assert len(early) == 40
+    commit_train(store, trial.key, steps=total)
+    tracker.ended(trial.key, failed=False)
+    late = loss()
+    assert set(early) <= set(late)
+    assert (len(late), max(late), set(late.values())) == (CURVE_POINTS, total, {1})
+    assert tracker.close() is None
+
+
+def test_a_password_reaches_the_server_and_nothing_else(
+    server: str, proxy: Proxy, case: Case, caplog: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    uri = f"http://somebody:pa%40ss%2Fword@{proxy.host}"
+    proxy.close()
+    caplog.set_level(logging.DEBUG)
+    tracker = Tracker(uri, case.store, case.declared, **SOON)
+    tell_everything(tracker, case)
+    wait_for(lambda: tracker._trouble, "nothing was tried")
+    said = [case.file.read_text(), tracker.close()]
+    with pytest.raises(TrackingError) as raised:
+        sync(uri, case.store, case.declared, case.file.parent / "report")
+    said.append(str(raised.value))
+    proxy.open()
+    sync(uri, case.store, case.declared, case.file.parent / "report")
+    assert_complete(server, case)
+    assert View(uri, case.store, case.declared)._client.tracking_uri == f"http://{proxy.host}"
+    sent = "Basic " + base64.b64encode(b"somebody:pa@ss/word").decode()
+    assert {headers.get("Authorization") for headers in proxy.headers} == {sent}
+    said += [caplog.text, *capfd.readouterr()]
+    said += [file.read_text(errors="replace") for file in case.store.root.rglob("*.json")]
+    assert proxy.host in "".join(said)
+    for secret in ("pa%40ss", "pa@ss", "somebody"):
+        assert not [text for text in said if secret in text]
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:password@host:5000/p", "http://host:5000/p"),
+        ("https://user:p@ss/wo:rd@host", "https://host"),
+        ("http://token@host", "http://host"),
+        ("postgresql://user:password@host/db?sslpassword=password", "postgresql://host/db"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_an_address_is_shown_without_what_is_secret(uri: str, shown: str):
+    assert shown_uri(uri) == shown
+    assert without_secrets(f"no answer from {uri}/api", uri) == f"no answer from {shown}/api"
+
+
+def test_a_password_is_taken_out_of_a_text_quoted_and_unquoted():
+    text = without_secrets("tried p%40ss, then p@ss, at user:p%40ss@host", "http://user:p%40ss@host")
+    assert text == "tried ***, then ***, at host"
