@@ -1,18 +1,19 @@
 """What every life of a command would import first: paid once, in the fork server, instead of seconds in each life."""
 
-import deepspeed
+import importlib
+
 import torch
 import transformers
 
-import orchestrator.commands
-import orchestrator.inline
-import orchestrator.tracking
-import trainers.evaluate
-import trainers.tiny
-import trainers.train
+MODULES = (
+    *("deepspeed", "mlflow", "orchestrator.commands", "orchestrator.inline", "orchestrator.tracking"),
+    *("trainers.evaluate", "trainers.tiny", "trainers.train"),
+)
+# transformers imports these when they are first named.
+CLASSES = ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "LlamaForSequenceClassification")
 
-assert deepspeed and orchestrator and trainers
 torch.set_num_threads(1)
-# Lazily imported by name otherwise.
-assert transformers.AutoModelForCausalLM and transformers.LlamaForCausalLM
-assert transformers.LlamaForSequenceClassification and transformers.AutoTokenizer
+for module in MODULES:
+    importlib.import_module(module)
+for name in CLASSES:
+    getattr(transformers, name)
