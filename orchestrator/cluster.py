@@ -20,7 +20,7 @@ from trainers.errors import PlanError, StorageError
 def join_ray() -> bool:
     """Join the running cluster (after workers.set_ray_environment). Raises PlanError where RAY_ADDRESS is dead."""
     try:
-        ray.init(address=cluster_address(), **_options())
+        ray.init(address=cluster_address(), **ray_options())
     except ConnectionError as error:
         if os.environ.get("RAY_ADDRESS"):
             raise PlanError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}.") from error
@@ -31,10 +31,11 @@ def join_ray() -> bool:
 def start_ray(cpus: int) -> None:
     """Start Ray on this machine, where none was joined."""
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=max(cpus, 2), **_options())
+        ray.init(address="local", num_cpus=max(cpus, 2), **ray_options())
 
 
-def _options() -> dict[str, Any]:
+def ray_options() -> dict[str, Any]:
+    """What every `ray.init` of ours says; the settings of workers stand in it."""
     # What the user has set wins, there as here.
     runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}}
     return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}

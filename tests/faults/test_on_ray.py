@@ -1,0 +1,111 @@
+"""Faults on a real Ray of three nodes: processes killed and stopped, a node lost; the trial goes on where it was."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal
+from tests.faults.conftest import processes
+
+EPOCHS = 40
+
+
+@pytest.fixture(scope="module")
+def undisturbed_gang(ray_world, tiny_model, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("undisturbed")
+    run = Run(storage, cells(storage, tiny_model, epochs=EPOCHS), GANG)
+    assert run.of("complete"), run.events
+    return run
+
+
+def resumed(run: Run) -> list[str]:
+    return [event["text"] for event in run.of("notice") if event["text"].startswith("resumed at step")]
+
+
+def causes(run: Run) -> list[str]:
+    return [event["cause"] for event in run.of("retry")]
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def test_a_killed_rank_is_replaced_and_the_weights_are_those_of_the_undisturbed(
+    ray_world, tiny_model, tmp_path, undisturbed_gang
+):
+    def inject(run: Run) -> None:
+        run.wait_for_checkpoint()
+        kill(ray_world.pids("RayTrainWorker")[-1])
+
+    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
+    assert causes(run) == ["WorkerLost"], run.events
+    assert len(resumed(run)) == 1
+    assert run.of("complete")
+    assert equal(run.weights(), undisturbed_gang.weights())
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_node_that_is_lost_takes_no_trial_with_it(ray_world, tiny_model, tmp_path, undisturbed_gang):
+    nodes = {node.node_id: node for node in ray_world.cluster.worker_nodes}
+    lost = []
+
+    def inject(run: Run) -> None:
+        run.wait_for_checkpoint()
+        (rank, *_) = ray_world.pids("RayTrainWorker")
+        environment = open(f"/proc/{rank}/environ").read().split("\0")
+        session = dict(item.split("=", 1) for item in environment if "=" in item)
+        lost.append(session["RAY_NODE_ID"])
+        ray_world.cluster.remove_node(nodes[lost[0]], allow_graceful=False)
+
+    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
+    ray_world.cluster.add_node(num_cpus=2)
+    assert causes(run) == ["WorkerLost"], run.events
+    assert len(resumed(run)) == 1
+    assert run.of("complete")
+    assert equal(run.weights(), undisturbed_gang.weights())
+
+
+def test_a_stopped_rank_is_noticed_and_replaced(ray_world, tiny_model, tmp_path, undisturbed_gang):
+    stopped = []
+
+    def inject(run: Run) -> None:
+        run.wait_for_checkpoint()
+        stopped.append(ray_world.pids("RayTrainWorker")[-1])
+        kill(stopped[0], signal.SIGSTOP)
+
+    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
+    assert causes(run) == ["WorkerLost"], run.events
+    assert run.of("complete")
+    assert equal(run.weights(), undisturbed_gang.weights())
+    assert stopped[0] not in processes(ray_world.mark)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_trial_process_that_is_killed_or_hangs_is_replaced(ray_world, tiny_model, tmp_path, number):
+    def inject(run: Run) -> None:
+        run.wait_for_checkpoint()
+        for pid in ray_world.pids("ImplicitFunc"):
+            kill(pid, number)
+
+    # Two trials with one CPU each on the head and elsewhere: local mode is on the head only.
+    run = Run(tmp_path, cells(tmp_path, tiny_model, [EX_RM], epochs=150), ALONE, inject)
+    assert causes(run) == ["WorkerLost"], run.events
+    assert len(resumed(run)) == 1
+    assert run.of("complete")
+
+
+def test_an_interrupted_sweep_leaves_a_checkpoint_and_goes_on_from_it(ray_world, tiny_model, tmp_path):
+    plans = cells(tmp_path, tiny_model, [EX_RM, IM_RM], epochs=EPOCHS)
+
+    def inject(run: Run) -> None:
+        run.wait_for_checkpoint()
+        run.stop.ask()
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path, plans, ALONE, inject)
+    run = Run(tmp_path, plans, ALONE)
+    assert resumed(run)
+    assert len(run.of("complete")) == 2
