@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainers.errors import StorageError
@@ -55,6 +55,7 @@ class Store:
         try:
             loaded: dict[str, Any] = json.loads(file.read_text())
             _ = [loaded[name] for name in ("attempt", "files", "info", "started", "seconds")]
+            _require_inside(loaded["attempt"], *loaded["files"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -128,6 +129,14 @@ class Store:
 
     def _folder(self, stage: str, key: str) -> Path:
         return self.root / "artifacts" / stage / key
+
+
+def _require_inside(*names: str) -> None:
+    """Refuse names that lead out of the folder they are relative to. Raises ValueError."""
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name:
+            raise ValueError(f"{name!r} leads out of the artifact's folder")
 
 
 def publish(file: Path, text: str) -> bool:

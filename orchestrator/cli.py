@@ -4,6 +4,7 @@ Exit codes: 0 every trial complete · 1 a defect, with the log's path · 2 wrong
 starts · 3 the sweep ended with holes · 130 interrupted.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -19,10 +20,11 @@ from rich.console import Console
 from orchestrator import catalog, plan, selection
 from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile
+from orchestrator.redaction import redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, SweepError
-from trainers.specs import clean_name
+from trainers.specs import Trust, clean_name
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
 PIPE_WIDTH = 120
@@ -106,6 +108,10 @@ class Options:
     """Narrow the grid by model, reward, train or seed."""
     max_trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The grid's first N trials."""
+    allow_pickle: bool = False
+    """Read pickled weights where a model has no safetensors. Danger: a pickle can run any code of its author."""
+    trust_remote_code: bool = False
+    """Run the Python files of a model's folder or hub repository. Danger: any code of its author, with your rights."""
     allow_overlap: bool = False
     """Evaluate on the very rows that are trained on."""
     json: bool = False
@@ -149,14 +155,14 @@ def execute(options: Options, name: str, build: Callable[[Selection], Sweep], fo
         session = _session(options, name, folder)
         return _dispatch(session, build)
     except SweepError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        errors.print(f"error: {redacted(str(error))}", style="red", markup=False, highlight=False)
         return USAGE
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on where this one stopped")
         return INTERRUPTED
     except Exception:
         log = Path.cwd() / "rmsweep-error.log"
-        log.write_text(traceback.format_exc())
+        log.write_text(redacted(traceback.format_exc()), encoding="utf-8")
         errors.print(f"rmsweep met a defect; please report it with {log}", style="red", markup=False)
         return DEFECT
 
@@ -171,7 +177,7 @@ def _session(options: Options, name: str, folder: Path) -> Session:
         options=options,
         sweep_name=clean_name(options.name or name),
         store=store,
-        tracking_uri=uri,
+        tracking_uri=take_credentials(uri),
         folder=folder,
         console=_console(),
     )
@@ -216,11 +222,13 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = train_sets or profile.train_sets, eval_sets or profile.eval_sets
+    models = tuple(selection.parse_model(text) for text in options.models) or profile.models
+    trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     if options.max_trials is not None and options.max_trials < 1:
         raise SpecError(f"--max-trials {options.max_trials}: give at least 1.")
     return Selection(
         name=name,
-        models=tuple(selection.parse_model(text) for text in options.models) or profile.models,
+        models=tuple(dataclasses.replace(model, trust=trust) for model in models),
         rewards=selection.parse_rewards(options.rewards, options.beta),
         train_sets=train_sets,
         eval_sets=eval_sets,

@@ -16,6 +16,7 @@ from orchestrator.artifacts import replace
 from orchestrator.cli import Session
 from orchestrator.declaration import declare, read_declaration, write_declaration
 from orchestrator.progress import quiet
+from orchestrator.redaction import redacted
 from orchestrator.report import Written, terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import TrialResult, sweep_results
@@ -51,7 +52,7 @@ def run(session: Session, build: Build) -> int:
         _print_report(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        console.print(f"error: {redacted(str(error))}", style="red", markup=False, soft_wrap=True)
         return cli.DEFECT
     phases.end("report")
     if todo:
@@ -140,12 +141,17 @@ def report(session: Session) -> int:
 def ui(session: Session, port: int) -> int:
     """Run MLflow's server in the foreground, on loopback."""
     if session.tracking_uri.startswith("http"):
-        session.console.print(f"the runs are on {session.tracking_uri}")
+        session.console.print(f"the runs are on {redacted(session.tracking_uri)}")
         return 0
     session.console.print(f"MLflow on http://127.0.0.1:{port} (stop with Ctrl-C)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", session.tracking_uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": session.tracking_uri,
+    }
     return subprocess.run(command, env=environment, check=False).returncode
 
 
@@ -157,7 +163,9 @@ def sync(session: Session) -> int:
     folder = write_report(declaration, session.store).folder
     with quiet(session.driver_log):
         seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
-    session.console.print(f"{len(declaration.trials)} trials in {session.tracking_uri} after {seconds:.0f} s")
+    session.console.print(
+        f"{len(declaration.trials)} trials in {redacted(session.tracking_uri)} after {seconds:.0f} s"
+    )
     return 0
 
 
@@ -219,7 +227,7 @@ def _print_report(session: Session, written: Written) -> None:
 def _ui_command(session: Session) -> str:
     options = session.options
     words = [os.path.relpath(sys.executable), sys.argv[0], "ui", "--storage", str(session.store.root)]
-    words += ["--tracking-uri", options.tracking_uri] if options.tracking_uri else []
+    words += ["--tracking-uri", redacted(session.tracking_uri)] if options.tracking_uri else []
     words += ["--name", options.name] if options.name else []
     return shlex.join(words)
 

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.artifacts import Store
 from orchestrator.compute import run_shared
 from orchestrator.plan import Grant, Node, Request, decide
+from orchestrator.redaction import without_secrets
 from orchestrator.stages import SharedStage
 from orchestrator.workers import prepare_worker
 from trainers.errors import PlanError
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
+@without_secrets()
 def shared_task(stage: SharedStage, store: Store) -> None:
     """Compute one shared stage; the gate has granted its CPU or GPU."""
     prepare_worker()

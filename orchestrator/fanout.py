@@ -29,6 +29,7 @@ from orchestrator.compute import run_evaluations, run_train
 from orchestrator.coordinator import Coordinator
 from orchestrator.failures import message
 from orchestrator.plan import Grant, Request
+from orchestrator.redaction import without_secrets
 from orchestrator.stages import EvaluateStage, TrainStage, TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers.specs import Placement
@@ -224,6 +225,7 @@ def _scaling(placement: Placement, grant: Grant) -> ScalingConfig:
     )
 
 
+@without_secrets()
 def _train_rank(config: dict[str, Any]) -> None:
     """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
     prepare_worker()
@@ -243,6 +245,7 @@ def _train_rank(config: dict[str, Any]) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
+@without_secrets()
 def _evaluate_task(stages: list[EvaluateStage], store: Store) -> None:
     prepare_worker()
     run_evaluations(stages, store, lambda row: None)

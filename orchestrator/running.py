@@ -14,6 +14,7 @@ from orchestrator.artifacts import replace
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.progress import Progress, quiet
+from orchestrator.redaction import redacted, redacted_fields
 from orchestrator.report import Written, write_report
 from orchestrator.stages import TrialPlan
 from orchestrator.workers import set_ray_environment
@@ -51,6 +52,8 @@ def run_missing(
         with Progress(terminal, names, len(declaration.trials) - len(todo)) as progress:
 
             def on_event(event: dict[str, Any]) -> None:
+                if "message" in event or "detail" in event:
+                    event = redacted_fields(event)
                 progress.on_event(event)
                 if event["event"] == "started":
                     tracker.started(event["trial"])
@@ -59,14 +62,14 @@ def run_missing(
                 if "detail" in event:
                     replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
 
-            failed = _execute(session, todo, placements, on_event, phases)
+            failed = redacted_fields(_execute(session, todo, placements, on_event, phases))
         written = write_report(declaration, store)
         tracker.report(written.folder, complete=all(result.complete for result in written.results))
         trouble = tracker.close()
         phases.end("mlflow")
     if trouble:
         session.console.print(
-            f"warning: the MLflow view is incomplete ({trouble}); `sync` rebuilds it",
+            f"warning: the MLflow view is incomplete ({redacted(trouble)}); `sync` rebuilds it",
             style="yellow",
             markup=False,
         )

@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, TrialRecord
+from orchestrator.redaction import redacted
 from orchestrator.results import TrialResult, trial_result
 from trainers.errors import TrackingError
 
@@ -113,12 +114,12 @@ class View:
 
         known = self._client.get_run(run).data.params
         parameters = [
-            Param(name, str(value))
+            Param(name, redacted(str(value)))
             for name, value in trial.parameters.items()
             if name not in OUTSIDE_KEY and name not in known
         ]
         tags = [
-            RunTag(f"rmsweep.{name}", str(trial.parameters[name]))
+            RunTag(f"rmsweep.{name}", redacted(str(trial.parameters[name])))
             for name in OUTSIDE_KEY & set(trial.parameters)
         ]
         self._client.log_batch(run, params=parameters, tags=tags)

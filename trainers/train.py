@@ -32,7 +32,7 @@ from trainers.pairs import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.saving import full_weights, model_card, save_model
 from trainers.scoring import RewardModule
-from trainers.specs import OptimSpec, Placement, Precision
+from trainers.specs import UNTRUSTED, OptimSpec, Placement, Precision, Trust
 from trainers.templates import load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
@@ -52,6 +52,7 @@ class TrainInputs:
     seed: int
     pairs: Sequence[TokenPair]
     reference: References | None
+    trust: Trust = UNTRUSTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ def train(
     """
     started = time.perf_counter()
     forget_peak_memory()
-    tokenizer = load_tokenizer(inputs.location, inputs.revision)
+    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust)
     model = load_model(
         inputs.location,
         tokenizer=tokenizer,
@@ -81,6 +82,7 @@ def train(
         precision=inputs.precision,
         revision=inputs.revision,
         head_seed=inputs.seed,
+        trust=inputs.trust,
     )
     freeze(model, inputs.optim.freeze)
     with process_group():
