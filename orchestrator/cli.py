@@ -23,7 +23,7 @@ from orchestrator.catalog import Profile
 from orchestrator.redaction import redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
-from trainers.errors import SpecError, SweepError
+from trainers.errors import SpecError, StorageError, SweepError
 from trainers.specs import Trust, clean_name
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -155,7 +155,9 @@ def execute(options: Options, name: str, build: Callable[[Selection], Sweep], fo
         session = _session(options, name, folder)
         return _dispatch(session, build)
     except SweepError as error:
-        errors.print(f"error: {redacted(str(error))}", style="red", markup=False, highlight=False)
+        errors.print(
+            f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         return USAGE
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on where this one stopped")
@@ -171,7 +173,7 @@ def _session(options: Options, name: str, folder: Path) -> Session:
     from orchestrator.tracking import default_uri
 
     storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
-    store = Store(Path(storage).expanduser())
+    store = Store(_folder(storage))
     uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
     return Session(
         options=options,
@@ -181,6 +183,21 @@ def _session(options: Options, name: str, folder: Path) -> Session:
         folder=folder,
         console=_console(),
     )
+
+
+def _folder(storage: str) -> Path:
+    """The storage folder. Raises StorageError where nothing could be called that."""
+    try:
+        path = Path(storage).expanduser()
+        # Asking finds names that are too long or hold a NUL byte.
+        path.lstat()
+    except FileNotFoundError:
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StorageError(
+            f"--storage {storage[:200]!r} cannot be a folder ({error}); choose another."
+        ) from error
+    return path
 
 
 def _console() -> Console:

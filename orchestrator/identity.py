@@ -20,7 +20,7 @@ from trainers.specs import BUILTIN, ModelSpec
 from trainers.tiny import CHAT_TEMPLATE, TINY_MODELS
 
 REVISION_LOCK = Path("sweeps/revisions.lock.json")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 _CONFIGURATIONS = ("config.json", "generation_config.json")
 _NO_TOKENIZER_ENDINGS = (
     *(".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf"),

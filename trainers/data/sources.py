@@ -55,6 +55,8 @@ def has_split(spec: DatasetSpec, split: str) -> bool:
 
 
 def _local_rows(path: Path, split: str) -> Iterator[tuple[str, int, Row]]:
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is neither a file nor a folder.")
     files = [path] if path.is_file() else _split_files(path, split)
     if not files:
         found = sorted({entry.name for entry in path.iterdir()})
@@ -189,7 +191,9 @@ def _pair(row: Row, where: str) -> Pair:
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        original_chosen=original if isinstance(original, str) else None,
+        original_chosen=_text(original, where, "orig_chosen")
+        if isinstance(original, str) and original
+        else None,
     )
 
 
@@ -211,7 +215,7 @@ def _response(value: Any, where: str, column: str) -> tuple[tuple[Message, ...],
         *before, last = _messages(value, where, column)
         return tuple(before), last.content
     if isinstance(value, list) and value and all(isinstance(step, str) for step in value):
-        return (), " ".join(value)
+        return (), _text(" ".join(value), where, column)
     return (), _text(value, where, column)
 
 
