@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.artifacts import Store
 from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
-from orchestrator.workers import WORKER_ENVIRONMENT, cluster_address
+from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, cluster_address
 from trainers.errors import PlanError, StorageError
 
 
@@ -29,9 +30,20 @@ def join_ray() -> bool:
 
 
 def start_ray(cpus: int) -> None:
-    """Start Ray on this machine, where none was joined."""
-    if not ray.is_initialized():
-        ray.init(address="local", num_cpus=max(cpus, 2), **_options())
+    """Start Ray on this machine, where none was joined; all of its servers listen on loopback only."""
+    if ray.is_initialized():
+        return
+    # Ray puts this machine's outward address in the place of 127.0.0.1, unless it is told that it is no cluster
+    # (which it tells itself on Windows and macOS only); its own processes hear of it by the environment.
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, 2),
+        _node_ip_address=LOOPBACK,
+        dashboard_host=LOOPBACK,
+        **_options(),
+    )
 
 
 def _options() -> dict[str, Any]:

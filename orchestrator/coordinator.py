@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-@without_secrets()
 def shared_task(stage: SharedStage, store: Store) -> None:
     """Compute one shared stage; the gate has granted its CPU or GPU."""
     prepare_worker()
-    run_shared(stage, store, lambda row: None)
+    with without_secrets():
+        run_shared(stage, store, lambda row: None)
 
 
 class Coordinator:

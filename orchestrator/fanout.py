@@ -225,7 +225,6 @@ def _scaling(placement: Placement, grant: Grant) -> ScalingConfig:
     )
 
 
-@without_secrets()
 def _train_rank(config: dict[str, Any]) -> None:
     """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
     prepare_worker()
@@ -241,14 +240,15 @@ def _train_rank(config: dict[str, Any]) -> None:
         coordinator.post.remote({"trial": stage.key, "event": "row", "stage": "train", "row": row})
 
     coordinator.post.remote({"trial": stage.key, "event": "stage", "stage": "train"})
-    run_train(stage, config["placement"], config["store"], report, config["provenance"])
+    with without_secrets():
+        run_train(stage, config["placement"], config["store"], report, config["provenance"])
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-@without_secrets()
 def _evaluate_task(stages: list[EvaluateStage], store: Store) -> None:
     prepare_worker()
-    run_evaluations(stages, store, lambda row: None)
+    with without_secrets():
+        run_evaluations(stages, store, lambda row: None)
 
 
 def _evaluate(
