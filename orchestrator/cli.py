@@ -6,6 +6,7 @@ starts · 3 the sweep ended with holes · 130 interrupted.
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import traceback
@@ -20,7 +21,7 @@ from rich.console import Console
 from orchestrator import catalog, plan, selection
 from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile
-from orchestrator.redaction import redacted, take_credentials
+from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
@@ -151,6 +152,9 @@ def main(
 def execute(options: Options, name: str, build: Callable[[Selection], Sweep], folder: Path) -> int:
     """Run the command; the exit code."""
     errors = Console(stderr=True)
+    if logging.lastResort is not None:
+        # Libraries that warn where nobody has set up logging.
+        logging.lastResort.setFormatter(RedactingFormatter())
     try:
         session = _session(options, name, folder)
         return _dispatch(session, build)

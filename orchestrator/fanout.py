@@ -30,6 +30,7 @@ from orchestrator.coordinator import Coordinator
 from orchestrator.failures import message
 from orchestrator.plan import Grant, Request
 from orchestrator.redaction import without_secrets
+from orchestrator.rendezvous import LoopbackTorchConfig
 from orchestrator.stages import EvaluateStage, TrainStage, TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers.specs import Placement
@@ -194,6 +195,7 @@ def _train(
                     "local_mode": in_process,
                 },
             },
+            torch_config=LoopbackTorchConfig(),
             scaling_config=scaling,
             run_config=RunConfig(
                 name=name,

@@ -1,7 +1,6 @@
 """Looking at a command from outside: which sockets its processes listen on, and where a secret was written."""
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def listening(mark: str) -> set[tuple[str, str, str]]:
             command = (process / "cmdline").read_text().replace("\0", " ")[-160:]
             for descriptor in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
-                    local = sockets.get(os.readlink(descriptor))
+                    local = sockets.get(str(descriptor.readlink()))
                     if local is not None:
                         address, port = local.split(":")
                         found.add((address, str(int(port, 16)), command))
