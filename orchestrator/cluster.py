@@ -1,7 +1,9 @@
 """The Ray cluster: joined or started, what it holds, and whether all of it sees the storage. Imports no torch."""
 
+import contextlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +37,7 @@ def start_ray(cpus: int) -> None:
         return
     # Ray puts this machine's outward address in the place of 127.0.0.1, unless it is told that it is no cluster
     # (which it tells itself on Windows and macOS only); its own processes hear of it by the environment.
+    _keep_token_private()
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
@@ -44,6 +47,22 @@ def start_ray(cpus: int) -> None:
         dashboard_host=LOOPBACK,
         **_options(),
     )
+
+
+def _keep_token_private() -> None:
+    """Ray would write its token for every user of the machine to read."""
+    if os.environ.get("RAY_AUTH_MODE") != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(
+        os.environ
+    ):
+        return
+    file = Path.home() / ".ray" / "auth_token"
+    file.parent.mkdir(exist_ok=True)
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_hex(32))
+    except FileExistsError:
+        with contextlib.suppress(PermissionError):
+            file.chmod(0o600)
 
 
 def _options() -> dict[str, Any]:
