@@ -35,9 +35,9 @@ def start_ray(cpus: int) -> None:
     """Start Ray on this machine, where none was joined; all of its servers listen on loopback only."""
     if ray.is_initialized():
         return
+    _keep_token_private()
     # Ray puts this machine's outward address in the place of 127.0.0.1, unless it is told that it is no cluster
     # (which it tells itself on Windows and macOS only); its own processes hear of it by the environment.
-    _keep_token_private()
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
@@ -58,7 +58,7 @@ def _keep_token_private() -> None:
     file = Path.home() / ".ray" / "auth_token"
     file.parent.mkdir(exist_ok=True)
     try:
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(secrets.token_hex(32))
     except FileExistsError:
         with contextlib.suppress(PermissionError):
