@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator.artifacts import Store
@@ -29,7 +30,7 @@ from orchestrator.compute import run_evaluations, run_train
 from orchestrator.coordinator import Coordinator
 from orchestrator.failures import message
 from orchestrator.plan import Grant, Request
-from orchestrator.redaction import without_secrets
+from orchestrator.redaction import is_secret_name, without_secrets
 from orchestrator.rendezvous import LoopbackTorchConfig
 from orchestrator.stages import EvaluateStage, TrainStage, TrialPlan
 from orchestrator.workers import prepare_worker
@@ -53,6 +54,8 @@ def run_on_ray(
 ) -> dict[str, str]:
     """Run what is missing of each plan on the Ray that is up; trial key → message for those that failed."""
     nodes = capacity()
+    # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
+    class_cache.ENV_VARS_TO_PROPAGATE -= set(filter(is_secret_name, class_cache.ENV_VARS_TO_PROPAGATE))
     unbound = PlacementGroupSchedulingStrategy(placement_group=None)
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0, max_concurrency=10_000, scheduling_strategy=unbound
