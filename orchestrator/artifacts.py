@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainers.disk import digest_file, disk_named
@@ -68,6 +68,7 @@ class Store:
             loaded = None
         if not isinstance(loaded, dict) or loaded.get(SEAL) != _seal(loaded):
             raise Damaged(f"{file} is not what was written", stage, key)
+        _require_inside(file, loaded["attempt"], *loaded["files"])
         return loaded
 
     def complete(self, stage: str, key: str) -> bool:
@@ -241,6 +242,16 @@ def _seal(manifest: dict[str, Any]) -> str:
     """Digest of what a manifest says."""
     content = {name: value for name, value in manifest.items() if name != SEAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _require_inside(manifest: Path, *names: str) -> None:
+    """Refuse names that lead out of the artifact's folder. Raises StorageError."""
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name:
+            raise StorageError(
+                f"{manifest} names {name!r}, which leads out of its folder; delete {manifest.parent}."
+            )
 
 
 def publish(file: Path, text: str) -> bool:

@@ -4,7 +4,9 @@ Exit codes: 0 every trial complete · 1 a defect, with the log's path · 2 wrong
 starts · 3 the sweep ended with holes · 130 interrupted.
 """
 
+import dataclasses
 import json
+import logging
 import math
 import os
 import sys
@@ -20,10 +22,11 @@ from rich.console import Console
 from orchestrator import catalog, plan, selection
 from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile
+from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
-from trainers.errors import SpecError, SweepError
-from trainers.specs import clean_name
+from trainers.errors import SpecError, StorageError, SweepError
+from trainers.specs import Trust, clean_name
 from trainers.stopping import GRACE_S
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -127,6 +130,10 @@ class Options:
     """Optimiser steps between checkpoints (default: one every ten minutes)."""
     grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S
     """Time for a last checkpoint after SIGINT or SIGTERM; spot machines give 110."""
+    allow_pickle: bool = False
+    """Read pickled weights where a model has no safetensors. Danger: a pickle can run any code of its author."""
+    trust_remote_code: bool = False
+    """Run the Python files of a model's folder or hub repository. Danger: any code of its author, with your rights."""
     allow_overlap: bool = False
     """Evaluate on the very rows that are trained on."""
     keep_weights: Literal["all", "best", "none"] = "all"
@@ -169,18 +176,23 @@ def main(
 def execute(options: Options, name: str, build: Callable[[Selection], Sweep], folder: Path) -> int:
     """Run the command; the exit code."""
     errors = Console(stderr=True)
+    if logging.lastResort is not None:
+        # Libraries that warn where nobody has set up logging.
+        logging.lastResort.setFormatter(RedactingFormatter())
     try:
         session = _session(options, name, folder)
         return _dispatch(session, build)
     except SweepError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        errors.print(
+            f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         return USAGE
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on where this one stopped")
         return INTERRUPTED
     except Exception:
         log = Path.cwd() / "rmsweep-error.log"
-        log.write_text(traceback.format_exc())
+        log.write_text(redacted(traceback.format_exc()), encoding="utf-8")
         errors.print(f"rmsweep met a defect; please report it with {log}", style="red", markup=False)
         return DEFECT
 
@@ -189,17 +201,32 @@ def _session(options: Options, name: str, folder: Path) -> Session:
     from orchestrator.tracking import default_uri
 
     storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
-    store = Store(Path(storage).expanduser())
+    store = Store(_folder(storage))
     uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
     return Session(
         options=options,
         sweep_name=clean_name(options.name or name),
         store=store,
-        tracking_uri=uri,
+        tracking_uri=take_credentials(uri),
         folder=folder,
         console=_console(),
-        command=tuple(sys.argv),
+        command=tuple(map(redacted, sys.argv)),
     )
+
+
+def _folder(storage: str) -> Path:
+    """The storage folder. Raises StorageError where nothing could be called that."""
+    try:
+        path = Path(storage).expanduser()
+        # Asking finds names that are too long or hold a NUL byte.
+        path.lstat()
+    except FileNotFoundError:
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StorageError(
+            f"--storage {storage[:200]!r} cannot be a folder ({error}); choose another."
+        ) from error
+    return path
 
 
 def _console() -> Console:
@@ -245,6 +272,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = train_sets or profile.train_sets, eval_sets or profile.eval_sets
+    models = tuple(selection.parse_model(text) for text in options.models) or profile.models
+    trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     for flag, value in (
         ("--max-trials", options.max_trials),
         ("--checkpoint-steps", options.checkpoint_steps),
@@ -255,7 +284,7 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
     return Selection(
         name=name,
-        models=tuple(selection.parse_model(text) for text in options.models) or profile.models,
+        models=tuple(dataclasses.replace(model, trust=trust) for model in models),
         rewards=selection.parse_rewards(options.rewards, options.beta),
         train_sets=train_sets,
         eval_sets=eval_sets,

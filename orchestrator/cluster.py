@@ -1,19 +1,22 @@
 """The Ray cluster: joined or started, what it holds, and whether all of it sees the storage. Imports no torch."""
 
+import contextlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.artifacts import Store
 from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
-from orchestrator.workers import WORKER_ENVIRONMENT, cluster_address
+from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, cluster_address
 from trainers.errors import PlanError, StorageError
 
 
@@ -29,9 +32,37 @@ def join_ray() -> bool:
 
 
 def start_ray(cpus: int) -> None:
-    """Start Ray on this machine, where none was joined."""
-    if not ray.is_initialized():
-        ray.init(address="local", num_cpus=max(cpus, 2), **ray_options())
+    """Start Ray on this machine, where none was joined; all of its servers listen on loopback only."""
+    if ray.is_initialized():
+        return
+    _keep_token_private()
+    # Ray puts this machine's outward address in the place of 127.0.0.1, unless it is told that it is no cluster
+    # (which it tells itself on Windows and macOS only); its own processes hear of it by the environment.
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, 2),
+        _node_ip_address=LOOPBACK,
+        dashboard_host=LOOPBACK,
+        **ray_options(),
+    )
+
+
+def _keep_token_private() -> None:
+    """Ray would write its token for every user of the machine to read."""
+    if os.environ.get("RAY_AUTH_MODE") != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(
+        os.environ
+    ):
+        return
+    file = Path.home() / ".ray" / "auth_token"
+    file.parent.mkdir(exist_ok=True)
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_hex(32))
+    except FileExistsError:
+        with contextlib.suppress(PermissionError):
+            file.chmod(0o600)
 
 
 def ray_options() -> dict[str, Any]:

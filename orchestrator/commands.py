@@ -21,6 +21,7 @@ from orchestrator.cli import Session
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
 from orchestrator.failures import is_final
 from orchestrator.progress import quiet
+from orchestrator.redaction import redacted
 from orchestrator.report import Written, terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import TrialResult, sweep_results
@@ -101,7 +102,7 @@ def _run(
         _evict_weights(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
-        session.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        session.console.print(f"error: {redacted(str(error))}", style="red", markup=False, soft_wrap=True)
         return cli.DEFECT
     phases.end("report")
     if todo:
@@ -217,9 +218,14 @@ def ui(session: Session, port: int) -> int:
         session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}")
         return 0
     session.console.print(f"MLflow on http://127.0.0.1:{port} (stop with Ctrl-C)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", session.tracking_uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": session.tracking_uri,
+    }
     return subprocess.run(command, env=environment, check=False).returncode
 
 

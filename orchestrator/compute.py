@@ -69,7 +69,7 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
         if isinstance(stage.base.origin, PretrainStage):
             tokenizer = tiny.build_tokenizer()
         else:
-            tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision)
+            tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
         tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw, stage.rendering)
         write_tokens(tokens, attempt.directory / "pairs.parquet")
         attempt.info.update(pairs=len(tokens), too_long=too_long)
@@ -86,10 +86,11 @@ def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
         location = base.found_at(store)
         model = load_model(
             location,
-            tokenizer=load_tokenizer(location, base.revision),
+            tokenizer=load_tokenizer(location, base.revision, base.trust),
             output="unembedding",
             precision=base.precision,
             revision=base.revision,
+            trust=base.trust,
         )
         pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
         sums = compute_reference(model.to(device()), pairs, report=report)
@@ -126,6 +127,7 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
         name=stage.base.name,
         location=stage.base.found_at(store),
         revision=stage.base.revision,
+        trust=stage.base.trust,
         precision=stage.base.precision,
         reward=stage.reward,
         optim=stage.optim,
@@ -167,9 +169,10 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
     location = str(store.read("train", train.key) / "model")
     model = load_model(
         location,
-        tokenizer=load_tokenizer(location),
+        tokenizer=load_tokenizer(location, trust=train.base.trust),
         output=train.reward.type.output,
         precision=train.base.precision,
+        trust=train.base.trust,
     )
     reward = RewardModule(model.to(device()), train.reward)
     for stage in missing:

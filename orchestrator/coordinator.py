@@ -17,6 +17,7 @@ from orchestrator import failures
 from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity
 from orchestrator.plan import Grant, Node, Request, decide
+from orchestrator.redaction import without_secrets
 from orchestrator.stages import SharedStage
 from orchestrator.trial import Execution
 from orchestrator.workers import prepare_worker
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 def shared_task(stage: SharedStage, execution: Execution) -> None:
     """Compute one shared stage; the gate has granted its CPU or GPU."""
     prepare_worker()
-    execution.stages.shared(stage, execution.store, lambda row: None)
+    with without_secrets():
+        execution.stages.shared(stage, execution.store, lambda row: None)
 
 
 class Coordinator:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.artifacts import Store, replace
+from orchestrator.redaction import redacted
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
 from orchestrator.stages import PrepareStage, TrialPlan
@@ -112,7 +113,8 @@ def _parameters(plan: TrialPlan) -> dict[str, Any]:
         "max_train_pairs": spec.train_draw.max_pairs,
         "max_eval_pairs": spec.eval_draw.max_pairs,
     }
-    return {name: value for name, value in parameters.items() if value is not None}
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return {name: redacted(value) if isinstance(value, str) else value for name, value in given.items()}
 
 
 def write_declaration(declaration: Declaration, store: Store) -> None:

@@ -24,6 +24,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator import failures
@@ -31,6 +32,8 @@ from orchestrator.cluster import capacity
 from orchestrator.compute import TrainCall
 from orchestrator.coordinator import Coordinator
 from orchestrator.plan import Grant, Request
+from orchestrator.redaction import is_secret_name, without_secrets
+from orchestrator.rendezvous import LoopbackTorchConfig
 from orchestrator.stages import EvaluateStage, Stage, TrainStage, TrialPlan
 from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
 from orchestrator.trial import Execution, Post, Rows, complete_trial
@@ -60,6 +63,8 @@ def run_on_ray(
     Raises KeyboardInterrupt when stopped.
     """
     nodes = capacity()
+    # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
+    class_cache.ENV_VARS_TO_PROPAGATE -= set(filter(is_secret_name, class_cache.ENV_VARS_TO_PROPAGATE))
     unbound = PlacementGroupSchedulingStrategy(placement_group=None)
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0, max_concurrency=10_000, scheduling_strategy=unbound
@@ -202,6 +207,7 @@ class RayBackend:
                     "coordinator": self.coordinator,
                     "provenance": provenance,
                 },
+                torch_config=LoopbackTorchConfig(),
                 scaling_config=scaling,
                 run_config=RunConfig(
                     name=name,
@@ -258,7 +264,7 @@ def _train_rank(config: dict[str, Any]) -> None:
         stop=_StopLeft(coordinator),
         provenance=config["provenance"],
     )
-    with Rows(post).of("train") as report:
+    with without_secrets(), Rows(post).of("train") as report:
         execution.stages.train(stage, call, execution.store, report)
 
 
@@ -280,4 +286,5 @@ class _StopLeft:
 @ray.remote(num_cpus=0, max_retries=0)
 def _evaluate_task(stages: list[EvaluateStage], execution: Execution) -> None:
     prepare_worker()
-    execution.stages.evaluate(stages, execution.store, lambda row: None)
+    with without_secrets():
+        execution.stages.evaluate(stages, execution.store, lambda row: None)

@@ -15,11 +15,13 @@ from orchestrator.stages import BaseModel, ConvertStage, PretrainStage
 from trainers.data import tiny_world
 from trainers.disk import digest_file
 from trainers.errors import ModelError
+from trainers.folders import code_files, require_sound_model
+from trainers.gguf_header import require_sound_gguf
 from trainers.specs import BUILTIN, ModelSpec
 from trainers.tiny import CHAT_TEMPLATE, TINY_MODELS
 
 REVISION_LOCK = Path("sweeps/revisions.lock.json")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 _CONFIGURATIONS = ("config.json", "generation_config.json")
 _NO_TOKENIZER_ENDINGS = (
     *(".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf"),
@@ -45,7 +47,9 @@ def identify_model(
     revision = spec.revision or _read_lock(lock).get(spec.source)
     if revision is None and fetch:
         revision = hub_revision(spec, lock)
-    key = content_key("model", 1, id=spec.source, revision=revision)
+    # The revision names the code, too; that it is run is what the key adds.
+    trusted = {"code": True} if spec.trust.trust_remote_code else {}
+    key = content_key("model", 1, id=spec.source, revision=revision, **trusted)
     return BaseModel(
         name=spec.name,
         key=key,
@@ -54,6 +58,7 @@ def identify_model(
         location=spec.source,
         revision=revision,
         origin=None,
+        trust=spec.trust,
     )
 
 
@@ -85,6 +90,7 @@ def _gguf_file(path: Path) -> Path | None:
 
 
 def _gguf_model(spec: ModelSpec, file: Path) -> BaseModel:
+    require_sound_gguf(file)
     origin = ConvertStage(file=str(file.absolute()), digest=digest_file(file), name=spec.name)
     return BaseModel(
         name=spec.name, key=origin.key, tokenizer_key=origin.key, precision=spec.precision, origin=origin
@@ -94,9 +100,8 @@ def _gguf_model(spec: ModelSpec, file: Path) -> BaseModel:
 def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model: it has no config.json and no .gguf file.")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(f"{path} holds no safetensors weights, and other formats are not read.")
+    weights = require_sound_model(path, spec.trust)
+    code = code_files(path) if spec.trust.trust_remote_code else []
     # Tokenizers come in many files: all that is not weights, their configuration or prose may be part of one.
     tokenizer = [
         file
@@ -107,16 +112,25 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     ]
     return BaseModel(
         name=spec.name,
-        key=content_key("model", 1, files=_digests([path / "config.json", *weights])),
-        tokenizer_key=content_key("tokenizer", 1, files=_digests(tokenizer)),
+        key=content_key(
+            "model", 1, files=_digests([path / "config.json", *weights], path), **_code(code, path)
+        ),
+        tokenizer_key=content_key("tokenizer", 1, files=_digests(tokenizer, path), **_code(code, path)),
         precision=spec.precision,
         location=str(path.absolute()),
         origin=None,
+        trust=spec.trust,
     )
 
 
-def _digests(files: Iterable[Path]) -> dict[str, str]:
-    return {file.name: digest_file(file) for file in files}
+def _code(files: Iterable[Path], folder: Path) -> dict[str, dict[str, str]]:
+    """Code that is run can change every result; where none is, keys are what they were before there was a choice."""
+    digests = _digests(files, folder)
+    return {"code": digests} if digests else {}
+
+
+def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): digest_file(file) for file in files}
 
 
 def hub_revision(spec: ModelSpec, lock: Path) -> str:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from orchestrator.redaction import RedactingFormatter, scrub
+
 SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
 PLAIN_EVERY_S = 15.0
@@ -34,7 +36,7 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         handler = logging.StreamHandler(sink)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
         try:
             yield Console(file=terminal, width=width)
@@ -46,6 +48,7 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
             os.dup2(kept_error, 2)
             os.close(kept_out)
             os.close(kept_error)
+            scrub(log)
 
 
 @dataclass(slots=True)

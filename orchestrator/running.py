@@ -14,6 +14,7 @@ from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.progress import Progress, quiet
+from orchestrator.redaction import redacted, redacted_fields
 from orchestrator.report import Written, write_report
 from orchestrator.spec import RetryPolicy
 from orchestrator.stages import TrialPlan
@@ -106,7 +107,7 @@ def catch_up(session: Session, declaration: Declaration, written: Written) -> No
 def _warn(session: Session, trouble: str | None) -> None:
     if trouble:
         session.console.print(
-            f"warning: the MLflow view is incomplete ({trouble}); the next run or `sync` completes it",
+            f"warning: the MLflow view is incomplete ({redacted(trouble)}); the next run or `sync` completes it",
             style="yellow",
             markup=False,
         )
@@ -116,6 +117,8 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
     """Who is told of each event: the terminal, the state file, MLflow, and a log for each failed trial."""
 
     def on_event(event: dict[str, Any]) -> None:
+        if event["event"] in ("failed", "retry", "notice"):
+            event = redacted_fields(event)
         progress.on_event(event)
         state.on_event(event)
         if event["event"] == "started":

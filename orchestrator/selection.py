@@ -41,8 +41,8 @@ def parse_model(text: str) -> ModelSpec:
     if source in catalog.MODELS:
         known = catalog.MODELS[source]
         return dataclasses.replace(known, name=name or known.name)
-    path = Path(source).expanduser()
-    if path.exists():
+    path = _found(source)
+    if path is not None:
         stem = path.absolute().stem if path.is_file() else path.absolute().name
         return ModelSpec(name=name or clean_name(stem), source=str(path))
     if _looks_like_path(source) or not HUB_ID.fullmatch(source):
@@ -58,24 +58,34 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     known = {spec.name: spec for spec in catalog.DATASETS}
     if source in known:
         return dataclasses.replace(known[source], name=name or source)
-    path = Path(source).expanduser()
-    if not path.exists() and (_looks_like_path(source) or not HUB_ID.fullmatch(source)):
+    path = _found(source)
+    if path is None and (_looks_like_path(source) or not HUB_ID.fullmatch(source)):
         raise SpecError(
             f"{flag} {source}: no such file or folder, and no known data set; {nearest(source, known)}"
         )
     if not name:
-        name = clean_name((path.absolute().stem if path.is_file() else path.absolute().name).lower())
+        place = (path or Path(source)).absolute()
+        name = clean_name((place.stem if place.is_file() else place.name).lower())
     rewriting_of = known[name].rewriting_of if name in known else None
-    return DatasetSpec(name=name, source=str(path) if path.exists() else source, rewriting_of=rewriting_of)
+    return DatasetSpec(name=name, source=source if path is None else str(path), rewriting_of=rewriting_of)
 
 
 def _split_name(text: str) -> tuple[str, str]:
     if not text.strip():
         raise SpecError("an empty word names no model and no data set; is a shell variable unset?")
     match = _NAMED.fullmatch(text)
-    if match is None or Path(text).exists():
+    if match is None or _found(text) is not None:
         return "", text
     return clean_name(match[1]), match[2]
+
+
+def _found(text: str) -> Path | None:
+    """The file or folder of that name; None where there is none, or where no file could be called that."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _looks_like_path(text: str) -> bool:

@@ -14,7 +14,7 @@ from orchestrator.artifacts import Store
 from orchestrator.spec import TrialSpec, content_key
 from trainers import tiny, versions
 from trainers.rewards import Rendering, RewardSpec
-from trainers.specs import DrawSpec, OptimSpec, Precision
+from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Trust
 from trainers.tiny import TinyModel
 
 
@@ -93,6 +93,7 @@ class BaseModel:
     location: str = ""
     revision: str | None = None
     origin: ConvertStage | PretrainStage | None
+    trust: Trust = UNTRUSTED
 
     @property
     def fetched(self) -> bool:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from orchestrator.artifacts import Store
 from orchestrator.curves import CURVES, curve_rows
 from orchestrator.declaration import Declaration, TrialRecord
+from orchestrator.redaction import redacted
 from orchestrator.results import TrialResult, trial_result
 
 EXPERIMENT = "rmsweep"
@@ -199,12 +200,12 @@ class View:
         from mlflow.entities import Param, RunTag
 
         parameters = [
-            Param(name, str(value))
+            Param(name, redacted(str(value)))
             for name, value in trial.parameters.items()
             if name not in OUTSIDE_KEY and name not in run.data.params
         ]
         tags = [
-            RunTag(f"rmsweep.{name}", str(trial.parameters[name]))
+            RunTag(f"rmsweep.{name}", redacted(str(trial.parameters[name])))
             for name in OUTSIDE_KEY & set(trial.parameters)
         ]
         self._client.log_batch(run.info.run_id, params=parameters, tags=tags)

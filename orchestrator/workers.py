@@ -16,6 +16,7 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
 }
+LOOPBACK = "127.0.0.1"
 # Ray reads its settings when it is imported, and not again.
 DRIVER_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -28,9 +28,11 @@ def process_group() -> Iterator[None]:
         # Before any collective: on one device, NCCL refuses two ranks.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     own = not dist.is_initialized()
+    named = os.environ.get("GLOO_SOCKET_IFNAME")
     if own and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group(backend)
     elif own:
+        gloo_on_loopback()
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, auto_mpi_discovery=False)
@@ -41,6 +43,13 @@ def process_group() -> Iterator[None]:
             # A reused process starts its next training from a clean slate.
             comm.destroy_process_group()
             comm.cdb = None
+            if named is None:
+                os.environ.pop("GLOO_SOCKET_IFNAME", None)
+
+
+def gloo_on_loopback() -> None:
+    """Keep the sockets that gloo listens on off the network, for ranks that all run on this machine."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
 
 
 def make_engine(

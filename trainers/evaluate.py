@@ -34,7 +34,7 @@ from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.rewards import Output
 from trainers.scores import write_scores
 from trainers.scoring import RewardModule
-from trainers.specs import DrawSpec, Precision
+from trainers.specs import UNTRUSTED, DrawSpec, Precision, Trust
 from trainers.templates import first_line, load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
@@ -94,6 +94,15 @@ class Evaluate:
     """Of the weights; heads and log-probabilities are fp32 in any case."""
     device: str | None = None
     """cpu, cuda or cuda:N (default: a GPU where there is one)."""
+    allow_pickle: bool = False
+    """Read pickled weights where there are no safetensors. Danger: a pickle can run any code of its author."""
+    trust_remote_code: bool = False
+    """Run the Python files of a model's folder. Danger: any code of its author runs with your rights."""
+
+    @property
+    def trust(self) -> Trust:
+        """The two flags as one value."""
+        return Trust(allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
 
 
 def run_evaluate(arguments: Evaluate) -> None:
@@ -115,7 +124,9 @@ def run_evaluate(arguments: Evaluate) -> None:
     )
     name, rows = read_named_pairs(arguments.data, arguments.split)
     with model_folder(arguments.model) as location, progress() as track:
-        pairs, too_long = tokenize_pairs(rows, load_tokenizer(location), limits, reward.type.rendering)
+        pairs, too_long = tokenize_pairs(
+            rows, load_tokenizer(location, trust=arguments.trust), limits, reward.type.rendering
+        )
         say_left_out(too_long, limits)
         reference = _reference(arguments, location, pairs, track("reference"))
         model = _load(arguments, location, reward.type.output)
@@ -137,8 +148,13 @@ def _require_device(name: str | None) -> None:
 
 
 def _load(arguments: Evaluate, location: str, output: Output) -> Any:
-    tokenizer = load_tokenizer(location)
-    model = load_model(location, tokenizer=tokenizer, output=output, precision=arguments.precision)
+    model = load_model(
+        location,
+        tokenizer=load_tokenizer(location, trust=arguments.trust),
+        output=output,
+        precision=arguments.precision,
+        trust=arguments.trust,
+    )
     return model.to(arguments.device or device())
 
 
@@ -150,13 +166,13 @@ def _reference(
     if arguments.reference is None:
         return None
     with model_folder(arguments.reference) as location:
-        require_same_vocabulary(policy, location)
+        require_same_vocabulary(policy, location, arguments.trust)
         return compute_reference(_load(arguments, location, "unembedding"), pairs, report=report)
 
 
-def require_same_vocabulary(policy: str, reference: str) -> None:
+def require_same_vocabulary(policy: str, reference: str, trust: Trust = UNTRUSTED) -> None:
     """Raise ModelError where the two give different ids to the same tokens."""
-    vocabularies = [load_tokenizer(location).get_vocab() for location in (policy, reference)]
+    vocabularies = [load_tokenizer(location, trust=trust).get_vocab() for location in (policy, reference)]
     if vocabularies[0] != vocabularies[1]:
         sizes = [len(vocabulary) for vocabulary in vocabularies]
         raise ModelError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from trainers.packing import References
 from trainers.pairs import TokenPair
 from trainers.rewards import RewardSpec
-from trainers.specs import OptimSpec, Placement, Precision
+from trainers.specs import UNTRUSTED, OptimSpec, Placement, Precision, Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +23,4 @@ class TrainInputs:
     seed: int
     pairs: Sequence[TokenPair]
     reference: References | None
+    trust: Trust = UNTRUSTED

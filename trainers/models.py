@@ -1,8 +1,10 @@
 """Language models from the hub or a local folder, with the output layer that a reward type needs.
 
-Only safetensors and GGUF weights are read, and no code from a model's folder is run.
+Only safetensors and GGUF weights are read, and no code from a model's folder is run, unless the user trusts it.
 """
 
+import pickle
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
+from trainers.folders import require_own_code, weight_files
+from trainers.gguf_header import require_sound_gguf
 from trainers.layouts import padded_attention, settle_layout
 from trainers.rewards import Output
 from trainers.saving import save_model
-from trainers.specs import Part, Precision
+from trainers.specs import UNTRUSTED, Part, Precision, Trust
 from trainers.templates import first_line
 from trainers.unembedding import Unembedding, widened
 
@@ -33,27 +37,42 @@ def load_model(
     precision: Precision,
     revision: str | None = None,
     head_seed: int | None = None,
+    trust: Trust = UNTRUSTED,
 ) -> Any:
     """A sequence classifier (head) or causal LM (unembedding), in evaluation mode on the CPU. Raises ModelError.
 
     With `head_seed` the head is drawn anew; without, the model must bring one.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        PreTrainedConfig,
+    )
 
+    if Path(location).is_dir():
+        weight_files(Path(location), trust)
     options: dict[str, Any] = {"num_labels": 1} if output == "head" else {}
     loader = AutoModelForSequenceClassification if output == "head" else AutoModelForCausalLM
     try:
-        config = AutoConfig.from_pretrained(location, revision=revision, **options)
+        if trust.trust_remote_code:
+            require_own_code(PreTrainedConfig.get_config_dict(location, revision=revision)[0], location)
+        config = AutoConfig.from_pretrained(
+            location, revision=revision, trust_remote_code=trust.trust_remote_code, **options
+        )
         model, loading = loader.from_pretrained(
             location,
             config=config,
             revision=revision,
             dtype=_DTYPES[precision],
             attn_implementation=padded_attention(config),
-            use_safetensors=True,
+            # None: pickles where there are no safetensors; torch's restricted unpickler reads them.
+            use_safetensors=None if trust.allow_pickle else True,
+            weights_only=True,
+            trust_remote_code=trust.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(f"no model could be loaded from {location}: {first_line(error)}") from error
     _require_weights(loading["missing_keys"], output, head_seed, location)
     if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
@@ -117,18 +136,28 @@ def freeze(model: Any, parts: tuple[Part, ...]) -> None:
 
 def convert_gguf(file: Path, out_dir: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder in fp32. Raises ModelError."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
+    require_sound_gguf(file)
+    # Alone in a folder: what lies beside the file is no part of its key, and may name code.
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / file.name).symlink_to(file.absolute())
+        tokenizer, model = _load_gguf(Path(alone), file)
     # The config still says "quantised", which would make the folder unloadable.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     weights = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
     save_model(model, weights, tokenizer, out_dir)
+
+
+def _load_gguf(folder: Path, file: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"gguf_file": file.name, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
+    return tokenizer, model
 
 
 def _make_rows_for(model: Any, tokenizer: Any) -> None:

@@ -42,12 +42,17 @@ def save_model(
 def _write_model(
     model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, out_dir: Path, card: str
 ) -> None:
+    from transformers.dynamic_module_utils import custom_object_save
+
     out_dir.mkdir(parents=True)
     pad_id = padding_token(tokenizer)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     tokenizer.padding_side = "right"
     model.config.architectures = [type(model).__name__]
     model.config.pad_token_id = pad_id
+    if getattr(model, "_auto_class", None):
+        # Code that the user trusts goes with the weights, which nothing else can load.
+        custom_object_save(model, out_dir, config=model.config)
     model.config.save_pretrained(out_dir)
     if model.can_generate():
         model.generation_config.pad_token_id = pad_id

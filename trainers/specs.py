@@ -18,6 +18,8 @@ Part = Literal["backbone", "embeddings", "unembedding"]
 
 BUILTIN = "builtin:"
 MANUAL = "manual:"
+# A name becomes part of file names, which end at 255 bytes.
+MAX_NAME = 100
 
 
 def _require(condition: bool, message: str) -> None:
@@ -29,7 +31,24 @@ def clean_name(text: str) -> str:
     """`text` as a name that is safe in metric keys, run names and file names."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
     _require(bool(name), f"{text!r} holds no letter or digit to make a name of. Give one as NAME={text}.")
+    _require(
+        len(name) <= MAX_NAME, f"{name[:40]}… is a name of {len(name)} letters; at most {MAX_NAME} are taken."
+    )
     return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What may run on loading a model beyond our own code: nothing, unless the user says so.
+
+    `allow_pickle` reads weights that are pickles, `trust_remote_code` runs the Python files of the model's folder.
+    """
+
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+UNTRUSTED = Trust()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +63,7 @@ class ModelSpec:
     revision: str | None = None
     precision: Precision = "fp32"
     parameters: int | None = None
+    trust: Trust = field(default=UNTRUSTED, metadata=ADDED)
 
     def __post_init__(self) -> None:
         _require(

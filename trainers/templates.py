@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 
 from trainers.data.records import Message
 from trainers.errors import DataError, ModelError
+from trainers.specs import UNTRUSTED, Trust
 
 # Templates that print today's date (Llama 3) would tokenise differently every day.
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
@@ -29,12 +30,14 @@ _MARKED_TURNS = (
 )
 
 
-def load_tokenizer(location: str, revision: str | None = None) -> Any:
+def load_tokenizer(location: str, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
     """The tokenizer at a hub id or folder, with a chat template of markers where it has none. Raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            location, revision=revision, trust_remote_code=trust.trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {location}: {first_line(error)}") from error
     if not tokenizer.chat_template:

@@ -76,7 +76,7 @@ def train(
     """
     started = time.perf_counter()
     forget_peak_memory()
-    tokenizer = load_tokenizer(inputs.location, inputs.revision)
+    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust)
     model = load_model(
         inputs.location,
         tokenizer=tokenizer,
@@ -84,6 +84,7 @@ def train(
         precision=inputs.precision,
         revision=inputs.revision,
         head_seed=inputs.seed,
+        trust=inputs.trust,
     )
     freeze(model, inputs.optim.freeze)
     with process_group():

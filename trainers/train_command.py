@@ -28,7 +28,7 @@ from trainers.models import device, load_model
 from trainers.packing import References
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
-from trainers.specs import DrawSpec, OptimSpec, Placement, Precision
+from trainers.specs import DrawSpec, OptimSpec, Placement, Precision, Trust
 from trainers.stopping import GRACE_S, StopRequest
 from trainers.templates import load_tokenizer
 from trainers.train import TrainResult, train
@@ -73,6 +73,10 @@ class Train:
     """Optimiser steps between checkpoints (default: one every ten minutes)."""
     grace_s: float = GRACE_S
     """Seconds that SIGINT or SIGTERM leave for a last checkpoint."""
+    allow_pickle: bool = False
+    """Read pickled weights where there are no safetensors. Danger: a pickle can run any code of its author."""
+    trust_remote_code: bool = False
+    """Run the Python files of a model's folder. Danger: any code of its author runs with your rights."""
     # The deepspeed launcher gives it to every rank; the environment says the same.
     local_rank: int = 0
     """Given by the deepspeed launcher."""
@@ -92,9 +96,12 @@ def run(arguments: Train) -> None:
         max_prompt_tokens=arguments.max_prompt_tokens,
         max_response_tokens=arguments.max_response_tokens,
     )
+    trust = Trust(allow_pickle=arguments.allow_pickle, trust_remote_code=arguments.trust_remote_code)
     _name, rows = read_named_pairs(arguments.data, arguments.split)
     with model_folder(arguments.model) as location, process_group():
-        pairs, too_long = tokenize_pairs(rows, load_tokenizer(location), limits, reward.type.rendering)
+        pairs, too_long = tokenize_pairs(
+            rows, load_tokenizer(location, trust=trust), limits, reward.type.rendering
+        )
         say_left_out(too_long, limits)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
@@ -106,7 +113,10 @@ def run(arguments: Train) -> None:
             placement=placement,
             seed=arguments.seed,
             pairs=pairs,
-            reference=_reference(location, arguments.precision, pairs) if reward.uses_reference else None,
+            reference=_reference(location, arguments.precision, pairs, trust)
+            if reward.uses_reference
+            else None,
+            trust=trust,
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)
@@ -148,10 +158,14 @@ def _placement(arguments: Train, world_size: int) -> Placement:
     )
 
 
-def _reference(location: str, precision: Precision, pairs: Sequence[TokenPair]) -> References:
+def _reference(location: str, precision: Precision, pairs: Sequence[TokenPair], trust: Trust) -> References:
     """Reference log-prob sums, each rank computing its share."""
     model = load_model(
-        location, tokenizer=load_tokenizer(location), output="unembedding", precision=precision
+        location,
+        tokenizer=load_tokenizer(location, trust=trust),
+        output="unembedding",
+        precision=precision,
+        trust=trust,
     )
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine = compute_reference(model.to(device()), pairs[rank::world_size], report=lambda row: None)

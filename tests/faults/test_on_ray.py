@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,14 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def raylets(node) -> list[int]:
+    return [item.process.pid for item in node.all_processes["raylet"]]
+
+
 def test_a_killed_rank_is_replaced_and_the_weights_are_those_of_the_undisturbed(
     ray_world, tiny_model, tmp_path, undisturbed_gang
 ):
@@ -49,16 +58,11 @@ def test_a_killed_rank_is_replaced_and_the_weights_are_those_of_the_undisturbed(
 
 
 def test_a_node_that_is_lost_takes_no_trial_with_it(ray_world, tiny_model, tmp_path, undisturbed_gang):
-    nodes = {node.node_id: node for node in ray_world.cluster.worker_nodes}
-    lost = []
-
     def inject(run: Run) -> None:
         run.wait_for_checkpoint()
-        (rank, *_) = ray_world.pids("RayTrainWorker")
-        environment = open(f"/proc/{rank}/environ").read().split("\0")
-        session = dict(item.split("=", 1) for item in environment if "=" in item)
-        lost.append(session["RAY_NODE_ID"])
-        ray_world.cluster.remove_node(nodes[lost[0]], allow_graceful=False)
+        raylet = parent(ray_world.pids("RayTrainWorker")[0])
+        (node,) = [node for node in ray_world.cluster.worker_nodes if raylet in raylets(node)]
+        ray_world.cluster.remove_node(node, allow_graceful=False)
 
     run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
     ray_world.cluster.add_node(num_cpus=2)

@@ -23,14 +23,15 @@ from sweep_samples import (
     write_jsonl,
 )
 
-from orchestrator.artifacts import Store
+from orchestrator.artifacts import Store, digest_file
 from orchestrator.datasets import DatasetReader
 from orchestrator.housekeeping import garbage, remove
 from orchestrator.identity import identify_model
 from orchestrator.resolve import ResolvedSweep, resolve
-from orchestrator.spec import PlacementRule
+from orchestrator.spec import PlacementRule, content_key, stable
+from tests.model_files import write_gguf, write_model
 from trainers.errors import DataError, ModelError, SpecError
-from trainers.specs import DatasetSpec, ModelSpec
+from trainers.specs import DatasetSpec, ModelSpec, Trust
 
 HUB_MODEL = ModelSpec(name="acme", source="acme/tiny-model")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -224,15 +225,9 @@ def test_two_sets_under_one_name_are_refused(store: Store, tmp_path: Path, role:
         resolve(clash or sweep([one, two], [TINY_WORLD]), store)
 
 
-def folder_model(folder: Path, *, weights: str = "w", config: str = "{}", tokenizer: str = "t") -> ModelSpec:
-    folder.mkdir()
-    for name, text in (
-        ("config.json", config),
-        ("model.safetensors", weights),
-        ("tokenizer.json", tokenizer),
-        ("README.md", folder.name),
-    ):
-        (folder / name).write_text(text)
+def folder_model(folder: Path, **changes: Any) -> ModelSpec:
+    write_model(folder, **changes)
+    (folder / "README.md").write_text(folder.name)
     return ModelSpec(name=folder.name, source=str(folder))
 
 
@@ -241,9 +236,9 @@ def test_a_local_model_is_its_files_wherever_they_lie(store: Store, tmp_path: Pa
     assert (one.key, one.tokenizer_key) == (two.key, two.tokenizer_key)
 
 
-@pytest.mark.parametrize("change", [{"weights": "v"}, {"config": '{"a": 1}'}], ids=str)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"rms_norm_eps": 1e-5}], ids=str)
 def test_other_weights_or_configuration_are_another_model_with_the_same_tokenizer(
-    store: Store, tmp_path: Path, change: dict[str, str]
+    store: Store, tmp_path: Path, change: dict[str, Any]
 ):
     one = identify_model(folder_model(tmp_path / "one"), store)
     two = identify_model(folder_model(tmp_path / "two", **change), store)
@@ -255,6 +250,54 @@ def test_another_tokenizer_changes_only_the_tokenizer_key(store: Store, tmp_path
     one = identify_model(folder_model(tmp_path / "one"), store)
     two = identify_model(folder_model(tmp_path / "two", tokenizer="u"), store)
     assert one.tokenizer_key != two.tokenizer_key
+
+
+def test_what_is_trusted_is_in_no_key_of_a_folder_without_code(store: Store, tmp_path: Path):
+    spec = folder_model(tmp_path / "one")
+    base = identify_model(spec, store)
+    files = {name: digest_file(tmp_path / "one" / name) for name in ("config.json", "model.safetensors")}
+    assert base.key == content_key("model", 1, files=files)
+    trusted = identify_model(replace(spec, trust=Trust(allow_pickle=True, trust_remote_code=True)), store)
+    assert (trusted.key, trusted.tokenizer_key) == (base.key, base.tokenizer_key)
+    assert "trust" not in stable(spec)
+
+
+def test_code_that_may_run_is_part_of_the_keys(store: Store, tmp_path: Path):
+    spec = replace(folder_model(tmp_path / "one"), trust=Trust(trust_remote_code=True))
+    (tmp_path / "one" / "parts").mkdir()
+    code = tmp_path / "one" / "parts" / "layer.py"
+    keys = []
+    for text in ("", "x = 1", "x = 2"):
+        code.write_text(text)
+        base = identify_model(spec, store)
+        keys += [base.key, base.tokenizer_key]
+        assert base.trust.trust_remote_code
+    assert len(set(keys)) == 6
+
+
+def test_a_pickle_is_a_model_only_where_it_is_allowed_and_then_part_of_its_key(store: Store, tmp_path: Path):
+    spec = folder_model(tmp_path / "one")
+    (tmp_path / "one" / "model.safetensors").unlink()
+    (tmp_path / "one" / "pytorch_model.bin").write_bytes(b"1")
+    with pytest.raises(ModelError, match="--allow-pickle"):
+        identify_model(spec, store)
+    allowed = replace(spec, trust=Trust(allow_pickle=True))
+    before = identify_model(allowed, store).key
+    (tmp_path / "one" / "pytorch_model.bin").write_bytes(b"2")
+    assert identify_model(allowed, store).key != before
+
+
+def test_code_of_its_own_is_refused_and_that_of_another_repository_even_if_trusted(
+    store: Store, tmp_path: Path
+):
+    own = folder_model(tmp_path / "own", model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    with pytest.raises(ModelError, match="--trust-remote-code"):
+        identify_model(own, store)
+    trusted = Trust(trust_remote_code=True)
+    assert identify_model(replace(own, trust=trusted), store).key
+    foreign = folder_model(tmp_path / "foreign", auto_map={"AutoConfig": "acme/code--mine.Config"})
+    with pytest.raises(ModelError, match="another repository"):
+        identify_model(replace(foreign, trust=trusted), store)
 
 
 def test_built_in_models_share_a_tokenizer(store: Store):
@@ -271,7 +314,7 @@ def test_a_folder_with_several_gguf_files_asks_for_one(store: Store, tmp_path: P
 
 
 def test_a_gguf_model_is_its_file_and_its_folder_alike(store: Store, tmp_path: Path):
-    (tmp_path / "q4.gguf").write_text("weights")
+    write_gguf(tmp_path / "q4.gguf")
     file = identify_model(ModelSpec(name="m", source=str(tmp_path / "q4.gguf")), store)
     folder = identify_model(ModelSpec(name="m", source=str(tmp_path)), store)
     assert file == folder

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from trainers.errors import ModelError
 from trainers.models import load_model
+from trainers.specs import Trust
 from trainers.templates import load_tokenizer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -73,11 +74,37 @@ def test_a_reward_model_with_a_head_is_no_language_model(tiny_model, tmp_path):
         load(tmp_path, "unembedding")
 
 
-def test_weights_that_are_not_safetensors_are_refused(tiny_model, tmp_path):
-    shutil.copytree(tiny_model, tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+def pickled(tiny_model, folder, weights):
+    """The tiny model with a pickle in the place of its safetensors."""
+    shutil.copytree(tiny_model, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_pickled_weights_are_refused_unless_the_user_allows_them(tiny_model, tmp_path):
+    weights = load_file(tiny_model / "model.safetensors")
+    folder = pickled(tiny_model, tmp_path / "model", weights)
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle.*--allow-pickle"):
+        load(folder, "unembedding")
+    tokenizer = load_tokenizer(str(folder))
+    options = {"tokenizer": tokenizer, "output": "unembedding", "precision": "fp32"}
+    found = load_model(str(folder), trust=Trust(allow_pickle=True), **options).state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+
+
+def test_an_allowed_pickle_runs_nothing_all_the_same(tiny_model, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    folder = pickled(tiny_model, tmp_path / "model", {"lm_head.weight": Trap()})
+    options = {"tokenizer": load_tokenizer(str(folder)), "output": "unembedding", "precision": "fp32"}
     with pytest.raises(ModelError, match="no model could be loaded"):
-        load(tmp_path / "model", "unembedding")
+        load_model(str(folder), trust=Trust(allow_pickle=True), **options)
+    assert not (tmp_path / "sprung").exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "sprung").exists(), "the trap is armed"
 
 
 def test_a_model_without_head_is_no_reward_model(tiny_model):

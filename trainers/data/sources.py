@@ -6,7 +6,9 @@ A row that cannot be read raises DataError with its file and row number.
 """
 
 import fnmatch
+import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from trainers.errors import DataError
 from trainers.specs import BUILTIN, MANUAL, DatasetSpec
 
 Row = dict[str, Any]
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 BUILTIN_SETS = {
     "tiny_world": tiny_world.pairs,
@@ -52,6 +55,8 @@ def has_split(spec: DatasetSpec, split: str) -> bool:
 
 
 def _local_rows(path: Path, split: str) -> Iterator[tuple[str, int, Row]]:
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is neither a file nor a folder.")
     files = [path] if path.is_file() else _split_files(path, split)
     if not files:
         found = sorted({entry.name for entry in path.iterdir()})
@@ -67,10 +72,26 @@ def _local_rows(path: Path, split: str) -> Iterator[tuple[str, int, Row]]:
 def _split_files(path: Path, split: str) -> list[Path]:
     folder = path / split
     if (folder / "state.json").is_file():
-        listed = json.loads((folder / "state.json").read_text())["_data_files"]
-        return [folder / entry["filename"] for entry in listed]
+        return [folder / name for name in _listed_files(folder / "state.json")]
     patterns = [f"{split}.parquet", f"{split}-*.parquet", f"{split}.jsonl", f"{split}-*.jsonl"]
     return sorted(file for pattern in patterns for file in path.glob(pattern))
+
+
+def _listed_files(state: Path) -> list[str]:
+    """The names that save_to_disk noted, none of which may lead out of the folder. Raises DataError."""
+    try:
+        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(f"{state} does not list the files of a saved data set ({error!r}).") from error
+    for name in names:
+        if (
+            not isinstance(name, str)
+            or not name
+            or name != Path(name).name
+            or not (state.parent / name).is_file()
+        ):
+            raise DataError(f"{state} names {name!r}, which is no file in its folder.")
+    return names
 
 
 def _file_rows(file: Path) -> Iterator[Row]:
@@ -90,15 +111,25 @@ def _file_rows(file: Path) -> Iterator[Row]:
             raise DataError(
                 f"{file}: {file.suffix or 'no ending'} is not read; use .parquet, .jsonl or .arrow."
             )
-    except (pa.ArrowInvalid, OSError) as error:
+        # Offsets that lead out of a column's buffer would be followed without a word.
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(
-            f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}"
+            f"{file} cannot be read as {file.suffix[1:]}: {(str(error).splitlines() or [repr(error)])[0]}"
         ) from error
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise DataError(f"{file}: column {twice[0]!r} stands twice; keep one.")
     for name in ("chosen", "rejected"):
         if name not in table.column_names:
             raise _missing_column(name, table.column_names, str(file))
+    start = 0
     for batch in table.to_batches(max_chunksize=1024):
-        yield from batch.to_pylist()
+        try:
+            yield from batch.to_pylist()
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise DataError(f"{file}, rows {start} to {start + batch.num_rows - 1}: {error}.") from error
+        start += batch.num_rows
 
 
 def _jsonl_rows(file: Path) -> Iterator[Row]:
@@ -107,12 +138,24 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
             for number, line in enumerate(lines):
                 if not line.strip():
                     continue
-                row = json.loads(line)
+                row = json.loads(
+                    line, object_pairs_hook=functools.partial(_object, where=f"{file}, row {number}")
+                )
                 if not isinstance(row, dict):
                     raise DataError(f"{file}, row {number}: expected an object, found {type(row).__name__}.")
                 yield row
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        # A ValueError is broken JSON, broken UTF-8, or a number of thousands of digits.
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file} cannot be read as jsonl: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]], where: str) -> Row:
+    """A JSON object, refused where a name stands twice: which one is meant is anybody's guess."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{where}: {twice!r} stands twice.")
+    return dict(pairs)
 
 
 def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[tuple[str, int, Row]]:
@@ -148,7 +191,9 @@ def _pair(row: Row, where: str) -> Pair:
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        original_chosen=original if isinstance(original, str) else None,
+        original_chosen=_text(original, where, "orig_chosen")
+        if isinstance(original, str) and original
+        else None,
     )
 
 
@@ -170,7 +215,7 @@ def _response(value: Any, where: str, column: str) -> tuple[tuple[Message, ...],
         *before, last = _messages(value, where, column)
         return tuple(before), last.content
     if isinstance(value, list) and value and all(isinstance(step, str) for step in value):
-        return (), " ".join(value)
+        return (), _text(" ".join(value), where, column)
     return (), _text(value, where, column)
 
 
@@ -188,4 +233,6 @@ def _text(value: Any, where: str, column: str) -> str:
         )
     if not value.strip():
         raise DataError(f"{where}: column {column!r} is empty.")
+    if not value.isascii() and _SURROGATE.search(value):
+        raise DataError(f"{where}: column {column!r} holds half of a surrogate pair, which is no text.")
     return value
