@@ -236,7 +236,7 @@ def _console() -> Console:
 
 
 def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
-    from orchestrator import commands
+    from orchestrator import commands, upkeep
 
     match session.options.command:
         case Run():
@@ -244,17 +244,17 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
         case Plan():
             return commands.plan_only(session, build)
         case Status():
-            return commands.status(session)
+            return upkeep.status(session)
         case Report():
             return commands.report(session)
         case Ui(port=port):
-            return commands.ui(session, port)
+            return upkeep.ui(session, port)
         case Sync():
-            return commands.sync(session)
+            return upkeep.sync(session)
         case Retry():
             return commands.retry(session, build)
         case Gc(keep=keep, delete=delete):
-            return commands.gc(session, keep, delete=delete)
+            return upkeep.gc(session, keep, delete=delete)
 
 
 def profile_for(options: Options, capacity: Sequence[plan.Node]) -> tuple[Profile, str]:

@@ -1,22 +1,17 @@
 """What each command does, between the parsed flags and the exit code."""
 
 import dataclasses
-import itertools
 import json
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from orchestrator import cli, housekeeping
 from orchestrator import plan as planning
 from orchestrator.artifacts import replace
-from orchestrator.claims import live_drivers
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
 from orchestrator.failures import is_final
@@ -24,12 +19,12 @@ from orchestrator.progress import quiet
 from orchestrator.redaction import redacted
 from orchestrator.report import Written, terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
-from orchestrator.results import TrialResult, sweep_results
 from orchestrator.running import Phases, catch_up, run_missing
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.stages import TrialPlan
 from orchestrator.state import TrialNote, read_state
+from orchestrator.upkeep import say_holes
 from orchestrator.view import shown_uri
 from orchestrator.workers import cluster_address, set_ray_environment
 from trainers.errors import PlanError, SweepError
@@ -108,7 +103,7 @@ def _run(
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return _say_holes(session, written.results)
+    return say_holes(session, written.results)
 
 
 def _say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
@@ -166,41 +161,6 @@ def plan_only(session: Session, build: Build) -> int:
     return 0
 
 
-def status(session: Session) -> int:
-    """Print the state of each trial: from the artifacts, and from what the driver noted of those that run or failed."""
-    results = sweep_results(read_declaration(session.sweep_name, session.store), session.store)
-    state = read_state(session.sweep_name, session.store)
-    running = state.driver in live_drivers(session.store.root)
-    rows = [
-        _status_row(result, state.trials.get(result.record.key, TrialNote()), running) for result in results
-    ]
-    if session.options.json:
-        cli.dump_json(rows)
-        return 0 if all(result.complete for result in results) else cli.HOLES
-    driver = "its driver is at work" if running else "no driver is at work"
-    title = f"{session.sweep_name} in {session.store.root}: {driver}"
-    table = Table(title=title, title_justify="left")
-    for column in rows[0] if rows else ():
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    session.console.print(table)
-    return _say_holes(session, results) if not running else cli.HOLES
-
-
-def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:
-    known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
-    return {
-        "trial": result.record.name,
-        "state": "complete" if result.complete else known,
-        "stage": f"{note.stage} {note.step}/{note.total}".removesuffix(" 0/0") if known == "running" else "",
-        "trained": result.trained,
-        "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
-        "retries": len(note.retries),
-        "cause": "" if result.complete else note.message or "; ".join(note.retries[-1:]),
-    }
-
-
 def report(session: Session) -> int:
     """Write and print the report of what the last command declared."""
     declaration = read_declaration(session.sweep_name, session.store)
@@ -209,69 +169,7 @@ def report(session: Session) -> int:
         cli.dump_json([{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows])
         return 0
     _print_report(session, written)
-    return _say_holes(session, written.results)
-
-
-def ui(session: Session, port: int) -> int:
-    """Run MLflow's server in the foreground, on loopback."""
-    if session.tracking_uri.startswith("http"):
-        session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}")
-        return 0
-    session.console.print(f"MLflow on http://127.0.0.1:{port} (stop with Ctrl-C)")
-    command = [sys.executable, "-m", "mlflow", "server"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_BACKEND_STORE_URI": session.tracking_uri,
-    }
-    return subprocess.run(command, env=environment, check=False).returncode
-
-
-def sync(session: Session) -> int:
-    """Rebuild the MLflow view."""
-    from orchestrator import tracking
-
-    declaration = read_declaration(session.sweep_name, session.store)
-    folder = write_report(declaration, session.store).folder
-    with quiet(session.driver_log):
-        seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
-    place = shown_uri(session.tracking_uri)
-    session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
-    return 0
-
-
-def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
-    """List what no kept sweep needs; with `delete`, remove it."""
-    store, console = session.store, session.console
-    items = housekeeping.garbage(store, housekeeping.kept_sweeps(store, keep))
-    removed = set(housekeeping.remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
-    if session.options.json:
-        cli.dump_json(
-            [
-                {"path": item.found.path, "kind": item.found.kind, "bytes": item.found.bytes}
-                | {"why": item.why, "removed": item in removed}
-                for item in items
-            ]
-        )
-        return 0
-    if not items:
-        console.print(f"nothing to remove in {store.root}", highlight=False, soft_wrap=True)
-        return 0
-    table = Table(title=f"not needed in {store.root}", title_justify="left")
-    for column in ("what", "GB", "why"):
-        table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
-    for item in items:
-        table.add_row(item.found.path, housekeeping.gigabytes(item.found.bytes), item.why)
-    console.print(table)
-    total = housekeeping.gigabytes(sum(item.found.bytes for item in items))
-    if not delete:
-        console.print(f"{len(items)} items, {total} GB; nothing is removed without --delete", highlight=False)
-        return 0
-    freed = housekeeping.gigabytes(sum(item.found.bytes for item in removed))
-    console.print(f"{len(removed)} of {len(items)} items removed, {freed} GB freed", highlight=False)
-    return 0
+    return say_holes(session, written.results)
 
 
 def _capacity(session: Session) -> tuple[planning.Node, ...]:
@@ -350,34 +248,3 @@ def _ui_command(session: Session) -> str:
     words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
     words += ["--name", options.name] if options.name else []
     return shlex.join(words)
-
-
-def _say_holes(session: Session, results: Sequence[TrialResult]) -> int:
-    """Name what is missing and why, and the commands that mend it."""
-    holes = [result.record for result in results if not result.complete]
-    if not holes:
-        return 0
-    state = read_state(session.sweep_name, session.store)
-    failed = False
-    for record in holes:
-        note = state.trials.get(record.key, TrialNote())
-        failed |= note.state == "failed"
-        cause = note.message or "not run"
-        session.console.print(f"missing: {record.name}: {cause}", style="red", markup=False, soft_wrap=True)
-    for line in _ways_on(state.command, failed, session.driver_log.parent):
-        session.console.print(line, soft_wrap=True, highlight=False, markup=False)
-    return cli.HOLES
-
-
-def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
-    lines = [f"the same command runs what is missing; logs: {logs}"]
-    if failed and command:
-        # `run` is the only command that is left out of a retry; as a value it follows its flag.
-        words = [
-            word
-            for before, word in itertools.pairwise(command)
-            if word not in ("run", "retry") or before.startswith("--")
-        ]
-        retry = [os.path.relpath(sys.executable), command[0], "retry", *words]
-        lines.append(f"what failed is run again by: {shlex.join(retry)}")
-    return lines

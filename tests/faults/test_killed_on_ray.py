@@ -1,0 +1,80 @@
+"""The command on Ray, killed in different ways and run again: it ends as if undisturbed, and leaves no process."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import command_line, processes
+from tests.faults.lives import artifacts, grid_life, leftovers, output
+from tests.ray.test_full_grid import MARK, start_grid
+
+CELLS = ("--profile", "laptop", "--rewards", "ex_rm", "im_rm", "--seeds", "0", "1")
+SIZE = ("--max-train-pairs", "32", "--max-eval-pairs", "8", "--epochs", "12", "--effective-batch", "4")
+SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "--lr", "1e-3", "--checkpoint-steps", "10")
+SHORT = ("driver", "raylet")
+LONG = ("driver", "raylet", "everything", "trial", "any")
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_model):
+    return (*CELLS, *SIZE, *SETS, "--models", str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("undisturbed") / "store"
+    life = grid_life(storage, (*flags, "--backend", "inline"))
+    life.join(300)
+    assert life.exitcode == 0, output(storage)
+    return storage
+
+
+def victims(kind: str, driver: int, alive: list[int]) -> list[int]:
+    if kind == "driver":
+        return [driver]
+    if kind == "raylet":
+        return [pid for pid in alive if "raylet/raylet" in command_line(pid).split(" ")[0]]
+    if kind == "trial":
+        return [pid for pid in alive if "ImplicitFunc" in command_line(pid)]
+    return alive if kind == "everything" else [random.Random(0).choice(alive)]
+
+
+@pytest.mark.parametrize("kills", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)], ids=["short", "long"])
+def test_killed_on_ray_it_ends_as_if_undisturbed(flags, undisturbed, tmp_path, kills):
+    storage = tmp_path / "store"
+    storage.mkdir()
+    said = ""
+    for kill in kills:
+        seen = markers(storage)
+        with start_grid(storage, *flags) as life:
+            while life.poll() is None and not markers(storage) - seen:
+                time.sleep(0.1)
+            for pid in victims(kill, life.pid, processes(f"{MARK}={storage}")):
+                os.kill(pid, signal.SIGKILL)
+            said += life.communicate(timeout=240)[0]
+        gone(storage)
+    with start_grid(storage, *flags) as life:
+        said += life.communicate(timeout=300)[0]
+        assert life.returncode == 0, said
+    gone(storage)
+    assert "resumed at step" in said
+    assert "Traceback" not in said
+    assert artifacts(storage) == artifacts(undisturbed)
+    assert leftovers(storage) == []
+
+
+def markers(storage: Path) -> set[Path]:
+    """Checkpoints so far."""
+    return set((storage / "checkpoints").glob("*/step*.json"))
+
+
+def gone(storage: Path) -> None:
+    """Wait until no process of the command is left."""
+    deadline = time.monotonic() + 60
+    while left := processes(f"{MARK}={storage}"):
+        assert time.monotonic() < deadline, [command_line(pid) for pid in left]
+        time.sleep(0.3)
