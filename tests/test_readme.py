@@ -47,7 +47,7 @@ def storage(tmp_path_factory):
 
 
 def test_every_command_is_one_that_is_tested_here():
-    verbs = {"plan", "run", "status", "report", "ui", "sync"}
+    verbs = {"plan", "run", "status", "report", "ui", "sync", "retry", "gc"}
     for command in COMMANDS:
         words = shlex.split(command)
         made = words[0] == "make" and re.search(
@@ -75,6 +75,14 @@ def test_status(storage):
 
 def test_report(storage):
     assert "token-level shift" in run(grid_command("report"), storage)
+
+
+def test_retry(storage):
+    assert "no trial of these has failed" in run([*grid_command("retry"), *SMALL], storage)
+
+
+def test_gc(storage):
+    assert "nothing to remove" in run(grid_command("gc"), storage)
 
 
 def test_sync(storage):
