@@ -70,9 +70,10 @@ class Coordinator:
         """Wait until the gate grants the request. Raises PlanError where it never could, Interrupted when stopping."""
         self._require_going_on()
         if self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
-        if not decide(list(self._capacity.values()), [request]):
-            raise PlanError(f"{request.workers} workers for {request.id} fit nowhere on this cluster.")
+            self._refreshing = asyncio.create_task(self._keep_refreshing())
+        # Who asks may have just lost a node; a grant on it would wait in vain.
+        await self._refresh()
+        self._require_fit(request)
         future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = (request, future)
         self._decide()
@@ -153,21 +154,35 @@ class Coordinator:
                     gpus=node.gpus + sign * grant.request.gpus,
                 )
 
-    async def _refresh(self) -> None:
-        """Follow nodes that are lost and nodes that join."""
+    def _require_fit(self, request: Request) -> None:
+        if not decide(list(self._capacity.values()), [request]):
+            raise PlanError(f"{request.workers} workers for {request.id} fit nowhere on this cluster.")
+
+    async def _keep_refreshing(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_EVERY_S)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        """Follow nodes that are lost and nodes that join; who waits for what is gone for good is told."""
+        try:
+            live = {node.id: node for node in await asyncio.to_thread(capacity)}
+        except Exception:
+            logger.exception("the cluster's nodes cannot be listed")
+            return
+        for id in self._capacity.keys() - live.keys():
+            logger.warning("node %s is gone", id)
+            del self._capacity[id], self._free[id]
+        for id in live.keys() - self._capacity.keys():
+            self._capacity[id] = self._free[id] = live[id]
+        for id, (request, future) in list(self._waiting.items()):
             try:
-                live = {node.id: node for node in await asyncio.to_thread(capacity)}
-            except Exception:
-                logger.exception("the cluster's nodes cannot be listed")
-                continue
-            for id in self._capacity.keys() - live.keys():
-                logger.warning("node %s is gone", id)
-                del self._capacity[id], self._free[id]
-            for id in live.keys() - self._capacity.keys():
-                self._capacity[id] = self._free[id] = live[id]
-            self._decide()
+                self._require_fit(request)
+            except PlanError as error:
+                del self._waiting[id]
+                if not future.done():
+                    future.set_exception(error)
+        self._decide()
 
     async def _run_shared(self, stage: SharedStage) -> None:
         for need in stage.needs:

@@ -66,8 +66,9 @@ def run_on_ray(
     # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
     class_cache.ENV_VARS_TO_PROPAGATE -= set(filter(is_secret_name, class_cache.ENV_VARS_TO_PROPAGATE))
     unbound = PlacementGroupSchedulingStrategy(placement_group=None)
+    # On the head, as the trial functions are: the loss of another node must not take it.
     coordinator = ray.remote(Coordinator).options(
-        num_cpus=0, max_concurrency=10_000, scheduling_strategy=unbound
+        num_cpus=0, resources=SLIVER, max_concurrency=10_000, scheduling_strategy=unbound
     )
     handle = coordinator.remote(execution, nodes)
     by_key = {plan.key: plan for plan in plans}

@@ -14,6 +14,7 @@ MARK = "FAULT_TEST"
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "25",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RMSWEEP_SILENCE_S": "25",
     "OMP_NUM_THREADS": "1",
 }
@@ -42,7 +43,9 @@ def ray_world() -> Iterator[RayWorld]:
 
     from orchestrator.cluster import ray_options
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    # A node is given up after ten silent seconds, where Ray by itself takes half a minute.
+    patience = {"health_check_period_ms": 1000, "health_check_failure_threshold": 10}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": patience})
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, **ray_options())

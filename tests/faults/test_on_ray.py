@@ -10,6 +10,11 @@ import pytest
 from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal
 from tests.faults.conftest import processes
 
+# Tune leaves files open that its own process would close at its end.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 EPOCHS = 40
 
 
@@ -57,6 +62,7 @@ def test_a_killed_rank_is_replaced_and_the_weights_are_those_of_the_undisturbed(
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_takes_no_trial_with_it(ray_world, tiny_model, tmp_path, undisturbed_gang):
     def inject(run: Run) -> None:
         run.wait_for_checkpoint()
@@ -66,12 +72,14 @@ def test_a_node_that_is_lost_takes_no_trial_with_it(ray_world, tiny_model, tmp_p
 
     run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
     ray_world.cluster.add_node(num_cpus=2)
-    assert causes(run) == ["WorkerLost"], run.events
+    # Until Ray has given the node up, an attempt may be sent there again.
+    assert set(causes(run)) == {"WorkerLost"}, run.events
     assert len(resumed(run)) == 1
     assert run.of("complete")
     assert equal(run.weights(), undisturbed_gang.weights())
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_noticed_and_replaced(ray_world, tiny_model, tmp_path, undisturbed_gang):
     stopped = []
 
@@ -87,14 +95,15 @@ def test_a_stopped_rank_is_noticed_and_replaced(ray_world, tiny_model, tmp_path,
     assert stopped[0] not in processes(ray_world.mark)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["killed", "hung"]
+)
 def test_a_trial_process_that_is_killed_or_hangs_is_replaced(ray_world, tiny_model, tmp_path, number):
     def inject(run: Run) -> None:
         run.wait_for_checkpoint()
         for pid in ray_world.pids("ImplicitFunc"):
             kill(pid, number)
 
-    # Two trials with one CPU each on the head and elsewhere: local mode is on the head only.
     run = Run(tmp_path, cells(tmp_path, tiny_model, [EX_RM], epochs=150), ALONE, inject)
     assert causes(run) == ["WorkerLost"], run.events
     assert len(resumed(run)) == 1
