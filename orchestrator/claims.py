@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.artifacts import publish, replace
+from trainers.errors import StorageError
 
 BEAT_S = 2.0
 LEASE_S = 20.0
@@ -54,7 +55,7 @@ class Heartbeat:
         while not self._done.wait(BEAT_S):
             counter += 1
             # A full disk must not end the driver; at worst another one does the same work.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StorageError):
                 self._write(counter)
 
     def _write(self, counter: int) -> None:

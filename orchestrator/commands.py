@@ -27,11 +27,11 @@ from orchestrator.results import TrialResult, sweep_results
 from orchestrator.running import Phases, catch_up, run_missing
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
-from orchestrator.stages import TrialPlan
+from orchestrator.stages import PrepareStage, TrialPlan
 from orchestrator.state import TrialNote, read_state
 from orchestrator.view import shown_uri
 from orchestrator.workers import cluster_address, set_ray_environment
-from trainers.errors import PlanError, SweepError
+from trainers.errors import Damaged, PlanError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -42,6 +42,8 @@ def run(session: Session, build: Build) -> int:
     phases = Phases()
     console = session.console
     sweep, resolved, placements = _prepared(session, build)
+    _discard_damaged_scores(session, resolved.plans)
+    _say_damaged_logs(session, [item.key for item in resolved.plans])
     declaration = declare(resolved)
     write_declaration(declaration, session.store)
     missing = missing_trials(resolved.plans, session.store)
@@ -79,6 +81,8 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dic
     sweep, capacity = _sweep_and_capacity(session, build)
     planning.require_fit([trial.model for trial in sweep.trials], capacity)
     resolved = _resolve(session, sweep, fetch=True)
+    if _discard_damaged_rows(session, resolved.plans):
+        resolved = _resolve(session, sweep, fetch=True)
     placements = {item.key: planning.place(item.spec, capacity, sweep.placements) for item in resolved.plans}
     return sweep, resolved, placements
 
@@ -116,7 +120,51 @@ def _say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
     for kind, key in sorted(stages):
         fault = session.store.fault(kind, key)
         if fault is not None:
-            session.console.print(f"damaged: {fault}; it is computed again", style="yellow", markup=False)
+            _warn(session, f"damaged: {fault}; it is made again")
+
+
+def _discard_damaged_rows(session: Session, plans: Sequence[TrialPlan]) -> bool:
+    """Take data sets that a preparation is about to read and that are not what was written out of the store."""
+    missing = (stage for plan in plans for stage in plan.missing(session.store))
+    digests = sorted({stage.split.digest for stage in missing if isinstance(stage, PrepareStage)})
+    return any([_discard_damaged(session, "dataset", digest, "pairs.jsonl") for digest in digests])
+
+
+def _discard_damaged_scores(session: Session, plans: Sequence[TrialPlan]) -> None:
+    """Take scores that are not what was written out of the store: the report would be the first to read them."""
+    for stage in (stage for plan in plans for stage in plan.evaluations):
+        _discard_damaged(session, stage.kind, stage.key, "scores.parquet")
+
+
+def _discard_damaged(session: Session, stage: str, key: str, name: str) -> bool:
+    error = _damage(session, stage, key, name)
+    if error is None:
+        return False
+    session.store.discard(error.stage, error.key, error.attempt)
+    _warn(session, f"damaged: {error}; it is made again")
+    return True
+
+
+def _say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
+    """Name the logs of complete trainings that cannot be shown; nothing is trained again for their sake."""
+    for key in keys:
+        error = _damage(session, "train", key, "log.parquet")
+        if error is not None:
+            _warn(session, f"damaged: {error}; MLflow is not given its curve, weights and scores are sound")
+
+
+def _damage(session: Session, stage: str, key: str, name: str) -> Damaged | None:
+    """What is wrong with one file of a committed artifact, None where nothing is."""
+    if session.store.complete(stage, key):
+        try:
+            session.store.read_file(stage, key, name)
+        except Damaged as error:
+            return error
+    return None
+
+
+def _warn(session: Session, text: str) -> None:
+    session.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def plan_only(session: Session, build: Build) -> int:
@@ -196,7 +244,9 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
         "trained": result.trained,
         "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
         "retries": len(note.retries),
-        "cause": "" if result.complete else note.message or "; ".join(note.retries[-1:]),
+        "cause": ""
+        if result.complete
+        else note.message or "; ".join(result.faults) or "; ".join(note.retries[-1:]),
     }
 
 
@@ -228,6 +278,7 @@ def sync(session: Session) -> int:
     from orchestrator import tracking
 
     declaration = read_declaration(session.sweep_name, session.store)
+    _say_damaged_logs(session, [trial.key for trial in declaration.trials])
     folder = write_report(declaration, session.store).folder
     with quiet(session.driver_log):
         seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
@@ -348,16 +399,18 @@ def _ui_command(session: Session) -> str:
 
 def _say_holes(session: Session, results: Sequence[TrialResult]) -> int:
     """Name what is missing and why, and the commands that mend it."""
-    holes = [result.record for result in results if not result.complete]
+    holes = [result for result in results if not result.complete]
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
     failed = False
-    for record in holes:
-        note = state.trials.get(record.key, TrialNote())
+    for result in holes:
+        note = state.trials.get(result.record.key, TrialNote())
         failed |= note.state == "failed"
-        cause = note.message or "not run"
-        session.console.print(f"missing: {record.name}: {cause}", style="red", markup=False, soft_wrap=True)
+        cause = note.message or "; ".join(result.faults) or "not run"
+        session.console.print(
+            f"missing: {result.record.name}: {cause}", style="red", markup=False, soft_wrap=True
+        )
     for line in _ways_on(state.command, failed, session.driver_log.parent):
         session.console.print(line, soft_wrap=True, highlight=False, markup=False)
     return cli.HOLES

@@ -1,0 +1,45 @@
+"""One small sweep that the fault tests share: four cells from a tiny random model, and what it comes to undisturbed."""
+
+import shutil
+
+import pytest
+
+from tests.faults.lives import lived
+
+SIZE = ("--max-train-pairs", "24", "--max-eval-pairs", "8", "--epochs", "2", "--effective-batch", "4")
+SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "hamiltonian", "--lr", "1e-3")
+STEPS = 12
+
+
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory):
+    """Words of a command without models and cells. MLflow's database is set up once, which takes seconds."""
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking = ("--tracking-uri", f"sqlite:///{database}")
+    return ("--backend", "inline", "--profile", "laptop", *SIZE, *SETS, *tracking, "--checkpoint-steps", "3")
+
+
+@pytest.fixture(scope="session")
+def one(grid, tiny_model):
+    """The command of the first cell alone."""
+    return (*grid, "--models", str(tiny_model), "--rewards", "ex_rm", "--seeds", "0")
+
+
+@pytest.fixture(scope="session")
+def four(grid, tiny_model):
+    """The command of all four cells."""
+    return (*grid, "--models", str(tiny_model), "--rewards", "ex_rm", "im_rm", "--seeds", "0", "1")
+
+
+@pytest.fixture(scope="session")
+def whole(four, tmp_path_factory):
+    """The storage of the four cells, computed undisturbed."""
+    storage = tmp_path_factory.mktemp("whole") / "store"
+    lived(storage, four)
+    return storage
+
+
+@pytest.fixture
+def storage(whole, tmp_path):
+    """A copy of the complete storage."""
+    return shutil.copytree(whole, tmp_path / "store")
