@@ -127,7 +127,9 @@ def _discard_damaged_rows(session: Session, plans: Sequence[TrialPlan]) -> bool:
     """Take data sets that a preparation is about to read and that are not what was written out of the store."""
     missing = (stage for plan in plans for stage in plan.missing(session.store))
     digests = sorted({stage.split.digest for stage in missing if isinstance(stage, PrepareStage)})
-    return any([_discard_damaged(session, "dataset", digest, "pairs.jsonl") for digest in digests])
+    # All of them, not only the first.
+    discarded = [_discard_damaged(session, "dataset", digest, "pairs.jsonl") for digest in digests]
+    return any(discarded)
 
 
 def _discard_damaged_scores(session: Session, plans: Sequence[TrialPlan]) -> None:

@@ -116,7 +116,7 @@ def train_command(words, before=None):
 def test_trainers_train_stops_and_goes_on(tiny_model, tmp_path):
     words = ["--model", str(tiny_model), "--reward", "ex_rm", "--data", "tiny_world", "--max-pairs", "16"]
     words += ["--effective-batch", "4", "--epochs", "2", "--lr", "1e-3"]
-    hook = partial(at_step, 3, partial(signalled, signal.SIGTERM))
+    hook = partial(at_step, 2, partial(signalled, signal.SIGTERM))
     codes = []
     for out, before in (("whole", None), ("cut", hook), ("cut", None)):
         process = forked(tmp_path / out, train_command, ([*words, "--out", str(tmp_path / out)], before))
