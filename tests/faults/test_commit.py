@@ -1,6 +1,8 @@
 """Killed at every point of a commit and of a checkpoint's write: readers find nothing or all, and the next one writes."""
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,9 +18,7 @@ CONTENT = {"model/weights.bin": b"w" * 5000, "log.parquet": b"l" * 300}
 
 
 def dies_at(number):
-    """Make this process kill itself right before, and on even numbers right after, one of the calls that matter."""
-    import shutil
-
+    """Make this process kill itself right before (odd numbers) or right after (even ones) a call that matters."""
     import orchestrator.artifacts
     import trainers.checkpoints
 
@@ -27,10 +27,11 @@ def dies_at(number):
     def deadly(function):
         def calling(*arguments, **named):
             calls.append(1)
-            if 2 * len(calls) - 1 == number:
+            mine = len(calls)
+            if 2 * mine - 1 == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = function(*arguments, **named)
-            if 2 * len(calls) == number:
+            if 2 * mine == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
@@ -122,8 +123,6 @@ def prepare(store, over):
     name = "model/weights.bin"
     (manifest.parent / attempt / name).unlink()
     record = {"attempt": attempt, "files": [name], "bytes": 5000, "train_seconds": 1.0}
-    import json
-
     (manifest.parent / "evicted.json").write_text(json.dumps(record))
 
 
@@ -153,8 +152,6 @@ def write_checkpoint(folder, step, dies=0):
 
 
 def test_killed_while_a_checkpoint_is_written(tmp_path):
-    import shutil
-
     before = tmp_path / "before"
     for step in (1, 2, 3):
         process = forked(before, write_checkpoint, (before, step))
