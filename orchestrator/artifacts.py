@@ -95,17 +95,22 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             file.rename(file.with_name(f"{uuid.uuid4().hex}.damaged"))
 
-    def read(self, stage: str, key: str) -> Path:
-        """The artifact's folder, its files checked against their digests once per process. Raises Damaged, StorageError."""
+    def read(self, stage: str, key: str, within: str = "") -> Path:
+        """The artifact's folder, its files (those below `within`) checked against their digests once per process.
+
+        Raises Damaged, StorageError.
+        """
         manifest = self.manifest(stage, key)
         if manifest is None:
             raise StorageError(f"artifact {stage}/{key} is not in {self.root}.")
         self._refuse_evicted(stage, key)
         folder = self._folder(stage, key) / manifest["attempt"]
-        if (stage, key, manifest["attempt"]) not in self._verified:
+        read = (stage, key, manifest["attempt"], within and f"{within}/")
+        if read not in self._verified:
             for name, expected in manifest["files"].items():
-                _require_written(folder / name, expected["sha256"], stage, key, manifest["attempt"])
-            self._verified.add((stage, key, manifest["attempt"]))
+                if name.startswith(read[-1]):
+                    _require_written(folder / name, expected["sha256"], stage, key, manifest["attempt"])
+            self._verified.add(read)
         return folder
 
     def read_file(self, stage: str, key: str, name: str) -> Path:
@@ -270,8 +275,9 @@ def publish(file: Path, text: str) -> bool:
 
 def replace(file: Path, text: str) -> None:
     """Put `text` in the place of whatever `file` held, at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _draft(file, text).replace(file)
+    with disk_named(file, len(text)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _draft(file, text).replace(file)
 
 
 def _draft(file: Path, text: str) -> Path:

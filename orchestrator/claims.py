@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.artifacts import publish, replace
+from trainers.errors import StorageError
 
 BEAT_S = 2.0
 LEASE_S = 20.0
 POLL_S = 1.0
+_TURN = ".turn-"
 
 logger = logging.getLogger(__name__)
 Pause = Callable[[float], None]
@@ -54,11 +56,16 @@ class Heartbeat:
         while not self._done.wait(BEAT_S):
             counter += 1
             # A full disk must not end the driver; at worst another one does the same work.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StorageError):
                 self._write(counter)
 
     def _write(self, counter: int) -> None:
-        replace(self._file, json.dumps({**self._record, "counter": counter}))
+        text = json.dumps({**self._record, "counter": counter})
+        try:
+            replace(self._file, text)
+        except FileNotFoundError:
+            # Another driver that starts took our draft for a dead one's.
+            replace(self._file, text)
 
 
 class Watch:
@@ -100,7 +107,7 @@ def forget_dead_drivers(root: Path) -> None:
     for file in (root / "drivers").glob("*.json"):
         if _process_lives(_read(file) or {}) is False:
             file.unlink(missing_ok=True)
-    for claim in (root / "claims").glob("*.json"):
+    for claim in [*(root / "claims").glob("*.json"), *(root / "claims").glob(f"{_TURN}*")]:
         holder = str((_read(claim) or {}).get("driver", ""))
         if not _driver_file(root, holder).is_file():
             claim.unlink(missing_ok=True)
@@ -141,7 +148,8 @@ class Claims:
                 return True
             if watch.alive(str(holder)):
                 return False
-            self._take_from(name, str(holder))
+            if self._take_from(name, str(holder), watch):
+                return True
         return False
 
     def release(self, name: str) -> None:
@@ -157,20 +165,23 @@ class Claims:
             return None
         return str((_read(file) or {}).get("driver", ""))
 
-    def _take_from(self, name: str, holder: str) -> None:
-        """Remove a dead driver's claim; one that was renewed by somebody else meanwhile is put back."""
-        aside = self._file(name).with_name(f".taken-{uuid.uuid4().hex}")
+    def _take_from(self, name: str, holder: str, watch: Watch) -> bool:
+        """Put our claim in the place of a dead driver's; False where somebody else did, or is about to."""
+        file, turn = self._file(name), self._file(name).with_name(f"{_TURN}{name}")
+        if not publish(turn, json.dumps({"driver": self._driver})):
+            taker = str((_read(turn) or {}).get("driver", ""))
+            if turn.is_file() and not watch.alive(taker):
+                turn.unlink(missing_ok=True)
+            return False
         try:
-            self._file(name).rename(aside)
-        except FileNotFoundError:
-            return
-        taken = _read(aside) or {}
-        if taken.get("driver", "") != holder:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self._file(name))
-        else:
-            logger.warning("%s was claimed by %s, which is dead", name, holder)
-        aside.unlink()
+            # Only who has the turn puts a claim in the place of another.
+            if (_read(file) or {}).get("driver", "") != holder:
+                return False
+            replace(file, json.dumps({"driver": self._driver}))
+        finally:
+            turn.unlink(missing_ok=True)
+        logger.warning("%s was claimed by %s, which is dead", name, holder)
+        return True
 
     def _file(self, name: str) -> Path:
         return self._root / "claims" / f"{name}.json"

@@ -13,6 +13,7 @@ from orchestrator import cli, housekeeping
 from orchestrator import plan as planning
 from orchestrator.artifacts import replace
 from orchestrator.cli import Session
+from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
 from orchestrator.failures import is_final
 from orchestrator.progress import quiet
@@ -38,6 +39,8 @@ def run(session: Session, build: Build) -> int:
     phases = Phases()
     console = session.console
     sweep, resolved, placements = _prepared(session, build)
+    discard_damaged_scores(session, resolved.plans)
+    say_damaged_logs(session, [item.key for item in resolved.plans])
     declaration = declare(resolved)
     write_declaration(declaration, session.store)
     missing = missing_trials(resolved.plans, session.store)
@@ -47,7 +50,7 @@ def run(session: Session, build: Build) -> int:
     console.print(_headline(resolved.plans, todo, session), highlight=False)
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
-    _say_damage(session, missing)
+    say_damage(session, missing)
     phases.end("plan")
     return _run(session, sweep, declaration, todo, placements, phases)
 
@@ -75,6 +78,8 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dic
     sweep, capacity = _sweep_and_capacity(session, build)
     planning.require_fit([trial.model for trial in sweep.trials], capacity)
     resolved = _resolve(session, sweep, fetch=True)
+    if discard_damaged_rows(session, resolved.plans):
+        resolved = _resolve(session, sweep, fetch=True)
     placements = {item.key: planning.place(item.spec, capacity, sweep.placements) for item in resolved.plans}
     return sweep, resolved, placements
 
@@ -104,15 +109,6 @@ def _run(
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
     return say_holes(session, written.results)
-
-
-def _say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
-    """Name the manifests that are not what was written; their stages count as missing."""
-    stages = {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
-    for kind, key in sorted(stages):
-        fault = session.store.fault(kind, key)
-        if fault is not None:
-            session.console.print(f"damaged: {fault}; it is computed again", style="yellow", markup=False)
 
 
 def plan_only(session: Session, build: Build) -> int:

@@ -166,7 +166,8 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
     if not missing:
         return
     train = missing[0].train
-    location = str(store.read("train", train.key) / "model")
+    # A training is not done again for the sake of its log.
+    location = str(store.read("train", train.key, "model") / "model")
     model = load_model(
         location,
         tokenizer=load_tokenizer(location, trust=train.base.trust),

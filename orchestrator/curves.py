@@ -1,6 +1,7 @@
 """Curves of a training in the view: which of its steps are shown, and the rows of one that is still running."""
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +10,25 @@ from typing import Any
 from pyarrow import parquet
 
 from orchestrator.artifacts import Store
+from trainers.errors import Damaged
 
 CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
 CURVE_POINTS = 100
 
+logger = logging.getLogger(__name__)
+
 
 def curve_rows(store: Store, key: str) -> list[dict[str, Any]]:
-    """The shown rows of a training's log, or of its last complete checkpoint while there is no artifact."""
+    """The shown rows of a training's log, or of its last complete checkpoint while there is no artifact.
+
+    None of them where the log is damaged: a training is not done again for the sake of its curve.
+    """
     if store.complete("train", key):
-        rows = parquet.read_table(store.read_file("train", key, "log.parquet")).to_pylist()
+        try:
+            rows = parquet.read_table(store.read_file("train", key, "log.parquet")).to_pylist()
+        except Damaged as error:
+            logger.warning("%s; its curve is left out", error)
+            return []
         return thinned(rows, len(rows), CURVE_POINTS)
     rows, total = _checkpointed(store.root / "checkpoints" / key)
     return thinned(rows, total, CURVE_POINTS)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, TrialRecord
+from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec import CATEGORIES, Category
 from trainers import metrics
+from trainers.errors import Damaged
 from trainers.scores import read_scores
 
 
@@ -23,7 +24,10 @@ class EvaluationResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """A trial with what is there of it. Times are Unix times, None where nothing is."""
+    """A trial with what is there of it. Times are Unix times, None where nothing is.
+
+    What is damaged is not there, and `faults` says so.
+    """
 
     record: TrialRecord
     trained: bool
@@ -33,6 +37,7 @@ class TrialResult:
     evaluations: tuple[EvaluationResult, ...]
     started: float | None
     trained_at: float
+    faults: tuple[str, ...] = ()
 
     @property
     def finished(self) -> float:
@@ -63,22 +68,19 @@ class TrialResult:
 
 def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     """Read one trial."""
-    manifest = store.manifest("train", record.key)
+    manifest, evaluations, faults = None, [], list[str]()
+    try:
+        manifest = store.manifest("train", record.key)
+    except Damaged as error:
+        faults.append(str(error))
     info: dict[str, Any] = manifest["info"] if manifest else {}
-    evaluations = []
     for wanted in record.evaluations:
-        evaluated = store.manifest("evaluate", wanted.key)
-        if evaluated is None:
-            continue
-        scores = read_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
-        evaluations.append(
-            EvaluationResult(
-                dataset=wanted.dataset,
-                category=wanted.category,
-                metrics=metrics.summary(*scores),
-                finished=_committed(evaluated),
-            )
-        )
+        try:
+            found = _evaluation(wanted, store)
+        except Damaged as error:
+            faults.append(str(error))
+        else:
+            evaluations += [found] if found else []
     return TrialResult(
         record=record,
         trained=manifest is not None,
@@ -88,6 +90,20 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
         evaluations=tuple(evaluations),
         started=manifest["started"] if manifest else None,
         trained_at=_committed(manifest) if manifest else 0.0,
+        faults=tuple(faults),
+    )
+
+
+def _evaluation(wanted: EvaluationRecord, store: Store) -> EvaluationResult | None:
+    evaluated = store.manifest("evaluate", wanted.key)
+    if evaluated is None:
+        return None
+    scores = read_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
+    return EvaluationResult(
+        dataset=wanted.dataset,
+        category=wanted.category,
+        metrics=metrics.summary(*scores),
+        finished=_committed(evaluated),
     )
 
 

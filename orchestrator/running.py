@@ -1,5 +1,6 @@
 """Running what is missing of a sweep: the backend, the live table, and MLflow's one writer, wired together."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -21,6 +22,7 @@ from orchestrator.stages import TrialPlan
 from orchestrator.state import StateWriter
 from orchestrator.trial import Execution, Post
 from orchestrator.workers import set_ray_environment
+from trainers.errors import StorageError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
 
@@ -128,7 +130,9 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
         elif event["event"] in ("complete", "failed"):
             tracker.ended(event["trial"], failed=event["event"] == "failed")
         if "detail" in event:
-            replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
+            # A full disk may be what the trial failed of; it must not end the others.
+            with contextlib.suppress(OSError, StorageError):
+                replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
 
     return on_event
 

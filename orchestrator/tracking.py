@@ -18,7 +18,7 @@ from typing import Any
 from orchestrator.artifacts import Store, replace
 from orchestrator.declaration import Declaration
 from orchestrator.view import View, shown_uri, without_secrets
-from trainers.errors import SweepError, TrackingError
+from trainers.errors import StorageError, SweepError, TrackingError
 
 PENDING = "tracking_pending.json"
 
@@ -192,7 +192,7 @@ class Tracker:
         try:
             _store(self._file, entries)
             self._saved = entries
-        except OSError:
+        except (OSError, StorageError):
             logger.exception("%s cannot be written", self._file)
 
 

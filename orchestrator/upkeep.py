@@ -14,6 +14,7 @@ from rich.table import Table
 from orchestrator import cli, housekeeping
 from orchestrator.claims import live_drivers
 from orchestrator.cli import Session
+from orchestrator.damage import say_damaged_logs
 from orchestrator.declaration import read_declaration
 from orchestrator.progress import quiet
 from orchestrator.report import write_report
@@ -53,22 +54,26 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
         "trained": result.trained,
         "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
         "retries": len(note.retries),
-        "cause": "" if result.complete else note.message or "; ".join(note.retries[-1:]),
+        "cause": ""
+        if result.complete
+        else note.message or "; ".join(result.faults) or "; ".join(note.retries[-1:]),
     }
 
 
 def say_holes(session: Session, results: Sequence[TrialResult]) -> int:
     """Name what is missing and why, and the commands that mend it."""
-    holes = [result.record for result in results if not result.complete]
+    holes = [result for result in results if not result.complete]
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
     failed = False
-    for record in holes:
-        note = state.trials.get(record.key, TrialNote())
+    for result in holes:
+        note = state.trials.get(result.record.key, TrialNote())
         failed |= note.state == "failed"
-        cause = note.message or "not run"
-        session.console.print(f"missing: {record.name}: {cause}", style="red", markup=False, soft_wrap=True)
+        cause = note.message or "; ".join(result.faults) or "not run"
+        session.console.print(
+            f"missing: {result.record.name}: {cause}", style="red", markup=False, soft_wrap=True
+        )
     for line in _ways_on(state.command, failed, session.driver_log.parent):
         session.console.print(line, soft_wrap=True, highlight=False, markup=False)
     return cli.HOLES
@@ -110,6 +115,7 @@ def sync(session: Session) -> int:
     from orchestrator import tracking
 
     declaration = read_declaration(session.sweep_name, session.store)
+    say_damaged_logs(session, [trial.key for trial in declaration.trials])
     folder = write_report(declaration, session.store).folder
     with quiet(session.driver_log):
         seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 GRACE_S = 30.0
+INSIST_EVERY_S = 0.5
 
 
 class StopRequest:
@@ -19,7 +20,7 @@ class StopRequest:
         self.grace_s = grace_s
         self.asked = threading.Event()
         self._deadline = 0.0
-        self._deferring = False
+        self._deferring = self._raised = False
 
     def left_s(self) -> float | None:
         """None while nobody has asked to stop; else the seconds of grace that are left."""
@@ -64,6 +65,7 @@ class StopRequest:
         again = self.asked.is_set()
         self.ask()
         if again or not self._deferring:
+            self._raised = True
             raise KeyboardInterrupt
 
     def _insist(self, done: threading.Event, on_ask: Callable[[], None] | None) -> None:
@@ -74,6 +76,8 @@ class StopRequest:
             on_ask()
         else:
             done.wait(self.left_s())
-        if not done.is_set():
-            # A real signal, since it also ends a system call that the main thread sits in.
+        while not (done.is_set() or self._raised):
+            # A real signal, since it also ends a system call that the main thread sits in; one that comes just before
+            # the call is noticed only after it.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            done.wait(INSIST_EVERY_S)

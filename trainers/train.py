@@ -174,7 +174,7 @@ def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list
     if dist.get_rank() > 0 or keeping.checkpoints is None:
         return [0.0, float(left is not None)]
     due = keeping.checkpoints.due(step, since_s)
-    return [float(due if left is None else write_s <= left), float(left is not None)]
+    return [float(due if left is None else write_s < left), float(left is not None)]
 
 
 def _step(

@@ -1,82 +1,53 @@
-"""Ray as the fault tests use it: in this process, without a token, with nodes that a test can lose."""
+"""One small sweep that the fault tests share: four cells from a tiny random model, and what it comes to undisturbed."""
 
-import os
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import shutil
 
 import pytest
 
-MARK = "FAULT_TEST"
-# Short of Ray's patience with a worker and ours with a trial, long enough for a busy machine.
-SETTINGS = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "25",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-    "RMSWEEP_SILENCE_S": "25",
-    "OMP_NUM_THREADS": "1",
-}
+from tests.faults.lives import lived
+from tests.faults.ray_world import running_world
+
+SIZE = ("--max-train-pairs", "24", "--max-eval-pairs", "8", "--epochs", "2", "--effective-batch", "4")
+SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "hamiltonian", "--lr", "1e-3")
+STEPS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class RayWorld:
-    """A running cluster; every process of it carries `mark` in its environment."""
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory):
+    """Words of a command without models and cells. MLflow's database is set up once, which takes seconds."""
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking = ("--tracking-uri", f"sqlite:///{database}")
+    return ("--backend", "inline", "--profile", "laptop", *SIZE, *SETS, *tracking, "--checkpoint-steps", "3")
 
-    cluster: Any
-    mark: str
 
-    def pids(self, name: str) -> list[int]:
-        """Its processes whose command line holds `name`, the remains of dead ones left out."""
-        return [pid for pid in processes(f"{MARK}={self.mark}") if name in command_line(pid)]
+@pytest.fixture(scope="session")
+def one(grid, tiny_model):
+    """The command of the first cell alone."""
+    return (*grid, "--models", str(tiny_model), "--rewards", "ex_rm", "--seeds", "0")
+
+
+@pytest.fixture(scope="session")
+def four(grid, tiny_model):
+    """The command of all four cells."""
+    return (*grid, "--models", str(tiny_model), "--rewards", "ex_rm", "im_rm", "--seeds", "0", "1")
+
+
+@pytest.fixture(scope="session")
+def whole(four, tmp_path_factory):
+    """The storage of the four cells, computed undisturbed."""
+    storage = tmp_path_factory.mktemp("whole") / "store"
+    lived(storage, four)
+    return storage
+
+
+@pytest.fixture
+def storage(whole, tmp_path):
+    """A copy of the complete storage."""
+    return shutil.copytree(whole, tmp_path / "store")
 
 
 @pytest.fixture(scope="module")
-def ray_world() -> Iterator[RayWorld]:
-    """A head with one CPU and two nodes with two: a gang of two fits on either, and survives the other."""
-    mark = uuid.uuid4().hex
-    before = {name: os.environ.get(name) for name in (*SETTINGS, MARK)}
-    os.environ.update({**SETTINGS, MARK: mark})
-    import ray
-    from ray.cluster_utils import Cluster
-
-    from orchestrator.cluster import ray_options
-
-    # A node is given up after ten silent seconds, where Ray by itself takes half a minute.
-    patience = {"health_check_period_ms": 1000, "health_check_failure_threshold": 10}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": patience})
-    for _ in range(2):
-        cluster.add_node(num_cpus=2)
-    ray.init(address=cluster.address, **ray_options())
-    try:
-        yield RayWorld(cluster, mark)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def processes(entry: str) -> list[int]:
-    """Living processes with that entry in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            living = (folder / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-            if living and entry.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def command_line(pid: int) -> str:
-    """What a process calls itself."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
+def ray_world():
+    """A Ray of three nodes that a test may harm."""
+    with running_world() as world:
+        yield world

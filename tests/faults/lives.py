@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -27,30 +28,60 @@ def grid_life(
 
     `before` is called in the new process first.
     """
-    words = [*arguments, "--storage", str(storage)]
-    process = _context.Process(target=_live, args=(words, Path(f"{storage}.txt"), before))
+    return forked(storage, _grid_command, ([*arguments, "--storage", str(storage)], storage.parent, before))
+
+
+def forked(beside: Path, main: Callable[..., None], arguments: tuple[Any, ...]) -> BaseProcess:
+    """Start `main` in a new process; what it prints is added to <beside>.txt."""
+    process = _context.Process(target=_live, args=(Path(f"{beside}.txt"), main, arguments))
     process.start()
     return process
 
 
+def lived(
+    storage: Path,
+    arguments: Sequence[str],
+    before: Callable[[], None] | None = None,
+    *,
+    exits: int = 0,
+    within_s: float = 120.0,
+) -> str:
+    """Run such a command to its end, and expect its exit code; what it printed."""
+    said_before = len(output(storage))
+    life = grid_life(storage, arguments, before)
+    life.join(within_s)
+    if life.exitcode is None:
+        life.kill()
+        life.join()
+    said = output(storage)[said_before:]
+    assert life.exitcode == exits, said
+    assert "Traceback" not in said
+    return said
+
+
 def output(storage: Path) -> str:
     """What all lives on this storage have printed."""
-    return Path(f"{storage}.txt").read_text()
+    file = Path(f"{storage}.txt")
+    return file.read_text() if file.is_file() else ""
 
 
-def _live(words: list[str], log: Path, before: Callable[[], None] | None) -> None:
+def _live(log: Path, main: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(log.parent)
+    main(*arguments)
+
+
+def _grid_command(words: list[str], folder: Path, before: Callable[[], None] | None) -> None:
     if before is not None:
         before()
     from orchestrator.cli import main
     from sweeps.full_grid import full_grid
 
     sys.argv = [str(ROOT / "sweeps" / "full_grid.py"), *words]
-    main("full_grid", full_grid, log.parent, words)
+    main("full_grid", full_grid, folder, words)
 
 
 def artifacts(storage: Path) -> dict[str, dict[str, bytes | list]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal
-from tests.faults.conftest import processes
+from tests.faults.ray_world import processes
 
 # Tune leaves files open that its own process would close at its end.
 pytestmark = [

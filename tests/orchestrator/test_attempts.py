@@ -1,0 +1,85 @@
+"""What follows a failed attempt: again or not, after how long, with what placement."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.attempts import Failure, next_attempt, with_less_memory
+from orchestrator.spec import RetryPolicy
+from trainers.specs import Placement
+
+POLICY = RetryPolicy(
+    worker_lost=3, out_of_memory=6, timeout=2, storage=1, back_off_s=5.0, back_off_most_s=15.0
+)
+ONE = Placement(micro_batch=1, accumulation=4)
+placements = st.builds(
+    Placement,
+    world_size=st.integers(1, 4),
+    micro_batch=st.integers(1, 96),
+    accumulation=st.integers(1, 9),
+    checkpointing=st.booleans(),
+)
+
+
+def failed(*causes):
+    return [Failure(cause=cause, message="m") for cause in causes]
+
+
+@given(placements)
+def test_less_memory_keeps_the_effective_batch_and_ends(placement):
+    seen, now = 0, placement
+    while (smaller := with_less_memory(now)) is not None:
+        assert smaller.micro_batch * smaller.accumulation == now.micro_batch * now.accumulation
+        assert smaller.world_size == now.world_size
+        assert (smaller.micro_batch < now.micro_batch) or (smaller.checkpointing and not now.checkpointing)
+        assert smaller.micro_batch <= max(1, now.micro_batch // 2)
+        now, seen = smaller, seen + 1
+    assert seen <= 8
+    assert (now.micro_batch, now.checkpointing) == (1, True)
+
+
+def test_an_even_micro_batch_is_halved_and_an_odd_one_divided():
+    sizes = {}
+    for size in (8, 6, 9, 7):
+        smaller = with_less_memory(Placement(micro_batch=size, accumulation=1))
+        sizes[size] = (smaller.micro_batch, smaller.accumulation)
+    assert sizes == {8: (4, 2), 6: (3, 2), 9: (3, 3), 7: (1, 7)}
+
+
+@pytest.mark.parametrize("cause", ["Diverged", "DataError", "KeyError", "ModelError"])
+def test_what_would_fail_again_is_not_tried_again(cause):
+    assert next_attempt(failed(cause), ONE, POLICY) is None
+
+
+def test_waits_double_up_to_the_most_and_end_with_the_limit():
+    waits = []
+    for times in range(1, 5):
+        retry = next_attempt(failed(*["WorkerLost"] * times), ONE, POLICY)
+        waits.append(retry and retry.wait_s)
+    assert waits == [5.0, 10.0, 15.0, None]
+
+
+def test_each_cause_has_a_count_of_its_own():
+    before = failed("StorageError", "WorkerLost", "WorkerLost", "Timeout")
+    assert next_attempt([*before, *failed("WorkerLost")], ONE, POLICY).wait_s == 15.0
+    assert next_attempt([*before, *failed("Timeout")], ONE, POLICY).wait_s == 10.0
+    assert next_attempt([*before, *failed("StorageError")], ONE, POLICY) is None
+
+
+def test_out_of_memory_is_tried_at_once_with_less_until_nothing_is_left():
+    now, seen = Placement(micro_batch=4, accumulation=2), []
+    failures = []
+    while True:
+        failures += failed("OutOfMemory")
+        retry = next_attempt(failures, now, POLICY)
+        if retry is None:
+            break
+        assert retry.wait_s == 0
+        now = retry.placement
+        seen.append((now.micro_batch, now.accumulation, now.checkpointing))
+    assert seen == [(2, 4, False), (1, 8, False), (1, 8, True)]
+
+
+def test_another_cause_leaves_the_placement_as_it_is():
+    placement = Placement(micro_batch=4, accumulation=2)
+    assert next_attempt(failed("OutOfMemory", "WorkerLost"), placement, POLICY).placement == placement

@@ -1,0 +1,98 @@
+"""state.json: what a driver noted, read back whole or, where it is damaged, not at all."""
+
+import pytest
+
+from orchestrator.artifacts import Store
+from orchestrator.state import StateWriter, SweepState, TrialNote, read_state
+
+
+def told(store: Store, *events: dict, todo: tuple[str, ...] = ("a",)) -> dict[str, TrialNote]:
+    writer = StateWriter("s", store, "driver-1", ["full_grid.py", "--json"], todo)
+    for event in events:
+        writer.on_event(event)
+    writer.close()
+    return dict(read_state("s", store).trials)
+
+
+def event(kind: str, trial: str = "a", **more) -> dict:
+    return {"trial": trial, "event": kind, **more}
+
+
+def test_a_failed_trial_is_read_back_as_noted(store: Store):
+    rows = [{"step": 1.0, "total": 4}, {"step": 2.0, "total": 4}]
+    notes = told(
+        store,
+        event("started"),
+        event("stage", stage="train"),
+        event("rows", stage="train", rows=rows),
+        event("retry", cause="WorkerLost", message="gone", how="again in 5 s"),
+        event("failed", cause="Diverged", message="step 3"),
+    )
+    expected = TrialNote(
+        state="failed",
+        stage="train",
+        step=2,
+        total=4,
+        cause="Diverged",
+        message="step 3",
+        retries=["WorkerLost: gone"],
+    )
+    assert notes == {"a": expected}
+    state = read_state("s", store)
+    assert (state.driver, state.command) == ("driver-1", ("full_grid.py", "--json"))
+
+
+def test_what_still_ran_or_waited_at_the_end_is_stopped(store: Store):
+    notes = told(store, event("started"), event("complete", "b"), todo=("a", "b", "c"))
+    assert {key: note.state for key, note in notes.items()} == {
+        "a": "stopped",
+        "b": "complete",
+        "c": "stopped",
+    }
+
+
+def test_what_earlier_commands_noted_stays_and_what_runs_again_is_new(store: Store):
+    failure = {"cause": "Diverged", "message": "m"}
+    told(store, event("failed", **failure), event("failed", "b", **failure), todo=("a", "b"))
+    notes = told(store, event("complete", "b"), todo=("b",))
+    assert (notes["a"].state, notes["a"].cause) == ("failed", "Diverged")
+    assert (notes["b"].state, notes["b"].cause) == ("complete", "")
+
+
+def test_events_of_other_trials_and_rows_of_other_stages_change_nothing(store: Store):
+    notes = told(
+        store,
+        event("started", "unknown"),
+        event("rows", stage="evaluate", rows=[{"done": 3}]),
+        event("notice", text="t"),
+    )
+    assert notes == {"a": TrialNote(state="stopped")}
+
+
+def damaged_texts() -> list[str]:
+    good = '{"driver": "d", "command": [], "trials": {"a": {"state": "failed"}}}'
+    wrong = ["", "{", "[]", "null", "{}", '{"driver": "d", "command": [], "trials": []}', good[:-5]]
+    return [*wrong, good.replace('"state"', '"status"'), good.replace("[]", "null"), "\x00\x01"]
+
+
+@pytest.mark.parametrize("text", damaged_texts())
+def test_a_damaged_note_is_none(store: Store, text: str):
+    file = store.sweep_dir("s") / "state.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert read_state("s", store) == SweepState()
+    # And the next command writes a new one.
+    assert told(store, event("complete"))["a"].state == "complete"
+
+
+def test_bytes_that_are_no_text_are_none(store: Store):
+    file = store.sweep_dir("s") / "state.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"\xff\xfe\x00")
+    assert read_state("s", store) == SweepState()
+
+
+def test_a_note_that_cannot_be_written_ends_nothing(store: Store):
+    store.sweep_dir("s").parent.mkdir(parents=True)
+    store.sweep_dir("s").write_text("a file where the folder should be")
+    assert told(store, event("started")) == {}
