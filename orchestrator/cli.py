@@ -20,6 +20,7 @@ from rich.console import Console
 from orchestrator import catalog, plan, selection
 from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile
+from orchestrator.compute import REAL, StageFunctions
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, SweepError
@@ -146,6 +147,7 @@ class Session:
     folder: Path
     console: Console
     command: tuple[str, ...] = ()
+    stages: StageFunctions = REAL
 
     @property
     def driver_log(self) -> Path:
