@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import tyro
 from rich.console import Console
@@ -158,7 +159,8 @@ def _folder(storage: Path | None) -> Iterator[Path]:
 
 def main(load: Load) -> None:
     """Run the sweep, wait for MLflow, run it again when complete, and print the table."""
-    with _folder(load.storage) as folder:
+    # Measured on a Ray of its own, whatever cluster runs on this machine.
+    with _folder(load.storage) as folder, mock.patch.object(commands, "cluster_address", return_value=None):
         session = make_session(load, folder)
         with Memory() as memory:
             code = commands.run(session, full_grid)

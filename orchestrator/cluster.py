@@ -16,6 +16,8 @@ from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
 from orchestrator.workers import WORKER_ENVIRONMENT, cluster_address
 from trainers.errors import PlanError, StorageError
 
+IDLE_WORKER_S = 60
+
 
 def join_ray() -> bool:
     """Join the running cluster (after workers.set_ray_environment). Raises PlanError where RAY_ADDRESS is dead."""
@@ -31,7 +33,9 @@ def join_ray() -> bool:
 def start_ray(cpus: int) -> None:
     """Start Ray on this machine, where none was joined."""
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=max(cpus, 2), **_options())
+        # Ray ends a process that idles for a second where there are more than CPUs: each task would import torch anew.
+        kept = {"idle_worker_killing_time_threshold_ms": IDLE_WORKER_S * 1000}
+        ray.init(address="local", num_cpus=max(cpus, 2), _system_config=kept, **_options())
 
 
 def _options() -> dict[str, Any]:
