@@ -6,10 +6,12 @@ Everything but the stages is the real thing: planning, claims, the gate, the sta
 """
 
 import contextlib
+import io
 import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -98,7 +100,7 @@ def make_session(load: Load, folder: Path) -> Session:
         store=store,
         tracking_uri=default_uri(store),
         folder=folder,
-        console=Console(file=(folder / "output.txt").open("a"), width=120),
+        console=Console(file=io.StringIO(), width=120),
         stages=AT_ONCE,
     )
 
@@ -164,10 +166,12 @@ def main(load: Load) -> None:
         session = make_session(load, folder)
         with Memory() as memory:
             code = commands.run(session, full_grid)
+        if code:
+            sys.exit(f"exit code {code}: {session.console.file.getvalue()}")
         phases = json.loads((session.store.sweep_dir(NAME) / "phases.json").read_text())
         catching_up = [run_again(session) for _ in itertools.takewhile(lambda _: _behind(session), range(20))]
         again_s = run_again(session)
-        _print(load, session, code, phases, memory, sum(catching_up), again_s)
+        _print(load, session, phases, memory, sum(catching_up), again_s)
 
 
 def _behind(session: Session) -> bool:
@@ -177,7 +181,6 @@ def _behind(session: Session) -> bool:
 def _print(
     load: Load,
     session: Session,
-    code: int,
     phases: dict[str, float],
     memory: Memory,
     catching_up_s: float,
@@ -187,14 +190,13 @@ def _print(
     trained, evaluated = found_rows(session)
     wall_s = phases["trials"]
     ended = sorted(result.finished for result in results)
-    # The first trial's commit is the first that is known of the phase; the phase itself ends with the last.
+    # Artifacts say when trials ended, the phase says how long before the last of them it began.
     began = ended[-1] - wall_s
     table = Table(title=f"{load.trials} trials × {load.sets} sets, {load.backend}", title_justify="left")
     table.add_column("what")
     table.add_column("measured", justify="right")
     slots = len(os.sched_getaffinity(0)) if load.backend == "ray" else 1
     rows = [
-        ("exit code", f"{code}"),
         ("trainings found", f"{trained} of {load.trials}"),
         ("evaluations found", f"{evaluated} of {load.trials * load.sets}"),
         ("trials that run at once", f"{slots}"),

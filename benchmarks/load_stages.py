@@ -1,6 +1,7 @@
 """Stages that compute nothing and commit real artifacts at once; Ray's workers import them from here."""
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def train_at_once(stage: TrainStage, call: TrainCall, store: Store, report: Repo
             report(row)
         parquet.write_table(pa.Table.from_pylist(log), attempt.directory / "log.parquet")
         perf = {"tokens_per_s": 1.0, "pairs_per_s": 1.0, "step_s": 1.0, "peak_mem_gb": 0.1}
-        attempt.info.update(pairs=100, train_accuracy=1.0, perf=perf, **call.provenance)
+        attempt.info.update(pairs=100, train_accuracy=1.0, perf=perf, pid=os.getpid(), **call.provenance)
 
 
 def train_chattily(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
@@ -57,7 +58,7 @@ def evaluate_at_once(stages: Sequence[EvaluateStage], store: Store, report: Repo
         name = stage.prepared.split.name
         with store.write(stage.kind, stage.key, train=stage.train.key, data=stage.prepared.key) as attempt:
             found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
-            attempt.info.update(metrics=found, dataset=name)
+            attempt.info.update(metrics=found, dataset=name, pid=os.getpid())
 
 
 def _row(step: int, total: int) -> dict[str, Any]:
