@@ -6,6 +6,7 @@ Everything but the stages is the real thing: planning, claims, the gate, the sta
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ from orchestrator import commands
 from orchestrator.artifacts import Store
 from orchestrator.cli import Options, Session
 from orchestrator.declaration import read_declaration
-from orchestrator.results import TrialResult, sweep_results
+from orchestrator.results import sweep_results
 from orchestrator.tracking import default_uri, is_pending
 from sweeps.full_grid import full_grid
 
@@ -54,13 +55,16 @@ class Load:
 
 
 @dataclass(slots=True)
-class Memory:
-    """Resident memory of this process over time; a context manager that samples while it is open."""
+class Driver:
+    """Resident memory and processor time of this process; a context manager that samples while it is open.
 
-    samples: list[tuple[float, int]] = field(default_factory=list)
+    A sample is (Unix time, bytes, processor seconds so far).
+    """
+
+    samples: list[tuple[float, int, float]] = field(default_factory=list)
     _done: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> "Driver":
         threading.Thread(target=self._sample, daemon=True).start()
         return self
 
@@ -69,13 +73,13 @@ class Memory:
 
     def _sample(self) -> None:
         while True:
-            self.samples.append((time.time(), resident_bytes()))
+            self.samples.append((time.time(), resident_bytes(), time.process_time()))
             if self._done.wait(SAMPLE_EVERY_S):
                 return
 
-    def at(self, moment: float) -> int:
-        """Bytes at a Unix time."""
-        return min(self.samples, key=lambda sample: abs(sample[0] - moment))[1]
+    def at(self, moment: float) -> tuple[float, int, float]:
+        """The sample nearest to a Unix time."""
+        return min(self.samples, key=lambda sample: abs(sample[0] - moment))
 
 
 def make_session(load: Load, folder: Path) -> Session:
@@ -126,24 +130,19 @@ def _dataset(folder: Path, number: int) -> str:
 
 
 def run_again(session: Session) -> float:
-    """Seconds that the command takes when there is nothing left to do."""
+    """Seconds that the command takes when nothing is left to do, every file checked as by another process."""
+    fresh = dataclasses.replace(session, store=Store(session.store.root))
     began = time.perf_counter()
-    code = commands.run(session, full_grid)
+    code = commands.run(fresh, full_grid)
     assert code == 0, f"exit code {code}"
     return time.perf_counter() - began
 
 
-def found_rows(session: Session) -> tuple[int, int]:
-    """(trainings, evaluations) that the store holds of what was declared."""
-    results = sweep_results(read_declaration(NAME, session.store), session.store)
-    return sum(result.trained for result in results), sum(len(result.evaluations) for result in results)
-
-
-def seconds_per_trial(results: list[TrialResult], began: float, quarter: int) -> float:
-    """Wall seconds per trial in a quarter (1 to 4) of the trials, by when they were complete."""
-    ends = [began, *sorted(result.finished for result in results)]
-    first, last = ((len(results) * number) // 4 for number in (quarter - 1, quarter))
-    return (ends[last] - ends[first]) / (last - first)
+def quarters(ended: Sequence[float], began: float) -> list[tuple[float, float, int]]:
+    """(start, end, trials) of each quarter of the trials, by when they were complete; Unix times."""
+    ends = [began, *sorted(ended)]
+    marks = [len(ended) * number // 4 for number in range(5)]
+    return [(ends[first], ends[last], last - first) for first, last in itertools.pairwise(marks)]
 
 
 @contextlib.contextmanager
@@ -164,14 +163,14 @@ def main(load: Load) -> None:
     # Measured on a Ray of its own, whatever cluster runs on this machine.
     with _folder(load.storage) as folder, mock.patch.object(commands, "cluster_address", return_value=None):
         session = make_session(load, folder)
-        with Memory() as memory:
+        with Driver() as driver:
             code = commands.run(session, full_grid)
         if code:
             sys.exit(f"exit code {code}: {session.console.file.getvalue()}")
         phases = json.loads((session.store.sweep_dir(NAME) / "phases.json").read_text())
         catching_up = [run_again(session) for _ in itertools.takewhile(lambda _: _behind(session), range(20))]
         again_s = run_again(session)
-        _print(load, session, phases, memory, sum(catching_up), again_s)
+        _print(load, session, phases, driver, sum(catching_up), again_s)
 
 
 def _behind(session: Session) -> bool:
@@ -182,12 +181,13 @@ def _print(
     load: Load,
     session: Session,
     phases: dict[str, float],
-    memory: Memory,
+    driver: Driver,
     catching_up_s: float,
     again_s: float,
 ) -> None:
     results = list(sweep_results(read_declaration(NAME, session.store), session.store))
-    trained, evaluated = found_rows(session)
+    trained = sum(result.trained for result in results)
+    evaluated = sum(len(result.evaluations) for result in results)
     wall_s = phases["trials"]
     ended = sorted(result.finished for result in results)
     # Artifacts say when trials ended, the phase says how long before the last of them it began.
@@ -202,12 +202,18 @@ def _print(
         ("trials that run at once", f"{slots}"),
         *((f"{phase}, s", f"{seconds:.1f}") for phase, seconds in phases.items()),
         ("trials, s per trial", f"{wall_s / load.trials:.3f}"),
-        ("first quarter, s per trial", f"{seconds_per_trial(results, began, 1):.3f}"),
-        ("last quarter, s per trial", f"{seconds_per_trial(results, began, 4):.3f}"),
-        ("driver at the start, MB", f"{memory.samples[0][1] / 1e6:.0f}"),
         *(
-            (f"driver at {share} %, MB", f"{memory.at(ended[len(ended) * share // 100 - 1]) / 1e6:.0f}")
-            for share in (25, 50, 75, 100)
+            (f"quarter {number}, wall s per trial", f"{(end - start) / count:.3f}")
+            for number, (start, end, count) in enumerate(quarters(ended, began), 1)
+        ),
+        *(
+            (f"quarter {number}, driver's CPU s per trial", f"{_processor_s(driver, start, end) / count:.3f}")
+            for number, (start, end, count) in enumerate(quarters(ended, began), 1)
+        ),
+        ("driver at the start, MB", f"{driver.samples[0][1] / 1e6:.0f}"),
+        *(
+            (f"driver after quarter {number}, MB", f"{driver.at(end)[1] / 1e6:.0f}")
+            for number, (_, end, _) in enumerate(quarters(ended, began), 1)
         ),
         ("MLflow, catching up afterwards, s", f"{catching_up_s:.1f}"),
         ("run again when complete, s", f"{again_s:.1f}"),
@@ -215,6 +221,10 @@ def _print(
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def _processor_s(driver: Driver, start: float, end: float) -> float:
+    return driver.at(end)[2] - driver.at(start)[2]
 
 
 if __name__ == "__main__":
