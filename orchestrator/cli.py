@@ -22,6 +22,7 @@ from rich.console import Console
 from orchestrator import catalog, plan, selection
 from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile
+from orchestrator.compute import REAL, StageFunctions
 from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -153,6 +154,7 @@ class Session:
     folder: Path
     console: Console
     command: tuple[str, ...] = ()
+    stages: StageFunctions = REAL
 
     @property
     def driver_log(self) -> Path:

@@ -19,6 +19,8 @@ from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
 from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, cluster_address
 from trainers.errors import PlanError, StorageError
 
+IDLE_WORKER_S = 60
+
 
 def join_ray() -> bool:
     """Join the running cluster (after workers.set_ray_environment). Raises PlanError where RAY_ADDRESS is dead."""
@@ -40,11 +42,14 @@ def start_ray(cpus: int) -> None:
     # (which it tells itself on Windows and macOS only); its own processes hear of it by the environment.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+    # Ray ends a process that idles for a second where there are more than CPUs: each task would import torch anew.
+    kept = {"idle_worker_killing_time_threshold_ms": IDLE_WORKER_S * 1000}
     ray.init(
         address="local",
         num_cpus=max(cpus, 2),
         _node_ip_address=LOOPBACK,
         dashboard_host=LOOPBACK,
+        _system_config=kept,
         **ray_options(),
     )
 

@@ -6,7 +6,7 @@ It holds no CPU, decides nothing itself (plan.decide does) and computes nothing.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,11 @@ from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity
 from orchestrator.plan import Grant, Node, Request, decide
 from orchestrator.redaction import without_secrets
-from orchestrator.stages import SharedStage
+from orchestrator.stages import SharedStage, TrialPlan
 from orchestrator.trial import Execution
 from orchestrator.workers import prepare_worker
 from trainers.errors import Interrupted, PlanError
+from trainers.specs import Placement
 
 REFRESH_EVERY_S = 2.0
 
@@ -39,8 +40,14 @@ def shared_task(stage: SharedStage, execution: Execution) -> None:
 class Coordinator:
     """Run as an async actor with 0 CPUs: `ray.remote(Coordinator).remote(…)`."""
 
-    def __init__(self, execution: Execution, capacity: Sequence[Node]) -> None:
+    def __init__(
+        self,
+        execution: Execution,
+        capacity: Sequence[Node],
+        work: Mapping[str, tuple[TrialPlan, Placement]],
+    ) -> None:
         self._execution = execution
+        self._work = work
         self._capacity = {node.id: node for node in capacity}
         self._free = dict(self._capacity)
         self._waiting: dict[str, tuple[Request, asyncio.Future[Grant]]] = {}
@@ -50,6 +57,10 @@ class Coordinator:
         self._beats: dict[str, tuple[float, str, int]] = {}
         self._stop_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
+
+    async def plan(self, trial: str) -> tuple[TrialPlan, Placement]:
+        """What a trial is to do: to be asked for by itself, as no trial needs the plans of all."""
+        return self._work[trial]
 
     async def shared(self, stage: SharedStage) -> None:
         """Return when the stage is in the store; the first asker starts it. Raises what it raised."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.cli import Session
-from orchestrator.stages import TrialPlan
+from orchestrator.stages import PrepareStage, TrialPlan
 from trainers.errors import Damaged
 
 

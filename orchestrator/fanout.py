@@ -70,12 +70,9 @@ def run_on_ray(
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0, resources=SLIVER, max_concurrency=10_000, scheduling_strategy=unbound
     )
-    handle = coordinator.remote(execution, nodes)
-    by_key = {plan.key: plan for plan in plans}
+    handle = coordinator.remote(execution, nodes, {plan.key: (plan, placements[plan.key]) for plan in plans})
     trial = tune.with_parameters(
         run_trial,
-        plans=by_key,
-        placements=dict(placements),
         execution=execution,
         coordinator=handle,
         scratch=str(scratch),
@@ -85,7 +82,7 @@ def run_on_ray(
     deaths = tune.FailureConfig(max_failures=execution.retries.worker_lost)
     tuner = tune.Tuner(
         tune.with_resources(trial, SLIVER),
-        param_space={"trial": tune.grid_search(list(by_key))},
+        param_space={"trial": tune.grid_search([plan.key for plan in plans])},
         tune_config=tune.TuneConfig(max_concurrent_trials=window(slots), reuse_actors=True),
         run_config=tune.RunConfig(
             storage_path=str(scratch),
@@ -113,19 +110,17 @@ def window(slots: int) -> int:
 def run_trial(
     config: dict[str, Any],
     *,
-    plans: Mapping[str, TrialPlan],
-    placements: Mapping[str, Placement],
     execution: Execution,
     coordinator: ActorHandle,
     scratch: str,
 ) -> None:
     """One Tune trial. What fails is an event, not an error."""
-    plan = plans[config["trial"]]
+    plan, placement = ray.get(coordinator.plan.remote(config["trial"]))
     backend = RayBackend(plan.key, execution, coordinator, Path(scratch))
     backend.post({"event": "started"})
     try:
         with _beating(plan.key, coordinator):
-            complete_trial(plan, placements[plan.key], backend, execution)
+            complete_trial(plan, placement, backend, execution)
         backend.post({"event": "complete"})
     except Exception as error:
         if failures.interrupted(error):

@@ -71,6 +71,7 @@ def run_missing(
             claims=Claims(store.root, heartbeat.driver),
             retries=retries,
             checkpoint_steps=session.options.checkpoint_steps,
+            stages=session.stages,
         )
         names = {item.key: item.spec.name for item in todo}
         state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))

@@ -33,8 +33,27 @@ class Split:
         return self.rows > 0
 
 
+class _Keyed:
+    """A value whose key is computed when it is first asked for, and kept: a sweep asks for each dozens of times."""
+
+    __slots__ = ("_key",)
+    _key: str
+
+    @property
+    def key(self) -> str:
+        """Hash of exactly what can change the stage's result."""
+        try:
+            return self._key
+        except AttributeError:
+            object.__setattr__(self, "_key", self._content_key())
+            return self._key
+
+    def _content_key(self) -> str:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertStage:
+class ConvertStage(_Keyed):
     """GGUF → safetensors."""
 
     file: str
@@ -42,8 +61,7 @@ class ConvertStage:
     name: str
     kind = "convert"
 
-    @property
-    def key(self) -> str:
+    def _content_key(self) -> str:
         """Hash of the file's content."""
         return content_key(self.kind, versions.CONVERT, gguf=self.digest)
 
@@ -59,15 +77,14 @@ class ConvertStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainStage:
+class PretrainStage(_Keyed):
     """A built-in tiny model, pretrained on the tiny world."""
 
     model: TinyModel
     name: str
     kind = "pretrain"
 
-    @property
-    def key(self) -> str:
+    def _content_key(self) -> str:
         """Hash of the model's configuration and of what it is pretrained on."""
         return content_key(self.kind, tiny.VERSION, model=self.model)
 
@@ -113,7 +130,7 @@ class BaseModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareStage:
+class PrepareStage(_Keyed):
     """Tokenised pairs of a drawn split; shared by all models with one tokenizer."""
 
     base: BaseModel
@@ -122,8 +139,7 @@ class PrepareStage:
     rendering: Rendering = "response"
     kind = "prepare"
 
-    @property
-    def key(self) -> str:
+    def _content_key(self) -> str:
         """Hash of rows, draw, tokenizer and what is rendered."""
         return content_key(
             self.kind,
@@ -147,15 +163,14 @@ class PrepareStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceStage:
+class ReferenceStage(_Keyed):
     """Reference log-probs of a base model on a prepared set."""
 
     base: BaseModel
     prepared: PrepareStage
     kind = "reference"
 
-    @property
-    def key(self) -> str:
+    def _content_key(self) -> str:
         """Hash of model, precision and prepared set."""
         return content_key(
             self.kind,
@@ -177,7 +192,7 @@ class ReferenceStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainStage:
+class TrainStage(_Keyed):
     """One training: weights and log. No evaluation set is in its key."""
 
     base: BaseModel
@@ -188,8 +203,7 @@ class TrainStage:
     seed: int
     kind = "train"
 
-    @property
-    def key(self) -> str:
+    def _content_key(self) -> str:
         """Hash of model, pairs, reward, optimiser, precision and seed; placement is not in it."""
         return content_key(
             self.kind,
@@ -216,7 +230,7 @@ class TrainStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateStage:
+class EvaluateStage(_Keyed):
     """Scores of a trained model on one evaluation set, after its last epoch."""
 
     train: TrainStage
@@ -224,8 +238,7 @@ class EvaluateStage:
     reference: ReferenceStage | None
     kind = "evaluate"
 
-    @property
-    def key(self) -> str:
+    def _content_key(self) -> str:
         """Hash of training, epoch and prepared set."""
         return content_key(
             self.kind,

@@ -1,0 +1,231 @@
+"""What the driver, Tune, the coordinator and the artifacts cost per trial: a sweep whose stages compute nothing.
+
+python -m benchmarks.load --trials 1000 --sets 10 --backend ray
+
+Everything but the stages is the real thing: planning, claims, the gate, the state file, MLflow's writer, the report.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from unittest import mock
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.load_stages import AT_ONCE
+from benchmarks.turns import resident_bytes
+from orchestrator import commands
+from orchestrator.artifacts import Store
+from orchestrator.cli import Options, Session
+from orchestrator.declaration import read_declaration
+from orchestrator.results import sweep_results
+from orchestrator.tracking import default_uri, is_pending
+from sweeps.full_grid import full_grid
+
+NAME = "load"
+REWARDS = ("ex_rm", "im_rm")
+MODELS = 100
+SAMPLE_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A simulated sweep: up to 100 models × 2 reward types × as many seeds as it takes."""
+
+    trials: int = 1000
+    sets: int = 10
+    """Evaluation sets."""
+    backend: Literal["ray", "inline"] = "ray"
+    storage: Path | None = None
+    """Where the artifacts are kept (default: a temporary folder that is removed at the end)."""
+
+
+@dataclass(slots=True)
+class Driver:
+    """Resident memory and processor time of this process; a context manager that samples while it is open.
+
+    A sample is (Unix time, bytes, processor seconds so far).
+    """
+
+    samples: list[tuple[float, int, float]] = field(default_factory=list)
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Driver":
+        threading.Thread(target=self._sample, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def _sample(self) -> None:
+        while True:
+            self.samples.append((time.time(), resident_bytes(), time.process_time()))
+            if self._done.wait(SAMPLE_EVERY_S):
+                return
+
+    def at(self, moment: float) -> tuple[float, int, float]:
+        """The sample nearest to a Unix time."""
+        return min(self.samples, key=lambda sample: abs(sample[0] - moment))
+
+
+def make_session(load: Load, folder: Path) -> Session:
+    """The invocation of a sweep over models and data sets that are written into `folder`; its storage is there."""
+    models = min(MODELS, max(1, load.trials // len(REWARDS)))
+    seeds = range(-(-load.trials // (models * len(REWARDS))))
+    options = Options(
+        profile="laptop",
+        backend=load.backend,
+        name=NAME,
+        models=tuple(_model(folder / f"model{number}", number) for number in range(models)),
+        rewards=REWARDS,
+        train_sets=(_dataset(folder / "trained", 0),),
+        eval_sets=tuple(_dataset(folder / f"set{number}", 1 + number) for number in range(load.sets)),
+        seeds=tuple(seeds),
+        max_trials=load.trials,
+    )
+    store = Store(folder / "store")
+    return Session(
+        options=options,
+        sweep_name=NAME,
+        store=store,
+        tracking_uri=default_uri(store),
+        folder=folder,
+        console=Console(file=io.StringIO(), width=120),
+        stages=AT_ONCE,
+    )
+
+
+def _model(folder: Path, number: int) -> str:
+    """A folder that is a model to the planner; all share one tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"number": number}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(number.to_bytes(4, "big"))
+    return str(folder)
+
+
+def _dataset(folder: Path, number: int) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        rows = [
+            {"prompt": f"{number} {split} {row}", "chosen": f"good {row}", "rejected": f"bad {row}"}
+            for row in range(4)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def run_again(session: Session) -> float:
+    """Seconds that the command takes when nothing is left to do, every file checked as by another process."""
+    fresh = dataclasses.replace(session, store=Store(session.store.root))
+    began = time.perf_counter()
+    code = commands.run(fresh, full_grid)
+    assert code == 0, f"exit code {code}"
+    return time.perf_counter() - began
+
+
+def quarters(ended: Sequence[float], began: float) -> list[tuple[float, float, int]]:
+    """(start, end, trials) of each quarter of the trials, by when they were complete; Unix times."""
+    ends = [began, *sorted(ended)]
+    marks = [len(ended) * number // 4 for number in range(5)]
+    return [(ends[first], ends[last], last - first) for first, last in itertools.pairwise(marks)]
+
+
+@contextlib.contextmanager
+def _folder(storage: Path | None) -> Iterator[Path]:
+    if storage is not None:
+        storage.mkdir(parents=True, exist_ok=True)
+        yield storage.absolute()
+        return
+    folder = Path(tempfile.mkdtemp(prefix="rmsweep-load-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def main(load: Load) -> None:
+    """Run the sweep, wait for MLflow, run it again when complete, and print the table."""
+    # Measured on a Ray of its own, whatever cluster runs on this machine.
+    with _folder(load.storage) as folder, mock.patch.object(commands, "cluster_address", return_value=None):
+        session = make_session(load, folder)
+        with Driver() as driver:
+            code = commands.run(session, full_grid)
+        if code:
+            sys.exit(f"exit code {code}: {session.console.file.getvalue()}")
+        phases = json.loads((session.store.sweep_dir(NAME) / "phases.json").read_text())
+        catching_up = [run_again(session) for _ in itertools.takewhile(lambda _: _behind(session), range(20))]
+        again_s = run_again(session)
+        _print(load, session, phases, driver, sum(catching_up), again_s)
+
+
+def _behind(session: Session) -> bool:
+    return is_pending(session.tracking_uri, session.store, NAME)
+
+
+def _print(
+    load: Load,
+    session: Session,
+    phases: dict[str, float],
+    driver: Driver,
+    catching_up_s: float,
+    again_s: float,
+) -> None:
+    results = list(sweep_results(read_declaration(NAME, session.store), session.store))
+    trained = sum(result.trained for result in results)
+    evaluated = sum(len(result.evaluations) for result in results)
+    wall_s = phases["trials"]
+    ended = sorted(result.finished for result in results)
+    # Artifacts say when trials ended, the phase says how long before the last of them it began.
+    began = ended[-1] - wall_s
+    table = Table(title=f"{load.trials} trials × {load.sets} sets, {load.backend}", title_justify="left")
+    table.add_column("what")
+    table.add_column("measured", justify="right")
+    slots = len(os.sched_getaffinity(0)) if load.backend == "ray" else 1
+    rows = [
+        ("trainings found", f"{trained} of {load.trials}"),
+        ("evaluations found", f"{evaluated} of {load.trials * load.sets}"),
+        ("trials that run at once", f"{slots}"),
+        *((f"{phase}, s", f"{seconds:.1f}") for phase, seconds in phases.items()),
+        ("trials, s per trial", f"{wall_s / load.trials:.3f}"),
+        *(
+            (f"quarter {number}, wall s per trial", f"{(end - start) / count:.3f}")
+            for number, (start, end, count) in enumerate(quarters(ended, began), 1)
+        ),
+        *(
+            (f"quarter {number}, driver's CPU s per trial", f"{_processor_s(driver, start, end) / count:.3f}")
+            for number, (start, end, count) in enumerate(quarters(ended, began), 1)
+        ),
+        ("driver at the start, MB", f"{driver.samples[0][1] / 1e6:.0f}"),
+        *(
+            (f"driver after quarter {number}, MB", f"{driver.at(end)[1] / 1e6:.0f}")
+            for number, (_, end, _) in enumerate(quarters(ended, began), 1)
+        ),
+        ("MLflow, catching up afterwards, s", f"{catching_up_s:.1f}"),
+        ("run again when complete, s", f"{again_s:.1f}"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _processor_s(driver: Driver, start: float, end: float) -> float:
+    return driver.at(end)[2] - driver.at(start)[2]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Load))

@@ -1,0 +1,81 @@
+"""Stages that compute nothing and commit real artifacts at once; Ray's workers import them from here."""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from orchestrator.artifacts import Store
+from orchestrator.compute import Report, StageFunctions, TrainCall
+from orchestrator.stages import EvaluateStage, SharedStage, TrainStage
+from trainers.pairs import TokenPair
+from trainers.scores import write_scores
+
+STEPS = 3
+PAIRS = 8
+ROW_EVERY_S = 0.05
+CHATTY_ROWS = 60
+
+
+def shared_at_once(stage: SharedStage, store: Store, report: Report) -> None:
+    """An artifact that holds its key."""
+    with store.write(stage.kind, stage.key) as attempt:
+        (attempt.directory / "key.txt").write_text(stage.key)
+
+
+def train_at_once(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
+    """A log of a few steps, and a manifest as a training leaves it."""
+    log = [_row(step, STEPS) for step in range(1, STEPS + 1)]
+    with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
+        for row in log:
+            report(row)
+        parquet.write_table(pa.Table.from_pylist(log), attempt.directory / "log.parquet")
+        perf = {"tokens_per_s": 1.0, "pairs_per_s": 1.0, "step_s": 1.0, "peak_mem_gb": 0.1}
+        attempt.info.update(pairs=100, train_accuracy=1.0, perf=perf, pid=os.getpid(), **call.provenance)
+
+
+def train_chattily(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
+    """A training that produces twenty rows a second for three seconds."""
+    with store.write(stage.kind, stage.key) as attempt:
+        began = time.monotonic()
+        for step in range(1, CHATTY_ROWS + 1):
+            report(_row(step, CHATTY_ROWS))
+            time.sleep(max(0.0, began + step * ROW_EVERY_S - time.monotonic()))
+        attempt.info.update(pairs=100, train_accuracy=1.0, perf={})
+
+
+def evaluate_at_once(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+    """Scores of a few pairs for each set, drawn from its key."""
+    pairs = [TokenPair(index=i, prompt=[1], chosen=[2], rejected=[3]) for i in range(PAIRS)]
+    for stage in stages:
+        seed = int.from_bytes(hashlib.sha256(stage.key.encode()).digest()[:8], "big")
+        chosen, rejected = np.random.default_rng(seed).normal(size=(2, PAIRS))
+        name = stage.prepared.split.name
+        with store.write(stage.kind, stage.key, train=stage.train.key, data=stage.prepared.key) as attempt:
+            found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
+            attempt.info.update(metrics=found, dataset=name, pid=os.getpid())
+
+
+def _row(step: int, total: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "total": total,
+        "epoch": 0,
+        "loss": 1.0 / step,
+        "accuracy": 1.0,
+        "margin": 0.1 * step,
+        "grad_norm": 1.0,
+        "lr": 1e-6,
+        "pairs": PAIRS,
+        "step_s": 0.01,
+        "time": time.time(),
+    }
+
+
+AT_ONCE = StageFunctions(shared=shared_at_once, train=train_at_once, evaluate=evaluate_at_once)
+CHATTY = StageFunctions(shared=shared_at_once, train=train_chattily, evaluate=evaluate_at_once)
