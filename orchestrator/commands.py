@@ -31,7 +31,7 @@ from orchestrator.stages import PrepareStage, TrialPlan
 from orchestrator.state import TrialNote, read_state
 from orchestrator.view import shown_uri
 from orchestrator.workers import cluster_address, set_ray_environment
-from trainers.errors import Damaged, PlanError, SweepError
+from trainers.errors import Damaged, PlanError, StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -106,7 +106,10 @@ def _run(
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
         session.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return cli.DEFECT
+        if not isinstance(error, StorageError):
+            return cli.DEFECT
+        # Where there is no room for a report, the holes are told all the same.
+        return _say_holes(session, sweep_results(declaration, session.store)) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"

@@ -30,16 +30,17 @@ def dies_at(number):
             mine = len(calls)
             if 2 * mine - 1 == number:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = function(*arguments, **named)
-            if 2 * mine == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return function(*arguments, **named)
+            finally:
+                if 2 * mine == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return calling
 
     for owner, name in (
         *((os, name) for name in ("link", "fsync", "replace", "rename", "unlink", "mkdir")),
-        *((Path, name) for name in ("write_text", "write_bytes", "unlink", "replace", "rename", "open")),
+        (Path, "open"),
         (shutil, "rmtree"),
         (torch, "save"),
         (orchestrator.artifacts, "digest_file"),
@@ -106,7 +107,8 @@ def test_killed_while_an_artifact_is_committed(tmp_path, over):
             write(store)
         assert whole(root)
         folder = root / "artifacts" / "train" / KEY
-        left = [path.name for path in folder.iterdir() if path.suffix != ".damaged"]
+        # A note on an evicted attempt that is superseded says nothing any more.
+        left = [path.name for path in folder.iterdir() if path.name != "evicted.json"]
         assert sorted(left) == sorted(["manifest.json", Store(root).read("train", KEY).name]), len(roots)
     assert seen["nothing"] > 5
     assert seen["whole"] > 1
@@ -171,7 +173,6 @@ def test_killed_while_a_checkpoint_is_written(tmp_path):
         assert found.step in (3, 4)
         assert len(found.log) == found.step
         seen.append(found.step)
-    assert seen == sorted(seen)
     assert set(seen) == {3, 4}
     # One of each death goes on to the next checkpoint, and leaves the two newest alone.
     for folder in (folders[2], folders[seen.index(4) - 1], folders[seen.index(4)]):
