@@ -13,7 +13,7 @@ from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, read_declaration, write_declaration
 from orchestrator.report import Row, table_rows, terminal_table, write_report
 from orchestrator.results import sweep_results, trial_result
-from trainers.errors import SpecError, StorageError
+from trainers.errors import SpecError
 
 TOKENS = (
     ("tiny_world", "in-distribution"),
