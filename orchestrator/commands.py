@@ -20,6 +20,7 @@ from orchestrator.progress import quiet
 from orchestrator.redaction import redacted
 from orchestrator.report import Written, terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
+from orchestrator.results import sweep_results
 from orchestrator.running import Phases, catch_up, run_missing
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -28,7 +29,7 @@ from orchestrator.state import TrialNote, read_state
 from orchestrator.upkeep import say_holes
 from orchestrator.view import shown_uri
 from orchestrator.workers import cluster_address, set_ray_environment
-from trainers.errors import PlanError, SweepError
+from trainers.errors import PlanError, StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -103,7 +104,10 @@ def _run(
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
         session.console.print(f"error: {redacted(str(error))}", style="red", markup=False, soft_wrap=True)
-        return cli.DEFECT
+        if not isinstance(error, StorageError):
+            return cli.DEFECT
+        # Where there is no room for a report, the holes are told all the same.
+        return say_holes(session, sweep_results(declaration, session.store)) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"

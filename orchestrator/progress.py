@@ -143,7 +143,7 @@ class Progress:
                 f"{counts['complete']}/{sum(counts.values())} complete: {trial.name}", markup=False
             )
         elif event == "failed":
-            self._console.print(f"failed: {trial.name}: {trial.message}", markup=False)
+            self._console.print(f"failed: {trial.name}: {trial.message}", markup=False, soft_wrap=True)
         elif event == "rows" and time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             self._console.print("  ".join([trial.name, *_cells(trial)]), markup=False, soft_wrap=True)

@@ -158,15 +158,24 @@ def save(
             "files": files,
             "write_s": write_s,
         }
-        complete(folder, marker)
+        try:
+            complete(folder, marker)
+        except StorageError:
+            # A checkpoint that nobody can find must not keep the disk full.
+            shutil.rmtree(folder / tag, ignore_errors=True)
+            raise
     return write_s
 
 
 def complete(folder: Path, marker: dict[str, Any]) -> None:
     """Publish the marker of a checkpoint whose files are all written, and drop the third last. Raises StorageError."""
-    draft = folder / f".{marker['tag']}.draft"
-    with disk_named(draft):
-        draft.write_text(json.dumps({**marker, "sha256": _seal(marker)}))
+    draft = folder / f"{marker['tag']}.draft"
+    try:
+        with disk_named(draft):
+            draft.write_text(json.dumps({**marker, "sha256": _seal(marker)}))
+    except StorageError:
+        draft.unlink(missing_ok=True)
+        raise
     draft.replace(folder / f"{marker['tag']}.json")
     _drop_old(folder)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orchestrator.artifacts import Store
-from tests.faults.lives import forked
+from tests.faults.lives import forked, output
 from trainers.checkpoints import Checkpoints, latest, save
 
 KEY = "0" * 32
@@ -30,16 +30,17 @@ def dies_at(number):
             mine = len(calls)
             if 2 * mine - 1 == number:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = function(*arguments, **named)
-            if 2 * mine == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return function(*arguments, **named)
+            finally:
+                if 2 * mine == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return calling
 
     for owner, name in (
         *((os, name) for name in ("link", "fsync", "replace", "rename", "unlink", "mkdir")),
-        *((Path, name) for name in ("write_text", "write_bytes", "unlink", "replace", "rename", "open")),
+        (Path, "open"),
         (shutil, "rmtree"),
         (torch, "save"),
         (orchestrator.artifacts, "digest_file"),
@@ -48,10 +49,8 @@ def dies_at(number):
         setattr(owner, name, deadly(getattr(owner, name)))
 
 
-def write_artifact(root, dies):
+def write_artifact(root):
     """One writer: removes what others left, as who holds the claim, and writes."""
-    if dies:
-        dies_at(dies)
     write(Store(root))
 
 
@@ -64,15 +63,34 @@ def write(store):
             file.write_bytes(content)
 
 
-def deaths(start):
-    """Yield the exit code of a process that dies at its first point, its second, …; the last one lives."""
+def die_everywhere(folder, write):
+    """Fork writers on copies of <folder>/before, 1, 2, …: each dies at the point of its number, and the last one lives."""
     for number in range(1, 400):
-        process = start(number)
-        process.join(60)
-        yield process.exitcode
-        if process.exitcode == 0:
+        target = folder / str(number)
+        if (folder / "before").is_dir():
+            shutil.copytree(folder / "before", target)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                dies_at(number)
+                write(target)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with (folder / "codes.txt").open("a") as stream:
+            stream.write(f"{code}\n")
+        if code != -signal.SIGKILL:
             return
-    raise AssertionError("it never survived")
+
+
+def deaths(folder, write):
+    """What the writers left, in the order in which they died; the last one lived."""
+    process = forked(folder / "said", die_everywhere, (folder, write))
+    process.join(120)
+    codes = [int(code) for code in (folder / "codes.txt").read_text().split()]
+    assert codes[-1] == 0, (codes, output(folder / "said"))
+    return [folder / str(number) for number in range(1, len(codes) + 1)]
 
 
 def whole(root):
@@ -83,19 +101,10 @@ def whole(root):
 
 @pytest.mark.parametrize("over", ["nothing", "a damaged one", "an evicted one"])
 def test_killed_while_an_artifact_is_committed(tmp_path, over):
+    if over != "nothing":
+        prepare(Store(tmp_path / "before"), over)
     seen = {"nothing": 0, "whole": 0}
-    roots = []
-
-    def start(number):
-        root = tmp_path / f"store{number}"
-        roots.append(root)
-        if over != "nothing":
-            prepare(Store(root), over)
-        return forked(root, write_artifact, (root, number))
-
-    for code in deaths(start):
-        assert code in (0, -signal.SIGKILL), code
-        root = roots[-1]
+    for root in deaths(tmp_path, write_artifact):
         store = Store(root)
         committed = store.complete("train", KEY) and store.evicted("train", KEY) is None
         seen["whole" if committed else "nothing"] += 1
@@ -106,8 +115,9 @@ def test_killed_while_an_artifact_is_committed(tmp_path, over):
             write(store)
         assert whole(root)
         folder = root / "artifacts" / "train" / KEY
-        left = [path.name for path in folder.iterdir() if path.suffix != ".damaged"]
-        assert sorted(left) == sorted(["manifest.json", Store(root).read("train", KEY).name]), len(roots)
+        # A note on an evicted attempt that is superseded says nothing any more.
+        left = [path.name for path in folder.iterdir() if path.name != "evicted.json"]
+        assert sorted(left) == sorted(["manifest.json", Store(root).read("train", KEY).name]), root
     assert seen["nothing"] > 5
     assert seen["whole"] > 1
 
@@ -140,44 +150,34 @@ class Engine:
         return 0
 
 
-def write_checkpoint(folder, step, dies=0):
+def write_checkpoint(folder, step=4):
     """Save a checkpoint as a world of one."""
     from trainers.engine import process_group
 
     with process_group():
-        if dies:
-            dies_at(dies)
         log = [{"step": number + 1} for number in range(step)]
         save(Engine(), Checkpoints(folder=folder), log, total=9, training={})
 
 
+def checkpoint_written(folder, step):
+    process = forked(folder, write_checkpoint, (folder, step))
+    process.join(60)
+    assert process.exitcode == 0, output(folder)
+
+
 def test_killed_while_a_checkpoint_is_written(tmp_path):
-    before = tmp_path / "before"
     for step in (1, 2, 3):
-        process = forked(before, write_checkpoint, (before, step))
-        process.join(60)
-        assert process.exitcode == 0
-    folders, seen = [], []
-
-    def start(number):
-        folder = shutil.copytree(before, tmp_path / f"checkpoints{number}")
-        folders.append(folder)
-        return forked(folder, write_checkpoint, (folder, 4, number))
-
-    for code in deaths(start):
-        assert code in (0, -signal.SIGKILL), code
-        found, faults = latest(folders[-1])
+        checkpoint_written(tmp_path / "before", step)
+    seen = {3: [], 4: []}
+    for folder in deaths(tmp_path, write_checkpoint):
+        found, faults = latest(folder)
         assert faults == []
-        assert found.step in (3, 4)
         assert len(found.log) == found.step
-        seen.append(found.step)
-    assert seen == sorted(seen)
-    assert set(seen) == {3, 4}
-    # One of each death goes on to the next checkpoint, and leaves the two newest alone.
-    for folder in (folders[2], folders[seen.index(4) - 1], folders[seen.index(4)]):
-        process = forked(folder, write_checkpoint, (folder, 5))
-        process.join(60)
-        assert process.exitcode == 0
+        seen[found.step].append(folder)
+    assert min(map(len, seen.values())) > 3, seen
+    # Whatever was left, the next checkpoint goes beside the newest whole one, and the rest is cleared away.
+    for folder in (*seen[3][2::4], seen[3][-1], seen[4][0]):
+        checkpoint_written(folder, 5)
         assert latest(folder)[0].step == 5
         left = sorted(path.name for path in folder.iterdir())
         assert len(left) == 4, left

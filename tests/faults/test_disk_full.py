@@ -55,15 +55,13 @@ def weights_bytes(whole):
 
 
 def half_written(storage):
-    """Attempts that no manifest names."""
-    return [name for name in leftovers_without_manifest(storage) if not name.startswith("checkpoints/")]
-
-
-def leftovers_without_manifest(storage):
-    for folder in (storage / "artifacts").glob("*/*"):
-        if not (folder / MANIFEST).is_file():
-            shutil.rmtree(folder) if not any(folder.iterdir()) else None
-    return leftovers(storage)
+    """Attempts that no manifest names, and drafts of files; checkpoints are looked at elsewhere."""
+    attempts = [
+        folder
+        for folder in (storage / "artifacts").glob("*/*/*")
+        if folder.is_dir() and not Store(storage).complete(*folder.parent.parts[-2:])
+    ]
+    return [*attempts, *storage.rglob(".draft-*")]
 
 
 def messages(storage):
@@ -129,8 +127,11 @@ def no_room_for_pairs(filler):
 def test_not_a_byte_of_room_from_the_preparation_on(disk, one, whole):
     storage, filler = disk / "store", disk / "filler"
     said = lived(storage, one, partial(all_of, impatient, partial(no_room_for_pairs, filler)), exits=3)
-    (line,) = [line for line in said.splitlines() if line.startswith("missing: ")]
+    # With no room for its note and its report either.
+    (line,) = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert f"no room to write {storage}/artifacts/prepare/" in line
+    assert f"error: no room to write {storage}/sweeps/full_grid/report/summary.md: about" in said
+    assert "missing: " in said
     assert half_written(storage) == []
     assert not list((storage / "artifacts").glob(f"prepare/*/{MANIFEST}"))
     assert json.loads(lived(storage, ["status", "--json"], exits=3))[0]["trained"] is False

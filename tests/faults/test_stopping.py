@@ -14,7 +14,8 @@ from orchestrator.state import read_state
 from tests.faults.conftest import STEPS
 from tests.faults.hooks import at_step, before_each, signalled
 from tests.faults.lives import artifacts, forked, leftovers, lived, output
-from trainers.checkpoints import latest
+from trainers import train
+from trainers.checkpoints import Checkpoints, latest
 
 STOPPED = "interrupted; the same command goes on where this one stopped"
 
@@ -66,13 +67,22 @@ def test_without_grace_the_last_checkpoint_stays_the_last(one, whole, tmp_path):
     assert mine == wanted
 
 
-def test_without_grace_and_checkpoints_none_is_written(one, tmp_path):
-    storage = tmp_path / "store"
-    words = [word for word in one if word not in ("--checkpoint-steps", "3")]
-    lived(
-        storage, [*words, "--grace-s", "0"], partial(at_step, 5, partial(signalled, signal.SIGINT)), exits=130
-    )
-    assert list((storage / "checkpoints").rglob("*.json")) == []
+@pytest.mark.parametrize(
+    ("left_s", "write_s", "wishes"),
+    [
+        (None, 0.0, [0.0, 0.0]),
+        (30.0, 5.0, [1.0, 1.0]),
+        (4.0, 5.0, [0.0, 1.0]),
+        # Nothing was written yet, so that nobody knows how long it takes.
+        (30.0, 0.0, [1.0, 1.0]),
+        (0.0, 0.0, [0.0, 1.0]),
+    ],
+)
+def test_a_last_checkpoint_is_written_where_it_fits_the_grace(monkeypatch, tmp_path, left_s, write_s, wishes):
+    monkeypatch.setattr(train.dist, "get_rank", lambda: 0)
+    kept = Checkpoints(folder=tmp_path, every_steps=3)
+    keeping = train.Keeping(checkpoints=kept, identity={}, stop=lambda: left_s)
+    assert train._wishes(keeping, 4, 1.0, write_s) == wishes
 
 
 def test_a_second_signal_ends_at_once(one, tmp_path):

@@ -9,8 +9,6 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import missing
 from tests.faults.hooks import all_of, at_step, trace, traced
 from tests.faults.lives import ROOT, artifacts, grid_life, leftovers, output
@@ -82,7 +80,8 @@ def test_a_killed_driver_loses_its_claims_to_the_other(four, whole, tmp_path):
     killed.join()
     ended(other, storage)
     assert artifacts(storage) == artifacts(whole)
-    assert leftovers(storage) == []
+    # The dead one's record goes with the next command that runs something.
+    assert [name for name in leftovers(storage) if str(killed.pid) not in name] == []
     # What the dead one had in hand is computed again, nothing else.
     computed = traced(log)
     (twice,) = {name for name in computed if computed.count(name) > 1}
@@ -99,37 +98,43 @@ def faked_time(storage, words, shift):
         missing("libfaketime")
     faked = {"LD_PRELOAD": str(library), "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     environment = {**os.environ, **faked, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    clock = [sys.executable, "-c", "import time; print(time.time(), time.monotonic())"]
+    told = subprocess.run(clock, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert abs(float(told[0]) - time.time()) > 3000
+    assert abs(float(told[1]) - time.monotonic()) < 60
     command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), *words, "--storage", str(storage)]
     with Path(f"{storage}.{shift}.txt").open("w") as said:
         return subprocess.Popen(command, env=environment, cwd=storage.parent, stdout=said, stderr=said)
 
 
-@pytest.mark.parametrize("shift", ["+1h", "-1h"])
-def test_a_driver_whose_clock_is_an_hour_off(one, whole, tmp_path, shift):
+def test_drivers_whose_clocks_are_an_hour_off(one, whole, tmp_path):
     storage, log, sign = tmp_path / "store", tmp_path / "trace", tmp_path / "sign"
     go = tmp_path / "go"
     first = grid_life(storage, one, tracing(log, partial(waits_at_step, 5, sign, go)))
     appeared(sign, first, storage)
-    second = faked_time(storage, one, shift)
-    said = Path(f"{storage}.{shift}.txt")
+    others = {Path(f"{storage}.{shift}.txt"): faked_time(storage, one, shift) for shift in ("+1h", "-1h")}
     try:
-        while "to run: " not in said.read_text():
-            assert second.poll() is None, said.read_text()
-            time.sleep(0.1)
-        # Long enough for it to look at the claim several times.
+        for said, other in others.items():
+            while "to run: " not in said.read_text():
+                assert other.poll() is None, said.read_text()
+                time.sleep(0.1)
+        # Long enough for them to look at the claim several times.
         time.sleep(3)
-        assert second.poll() is None, said.read_text()
+        assert [other.poll() for other in others.values()] == [None, None]
         go.touch()
         ended(first, storage)
-        assert second.wait(60) == 0, said.read_text()
+        for said, other in others.items():
+            assert other.wait(120) == 0, said.read_text()
+            assert "Traceback" not in said.read_text()
     finally:
-        if second.poll() is None:
-            second.kill()
-            second.wait()
-    assert "Traceback" not in said.read_text()
+        for other in others.values():
+            if other.poll() is None:
+                other.kill()
+                other.wait()
+    # Had they computed anything, it would have been in the dead one's place, or beside it.
     computed = traced(log)
-    assert sorted(computed) == sorted(set(computed))
-    assert set(computed) == {name for name in artifacts(storage) if not name.startswith("dataset/")}
+    assert set(computed) >= {name for name in artifacts(storage) if name.startswith(("prepare/", "train/"))}
+    assert len(list((storage / "artifacts").glob("train/*/*/"))) == 1
     mine, wanted = artifacts(storage), artifacts(whole)
     assert mine == {name: wanted[name] for name in mine}
     assert leftovers(storage) == []
