@@ -22,9 +22,13 @@ from pathlib import Path
 from typing import Literal
 from unittest import mock
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from benchmarks.load_stages import AT_ONCE
 from benchmarks.turns import resident_bytes
@@ -112,9 +116,14 @@ def make_session(load: Load, folder: Path) -> Session:
 def _model(folder: Path, number: int) -> str:
     """A folder that is a model to the planner; all share one tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"number": number}))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(number.to_bytes(4, "big"))
+    shape = {"vocab_size": 4, "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "intermediate_size": 1, **shape}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = Tokenizer(WordLevel({"a": 0, "b": 1, "c": 2, "d": 3}, unk_token="a"))
+    (folder / "tokenizer.json").write_text(words.to_str())
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    weight = np.full((4, 1), number, dtype=np.float32)
+    save_file({"model.embed_tokens.weight": weight}, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
 
 
