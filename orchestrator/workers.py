@@ -2,9 +2,11 @@
 
 import logging
 import os
+import socket
 import warnings
 from pathlib import Path
 
+PROBE_S = 3.0
 # One process of ours per core: more threads only fight (2 processes × 2 threads on 2 cores ran 3–8× slower).
 THREADS = "1"
 WORKER_ENVIRONMENT = {
@@ -32,7 +34,18 @@ def cluster_address() -> str | None:
     if os.environ.get("RAY_ADDRESS"):
         return os.environ["RAY_ADDRESS"]
     started = Path("/tmp/ray/ray_current_cluster")
-    return started.read_text().strip() or None if started.is_file() else None
+    address = started.read_text().strip() if started.is_file() else ""
+    # A cluster that was killed leaves its address behind, and Ray would try it for minutes.
+    return address if address and _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=PROBE_S):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def set_ray_environment() -> None:

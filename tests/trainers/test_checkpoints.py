@@ -110,7 +110,7 @@ def test_a_resumed_log_goes_on_with_the_next_pairs(world2):
     ("world_size", "stages"),
     [
         (1, (0, 2)),
-        (4, (1, 3)),
+        pytest.param(4, (1, 3), marks=pytest.mark.slow),
         pytest.param(1, (1, 3), marks=pytest.mark.slow),
         pytest.param(4, (0, 2), marks=pytest.mark.slow),
     ],
