@@ -17,17 +17,16 @@ from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, sa
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
 from orchestrator.failures import is_final
 from orchestrator.progress import quiet
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redacted, shown_uri
 from orchestrator.report import Written, terminal_table, write_report
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
 from orchestrator.running import Phases, catch_up, run_missing
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
-from orchestrator.stages import TrialPlan
 from orchestrator.state import TrialNote, read_state
+from orchestrator.trial_plan import TrialPlan
 from orchestrator.upkeep import say_holes
-from orchestrator.view import shown_uri
 from orchestrator.workers import cluster_address, set_ray_environment
 from trainers.errors import PlanError, StorageError, SweepError
 from trainers.specs import Placement

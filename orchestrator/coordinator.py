@@ -18,8 +18,9 @@ from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity
 from orchestrator.plan import Grant, Node, Request, decide
 from orchestrator.redaction import without_secrets
-from orchestrator.stages import SharedStage, TrialPlan
+from orchestrator.stages import SharedStage
 from orchestrator.trial import Execution
+from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from orchestrator.cli import Session
-from orchestrator.stages import PrepareStage, TrialPlan
+from orchestrator.stages import PrepareStage
+from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Damaged
 
 

@@ -13,7 +13,8 @@ from orchestrator.artifacts import Store, replace
 from orchestrator.redaction import redacted
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
-from orchestrator.stages import PrepareStage, TrialPlan
+from orchestrator.stages import PrepareStage
+from orchestrator.trial_plan import TrialPlan
 from trainers.errors import SpecError
 
 

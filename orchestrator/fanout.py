@@ -34,9 +34,10 @@ from orchestrator.coordinator import Coordinator
 from orchestrator.plan import Grant, Request
 from orchestrator.redaction import is_secret_name, without_secrets
 from orchestrator.rendezvous import LoopbackTorchConfig
-from orchestrator.stages import EvaluateStage, Stage, TrainStage, TrialPlan
+from orchestrator.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
 from orchestrator.trial import Execution, Post, Rows, complete_trial
+from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers.errors import Interrupted
 from trainers.specs import Placement

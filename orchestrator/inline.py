@@ -8,8 +8,9 @@ from typing import Any
 
 from orchestrator import failures
 from orchestrator.compute import TrainCall
-from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan
+from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage
 from orchestrator.trial import Execution, Post, Rows, complete_trial, compute_shared
+from orchestrator.trial_plan import TrialPlan
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
 

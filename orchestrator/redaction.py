@@ -106,6 +106,31 @@ def take_credentials(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=host))
 
 
+def shown_uri(uri: str) -> str:
+    """A tracking URI as it may be printed and stored: without user, password and query."""
+    scheme, found, rest = uri.partition("://")
+    if not found or scheme in ("sqlite", "file"):
+        return uri
+    # The last @, as a password that was not quoted may hold one, or a slash.
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def without_credentials(text: str, uri: str) -> str:
+    """A text of MLflow's, without what `shown_uri` leaves out of the URI."""
+    shown = shown_uri(uri)
+    if shown == uri:
+        return text
+    credentials, _, _ = uri.partition("://")[2].rpartition("@")
+    user, _, password = credentials.partition(":")
+    secret = password or user
+    text = text.replace(uri, shown)
+    if credentials:
+        text = text.replace(f"{credentials}@", "")
+    for word in {secret, unquote(secret)} - {""}:
+        text = text.replace(word, MASK)
+    return text
+
+
 def _secret_values() -> list[str]:
     """Values of the environment's secrets, and how a URL or a repr spells them; longest first."""
     values = {value.strip() for name, value in os.environ.items() if is_secret_name(name)}

@@ -9,7 +9,8 @@ from orchestrator.artifacts import Store
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import REVISION_LOCK, identify_model
 from orchestrator.spec import Category, Sweep
-from orchestrator.stages import Split, TrialPlan, plan_trial
+from orchestrator.stages import Split
+from orchestrator.trial_plan import TrialPlan, plan_trial
 from trainers.errors import DataError, ModelError, SpecError, SweepError
 from trainers.specs import DatasetSpec
 

@@ -18,9 +18,9 @@ from orchestrator.progress import Progress, quiet
 from orchestrator.redaction import redacted, redacted_fields
 from orchestrator.report import Written, write_report
 from orchestrator.spec import RetryPolicy
-from orchestrator.stages import TrialPlan
 from orchestrator.state import StateWriter
 from orchestrator.trial import Execution, Post
+from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import set_ray_environment
 from trainers.errors import StorageError
 from trainers.specs import Placement

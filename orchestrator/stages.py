@@ -5,13 +5,12 @@
 Computing them is compute.py's; each is computed once, whoever asks, and is done when its artifact is committed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
 from orchestrator.artifacts import Store
-from orchestrator.spec import TrialSpec, content_key
+from orchestrator.spec import content_key
 from trainers import tiny, versions
 from trainers.rewards import Rendering, RewardSpec
 from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Trust
@@ -263,91 +262,3 @@ class EvaluateStage(_Keyed):
 
 Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]
 SharedStage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialPlan:
-    """A trial as the stages that it comes to; `key` is that of its training."""
-
-    spec: TrialSpec
-    train: TrainStage
-    evaluations: tuple[EvaluateStage, ...]
-
-    @property
-    def key(self) -> str:
-        """The trial's identity: its training's key."""
-        return self.train.key
-
-    def missing(self, store: Store) -> list[Stage]:
-        """Stages not in the store that this trial needs, in an order in which they can run.
-
-        A training whose weights were evicted is one of them only where an evaluation of it is.
-        """
-        wanted = [stage for stage in self.evaluations if not store.complete(stage.kind, stage.key)]
-        untrained = [] if store.complete(self.train.kind, self.train.key) else [self.train]
-        return list(_below([*untrained, *wanted], lambda stage: _usable(stage, store)))
-
-    def trains_again_s(self, store: Store) -> float | None:
-        """Seconds that the training took whose weights were evicted and are needed again; None where none are."""
-        evicted = store.evicted(self.train.kind, self.train.key)
-        if evicted is None or self.complete(store):
-            return None
-        return float(evicted["train_seconds"])
-
-    def complete(self, store: Store) -> bool:
-        """Whether nothing is missing."""
-        return not self.missing(store)
-
-    def stages(self) -> list[Stage]:
-        """Everything that this trial comes to, in an order in which it can run."""
-        return list(_below([self.train, *self.evaluations], lambda stage: False))
-
-
-def _usable(stage: Stage, store: Store) -> bool:
-    """Whether what needs the stage can read it: committed, and its weights not evicted."""
-    if not store.complete(stage.kind, stage.key):
-        return False
-    return stage.kind != "train" or store.evicted(stage.kind, stage.key) is None
-
-
-def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:
-    """The stages and what they need that is not `done`, each once and after its needs."""
-    seen: set[str] = set()
-
-    def visit(stage: Stage) -> Iterator[Stage]:
-        if stage.key in seen or done(stage):
-            return
-        seen.add(stage.key)
-        for need in stage.needs:
-            yield from visit(need)
-        yield stage
-
-    for stage in stages:
-        yield from visit(stage)
-
-
-def plan_trial(
-    spec: TrialSpec, base: BaseModel, train_split: Split, eval_splits: Sequence[Split]
-) -> TrialPlan:
-    """The stages of one trial."""
-
-    def prepare(split: Split, draw: DrawSpec) -> PrepareStage:
-        return PrepareStage(base=base, split=split, draw=draw, rendering=spec.reward.type.rendering)
-
-    def reference(prepared: PrepareStage) -> ReferenceStage | None:
-        return ReferenceStage(base=base, prepared=prepared) if spec.reward.uses_reference else None
-
-    prepared = prepare(train_split, spec.train_draw)
-    train = TrainStage(
-        base=base,
-        prepared=prepared,
-        reference=reference(prepared),
-        reward=spec.reward,
-        optim=spec.optim,
-        seed=spec.seed,
-    )
-    eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
-    evaluations = tuple(
-        EvaluateStage(train=train, prepared=item, reference=reference(item)) for item in eval_sets
-    )
-    return TrialPlan(spec=spec, train=train, evaluations=evaluations)

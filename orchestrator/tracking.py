@@ -17,7 +17,8 @@ from typing import Any
 
 from orchestrator.artifacts import Store, replace
 from orchestrator.declaration import Declaration
-from orchestrator.view import View, shown_uri, without_secrets
+from orchestrator.redaction import shown_uri, without_credentials
+from orchestrator.view import View
 from trainers.errors import StorageError, SweepError, TrackingError
 
 PENDING = "tracking_pending.json"
@@ -174,9 +175,9 @@ class Tracker:
 
     def _failed(self, error: Exception) -> None:
         self._view = None
-        trouble = without_secrets(f"{self._uri}: {_cause(error)}", self._uri)
+        trouble = without_credentials(f"{self._uri}: {_cause(error)}", self._uri)
         if trouble != self._trouble:
-            details = without_secrets("".join(traceback.format_exception(error)), self._uri)
+            details = without_credentials("".join(traceback.format_exception(error)), self._uri)
             logger.error("MLflow at %s, to be tried again: %s", shown_uri(self._uri), details)
         self._trouble = trouble
 
@@ -257,7 +258,7 @@ def _tracking_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        first = without_secrets(_cause(error), uri)
+        first = without_credentials(_cause(error), uri)
         raise TrackingError(
             f"MLflow at {shown_uri(uri)} cannot be written to ({first.rstrip('.')}); check --tracking-uri."
         ) from error

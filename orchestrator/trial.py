@@ -12,7 +12,8 @@ from orchestrator.attempts import Failure
 from orchestrator.claims import Claims
 from orchestrator.compute import REAL, StageFunctions
 from orchestrator.spec import RetryPolicy
-from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan
+from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage
+from orchestrator.trial_plan import TrialPlan
 from trainers.specs import Placement
 
 Post = Callable[[dict[str, Any]], None]

@@ -17,10 +17,10 @@ from orchestrator.cli import Session
 from orchestrator.damage import say_damaged_logs
 from orchestrator.declaration import read_declaration
 from orchestrator.progress import quiet
+from orchestrator.redaction import shown_uri
 from orchestrator.report import write_report
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.state import TrialNote, read_state
-from orchestrator.view import shown_uri
 
 
 def status(session: Session) -> int:

@@ -10,12 +10,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from orchestrator.artifacts import Store
 from orchestrator.curves import CURVES, curve_rows
 from orchestrator.declaration import Declaration, TrialRecord
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redacted, take_credentials
 from orchestrator.results import TrialResult, trial_result
 
 EXPERIMENT = "rmsweep"
@@ -35,44 +34,12 @@ _SETTINGS = {
 }
 
 
-def shown_uri(uri: str) -> str:
-    """A tracking URI as it may be printed and stored: without user, password and query."""
-    scheme, found, rest = uri.partition("://")
-    if not found or scheme in ("sqlite", "file"):
-        return uri
-    # The last @, as a password that was not quoted may hold one, or a slash.
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
-
-
-def without_secrets(text: str, uri: str) -> str:
-    """A text of MLflow's, without what `shown_uri` leaves out of the URI."""
-    shown = shown_uri(uri)
-    if shown == uri:
-        return text
-    credentials, _, _ = uri.partition("://")[2].rpartition("@")
-    user, _, password = credentials.partition(":")
-    secret = password or user
-    text = text.replace(uri, shown)
-    if credentials:
-        text = text.replace(f"{credentials}@", "")
-    for word in {secret, unquote(secret)} - {""}:
-        text = text.replace(word, "***")
-    return text
-
-
 def _set_up_mlflow(uri: str) -> str:
     """MLflow's settings, the user's own kept; the URI to give to it, whose password goes the way MLflow offers."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    scheme, _, rest = uri.partition("://")
-    credentials, found, host = rest.partition("/")[0].rpartition("@")
-    user, _, password = credentials.partition(":")
-    if scheme not in ("http", "https") or not found or not user or not password:
-        return uri
     # MLflow prints and logs the addresses that it is given.
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
-    return f"{scheme}://{host}{rest[len(credentials) + 1 + len(host) :]}"
+    return take_credentials(uri)
 
 
 class View:

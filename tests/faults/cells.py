@@ -15,8 +15,8 @@ from orchestrator.compute import checkpoint_folder
 from orchestrator.fanout import run_on_ray
 from orchestrator.resolve import resolve
 from orchestrator.spec import RetryPolicy, Sweep, grid
-from orchestrator.stages import TrialPlan
 from orchestrator.trial import Execution
+from orchestrator.trial_plan import TrialPlan
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, Placement
 from trainers.stopping import StopRequest

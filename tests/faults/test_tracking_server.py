@@ -21,10 +21,11 @@ from orchestrator.artifacts import Store
 from orchestrator.cli import Options, Session
 from orchestrator.curves import CURVE_POINTS, CURVES
 from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.redaction import shown_uri, without_credentials
 from orchestrator.report import write_report
 from orchestrator.running import catch_up
 from orchestrator.tracking import PENDING, Tracker, default_uri, is_pending, sync
-from orchestrator.view import EXPERIMENT, View, shown_uri, without_secrets
+from orchestrator.view import EXPERIMENT, View
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import (
     free_port,
@@ -442,9 +443,9 @@ def test_a_password_reaches_the_server_and_nothing_else(
 )
 def test_an_address_is_shown_without_what_is_secret(uri: str, shown: str):
     assert shown_uri(uri) == shown
-    assert without_secrets(f"no answer from {uri}/api", uri) == f"no answer from {shown}/api"
+    assert without_credentials(f"no answer from {uri}/api", uri) == f"no answer from {shown}/api"
 
 
 def test_a_password_is_taken_out_of_a_text_quoted_and_unquoted():
-    text = without_secrets("tried p%40ss, then p@ss, at user:p%40ss@host", "http://user:p%40ss@host")
+    text = without_credentials("tried p%40ss, then p@ss, at user:p%40ss@host", "http://user:p%40ss@host")
     assert text == "tried ***, then ***, at host"

@@ -12,7 +12,8 @@ from pyarrow import parquet
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec import Sweep, TrialSpec, grid
-from orchestrator.stages import BaseModel, Split, TrialPlan, plan_trial
+from orchestrator.stages import BaseModel, Split
+from orchestrator.trial_plan import TrialPlan, plan_trial
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec
 

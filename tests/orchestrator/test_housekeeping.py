@@ -37,7 +37,8 @@ from orchestrator.housekeeping import Found, Garbage
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.results import EvaluationResult, TrialResult, sweep_results
 from orchestrator.spec import Sweep
-from orchestrator.stages import PretrainStage, TrialPlan
+from orchestrator.stages import PretrainStage
+from orchestrator.trial_plan import TrialPlan
 from trainers.errors import SpecError, StorageError
 from trainers.specs import DatasetSpec
 from trainers.tiny import TINY_MODELS

@@ -6,7 +6,8 @@ import pytest
 from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, PARAPHRASE, QWEN, TINY_WORLD, plan, trial
 
 from orchestrator.artifacts import Store
-from orchestrator.stages import PretrainStage, Stage, TrialPlan
+from orchestrator.stages import PretrainStage, Stage
+from orchestrator.trial_plan import TrialPlan
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec
 from trainers.tiny import TINY_MODELS

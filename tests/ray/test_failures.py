@@ -20,6 +20,10 @@ def wait_for(condition, seconds: float):
     raise AssertionError(f"nothing within {seconds} s")
 
 
+def status(storage: Path) -> list[dict]:
+    return json.loads(grid(storage, "status", "--json").stdout)
+
+
 def attempts_at_training(storage: Path) -> list[Path]:
     return list((storage / "artifacts" / "train").glob("*/*"))
 
@@ -45,14 +49,16 @@ def test_a_failed_cell_takes_no_other_down(tmp_path):
     assert "complete: llama-64 · ex_rm · train · s0" in said(done)
     assert "missing: llama-64 · ex_rm · long · s0: all 1 pairs are over the limit" in said(done)
     assert "Traceback" not in said(done)
-    status = json.loads(grid(tmp_path, "status", "--json").stdout)
-    assert [row["state"] for row in status] == ["complete", "failed"]
-    assert "over the limit" in status[1]["cause"]
+    rows = status(tmp_path)
+    assert [row["state"] for row in rows] == ["complete", "failed"]
+    assert "over the limit" in rows[1]["cause"]
 
 
 def test_an_interrupted_sweep_leaves_checkpoints_and_no_process(tmp_path):
     with start_grid(tmp_path, "run", *LONG) as running:
         wait_for(lambda: attempts_at_training(tmp_path), 240)
+        (row, *_) = [row for row in status(tmp_path) if row["state"] == "running"]
+        assert row["stage"].startswith("train")
         running.send_signal(signal.SIGTERM)
         output, _ = running.communicate(timeout=90)
         assert running.returncode == 130, output
@@ -60,5 +66,4 @@ def test_an_interrupted_sweep_leaves_checkpoints_and_no_process(tmp_path):
     wait_for(lambda: not marked_processes(tmp_path), 30)
     assert not attempts_at_training(tmp_path)
     assert list((tmp_path / "checkpoints").glob("*/step*.json"))
-    status = json.loads(grid(tmp_path, "status", "--json").stdout)
-    assert {row["state"] for row in status} == {"missing"}
+    assert {row["state"] for row in status(tmp_path)} == {"missing"}
