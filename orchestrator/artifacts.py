@@ -55,6 +55,11 @@ class Store:
         """Where a sweep keeps its table, report and logs."""
         return self.root / "sweeps" / sweep
 
+    def remove_drafts(self, sweep: str) -> None:
+        """Remove what a killed driver had begun to write of a sweep's notes; for who is alone on the storage."""
+        for draft in self.sweep_dir(sweep).glob(f"{_DRAFT}*"):
+            draft.unlink(missing_ok=True)
+
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """The manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
         file = self._folder(stage, key) / MANIFEST

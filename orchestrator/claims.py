@@ -115,6 +115,11 @@ def forget_dead_drivers(root: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
+def is_alone(root: Path, driver: str) -> bool:
+    """Whether no other driver has said that it is here."""
+    return {file.stem for file in (root / "drivers").glob("*.json")} <= {driver}
+
+
 class Claims:
     """Claims on stages in the name of a driver. Can be sent to another process."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts import replace
-from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers
+from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.progress import Progress, quiet
@@ -66,6 +66,8 @@ def run_missing(
         Heartbeat(store.root, sweep) as heartbeat,
     ):
         forget_dead_drivers(store.root)
+        if is_alone(store.root, heartbeat.driver):
+            store.remove_drafts(sweep)
         execution = Execution(
             store=store,
             claims=Claims(store.root, heartbeat.driver),

@@ -174,3 +174,12 @@ def test_what_is_published_can_be_read_by_others(tmp_path: Path):
     plain.write_text("x")
     modes = {file.name: oct(file.stat().st_mode) for file in tmp_path.iterdir()}
     assert len(set(modes.values())) == 1, modes
+
+
+def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path):
+    store = Store(tmp_path)
+    folder = store.sweep_dir("demo")
+    replace(folder / "state.json", "{}")
+    (folder / ".draft-0a").write_text("{")
+    store.remove_drafts("demo")
+    assert [file.name for file in folder.iterdir()] == ["state.json"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import claims
-from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, live_drivers
+from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
 
 LEASE_S = 0.4
 
@@ -218,3 +218,10 @@ def test_a_heart_beats_on_when_a_beat_cannot_be_written(tmp_path, monkeypatch):
         record = json.loads((tmp_path / "drivers" / f"{beat.driver}.json").read_text())
         assert failed
         assert record["counter"] > failed[0]
+
+
+def test_a_driver_is_alone_until_another_says_that_it_is_here(tmp_path):
+    with Heartbeat(tmp_path, "demo") as mine:
+        assert is_alone(tmp_path, mine.driver)
+        elsewhere(tmp_path)
+        assert not is_alone(tmp_path, mine.driver)
