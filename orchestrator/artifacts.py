@@ -71,7 +71,7 @@ class Store:
             raise StorageError(f"{file} cannot be read ({error}); see to the disk, and run again.") from error
         except ValueError:
             loaded = None
-        if not isinstance(loaded, dict) or loaded.get(SEAL) != _seal(loaded):
+        if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
             raise Damaged(f"{file} is not what was written", stage, key)
         _require_inside(file, loaded["attempt"], *loaded["files"])
         return loaded
@@ -217,7 +217,7 @@ class Store:
             "versions": versions(),
             "host": f"{platform.machine()}, {os.cpu_count()} cores",
         }
-        text = json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1, sort_keys=True)
+        text = json.dumps({**manifest, SEAL: seal(manifest)}, indent=1, sort_keys=True)
         file = self._folder(stage, key) / MANIFEST
         if publish(file, text) or self._supersede(stage, key, text):
             return True
@@ -248,16 +248,16 @@ class Store:
         return self.root / "artifacts" / stage / key
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def seal(manifest: dict[str, Any]) -> str:
     """Digest of what a manifest says."""
     content = {name: value for name, value in manifest.items() if name != SEAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _require_inside(manifest: Path, *names: str) -> None:
+def _require_inside(manifest: Path, *names: object) -> None:
     """Refuse names that lead out of the artifact's folder. Raises StorageError."""
     for name in names:
-        parts = PurePosixPath(name).parts
+        parts = PurePosixPath(name).parts if isinstance(name, str) else ()
         if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name:
             raise StorageError(
                 f"{manifest} names {name!r}, which leads out of its folder; delete {manifest.parent}."

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment
 
-from orchestrator.artifacts import Store
+from orchestrator.artifacts import Store, seal
 from orchestrator.redaction import MASK, redacted, redacted_fields, scrub, take_credentials
 from orchestrator.selection import parse_model
 from tests.conftest import save_tiny_llama
@@ -259,7 +259,7 @@ def injected(folder: Path, module: str, function: str, error: str = "RuntimeErro
         "names": list(CANARIES),
         "uri": URI,
         "error": error,
-        "raw": module == "inline",
+        "raw": module == "compute",
     }
     script.write_text(INJECTED.format(module=module, function=function, **values))
     return script
@@ -280,7 +280,7 @@ def test_no_secret_is_written_by_a_sweep_that_completes(tmp_path: Path):
 
 
 def test_no_secret_is_written_by_a_trial_that_fails_or_a_tracking_server_that_does_not_answer(tmp_path: Path):
-    script = injected(tmp_path, "inline", "run_train")
+    script = injected(tmp_path, "compute", "_tokens")
     flags = ("run", "--models", "llama-64", *SMALL, *INLINE, "--tracking-uri", URI)
     done = grid(tmp_path, *flags, script=script, **CANARIES)
     assert done.returncode == 3, done.stdout
@@ -433,6 +433,8 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path, wher
         (attempt.directory / "weights").write_text("x")
     file = tmp_path / "artifacts" / "train" / "key" / "manifest.json"
     amend(file, **{where: name if where == "attempt" else {name: {"sha256": "", "size": 1}}})
+    # Whoever wrote it sealed it as well: the seal is a digest, no signature.
+    amend(file, sha256=seal(json.loads(file.read_text())))
     for read in (store.manifest, store.read):
-        with pytest.raises(StorageError, match=r"manifest\.json is unreadable"):
+        with pytest.raises(StorageError, match="leads out of its folder"):
             read("train", "key")
