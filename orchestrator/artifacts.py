@@ -257,8 +257,9 @@ def seal(manifest: dict[str, Any]) -> str:
 def _require_inside(manifest: Path, *names: object) -> None:
     """Refuse names that lead out of the artifact's folder. Raises StorageError."""
     for name in names:
-        parts = PurePosixPath(name).parts if isinstance(name, str) else ()
-        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name:
+        text = name if isinstance(name, str) else ""
+        parts = PurePosixPath(text).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in text or "\0" in text:
             raise StorageError(
                 f"{manifest} names {name!r}, which leads out of its folder; delete {manifest.parent}."
             )
