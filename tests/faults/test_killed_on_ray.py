@@ -15,7 +15,7 @@ from tests.ray.test_full_grid import MARK, start_grid
 CELLS = ("--profile", "laptop", "--rewards", "ex_rm", "im_rm", "--seeds", "0", "1")
 SIZE = ("--max-train-pairs", "32", "--max-eval-pairs", "8", "--epochs", "12", "--effective-batch", "4")
 SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "--lr", "1e-3", "--checkpoint-steps", "10")
-SHORT = ("driver", "raylet")
+SHORT = ("driver",)
 LONG = ("driver", "raylet", "everything", "trial", "any")
 
 

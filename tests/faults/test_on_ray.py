@@ -110,6 +110,7 @@ def test_a_trial_process_that_is_killed_or_hangs_is_replaced(ray_world, tiny_mod
     assert run.of("complete")
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_leaves_a_checkpoint_and_goes_on_from_it(ray_world, tiny_model, tmp_path):
     plans = cells(tmp_path, tiny_model, [EX_RM, IM_RM], epochs=EPOCHS)
 
