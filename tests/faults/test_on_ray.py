@@ -106,7 +106,8 @@ def test_a_trial_process_that_is_killed_or_hangs_is_replaced(ray_world, tiny_mod
 
     run = Run(tmp_path, cells(tmp_path, tiny_model, [EX_RM], epochs=150), ALONE, inject)
     assert causes(run) == ["WorkerLost"], run.events
-    assert len(resumed(run)) == 1
+    # A training on another node goes on while the process that drives it hangs.
+    assert number == signal.SIGSTOP or len(resumed(run)) == 1
     assert run.of("complete")
 
 
