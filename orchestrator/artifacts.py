@@ -9,27 +9,24 @@ whose weights were evicted is written again: the new manifest takes the place of
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trainers.disk import digest_file, disk_named
+from trainers.disk import DRAFT, SEAL, digest_file, disk_named, publish, replace, seal
 from trainers.errors import Damaged, StorageError
 
 MANIFEST = "manifest.json"
-SEAL = "sha256"
 EVICTED = "evicted.json"
-_DRAFT = ".draft-"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,11 +42,11 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._verified: set[tuple[str, ...]] = set()
+        self._sound: set[Path] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # What this process has checked says nothing to the process that it is sent to.
-        return {"root": self.root, "_verified": set()}
+        return {"root": self.root, "_sound": set()}
 
     def sweep_dir(self, sweep: str) -> Path:
         """Where a sweep keeps its table, report and logs."""
@@ -57,7 +54,7 @@ class Store:
 
     def remove_drafts(self, sweep: str) -> None:
         """Remove what a killed driver had begun to write of a sweep's notes; for who is alone on the storage."""
-        for draft in self.sweep_dir(sweep).glob(f"{_DRAFT}*"):
+        for draft in self.sweep_dir(sweep).glob(f"{DRAFT}*"):
             draft.unlink(missing_ok=True)
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
@@ -78,7 +75,14 @@ class Store:
 
     def complete(self, stage: str, key: str) -> bool:
         """Whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
-        return self.fault(stage, key) is None and (self._folder(stage, key) / MANIFEST).is_file()
+        return self._sound_manifest(stage, key) is not None
+
+    def _sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
+        """The manifest, None where there is none or it is damaged. Raises StorageError."""
+        try:
+            return self.manifest(stage, key)
+        except Damaged:
+            return None
 
     def fault(self, stage: str, key: str) -> str | None:
         """What is wrong with the artifact's manifest, None where nothing is or there is none."""
@@ -91,11 +95,9 @@ class Store:
     def discard(self, stage: str, key: str, attempt: str) -> None:
         """Take a damaged artifact out of the store, unless another attempt stands there by now."""
         file = self._folder(stage, key) / MANIFEST
-        try:
-            manifest = self.manifest(stage, key)
-        except Damaged:
-            manifest = {"attempt": ""}
-        if manifest is None or manifest["attempt"] != attempt:
+        manifest = self._sound_manifest(stage, key)
+        # A manifest that is itself damaged names no attempt.
+        if (manifest["attempt"] if manifest else "") != attempt:
             return
         with contextlib.suppress(FileNotFoundError):
             file.rename(file.with_name(f"{uuid.uuid4().hex}.damaged"))
@@ -109,14 +111,8 @@ class Store:
         if manifest is None:
             raise StorageError(f"artifact {stage}/{key} is not in {self.root}.")
         self._refuse_evicted(stage, key)
-        folder = self._folder(stage, key) / manifest["attempt"]
-        read = (stage, key, manifest["attempt"], within and f"{within}/")
-        if read not in self._verified:
-            for name, expected in manifest["files"].items():
-                if name.startswith(read[-1]):
-                    _require_written(folder / name, expected["sha256"], stage, key, manifest["attempt"])
-            self._verified.add(read)
-        return folder
+        names = [name for name in manifest["files"] if name.startswith(within and f"{within}/")]
+        return self._verified(stage, key, manifest, names)
 
     def read_file(self, stage: str, key: str, name: str) -> Path:
         """One file of an artifact, checked alone and once per process; evicted weights do not matter to the others.
@@ -127,12 +123,20 @@ class Store:
         if manifest is None or name not in manifest["files"]:
             raise StorageError(f"{name} of artifact {stage}/{key} is not in {self.root}.")
         self._refuse_evicted(stage, key, name)
-        folder = self._folder(stage, key)
-        file = folder / manifest["attempt"] / name
-        if (stage, key, manifest["attempt"], name) not in self._verified:
-            _require_written(file, manifest["files"][name]["sha256"], stage, key, manifest["attempt"])
-            self._verified.add((stage, key, manifest["attempt"], name))
-        return file
+        return self._verified(stage, key, manifest, [name]) / name
+
+    def _verified(self, stage: str, key: str, manifest: dict[str, Any], names: Iterable[str]) -> Path:
+        """The attempt's folder, once each of `names` in it was compared with its digest. Raises Damaged."""
+        attempt = manifest["attempt"]
+        folder = self._folder(stage, key) / attempt
+        for name in names:
+            file = folder / name
+            if file in self._sound:
+                continue
+            if not file.is_file() or digest_file(file) != manifest["files"][name]["sha256"]:
+                raise Damaged(f"{file} is missing or not what was written", stage, key, attempt)
+            self._sound.add(file)
+        return folder
 
     def evicted(self, stage: str, key: str) -> dict[str, Any] | None:
         """What was removed of the committed attempt to free its space: {attempt, files, bytes, train_seconds}.
@@ -165,11 +169,11 @@ class Store:
     def remove_leftovers(self, stage: str, key: str) -> None:
         """Remove attempts that came to nothing; for who holds the claim on the stage, since nobody else writes."""
         parent = self._folder(stage, key)
-        committed = self.manifest(stage, key) if self.complete(stage, key) else None
+        committed = self._sound_manifest(stage, key)
         for path in parent.iterdir() if parent.is_dir() else ():
             if path.is_dir() and (committed is None or path.name != committed["attempt"]):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.name.startswith(_DRAFT):
+            elif path.name.startswith(DRAFT):
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -248,12 +252,6 @@ class Store:
         return self.root / "artifacts" / stage / key
 
 
-def seal(manifest: dict[str, Any]) -> str:
-    """Digest of what a manifest says."""
-    content = {name: value for name, value in manifest.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _require_inside(manifest: Path, *names: object) -> None:
     """Refuse names that lead out of the artifact's folder. Raises StorageError."""
     for name in names:
@@ -263,46 +261,6 @@ def _require_inside(manifest: Path, *names: object) -> None:
             raise StorageError(
                 f"{manifest} names {name!r}, which leads out of its folder; delete {manifest.parent}."
             )
-
-
-def publish(file: Path, text: str) -> bool:
-    """Make `file` appear whole or not at all; False where it was there first."""
-    draft = _draft(file, text)
-    try:
-        os.link(draft, file)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise StorageError(f"{file} cannot be written ({error}); choose another --storage.") from error
-    finally:
-        draft.unlink()
-    return True
-
-
-def replace(file: Path, text: str) -> None:
-    """Put `text` in the place of whatever `file` held, at once."""
-    with disk_named(file, len(text)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _draft(file, text).replace(file)
-
-
-def _draft(file: Path, text: str) -> Path:
-    # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
-    draft = file.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
-    try:
-        with disk_named(file, len(text)), draft.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    return draft
-
-
-def _require_written(file: Path, sha256: str, stage: str, key: str, attempt: str) -> None:
-    if not file.is_file() or digest_file(file) != sha256:
-        raise Damaged(f"{file} is missing or not what was written", stage, key, attempt)
 
 
 @cache

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.artifacts import publish, replace
+from trainers.disk import publish, replace
 from trainers.errors import StorageError
 
 BEAT_S = 2.0

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from orchestrator import cli, housekeeping
 from orchestrator import plan as planning
-from orchestrator.artifacts import replace
 from orchestrator.cli import Session
 from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
@@ -28,6 +27,7 @@ from orchestrator.state import TrialNote, read_state
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.upkeep import say_holes
 from orchestrator.workers import cluster_address, set_ray_environment
+from trainers.disk import replace
 from trainers.errors import PlanError, StorageError, SweepError
 from trainers.specs import Placement
 

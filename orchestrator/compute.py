@@ -24,6 +24,7 @@ from orchestrator.stages import (
 from trainers import tiny
 from trainers.data.records import read_written_pairs
 from trainers.specs import Placement
+from trainers.stopping import StopLeft, never
 
 if TYPE_CHECKING:
     from trainers.packing import References
@@ -103,7 +104,7 @@ class TrainCall:
 
     placement: Placement
     checkpoint_steps: int | None = None
-    stop: Callable[[], float | None] = lambda: None
+    stop: StopLeft = never
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 

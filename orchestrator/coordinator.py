@@ -19,7 +19,7 @@ from orchestrator.cluster import capacity
 from orchestrator.plan import Grant, Node, Request, decide
 from orchestrator.redaction import without_secrets
 from orchestrator.stages import SharedStage
-from orchestrator.trial import Execution
+from orchestrator.trial import Execution, compute_claimed
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers.errors import Interrupted, PlanError
@@ -35,7 +35,7 @@ def shared_task(stage: SharedStage, execution: Execution) -> None:
     """Compute one shared stage; the gate has granted its CPU or GPU."""
     prepare_worker()
     with without_secrets():
-        execution.stages.shared(stage, execution.store, lambda row: None)
+        compute_claimed(stage, execution, lambda row: None)
 
 
 class Coordinator:
@@ -214,7 +214,6 @@ class Coordinator:
     async def _compute_shared(self, stage: SharedStage) -> None:
         if self._execution.store.complete(stage.kind, stage.key):
             return
-        self._execution.store.remove_leftovers(stage.kind, stage.key)
         has_gpus = any(node.gpus for node in self._capacity.values())
         gpus = 1 if has_gpus and stage.kind == "reference" else 0
         request = Request(id=f"shared {stage.key}", kind="shared", gpus=gpus)

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.artifacts import Store, replace
+from orchestrator.artifacts import Store
 from orchestrator.identity import HUB_ID
 from orchestrator.spec import content_key
 from orchestrator.stages import Split
 from trainers.data import records, sources
 from trainers.data.records import Pair
+from trainers.disk import replace
 from trainers.errors import DataError, StorageError
 from trainers.specs import BUILTIN, MANUAL, DatasetSpec
 

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.artifacts import Store, replace
+from orchestrator.artifacts import Store
 from orchestrator.redaction import redacted
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
 from orchestrator.stages import PrepareStage
 from orchestrator.trial_plan import TrialPlan
+from trainers.disk import replace
 from trainers.errors import SpecError
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.artifacts import EVICTED, MANIFEST, Store, replace
+from orchestrator.artifacts import EVICTED, MANIFEST, Store
 from orchestrator.declaration import Declaration, declared_sweeps, read_declaration
 from orchestrator.identity import nearest
 from orchestrator.results import TrialResult
+from trainers.disk import replace
 from trainers.errors import SpecError, StorageError
 
 KeepWeights = Literal["all", "best", "none"]

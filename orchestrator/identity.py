@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from orchestrator.artifacts import Store, replace
+from orchestrator.artifacts import Store
 from orchestrator.spec import content_key
 from orchestrator.stages import BaseModel, ConvertStage, PretrainStage
 from trainers.data import tiny_world
-from trainers.disk import digest_file
+from trainers.disk import digest_file, replace
 from trainers.errors import ModelError
 from trainers.folders import code_files, require_sound_model
 from trainers.gguf_header import require_sound_gguf

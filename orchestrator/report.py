@@ -17,10 +17,11 @@ import pyarrow as pa
 from pyarrow import parquet
 from rich.table import Table
 
-from orchestrator.artifacts import Store, replace
+from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.spec import CATEGORIES, Category
+from trainers.disk import replace
 from trainers.metrics import METRICS
 
 NOT_LEARNED = "not learned"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.artifacts import replace
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
@@ -22,6 +21,7 @@ from orchestrator.state import StateWriter
 from orchestrator.trial import Execution, Post
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import set_ray_environment
+from trainers.disk import replace
 from trainers.errors import StorageError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
@@ -89,8 +89,7 @@ def run_missing(
             finally:
                 state.close()
         written = write_report(declaration, store)
-        tracker.report(written.folder, complete=all(result.complete for result in written.results))
-        trouble = tracker.close()
+        trouble = _end_view(tracker, written)
         phases.end("mlflow")
     _warn(session, trouble)
     return written
@@ -104,9 +103,14 @@ def catch_up(session: Session, declaration: Declaration, written: Written) -> No
         return
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, declaration)
-        tracker.report(written.folder, complete=all(result.complete for result in written.results))
-        trouble = tracker.close()
+        trouble = _end_view(tracker, written)
     _warn(session, trouble)
+
+
+def _end_view(tracker: "Tracker", written: Written) -> str | None:
+    """Give the view its report, and wait for it; why it lacks something, if it does."""
+    tracker.report(written.folder, complete=all(result.complete for result in written.results))
+    return tracker.close()
 
 
 def _warn(session: Session, trouble: str | None) -> None:

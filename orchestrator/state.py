@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.artifacts import Store, replace
+from orchestrator.artifacts import Store
+from trainers.disk import replace
 from trainers.errors import StorageError
 
 WRITE_EVERY_S = 1.0

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.stopping import StopRequest
@@ -108,5 +108,5 @@ def stop_gracefully(coordinator: ActorHandle, stop: StopRequest) -> None:
             time.sleep(0.2)
         # What trials have to say about it comes with the next drain.
         time.sleep(2 * DRAIN_EVERY_S)
-    except (RayActorError, RayError):
+    except RayError:
         logger.exception("the coordinator does not answer")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.artifacts import Store, replace
+from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
 from orchestrator.redaction import shown_uri, without_credentials
 from orchestrator.view import View
+from trainers.disk import replace
 from trainers.errors import StorageError, SweepError, TrackingError
 
 PENDING = "tracking_pending.json"

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -123,8 +123,13 @@ def compute_shared(
     name = f"{stage.kind}-{stage.key}"
     with execution.claims.held(name, lambda: store.complete(stage.kind, stage.key), pause) as ours:
         if ours:
-            store.remove_leftovers(stage.kind, stage.key)
-            execution.stages.shared(stage, store, report)
+            compute_claimed(stage, execution, report)
+
+
+def compute_claimed(stage: SharedStage, execution: Execution, report: Post) -> None:
+    """Compute a shared stage whose claim is held, where nothing of an earlier attempt is left."""
+    execution.store.remove_leftovers(stage.kind, stage.key)
+    execution.stages.shared(stage, execution.store, report)
 
 
 @dataclass(slots=True)
@@ -154,7 +159,7 @@ class Rows:
             self._waiting, self._sent = [], time.monotonic()
 
     @contextlib.contextmanager
-    def of(self, stage: str) -> Any:
+    def of(self, stage: str) -> Iterator[Post]:
         """A report function for `stage`; what waits at its end is sent, however it ends."""
         try:
             yield lambda row: self(stage, row)

@@ -9,7 +9,6 @@ writers of one folder never share a file. At the placement it was written with a
 another world size it is converted first. The ZeRO stage must be the one it was written at.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainers.disk import digest_file, disk_named, require_room
+from trainers.disk import DRAFT, SEAL, digest_file, disk_named, replace, require_room, seal
 from trainers.errors import ModelError, SpecError, StorageError
 
 KEPT = 2
@@ -103,12 +102,7 @@ def _read(marker: Path) -> Checkpoint | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     # A name from a file is a path only where it is the file's own.
-    return checkpoint if checkpoint.tag == marker.stem and loaded.get("sha256") == _seal(loaded) else None
-
-
-def _seal(marker: dict[str, Any]) -> str:
-    content = {name: value for name, value in marker.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return checkpoint if checkpoint.tag == marker.stem and loaded.get(SEAL) == seal(loaded) else None
 
 
 def _fault(folder: Path, checkpoint: Checkpoint) -> str | None:
@@ -169,14 +163,7 @@ def save(
 
 def complete(folder: Path, marker: dict[str, Any]) -> None:
     """Publish the marker of a checkpoint whose files are all written, and drop the third last. Raises StorageError."""
-    draft = folder / f"{marker['tag']}.draft"
-    try:
-        with disk_named(draft):
-            draft.write_text(json.dumps({**marker, "sha256": _seal(marker)}))
-    except StorageError:
-        draft.unlink(missing_ok=True)
-        raise
-    draft.replace(folder / f"{marker['tag']}.json")
+    replace(folder / f"{marker['tag']}.json", json.dumps({**marker, SEAL: seal(marker)}))
     _drop_old(folder)
 
 
@@ -218,7 +205,7 @@ def _drop_old(folder: Path) -> None:
     """Remove all but the newest complete checkpoints, and what crashes left half-written."""
     kept = {marker.stem for marker in _markers(folder)[:KEPT]}
     for path in [*folder.iterdir(), *_children(folder / "universal")]:
-        if _TAG.match(path.stem) and path.stem not in kept:
+        if path.name.startswith(DRAFT) or (_TAG.match(path.stem) and path.stem not in kept):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -1,14 +1,21 @@
-"""Files: their digests, and a disk without room as one named error, whichever library met it."""
+"""Files: digests, text that appears whole or not at all, and a disk without room as one named error."""
 
 import contextlib
 import errno
 import hashlib
+import json
+import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trainers.errors import StorageError
 
+# Where a record holds its own digest, and how a file is called until it is whole.
+SEAL = "sha256"
+DRAFT = ".draft-"
 # What libraries say when a write comes back short: Rust's, PyTorch's zip writer, Arrow's.
 _NO_ROOM = (
     "no space left",
@@ -24,6 +31,47 @@ def digest_file(file: Path) -> str:
     """SHA-256 of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(record: dict[str, Any]) -> str:
+    """Digest of what a record says, its own digest left out."""
+    content = {name: value for name, value in record.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def publish(file: Path, text: str) -> bool:
+    """Make `file` appear whole or not at all; False where it was there first."""
+    draft = _draft(file, text)
+    try:
+        os.link(draft, file)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written ({error}); choose another --storage.") from error
+    finally:
+        draft.unlink()
+    return True
+
+
+def replace(file: Path, text: str) -> None:
+    """Put `text` in the place of whatever `file` held, at once."""
+    with disk_named(file, len(text)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _draft(file, text).replace(file)
+
+
+def _draft(file: Path, text: str) -> Path:
+    # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
+    draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}")
+    try:
+        with disk_named(file, len(text)), draft.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return draft
 
 
 def free_bytes(path: Path) -> int:

@@ -105,26 +105,28 @@ def _check(reader: _Reader, size: int) -> None:
 def _entries(reader: _Reader, count: int) -> Iterator[tuple[str, Value]]:
     seen: set[str] = set()
     for number in range(count):
-        name = reader.text(f"the name of entry {number}")
-        if not name or name in seen:
-            raise ValueError(f"entry {number} is called {name!r}, which is empty or taken")
-        seen.add(name)
+        name = _new_name(reader, f"entry {number}", seen)
         yield name, reader.value(reader.number("I", name), name)
 
 
 def _tensors(reader: _Reader, count: int) -> Iterator[_Tensor]:
     seen: set[str] = set()
     for number in range(count):
-        name = reader.text(f"the name of tensor {number}")
-        if not name or name in seen:
-            raise ValueError(f"tensor {number} is called {name!r}, which is empty or taken")
-        seen.add(name)
+        name = _new_name(reader, f"tensor {number}", seen)
         dimensions = reader.number("I", name)
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise ValueError(f"tensor {name} has {dimensions} dimensions")
         shape = [reader.number("Q", name) for _ in range(dimensions)]
         kind, offset = reader.number("I", name), reader.number("Q", name)
         yield _Tensor(name=name, elements=math.prod(shape), kind=kind, offset=offset)
+
+
+def _new_name(reader: _Reader, what: str, seen: set[str]) -> str:
+    name = reader.text(f"the name of {what}")
+    if not name or name in seen:
+        raise ValueError(f"{what} is called {name!r}, which is empty or taken")
+    seen.add(name)
+    return name
 
 
 def _require_inside(tensors: list[_Tensor], room: int, alignment: int) -> None:

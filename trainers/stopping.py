@@ -11,6 +11,13 @@ from collections.abc import Callable, Iterator
 
 GRACE_S = 30.0
 INSIST_EVERY_S = 0.5
+# None, or the seconds that are left to stop in.
+StopLeft = Callable[[], float | None]
+
+
+def never() -> float | None:
+    """Nobody asks to stop."""
+    return None
 
 
 class StopRequest:

@@ -30,11 +30,10 @@ from trainers.models import freeze, load_model
 from trainers.packing import Layout, collate
 from trainers.resuming import Start, identity, start
 from trainers.saving import full_weights, model_card, save_model
+from trainers.stopping import StopLeft, never
 from trainers.templates import load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
-# None, or the seconds that are left to stop in.
-StopLeft = Callable[[], float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +52,6 @@ class Keeping:
     checkpoints: Checkpoints | None
     identity: dict[str, str]
     stop: StopLeft
-
-
-def never() -> float | None:
-    """Nobody asks to stop."""
-    return None
 
 
 def train(
@@ -88,7 +82,8 @@ def train(
     )
     freeze(model, inputs.optim.freeze)
     with process_group():
-        keeping = Keeping(checkpoints=checkpoints, identity=identity(model, inputs), stop=stop)
+        named = {} if checkpoints is None else identity(model, inputs)
+        keeping = Keeping(checkpoints=checkpoints, identity=named, stop=stop)
         too_large = _too_large(inputs)
         with memory_named(too_large):
             begun = start(model, inputs, checkpoints, keeping.identity)

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment
 
-from orchestrator.artifacts import Store, seal
+from orchestrator.artifacts import Store
 from orchestrator.redaction import MASK, redacted, redacted_fields, scrub, take_credentials
 from orchestrator.selection import parse_model
 from tests.conftest import save_tiny_llama
-from tests.faults.watching import LOOPBACK, leaks, listening, marked_processes
+from tests.faults.watching import LOOPBACK, leaks, listening
+from tests.processes import processes
 from trainers.data.records import Message
+from trainers.disk import seal
 from trainers.errors import DataError, SpecError, StorageError
 from trainers.specs import clean_name
 from trainers.templates import load_tokenizer, render
@@ -365,7 +367,7 @@ def test_a_ray_of_ours_listens_on_loopback_asks_for_its_token_and_logs_no_secret
         for leak in leaks([token.read_text().strip()], tmp_path, short_folder)
         if "auth_token" not in leak
     ] == []
-    assert list(marked_processes(mark)) == []
+    assert processes(mark) == []
 
 
 def unauthenticated(address: str, folder: Path) -> str:
@@ -398,8 +400,8 @@ def test_the_ui_listens_on_loopback(tmp_path: Path):
             assert found
             assert {address for address, _, _ in found} <= set(LOOPBACK)
         finally:
-            for process in [*marked_processes(mark)]:
-                os.kill(int(process.name), 15)
+            for pid in processes(mark):
+                os.kill(pid, 15)
             running.communicate(timeout=60)
 
 

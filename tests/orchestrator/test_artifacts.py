@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.artifacts import MANIFEST, Store, publish, replace
+from orchestrator.artifacts import MANIFEST, Store
+from trainers.disk import publish, replace
 from trainers.errors import StorageError
 
 KEY = "0" * 32

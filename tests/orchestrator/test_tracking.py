@@ -16,7 +16,6 @@ from sweep_samples import commit_scores, commit_train, commit_trial, declaration
 
 from orchestrator import tracking
 from orchestrator.artifacts import Store
-from orchestrator.artifacts import replace as replace_text
 from orchestrator.curves import CURVE_POINTS, thinned
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.report import write_report
@@ -29,6 +28,7 @@ from tests.faults.tracking_server import (
     tracking_server,
     without_sweep,
 )
+from trainers.disk import replace as replace_text
 from trainers.errors import TrackingError
 
 # MLflow's and SQLAlchemy's own deprecations are not ours to fail on.

@@ -25,8 +25,9 @@ from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec, Placement
+from trainers.stopping import never
 from trainers.templates import load_tokenizer
-from trainers.train import never, train
+from trainers.train import train
 
 EX_RM = RewardSpec(kind="ex_rm")
 IM_RM = RewardSpec(kind="im_rm", beta=0.1)
