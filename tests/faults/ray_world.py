@@ -5,8 +5,9 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from tests.processes import command_line, processes
 
 MARK = "FAULT_TEST"
 # Short of Ray's patience with a worker and ours with a trial, long enough for a busy machine.
@@ -58,24 +59,3 @@ def running_world() -> Iterator[RayWorld]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def processes(entry: str) -> list[int]:
-    """Living processes with that entry in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            living = (folder / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-            if living and entry.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def command_line(pid: int) -> str:
-    """What a process calls itself."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""

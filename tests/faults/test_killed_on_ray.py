@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.lives import artifacts, grid_life, leftovers, output
-from tests.faults.ray_world import command_line, processes
+from tests.processes import command_line, processes
 from tests.ray.test_full_grid import MARK, start_grid
 
 CELLS = ("--profile", "laptop", "--rewards", "ex_rm", "im_rm", "--seeds", "0", "1")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal
-from tests.faults.ray_world import processes
 
 # Tune leaves files open that its own process would close at its end.
 pytestmark = [
@@ -92,7 +91,7 @@ def test_a_stopped_rank_is_noticed_and_replaced(ray_world, tiny_model, tmp_path,
     assert causes(run) == ["WorkerLost"], run.events
     assert run.of("complete")
     assert equal(run.weights(), undisturbed_gang.weights())
-    assert stopped[0] not in processes(ray_world.mark)
+    assert stopped[0] not in ray_world.pids("")
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,14 @@
 """Looking at a command from outside: which sockets its processes listen on, and where a secret was written."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+
+from tests.processes import command_line, processes
 
 LISTENING = "0A"
 # As /proc/net writes 127.0.0.1, ::1 and ::ffff:127.0.0.1.
 LOOPBACK = ("0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F")
-
-
-def marked_processes(mark: str) -> Iterator[Path]:
-    """Live processes with this NAME=VALUE in their environment."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
-                yield process
 
 
 def listening(mark: str) -> set[tuple[str, str, str]]:
@@ -26,10 +20,10 @@ def listening(mark: str) -> set[tuple[str, str, str]]:
             if fields[3] == LISTENING:
                 sockets[f"socket:[{fields[9]}]"] = fields[1]
     found = set()
-    for process in marked_processes(mark):
+    for pid in processes(mark):
         with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_text().replace("\0", " ")[-160:]
-            for descriptor in (process / "fd").iterdir():
+            command = command_line(pid)[-160:]
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
                     local = sockets.get(str(descriptor.readlink()))
                     if local is not None:

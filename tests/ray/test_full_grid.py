@@ -1,6 +1,5 @@
 """The main job on a real Ray: four built-in cells, two of them gangs; then what a second command does and does not."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from pyarrow import parquet
+
+from tests.processes import command_line, processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # gemma2-64 on the tiny world is laid on two processes, under ZeRO 3 and 2; on hamiltonian it runs in local mode.
@@ -166,9 +167,4 @@ def test_no_process_of_ours_is_left(swept):
 
 def marked_processes(storage: Path) -> list[str]:
     """Command lines of live processes that a command on this storage has started."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"{MARK}={storage}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
+    return [command_line(pid) for pid in processes(f"{MARK}={storage}")]
