@@ -30,6 +30,12 @@ def undisturbed(command, tmp_path_factory):
     return storage, time.monotonic() - began
 
 
+def until_checkpoint(life, storage):
+    """Wait for the first checkpoint, so that one kill at least is in the middle of a training."""
+    while life.exitcode is None and not list((storage / "checkpoints").glob("*/step*.json")):
+        life.join(0.005)
+
+
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed, tmp_path):
     whole, seconds = undisturbed
     storage, moments = tmp_path / "store", random.Random(0)
@@ -37,7 +43,9 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
     while killed < KILLS or lives == killed:
         life = grid_life(storage, command)
         lives += 1
-        if killed < KILLS:
+        if killed == 0:
+            until_checkpoint(life, storage)
+        elif killed < KILLS:
             life.join(moments.uniform(0.3, 2 * seconds / KILLS + 1.0))
         else:
             life.join(300)
