@@ -1,7 +1,7 @@
 """What the store holds of each trial, read from manifests and scores.parquet: the source of every table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.artifacts import Store
@@ -9,7 +9,7 @@ from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec import CATEGORIES, Category
 from trainers import metrics
 from trainers.errors import Damaged
-from trainers.scores import read_scores
+from trainers.scores import PairScores, read_pair_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,7 @@ class EvaluationResult:
     category: Category
     metrics: dict[str, float]
     finished: float
+    scores: PairScores = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +99,13 @@ def _evaluation(wanted: EvaluationRecord, store: Store) -> EvaluationResult | No
     evaluated = store.manifest("evaluate", wanted.key)
     if evaluated is None:
         return None
-    scores = read_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
+    scores = read_pair_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
     return EvaluationResult(
         dataset=wanted.dataset,
         category=wanted.category,
-        metrics=metrics.summary(*scores),
+        metrics=metrics.summary(scores.chosen, scores.rejected),
         finished=_committed(evaluated),
+        scores=scores,
     )
 
 

@@ -53,19 +53,19 @@ def publish(file: Path, text: str) -> bool:
     return True
 
 
-def replace(file: Path, text: str) -> None:
+def replace(file: Path, text: str | bytes) -> None:
     """Put `text` in the place of whatever `file` held, at once."""
     with disk_named(file, len(text)):
         file.parent.mkdir(parents=True, exist_ok=True)
         _draft(file, text).replace(file)
 
 
-def _draft(file: Path, text: str) -> Path:
+def _draft(file: Path, text: str | bytes) -> Path:
     # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}")
     try:
-        with disk_named(file, len(text)), draft.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        with disk_named(file, len(text)), draft.open("xb") as stream:
+            stream.write(text.encode() if isinstance(text, str) else text)
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException:
