@@ -96,6 +96,9 @@ def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | N
         figure = draw()
         if figure is None:
             return None
+        # The layout is found once, not once more for each file.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})

@@ -163,7 +163,7 @@ def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
 
     # A difference of zero has no sign to flip.
     moved = differences[differences != 0]
-    if len(moved) == 0:
+    if len(moved) < 2:
         return 1.0
     found = permutation_test(
         (moved,),
