@@ -206,13 +206,15 @@ def write_report(declaration: Declaration, store: Store) -> Written:
     """Write report/summary.md, report/tables/accuracy.csv and trials.parquet."""
     results = sweep_results(declaration, store)
     rows = table_rows(results)
-    folder = store.sweep_dir(declaration.sweep) / "report"
+    folder = store.local_sweep_dir(declaration.sweep) / "report"
     replace(folder / "summary.md", _summary(declaration, results, rows))
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
-    trials = store.sweep_dir(declaration.sweep) / "trials.parquet"
+    trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     draft = trials.with_suffix(".draft")
     parquet.write_table(pa.Table.from_pylist(_trial_rows(results)), draft)
     draft.replace(trials)
+    for written in (folder, trials):
+        store.share(written)
     return Written(folder=folder, rows=rows, results=results)
 
 

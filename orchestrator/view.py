@@ -16,6 +16,7 @@ from orchestrator.curves import CURVES, curve_rows
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.redaction import redacted, take_credentials
 from orchestrator.results import TrialResult, trial_result
+from trainers.objects import Location
 
 EXPERIMENT = "rmsweep"
 EVALUATION_METRICS = ("accuracy", "loss", "abs_margin")
@@ -100,8 +101,7 @@ class View:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return str(found.experiment_id)
-        local = uri.startswith("sqlite:")
-        location = (self._store.root / "mlflow-artifacts").as_uri() if local else None
+        location = _artifacts_beside(uri, self._store.root)
         try:
             return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
         except MlflowException:
@@ -201,6 +201,14 @@ class View:
         ]
         for start in range(0, len(points), _BATCH):
             self._client.log_batch(run, metrics=points[start : start + _BATCH])
+
+
+def _artifacts_beside(uri: str, storage: Location) -> str | None:
+    """Where runs of an embedded database keep their files: in the storage folder, or beside the database; else None."""
+    if not uri.startswith("sqlite:"):
+        return None
+    folder = storage if isinstance(storage, Path) else Path(uri.removeprefix("sqlite:///")).absolute().parent
+    return (folder / "mlflow-artifacts").as_uri()
 
 
 def _curves(trial: TrialRecord, store: Store) -> Iterator[tuple[str, float, float, int]]:
