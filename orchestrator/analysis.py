@@ -99,7 +99,7 @@ class Analysis:
             if (result.record.train_set, result.record.model, result.record.reward)
             == (scope.train_set, model, reward)
             and result.learned
-            and set(scope.sets) <= {item.dataset for item in result.evaluations}
+            and set(scope.sets) <= {item.dataset for item in result.final}
         }
 
     def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
@@ -309,12 +309,12 @@ def _alone(scope: Scope, name: str) -> Scope:
 
 
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:
-    found = {item.dataset: item for item in trial.evaluations}
+    found = {item.dataset: item for item in trial.final}
     return [found[name] for name in scope.sets]
 
 
 def _metric(trial: TrialResult, dataset: str, metric: str) -> float:
-    return next(item.metrics[metric] for item in trial.evaluations if item.dataset == dataset)
+    return next(item.metrics[metric] for item in trial.final if item.dataset == dataset)
 
 
 def _pairs(trials: Iterable[TrialResult], scope: Scope) -> int:

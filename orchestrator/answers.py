@@ -70,7 +70,7 @@ def _shown(found: Mean | Difference | None) -> Estimate | None:
 
 
 def _paper(scope: Scope, reward: str, metric: str) -> float | None:
-    return paper.number(scope.train_set, scope.category, scope.sets, reward, metric)
+    return paper.number(scope.train_set, scope.sets, reward, metric)
 
 
 def differences(analysis: Analysis) -> Table:

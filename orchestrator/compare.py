@@ -92,7 +92,7 @@ def write_comparison(
     command = (
         f"{report_command(read_state(declaration.sweep, store), declaration.sweep)} --compare {other.sweep}"
     )
-    folder = store.sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"
+    folder = store.local_sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"
     page = Page(
         title=f"{names[0]} beside {names[1]}",
         lead="The same test pairs and seeds are drawn for both wherever both have them.",
@@ -103,6 +103,7 @@ def write_comparison(
         tables=(table,),
     )
     write_page(folder, page, "compare.html")
+    store.share(folder)
     return Comparison(file=folder / "compare.html", table=table, conclusions=found)
 
 

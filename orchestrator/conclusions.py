@@ -20,11 +20,16 @@ MOVED = 0.02
 
 def conclusions(analysis: Analysis) -> tuple[str, str, str]:
     """The answer, its support, and its doubts."""
-    found = {scope: analysis.difference(scope, "accuracy") for scope in analysis.categories()}
+    found = {scope: analysis.difference(scope, "accuracy") for scope in _asked(analysis)}
     known = {scope: item for scope, item in found.items() if item is not None}
     if not known:
         return (_uncompared(analysis), _size(analysis), _doubts(analysis, known))
     return (_answer(analysis, known), _support(analysis, known), _doubts(analysis, known))
+
+
+def _asked(analysis: Analysis) -> Iterator[Scope]:
+    """The categories that say how a type generalises: training pairs do not."""
+    return (scope for scope in analysis.categories() if scope.category != "training pairs")
 
 
 def _answer(analysis: Analysis, known: dict[Scope, Difference]) -> str:
@@ -70,12 +75,12 @@ def _support(analysis: Analysis, known: dict[Scope, Difference]) -> str:
 
 
 def _size(analysis: Analysis) -> str:
-    counted = [result for result in analysis.results if result.learned and result.evaluations]
+    counted = [result for result in analysis.results if result.learned and result.final]
     if not counted:
         return "No trial has been trained, learned and evaluated yet."
     models = len({result.record.model for result in counted})
     seeds = len({result.record.seed for result in counted})
-    pairs = [len(item.scores.index) for result in counted for item in result.evaluations]
+    pairs = [len(item.scores.index) for result in counted for item in result.final]
     few = min(pairs)
     text = f"This rests on {_count(models, 'model')}, {_count(seeds, 'seed')} and {_range(pairs)} test pairs a set, "
     text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
@@ -90,9 +95,7 @@ def _beside_paper(analysis: Analysis, known: dict[Scope, Difference]) -> str:
     """In how many categories the sign is the paper's, where it gives both numbers."""
     signs = []
     for scope, item in known.items():
-        theirs = [
-            paper.number(scope.train_set, scope.category, scope.sets, kind, "accuracy") for kind in COMPARED
-        ]
+        theirs = [paper.number(scope.train_set, scope.sets, kind, "accuracy") for kind in COMPARED]
         if theirs[0] is not None and theirs[1] is not None and theirs[0] != theirs[1]:
             signs.append((theirs[0] - theirs[1]) * item.estimate.value > 0)
     if not signs:
@@ -174,7 +177,7 @@ def _languages(analysis: Analysis) -> Iterator[str]:
 
 def _uncompared(analysis: Analysis) -> str:
     parts = []
-    for scope in analysis.categories():
+    for scope in _asked(analysis):
         for kind in analysis.rewards:
             found = analysis.mean_of_models(scope, kind, "accuracy")
             if found is not None:

@@ -182,7 +182,7 @@ def _bars(
         for where, place in zip(at, places, strict=True)
         if (scope := scopes[place])
         and not scope.dataset
-        and (value := paper.number(scope.train_set, scope.category, scope.sets, kind, "accuracy")) is not None
+        and (value := paper.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
     }
     if quoted:
         axis.plot(

@@ -59,7 +59,7 @@ def write_full_report(
     `console` shows how far it is. Raises DataError where learning_dynamics.parquet is not what it should be.
     """
     inputs = read_inputs(declaration, store)
-    folder = store.sweep_dir(declaration.sweep) / "report"
+    folder = store.local_sweep_dir(declaration.sweep) / "report"
     key = _key(inputs)
     if not anew and _is_fresh(folder, key):
         return Written(folder=folder, rows=table_rows(inputs.results), results=inputs.results)
@@ -79,6 +79,7 @@ def write_full_report(
         "conclusions": page.conclusions,
     }
     replace(folder / NOTE, json.dumps(note, indent=1, ensure_ascii=False))
+    store.share(folder)
     return written
 
 
@@ -95,7 +96,7 @@ def read_inputs(declaration: Declaration, store: Store) -> Inputs:
             for item in results
         },
         state=read_state(declaration.sweep, store),
-        dynamics=store.sweep_dir(declaration.sweep) / DYNAMICS,
+        dynamics=store.local_sweep_dir(declaration.sweep) / DYNAMICS,
     )
 
 

@@ -12,7 +12,7 @@ from orchestrator.figures import Drawn
 from orchestrator.report import MEAN
 from orchestrator.statistics import Estimate
 from orchestrator.tables import Table, Value
-from trainers.disk import replace
+from trainers.disk import replace_bytes
 
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 # Longer texts are broken into lines in the page's tables.
@@ -62,7 +62,7 @@ def write_page(folder: Path, page: Page, html: str) -> None:
         files[folder / "figures" / f"{figure.name}.png"] = figure.png
         files[folder / "figures" / f"{figure.name}.svg"] = figure.svg
     for file, content in files.items():
-        replace(file, content)
+        replace_bytes(file, content.encode() if isinstance(content, str) else content)
     for file in (folder / "figures").glob("*.*"):
         if file not in files:
             file.unlink()

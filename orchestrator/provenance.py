@@ -57,9 +57,9 @@ def _artifacts(results: Sequence[TrialResult]) -> Iterator[tuple[str, str]]:
     for result in results:
         if result.trained:
             yield "train", result.record.key
-        wanted = {item.dataset: item.key for item in result.record.evaluations}
+        wanted = {(item.dataset, item.epoch): item.key for item in result.record.evaluations}
         for item in result.evaluations:
-            yield "evaluate", wanted[item.dataset]
+            yield "evaluate", wanted[item.dataset, item.epoch]
 
 
 def _facts(stage: str, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -120,9 +120,10 @@ def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:
         if result.complete:
             continue
         note = state.trials.get(result.record.key, TrialNote())
-        found = {item.dataset for item in result.evaluations}
+        found = {(item.dataset, item.epoch) for item in result.evaluations}
         lacks = [] if result.trained else ["training"]
-        lacks += [item.dataset for item in result.record.evaluations if item.dataset not in found]
+        lacking = [item for item in result.record.evaluations if (item.dataset, item.epoch) not in found]
+        lacks += dict.fromkeys(item.dataset for item in lacking)
         cause = note.message or "; ".join(result.faults) or "not run"
         rows.append((result.record.name, ", ".join(lacks), cause))
     return Table(

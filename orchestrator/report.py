@@ -19,6 +19,7 @@ from rich.table import Table
 
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
+from orchestrator.epochs import epoch_lines, epoch_rows
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.spec import CATEGORIES, Category
 from orchestrator.tables import Table as StatisticsTable
@@ -211,13 +212,15 @@ def write_report(
     """Write report/summary.md, report/tables/accuracy.csv and trials.parquet; `results` where they are read already."""
     results = sweep_results(declaration, store) if results is None else results
     rows = table_rows(results)
-    folder = store.sweep_dir(declaration.sweep) / "report"
+    folder = store.local_sweep_dir(declaration.sweep) / "report"
     replace(folder / "summary.md", summary(declaration, results, rows))
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
-    trials = store.sweep_dir(declaration.sweep) / "trials.parquet"
+    trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     draft = trials.with_suffix(".draft")
     parquet.write_table(pa.Table.from_pylist(_trial_rows(results)), draft)
     draft.replace(trials)
+    for written in (folder, trials):
+        store.share(written)
     return Written(folder=folder, rows=rows, results=results)
 
 
@@ -241,6 +244,7 @@ def summary(
     ]
     for table in tables:
         lines += ["", f"{table.title}. {table.note}", "", markdown(table)]
+    lines += epoch_lines(epoch_rows(results))
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
         lines += ["", "Not learned (training accuracy at chance; in no mean):", ""]
@@ -267,14 +271,15 @@ def _trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
             "learned": result.learned,
             "train_accuracy": result.train_accuracy,
         }
-        found = {item.dataset: item.metrics for item in result.evaluations}
+        found = {(item.dataset, item.epoch): item.metrics for item in result.evaluations}
         rows += [
             {
                 **spec,
                 "evaluation_set": wanted.dataset,
                 "category": wanted.category,
-                "evaluated": wanted.dataset in found,
-                **{name: found.get(wanted.dataset, {}).get(name) for name in METRICS},
+                "epoch": wanted.epoch,
+                "evaluated": (wanted.dataset, wanted.epoch) in found,
+                **{name: found.get((wanted.dataset, wanted.epoch), {}).get(name) for name in METRICS},
             }
             for wanted in record.evaluations
         ]

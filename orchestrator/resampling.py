@@ -27,7 +27,7 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
     groups: dict[str, str] = {}
     for result in results:
         for item in result.record.evaluations:
-            if item.category != "domain shift":
+            if item.category in ("in-distribution", "token-level shift"):
                 groups.setdefault(item.dataset, result.record.train_set)
     for result in results:
         for item in result.record.evaluations:
@@ -45,7 +45,7 @@ class Resampled:
         self._weights = cache(self._drawn_weights)
         found: dict[str, list[tuple[str, EvaluationResult]]] = {}
         for result in results:
-            for item in result.evaluations:
+            for item in result.final:
                 found.setdefault(self.groups[item.dataset], []).append((result.record.key, item))
         total, done = sum(map(len, found.values())), 0.0
         for group, items in found.items():

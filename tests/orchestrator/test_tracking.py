@@ -149,7 +149,9 @@ def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, sto
         (folder / name).write_text("<p>")
     sync(database, store, declared, folder)
     files = snapshot(database, "demo")[0]["files"]
-    assert {"report/report.html", "report/figures/margins.svg", "report/compare-other/compare.html"} <= set(files)
+    assert {"report/report.html", "report/figures/margins.svg", "report/compare-other/compare.html"} <= set(
+        files
+    )
 
 
 def test_syncing_twice_changes_nothing(uri: str, store: Store, sweep_name: str):
