@@ -18,11 +18,12 @@ from pyarrow import parquet
 from rich.table import Table
 
 from orchestrator.artifacts import Store
+from orchestrator.audit_page import audit_section
 from orchestrator.declaration import Declaration
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.spec import CATEGORIES, Category
 from trainers.disk import replace
-from trainers.metrics import METRICS
+from trainers.metrics import CONTROLLED, METRICS
 
 NOT_LEARNED = "not learned"
 MEAN = "mean"
@@ -207,7 +208,8 @@ def write_report(declaration: Declaration, store: Store) -> Written:
     results = sweep_results(declaration, store)
     rows = table_rows(results)
     folder = store.sweep_dir(declaration.sweep) / "report"
-    replace(folder / "summary.md", _summary(declaration, results, rows))
+    section = audit_section(declaration, results, store, folder)
+    replace(folder / "summary.md", _summary(declaration, results, rows) + section)
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
     trials = store.sweep_dir(declaration.sweep) / "trials.parquet"
     draft = trials.with_suffix(".draft")
@@ -259,7 +261,7 @@ def _trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                 "evaluation_set": wanted.dataset,
                 "category": wanted.category,
                 "evaluated": wanted.dataset in found,
-                **{name: found.get(wanted.dataset, {}).get(name) for name in METRICS},
+                **{name: found.get(wanted.dataset, {}).get(name) for name in (*METRICS, *CONTROLLED)},
             }
             for wanted in record.evaluations
         ]
