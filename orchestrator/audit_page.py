@@ -72,7 +72,7 @@ def controlled_rows(results: Sequence[TrialResult]) -> list[tuple[str, ...]]:
     """One line per training set, evaluation set and reward type of which a trial learned."""
     cells: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     for result in results:
-        for item in result.evaluations if result.learned else ():
+        for item in result.final if result.learned else ():
             cell = (result.record.train_set, item.dataset, result.record.reward)
             cells.setdefault(cell, []).append(item.metrics)
     order = sorted(cells, key=lambda cell: [_place(cells, cell, depth) for depth in range(3)])
