@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from orchestrator import audits
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
@@ -66,6 +68,15 @@ def audit_section(
         lines += ["", "## Audit of the data", "", markdown(SETS, sets_rows(audit.sets))]
         lines += ["", markdown(FINDINGS, findings_rows(audit)) if audit.findings else "No findings."]
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def say_audit(declaration: Declaration, store: Store, console: Console) -> None:
+    """Name what is wrong with the data while nothing has been spent on it; the report has it all."""
+    audit = audit_sweep(declaration, store)
+    for finding in audit.findings:
+        if finding.severity == "error":
+            said = f"data: {finding.what}, {finding.where}: {finding.number}. {finding.effect}"
+            console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def controlled_rows(results: Sequence[TrialResult]) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from orchestrator import cli, housekeeping
 from orchestrator import plan as planning
+from orchestrator.audit_page import say_audit
 from orchestrator.cli import Session
 from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
@@ -52,6 +53,8 @@ def run(session: Session, build: Build) -> int:
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
+    if todo:
+        say_audit(declaration, session.store, console)
     phases.end("plan")
     return _run(session, sweep, declaration, todo, placements, phases)
 

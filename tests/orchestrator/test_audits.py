@@ -1,6 +1,7 @@
 """The audit of a sweep's data and the accuracies that length and leaks cannot lend: in report, table and view."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from rich.console import Console
 from sweep_samples import commit_train, commit_trial, dataset_folder, declaration, record, rows
 
 from orchestrator import audits
 from orchestrator.artifacts import Store
-from orchestrator.audit_page import audit_sweep
+from orchestrator.audit_page import audit_sweep, say_audit
 from orchestrator.datasets import DatasetReader
 from orchestrator.declaration import EvaluationRecord, TrialRecord
 from orchestrator.report import write_report
@@ -219,6 +221,14 @@ def test_a_damaged_audit_is_made_again(store: Store, splits: dict[str, Split], d
     assert file.read_bytes() == sound
     file.write_bytes(sound.replace(b"[0, 1, ", b"[0, 2, "))
     assert leaked() == expected, "a flipped row is noticed, too"
+
+
+def test_errors_of_the_data_are_said_before_a_run(store: Store, splits: dict[str, Split]):
+    out = io.StringIO()
+    say_audit(declaration(trial_on(splits)), store, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["data"] * 2
+    assert "seen/test evaluated, seen/train trained on: 10 of 40 pairs" in lines[0]
 
 
 def test_what_is_not_learned_is_in_no_mean(store: Store, splits: dict[str, Split]):

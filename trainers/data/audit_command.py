@@ -26,15 +26,15 @@ _SPLIT: dict[Role, str] = {"train": "train", "eval": "test"}
 class Audit:
     """Find what in preference data would mislead: leaks, length shortcuts, identical and cut responses."""
 
-    data: tyro.conf.Positional[tuple[Annotated[str, tyro.conf.arg(metavar="[NAME=]NAME|PATH")], ...]] = ()
+    data: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]] = ()
     """Sets whose train split trains and whose test split is evaluated; a file is evaluated."""
     train: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
     """Sets that only train."""
     eval: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
     """Sets that are only evaluated."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="ID|PATH")] = None
     """Folder or hub id: lengths and token overlap in its tokens, too."""
-    response_limit: int | None = None
+    response_limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Responses of at least this many tokens (words without --tokenizer) were probably cut there."""
     out: Path = Path("audit.json")
     """Where everything that was measured is written."""

@@ -10,7 +10,18 @@ from trainers.data.audit.sets import SetAudit
 from trainers.data.audit.texts import UNKNOWN
 
 _STYLES = {"error": "red", "warn": "yellow", "info": ""}
-SETS = ("set", "role", "pairs", "prompts", "language", "words, median", "longer wins", "95 %", "alike", "cut")
+SETS = (
+    "set",
+    "role",
+    "pairs",
+    "prompts",
+    "language",
+    "words, median",
+    "longer (characters) wins",
+    "95 %",
+    "alike",
+    "cut",
+)
 FINDINGS = ("severity", "finding", "where", "how much", "what it does to a result")
 
 
