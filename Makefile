@@ -23,9 +23,11 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests/cluster --run-alone
 
 test-all: lint
 	$(BIN)/python -m pytest tests --run-slow
+	$(BIN)/python -m pytest tests/cluster --run-alone
 
 # Rewrites the lock from what is installed; run it in a fresh .venv after changing pins in pyproject.toml.
 lock: install
