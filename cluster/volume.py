@@ -41,12 +41,16 @@ def attach(client: Any, volume: str, instance: str) -> None:
             break
         if time.monotonic() > deadline:
             holders = ", ".join(item["InstanceId"] for item in found["Attachments"])
-            sys.exit(f"error: {volume} is held by {holders}; terminate that instance, or detach the volume from it.")
+            sys.exit(
+                f"error: {volume} is held by {holders}; terminate that instance, or detach the volume from it."
+            )
         time.sleep(5)
     (place,) = client.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"]
     zone = place["Placement"]["AvailabilityZone"]
     if zone != found["AvailabilityZone"]:
-        sys.exit(f"error: {volume} is in {found['AvailabilityZone']}, the head in {zone}; put the volume's zone first.")
+        sys.exit(
+            f"error: {volume} is in {found['AvailabilityZone']}, the head in {zone}; put the volume's zone first."
+        )
     client.attach_volume(VolumeId=volume, InstanceId=instance, Device=DEVICE)
 
 

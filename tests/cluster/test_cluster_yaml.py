@@ -96,7 +96,9 @@ def test_nodes_ask_for_a_token_and_listen_where_only_ssh_reaches():
     assert "security_group" not in config["provider"]
 
 
-@pytest.mark.parametrize("script", ["setup.sh s3://YOUR-BUCKET/rmsweep", "setup.sh", "mlflow.sh", "mlflow.sh begin"])
+@pytest.mark.parametrize(
+    "script", ["setup.sh s3://YOUR-BUCKET/rmsweep", "setup.sh", "mlflow.sh", "mlflow.sh begin"]
+)
 def test_scripts_refuse_what_is_not_edited(script, tmp_path):
     (tmp_path / ".rmsweep.sh").write_text("")
     done = subprocess.run(
@@ -183,7 +185,9 @@ def started(aws: Any, image: str) -> str:
 
 
 def holders(aws: Any, volume: str) -> list[str]:
-    return [item["InstanceId"] for item in aws.describe_volumes(VolumeIds=[volume])["Volumes"][0]["Attachments"]]
+    return [
+        item["InstanceId"] for item in aws.describe_volumes(VolumeIds=[volume])["Volumes"][0]["Attachments"]
+    ]
 
 
 def test_the_head_takes_its_volume_once(aws, image, volume_script):
