@@ -199,7 +199,7 @@ def test_mlflow_asks_for_the_password_and_has_the_sweep(laptop):
 
 def test_data_of_the_user_comes_to_the_head(laptop, tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
-    laptop.run(documented("your data", **{"my-data/ ~": f"{tmp_path}/ ~"}))
+    laptop.run(documented("your data", **{"my-data/ '": f"{tmp_path}/ '"}))
     assert (laptop.machine.home / "rmsweep" / "my-data" / "train.jsonl").is_file()
 
 
