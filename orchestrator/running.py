@@ -25,6 +25,7 @@ from trainers.disk import replace
 from trainers.errors import StorageError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
+from trainers.transfer import remove_tree
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
@@ -165,8 +166,9 @@ def _execute(
     from orchestrator.cluster import start_ray
     from orchestrator.fanout import run_on_ray
 
-    (session.store.root / "scratch").mkdir(exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=session.store.root / "scratch"))
+    scratches = session.store.local / "scratch"
+    scratches.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
         start_ray(len(os.sched_getaffinity(0)))
         phases.end("start ray")
@@ -177,4 +179,5 @@ def _execute(
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+        remove_tree(session.store.root / "scratch" / scratch.name)
     phases.end("stop ray")
