@@ -1,7 +1,7 @@
 """What the store holds of each trial, read from manifests and scores.parquet: the source of every table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec import CATEGORIES, Category
 from trainers import metrics
 from trainers.errors import Damaged
-from trainers.scores import read_pair_scores
+from trainers.scores import PairScores, read_pair_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,7 @@ class EvaluationResult:
     category: Category
     metrics: dict[str, float]
     finished: float
+    scores: PairScores = field(compare=False, repr=False)
     epoch: int | None = None
 
 
@@ -122,7 +123,7 @@ def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> Ev
         return None
     scores = read_pair_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
     leaked = leaked_rows(store, train_digest, wanted.dataset_digest)
-    seen = None if leaked is None else np.isin(scores.row, leaked)
+    seen = None if leaked is None else np.isin(scores.index, leaked)
     return EvaluationResult(
         dataset=wanted.dataset,
         category=wanted.category,
@@ -131,6 +132,7 @@ def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> Ev
             **metrics.controlled(scores.chosen, scores.rejected, scores.longer, seen),
         },
         finished=_committed(evaluated),
+        scores=scores,
         epoch=wanted.epoch,
     )
 

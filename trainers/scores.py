@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -35,12 +36,13 @@ def write_scores(
     return metrics
 
 
-class PairScores(NamedTuple):
-    """Columns of scores.parquet: rewards, rows in the source split, and by how many tokens chosen is longer."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairScores:
+    """Of the pairs of a set: rewards, rows in the source split, and by how many tokens chosen is longer."""
 
     chosen: Rewards
     rejected: Rewards
-    row: NDArray[np.int64]
+    index: NDArray[np.int64]
     longer: NDArray[np.int64]
 
 
@@ -56,5 +58,5 @@ def read_pair_scores(file: Path) -> PairScores:
     # A report reads thousands of small files: opened one by one, without threads, each takes a sixth of the time.
     with parquet.ParquetFile(file) as opened:
         table = opened.read(columns=names, use_threads=False)
-    chosen, rejected, row, chosen_tokens, rejected_tokens = (table[name].to_numpy() for name in names)
-    return PairScores(chosen=chosen, rejected=rejected, row=row, longer=chosen_tokens - rejected_tokens)
+    chosen, rejected, index, chosen_tokens, rejected_tokens = (table[name].to_numpy() for name in names)
+    return PairScores(chosen=chosen, rejected=rejected, index=index, longer=chosen_tokens - rejected_tokens)
