@@ -82,6 +82,8 @@ def test_killed_in_an_upload_it_goes_on_elsewhere_and_ends_as_if_undisturbed(
     left = [str(path.relative_to(bucket.root)) for path in bucket.root.sizes()]
     assert not [name for name in left if name.startswith(("checkpoints/", "claims/"))]
     assert {"sweeps/full_grid/report/summary.md", "sweeps/full_grid/trials.parquet"} <= set(left)
+    # An embedded database of runs keeps their files beside it, as there is no storage folder.
+    assert list(tmp_path.glob("*/mlruns")) == []
     rows = said_by(second, ("status", "--json", *one))
     assert [row["state"] for row in rows] == ["complete"]
 

@@ -11,16 +11,20 @@ import pytest
 
 from orchestrator import claims
 from orchestrator.artifacts import MANIFEST, Store
+from orchestrator.attempts import Retry, next_attempt
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
 from orchestrator.cli import USAGE, Gc, Options, Run, Status, execute
 from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.failures import classify
 from orchestrator.housekeeping import evict, garbage, remove
+from orchestrator.spec import RetryPolicy
 from orchestrator.state import StateWriter, read_state
 from tests.object_store import SECRET
 from trainers import transfer
 from trainers.disk import replace
 from trainers.errors import Damaged, StorageError, Unreachable
 from trainers.objects import ObjectPath, matching, parse_uri, require_access
+from trainers.specs import Placement
 
 KEY = "0" * 32
 CONTENT = {"model/weights.safetensors": b"w" * 5000, "log.parquet": b"l" * 300}
@@ -281,6 +285,13 @@ def test_a_bucket_that_does_not_answer_makes_nobody_dead(store, monkeypatch):
 
 def unreachable(path):
     raise Unreachable(f"{path} cannot be read")
+
+
+def test_a_bucket_that_does_not_answer_is_asked_again_and_not_for_ever():
+    failed = [classify(Unreachable("s3://bucket/x cannot be written"))]
+    placement = Placement(micro_batch=1, accumulation=1)
+    assert next_attempt(failed, placement, RetryPolicy()) == Retry(wait_s=5.0, placement=placement)
+    assert next_attempt(failed * 4, placement, RetryPolicy()) is None
 
 
 def test_what_a_sweep_does_is_read_by_another_process(store):
