@@ -14,6 +14,7 @@ from orchestrator import plan as planning
 from orchestrator.cli import Session
 from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
+from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
 from orchestrator.progress import quiet
 from orchestrator.redaction import redacted, shown_uri
@@ -195,7 +196,7 @@ def _sweep_and_capacity(session: Session, build: Build) -> tuple[Sweep, tuple[pl
 
 
 def _sweep(session: Session, build: Build, capacity: Sequence[planning.Node]) -> Sweep:
-    profile, why = cli.profile_for(session.options, capacity)
+    profile, why = cli.profile_for(session.options, capacity, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
         session.console.print(why, highlight=False)
     return build(cli.select(session.options, profile, session.sweep_name))
@@ -237,6 +238,8 @@ def _evict_weights(session: Session, written: Written) -> None:
 
 def _print_report(session: Session, written: Written) -> None:
     session.console.print(terminal_table(written.rows))
+    if by_epoch := epoch_rows(written.results):
+        session.console.print(epoch_table(by_epoch))
     session.console.print(f"report: {written.folder / 'summary.md'}", highlight=False, soft_wrap=True)
     session.console.print(f"MLflow: {_ui_command(session)}", highlight=False, soft_wrap=True)
 

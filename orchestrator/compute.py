@@ -147,6 +147,7 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
         seed=stage.seed,
         pairs=pairs,
         reference=reference,
+        keep_epochs=stage.keep_epochs,
     )
     kept = _kept(store, stage.key, call.checkpoint_steps)
     run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)
@@ -167,19 +168,27 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
 
 
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
-    """Score one trained model on several sets: its weights are loaded once, each set is an artifact."""
+    """Score one trained model on several sets: each epoch's weights are loaded once, each set is an artifact."""
+    missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
+    for epoch in sorted({stage.epoch for stage in missing}):
+        _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
+    for train in {stage.train.key for stage in missing}:
+        # Nobody else reads weights, and the next training's need the room.
+        store.forget_fetched("train", train)
+
+
+def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+    from trainers.epochs import model_folder
     from trainers.evaluate import score_pairs
     from trainers.models import device, load_model
     from trainers.scores import write_scores
     from trainers.scoring import RewardModule
     from trainers.templates import load_tokenizer
 
-    missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
-    if not missing:
-        return
     train = missing[0].train
+    folder = model_folder(missing[0].epoch, train.optim.epochs)
     # A training is not done again for the sake of its log.
-    location = str(store.read("train", train.key, "model") / "model")
+    location = str(store.read("train", train.key, folder) / folder)
     model = load_model(
         location,
         tokenizer=load_tokenizer(location, trust=train.base.trust),
@@ -200,8 +209,6 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
             )
             found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
             attempt.info.update(metrics=found, dataset=name)
-    # Nobody else reads weights, and the next training's need the room.
-    store.forget_fetched("train", train.key)
 
 
 def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[TokenPair], References | None]":

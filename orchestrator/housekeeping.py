@@ -237,7 +237,7 @@ def evict(store: Store, key: str) -> int:
 
 
 def _holds_weights(name: str) -> bool:
-    return name.startswith("model/") and name.endswith(".safetensors")
+    return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
 
 
 def evict_weights(store: Store, sweep: str, results: Sequence[TrialResult], keep: KeepWeights) -> int:
@@ -278,7 +278,7 @@ def evictable(results: Sequence[TrialResult], keep: KeepWeights) -> list[str]:
 
 def _rank(result: TrialResult) -> tuple[float, int]:
     """By mean accuracy over the evaluation sets; among equals the lowest seed comes first."""
-    accuracies = [item.metrics["accuracy"] for item in result.evaluations]
+    accuracies = [item.metrics["accuracy"] for item in result.final]
     return sum(accuracies) / len(accuracies), -result.record.seed
 
 

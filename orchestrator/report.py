@@ -19,6 +19,7 @@ from rich.table import Table
 
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
+from orchestrator.epochs import epoch_lines, epoch_rows
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.spec import CATEGORIES, Category
 from trainers.disk import replace
@@ -228,6 +229,7 @@ def _summary(declaration: Declaration, results: Sequence[TrialResult], rows: Seq
         "",
         markdown_table(rows),
     ]
+    lines += epoch_lines(epoch_rows(results))
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
         lines += ["", "Not learned (training accuracy at chance; in no mean):", ""]
@@ -254,14 +256,15 @@ def _trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
             "learned": result.learned,
             "train_accuracy": result.train_accuracy,
         }
-        found = {item.dataset: item.metrics for item in result.evaluations}
+        found = {(item.dataset, item.epoch): item.metrics for item in result.evaluations}
         rows += [
             {
                 **spec,
                 "evaluation_set": wanted.dataset,
                 "category": wanted.category,
-                "evaluated": wanted.dataset in found,
-                **{name: found.get(wanted.dataset, {}).get(name) for name in METRICS},
+                "epoch": wanted.epoch,
+                "evaluated": (wanted.dataset, wanted.epoch) in found,
+                **{name: found.get((wanted.dataset, wanted.epoch), {}).get(name) for name in METRICS},
             }
             for wanted in record.evaluations
         ]

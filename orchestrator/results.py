@@ -14,12 +14,16 @@ from trainers.scores import read_scores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time."""
+    """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time.
+
+    `epoch` is as in the record.
+    """
 
     dataset: str
     category: Category
     metrics: dict[str, float]
     finished: float
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +60,27 @@ class TrialResult:
             return False
         return self.train_accuracy > metrics.chance_bound(self.train_pairs)
 
+    @property
+    def last_epoch(self) -> int | None:
+        """The epoch that the trial is judged by."""
+        return max((item.epoch or 0 for item in self.record.evaluations), default=0) or None
+
+    @property
+    def final(self) -> tuple[EvaluationResult, ...]:
+        """The evaluations after the last epoch."""
+        return tuple(item for item in self.evaluations if item.epoch == self.last_epoch)
+
     def category_accuracy(self) -> dict[Category, float]:
-        """Mean accuracy over the sets of each category whose declared sets are all evaluated."""
+        """Mean accuracy after the last epoch over the sets of each category whose declared sets are all evaluated."""
         found: dict[Category, float] = {}
         for category in CATEGORIES:
-            values = [item.metrics["accuracy"] for item in self.evaluations if item.category == category]
-            if values and len(values) == sum(item.category == category for item in self.record.evaluations):
+            declared = [
+                item
+                for item in self.record.evaluations
+                if (item.category, item.epoch) == (category, self.last_epoch)
+            ]
+            values = [item.metrics["accuracy"] for item in self.final if item.category == category]
+            if values and len(values) == len(declared):
                 found[category] = sum(values) / len(values)
         return found
 
@@ -104,6 +123,7 @@ def _evaluation(wanted: EvaluationRecord, store: Store) -> EvaluationResult | No
         category=wanted.category,
         metrics=metrics.summary(*scores),
         finished=_committed(evaluated),
+        epoch=wanted.epoch,
     )
 
 

@@ -221,12 +221,15 @@ def _final_metrics(result: TrialResult) -> Iterator[tuple[str, float, float, int
     for name in PERFORMANCE:
         if name in result.perf:
             yield f"perf/{name}", result.perf[name], result.trained_at, 0
+    # Where only the last epoch is evaluated, its point has always been at step 0.
+    curve = any(item.epoch != result.last_epoch for item in result.record.evaluations)
     for evaluation in result.evaluations:
+        step = evaluation.epoch or 0 if curve else 0
         for name in EVALUATION_METRICS:
             if name in evaluation.metrics:
-                yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], evaluation.finished, 0
+                yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], evaluation.finished, step
     for category, accuracy in result.category_accuracy().items():
-        finished = max(item.finished for item in result.evaluations if item.category == category)
+        finished = max(item.finished for item in result.final if item.category == category)
         yield f"category/{category}/accuracy", accuracy, finished, 0
 
 

@@ -9,10 +9,9 @@ import pytest
 
 from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal
 
-pytestmark = pytest.mark.ray
-
 # Tune leaves files open that its own process would close at its end.
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
