@@ -54,6 +54,9 @@ class Status:
 class Report:
     """Write and print the report of what is in the store."""
 
+    compare: Annotated[str | None, tyro.conf.arg(metavar="SWEEP")] = None
+    """Another sweep to put beside it: its name in this storage, or its folder <storage>/sweeps/<name>."""
+
 
 @dataclass(frozen=True)
 class Ui:
@@ -289,8 +292,8 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
             return commands.plan_only(session, build)
         case Status():
             return upkeep.status(session)
-        case Report():
-            return commands.report(session)
+        case Report(compare=compare):
+            return commands.report(session, compare)
         case Ui(port=port):
             return upkeep.ui(session, port)
         case Sync():

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
+from orchestrator.full_report import write_full_report
 from orchestrator.progress import Progress, quiet
 from orchestrator.redaction import redacted, redacted_fields
-from orchestrator.report import Written, write_report
+from orchestrator.report import Written
 from orchestrator.spec import RetryPolicy
 from orchestrator.state import StateWriter
 from orchestrator.trial import Execution, Post
@@ -89,7 +90,7 @@ def run_missing(
                 raise
             finally:
                 state.close()
-        written = write_report(declaration, store)
+        written = write_full_report(declaration, store, terminal)
         trouble = _end_view(tracker, written)
         phases.end("mlflow")
     _warn(session, trouble)

@@ -62,22 +62,27 @@ def publish(file: Location, text: str) -> bool:
     return True
 
 
+def replace_bytes(file: Path, content: bytes) -> None:
+    """`replace`, for what is no text."""
+    with disk_named(file, len(content)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _draft(file, content).replace(file)
+
+
 def replace(file: Location, text: str) -> None:
     """Put `text` in the place of whatever `file` held, at once."""
     if isinstance(file, ObjectPath):
         file.write_text(text)
         return
-    with disk_named(file, len(text)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _draft(file, text).replace(file)
+    replace_bytes(file, text.encode())
 
 
-def _draft(file: Path, text: str) -> Path:
+def _draft(file: Path, text: str | bytes) -> Path:
     # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}")
     try:
-        with disk_named(file, len(text)), draft.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        with disk_named(file, len(text)), draft.open("xb") as stream:
+            stream.write(text.encode() if isinstance(text, str) else text)
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException:
