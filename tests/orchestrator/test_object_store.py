@@ -257,7 +257,7 @@ def test_one_of_two_claims_that_are_put_at_once_gives_way(store, monkeypatch):
 
 
 def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT_S", 0.05)
+    monkeypatch.setattr(claims, "BEAT_S", 0.5)
     far = {"machine": "another", "pid": 1, "process": "1", "counter": 7}
     replace(store.root / "drivers" / "far.json", json.dumps(far))
     assert Claims(store.root, "far").take("x", Claims(store.root, "far").watch())
