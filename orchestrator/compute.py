@@ -172,6 +172,9 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
     missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
     for epoch in sorted({stage.epoch for stage in missing}):
         _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
+    for train in {stage.train.key for stage in missing}:
+        # Nobody else reads weights, and the next training's need the room.
+        store.forget_fetched("train", train)
 
 
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Report) -> None:
@@ -206,8 +209,6 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
             )
             found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
             attempt.info.update(metrics=found, dataset=name)
-    # Nobody else reads weights, and the next training's need the room.
-    store.forget_fetched("train", train.key)
 
 
 def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[TokenPair], References | None]":
