@@ -155,6 +155,8 @@ class Session:
     console: Console
     command: tuple[str, ...] = ()
     stages: StageFunctions = REAL
+    workers: tuple[plan.Node, ...] = ()
+    """All workers that the cluster's autoscaler may have up at once; none: what the cluster's own head says."""
 
     @property
     def driver_log(self) -> Path:
