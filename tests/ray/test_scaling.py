@@ -39,6 +39,8 @@ def head():
     from orchestrator.cluster import ray_options
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    # A node that is added from a thread can set no signal handler; the shutdown below ends it all the same.
+    cluster._shutdown_at_exit = False
     ray.init(address=cluster.address, **ray_options())
     try:
         yield cluster
