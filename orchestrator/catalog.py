@@ -5,11 +5,12 @@ runs on two CPU cores. A hub revision that is None here is resolved at first con
 The paper's row filters for hub sets are not applied yet: see CHANGELOG.md.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.spec import PlacementRule
-from trainers.specs import BUILTIN, MANUAL, DatasetSpec, ModelSpec, OptimSpec
+from orchestrator.spec import KeepEpochs, PlacementRule, Recipe
+from trainers.data import persona
+from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec, ModelSpec, OptimSpec
 from trainers.tiny import TINY_MODELS
 
 PAPER_OPTIM = OptimSpec()
@@ -59,6 +60,14 @@ DATASETS = (
     DatasetSpec(name="rewardmath", source="RewardMATH/RewardMATH_pairwise"),
     DatasetSpec(name="rewardbench_math", keep=(("subset", "math-prm"),), **_REWARD_BENCH),
     DatasetSpec(name="rewardbench_code", keep=(("subset", "hep*"),), **_REWARD_BENCH),
+    DatasetSpec(name="persona", source=f"{PERSONA}{persona.HUB_ID}"),
+    DatasetSpec(
+        name="persona_paraphrase",
+        source=f"{PERSONA}{persona.HUB_ID}",
+        train_split="train_paraphrase",
+        test_split="test_paraphrase",
+        rewriting_of="persona",
+    ),
     DatasetSpec(name="tiny_world", source=f"{BUILTIN}tiny_world"),
     DatasetSpec(
         name="tiny_world_paraphrase", source=f"{BUILTIN}tiny_world_paraphrase", rewriting_of="tiny_world"
@@ -67,9 +76,16 @@ DATASETS = (
 )
 
 
+def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
+    """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
+    if not model.source.startswith(BUILTIN):
+        return PAPER_OPTIM
+    return _TINY_OPTIM.get(train_set.name, _TINY_OPTIM["tiny_world"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a grid is made of where the command line does not say otherwise."""
+    """What an experiment is made of where the command line does not say otherwise."""
 
     name: str
     models: tuple[ModelSpec, ...]
@@ -79,6 +95,12 @@ class Profile:
     max_train_pairs: int | None
     max_eval_pairs: int | None
     placements: tuple[PlacementRule, ...] = ()
+    rewards: tuple[str, ...] = ("ex_rm", "im_rm")
+    recipe: Recipe = recipe
+    keep_epochs: KeepEpochs = ()
+
+
+Profiles = Mapping[str, Profile]
 
 
 def dataset(name: str) -> DatasetSpec:
@@ -131,12 +153,5 @@ LAPTOP = Profile(
         ),
     ),
 )
-PROFILES = {profile.name: profile for profile in (PAPER, LAPTOP)}
+PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
 MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
-
-
-def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
-    if not model.source.startswith(BUILTIN):
-        return PAPER_OPTIM
-    return _TINY_OPTIM.get(train_set.name, _TINY_OPTIM["tiny_world"])

@@ -1,6 +1,7 @@
 """The Ray cluster: joined or started, what it holds, and whether all of it sees the storage. Imports no torch."""
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -11,6 +12,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -18,6 +20,7 @@ from orchestrator.artifacts import Store
 from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
 from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, cluster_address
 from trainers.errors import PlanError, StorageError
+from trainers.objects import Location
 
 IDLE_WORKER_S = 60
 
@@ -72,8 +75,12 @@ def _keep_token_private() -> None:
 
 def ray_options() -> dict[str, Any]:
     """What every `ray.init` of ours says; the settings of workers stand in it."""
+    # Ray takes no variable from us that a submitted job has set, not even with the same value.
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    from_job = (job.get("runtime_env") or {}).get("env_vars") or {}
+    ours = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in from_job}
     # What the user has set wins, there as here.
-    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}}
+    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in ours.items()}}
     return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
 
 
@@ -96,20 +103,21 @@ def capacity() -> tuple[Node, ...]:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _read_probe(file: str) -> str:
-    return Path(file).read_text()
+def _read_probe(file: Location) -> str:
+    return file.read_text()
 
 
 def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
     """Every live node reads what the driver wrote. Raises StorageError, or PlanError where our code is not there."""
     store.root.mkdir(parents=True, exist_ok=True)
     probe = store.root / f".probe-{os.getpid()}"
-    probe.write_text(str(time.time()))
+    written = str(time.time())
+    probe.write_text(written)
     try:
         for node in nodes:
             pinned = NodeAffinitySchedulingStrategy(node.id, soft=False)
             try:
-                seen = ray.get(_read_probe.options(scheduling_strategy=pinned).remote(str(probe)))
+                seen = ray.get(_read_probe.options(scheduling_strategy=pinned).remote(probe))
             except RayTaskError as error:
                 if not isinstance(error.cause, OSError):
                     raise PlanError(
@@ -120,9 +128,10 @@ def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
                 raise PlanError(
                     f"node {node.id[:8]} of the cluster does not answer ({error}); run again."
                 ) from error
-            if seen != probe.read_text():
+            if seen != written:
                 raise StorageError(
-                    f"node {node.id[:8]} cannot read {store.root}; give a --storage that every node of the cluster sees."
+                    f"node {node.id[:8]} cannot read {store.root}; give a --storage that every node of the cluster sees "
+                    "(a bucket: with credentials that each node has for itself)."
                 )
     finally:
         probe.unlink()

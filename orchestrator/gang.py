@@ -10,11 +10,13 @@ import ray
 from ray import tune
 from ray.actor import ActorHandle
 
+from orchestrator.artifacts import Store
 from orchestrator.compute import TrainCall
 from orchestrator.gate import Grant
 from orchestrator.redaction import without_secrets
 from orchestrator.stages import TrainStage
 from orchestrator.trial import Execution, Rows
+from trainers.objects import ObjectPath
 from trainers.specs import Placement
 
 ASK_EVERY_S = 1.0
@@ -74,12 +76,20 @@ def run_gang(training: GrantedTraining) -> None:
         scaling_config=scaling,
         run_config=RunConfig(
             name=name,
-            storage_path=str(training.scratch),
+            **_train_storage(training.execution.store, training.scratch),
             failure_config=FailureConfig(
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=1
             ),
         ),
     ).fit()
+
+
+def _train_storage(store: Store, scratch: Path) -> dict[str, Any]:
+    """Where Train keeps what it writes of a run, which every node must see."""
+    if not isinstance(store.root, ObjectPath):
+        return {"storage_path": str(scratch)}
+    place = store.root / "scratch" / scratch.name
+    return {"storage_path": place.in_bucket, "storage_filesystem": place.filesystem()}
 
 
 def _train_rank(config: dict[str, Any]) -> None:

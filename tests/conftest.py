@@ -2,23 +2,34 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.object_store import Bucket, new_bucket, running_server
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption(
+        "--run-alone", action="store_true", help="run the tests that end every Ray process, only"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--run-slow"):
-        slow = [item for item in items if "slow" in item.keywords]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if "slow" not in item.keywords]
+    def runs(item: pytest.Item) -> bool:
+        if config.getoption("--run-alone"):
+            return "alone" in item.keywords
+        return "alone" not in item.keywords and (
+            config.getoption("--run-slow") or "slow" not in item.keywords
+        )
+
+    config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
+    items[:] = [item for item in items if runs(item)]
 
 
 def missing(what: str) -> None:
@@ -87,3 +98,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     save_tiny_llama(folder, build_tokenizer(), seed=0, tied=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Where an S3 server answers on loopback."""
+    with running_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket, which this process can reach."""
+    made = new_bucket(s3_endpoint, tmp_path / "cache")
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    return made

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def head():
         os.environ.update(before)
 
 
-def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event) -> Store:
+def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event) -> dict[str, Any]:
     """One trial of a second's sleep."""
     from orchestrator.fanout import run_on_ray
 
@@ -62,9 +63,17 @@ def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event
     execution = Execution(store=store, claims=claims, retries=RetryPolicy(back_off_s=0.5), stages=stages)
     (storage / "scratch").mkdir()
     placements = {plan.key: placement for plan in plans}
-    run_on_ray(plans, placements, execution, on_event, storage / "scratch", StopRequest(5), workers)
+    seen = []
+
+    def follow(event) -> None:
+        seen.append(event)
+        on_event(event)
+
+    run_on_ray(plans, placements, execution, follow, storage / "scratch", StopRequest(5), workers)
     (key,) = placements
-    return store.manifest("train", key)["info"]
+    manifest = store.manifest("train", key)
+    assert manifest is not None, seen
+    return manifest["info"]
 
 
 def on_gpus(count: int) -> Placement:
