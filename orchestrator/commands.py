@@ -26,6 +26,7 @@ from orchestrator.report import Written, terminal_table
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
 from orchestrator.running import Phases, catch_up, run_missing
+from orchestrator.scaling import all_workers, still_absent
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.state import TrialNote, read_state
@@ -187,7 +188,7 @@ def report(session: Session, compare: str | None) -> int:
 
 
 def _capacity(session: Session) -> tuple[planning.Node, ...]:
-    """The running cluster where there is one, which is joined, else this machine."""
+    """The running cluster where there is one, which is joined, with what it may yet add; else this machine."""
     if session.options.backend == "ray" and cluster_address() is not None:
         set_ray_environment()
         from orchestrator import cluster
@@ -197,7 +198,7 @@ def _capacity(session: Session) -> tuple[planning.Node, ...]:
                 nodes = cluster.capacity()
                 if isinstance(session.options.command, cli.Run):
                     cluster.require_shared_storage(session.store, nodes)
-                return nodes
+                return (*nodes, *still_absent(all_workers(session.workers), nodes).values())
     return planning.local_capacity()
 
 

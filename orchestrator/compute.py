@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator import packing
 from orchestrator.artifacts import Store
 from orchestrator.stages import (
     ConvertStage,
@@ -20,6 +21,8 @@ from orchestrator.stages import (
     SharedStage,
     TrainStage,
 )
+from orchestrator.trial_plan import TrialPlan
+from orchestrator.workers import prepare_worker
 from trainers import tiny
 from trainers.data.records import read_written_pairs
 from trainers.objects import Location, ObjectPath
@@ -224,11 +227,18 @@ def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[Toke
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFunctions:
-    """What computes each kind of stage; the load benchmark and tests give their own. Sent to other processes."""
+    """What computes each kind of stage; benchmarks and tests give their own. Sent to other processes.
+
+    `prepare_process` comes first in each process on Ray; `expected_s` is how long a trial's training or evaluation
+    takes, for the gate; `gang` runs a granted training on Ray in the place of Train (it takes gang.GrantedTraining).
+    """
 
     shared: Callable[[SharedStage, Store, Report], None] = run_shared
     train: Callable[[TrainStage, TrainCall, Store, Report], None] = run_train
     evaluate: Callable[[Sequence[EvaluateStage], Store, Report], None] = run_evaluations
+    prepare_process: Callable[[], None] = prepare_worker
+    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement], float] = packing.expected_s
+    gang: Callable[[Any], None] | None = None
 
 
 REAL = StageFunctions()
