@@ -147,10 +147,11 @@ def _longest_chain(jobs: Sequence[Job]) -> float:
     return max(end(id) for id in by_id)
 
 
-def time_left_s(seconds: Mapping[str, float], left: Mapping[str, int], at_once: int) -> float | None:
-    """Seconds to the end of a sweep by the mean time of its finished trials of each kind; None before the first.
+def time_left_s(seconds: Mapping[str, float], left: Mapping[str, float], at_once: int) -> float | None:
+    """Seconds to the end of a sweep by the mean time of its finished trainings of each kind; None before the first.
 
-    `left` counts trials of each kind that are not finished; a kind of which none is takes the mean of all.
+    `left` counts those of each kind that are not finished, one under way as what is left of it; a kind of which none
+    is finished is taken to need the mean of all.
     """
     if not seconds:
         return None

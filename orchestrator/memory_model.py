@@ -156,7 +156,9 @@ def _moments(
     # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied.
     last = table if shapes.tied and output == "unembedding" else 0.0
     end = _Moment(gradients=kept + last, gathered=min(gathered, table), buckets=bucket if stage >= 1 else 0.0)
-    flat: float = {0: width * min(count, BUCKET), 1: 4 * share, 2: 4 * share, 3: 4 * min(share, SUB_GROUP)}[stage]
+    flat: float = {0: width * min(count, BUCKET), 1: 4 * share, 2: 4 * share, 3: 4 * min(share, SUB_GROUP)}[
+        stage
+    ]
     # In half precision the flat copy is made before it is widened.
     widening = 1.5 if stage and width == 2 else 1.0
     update = _Moment(gradients=kept, buckets=standing + (0.0 if hosted else widening * flat))
@@ -196,7 +198,7 @@ def _layer_bytes_per_token(shapes: Architecture, pair: PairTokens, width: int, d
         )
     if device == "cuda":
         # FlexAttention reads grouped keys and values as they are; its output is copied once.
-        attention = width * (3 * queries + 2 * keys)
+        attention = 1.0 * width * (3 * queries + 2 * keys)
     else:
         # Keys and values are repeated for every head, and those of the prompt once more beside the rejected ones.
         again = (pair.prompt + pair.rejected) / pair.total

@@ -5,11 +5,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sweep_samples import record
 
-from orchestrator import catalog, estimate
+from orchestrator import catalog, estimate, upkeep
+from orchestrator.artifacts import Store
 from orchestrator.estimate import Job, Lengths, lower_bound_s, makespan_s, time_left_s
 from orchestrator.hardware import gpu_kind
 from orchestrator.memory_model import PairTokens, Training
+from orchestrator.results import trial_result
+from orchestrator.state import TrialNote
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 
@@ -91,3 +95,22 @@ def test_time_left_goes_by_what_finished_trials_took():
         (30 + 30 + 20) / 2
     )
     assert time_left_s({"a": 10.0}, {}, 2) == 0
+
+
+def test_the_status_counts_what_runs_and_waits_by_what_is_trained(store: Store):
+    trials = [record(reward=reward, seed=seed) for reward in ("ex_rm", "im_rm") for seed in (0, 1, 2)]
+    results = [trial_result(trial, store) for trial in trials]
+    done = {"ex_rm": 100.0, "im_rm": 300.0}
+    results = [
+        replace(result, trained=True, started=0.0, trained_at=done[result.record.reward])
+        if result.record.seed == 0
+        else result
+        for result in results
+    ]
+    notes = {trial.key: TrialNote() for trial in trials}
+    assert upkeep.time_left_s(results, {}) == 0
+    # Half of one is behind it, one has not started, and one has failed.
+    notes[trials[1].key] = TrialNote(state="running", stage="train", step=5, total=10)
+    notes[trials[4].key] = TrialNote(state="running", stage="prepare")
+    notes[trials[5].key] = TrialNote(state="failed")
+    assert upkeep.time_left_s(results, notes) == pytest.approx((50 + 100 + 300) / 2)
