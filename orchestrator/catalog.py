@@ -6,12 +6,13 @@ The paper's row filters for hub sets are not applied yet: see CHANGELOG.md.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.spec import PlacementRule
+from orchestrator.spec import KeepEpochs, PlacementRule, Recipe
 from trainers.architecture import Architecture, count_parameters
-from trainers.specs import BUILTIN, MANUAL, DatasetSpec, ModelSpec, OptimSpec, Precision
+from trainers.data import persona
+from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec, ModelSpec, OptimSpec, Precision
 from trainers.tiny import TINY_MODELS
 
 PAPER_OPTIM = OptimSpec()
@@ -39,14 +40,16 @@ def _shapes(
         key_heads=heads[1],
         head_width=heads[2],
         vocabulary=vocabulary,
-        tied=(family, layers) != ("llama", 32),
+        tied=family != "gpt_neox" and (family, layers) != ("llama", 32),
     )
     return dataclasses.replace(numbers, parameters=count_parameters(numbers))
 
 
-# From the models' own config.json, so that planning works offline and for gated models. Only the 8B is untied.
+# From the models' own config.json, so that planning works offline and for gated models. The 8B and Pythia are untied.
 ARCHITECTURES = {
     "meta-llama/Llama-3.2-1B-Instruct": _shapes("llama", 16, 2048, 8192, (32, 8, 64), 128_256),
+    "meta-llama/Llama-3.2-1B": _shapes("llama", 16, 2048, 8192, (32, 8, 64), 128_256),
+    "EleutherAI/pythia-1b": _shapes("gpt_neox", 16, 2048, 8192, (8, 8, 256), 50_304),
     "meta-llama/Llama-3.2-3B-Instruct": _shapes("llama", 28, 3072, 8192, (24, 8, 128), 128_256),
     "meta-llama/Llama-3.1-8B-Instruct": _shapes("llama", 32, 4096, 14_336, (32, 8, 128), 128_256),
     "google/gemma-2-2b-it": _shapes("gemma2", 26, 2304, 9216, (8, 4, 256), 256_000),
@@ -90,6 +93,14 @@ DATASETS = (
     DatasetSpec(name="rewardmath", source="RewardMATH/RewardMATH_pairwise"),
     DatasetSpec(name="rewardbench_math", keep=(("subset", "math-prm"),), **_REWARD_BENCH),
     DatasetSpec(name="rewardbench_code", keep=(("subset", "hep*"),), **_REWARD_BENCH),
+    DatasetSpec(name="persona", source=f"{PERSONA}{persona.HUB_ID}"),
+    DatasetSpec(
+        name="persona_paraphrase",
+        source=f"{PERSONA}{persona.HUB_ID}",
+        train_split="train_paraphrase",
+        test_split="test_paraphrase",
+        rewriting_of="persona",
+    ),
     DatasetSpec(name="tiny_world", source=f"{BUILTIN}tiny_world"),
     DatasetSpec(
         name="tiny_world_paraphrase", source=f"{BUILTIN}tiny_world_paraphrase", rewriting_of="tiny_world"
@@ -98,9 +109,16 @@ DATASETS = (
 )
 
 
+def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
+    """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
+    if not model.source.startswith(BUILTIN):
+        return PAPER_OPTIM
+    return _TINY_OPTIM.get(train_set.name, _TINY_OPTIM["tiny_world"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a grid is made of where the command line does not say otherwise."""
+    """What an experiment is made of where the command line does not say otherwise."""
 
     name: str
     models: tuple[ModelSpec, ...]
@@ -110,6 +128,12 @@ class Profile:
     max_train_pairs: int | None
     max_eval_pairs: int | None
     placements: tuple[PlacementRule, ...] = ()
+    rewards: tuple[str, ...] = ("ex_rm", "im_rm")
+    recipe: Recipe = recipe
+    keep_epochs: KeepEpochs = ()
+
+
+Profiles = Mapping[str, Profile]
 
 
 def dataset(name: str) -> DatasetSpec:
@@ -162,7 +186,7 @@ LAPTOP = Profile(
         ),
     ),
 )
-PROFILES = {profile.name: profile for profile in (PAPER, LAPTOP)}
+PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
 MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
 
 
@@ -171,10 +195,3 @@ def architecture(model: ModelSpec) -> Architecture | None:
     if not model.source.startswith(BUILTIN):
         return ARCHITECTURES.get(model.source)
     return TINY_MODELS[model.source.removeprefix(BUILTIN)].numbers
-
-
-def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
-    if not model.source.startswith(BUILTIN):
-        return PAPER_OPTIM
-    return _TINY_OPTIM.get(train_set.name, _TINY_OPTIM["tiny_world"])

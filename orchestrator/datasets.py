@@ -14,7 +14,8 @@ from trainers.data import records, sources
 from trainers.data.records import Pair
 from trainers.disk import replace
 from trainers.errors import DataError, StorageError
-from trainers.specs import BUILTIN, MANUAL, DatasetSpec
+from trainers.objects import Location
+from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec
 
 
 class DatasetReader:
@@ -33,7 +34,7 @@ class DatasetReader:
         Raises DataError.
         """
         if (spec, split) not in self._splits:
-            remote = not spec.source.startswith(BUILTIN) and not Path(spec.source).exists()
+            remote = not spec.source.startswith(BUILTIN) and not Path(_location(spec)).exists()
             self._splits[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
         return self._splits[spec, split]
 
@@ -66,9 +67,9 @@ class DatasetReader:
         return found
 
     def _remote(self, spec: DatasetSpec, split: str) -> Split:
-        if not spec.source.startswith(MANUAL) and not HUB_ID.fullmatch(spec.source):
+        if not spec.source.startswith(MANUAL) and not HUB_ID.fullmatch(_location(spec)):
             raise DataError(
-                f"data set {spec.name}: there is no file or folder {spec.source}, and it is no hub id."
+                f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
             )
         key = content_key("source", 1, id=spec.source, revision=spec.revision, keep=spec.keep, split=split)
         record = self._store.root / "sources" / f"{key}.json"
@@ -98,6 +99,11 @@ class DatasetReader:
             attempt.info["rows"] = len(pairs)
 
 
+def _location(spec: DatasetSpec) -> str:
+    """Path or hub id: of the statements, where the set is made of some."""
+    return spec.source.removeprefix(PERSONA)
+
+
 def _has_files(spec: DatasetSpec, split: str) -> bool:
     """Whether a split that nobody asked for can be read without a network."""
     return spec.source.startswith(BUILTIN) or (Path(spec.source).is_dir() and sources.has_split(spec, split))
@@ -107,7 +113,7 @@ def _digests(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
 
 
-def _read_record(file: Path) -> dict[str, Any]:
+def _read_record(file: Location) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(file.read_text())
         _ = known["digest"], known["rows"], known["chosen"], known["originals"]

@@ -10,13 +10,14 @@ import functools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainers.data import hamiltonian, tiny_world
+from trainers.data import hamiltonian, persona, tiny_world
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError
-from trainers.specs import BUILTIN, MANUAL, DatasetSpec
+from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec
 
 Row = dict[str, Any]
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -37,6 +38,8 @@ def read_pairs(spec: DatasetSpec, split: str) -> list[Pair]:
             f"data set {spec.name} is not fetched: take it from {spec.source.removeprefix(MANUAL)} "
             f"and pass {spec.name}=PATH in its place."
         )
+    if spec.source.startswith(PERSONA):
+        return persona.pairs(_statements(spec), split)
     path = Path(spec.source)
     located = _local_rows(path, split) if path.exists() else _hub_rows(spec, split)
     pairs = [
@@ -47,6 +50,21 @@ def read_pairs(spec: DatasetSpec, split: str) -> list[Pair]:
     if not pairs:
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.")
     return pairs
+
+
+def _statements(spec: DatasetSpec) -> list[str]:
+    """Questions of the rows that a `persona:` set is made of. Raises DataError."""
+    location = spec.source.removeprefix(PERSONA)
+    path = Path(location)
+    if path.exists():
+        located = _local_rows(path, persona.FILE_STEM)
+    else:
+        located = _hub_rows(replace(spec, source=location), "train", data_files=persona.HUB_FILE)
+    return [
+        _text(row.get("question"), f"{where}, row {number}", "question")
+        for where, number, row in located
+        if persona.matches(row)
+    ]
 
 
 def has_split(spec: DatasetSpec, split: str) -> bool:
@@ -158,11 +176,11 @@ def _object(pairs: list[tuple[str, Any]], where: str) -> Row:
     return dict(pairs)
 
 
-def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[tuple[str, int, Row]]:
+def _hub_rows(spec: DatasetSpec, split: str, data_files: str | None = None) -> Iterator[tuple[str, int, Row]]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(spec.source, split=split, revision=spec.revision)
+        rows = load_dataset(spec.source, data_files=data_files, split=split, revision=spec.revision)
     except Exception as error:
         raise DataError(
             f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
