@@ -31,7 +31,8 @@ from orchestrator import commands, packing, tracking
 from orchestrator.artifacts import Store
 from orchestrator.catalog import PAPER_MODELS
 from orchestrator.cli import Options, Session
-from orchestrator.plan import Node, place
+from orchestrator.placement import place
+from orchestrator.plan import Node
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep, TrialSpec
 from orchestrator.state import read_state

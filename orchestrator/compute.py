@@ -78,7 +78,9 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
             tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
         tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw, stage.rendering)
         write_tokens(tokens, attempt.directory / "pairs.parquet")
-        attempt.info.update(pairs=len(tokens), too_long=too_long)
+        parts = ("prompt", "chosen", "rejected")
+        means = {part: sum(len(getattr(pair, part)) for pair in tokens) / len(tokens) for part in parts}
+        attempt.info.update(pairs=len(tokens), too_long=too_long, mean_tokens=means)
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:

@@ -31,7 +31,8 @@ from orchestrator.coordinator import Coordinator, Work
 from orchestrator.gang import ASK_EVERY_S, GrantedTraining, run_gang
 from orchestrator.gate import Grant, Request
 from orchestrator.packing import ranked, window
-from orchestrator.plan import Node, place
+from orchestrator.placement import place
+from orchestrator.plan import Node
 from orchestrator.redaction import is_secret_name, without_secrets
 from orchestrator.scaling import ask_for, scaling, still_absent
 from orchestrator.stages import EvaluateStage, Stage, TrainStage
