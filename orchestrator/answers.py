@@ -36,7 +36,7 @@ def by_category(analysis: Analysis, metric: str) -> Table:
     """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
     titles = [Column(name=kind, title=reward_title(kind)) for kind in analysis.rewards]
     quoted = [
-        (kind, Column(name=f"{kind}_paper", title=f"{reward_title(kind)}, {paper.SOURCE}"))
+        (kind, Column(name=f"{kind}_paper", title=f"{reward_title(kind)}, the paper [S]"))
         for kind in analysis.rewards
         if any(_paper(scope, kind, metric) is not None for scope in analysis.categories())
     ]
