@@ -1,6 +1,7 @@
 """The Ray cluster: joined or started, what it holds, and whether all of it sees the storage. Imports no torch."""
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -11,6 +12,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -73,8 +75,12 @@ def _keep_token_private() -> None:
 
 def ray_options() -> dict[str, Any]:
     """What every `ray.init` of ours says; the settings of workers stand in it."""
+    # Ray takes no variable from us that a submitted job has set, not even with the same value.
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    from_job = (job.get("runtime_env") or {}).get("env_vars") or {}
+    ours = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in from_job}
     # What the user has set wins, there as here.
-    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}}
+    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in ours.items()}}
     return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from orchestrator import cli, housekeeping
 from orchestrator import plan as planning
+from orchestrator.audit_page import say_audit
 from orchestrator.cli import Session
 from orchestrator.compare import other_sweep, write_comparison
 from orchestrator.compare import terminal_table as comparison_table
@@ -56,6 +57,8 @@ def run(session: Session, build: Build) -> int:
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
+    if todo:
+        say_audit(declaration, session.store, console)
     phases.end("plan")
     return _run(session, sweep, declaration, todo, placements, phases)
 

@@ -18,6 +18,7 @@ from pyarrow import parquet
 from rich.table import Table
 
 from orchestrator.artifacts import Store
+from orchestrator.audit_page import audit_section
 from orchestrator.declaration import Declaration
 from orchestrator.epochs import epoch_lines, epoch_rows
 from orchestrator.results import TrialResult, sweep_results
@@ -25,7 +26,7 @@ from orchestrator.spec import CATEGORIES, Category
 from orchestrator.tables import Table as StatisticsTable
 from orchestrator.tables import markdown
 from trainers.disk import replace
-from trainers.metrics import METRICS
+from trainers.metrics import CONTROLLED, METRICS
 
 NOT_LEARNED = "not learned"
 MEAN = "mean"
@@ -213,7 +214,8 @@ def write_report(
     results = sweep_results(declaration, store) if results is None else results
     rows = table_rows(results)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    replace(folder / "summary.md", summary(declaration, results, rows))
+    section = audit_section(declaration, results, store, folder)
+    replace(folder / "summary.md", summary(declaration, results, rows) + section)
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     draft = trials.with_suffix(".draft")
@@ -279,7 +281,10 @@ def _trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                 "category": wanted.category,
                 "epoch": wanted.epoch,
                 "evaluated": (wanted.dataset, wanted.epoch) in found,
-                **{name: found.get((wanted.dataset, wanted.epoch), {}).get(name) for name in METRICS},
+                **{
+                    name: found.get((wanted.dataset, wanted.epoch), {}).get(name)
+                    for name in (*METRICS, *CONTROLLED)
+                },
             }
             for wanted in record.evaluations
         ]

@@ -16,10 +16,13 @@ from orchestrator.curves import CURVES, curve_rows
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.redaction import redacted, take_credentials
 from orchestrator.results import TrialResult, trial_result
+from orchestrator.spec import CATEGORIES
 from trainers.objects import Location
 
 EXPERIMENT = "rmsweep"
-EVALUATION_METRICS = ("accuracy", "loss", "abs_margin")
+# The most telling first: a run of very many sets gets as many of them as fit.
+EVALUATION_METRICS = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "loss", "abs_margin")
+MOST_KEYS = 59
 PERFORMANCE = ("tokens_per_s", "pairs_per_s", "step_s", "peak_mem_gb")
 # What a trial's key does not hold may differ between commands that share its run.
 OUTSIDE_KEY = frozenset({"model_source", "model_revision", "max_eval_pairs"})
@@ -221,11 +224,14 @@ def _final_metrics(result: TrialResult) -> Iterator[tuple[str, float, float, int
     for name in PERFORMANCE:
         if name in result.perf:
             yield f"perf/{name}", result.perf[name], result.trained_at, 0
+    other = len(CURVES) + len(PERFORMANCE) + len(CATEGORIES)
+    sets = {item.dataset for item in result.record.evaluations}
+    each = max(1, (MOST_KEYS - other) // max(1, len(sets)))
     # Where only the last epoch is evaluated, its point has always been at step 0.
     curve = any(item.epoch != result.last_epoch for item in result.record.evaluations)
     for evaluation in result.evaluations:
         step = evaluation.epoch or 0 if curve else 0
-        for name in EVALUATION_METRICS:
+        for name in EVALUATION_METRICS[:each]:
             if name in evaluation.metrics:
                 yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], evaluation.finished, step
     for category, accuracy in result.category_accuracy().items():
