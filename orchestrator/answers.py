@@ -173,8 +173,8 @@ def by_set(analysis: Analysis) -> Table:
     return Table(
         name="sets",
         title="Every evaluation set",
-        note="Accuracy on pairs of like length and on pairs that share no prompt with the training set stand beside "
-        "the plain one; – where it was not measured. The last column: what the number of pairs alone leaves open at "
+        note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
+        "not hold (docs/audit.md); – where it was not measured. The last column: what the number of pairs alone leaves open at "
         "an accuracy of 0.75.",
         columns=columns(
             ("train_set", "trained on"),
