@@ -23,15 +23,12 @@ from orchestrator import cli
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.claims import Claims, Heartbeat
 from orchestrator.cli import Gc, Plan, Report, Run, Session, Sync, Ui
-from orchestrator.datasets import DatasetReader
 from orchestrator.declaration import Declaration, write_declaration
-from orchestrator.identity import identify_model
 from orchestrator.inline import InlineBackend
 from orchestrator.progress import quiet
 from orchestrator.spec import content_key
 from orchestrator.stages import BaseModel, Keyed, PrepareStage, Stage
 from orchestrator.trial import Execution
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec
 from trainers.stopping import StopRequest
 
 SUMMARY = "summary.md"
@@ -122,27 +119,6 @@ def main(
     sys.exit(cli.guarded(lambda: _dispatch(options, name, declare, compute, folder)))
 
 
-def model_stage(
-    analysis: str,
-    version: int,
-    parameters: Any,
-    model: ModelSpec,
-    pairs: dict[str, tuple[DatasetSpec, str, DrawSpec]],
-    session: Session,
-) -> AnalyseStage:
-    """An analysis of a base model on drawn pairs: name → (data set, split, draw). Raises ModelError, DataError."""
-    fetch = not isinstance(session.options.command, cli.Plan)
-    reader = DatasetReader(session.store, fetch=fetch)
-    base = identify_model(model, session.store, lock=session.folder / "revisions.lock.json", fetch=fetch)
-    prepared = tuple(
-        (name, PrepareStage(base=base, split=reader.split(dataset, split), draw=draw))
-        for name, (dataset, split, draw) in pairs.items()
-    )
-    return AnalyseStage(
-        analysis=analysis, version=version, parameters=parameters, base=base, prepared=prepared
-    )
-
-
 def _dispatch(options: Options, name: str, declare: Declare[Options], compute: Compute, folder: Path) -> int:
     from orchestrator import upkeep
 
@@ -223,25 +199,6 @@ def _inputs(stage: AnalyseStage, store: Store) -> Inputs:
             for name, needed in stage.prepared
         },
     )
-
-
-def load_base_model(inputs: Inputs, output: Any) -> Any:
-    """The untrained model in float64, on a GPU where there is one; an EX-RM's head is drawn from seed 0."""
-    from trainers.models import device, load_model
-    from trainers.templates import load_tokenizer
-
-    base = inputs.base
-    assert base is not None
-    model = load_model(
-        inputs.location,
-        tokenizer=load_tokenizer(inputs.location, base.revision, base.trust),
-        output=output,
-        precision="fp32",
-        revision=base.revision,
-        head_seed=0,
-        trust=base.trust,
-    )
-    return model.double().to(device())
 
 
 def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:

@@ -29,7 +29,7 @@ def run_analysis(module: Any, storage: Path, *arguments: str) -> int:
     (options,) = [
         item
         for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, AnalysisOptions) and item is not AnalysisOptions
+        if isinstance(item, type) and issubclass(item, AnalysisOptions) and item.__module__ == module.__name__
     ]
     name = module.__name__.removeprefix("sweeps.")
     with pytest.raises(SystemExit) as ended:
