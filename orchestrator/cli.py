@@ -27,6 +27,7 @@ from orchestrator.redaction import RedactingFormatter, redacted, take_credential
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
+from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.specs import Trust, clean_name
 from trainers.stopping import GRACE_S
 
@@ -52,6 +53,9 @@ class Status:
 @dataclass(frozen=True)
 class Report:
     """Write and print the report of what is in the store."""
+
+    compare: Annotated[str | None, tyro.conf.arg(metavar="SWEEP")] = None
+    """Another sweep to put beside it: its name in this storage, or its folder <storage>/sweeps/<name>."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Options:
     """inline: the same stages in this process, without Ray."""
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The sweep's name (default: the file's)."""
-    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH|s3://…")] = None
     """Where artifacts are kept (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
     tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
@@ -162,7 +166,7 @@ class Session:
     @property
     def driver_log(self) -> Path:
         """Where everybody else's chatter goes; logs of failed trials stand beside it."""
-        return self.store.sweep_dir(self.sweep_name) / "logs" / "driver.log"
+        return self.store.local_sweep_dir(self.sweep_name) / "logs" / "driver.log"
 
 
 def main(
@@ -227,8 +231,12 @@ def open_session(options: Options, name: str, folder: Path) -> Session:
     from orchestrator.tracking import default_uri
 
     storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
-    store = Store(_folder(storage))
-    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
+    store = Store(_root(storage))
+    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not uri and (isinstance(store.root, Path) or _shows_runs(options.command)):
+        uri = default_uri(store)
+    if isinstance(store.root, ObjectPath):
+        require_access(store.root, write=_writes(options.command))
     return Session(
         options=options,
         sweep_name=clean_name(options.name or name),
@@ -240,8 +248,21 @@ def open_session(options: Options, name: str, folder: Path) -> Session:
     )
 
 
-def _folder(storage: str) -> Path:
-    """The storage folder. Raises StorageError where nothing could be called that."""
+def _shows_runs(command: Command) -> bool:
+    return isinstance(command, Run | Retry | Sync | Ui)
+
+
+def _writes(command: Command) -> bool:
+    return isinstance(command, Run | Retry | Sync) or (isinstance(command, Gc) and command.delete)
+
+
+def _root(storage: str) -> Location:
+    """The storage folder, or the place in a bucket. Raises StorageError where nothing could be called that."""
+    if storage.startswith(SCHEME):
+        return parse_uri(storage)
+    if "://" in storage:
+        scheme = storage.partition("://")[0]
+        raise StorageError(f"--storage {scheme}://… is not known; give a folder or s3://BUCKET/PREFIX.")
     try:
         path = Path(storage).expanduser()
         # Asking finds names that are too long or hold a NUL byte.
@@ -271,8 +292,8 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
             return commands.plan_only(session, build)
         case Status():
             return upkeep.status(session)
-        case Report():
-            return commands.report(session)
+        case Report(compare=compare):
+            return commands.report(session, compare)
         case Ui(port=port):
             return upkeep.ui(session, port)
         case Sync():

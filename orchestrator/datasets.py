@@ -14,6 +14,7 @@ from trainers.data import records, sources
 from trainers.data.records import Pair
 from trainers.disk import replace
 from trainers.errors import DataError, StorageError
+from trainers.objects import Location
 from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec
 
 
@@ -112,7 +113,7 @@ def _digests(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
 
 
-def _read_record(file: Path) -> dict[str, Any]:
+def _read_record(file: Location) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(file.read_text())
         _ = known["digest"], known["rows"], known["chosen"], known["originals"]

@@ -1,15 +1,18 @@
 """What the store holds of each trial, read from manifests and scores.parquet: the source of every table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from orchestrator.artifacts import Store
+from orchestrator.audits import leaked_rows
 from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec import CATEGORIES, Category
 from trainers import metrics
 from trainers.errors import Damaged
-from trainers.scores import read_scores
+from trainers.scores import PairScores, read_pair_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,7 @@ class EvaluationResult:
     category: Category
     metrics: dict[str, float]
     finished: float
+    scores: PairScores = field(compare=False, repr=False)
     epoch: int | None = None
 
 
@@ -95,7 +99,7 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     info: dict[str, Any] = manifest["info"] if manifest else {}
     for wanted in record.evaluations:
         try:
-            found = _evaluation(wanted, store)
+            found = _evaluation(wanted, record.train_digest, store)
         except Damaged as error:
             faults.append(str(error))
         else:
@@ -113,16 +117,22 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     )
 
 
-def _evaluation(wanted: EvaluationRecord, store: Store) -> EvaluationResult | None:
+def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> EvaluationResult | None:
     evaluated = store.manifest("evaluate", wanted.key)
     if evaluated is None:
         return None
-    scores = read_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
+    scores = read_pair_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
+    leaked = leaked_rows(store, train_digest, wanted.dataset_digest)
+    seen = None if leaked is None else np.isin(scores.index, leaked)
     return EvaluationResult(
         dataset=wanted.dataset,
         category=wanted.category,
-        metrics=metrics.summary(*scores),
+        metrics={
+            **metrics.summary(scores.chosen, scores.rejected),
+            **metrics.controlled(scores.chosen, scores.rejected, scores.longer, seen),
+        },
         finished=_committed(evaluated),
+        scores=scores,
         epoch=wanted.epoch,
     )
 
