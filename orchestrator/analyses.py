@@ -221,7 +221,7 @@ def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
 def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
     """Copy what is there into the report's folder, and print the summaries."""
     store = session.store
-    folder = store.sweep_dir(session.sweep_name) / "report"
+    folder = store.local_sweep_dir(session.sweep_name) / "report"
     complete = [stage for stage in stages if store.complete(stage.kind, stage.key)]
     shutil.rmtree(folder, ignore_errors=True)
     results = []
@@ -234,6 +234,8 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
         if not session.options.json:
             session.console.print((found / SUMMARY).read_text(), markup=False, highlight=False)
             session.console.print(f"artifact: analyse/{stage.key}", highlight=False, soft_wrap=True)
+    if complete:
+        store.share(folder)
     if session.options.json:
         cli.dump_json(results)
     else:
@@ -264,7 +266,7 @@ def _show_in_mlflow(session: Session, stages: Sequence[AnalyseStage]) -> None:
     """The report on one run of the sweep's name."""
     from orchestrator.tracking import Tracker
 
-    folder = session.store.sweep_dir(session.sweep_name) / "report"
+    folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, _declaration(session, stages))
         complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
