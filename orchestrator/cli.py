@@ -167,8 +167,6 @@ class Session:
     command: tuple[str, ...] = ()
     stages: StageFunctions = REAL
     profiles: Profiles = field(default_factory=lambda: catalog.PROFILES)
-    workers: tuple[plan.Node, ...] = ()
-    """All workers that the cluster's autoscaler may have up at once; none: what the cluster's own head says."""
 
     @property
     def driver_log(self) -> Path:

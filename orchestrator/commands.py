@@ -202,7 +202,7 @@ def _capacity(session: Session) -> tuple[planning.Node, ...]:
                 nodes = cluster.capacity()
                 if isinstance(session.options.command, cli.Run):
                     cluster.require_shared_storage(session.store, nodes)
-                return (*nodes, *still_absent(all_workers(session.workers), nodes).values())
+                return (*nodes, *still_absent(all_workers(session.options.cluster), nodes).values())
     return planning.local_capacity()
 
 

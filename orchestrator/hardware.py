@@ -9,7 +9,7 @@ Pure, but for reading the file. No Ray.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,18 @@ _KIND = re.compile(r"(?P<name>[A-Z][A-Z0-9]*?)(?:-(?P<gb>\d+)GB?)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeGroup:
-    """Nodes that are alike. `kind` is None without GPUs; `price` is $ per GPU-hour where it was given."""
+    """Nodes that are alike. `kind` is None without GPUs; `price` is $ per GPU-hour where it was given.
+
+    `name` is the node type's in a cluster's YAML; `head` is whether the head is one of it.
+    """
 
     count: int
     cpus: int
     gpus: int = 0
     kind: GpuKind | None = None
     price: float | None = None
+    name: str = ""
+    head: bool = False
 
 
 def read_cluster(text: str, flag: str = "--cluster") -> tuple[NodeGroup, ...]:
@@ -96,7 +101,7 @@ def nodes_of(groups: Iterable[NodeGroup]) -> tuple[Node, ...]:
     """Every node of the groups, for placement and the gate."""
     return tuple(
         Node(
-            id=f"group{number}-{place}",
+            id=f"{group.name or f'group{number}'} {place}",
             cpus=group.cpus,
             gpus=group.gpus,
             gpu_gb=group.kind.gb if group.kind else DEFAULT_GPU_GB,
@@ -204,11 +209,23 @@ def _of_yaml(file: Path, flag: str) -> tuple[NodeGroup, ...]:
             f"{flag} {file}: it has no available_node_types, as a file for `ray up` has; or give {EXAMPLE}."
         )
     head, most = loaded.get("head_node_type"), loaded.get("max_workers")
-    groups = []
-    for name, values in types.items():
-        group = _node_type(file, flag, str(name), values, is_head=name == head, most=most)
-        groups += [group] if group.count else []
-    return tuple(groups)
+    groups = [
+        _node_type(file, flag, str(name), values, is_head=name == head, most=most)
+        for name, values in types.items()
+    ]
+    return tuple(group for group in _together(groups, most) if group.count)
+
+
+def _together(groups: Sequence[NodeGroup], most: Any) -> list[NodeGroup]:
+    """The same where `most` workers may be up at once: those with most GPUs come first."""
+    if not isinstance(most, int):
+        return list(groups)
+    counts, left = {}, most
+    for group in sorted(groups, key=lambda group: -group.gpus):
+        workers = min(group.count - group.head, left)
+        left -= workers
+        counts[group.name] = workers + group.head
+    return [replace(group, count=counts[group.name]) for group in groups]
 
 
 def _node_type(file: Path, flag: str, name: str, values: Any, *, is_head: bool, most: Any) -> NodeGroup:
@@ -228,7 +245,7 @@ def _node_type(file: Path, flag: str, name: str, values: Any, *, is_head: bool, 
     cpus = _count(resources.get("CPU", usual), f"{at}.resources.CPU")
     count = workers + (1 if is_head else 0)
     if not gpus:
-        return NodeGroup(count=count, cpus=cpus)
+        return NodeGroup(count=count, cpus=cpus, name=name, head=is_head)
     given = [
         str(key).removeprefix("accelerator_type:") for key in resources if "accelerator_type:" in str(key)
     ]
@@ -242,7 +259,7 @@ def _node_type(file: Path, flag: str, name: str, values: Any, *, is_head: bool, 
             f"{at} has {gpus} GPUs of no known kind: give resources a field accelerator_type:H100 (one of "
             f"{', '.join(_NAMES)}), or node_config an InstanceType that is known ({', '.join(list(INSTANCES)[:4])}, …)."
         )
-    return NodeGroup(count=count, cpus=cpus, gpus=gpus, kind=kind)
+    return NodeGroup(count=count, cpus=cpus, gpus=gpus, kind=kind, name=name, head=is_head)
 
 
 def _count(value: Any, at: str) -> int:

@@ -172,7 +172,7 @@ def _execute(
     scratches.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
-        workers = all_workers(session.workers) if ray.is_initialized() else ()
+        workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
         start_ray(len(os.sched_getaffinity(0)))
         phases.end("start ray")
         # Ray's own handler would end the process with the signal's number.

@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
-from trainers.errors import PlanError
+from orchestrator import hardware
+from orchestrator.plan import Node
 
 # Ray's cluster launcher leaves the cluster's own description on its head.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
@@ -64,63 +63,23 @@ def _size(node: Node) -> tuple[int, int]:
     return (node.gpus, 0 if node.gpus else node.cpus)
 
 
-def described_nodes(config: Mapping[str, Any]) -> tuple[Node, ...]:
-    """All workers that a cluster's YAML lets the autoscaler start: max_workers of each type, and of all together.
-
-    Raises PlanError where a type lacks its resources.
-    """
-    types: Mapping[str, Any] = config.get("available_node_types") or {}
-    most = int(config.get("max_workers", 2))
-    nodes: list[Node] = []
-    # The largest first, as the limit on all together would be used for them.
-    for name, kind in sorted(types.items(), key=lambda item: -_resource(item[1], "GPU")):
-        if name == config.get("head_node_type"):
-            continue
-        if not _resource(kind, "CPU"):
-            raise PlanError(
-                f"node type {name} of the cluster's YAML names no CPUs; give it resources: {{CPU: …, GPU: …}}."
-            )
-        sizes = [
-            GPU_GB[label.removeprefix("accelerator_type:")]
-            for label in kind["resources"]
-            if label.removeprefix("accelerator_type:") in GPU_GB
-        ]
-        nodes += [
-            Node(
-                id=f"{name} {number}",
-                cpus=_resource(kind, "CPU"),
-                gpus=_resource(kind, "GPU"),
-                gpu_gb=min(sizes, default=DEFAULT_GPU_GB),
-            )
-            for number in range(min(int(kind.get("max_workers", most)), most - len(nodes)))
-        ]
-    return tuple(nodes)
-
-
-def _resource(kind: Mapping[str, Any], name: str) -> int:
-    return int((kind.get("resources") or {}).get(name, 0))
-
-
 def own_description(file: Path = BOOTSTRAP) -> tuple[Node, ...]:
     """The workers of the cluster whose head this is, up or not; none where this is no head of Ray's launcher.
 
     Raises PlanError.
     """
-    import yaml  # type: ignore[import-untyped]
-
     path = file.expanduser()
     if not path.is_file():
         return ()
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise PlanError(f"{path} is no YAML ({error}); restore it with `ray up`.") from error
-    return described_nodes(config)
+    groups = hardware.read_cluster(str(path), "Ray's description of this cluster,")
+    return hardware.nodes_of(group for group in groups if not group.head)
 
 
-def all_workers(given: Sequence[Node] = ()) -> tuple[Node, ...]:
-    """All workers of the cluster that was joined: those given, else what its head says. Raises PlanError."""
-    return tuple(given) or own_description()
+def all_workers(given: str | None = None) -> tuple[Node, ...]:
+    """All workers of the cluster that was joined: by `--cluster`, else by what its head says. Raises PlanError."""
+    if given is None:
+        return own_description()
+    return hardware.nodes_of(group for group in hardware.read_cluster(given) if not group.head)
 
 
 def ask_for(wanted: Sequence[Mapping[str, float]]) -> None:

@@ -10,7 +10,7 @@ from trainers.errors import PlanError
 
 CLUSTER = """
 cluster_name: grid
-max_workers: 6
+max_workers: 7
 head_node_type: head
 available_node_types:
   head:
@@ -20,10 +20,10 @@ available_node_types:
     max_workers: 4
     node_config: {InstanceType: p5.48xlarge}
   a100:
-    max_workers: 9
+    max_workers: 2
     resources: {CPU: 32, GPU: 4, "accelerator_type:A100-40G": 1}
   labelled:
-    max_workers: 1
+    max_workers: 3
     resources: {GPU: 1}
     labels: {ray.io/accelerator-type: L4}
 """
@@ -84,9 +84,9 @@ def test_a_ray_cluster_is_what_it_may_grow_to(tmp_path: Path):
     head, h100, a100, labelled = read_cluster(str(file))
     assert (head.count, head.cpus, head.gpus) == (1, 8, 0)
     assert (h100.count, h100.cpus, h100.gpus) == (4, 192, 8)
-    # The cluster's own max_workers caps a type's.
-    assert (a100.count, a100.cpus, a100.gpus) == (6, 32, 4)
-    assert labelled.gpus == 1
+    assert (a100.count, a100.cpus, a100.gpus) == (2, 32, 4)
+    # The cluster's own max_workers caps all types together, those with most GPUs first.
+    assert (labelled.count, labelled.gpus) == (1, 1)
     assert [label(group.kind) for group in (h100, a100, labelled) if group.kind] == [
         "H100-80GB",
         "A100-40GB",
