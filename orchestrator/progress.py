@@ -135,7 +135,7 @@ class Progress:
             self._live.stop()
 
     def on_event(self, event: Mapping[str, Any]) -> None:
-        """Take in one event: {trial, event: started, stage, rows, checkpoint, notice, retry, complete, failed or stopped}."""
+        """Take in one event: {trial, event: started, stage, rows, checkpoint, notice, replanned, retry, complete, …}."""
         if event["trial"] not in self._trials:
             return
         with self._lock:
@@ -152,7 +152,7 @@ class Progress:
                 case "complete" | "failed" | "stopped" as state:
                     trial.state = state
                     trial.message = event.get("message", "")
-        if event["event"] in ("notice", "retry"):
+        if event["event"] in ("notice", "replanned", "retry"):
             self._say(trial, event)
         elif not self._console.is_terminal:
             self._plain(event["event"], trial)
@@ -166,7 +166,7 @@ class Progress:
 
     def _say(self, trial: TrialState, event: Mapping[str, Any]) -> None:
         """What must not pass unseen, above the table where there is one."""
-        text = event["text"] if event["event"] == "notice" else f"{event['message']}; {event['how']}"
+        text = f"{event['message']}; {event['how']}" if event["event"] == "retry" else event["text"]
         self._console.print(f"{trial.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self, event: str, trial: TrialState) -> None:

@@ -22,6 +22,7 @@ PLANNING = (
     "orchestrator.cli",
     "orchestrator.commands",
     "orchestrator.resolve",
+    "orchestrator.outlook",
     "orchestrator.plan",
     "orchestrator.report",
     "orchestrator.inline",
@@ -52,7 +53,8 @@ from pathlib import Path
 from orchestrator import catalog, cli
 from orchestrator.artifacts import Store
 from orchestrator.declaration import declare
-from orchestrator.plan import local_capacity, place
+from orchestrator.placement import place
+from orchestrator.plan import local_capacity
 from orchestrator.report import write_report
 from orchestrator.resolve import missing_trials, resolve
 from sweeps.full_grid import full_grid
