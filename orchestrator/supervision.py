@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.stopping import StopRequest
@@ -47,13 +47,20 @@ class Events:
 
     def _drain(self) -> None:
         last, looked = False, time.monotonic()
+        asked = None
         while not last:
             last = self._done.wait(DRAIN_EVERY_S)
             try:
-                events = ray.get(self._coordinator.drain.remote(), timeout=30)
+                # Kept where the answer is late: the events in it are nowhere else.
+                asked = asked or self._coordinator.drain.remote()
+                events = ray.get(asked, timeout=30)
+                asked = None
                 if time.monotonic() - looked > min(5.0, self._silence_s / 4):
                     looked = time.monotonic()
                     self._end_silent()
+            except GetTimeoutError:
+                logger.warning("the coordinator is slow to answer")
+                continue
             except RayError:
                 logger.exception("the coordinator does not answer")
                 return

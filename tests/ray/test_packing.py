@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from orchestrator.artifacts import Store
 from orchestrator.state import read_state
 
@@ -12,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TRIALS = 12
 
 
+@pytest.mark.slow
 def test_twelve_trials_are_packed_on_two_nodes_of_four_gpus(tmp_path):
     words = ("--trials", str(TRIALS), "--nodes", "2", "--gpus", "4", "--lower-bound-s", "20")
     done = subprocess.run(
