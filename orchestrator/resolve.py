@@ -117,7 +117,8 @@ def _refuse_training_rows(train: dict[DatasetSpec, Split], evaluated: dict[Datas
 
 
 def _category(train: DatasetSpec, evaluated: DatasetSpec, reader: DatasetReader) -> Category:
-    if _same_source(train.source, evaluated.source) and train.keep == evaluated.keep:
+    same_rows = (train.keep, train.selection) == (evaluated.keep, evaluated.selection)
+    if same_rows and _same_source(train.source, evaluated.source):
         return "in-distribution"
     if reader.rewrites(evaluated, train):
         return "token-level shift"

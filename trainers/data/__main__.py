@@ -1,0 +1,36 @@
+"""`python -m trainers.data list | show | prepare`: preference data, looked at and made ready."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Union
+
+import tyro
+
+from trainers.command import command
+from trainers.data.list_command import List, run_list
+from trainers.data.prepare_command import Prepare, run_prepare
+from trainers.data.show_command import Show, run_show
+
+# A subcommand is a dataclass here and the function that runs it below.
+Subcommand = Union[
+    Annotated[List, tyro.conf.subcommand("list")],
+    Annotated[Show, tyro.conf.subcommand("show")],
+    Annotated[Prepare, tyro.conf.subcommand("prepare")],
+]
+RUN: dict[type, Callable[[Any], None]] = {List: run_list, Show: run_show, Prepare: run_prepare}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Preference data: what there is, what it looks like, and made ready for training."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[Subcommand]
+
+
+def run(arguments: Data) -> None:
+    """Run the subcommand. Raises SweepError."""
+    RUN[type(arguments.command)](arguments.command)
+
+
+if __name__ == "__main__":
+    command(Data, run, "trainers.data", models=False)
