@@ -1,4 +1,4 @@
-"""`python -m trainers.data list | show | prepare`: preference data, looked at and made ready."""
+"""`python -m trainers.data list | show | prepare | rewrite`: preference data, looked at, made ready, rewritten."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import tyro
 from trainers.command import command
 from trainers.data.list_command import List, run_list
 from trainers.data.prepare_command import Prepare, run_prepare
+from trainers.data.rewrite_command import Rewrite, run_rewrite
 from trainers.data.show_command import Show, run_show
 
 # A subcommand is a dataclass here and the function that runs it below.
@@ -16,8 +17,14 @@ Subcommand = Union[
     Annotated[List, tyro.conf.subcommand("list")],
     Annotated[Show, tyro.conf.subcommand("show")],
     Annotated[Prepare, tyro.conf.subcommand("prepare")],
+    Annotated[Rewrite, tyro.conf.subcommand("rewrite")],
 ]
-RUN: dict[type, Callable[[Any], None]] = {List: run_list, Show: run_show, Prepare: run_prepare}
+RUN: dict[type, Callable[[Any], None]] = {
+    List: run_list,
+    Show: run_show,
+    Prepare: run_prepare,
+    Rewrite: run_rewrite,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
