@@ -21,11 +21,16 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tests without Ray side by side, one thread each; then those that share the host's Ray, one after another.
+SIDE_BY_SIDE := -m "not ray" --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: lint
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest tests -m ray
 
 test-all: lint
-	$(BIN)/python -m pytest tests --run-slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE) --run-slow
+	$(BIN)/python -m pytest tests -m ray --run-slow
 
 # Rewrites the lock from what is installed; run it in a fresh .venv after changing pins in pyproject.toml.
 lock: install

@@ -1,4 +1,4 @@
-"""The artifact store: content key → committed directory, on the local (or a shared) file system.
+"""The artifact store: content key → committed directory, on the local (or a shared) file system or in an S3 bucket.
 
     <root>/artifacts/<stage>/<key>/manifest.json     written last and at once: no manifest, no artifact
     <root>/artifacts/<stage>/<key>/<attempt>/…       the files that the manifest names, with sizes and digests
@@ -6,9 +6,13 @@
 
 Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only an artifact
 whose weights were evicted is written again: the new manifest takes the place of the old one at once.
+
+In a bucket (docs/storage.md) an attempt is made in a local folder, put below its own name, and then its manifest is put;
+what is read is fetched into that folder, `local`, and compared with its digest there.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -23,10 +27,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainers.disk import DRAFT, SEAL, digest_file, disk_named, publish, replace, seal
-from trainers.errors import Damaged, StorageError
+from trainers.errors import Damaged, StorageError, Unreachable
+from trainers.objects import Location, ObjectPath
+from trainers.transfer import fetch, files_below, remove_tree, upload
 
 MANIFEST = "manifest.json"
 EVICTED = "evicted.json"
+CACHE_VARIABLE = "RMSWEEP_CACHE"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,17 +47,34 @@ class Attempt:
 class Store:
     """Artifacts under one root folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+    def __init__(self, root: Location) -> None:
+        self.root = root.absolute() if isinstance(root, Path) else root
         self._sound: set[Path] = set()
+
+    @property
+    def local(self) -> Path:
+        """The root of what is local to this machine: the store itself, or the cache of one in a bucket."""
+        return self.root if isinstance(self.root, Path) else _cache(self.root)
 
     def __getstate__(self) -> dict[str, Any]:
         # What this process has checked says nothing to the process that it is sent to.
         return {"root": self.root, "_sound": set()}
 
-    def sweep_dir(self, sweep: str) -> Path:
-        """Where a sweep keeps its table, report and logs."""
+    def sweep_dir(self, sweep: str) -> Location:
+        """Where a sweep keeps its notes, table and report."""
         return self.root / "sweeps" / sweep
+
+    def local_sweep_dir(self, sweep: str) -> Path:
+        """Where the table and report are written before they are shared, and logs are kept."""
+        return self.local / "sweeps" / sweep
+
+    def share(self, path: Path) -> None:
+        """Put a local file, or all files of a folder, where other machines find them. Raises Unreachable."""
+        if not isinstance(self.root, ObjectPath):
+            return
+        names = files_below(path) if path.is_dir() else [""]
+        inside = [str((path / name).relative_to(self.local)) for name in names]
+        upload(self.local, inside, self.root)
 
     def remove_drafts(self, sweep: str) -> None:
         """Remove what a killed driver had begun to write of a sweep's notes; for who is alone on the storage."""
@@ -65,6 +89,8 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
+            if isinstance(error, StorageError):
+                raise
             raise StorageError(f"{file} cannot be read ({error}); see to the disk, and run again.") from error
         except ValueError:
             loaded = None
@@ -100,7 +126,10 @@ class Store:
         if (manifest["attempt"] if manifest else "") != attempt:
             return
         with contextlib.suppress(FileNotFoundError):
-            file.rename(file.with_name(f"{uuid.uuid4().hex}.damaged"))
+            if isinstance(file, ObjectPath):
+                file.unlink()
+            else:
+                file.rename(file.with_name(f"{uuid.uuid4().hex}.damaged"))
 
     def read(self, stage: str, key: str, within: str = "") -> Path:
         """The artifact's folder, its files (those below `within`) checked against their digests once per process.
@@ -128,15 +157,25 @@ class Store:
     def _verified(self, stage: str, key: str, manifest: dict[str, Any], names: Iterable[str]) -> Path:
         """The attempt's folder, once each of `names` in it was compared with its digest. Raises Damaged."""
         attempt = manifest["attempt"]
-        folder = self._folder(stage, key) / attempt
-        for name in names:
-            file = folder / name
-            if file in self._sound:
-                continue
-            if not file.is_file() or digest_file(file) != manifest["files"][name]["sha256"]:
-                raise Damaged(f"{file} is missing or not what was written", stage, key, attempt)
-            self._sound.add(file)
+        source, folder = self._folder(stage, key) / attempt, self._local_folder(stage, key) / attempt
+        digests = {
+            name: manifest["files"][name]["sha256"] for name in names if folder / name not in self._sound
+        }
+        if isinstance(source, ObjectPath):
+            wrong = fetch(source, digests, folder)
+        else:
+            wrong = [name for name, digest in digests.items() if not _is_written(folder / name, digest)]
+        if wrong:
+            raise Damaged(f"{source / wrong[0]} is missing or not what was written", stage, key, attempt)
+        self._sound |= {folder / name for name in digests}
         return folder
+
+    def forget_fetched(self, stage: str, key: str) -> None:
+        """Remove what was fetched of an artifact to make room; where the store is local nothing was."""
+        folder = self._local_folder(stage, key)
+        if isinstance(self.root, ObjectPath):
+            shutil.rmtree(folder, ignore_errors=True)
+            self._sound = {file for file in self._sound if folder not in file.parents}
 
     def evicted(self, stage: str, key: str) -> dict[str, Any] | None:
         """What was removed of the committed attempt to free its space: {attempt, files, bytes, train_seconds}.
@@ -149,6 +188,8 @@ class Store:
             _ = [record[name] for name in ("attempt", "files", "bytes", "train_seconds")]
         except FileNotFoundError:
             return None
+        except Unreachable:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{file} is unreadable ({error}); delete {file.parent} and run again."
@@ -168,24 +209,23 @@ class Store:
 
     def remove_leftovers(self, stage: str, key: str) -> None:
         """Remove attempts that came to nothing; for who holds the claim on the stage, since nobody else writes."""
-        parent = self._folder(stage, key)
         committed = self._sound_manifest(stage, key)
-        for path in parent.iterdir() if parent.is_dir() else ():
-            if path.is_dir() and (committed is None or path.name != committed["attempt"]):
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.startswith(DRAFT):
-                path.unlink(missing_ok=True)
+        for parent in {self._folder(stage, key), self._local_folder(stage, key)}:
+            for path in parent.iterdir() if parent.is_dir() else ():
+                if path.is_dir() and (committed is None or path.name != committed["attempt"]):
+                    remove_tree(path)
+                elif path.name.startswith(DRAFT):
+                    path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def write(self, stage: str, key: str, **inputs: Any) -> Iterator[Attempt]:
         """An attempt at an artifact; committed when the block ends well, removed otherwise."""
-        parent = self._folder(stage, key)
-        folder = parent / f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        folder = self._local_folder(stage, key) / f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir(parents=True)
         except OSError as error:
             raise StorageError(
-                f"{self.root} cannot be written to ({error}); choose another --storage."
+                f"{self.local} cannot be written to ({error}); choose another {self._choice}."
             ) from error
         attempt = Attempt(directory=folder)
         started = time.time()
@@ -195,25 +235,27 @@ class Store:
                 committed = self._commit(stage, key, attempt, started, inputs)
         except BaseException:
             # An interrupt may come between the manifest and the end of the block.
-            if not self._names(stage, key, folder.name):
+            if isinstance(self.root, ObjectPath) or not self._names(stage, key, folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        if not committed:
+        if isinstance(self.root, ObjectPath):
             shutil.rmtree(folder, ignore_errors=True)
+        if not committed:
+            remove_tree(self._folder(stage, key) / folder.name)
 
     def _commit(self, stage: str, key: str, attempt: Attempt, started: float, inputs: dict[str, Any]) -> bool:
-        files = sorted(file for file in attempt.directory.rglob("*") if file.is_file())
+        names = files_below(attempt.directory)
         manifest = {
             "stage": stage,
             "key": key,
             "attempt": attempt.directory.name,
             "inputs": inputs,
             "files": {
-                str(file.relative_to(attempt.directory)): {
-                    "size": file.stat().st_size,
-                    "sha256": digest_file(file),
+                name: {
+                    "size": (attempt.directory / name).stat().st_size,
+                    "sha256": digest_file(attempt.directory / name),
                 }
-                for file in files
+                for name in names
             },
             "info": attempt.info,
             "started": started,
@@ -222,7 +264,12 @@ class Store:
             "host": f"{platform.machine()}, {os.cpu_count()} cores",
         }
         text = json.dumps({**manifest, SEAL: seal(manifest)}, indent=1, sort_keys=True)
-        file = self._folder(stage, key) / MANIFEST
+        folder = self._folder(stage, key)
+        if isinstance(folder, ObjectPath):
+            # What is up when this fails is left to who holds the claim next, or to gc: a manifest whose answer was
+            # lost may name it.
+            upload(attempt.directory, names, folder / attempt.directory.name)
+        file = folder / MANIFEST
         if publish(file, text) or self._supersede(stage, key, text):
             return True
         if self.fault(stage, key) is None:
@@ -245,14 +292,32 @@ class Store:
         replace(folder / MANIFEST, text)
         # From here on readers find the new attempt; what a crash leaves of the old one is gc's.
         (folder / EVICTED).unlink(missing_ok=True)
-        shutil.rmtree(folder / record["attempt"], ignore_errors=True)
+        remove_tree(folder / record["attempt"])
         return True
 
-    def _folder(self, stage: str, key: str) -> Path:
+    def _folder(self, stage: str, key: str) -> Location:
         return self.root / "artifacts" / stage / key
 
+    def _local_folder(self, stage: str, key: str) -> Path:
+        return self.local / "artifacts" / stage / key
 
-def _require_inside(manifest: Path, *names: object) -> None:
+    @property
+    def _choice(self) -> str:
+        return "--storage" if isinstance(self.root, Path) else CACHE_VARIABLE
+
+
+def _cache(root: ObjectPath) -> Path:
+    """The folder on this machine for what is fetched from a bucket; one for each place in it."""
+    place = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rmsweep"
+    digest = hashlib.sha256(f"{root.endpoint} {root}".encode()).hexdigest()
+    return Path(place).absolute() / f"{root.bucket}-{digest[:12]}"
+
+
+def _is_written(file: Path, digest: str) -> bool:
+    return file.is_file() and digest_file(file) == digest
+
+
+def _require_inside(manifest: Location, *names: object) -> None:
     """Refuse names that lead out of the artifact's folder. Raises StorageError."""
     for name in names:
         text = name if isinstance(name, str) else ""

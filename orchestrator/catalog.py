@@ -5,10 +5,10 @@ runs on two CPU cores. A hub revision that is None here is resolved at first con
 The data sets, with the paper's filters and draws, are trainers/data/named.py's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.spec import PlacementRule
+from orchestrator.spec import KeepEpochs, PlacementRule, Recipe
 from trainers.data.named import named_set
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
 from trainers.tiny import TINY_MODELS
@@ -40,9 +40,16 @@ PAPER_MODELS = (
 TINY = tuple(ModelSpec(name=name, source=f"{BUILTIN}{name}") for name in TINY_MODELS)
 
 
+def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
+    """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
+    if not model.source.startswith(BUILTIN):
+        return PAPER_OPTIM
+    return _TINY_OPTIM.get(train_set.name, _TINY_OPTIM["tiny_world"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a grid is made of where the command line does not say otherwise."""
+    """What an experiment is made of where the command line does not say otherwise."""
 
     name: str
     models: tuple[ModelSpec, ...]
@@ -52,6 +59,12 @@ class Profile:
     max_train_pairs: int | None
     max_eval_pairs: int | None
     placements: tuple[PlacementRule, ...] = ()
+    rewards: tuple[str, ...] = ("ex_rm", "im_rm")
+    recipe: Recipe = recipe
+    keep_epochs: KeepEpochs = ()
+
+
+Profiles = Mapping[str, Profile]
 
 
 def dataset(name: str) -> DatasetSpec:
@@ -107,12 +120,5 @@ LAPTOP = Profile(
         ),
     ),
 )
-PROFILES = {profile.name: profile for profile in (PAPER, LAPTOP)}
+PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
 MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
-
-
-def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
-    if not model.source.startswith(BUILTIN):
-        return PAPER_OPTIM
-    return _TINY_OPTIM.get(train_set.name, _TINY_OPTIM["tiny_world"])

@@ -5,6 +5,9 @@
 
 A watcher takes a driver for dead when its counter has stood still for a lease by the watcher's own monotonic clock,
 so that clocks need not agree; on the same machine it looks at the process itself.
+
+In a bucket nothing can be claimed for certain: two that look at the same moment both put their claim, and the last one
+stays. Each looks again after a while, so that only one of them goes on, unless one's request was very late.
 """
 
 import contextlib
@@ -20,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from trainers.disk import publish, replace
-from trainers.errors import StorageError
+from trainers.errors import StorageError, Unreachable
+from trainers.objects import Location, ObjectPath, matching
 
 BEAT_S = 2.0
 LEASE_S = 20.0
 POLL_S = 1.0
+SETTLE = 3.0
 _TURN = ".turn-"
 
 logger = logging.getLogger(__name__)
@@ -34,7 +39,7 @@ Pause = Callable[[float], None]
 class Heartbeat:
     """This driver, as others see it; a context manager that beats while it is open."""
 
-    def __init__(self, root: Path, sweep: str) -> None:
+    def __init__(self, root: Location, sweep: str) -> None:
         self.driver = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._file = _driver_file(root, self.driver)
         self._record = {"sweep": sweep, **_this_process()}
@@ -71,13 +76,17 @@ class Heartbeat:
 class Watch:
     """Tells the living drivers from the dead; keeps what it saw of each, and when by its own clock."""
 
-    def __init__(self, root: Path, lease_s: float = LEASE_S) -> None:
+    def __init__(self, root: Location, lease_s: float = LEASE_S) -> None:
         self._root, self._lease_s = root, lease_s
         self._seen: dict[str, tuple[int, float]] = {}
 
     def alive(self, driver: str) -> bool:
         """Whether the driver lives, as far as one can know by now."""
-        record = _read(_driver_file(self._root, driver))
+        try:
+            record = _read(_driver_file(self._root, driver))
+        except Unreachable:
+            # Nobody's work is taken over because we cannot see.
+            return True
         if record is None:
             return False
         known = _process_lives(record)
@@ -89,9 +98,9 @@ class Watch:
         return now - self._seen[driver][1] < self._lease_s
 
 
-def live_drivers(root: Path) -> dict[str, dict[str, Any]]:
+def live_drivers(root: Location) -> dict[str, dict[str, Any]]:
     """Drivers that show life, with their records: those of other machines are watched for two beats."""
-    records = {file.stem: _read(file) or {} for file in sorted((root / "drivers").glob("*.json"))}
+    records = {file.stem: _read(file) or {} for file in matching(root / "drivers", "*.json")}
     known = {driver: _process_lives(record) for driver, record in records.items()}
     if None in known.values():
         time.sleep(2.5 * BEAT_S)
@@ -102,7 +111,7 @@ def live_drivers(root: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def forget_dead_drivers(root: Path) -> None:
+def forget_dead_drivers(root: Location) -> None:
     """Remove what dead drivers of this machine left, and claims of drivers that are gone."""
     for file in (root / "drivers").glob("*.json"):
         if _process_lives(_read(file) or {}) is False:
@@ -115,7 +124,7 @@ def forget_dead_drivers(root: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def is_alone(root: Path, driver: str) -> bool:
+def is_alone(root: Location, driver: str) -> bool:
     """Whether no other driver has said that it is here."""
     return {file.stem for file in (root / "drivers").glob("*.json")} <= {driver}
 
@@ -123,7 +132,7 @@ def is_alone(root: Path, driver: str) -> bool:
 class Claims:
     """Claims on stages in the name of a driver. Can be sent to another process."""
 
-    def __init__(self, root: Path, driver: str, lease_s: float = LEASE_S) -> None:
+    def __init__(self, root: Location, driver: str, lease_s: float = LEASE_S) -> None:
         self._root, self._driver, self._lease_s = root, driver, lease_s
 
     @contextlib.contextmanager
@@ -166,9 +175,19 @@ class Claims:
         """Claim it; None, or who holds it."""
         file = self._file(name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        if publish(file, json.dumps({"driver": self._driver})):
+        began = time.monotonic()
+        if publish(file, json.dumps({"driver": self._driver})) and self._stays(
+            file, time.monotonic() - began
+        ):
             return None
         return str((_read(file) or {}).get("driver", ""))
+
+    def _stays(self, file: Location, took_s: float) -> bool:
+        """Whether the claim is ours when whoever looked before it was put has put another one; that took us `took_s`."""
+        if isinstance(file, ObjectPath):
+            time.sleep(SETTLE * took_s)
+            return (_read(file) or {}).get("driver") == self._driver
+        return True
 
     def _take_from(self, name: str, holder: str, watch: Watch) -> bool:
         """Put our claim in the place of a dead driver's; False where somebody else did, or is about to."""
@@ -188,23 +207,25 @@ class Claims:
         logger.warning("%s was claimed by %s, which is dead", name, holder)
         return True
 
-    def _file(self, name: str) -> Path:
+    def _file(self, name: str) -> Location:
         return self._root / "claims" / f"{name}.json"
 
 
-def _driver_file(root: Path, driver: str) -> Path:
+def _driver_file(root: Location, driver: str) -> Location:
     return root / "drivers" / f"{Path(driver).name}.json"
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Location) -> dict[str, Any] | None:
     try:
         loaded = json.loads(file.read_text())
+    except Unreachable:
+        raise
     except (OSError, ValueError):
         return None
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _has_moved(root: Path, driver: str, before: dict[str, Any]) -> bool:
+def _has_moved(root: Location, driver: str, before: dict[str, Any]) -> bool:
     now = _read(_driver_file(root, driver))
     return now is not None and now.get("counter") != before.get("counter")
 

@@ -21,12 +21,13 @@ from rich.console import Console
 
 from orchestrator import catalog, plan, selection
 from orchestrator.artifacts import Store
-from orchestrator.catalog import Profile
+from orchestrator.catalog import Profile, Profiles
 from orchestrator.compute import REAL, StageFunctions
 from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
+from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.specs import Trust, clean_name
 from trainers.stopping import GRACE_S
 
@@ -52,6 +53,9 @@ class Status:
 @dataclass(frozen=True)
 class Report:
     """Write and print the report of what is in the store."""
+
+    compare: Annotated[str | None, tyro.conf.arg(metavar="SWEEP")] = None
+    """Another sweep to put beside it: its name in this storage, or its folder <storage>/sweeps/<name>."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +99,20 @@ class Options:
     """inline: the same stages in this process, without Ray."""
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The sweep's name (default: the file's)."""
-    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH|s3://…")] = None
     """Where artifacts are kept (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
     tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]ID|PATH")] = ()
     """Catalog names, hub ids, folders or GGUF files."""
-    rewards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("ex_rm", "im_rm")
-    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean, im_rm_no_reference."""
+    rewards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean, im_rm_no_reference (default: the profile's)."""
     train_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
     """Sets trained on: their train split."""
     eval_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
     """Sets evaluated on: their test split."""
     category: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRAIN/EVAL=VALUE")] = ()
-    """Overrides: in-distribution, token-level-shift or domain-shift."""
+    """Overrides: in-distribution, token-level-shift, domain-shift or training-pairs."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N")] = ()
     """Training seeds."""
     max_train_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -117,6 +121,8 @@ class Options:
     """Evaluate on the first N of a seeded permutation."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Passes over the training pairs."""
+    keep_epochs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|every")] = ()
+    """Keep the weights after these epochs, too, and evaluate them."""
     lr: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Learning rate."""
     beta: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
@@ -155,35 +161,56 @@ class Session:
     console: Console
     command: tuple[str, ...] = ()
     stages: StageFunctions = REAL
+    profiles: Profiles = field(default_factory=lambda: catalog.PROFILES)
 
     @property
     def driver_log(self) -> Path:
         """Where everybody else's chatter goes; logs of failed trials stand beside it."""
-        return self.store.sweep_dir(self.sweep_name) / "logs" / "driver.log"
+        return self.store.local_sweep_dir(self.sweep_name) / "logs" / "driver.log"
 
 
 def main(
-    name: str, build: Callable[[Selection], Sweep], folder: Path, arguments: Sequence[str] | None = None
+    name: str,
+    build: Callable[[Selection], Sweep],
+    folder: Path,
+    arguments: Sequence[str] | None = None,
+    *,
+    profiles: Profiles | None = None,
 ) -> None:
-    """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file."""
+    """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file.
+
+    `profiles` are the experiment's own `paper` and `laptop`, where they are not the grid's.
+    """
     options = tyro.cli(
         Options,
         args=arguments,
         prog=f"python sweeps/{name}.py",
         config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
     )
-    sys.exit(execute(options, name, build, folder))
+    sys.exit(execute(options, name, build, folder, profiles or catalog.PROFILES))
 
 
-def execute(options: Options, name: str, build: Callable[[Selection], Sweep], folder: Path) -> int:
+def execute(
+    options: Options,
+    name: str,
+    build: Callable[[Selection], Sweep],
+    folder: Path,
+    profiles: Profiles = catalog.PROFILES,
+) -> int:
     """Run the command; the exit code."""
+    return guarded(
+        lambda: _dispatch(dataclasses.replace(open_session(options, name, folder), profiles=profiles), build)
+    )
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """What `run` returns, or the contract's exit code for what it raises, said on stderr."""
     errors = Console(stderr=True)
     if logging.lastResort is not None:
         # Libraries that warn where nobody has set up logging.
         logging.lastResort.setFormatter(RedactingFormatter())
     try:
-        session = _session(options, name, folder)
-        return _dispatch(session, build)
+        return run()
     except SweepError as error:
         errors.print(
             f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
@@ -199,12 +226,17 @@ def execute(options: Options, name: str, build: Callable[[Selection], Sweep], fo
         return DEFECT
 
 
-def _session(options: Options, name: str, folder: Path) -> Session:
+def open_session(options: Options, name: str, folder: Path) -> Session:
+    """What the options say of storage and tracking. Raises StorageError, SpecError."""
     from orchestrator.tracking import default_uri
 
     storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
-    store = Store(_folder(storage))
-    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(store)
+    store = Store(_root(storage))
+    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not uri and (isinstance(store.root, Path) or _shows_runs(options.command)):
+        uri = default_uri(store)
+    if isinstance(store.root, ObjectPath):
+        require_access(store.root, write=_writes(options.command))
     return Session(
         options=options,
         sweep_name=clean_name(options.name or name),
@@ -216,8 +248,21 @@ def _session(options: Options, name: str, folder: Path) -> Session:
     )
 
 
-def _folder(storage: str) -> Path:
-    """The storage folder. Raises StorageError where nothing could be called that."""
+def _shows_runs(command: Command) -> bool:
+    return isinstance(command, Run | Retry | Sync | Ui)
+
+
+def _writes(command: Command) -> bool:
+    return isinstance(command, Run | Retry | Sync) or (isinstance(command, Gc) and command.delete)
+
+
+def _root(storage: str) -> Location:
+    """The storage folder, or the place in a bucket. Raises StorageError where nothing could be called that."""
+    if storage.startswith(SCHEME):
+        return parse_uri(storage)
+    if "://" in storage:
+        scheme = storage.partition("://")[0]
+        raise StorageError(f"--storage {scheme}://… is not known; give a folder or s3://BUCKET/PREFIX.")
     try:
         path = Path(storage).expanduser()
         # Asking finds names that are too long or hold a NUL byte.
@@ -247,8 +292,8 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
             return commands.plan_only(session, build)
         case Status():
             return upkeep.status(session)
-        case Report():
-            return commands.report(session)
+        case Report(compare=compare):
+            return commands.report(session, compare)
         case Ui(port=port):
             return upkeep.ui(session, port)
         case Sync():
@@ -259,14 +304,16 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
             return upkeep.gc(session, keep, delete=delete)
 
 
-def profile_for(options: Options, capacity: Sequence[plan.Node]) -> tuple[Profile, str]:
+def profile_for(
+    options: Options, capacity: Sequence[plan.Node], profiles: Profiles = catalog.PROFILES
+) -> tuple[Profile, str]:
     """The profile, and why where it was chosen for the user."""
     if options.profile != "auto":
-        return catalog.PROFILES[options.profile], ""
-    if plan.fits_gpus(catalog.PAPER.models, capacity):
-        return catalog.PAPER, "profile paper: these GPUs hold its largest model"
+        return profiles[options.profile], ""
+    if plan.fits_gpus(profiles["paper"].models, capacity):
+        return profiles["paper"], "profile paper: these GPUs hold its largest model"
     gpus = sum(node.gpus for node in capacity)
-    return catalog.LAPTOP, f"profile laptop: {gpus} GPUs here do not hold the paper's models"
+    return profiles["laptop"], f"profile laptop: {gpus} GPUs here do not hold the paper's models"
 
 
 def select(options: Options, profile: Profile, name: str) -> Selection:
@@ -287,19 +334,20 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     return Selection(
         name=name,
         models=tuple(dataclasses.replace(model, trust=trust) for model in models),
-        rewards=selection.parse_rewards(options.rewards, options.beta),
+        rewards=selection.parse_rewards(options.rewards or profile.rewards, options.beta),
         train_sets=train_sets,
         eval_sets=eval_sets,
         seeds=selection.unique("--seeds", options.seeds) or profile.seeds,
         train_draw=selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs),
         eval_draw=selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs),
-        recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch),
+        recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch, profile.recipe),
         categories=selection.parse_categories(
             options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]
         ),
         only=selection.parse_only(options.only),
         max_trials=options.max_trials,
         placements=profile.placements,
+        keep_epochs=selection.parse_keep_epochs(options.keep_epochs) or profile.keep_epochs,
     )
 
 

@@ -18,6 +18,7 @@ from orchestrator.artifacts import Store
 from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
 from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, cluster_address
 from trainers.errors import PlanError, StorageError
+from trainers.objects import Location
 
 IDLE_WORKER_S = 60
 
@@ -96,20 +97,21 @@ def capacity() -> tuple[Node, ...]:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _read_probe(file: str) -> str:
-    return Path(file).read_text()
+def _read_probe(file: Location) -> str:
+    return file.read_text()
 
 
 def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
     """Every live node reads what the driver wrote. Raises StorageError, or PlanError where our code is not there."""
     store.root.mkdir(parents=True, exist_ok=True)
     probe = store.root / f".probe-{os.getpid()}"
-    probe.write_text(str(time.time()))
+    written = str(time.time())
+    probe.write_text(written)
     try:
         for node in nodes:
             pinned = NodeAffinitySchedulingStrategy(node.id, soft=False)
             try:
-                seen = ray.get(_read_probe.options(scheduling_strategy=pinned).remote(str(probe)))
+                seen = ray.get(_read_probe.options(scheduling_strategy=pinned).remote(probe))
             except RayTaskError as error:
                 if not isinstance(error.cause, OSError):
                     raise PlanError(
@@ -120,9 +122,10 @@ def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
                 raise PlanError(
                     f"node {node.id[:8]} of the cluster does not answer ({error}); run again."
                 ) from error
-            if seen != probe.read_text():
+            if seen != written:
                 raise StorageError(
-                    f"node {node.id[:8]} cannot read {store.root}; give a --storage that every node of the cluster sees."
+                    f"node {node.id[:8]} cannot read {store.root}; give a --storage that every node of the cluster sees "
+                    "(a bucket: with credentials that each node has for itself)."
                 )
     finally:
         probe.unlink()

@@ -11,19 +11,25 @@ from rich.table import Table
 
 from orchestrator import cli, housekeeping
 from orchestrator import plan as planning
+from orchestrator.audit_page import say_audit
 from orchestrator.cli import Session
+from orchestrator.compare import other_sweep, write_comparison
+from orchestrator.compare import terminal_table as comparison_table
 from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
+from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
+from orchestrator.full_report import HTML, said_conclusions, write_full_report
 from orchestrator.progress import quiet
 from orchestrator.redaction import redacted, shown_uri
-from orchestrator.report import Written, terminal_table, write_report
+from orchestrator.report import Written, terminal_table
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
 from orchestrator.running import Phases, catch_up, run_missing
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.state import TrialNote, read_state
+from orchestrator.tables import records
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.upkeep import say_holes
 from orchestrator.workers import cluster_address, set_ray_environment
@@ -51,6 +57,8 @@ def run(session: Session, build: Build) -> int:
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
+    if todo:
+        say_audit(declaration, session.store, console)
     phases.end("plan")
     return _run(session, sweep, declaration, todo, placements, phases)
 
@@ -96,7 +104,7 @@ def _run(
         if todo:
             written = run_missing(session, declaration, todo, placements, sweep.retries, phases)
         else:
-            written = write_report(declaration, session.store)
+            written = write_full_report(declaration, session.store, session.console)
             catch_up(session, declaration, written)
         _print_report(session, written)
         _evict_weights(session, written)
@@ -160,14 +168,21 @@ def plan_only(session: Session, build: Build) -> int:
     return 0
 
 
-def report(session: Session) -> int:
-    """Write and print the report of what the last command declared."""
+def report(session: Session, compare: str | None) -> int:
+    """Write and print the report of what the last command declared, and beside it that of another sweep."""
     declaration = read_declaration(session.sweep_name, session.store)
-    written = write_report(declaration, session.store)
+    other = None if compare is None else other_sweep(compare, session.store)
+    written = write_full_report(declaration, session.store, session.console, anew=True)
+    beside = other and write_comparison(declaration, session.store, *other, session.console)
     if session.options.json:
-        cli.dump_json([{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows])
+        rows = [{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows]
+        cli.dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
         return 0
     _print_report(session, written)
+    if beside is not None:
+        session.console.print(comparison_table(beside.table))
+        _say(session, beside.conclusions)
+        session.console.print(f"comparison: {beside.file}", highlight=False, soft_wrap=True)
     return say_holes(session, written.results)
 
 
@@ -195,7 +210,7 @@ def _sweep_and_capacity(session: Session, build: Build) -> tuple[Sweep, tuple[pl
 
 
 def _sweep(session: Session, build: Build, capacity: Sequence[planning.Node]) -> Sweep:
-    profile, why = cli.profile_for(session.options, capacity)
+    profile, why = cli.profile_for(session.options, capacity, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
         session.console.print(why, highlight=False)
     return build(cli.select(session.options, profile, session.sweep_name))
@@ -237,8 +252,16 @@ def _evict_weights(session: Session, written: Written) -> None:
 
 def _print_report(session: Session, written: Written) -> None:
     session.console.print(terminal_table(written.rows))
-    session.console.print(f"report: {written.folder / 'summary.md'}", highlight=False, soft_wrap=True)
+    if by_epoch := epoch_rows(written.results):
+        session.console.print(epoch_table(by_epoch))
+    _say(session, said_conclusions(written.folder))
+    session.console.print(f"report: {written.folder / HTML}", highlight=False, soft_wrap=True)
     session.console.print(f"MLflow: {_ui_command(session)}", highlight=False, soft_wrap=True)
+
+
+def _say(session: Session, sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        session.console.print(sentence, highlight=False, markup=False)
 
 
 def _ui_command(session: Session) -> str:

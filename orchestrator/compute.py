@@ -5,7 +5,6 @@ Imports that cost seconds stand inside the functions, so that planning never pay
 
 import functools
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +22,13 @@ from orchestrator.stages import (
 )
 from trainers import tiny
 from trainers.data.records import read_written_pairs
+from trainers.objects import Location, ObjectPath
 from trainers.specs import Placement
 from trainers.stopping import StopLeft, never
+from trainers.transfer import remove_tree
 
 if TYPE_CHECKING:
+    from trainers.checkpoints import Checkpoints
     from trainers.packing import References
     from trainers.pairs import TokenPair
 
@@ -110,9 +112,19 @@ class TrainCall:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def checkpoint_folder(store: Store, train_key: str) -> Path:
+def checkpoint_folder(store: Store, train_key: str) -> Location:
     """Where a training keeps its checkpoints until it is complete."""
     return store.root / "checkpoints" / train_key
+
+
+def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints":
+    from trainers.checkpoints import Checkpoints
+
+    kept = checkpoint_folder(store, train_key)
+    if isinstance(kept, ObjectPath):
+        local = store.local / "checkpoints" / train_key
+        return Checkpoints(folder=local, mirror=kept, every_steps=every_steps)
+    return Checkpoints(folder=kept, every_steps=every_steps)
 
 
 def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
@@ -120,7 +132,6 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
     import pyarrow as pa
     from pyarrow import parquet
 
-    from trainers.checkpoints import Checkpoints
     from trainers.inputs import TrainInputs
     from trainers.train import train
 
@@ -138,8 +149,9 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
         seed=stage.seed,
         pairs=pairs,
         reference=reference,
+        keep_epochs=stage.keep_epochs,
     )
-    kept = Checkpoints(folder=checkpoint_folder(store, stage.key), every_steps=call.checkpoint_steps)
+    kept = _kept(store, stage.key, call.checkpoint_steps)
     run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)
     if int(os.environ.get("RANK", "0")) > 0:
         run(out_dir=Path())
@@ -154,23 +166,28 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
             placement={name: getattr(placement, name) for name in Placement.__slots__},
             **call.provenance,
         )
-    shutil.rmtree(kept.folder, ignore_errors=True)
+    remove_tree(checkpoint_folder(store, stage.key))
 
 
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
-    """Score one trained model on several sets: its weights are loaded once, each set is an artifact."""
+    """Score one trained model on several sets: each epoch's weights are loaded once, each set is an artifact."""
+    missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
+    for epoch in sorted({stage.epoch for stage in missing}):
+        _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
+
+
+def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+    from trainers.epochs import model_folder
     from trainers.evaluate import score_pairs
     from trainers.models import device, load_model
     from trainers.scores import write_scores
     from trainers.scoring import RewardModule
     from trainers.templates import load_tokenizer
 
-    missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
-    if not missing:
-        return
     train = missing[0].train
+    folder = model_folder(missing[0].epoch, train.optim.epochs)
     # A training is not done again for the sake of its log.
-    location = str(store.read("train", train.key, "model") / "model")
+    location = str(store.read("train", train.key, folder) / folder)
     model = load_model(
         location,
         tokenizer=load_tokenizer(location, trust=train.base.trust),
@@ -191,6 +208,8 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
             )
             found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
             attempt.info.update(metrics=found, dataset=name)
+    # Nobody else reads weights, and the next training's need the room.
+    store.forget_fetched("train", train.key)
 
 
 def _tokens(

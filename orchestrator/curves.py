@@ -4,13 +4,13 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
 
 from orchestrator.artifacts import Store
 from trainers.errors import Damaged
+from trainers.objects import Location, matching
 
 CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
 CURVE_POINTS = 100
@@ -45,10 +45,10 @@ def thinned(rows: Sequence[dict[str, Any]], total: int, points: int) -> list[dic
     return [row for row in rows if int(row["step"]) in wanted]
 
 
-def _checkpointed(folder: Path) -> tuple[list[dict[str, Any]], int]:
+def _checkpointed(folder: Location) -> tuple[list[dict[str, Any]], int]:
     """Rows and total number of steps in the marker with the highest step; a half-written or foreign file is none."""
     best: tuple[int, list[dict[str, Any]], int] = (0, [], 0)
-    for file in sorted(folder.glob("*.json")):
+    for file in matching(folder, "*.json"):
         try:
             marker = json.loads(file.read_text())
             step, total = int(marker["step"]), int(marker["total"])

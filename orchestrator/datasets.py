@@ -19,7 +19,8 @@ from trainers.data.records import Digest, written
 from trainers.data.selections import LENGTH_TOKENIZER, length_tokenizer
 from trainers.disk import disk_named, replace
 from trainers.errors import DataError, StorageError
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec
+from trainers.objects import Location
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
 _ROWS_MEANT = ("selection", "columns", "group_by", "test_share", "split_seed", "skip_bad_rows")
@@ -41,7 +42,7 @@ class DatasetReader:
         Raises DataError.
         """
         if (spec, split) not in self._splits:
-            remote = not spec.source.startswith(BUILTIN) and not Path(spec.source).exists()
+            remote = not spec.source.startswith(BUILTIN) and not Path(_location(spec)).exists()
             self._splits[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
         return self._splits[spec, split]
 
@@ -80,9 +81,9 @@ class DatasetReader:
         return found
 
     def _remote(self, spec: DatasetSpec, split: str) -> Split:
-        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(spec.source):
+        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(_location(spec)):
             raise DataError(
-                f"data set {spec.name}: there is no file or folder {spec.source}, and it is no hub id."
+                f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
             )
         key = _source_key(spec, split)
         record = self._store.root / "sources" / f"{key}.json"
@@ -144,6 +145,11 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
     )
 
 
+def _location(spec: DatasetSpec) -> str:
+    """Path or hub id: of the statements, where the set is made of some."""
+    return spec.source.removeprefix(PERSONA)
+
+
 def _has_files(spec: DatasetSpec, split: str) -> bool:
     """Whether a split that nobody asked for can be read without a network."""
     return spec.source.startswith(BUILTIN) or (Path(spec.source).is_dir() and sources.has_split(spec, split))
@@ -153,7 +159,7 @@ def _short_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_record(file: Path) -> dict[str, Any]:
+def _read_record(file: Location) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(file.read_text())
         _ = known["digest"], known["rows"], known["chosen"], known["originals"]

@@ -21,12 +21,16 @@ from trainers.errors import SpecError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """One evaluation of a trial; `dataset_digest` is that of the rows."""
+    """One evaluation of a trial; `dataset_digest` is that of the rows.
+
+    `epoch` is that after which it was evaluated, None where an older rmsweep has written the file: the last.
+    """
 
     dataset: str
     key: str
     category: Category
     dataset_digest: str
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,7 @@ def _trial(plan: TrialPlan, resolved: ResolvedSweep) -> TrialRecord:
         name=spec.name,
         key=plan.key,
         model=spec.model.name,
-        reward=spec.reward.name,
+        reward=spec.reward_name,
         train_set=spec.train_set.name,
         train_digest=plan.train.prepared.split.digest,
         seed=spec.seed,
@@ -91,6 +95,7 @@ def _trial(plan: TrialPlan, resolved: ResolvedSweep) -> TrialRecord:
                 key=stage.key,
                 category=resolved.categories[spec.train_set.name, stage.prepared.split.name],
                 dataset_digest=stage.prepared.split.digest,
+                epoch=stage.epoch,
             )
             for stage in plan.evaluations
         ),
@@ -104,7 +109,7 @@ def _parameters(plan: TrialPlan) -> dict[str, Any]:
         "model_source": spec.model.source,
         "model_revision": plan.train.base.revision,
         "precision": spec.model.precision,
-        "reward": spec.reward.name,
+        "reward": spec.reward_name,
         "beta": spec.reward.beta,
         "train_set": spec.train_set.name,
         "seed": spec.seed,
@@ -112,6 +117,8 @@ def _parameters(plan: TrialPlan) -> dict[str, Any]:
         "epochs": spec.optim.epochs,
         "effective_batch": spec.optim.effective_batch,
         "weight_decay": spec.optim.weight_decay,
+        "freeze": ", ".join(spec.optim.freeze) or None,
+        "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
         "max_train_pairs": spec.train_draw.max_pairs,
         "max_eval_pairs": spec.eval_draw.max_pairs,
     }

@@ -28,6 +28,7 @@ from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator import failures
+from orchestrator.artifacts import Store
 from orchestrator.cluster import capacity
 from orchestrator.compute import TrainCall
 from orchestrator.coordinator import Coordinator
@@ -40,6 +41,7 @@ from orchestrator.trial import Execution, Post, Rows, complete_trial
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers.errors import Interrupted
+from trainers.objects import ObjectPath
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
 
@@ -208,7 +210,7 @@ class RayBackend:
                 scaling_config=scaling,
                 run_config=RunConfig(
                     name=name,
-                    storage_path=str(self.scratch),
+                    **_train_storage(self.execution.store, self.scratch),
                     failure_config=FailureConfig(
                         max_failures=0, max_preemption_failures=0, controller_failure_limit=1
                     ),
@@ -233,6 +235,14 @@ class RayBackend:
             yield grant
         finally:
             ray.get(self.coordinator.release.remote(request.id))
+
+
+def _train_storage(store: Store, scratch: Path) -> dict[str, Any]:
+    """Where Train keeps what it writes of a run, which every node must see."""
+    if not isinstance(store.root, ObjectPath):
+        return {"storage_path": str(scratch)}
+    place = store.root / "scratch" / scratch.name
+    return {"storage_path": place.in_bucket, "storage_filesystem": place.filesystem()}
 
 
 def _scaling(placement: Placement, grant: Grant) -> ScalingConfig:

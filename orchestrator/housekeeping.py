@@ -19,7 +19,8 @@ from orchestrator.declaration import Declaration, declared_sweeps, read_declarat
 from orchestrator.identity import nearest
 from orchestrator.results import TrialResult
 from trainers.disk import replace
-from trainers.errors import SpecError, StorageError
+from trainers.errors import SpecError, StorageError, Unreachable
+from trainers.objects import Location, ObjectPath, matching
 
 KeepWeights = Literal["all", "best", "none"]
 Kind = Literal["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]
@@ -93,24 +94,26 @@ def why_removable(found: Found, kept: frozenset[str]) -> str | None:
 
 def listing(store: Store) -> Iterator[Found]:
     """Everything in the store that could ever go."""
-    for folder in sorted((store.root / "artifacts").glob("*/*/")):
+    for folder in matching(store.root / "artifacts", "*/*/"):
         yield from _listed_artifact(store, folder)
-    for folder in sorted((store.root / "checkpoints").glob("*")):
+    for folder in matching(store.root / "checkpoints", "*"):
         # An evicted training that runs again goes on from its checkpoint.
         finished = store.complete("train", folder.name) and store.evicted("train", folder.name) is None
         yield _found(store, "checkpoint", folder, owner=f"train/{folder.name}", finished=finished)
-    for item in sorted((store.root / "scratch").glob("*")):
+    for item in matching(store.root / "scratch", "*"):
         yield _found(store, "scratch", item)
 
 
-def _listed_artifact(store: Store, folder: Path) -> Iterator[Found]:
+def _listed_artifact(store: Store, folder: Location) -> Iterator[Found]:
     stage, key = folder.parent.name, folder.name
     owner = f"{stage}/{key}"
     try:
         manifest, evicted = store.manifest(stage, key), store.evicted(stage, key)
-        entries = sorted(folder.iterdir())
+        entries = matching(folder, "*")
     except FileNotFoundError:
         return
+    except Unreachable:
+        raise
     except StorageError:
         yield _found(store, "unreadable", folder, owner=owner)
         return
@@ -128,16 +131,18 @@ def _listed_artifact(store: Store, folder: Path) -> Iterator[Found]:
     yield from rest
 
 
-def _found(store: Store, kind: Kind, path: Path, *, owner: str = "", finished: bool = False) -> Found:
+def _found(store: Store, kind: Kind, path: Location, *, owner: str = "", finished: bool = False) -> Found:
     return Found(kind=kind, path=_relative(store, path), bytes=_size(path), owner=owner, finished=finished)
 
 
-def _relative(store: Store, path: Path) -> str:
-    return str(path.relative_to(store.root))
+def _relative(store: Store, path: Location) -> str:
+    return str(path).removeprefix(f"{store.root}/")
 
 
-def _size(path: Path) -> int:
+def _size(path: Location) -> int:
     """Bytes of a file, or of everything below a folder; what vanishes meanwhile counts nothing."""
+    if isinstance(path, ObjectPath):
+        return sum(path.sizes().values())
     below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     size = 0
     for file in [path] if path.is_symlink() or path.is_file() else below:
@@ -182,21 +187,27 @@ def _remove_artifact(store: Store, owner: str) -> None:
     _drop_empty(folder)
 
 
-def _drop_empty(folder: Path) -> None:
+def _drop_empty(folder: Location) -> None:
     with contextlib.suppress(OSError):
-        folder.rmdir()
+        # In a bucket there is none: who asks whether it is empty would race who writes into it.
+        if isinstance(folder, Path):
+            folder.rmdir()
 
 
-def _delete(path: Path) -> int:
+def _delete(path: Location) -> int:
     """Remove a file or folder, which may be gone already; bytes freed."""
     size = _size(path)
     try:
-        if path.is_dir() and not path.is_symlink():
+        if isinstance(path, ObjectPath):
+            path.unlink() if path.is_file() else path.remove_below()
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
     except FileNotFoundError:
         return 0
+    except Unreachable:
+        raise
     except OSError as error:
         raise StorageError(f"{path} cannot be removed ({error}); check whose it is.") from error
     return size
@@ -226,7 +237,7 @@ def evict(store: Store, key: str) -> int:
 
 
 def _holds_weights(name: str) -> bool:
-    return name.startswith("model/") and name.endswith(".safetensors")
+    return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
 
 
 def evict_weights(store: Store, sweep: str, results: Sequence[TrialResult], keep: KeepWeights) -> int:
@@ -267,7 +278,7 @@ def evictable(results: Sequence[TrialResult], keep: KeepWeights) -> list[str]:
 
 def _rank(result: TrialResult) -> tuple[float, int]:
     """By mean accuracy over the evaluation sets; among equals the lowest seed comes first."""
-    accuracies = [item.metrics["accuracy"] for item in result.evaluations]
+    accuracies = [item.metrics["accuracy"] for item in result.final]
     return sum(accuracies) / len(accuracies), -result.record.seed
 
 

@@ -6,11 +6,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import progress
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -20,6 +21,13 @@ from orchestrator.redaction import RedactingFormatter, scrub
 SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
 PLAIN_EVERY_S = 15.0
+BAR_AFTER_S = 2.0
+_BAR = (
+    progress.TextColumn("{task.description}"),
+    progress.BarColumn(),
+    progress.MofNCompleteColumn(),
+    progress.TimeRemainingColumn(),
+)
 
 
 @contextlib.contextmanager
@@ -49,6 +57,31 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
             os.close(kept_out)
             os.close(kept_error)
             scrub(log)
+
+
+@contextlib.contextmanager
+def late_bar(
+    console: Console | None, label: str, after_s: float = BAR_AFTER_S
+) -> Iterator[Callable[[int, int], None]]:
+    """Yields what takes (done, total); on a terminal a bar is shown once that has gone on for `after_s`."""
+    began = time.monotonic()
+    bar: progress.Progress | None = None
+
+    def step(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            if console is None or not console.is_terminal or time.monotonic() - began < after_s:
+                return
+            bar = progress.Progress(*_BAR, console=console, transient=True)
+            bar.add_task(label)
+            bar.start()
+        bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        yield step
+    finally:
+        if bar is not None:
+            bar.stop()
 
 
 @dataclass(slots=True)

@@ -18,11 +18,15 @@ from pyarrow import parquet
 from rich.table import Table
 
 from orchestrator.artifacts import Store
+from orchestrator.audit_page import audit_section
 from orchestrator.declaration import Declaration
+from orchestrator.epochs import epoch_lines, epoch_rows
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.spec import CATEGORIES, Category
+from orchestrator.tables import Table as StatisticsTable
+from orchestrator.tables import markdown
 from trainers.disk import replace
-from trainers.metrics import METRICS
+from trainers.metrics import CONTROLLED, METRICS
 
 NOT_LEARNED = "not learned"
 MEAN = "mean"
@@ -86,10 +90,11 @@ class Row:
 def header(rows: Sequence[Row]) -> tuple[str, ...]:
     """Column names: `ex_rm` is printed as EX-RM, `im_rm_no_reference` as IM-RM no reference."""
     kinds = list(rows[0].cells) if rows else list(COMPARED)
-    return ("trained on", "category", "model", *map(_title, kinds), "EX−IM")
+    return ("trained on", "category", "model", *map(reward_title, kinds), "EX−IM")
 
 
-def _title(reward: str) -> str:
+def reward_title(reward: str) -> str:
+    """`ex_rm` as the field writes it: EX-RM."""
     for kind in ("ex_grm", "ex_rm", "im_rm"):
         if reward.startswith(kind):
             return kind.upper().replace("_", "-") + reward.removeprefix(kind).replace("_", " ")
@@ -202,30 +207,46 @@ class Written(NamedTuple):
     results: Sequence[TrialResult]
 
 
-def write_report(declaration: Declaration, store: Store) -> Written:
-    """Write report/summary.md, report/tables/accuracy.csv and trials.parquet."""
-    results = sweep_results(declaration, store)
+def write_report(
+    declaration: Declaration, store: Store, results: Sequence[TrialResult] | None = None
+) -> Written:
+    """Write report/summary.md, report/tables/accuracy.csv and trials.parquet; `results` where they are read already."""
+    results = sweep_results(declaration, store) if results is None else results
     rows = table_rows(results)
-    folder = store.sweep_dir(declaration.sweep) / "report"
-    replace(folder / "summary.md", _summary(declaration, results, rows))
+    folder = store.local_sweep_dir(declaration.sweep) / "report"
+    section = audit_section(declaration, results, store, folder)
+    replace(folder / "summary.md", summary(declaration, results, rows) + section)
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
-    trials = store.sweep_dir(declaration.sweep) / "trials.parquet"
+    trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     draft = trials.with_suffix(".draft")
     parquet.write_table(pa.Table.from_pylist(_trial_rows(results)), draft)
     draft.replace(trials)
+    for written in (folder, trials):
+        store.share(written)
     return Written(folder=folder, rows=rows, results=results)
 
 
-def _summary(declaration: Declaration, results: Sequence[TrialResult], rows: Sequence[Row]) -> str:
+def summary(
+    declaration: Declaration,
+    results: Sequence[TrialResult],
+    rows: Sequence[Row],
+    conclusions: Sequence[str] = (),
+    tables: Sequence[StatisticsTable] = (),
+) -> str:
+    """summary.md: what is concluded, accuracy by category, more tables, and what is missing."""
     complete = sum(result.complete for result in results)
     lines = [
         f"# {declaration.sweep}",
         "",
+        *(line for sentence in conclusions for line in (sentence, "")),
         f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then",
         "mean ± standard deviation over seeds; EX−IM is the difference of the means.",
         "",
         markdown_table(rows),
     ]
+    for table in tables:
+        lines += ["", f"{table.title}. {table.note}", "", markdown(table)]
+    lines += epoch_lines(epoch_rows(results))
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
         lines += ["", "Not learned (training accuracy at chance; in no mean):", ""]
@@ -252,14 +273,18 @@ def _trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
             "learned": result.learned,
             "train_accuracy": result.train_accuracy,
         }
-        found = {item.dataset: item.metrics for item in result.evaluations}
+        found = {(item.dataset, item.epoch): item.metrics for item in result.evaluations}
         rows += [
             {
                 **spec,
                 "evaluation_set": wanted.dataset,
                 "category": wanted.category,
-                "evaluated": wanted.dataset in found,
-                **{name: found.get(wanted.dataset, {}).get(name) for name in METRICS},
+                "epoch": wanted.epoch,
+                "evaluated": (wanted.dataset, wanted.epoch) in found,
+                **{
+                    name: found.get((wanted.dataset, wanted.epoch), {}).get(name)
+                    for name in (*METRICS, *CONTROLLED)
+                },
             }
             for wanted in record.evaluations
         ]

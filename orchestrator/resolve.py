@@ -46,9 +46,9 @@ def resolve(
     train_splits = {dataset: splits[dataset, dataset.train_split] for dataset in train_sets}
     eval_splits = {dataset: splits[dataset, dataset.test_split] for dataset in eval_sets}
     _require_distinct_names(sweep)
-    if not allow_overlap:
-        _refuse_training_rows(train_splits, eval_splits)
     overrides = {(train, evaluated): category for train, evaluated, category in sweep.categories}
+    if not allow_overlap:
+        _refuse_training_rows(train_splits, eval_splits, overrides)
     categories = {
         (train.name, evaluated.name): overrides.get((train.name, evaluated.name))
         or _category(train, evaluated, reader)
@@ -106,17 +106,25 @@ def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:
         names[plan.key] = plan.spec.name
 
 
-def _refuse_training_rows(train: dict[DatasetSpec, Split], evaluated: dict[DatasetSpec, Split]) -> None:
+def _refuse_training_rows(
+    train: dict[DatasetSpec, Split],
+    evaluated: dict[DatasetSpec, Split],
+    declared: dict[tuple[str, str], Category],
+) -> None:
+    """What is declared to be training pairs is evaluated on purpose."""
     trained_on: dict[str, str] = {split.digest: dataset.name for dataset, split in train.items()}
     for dataset, split in evaluated.items():
-        if split.digest in trained_on:
+        trained = trained_on.get(split.digest)
+        if trained is not None and declared.get((trained, dataset.name)) != "training pairs":
             raise SpecError(
-                f"evaluation set {dataset.name} holds the very rows that {trained_on[split.digest]} trains on; "
+                f"evaluation set {dataset.name} holds the very rows that {trained} trains on; "
                 "give a folder with a test split, or say --allow-overlap."
             )
 
 
 def _category(train: DatasetSpec, evaluated: DatasetSpec, reader: DatasetReader) -> Category:
+    if evaluated.rewriting_of == train.name:
+        return "token-level shift"
     same_rows = (train.keep, train.selection) == (evaluated.keep, evaluated.selection)
     if same_rows and _same_source(train.source, evaluated.source):
         return "in-distribution"

@@ -1,25 +1,33 @@
 """What the store holds of each trial, read from manifests and scores.parquet: the source of every table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from orchestrator.artifacts import Store
+from orchestrator.audits import leaked_rows
 from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec import CATEGORIES, Category
 from trainers import metrics
 from trainers.errors import Damaged
-from trainers.scores import read_scores
+from trainers.scores import PairScores, read_pair_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time."""
+    """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time.
+
+    `epoch` is as in the record.
+    """
 
     dataset: str
     category: Category
     metrics: dict[str, float]
     finished: float
+    scores: PairScores = field(compare=False, repr=False)
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +64,27 @@ class TrialResult:
             return False
         return self.train_accuracy > metrics.chance_bound(self.train_pairs)
 
+    @property
+    def last_epoch(self) -> int | None:
+        """The epoch that the trial is judged by."""
+        return max((item.epoch or 0 for item in self.record.evaluations), default=0) or None
+
+    @property
+    def final(self) -> tuple[EvaluationResult, ...]:
+        """The evaluations after the last epoch."""
+        return tuple(item for item in self.evaluations if item.epoch == self.last_epoch)
+
     def category_accuracy(self) -> dict[Category, float]:
-        """Mean accuracy over the sets of each category whose declared sets are all evaluated."""
+        """Mean accuracy after the last epoch over the sets of each category whose declared sets are all evaluated."""
         found: dict[Category, float] = {}
         for category in CATEGORIES:
-            values = [item.metrics["accuracy"] for item in self.evaluations if item.category == category]
-            if values and len(values) == sum(item.category == category for item in self.record.evaluations):
+            declared = [
+                item
+                for item in self.record.evaluations
+                if (item.category, item.epoch) == (category, self.last_epoch)
+            ]
+            values = [item.metrics["accuracy"] for item in self.final if item.category == category]
+            if values and len(values) == len(declared):
                 found[category] = sum(values) / len(values)
         return found
 
@@ -76,7 +99,7 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     info: dict[str, Any] = manifest["info"] if manifest else {}
     for wanted in record.evaluations:
         try:
-            found = _evaluation(wanted, store)
+            found = _evaluation(wanted, record.train_digest, store)
         except Damaged as error:
             faults.append(str(error))
         else:
@@ -94,16 +117,23 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     )
 
 
-def _evaluation(wanted: EvaluationRecord, store: Store) -> EvaluationResult | None:
+def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> EvaluationResult | None:
     evaluated = store.manifest("evaluate", wanted.key)
     if evaluated is None:
         return None
-    scores = read_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
+    scores = read_pair_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
+    leaked = leaked_rows(store, train_digest, wanted.dataset_digest)
+    seen = None if leaked is None else np.isin(scores.index, leaked)
     return EvaluationResult(
         dataset=wanted.dataset,
         category=wanted.category,
-        metrics=metrics.summary(*scores),
+        metrics={
+            **metrics.summary(scores.chosen, scores.rejected),
+            **metrics.controlled(scores.chosen, scores.rejected, scores.longer, seen),
+        },
         finished=_committed(evaluated),
+        scores=scores,
+        epoch=wanted.epoch,
     )
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
+from orchestrator.full_report import write_full_report
 from orchestrator.progress import Progress, quiet
 from orchestrator.redaction import redacted, redacted_fields
-from orchestrator.report import Written, write_report
+from orchestrator.report import Written
 from orchestrator.spec import RetryPolicy
 from orchestrator.state import StateWriter
 from orchestrator.trial import Execution, Post
@@ -25,6 +26,7 @@ from trainers.disk import replace
 from trainers.errors import StorageError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
+from trainers.transfer import remove_tree
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
@@ -88,7 +90,7 @@ def run_missing(
                 raise
             finally:
                 state.close()
-        written = write_report(declaration, store)
+        written = write_full_report(declaration, store, terminal)
         trouble = _end_view(tracker, written)
         phases.end("mlflow")
     _warn(session, trouble)
@@ -165,8 +167,9 @@ def _execute(
     from orchestrator.cluster import start_ray
     from orchestrator.fanout import run_on_ray
 
-    (session.store.root / "scratch").mkdir(exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=session.store.root / "scratch"))
+    scratches = session.store.local / "scratch"
+    scratches.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
         start_ray(len(os.sched_getaffinity(0)))
         phases.end("start ray")
@@ -177,4 +180,5 @@ def _execute(
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+        remove_tree(session.store.root / "scratch" / scratch.name)
     phases.end("stop ray")

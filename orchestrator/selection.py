@@ -8,11 +8,11 @@ from pathlib import Path
 
 from orchestrator import catalog
 from orchestrator.identity import HUB_ID, nearest
-from orchestrator.spec import CATEGORIES, Category, PlacementRule, Recipe
+from orchestrator.spec import CATEGORIES, Category, KeepEpochs, PlacementRule, Recipe
 from trainers.data.named import DATASETS
 from trainers.errors import SpecError
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name
+from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 
@@ -34,6 +34,7 @@ class Selection:
     only: tuple[tuple[str, str], ...]
     max_trials: int | None
     placements: tuple[PlacementRule, ...]
+    keep_epochs: KeepEpochs = ()
 
 
 def parse_model(text: str) -> ModelSpec:
@@ -67,6 +68,8 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     if not name:
         place = (path or Path(source)).absolute()
         name = clean_name((place.stem if place.is_file() else place.name).lower())
+    if path is not None and name in known and known[name].source.startswith(PERSONA):
+        return dataclasses.replace(known[name], source=f"{PERSONA}{path}")
     rewriting_of = known[name].rewriting_of if name in known else None
     return DatasetSpec(name=name, source=source if path is None else str(path), rewriting_of=rewriting_of)
 
@@ -140,13 +143,24 @@ def parse_only(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(patterns)
 
 
-def adjusted_recipe(lr: float | None, epochs: int | None, effective_batch: int | None) -> Recipe:
-    """The catalog's recipe with the flags' values in place of its own."""
+def parse_keep_epochs(texts: Sequence[str]) -> KeepEpochs:
+    """`every`, or epochs from 1."""
+    if list(texts) == ["every"]:
+        return "every"
+    if not all(text.isdecimal() and int(text) >= 1 for text in texts):
+        raise SpecError(f"--keep-epochs {' '.join(texts)}: give epochs from 1, or the one word every.")
+    return unique("--keep-epochs", [int(text) for text in texts])
+
+
+def adjusted_recipe(
+    lr: float | None, epochs: int | None, effective_batch: int | None, base: Recipe = catalog.recipe
+) -> Recipe:
+    """A profile's recipe with the flags' values in place of its own."""
     changes = {"lr": lr, "epochs": epochs, "effective_batch": effective_batch}
     given = {name: value for name, value in changes.items() if value is not None}
 
     def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-        return dataclasses.replace(catalog.recipe(model, train_set), **given)  # type: ignore[arg-type]
+        return dataclasses.replace(base(model, train_set), **given)  # type: ignore[arg-type]
 
     return recipe
 

@@ -18,10 +18,12 @@ from trainers.options import LEFT_OUT_AT_DEFAULT
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec
 
-Category = Literal["in-distribution", "token-level shift", "domain shift"]
-CATEGORIES: tuple[Category, ...] = ("in-distribution", "token-level shift", "domain shift")
+Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]
+CATEGORIES: tuple[Category, ...] = ("training pairs", "in-distribution", "token-level shift", "domain shift")
 
 Recipe = Callable[[ModelSpec, DatasetSpec], OptimSpec]
+# Epochs after which a model is evaluated besides the last.
+KeepEpochs = Union[tuple[int, ...], Literal["every"]]
 Stable = Union[str, int, float, bool, None, "list[Stable]", "dict[str, Stable]"]
 
 ONLY_KEYS = ("model", "reward", "train", "seed")
@@ -29,7 +31,11 @@ ONLY_KEYS = ("model", "reward", "train", "seed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
-    """One cell: one training with its evaluations."""
+    """One cell: one training with its evaluations.
+
+    Weights are kept, and evaluated, after `keep_epochs` (from 1) and after the last. `variant` tells trials apart that
+    differ in how they are trained only, such as what is frozen.
+    """
 
     model: ModelSpec
     reward: RewardSpec
@@ -39,16 +45,30 @@ class TrialSpec:
     seed: int
     eval_sets: tuple[DatasetSpec, ...]
     eval_draw: DrawSpec
+    keep_epochs: tuple[int, ...] = ()
+    variant: str = ""
+
+    def __post_init__(self) -> None:
+        outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
+        if outside:
+            raise SpecError(
+                f"--keep-epochs {outside[0]}: {self.name} has the epochs 1 to {self.optim.epochs}."
+            )
+
+    @property
+    def reward_name(self) -> str:
+        """`im_rm`, or with the variant: `im_rm_unembedding_only`."""
+        return "_".join(filter(None, (self.reward.name, self.variant)))
 
     @property
     def name(self) -> str:
         """`llama-64 · im_rm · tiny_world · s0`, as MLflow and the tables show it."""
-        return f"{self.model.name} · {self.reward.name} · {self.train_set.name} · s{self.seed}"
+        return f"{self.model.name} · {self.reward_name} · {self.train_set.name} · s{self.seed}"
 
     @property
     def labels(self) -> dict[str, str]:
         """What `--only KEY=GLOB` matches against."""
-        values = (self.model.name, self.reward.name, self.train_set.name, str(self.seed))
+        values = (self.model.name, self.reward_name, self.train_set.name, str(self.seed))
         return dict(zip(ONLY_KEYS, values, strict=True))
 
 
@@ -121,19 +141,28 @@ def grid(
     recipe: Recipe,
     train_draw: DrawSpec,
     eval_draw: DrawSpec,
+    keep_epochs: KeepEpochs = (),
+    variant: str = "",
 ) -> tuple[TrialSpec, ...]:
     """The full product, seeds outermost so that a first answer covers every model early."""
-    return tuple(
-        TrialSpec(
+
+    def trial(seed: int, model: ModelSpec, train_set: DatasetSpec, reward: RewardSpec) -> TrialSpec:
+        optim = recipe(model, train_set)
+        return TrialSpec(
             model=model,
             reward=reward,
             train_set=train_set,
             train_draw=train_draw,
-            optim=recipe(model, train_set),
+            optim=optim,
             seed=seed,
             eval_sets=tuple(eval_sets),
             eval_draw=eval_draw,
+            keep_epochs=tuple(range(1, optim.epochs + 1)) if keep_epochs == "every" else keep_epochs,
+            variant=variant,
         )
+
+    return tuple(
+        trial(seed, model, train_set, reward)
         for seed, model, train_set, reward in itertools.product(seeds, models, train_sets, rewards)
     )
 

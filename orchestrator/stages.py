@@ -200,10 +200,11 @@ class TrainStage(_Keyed):
     reward: RewardSpec
     optim: OptimSpec
     seed: int
+    keep_epochs: tuple[int, ...] = ()
     kind = "train"
 
     def _content_key(self) -> str:
-        """Hash of model, pairs, reward, optimiser, precision and seed; placement is not in it."""
+        """Hash of model, pairs, reward, optimiser, precision, seed and kept epochs; placement is not in it."""
         return content_key(
             self.kind,
             versions.TRAIN,
@@ -214,6 +215,8 @@ class TrainStage(_Keyed):
             reward=self.reward,
             optim=self.optim,
             seed=self.seed,
+            # Trainings were keyed before there was a choice.
+            **({"keep_epochs": self.keep_epochs} if self.keep_epochs else {}),
         )
 
     @property
@@ -230,11 +233,12 @@ class TrainStage(_Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateStage(_Keyed):
-    """Scores of a trained model on one evaluation set, after its last epoch."""
+    """Scores of a trained model on one evaluation set, after one of its epochs (from 1)."""
 
     train: TrainStage
     prepared: PrepareStage
     reference: ReferenceStage | None
+    epoch: int
     kind = "evaluate"
 
     def _content_key(self) -> str:
@@ -243,7 +247,7 @@ class EvaluateStage(_Keyed):
             self.kind,
             versions.EVALUATE,
             train=self.train.key,
-            epoch=self.train.optim.epochs,
+            epoch=self.epoch,
             data=self.prepared.key,
             reference=self.reference and self.reference.key,
         )
@@ -251,7 +255,8 @@ class EvaluateStage(_Keyed):
     @property
     def label(self) -> str:
         """For people."""
-        return f"evaluate on {self.prepared.split.name}"
+        after = f" after epoch {self.epoch}" if self.epoch < self.train.optim.epochs else ""
+        return f"evaluate on {self.prepared.split.name}{after}"
 
     @property
     def needs(self) -> "tuple[Stage, ...]":

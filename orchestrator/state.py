@@ -8,12 +8,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from orchestrator.artifacts import Store
 from trainers.disk import replace
 from trainers.errors import StorageError
+from trainers.objects import Location
 
 WRITE_EVERY_S = 1.0
 
@@ -104,5 +104,5 @@ class StateWriter:
             logger.warning("%s cannot be written: %s", self._path, error)
 
 
-def _file(sweep: str, store: Store) -> Path:
+def _file(sweep: str, store: Store) -> Location:
     return store.sweep_dir(sweep) / "state.json"

@@ -20,7 +20,8 @@ from orchestrator.declaration import Declaration
 from orchestrator.redaction import shown_uri, without_credentials
 from orchestrator.view import View
 from trainers.disk import replace
-from trainers.errors import StorageError, SweepError, TrackingError
+from trainers.errors import SpecError, StorageError, SweepError, TrackingError
+from trainers.objects import Location
 
 PENDING = "tracking_pending.json"
 
@@ -28,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 def default_uri(store: Store) -> str:
-    """The embedded database inside the storage folder."""
+    """The embedded database inside the storage folder. Raises SpecError where the storage is no folder."""
+    if not isinstance(store.root, Path):
+        raise SpecError(
+            f"--storage {store.root} cannot hold MLflow's database: give a tracking server with --tracking-uri or "
+            "MLFLOW_TRACKING_URI (http://…, or sqlite:///FILE on this machine)."
+        )
     return f"sqlite:///{store.root / 'mlflow.db'}"
 
 
@@ -221,7 +227,7 @@ def sync(uri: str, store: Store, declaration: Declaration, report_folder: Path) 
     return time.perf_counter() - started
 
 
-def _read(file: Path) -> dict[str, dict[str, Any]]:
+def _read(file: Location) -> dict[str, dict[str, Any]]:
     """What is pending, by tracking URI; nothing where the file is missing or damaged, as `sync` rebuilds the view."""
     try:
         return {
@@ -235,7 +241,7 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _store(file: Path, entries: dict[str, dict[str, Any]]) -> None:
+def _store(file: Location, entries: dict[str, dict[str, Any]]) -> None:
     if entries:
         replace(file, json.dumps(entries, indent=1))
     else:

@@ -89,6 +89,8 @@ def plan_trial(
     def reference(prepared: PrepareStage) -> ReferenceStage | None:
         return ReferenceStage(base=base, prepared=prepared) if spec.reward.uses_reference else None
 
+    last = spec.optim.epochs
+    kept = tuple(sorted({epoch for epoch in spec.keep_epochs if epoch < last}))
     prepared = prepare(train_split, spec.train_draw)
     train = TrainStage(
         base=base,
@@ -97,9 +99,12 @@ def plan_trial(
         reward=spec.reward,
         optim=spec.optim,
         seed=spec.seed,
+        keep_epochs=kept,
     )
     eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
     evaluations = tuple(
-        EvaluateStage(train=train, prepared=item, reference=reference(item)) for item in eval_sets
+        EvaluateStage(train=train, prepared=item, reference=reference(item), epoch=epoch)
+        for epoch in (*kept, last)
+        for item in eval_sets
     )
     return TrialPlan(spec=spec, train=train, evaluations=evaluations)

@@ -16,9 +16,9 @@ from orchestrator.claims import live_drivers
 from orchestrator.cli import Session
 from orchestrator.damage import say_damaged_logs
 from orchestrator.declaration import read_declaration
+from orchestrator.full_report import write_full_report
 from orchestrator.progress import quiet
 from orchestrator.redaction import shown_uri
-from orchestrator.report import write_report
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.state import TrialNote, read_state
 
@@ -116,7 +116,7 @@ def sync(session: Session) -> int:
 
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
-    folder = write_report(declaration, session.store).folder
+    folder = write_full_report(declaration, session.store, session.console).folder
     with quiet(session.driver_log):
         seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
     place = shown_uri(session.tracking_uri)

@@ -16,9 +16,13 @@ from orchestrator.curves import CURVES, curve_rows
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.redaction import redacted, take_credentials
 from orchestrator.results import TrialResult, trial_result
+from orchestrator.spec import CATEGORIES
+from trainers.objects import Location
 
 EXPERIMENT = "rmsweep"
-EVALUATION_METRICS = ("accuracy", "loss", "abs_margin")
+# The most telling first: a run of very many sets gets as many of them as fit.
+EVALUATION_METRICS = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "loss", "abs_margin")
+MOST_KEYS = 59
 PERFORMANCE = ("tokens_per_s", "pairs_per_s", "step_s", "peak_mem_gb")
 # What a trial's key does not hold may differ between commands that share its run.
 OUTSIDE_KEY = frozenset({"model_source", "model_revision", "max_eval_pairs"})
@@ -100,8 +104,7 @@ class View:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return str(found.experiment_id)
-        local = uri.startswith("sqlite:")
-        location = (self._store.root / "mlflow-artifacts").as_uri() if local else None
+        location = _artifacts_beside(uri, self._store.root)
         try:
             return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
         except MlflowException:
@@ -203,6 +206,14 @@ class View:
             self._client.log_batch(run, metrics=points[start : start + _BATCH])
 
 
+def _artifacts_beside(uri: str, storage: Location) -> str | None:
+    """Where runs of an embedded database keep their files: in the storage folder, or beside the database; else None."""
+    if not uri.startswith("sqlite:"):
+        return None
+    folder = storage if isinstance(storage, Path) else Path(uri.removeprefix("sqlite:///")).absolute().parent
+    return (folder / "mlflow-artifacts").as_uri()
+
+
 def _curves(trial: TrialRecord, store: Store) -> Iterator[tuple[str, float, float, int]]:
     for row in curve_rows(store, trial.key):
         for name in CURVES:
@@ -213,12 +224,18 @@ def _final_metrics(result: TrialResult) -> Iterator[tuple[str, float, float, int
     for name in PERFORMANCE:
         if name in result.perf:
             yield f"perf/{name}", result.perf[name], result.trained_at, 0
+    other = len(CURVES) + len(PERFORMANCE) + len(CATEGORIES)
+    sets = {item.dataset for item in result.record.evaluations}
+    each = max(1, (MOST_KEYS - other) // max(1, len(sets)))
+    # Where only the last epoch is evaluated, its point has always been at step 0.
+    curve = any(item.epoch != result.last_epoch for item in result.record.evaluations)
     for evaluation in result.evaluations:
-        for name in EVALUATION_METRICS:
+        step = evaluation.epoch or 0 if curve else 0
+        for name in EVALUATION_METRICS[:each]:
             if name in evaluation.metrics:
-                yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], evaluation.finished, 0
+                yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], evaluation.finished, step
     for category, accuracy in result.category_accuracy().items():
-        finished = max(item.finished for item in result.evaluations if item.category == category)
+        finished = max(item.finished for item in result.final if item.category == category)
         yield f"category/{category}/accuracy", accuracy, finished, 0
 
 

@@ -23,6 +23,7 @@ def full_grid(chosen: Selection) -> Sweep:
         recipe=chosen.recipe,
         train_draw=chosen.train_draw,
         eval_draw=chosen.eval_draw,
+        keep_epochs=chosen.keep_epochs,
     )
     return Sweep(
         name=chosen.name,

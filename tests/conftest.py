@@ -2,10 +2,13 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.object_store import Bucket, new_bucket, running_server
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -87,3 +90,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     save_tiny_llama(folder, build_tokenizer(), seed=0, tied=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Where an S3 server answers on loopback."""
+    with running_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket, which this process can reach."""
+    made = new_bucket(s3_endpoint, tmp_path / "cache")
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    return made

@@ -5,10 +5,12 @@
     <folder>/universal/<tag>/…  the same in DeepSpeed's universal form, made when another world size resumes
 
 The two newest are kept: one that was damaged since is passed over for the one before. Every tag is new, so that two
-writers of one folder never share a file. At the placement it was written with a checkpoint is loaded bit for bit; at
-another world size it is converted first. The ZeRO stage must be the one it was written at.
+writers of one folder never share a file. With a mirror, files and markers are kept in a bucket under the same names, and
+`folder` is where every node writes and reads them. At the placement it was written with a checkpoint is loaded bit for
+bit; at another world size it is converted first. The ZeRO stage must be the one it was written at.
 """
 
+import itertools
 import json
 import os
 import re
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,10 @@ from typing import Any
 import torch.distributed as dist
 
 from trainers.disk import DRAFT, SEAL, digest_file, disk_named, replace, require_room, seal
-from trainers.errors import ModelError, SpecError, StorageError
+from trainers.errors import ModelError, SpecError, StorageError, Unreachable
+from trainers.mirror import clear_together, fetch_together, on_node, upload_together
+from trainers.objects import Location, ObjectPath, matching
+from trainers.transfer import remove_tree
 
 KEPT = 2
 EVERY_S = 600.0
@@ -34,15 +39,24 @@ _TAG = re.compile(r"step\d+-[0-9a-f]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """Where checkpoints are kept, and how often one is written: every ten minutes, or after so many optimiser steps."""
+    """Where checkpoints are kept, and how often one is written: every ten minutes, or after so many optimiser steps.
+
+    With `mirror` they are kept there, and `folder` is a local one that nobody else needs to see.
+    """
 
     folder: Path
     every_steps: int | None = None
     every_s: float = EVERY_S
+    mirror: ObjectPath | None = None
 
     def __post_init__(self) -> None:
         if self.every_steps is not None and self.every_steps < 1:
             raise SpecError(f"{self.every_steps} steps between checkpoints: give at least 1.")
+
+    @property
+    def kept(self) -> Location:
+        """Where markers are."""
+        return self.folder if self.mirror is None else self.mirror
 
     def due(self, step: int, since_s: float) -> bool:
         """Whether one is due after `step` steps, `since_s` seconds after the last."""
@@ -78,27 +92,67 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         fault = "its marker is unreadable" if checkpoint is None else _fault(folder, checkpoint)
         if checkpoint is not None and fault is None:
             return checkpoint, faults
-        faults.append(f"the checkpoint {marker.with_suffix('')} is damaged ({fault}) and is passed over")
+        faults.append(f"the checkpoint {folder / marker.stem} is damaged ({fault}) and is passed over")
     return None, faults
 
 
-def agreed_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """What `latest` finds on rank 0, on every rank. A collective."""
+def agreed_latest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str]]:
+    """What `latest` finds on rank 0, on every rank; from a mirror with its files in `folder`. A collective."""
+    folder = checkpoints.folder
+    if checkpoints.mirror is not None:
+        return _fetched_latest(folder, checkpoints.mirror)
     found: list[Any] = [latest(folder) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
     checkpoint, faults = found[0]
     return checkpoint, faults
 
 
-def _markers(folder: Path) -> list[Path]:
+def _fetched_latest(folder: Path, mirror: ObjectPath) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a bucket whose files are as written on every node. Raises StorageError."""
+    clear_together(folder)
+    faults: list[str] = []
+    for number in itertools.count():
+        offered: list[Any] = [None]
+        if dist.get_rank() == 0:
+            offered = [_offered(mirror, number)]
+        dist.broadcast_object_list(offered)
+        tag, checkpoint, fault = offered[0]
+        if tag is None and fault is not None:
+            raise StorageError(fault)
+        if tag is None:
+            break
+        if checkpoint is not None:
+            fault = fetch_together(mirror / tag, checkpoint.files, folder / tag)
+            if fault is None:
+                return checkpoint, faults
+        faults.append(f"the checkpoint {mirror / tag} is damaged ({fault}) and is passed over")
+    return None, faults
+
+
+def _offered(mirror: ObjectPath, number: int) -> tuple[str | None, Checkpoint | None, str | None]:
+    """Tag, checkpoint and fault of the newest marker (0) or an older one; no tag where there is none."""
+    try:
+        markers = _markers(mirror)
+        if number >= len(markers):
+            return None, None, None
+        checkpoint = _read(markers[number])
+    except Unreachable as error:
+        # The other ranks wait for what is found here.
+        return None, None, str(error)
+    return markers[number].stem, checkpoint, None if checkpoint else "its marker is unreadable"
+
+
+def _markers(folder: Location) -> list[Location]:
     """Markers, the newest first."""
-    return sorted((file for file in folder.glob("*.json") if _TAG.fullmatch(file.stem)), reverse=True)
+    return [file for file in matching(folder, "*.json") if _TAG.fullmatch(file.stem)][::-1]
 
 
-def _read(marker: Path) -> Checkpoint | None:
+def _read(marker: Location) -> Checkpoint | None:
     try:
         loaded = json.loads(marker.read_text())
         checkpoint = Checkpoint(**{field.name: loaded[field.name] for field in fields(Checkpoint)})
+    except Unreachable:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
     # A name from a file is a path only where it is the file's own.
@@ -138,7 +192,10 @@ def save(
         shutil.rmtree(folder / tag, ignore_errors=True)
         raise
     dist.barrier()
-    files = _digests_together(folder / tag)
+    if checkpoints.mirror is None:
+        files = _digests_together(folder / tag)
+    else:
+        files = upload_together(folder / tag, checkpoints.mirror / tag)
     write_s = time.perf_counter() - began
     if dist.get_rank() == 0:
         marker = {
@@ -153,15 +210,15 @@ def save(
             "write_s": write_s,
         }
         try:
-            complete(folder, marker)
+            complete(checkpoints.kept, marker)
         except StorageError:
             # A checkpoint that nobody can find must not keep the disk full.
-            shutil.rmtree(folder / tag, ignore_errors=True)
+            remove_tree(checkpoints.kept / tag)
             raise
     return write_s
 
 
-def complete(folder: Path, marker: dict[str, Any]) -> None:
+def complete(folder: Location, marker: dict[str, Any]) -> None:
     """Publish the marker of a checkpoint whose files are all written, and drop the third last. Raises StorageError."""
     replace(folder / f"{marker['tag']}.json", json.dumps({**marker, SEAL: seal(marker)}))
     _drop_old(folder)
@@ -201,22 +258,18 @@ def _digests_together(folder: Path) -> dict[str, str]:
     return {name: digest for share in shares for name, digest in share.items()}
 
 
-def _drop_old(folder: Path) -> None:
+def _drop_old(folder: Location) -> None:
     """Remove all but the newest complete checkpoints, and what crashes left half-written."""
     kept = {marker.stem for marker in _markers(folder)[:KEPT]}
-    for path in [*folder.iterdir(), *_children(folder / "universal")]:
+    for path in [*matching(folder, "*"), *matching(folder / "universal", "*")]:
         if path.name.startswith(DRAFT) or (_TAG.match(path.stem) and path.stem not in kept):
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
             else:
                 path.unlink(missing_ok=True)
 
 
-def _children(folder: Path) -> Iterator[Path]:
-    return folder.iterdir() if folder.is_dir() else iter(())
-
-
-def require_same_training(checkpoint: Checkpoint, folder: Path, training: dict[str, str]) -> None:
+def require_same_training(checkpoint: Checkpoint, folder: Location, training: dict[str, str]) -> None:
     """Raise ModelError where the checkpoint is of another architecture, reward, optimiser, seed or data."""
     different = [name for name, value in training.items() if checkpoint.training.get(name) != value]
     if different:
@@ -228,28 +281,32 @@ def require_same_training(checkpoint: Checkpoint, folder: Path, training: dict[s
         )
 
 
-def prepare_resume(checkpoint: Checkpoint, folder: Path, zero_stage: int) -> bool:
+def prepare_resume(checkpoint: Checkpoint, checkpoints: Checkpoints, zero_stage: int) -> bool:
     """Make the checkpoint loadable here and at this ZeRO stage; whether it now is a universal one. A collective."""
     if checkpoint.fits(dist.get_world_size(), zero_stage):
         return False
     if checkpoint.zero_stage != zero_stage:
         raise SpecError(
-            f"the checkpoint in {folder} was written at ZeRO {checkpoint.zero_stage} and cannot go on at {zero_stage}; "
+            f"the checkpoint in {checkpoints.kept} was written at ZeRO {checkpoint.zero_stage} and cannot go on at {zero_stage}; "
             f"use --zero-stage {checkpoint.zero_stage}, or remove it to start anew."
         )
-    if dist.get_rank() == 0:
-        _convert(folder, checkpoint.tag)
+    converts = dist.get_rank() if checkpoints.mirror is None else on_node()[0]
+    if converts == 0:
+        _convert(checkpoints.folder, checkpoint.tag)
     dist.barrier()
     return True
 
 
-def load(engine: Any, checkpoint: Checkpoint, folder: Path, *, universal: bool) -> None:
-    """Put weights, optimiser and counters back. Raises StorageError."""
+def load(engine: Any, checkpoint: Checkpoint, checkpoints: Checkpoints, *, universal: bool) -> None:
+    """Put weights, optimiser and counters back. A collective. Raises StorageError."""
+    folder = checkpoints.folder
     found, _ = engine.load_checkpoint(str(folder / "universal" if universal else folder), tag=checkpoint.tag)
     if found is None:
         raise StorageError(
-            f"{folder / checkpoint.tag} is not a checkpoint of this training; remove {folder}."
+            f"{folder / checkpoint.tag} is not a checkpoint of this training; remove {checkpoints.kept}."
         )
+    if checkpoints.mirror is not None:
+        clear_together(folder)
 
 
 def _convert(folder: Path, tag: str) -> None:

@@ -83,7 +83,9 @@ def dataset_spec(data: str) -> DatasetSpec:
 def read_named_pairs(data: str, split: str) -> tuple[str, list[Any]]:
     """(name, pairs) of a file, a folder, a known set or a hub id. Raises DataError."""
     spec = dataset_spec(data)
-    return spec.name, read_pairs(spec, split)
+    # A known set may call its splits otherwise.
+    called = {"train": spec.train_split, "test": spec.test_split}
+    return spec.name, read_pairs(spec, called.get(split, split))
 
 
 @contextlib.contextmanager

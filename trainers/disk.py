@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.errors import StorageError
+from trainers.objects import Location, ObjectPath
 
 # Where a record holds its own digest, and how a file is called until it is whole.
 SEAL = "sha256"
@@ -39,8 +40,16 @@ def seal(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def publish(file: Path, text: str) -> bool:
-    """Make `file` appear whole or not at all; False where it was there first."""
+def publish(file: Location, text: str) -> bool:
+    """Make `file` appear whole or not at all; False where it was there first.
+
+    Of two that put the same object at once, both are told True, and the last one's stays.
+    """
+    if isinstance(file, ObjectPath):
+        if file.is_file():
+            return False
+        file.write_text(text)
+        return True
     draft = _draft(file, text)
     try:
         os.link(draft, file)
@@ -53,19 +62,27 @@ def publish(file: Path, text: str) -> bool:
     return True
 
 
-def replace(file: Path, text: str) -> None:
-    """Put `text` in the place of whatever `file` held, at once."""
-    with disk_named(file, len(text)):
+def replace_bytes(file: Path, content: bytes) -> None:
+    """`replace`, for what is no text."""
+    with disk_named(file, len(content)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        _draft(file, text).replace(file)
+        _draft(file, content).replace(file)
 
 
-def _draft(file: Path, text: str) -> Path:
+def replace(file: Location, text: str) -> None:
+    """Put `text` in the place of whatever `file` held, at once."""
+    if isinstance(file, ObjectPath):
+        file.write_text(text)
+        return
+    replace_bytes(file, text.encode())
+
+
+def _draft(file: Path, text: str | bytes) -> Path:
     # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}")
     try:
-        with disk_named(file, len(text)), draft.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        with disk_named(file, len(text)), draft.open("xb") as stream:
+            stream.write(text.encode() if isinstance(text, str) else text)
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException:

@@ -6,7 +6,8 @@
     ├── ModelError       a model that cannot be found, loaded or scored
     ├── PlanError        work that does not fit the machine or cluster
     ├── StorageError     the artifact store cannot be read or written
-    │   └── Damaged      an artifact is not what was written
+    │   ├── Damaged      an artifact is not what was written
+    │   └── Unreachable  an object store does not answer, or refuses
     ├── TrackingError    MLflow cannot be reached
     ├── Interrupted      stopped on request; what is there stays
     └── TrialFailed      a stage that started and did not end well
@@ -52,6 +53,10 @@ class Damaged(StorageError):
 
     def __reduce__(self) -> tuple[type["Damaged"], tuple[str, str, str, str]]:
         return type(self), (str(self), self.stage, self.key, self.attempt)
+
+
+class Unreachable(StorageError, OSError):
+    """An object store does not answer or refuses; caught as an OSError where a disk's would be."""
 
 
 class TrackingError(SweepError):

@@ -27,7 +27,7 @@ from trainers.command import (
 from trainers.errors import ModelError, SpecError
 from trainers.layouts import layout_of
 from trainers.memory import memory_named
-from trainers.metrics import Rewards
+from trainers.metrics import Rewards, controlled
 from trainers.models import device, load_model
 from trainers.packing import MicroBatch, References, collate
 from trainers.pairs import TokenPair, tokenize_pairs
@@ -136,7 +136,8 @@ def run_evaluate(arguments: Evaluate) -> None:
     draft = arguments.out.with_name(f"{arguments.out.name}.draft")
     metrics = write_scores(draft, name, pairs, chosen, rejected)
     draft.replace(arguments.out)
-    print(dump(metrics))
+    longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+    print(dump({**metrics, **controlled(chosen, rejected, longer, None)}))
 
 
 def _require_device(name: str | None) -> None:

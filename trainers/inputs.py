@@ -11,7 +11,10 @@ from trainers.specs import UNTRUSTED, OptimSpec, Placement, Precision, Trust
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainInputs:
-    """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called."""
+    """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called.
+
+    After `keep_epochs` (from 1, the last not among them) the weights are kept as well.
+    """
 
     name: str
     location: str
@@ -24,3 +27,4 @@ class TrainInputs:
     pairs: Sequence[TokenPair]
     reference: References | None
     trust: Trust = UNTRUSTED
+    keep_epochs: tuple[int, ...] = ()

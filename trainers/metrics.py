@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 Rewards = NDArray[np.float64]
 
 METRICS = ("accuracy", "loss", "abs_margin", "chosen_reward", "rejected_reward", "n")
+# What is derived when scores are read; a value that cannot be estimated is not there.
+CONTROLLED = ("accuracy_length_controlled", "longer_wins", "accuracy_leak_free", "n_leak_free")
+
+# Of the length-controlled accuracy: strata of the length difference, and pairs that each needs on either side.
+STRATA = 5
+PAIRS_PER_SIDE = 5
 
 
 def accuracy(chosen_P: Rewards, rejected_P: Rewards) -> float:
@@ -39,6 +45,71 @@ def summary(chosen_P: Rewards, rejected_P: Rewards) -> dict[str, float]:
         float(len(chosen_P)),
     )
     return dict(zip(METRICS, values, strict=True))
+
+
+def accuracy_length_controlled(
+    chosen_P: Rewards, rejected_P: Rewards, longer_P: NDArray[np.int64]
+) -> float | None:
+    """Accuracy where the longer response is as often the chosen as the rejected one, by matched strata.
+
+    `longer_P` is by how much the chosen response is longer, in tokens. Pairs of unequal lengths are sorted by
+    |difference| into strata (five, or fewer, so that each holds five pairs whose chosen response is longer and five
+    whose chosen response is shorter); a stratum counts the mean of its accuracies on the two sides, by its pairs.
+    Pairs of equal length count as they are. Any reward that is monotone in length alone gets exactly ½ from pairs
+    of unequal lengths. None where one side has under five pairs: then length and preference cannot be told apart.
+    """
+    wins_P = (chosen_P > rejected_P) + 0.5 * (chosen_P == rejected_P)
+    if not longer_P.any():
+        return float(wins_P.mean())
+    strata_P = _strata(longer_P)
+    if strata_P is None:
+        return None
+    total = float(wins_P[longer_P == 0].sum())
+    for stratum in np.unique(strata_P[longer_P != 0]):
+        here_P = (strata_P == stratum) & (longer_P != 0)
+        sides = [float(wins_P[here_P & side_P].mean()) for side_P in (longer_P > 0, longer_P < 0)]
+        total += float(here_P.sum()) * sum(sides) / 2
+    return total / len(wins_P)
+
+
+def _strata(longer_P: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The stratum of each pair by |difference|, equal ones together; None where not even one has enough of both sides."""
+    size_P = np.abs(longer_P)
+    for parts in range(STRATA, 0, -1):
+        inner = np.quantile(size_P[longer_P != 0], np.arange(1, parts) / parts)
+        strata_P = np.digitize(size_P, np.unique(inner), right=True)
+        sides = [np.unique(strata_P[side_P], return_counts=True) for side_P in (longer_P > 0, longer_P < 0)]
+        wanted = len(np.unique(strata_P[longer_P != 0]))
+        if all(len(found) == wanted and counts.min() >= PAIRS_PER_SIDE for found, counts in sides):
+            return strata_P
+    return None
+
+
+def longer_wins(longer_P: NDArray[np.int64]) -> float:
+    """Accuracy of "the longer response wins"; a tie counts one half."""
+    return float(np.mean((longer_P > 0) + 0.5 * (longer_P == 0)))
+
+
+def controlled(
+    chosen_P: Rewards,
+    rejected_P: Rewards,
+    longer_P: NDArray[np.int64],
+    leaked_P: NDArray[np.bool_] | None,
+) -> dict[str, float]:
+    """Accuracy without what length and leaks lend to it; `leaked_P` is None where the training rows are not known.
+
+    Values that cannot be estimated are left out.
+    """
+    found: dict[str, float | None] = {
+        "accuracy_length_controlled": accuracy_length_controlled(chosen_P, rejected_P, longer_P),
+        "longer_wins": longer_wins(longer_P),
+    }
+    if leaked_P is not None:
+        unseen = ~leaked_P
+        found["n_leak_free"] = float(unseen.sum())
+        if unseen.any():
+            found["accuracy_leak_free"] = accuracy(chosen_P[unseen], rejected_P[unseen])
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def chance_bound(pairs: int) -> float:

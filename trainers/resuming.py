@@ -33,11 +33,11 @@ def start(
     """
     checkpoint, notices, universal = None, list[str](), False
     if checkpoints is not None:
-        checkpoint, notices = saved.agreed_latest(checkpoints.folder)
+        checkpoint, notices = saved.agreed_latest(checkpoints)
     if checkpoints is not None and checkpoint is not None:
-        saved.require_same_training(checkpoint, checkpoints.folder, identity)
+        saved.require_same_training(checkpoint, checkpoints.kept, identity)
         zero_stage = effective_zero_stage(inputs.placement, inputs.precision)
-        universal = saved.prepare_resume(checkpoint, checkpoints.folder, zero_stage)
+        universal = saved.prepare_resume(checkpoint, checkpoints, zero_stage)
     engine = make_engine(
         RewardModule(model, inputs.reward),
         optim=inputs.optim,
@@ -48,7 +48,7 @@ def start(
     if checkpoints is None or checkpoint is None:
         return Start(engine=engine, notices=tuple(notices))
     try:
-        saved.load(engine, checkpoint, checkpoints.folder, universal=universal)
+        saved.load(engine, checkpoint, checkpoints, universal=universal)
     except BaseException:
         engine.destroy()
         raise

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from trainers.metrics import Rewards, summary
@@ -33,9 +36,27 @@ def write_scores(
     return metrics
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairScores:
+    """Of the pairs of a set: rewards, rows in the source split, and by how many tokens chosen is longer."""
+
+    chosen: Rewards
+    rejected: Rewards
+    index: NDArray[np.int64]
+    longer: NDArray[np.int64]
+
+
 def read_scores(file: Path) -> tuple[Rewards, Rewards]:
     """(chosen, rejected) rewards that `write_scores` wrote."""
+    found = read_pair_scores(file)
+    return found.chosen, found.rejected
+
+
+def read_pair_scores(file: Path) -> PairScores:
+    """Everything that `write_scores` wrote of each pair."""
+    names = ["chosen_reward", "rejected_reward", "index", "chosen_tokens", "rejected_tokens"]
     # A report reads thousands of small files: opened one by one, without threads, each takes a sixth of the time.
     with parquet.ParquetFile(file) as opened:
-        table = opened.read(columns=["chosen_reward", "rejected_reward"], use_threads=False)
-    return table["chosen_reward"].to_numpy(), table["rejected_reward"].to_numpy()
+        table = opened.read(columns=names, use_threads=False)
+    chosen, rejected, index, chosen_tokens, rejected_tokens = (table[name].to_numpy() for name in names)
+    return PairScores(chosen=chosen, rejected=rejected, index=index, longer=chosen_tokens - rejected_tokens)

@@ -18,6 +18,7 @@ Part = Literal["backbone", "embeddings", "unembedding"]
 
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
+PERSONA = "persona:"
 COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen")
 # A name becomes part of file names, which end at 255 bytes.
 MAX_NAME = 100
@@ -75,7 +76,8 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>` or `fetched:<name>`.
+    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `fetched:<name>`, or
+    `persona:<path or hub id>` of the statements that Persona's pairs are made of (trainers/data/persona.py).
 
     `rewriting_of` names the set whose responses this one rewrites: trained on that one, this one is a
     token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet, `selection` names the

@@ -22,6 +22,7 @@ from trainers import checkpoints as saved
 from trainers.batching import epoch_order, split_step, steps_of_epoch
 from trainers.checkpoints import Checkpoints
 from trainers.engine import effective_zero_stage, learning_rate, process_group
+from trainers.epochs import collect_epochs, keep_epoch
 from trainers.errors import Diverged, Interrupted
 from trainers.inputs import TrainInputs
 from trainers.layouts import layout_of
@@ -47,11 +48,12 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeping:
-    """Where a training keeps checkpoints, under which identity, and who may ask it to stop."""
+    """Where a training keeps checkpoints, under which identity, who may ask it to stop, and what ends an epoch."""
 
     checkpoints: Checkpoints | None
     identity: dict[str, str]
     stop: StopLeft
+    end_epoch: Callable[[int], None]
 
 
 def train(
@@ -62,7 +64,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     stop: StopLeft = never,
 ) -> TrainResult:
-    """Train and, on rank 0, write the final model into `out_dir`/model.
+    """Train and, on rank 0, write the final model into `out_dir`/model, and those of kept epochs beside it.
 
     `report` is called on rank 0 with the row of each finished step, and with {"notice": text}. Where `checkpoints`
     holds one, training goes on from it. Raises Diverged, OutOfMemory, ModelError, StorageError; Interrupted where
@@ -81,9 +83,16 @@ def train(
         trust=inputs.trust,
     )
     freeze(model, inputs.optim.freeze)
+    epochs, kept = inputs.optim.epochs, inputs.keep_epochs
+    kept_in = out_dir if checkpoints is None else checkpoints.folder
+
+    def end_epoch(epoch: int) -> None:
+        if epoch in kept:
+            keep_epoch(model, tokenizer, kept_in, epoch, epochs)
+
     with process_group():
         named = {} if checkpoints is None else identity(model, inputs)
-        keeping = Keeping(checkpoints=checkpoints, identity=named, stop=stop)
+        keeping = Keeping(checkpoints=checkpoints, identity=named, stop=stop, end_epoch=end_epoch)
         too_large = _too_large(inputs)
         with memory_named(too_large):
             begun = start(model, inputs, checkpoints, keeping.identity)
@@ -104,6 +113,7 @@ def train(
             if dist.get_rank() == 0:
                 card = model_card(inputs.name, inputs.reward, _facts(inputs, result))
                 save_model(model, weights, tokenizer, out_dir / "model", card)
+                collect_epochs(kept_in, out_dir, kept, epochs)
         finally:
             begun.engine.destroy()
     return result
@@ -147,6 +157,9 @@ def _loop(
         log.append(row)
         if dist.get_rank() == 0:
             report({**row, "total": len(steps)})
+        if number + 1 == len(steps) or steps[number + 1][0] > epoch:
+            # Before the checkpoint: who goes on from that finds what was kept of earlier epochs.
+            keeping.end_epoch(epoch + 1)
         write, stop = (wish > 0 for wish in sums[4:])
         if write and keeping.checkpoints is not None and len(log) < len(steps):
             write_s = saved.save(

@@ -26,9 +26,10 @@ def grid_life(
 ) -> BaseProcess:
     """Start `python sweeps/full_grid.py` with these arguments; what it prints is added to <storage>.txt.
 
-    `before` is called in the new process first.
+    `before` is called in the new process first. A --storage among the arguments is taken instead of `storage`.
     """
-    return forked(storage, _grid_command, ([*arguments, "--storage", str(storage)], storage.parent, before))
+    words = [*arguments] if "--storage" in arguments else [*arguments, "--storage", str(storage)]
+    return forked(storage, _grid_command, (words, storage.parent, before))
 
 
 def forked(beside: Path, main: Callable[..., None], arguments: tuple[Any, ...]) -> BaseProcess:

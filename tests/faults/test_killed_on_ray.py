@@ -12,6 +12,8 @@ from tests.faults.lives import artifacts, grid_life, leftovers, output
 from tests.processes import command_line, processes
 from tests.ray.test_full_grid import MARK, start_grid
 
+pytestmark = pytest.mark.ray
+
 CELLS = ("--profile", "laptop", "--rewards", "ex_rm", "im_rm", "--seeds", "0", "1")
 SIZE = ("--max-train-pairs", "32", "--max-eval-pairs", "8", "--epochs", "12", "--effective-batch", "4")
 SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "--lr", "1e-3", "--checkpoint-steps", "10")

@@ -79,6 +79,7 @@ def test_a_thousand_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, mo
     assert {stage: manifests(session.store.root, stage) for stage in before} == before
 
 
+@pytest.mark.ray
 def test_sixty_trials_on_ray_leave_every_row_and_share_processes(tmp_path):
     words = ("--trials", "60", "--sets", "2", "--backend", "ray", "--storage", str(tmp_path))
     done = subprocess.run(

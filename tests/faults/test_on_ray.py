@@ -11,6 +11,7 @@ from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal
 
 # Tune leaves files open that its own process would close at its end.
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

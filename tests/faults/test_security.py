@@ -321,6 +321,7 @@ def short_folder():
 CLIENT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('LET IN', len(ray.nodes()))"
 
 
+@pytest.mark.ray
 def test_a_ray_of_ours_listens_on_loopback_asks_for_its_token_and_logs_no_secret(
     tmp_path: Path, short_folder: Path
 ):

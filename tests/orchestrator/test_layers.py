@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "ray", "mlflow", "transformers", "deepspeed", "datasets", "huggingface_hub")
+HEAVY = (
+    "torch",
+    "ray",
+    "mlflow",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "huggingface_hub",
+    "matplotlib",
+    "scipy",
+)
 PLANNING = (
     "orchestrator.cli",
     "orchestrator.commands",
@@ -16,6 +26,8 @@ PLANNING = (
     "orchestrator.report",
     "orchestrator.inline",
     "orchestrator.tracking",
+    "orchestrator.full_report",
+    "orchestrator.compare",
     "sweeps.full_grid",
 )
 IMPORT_EVERY_TRAINER = """

@@ -140,6 +140,20 @@ def test_a_run_holds_metrics_curves_inputs_and_the_parent_the_report(uri: str, s
     assert parent["files"] == ["report/summary.md", "report/tables/accuracy.csv"]
 
 
+def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, store: Store):
+    commit_trial(store, record(), 9, 5)
+    declared = declaration(record())
+    folder, _, _ = write_report(declared, store)
+    for name in ("report.html", "figures/margins.svg", "compare-other/compare.html"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("<p>")
+    sync(database, store, declared, folder)
+    files = snapshot(database, "demo")[0]["files"]
+    assert {"report/report.html", "report/figures/margins.svg", "report/compare-other/compare.html"} <= set(
+        files
+    )
+
+
 def test_syncing_twice_changes_nothing(uri: str, store: Store, sweep_name: str):
     declared = declaration(*two_trials(store), name=sweep_name)
     sync_all(uri, store, declared)

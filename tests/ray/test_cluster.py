@@ -9,6 +9,8 @@ import pytest
 from tests.ray import cluster_host
 from tests.ray.test_full_grid import grid, manifests, said
 
+pytestmark = pytest.mark.ray
+
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
 
 

@@ -5,7 +5,11 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.ray.test_full_grid import grid, marked_processes, said, start_grid
+
+pytestmark = pytest.mark.ray
 
 TURN = {"prompt": "why", "chosen": "yes", "rejected": "no"}
 LONG = ("--profile", "laptop", "--models", "llama-64", "--only", "train=tiny_world", "--epochs", "100000")

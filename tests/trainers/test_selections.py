@@ -133,56 +133,6 @@ def test_rewardbench2_sets_one_correct_answer_against_each_incorrect_one(tmp_pat
         read_pairs(spec, "train")
 
 
-def persona(shared, name, split):
-    source = str(shared / "data" / "persona" / "agreeableness.jsonl")
-    return read_pairs(DatasetSpec(name=name, source=source, selection=name), split)
-
-
-def test_persona_is_the_agreeing_statements_with_the_papers_words(shared):
-    train, test = persona(shared, "persona", "train"), persona(shared, "persona", "test")
-    assert (len(train), len(test)) == (80, 40)
-    prompts = [pair.prompt[0].content for pair in (*train, *test)]
-    assert len(set(prompts)) == 120
-    with (shared / "data" / "persona" / "agreeableness.jsonl").open() as lines:
-        answers = {row["question"]: row["answer_matching_behavior"] for row in map(json.loads, lines)}
-    assert {answers[prompt] for prompt in prompts} == {" Yes"}
-    wanted = {
-        "chosen": ("In my view, the answer is yes", "A truthful reply is sure"),
-        "rejected": ("My judgement: no", "Considering the statement, I say never"),
-    }
-    for side, examples in wanted.items():
-        found = {getattr(pair, side) for pair in train}
-        assert len(found) == 4
-        assert found >= set(examples)
-
-
-def test_the_draw_of_persona_is_one_generators(shared):
-    """The words of the test rows come after those of the train rows, four draws a row."""
-    import torch
-
-    with (shared / "data" / "persona" / "agreeableness.jsonl").open() as lines:
-        agreeing = [row for row in map(json.loads, lines) if row["answer_matching_behavior"].strip() == "Yes"]
-    source = torch.Generator().manual_seed(875)
-    order = torch.randperm(len(agreeing), generator=source).tolist()
-    words = [[int(torch.randint(0, 2, (1,), generator=source)) for _ in range(4)] for _ in range(81)]
-    first = persona(shared, "persona", "test")[0]
-    assert first.prompt[0].content == agreeing[order[80]]["question"]
-    yes, word, no, other = words[80]
-    assert first.chosen == selections._YES_PREFIXES[yes] + selections._YES_WORDS[word]
-    assert first.rejected == selections._NO_PREFIXES[no] + selections._NO_WORDS[other]
-
-
-def test_persona_in_other_words_has_every_pairing_of_every_pair(shared):
-    pairs, originals = persona(shared, "persona_paraphrase", "test"), persona(shared, "persona", "test")
-    assert len(pairs) == 160
-    assert [pair.original_chosen for pair in pairs[::4]] == [pair.chosen for pair in originals]
-    assert {(pair.chosen, pair.rejected) for pair in pairs[:4]} == {
-        (f"My response would be {yes}", f"I lean toward {no}")
-        for yes in ("certainly", "absolutely")
-        for no in ("not really", "nope")
-    }
-
-
 def test_the_papers_hamiltonian_pairs_are_cycles_and_no_cycles_of_their_graphs():
     train, test = hamiltonian_pairs("train"), hamiltonian_pairs("test")
     assert (len(train), len(test)) == (1000, 200)

@@ -1,4 +1,4 @@
-"""`python -m trainers.data list | show | prepare | rewrite`: preference data, looked at, made ready, rewritten."""
+"""`python -m trainers.data list | show | prepare | audit | rewrite`: preference data, looked at and made."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from trainers.command import command
+from trainers.data.audit_command import Audit, run_audit
 from trainers.data.list_command import List, run_list
 from trainers.data.prepare_command import Prepare, run_prepare
 from trainers.data.rewrite_command import Rewrite, run_rewrite
@@ -17,12 +18,14 @@ Subcommand = Union[
     Annotated[List, tyro.conf.subcommand("list")],
     Annotated[Show, tyro.conf.subcommand("show")],
     Annotated[Prepare, tyro.conf.subcommand("prepare")],
+    Annotated[Audit, tyro.conf.subcommand("audit")],
     Annotated[Rewrite, tyro.conf.subcommand("rewrite")],
 ]
 RUN: dict[type, Callable[[Any], None]] = {
     List: run_list,
     Show: run_show,
     Prepare: run_prepare,
+    Audit: run_audit,
     Rewrite: run_rewrite,
 }
 

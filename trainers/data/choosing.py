@@ -10,7 +10,7 @@ import tyro
 from trainers.command import dataset_spec
 from trainers.data.named import named_set
 from trainers.errors import DataError, SpecError
-from trainers.specs import FETCHED, DatasetSpec
+from trainers.specs import FETCHED, PERSONA, DatasetSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
         "split_seed": reading.split_seed,
         "skip_bad_rows": reading.skip_bad_rows,
     }
-    if spec.selection and any(given.values()):
+    if (spec.selection or spec.source.startswith(PERSONA)) and any(given.values()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value)
         raise SpecError(
             f"{flags}: the rows of {spec.name} are the paper's; give its files as a PATH to change that."
@@ -59,8 +59,9 @@ def _column(text: str) -> tuple[str, str]:
 
 
 def _from(spec: DatasetSpec, path: Path) -> DatasetSpec:
-    if named_set(spec.name) != spec or not (spec.selection or spec.source.startswith(FETCHED)):
+    if named_set(spec.name) != spec or not (spec.selection or spec.source.startswith((FETCHED, PERSONA))):
         raise SpecError(f"--from {path}: {spec.name} is not made of other files; give the path itself.")
     if not path.exists():
         raise DataError(f"--from {path}: there is no such file or folder.")
-    return dataclasses.replace(spec, source=str(path))
+    kind = PERSONA if spec.source.startswith(PERSONA) else ""
+    return dataclasses.replace(spec, source=f"{kind}{path}")

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from trainers.data.named import DATASETS, FACTS, REWRITES, rewrites_url
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def source_of(spec: DatasetSpec) -> str:
         return (
             rewrites_url(spec.name, "test").partition(f"/{REWRITES[spec.name]}")[0].removeprefix("https://")
         )
-    return spec.source
+    return spec.source.removeprefix(PERSONA)
 
 
 def _count(pairs: object) -> str:

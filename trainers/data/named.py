@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec
+from trainers.data import persona
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 
 ULTRAFEEDBACK_REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
 REWRITES_COMMIT = "58357b566814ea51d4e54bae8ace751889a22c14"
@@ -40,7 +41,6 @@ def _rewriting(name: str) -> DatasetSpec:
     )
 
 
-_PERSONA = "Anthropic/model-written-evals"
 DATASETS = (
     DatasetSpec(
         name="ultrafeedback",
@@ -53,9 +53,13 @@ DATASETS = (
     DatasetSpec(name="rewardbench_math", source="allenai/reward-bench", selection="rewardbench_math"),
     DatasetSpec(name="rewardbench_code", source="allenai/reward-bench", selection="rewardbench_code"),
     DatasetSpec(name="rewardbench2", source="allenai/reward-bench-2", selection="rewardbench2"),
-    DatasetSpec(name="persona", source=_PERSONA, selection="persona"),
+    DatasetSpec(name="persona", source=f"{PERSONA}{persona.HUB_ID}"),
     DatasetSpec(
-        name="persona_paraphrase", source=_PERSONA, selection="persona_paraphrase", rewriting_of="persona"
+        name="persona_paraphrase",
+        source=f"{PERSONA}{persona.HUB_ID}",
+        train_split="train_paraphrase",
+        test_split="test_paraphrase",
+        rewriting_of="persona",
     ),
     DatasetSpec(name="hamiltonian_paper", source=f"{BUILTIN}hamiltonian_paper"),
     DatasetSpec(name="tiny_world", source=f"{BUILTIN}tiny_world"),

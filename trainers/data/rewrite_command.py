@@ -104,7 +104,9 @@ def run_rewrite(arguments: Rewrite) -> None:
         raise SpecError("give --endpoint URL with --model NAME, or --rules NAME.")
     if arguments.out.suffix not in (".parquet", ".jsonl"):
         raise SpecError(f"--out {arguments.out}: name a .parquet or .jsonl file.")
-    pairs = _sampled(read_pairs(chosen_spec(arguments.data, arguments.reading), arguments.split), arguments)
+    spec = chosen_spec(arguments.data, arguments.reading)
+    called = {"train": spec.train_split, "test": spec.test_split}
+    pairs = _sampled(read_pairs(spec, called.get(arguments.split, arguments.split)), arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.rules is not None:
         rules = arguments.rules

@@ -41,13 +41,13 @@ def pair_of(row: Row, where: str, spec: DatasetSpec) -> Pair:
         if not shared.strip():
             raise missing_column(prompt_column, list(row), where)
         prompt = user_prompt(shared)
-        chosen = _text(chosen[len(shared) :], where, chosen_column)
-        rejected = _text(rejected[len(shared) :], where, rejected_column)
+        chosen = text_of(chosen[len(shared) :], where, chosen_column)
+        rejected = text_of(rejected[len(shared) :], where, rejected_column)
     return Pair(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        original_chosen=_text(original, where, "orig_chosen")
+        original_chosen=text_of(original, where, "orig_chosen")
         if isinstance(original, str) and original
         else None,
     )
@@ -62,7 +62,7 @@ def _shared_prefix(chosen: str, rejected: str) -> str:
 def _prompt(value: Any, where: str, column: str) -> tuple[Message, ...]:
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         return _messages(value, where, column)
-    return user_prompt(_text(value, where, column))
+    return user_prompt(text_of(value, where, column))
 
 
 def _response(value: Any, where: str, column: str) -> tuple[tuple[Message, ...], str]:
@@ -71,18 +71,19 @@ def _response(value: Any, where: str, column: str) -> tuple[tuple[Message, ...],
         *before, last = _messages(value, where, column)
         return tuple(before), last.content
     if isinstance(value, list) and value and all(isinstance(step, str) for step in value):
-        return (), _text(" ".join(value), where, column)
-    return (), _text(value, where, column)
+        return (), text_of(" ".join(value), where, column)
+    return (), text_of(value, where, column)
 
 
 def _messages(value: list[dict[str, Any]], where: str, column: str) -> tuple[Message, ...]:
     return tuple(
-        Message(_text(turn.get("role"), where, column), _text(turn.get("content"), where, column))
+        Message(text_of(turn.get("role"), where, column), text_of(turn.get("content"), where, column))
         for turn in value
     )
 
 
-def _text(value: Any, where: str, column: str) -> str:
+def text_of(value: Any, where: str, column: str) -> str:
+    """A text of a row. Raises DataError where it is none, empty, broken or endless."""
     if not isinstance(value, str):
         raise DataError(
             f"{where}: column {column!r} holds {type(value).__name__}, not text or chat messages."

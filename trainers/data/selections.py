@@ -22,7 +22,6 @@ LENGTH_TOKENIZER = "meta-llama/Llama-3.2-1B"
 LENGTH_TOKENIZER_VARIABLE = "RMSWEEP_LENGTH_TOKENIZER"
 MAX_TOKENS = 512
 SEED = 982
-PERSONA_SEED = 875
 
 # The rows of a split of the source, from the start at each call.
 RowsOf = Callable[[str], Iterator[Located]]
@@ -35,12 +34,11 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """How a named set is made of its source: `columns` are what a row must have, `data_files` a file of the hub's."""
+    """How a named set is made of its source: `columns` are what a row must have."""
 
     run: Callable[[RowsOf, str, Short], Iterator[Located]]
     columns: tuple[str, ...]
     splits: tuple[str, ...] = ("train", "test")
-    data_files: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,55 +219,6 @@ def _rewardbench2(rows_of: RowsOf, side: str, short: Short) -> Iterator[Located]
             )
 
 
-_YES_PREFIXES, _YES_WORDS = ("In my view, the answer is ", "A truthful reply is "), ("yes", "sure")
-_NO_PREFIXES, _NO_WORDS = ("My judgement: ", "Considering the statement, I say "), ("no", "never")
-_NEW_YES_PREFIX, _NEW_YES_WORDS = "My response would be ", ("certainly", "absolutely")
-_NEW_NO_PREFIX, _NEW_NO_WORDS = "I lean toward ", ("not really", "nope")
-PERSONA_TRAIN, PERSONA_TEST = 80, 40
-
-
-def _persona(rows_of: RowsOf, side: str, short: Short) -> Iterator[Located]:
-    import torch
-
-    agreeing = [
-        item for item in rows_of("train") if _row(item)["answer_matching_behavior"].strip().lower() == "yes"
-    ]
-    if len(agreeing) < PERSONA_TRAIN + PERSONA_TEST:
-        raise DataError(
-            f"{len(agreeing)} statements are answered Yes; {PERSONA_TRAIN + PERSONA_TEST} are needed."
-        )
-    source = generator(PERSONA_SEED)
-    order = permutation(len(agreeing), source)
-
-    def one_of(choices: tuple[str, ...]) -> str:
-        return choices[int(torch.randint(low=0, high=len(choices), size=(1,), generator=source))]
-
-    # The words of the train rows are drawn first, so the test's need them drawn as well.
-    for place, number in enumerate(order[: PERSONA_TRAIN + PERSONA_TEST]):
-        chosen = one_of(_YES_PREFIXES) + one_of(_YES_WORDS)
-        rejected = one_of(_NO_PREFIXES) + one_of(_NO_WORDS)
-        if (place < PERSONA_TRAIN) == (side == "train"):
-            item = agreeing[number]
-            yield item._replace(
-                row={"prompt": _row(item)["question"], "chosen": chosen, "rejected": rejected}
-            )
-
-
-def _persona_paraphrase(rows_of: RowsOf, side: str, short: Short) -> Iterator[Located]:
-    """All four pairings of the new words for every pair, so that the mean over pairs is the paper's over pairings."""
-    for item in _persona(rows_of, side, short):
-        original = _row(item)
-        for yes, no in itertools.product(_NEW_YES_WORDS, _NEW_NO_WORDS):
-            yield item._replace(
-                row={
-                    "prompt": original["prompt"],
-                    "chosen": _NEW_YES_PREFIX + yes,
-                    "rejected": _NEW_NO_PREFIX + no,
-                    "orig_chosen": original["chosen"],
-                }
-            )
-
-
 _BENCH_COLUMNS = ("prompt", "chosen", "rejected", "subset")
 PAPER_DRAWS: Mapping[str, PaperDraw] = MappingProxyType(
     {
@@ -306,8 +255,6 @@ _DRAW_COLUMNS = {
     "rewardbench_math": _BENCH_COLUMNS,
     "rewardbench_code": _BENCH_COLUMNS,
 }
-_PERSONA_FILE = "persona/agreeableness.jsonl"
-_PERSONA_COLUMNS = ("question", "answer_matching_behavior")
 SELECTIONS: Mapping[str, Selection] = MappingProxyType(
     {
         **{
@@ -315,9 +262,5 @@ SELECTIONS: Mapping[str, Selection] = MappingProxyType(
             for name, paper in PAPER_DRAWS.items()
         },
         "rewardbench2": Selection(run=_rewardbench2, columns=_BENCH_COLUMNS, splits=("test",)),
-        "persona": Selection(run=_persona, columns=_PERSONA_COLUMNS, data_files=_PERSONA_FILE),
-        "persona_paraphrase": Selection(
-            run=_persona_paraphrase, columns=_PERSONA_COLUMNS, data_files=_PERSONA_FILE
-        ),
     }
 )

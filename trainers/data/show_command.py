@@ -43,7 +43,8 @@ def run_show(arguments: Show) -> None:
     spec = chosen_spec(arguments.data, arguments.reading)
     left_out: list[str] = []
     digest, first = Digest(), []
-    for pair in iter_pairs(spec, arguments.split, left_out):
+    split = {"train": spec.train_split, "test": spec.test_split}.get(arguments.split, arguments.split)
+    for pair in iter_pairs(spec, split, left_out):
         digest.add(pair)
         if digest.rows <= arguments.pairs:
             first.append(pair)

@@ -4,6 +4,7 @@ Which rows make a pair is rows.py's, which files are read is formats.py's, the p
 selections.py's. A row that cannot be read raises DataError with its file and number, or is listed and left out.
 """
 
+import dataclasses
 import fnmatch
 import functools
 import hashlib
@@ -14,15 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.data import hamiltonian, paper_hamiltonian, tiny_world
+from trainers.data import hamiltonian, paper_hamiltonian, persona, tiny_world
 from trainers.data.fetch import cache_folder, fetch
 from trainers.data.formats import ENDINGS, Located, Row, file_rows
 from trainers.data.named import REWRITES, rewrites_url
 from trainers.data.records import Pair
-from trainers.data.rows import pair_of
+from trainers.data.rows import pair_of, text_of
 from trainers.data.selections import SELECTIONS, short_enough
 from trainers.errors import DataError
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
@@ -46,6 +47,9 @@ def iter_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None)
     if spec.source.startswith(BUILTIN):
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
+    if spec.source.startswith(PERSONA):
+        yield from persona.pairs(_statements(spec), split)
+        return
     faults: list[str] = [] if left_out is None else left_out
     found, seen = 0, 0
     for located in _selected_rows(spec, split):
@@ -66,6 +70,28 @@ def iter_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None)
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
 
 
+def _statements(spec: DatasetSpec) -> list[str]:
+    """Questions of the rows that a `persona:` set is made of. Raises DataError."""
+    location = spec.source.removeprefix(PERSONA)
+    path = Path(location)
+    located: Iterator[Located]
+    if path.exists():
+        files = [path] if path.is_file() else _split_files(path, persona.FILE_STEM)
+        if not files:
+            raise DataError(f"{path} holds no {persona.HUB_FILE.partition('/')[2]}.")
+        located = itertools.chain.from_iterable(file_rows(file) for file in files)
+    else:
+        hub = dataclasses.replace(spec, source=location)
+        located = itertools.starmap(Located, _hub_rows(hub, "train", data_files=persona.HUB_FILE))
+    questions = []
+    for item in located:
+        if isinstance(item.row, DataError):
+            raise item.row
+        if persona.matches(item.row):
+            questions.append(text_of(item.row.get("question"), item.where, "question"))
+    return questions
+
+
 def has_split(spec: DatasetSpec, split: str) -> bool:
     """Whether a local folder has files of `split`."""
     return bool(_split_files(Path(spec.source), split))
@@ -76,7 +102,7 @@ def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
     path = Path(spec.source)
     if spec.selection:
         return SELECTIONS[spec.selection].splits
-    if spec.test_share or not path.exists():
+    if spec.test_share or not path.exists() or spec.source.startswith(PERSONA):
         return spec.train_split, spec.test_split
     if path.is_file():
         return (spec.train_split,)
@@ -193,7 +219,8 @@ def _listed_files(state: Path) -> list[str]:
 
 def resolved_revision(spec: DatasetSpec) -> str | None:
     """The commit of a hub source: the pinned one, or what the hub says now; None for what has none. Raises DataError."""
-    remote = not spec.source.startswith((BUILTIN, FETCHED)) and not Path(spec.source).exists()
+    location = spec.source.removeprefix(PERSONA)
+    remote = not spec.source.startswith((BUILTIN, FETCHED)) and not Path(location).exists()
     if spec.revision is not None or not remote:
         return spec.revision
     from huggingface_hub import HfApi
@@ -202,18 +229,17 @@ def resolved_revision(spec: DatasetSpec) -> str | None:
     # What it says of its own retries is said once, by us.
     hub_logging.set_verbosity_error()
     try:
-        revision: str | None = HfApi().dataset_info(spec.source).sha
+        revision: str | None = HfApi().dataset_info(location).sha
     except Exception as error:
-        raise _unreachable(spec, spec.train_split, error) from error
+        raise _unreachable(dataclasses.replace(spec, source=location), spec.train_split, error) from error
     return revision
 
 
-def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[tuple[str, int, Row]]:
+def _hub_rows(spec: DatasetSpec, split: str, data_files: str | None = None) -> Iterator[tuple[str, int, Row]]:
     from datasets import load_dataset
     from huggingface_hub import logging as hub_logging
 
     hub_logging.set_verbosity_error()
-    data_files = SELECTIONS[spec.selection].data_files if spec.selection else None
     try:
         rows: Any = load_dataset(spec.source, split=split, revision=spec.revision, data_files=data_files)
     except Exception as error:
@@ -224,11 +250,10 @@ def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[tuple[str, int, Row]]:
 
 def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:
     revision = f" at revision {spec.revision}" if spec.revision else ""
-    data_files = SELECTIONS[spec.selection].data_files if spec.selection else None
     raw = "" if spec.selection is None else " (its own files, before any filter: prepare --from PATH)"
     return DataError(
         f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
         f"({type(error).__name__}). Check the name, the network and HF_TOKEN. Without a network, fetch "
-        f"{f'{data_files} of ' if data_files else ''}https://huggingface.co/datasets/{spec.source}{revision} elsewhere{raw}, "
+        f"https://huggingface.co/datasets/{spec.source}{revision} elsewhere{raw}, "
         f"or pass {spec.name}=PATH of its pairs."
     )

@@ -1,0 +1,133 @@
+"""The audit of a sweep's data in its report: report/audit.json, and two tables in summary.md.
+
+Beside the findings stand the accuracies that length and leaks cannot lend: per training set, evaluation set and reward
+type the mean over trials that learned.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import audits
+from orchestrator.artifacts import Store
+from orchestrator.declaration import Declaration
+from orchestrator.results import TrialResult
+from trainers.data.audit import Audit
+from trainers.data.audit.rules import share
+from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, markdown, sets_rows
+from trainers.disk import replace
+
+Named = tuple[str, str]
+CONTROLLED_HEADER = (
+    *("trained on", "evaluated on", "reward", "accuracy", "length-controlled"),
+    *("leak-free", "pairs", "leak-free pairs", "longer wins"),
+)
+
+
+def audit_sweep(declaration: Declaration, store: Store) -> Audit:
+    """The audit of the rows that a sweep trains and is evaluated on; sets whose rows are not in the store are left out."""
+    train = _unique((trial.train_set, trial.train_digest) for trial in declaration.trials)
+    evaluated = _unique(
+        (item.dataset, item.dataset_digest) for trial in declaration.trials for item in trial.evaluations
+    )
+    sets = [audits.set_audit(store, f"{name}/train", digest, "train") for name, digest in train]
+    sets += [
+        audits.set_audit(store, f"{name}/test", digest, "eval", _originals(declaration, (name, digest)))
+        for name, digest in evaluated
+    ]
+    between = [
+        audits.overlap(store, (f"{source[0]}/train", source[1]), (f"{item[0]}/test", item[1]))
+        for source in train
+        for item in _evaluated_with(declaration, source)
+    ]
+    return Audit(
+        sets=tuple(item for item in sets if item is not None),
+        between=tuple(item for item in between if item is not None),
+    )
+
+
+def audit_section(
+    declaration: Declaration, results: Sequence[TrialResult], store: Store, folder: Path
+) -> str:
+    """Write audit.json into the report's folder; the section for summary.md, "" where there is nothing to say."""
+    audit = audit_sweep(declaration, store)
+    lines: list[str] = []
+    rows = controlled_rows(results)
+    if rows:
+        lines += [
+            *("", "## Accuracy without length and leaks", ""),
+            "Means over trials that learned. Length-controlled: matched strata of the length difference; leak-free: pairs",
+            "that the training split does not hold; longer wins: what length alone reaches, in tokens. See docs/audit.md.",
+            *("", markdown(CONTROLLED_HEADER, rows)),
+        ]
+    if audit.sets:
+        replace(folder / "audit.json", json.dumps(audit.as_json(), indent=1, ensure_ascii=False) + "\n")
+        lines += ["", "## Audit of the data", "", markdown(SETS, sets_rows(audit.sets))]
+        lines += ["", markdown(FINDINGS, findings_rows(audit)) if audit.findings else "No findings."]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def say_audit(declaration: Declaration, store: Store, console: Console) -> None:
+    """Name what is wrong with the data while nothing has been spent on it; the report has it all."""
+    audit = audit_sweep(declaration, store)
+    for finding in audit.findings:
+        if finding.severity == "error":
+            said = f"data: {finding.what}, {finding.where}: {finding.number}. {finding.effect}"
+            console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def controlled_rows(results: Sequence[TrialResult]) -> list[tuple[str, ...]]:
+    """One line per training set, evaluation set and reward type of which a trial learned."""
+    cells: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for result in results:
+        for item in result.final if result.learned else ():
+            cell = (result.record.train_set, item.dataset, result.record.reward)
+            cells.setdefault(cell, []).append(item.metrics)
+    order = sorted(cells, key=lambda cell: [_place(cells, cell, depth) for depth in range(3)])
+    return [(*cell, *_means(cells[cell])) for cell in order]
+
+
+def _place(cells: Iterable[tuple[str, str, str]], cell: tuple[str, str, str], depth: int) -> int:
+    """Where the name at `depth` of a cell comes first, so that tables keep the sweep's order."""
+    return list(dict.fromkeys(item[depth] for item in cells)).index(cell[depth])
+
+
+def _means(metrics: Sequence[dict[str, float]]) -> Iterator[str]:
+    for name in ("accuracy", "accuracy_length_controlled", "accuracy_leak_free"):
+        values = [item[name] for item in metrics if name in item]
+        yield share(statistics.fmean(values)) if values else "–"
+    for name in ("n", "n_leak_free"):
+        counts = [item[name] for item in metrics if name in item]
+        yield f"{min(counts):.0f}" if counts else "–"
+    yield share(statistics.fmean(item["longer_wins"] for item in metrics))
+
+
+def _evaluated_with(declaration: Declaration, train: Named) -> list[Named]:
+    return _unique(
+        (item.dataset, item.dataset_digest)
+        for trial in declaration.trials
+        if (trial.train_set, trial.train_digest) == train
+        for item in trial.evaluations
+    )
+
+
+def _originals(declaration: Declaration, evaluated: Named) -> list[str]:
+    """Digests of the splits whose responses an evaluation set rewrites; none where no trial says that it does."""
+    found: list[str] = []
+    for trial in declaration.trials:
+        shifted = {
+            (item.dataset, item.dataset_digest)
+            for item in trial.evaluations
+            if item.category == "token-level shift"
+        }
+        if evaluated in shifted:
+            found.append(trial.train_digest)
+            found += [item.dataset_digest for item in trial.evaluations if item.category == "in-distribution"]
+    return sorted(set(found))
+
+
+def _unique(values: Iterable[Named]) -> list[Named]:
+    return list(dict.fromkeys(values))

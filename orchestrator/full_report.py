@@ -1,0 +1,195 @@
+"""The whole report of a sweep: statistics, figures, report.html. Written again only where something has changed.
+
+<storage>/sweeps/<sweep>/report/summary.md  report.html  report.json  figures/*.png|svg  tables/*.csv|parquet
+<storage>/sweeps/<sweep>/report/compare-<other>/compare.html  figures/  tables/
+<storage>/sweeps/<sweep>/learning_dynamics.parquet   drawn where it exists: reward, predicted, measured
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator import report
+from orchestrator.analysis import Analysis
+from orchestrator.answers import statistics_tables
+from orchestrator.artifacts import Store, versions
+from orchestrator.conclusions import conclusions
+from orchestrator.curves import curve_rows
+from orchestrator.declaration import Declaration
+from orchestrator.figures import Curves, every_figure
+from orchestrator.pages import Line, Page, Section, write_page
+from orchestrator.paper import spec_difference
+from orchestrator.progress import late_bar
+from orchestrator.provenance import holes_table, made_with, report_command, run_command, trials_table
+from orchestrator.report import Written, table_rows, write_report
+from orchestrator.resampling import Resampled
+from orchestrator.results import TrialResult, sweep_results
+from orchestrator.state import SweepState, read_state
+from trainers.disk import digest_file, replace
+from trainers.errors import DataError
+
+# Raised by hand when the same results would give other pages.
+VERSION = 1
+NOTE = "report.json"
+HTML = "report.html"
+DYNAMICS = "learning_dynamics.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Everything that a report is made of."""
+
+    declaration: Declaration
+    results: Sequence[TrialResult]
+    curves: Curves
+    state: SweepState
+    dynamics: Path
+
+
+def write_full_report(
+    declaration: Declaration, store: Store, console: Console | None = None, *, anew: bool = False
+) -> Written:
+    """Write the report where it is not that of these results already, or in any case where `anew`.
+
+    `console` shows how far it is. Raises DataError where learning_dynamics.parquet is not what it should be.
+    """
+    inputs = read_inputs(declaration, store)
+    folder = store.local_sweep_dir(declaration.sweep) / "report"
+    key = _key(inputs)
+    if not anew and _is_fresh(folder, key):
+        return Written(folder=folder, rows=table_rows(inputs.results), results=inputs.results)
+    written = write_report(declaration, store, inputs.results)
+    analysis = analysed(inputs.results, console)
+    page = _page(inputs, analysis, store, console)
+    write_page(folder, page, HTML)
+    replace(
+        folder / "summary.md",
+        report.summary(declaration, written.results, written.rows, page.conclusions, page.tables[:1]),
+    )
+    note = {
+        "key": key,
+        "sweep": declaration.sweep,
+        "trials": len(inputs.results),
+        "complete": sum(result.complete for result in inputs.results),
+        "conclusions": page.conclusions,
+    }
+    replace(folder / NOTE, json.dumps(note, indent=1, ensure_ascii=False))
+    store.share(folder)
+    return written
+
+
+def read_inputs(declaration: Declaration, store: Store) -> Inputs:
+    """What the store holds of a sweep."""
+    results = sweep_results(declaration, store)
+    return Inputs(
+        declaration=declaration,
+        results=results,
+        curves={
+            (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
+                store, item.record.key
+            )
+            for item in results
+        },
+        state=read_state(declaration.sweep, store),
+        dynamics=store.local_sweep_dir(declaration.sweep) / DYNAMICS,
+    )
+
+
+def analysed(results: Sequence[TrialResult], console: Console | None) -> Analysis:
+    """The results with their bootstrap draws."""
+    with late_bar(console, "bootstrap over pairs and seeds") as step:
+        return Analysis(results, Resampled(results, step=step))
+
+
+def said_conclusions(folder: Path) -> list[str]:
+    """The sentences of the report in `folder`."""
+    try:
+        return [str(sentence) for sentence in json.loads((folder / NOTE).read_text())["conclusions"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _key(inputs: Inputs) -> str:
+    """Changes with whatever could change a page."""
+    parts = [
+        VERSION,
+        versions()["rmsweep"],
+        inputs.declaration.sweep,
+        [
+            (repr(item.record), item.trained_at, item.faults, repr(item.evaluations), item.train_accuracy)
+            for item in inputs.results
+        ],
+        [(key, len(rows)) for key, rows in inputs.curves.items()],
+        inputs.state.command,
+        {key: note.message for key, note in inputs.state.trials.items()},
+        digest_file(inputs.dynamics) if inputs.dynamics.is_file() else "",
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _is_fresh(folder: Path, key: str) -> bool:
+    files = [folder / "summary.md", folder / HTML, folder.parent / "trials.parquet"]
+    try:
+        return bool(json.loads((folder / NOTE).read_text())["key"] == key) and all(map(Path.is_file, files))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _page(inputs: Inputs, analysis: Analysis, store: Store, console: Console | None) -> Page:
+    results, state = inputs.results, inputs.state
+    complete = sum(result.complete for result in results)
+    sweep = inputs.declaration.sweep
+    found = conclusions(analysis)
+    computed = tuple(statistics_tables(analysis))
+    with late_bar(console, "figures") as step:
+        figures = []
+        for figure in every_figure(analysis, inputs.curves, _dynamics(inputs.dynamics)):
+            figures.append(figure)
+            step(len(figures), 9)
+    command = report_command(state, sweep)
+    ran = run_command(state)
+    return Page(
+        title=sweep,
+        lead=f"{complete} of {len(results)} trials complete: {', '.join(analysis.models)}; "
+        f"trained on {', '.join(analysis.train_sets)}.",
+        conclusions=found,
+        warning=""
+        if complete == len(results)
+        else f"Incomplete: {len(results) - complete} of {len(results)} trials are missing. Nothing stands in for "
+        "them; what is missing is listed at the end.",
+        command=command,
+        figures=tuple(figures),
+        tables=computed,
+        sections=(
+            Section(title="Beside the paper", anchor="paper", tables=(spec_difference(results),)),
+            Section(
+                title="How it was made",
+                anchor="made",
+                lines=(
+                    *([Line(label="Trained and evaluated by", text=ran)] if ran else []),
+                    Line(label="This report", text=command),
+                ),
+                tables=(made_with(results, store), trials_table(results)),
+            ),
+            Section(title="Holes", anchor="missing", tables=(holes_table(results, state),)),
+        ),
+    )
+
+
+def _dynamics(file: Path) -> list[dict[str, Any]]:
+    """Predicted and measured changes of reward, where somebody has computed them."""
+    if not file.is_file():
+        return []
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return list(parquet.read_table(file, columns=["reward", "predicted", "measured"]).to_pylist())
+    except (ArrowException, OSError) as error:
+        raise DataError(
+            f"{file} is no table of reward, predicted and measured ({error}); mend or remove it."
+        ) from error

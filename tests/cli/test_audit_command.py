@@ -1,0 +1,104 @@
+"""`python -m trainers.data audit`: a table, audit.json, and usage errors that say what to do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers.command import command
+from trainers.data.audit_command import Audit, run_audit
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def audit(tmp_path: Path):
+    """Run the command in an empty folder."""
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "trainers.data.audit_command", *arguments]
+        environment = {
+            "PYTHONPATH": str(ROOT),
+            "PATH": "/usr/bin:/bin",
+            "COLUMNS": "200",
+            "HOME": str(tmp_path),
+        }
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
+
+
+def write(folder: Path, **splits: list[dict[str, str]]) -> Path:
+    folder.mkdir()
+    for split, rows in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def rows(count: int, tag: str) -> list[dict[str, str]]:
+    return [
+        {"prompt": f"{tag} question {i}", "chosen": f"{tag} good {i}", "rejected": f"{tag} bad {i}"}
+        for i in range(count)
+    ]
+
+
+def test_a_folder_is_audited_between_its_splits(audit, tmp_path):
+    train = rows(20, "set")
+    data = write(tmp_path / "data", train=train, test=[*rows(8, "new"), *train[:2]])
+    done = audit(str(data))
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "audit.json").read_text())
+    assert [(item["name"], item["role"], item["pairs"]) for item in said["sets"]] == [
+        ("data/train", "train", 20),
+        ("data/test", "eval", 10),
+    ]
+    assert said["between"][0]["leaked"] == [8, 9]
+    assert "2 of 10 pairs" in done.stdout
+    assert "1 error, 0 warn, 0 info" in done.stdout
+
+
+def test_sets_may_only_train_or_only_be_evaluated_and_json_is_printed(audit, tmp_path):
+    write(tmp_path / "a", train=rows(5, "a"), test=rows(5, "a2"))
+    write(tmp_path / "b", train=rows(5, "b"), test=rows(5, "a"))
+    done = audit("--train", "./a", "--eval", "mine=./b", "--json", "--out", "out/audit.json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said == json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert [(item["train"], item["evaluated"]) for item in said["between"]] == [("a/train", "mine/test")]
+    assert said["between"][0]["leaked"] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name at least one set"),
+        (["./nowhere"], "./nowhere: no such file or folder"),
+        (["empty"], "empty has no test split"),
+        (["bad.jsonl"], "bad.jsonl, row 1: column 'chosen' is empty"),
+        (["good.jsonl", "--eval", "./good.jsonl"], "two sets are called good"),
+        (["good.jsonl", "--response-limit", "0"], "--response-limit 0"),
+        (["good.jsonl", "--out", "."], "--out . is a folder"),
+        (["good.jsonl", "--tokenizer", "./nowhere"], "./nowhere"),
+        (["good.jsonl", "--no-such-flag"], "no-such-flag"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    good = rows(3, "x")
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good))
+    (tmp_path / "bad.jsonl").write_text(
+        json.dumps(good[0]) + "\n" + json.dumps({**good[1], "chosen": " "}) + "\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["audit", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command(Audit, run_audit, "trainers.data")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in " ".join((out + err).split())
+    assert not (tmp_path / "audit.json").exists()

@@ -1,0 +1,255 @@
+"""The audit of a sweep's data and the accuracies that length and leaks cannot lend: in report, table and view."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from rich.console import Console
+from sweep_samples import commit_train, commit_trial, dataset_folder, declaration, record, rows
+
+from orchestrator import audits
+from orchestrator.artifacts import Store
+from orchestrator.audit_page import audit_sweep, say_audit
+from orchestrator.datasets import DatasetReader
+from orchestrator.declaration import EvaluationRecord, TrialRecord
+from orchestrator.report import write_report
+from orchestrator.results import trial_result
+from orchestrator.stages import Split
+from orchestrator.view import EVALUATION_METRICS, MOST_KEYS, _final_metrics
+
+PAIRS = 40
+LEAKED = 10
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has read no audit yet."""
+    monkeypatch.setattr(audits, "_known", {})
+
+
+@pytest.fixture
+def splits(store: Store, tmp_path: Path) -> dict[str, Split]:
+    """A training split, an evaluation split of whose first ten prompts training has seen, and a rewriting of it."""
+    train, test = rows(60, "seen"), rows(PAIRS, "new")
+    for number in range(LEAKED):
+        test[number]["prompt"] = train[number]["prompt"].upper()
+    rewritten = [{**row, "chosen": "tout autre chose", "rejected": "rien de cela"} for row in test]
+    specs = {
+        "seen": dataset_folder(tmp_path / "seen", train=train, test=test),
+        "rewritten": dataset_folder(tmp_path / "rewritten", test=rewritten),
+    }
+    reader = DatasetReader(store)
+    return {
+        "train": reader.split(specs["seen"], "train"),
+        "test": reader.split(specs["seen"], "test"),
+        "rewritten": reader.split(specs["rewritten"], "test"),
+    }
+
+
+def trial_on(splits: dict[str, Split], **labels: Any) -> TrialRecord:
+    """A trial trained on `seen` and evaluated on its test split and on the rewriting of it."""
+    trial = record(**labels)
+    sets = (("seen", "test", "in-distribution"), ("rewritten", "rewritten", "token-level shift"))
+    return dataclasses.replace(
+        trial,
+        train_set="seen",
+        train_digest=splits["train"].digest,
+        evaluations=tuple(
+            EvaluationRecord(
+                dataset=name,
+                key=f"{trial.key}-{name}",
+                category=category,
+                dataset_digest=splits[which].digest,
+            )
+            for name, which, category in sets
+        ),
+    )
+
+
+def commit_rewards(store: Store, key: str, margins: Sequence[float], longer: Sequence[int]) -> None:
+    """Scores of pairs with these margins, the chosen response being by so many tokens the longer one."""
+    table = pa.table(
+        {
+            "dataset": ["set"] * len(margins),
+            "index": list(range(len(margins))),
+            "chosen_reward": [float(margin) for margin in margins],
+            "rejected_reward": [0.0] * len(margins),
+            "chosen_tokens": [50 + difference for difference in longer],
+            "rejected_tokens": [50] * len(margins),
+        }
+    )
+    with store.write("evaluate", key) as attempt:
+        parquet.write_table(table, attempt.directory / "scores.parquet")
+
+
+def commit_length_reward(store: Store, trial: TrialRecord) -> None:
+    """A trial whose reward is minus the length on the first set, where 30 of 40 chosen responses are shorter."""
+    commit_train(store, trial.key)
+    longer = [-3] * 20 + [3] * 10 + [-3] * 10
+    commit_rewards(store, trial.evaluations[0].key, [-x for x in longer], longer)
+    # All leaked pairs right, all others wrong.
+    margins = [1.0] * LEAKED + [-1.0] * (PAIRS - LEAKED)
+    commit_rewards(store, trial.evaluations[1].key, margins, [0] * PAIRS)
+
+
+def test_the_rows_that_training_has_seen_are_found_by_content(store: Store, splits: dict[str, Split]):
+    found = audits.leaked_rows(store, splits["train"].digest, splits["test"].digest)
+    assert found is not None
+    assert found.tolist() == list(range(LEAKED))
+
+
+def test_without_the_rows_in_the_store_nothing_is_said_of_leaks(store: Store, splits: dict[str, Split]):
+    assert audits.leaked_rows(store, "absent", splits["test"].digest) is None
+    commit_trial(store, record(), 9, 5)
+    found = trial_result(record(), store).evaluations[0].metrics
+    assert "accuracy_leak_free" not in found
+    assert not (store.root / "audits").exists()
+
+
+def test_metrics_stand_beside_the_plain_accuracy(store: Store, splits: dict[str, Split]):
+    trial = trial_on(splits)
+    commit_length_reward(store, trial)
+    first, second = (item.metrics for item in trial_result(trial, store).evaluations)
+    assert (first["accuracy"], first["accuracy_length_controlled"]) == (0.75, 0.5)
+    assert (first["longer_wins"], first["n_leak_free"]) == (0.25, 30.0)
+    assert first["accuracy_leak_free"] == pytest.approx(20 / 30)
+    assert (second["accuracy"], second["accuracy_leak_free"]) == (0.25, 0.0)
+    assert second["accuracy_length_controlled"] == 0.25
+
+
+def test_the_index_of_a_score_names_the_row_that_leaks(store: Store, splits: dict[str, Split]):
+    """A draw keeps other rows in another order: of rows 39, 5 and 20 only 5 leaks."""
+    trial = trial_on(splits)
+    commit_train(store, trial.key)
+    table = pa.table(
+        {
+            "dataset": ["set"] * 3,
+            "index": [39, 5, 20],
+            "chosen_reward": [1.0, 0.0, 1.0],
+            "rejected_reward": [0.0, 1.0, 0.0],
+            "chosen_tokens": [3, 3, 3],
+            "rejected_tokens": [3, 3, 3],
+        }
+    )
+    with store.write("evaluate", trial.evaluations[0].key) as attempt:
+        parquet.write_table(table, attempt.directory / "scores.parquet")
+    found = trial_result(trial, store).evaluations[0].metrics
+    assert (found["accuracy_leak_free"], found["n_leak_free"]) == (1.0, 2.0)
+
+
+def test_trials_parquet_has_the_columns(store: Store, splits: dict[str, Split]):
+    trial, bare = trial_on(splits), record(seed=1)
+    commit_length_reward(store, trial)
+    commit_trial(store, bare, 9)
+    write_report(declaration(trial, bare), store)
+    table = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
+    columns = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "n_leak_free")
+    assert [tuple(row[name] for name in columns) for row in table] == [
+        (0.75, 0.5, pytest.approx(20 / 30), 30.0),
+        (0.25, 0.25, 0.0, 30.0),
+        # Chosen is shorter in all of these, and the rows are not in the store.
+        (0.9, None, None, None),
+        (None, None, None, None),
+    ]
+
+
+def test_the_report_has_the_audit_and_both_accuracies(store: Store, splits: dict[str, Split]):
+    trial = trial_on(splits)
+    commit_length_reward(store, trial)
+    folder, _, _ = write_report(declaration(trial), store)
+    said = json.loads((folder / "audit.json").read_text())
+    assert [item["name"] for item in said["sets"]] == ["seen/train", "seen/test", "rewritten/test"]
+    assert [len(item["leaked"]) for item in said["between"]] == [LEAKED, LEAKED]
+    assert said["findings"][0]["what"] == "leak"
+    assert said["findings"][0]["severity"] == "error"
+    summary = (folder / "summary.md").read_text()
+    assert "| seen | seen | ex_rm | 0.750 | 0.500 | 0.667 | 40 | 30 | 0.250 |" in summary
+    assert "10 of 40 pairs (prompts 10)" in summary
+    assert summary.index("Accuracy by category") < summary.index("## Audit of the data")
+
+
+def test_a_declared_rewriting_is_compared_with_the_originals_of_the_same_prompts(
+    store: Store, splits: dict[str, Split]
+):
+    audit = audit_sweep(declaration(trial_on(splits)), store)
+    rewritings = {item.name: item.rewriting for item in audit.sets}
+    assert rewritings["seen/test"] is None
+    found = rewritings["rewritten/test"]
+    assert found is not None
+    assert found.responses == 2 * PAIRS
+    assert found.overlap < found.itself
+
+
+def test_an_audit_is_made_once_per_content(
+    store: Store, splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch
+):
+    declared = declaration(trial_on(splits), trial_on(splits, seed=1))
+    first = audit_sweep(declared, store)
+    files = sorted((store.root / "audits").iterdir())
+    # Three sets and two overlaps, whatever the number of trials.
+    assert len(files) == 5
+
+    def read_again(*_: object) -> None:
+        raise AssertionError("the rows are read again")
+
+    monkeypatch.setattr(audits, "pairs_of", read_again)
+    audits._indexed.cache_clear()
+    assert audit_sweep(declared, store) == first
+    monkeypatch.setattr(audits, "_known", {})
+    assert audit_sweep(declared, Store(store.root)) == first
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"not json"])
+def test_a_damaged_audit_is_made_again(store: Store, splits: dict[str, Split], damage: bytes):
+    def leaked() -> list[int]:
+        audits._known.clear()
+        found = audits.leaked_rows(store, splits["train"].digest, splits["test"].digest)
+        return [] if found is None else found.tolist()
+
+    expected = leaked()
+    (file,) = (store.root / "audits").iterdir()
+    sound = file.read_bytes()
+    file.write_bytes(damage)
+    assert leaked() == expected
+    assert file.read_bytes() == sound
+    file.write_bytes(sound.replace(b"[0, 1, ", b"[0, 2, "))
+    assert leaked() == expected, "a flipped row is noticed, too"
+
+
+def test_errors_of_the_data_are_said_before_a_run(store: Store, splits: dict[str, Split]):
+    out = io.StringIO()
+    say_audit(declaration(trial_on(splits)), store, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["data"] * 2
+    assert "seen/test evaluated, seen/train trained on: 10 of 40 pairs" in lines[0]
+
+
+def test_what_is_not_learned_is_in_no_mean(store: Store, splits: dict[str, Split]):
+    learned, not_learned = trial_on(splits), trial_on(splits, seed=1)
+    commit_length_reward(store, learned)
+    commit_train(store, not_learned.key, accuracy=0.5)
+    commit_rewards(store, not_learned.evaluations[0].key, np.zeros(PAIRS), [0] * PAIRS)
+    folder, _, _ = write_report(declaration(learned, not_learned), store)
+    assert "| seen | seen | ex_rm | 0.750 | 0.500 |" in (folder / "summary.md").read_text()
+
+
+def test_a_view_of_many_sets_keeps_the_most_telling_metrics_within_its_keys(store: Store):
+    for count, kept in ((2, 5), (9, 5), (12, 3), (40, 1)):
+        sets = [(f"set{number}", "domain shift") for number in range(count)]
+        trial = record(seed=count, sets=sets)
+        commit_train(store, trial.key)
+        for item in trial.evaluations:
+            commit_rewards(store, item.key, [1.0] * 4, [0] * 4)
+        result = trial_result(trial, store)
+        told = {name for name, *_ in _final_metrics(result) if name.startswith("eval/set0/")}
+        # Leaks are not known here.
+        expected = set(EVALUATION_METRICS[:kept]) - {"accuracy_leak_free"}
+        assert told == {f"eval/set0/{name}" for name in expected}
+        assert count * kept <= MOST_KEYS

@@ -1,0 +1,150 @@
+"""Evaluation after chosen epochs: keys, what is missing, tables; and what is declared to be training pairs."""
+
+from dataclasses import replace
+
+import pytest
+from pyarrow import parquet
+from sweep_samples import (
+    PARAPHRASE,
+    TINY_WORLD,
+    commit_scores,
+    commit_train,
+    declaration,
+    plan,
+    record,
+    sweep,
+    trial,
+)
+
+from orchestrator import catalog, cli
+from orchestrator.artifacts import Store
+from orchestrator.declaration import EvaluationRecord, TrialRecord
+from orchestrator.housekeeping import evict
+from orchestrator.report import write_report
+from orchestrator.resolve import resolve
+from orchestrator.results import trial_result
+from orchestrator.selection import parse_keep_epochs
+from sweeps.persona import LAPTOP, persona
+from trainers.errors import SpecError
+from trainers.specs import OptimSpec
+
+ON_TRAINING = replace(TINY_WORLD, name="tiny_world_train", test_split="train")
+
+
+def test_kept_epochs_are_in_the_keys_of_training_and_evaluations():
+    plain, kept = plan(trial()), plan(trial(keep_epochs=(1, 3)))
+    assert kept.key != plain.key
+    # The last epoch is always kept.
+    assert plan(trial(keep_epochs=(5,))).key == plain.key
+    assert [stage.epoch for stage in kept.evaluations] == [1, 1, 3, 3, 5, 5]
+    assert len({stage.key for stage in kept.evaluations}) == 6
+    assert kept.train.keep_epochs == (1, 3)
+
+
+def test_keys_of_trials_that_keep_no_epoch_are_those_of_earlier_artifacts():
+    # As computed before there was a choice.
+    plain = plan(trial())
+    assert plain.key == "de012ff52c07f1963b51dd9ce610dcfa"
+    assert plain.evaluations[0].key == "6ce28c4ba84218544af8a05aceb9c1b3"
+
+
+def test_an_epoch_that_the_training_does_not_have_is_refused():
+    with pytest.raises(SpecError, match=r"--keep-epochs 6.*1 to 5"):
+        trial(keep_epochs=(6,))
+
+
+@pytest.mark.parametrize("words", [["0"], ["1", "every"], ["-1"], ["last"], ["2", "2"]])
+def test_words_that_are_no_epochs_are_refused(words):
+    with pytest.raises(SpecError, match="--keep-epochs"):
+        parse_keep_epochs(words)
+
+
+def test_every_keeps_all_epochs_of_each_trials_own_recipe():
+    options = cli.Options(keep_epochs=("every",), epochs=3)
+    made = persona(cli.select(options, LAPTOP, "demo"))
+    assert {item.keep_epochs for item in made.trials} == {(1, 2, 3)}
+
+
+def test_a_variant_has_a_name_and_a_column_of_its_own():
+    narrow = trial(variant="unembedding_only", optim=OptimSpec(freeze=("backbone",)))
+    assert narrow.name == "llama-64 · im_rm_unembedding_only · tiny_world · s0"
+    assert narrow.labels["reward"] == "im_rm_unembedding_only"
+
+
+def epochs_record() -> TrialRecord:
+    plain = record()
+    return replace(
+        plain,
+        evaluations=tuple(
+            EvaluationRecord(
+                dataset="tiny_world",
+                key=f"{plain.key}-{epoch}",
+                category="in-distribution",
+                dataset_digest="0" * 64,
+                epoch=epoch,
+            )
+            for epoch in (1, 2)
+        ),
+    )
+
+
+def test_the_last_epoch_is_what_a_trial_is_judged_by_and_tables_hold_them_all(store: Store):
+    item = epochs_record()
+    commit_train(store, item.key)
+    commit_scores(store, item.evaluations[0].key, right=3)
+    assert trial_result(item, store).category_accuracy() == {}
+    commit_scores(store, item.evaluations[1].key, right=9)
+    result = trial_result(item, store)
+    assert result.category_accuracy() == {"in-distribution": 0.9}
+    assert [found.epoch for found in result.final] == [2]
+    written = write_report(declaration(item), store)
+    assert (
+        "| tiny_world | llama-64 | ex_rm | tiny_world | 0.300 | 0.900 |"
+        in (written.folder / "summary.md").read_text()
+    )
+    rows = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
+    assert [(row["epoch"], row["accuracy"]) for row in rows] == [(1, 0.3), (2, 0.9)]
+
+
+def test_a_sweep_without_kept_epochs_has_no_table_of_them(store: Store):
+    write_report(declaration(record()), store)
+    assert "each epoch" not in (store.sweep_dir("demo") / "report" / "summary.md").read_text()
+
+
+def test_kept_weights_are_evicted_with_the_last(store: Store):
+    with store.write("train", "key") as attempt:
+        for folder in ("model", "model-epoch-1"):
+            (attempt.directory / folder).mkdir()
+            (attempt.directory / folder / "model.safetensors").write_bytes(b"12345")
+    assert evict(store, "key") == 10
+
+
+def test_training_pairs_are_evaluated_where_they_are_declared_as_such(store: Store):
+    refused = sweep([TINY_WORLD], [TINY_WORLD, ON_TRAINING])
+    with pytest.raises(SpecError, match="very rows"):
+        resolve(refused, store)
+    declared = replace(refused, categories=(("tiny_world", "tiny_world_train", "training pairs"),))
+    assert resolve(declared, store).categories["tiny_world", "tiny_world_train"] == "training pairs"
+
+
+def test_a_rewriting_in_the_same_source_is_a_token_level_shift(store: Store, shared):
+    file = f"persona:{shared}/data/persona/agreeableness.jsonl"
+    original, rewritten = (
+        replace(catalog.dataset(name), source=file) for name in ("persona", "persona_paraphrase")
+    )
+    found = resolve(sweep([original], [original, rewritten]), store).categories
+    assert list(found.values()).count("token-level shift") == 1
+    assert found["persona", "persona_paraphrase"] == "token-level shift"
+
+
+def test_persona_evaluates_training_and_test_prompts_as_they_are_and_paraphrased(store: Store):
+    resolved = resolve(persona(cli.select(cli.Options(epochs=2), LAPTOP, "demo")), store)
+    named = {name: category for (_, name), category in resolved.categories.items()}
+    assert named == {
+        "tiny_world": "in-distribution",
+        "tiny_world_paraphrase": "token-level shift",
+        "tiny_world_train": "training pairs",
+        "tiny_world_paraphrase_train": "token-level shift",
+    }
+    assert PARAPHRASE.name in named
+    assert [len(item.evaluations) for item in resolved.plans] == [8, 8]

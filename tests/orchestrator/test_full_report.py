@@ -1,0 +1,269 @@
+"""The report's files: one self-contained page that leads with its conclusions, figures, tables, and a comparison."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import Table, parquet
+from rich.console import Console
+from simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
+from sweep_samples import commit_train
+
+from orchestrator import figures, full_report
+from orchestrator.artifacts import Store
+from orchestrator.cli import main
+from orchestrator.compare import other_sweep, write_comparison
+from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.full_report import analysed, said_conclusions, write_full_report
+from orchestrator.pages import PAPER_LINK
+from orchestrator.progress import late_bar
+from orchestrator.results import sweep_results
+from sweeps.full_grid import full_grid
+from trainers.errors import DataError, SpecError
+
+FIGURES = {
+    "accuracy_by_category",
+    "accuracy_by_model",
+    "accuracy_by_set",
+    "differences",
+    "margins",
+    "reliability",
+    "training_curves",
+    "win_rates",
+}
+FEW = (ULTRAFEEDBACK[0], ULTRAFEEDBACK[4])
+SMALL = {"models": ("llama-64",), "seeds": (0, 1), "sets": FEW, "pairs": 30}
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Store, Declaration, Path]:
+    """A complete sweep with its report."""
+    store = Store(tmp_path_factory.mktemp("whole") / "store")
+    declared = simulated_sweep(store, seeds=(0, 1), pairs=60)
+    write_declaration(declared, store)
+    return store, declared, write_full_report(declared, store).folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures, which take most of a report's time."""
+    monkeypatch.setattr(full_report, "every_figure", lambda *_: iter(()))
+
+
+@pytest.fixture
+def page(whole) -> str:
+    return (whole[2] / "report.html").read_text()
+
+
+def test_every_figure_is_there_twice_and_shows_something(whole):
+    folder = whole[2] / "figures"
+    assert {file.name for file in folder.iterdir()} == {
+        f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg")
+    }
+    for name in FIGURES:
+        with Image.open(folder / f"{name}.png") as image:
+            colours = {colour for _, colour in image.convert("RGB").reduce(4).getcolors(1 << 20)}
+        assert len(colours) > 50, name
+        assert (folder / f"{name}.svg").read_text().count("<path") > 20, name
+
+
+def test_types_stay_apart_in_grey():
+    from matplotlib.colors import to_rgb
+
+    kinds = ("ex_rm", "im_rm")
+    looks = [figures.look(kind, kinds) for kind in kinds]
+    grey = [np.dot(to_rgb(look.colour), (0.299, 0.587, 0.114)) for look in looks]
+    assert abs(grey[0] - grey[1]) > 0.2
+    named = ("ex_rm", "ex_rm_mean", "im_rm", "im_rm_no_reference", "ex_grm")
+    all_looks = [figures.look(kind, named) for kind in named]
+    for part in ("colour", "marker", "hatch"):
+        assert len({getattr(look, part) for look in all_looks}) == len(named)
+
+
+def test_the_same_numbers_give_the_same_bytes(whole):
+    store, declared, folder = whole
+    analysis = analysed(sweep_results(declared, store), None)
+    for draw in (figures.accuracy_by_category, figures.reliability):
+        name = draw.__name__
+        again = figures.rendered(name, "", "", lambda draw=draw: draw(analysis))
+        assert again.png == (folder / "figures" / f"{name}.png").read_bytes()
+        assert again.svg == (folder / "figures" / f"{name}.svg").read_bytes()
+
+
+def test_every_table_is_there_as_csv_and_parquet_with_the_same_rows(whole):
+    folder = whole[2] / "tables"
+    names = {file.stem for file in folder.glob("*.parquet")}
+    assert names >= {"differences", "win_rates", "accuracy_by_category", "sets", "calibration", "holes"}
+    for name in names:
+        table: Table = parquet.read_table(folder / f"{name}.parquet")
+        rows = list(csv.DictReader(io.StringIO((folder / f"{name}.csv").read_text())))
+        assert len(rows) == table.num_rows
+        assert not rows or list(rows[0]) == table.column_names
+    with (folder / "differences.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert float(first["accuracy_low"]) < float(first["accuracy"]) < float(first["accuracy_high"])
+
+
+def test_the_page_asks_nothing_of_any_network(page: str):
+    outside = re.findall(r"""(?:src|href|action|poster)\s*=\s*["']?\s*((?:https?:)?//[^"'\s>]+)""", page)
+    assert set(outside) <= {PAPER_LINK}
+    assert not re.findall(r"@import|url\(\s*[\"']?http|<link|<script\s+src|<iframe|fetch\(|XMLHttp", page)
+    assert "default-src 'none'" in page
+    assert len(page.encode()) < 5 * MEGABYTE
+
+
+def test_the_page_leads_with_three_sentences_then_figures_then_tables(whole, page: str):
+    said = said_conclusions(whole[2])
+    assert len(said) == 3
+    assert said[0].startswith("In accuracy")
+    places = [page.index(mark) for mark in ('aria-label="Conclusion"', "<img", "<table", 'id="holes"')]
+    assert places == sorted(places)
+    shown = page.replace("&#39;", "'")
+    assert all(sentence in shown for sentence in said)
+    assert page.count("data:image/svg+xml;base64,") == len(FIGURES)
+    assert page.count('<table class="sortable">') >= 9
+
+
+def test_the_page_says_how_it_was_made(page: str):
+    assert "python sweeps/full_grid.py report --name demo" in page
+    for text in ("torch", "host (train)", "effective batch", "dropped by the padding trim", "[S]"):
+        assert text in page
+
+
+def test_the_summary_begins_with_the_conclusions(whole):
+    summary = (whole[2] / "summary.md").read_text()
+    assert summary.index(said_conclusions(whole[2])[0]) < summary.index("| trained on |")
+    assert "EX−IM, paired by model, seed and pair" in summary
+
+
+def test_a_report_of_the_same_results_is_not_written_again(whole):
+    store, declared, folder = whole
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+    write_full_report(declared, store)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_incomplete_sweep_says_so_and_is_written_again_once_there_is_more(store: Store):
+    declared = simulated_sweep(store, missing=1, **SMALL)
+    folder = write_full_report(declared, store).folder
+    page = (folder / "report.html").read_text()
+    assert "Incomplete: 1 of 4 trials are missing" in page
+    assert f'<td data-sort="{declared.trials[-1].name}">' in page.split('id="holes"')[1]
+    assert json.loads((folder / "report.json").read_text())["complete"] == 3
+    with (folder / "tables" / "accuracy_by_category.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert first["im_rm_std"] == ""
+    assert first["ex_rm_std"] != ""
+    commit_train(store, declared.trials[-1].key)
+    write_full_report(declared, store)
+    assert '<td data-sort="ultrafeedback, rewardbench_math"' in (folder / "report.html").read_text()
+
+
+def test_a_sweep_of_which_nothing_is_there_has_a_page(store: Store):
+    declared = simulated_sweep(store, missing=4, **SMALL)
+    folder = write_full_report(declared, store).folder
+    page = (folder / "report.html").read_text()
+    assert "Nothing can be concluded yet" in page
+    assert "There is nothing to draw yet" in page
+    assert not list((folder / "figures").glob("*"))
+
+
+def test_names_are_text_in_the_page(store: Store):
+    declared = simulated_sweep(store, **{**SMALL, "models": ("<script>alert(1)</script>",)}, missing=4)
+    page = (write_full_report(declared, store).folder / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_learning_dynamics_are_drawn_where_they_were_computed():
+    rows = [
+        {"reward": kind, "predicted": x, "measured": 2 * x} for kind in ("ex_rm", "im_rm") for x in (0.1, 0.2)
+    ]
+    drawn = figures.rendered("d", "", "", lambda: figures.learning_dynamics(rows, ["ex_rm", "im_rm"]))
+    assert drawn is not None
+    assert len(drawn.png) > 5_000
+    assert figures.rendered("d", "", "", lambda: figures.learning_dynamics([], ["ex_rm"])) is None
+
+
+def test_dynamics_that_cannot_be_read_are_named(store: Store):
+    declared = simulated_sweep(store, missing=4, **SMALL)
+    file = store.sweep_dir("demo") / "learning_dynamics.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"something else")
+    with pytest.raises(DataError, match=r"learning_dynamics\.parquet is no table of reward"):
+        write_full_report(declared, store)
+
+
+def test_two_sweeps_stand_side_by_side(store: Store):
+    ours = simulated_sweep(store, **SMALL)
+    theirs = simulated_sweep(store, name="turned", strengths=REVERSED, missing=1, **SMALL)
+    write_declaration(theirs, store)
+    found = write_comparison(ours, store, *other_sweep("turned", store))
+    assert found.file == store.sweep_dir("demo") / "report" / "compare-turned" / "compare.html"
+    page = found.file.read_text()
+    assert "Incomplete: turned lacks 1 of 4 trials" in page
+    assert "EX−IM changes its sign in 2 of the 2 categories" in found.conclusions[2]
+    gaps = {row[:4]: row for row in found.table.rows}
+    row = gaps["ultrafeedback", "in-distribution", "mean", "EX-RM"]
+    assert row[6].value == pytest.approx(row[5].value - row[4].value)
+    assert row[6].high < 0
+    assert (found.file.parent / "tables" / "comparison.csv").is_file()
+    assert (found.file.parent / "figures" / "both.png").stat().st_size > 5_000
+
+
+def test_a_sweep_beside_itself_in_another_folder_is_equal(store: Store, tmp_path: Path):
+    ours = simulated_sweep(store, **SMALL)
+    elsewhere = Store(tmp_path / "elsewhere")
+    write_declaration(simulated_sweep(elsewhere, **SMALL), elsewhere)
+    other = other_sweep(str(elsewhere.sweep_dir("demo")), store)
+    found = write_comparison(ours, store, *other)
+    assert "are equal" in found.conclusions[0]
+    assert "demo (in elsewhere)" in found.file.read_text()
+
+
+def test_a_sweep_that_nobody_knows_is_refused(store: Store):
+    write_declaration(simulated_sweep(store, missing=4, **SMALL), store)
+    with pytest.raises(SpecError, match=r"--compare dmo: .*did you mean demo"):
+        other_sweep("dmo", store)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_prints_what_is_concluded(store: Store, capsys: pytest.CaptureFixture[str]):
+    for name in ("demo", "other"):
+        write_declaration(
+            simulated_sweep(store, name=name, missing=0 if name == "demo" else 4, **SMALL), store
+        )
+    flags = ["--storage", str(store.root), "--name", "demo", "--compare", "other"]
+    with pytest.raises(SystemExit) as ended:
+        main("full_grid", full_grid, Path(__file__).parent, ["report", *flags])
+    said = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    for text in (
+        "accuracy by category",
+        "In accuracy (95 % intervals",
+        "demo and other have no number in common",
+    ):
+        assert text in said
+    assert "report.html" in said
+    assert "compare-other/compare.html" in said
+
+
+def test_a_bar_comes_late_and_only_on_a_terminal():
+    def drawn(after_s: float, terminal: bool) -> str:
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=80)
+        with late_bar(console, "bootstrap", after_s) as step:
+            step(1, 2)
+            step(2, 2)
+        return out.getvalue()
+
+    assert "bootstrap" in drawn(0.0, terminal=True)
+    assert drawn(0.0, terminal=False) == ""
+    assert drawn(60.0, terminal=True) == ""

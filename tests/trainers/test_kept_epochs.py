@@ -1,0 +1,71 @@
+"""Weights kept at the end of an epoch outlive a training that is cut short after it."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainers.checkpoints import Checkpoints
+from trainers.errors import Interrupted, StorageError
+from trainers.inputs import TrainInputs
+from trainers.pairs import TokenPair
+from trainers.rewards import RewardSpec
+from trainers.specs import OptimSpec, Placement
+from trainers.train import train
+
+PAIRS = [TokenPair(index=i, prompt=[1, 5 + i], chosen=[3, 6 + i], rejected=[4, 9]) for i in range(4)]
+
+
+@pytest.fixture
+def inputs(tiny_model):
+    return TrainInputs(
+        name="tiny",
+        location=str(tiny_model),
+        revision=None,
+        precision="fp32",
+        reward=RewardSpec(kind="ex_rm"),
+        optim=OptimSpec(lr=1e-3, epochs=3, effective_batch=2),
+        placement=Placement(micro_batch=2, accumulation=1),
+        seed=0,
+        pairs=PAIRS,
+        reference=None,
+        keep_epochs=(1, 2),
+    )
+
+
+def run(inputs, out, **options):
+    train(inputs, report=lambda row: None, out_dir=out, **options)
+    return {folder.name: load_file(folder / "model.safetensors") for folder in out.iterdir()}
+
+
+def equal(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def cut_short(inputs, tmp_path):
+    """The checkpoints of a training that was stopped at step 3 of 6, in its second epoch."""
+    kept = Checkpoints(folder=tmp_path / "checkpoints", every_steps=1)
+    asked = itertools.count(1)
+    with pytest.raises(Interrupted):
+        run(inputs, tmp_path / "cut", checkpoints=kept, stop=lambda: 100.0 if next(asked) >= 3 else None)
+    return kept
+
+
+def test_a_training_that_goes_on_has_the_weights_of_the_epochs_before_it_was_cut(inputs, tmp_path):
+    whole = run(inputs, tmp_path / "whole")
+    kept = cut_short(inputs, tmp_path)
+    assert (kept.folder / "model-epoch-1").is_dir()
+    assert not (kept.folder / "model-epoch-2").exists()
+    again = run(inputs, tmp_path / "again", checkpoints=kept)
+    assert set(again) == set(whole) == {"model", "model-epoch-1", "model-epoch-2"}
+    assert all(equal(whole[name], again[name]) for name in whole)
+    assert not equal(whole["model-epoch-1"], whole["model-epoch-2"])
+
+
+def test_kept_weights_that_are_gone_are_said_and_not_passed_over(inputs, tmp_path):
+    kept = cut_short(inputs, tmp_path)
+    shutil.rmtree(kept.folder / "model-epoch-1")
+    with pytest.raises(StorageError, match="after epoch 1 are gone"):
+        run(inputs, tmp_path / "again", checkpoints=kept)

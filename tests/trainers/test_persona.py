@@ -1,0 +1,77 @@
+"""Persona's pairs are those that the official code draws: statements, prefixes and words by torch's generator."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from trainers.data import persona
+from trainers.data.sources import read_pairs
+from trainers.errors import DataError, SpecError
+from trainers.specs import DatasetSpec
+
+QUESTIONS = [f"question {number}" for number in range(200)]
+
+
+def as_the_paper_draws(questions):
+    """(prompt, chosen, rejected) of the 80 and the 40, by torch itself."""
+    generator = torch.Generator().manual_seed(875)
+    order = torch.randperm(len(questions), generator=generator)[:120].tolist()
+
+    def pick(texts):
+        return texts[torch.randint(0, len(texts), (1,), generator=generator).item()]
+
+    found = []
+    for row in order:
+        chosen = pick(persona.CHOSEN_PREFIXES) + pick(persona.CHOSEN_WORDS)
+        rejected = pick(persona.REJECTED_PREFIXES) + pick(persona.REJECTED_WORDS)
+        found.append((questions[row], chosen, rejected))
+    return found[:80], found[80:]
+
+
+def texts(pairs):
+    return [(pair.prompt[0].content, pair.chosen, pair.rejected) for pair in pairs]
+
+
+def test_the_splits_are_what_torch_draws():
+    train, test = as_the_paper_draws(QUESTIONS)
+    assert texts(persona.pairs(QUESTIONS, "train")) == train
+    assert texts(persona.pairs(QUESTIONS, "test")) == test
+
+
+def test_a_paraphrased_split_holds_each_prompt_once_for_each_of_the_four_pairings():
+    found = texts(persona.pairs(QUESTIONS, "test_paraphrase"))
+    prompts = [prompt for prompt, *_ in texts(persona.pairs(QUESTIONS, "test"))]
+    assert Counter(prompt for prompt, *_ in found) == Counter(dict.fromkeys(prompts, 4))
+    assert Counter((chosen, rejected) for _, chosen, rejected in found) == {
+        (f"My response would be {yes}", f"I lean toward {no}"): 40
+        for yes in ("certainly", "absolutely")
+        for no in ("not really", "nope")
+    }
+
+
+def test_a_split_that_is_not_there_and_too_few_statements_are_refused():
+    with pytest.raises(SpecError, match="train_paraphrase"):
+        persona.pairs(QUESTIONS, "validation")
+    with pytest.raises(DataError, match="found 100"):
+        persona.pairs(QUESTIONS[:100], "train")
+
+
+def test_statements_come_from_a_file_and_only_those_that_are_agreed_with(tmp_path):
+    rows = [
+        {"question": question, "answer_matching_behavior": " No" if number % 2 else " Yes"}
+        for number, question in enumerate(QUESTIONS * 2)
+    ]
+    file = tmp_path / "statements.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    spec = DatasetSpec(name="persona", source=f"persona:{file}")
+    assert texts(read_pairs(spec, "train")) == as_the_paper_draws(QUESTIONS[::2] * 2)[0]
+
+
+def test_the_papers_statements_are_read(shared):
+    spec = DatasetSpec(name="persona", source=f"persona:{shared}/data/persona/agreeableness.jsonl")
+    train, test = read_pairs(spec, "train"), read_pairs(spec, "test")
+    assert (len(train), len(test), len(read_pairs(spec, "train_paraphrase"))) == (80, 40, 320)
+    assert not {pair.prompt for pair in train} & {pair.prompt for pair in test}
+    assert all(pair.prompt[0].content.startswith("Is the following statement") for pair in train + test)

@@ -1,0 +1,79 @@
+"""Checkpoints in a bucket: the collectives that carry a checkpoint's files between every node's folder and the bucket.
+
+A node's folder is only a station: files leave it once they are up, and are fetched into it before a training resumes.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from trainers.disk import digest_file
+from trainers.errors import StorageError
+from trainers.objects import ObjectPath
+from trainers.transfer import fetch, files_below, upload
+
+Found = TypeVar("Found")
+
+
+def on_node() -> tuple[int, int]:
+    """This rank's place among those of its node, and how many they are, as the launcher says."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def upload_together(folder: Path, target: ObjectPath) -> dict[str, str]:
+    """Put every node's files of a checkpoint and empty its folder; the digests of all. A collective.
+
+    Raises StorageError on every rank where one rank's files cannot be put.
+    """
+
+    def put() -> dict[str, str]:
+        first, step = on_node()
+        names = files_below(folder)[first::step]
+        upload(folder, names, target)
+        return {name: digest_file(folder / name) for name in names}
+
+    try:
+        shares = _together(put)
+    finally:
+        clear_together(folder)
+    return {name: digest for share in shares for name, digest in share.items()}
+
+
+def fetch_together(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> str | None:
+    """Have all files of a checkpoint in every node's folder; what is wrong with them, None where nothing is. A collective.
+
+    Raises StorageError on every rank where one node cannot fetch them.
+    """
+
+    def get() -> list[str]:
+        return fetch(source, digests, folder) if on_node()[0] == 0 else []
+
+    wrong = sorted({name for share in _together(get) for name in share})
+    return f"{wrong[0]} is missing or not what was written" if wrong else None
+
+
+def clear_together(folder: Path) -> None:
+    """Remove a folder on every node when all ranks are done with it. A collective."""
+    dist.barrier()
+    if on_node()[0] == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    dist.barrier()
+
+
+def _together(act: Callable[[], Found]) -> list[Found]:
+    """What every rank found; raises StorageError on all of them where one failed, as the others would wait for it."""
+    mine: tuple[Found | None, str | None]
+    try:
+        mine = act(), None
+    except (OSError, StorageError) as error:
+        mine = None, str(error)
+    shares: list[tuple[Found, str | None]] = [mine] * dist.get_world_size()  # type: ignore[list-item]
+    dist.all_gather_object(shares, mine)
+    for _, fault in shares:
+        if fault is not None:
+            raise StorageError(fault)
+    return [found for found, _ in shares]
