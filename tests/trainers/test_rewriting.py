@@ -276,6 +276,16 @@ def test_a_run_that_was_killed_goes_on_from_its_journal(rewrite, endpoint, tmp_p
     assert len(Journal(journal).all()) == 12
 
 
+def test_an_answer_that_was_lost_on_the_way_is_not_paid_again_by_the_next_command(rewrite, endpoint):
+    endpoint.acts[original(1, "chosen")] = ["time out"]
+    code, said = rewrite("--tries", "1", count=2)
+    assert code == 3
+    assert "row 1, chosen: Request timed out" in said
+    assert rewrite("--tries", "1", count=2)[0] == 0
+    assert endpoint.requests[original(1, "chosen")] == 2
+    assert set(endpoint.paid.values()) == {1}
+
+
 def test_retry_after_holds_everybody(rewrite, endpoint):
     endpoint.acts[original(0, "chosen")] = ["429"]
     began = time.monotonic()

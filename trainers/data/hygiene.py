@@ -81,6 +81,11 @@ def _ends(text: str) -> bool:
     return len(text) < _SHORT or not (text.rstrip()[-1:].isalnum() or text.rstrip()[-1:] in ",;-")
 
 
+def load() -> None:
+    """Load what measures, which takes seconds: before requests are under way, whose time-outs would wait for it."""
+    measure("a" * _LETTERS_FOR_LANGUAGE, "b" * _LETTERS_FOR_LANGUAGE)
+
+
 def language(text: str) -> str | None:
     """Code of the language, None where there are too few letters to tell."""
     if sum(character.isalpha() for character in text) < _LETTERS_FOR_LANGUAGE:

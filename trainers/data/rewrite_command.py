@@ -170,6 +170,7 @@ def _prompt(arguments: Rewrite) -> str:
 
 async def _ask(arguments: Rewrite, texts: list[str], terms: Terms, journal: Journal) -> Outcome:
     wanted = arguments.language or LANGUAGES.get(arguments.into)
+    hygiene.load()
 
     def check(text: str, answer: Answer) -> str | None:
         return hygiene.fault(text, answer.text, wanted=wanted, cut=answer.cut)
