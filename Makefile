@@ -21,16 +21,19 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tests without Ray side by side, one thread each; then those that share the host's Ray, one after another.
+# Tests without Ray side by side, one thread each; then those that share the host's Ray, one after another;
+# `ray up` last, in a process of its own.
 SIDE_BY_SIDE := -m "not ray" --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest tests -m ray
+	$(BIN)/python -m pytest tests/cluster --run-alone
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE) --run-slow
 	$(BIN)/python -m pytest tests -m ray --run-slow
+	$(BIN)/python -m pytest tests/cluster --run-alone
 
 # Rewrites the lock from what is installed; run it in a fresh .venv after changing pins in pyproject.toml.
 lock: install

@@ -1,6 +1,7 @@
 """The Ray cluster: joined or started, what it holds, and whether all of it sees the storage. Imports no torch."""
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -11,11 +12,13 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.artifacts import Store
-from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
+from orchestrator.hardware import gpu_kind, label
+from orchestrator.plan import DEFAULT_GPU_GB, Node
 from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, cluster_address
 from trainers.errors import PlanError, StorageError
 from trainers.objects import Location
@@ -73,8 +76,12 @@ def _keep_token_private() -> None:
 
 def ray_options() -> dict[str, Any]:
     """What every `ray.init` of ours says; the settings of workers stand in it."""
+    # Ray takes no variable from us that a submitted job has set, not even with the same value.
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    from_job = (job.get("runtime_env") or {}).get("env_vars") or {}
+    ours = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in from_job}
     # What the user has set wins, there as here.
-    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}}
+    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in ours.items()}}
     return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
 
 
@@ -90,9 +97,16 @@ def capacity() -> tuple[Node, ...]:
             for name in resources
             if name.startswith("accelerator_type:")
         ]
-        gpu_gb = min((GPU_GB.get(kind, DEFAULT_GPU_GB) for kind in kinds), default=DEFAULT_GPU_GB)
-        gpus = int(resources.get("GPU", 0))
-        nodes.append(Node(id=node["NodeID"], cpus=int(resources["CPU"]), gpus=gpus, gpu_gb=gpu_gb))
+        known = next((kind for name in kinds if (kind := gpu_kind(name))), None)
+        nodes.append(
+            Node(
+                id=node["NodeID"],
+                cpus=int(resources["CPU"]),
+                gpus=int(resources.get("GPU", 0)),
+                gpu_gb=known.gb if known else DEFAULT_GPU_GB,
+                gpu_kind=label(known) if known else "",
+            )
+        )
     return tuple(nodes)
 
 

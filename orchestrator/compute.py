@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator import packing
 from orchestrator.artifacts import Store
 from orchestrator.stages import (
     ConvertStage,
@@ -20,6 +21,8 @@ from orchestrator.stages import (
     SharedStage,
     TrainStage,
 )
+from orchestrator.trial_plan import TrialPlan
+from orchestrator.workers import prepare_worker
 from trainers import tiny
 from trainers.data.records import read_written_pairs
 from trainers.objects import Location, ObjectPath
@@ -77,7 +80,8 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
         left_out = LeftOut()
         tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, left_out)
         count = token_files.write_tokens(tokens, attempt.directory / "pairs.arrow")
-        attempt.info.update(pairs=count, too_long=left_out.too_long)
+        means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
+        attempt.info.update(pairs=count, too_long=left_out.too_long, mean_tokens=means)
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
@@ -174,6 +178,9 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
     missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
     for epoch in sorted({stage.epoch for stage in missing}):
         _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
+    for train in {stage.train.key for stage in missing}:
+        # Nobody else reads weights, and the next training's need the room.
+        store.forget_fetched("train", train)
 
 
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Report) -> None:
@@ -208,8 +215,6 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
             )
             found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
             attempt.info.update(metrics=found, dataset=name)
-    # Nobody else reads weights, and the next training's need the room.
-    store.forget_fetched("train", train.key)
 
 
 def _tokens(
@@ -227,11 +232,18 @@ def _tokens(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFunctions:
-    """What computes each kind of stage; the load benchmark and tests give their own. Sent to other processes."""
+    """What computes each kind of stage; benchmarks and tests give their own. Sent to other processes.
+
+    `prepare_process` comes first in each process on Ray; `expected_s` is how long a trial's training or evaluation
+    takes, for the gate; `gang` runs a granted training on Ray in the place of Train (it takes gang.GrantedTraining).
+    """
 
     shared: Callable[[SharedStage, Store, Report], None] = run_shared
     train: Callable[[TrainStage, TrainCall, Store, Report], None] = run_train
     evaluate: Callable[[Sequence[EvaluateStage], Store, Report], None] = run_evaluations
+    prepare_process: Callable[[], None] = prepare_worker
+    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement], float] = packing.expected_s
+    gang: Callable[[Any], None] | None = None
 
 
 REAL = StageFunctions()

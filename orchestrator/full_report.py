@@ -18,6 +18,7 @@ from orchestrator import report
 from orchestrator.analysis import Analysis
 from orchestrator.answers import statistics_tables
 from orchestrator.artifacts import Store, versions
+from orchestrator.audit_page import audit_section
 from orchestrator.conclusions import conclusions
 from orchestrator.curves import curve_rows
 from orchestrator.declaration import Declaration
@@ -69,7 +70,8 @@ def write_full_report(
     write_page(folder, page, HTML)
     replace(
         folder / "summary.md",
-        report.summary(declaration, written.results, written.rows, page.conclusions, page.tables[:1]),
+        report.summary(declaration, written.results, written.rows, page.conclusions, page.tables[:1])
+        + audit_section(declaration, written.results, store, folder),
     )
     note = {
         "key": key,

@@ -15,13 +15,21 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption(
+        "--run-alone", action="store_true", help="run the tests that end every Ray process, only"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--run-slow"):
-        slow = [item for item in items if "slow" in item.keywords]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if "slow" not in item.keywords]
+    def runs(item: pytest.Item) -> bool:
+        if config.getoption("--run-alone"):
+            return "alone" in item.keywords
+        return "alone" not in item.keywords and (
+            config.getoption("--run-slow") or "slow" not in item.keywords
+        )
+
+    config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
+    items[:] = [item for item in items if runs(item)]
 
 
 def missing(what: str) -> None:

@@ -142,6 +142,13 @@ def test_the_summary_begins_with_the_conclusions(whole):
     assert "EX−IM, paired by model, seed and pair" in summary
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_summary_ends_with_the_audit(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(full_report, "audit_section", lambda *_: "what the audit says")
+    folder = write_full_report(simulated_sweep(store, missing=4, **SMALL), store).folder
+    assert (folder / "summary.md").read_text().endswith("what the audit says")
+
+
 def test_a_report_of_the_same_results_is_not_written_again(whole):
     store, declared, folder = whole
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}

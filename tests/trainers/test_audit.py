@@ -84,6 +84,14 @@ def test_minhash_misses_no_text_above_the_threshold():
     assert set(TextIndex(asked).repeats_of(TextIndex(base)).near) == expected
 
 
+def test_a_candidate_below_the_threshold_is_not_nearly_equal():
+    """Three of eighteen shingles differ: 15 of 21, which MinHash alone lets pass."""
+    base = [words_from(100 * number, 20) for number in range(20)]
+    asked = [f"{text.rpartition(' ')[0].replace('5 ', 'x ', 1)} end" for text in base]
+    assert all(0.5 < jaccard(shingles(a), shingles(b)) < NEAR for a, b in zip(asked, base, strict=True))
+    assert TextIndex(asked).repeats_of(TextIndex(base)).near == ()
+
+
 def test_repeats_within_a_column_are_the_later_rows():
     found = TextIndex(["a", words_from(0, 60), "A ", words_from(0, 59) + " end"]).repeats()
     assert (found.exact, found.near) == ((2,), (3,))
@@ -204,6 +212,11 @@ def test_a_length_shortcut_is_judged_by_its_strength_and_the_sets_role(longer: i
 
 def test_length_in_characters_alone_is_no_shortcut_for_a_reader_of_tokens():
     assert audited(numbered(40, chosen="{0} extraordinarily", rejected="{0} no")) == {}
+
+
+def test_units_that_disagree_are_no_shortcut():
+    """Chosen is the longer one in characters and the shorter one in words."""
+    assert audited(numbered(40, chosen="incomprehensibilities {0}", rejected="a b c {0}")) == {}
 
 
 def test_cut_responses_are_worse_on_one_side():

@@ -1,6 +1,7 @@
 """Tokens, draws, and micro-batches."""
 
 import dataclasses
+import pickle
 
 import pytest
 
@@ -10,7 +11,7 @@ from trainers.packing import collate
 from trainers.pairs import draw_order, tokenize_pairs
 from trainers.specs import DrawSpec
 from trainers.tiny import build_tokenizer
-from trainers.token_files import read_tokens, write_tokens
+from trainers.token_files import TokenFile, read_tokens, write_tokens
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,14 @@ def test_nothing_within_the_limit_is_an_error(tokenizer):
 def test_tokens_survive_their_file(tokenizer, tmp_path):
     tokens, _ = tokenize_pairs(tiny_world.pairs("test"), tokenizer, DrawSpec())
     write_tokens(tokens, tmp_path / "pairs.arrow")
-    assert list(read_tokens(tmp_path / "pairs.arrow")) == tokens
+    found = read_tokens(tmp_path / "pairs.arrow")
+    assert list(found) == tokens
+    assert isinstance(found, TokenFile)
+    assert list(pickle.loads(pickle.dumps(found))) == tokens
+    assert found.mean_tokens() == {
+        part: sum(len(getattr(pair, part)) for pair in tokens) / len(tokens)
+        for part in ("prompt", "chosen", "rejected")
+    }
 
 
 def parts_of(batch, count):

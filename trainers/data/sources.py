@@ -164,7 +164,7 @@ def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
 def _fetched(name: str, split: str) -> Path:
     if split not in ("train", "test"):
         raise DataError(f"data set {name} has the splits train and test, not {split}.")
-    file = cache_folder() / REWRITES[name] / split / "data-00000-of-00001.arrow"
+    file = cache_folder() / "fetched" / REWRITES[name] / split / "data-00000-of-00001.arrow"
     return fetch(rewrites_url(name, split), file, what=f"data set {name}")
 
 
