@@ -188,14 +188,14 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend, compute: Compu
 
 
 def _inputs(stage: AnalyseStage, store: Store) -> Inputs:
-    from trainers.pairs import read_tokens
+    from trainers.token_files import read_tokens
 
     return Inputs(
         name=stage.label,
         location="" if stage.base is None else stage.base.found_at(store),
         base=stage.base,
         pairs={
-            name: read_tokens(store.read(needed.kind, needed.key) / "pairs.parquet")
+            name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
             for name, needed in stage.prepared
         },
     )
