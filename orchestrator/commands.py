@@ -89,12 +89,12 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dic
     resolved = _resolve(session, sweep, fetch=True)
     if discard_damaged_rows(session, resolved.plans):
         resolved = _resolve(session, sweep, fetch=True)
-    on_gpus = any(node.gpus for node in capacity)
-    known = architectures([trial.model for trial in sweep.trials], ask=on_gpus) if on_gpus else {}
+    if any(node.gpus for node in capacity):
+        known = architectures([trial.model for trial in sweep.trials], ask=True)
+        plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
+        resolved = dataclasses.replace(resolved, plans=tuple(plans))
     placements = {
-        item.key: placement.place(
-            item.spec, capacity, sweep.placements, architecture=known.get(item.spec.model)
-        )
+        item.key: placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
         for item in resolved.plans
     }
     return sweep, resolved, placements

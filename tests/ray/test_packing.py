@@ -33,7 +33,7 @@ def test_twelve_trials_are_packed_on_two_nodes_of_four_gpus(tmp_path):
         json.loads(file.read_text())["info"]
         for file in (store.root / "artifacts" / "train").glob("*/manifest.json")
     ]
-    assert sorted(info["world_size"] for info in infos) == [1] * 8 + [4] * 4
+    assert sorted(info["world_size"] for info in infos) == [1] * 4 + [2] * 4 + [4] * 4
     # A gang of four has a node to itself; both nodes are used.
     assert len({info["node"] for info in infos}) == 2
     assert len(list((store.root / "artifacts" / "evaluate").glob("*/manifest.json"))) == 2 * TRIALS
