@@ -308,7 +308,7 @@ def length_type(tmp_path, monkeypatch):
 
 
 def test_a_file_in_the_folder_is_a_reward_type(length_type, models):
-    assert list(reward_types()) == ["ex_grm", "ex_rm", "im_rm", "length"]
+    assert {"ex_grm", "ex_rm", "im_rm", "length"} <= set(reward_types())
     pairs = random_pairs()
     found = rewards_of(models, "llama-tied", RewardSpec(kind="length"), [pairs])
     assert {index: row[:2] for index, row in found.items()} == {
