@@ -87,12 +87,16 @@ class AnalyseStage(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs."""
+    """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs.
+
+    From `store` it may read what its parameters name by key.
+    """
 
     name: str
     location: str
     base: BaseModel | None
     pairs: dict[str, list[Any]]
+    store: Store
 
 
 Options = TypeVar("Options", bound=AnalysisOptions)
@@ -198,6 +202,7 @@ def _inputs(stage: AnalyseStage, store: Store) -> Inputs:
             name: read_tokens(store.read(needed.kind, needed.key) / "pairs.parquet")
             for name, needed in stage.prepared
         },
+        store=store,
     )
 
 

@@ -1,0 +1,99 @@
+"""The analyses of a finished sweep's scores, each once on drawn scores: nothing is trained, nothing computed twice."""
+
+import json
+
+import pytest
+from pyarrow import parquet
+
+from orchestrator.artifacts import Store
+from orchestrator.declaration import write_declaration
+from sweeps import domain_shift, persona_prompts
+from tests.orchestrator.simulated import ULTRAFEEDBACK, simulated_sweep
+from tests.sweep_runs import artifacts, run_analysis
+
+SETS = (ULTRAFEEDBACK[0], ULTRAFEEDBACK[4])
+# New responses on training prompts are as hard as on test prompts: what counts for an IM-RM are the responses.
+PERSONA = (
+    ("persona_train", "training pairs"),
+    ("persona", "in-distribution"),
+    ("persona_paraphrase_train", "token-level shift"),
+    ("persona_paraphrase", "token-level shift"),
+)
+FAR = {
+    (reward, category): -9.0 if reward == "im_rm" and category == "token-level shift" else 9.0
+    for reward in ("ex_rm", "im_rm")
+    for category in ("training pairs", "in-distribution", "token-level shift")
+}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """A sweep of two sets, one of its trials missing."""
+    store = Store(tmp_path_factory.mktemp("grid") / "store")
+    write_declaration(
+        simulated_sweep(store, name="grid", seeds=(0, 1), sets=SETS, pairs=60, missing=1), store
+    )
+    write_declaration(
+        simulated_sweep(
+            store,
+            name="persona",
+            models=("llama-64",),
+            seeds=(0, 1),
+            train_sets=("persona",),
+            sets=PERSONA,
+            pairs=40,
+            strengths=FAR,
+        ),
+        store,
+    )
+    return store.root
+
+
+def only(storage, file):
+    """The folder of the one analysis that wrote `file`."""
+    (folder,) = [folder for folder in artifacts(storage).values() if (folder / file).is_file()]
+    return folder
+
+
+def test_domain_shift_reads_the_scores_and_ends_with_what_to_prefer(storage, capsys):
+    trained = sorted(storage.glob("artifacts/train/*"))
+    assert run_analysis(domain_shift, storage, "--sweep", "grid") == 0
+    said = capsys.readouterr().out
+    assert "When to prefer which. Trained on ultrafeedback, in-distribution: prefer EX-RM" in said
+    assert "under domain shift: prefer IM-RM" in said
+    assert "Missing: 1 trials" in said
+    assert "rewardbench_math after ultrafeedback lacks overlap with training, similarity, leaked" in said
+    folder = only(storage, "pairs.parquet")
+    rows = parquet.read_table(folder / "pairs.parquet").to_pylist()
+    assert len(rows) == 120
+    shift = [row["gap"] for row in rows if row["evaluation_set"] == "rewardbench_math"]
+    found = json.loads((folder / "results.json").read_text())["controls"]
+    (domain,) = [item for item in found if item["category"] == "domain shift"]
+    assert domain["plain"]["value"] == pytest.approx(sum(shift) / 60)
+    assert (folder / "figures" / "domain_shift.svg").stat().st_size > 1000
+    # Again: nothing is computed, nothing was trained.
+    assert run_analysis(domain_shift, storage, "--sweep", "grid") == 0
+    assert "1 analyses, 1 complete" in capsys.readouterr().out
+    assert sorted(storage.glob("artifacts/train/*")) == trained
+
+
+def test_new_prompts_are_told_from_new_responses(storage, capsys):
+    assert run_analysis(persona_prompts, storage) == 0
+    said = capsys.readouterr().out
+    assert "IM-RM, persona_paraphrase: new responses cost more than new prompts (+1.000" in said
+    assert "EX-RM, persona_paraphrase: new prompts and new responses cost the same" in said
+    folder = only(storage, "persona_prompts.parquet")
+    explicit, implicit = parquet.read_table(folder / "persona_prompts.parquet").to_pylist()
+    cells = ("seen", "new_prompts", "new_responses", "both_new")
+    assert [explicit[name] for name in cells] == [1.0, 1.0, 1.0, 1.0]
+    assert [implicit[name] for name in cells] == [1.0, 1.0, 0.0, 0.0]
+    # 40 prompts that agree say no more than that exceptions are rare.
+    assert implicit["prompts_over_responses_low"] == pytest.approx(0.025 ** (1 / 40))
+    assert explicit["prompts_over_responses_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
+    assert implicit["both_new_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
+    assert (folder / "figures" / "persona_prompts.png").stat().st_size > 1000
+
+
+def test_a_sweep_that_the_storage_does_not_know_is_wrong_usage(storage, capsys):
+    assert run_analysis(domain_shift, storage, "--sweep", "nosuch") == 2
+    assert "knows no sweep of that name (it knows " in capsys.readouterr().err
