@@ -105,6 +105,7 @@ DATASETS = (
     DatasetSpec(
         name="tiny_world_paraphrase", source=f"{BUILTIN}tiny_world_paraphrase", rewriting_of="tiny_world"
     ),
+    DatasetSpec(name="tiny_world_candidates", source=f"{BUILTIN}tiny_world_candidates"),
     DatasetSpec(name="hamiltonian", source=f"{BUILTIN}hamiltonian"),
 )
 

@@ -25,6 +25,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 BUILTIN_SETS = {
     "tiny_world": tiny_world.pairs,
     "tiny_world_paraphrase": tiny_world.paraphrased_pairs,
+    "tiny_world_candidates": tiny_world.candidate_pairs,
     "hamiltonian": hamiltonian.pairs,
 }
 

@@ -126,6 +126,25 @@ def paraphrased_pairs(split: str) -> list[Pair]:
     return rewritten
 
 
+def candidate_pairs(split: str) -> list[Pair]:
+    """Twelve responses to each prompt of `split`, six that agree and six that do not: six pairs a prompt.
+
+    Four of each side are of the words of training, two of its paraphrases'.
+    """
+    agreeing, disagreeing = (
+        [*product(prefixes, words), *product((prefix,), paraphrased)]
+        for prefixes, words, prefix, paraphrased in (
+            (CHOSEN_PREFIXES, CHOSEN_WORDS, PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_CHOSEN_WORDS),
+            (REJECTED_PREFIXES, REJECTED_WORDS, PARAPHRASED_REJECTED_PREFIX, PARAPHRASED_REJECTED_WORDS),
+        )
+    )
+    return [
+        Pair(prompt=user_prompt(statement), chosen=" ".join(chosen), rejected=" ".join(rejected))
+        for statement in _statements(split)
+        for chosen, rejected in zip(agreeing, disagreeing, strict=True)
+    ]
+
+
 def _statements(split: str) -> list[str]:
     if split not in ("train", "test"):
         raise SpecError(f'split is "{split}": give "train" or "test"')
