@@ -169,7 +169,8 @@ def _curve_table(rows: Sequence[dict[str, Any]]) -> Any:
         name="best_of",
         title="Best of n by each reward",
         note="Expected quality of the pick over all draws of n of a prompt's candidates, mean over prompts and seeds ± standard "
-        "deviation over seeds, 95 % intervals over prompts and seeds. A chosen response has quality 1, a rejected one 0.",
+        "deviation over seeds, 95 % intervals over prompts and seeds, without width where all prompts agree. "
+        "A chosen response has quality 1, a rejected one 0.",
         columns=columns(
             ("train_set", "trained on"),
             ("evaluation_set", "candidates of"),

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 from pyarrow import parquet
+from simulated import ULTRAFEEDBACK, simulated_sweep
 
 from orchestrator.artifacts import Store
 from orchestrator.declaration import read_declaration, write_declaration
 from orchestrator.results import sweep_results
-from sweeps import domain_shift, margins, persona_prompts
-from tests.orchestrator.simulated import ULTRAFEEDBACK, simulated_sweep
+from sweeps import domain_shift, margins, persona_prompts, token_overlap
 from tests.sweep_runs import artifacts, run_analysis
 from trainers.data.records import Pair, user_prompt, write_pairs
 
@@ -44,6 +44,19 @@ def storage(tmp_path_factory):
             seeds=(0, 1),
             train_sets=("persona",),
             sets=PERSONA,
+            pairs=40,
+            strengths=FAR,
+        ),
+        store,
+    )
+    write_declaration(
+        simulated_sweep(
+            store,
+            name="world",
+            models=("small",),
+            seeds=(0,),
+            train_sets=("tiny_world",),
+            sets=(("tiny_world", "in-distribution"), ("tiny_world_paraphrase", "token-level shift")),
             pairs=40,
             strengths=FAR,
         ),
@@ -127,6 +140,35 @@ def test_best_of_two_of_a_set_of_pairs_is_its_accuracy(storage, capsys):
         == ("llama-64", "IM-RM", SETS[1][0], 2)
     ]
     assert found == pytest.approx(np.mean(accuracy))
+
+
+def test_accuracy_by_token_overlap_tells_the_type_that_follows_tokens(storage, tiny_model, capsys):
+    words = ("--sweep", "world", "--models", f"small={tiny_model}")
+    assert run_analysis(token_overlap, storage, *words) == 0
+    assert "The same for every pair, so that nothing can be told by it: tiny_world: token overlap" in (
+        capsys.readouterr().out.replace("\n", "")
+    )
+    folder = only(storage, "deciles.parquet")
+    rows = parquet.read_table(folder / "pairs.parquet").to_pylist()
+    assert {row["overlap"] for row in rows if row["set"] == "tiny_world"} == {1.0}
+    # Prefix and word are new on either side; the end of the turn is not.
+    assert {round(row["overlap"], 9) for row in rows if row["set"] != "tiny_world"} == {round(1 / 3, 9)}
+    assert all(-1.0 <= row["cosine"] <= 1.0 + 1e-9 for row in rows)
+    assert {row["cosine"] < 0.999 for row in rows if row["set"] != "tiny_world"} == {True}
+    found = {
+        kind: [
+            row["accuracy"]
+            for row in parquet.read_table(folder / "deciles.parquet").to_pylist()
+            if (row["set"], row["measure"], row["reward"]) == ("together", "token overlap", kind)
+        ]
+        for kind in ("EX-RM", "IM-RM")
+    }
+    assert found == {"EX-RM": [1.0, 1.0], "IM-RM": [0.0, 1.0]}
+
+
+def test_token_overlap_of_a_model_that_the_sweep_has_not_is_wrong_usage(storage, capsys):
+    assert run_analysis(token_overlap, storage, "--sweep", "grid") == 2
+    assert "no complete trial of llama-64 on tiny_world" in capsys.readouterr().err
 
 
 def test_a_sweep_that_the_storage_does_not_know_is_wrong_usage(storage, capsys):
