@@ -18,7 +18,7 @@ from orchestrator import report
 from orchestrator.analysis import Analysis
 from orchestrator.answers import statistics_tables
 from orchestrator.artifacts import Store, versions
-from orchestrator.audit_page import audit_section
+from orchestrator.audit_page import audit_section, audit_tables
 from orchestrator.conclusions import conclusions
 from orchestrator.curves import curve_rows
 from orchestrator.declaration import Declaration
@@ -168,6 +168,11 @@ def _page(inputs: Inputs, analysis: Analysis, store: Store, console: Console | N
         figures=tuple(figures),
         tables=computed,
         sections=(
+            Section(
+                title="What could be fooling us",
+                anchor="audit",
+                tables=audit_tables(inputs.declaration, results, store),
+            ),
             Section(title="Beside the paper", anchor="paper", tables=(spec_difference(results),)),
             Section(
                 title="How it was made",
