@@ -73,6 +73,8 @@ DATASETS = (
         name="tiny_world_paraphrase", source=f"{BUILTIN}tiny_world_paraphrase", rewriting_of="tiny_world"
     ),
     DatasetSpec(name="hamiltonian", source=f"{BUILTIN}hamiltonian"),
+    DatasetSpec(name="hamiltonian_verification", source=f"{BUILTIN}hamiltonian_verification"),
+    DatasetSpec(name="hamiltonian_paper", source=f"{BUILTIN}hamiltonian_paper"),
 )
 
 

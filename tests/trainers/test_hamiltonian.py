@@ -1,6 +1,7 @@
 """Hamiltonian-cycle pairs: what is chosen is a cycle of its graph, what is rejected is not."""
 
 import random
+from itertools import permutations
 
 import pytest
 
@@ -80,3 +81,30 @@ def test_a_set_that_cannot_be_drawn_is_refused(vertices: int, edge_probability: 
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(SpecError, match="validation"):
         hamiltonian.pairs("validation")
+
+
+@pytest.mark.parametrize("name", ["laptop", "smallest"])
+def test_the_share_of_cycles_is_that_of_all_orders(name: str) -> None:
+    for pair in hamiltonian.pairs("test", SPECS[name])[:5]:
+        vertices, edges = hamiltonian.parse_prompt(pair.prompt[0].content)
+        orders = list(permutations(range(vertices)))
+        right = sum(hamiltonian.is_cycle(order, vertices, edges) for order in orders)
+        assert hamiltonian.cycle_share(vertices, edges) == pytest.approx(right / len(orders))
+
+
+def test_an_answer_is_judged_exactly() -> None:
+    prompt = hamiltonian.prompt_text(4, [(0, 1), (1, 2), (2, 3), (3, 0)])
+    assert hamiltonian.is_correct("0 1 2 3", prompt)
+    assert hamiltonian.is_correct(" 1 0 3 2 ", prompt)
+    for wrong in (
+        "0 2 1 3",
+        "0 1 2",
+        "0 1 2 3 0",
+        "0 1 2 3 yes",
+        "",
+        "0 1 2 03",
+        "+0 1 2 3",
+        "0, 1, 2, 3",
+        "٠ 1 2 3",
+    ):
+        assert not hamiltonian.is_correct(wrong, prompt), wrong

@@ -9,7 +9,7 @@ import fnmatch
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec
 Row = dict[str, Any]
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-BUILTIN_SETS = {
+BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
     "tiny_world": tiny_world.pairs,
     "tiny_world_paraphrase": tiny_world.paraphrased_pairs,
     "hamiltonian": hamiltonian.pairs,
+    "hamiltonian_verification": functools.partial(hamiltonian.pairs, spec=hamiltonian.VERIFICATION),
+    "hamiltonian_paper": functools.partial(hamiltonian.pairs, spec=hamiltonian.PAPER),
 }
 
 
