@@ -7,6 +7,7 @@ The paper's row filters for hub sets are not applied yet: see CHANGELOG.md.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.spec import KeepEpochs, PlacementRule, Recipe
 from trainers.data import persona
@@ -47,7 +48,7 @@ def _rewrite(language: str) -> DatasetSpec:
     return DatasetSpec(name=name, source=f"{MANUAL}{_REWRITES}", rewriting_of="ultrafeedback")
 
 
-_REWARD_BENCH = {"source": "allenai/reward-bench", "test_split": "filtered"}
+_REWARD_BENCH: dict[str, Any] = {"source": "allenai/reward-bench", "test_split": "filtered"}
 DATASETS = (
     DatasetSpec(
         name="ultrafeedback",

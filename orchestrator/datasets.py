@@ -71,7 +71,11 @@ class DatasetReader:
             raise DataError(
                 f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
             )
-        key = content_key("source", 1, id=spec.source, revision=spec.revision, keep=spec.keep, split=split)
+        # Sources were remembered before pairs could be added to them.
+        added = {} if spec.augmentation is None else {"augmentation": spec.augmentation}
+        key = content_key(
+            "source", 1, id=spec.source, revision=spec.revision, keep=spec.keep, split=split, **added
+        )
         record = self._store.root / "sources" / f"{key}.json"
         known = _read_record(record) if record.is_file() else None
         # The rows of a remembered set may have been collected as garbage; then it is fetched again.

@@ -74,12 +74,25 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Copies added to the training pairs: this share of the rows of a rewriting's `split`, the same rows every time."""
+
+    source: str
+    split: str
+    share: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share <= 1, f"a share of {self.share} of a rewriting: give above 0, at most 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
     """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `manual:<where to get it>`, or
     `persona:<path or hub id>` of the statements that Persona's pairs are made of (trainers/data/persona.py).
 
     `rewriting_of` names the set whose responses this one rewrites: trained on that one, this one is a
-    token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet.
+    token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet. `augmentation` adds
+    rewritten copies to the training split.
     """
 
     name: str
@@ -89,6 +102,7 @@ class DatasetSpec:
     test_split: str = "test"
     rewriting_of: str | None = None
     keep: tuple[tuple[str, str], ...] = ()
+    augmentation: Augmentation | None = field(default=None, metadata=ADDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

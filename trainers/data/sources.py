@@ -8,6 +8,7 @@ A row that cannot be read raises DataError with its file and row number.
 import fnmatch
 import functools
 import json
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -17,14 +18,18 @@ from typing import Any
 from trainers.data import hamiltonian, persona, tiny_world
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError
-from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec
+from trainers.specs import BUILTIN, MANUAL, PERSONA, Augmentation, DatasetSpec
 
 Row = dict[str, Any]
+# The copies of a smaller share are among those of a larger one.
+_COPIES_SEED = 517
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
     "tiny_world": tiny_world.pairs,
     "tiny_world_paraphrase": tiny_world.paraphrased_pairs,
+    "tiny_world_reworded": tiny_world.reworded_pairs,
+    "tiny_world_other_words": tiny_world.other_words_pairs,
     "hamiltonian": hamiltonian.pairs,
     "hamiltonian_verification": functools.partial(hamiltonian.pairs, spec=hamiltonian.VERIFICATION),
     "hamiltonian_paper": functools.partial(hamiltonian.pairs, spec=hamiltonian.PAPER),
@@ -32,7 +37,20 @@ BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
 
 
 def read_pairs(spec: DatasetSpec, split: str) -> list[Pair]:
-    """Every pair of `split` of `spec`, in the source's order. Raises DataError."""
+    """Every pair of `split` of `spec`, in the source's order, copies of the training pairs last. Raises DataError."""
+    if spec.augmentation is None or split != spec.train_split:
+        return _read_pairs(spec, split)
+    return [*_read_pairs(spec, split), *_copies(spec, spec.augmentation)]
+
+
+def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
+    rewriting = replace(spec, source=added.source, revision=None, keep=(), augmentation=None)
+    rows = _read_pairs(rewriting, added.split)
+    order = random.Random(_COPIES_SEED).sample(range(len(rows)), len(rows))
+    return [rows[row] for row in sorted(order[: round(added.share * len(rows))])]
+
+
+def _read_pairs(spec: DatasetSpec, split: str) -> list[Pair]:
     if spec.source.startswith(BUILTIN):
         return BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
     if spec.source.startswith(MANUAL):
