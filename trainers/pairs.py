@@ -15,7 +15,7 @@ from pyarrow import parquet
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, ModelError
 from trainers.rewards import Rendering
-from trainers.specs import DrawSpec
+from trainers.specs import DrawSpec, ValidationSpec
 from trainers.templates import render
 
 
@@ -65,6 +65,24 @@ def tokenize_pairs(
             f"{draw.max_response_tokens} response tokens; nothing is left to use."
         )
     return kept, too_long
+
+
+def held_out(
+    pairs: Sequence[TokenPair], validation: ValidationSpec | None
+) -> tuple[list[TokenPair], list[TokenPair]]:
+    """(pairs to train on, pairs to validate with), each in the order given. Raises DataError where one is empty."""
+    if validation is None:
+        return list(pairs), []
+    order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(pairs))
+    outside = {int(row) for row in order[: round(validation.share * len(pairs))]}
+    if not 0 < len(outside) < len(pairs):
+        raise DataError(
+            f"a validation share of {validation.share} of {len(pairs)} pairs leaves one side empty."
+        )
+    return (
+        [pair for row, pair in enumerate(pairs) if row not in outside],
+        [pair for row, pair in enumerate(pairs) if row in outside],
+    )
 
 
 def _tokenize(pair: Pair, row: int, tokenizer: Any) -> TokenPair:

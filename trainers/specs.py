@@ -166,6 +166,25 @@ class OptimSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationSpec:
+    """Training pairs that are held out, and scored after every epoch.
+
+    At each of the `rungs` (epochs from 1) a training goes on if it is among the best 1/`reduction` of those of `rates`
+    that came so far in their order: ASHA's rule, with one training at a time. So the rates enter the key, too.
+    """
+
+    share: float = 0.25
+    seed: int = 0
+    rungs: tuple[int, ...] = ()
+    reduction: int = 2
+    rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share < 1, f"a validation share of {self.share}: give above 0, below 1.")
+        _require(self.reduction >= 2, f"halving by {self.reduction}: at least 2.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """How a training is laid on devices; no part of any key, results agree within 1e-5 in fp32.
 

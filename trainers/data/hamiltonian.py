@@ -51,7 +51,7 @@ class HamiltonianSpec:
 PAPER = HamiltonianSpec(vertices=10, edge_probability=0.2, train_pairs=1000, test_pairs=200, seed=982)
 LAPTOP = HamiltonianSpec(vertices=5, edge_probability=0.2, train_pairs=32, test_pairs=32, seed=982)
 # Enough graphs for a tiny model to learn to verify.
-VERIFICATION = HamiltonianSpec(vertices=4, edge_probability=0.2, train_pairs=1000, test_pairs=200, seed=982)
+VERIFICATION = HamiltonianSpec(vertices=5, edge_probability=0.2, train_pairs=1000, test_pairs=200, seed=982)
 
 
 def pairs(split: str, spec: HamiltonianSpec = LAPTOP) -> list[Pair]:
