@@ -200,14 +200,14 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend, compute: Compu
 
 
 def _inputs(stage: AnalyseStage, store: Store) -> Inputs:
-    from trainers.pairs import read_tokens
+    from trainers.token_files import read_tokens
 
     return Inputs(
         name=stage.label,
         location="" if stage.base is None else stage.base.found_at(store),
         base=stage.base,
         pairs={
-            name: read_tokens(store.read(needed.kind, needed.key) / "pairs.parquet")
+            name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
             for name, needed in stage.prepared
         },
         store=store,
@@ -247,6 +247,8 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
         if not session.options.json:
             session.console.print((found / SUMMARY).read_text(), markup=False, highlight=False)
             session.console.print(f"artifact: analyse/{stage.key}", highlight=False, soft_wrap=True)
+    if complete:
+        store.share(folder)
     if session.options.json:
         cli.dump_json(results)
     else:

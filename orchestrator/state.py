@@ -31,6 +31,7 @@ class TrialNote:
     cause: str = ""
     message: str = ""
     retries: list[str] = field(default_factory=list)
+    replanned: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,8 @@ class StateWriter:
                 note.step, note.total = int(last["step"]), int(last["total"])
             case "retry":
                 note.retries.append(f"{event['cause']}: {event['message']}")
+            case "replanned":
+                note.replanned.append(event["text"])
             case "complete" | "stopped":
                 note.state, note.cause, note.message = event["event"], "", ""
             case "failed":

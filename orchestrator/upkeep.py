@@ -5,13 +5,13 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from orchestrator import cli, housekeeping
+from orchestrator import cli, estimate, housekeeping
 from orchestrator.claims import live_drivers
 from orchestrator.cli import Session
 from orchestrator.damage import say_damaged_logs
@@ -35,6 +35,9 @@ def status(session: Session) -> int:
         cli.dump_json(rows)
         return 0 if all(result.complete for result in results) else cli.HOLES
     driver = "its driver is at work" if running else "no driver is at work"
+    left_s = time_left_s(results, state.trials) if running else None
+    if left_s is not None:
+        driver += f", about {left_s / 60:.0f} min of training left"
     title = f"{session.sweep_name} in {session.store.root}: {driver}"
     table = Table(title=title, title_justify="left")
     for column in rows[0] if rows else ():
@@ -43,6 +46,23 @@ def status(session: Session) -> int:
         table.add_row(*(str(value) for value in row.values()))
     session.console.print(table)
     return say_holes(session, results) if not running else cli.HOLES
+
+
+def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) -> float | None:
+    """Seconds until what runs and waits is trained, by what finished trainings of each model and reward type took."""
+    took: dict[str, list[float]] = {}
+    left: dict[str, float] = {}
+    running = 0
+    for result in results:
+        kind = f"{result.record.model} {result.record.reward}"
+        note = notes.get(result.record.key)
+        if result.trained and result.started is not None:
+            took.setdefault(kind, []).append(result.trained_at - result.started)
+        elif note is not None and not result.trained and note.state in ("running", "waiting"):
+            running += note.state == "running"
+            left[kind] = left.get(kind, 0.0) + 1 - (note.step / note.total if note.total else 0.0)
+    means = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
+    return estimate.time_left_s(means, left, running)
 
 
 def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ it is asked for a cycle as well: one answer a prompt at temperature 1 as in the 
 of k by its own reward. Beside each stands what an order of the vertices drawn at random would be worth.
 
 python sweeps/hamiltonian.py --profile laptop                  5 vertices, a built-in model
-python sweeps/hamiltonian.py --profile paper                   10 vertices, Pythia 1B; vertices are words, not added tokens
+python sweeps/hamiltonian.py --profile paper                   10 vertices, Pythia 1B; its separators are no tokens of their own
 """
 
 import json
@@ -114,7 +114,8 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from trainers.data.hamiltonian import cycle_share, parse_prompt
+    from trainers.data.cycle_answers import graph_of
+    from trainers.data.hamiltonian import cycle_share
 
     (training,) = stage.reads
     assert isinstance(training, TrainStage)
@@ -125,14 +126,12 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
         for name, location in (("base", inputs.location), ("trained", trained))
         for row in _answers(location, stage, inputs, prompts)
     ]
-    guessed = sum(cycle_share(*parse_prompt(prompt)) for prompt in prompts) / len(prompts)
+    guessed = sum(cycle_share(*graph_of(prompt)) for prompt in prompts) / len(prompts)
     results = {
         "name": stage.analysis,
         "prompts": len(prompts),
         "random_order": guessed,
-        "random_order_best": sum(
-            1 - (1 - cycle_share(*parse_prompt(prompt))) ** SAMPLES for prompt in prompts
-        )
+        "random_order_best": sum(1 - (1 - cycle_share(*graph_of(prompt))) ** SAMPLES for prompt in prompts)
         / len(prompts),
         **{name: _shares([row for row in rows if row["model"] == name]) for name in ("base", "trained")},
     }
@@ -154,7 +153,7 @@ def _answers(
     location: str, stage: AnalyseStage, inputs: Inputs, prompts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each prompt and answer: the likeliest as sample −1, then those drawn at temperature 1."""
-    from trainers.data.hamiltonian import is_correct
+    from trainers.data.cycle_answers import is_correct
     from trainers.generation import generate, load_generator
     from trainers.templates import load_tokenizer
 

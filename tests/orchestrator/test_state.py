@@ -96,3 +96,10 @@ def test_a_note_that_cannot_be_written_ends_nothing(store: Store):
     store.sweep_dir("s").parent.mkdir(parents=True)
     store.sweep_dir("s").write_text("a file where the folder should be")
     assert told(store, event("started")) == {}
+
+
+def test_a_training_on_fewer_devices_than_planned_is_noted(store: Store):
+    notes = told(
+        store, event("started"), event("replanned", text="planned for 8 GPUs; on 4"), event("complete")
+    )
+    assert notes["a"].replanned == ["planned for 8 GPUs; on 4"]

@@ -5,7 +5,8 @@ from itertools import permutations
 
 import pytest
 
-from trainers.data import hamiltonian
+from trainers.data import hamiltonian, paper_hamiltonian
+from trainers.data.cycle_answers import is_correct
 from trainers.data.hamiltonian import HamiltonianSpec
 from trainers.errors import SpecError
 
@@ -94,8 +95,8 @@ def test_the_share_of_cycles_is_that_of_all_orders(name: str) -> None:
 
 def test_an_answer_is_judged_exactly() -> None:
     prompt = hamiltonian.prompt_text(4, [(0, 1), (1, 2), (2, 3), (3, 0)])
-    assert hamiltonian.is_correct("0 1 2 3", prompt)
-    assert hamiltonian.is_correct(" 1 0 3 2 ", prompt)
+    assert is_correct("0 1 2 3", prompt)
+    assert is_correct(" 1 0 3 2 ", prompt)
     for wrong in (
         "0 2 1 3",
         "0 1 2",
@@ -107,4 +108,12 @@ def test_an_answer_is_judged_exactly() -> None:
         "0, 1, 2, 3",
         "٠ 1 2 3",
     ):
-        assert not hamiltonian.is_correct(wrong, prompt), wrong
+        assert not is_correct(wrong, prompt), wrong
+
+
+def test_the_papers_own_pairs_are_judged_as_what_they_are() -> None:
+    for pair in paper_hamiltonian.pairs("test")[:20]:
+        prompt = pair.prompt[0].content
+        assert is_correct(pair.chosen, prompt)
+        assert not is_correct(pair.rejected, prompt)
+        assert not is_correct(pair.chosen.replace("<sep>", " "), prompt)

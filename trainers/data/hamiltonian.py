@@ -143,16 +143,6 @@ def cycle_share(vertices: int, edges: Sequence[Edge]) -> float:
     return closed / math.factorial(vertices - 1)
 
 
-def is_correct(answer: str, prompt: str) -> bool:
-    """Whether the text is an order of exactly the prompt's vertices, nothing beside it, that is a cycle of its graph."""
-    try:
-        order = parse_answer(answer)
-    except ValueError:
-        return False
-    # int() reads more than `answer_text` writes: 01, +1, 1_0.
-    return answer_text(order) == " ".join(answer.split()) and is_cycle(order, *parse_prompt(prompt))
-
-
 def _distinct_pairs(spec: HamiltonianSpec) -> Iterator[Pair]:
     rng = random.Random(f"hamiltonian pairs {spec.seed}")
     seen: set[str] = set()
