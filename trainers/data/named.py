@@ -67,6 +67,7 @@ DATASETS = (
         name="tiny_world_paraphrase", source=f"{BUILTIN}tiny_world_paraphrase", rewriting_of="tiny_world"
     ),
     DatasetSpec(name="hamiltonian", source=f"{BUILTIN}hamiltonian"),
+    DatasetSpec(name="hamiltonian_verification", source=f"{BUILTIN}hamiltonian_verification"),
 )
 
 
@@ -96,6 +97,7 @@ FACTS: Mapping[str, Facts] = MappingProxyType(
         "tiny_world": Facts(train=80, test=40, about="built in"),
         "tiny_world_paraphrase": Facts(train=80, test=40, about="built in"),
         "hamiltonian": Facts(train=32, test=32, about="built in, 5 vertices"),
+        "hamiltonian_verification": Facts(train=1000, test=200, about="built in, 5 vertices"),
     }
 )
 
