@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks.load import _dataset, _model
 from orchestrator import commands, packing, tracking
 from orchestrator.artifacts import Store
-from orchestrator.catalog import PAPER_MODELS
+from orchestrator.catalog import ARCHITECTURES, PAPER_MODELS
 from orchestrator.cli import Options, Session
 from orchestrator.placement import place
 from orchestrator.plan import Node
@@ -42,6 +42,7 @@ NAME = "makespan"
 GPU_GB = 80.0
 KIND = {"accelerator_type:H100": 1}
 PARAMETERS = {model.name: model.parameters or 0 for model in PAPER_MODELS}
+SHAPES = {model.name: ARCHITECTURES[model.source] for model in PAPER_MODELS}
 # A node is given up after ten silent seconds, where Ray by itself takes half a minute.
 PATIENCE = {"health_check_period_ms": 1000, "health_check_failure_threshold": 10}
 
@@ -106,13 +107,14 @@ def make_session(asked: Makespan, folder: Path, stages: Any) -> Session:
 
 
 def sized_grid(chosen: Selection) -> Sweep:
-    """The full grid, each model of the size that its name has in the catalog."""
+    """The full grid, each model of the size and precision that its name has in the catalog."""
     sweep = full_grid(chosen)
     return dataclasses.replace(sweep, trials=tuple(map(_sized, sweep.trials)))
 
 
 def _sized(trial: TrialSpec) -> TrialSpec:
-    model = dataclasses.replace(trial.model, parameters=PARAMETERS[trial.model.name])
+    (known,) = [model for model in PAPER_MODELS if model.name == trial.model.name]
+    model = dataclasses.replace(trial.model, parameters=known.parameters, precision=known.precision)
     return dataclasses.replace(trial, model=model)
 
 
@@ -120,7 +122,7 @@ def planned_work(trials: Sequence[TrialSpec], nodes: Sequence[Node]) -> list[tup
     """(seconds, GPUs) of each training as the placement has it, unscaled."""
     from benchmarks.makespan_stages import PAIRS
 
-    placements = [(trial, place(trial, nodes)) for trial in trials]
+    placements = [(trial, place(trial, nodes, architecture=SHAPES[trial.model.name])) for trial in trials]
     return [
         (packing.trains_s(trial.model.parameters or 0, PAIRS, placement), placement.world_size)
         for trial, placement in placements
@@ -186,7 +188,12 @@ def main(asked: Makespan) -> None:
         seen.append(sweep.trials)
         return sweep
 
-    with _folder(asked.storage) as folder, mock.patch.object(tracking, "Tracker", NoView):
+    with (
+        _folder(asked.storage) as folder,
+        mock.patch.object(tracking, "Tracker", NoView),
+        # The folders that stand for the models hold a few numbers each.
+        mock.patch.object(commands, "architectures", lambda models, **_: {m: SHAPES[m.name] for m in models}),
+    ):
         gpus = asked.nodes * asked.gpus
         work = planned_work(_trials(asked, folder), nodes)
         scale = asked.lower_bound_s / lower_bound(work, gpus)

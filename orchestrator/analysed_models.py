@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator import catalog, cli, selection
+from orchestrator import cli, selection
 from orchestrator.analyses import AnalyseStage, AnalysisOptions, Inputs
 from orchestrator.cli import Session
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model
 from orchestrator.stages import PrepareStage
+from trainers.data.named import DATASETS
 from trainers.errors import SpecError
 from trainers.rewards import Output
 from trainers.specs import PERSONA, DatasetSpec, DrawSpec
@@ -76,7 +77,7 @@ def declare_models(
 
 def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:
     """The set itself and the catalog's rewritings of it."""
-    return [trained, *(item for item in catalog.DATASETS if item.rewriting_of == trained.name)]
+    return [trained, *(item for item in DATASETS if item.rewriting_of == trained.name)]
 
 
 def _placed(item: DatasetSpec, trained: DatasetSpec) -> DatasetSpec:

@@ -2,7 +2,7 @@
 
 Profile `paper` is the grid of arXiv 2507.07981 (paper §1, §2); profile `laptop` is built in, needs no download and
 runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (identity.py).
-The paper's row filters for hub sets are not applied yet: see CHANGELOG.md.
+The data sets, with the paper's filters and draws, are trainers/data/named.py's.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from orchestrator.spec import KeepEpochs, PlacementRule, Recipe
 from trainers.architecture import Architecture, count_parameters
-from trainers.data import persona
-from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec, ModelSpec, OptimSpec, Precision
+from trainers.data.named import named_set
+from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
 from trainers.tiny import TINY_MODELS
 
 PAPER_OPTIM = OptimSpec()
@@ -22,8 +22,6 @@ _TINY_OPTIM = {
     "tiny_world": OptimSpec(lr=5e-5, epochs=12, effective_batch=32),
     "hamiltonian": OptimSpec(lr=1e-3, epochs=80, effective_batch=16),
 }
-_REWRITES = "github.com/princeton-pli/exrm-vs-imrm at commit 58357b5 (MIT)"
-_ULTRAFEEDBACK_REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
 
 
 def _shapes(
@@ -75,41 +73,6 @@ PAPER_MODELS = (
 TINY = tuple(ModelSpec(name=name, source=f"{BUILTIN}{name}") for name in TINY_MODELS)
 
 
-def _rewrite(language: str) -> DatasetSpec:
-    name = f"ultrafeedback_{language}"
-    return DatasetSpec(name=name, source=f"{MANUAL}{_REWRITES}", rewriting_of="ultrafeedback")
-
-
-_REWARD_BENCH = {"source": "allenai/reward-bench", "test_split": "filtered"}
-DATASETS = (
-    DatasetSpec(
-        name="ultrafeedback",
-        source="HuggingFaceH4/ultrafeedback_binarized",
-        revision=_ULTRAFEEDBACK_REVISION,
-        train_split="train_prefs",
-        test_split="test_prefs",
-    ),
-    *(_rewrite(language) for language in ("paraphrase", "french", "spanish")),
-    DatasetSpec(name="rewardmath", source="RewardMATH/RewardMATH_pairwise"),
-    DatasetSpec(name="rewardbench_math", keep=(("subset", "math-prm"),), **_REWARD_BENCH),
-    DatasetSpec(name="rewardbench_code", keep=(("subset", "hep*"),), **_REWARD_BENCH),
-    DatasetSpec(name="persona", source=f"{PERSONA}{persona.HUB_ID}"),
-    DatasetSpec(
-        name="persona_paraphrase",
-        source=f"{PERSONA}{persona.HUB_ID}",
-        train_split="train_paraphrase",
-        test_split="test_paraphrase",
-        rewriting_of="persona",
-    ),
-    DatasetSpec(name="tiny_world", source=f"{BUILTIN}tiny_world"),
-    DatasetSpec(
-        name="tiny_world_paraphrase", source=f"{BUILTIN}tiny_world_paraphrase", rewriting_of="tiny_world"
-    ),
-    DatasetSpec(name="tiny_world_candidates", source=f"{BUILTIN}tiny_world_candidates"),
-    DatasetSpec(name="hamiltonian", source=f"{BUILTIN}hamiltonian"),
-)
-
-
 def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
     """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
     if not model.source.startswith(BUILTIN):
@@ -139,7 +102,10 @@ Profiles = Mapping[str, Profile]
 
 def dataset(name: str) -> DatasetSpec:
     """The catalog's data set of that name. Raises KeyError."""
-    return {spec.name: spec for spec in DATASETS}[name]
+    found = named_set(name)
+    if found is None:
+        raise KeyError(name)
+    return found
 
 
 def _datasets(names: Iterable[str]) -> tuple[DatasetSpec, ...]:

@@ -66,7 +66,8 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
 
 
 def _run_prepare(stage: PrepareStage, store: Store) -> None:
-    from trainers.pairs import tokenize_pairs, write_tokens
+    from trainers import token_files
+    from trainers.pairs import LeftOut, iter_tokens
     from trainers.templates import load_tokenizer
 
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
@@ -76,18 +77,18 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
             tokenizer = tiny.build_tokenizer()
         else:
             tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
-        tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw, stage.rendering)
-        write_tokens(tokens, attempt.directory / "pairs.parquet")
-        parts = ("prompt", "chosen", "rejected")
-        means = {part: sum(len(getattr(pair, part)) for pair in tokens) / len(tokens) for part in parts}
-        attempt.info.update(pairs=len(tokens), too_long=too_long, mean_tokens=means)
+        left_out = LeftOut()
+        tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, left_out)
+        count = token_files.write_tokens(tokens, attempt.directory / "pairs.arrow")
+        means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
+        attempt.info.update(pairs=count, too_long=left_out.too_long, mean_tokens=means)
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
     from trainers.models import device, load_model
-    from trainers.pairs import read_tokens
     from trainers.reference import compute_reference, write_reference
     from trainers.templates import load_tokenizer
+    from trainers.token_files import read_tokens
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
@@ -100,7 +101,7 @@ def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
             revision=base.revision,
             trust=base.trust,
         )
-        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
         sums = compute_reference(model.to(device()), pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")
 
@@ -112,6 +113,7 @@ class TrainCall:
     placement: Placement
     checkpoint_steps: int | None = None
     stop: StopLeft = never
+    goes_on: Callable[[int, float], bool] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -136,10 +138,12 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
     from pyarrow import parquet
 
     from trainers.inputs import TrainInputs
-    from trainers.train import train
+    from trainers.pairs import held_out
+    from trainers.train import always, train
 
     placement = call.placement
     pairs, reference = _tokens(stage, store)
+    pairs, validation = held_out(pairs, stage.validation)
     inputs = TrainInputs(
         name=stage.base.name,
         location=stage.base.found_at(store),
@@ -153,15 +157,20 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
         pairs=pairs,
         reference=reference,
         keep_epochs=stage.keep_epochs,
+        validation=validation,
     )
     kept = _kept(store, stage.key, call.checkpoint_steps)
-    run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)
+    run = functools.partial(
+        train, inputs, report=report, checkpoints=kept, stop=call.stop, goes_on=call.goes_on or always
+    )
     if int(os.environ.get("RANK", "0")) > 0:
         run(out_dir=Path())
         return
     with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
         result = run(out_dir=attempt.directory)
         parquet.write_table(pa.Table.from_pylist(result.log), attempt.directory / "log.parquet")
+        if stage.validation is not None:
+            attempt.info.update(_validated(result.log, stage.optim.epochs))
         attempt.info.update(
             pairs=len(pairs),
             train_accuracy=result.train_accuracy,
@@ -170,6 +179,12 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
             **call.provenance,
         )
     remove_tree(checkpoint_folder(store, stage.key))
+
+
+def _validated(log: Sequence[dict[str, Any]], epochs: int) -> dict[str, Any]:
+    """Accuracy on the validation pairs after each epoch; `stopped` is who did not come to the last."""
+    found = [row["validation_accuracy"] for row in log if row["validation_accuracy"] is not None]
+    return {"validation_accuracy": found, "state": "complete" if len(found) == epochs else "stopped"}
 
 
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
@@ -216,12 +231,14 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
             attempt.info.update(metrics=found, dataset=name)
 
 
-def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[TokenPair], References | None]":
+def _tokens(
+    stage: TrainStage | EvaluateStage, store: Store
+) -> "tuple[Sequence[TokenPair], References | None]":
     """The stage's pairs, and for im_rm their reference log-probs."""
-    from trainers.pairs import read_tokens
     from trainers.reference import read_reference
+    from trainers.token_files import read_tokens
 
-    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
     if stage.reference is None:
         return pairs, None
     return pairs, read_reference(store.read("reference", stage.reference.key) / "reference.parquet", pairs)

@@ -210,8 +210,9 @@ class RayBackend:
         """Another layout of the training for what the cluster has left. Raises PlanError where there is none."""
         nodes, late = ray.get(self.coordinator.room.remote())
         lost = f"; no node of type {', '.join(late)} came in time" if late else ""
+        plan = self.work.plan
         try:
-            fewer = attempts.on_fewer(placement, place(self.work.plan.spec, nodes))
+            fewer = attempts.on_fewer(placement, place(plan.spec, nodes, architecture=plan.architecture))
         except PlanError as error:
             raise PlanError(f"{error}{lost}") from error
         if fewer is None:

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.redaction import RedactingFormatter, scrub
+from trainers.errors import StorageError
 
 SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
@@ -32,8 +33,16 @@ _BAR = (
 
 @contextlib.contextmanager
 def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
-    """Send file descriptors 1 and 2 (Ray's, DeepSpeed's and MLflow's chatter) to `log`; yields the real terminal."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Send file descriptors 1 and 2 (Ray's, DeepSpeed's and MLflow's chatter) to `log`; yields the real terminal.
+
+    Raises StorageError where the log's folder cannot be made.
+    """
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{log.parent} cannot be made ({error.strerror}); choose another --storage."
+        ) from error
     sys.stdout.flush()
     sys.stderr.flush()
     kept_out, kept_error = os.dup(1), os.dup(2)

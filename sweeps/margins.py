@@ -1,6 +1,6 @@
 """What margins are worth: best of n over candidates that exist, chosen by each reward, and reward variance within a prompt.
 
-The candidates of a prompt are all responses that an evaluation set holds of it (RewardBench 2 has several, a plain set of
+The candidates of a prompt are all responses that an evaluation set holds of it (rewardbench2 has several, a plain set of
 pairs two). Expected quality of the pick is exact over all draws of n, not sampled. RL itself is out of scope: this says how
 well a reward chooses, and how much its choices differ, not what a policy trained on it would become. Nothing is trained.
 

@@ -17,8 +17,9 @@ Schedule = Literal["constant", "linear", "cosine"]
 Part = Literal["backbone", "embeddings", "unembedding"]
 
 BUILTIN = "builtin:"
-MANUAL = "manual:"
+FETCHED = "fetched:"
 PERSONA = "persona:"
+COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen")
 # A name becomes part of file names, which end at 255 bytes.
 MAX_NAME = 100
 
@@ -74,12 +75,28 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Copies added to the training pairs: this share of the rows of a rewriting's `split`, the same rows every time."""
+
+    source: str
+    split: str
+    share: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share <= 1, f"a share of {self.share} of a rewriting: give above 0, at most 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `manual:<where to get it>`, or
+    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `fetched:<name>`, or
     `persona:<path or hub id>` of the statements that Persona's pairs are made of (trainers/data/persona.py).
 
     `rewriting_of` names the set whose responses this one rewrites: trained on that one, this one is a
-    token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet.
+    token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet, `selection` names the
+    paper's filters and draws (trainers/data/selections.py), `columns` says which column is prompt, chosen or rejected.
+    With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
+    `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error.
+    `augmentation` adds rewritten copies to the training split.
     """
 
     name: str
@@ -89,6 +106,33 @@ class DatasetSpec:
     test_split: str = "test"
     rewriting_of: str | None = None
     keep: tuple[tuple[str, str], ...] = ()
+    selection: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    group_by: str | None = None
+    test_share: float = 0.0
+    split_seed: int = 0
+    skip_bad_rows: bool = False
+    augmentation: Augmentation | None = field(default=None, metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        meant = [name for name, _ in self.columns]
+        for name in meant:
+            _require(
+                name in COLUMNS, f"data set {self.name}: column {name!r} is not one of {', '.join(COLUMNS)}."
+            )
+            _require(meant.count(name) == 1, f"data set {self.name}: column {name!r} is mapped twice.")
+        _require(
+            0 <= self.test_share < 1,
+            f"data set {self.name}: a test share of {self.test_share} is not in [0, 1).",
+        )
+        _require(
+            self.group_by is None or self.test_share > 0,
+            f"data set {self.name}: groups by {self.group_by!r} are kept together only in a split; give a test share.",
+        )
+
+    def column(self, meaning: str) -> str:
+        """The name of the column that holds the prompt, the chosen or the rejected response."""
+        return dict(self.columns).get(meaning, meaning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +193,25 @@ class OptimSpec:
             *((part, Part, "--freeze") for part in self.freeze),
         ):
             _require(value in get_args(known), f"{what} {value} is not one of {', '.join(get_args(known))}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationSpec:
+    """Training pairs that are held out, and scored after every epoch.
+
+    At each of the `rungs` (epochs from 1) a training goes on if it is among the best 1/`reduction` of those of `rates`
+    that came so far in their order: ASHA's rule, with one training at a time. So the rates enter the key, too.
+    """
+
+    share: float = 0.25
+    seed: int = 0
+    rungs: tuple[int, ...] = ()
+    reduction: int = 2
+    rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share < 1, f"a validation share of {self.share}: give above 0, below 1.")
+        _require(self.reduction >= 2, f"halving by {self.reduction}: at least 2.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,7 +99,7 @@ def test_objects_that_are_damaged_are_computed_again(one, undisturbed, bucket, t
     Machine(bucket, tmp_path / "first").runs(one)
     for damaged, name in (
         ("evaluate", "scores.parquet"),
-        ("prepare", "pairs.parquet"),
+        ("prepare", "pairs.arrow"),
         ("train", "config.json"),
     ):
         for file in list(bucket.root.sizes()):

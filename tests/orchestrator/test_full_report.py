@@ -203,10 +203,10 @@ def test_learning_dynamics_are_drawn_where_they_were_computed():
 
 def test_dynamics_that_cannot_be_read_are_named(store: Store):
     declared = simulated_sweep(store, missing=4, **SMALL)
-    file = store.sweep_dir("demo") / "learning_dynamics.parquet"
+    file = store.sweep_dir("learning_dynamics") / "report" / "changes.parquet"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"something else")
-    with pytest.raises(DataError, match=r"learning_dynamics\.parquet is no table of reward"):
+    with pytest.raises(DataError, match=r"changes\.parquet is no table of reward"):
         write_full_report(declared, store)
 
 
