@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pyarrow import Table, parquet
 from rich.console import Console
-from simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
+from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from sweep_samples import commit_train
 
 from orchestrator import figures, full_report
