@@ -20,6 +20,7 @@ from orchestrator.declaration import Declaration, declare, read_declaration, wri
 from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
 from orchestrator.full_report import HTML, said_conclusions, write_full_report
+from orchestrator.layout import fitting
 from orchestrator.progress import quiet
 from orchestrator.redaction import redacted, shown_uri
 from orchestrator.report import Written, terminal_table
@@ -156,7 +157,7 @@ def plan_only(session: Session, build: Build) -> int:
         counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "nothing"
         batch = f"{row['micro_batch']} × {row['accumulation']}"
         table.add_row(str(row["trial"]), str(row["world_size"]), str(row["zero_stage"]), batch, counted)
-    session.console.print(table)
+    session.console.print(fitting(table, session.console))
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
     if not_fetched:
@@ -180,7 +181,7 @@ def report(session: Session, compare: str | None) -> int:
         return 0
     _print_report(session, written)
     if beside is not None:
-        session.console.print(comparison_table(beside.table))
+        session.console.print(fitting(comparison_table(beside.table), session.console))
         _say(session, beside.conclusions)
         session.console.print(f"comparison: {beside.file}", highlight=False, soft_wrap=True)
     return say_holes(session, written.results)
@@ -251,7 +252,7 @@ def _evict_weights(session: Session, written: Written) -> None:
 
 
 def _print_report(session: Session, written: Written) -> None:
-    session.console.print(terminal_table(written.rows))
+    session.console.print(fitting(terminal_table(written.rows), session.console))
     if by_epoch := epoch_rows(written.results):
         session.console.print(epoch_table(by_epoch))
     _say(session, said_conclusions(written.folder))

@@ -16,6 +16,7 @@ from trainers.data.sources import BUILTIN_SETS, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, clean_name
+from trainers.terminal import write_any_text
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
@@ -26,6 +27,7 @@ def command(parsed: type[Arguments], run: Callable[[Arguments], None], name: str
     import tyro
     from transformers import logging as transformers_logging
 
+    write_any_text()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
