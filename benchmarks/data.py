@@ -17,8 +17,9 @@ from trainers.data.records import Pair, read_written_pairs, write_pairs
 from trainers.data.sources import read_pairs
 from trainers.errors import DataError
 from trainers.models import convert_gguf
-from trainers.pairs import TokenPair, read_tokens, tokenize_pairs, write_tokens
+from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.specs import DatasetSpec, DrawSpec
+from trainers.token_files import read_tokens, write_tokens
 
 MAX_PROMPT_TOKENS = 512
 MAX_RESPONSE_TOKENS = 512
@@ -64,14 +65,15 @@ def draw(model: Path, data: Path, *, split: str, count: int, seed: int) -> Drawn
 
 def save(drawn: Drawn, folder: Path) -> None:
     """Write what `load` reads."""
-    write_tokens(drawn.pairs, folder / "tokens.parquet")
+    write_tokens(drawn.pairs, folder / "tokens.arrow")
     write_pairs(drawn.records, folder / "records.jsonl")
 
 
 def load(folder: Path) -> Drawn:
     """What `save` wrote."""
     return Drawn(
-        pairs=read_tokens(folder / "tokens.parquet"), records=read_written_pairs(folder / "records.jsonl")
+        pairs=list(read_tokens(folder / "tokens.arrow")),
+        records=list(read_written_pairs(folder / "records.jsonl")),
     )
 
 

@@ -36,7 +36,7 @@ def by_category(analysis: Analysis, metric: str) -> Table:
     """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
     titles = [Column(name=kind, title=reward_title(kind)) for kind in analysis.rewards]
     quoted = [
-        (kind, Column(name=f"{kind}_paper", title=f"{reward_title(kind)}, {paper.SOURCE}"))
+        (kind, Column(name=f"{kind}_paper", title=f"{reward_title(kind)}, the paper [S]"))
         for kind in analysis.rewards
         if any(_paper(scope, kind, metric) is not None for scope in analysis.categories())
     ]
@@ -173,8 +173,8 @@ def by_set(analysis: Analysis) -> Table:
     return Table(
         name="sets",
         title="Every evaluation set",
-        note="Accuracy on pairs of like length and on pairs that share no prompt with the training set stand beside "
-        "the plain one; – where it was not measured. The last column: what the number of pairs alone leaves open at "
+        note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
+        "not hold (docs/audit.md); – where it was not measured. The last column: what the number of pairs alone leaves open at "
         "an accuracy of 0.75.",
         columns=columns(
             ("train_set", "trained on"),

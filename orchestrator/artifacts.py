@@ -12,7 +12,6 @@ what is read is fetched into that folder, `local`, and compared with its digest 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -29,11 +28,10 @@ from typing import Any
 from trainers.disk import DRAFT, SEAL, digest_file, disk_named, publish, replace, seal
 from trainers.errors import Damaged, StorageError, Unreachable
 from trainers.objects import Location, ObjectPath
-from trainers.transfer import fetch, files_below, remove_tree, upload
+from trainers.transfer import CACHE_VARIABLE, cache_of, fetch, files_below, remove_tree, upload
 
 MANIFEST = "manifest.json"
 EVICTED = "evicted.json"
-CACHE_VARIABLE = "RMSWEEP_CACHE"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +52,7 @@ class Store:
     @property
     def local(self) -> Path:
         """The root of what is local to this machine: the store itself, or the cache of one in a bucket."""
-        return self.root if isinstance(self.root, Path) else _cache(self.root)
+        return self.root if isinstance(self.root, Path) else cache_of(self.root)
 
     def __getstate__(self) -> dict[str, Any]:
         # What this process has checked says nothing to the process that it is sent to.
@@ -304,13 +302,6 @@ class Store:
     @property
     def _choice(self) -> str:
         return "--storage" if isinstance(self.root, Path) else CACHE_VARIABLE
-
-
-def _cache(root: ObjectPath) -> Path:
-    """The folder on this machine for what is fetched from a bucket; one for each place in it."""
-    place = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rmsweep"
-    digest = hashlib.sha256(f"{root.endpoint} {root}".encode()).hexdigest()
-    return Path(place).absolute() / f"{root.bucket}-{digest[:12]}"
 
 
 def _is_written(file: Path, digest: str) -> bool:

@@ -50,6 +50,32 @@ def with_less_memory(placement: Placement) -> Placement | None:
     return None if placement.checkpointing else replace(placement, checkpointing=True)
 
 
+def on_fewer(placement: Placement, fresh: Placement) -> Placement | None:
+    """`fresh`, planned for fewer devices, with what earlier attempts gave up of `placement`; None where it has no fewer.
+
+    The effective batch is that of both.
+    """
+    if fresh.world_size >= placement.world_size or fresh.device != placement.device:
+        return None
+    # A micro-batch that was too large for the planned gang is too large for each rank of a smaller one.
+    most = min(fresh.micro_batch, placement.micro_batch)
+    per_rank = fresh.micro_batch * fresh.accumulation
+    micro_batch = next(size for size in range(most, 0, -1) if per_rank % size == 0)
+    checkpointing = fresh.checkpointing or placement.checkpointing
+    return replace(
+        fresh, micro_batch=micro_batch, accumulation=per_rank // micro_batch, checkpointing=checkpointing
+    )
+
+
+def describe_fewer(planned: Placement, fewer: Placement) -> str:
+    """That a training goes on fewer devices than planned, for people."""
+    what = "GPUs" if planned.device == "cuda" else "processes"
+    return (
+        f"planned for {planned.world_size} {what}, which the cluster no longer has; on {fewer.world_size}: "
+        f"{describe(fewer)}, effective batch {fewer.effective_batch} as before"
+    )
+
+
 def describe(placement: Placement) -> str:
     """`2 × 8 pairs a forward × forwards`, for people."""
     recomputed = ", activations recomputed" if placement.checkpointing else ""

@@ -2,15 +2,17 @@
 
 Profile `paper` is the grid of arXiv 2507.07981 (paper §1, §2); profile `laptop` is built in, needs no download and
 runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (identity.py).
-The paper's row filters for hub sets are not applied yet: see CHANGELOG.md.
+The data sets, with the paper's filters and draws, are trainers/data/named.py's.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.spec import KeepEpochs, PlacementRule, Recipe
-from trainers.data import persona
-from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec, ModelSpec, OptimSpec
+from trainers.architecture import Architecture, count_parameters
+from trainers.data.named import named_set
+from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
 from trainers.tiny import TINY_MODELS
 
 PAPER_OPTIM = OptimSpec()
@@ -20,60 +22,55 @@ _TINY_OPTIM = {
     "tiny_world": OptimSpec(lr=5e-5, epochs=12, effective_batch=32),
     "hamiltonian": OptimSpec(lr=1e-3, epochs=80, effective_batch=16),
 }
-_REWRITES = "github.com/princeton-pli/exrm-vs-imrm at commit 58357b5 (MIT)"
-_ULTRAFEEDBACK_REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
 
 
-def _hub_model(name: str, source: str, parameters: int, precision: str = "fp32") -> ModelSpec:
+def _shapes(
+    family: str, layers: int, hidden: int, intermediate: int, heads: tuple[int, int, int], vocabulary: int
+) -> Architecture:
+    """`heads` are query heads, key heads and a head's width."""
+    numbers = Architecture(
+        family=family,
+        parameters=0,
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads[0],
+        key_heads=heads[1],
+        head_width=heads[2],
+        vocabulary=vocabulary,
+        tied=family != "gpt_neox" and (family, layers) != ("llama", 32),
+    )
+    return dataclasses.replace(numbers, parameters=count_parameters(numbers))
+
+
+# From the models' own config.json, so that planning works offline and for gated models. The 8B and Pythia are untied.
+ARCHITECTURES = {
+    "meta-llama/Llama-3.2-1B-Instruct": _shapes("llama", 16, 2048, 8192, (32, 8, 64), 128_256),
+    "meta-llama/Llama-3.2-1B": _shapes("llama", 16, 2048, 8192, (32, 8, 64), 128_256),
+    "EleutherAI/pythia-1b": _shapes("gpt_neox", 16, 2048, 8192, (8, 8, 256), 50_304),
+    "meta-llama/Llama-3.2-3B-Instruct": _shapes("llama", 28, 3072, 8192, (24, 8, 128), 128_256),
+    "meta-llama/Llama-3.1-8B-Instruct": _shapes("llama", 32, 4096, 14_336, (32, 8, 128), 128_256),
+    "google/gemma-2-2b-it": _shapes("gemma2", 26, 2304, 9216, (8, 4, 256), 256_000),
+    "Qwen/Qwen2.5-1.5B-Instruct": _shapes("qwen2", 28, 1536, 8960, (12, 2, 128), 151_936),
+    "Qwen/Qwen2.5-3B-Instruct": _shapes("qwen2", 36, 2048, 11_008, (16, 2, 128), 151_936),
+}
+
+
+def _hub_model(name: str, source: str, precision: Precision = "fp32") -> ModelSpec:
     return ModelSpec(
-        name=name, source=source, parameters=parameters, precision="bf16" if precision == "bf16" else "fp32"
+        name=name, source=source, parameters=ARCHITECTURES[source].parameters, precision=precision
     )
 
 
-# Parameter counts with tied embeddings counted once.
 PAPER_MODELS = (
-    _hub_model("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
-    _hub_model("llama-3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
-    _hub_model("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, "bf16"),
-    _hub_model("gemma-2-2b", "google/gemma-2-2b-it", 2_614_341_888),
-    _hub_model("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
-    _hub_model("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+    _hub_model("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct"),
+    _hub_model("llama-3.2-3b", "meta-llama/Llama-3.2-3B-Instruct"),
+    _hub_model("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "bf16"),
+    _hub_model("gemma-2-2b", "google/gemma-2-2b-it"),
+    _hub_model("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct"),
+    _hub_model("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct"),
 )
 TINY = tuple(ModelSpec(name=name, source=f"{BUILTIN}{name}") for name in TINY_MODELS)
-
-
-def _rewrite(language: str) -> DatasetSpec:
-    name = f"ultrafeedback_{language}"
-    return DatasetSpec(name=name, source=f"{MANUAL}{_REWRITES}", rewriting_of="ultrafeedback")
-
-
-_REWARD_BENCH = {"source": "allenai/reward-bench", "test_split": "filtered"}
-DATASETS = (
-    DatasetSpec(
-        name="ultrafeedback",
-        source="HuggingFaceH4/ultrafeedback_binarized",
-        revision=_ULTRAFEEDBACK_REVISION,
-        train_split="train_prefs",
-        test_split="test_prefs",
-    ),
-    *(_rewrite(language) for language in ("paraphrase", "french", "spanish")),
-    DatasetSpec(name="rewardmath", source="RewardMATH/RewardMATH_pairwise"),
-    DatasetSpec(name="rewardbench_math", keep=(("subset", "math-prm"),), **_REWARD_BENCH),
-    DatasetSpec(name="rewardbench_code", keep=(("subset", "hep*"),), **_REWARD_BENCH),
-    DatasetSpec(name="persona", source=f"{PERSONA}{persona.HUB_ID}"),
-    DatasetSpec(
-        name="persona_paraphrase",
-        source=f"{PERSONA}{persona.HUB_ID}",
-        train_split="train_paraphrase",
-        test_split="test_paraphrase",
-        rewriting_of="persona",
-    ),
-    DatasetSpec(name="tiny_world", source=f"{BUILTIN}tiny_world"),
-    DatasetSpec(
-        name="tiny_world_paraphrase", source=f"{BUILTIN}tiny_world_paraphrase", rewriting_of="tiny_world"
-    ),
-    DatasetSpec(name="hamiltonian", source=f"{BUILTIN}hamiltonian"),
-)
 
 
 def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
@@ -105,7 +102,10 @@ Profiles = Mapping[str, Profile]
 
 def dataset(name: str) -> DatasetSpec:
     """The catalog's data set of that name. Raises KeyError."""
-    return {spec.name: spec for spec in DATASETS}[name]
+    found = named_set(name)
+    if found is None:
+        raise KeyError(name)
+    return found
 
 
 def _datasets(names: Iterable[str]) -> tuple[DatasetSpec, ...]:
@@ -155,3 +155,10 @@ LAPTOP = Profile(
 )
 PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
 MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
+
+
+def architecture(model: ModelSpec) -> Architecture | None:
+    """The numbers of a model of the catalog, by its source; None for another."""
+    if not model.source.startswith(BUILTIN):
+        return ARCHITECTURES.get(model.source)
+    return TINY_MODELS[model.source.removeprefix(BUILTIN)].numbers

@@ -19,7 +19,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 from rich.console import Console
 
-from orchestrator import catalog, plan, selection
+from orchestrator import catalog, placement, plan, selection
 from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile, Profiles
 from orchestrator.compute import REAL, StageFunctions
@@ -44,7 +44,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Say what would run, and start nothing."""
+    """Say what would run where, how long, in how much memory and at what price; start nothing."""
+
+    price: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """$ per GPU-hour (default: an assumption that is named, or --cluster's @X)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Options:
     """What the grid is made of. auto: paper where the cluster's GPUs hold it, else laptop."""
     backend: Literal["ray", "inline"] = "ray"
     """inline: the same stages in this process, without Ray."""
+    cluster: Annotated[str | None, tyro.conf.arg(metavar="2x8xH100-80GB|YAML")] = None
+    """What it may run on (default: what Ray sees, else this machine); with a price per GPU-hour as …@2.50."""
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The sweep's name (default: the file's)."""
     storage: Annotated[str | None, tyro.conf.arg(metavar="PATH|s3://…")] = None
@@ -325,7 +330,7 @@ def profile_for(
     """The profile, and why where it was chosen for the user."""
     if options.profile != "auto":
         return profiles[options.profile], ""
-    if plan.fits_gpus(profiles["paper"].models, capacity):
+    if placement.fits_gpus(profiles["paper"].models, capacity):
         return profiles["paper"], "profile paper: these GPUs hold its largest model"
     gpus = sum(node.gpus for node in capacity)
     return profiles["laptop"], f"profile laptop: {gpus} GPUs here do not hold the paper's models"

@@ -17,7 +17,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.artifacts import Store
-from orchestrator.plan import DEFAULT_GPU_GB, GPU_GB, Node
+from orchestrator.hardware import gpu_kind, label
+from orchestrator.plan import DEFAULT_GPU_GB, Node
 from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, cluster_address
 from trainers.errors import PlanError, StorageError
 from trainers.objects import Location
@@ -96,9 +97,16 @@ def capacity() -> tuple[Node, ...]:
             for name in resources
             if name.startswith("accelerator_type:")
         ]
-        gpu_gb = min((GPU_GB.get(kind, DEFAULT_GPU_GB) for kind in kinds), default=DEFAULT_GPU_GB)
-        gpus = int(resources.get("GPU", 0))
-        nodes.append(Node(id=node["NodeID"], cpus=int(resources["CPU"]), gpus=gpus, gpu_gb=gpu_gb))
+        known = next((kind for name in kinds if (kind := gpu_kind(name))), None)
+        nodes.append(
+            Node(
+                id=node["NodeID"],
+                cpus=int(resources["CPU"]),
+                gpus=int(resources.get("GPU", 0)),
+                gpu_gb=known.gb if known else DEFAULT_GPU_GB,
+                gpu_kind=label(known) if known else "",
+            )
+        )
     return tuple(nodes)
 
 

@@ -7,9 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from rich.table import Table
-
-from orchestrator import cli, housekeeping
+from orchestrator import access, cli, hardware, housekeeping, outlook_table, placement
 from orchestrator import plan as planning
 from orchestrator.audit_page import say_audit
 from orchestrator.cli import Session
@@ -21,12 +19,14 @@ from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
 from orchestrator.full_report import HTML, said_conclusions, write_full_report
 from orchestrator.layout import fitting
+from orchestrator.outlook import architectures, outlook
 from orchestrator.progress import quiet
 from orchestrator.redaction import redacted, shown_uri
 from orchestrator.report import Written, terminal_table
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
 from orchestrator.running import Phases, catch_up, run_missing
+from orchestrator.scaling import all_workers, still_absent
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.state import TrialNote, read_state
@@ -85,11 +85,19 @@ def retry(session: Session, build: Build) -> int:
 def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dict[str, Placement]]:
     """The sweep, its stages, and where each trial is to be trained. Raises what the user has to mend."""
     sweep, capacity = _sweep_and_capacity(session, build)
-    planning.require_fit([trial.model for trial in sweep.trials], capacity)
+    placement.require_fit(sweep.trials, capacity)
+    access.require([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
     if discard_damaged_rows(session, resolved.plans):
         resolved = _resolve(session, sweep, fetch=True)
-    placements = {item.key: planning.place(item.spec, capacity, sweep.placements) for item in resolved.plans}
+    if any(node.gpus for node in capacity):
+        known = architectures([trial.model for trial in sweep.trials], ask=True)
+        plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
+        resolved = dataclasses.replace(resolved, plans=tuple(plans))
+    placements = {
+        item.key: placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
+        for item in resolved.plans
+    }
     return sweep, resolved, placements
 
 
@@ -124,49 +132,37 @@ def _run(
 
 
 def plan_only(session: Session, build: Build) -> int:
-    """Print the trials with their placement and what is missing of each."""
+    """Print what is missing, where it would run, how long and at what price; start nothing."""
+    command = session.options.command
+    price = outlook_table.checked_price(command.price if isinstance(command, cli.Plan) else None)
     sweep, capacity = _sweep_and_capacity(session, build)
     resolved = _resolve(session, sweep, fetch=False)
-    missing = {item.key: [stage.kind for stage in item.missing(session.store)] for item in resolved.plans}
-    rows = []
-    for item in resolved.plans:
-        placement = planning.place(item.spec, capacity, sweep.placements)
-        rows.append(
+    groups = _groups(session, capacity)
+    found = outlook(resolved, groups, session.store, price=price)
+    denied = access.denied([trial.model for trial in sweep.trials])
+    if session.options.json:
+        trials = [
             {
                 "trial": item.spec.name,
-                "world_size": placement.world_size,
-                "zero_stage": placement.zero_stage,
-                "micro_batch": placement.micro_batch,
-                "accumulation": placement.accumulation,
-                "missing": missing[item.key],
+                "missing": [stage.kind for stage in item.missing(session.store)],
                 "trains_again_s": item.trains_again_s(session.store),
             }
-        )
-    if session.options.json:
-        cli.dump_json(rows)
+            for item in resolved.plans
+        ]
+        cli.dump_json({**dataclasses.asdict(found), "access_denied": denied, "trials": trials})
         return 0
-    not_fetched = {item.train.base.name for item in resolved.plans if not item.train.base.fetched}
-    for item in resolved.plans:
-        prepared = [item.train.prepared, *(stage.prepared for stage in item.evaluations)]
-        not_fetched |= {stage.split.name for stage in prepared if not stage.split.fetched}
-    table = Table(title=f"{sweep.name}: {len(rows)} trials", title_justify="left")
-    for column in ("trial", "processes", "ZeRO", "micro-batch × accumulation", "missing"):
-        table.add_column(column)
-    for row in rows:
-        kinds: list[str] = row["missing"]  # type: ignore[assignment]
-        counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "nothing"
-        batch = f"{row['micro_batch']} × {row['accumulation']}"
-        table.add_row(str(row["trial"]), str(row["world_size"]), str(row["zero_stage"]), batch, counted)
-    session.console.print(fitting(table, session.console))
+    outlook_table.say(session.console, found, len(resolved.plans))
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
-    if not_fetched:
-        session.console.print(f"not fetched: {', '.join(sorted(not_fetched))}", highlight=False)
-    try:
-        planning.require_fit([trial.model for trial in sweep.trials], capacity)
-    except PlanError as error:
-        session.console.print(f"does not fit: {error}", style="yellow", markup=False)
+    if denied:
+        session.console.print(access.message(denied), style="yellow", markup=False, soft_wrap=True)
     return 0
+
+
+def _groups(session: Session, capacity: Sequence[planning.Node]) -> tuple[hardware.NodeGroup, ...]:
+    if session.options.cluster:
+        return hardware.read_cluster(session.options.cluster)
+    return hardware.groups_of(capacity)
 
 
 def report(session: Session, compare: str | None) -> int:
@@ -188,7 +184,16 @@ def report(session: Session, compare: str | None) -> int:
 
 
 def _capacity(session: Session) -> tuple[planning.Node, ...]:
-    """The running cluster where there is one, which is joined, else this machine."""
+    """What --cluster says, else the running cluster with what it may yet add, else this machine; `run` joins it."""
+    options = session.options
+    given = hardware.nodes_of(hardware.read_cluster(options.cluster)) if options.cluster else ()
+    if given and isinstance(options.command, cli.Plan):
+        return given
+    if given and (options.backend == "inline" or cluster_address() is None):
+        raise PlanError(
+            f"--cluster {options.cluster}: there is no Ray cluster to run on. Start it (`ray up`), or run on its head or "
+            "with RAY_ADDRESS; `plan --cluster …` needs none."
+        )
     if session.options.backend == "ray" and cluster_address() is not None:
         set_ray_environment()
         from orchestrator import cluster
@@ -198,7 +203,7 @@ def _capacity(session: Session) -> tuple[planning.Node, ...]:
                 nodes = cluster.capacity()
                 if isinstance(session.options.command, cli.Run):
                     cluster.require_shared_storage(session.store, nodes)
-                return nodes
+                return (*nodes, *still_absent(all_workers(session.options.cluster), nodes).values())
     return planning.local_capacity()
 
 

@@ -164,7 +164,7 @@ def _note(sides: tuple[Analysis, Analysis]) -> str:
 def _conclusions(
     rows: list[_Row], sides: tuple[Analysis, Analysis], names: tuple[str, str]
 ) -> tuple[str, ...]:
-    both = [row for row in rows if row.gap is not None]
+    both = [row for row in rows if row.gap is not None and row.place[3] != DIFFERENCE]
     if not both:
         return (
             f"{names[0]} and {names[1]} have no number in common.",
@@ -176,11 +176,15 @@ def _conclusions(
     if furthest.gap is not None and furthest.gap.value == 0:
         return (f"All {len(both)} accuracies that both sweeps have are equal.", _answers(rows, names))
     return (
-        f"Of {len(both)} accuracies that both sweeps have, {len(apart)} differ by more than their 95 % interval.",
-        f"Furthest apart is {furthest.place[3]} of {furthest.place[2]}, trained on {furthest.place[0]}, "
+        f"Of {len(both)} accuracies that both sweeps have, {len(apart)} differ with a 95 % interval that excludes 0.",
+        f"Furthest apart is {furthest.place[3]} of {_whose(furthest)}, trained on {furthest.place[0]}, "
         f"{furthest.place[1]}: {gap} from {names[0]} to {names[1]}.",
         _answers(rows, names),
     )
+
+
+def _whose(row: _Row) -> str:
+    return "the mean of models" if row.place[2] == MEAN else row.place[2]
 
 
 def _answers(rows: list[_Row], names: tuple[str, str]) -> str:

@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator import packing
 from orchestrator.artifacts import Store
 from orchestrator.stages import (
     ConvertStage,
@@ -20,6 +21,8 @@ from orchestrator.stages import (
     SharedStage,
     TrainStage,
 )
+from orchestrator.trial_plan import TrialPlan
+from orchestrator.workers import prepare_worker
 from trainers import tiny
 from trainers.data.records import read_written_pairs
 from trainers.objects import Location, ObjectPath
@@ -63,7 +66,8 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
 
 
 def _run_prepare(stage: PrepareStage, store: Store) -> None:
-    from trainers.pairs import tokenize_pairs, write_tokens
+    from trainers import token_files
+    from trainers.pairs import LeftOut, iter_tokens
     from trainers.templates import load_tokenizer
 
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
@@ -73,16 +77,18 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
             tokenizer = tiny.build_tokenizer()
         else:
             tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
-        tokens, too_long = tokenize_pairs(pairs, tokenizer, stage.draw, stage.rendering)
-        write_tokens(tokens, attempt.directory / "pairs.parquet")
-        attempt.info.update(pairs=len(tokens), too_long=too_long)
+        left_out = LeftOut()
+        tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, left_out)
+        count = token_files.write_tokens(tokens, attempt.directory / "pairs.arrow")
+        means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
+        attempt.info.update(pairs=count, too_long=left_out.too_long, mean_tokens=means)
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
     from trainers.models import device, load_model
-    from trainers.pairs import read_tokens
     from trainers.reference import compute_reference, write_reference
     from trainers.templates import load_tokenizer
+    from trainers.token_files import read_tokens
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
@@ -95,7 +101,7 @@ def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
             revision=base.revision,
             trust=base.trust,
         )
-        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
         sums = compute_reference(model.to(device()), pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")
 
@@ -172,6 +178,9 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
     missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
     for epoch in sorted({stage.epoch for stage in missing}):
         _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
+    for train in {stage.train.key for stage in missing}:
+        # Nobody else reads weights, and the next training's need the room.
+        store.forget_fetched("train", train)
 
 
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Report) -> None:
@@ -206,16 +215,16 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
             )
             found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
             attempt.info.update(metrics=found, dataset=name)
-    # Nobody else reads weights, and the next training's need the room.
-    store.forget_fetched("train", train.key)
 
 
-def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[TokenPair], References | None]":
+def _tokens(
+    stage: TrainStage | EvaluateStage, store: Store
+) -> "tuple[Sequence[TokenPair], References | None]":
     """The stage's pairs, and for im_rm their reference log-probs."""
-    from trainers.pairs import read_tokens
     from trainers.reference import read_reference
+    from trainers.token_files import read_tokens
 
-    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.parquet")
+    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
     if stage.reference is None:
         return pairs, None
     return pairs, read_reference(store.read("reference", stage.reference.key) / "reference.parquet", pairs)
@@ -223,11 +232,18 @@ def _tokens(stage: TrainStage | EvaluateStage, store: Store) -> "tuple[list[Toke
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFunctions:
-    """What computes each kind of stage; the load benchmark and tests give their own. Sent to other processes."""
+    """What computes each kind of stage; benchmarks and tests give their own. Sent to other processes.
+
+    `prepare_process` comes first in each process on Ray; `expected_s` is how long a trial's training or evaluation
+    takes, for the gate; `gang` runs a granted training on Ray in the place of Train (it takes gang.GrantedTraining).
+    """
 
     shared: Callable[[SharedStage, Store, Report], None] = run_shared
     train: Callable[[TrainStage, TrainCall, Store, Report], None] = run_train
     evaluate: Callable[[Sequence[EvaluateStage], Store, Report], None] = run_evaluations
+    prepare_process: Callable[[], None] = prepare_worker
+    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement], float] = packing.expected_s
+    gang: Callable[[Any], None] | None = None
 
 
 REAL = StageFunctions()

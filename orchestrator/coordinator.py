@@ -1,13 +1,13 @@
 """The one actor that trials talk to: shared stages run once, the gate grants capacity, events reach the driver.
 
-It holds no CPU, decides nothing itself (plan.decide does) and computes nothing.
+It holds no CPU, decides nothing itself (gate.decide does) and computes nothing.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -16,12 +16,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator import failures
 from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity
-from orchestrator.plan import Grant, Node, Request, decide
+from orchestrator.gate import Grant, Request, Running, bundles, decide
+from orchestrator.plan import Node
 from orchestrator.redaction import without_secrets
+from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.stages import SharedStage
 from orchestrator.trial import Execution, compute_claimed
 from orchestrator.trial_plan import TrialPlan
-from orchestrator.workers import prepare_worker
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 
@@ -33,9 +34,18 @@ logger = logging.getLogger(__name__)
 @ray.remote(num_cpus=0, max_retries=0)
 def shared_task(stage: SharedStage, execution: Execution) -> None:
     """Compute one shared stage; the gate has granted its CPU or GPU."""
-    prepare_worker()
+    execution.stages.prepare_process()
     with without_secrets():
         compute_claimed(stage, execution, lambda row: None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a trial is to do: its stages, how its training is laid out, and its turn among the trainings."""
+
+    plan: TrialPlan
+    placement: Placement
+    rank: int
 
 
 class Coordinator:
@@ -45,21 +55,28 @@ class Coordinator:
         self,
         execution: Execution,
         capacity: Sequence[Node],
-        work: Mapping[str, tuple[TrialPlan, Placement]],
+        work: Mapping[str, Work],
+        scaling: Scaling = NOTHING_SCALES,
     ) -> None:
         self._execution = execution
         self._work = work
         self._capacity = {node.id: node for node in capacity}
         self._free = dict(self._capacity)
-        self._waiting: dict[str, tuple[Request, asyncio.Future[Grant]]] = {}
-        self._granted: dict[str, Grant] = {}
+        self._scaling = scaling
+        self._absent = still_absent(scaling.nodes, capacity)
+        self._late: list[str] = []
+        self._promised: dict[str, tuple[Grant, float]] = {}
+        self._asked: list[dict[str, float]] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._waiting: dict[str, tuple[Request, asyncio.Future[Grant | None]]] = {}
+        self._granted: dict[str, Running] = {}
         self._shared: dict[str, asyncio.Task[None]] = {}
         self._events: list[dict[str, Any]] = []
         self._beats: dict[str, tuple[float, str, int]] = {}
         self._stop_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
-    async def plan(self, trial: str) -> tuple[TrialPlan, Placement]:
+    async def work(self, trial: str) -> Work:
         """What a trial is to do: to be asked for by itself, as no trial needs the plans of all."""
         return self._work[trial]
 
@@ -78,27 +95,35 @@ class Coordinator:
         damaged = failures.damage(error) is not None
         return damaged or self._execution.retries.limit(failures.classify(error).cause) > 0
 
-    async def acquire(self, request: Request) -> Grant:
-        """Wait until the gate grants the request. Raises PlanError where it never could, Interrupted when stopping."""
+    async def acquire(self, request: Request) -> Grant | None:
+        """Wait until the gate grants the request; None where it fits nowhere, now or since a node was lost.
+
+        Raises Interrupted when stopping.
+        """
         self._require_going_on()
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._keep_refreshing())
         # Who asks may have just lost a node; a grant on it would wait in vain.
         await self._refresh()
-        self._require_fit(request)
-        future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        if not self._fits(request):
+            return None
+        future: asyncio.Future[Grant | None] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = (request, future)
         self._decide()
         return await future
+
+    async def room(self) -> tuple[list[Node], list[str]]:
+        """All nodes that there are and may yet come, and the types of those that were waited for in vain."""
+        return [*self._capacity.values(), *self._absent.values()], self._late
 
     async def release(self, request_id: str) -> None:
         """Give back what was granted; nothing happens where it was given back before."""
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None:
             waiting[1].cancel()
-        grant = self._granted.pop(request_id, None)
-        if grant is not None:
-            self._change(grant, +1)
+        running = self._granted.pop(request_id, None)
+        if running is not None:
+            self._change(running.grant, +1)
         self._decide()
 
     async def forget(self, trial: str) -> None:
@@ -141,19 +166,83 @@ class Coordinator:
 
     async def training(self) -> int:
         """How many trainings hold a grant."""
-        return sum(grant.request.kind == "train" for grant in self._granted.values())
+        return sum(running.grant.request.kind == "train" for running in self._granted.values())
 
     def _require_going_on(self) -> None:
         if self._stop_at is not None:
             raise Interrupted("stopped on request.")
 
     def _decide(self) -> None:
-        for grant in decide(list(self._free.values()), [request for request, _ in self._waiting.values()]):
+        now_s = time.monotonic()
+        grants = decide(
+            [*self._free.values(), *self._absent.values()],
+            [request for request, _ in self._waiting.values()],
+            list(self._granted.values()),
+            now_s,
+            self._absent,
+        )
+        promised = [grant for grant in grants if not self._absent.keys().isdisjoint(grant.nodes)]
+        for grant in grants:
+            if grant in promised:
+                continue
             _, future = self._waiting.pop(grant.request.id)
-            self._granted[grant.request.id] = grant
+            self._granted[grant.request.id] = Running(grant=grant, until_s=now_s + grant.request.expected_s)
             self._change(grant, -1)
             if not future.done():
                 future.set_result(grant)
+        self._promise(promised, now_s)
+
+    def _promise(self, promised: Sequence[Grant], now_s: float) -> None:
+        """Have the nodes come that these wait for; they hold nothing, and are decided on anew until they start."""
+        for grant in promised:
+            if grant.request.id not in self._promised:
+                wait_s = self._scaling.wait_s
+                self._say(grant, f"waits for a node of type {self._types(grant)}, {wait_s:.0f} s at most")
+        before = self._promised
+        self._promised = {
+            grant.request.id: (grant, before.get(grant.request.id, (grant, now_s))[1]) for grant in promised
+        }
+        if self._scaling.nodes and self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        """Tell the autoscaler what is held and promised; what it no longer hears of it may take down."""
+        try:
+            while (wanted := self._wanted()) != self._asked:
+                await asyncio.to_thread(ask_for, wanted)
+                self._asked = wanted
+        except Exception:
+            logger.exception("the autoscaler cannot be asked for nodes")
+        finally:
+            self._asking = None
+
+    def _wanted(self) -> list[dict[str, float]]:
+        held = [running.grant for running in self._granted.values()]
+        return bundles([*held, *(grant for grant, _ in self._promised.values())])
+
+    def _say(self, grant: Grant, text: str) -> None:
+        kind, _, trial = grant.request.id.partition(" ")
+        logger.warning("%s: %s", grant.request.id, text)
+        if kind != "shared":
+            self._events.append({"trial": trial, "event": "notice", "text": text})
+
+    def _types(self, grant: Grant) -> str:
+        """The types of the grant's nodes that are yet to come."""
+        return node_types(id for id in grant.nodes if id in self._absent)
+
+    def _give_up_late(self) -> None:
+        """Count no longer on the types of node that did not come in time; one that comes later is welcome."""
+        now_s = time.monotonic()
+        for grant, since_s in self._promised.values():
+            if now_s - since_s <= self._scaling.wait_s:
+                continue
+            late = self._types(grant)
+            if not late:
+                continue
+            self._say(grant, f"no node of type {late} came within {self._scaling.wait_s:.0f} s")
+            self._late.append(late)
+            self._scaling = self._scaling.without(id for id in grant.nodes if id in self._absent)
+            self._absent = still_absent(self._scaling.nodes, list(self._capacity.values()))
 
     def _change(self, grant: Grant, sign: int) -> None:
         for id in grant.nodes:
@@ -166,9 +255,8 @@ class Coordinator:
                     gpus=node.gpus + sign * grant.request.gpus,
                 )
 
-    def _require_fit(self, request: Request) -> None:
-        if not decide(list(self._capacity.values()), [request]):
-            raise PlanError(f"{request.workers} workers for {request.id} fit nowhere on this cluster.")
+    def _fits(self, request: Request) -> bool:
+        return bool(decide([*self._capacity.values(), *self._absent.values()], [request]))
 
     async def _keep_refreshing(self) -> None:
         while True:
@@ -187,13 +275,13 @@ class Coordinator:
             del self._capacity[id], self._free[id]
         for id in live.keys() - self._capacity.keys():
             self._capacity[id] = self._free[id] = live[id]
+        self._absent = still_absent(self._scaling.nodes, list(live.values()))
+        self._give_up_late()
         for id, (request, future) in list(self._waiting.items()):
-            try:
-                self._require_fit(request)
-            except PlanError as error:
+            if not self._fits(request):
                 del self._waiting[id]
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_result(None)
         self._decide()
 
     async def _run_shared(self, stage: SharedStage) -> None:
@@ -214,10 +302,14 @@ class Coordinator:
     async def _compute_shared(self, stage: SharedStage) -> None:
         if self._execution.store.complete(stage.kind, stage.key):
             return
-        has_gpus = any(node.gpus for node in self._capacity.values())
+        has_gpus = any(node.gpus for node in (*self._capacity.values(), *self._absent.values()))
         gpus = 1 if has_gpus and stage.kind == "reference" else 0
         request = Request(id=f"shared {stage.key}", kind="shared", gpus=gpus)
         grant = await self.acquire(request)
+        if grant is None:
+            raise PlanError(
+                f"{stage.label} needs a {'GPU' if gpus else 'CPU'}, and the cluster has none left."
+            )
         try:
             pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
             task = shared_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)

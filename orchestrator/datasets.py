@@ -1,8 +1,12 @@
 """Who a data set is: its rows, whatever file they came in. What the hub gave is remembered in the store."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +14,16 @@ from orchestrator.artifacts import Store
 from orchestrator.identity import HUB_ID
 from orchestrator.spec import content_key
 from orchestrator.stages import Split
-from trainers.data import records, sources
-from trainers.data.records import Pair
-from trainers.disk import replace
+from trainers.data import sources
+from trainers.data.records import Digest, written
+from trainers.data.selections import LENGTH_TOKENIZER, length_tokenizer
+from trainers.disk import disk_named, replace
 from trainers.errors import DataError, StorageError
 from trainers.objects import Location
-from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
+
+# What says which rows of a source are meant; at these defaults it is not in a source's key.
+_ROWS_MEANT = ("selection", "columns", "group_by", "test_share", "split_seed", "skip_bad_rows")
 
 
 class DatasetReader:
@@ -56,22 +64,28 @@ class DatasetReader:
         return 2 * len(originals & texts) >= len(originals)
 
     def _read(self, spec: DatasetSpec, split: str) -> Split:
-        pairs = sources.read_pairs(spec, split)
-        found = Split(name=spec.name, split=split, digest=records.content_digest(pairs), rows=len(pairs))
-        self._chosen[spec, split] = _digests(pair.chosen for pair in pairs)
-        self._originals[spec, split] = _digests(
-            pair.original_chosen for pair in pairs if pair.original_chosen
-        )
-        if self._fetch:
-            self._keep(found, pairs)
+        """Read the rows once, in a stream: who they are, and where they are to be kept, a copy of them."""
+        digest, chosen, originals = Digest(), set[str](), set[str]()
+        left_out: list[str] = []
+        with self._spool() as spool:
+            for pair in written(sources.iter_pairs(spec, split, left_out), spool):
+                digest.add(pair)
+                chosen.add(_short_digest(pair.chosen))
+                if pair.original_chosen:
+                    originals.add(_short_digest(pair.original_chosen))
+            found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
+            self._chosen[spec, split] = frozenset(chosen)
+            self._originals[spec, split] = frozenset(originals)
+            if spool is not None:
+                self._keep(found, spool, left_out)
         return found
 
     def _remote(self, spec: DatasetSpec, split: str) -> Split:
-        if not spec.source.startswith(MANUAL) and not HUB_ID.fullmatch(_location(spec)):
+        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(_location(spec)):
             raise DataError(
                 f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
             )
-        key = content_key("source", 1, id=spec.source, revision=spec.revision, keep=spec.keep, split=split)
+        key = _source_key(spec, split)
         record = self._store.root / "sources" / f"{key}.json"
         known = _read_record(record) if record.is_file() else None
         # The rows of a remembered set may have been collected as garbage; then it is fetched again.
@@ -81,8 +95,16 @@ class DatasetReader:
             return Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"])
         if not self._fetch:
             return Split(name=spec.name, split=split, digest=f"not fetched {key}", rows=0)
-        found = self._read(spec, split)
+        # What was fetched before is fetched again as it was, whatever the hub has now.
+        revision = (known or {}).get("revision") or sources.resolved_revision(spec)
+        found = self._read(dataclasses.replace(spec, revision=revision), split)
+        for kept in (self._chosen, self._originals):
+            kept[spec, split] = kept[dataclasses.replace(spec, revision=revision), split]
         remembered = {
+            "source": spec.source,
+            "set": spec.name,
+            "split": split,
+            "revision": revision,
             "digest": found.digest,
             "rows": found.rows,
             "chosen": sorted(self._chosen[spec, split]),
@@ -91,12 +113,36 @@ class DatasetReader:
         replace(record, json.dumps(remembered))
         return found
 
-    def _keep(self, split: Split, pairs: list[Pair]) -> None:
+    @contextlib.contextmanager
+    def _spool(self) -> Iterator[Path | None]:
+        """A file for the rows on the way to the store; none where nothing is kept."""
+        if not self._fetch:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="rmsweep-rows-") as folder, disk_named(Path(folder)):
+            yield Path(folder) / "pairs.jsonl"
+
+    def _keep(self, split: Split, spool: Path, left_out: list[str]) -> None:
         if self._store.complete("dataset", split.digest):
             return
         with self._store.write("dataset", split.digest, name=split.name, split=split.split) as attempt:
-            records.write_pairs(pairs, attempt.directory / "pairs.jsonl")
-            attempt.info["rows"] = len(pairs)
+            shutil.copyfile(spool, attempt.directory / "pairs.jsonl")
+            attempt.info["rows"] = split.rows
+            if left_out:
+                attempt.info["left_out"] = len(left_out)
+
+
+def _source_key(spec: DatasetSpec, split: str) -> str:
+    meant = {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if field.name in _ROWS_MEANT and getattr(spec, field.name) != field.default
+    }
+    if spec.selection and length_tokenizer() != LENGTH_TOKENIZER:
+        meant["length_tokenizer"] = length_tokenizer()
+    return content_key(
+        "source", 1, id=spec.source, revision=spec.revision, keep=spec.keep, split=split, **meant
+    )
 
 
 def _location(spec: DatasetSpec) -> str:
@@ -109,8 +155,8 @@ def _has_files(spec: DatasetSpec, split: str) -> bool:
     return spec.source.startswith(BUILTIN) or (Path(spec.source).is_dir() and sources.has_split(spec, split))
 
 
-def _digests(texts: Iterable[str]) -> frozenset[str]:
-    return frozenset(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read_record(file: Location) -> dict[str, Any]:

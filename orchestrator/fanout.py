@@ -3,6 +3,7 @@
 A trial function is only a driver: it holds a sliver of the head node, never a CPU or GPU, so no trial can keep
 another from starting. On a CPU a training of world size 1 runs in the trial's own reused process (Train's local
 mode), which the gate counts as one CPU; everything else starts tasks and gangs where the gate has granted them.
+The gate's queue goes by the durations that the stages' `expected_s` gives, and by packing.ranked.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import os
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,33 +22,30 @@ import ray
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from orchestrator import failures
-from orchestrator.artifacts import Store
+from orchestrator import attempts, failures
 from orchestrator.cluster import capacity
-from orchestrator.compute import TrainCall
-from orchestrator.coordinator import Coordinator
-from orchestrator.plan import Grant, Request
+from orchestrator.coordinator import Coordinator, Work
+from orchestrator.gang import ASK_EVERY_S, GrantedTraining, run_gang
+from orchestrator.gate import Grant, Request
+from orchestrator.packing import ranked, window
+from orchestrator.placement import place
+from orchestrator.plan import Node
 from orchestrator.redaction import is_secret_name, without_secrets
-from orchestrator.rendezvous import LoopbackTorchConfig
+from orchestrator.scaling import ask_for, scaling, still_absent
 from orchestrator.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
-from orchestrator.trial import Execution, Post, Rows, complete_trial
+from orchestrator.trial import Execution, Post, complete_trial
 from orchestrator.trial_plan import TrialPlan
-from orchestrator.workers import prepare_worker
-from trainers.errors import Interrupted
-from trainers.objects import ObjectPath
+from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
 
 # Holding a piece of the head node's own resource works on clusters that we did not start, too.
 SLIVER = {"node:__internal_head__": 0.001}
 BEAT_EVERY_S = 2.0
-ASK_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +57,21 @@ def run_on_ray(
     on_event: Post,
     scratch: Path,
     stop: StopRequest,
+    workers: Sequence[Node] = (),
 ) -> None:
     """Run what is missing of each plan on the Ray that is up; what fails is an event.
 
-    Raises KeyboardInterrupt when stopped.
+    `workers` are all that the autoscaler may have up at once. Raises KeyboardInterrupt when stopped.
     """
-    nodes = capacity()
+    live = capacity()
+    nodes = [*live, *still_absent(workers, live).values()]
+    order = ranked([training(plan, placements[plan.key], execution) for plan in plans], nodes)
+    by_request = {training_id(plan): plan for plan in plans}
+    work = {
+        plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
+        for request in order
+        for plan in [by_request[request.id]]
+    }
     # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
     class_cache.ENV_VARS_TO_PROPAGATE -= set(filter(is_secret_name, class_cache.ENV_VARS_TO_PROPAGATE))
     unbound = PlacementGroupSchedulingStrategy(placement_group=None)
@@ -73,7 +79,7 @@ def run_on_ray(
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0, resources=SLIVER, max_concurrency=10_000, scheduling_strategy=unbound
     )
-    handle = coordinator.remote(execution, nodes, {plan.key: (plan, placements[plan.key]) for plan in plans})
+    handle = coordinator.remote(execution, live, work, scaling(workers))
     trial = tune.with_parameters(
         run_trial,
         execution=execution,
@@ -85,7 +91,7 @@ def run_on_ray(
     deaths = tune.FailureConfig(max_failures=execution.retries.worker_lost)
     tuner = tune.Tuner(
         tune.with_resources(trial, SLIVER),
-        param_space={"trial": tune.grid_search([plan.key for plan in plans])},
+        param_space={"trial": tune.grid_search(list(work))},
         tune_config=tune.TuneConfig(max_concurrent_trials=window(slots), reuse_actors=True),
         run_config=tune.RunConfig(
             storage_path=str(scratch),
@@ -102,12 +108,10 @@ def run_on_ray(
         finally:
             with contextlib.suppress(RayActorError):
                 ray.get(handle.stop.remote(0.0))
+            if workers:
+                # Ray keeps a wish for nodes until it hears another.
+                ask_for([])
     ray.kill(handle)
-
-
-def window(slots: int) -> int:
-    """Trials under way at once: those that run, and some that get ready. Each is a process, so few on a laptop."""
-    return slots + max(1, min(8, slots // 2))
 
 
 def run_trial(
@@ -118,12 +122,13 @@ def run_trial(
     scratch: str,
 ) -> None:
     """One Tune trial. What fails is an event, not an error."""
-    plan, placement = ray.get(coordinator.plan.remote(config["trial"]))
-    backend = RayBackend(plan.key, execution, coordinator, Path(scratch))
+    work: Work = ray.get(coordinator.work.remote(config["trial"]))
+    plan = work.plan
+    backend = RayBackend(work, execution, coordinator, Path(scratch))
     backend.post({"event": "started"})
     try:
         with _beating(plan.key, coordinator):
-            complete_trial(plan, placement, backend, execution)
+            complete_trial(plan, work.placement, backend, execution)
         backend.post({"event": "complete"})
     except Exception as error:
         if failures.interrupted(error):
@@ -160,14 +165,14 @@ def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
 class RayBackend:
     """Computes on the cluster, for one trial."""
 
-    trial: str
+    work: Work
     execution: Execution
     coordinator: ActorHandle
     scratch: Path
 
     def post(self, event: dict[str, Any]) -> None:
         """Tell the driver, through the coordinator."""
-        ray.get(self.coordinator.post.remote({"trial": self.trial, **event}))
+        ray.get(self.coordinator.post.remote({"trial": self.work.plan.key, **event}))
 
     def pause(self, seconds: float) -> None:
         """Wait, as long as nobody asks to stop."""
@@ -182,116 +187,86 @@ class RayBackend:
         ray.get([self.coordinator.shared.remote(stage) for stage in stages])
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
-        """A gang where the gate grants it, or this very process."""
-        gpus = 1 if placement.device == "cuda" else 0
-        request = Request(id=f"train {stage.key}", kind="train", workers=placement.world_size, gpus=gpus)
-        with self._granted(request) as grant:
-            here = ray.get_runtime_context().get_node_id()
-            in_process = placement.device == "cpu" and grant.nodes == (here,)
-            scaling = ScalingConfig(num_workers=0) if in_process else _scaling(placement, grant)
-            # A name of its own each time: Train would go on from the state in which the last attempt failed.
-            name = f"train-{stage.key}-{uuid.uuid4().hex[:8]}"
-            provenance = {
-                "backend": "ray",
-                "tune_trial_id": tune.get_context().get_trial_id(),
-                "train_run_name": name,
-                "local_mode": in_process,
-            }
-            TorchTrainer(
-                _train_rank,
-                train_loop_config={
-                    "stage": stage,
-                    "placement": placement,
-                    "execution": self.execution,
-                    "coordinator": self.coordinator,
-                    "provenance": provenance,
-                },
-                torch_config=LoopbackTorchConfig(),
-                scaling_config=scaling,
-                run_config=RunConfig(
-                    name=name,
-                    **_train_storage(self.execution.store, self.scratch),
-                    failure_config=FailureConfig(
-                        max_failures=0, max_preemption_failures=0, controller_failure_limit=1
-                    ),
-                ),
-            ).fit()
+        """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""
+        while True:
+            request = training(self.work.plan, placement, self.execution, self.work.rank)
+            with self._granted(request) as grant:
+                if grant is not None:
+                    run = self.execution.stages.gang or run_gang
+                    run(
+                        GrantedTraining(
+                            stage=stage,
+                            placement=placement,
+                            grant=grant,
+                            execution=self.execution,
+                            coordinator=self.coordinator,
+                            scratch=self.scratch,
+                        )
+                    )
+                    return
+            placement = self._on_fewer(placement)
+
+    def _on_fewer(self, placement: Placement) -> Placement:
+        """Another layout of the training for what the cluster has left. Raises PlanError where there is none."""
+        nodes, late = ray.get(self.coordinator.room.remote())
+        lost = f"; no node of type {', '.join(late)} came in time" if late else ""
+        plan = self.work.plan
+        try:
+            fewer = attempts.on_fewer(placement, place(plan.spec, nodes, architecture=plan.architecture))
+        except PlanError as error:
+            raise PlanError(f"{error}{lost}") from error
+        if fewer is None:
+            raise PlanError(
+                f"{placement.world_size} workers at once ({placement.device}) fit nowhere on this cluster, and no "
+                f"smaller number will do{lost}. Add nodes, and give `retry`."
+            )
+        self.post({"event": "replanned", "text": attempts.describe_fewer(placement, fewer)})
+        return fewer
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """One task for all sets."""
         gpus = 1 if placement.device == "cuda" else 0
-        request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus)
+        expected_s = self.execution.stages.expected_s(plan, "evaluate", placement)
+        request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus, expected_s=expected_s)
         with self._granted(request) as grant:
+            if grant is None:
+                raise PlanError(
+                    f"no node with a {'GPU' if gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
+                )
             self.post({"event": "stage", "stage": "evaluate"})
             pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
             task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
             ray.get(task.remote(list(stages), self.execution))
 
     @contextlib.contextmanager
-    def _granted(self, request: Request) -> Iterator[Grant]:
+    def _granted(self, request: Request) -> Iterator[Grant | None]:
         """What the gate grants, waited for without holding anything, and given back however the block ends."""
-        grant: Grant = ray.get(self.coordinator.acquire.remote(request))
+        grant: Grant | None = ray.get(self.coordinator.acquire.remote(request))
         try:
             yield grant
         finally:
             ray.get(self.coordinator.release.remote(request.id))
 
 
-def _train_storage(store: Store, scratch: Path) -> dict[str, Any]:
-    """Where Train keeps what it writes of a run, which every node must see."""
-    if not isinstance(store.root, ObjectPath):
-        return {"storage_path": str(scratch)}
-    place = store.root / "scratch" / scratch.name
-    return {"storage_path": place.in_bucket, "storage_filesystem": place.filesystem()}
+def training_id(plan: TrialPlan) -> str:
+    """How the gate calls a trial's training."""
+    return f"train {plan.key}"
 
 
-def _scaling(placement: Placement, grant: Grant) -> ScalingConfig:
-    return ScalingConfig(
-        num_workers=placement.world_size,
-        use_gpu=placement.device == "cuda",
-        resources_per_worker={"CPU": 1, "GPU": 1} if placement.device == "cuda" else {"CPU": 1},
-        label_selector=[{"ray.io/node-id": node} for node in grant.nodes],
+def training(plan: TrialPlan, placement: Placement, execution: Execution, rank: int = 0) -> Request:
+    """What a trial's training asks of the gate."""
+    return Request(
+        id=training_id(plan),
+        kind="train",
+        workers=placement.world_size,
+        gpus=1 if placement.device == "cuda" else 0,
+        expected_s=execution.stages.expected_s(plan, "train", placement),
+        rank=rank,
     )
-
-
-def _train_rank(config: dict[str, Any]) -> None:
-    """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
-    prepare_worker()
-    stage: TrainStage = config["stage"]
-    execution: Execution = config["execution"]
-    coordinator = config["coordinator"]
-
-    def post(event: dict[str, Any]) -> None:
-        coordinator.post.remote({"trial": stage.key, **event})
-
-    post({"event": "stage", "stage": "train"})
-    call = TrainCall(
-        placement=config["placement"],
-        checkpoint_steps=execution.checkpoint_steps,
-        stop=_StopLeft(coordinator),
-        provenance=config["provenance"],
-    )
-    with without_secrets(), Rows(post).of("train") as report:
-        execution.stages.train(stage, call, execution.store, report)
-
-
-class _StopLeft:
-    """Seconds that the coordinator leaves a training to stop in; asked at most once a second."""
-
-    def __init__(self, coordinator: ActorHandle) -> None:
-        self._coordinator = coordinator
-        self._asked = 0.0
-
-    def __call__(self) -> float | None:
-        if time.monotonic() - self._asked < ASK_EVERY_S:
-            return None
-        self._asked = time.monotonic()
-        left: float | None = ray.get(self._coordinator.stop_left.remote())
-        return left
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _evaluate_task(stages: list[EvaluateStage], execution: Execution) -> None:
-    prepare_worker()
+    execution.stages.prepare_process()
     with without_secrets():
         execution.stages.evaluate(stages, execution.store, lambda row: None)

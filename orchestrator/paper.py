@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator import catalog
 from orchestrator.results import TrialResult
-from orchestrator.tables import Table, columns
+from orchestrator.tables import NOTHING, Table, columns
 
 SOURCE = "arXiv 2507.07981 [S]"
 
@@ -132,7 +132,7 @@ def _row(title: str, said: str, mark: str, values: Iterable[str]) -> tuple[str, 
     here = _names(values)
     # Order says nothing about a list of names.
     same = sorted(here.split(", ")) == sorted(said.split(", "))
-    return (title, said, mark, here or "–", "yes" if same else "no")
+    return (title, said, mark, here or NOTHING, ("yes" if same else "no") if here else NOTHING)
 
 
 def _names(values: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from rich.text import Text
 from orchestrator.layout import fitting
 from orchestrator.pace import Pace
 from orchestrator.redaction import RedactingFormatter, scrub
+from trainers.errors import StorageError
 from trainers.terminal import READABLE, is_utf
 
 SHOWN = 12
@@ -47,8 +48,16 @@ _BAR = (
 
 @contextlib.contextmanager
 def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
-    """Send file descriptors 1 and 2 (Ray's, DeepSpeed's and MLflow's chatter) to `log`; yields the real terminal."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Send file descriptors 1 and 2 (Ray's, DeepSpeed's and MLflow's chatter) to `log`; yields the real terminal.
+
+    Raises StorageError where the log's folder cannot be made.
+    """
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{log.parent} cannot be made ({error.strerror}); choose another --storage."
+        ) from error
     sys.stdout.flush()
     sys.stderr.flush()
     kept_out, kept_error = os.dup(1), os.dup(2)
@@ -139,7 +148,7 @@ class Progress:
             self._live.stop()
 
     def on_event(self, event: Mapping[str, Any]) -> None:
-        """Take in one event: {trial, event: started, stage, rows, checkpoint, notice, retry, complete, failed or stopped}."""
+        """Take in one event: {trial, event: started, stage, rows, checkpoint, notice, replanned, retry, complete, …}."""
         if event["trial"] not in self._trials:
             return
         with self._lock:
@@ -154,7 +163,7 @@ class Progress:
                 case "complete" | "failed" | "stopped" as state:
                     trial.state = state
                     trial.message = event.get("message", "")
-        if event["event"] in ("notice", "retry"):
+        if event["event"] in ("notice", "replanned", "retry"):
             self._say(trial, event)
         elif not self._console.is_terminal:
             self._plain(event["event"], trial)
@@ -168,7 +177,7 @@ class Progress:
 
     def _say(self, trial: TrialState, event: Mapping[str, Any]) -> None:
         """What must not pass unseen, above the table where there is one."""
-        text = event["text"] if event["event"] == "notice" else f"{event['message']}; {event['how']}"
+        text = f"{event['message']}; {event['how']}" if event["event"] == "retry" else event["text"]
         self._console.print(f"{trial.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self, event: str, trial: TrialState) -> None:

@@ -125,7 +125,8 @@ def _refuse_training_rows(
 def _category(train: DatasetSpec, evaluated: DatasetSpec, reader: DatasetReader) -> Category:
     if evaluated.rewriting_of == train.name:
         return "token-level shift"
-    if _same_source(train.source, evaluated.source) and train.keep == evaluated.keep:
+    same_rows = (train.keep, train.selection) == (evaluated.keep, evaluated.selection)
+    if same_rows and _same_source(train.source, evaluated.source):
         return "in-distribution"
     if reader.rewrites(evaluated, train):
         return "token-level shift"

@@ -128,7 +128,7 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
     """Who is told of each event: the terminal, the state file, MLflow, and a log for each failed trial."""
 
     def on_event(event: dict[str, Any]) -> None:
-        if event["event"] in ("failed", "retry", "notice"):
+        if event["event"] in ("failed", "retry", "notice", "replanned"):
             event = redacted_fields(event)
         progress.on_event(event)
         state.on_event(event)
@@ -166,16 +166,18 @@ def _execute(
 
     from orchestrator.cluster import start_ray
     from orchestrator.fanout import run_on_ray
+    from orchestrator.scaling import all_workers
 
     scratches = session.store.local / "scratch"
     scratches.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
+        workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
         start_ray(len(os.sched_getaffinity(0)))
         phases.end("start ray")
         # Ray's own handler would end the process with the signal's number.
         with stop.listening():
-            run_on_ray(todo, placements, execution, on_event, scratch, stop)
+            run_on_ray(todo, placements, execution, on_event, scratch, stop, workers)
         phases.end("trials")
     finally:
         ray.shutdown()

@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator import catalog
 from orchestrator.identity import HUB_ID, nearest
 from orchestrator.spec import CATEGORIES, Category, KeepEpochs, PlacementRule, Recipe
+from trainers.data.named import DATASETS
 from trainers.errors import SpecError
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name
@@ -56,7 +57,7 @@ def parse_model(text: str) -> ModelSpec:
 def parse_dataset(text: str, flag: str) -> DatasetSpec:
     """`[NAME=]NAME|PATH|ID`. A catalog NAME in front of a path keeps what the catalog declares of it."""
     name, source = _split_name(text)
-    known = {spec.name: spec for spec in catalog.DATASETS}
+    known = {spec.name: spec for spec in DATASETS}
     if source in known:
         return dataclasses.replace(known[source], name=name or source)
     path = _found(source)

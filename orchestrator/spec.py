@@ -92,6 +92,7 @@ class RetryPolicy:
     out_of_memory: int = 6
     timeout: int = 2
     storage: int = 1
+    unreachable: int = 3
     back_off_s: float = 5.0
     back_off_most_s: float = 300.0
 
@@ -102,6 +103,7 @@ class RetryPolicy:
             "OutOfMemory": self.out_of_memory,
             "Timeout": self.timeout,
             "StorageError": self.storage,
+            "Unreachable": self.unreachable,
         }
         return limits.get(cause, 0)
 

@@ -32,7 +32,7 @@ class Split:
         return self.rows > 0
 
 
-class _Keyed:
+class Keyed:
     """A value whose key is computed when it is first asked for, and kept: a sweep asks for each dozens of times."""
 
     __slots__ = ("_key",)
@@ -52,7 +52,7 @@ class _Keyed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertStage(_Keyed):
+class ConvertStage(Keyed):
     """GGUF → safetensors."""
 
     file: str
@@ -76,7 +76,7 @@ class ConvertStage(_Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainStage(_Keyed):
+class PretrainStage(Keyed):
     """A built-in tiny model, pretrained on the tiny world."""
 
     model: TinyModel
@@ -129,7 +129,7 @@ class BaseModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareStage(_Keyed):
+class PrepareStage(Keyed):
     """Tokenised pairs of a drawn split; shared by all models with one tokenizer."""
 
     base: BaseModel
@@ -162,7 +162,7 @@ class PrepareStage(_Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceStage(_Keyed):
+class ReferenceStage(Keyed):
     """Reference log-probs of a base model on a prepared set."""
 
     base: BaseModel
@@ -191,7 +191,7 @@ class ReferenceStage(_Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainStage(_Keyed):
+class TrainStage(Keyed):
     """One training: weights and log. No evaluation set is in its key."""
 
     base: BaseModel
@@ -232,7 +232,7 @@ class TrainStage(_Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateStage(_Keyed):
+class EvaluateStage(Keyed):
     """Scores of a trained model on one evaluation set, after one of its epochs (from 1)."""
 
     train: TrainStage

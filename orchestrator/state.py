@@ -35,6 +35,7 @@ class TrialNote:
     cause: str = ""
     message: str = ""
     retries: list[str] = field(default_factory=list)
+    replanned: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,8 @@ class StateWriter:
                 self._take(event["trial"], event["stage"], event["rows"][-1])
             case "retry":
                 note.retries.append(f"{event['cause']}: {event['message']}")
+            case "replanned":
+                note.replanned.append(event["text"])
             case "complete" | "stopped":
                 note.state, note.cause, note.message = event["event"], "", ""
             case "failed":

@@ -12,12 +12,14 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.stopping import StopRequest
 
 DRAIN_EVERY_S = 0.3
+# How long the end of a sweep waits for what its coordinator has still to say.
+LAST_WORDS_S = 60.0
 # A process that gives no sign of life for so long hangs; RMSWEEP_SILENCE_S sets another time.
 SILENCE_S = 120.0
 DIED = "the process of the trial died or stopped answering"
@@ -43,34 +45,52 @@ class Events:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=LAST_WORDS_S)
+        if self._thread.is_alive():
+            logger.error("the coordinator did not answer within %s s; its last events are lost", LAST_WORDS_S)
 
     def _drain(self) -> None:
-        last, looked = False, time.monotonic()
-        while not last:
-            last = self._done.wait(DRAIN_EVERY_S)
+        looked = time.monotonic()
+        last, asked = False, None
+        while True:
+            if asked is None:
+                last = self._done.wait(DRAIN_EVERY_S)
+                asked = self._coordinator.drain.remote()
             try:
-                events = ray.get(self._coordinator.drain.remote(), timeout=30)
-                if time.monotonic() - looked > min(5.0, self._silence_s / 4):
-                    looked = time.monotonic()
-                    self._end_silent()
+                events = ray.get(asked, timeout=10)
+            except GetTimeoutError:
+                # Asked for again it would be an empty answer: the events are in this one and nowhere else.
+                logger.warning("the coordinator is slow to answer")
+                continue
             except RayError:
                 logger.exception("the coordinator does not answer")
                 return
-            for event in events:
-                try:
-                    self._on_event(event)
-                except Exception:
-                    logger.exception("event %s", event)
+            asked = None
+            self._tell(events)
+            if last:
+                return
+            if time.monotonic() - looked > min(5.0, self._silence_s / 4):
+                looked = time.monotonic()
+                self._end_silent()
+
+    def _tell(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            try:
+                self._on_event(event)
+            except Exception:
+                logger.exception("event %s", event)
 
     def _end_silent(self) -> None:
-        for trial, node, pid in ray.get(self._coordinator.silent.remote(self._silence_s)):
-            logger.warning(
-                "trial %s has been silent for %s s; its process %s is ended", trial, self._silence_s, pid
-            )
-            pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-            ray.get(_end_process.options(scheduling_strategy=pinned).remote(pid), timeout=30)
-            ray.get(self._coordinator.beat.remote(trial, node, 0))
+        try:
+            for trial, node, pid in ray.get(self._coordinator.silent.remote(self._silence_s), timeout=30):
+                logger.warning(
+                    "trial %s has been silent for %s s; its process %s is ended", trial, self._silence_s, pid
+                )
+                pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+                ray.get(_end_process.options(scheduling_strategy=pinned).remote(pid), timeout=30)
+                ray.get(self._coordinator.beat.remote(trial, node, 0), timeout=30)
+        except RayError:
+            logger.exception("silent trials are looked for again")
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -14,16 +14,21 @@ from orchestrator.stages import (
     Stage,
     TrainStage,
 )
+from trainers.architecture import Architecture
 from trainers.specs import DrawSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialPlan:
-    """A trial as the stages that it comes to; `key` is that of its training."""
+    """A trial as the stages that it comes to; `key` is that of its training.
+
+    `architecture` is that of its model, where placing it on GPUs takes it: a node may not see what the driver sees.
+    """
 
     spec: TrialSpec
     train: TrainStage
     evaluations: tuple[EvaluateStage, ...]
+    architecture: Architecture | None = None
 
     @property
     def key(self) -> str:

@@ -11,14 +11,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import cli, housekeeping
+from orchestrator import cli, estimate, housekeeping
 from orchestrator.claims import live_drivers
 from orchestrator.cli import Session
 from orchestrator.damage import say_damaged_logs
@@ -53,7 +53,8 @@ def status(session: Session, *, watch: bool = False) -> int:
             for result in results
         ]
         if rows != shown:
-            _show_status(session, rows, running, clear=watch)
+            left_s = time_left_s(results, state.trials) if running else None
+            _show_status(session, rows, _driver(running, left_s), clear=watch)
             shown = rows
         if running and watch:
             time.sleep(WATCH_EVERY_S)
@@ -63,13 +64,19 @@ def status(session: Session, *, watch: bool = False) -> int:
         return say_holes(session, results)
 
 
-def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: bool, *, clear: bool) -> None:
+def _driver(running: bool, left_s: float | None) -> str:
+    if not running:
+        return "no driver is at work"
+    left = "" if left_s is None else f", about {left_s / 60:.0f} min of training left"
+    return f"its driver is at work{left}"
+
+
+def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, *, clear: bool) -> None:
     if session.options.json:
         cli.dump_json(rows)
         return
     if clear and session.console.is_terminal:
         session.console.clear()
-    driver = "its driver is at work" if running else "no driver is at work"
     title = f"{session.sweep_name} in {session.store.root}: {driver}"
     table = Table(title=title, title_justify="left")
     # What nothing is known of takes no room.
@@ -79,6 +86,27 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: bool
     for row in rows:
         table.add_row(*(escape(str(row[column])) for column in columns))
     session.console.print(fitting(table, session.console))
+
+
+def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) -> float | None:
+    """Seconds until what runs and waits is trained, by what finished trainings of each model and reward type took."""
+    took: dict[str, list[float]] = {}
+    left: dict[str, float] = {}
+    running = 0
+    for result in results:
+        kind = f"{result.record.model} {result.record.reward}"
+        note = notes.get(result.record.key)
+        if result.trained and result.started is not None:
+            took.setdefault(kind, []).append(result.trained_at - result.started)
+        elif note is not None and not result.trained and note.state in ("running", "waiting"):
+            running += note.state == "running"
+            left[kind] = (
+                left.get(kind, 0.0)
+                + 1
+                - (note.step / note.total if note.total and note.stage == "train" else 0.0)
+            )
+    means = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
+    return estimate.time_left_s(means, left, running)
 
 
 def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from orchestrator import cli
+from orchestrator import analyses, cli
+from orchestrator.analyses import AnalysisOptions
 from orchestrator.artifacts import Store
 
 
@@ -21,3 +22,30 @@ def run_sweep(name: str, build: Any, profiles: Any, storage: Path, *arguments: s
 def trial_rows(storage: Path, sweep: str) -> list[dict[str, Any]]:
     """The rows of the sweep's trials.parquet."""
     return parquet.read_table(Store(storage).sweep_dir(sweep) / "trials.parquet").to_pylist()
+
+
+def run_analysis(module: Any, storage: Path, *arguments: str) -> int:
+    """The exit code of the command of an analysis in sweeps/."""
+    (options,) = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, AnalysisOptions) and item.__module__ == module.__name__
+    ]
+    name = module.__name__.removeprefix("sweeps.")
+    with pytest.raises(SystemExit) as ended:
+        analyses.main(
+            options,
+            name,
+            module.declare,
+            module.compute,
+            storage.parent,
+            [*arguments, "--storage", str(storage)],
+        )
+    return int(ended.value.code or 0)
+
+
+def artifacts(storage: Path) -> dict[str, Path]:
+    """Key → folder of every analysis that is committed."""
+    store = Store(storage)
+    found = [file.parent.name for file in (storage / "artifacts" / "analyse").glob("*/manifest.json")]
+    return {key: store.read("analyse", key) for key in found}

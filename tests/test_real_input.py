@@ -70,3 +70,17 @@ def test_real_responses_end_their_turn(smollm2_folder, shared):
         # The template ends a turn with <|im_end|> and a line feed.
         assert pair.chosen[-2] == pair.rejected[-2] == end
         assert pair.prompt[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_a_batch_of_pairs_has_the_tokens_of_whole_conversations_one_by_one(smollm2_folder, shared):
+    """What is tokenised is a prompt once, and its end with each response: the tokens must be the whole text's."""
+    tokenizer = load_tokenizer(str(smollm2_folder))
+    spec = DatasetSpec(name="ultrafeedback", source=str(shared / "data" / "ultrafeedback_french"))
+    pairs = read_pairs(spec, "test")
+    tokens, _ = tokenize_pairs(pairs, tokenizer, DrawSpec(max_prompt_tokens=9999, max_response_tokens=9999))
+    assert len(tokens) == len(pairs)
+    for pair, found in zip(pairs, tokens, strict=True):
+        for text, ids in ((pair.chosen, found.chosen), (pair.rejected, found.rejected)):
+            turns = [*(message._asdict() for message in pair.prompt), {"role": "assistant", "content": text}]
+            whole = tokenizer.apply_chat_template(turns, tokenize=False)
+            assert found.prompt + ids == tokenizer(whole, add_special_tokens=False)["input_ids"]

@@ -195,7 +195,7 @@ def save(
     if checkpoints.mirror is None:
         files = _digests_together(folder / tag)
     else:
-        files = upload_together(folder / tag, checkpoints.mirror / tag)
+        files = upload_together(folder, tag, checkpoints.mirror)
     write_s = time.perf_counter() - began
     if dist.get_rank() == 0:
         marker = {

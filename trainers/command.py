@@ -12,24 +12,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainers.data.sources import BUILTIN_SETS, read_pairs
-from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
+from trainers.data.named import DATASETS, named_set
+from trainers.data.sources import HUB_ID, read_pairs
+from trainers.errors import DataError, Interrupted, SpecError, SweepError, TrialFailed
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, clean_name
+from trainers.specs import DatasetSpec, DrawSpec, clean_name
 from trainers.terminal import write_any_text
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
 
 
-def command(parsed: type[Arguments], run: Callable[[Arguments], None], name: str) -> None:
-    """Parse the command line, run, and exit with the contract's code; a SweepError is said without a traceback."""
+def command(
+    parsed: type[Arguments], run: Callable[[Arguments], None], name: str, *, models: bool = True
+) -> None:
+    """Parse the command line, run, and exit with the contract's code; a SweepError is said without a traceback.
+
+    A command that has to do with no `models` is not kept waiting for transformers.
+    """
     import tyro
-    from transformers import logging as transformers_logging
 
     write_any_text()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    if models:
+        _quieten_transformers()
+    else:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         run(tyro.cli(parsed, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,)))
     except Interrupted as error:
@@ -43,6 +50,13 @@ def command(parsed: type[Arguments], run: Callable[[Arguments], None], name: str
         sys.exit(INTERRUPTED)
 
 
+def _quieten_transformers() -> None:
+    from transformers import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 def named_reward(name: str, beta: float | None) -> RewardSpec:
     """A reward type or ablation by name. Raises SpecError."""
     known = reward_variants(PAPER_BETA if beta is None else beta)
@@ -53,13 +67,27 @@ def named_reward(name: str, beta: float | None) -> RewardSpec:
     return known[name]
 
 
-def read_named_pairs(data: str, split: str) -> tuple[str, list[Any]]:
-    """(name, pairs) of a file, a folder, a built-in set or a hub id. Raises DataError."""
+def dataset_spec(data: str) -> DatasetSpec:
+    """The set that a word means: a file, a folder, a known name or a hub id."""
     path = Path(data).expanduser()
-    source = f"{BUILTIN}{data}" if data in BUILTIN_SETS and not path.exists() else data
+    known = None if path.exists() else named_set(data)
+    if known is not None:
+        return known
     name = plain_name(path.absolute().stem if path.is_file() else path.absolute().name, "data")
-    spec = DatasetSpec(name=name, source=str(path) if path.exists() else source)
-    return name, read_pairs(spec, split)
+    if not path.exists() and not HUB_ID.fullmatch(data):
+        raise DataError(
+            f"{data}: there is no such file or folder, it is no known data set "
+            f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
+        )
+    return DatasetSpec(name=name, source=str(path) if path.exists() else data)
+
+
+def read_named_pairs(data: str, split: str) -> tuple[str, list[Any]]:
+    """(name, pairs) of a file, a folder, a known set or a hub id. Raises DataError."""
+    spec = dataset_spec(data)
+    # A known set may call its splits otherwise.
+    called = {"train": spec.train_split, "test": spec.test_split}
+    return spec.name, read_pairs(spec, called.get(split, split))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from trainers.errors import ModelError
 
@@ -81,7 +81,47 @@ def require_sound_gguf(file: Path) -> None:
         raise ModelError(f"{file} is damaged or no GGUF file: {error}; fetch it again.") from error
 
 
+# Names of a config.json by the endings of a GGUF file's own.
+_NUMBERS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+}
+
+
+def architecture_numbers(file: Path) -> dict[str, Any]:
+    """What the header says of the architecture, under the names of a config.json. Raises ModelError."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            known, tensors = _header(_Reader(stream, size))
+    except (OSError, ValueError, struct.error) as error:
+        raise ModelError(f"{file} is damaged or no GGUF file: {error}; fetch it again.") from error
+    family = str(known["general.architecture"])
+    found: dict[str, Any] = {name: known.get(f"{family}.{ending}") for ending, name in _NUMBERS.items()}
+    names = {tensor.name: tensor.elements for tensor in tensors}
+    hidden = found["hidden_size"]
+    embeddings = names.get("token_embd.weight")
+    vocabulary = embeddings // hidden if embeddings and isinstance(hidden, int) and hidden else None
+    tied = "output.weight" not in names
+    return {**found, "model_type": family, "vocab_size": vocabulary, "tie_word_embeddings": tied}
+
+
 def _check(reader: _Reader, size: int) -> None:
+    known, infos = _header(reader)
+    alignment = known.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"its alignment {alignment} is no power of two")
+    if not infos:
+        raise ValueError("it holds no tensor")
+    start = -(-reader.position // alignment) * alignment
+    _require_inside(infos, size - start, alignment)
+
+
+def _header(reader: _Reader) -> tuple[dict[str, Value], list[_Tensor]]:
     magic = reader.take(4, "the magic")
     if magic != MAGIC:
         raise ValueError(f"it starts with {magic!r}, not with {MAGIC!r}")
@@ -92,14 +132,7 @@ def _check(reader: _Reader, size: int) -> None:
     known = dict(_entries(reader, entries))
     if not isinstance(known.get("general.architecture"), str):
         raise ValueError("it names no general.architecture")
-    alignment = known.get("general.alignment", DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"its alignment {alignment} is no power of two")
-    infos = list(_tensors(reader, tensors))
-    if not infos:
-        raise ValueError("it holds no tensor")
-    start = -(-reader.position // alignment) * alignment
-    _require_inside(infos, size - start, alignment)
+    return known, list(_tensors(reader, tensors))
 
 
 def _entries(reader: _Reader, count: int) -> Iterator[tuple[str, Value]]:

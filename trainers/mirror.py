@@ -24,22 +24,24 @@ def on_node() -> tuple[int, int]:
     return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def upload_together(folder: Path, target: ObjectPath) -> dict[str, str]:
-    """Put every node's files of a checkpoint and empty its folder; the digests of all. A collective.
+def upload_together(station: Path, tag: str, mirror: ObjectPath) -> dict[str, str]:
+    """Put every node's files of the checkpoint `tag` and remove its folder; the digests of all. A collective.
 
     Raises StorageError on every rank where one rank's files cannot be put.
     """
 
     def put() -> dict[str, str]:
         first, step = on_node()
+        folder = station / tag
         names = files_below(folder)[first::step]
-        upload(folder, names, target)
+        upload(folder, names, mirror / tag)
         return {name: digest_file(folder / name) for name in names}
 
     try:
         shares = _together(put)
     finally:
-        clear_together(folder)
+        # Whole, as DeepSpeed leaves scripts of its own beside the checkpoint.
+        clear_together(station)
     return {name: digest for share in shares for name, digest in share.items()}
 
 

@@ -3,20 +3,20 @@
 A response is what the chat template adds after the generation prompt, its end-of-turn token included (paper §3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import parquet
 
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, ModelError
 from trainers.rewards import Rendering
 from trainers.specs import DrawSpec
 from trainers.templates import render
+
+# Enough for every thread of the tokenizer, few enough for memory to be flat.
+_PAIRS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,59 +44,118 @@ def draw_order(count: int, draw: DrawSpec) -> list[int]:
 def tokenize_pairs(
     pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering = "response"
 ) -> tuple[list[TokenPair], int]:
-    """The drawn pairs as tokens, and how many were left out for their length. Raises DataError, ModelError.
+    """The drawn pairs as tokens, and how many were left out for their length. Raises DataError, ModelError."""
+    left_out = LeftOut()
+    return list(iter_tokens(pairs, tokenizer, draw, rendering, left_out)), left_out.too_long
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """How many pairs were left out for their length, so far."""
+
+    too_long: int = 0
+
+
+def iter_tokens(
+    pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering, left_out: LeftOut
+) -> Iterator[TokenPair]:
+    """The drawn pairs as tokens, one by one. Raises DataError, ModelError.
 
     The limits are on prompt and response whatever the rendering, so that every reward type draws the same pairs.
     """
-    kept: list[TokenPair] = []
-    too_long = 0
-    for row in draw_order(len(pairs), draw):
-        tokens = _tokenize(pairs[row], row, tokenizer)
-        longest_response = max(len(tokens.chosen), len(tokens.rejected))
-        if len(tokens.prompt) > draw.max_prompt_tokens or longest_response > draw.max_response_tokens:
-            too_long += 1
-            continue
-        kept.append(tokens if rendering == "response" else _verification(pairs[row], row, tokenizer))
-        if len(kept) == draw.max_pairs:
-            break
+    kept, order = 0, draw_order(len(pairs), draw)
+    for start in range(0, len(order), _PAIRS_AT_ONCE):
+        rows = order[start : start + _PAIRS_AT_ONCE]
+        found = [pairs[row] for row in rows]
+        for pair, tokens in zip(found, _tokenize(found, rows, tokenizer), strict=True):
+            longest_response = max(len(tokens.chosen), len(tokens.rejected))
+            if len(tokens.prompt) > draw.max_prompt_tokens or longest_response > draw.max_response_tokens:
+                left_out.too_long += 1
+                continue
+            yield tokens if rendering == "response" else _verification(pair, tokens.index, tokenizer)
+            kept += 1
+            if kept == draw.max_pairs:
+                return
     if not kept:
         raise DataError(
-            f"all {too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
+            f"all {left_out.too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
             f"{draw.max_response_tokens} response tokens; nothing is left to use."
         )
-    return kept, too_long
 
 
-def _tokenize(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
-    prompt = render(tokenizer, pair.prompt, add_generation_prompt=True)
+class _Asked(NamedTuple):
+    """A rendered prompt with its tokens, and what the template adds to it for a response."""
+
+    row: int
+    prompt: str
+    prompt_ids: list[int]
+    added: str
+
+
+def _tokenize(pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any) -> list[TokenPair]:
+    prompts = [render(tokenizer, pair.prompt, add_generation_prompt=True) for pair in pairs]
+    prompt_ids = _encode(prompts, tokenizer)
+    asked = []
+    for pair, row, prompt, ids in zip(pairs, rows, prompts, prompt_ids, strict=True):
+        if not ids:
+            raise DataError(f"row {row}: its prompt has no tokens under {tokenizer.name_or_path}.")
+        for text in (pair.chosen, pair.rejected):
+            asked.append(_Asked(row, prompt, ids, _added(pair.prompt, prompt, text, tokenizer)))
+    responses = _responses(asked, tokenizer)
+    return [
+        TokenPair(index=row, prompt=ids, chosen=responses[2 * place], rejected=responses[2 * place + 1])
+        for place, (row, ids) in enumerate(zip(rows, prompt_ids, strict=True))
+    ]
+
+
+def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     # The template writes the begin-of-sequence token itself, so the tokenizer must not add another.
-    prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if not prompt_ids:
-        raise DataError(f"row {row}: its prompt has no tokens under {tokenizer.name_or_path}.")
-    chosen, rejected = (
-        _response(pair.prompt, prompt, prompt_ids, text, row, tokenizer)
-        for text in (pair.chosen, pair.rejected)
-    )
-    return TokenPair(index=row, prompt=prompt_ids, chosen=chosen, rejected=rejected)
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)[
+        "input_ids"
+    ]
+    return ids
 
 
-def _response(
-    messages: Sequence[Message], prompt: str, prompt_ids: list[int], response: str, row: int, tokenizer: Any
-) -> list[int]:
+def _added(messages: Sequence[Message], prompt: str, response: str, tokenizer: Any) -> str:
+    """What the template adds to the rendered prompt for a response."""
     whole = render(tokenizer, (*messages, Message("assistant", response)), add_generation_prompt=False)
     if not whole.startswith(prompt):
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} does not begin a finished conversation with its own "
             "generation prompt, so a response cannot be told from its prompt; use a tokenizer whose template does."
         )
-    whole_ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    ids = whole_ids[len(prompt_ids) :]
-    if whole_ids[: len(prompt_ids)] != prompt_ids:
-        # The boundary merges: the response's own tokens, which follow the prompt when it is generated.
-        ids = tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise DataError(f"row {row}: a response has no tokens under {tokenizer.name_or_path}.")
-    return ids
+    return whole.removeprefix(prompt)
+
+
+def _responses(asked: Sequence[_Asked], tokenizer: Any) -> list[list[int]]:
+    """The tokens that each response adds to its prompt's."""
+    dividing = _dividing_tokens(tokenizer)
+    tails = [_tail(one.prompt, one.prompt_ids, dividing) for one in asked]
+    pieces = _encode([text + one.added for (text, _), one in zip(tails, asked, strict=True)], tokenizer)
+    found = []
+    for one, (_, tail), piece in zip(asked, tails, pieces, strict=True):
+        # Where the boundary merges: the response's own tokens, which follow the prompt when it is generated.
+        ids = piece[len(tail) :] if piece[: len(tail)] == tail else _encode([one.added], tokenizer)[0]
+        if not ids:
+            raise DataError(f"row {one.row}: a response has no tokens under {tokenizer.name_or_path}.")
+        found.append(ids)
+    return found
+
+
+def _dividing_tokens(tokenizer: Any) -> dict[int, str]:
+    """Special tokens: a tokenizer takes them out of a text first, so that nothing merges across them."""
+    return {
+        number: str(token.content)
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and not token.normalized
+    }
+
+
+def _tail(prompt: str, prompt_ids: list[int], dividing: dict[int, str]) -> tuple[str, list[int]]:
+    """The end of a prompt from its last special token on, as text and as tokens: all that a response could change."""
+    place = next((n for n in reversed(range(len(prompt_ids))) if prompt_ids[n] in dividing), None)
+    at = -1 if place is None else prompt.rfind(dividing[prompt_ids[place]])
+    return (prompt, prompt_ids) if place is None or at < 0 else (prompt[at:], prompt_ids[place:])
 
 
 def _verification(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
@@ -112,8 +171,13 @@ def _verification(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
         )
         messages = (*before, Message("user", question))
         prompt = render(tokenizer, messages, add_generation_prompt=True)
-        ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return [*ids, _response(messages, prompt, ids, answer, row, tokenizer)[0]]
+        (ids,) = _encode([prompt], tokenizer)
+        return [
+            *ids,
+            _responses([_Asked(row, prompt, ids, _added(messages, prompt, answer, tokenizer))], tokenizer)[0][
+                0
+            ],
+        ]
 
     chosen, rejected = asked(pair.chosen, "Yes"), asked(pair.rejected, "No")
     if chosen[-1] == rejected[-1]:
@@ -122,22 +186,3 @@ def _verification(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
     shortest = min(len(chosen), len(rejected)) - 1
     shared = next((n for n in range(shortest) if chosen[n] != rejected[n]), shortest)
     return TokenPair(index=row, prompt=chosen[:shared], chosen=chosen[shared:], rejected=rejected[shared:])
-
-
-def write_tokens(tokens: Sequence[TokenPair], file: Path) -> None:
-    """Write pairs as parquet: index, prompt, chosen, rejected."""
-    ids = pa.list_(pa.int32())
-    table = pa.table(
-        {
-            "index": pa.array([pair.index for pair in tokens], pa.int64()),
-            "prompt": pa.array([pair.prompt for pair in tokens], ids),
-            "chosen": pa.array([pair.chosen for pair in tokens], ids),
-            "rejected": pa.array([pair.rejected for pair in tokens], ids),
-        }
-    )
-    parquet.write_table(table, file)
-
-
-def read_tokens(file: Path) -> list[TokenPair]:
-    """The pairs that `write_tokens` wrote."""
-    return [TokenPair(**row) for row in parquet.read_table(file).to_pylist()]

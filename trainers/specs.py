@@ -17,8 +17,9 @@ Schedule = Literal["constant", "linear", "cosine"]
 Part = Literal["backbone", "embeddings", "unembedding"]
 
 BUILTIN = "builtin:"
-MANUAL = "manual:"
+FETCHED = "fetched:"
 PERSONA = "persona:"
+COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen")
 # A name becomes part of file names, which end at 255 bytes.
 MAX_NAME = 100
 
@@ -75,11 +76,14 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `manual:<where to get it>`, or
+    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `fetched:<name>`, or
     `persona:<path or hub id>` of the statements that Persona's pairs are made of (trainers/data/persona.py).
 
     `rewriting_of` names the set whose responses this one rewrites: trained on that one, this one is a
-    token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet.
+    token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet, `selection` names the
+    paper's filters and draws (trainers/data/selections.py), `columns` says which column is prompt, chosen or rejected.
+    With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
+    `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error.
     """
 
     name: str
@@ -89,6 +93,32 @@ class DatasetSpec:
     test_split: str = "test"
     rewriting_of: str | None = None
     keep: tuple[tuple[str, str], ...] = ()
+    selection: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    group_by: str | None = None
+    test_share: float = 0.0
+    split_seed: int = 0
+    skip_bad_rows: bool = False
+
+    def __post_init__(self) -> None:
+        meant = [name for name, _ in self.columns]
+        for name in meant:
+            _require(
+                name in COLUMNS, f"data set {self.name}: column {name!r} is not one of {', '.join(COLUMNS)}."
+            )
+            _require(meant.count(name) == 1, f"data set {self.name}: column {name!r} is mapped twice.")
+        _require(
+            0 <= self.test_share < 1,
+            f"data set {self.name}: a test share of {self.test_share} is not in [0, 1).",
+        )
+        _require(
+            self.group_by is None or self.test_share > 0,
+            f"data set {self.name}: groups by {self.group_by!r} are kept together only in a split; give a test share.",
+        )
+
+    def column(self, meaning: str) -> str:
+        """The name of the column that holds the prompt, the chosen or the rejected response."""
+        return dict(self.columns).get(meaning, meaning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,12 @@ The same bytes come out of every run on the same machine.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainers import architecture as architectures
 from trainers.data import tiny_world
 
 if TYPE_CHECKING:
@@ -46,6 +47,24 @@ class TinyModel:
     steps: int = 400
     documents_per_step: int = tiny_world.DOCUMENTS_PER_ROUND
     learning_rate: float = 1e-2
+
+    @property
+    def numbers(self) -> architectures.Architecture:
+        """What its memory follows from."""
+        specials = 7
+        known = architectures.Architecture(
+            family=self.architecture,
+            parameters=0,
+            layers=self.layers,
+            hidden=self.width,
+            intermediate=2 * self.width,
+            heads=self.heads,
+            key_heads=self.heads,
+            head_width=self.width // self.heads,
+            vocabulary=len(tiny_world.VOCABULARY) + specials,
+            tied=False,
+        )
+        return replace(known, parameters=architectures.count_parameters(known))
 
 
 def _named(*models: TinyModel) -> Mapping[str, TinyModel]:

@@ -84,11 +84,11 @@ def train(
     )
     freeze(model, inputs.optim.freeze)
     epochs, kept = inputs.optim.epochs, inputs.keep_epochs
-    kept_in = out_dir if checkpoints is None else checkpoints.folder
+    kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
 
     def end_epoch(epoch: int) -> None:
         if epoch in kept:
-            keep_epoch(model, tokenizer, kept_in, epoch, epochs)
+            keep_epoch(model, tokenizer, kept_in, epoch, epochs, mirror)
 
     with process_group():
         named = {} if checkpoints is None else identity(model, inputs)
@@ -113,7 +113,7 @@ def train(
             if dist.get_rank() == 0:
                 card = model_card(inputs.name, inputs.reward, _facts(inputs, result))
                 save_model(model, weights, tokenizer, out_dir / "model", card)
-                collect_epochs(kept_in, out_dir, kept, epochs)
+                collect_epochs(kept_in, out_dir, kept, epochs, mirror)
         finally:
             begun.engine.destroy()
     return result

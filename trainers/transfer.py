@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -13,8 +14,16 @@ from trainers.disk import DRAFT, digest_file, disk_named
 from trainers.objects import BLOCK_BYTES, Location, ObjectPath
 
 AT_ONCE = 8
+CACHE_VARIABLE = "RMSWEEP_CACHE"
 Given = TypeVar("Given")
 Found = TypeVar("Found")
+
+
+def cache_of(root: ObjectPath) -> Path:
+    """The folder on this machine for what is fetched from a place in a bucket; $RMSWEEP_CACHE says where."""
+    place = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rmsweep"
+    digest = hashlib.sha256(f"{root.endpoint} {root}".encode()).hexdigest()
+    return Path(place).absolute() / f"{root.bucket}-{digest[:12]}"
 
 
 def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> None:

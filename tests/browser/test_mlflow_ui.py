@@ -3,6 +3,7 @@
 Screenshots of what was seen are left in $RMSWEEP_SCREENSHOTS, or in the test's folder.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -67,7 +68,8 @@ def address(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         assert isinstance(found, re.Match), said.read_text()
         yield found[1]
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 

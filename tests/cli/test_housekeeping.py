@@ -70,7 +70,7 @@ def test_weights_go_and_come_back_and_garbage_goes(storage):
     took = sum(manifest["seconds"] for key, manifest in first.items() if key not in kept)
     said = f"2 train again: weights evicted, took {took:,.0f} s"
     assert said in grid(storage, "plan", *SMALL, *WIDER)
-    rows = json.loads(grid(storage, "plan", *SMALL, *WIDER, "--json"))
+    rows = json.loads(grid(storage, "plan", *SMALL, *WIDER, "--json"))["trials"]
     assert sum(row["trains_again_s"] or 0 for row in rows) == pytest.approx(took)
     assert said in grid(storage, "run", *SMALL, *WIDER)
     second = trainings(storage)

@@ -78,8 +78,12 @@ def _live(log: Path, main: Callable[..., None], arguments: tuple[Any, ...]) -> N
 def _grid_command(words: list[str], folder: Path, before: Callable[[], None] | None) -> None:
     if before is not None:
         before()
+    from orchestrator import full_report
     from orchestrator.cli import main
     from sweeps.full_grid import full_grid
+
+    # Dozens of lives end with a report, and each would draw for seconds what tests/orchestrator looks at.
+    full_report.every_figure = lambda *_: iter(())
 
     sys.argv = [str(ROOT / "sweeps" / "full_grid.py"), *words]
     main("full_grid", full_grid, folder, words)

@@ -7,6 +7,7 @@ import transformers
 
 MODULES = (
     *("deepspeed", "mlflow", "orchestrator.commands", "orchestrator.inline", "orchestrator.tracking"),
+    *("matplotlib.figure", "scipy.stats", "orchestrator.full_report"),
     *("trainers.evaluate", "trainers.tiny", "trainers.train"),
 )
 # transformers imports these when they are first named.

@@ -104,7 +104,7 @@ def test_what_a_missing_stage_reads(storage, four, whole, turn):
     )
     damaged = [
         (file_of(storage, "train", scored, "model/model.safetensors"), damages[0]),
-        (file_of(storage, "prepare", data, "pairs.parquet"), damages[1]),
+        (file_of(storage, "prepare", data, "pairs.arrow"), damages[1]),
         (file_of(storage, "reference", reference, "reference.parquet"), damages[2]),
     ]
     forget(storage, "evaluate", evaluated[0])

@@ -113,15 +113,15 @@ def test_no_room_in_the_middle_of_a_checkpoint(disk, one, whole):
 
 def no_room_for_pairs(filler):
     """The disk fills up right before the pairs are written."""
-    import trainers.pairs
+    from trainers import token_files
 
-    write = trainers.pairs.write_tokens
+    write = token_files.write_tokens
 
     def filled(tokens, file):
         fill(filler, 0)
-        write(tokens, file)
+        return write(tokens, file)
 
-    trainers.pairs.write_tokens = filled
+    token_files.write_tokens = filled
 
 
 def test_not_a_byte_of_room_from_the_preparation_on(disk, one, whole):

@@ -21,7 +21,8 @@ from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
 from orchestrator.coordinator import Coordinator
 from orchestrator.inline import run_inline
-from orchestrator.plan import local_capacity, place
+from orchestrator.placement import place
+from orchestrator.plan import local_capacity
 from orchestrator.stages import PrepareStage
 from orchestrator.state import read_state
 from orchestrator.trial import Execution

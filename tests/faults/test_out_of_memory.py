@@ -14,10 +14,12 @@ from tests.faults.lives import leftovers, lived
 
 def four_pairs_a_forward():
     """Place as on a GPU; on CPUs a forward of a model from a folder has one pair."""
-    import orchestrator.plan
+    import orchestrator.placement
 
-    split = orchestrator.plan._split
-    orchestrator.plan._split = lambda batch, world, zero, wanted, device: split(batch, world, zero, 4, device)
+    split = orchestrator.placement._split
+    orchestrator.placement._split = lambda batch, world, zero, wanted, device: split(
+        batch, world, zero, 4, device
+    )
 
 
 def out_of_memory_above(micro_batch):

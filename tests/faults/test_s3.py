@@ -1,53 +1,148 @@
-"""A sweep whose storage is a bucket: complete, killed, damaged, resumed, and read by somebody else."""
+"""A sweep whose storage is a bucket: killed, resumed on another machine, damaged, and read by somebody else."""
 
 import json
 import os
-import shutil
+import signal
 from functools import partial
 
 import pytest
 
-from orchestrator.artifacts import MANIFEST, Store
-from tests.faults.hooks import all_of, at_step, before_each
-from tests.faults.lives import artifacts, lived
-from tests.object_store import SECRET
+from tests.faults.hooks import all_of
+from tests.faults.lives import artifacts, forked, grid_life, lived, output
 
 
-def in_environment(bucket, *more):
-    """What a life does first to reach the bucket."""
-    return partial(all_of, partial(enter, bucket.environment), *more)
+@pytest.fixture(scope="module")
+def undisturbed(one, tmp_path_factory):
+    """What the sweep comes to in a folder, undisturbed."""
+    storage = tmp_path_factory.mktemp("undisturbed") / "store"
+    lived(storage, one)
+    return artifacts(storage)
+
+
+class Machine:
+    """Runs commands on the bucket with a cache of its own."""
+
+    def __init__(self, bucket, folder):
+        self.storage = folder / "life"
+        folder.mkdir()
+        self._uri = bucket.uri
+        self._environment = {**bucket.environment, "RMSWEEP_CACHE": str(folder / "cache")}
+
+    def before(self, *hooks):
+        return partial(all_of, partial(enter, self._environment), *hooks)
+
+    def runs(self, words, *hooks, exits=0):
+        return lived(self.storage, (*words, "--storage", self._uri), self.before(*hooks), exits=exits)
+
+    def dies(self, words, hook):
+        life = grid_life(self.storage, (*words, "--storage", self._uri), self.before(hook))
+        life.join(120)
+        assert life.exitcode == -signal.SIGKILL, output(self.storage)
 
 
 def enter(environment):
     os.environ.update(environment)
 
 
-def dies():
-    os.kill(os.getpid(), 9)
+def killed_before_putting(name):
+    """SIGKILL this process when it is about to put an object of a training's artifact, the others of which may be up."""
+    from trainers import transfer
+
+    put = transfer._put
+
+    def deadly(file, target):
+        if target.name == name and "/artifacts/train/" in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(file, target)
+
+    transfer._put = deadly
 
 
-@pytest.fixture
-def live(bucket, tmp_path):
-    """Run a command on the bucket to its end; what it printed."""
-
-    def run(words, *hooks, exits=0):
-        before = in_environment(bucket, *hooks)
-        return lived(tmp_path / "life", (*words, "--storage", bucket.uri), before, exits=exits)
-
-    return run
+def committed(bucket):
+    """`stage/key` → file → bytes of every artifact, read in this process, which has fetched nothing yet."""
+    return artifacts(bucket.root)
 
 
-def contents(bucket, tmp_path):
-    """Every committed artifact, read as somebody who has nothing of it yet would."""
-    os.environ["RMSWEEP_CACHE"] = str(tmp_path / "another machine")
-    store = Store(bucket.root)
-    found = artifacts(store.root)
-    os.environ["RMSWEEP_CACHE"] = bucket.environment["RMSWEEP_CACHE"]
-    shutil.rmtree(tmp_path / "another machine")
-    return found
+def test_killed_in_an_upload_it_goes_on_elsewhere_and_ends_as_if_undisturbed(
+    one, undisturbed, bucket, tmp_path
+):
+    first, second = Machine(bucket, tmp_path / "first"), Machine(bucket, tmp_path / "second")
+    first.dies(one, partial(killed_before_putting, "model.safetensors"))
+    # The training was done, and part of it is up: nobody takes that for an artifact.
+    (attempt,) = (bucket.root / "artifacts").glob("train/*/*/")
+    assert attempt.is_dir()
+    assert not [name for name in committed(bucket) if name.startswith("train/")]
+    kept = [path.name for path in (bucket.root / "checkpoints").glob("*/*.json")]
+    assert sorted(name[:12] for name in kept) == ["step00000006", "step00000009"]
+    # Another machine has nothing of the first one's but the bucket.
+    said = second.runs(one)
+    assert "resumed at step 9 of 12" in said
+    assert committed(bucket) == undisturbed
+    assert "nothing to run" in first.runs(one)
+    left = [str(path.relative_to(bucket.root)) for path in bucket.root.sizes()]
+    assert not [name for name in left if name.startswith(("checkpoints/", "claims/"))]
+    assert {"sweeps/full_grid/report/summary.md", "sweeps/full_grid/trials.parquet"} <= set(left)
+    # An embedded database of runs keeps their files beside it, as there is no storage folder.
+    assert list(tmp_path.glob("*/mlruns")) == []
+    rows = said_by(second, ("status", "--json", *one))
+    assert [row["state"] for row in rows] == ["complete"]
 
 
-def test_a_sweep_runs_to_its_end_and_again_to_nothing(live, one, bucket, tmp_path):
-    print(live(one))
-    found = contents(bucket, tmp_path)
-    print(sorted(map(str, bucket.root.sizes())))
+def said_by(machine, words):
+    """What a command prints for machines."""
+    said = machine.runs(words)
+    return json.loads(said[said.index("[\n") :])
+
+
+@pytest.mark.slow
+def test_objects_that_are_damaged_are_computed_again(one, undisturbed, bucket, tmp_path):
+    Machine(bucket, tmp_path / "first").runs(one)
+    for damaged, name in (
+        ("evaluate", "scores.parquet"),
+        ("prepare", "pairs.arrow"),
+        ("train", "config.json"),
+    ):
+        for file in list(bucket.root.sizes()):
+            if file.name == name and f"/artifacts/{damaged}/" in str(file):
+                harm(file)
+        other = Machine(bucket, tmp_path / damaged)
+        if damaged != "evaluate":
+            # What needs what is damaged is missing, so that it is read.
+            forget(bucket, "evaluate")
+        if damaged == "prepare":
+            forget(bucket, "train")
+        said = other.runs(one)
+        assert "what was written" in said
+        assert committed(bucket) == undisturbed
+
+
+def harm(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    with file.filesystem().open_output_stream(file.in_bucket) as stream:
+        stream.write(bytes(data))
+
+
+def forget(bucket, stage):
+    (bucket.root / "artifacts" / stage).remove_below()
+
+
+def runs_on_ray(words, environment):
+    enter(environment)
+    from orchestrator.cli import main
+    from sweeps.full_grid import full_grid
+    from tests.faults.lives import ROOT
+
+    main("full_grid", full_grid, ROOT / "sweeps", words)
+
+
+@pytest.mark.slow
+def test_on_ray_the_same(one, undisturbed, bucket, tmp_path):
+    words = [*one, "--storage", bucket.uri]
+    words[words.index("inline")] = "ray"
+    environment = {**bucket.environment, "RMSWEEP_CACHE": str(tmp_path / "cache")}
+    life = forked(tmp_path / "life", runs_on_ray, (words, environment))
+    life.join(400)
+    assert life.exitcode == 0, output(tmp_path / "life")
+    assert committed(bucket) == undisturbed
+    assert [str(path) for path in bucket.root.sizes() if "/scratch/" in str(path)] == []

@@ -90,14 +90,18 @@ def test_a_set_belongs_to_what_it_rewrites_even_where_it_is_another_domain(store
     }
 
 
-def test_what_is_drawn_for_one_trial_changes_with_no_other(simulated, store: Store):
-    one = simulated(models=("llama-64",), pairs=30)
-    two = simulated(name="more", models=("llama-64", "qwen2-64"), pairs=30)
-    name = "llama-64-ex_rm-ultrafeedback-0"
-    ours = one.resampled.of_set(f"demo-{name}", "rewardmath", "accuracy")
-    assert len(ours) == 400
-    counts = [item.resampled.weights("llama-64", "ultrafeedback", (0, 1, 2)) for item in (one, two)]
-    assert np.array_equal(*counts)
+def test_what_is_drawn_for_one_trial_changes_with_no_other(store: Store):
+    results = list(sweep_results(simulated_sweep(store, seeds=(0, 1), pairs=30), store))
+    whole, part = (
+        analysis_of(results),
+        analysis_of([item for item in results if item.record.model == "llama-64"]),
+    )
+    for analysis in (whole, part):
+        assert len(analysis.resampled.weights("llama-64", "ultrafeedback", (0, 1))) == 400
+    here = scope(part, "domain shift")
+    means = [item.mean(here, "llama-64", "ex_rm", "accuracy").draws for item in (whole, part)]
+    assert np.array_equal(*means)
+    assert np.std(means[0]) > 0
 
 
 def test_seeds_that_only_one_type_has_enter_no_difference(store: Store):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.attempts import Failure, next_attempt, with_less_memory
+from orchestrator.attempts import Failure, describe_fewer, next_attempt, on_fewer, with_less_memory
 from orchestrator.spec import RetryPolicy
 from trainers.specs import Placement
 
@@ -83,3 +83,45 @@ def test_out_of_memory_is_tried_at_once_with_less_until_nothing_is_left():
 def test_another_cause_leaves_the_placement_as_it_is():
     placement = Placement(micro_batch=4, accumulation=2)
     assert next_attempt(failed("OutOfMemory", "WorkerLost"), placement, POLICY).placement == placement
+
+
+@given(
+    world_size=st.sampled_from([2, 4, 8]),
+    fewer=st.sampled_from([1, 2, 4]),
+    micro_batch=st.integers(1, 8),
+    batch=st.sampled_from([8, 16, 32, 96]),
+)
+def test_on_fewer_devices_the_effective_batch_stays_and_memory_given_up_stays_given_up(
+    world_size: int, fewer: int, micro_batch: int, batch: int
+):
+    fresh = Placement(
+        world_size=fewer, zero_stage=2, micro_batch=batch // fewer, accumulation=1, device="cuda"
+    )
+    per_rank = batch // world_size
+    if per_rank % micro_batch:
+        return
+    planned = Placement(
+        world_size=world_size,
+        zero_stage=3,
+        micro_batch=micro_batch,
+        accumulation=per_rank // micro_batch,
+        checkpointing=True,
+        device="cuda",
+    )
+    found = on_fewer(planned, fresh)
+    if fewer >= world_size:
+        assert found is None
+        return
+    assert found is not None
+    assert found.effective_batch == planned.effective_batch == batch
+    assert (found.world_size, found.zero_stage, found.checkpointing) == (fewer, 2, True)
+    assert found.micro_batch <= micro_batch
+    said = describe_fewer(planned, found)
+    assert f"planned for {world_size} GPUs" in said
+    assert f"on {fewer}:" in said
+    assert f"effective batch {batch} as before" in said
+
+
+def test_a_training_planned_for_gpus_is_not_laid_on_cpus():
+    planned = Placement(world_size=4, micro_batch=1, accumulation=8, device="cuda")
+    assert on_fewer(planned, Placement(micro_batch=1, accumulation=32)) is None

@@ -142,6 +142,13 @@ def test_the_summary_begins_with_the_conclusions(whole):
     assert "EX−IM, paired by model, seed and pair" in summary
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_summary_ends_with_the_audit(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(full_report, "audit_section", lambda *_: "what the audit says")
+    folder = write_full_report(simulated_sweep(store, missing=4, **SMALL), store).folder
+    assert (folder / "summary.md").read_text().endswith("what the audit says")
+
+
 def test_a_report_of_the_same_results_is_not_written_again(whole):
     store, declared, folder = whole
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
@@ -194,10 +201,10 @@ def test_learning_dynamics_are_drawn_where_they_were_computed():
 
 def test_dynamics_that_cannot_be_read_are_named(store: Store):
     declared = simulated_sweep(store, missing=4, **SMALL)
-    file = store.sweep_dir("demo") / "learning_dynamics.parquet"
+    file = store.sweep_dir("learning_dynamics") / "report" / "changes.parquet"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"something else")
-    with pytest.raises(DataError, match=r"learning_dynamics\.parquet is no table of reward"):
+    with pytest.raises(DataError, match=r"changes\.parquet is no table of reward"):
         write_full_report(declared, store)
 
 

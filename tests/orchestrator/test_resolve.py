@@ -30,6 +30,7 @@ from orchestrator.identity import identify_model
 from orchestrator.resolve import ResolvedSweep, resolve
 from orchestrator.spec import PlacementRule, content_key, stable
 from tests.model_files import write_gguf, write_model
+from trainers.data.show_command import remembered
 from trainers.errors import DataError, ModelError, SpecError
 from trainers.specs import DatasetSpec, ModelSpec, Trust
 
@@ -185,10 +186,10 @@ def test_all_faults_of_several_data_sets_are_in_one_message(store: Store, tmp_pa
     good = dataset_folder(tmp_path / "good", train=rows(3, "good"), test=rows(3, "fine"))
     no_split = dataset_folder(tmp_path / "no_split", test=rows(3, "x"))
     no_column = dataset_folder(tmp_path / "no_column", train=[{"prompt": "x", "chosen": "y"}])
-    manual = DatasetSpec(name="manual", source="manual:somewhere.org")
+    nowhere = DatasetSpec(name="nowhere", source="manual:somewhere.org")
     with pytest.raises(DataError) as raised:
-        resolve(sweep([good, no_split, no_column, manual], [good]), store)
-    for said in ("no train split", "no column 'rejected'", "somewhere.org", "manual=PATH"):
+        resolve(sweep([good, no_split, no_column, nowhere], [good]), store)
+    for said in ("no train split", "no column 'rejected'", "there is no file or folder manual:somewhere.org"):
         assert said in str(raised.value)
     assert len(str(raised.value).splitlines()) == 3
 
@@ -475,6 +476,7 @@ def test_a_hub_data_set_read_before_is_known_without_the_hub(store: Store, monke
         ],
     }
     monkeypatch.setattr(sources, "_hub_rows", lambda spec, split: iter(answers[spec.source]))
+    monkeypatch.setattr(sources, "resolved_revision", lambda spec: "c0ffee")
     trained = DatasetSpec(name="prefs", source="acme/prefs")
     evaluated = DatasetSpec(name="rewritten", source="acme/rewritten")
     first = resolve(sweep([trained], [evaluated]), store, allow_overlap=True)
@@ -483,6 +485,9 @@ def test_a_hub_data_set_read_before_is_known_without_the_hub(store: Store, monke
     assert again.plans == first.plans
     assert first.categories == {("prefs", "rewritten"): "token-level shift"}
     assert again.categories == first.categories
+    (record,) = remembered(store.root, "acme/prefs")
+    assert (record["revision"], record["rows"]) == ("c0ffee", 4)
+    assert record["digest"] == first.plans[0].train.prepared.split.digest
 
 
 def test_rows_of_a_hub_data_set_that_were_collected_as_garbage_are_fetched_again(
@@ -492,6 +497,7 @@ def test_rows_of_a_hub_data_set_that_were_collected_as_garbage_are_fetched_again
 
     answer = [("hub", i, row) for i, row in enumerate(rows(4, "plain"))]
     monkeypatch.setattr(sources, "_hub_rows", lambda spec, split: iter(answer))
+    monkeypatch.setattr(sources, "resolved_revision", lambda spec: "c0ffee")
     spec = DatasetSpec(name="prefs", source="acme/prefs")
     first = DatasetReader(store).split(spec, "train")
     remove(store, garbage(store, []), busy=False)

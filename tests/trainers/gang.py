@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from trainers.data import tiny_world
 from trainers.errors import Interrupted
 from trainers.inputs import TrainInputs
 from trainers.models import load_model
+from trainers.objects import parse_uri
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
 from trainers.rewards import RewardSpec
@@ -36,7 +37,10 @@ SEED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training; after `stop_after` steps it is asked to stop, which writes a checkpoint."""
+    """One training; after `stop_after` steps it is asked to stop, which writes a checkpoint.
+
+    With a `mirror` (s3://…) every rank is on a node of its own: it shares no folder with the others.
+    """
 
     name: str
     model: str
@@ -49,6 +53,7 @@ class Job:
     checkpoints: str | None = None
     every_steps: int = 3
     stop_after: int | None = None
+    mirror: str | None = None
 
 
 def pairs_for(model: Path, count: int) -> list[TokenPair]:
@@ -91,7 +96,7 @@ def main(file: Path) -> None:
             (file.parent / "found.json").write_text(json.dumps(found))
 
 
-def _run(job: Job) -> dict[str, Any]:
+def _run(job: Job, report: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
     pairs = pairs_for(Path(job.model), job.pairs)
     reward = RewardSpec(**job.reward)
     inputs = TrainInputs(
@@ -106,16 +111,12 @@ def _run(job: Job) -> dict[str, Any]:
         pairs=pairs,
         reference=_reference(job.model, job.precision, pairs) if reward.uses_reference else None,
     )
-    kept = (
-        None
-        if job.checkpoints is None
-        else Checkpoints(folder=Path(job.checkpoints), every_steps=job.every_steps)
-    )
+    kept = _kept(job)
     steps = itertools.count(1)
     try:
         result = train(
             inputs,
-            report=lambda row: None,
+            report=report,
             out_dir=Path(job.out),
             checkpoints=kept,
             # Asked once a step, before it is made.
@@ -124,6 +125,17 @@ def _run(job: Job) -> dict[str, Any]:
     except Interrupted:
         return {"log": None}
     return {"log": result.log, "perf": result.perf}
+
+
+def _kept(job: Job) -> Checkpoints | None:
+    if job.checkpoints is None:
+        return None
+    folder = Path(job.checkpoints)
+    if job.mirror is None:
+        return Checkpoints(folder=folder, every_steps=job.every_steps)
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    alone = folder / f"node{os.environ.get('RANK', '0')}"
+    return Checkpoints(folder=alone, every_steps=job.every_steps, mirror=parse_uri(job.mirror))
 
 
 def _reference(model: str, precision: str, pairs: Sequence[TokenPair]) -> dict[int, tuple[float, float]]:

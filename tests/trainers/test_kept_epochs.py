@@ -44,9 +44,9 @@ def equal(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def cut_short(inputs, tmp_path):
+def cut_short(inputs, tmp_path, **options):
     """The checkpoints of a training that was stopped at step 3 of 6, in its second epoch."""
-    kept = Checkpoints(folder=tmp_path / "checkpoints", every_steps=1)
+    kept = Checkpoints(folder=tmp_path / "checkpoints", every_steps=1, **options)
     asked = itertools.count(1)
     with pytest.raises(Interrupted):
         run(inputs, tmp_path / "cut", checkpoints=kept, stop=lambda: 100.0 if next(asked) >= 3 else None)
@@ -68,4 +68,21 @@ def test_kept_weights_that_are_gone_are_said_and_not_passed_over(inputs, tmp_pat
     kept = cut_short(inputs, tmp_path)
     shutil.rmtree(kept.folder / "model-epoch-1")
     with pytest.raises(StorageError, match="after epoch 1 are gone"):
+        run(inputs, tmp_path / "again", checkpoints=kept)
+
+
+def test_in_a_bucket_they_wait_for_whatever_machine_goes_on(inputs, bucket, tmp_path):
+    whole = run(inputs, tmp_path / "whole")
+    here = cut_short(inputs, tmp_path, mirror=bucket.root)
+    assert [file for file in here.folder.rglob("*") if file.is_file()] == []
+    there = Checkpoints(folder=tmp_path / "another machine", every_steps=1, mirror=bucket.root)
+    again = run(inputs, tmp_path / "again", checkpoints=there)
+    assert all(equal(whole[name], again[name]) for name in whole)
+    assert set(again) == set(whole)
+
+
+def test_in_a_bucket_kept_weights_that_were_damaged_are_said(inputs, bucket, tmp_path):
+    kept = cut_short(inputs, tmp_path, mirror=bucket.root)
+    (bucket.root / "model-epoch-1" / "model.safetensors").write_text("rotten")
+    with pytest.raises(StorageError, match="model-epoch-1 are gone or not what was written"):
         run(inputs, tmp_path / "again", checkpoints=kept)

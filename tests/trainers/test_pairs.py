@@ -1,15 +1,17 @@
 """Tokens, draws, and micro-batches."""
 
 import dataclasses
+import pickle
 
 import pytest
 
 from trainers.data import tiny_world
 from trainers.errors import DataError
 from trainers.packing import collate
-from trainers.pairs import draw_order, read_tokens, tokenize_pairs, write_tokens
+from trainers.pairs import draw_order, tokenize_pairs
 from trainers.specs import DrawSpec
 from trainers.tiny import build_tokenizer
+from trainers.token_files import TokenFile, read_tokens, write_tokens
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,15 @@ def test_nothing_within_the_limit_is_an_error(tokenizer):
 
 def test_tokens_survive_their_file(tokenizer, tmp_path):
     tokens, _ = tokenize_pairs(tiny_world.pairs("test"), tokenizer, DrawSpec())
-    write_tokens(tokens, tmp_path / "pairs.parquet")
-    assert read_tokens(tmp_path / "pairs.parquet") == tokens
+    write_tokens(tokens, tmp_path / "pairs.arrow")
+    found = read_tokens(tmp_path / "pairs.arrow")
+    assert list(found) == tokens
+    assert isinstance(found, TokenFile)
+    assert list(pickle.loads(pickle.dumps(found))) == tokens
+    assert found.mean_tokens() == {
+        part: sum(len(getattr(pair, part)) for pair in tokens) / len(tokens)
+        for part in ("prompt", "chosen", "rejected")
+    }
 
 
 def parts_of(batch, count):

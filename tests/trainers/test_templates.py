@@ -14,10 +14,11 @@ from tests.trainers.architectures import word_tokenizer
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError, ModelError
 from trainers.models import load_model
-from trainers.pairs import read_tokens, tokenize_pairs, write_tokens
+from trainers.pairs import tokenize_pairs
 from trainers.saving import save_model
 from trainers.specs import DrawSpec
 from trainers.templates import ASSISTANT_MARKER, USER_MARKER, load_tokenizer, padding_token, render
+from trainers.token_files import read_tokens, write_tokens
 
 WORDS = [
     *("<unk>", "<s>", "</s>", "<pad>"),
@@ -329,8 +330,8 @@ def test_every_rendering_draws_the_same_pairs(asking, most):
 
 def test_verifications_survive_their_file(asking, tmp_path):
     tokens, _ = verify(verification_pairs(), asking)
-    write_tokens(tokens, tmp_path / "pairs.parquet")
-    assert read_tokens(tmp_path / "pairs.parquet") == tokens
+    write_tokens(tokens, tmp_path / "pairs.arrow")
+    assert list(read_tokens(tmp_path / "pairs.arrow")) == tokens
 
 
 def test_answers_are_the_first_byte_where_a_tokenizer_has_no_longer_tokens(tmp_path):

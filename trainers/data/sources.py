@@ -1,70 +1,95 @@
-"""Preference pairs from wherever they are: parquet, jsonl, a `save_to_disk` folder, the hub, or built in.
+"""Preference pairs from wherever they are: files, a `save_to_disk` folder, the hub, a fixed address, or built in.
 
-Columns are prompt, chosen and rejected, each as text or as chat messages ({role, content}). Where chosen
-and rejected are whole conversations, their last turn is the response and the turns before it the prompt.
-A row that cannot be read raises DataError with its file and row number.
+Which rows make a pair is rows.py's, which files are read is formats.py's, the paper's filters and draws are
+selections.py's. A row that cannot be read raises DataError with its file and number, or is listed and left out.
 """
 
+import dataclasses
 import fnmatch
 import functools
+import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.data import hamiltonian, persona, tiny_world
-from trainers.data.records import Message, Pair, user_prompt
+from trainers.data import hamiltonian, paper_hamiltonian, persona, tiny_world
+from trainers.data.fetch import cache_folder, fetch
+from trainers.data.formats import ENDINGS, Located, Row, file_rows
+from trainers.data.named import REWRITES, rewrites_url
+from trainers.data.records import Pair
+from trainers.data.rows import pair_of, text_of
+from trainers.data.selections import SELECTIONS, short_enough
 from trainers.errors import DataError
-from trainers.specs import BUILTIN, MANUAL, PERSONA, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 
-Row = dict[str, Any]
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-BUILTIN_SETS = {
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
+BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
     "tiny_world": tiny_world.pairs,
     "tiny_world_paraphrase": tiny_world.paraphrased_pairs,
     "hamiltonian": hamiltonian.pairs,
+    "hamiltonian_paper": paper_hamiltonian.pairs,
 }
 
 
-def read_pairs(spec: DatasetSpec, split: str) -> list[Pair]:
+def read_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None) -> list[Pair]:
     """Every pair of `split` of `spec`, in the source's order. Raises DataError."""
+    return list(iter_pairs(spec, split, left_out))
+
+
+def iter_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None) -> Iterator[Pair]:
+    """The pairs of `split` one by one; `left_out` gets a line for each bad row that `skip_bad_rows` leaves out.
+
+    Raises DataError, at the first bad row or at the end where nothing was left.
+    """
     if spec.source.startswith(BUILTIN):
-        return BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
-    if spec.source.startswith(MANUAL):
-        raise DataError(
-            f"data set {spec.name} is not fetched: take it from {spec.source.removeprefix(MANUAL)} "
-            f"and pass {spec.name}=PATH in its place."
-        )
+        yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
+        return
     if spec.source.startswith(PERSONA):
-        return persona.pairs(_statements(spec), split)
-    path = Path(spec.source)
-    located = _local_rows(path, split) if path.exists() else _hub_rows(spec, split)
-    pairs = [
-        _pair(row, f"{where}, row {number}")
-        for where, number, row in located
-        if all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep)
-    ]
-    if not pairs:
-        raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.")
-    return pairs
+        yield from persona.pairs(_statements(spec), split)
+        return
+    faults: list[str] = [] if left_out is None else left_out
+    found, seen = 0, 0
+    for located in _selected_rows(spec, split):
+        seen += 1
+        try:
+            pair = _pair(located, spec, split)
+        except DataError as error:
+            if not spec.skip_bad_rows:
+                raise
+            faults.append(str(error))
+            continue
+        if pair is not None:
+            found += 1
+            yield pair
+    if not found:
+        why = f" {seen} rows were read, {len(faults)} of them bad." if seen else ""
+        first = f" The first: {faults[0]}" if faults else ""
+        raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
 
 
 def _statements(spec: DatasetSpec) -> list[str]:
     """Questions of the rows that a `persona:` set is made of. Raises DataError."""
     location = spec.source.removeprefix(PERSONA)
     path = Path(location)
+    located: Iterator[Located]
     if path.exists():
-        located = _local_rows(path, persona.FILE_STEM)
+        files = [path] if path.is_file() else _split_files(path, persona.FILE_STEM)
+        if not files:
+            raise DataError(f"{path} holds no {persona.HUB_FILE.partition('/')[2]}.")
+        located = itertools.chain.from_iterable(file_rows(file) for file in files)
     else:
-        located = _hub_rows(replace(spec, source=location), "train", data_files=persona.HUB_FILE)
-    return [
-        _text(row.get("question"), f"{where}, row {number}", "question")
-        for where, number, row in located
-        if persona.matches(row)
-    ]
+        hub = dataclasses.replace(spec, source=location)
+        located = itertools.starmap(Located, _hub_rows(hub, "train", data_files=persona.HUB_FILE))
+    questions = []
+    for item in located:
+        if isinstance(item.row, DataError):
+            raise item.row
+        if persona.matches(item.row):
+            questions.append(text_of(item.row.get("question"), item.where, "question"))
+    return questions
 
 
 def has_split(spec: DatasetSpec, split: str) -> bool:
@@ -72,27 +97,107 @@ def has_split(spec: DatasetSpec, split: str) -> bool:
     return bool(_split_files(Path(spec.source), split))
 
 
-def _local_rows(path: Path, split: str) -> Iterator[tuple[str, int, Row]]:
+def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
+    """The splits that can be read without asking for them by name."""
+    path = Path(spec.source)
+    if spec.selection:
+        return SELECTIONS[spec.selection].splits
+    if spec.test_share or not path.exists() or spec.source.startswith(PERSONA):
+        return spec.train_split, spec.test_split
+    if path.is_file():
+        return (spec.train_split,)
+    return tuple(split for split in (spec.train_split, spec.test_split) if has_split(spec, split))
+
+
+def _pair(located: Located, spec: DatasetSpec, split: str) -> Pair | None:
+    """The pair of a row; None where the row is not kept or stands in the other split. Raises DataError."""
+    row = located.row
+    if isinstance(row, DataError):
+        raise row
+    if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
+        return None
+    if not spec.test_share:
+        return pair_of(row, located.where, spec)
+    if spec.group_by is not None:
+        if row.get(spec.group_by) is None:
+            raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
+        if _side(spec, json.dumps(row[spec.group_by], sort_keys=True, default=str)) != split:
+            return None
+        return pair_of(row, located.where, spec)
+    pair = pair_of(row, located.where, spec)
+    return pair if _side(spec, json.dumps(pair.prompt)) == split else None
+
+
+def _side(spec: DatasetSpec, group: str) -> str:
+    """The split of a group: by its hash, so that it stays there whatever rows are added."""
+    digest = hashlib.sha256(f"{spec.split_seed}\n{group}".encode()).digest()
+    for_test = int.from_bytes(digest[:8], "big") < spec.test_share * 2**64
+    return spec.test_split if for_test else spec.train_split
+
+
+def _selected_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
+    if spec.selection is None:
+        yield from _rows(spec, spec.train_split if spec.test_share else split)
+        return
+    selection = SELECTIONS[spec.selection]
+    if split not in selection.splits:
+        raise DataError(f"data set {spec.name} has no split {split}; it has {', '.join(selection.splits)}.")
+    try:
+        yield from selection.run(functools.partial(_rows, spec), split, short_enough)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"data set {spec.name}: a row of {spec.source} is not as expected ({error!r})."
+        ) from error
+
+
+def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
+    """The rows of a split of the source, as they are."""
+    path = Path(spec.source)
+    if spec.source.startswith(FETCHED):
+        yield from file_rows(_fetched(spec.source.removeprefix(FETCHED), split))
+    elif path.exists():
+        yield from _local_rows(spec, path, split)
+    else:
+        yield from itertools.starmap(Located, _hub_rows(spec, split))
+
+
+def _fetched(name: str, split: str) -> Path:
+    if split not in ("train", "test"):
+        raise DataError(f"data set {name} has the splits train and test, not {split}.")
+    file = cache_folder() / "fetched" / REWRITES[name] / split / "data-00000-of-00001.arrow"
+    return fetch(rewrites_url(name, split), file, what=f"data set {name}")
+
+
+def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
     if not (path.is_file() or path.is_dir()):
         raise DataError(f"{path} is neither a file nor a folder.")
     files = [path] if path.is_file() else _split_files(path, split)
     if not files:
         found = sorted({entry.name for entry in path.iterdir()})
         raise DataError(
-            f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl or a folder {split}/ "
+            f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
             f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}."
         )
+    needed: Sequence[str] = (spec.column("chosen"), spec.column("rejected"))
+    if spec.selection:
+        needed = SELECTIONS[spec.selection].columns
+    elif spec.group_by:
+        needed = (*needed, spec.group_by)
     for file in files:
-        for number, row in enumerate(_file_rows(file)):
-            yield str(file), number, row
+        yield from file_rows(file, needed)
 
 
 def _split_files(path: Path, split: str) -> list[Path]:
     folder = path / split
     if (folder / "state.json").is_file():
         return [folder / name for name in _listed_files(folder / "state.json")]
-    patterns = [f"{split}.parquet", f"{split}-*.parquet", f"{split}.jsonl", f"{split}-*.jsonl"]
-    return sorted(file for pattern in patterns for file in path.glob(pattern))
+    if split == "train" and (path / "state.json").is_file():
+        return [path / name for name in _listed_files(path / "state.json")]
+    patterns = [pattern for ending in ENDINGS for pattern in (f"{split}{ending}", f"{split}-*{ending}")]
+    # Copies of a hub data set keep their files in data/.
+    return sorted(
+        file for place in (path, path / "data") for pattern in patterns for file in place.glob(pattern)
+    )
 
 
 def _listed_files(state: Path) -> list[str]:
@@ -112,145 +217,43 @@ def _listed_files(state: Path) -> list[str]:
     return names
 
 
-def _file_rows(file: Path) -> Iterator[Row]:
-    if file.suffix == ".jsonl":
-        yield from _jsonl_rows(file)
-        return
-    import pyarrow as pa
-    from pyarrow import parquet
+def resolved_revision(spec: DatasetSpec) -> str | None:
+    """The commit of a hub source: the pinned one, or what the hub says now; None for what has none. Raises DataError."""
+    location = spec.source.removeprefix(PERSONA)
+    remote = not spec.source.startswith((BUILTIN, FETCHED)) and not Path(location).exists()
+    if spec.revision is not None or not remote:
+        return spec.revision
+    from huggingface_hub import HfApi
+    from huggingface_hub import logging as hub_logging
 
+    # What it says of its own retries is said once, by us.
+    hub_logging.set_verbosity_error()
     try:
-        if file.suffix == ".arrow":
-            with pa.memory_map(str(file)) as mapped:
-                table = pa.ipc.open_stream(mapped).read_all()
-        elif file.suffix == ".parquet":
-            table = parquet.read_table(file)
-        else:
-            raise DataError(
-                f"{file}: {file.suffix or 'no ending'} is not read; use .parquet, .jsonl or .arrow."
-            )
-        # Offsets that lead out of a column's buffer would be followed without a word.
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise DataError(
-            f"{file} cannot be read as {file.suffix[1:]}: {(str(error).splitlines() or [repr(error)])[0]}"
-        ) from error
-    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
-    if twice:
-        raise DataError(f"{file}: column {twice[0]!r} stands twice; keep one.")
-    for name in ("chosen", "rejected"):
-        if name not in table.column_names:
-            raise _missing_column(name, table.column_names, str(file))
-    start = 0
-    for batch in table.to_batches(max_chunksize=1024):
-        try:
-            yield from batch.to_pylist()
-        except (pa.ArrowException, ValueError, OverflowError) as error:
-            raise DataError(f"{file}, rows {start} to {start + batch.num_rows - 1}: {error}.") from error
-        start += batch.num_rows
-
-
-def _jsonl_rows(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines):
-                if not line.strip():
-                    continue
-                row = json.loads(
-                    line, object_pairs_hook=functools.partial(_object, where=f"{file}, row {number}")
-                )
-                if not isinstance(row, dict):
-                    raise DataError(f"{file}, row {number}: expected an object, found {type(row).__name__}.")
-                yield row
-        # A ValueError is broken JSON, broken UTF-8, or a number of thousands of digits.
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file} cannot be read as jsonl: {error}") from error
-
-
-def _object(pairs: list[tuple[str, Any]], where: str) -> Row:
-    """A JSON object, refused where a name stands twice: which one is meant is anybody's guess."""
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{where}: {twice!r} stands twice.")
-    return dict(pairs)
+        revision: str | None = HfApi().dataset_info(location).sha
+    except Exception as error:
+        raise _unreachable(dataclasses.replace(spec, source=location), spec.train_split, error) from error
+    return revision
 
 
 def _hub_rows(spec: DatasetSpec, split: str, data_files: str | None = None) -> Iterator[tuple[str, int, Row]]:
     from datasets import load_dataset
+    from huggingface_hub import logging as hub_logging
 
+    hub_logging.set_verbosity_error()
     try:
-        rows = load_dataset(spec.source, data_files=data_files, split=split, revision=spec.revision)
+        rows: Any = load_dataset(spec.source, split=split, revision=spec.revision, data_files=data_files)
     except Exception as error:
-        raise DataError(
-            f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
-            f"({type(error).__name__}). Check the name, the network and HF_TOKEN, or pass {spec.name}=PATH."
-        ) from error
+        raise _unreachable(spec, split, error) from error
     for number, row in enumerate(rows):
         yield f"{spec.source}:{split}", number, dict(row)
 
 
-def _pair(row: Row, where: str) -> Pair:
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            raise _missing_column(name, list(row), where)
-    before_chosen, chosen = _response(row["chosen"], where, "chosen")
-    before_rejected, rejected = _response(row["rejected"], where, "rejected")
-    original = row.get("orig_chosen")
-    if before_chosen != before_rejected:
-        raise DataError(f"{where}: the turns before the responses differ between chosen and rejected.")
-    if before_chosen:
-        prompt = before_chosen
-    elif "prompt" in row:
-        prompt = _prompt(row["prompt"], where)
-    else:
-        raise _missing_column("prompt", list(row), where)
-    return Pair(
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
-        original_chosen=_text(original, where, "orig_chosen")
-        if isinstance(original, str) and original
-        else None,
-    )
-
-
-def _missing_column(name: str, found: list[str], where: str) -> DataError:
+def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:
+    revision = f" at revision {spec.revision}" if spec.revision else ""
+    raw = "" if spec.selection is None else " (its own files, before any filter: prepare --from PATH)"
     return DataError(
-        f"{where}: no column {name!r}; needed are prompt, chosen, rejected; found {', '.join(found)}."
+        f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
+        f"({type(error).__name__}). Check the name, the network and HF_TOKEN. Without a network, fetch "
+        f"https://huggingface.co/datasets/{spec.source}{revision} elsewhere{raw}, "
+        f"or pass {spec.name}=PATH of its pairs."
     )
-
-
-def _prompt(value: Any, where: str) -> tuple[Message, ...]:
-    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
-        return _messages(value, where, "prompt")
-    return user_prompt(_text(value, where, "prompt"))
-
-
-def _response(value: Any, where: str, column: str) -> tuple[tuple[Message, ...], str]:
-    """The turns before a response (none for plain text) and the response."""
-    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
-        *before, last = _messages(value, where, column)
-        return tuple(before), last.content
-    if isinstance(value, list) and value and all(isinstance(step, str) for step in value):
-        return (), _text(" ".join(value), where, column)
-    return (), _text(value, where, column)
-
-
-def _messages(value: list[dict[str, Any]], where: str, column: str) -> tuple[Message, ...]:
-    return tuple(
-        Message(_text(turn.get("role"), where, column), _text(turn.get("content"), where, column))
-        for turn in value
-    )
-
-
-def _text(value: Any, where: str, column: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: column {column!r} holds {type(value).__name__}, not text or chat messages."
-        )
-    if not value.strip():
-        raise DataError(f"{where}: column {column!r} is empty.")
-    if not value.isascii() and _SURROGATE.search(value):
-        raise DataError(f"{where}: column {column!r} holds half of a surrogate pair, which is no text.")
-    return value

@@ -1,0 +1,102 @@
+"""Stages that only take time: a training sleeps in one actor that holds its gang's GPUs. Ray's workers import them."""
+
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from benchmarks.load_stages import evaluate_at_once, shared_at_once, train_at_once
+from orchestrator import packing
+from orchestrator.artifacts import Store
+from orchestrator.compute import Report, StageFunctions, TrainCall, checkpoint_folder
+from orchestrator.gang import GrantedTraining
+from orchestrator.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage
+from orchestrator.trial_plan import TrialPlan
+from trainers.specs import Placement
+
+# The paper's: 2,000 pairs, five epochs.
+PAIRS = 2000 * 5
+EVALUATION_S = REFERENCE_S = 1.0
+STEP_S = 1.0
+
+
+def takes_s(
+    plan: TrialPlan, kind: Literal["train", "evaluate"], placement: Placement, *, scale: float
+) -> float:
+    """Seconds that a stage sleeps, which is also what the gate is told to expect."""
+    if kind == "evaluate":
+        return EVALUATION_S
+    return scale * packing.trains_s(plan.spec.model.parameters or 0, PAIRS, placement)
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class SleepingGang:
+    """In the place of a gang. What it has slept is kept every second, as a training keeps checkpoints."""
+
+    def train(self, stage: TrainStage, call: TrainCall, store: Store, seconds: float) -> None:
+        """Sleep for the rest of `seconds`, then commit."""
+        folder = checkpoint_folder(store, stage.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "slept"
+        began = time.monotonic() - _slept(kept)
+        while (left := began + seconds - time.monotonic()) > 0:
+            time.sleep(min(left, STEP_S))
+            kept.write_text(str(time.monotonic() - began))
+        train_at_once(stage, call, store, lambda row: None)
+
+
+def _slept(kept: Path) -> float:
+    try:
+        return float(kept.read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def sleep_on_grant(training: GrantedTraining, *, scale: float, plans: dict[str, int]) -> None:
+    """Hold what was granted for as long as the training is planned to take. `plans`: parameters by model name."""
+    (node,) = set(training.grant.nodes)
+    placement = training.placement
+    seconds = scale * packing.trains_s(plans[training.stage.base.name], PAIRS, placement)
+    on = NodeAffinitySchedulingStrategy(node, soft=False)
+    gpus = placement.world_size if placement.device == "cuda" else 0
+    actor = SleepingGang.options(num_gpus=gpus, scheduling_strategy=on).remote()
+    provenance: dict[str, Any] = {"node": node, "world_size": placement.world_size}
+    call = TrainCall(placement=placement, provenance=provenance)
+    training.coordinator.post.remote({"trial": training.stage.key, "event": "stage", "stage": "train"})
+    try:
+        ray.get(actor.train.remote(training.stage, call, training.execution.store, seconds))
+    finally:
+        ray.kill(actor)
+
+
+def shared_in_time(stage: SharedStage, store: Store, report: Report) -> None:
+    """Reference log-probs take a GPU for a moment."""
+    if isinstance(stage, ReferenceStage):
+        time.sleep(REFERENCE_S)
+    shared_at_once(stage, store, report)
+
+
+def evaluate_in_time(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+    """So do evaluations."""
+    time.sleep(EVALUATION_S)
+    evaluate_at_once(stages, store, report)
+
+
+def nothing() -> None:
+    """No torch to import."""
+
+
+def sleeping(scale: float, parameters: dict[str, int]) -> StageFunctions:
+    """Stages whose trainings take `scale` times what they are planned to take."""
+    return StageFunctions(
+        shared=shared_in_time,
+        train=train_at_once,
+        evaluate=evaluate_in_time,
+        prepare_process=nothing,
+        expected_s=functools.partial(takes_s, scale=scale),
+        gang=functools.partial(sleep_on_grant, scale=scale, plans=parameters),
+    )

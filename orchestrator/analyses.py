@@ -1,0 +1,280 @@
+"""Experiments that train no grid: parameters, and models and pairs where they need some → one artifact of kind `analyse`.
+
+    python sweeps/theory.py                 compute what is missing, and print its summary
+    python sweeps/theory.py plan | report | ui | sync | gc
+
+The artifact's key is made of everything that can change it, so that nothing is computed twice. It holds results.json,
+tables as parquet, figures as PNG and SVG, and summary.md; the report of <storage>/sweeps/<name>/ is a copy, which MLflow
+shows as well. Analyses run in this process, without Ray.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from orchestrator import cli
+from orchestrator.artifacts import Attempt, Store
+from orchestrator.claims import Claims, Heartbeat
+from orchestrator.cli import Gc, Plan, Report, Run, Session, Sync, Ui
+from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.inline import InlineBackend
+from orchestrator.progress import quiet
+from orchestrator.spec import content_key
+from orchestrator.stages import BaseModel, Keyed, PrepareStage, Stage
+from orchestrator.trial import Execution
+from trainers.stopping import StopRequest
+
+SUMMARY = "summary.md"
+Command = Run | Plan | Report | Ui | Sync | Gc
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisOptions:
+    """What every analysis takes; an experiment adds its own flags."""
+
+    command: Command = field(default_factory=Run)
+    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The report's name (default: the file's)."""
+    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """Where artifacts are kept (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
+    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
+    json: bool = False
+    """Machine-readable output of plan, report and gc."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyseStage(Keyed):
+    """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by the name it has for them."""
+
+    analysis: str
+    version: int
+    parameters: Any
+    base: BaseModel | None = None
+    prepared: tuple[tuple[str, PrepareStage], ...] = ()
+    kind = "analyse"
+
+    def _content_key(self) -> str:
+        """Hash of the parameters, the model and the pairs."""
+        model = {} if self.base is None else {"model": self.base.key, "precision": self.base.precision}
+        return content_key(
+            self.kind,
+            self.version,
+            analysis=self.analysis,
+            parameters=self.parameters,
+            data={name: stage.key for name, stage in self.prepared},
+            **model,
+        )
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.analysis if self.base is None else f"{self.analysis} of {self.base.name}"
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """The model and the pairs."""
+        model = () if self.base is None else self.base.needs
+        return (*model, *(stage for _, stage in self.prepared))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs."""
+
+    name: str
+    location: str
+    base: BaseModel | None
+    pairs: dict[str, list[Any]]
+
+
+Options = TypeVar("Options", bound=AnalysisOptions)
+Declare = Callable[[Options, Session], Sequence[AnalyseStage]]
+# Fills the attempt's folder, summary.md at the least; what it notes goes into the manifest.
+Compute = Callable[[AnalyseStage, Inputs, Attempt], None]
+
+
+def main(
+    options_type: type[Options],
+    name: str,
+    declare: Declare[Options],
+    compute: Compute,
+    folder: Path,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file."""
+    options = tyro.cli(
+        options_type,
+        args=arguments,
+        prog=f"python sweeps/{name}.py",
+        config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
+    )
+    sys.exit(cli.guarded(lambda: _dispatch(options, name, declare, compute, folder)))
+
+
+def _dispatch(options: Options, name: str, declare: Declare[Options], compute: Compute, folder: Path) -> int:
+    from orchestrator import upkeep
+
+    shared = cli.Options(
+        command=options.command,
+        name=options.name,
+        storage=options.storage,
+        tracking_uri=options.tracking_uri,
+        json=options.json,
+        backend="inline",
+    )
+    session = cli.open_session(shared, name, folder)
+    match options.command:
+        case Ui(port=port):
+            return upkeep.ui(session, port)
+        case Gc(keep=keep, delete=delete):
+            return upkeep.gc(session, keep, delete=delete)
+    stages = declare(options, session)
+    match options.command:
+        case Plan():
+            return _plan(session, stages)
+        case Report():
+            return _report(session, stages)
+        case Sync():
+            _show_in_mlflow(session, stages)
+            return 0
+    return _run(session, stages, compute)
+
+
+def _run(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> int:
+    missing = [stage for stage in stages if not session.store.complete(stage.kind, stage.key)]
+    write_declaration(_declaration(session, stages), session.store)
+    said = f"{len(stages)} analyses, {len(stages) - len(missing)} complete"
+    session.console.print(said, highlight=False)
+    if missing:
+        stop = StopRequest(0.0)
+        with (
+            quiet(session.driver_log, session.console.width),
+            stop.listening(),
+            Heartbeat(session.store.root, session.sweep_name) as heartbeat,
+        ):
+            claims = Claims(session.store.root, heartbeat.driver)
+            backend = InlineBackend(Execution(store=session.store, claims=claims), _nobody, stop)
+            for stage in missing:
+                _compute_missing(stage, backend, compute)
+    code = _report(session, stages)
+    if missing:
+        _show_in_mlflow(session, stages)
+    return code
+
+
+def _nobody(event: dict[str, Any]) -> None:
+    """No trial waits for what happens to an analysis."""
+
+
+def _compute_missing(stage: AnalyseStage, backend: InlineBackend, compute: Compute) -> None:
+    store, claims = backend.execution.store, backend.execution.claims
+    backend.shared(stage.needs)
+    name = f"{stage.kind}-{stage.key}"
+    with claims.held(name, lambda: store.complete(stage.kind, stage.key), backend.pause) as ours:
+        if not ours:
+            return
+        store.remove_leftovers(stage.kind, stage.key)
+        inputs = _inputs(stage, store)
+        with store.write(stage.kind, stage.key, parameters=dataclasses.asdict(stage.parameters)) as attempt:
+            compute(stage, inputs, attempt)
+
+
+def _inputs(stage: AnalyseStage, store: Store) -> Inputs:
+    from trainers.token_files import read_tokens
+
+    return Inputs(
+        name=stage.label,
+        location="" if stage.base is None else stage.base.found_at(store),
+        base=stage.base,
+        pairs={
+            name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
+            for name, needed in stage.prepared
+        },
+    )
+
+
+def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
+    rows = []
+    for stage in stages:
+        wanted = [*((need.kind, need.key) for need in stage.needs), (stage.kind, stage.key)]
+        missing = [kind for kind, key in wanted if not session.store.complete(kind, key)]
+        if session.store.complete(stage.kind, stage.key):
+            missing = []
+        rows.append({"analysis": stage.label, "key": stage.key, "missing": missing})
+    if session.options.json:
+        cli.dump_json(rows)
+        return 0
+    for row in rows:
+        missing_text = ", ".join(row["missing"]) or "nothing"
+        session.console.print(f"{row['analysis']}  {row['key']}  missing: {missing_text}", highlight=False)
+    return 0
+
+
+def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
+    """Copy what is there into the report's folder, and print the summaries."""
+    store = session.store
+    folder = store.local_sweep_dir(session.sweep_name) / "report"
+    complete = [stage for stage in stages if store.complete(stage.kind, stage.key)]
+    shutil.rmtree(folder, ignore_errors=True)
+    results = []
+    for stage in complete:
+        found = store.read(stage.kind, stage.key)
+        # One analysis is the report; of several each has a folder.
+        target = folder if len(stages) == 1 else folder / (stage.base.name if stage.base else stage.key)
+        shutil.copytree(found, target, dirs_exist_ok=True)
+        results.append({"analysis": stage.label, "key": stage.key, **_json(found / "results.json")})
+        if not session.options.json:
+            session.console.print((found / SUMMARY).read_text(), markup=False, highlight=False)
+            session.console.print(f"artifact: analyse/{stage.key}", highlight=False, soft_wrap=True)
+    if complete:
+        store.share(folder)
+    if session.options.json:
+        cli.dump_json(results)
+    else:
+        session.console.print(f"report: {folder}", highlight=False, soft_wrap=True)
+    return 0 if len(complete) == len(stages) else cli.HOLES
+
+
+def _json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def _declaration(session: Session, stages: Sequence[AnalyseStage]) -> Declaration:
+    """No trials; the artifacts that gc must not take."""
+    named = set()
+    for stage in stages:
+        waiting: list[Any] = [stage]
+        while waiting:
+            item = waiting.pop()
+            named.add(f"{item.kind}/{item.key}")
+            if isinstance(item, PrepareStage):
+                named.add(f"dataset/{item.split.digest}")
+            waiting += item.needs
+    return Declaration(sweep=session.sweep_name, trials=(), artifacts=tuple(sorted(named)))
+
+
+def _show_in_mlflow(session: Session, stages: Sequence[AnalyseStage]) -> None:
+    """The report on one run of the sweep's name."""
+    from orchestrator.tracking import Tracker
+
+    folder = session.store.local_sweep_dir(session.sweep_name) / "report"
+    with quiet(session.driver_log, session.console.width):
+        tracker = Tracker(session.tracking_uri, session.store, _declaration(session, stages))
+        complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
+        tracker.report(folder, complete=complete)
+        trouble = tracker.close()
+    if trouble:
+        session.console.print(
+            f"warning: the MLflow view is incomplete ({trouble}); `sync` completes it",
+            style="yellow",
+            markup=False,
+        )

@@ -1,0 +1,108 @@
+"""What untrained hidden states say of paraphrases (paper §5, the footnote): D = h⁺ − h⁻ at a response's last token.
+
+With w the max-margin separator of the training pairs' D: the statistics of ⟨D_seen, D_unseen⟩ and of cos(w, D_unseen).
+Where both are above zero, an EX-RM's head learns of a pair what holds of its paraphrase.
+
+python sweeps/hidden_representations.py                                           built-in tiny models in the tiny world
+python sweeps/hidden_representations.py --models PATH --train-set persona=FILE.jsonl
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
+from orchestrator.analyses import SUMMARY, AnalyseStage, Inputs, main
+from orchestrator.artifacts import Attempt
+from orchestrator.cli import Session
+
+# Raise when the analysis computes something else from the same parameters.
+VERSION = 1
+STATISTICS = ("mean", "min", "first_quartile", "median", "third_quartile", "max", "share_positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepresentationsOptions(ModelOptions):
+    """Statistics of untrained hidden states, against those of the pairs that are trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Nothing beside model and pairs."""
+
+
+def declare(options: RepresentationsOptions, session: Session) -> Sequence[AnalyseStage]:
+    """One analysis per model."""
+    return declare_models(
+        options, session, analysis="hidden_representations", version=VERSION, parameters=Parameters()
+    )
+
+
+def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+    """The statistics of every set, with table and figure."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from trainers.theory.representations import cosines, inner_products, separator, statistics
+    from trainers.theory.states import differences, pair_states
+
+    model = load_untrained(inputs, "unembedding")
+    found = {name: differences(pair_states(model, pairs)) for name, pairs in inputs.pairs.items()}
+    seen = found.pop(SEEN)
+    direction = separator(seen)
+    values = {
+        name: {"inner_product": inner_products(seen, unseen), "cosine": cosines(direction, unseen)}
+        for name, unseen in found.items()
+    }
+    results = {
+        name: {measure: statistics(numbers) for measure, numbers in measures.items()}
+        for name, measures in values.items()
+    }
+    rows = [
+        {"set": name, "measure": measure, **numbers}
+        for name, measures in results.items()
+        for measure, numbers in measures.items()
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "statistics.parquet")
+    (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
+    (attempt.directory / SUMMARY).write_text(_summary(rows, inputs))
+    _draw(values, attempt.directory)
+    attempt.info.update(results=results)
+
+
+def _summary(rows: Sequence[dict[str, Any]], inputs: Inputs) -> str:
+    columns = ("unseen set", "of", *(name.replace("_", " ") for name in STATISTICS))
+    shown = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
+    lines = [
+        f"# {inputs.name}",
+        "",
+        f"Untrained, {len(inputs.pairs[SEEN])} training pairs.",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+    ]
+    for row in rows:
+        numbers = " | ".join(f"{row[name]:.3f}" for name in STATISTICS)
+        lines.append(f"| {row['set']} | {shown[row['measure']]} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def _draw(values: dict[str, dict[str, Any]], folder: Path) -> None:
+    from trainers.theory.figures import new_figure, save_figure
+
+    figure, axes = new_figure(2)
+    for axis, (measure, title) in zip(
+        axes, (("inner_product", "⟨D_seen, D_unseen⟩"), ("cosine", "cos(w, D_unseen)")), strict=True
+    ):
+        for name, measures in values.items():
+            axis.hist(measures[measure].numpy(), bins=40, density=True, histtype="step", label=name)
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set(title=title)
+        axis.legend()
+    save_figure(figure, folder, "hidden_representations")
+
+
+if __name__ == "__main__":
+    main(RepresentationsOptions, "hidden_representations", declare, compute, Path(__file__).parent)

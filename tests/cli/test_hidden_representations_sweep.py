@@ -1,0 +1,58 @@
+"""sweeps/hidden_representations.py at its smallest: the statistics are those of the model's own hidden states."""
+
+import json
+
+import pytest
+import torch
+
+from sweeps import hidden_representations
+from tests.sweep_runs import artifacts, run_analysis
+from trainers.data import tiny_world
+from trainers.tiny import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("representations") / "store"
+    words = ("--models", str(tiny_model), "--max-train-pairs", "3", "--eval-sets", "tiny_world")
+    assert run_analysis(hidden_representations, storage, *words) == 0
+    ((_, found),) = artifacts(storage).items()
+    return found
+
+
+def last_states(model, tokenizer, pairs, side):
+    """By transformers alone, one whole conversation at a time."""
+    rows = []
+    for pair in pairs:
+        text = tiny_world.chat_text(pair.prompt[0].content, getattr(pair, side))
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            rows.append(model.model(input_ids=ids).last_hidden_state[0, -1])
+    return torch.stack(rows)
+
+
+def test_the_statistics_are_those_of_the_untrained_models_last_hidden_states(folder, tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    from trainers.pairs import draw_order
+    from trainers.specs import DrawSpec
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    tokenizer = build_tokenizer()
+    train, test = (tiny_world.pairs(split) for split in ("train", "test"))
+    drawn = [train[row] for row in draw_order(len(train), DrawSpec(max_pairs=3))[:3]]
+    seen, unseen = (
+        last_states(model, tokenizer, pairs, "chosen") - last_states(model, tokenizer, pairs, "rejected")
+        for pairs in (drawn, test)
+    )
+    products = (seen @ unseen.T).flatten()
+    found = json.loads((folder / "results.json").read_text())["tiny_world"]["inner_product"]
+    assert found["n"] == 3 * 40
+    assert found["mean"] == pytest.approx(float(products.mean()), rel=1e-5)
+    assert found["min"] == pytest.approx(float(products.min()), rel=1e-5)
+    assert found["share_positive"] == float((products > 0).double().mean())
+
+
+def test_figure_and_summary_are_there(folder):
+    assert (folder / "figures" / "hidden_representations.png").stat().st_size > 1000
+    assert "cos(w, D_unseen)" in (folder / "summary.md").read_text()

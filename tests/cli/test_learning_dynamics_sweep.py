@@ -1,0 +1,74 @@
+"""sweeps/learning_dynamics.py at its smallest, on untrained weights: the formulas hold for a real model's own steps."""
+
+import json
+
+import pytest
+from pyarrow import parquet
+
+from sweeps import learning_dynamics
+from tests.sweep_runs import artifacts, run_analysis
+
+SMALL = ("--max-train-pairs", "2", "--max-eval-pairs", "4")
+
+
+def changes(folder):
+    return parquet.read_table(folder / "changes.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def found(tiny_model, tmp_path_factory):
+    """Step size → folder of the analysis."""
+    storage = tmp_path_factory.mktemp("dynamics") / "store"
+    steps = {}
+    for step_size in ("2e-3", "1e-3"):
+        words = ("--models", str(tiny_model), *SMALL, "--step-size", step_size, "--beta", "0.5")
+        before = artifacts(storage)
+        assert run_analysis(learning_dynamics, storage, *words) == 0
+        ((_, steps[step_size]),) = artifacts(storage).items() - before.items()
+    return steps
+
+
+def test_every_unseen_pair_of_every_set_is_predicted_and_measured_for_every_step(found):
+    rows = changes(found["1e-3"])
+    assert len(rows) == 2 * 2 * 2 * 4
+    assert {row["set"] for row in rows} == {"tiny_world", "tiny_world_paraphrase"}
+
+
+def test_the_change_of_an_ex_rm_is_exact(found):
+    rows = [row for row in changes(found["1e-3"]) if row["reward"] == "ex_rm"]
+    for row in rows:
+        assert row["measured"] == pytest.approx(row["predicted"], rel=1e-9, abs=1e-13)
+    assert any(abs(row["predicted"]) > 1e-8 for row in rows)
+
+
+def test_half_the_step_is_half_the_error_of_an_im_rm(found):
+    def errors(step_size):
+        results = json.loads((found[step_size] / "results.json").read_text())
+        return [results["im_rm"][name]["relative_error"] for name in results["im_rm"]]
+
+    for large, small in zip(errors("2e-3"), errors("1e-3"), strict=True):
+        assert large < 0.1
+        assert large / small == pytest.approx(2, rel=0.05)
+
+
+def test_the_parts_of_an_im_rms_change_add_up_to_it(found):
+    for row in changes(found["1e-3"]):
+        if row["reward"] == "im_rm":
+            assert row["token_matches"] + row["other_tokens"] == pytest.approx(row["predicted"])
+            assert row["measured_all_weights"] != row["measured"]
+        else:
+            assert row["token_matches"] is None
+
+
+def test_the_figure_and_the_summary_are_there(found):
+    folder = found["1e-3"]
+    assert (folder / "figures" / "learning_dynamics.svg").stat().st_size > 1000
+    assert "| im_rm | tiny_world_paraphrase |" in (folder / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--steps-on", "0"), ("--step-size", "0"), ("--beta", "inf"), ("--eval-sets", "seen=tiny_world")],
+)
+def test_words_that_mean_nothing_are_refused(tmp_path, words):
+    assert run_analysis(learning_dynamics, tmp_path / "store", *words) == 2

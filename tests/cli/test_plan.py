@@ -1,0 +1,162 @@
+"""`plan`: what would run where, how long and at what price; offline, and refused where its words are wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GRID = ROOT / "sweeps" / "full_grid.py"
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+PAPER = ("plan", "--profile", "paper", "--cluster", "2x8xH100-80GB")
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Run the command in an empty folder, offline unless said otherwise."""
+
+    def run(*arguments: str, **environment: str):
+        command = [sys.executable, str(GRID), *arguments]
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, **(environment or OFFLINE)},
+        )
+
+    return run
+
+
+def test_the_papers_grid_is_planned_offline(grid, tmp_path):
+    done = grid(*PAPER)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    for part in (
+        "72 trials on 2 × 8 × H100-80GB",
+        "8.03 B",
+        "train 72 to do, 0 cached",
+        "GPU-hours on 16 GPUs",
+        "never under",
+        "per GPU-hour (assumed: AWS on demand",
+        "not fetched: gemma-2-2b, llama-3.1-8b",
+    ):
+        assert part in said
+    # Nothing is started, and nothing is written.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_says_the_same_in_numbers(grid):
+    done = grid(*PAPER, "--json", "--price", "2")
+    found = json.loads(done.stdout)
+    assert (found["devices"], found["unit"], len(found["trials"]), len(found["cells"])) == (16, "GPU", 72, 12)
+    for cell in found["cells"]:
+        at = cell["placement"]
+        assert at["micro_batch"] * at["accumulation"] * at["world_size"] == cell["effective_batch"] == 32
+        assert 0 < cell["peak_gb"] <= cell["gpu_gb"] == 80
+        assert cell["step_s"] > 0
+        assert not cell["measured"]
+        assert not cell["why"]
+    eight = [cell for cell in found["cells"] if cell["model"] == "llama-3.1-8b"]
+    assert [cell["placement"]["world_size"] for cell in eight] == [4, 4]
+    # Six models, two training sets, seven evaluation sets; the shared stages once.
+    assert found["stages"]["train"] == {"cached": 0, "missing": 72}
+    assert found["stages"]["reference"]["missing"] < 72
+    assert found["lower_bound_h"] <= found["makespan_h"]
+    assert found["price"] == pytest.approx(2 * found["device_hours"])
+    assert found["price_held"] == pytest.approx(2 * 16 * found["makespan_h"])
+    assert "llama-3.2-1b" in found["not_fetched"]
+
+
+def test_what_does_not_fit_is_said_with_what_would(grid):
+    done = grid("plan", "--profile", "paper", "--cluster", "1x1xL4-24GB@0.5")
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0
+    assert "does not fit: llama-3.1-8b · im_rm needs" in said
+    assert "It would fit on 2 GPUs of 24 GB" in said
+    assert "(--cluster)" in said
+
+
+def test_the_laptop_is_planned_on_this_machines_cpus(grid):
+    # Inline, so that a Ray that happens to run here is not asked.
+    done = grid("plan", "--profile", "laptop", "--backend", "inline", "--json")
+    found = json.loads(done.stdout)
+    assert (found["unit"], found["price"]) == ("CPU", None)
+    assert all(cell["peak_gb"] < 1 for cell in found["cells"])
+    assert {cell["placement"]["world_size"] for cell in found["cells"]} == {1, 2}
+    assert found["stages"]["pretrain"] == {"cached": 0, "missing": 6}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (("plan", "--cluster", "2x8xQ100"), ["--cluster 2x8xQ100", "'Q100'", "2x8xH100-80GB"]),
+        (("plan", "--cluster", "nonsense"), ["'nonsense'", "is not NODESxGPUSxKIND"]),
+        (("plan", "--cluster", "nowhere.yaml"), ["nowhere.yaml", "cannot be read"]),
+        (("plan", "--cluster", "1x1xH100", "--price", "-1"), ["--price -1"]),
+        (("--cluster", "1x1xH100", "--backend", "inline"), ["there is no Ray cluster to run on"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_words_are_refused(grid, tmp_path, arguments, messages):
+    done = grid(*arguments, "--profile", "laptop")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, said
+    assert "Traceback" not in said
+    for message in messages:
+        assert message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A hub where every llama is gated, one Qwen is not there, and the rest is free."""
+
+    def do_GET(self) -> None:
+        if "meta-llama" in self.path:
+            self._answer(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask for access"})
+        elif "Qwen2.5-3B" in self.path:
+            self._answer(404, {"X-Error-Code": "RepoNotFound"})
+        else:
+            self._answer(200, {})
+
+    def _answer(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_models_that_the_hub_denies_are_named_in_one_message(grid, hub, tmp_path):
+    online = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ""}
+    done = grid(*PAPER, "--json", **online)
+    denied = json.loads(done.stdout)["access_denied"]
+    assert set(denied) == {"llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "qwen2.5-3b"}
+    assert "gated" in denied["llama-3.1-8b"]
+    said = grid(*PAPER, **online).stdout
+    for name in denied:
+        assert f"{name}: " in said
+    assert "HF_TOKEN" in said

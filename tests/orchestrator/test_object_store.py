@@ -1,0 +1,426 @@
+"""The store in a bucket, on a real S3 server: what readers see, what two writers do, what is refused."""
+
+import json
+import pickle
+import shutil
+import threading
+import time
+
+import moto.settings
+import pytest
+
+from orchestrator import claims
+from orchestrator.artifacts import MANIFEST, Store
+from orchestrator.attempts import Retry, next_attempt
+from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
+from orchestrator.cli import USAGE, Gc, Options, Run, Status, execute
+from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.failures import classify
+from orchestrator.housekeeping import evict, garbage, remove
+from orchestrator.spec import RetryPolicy
+from orchestrator.state import StateWriter, read_state
+from tests.object_store import SECRET
+from trainers import transfer
+from trainers.disk import replace
+from trainers.errors import Damaged, StorageError, Unreachable
+from trainers.objects import ObjectPath, matching, parse_uri, require_access
+from trainers.specs import Placement
+
+KEY = "0" * 32
+CONTENT = {"model/weights.safetensors": b"w" * 5000, "log.parquet": b"l" * 300}
+
+
+@pytest.fixture
+def store(bucket) -> Store:
+    return Store(bucket.root)
+
+
+def write(store: Store, content=CONTENT, key: str = KEY) -> None:
+    with store.write("train", key) as attempt:
+        for name, data in content.items():
+            file = attempt.directory / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
+
+
+def read(store: Store, key: str = KEY) -> dict[str, bytes]:
+    folder = store.read("train", key)
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def elsewhere(monkeypatch, store: Store, tmp_path, name: str) -> Store:
+    """The same store as a machine has it that has fetched nothing yet."""
+    monkeypatch.setenv("RMSWEEP_CACHE", str(tmp_path / name))
+    return pickle.loads(pickle.dumps(store))
+
+
+def objects(store: Store) -> list[str]:
+    return sorted(str(path.relative_to(store.root)) for path in store.root.sizes())
+
+
+def test_what_one_machine_writes_another_reads_and_nothing_stays_where_it_was_made(
+    store, tmp_path, monkeypatch
+):
+    write(store)
+    assert list((store.local / "artifacts" / "train" / KEY).glob("*")) == []
+    other = elsewhere(monkeypatch, store, tmp_path, "other")
+    assert read(other) == CONTENT
+    assert other.local != store.root
+    assert SECRET.encode() not in pickle.dumps(store)
+
+
+def test_a_reader_finds_nothing_or_all_at_every_moment_of_a_write(store, tmp_path, monkeypatch):
+    """A look before and after each object that is put: until the manifest is there, there is no artifact."""
+    seen, put = [], transfer._put
+
+    def looked(file, target):
+        seen.append(store.complete("train", KEY))
+        put(file, target)
+        seen.append(store.complete("train", KEY))
+
+    monkeypatch.setattr(transfer, "_put", looked)
+    write(store)
+    assert seen == [False] * (2 * len(CONTENT))
+    assert read(store) == CONTENT
+
+
+@pytest.mark.parametrize("fails_at", ["model/weights.safetensors", "log.parquet", MANIFEST])
+def test_a_write_that_fails_half_way_leaves_no_artifact_and_the_next_one_succeeds(
+    store, fails_at, monkeypatch
+):
+    put, publish = transfer._put, "orchestrator.artifacts.publish"
+
+    def failing(file, *arguments):
+        if str(file).endswith(fails_at):
+            raise Unreachable("the line is cut")
+        return put(file, *arguments)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(transfer, "_put", failing)
+        if fails_at == MANIFEST:
+            cut.setattr(publish, failing)
+        with pytest.raises(StorageError, match="the line is cut"):
+            write(store)
+    assert not store.complete("train", KEY)
+    assert list((store.local / "artifacts" / "train" / KEY).glob("*")) == []
+    store.remove_leftovers("train", KEY)
+    assert objects(store) == []
+    write(store)
+    assert read(store) == CONTENT
+
+
+def flipped(file) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    put_bytes(file, bytes(data))
+
+
+def cut(file) -> None:
+    put_bytes(file, file.read_bytes()[:-7])
+
+
+def gone(file) -> None:
+    file.unlink()
+
+
+objects_of = ObjectPath.filesystem
+
+
+def put_bytes(file, data: bytes) -> None:
+    with objects_of(file).open_output_stream(file.in_bucket) as stream:
+        stream.write(data)
+
+
+@pytest.mark.parametrize("harm", [flipped, cut, gone])
+def test_an_object_that_is_not_as_written_is_found_and_written_again(store, tmp_path, monkeypatch, harm):
+    write(store)
+    attempt = store.manifest("train", KEY)["attempt"]
+    harm(store.root / "artifacts" / "train" / KEY / attempt / "log.parquet")
+    reader = elsewhere(monkeypatch, store, tmp_path, "reader")
+    # The rest of the artifact is sound, and read without it.
+    reader.read_file("train", KEY, "model/weights.safetensors")
+    with pytest.raises(Damaged, match=r"s3://.*log\.parquet is missing or not what was written") as found:
+        reader.read("train", KEY)
+    assert not list(reader.local.rglob("log.parquet"))
+    reader.discard("train", KEY, found.value.attempt)
+    assert not store.complete("train", KEY)
+    write(store)
+    assert read(reader) == CONTENT
+
+
+@pytest.mark.parametrize("harm", [flipped, cut])
+def test_a_manifest_that_is_not_as_written_counts_as_none_and_is_replaced(store, harm):
+    write(store)
+    harm(store.root / "artifacts" / "train" / KEY / MANIFEST)
+    assert not store.complete("train", KEY)
+    write(store)
+    assert read(store) == CONTENT
+
+
+def test_a_damaged_copy_on_this_machine_is_fetched_again(store):
+    write(store)
+    file = store.read_file("train", KEY, "log.parquet")
+    file.write_bytes(b"rotten")
+    assert read(Store(store.root)) == CONTENT
+
+
+def test_the_first_of_two_writers_stays_and_the_second_leaves_nothing(store):
+    with store.write("train", KEY) as late:
+        (late.directory / "log.parquet").write_bytes(b"late")
+        write(store)
+    assert read(store) == CONTENT
+    assert len({name.split("/")[3] for name in objects(store)}) == 2  # the attempt and its manifest
+
+
+def test_of_two_that_commit_at_once_readers_see_one_whole(store, monkeypatch):
+    """Both looked before either put its manifest: the last one's stays, and the first one's files stay, too."""
+    meeting = threading.Barrier(2)
+    look = type(store.root).is_file
+
+    def together(path):
+        found = look(path)
+        if path.name == MANIFEST:
+            meeting.wait(20)
+        return found
+
+    monkeypatch.setattr(type(store.root), "is_file", together)
+    contents = [{"log.parquet": b"one"}, {"log.parquet": b"two"}]
+    writers = [threading.Thread(target=write, args=(Store(store.root), content)) for content in contents]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert read(store) in contents
+    store.remove_leftovers("train", KEY)
+    assert read(Store(store.root)) in contents
+    assert len(objects(store)) == 2
+
+
+class Replacing:
+    """A file system on which an object is replaced each time after pyarrow has asked for its size."""
+
+    def __init__(self, filesystem, texts):
+        self._filesystem, self._texts = filesystem, texts
+
+    def open_input_stream(self, path):
+        stream = self._filesystem.open_input_stream(path)
+        if self._texts:
+            put_bytes(self._texts[0][0], self._texts.pop(0)[1])
+        return stream
+
+
+@pytest.mark.parametrize("texts", [[b"long " * 50], [b"s"], [b"one", b"two " * 9, b"three"]])
+def test_a_note_that_is_replaced_while_it_is_read_is_read_whole(store, monkeypatch, texts):
+    """pyarrow asks for the size and then for the bytes: an object put in between would be read cut, or run over."""
+    file = store.root / "state.json"
+    replace(file, "short")
+    replacing = Replacing(file.filesystem(), [(file, text) for text in texts])
+    monkeypatch.setattr(type(file), "filesystem", lambda path: replacing)
+    assert file.read_bytes() == texts[-1]
+
+
+def test_names_below_a_place(store):
+    for name in ("drivers/a.json", "drivers/b.json", "drivers/c.txt", "artifacts/train/k/manifest.json"):
+        replace(store.root / name, "x")
+    assert [path.stem for path in matching(store.root / "drivers", "*.json")] == ["a", "b"]
+    assert [path.name for path in matching(store.root / "artifacts", "*/*/")] == ["k"]
+    assert matching(store.root / "nothing", "*") == []
+    assert (store.root / "drivers").is_dir()
+    assert not (store.root / "drivers").is_file()
+
+
+def test_one_of_two_claims_that_are_put_at_once_gives_way(store, monkeypatch):
+    """Each looked before the other put its claim: both believe it is free, and look again after a while."""
+    monkeypatch.setattr(claims, "SETTLE", 10.0)
+    meeting, taken = threading.Barrier(2), []
+    look = type(store.root).is_file
+
+    def together(path):
+        found = look(path)
+        if path.parent.name == "claims":
+            meeting.wait(20)
+        return found
+
+    monkeypatch.setattr(type(store.root), "is_file", together)
+
+    def take(driver):
+        if Claims(store.root, driver)._claim("x") is None:
+            taken.append(driver)
+
+    threads = [threading.Thread(target=take, args=(driver,)) for driver in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    (winner,) = taken
+    assert json.loads((store.root / "claims" / "x.json").read_text()) == {"driver": winner}
+
+
+def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT_S", 0.5)
+    far = {"machine": "another", "pid": 1, "process": "1", "counter": 7}
+    replace(store.root / "drivers" / "far.json", json.dumps(far))
+    assert Claims(store.root, "far").take("x", Claims(store.root, "far").watch())
+    with Heartbeat(store.root, "demo") as heart:
+        assert not is_alone(store.root, heart.driver)
+        assert set(live_drivers(store.root)) == {heart.driver}
+        near = Claims(store.root, heart.driver, 0.5)
+        watch = near.watch()
+        assert not near.take("x", watch)
+        time.sleep(0.6)
+        assert near.take("x", watch)
+        near.release("x")
+        (store.root / "drivers" / "far.json").unlink()
+        forget_dead_drivers(store.root)
+        assert is_alone(store.root, heart.driver)
+    assert [name for name in objects(store) if not name.startswith("claims/.turn")] == []
+
+
+def test_a_bucket_that_does_not_answer_makes_nobody_dead(store, monkeypatch):
+    replace(store.root / "drivers" / "far.json", json.dumps({"machine": "another", "counter": 1}))
+    watch = Claims(store.root, "near", 0.0).watch()
+    monkeypatch.setattr(type(store.root), "read_text", unreachable)
+    assert watch.alive("far")
+
+
+def unreachable(path):
+    raise Unreachable(f"{path} cannot be read")
+
+
+def test_a_bucket_that_does_not_answer_is_asked_again_and_not_for_ever():
+    failed = [classify(Unreachable("s3://bucket/x cannot be written"))]
+    placement = Placement(micro_batch=1, accumulation=1)
+    assert next_attempt(failed, placement, RetryPolicy()) == Retry(wait_s=5.0, placement=placement)
+    assert next_attempt(failed * 4, placement, RetryPolicy()) is None
+
+
+def test_what_a_sweep_does_is_read_by_another_process(store):
+    writer = StateWriter("demo", store, "driver", ["run"], ["a"])
+    writer.on_event({"trial": "a", "event": "failed", "cause": "Diverged", "message": "not finite"})
+    writer.close()
+    note = read_state("demo", Store(store.root)).trials["a"]
+    assert (note.state, note.cause) == ("failed", "Diverged")
+
+
+def test_garbage_is_listed_without_a_change_and_then_removed(store):
+    write(store)
+    write(store, key="1" * 32)
+    for name in ("checkpoints/old/step1/shard.pt", f"artifacts/train/{KEY}/20200101T000000-dead/half.bin"):
+        replace(store.root / name, "x" * 10)
+    kept = Declaration(sweep="demo", trials=(), artifacts=(f"train/{KEY}",))
+    write_declaration(kept, store)
+    before = objects(store)
+    items = garbage(store, [kept])
+    assert {(item.found.kind, item.found.path) for item in items} == {
+        ("artifact", f"artifacts/train/{'1' * 32}"),
+        ("attempt", f"artifacts/train/{KEY}/20200101T000000-dead"),
+        ("checkpoint", "checkpoints/old"),
+    }
+    assert min(item.found.bytes for item in items) == 10
+    assert objects(store) == before
+    assert len(remove(store, items, busy=False)) == 3
+    left = [name for name in objects(store) if name.startswith(("artifacts", "checkpoints"))]
+    assert {name.split("/")[2] for name in left} == {KEY}
+    assert read(Store(store.root)) == CONTENT
+    assert garbage(store, [kept]) == []
+
+
+def test_evicted_weights_free_their_room_and_the_rest_is_read(store, tmp_path, monkeypatch):
+    write(store)
+    assert evict(store, KEY) == 5000
+    other = elsewhere(monkeypatch, store, tmp_path, "other")
+    assert other.read_file("train", KEY, "log.parquet").read_bytes() == CONTENT["log.parquet"]
+    with pytest.raises(StorageError, match="were evicted"):
+        other.read("train", KEY)
+    write(other)
+    assert read(store) == CONTENT
+
+
+def refused(capsys, tmp_path, **options) -> str:
+    """What a command says that exits 2, having started nothing."""
+    assert execute(Options(**options), "full_grid", started, tmp_path) == USAGE
+    said = capsys.readouterr().err
+    assert SECRET not in said
+    return said
+
+
+def started(selection):
+    raise AssertionError("it must be refused before anything starts")
+
+
+def test_a_bucket_without_a_tracking_server_is_refused(bucket, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    said = refused(capsys, tmp_path, command=Run(), storage=bucket.uri)
+    assert "--tracking-uri" in said
+    assert "MLFLOW_TRACKING_URI" in said
+    # Who only looks needs none; there is no sweep yet, which is what is wrong.
+    assert "knows no sweep" in refused(capsys, tmp_path, command=Status(), storage=bucket.uri)
+
+
+@pytest.mark.parametrize("command", [Run(), Status(), Gc()])
+def test_a_bucket_that_is_not_there_is_refused(bucket, tmp_path, capsys, command):
+    said = refused(
+        capsys, tmp_path, command=command, storage="s3://no-such-bucket/x", tracking_uri="sqlite:///x"
+    )
+    for word in ("no-such-bucket", bucket.endpoint, "NO_SUCH_BUCKET", "AWS_ACCESS_KEY_ID"):
+        assert word in said, said
+
+
+def test_credentials_that_are_wrong_are_refused_and_not_shown(bucket, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)
+    said = refused(capsys, tmp_path, storage=bucket.uri, tracking_uri="sqlite:///x")
+    assert bucket.name in said
+    assert bucket.endpoint in said
+    assert "INVALID_ACCESS_KEY_ID" in said
+    assert bucket.environment["AWS_ACCESS_KEY_ID"] not in said
+
+
+def test_a_bucket_that_may_only_be_read_is_refused_to_who_writes(store, monkeypatch):
+    def denied(path, text):
+        with path.named("written"):
+            raise OSError("When uploading: AWS Error ACCESS_DENIED during PutObject operation: Access Denied")
+
+    monkeypatch.setattr(type(store.root), "write_text", denied)
+    require_access(store.root, write=False)
+    with pytest.raises(StorageError, match="ACCESS_DENIED during PutObject"):
+        require_access(store.root, write=True)
+
+
+def test_an_endpoint_where_nobody_answers_is_refused(bucket, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("trainers.objects._ATTEMPTS", 1)
+    said = refused(capsys, tmp_path, storage=bucket.uri, tracking_uri="sqlite:///x")
+    assert "http://127.0.0.1:1" in said
+    assert "Could not connect" in said
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://",
+        "s3:///prefix",
+        "s3://Not_A_Bucket/x",
+        "s3://bucket/a/../b",
+        "s3://bucket/a//b",
+        "gs://bucket/x",
+        f"s3://AKIAIOSFODNN7EXAMPLE:{SECRET}@bucket/x",
+        f"s3://bucket/x?secret_key={SECRET}",
+    ],
+)
+def test_a_storage_that_names_no_bucket_is_refused(tmp_path, capsys, uri):
+    assert "s3://" in refused(capsys, tmp_path, storage=uri, tracking_uri="sqlite:///x")
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "http://", f"http://key:{SECRET}@host"])
+def test_an_endpoint_that_is_no_address_is_refused(monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL must be") as found:
+        parse_uri("s3://bucket/x")
+    assert SECRET not in str(found.value)
+
+
+def test_the_cache_may_be_cleared_at_any_time(store):
+    write(store)
+    assert read(store) == CONTENT
+    shutil.rmtree(store.local)
+    assert read(Store(store.root)) == CONTENT

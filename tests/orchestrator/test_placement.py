@@ -1,0 +1,215 @@
+"""Placements keep the effective batch and the limit; what fits nowhere is refused with what would make it fit."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sweep_samples import EX_RM, IM_RM, LLAMA, trial
+
+from orchestrator import catalog
+from orchestrator.hardware import nodes_of, read_cluster
+from orchestrator.placement import fits_gpus, misfits, need_of, place, predicted, require_fit
+from orchestrator.plan import Node
+from orchestrator.spec import PlacementRule, TrialSpec
+from trainers.errors import PlanError
+from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
+
+BATCHES = st.integers(1, 96)
+HUB = ModelSpec(name="hub", source="some/model")
+NO_GPU = (Node(id="a", cpus=2),)
+PAPER = st.sampled_from(catalog.PAPER_MODELS)
+REWARDS = st.sampled_from([EX_RM, IM_RM])
+SIZES = st.sampled_from([24.0, 40.0, 80.0, 141.0])
+LIMITS = st.sampled_from([128, 512, 1024])
+
+
+def gpus(count: int, gb: float = 80.0) -> tuple[Node, ...]:
+    return (Node(id="g", cpus=16, gpus=count, gpu_gb=gb),)
+
+
+def rule(world_size: int, zero_stage: int = 2) -> PlacementRule:
+    return PlacementRule(match=(("model", "*"),), world_size=world_size, zero_stage=zero_stage)
+
+
+def peak_gb(spec: TrialSpec, placement: Placement) -> float:
+    need = need_of(spec)
+    assert need is not None
+    return predicted(need, placement).total
+
+
+def paper_trial(name: str, **changes) -> TrialSpec:
+    return trial(model=catalog.MODELS[name], **changes)
+
+
+@given(
+    batch=BATCHES, world_size=st.integers(1, 16), cpus=st.integers(1, 16), model=st.sampled_from([LLAMA, HUB])
+)
+def test_on_cpus_the_effective_batch_is_exact(batch: int, world_size: int, cpus: int, model: ModelSpec):
+    spec = trial(model=model, optim=OptimSpec(effective_batch=batch))
+    placement = place(spec, [Node(id="a", cpus=cpus)], [rule(world_size)])
+    assert placement.effective_batch == batch
+    assert placement.world_size in (1, world_size)
+    assert placement.world_size <= cpus
+    assert placement.device == "cpu"
+
+
+@given(
+    model=PAPER,
+    reward=REWARDS,
+    batch=BATCHES,
+    counts=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    sizes=st.lists(SIZES, min_size=4, max_size=4),
+    tokens=LIMITS,
+)
+def test_on_gpus_the_batch_is_exact_and_the_smallest_gpu_holds_the_rank(
+    model, reward, batch, counts, sizes, tokens
+):
+    nodes = [
+        Node(id=f"n{i}", cpus=8, gpus=count, gpu_gb=gb)
+        for i, (count, gb) in enumerate(zip(counts, sizes, strict=False))
+    ]
+    draw = DrawSpec(max_prompt_tokens=tokens, max_response_tokens=tokens)
+    spec = trial(model=model, reward=reward, train_draw=draw, optim=OptimSpec(effective_batch=batch))
+    try:
+        placement = place(spec, nodes)
+    except PlanError:
+        assert model.name in misfits([spec], nodes)[0]
+        return
+    assert placement.effective_batch == batch
+    assert placement.world_size <= sum(counts)
+    assert peak_gb(spec, placement) <= min(node.gpu_gb for node in nodes)
+    assert placement.device == "cuda"
+
+
+@given(
+    model=PAPER,
+    reward=REWARDS,
+    batch=BATCHES,
+    gb=SIZES,
+    counts=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    kept=st.integers(0, 3),
+)
+def test_a_smaller_cluster_never_needs_more_gpus(model, reward, batch, gb, counts, kept):
+    spec = trial(model=model, reward=reward, optim=OptimSpec(effective_batch=batch))
+    whole = [Node(id=f"n{i}", cpus=8, gpus=count, gpu_gb=gb) for i, count in enumerate(counts)]
+    part = whole[: kept + 1]
+    try:
+        smaller = place(spec, part)
+    except PlanError:
+        return
+    assert place(spec, whole).world_size >= smaller.world_size
+    assert smaller.world_size <= sum(node.gpus for node in part)
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"effective_batch": 8}])
+def test_less_to_hold_never_needs_more_gpus(change):
+    usual = place(paper_trial("qwen2.5-3b"), gpus(8))
+    assert place(paper_trial("qwen2.5-3b", optim=OptimSpec(**change)), gpus(8)).world_size <= usual.world_size
+
+
+def test_the_fewest_gpus_that_hold_it_and_then_the_largest_micro_batch():
+    spec = paper_trial("llama-3.1-8b")
+    placement = place(spec, gpus(8))
+    assert (placement.world_size, placement.zero_stage) == (4, 2)
+    assert not placement.checkpointing
+    halved = replace(
+        placement,
+        world_size=2,
+        accumulation=placement.accumulation * placement.micro_batch * 2,
+        micro_batch=1,
+    )
+    assert peak_gb(spec, halved) > 80
+    doubled = replace(
+        placement, micro_batch=2 * placement.micro_batch, accumulation=placement.accumulation // 2
+    )
+    assert peak_gb(spec, doubled) > 80
+
+
+def test_activations_are_recomputed_before_the_optimiser_is_offloaded():
+    small, smaller = paper_trial("llama-3.2-1b"), paper_trial("llama-3.2-3b")
+    first = place(small, gpus(1, 30.0))
+    assert (first.checkpointing, first.offload_optimizer) == (True, False)
+    second = place(smaller, gpus(1, 40.0))
+    assert (second.checkpointing, second.offload_optimizer) == (True, True)
+
+
+def test_a_gang_is_sized_for_the_smallest_gpu_of_a_mixed_cluster():
+    mixed = nodes_of(read_cluster("1x8xH100-80GB,1x4xA100-40GB"))
+    spec = paper_trial("llama-3.1-8b")
+    assert peak_gb(spec, place(spec, mixed)) <= 40
+
+
+def test_a_model_of_unknown_size_gets_one_gpu_and_one_pair():
+    placement = place(trial(model=HUB), gpus(8))
+    assert (placement.world_size, placement.micro_batch, placement.effective_batch) == (1, 1, 32)
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_what_would_hold_it():
+    with pytest.raises(PlanError) as raised:
+        place(paper_trial("llama-3.1-8b"), gpus(1, 24.0))
+    said = str(raised.value)
+    for part in (
+        "llama-3.1-8b · im_rm needs",
+        "GPUs of 24 GB",
+        "training state",
+        "on 2 GPUs",
+        "1 × A100-40GB",
+    ):
+        assert part in said
+    wide = paper_trial("llama-3.1-8b")
+    assert place(wide, gpus(2, 24.0)).world_size == 2
+    assert place(wide, gpus(1, 40.0)).world_size == 1
+
+
+def test_a_batch_that_no_wide_enough_gang_divides_is_said_to_be_the_fault():
+    with pytest.raises(PlanError, match="--effective-batch a multiple of 2"):
+        place(paper_trial("llama-3.1-8b", optim=OptimSpec(effective_batch=5)), gpus(2, 24.0))
+
+
+def test_a_rule_lays_its_trials_on_a_gang_and_leaves_the_others_alone():
+    rules = [PlacementRule(match=(("reward", "im_rm"), ("model", "llama*")), world_size=2, zero_stage=3)]
+    gang = place(trial(), NO_GPU, rules)
+    assert (gang.world_size, gang.zero_stage) == (2, 3)
+    alone = place(trial(model=replace(LLAMA, name="other")), NO_GPU, rules)
+    assert (alone.world_size, alone.zero_stage) == (1, 0)
+
+
+def test_a_rule_wider_than_the_machine_or_the_batch_falls_back_to_one_process():
+    assert place(trial(), NO_GPU, [rule(4)]).world_size == 1
+    assert place(trial(optim=OptimSpec(effective_batch=7)), NO_GPU, [rule(2)]).world_size == 1
+
+
+def test_every_cell_of_the_laptop_profile_is_placed_on_two_cores():
+    laptop = catalog.LAPTOP
+    for model in laptop.models:
+        for dataset in laptop.train_sets:
+            spec = trial(model=model, train_set=dataset, optim=catalog.recipe(model, dataset))
+            assert place(spec, NO_GPU, laptop.placements).effective_batch == spec.optim.effective_batch
+
+
+def test_without_a_gpu_models_of_known_size_are_refused_all_in_one_message():
+    with pytest.raises(PlanError) as raised:
+        require_fit([trial(model=model) for model in (*catalog.PAPER_MODELS, LLAMA)], NO_GPU)
+    for model in catalog.PAPER_MODELS:
+        assert model.name in str(raised.value)
+    assert LLAMA.name not in str(raised.value)
+
+
+def test_without_a_gpu_models_of_unknown_size_are_let_through():
+    require_fit([trial(), trial(model=ModelSpec(name="mine", source="/models/mine"))], NO_GPU)
+
+
+def test_with_gpus_only_the_models_that_do_not_fit_are_refused():
+    trials = [trial(model=model) for model in catalog.PAPER_MODELS]
+    assert misfits(trials, gpus(8)) == []
+    with pytest.raises(PlanError, match=r"llama-3\.1-8b · im_rm needs") as raised:
+        require_fit(trials, gpus(1, 24.0))
+    assert "llama-3.2-1b" not in str(raised.value)
+
+
+def test_the_paper_needs_gpus_and_enough_of_them():
+    assert not fits_gpus([LLAMA], NO_GPU)
+    assert fits_gpus(catalog.PAPER_MODELS, gpus(4))
+    assert not fits_gpus(catalog.PAPER_MODELS, gpus(1, 24.0))
+    assert not fits_gpus([HUB], gpus(8))

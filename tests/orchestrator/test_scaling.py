@@ -1,0 +1,70 @@
+"""What an autoscaler may add, by its cluster's YAML; what of it is up; and the profile that it makes possible."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.cli import Options, profile_for
+from orchestrator.plan import Node
+from orchestrator.scaling import Scaling, all_workers, node_types, own_description, still_absent
+from trainers.errors import PlanError
+
+GPU_WORKER = {"resources": {"CPU": 96, "GPU": 8, "accelerator_type:H100": 1}, "max_workers": 4}
+CONFIG = {
+    "max_workers": 5,
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 8}, "max_workers": 0},
+        "gpu": GPU_WORKER,
+        "cpu": {"resources": {"CPU": 16}, "max_workers": 3},
+    },
+}
+HEAD = Node(id="f00d", cpus=8)
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> tuple[Node, ...]:
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    file.write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    return own_description(file)
+
+
+def test_workers_are_counted_by_type_and_all_together_and_the_head_is_none(workers):
+    nodes = workers
+    assert [node.id for node in nodes] == ["gpu 0", "gpu 1", "gpu 2", "gpu 3", "cpu 0"]
+    assert [(node.cpus, node.gpus, node.gpu_gb) for node in nodes[3:]] == [(96, 8, 80.0), (16, 0, 24.0)]
+    assert node_types(node.id for node in nodes) == "gpu, cpu"
+
+
+def test_a_live_node_stands_for_one_of_its_size_and_one_that_is_lost_is_absent_again(workers):
+    nodes = workers
+    up = [HEAD, Node(id="a1", cpus=95, gpus=8), Node(id="a2", cpus=96, gpus=8)]
+    assert sorted(still_absent(nodes, up)) == ["cpu 0", "gpu 2", "gpu 3"]
+    assert sorted(still_absent(nodes, up[:2])) == ["cpu 0", "gpu 1", "gpu 2", "gpu 3"]
+    assert still_absent((), up) == {}
+
+
+def test_a_type_that_does_not_come_is_counted_on_no_more(workers):
+    left = Scaling(nodes=workers).without(["gpu 2"])
+    assert [node.id for node in left.nodes] == ["cpu 0"]
+
+
+def test_a_head_says_what_its_cluster_may_come_to_unless_it_is_given(tmp_path: Path):
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    assert own_description(file) == ()
+    file.write_text(
+        "max_workers: 1\nhead_node_type: head\navailable_node_types:\n  gpu: {resources: {CPU: 4, GPU: 1, 'accelerator_type:L4': 1}}\n"
+    )
+    assert own_description(file) == (Node(id="gpu 0", cpus=4, gpus=1, gpu_gb=24.0, gpu_kind="L4-24GB"),)
+    file.write_text("a: [")
+    with pytest.raises(PlanError, match="cannot be read as YAML"):
+        own_description(file)
+    assert [node.id for node in all_workers("2x8xH100")] == ["group0 0", "group0 1"]
+
+
+def test_the_profile_counts_what_may_come(workers):
+    options = Options()
+    assert profile_for(options, [HEAD])[0].name == "laptop"
+    absent = still_absent(workers, [HEAD]).values()
+    assert profile_for(options, [HEAD, *absent])[0].name == "paper"

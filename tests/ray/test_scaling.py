@@ -1,0 +1,118 @@
+"""A head without GPUs: what the autoscaler may add is granted, waited for, and used when it comes.
+
+The trainings only sleep, on a real Ray to which the test adds the node.
+"""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.load import _model
+from benchmarks.makespan_stages import sleeping
+from orchestrator.artifacts import Store
+from orchestrator.claims import Claims
+from orchestrator.plan import Node
+from orchestrator.spec import RetryPolicy
+from orchestrator.trial import Execution
+from tests.faults.cells import cells
+from trainers.specs import Placement
+from trainers.stopping import StopRequest
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+COMES_AFTER_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A cluster of a head with two CPUs and no GPU."""
+    before = dict(os.environ)
+    os.environ.update(RAY_AUTH_MODE="disabled", OMP_NUM_THREADS="1")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from orchestrator.cluster import ray_options
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    # A node that is added from a thread can set no signal handler; the shutdown below ends it all the same.
+    cluster._shutdown_at_exit = False
+    ray.init(address=cluster.address, **ray_options())
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event) -> dict[str, Any]:
+    """One trial of a second's sleep."""
+    from orchestrator.fanout import run_on_ray
+
+    store = Store(storage)
+    plans = cells(storage, Path(_model(storage / "model", 0)), epochs=1)
+    stages = sleeping(0.005, {"tiny": 10**9})
+    claims = Claims(storage, "test")
+    execution = Execution(store=store, claims=claims, retries=RetryPolicy(back_off_s=0.5), stages=stages)
+    (storage / "scratch").mkdir()
+    placements = {plan.key: placement for plan in plans}
+    seen = []
+
+    def follow(event) -> None:
+        seen.append(event)
+        on_event(event)
+
+    run_on_ray(plans, placements, execution, follow, storage / "scratch", StopRequest(5), workers)
+    (key,) = placements
+    manifest = store.manifest("train", key)
+    assert manifest is not None, seen
+    return manifest["info"]
+
+
+def on_gpus(count: int) -> Placement:
+    return Placement(world_size=count, zero_stage=3, micro_batch=1, accumulation=4 // count, device="cuda")
+
+
+def test_a_training_starts_on_the_node_that_comes_after_its_grant(head, tmp_path):
+    events, added = [], []
+
+    def add() -> None:
+        time.sleep(COMES_AFTER_S)
+        added.append(head.add_node(num_cpus=4, num_gpus=2))
+
+    def on_event(event) -> None:
+        events.append({**event, "at": time.monotonic()})
+        if event["event"] == "notice" and not added:
+            threading.Thread(target=add).start()
+            added.append(None)
+
+    info = run(tmp_path, on_gpus(2), (Node(id="gpu_worker 0", cpus=4, gpus=2),), on_event)
+    (asked,) = [event for event in events if event["event"] == "notice"]
+    assert "waits for a node of type gpu_worker" in asked["text"]
+    assert info["node"] == added[1].node_id
+    assert info["world_size"] == 2
+    (began,) = [event["at"] for event in events if event.get("stage") == "train"]
+    assert began - asked["at"] >= COMES_AFTER_S
+    assert [event["event"] for event in events].count("complete") == 1
+
+
+def test_what_does_not_come_in_time_is_done_without(head, tmp_path, monkeypatch):
+    """The node of the test before is up: the training planned for four GPUs goes on what is there, and says so."""
+    monkeypatch.setenv("RMSWEEP_NODE_WAIT_S", "3")
+    events = []
+    info = run(tmp_path, on_gpus(4), (Node(id="huge 0", cpus=8, gpus=4),), events.append)
+    said = [event["text"] for event in events if event["event"] == "notice"]
+    assert "waits for a node of type huge, 3 s at most" in said[0]
+    assert "no node of type huge came within 3 s" in said[1]
+    (replanned,) = [event["text"] for event in events if event["event"] == "replanned"]
+    assert "planned for 4 GPUs" in replanned
+    assert "effective batch 4 as before" in replanned
+    assert info["world_size"] == 1
+    assert events[-1]["event"] == "complete"

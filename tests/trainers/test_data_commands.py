@@ -1,0 +1,170 @@
+"""`python -m trainers.data`: what is printed, what is written, how faults end."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from trainers.command import command
+from trainers.data.__main__ import Data, run
+from trainers.data.records import content_digest
+from trainers.data.sources import read_pairs
+from trainers.pairs import tokenize_pairs
+from trainers.specs import DatasetSpec, DrawSpec
+from trainers.tiny import build_tokenizer
+from trainers.token_files import read_tokens
+
+GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
+
+
+@pytest.fixture
+def say(monkeypatch, capsys):
+    """Run a command line: its exit code, what it printed, what it complained of."""
+
+    def said(*words: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["data", *map(str, words)])
+        code: object = 0
+        try:
+            command(Data, run, "trainers.data", models=False)
+        except SystemExit as ended:
+            code = ended.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return said
+
+
+def rows(file: Path, *lines: object) -> Path:
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
+def test_list_names_every_set_with_source_revision_and_sizes(say):
+    code, out, _ = say("list")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("ultrafeedback ")]
+    assert line.split()[1:5] == ["2000", "200", "3949bf5f8c17", "HuggingFaceH4/ultrafeedback_binarized"]
+    found = {row["name"]: row for row in json.loads(say("list", "--json")[1])}
+    assert found["ultrafeedback_french"]["rewriting_of"] == "ultrafeedback"
+    assert found["rewardmath"]["revision"] is None
+
+
+def test_show_prints_pairs_and_the_content(say, shared):
+    code, out, _ = say("show", shared / "data" / "ultrafeedback", "--split", "test", "--pairs", "1")
+    assert code == 0
+    pairs = read_pairs(DatasetSpec(name="a", source=str(shared / "data" / "ultrafeedback")), "test")
+    assert f"200 pairs, content {content_digest(pairs)[:16]}" in out
+    assert "[user] CI Integration" in out
+    assert out.count("[chosen]") == 1
+    shown = json.loads(say("show", "tiny_world", "--json", "--pairs", "3")[1])
+    assert (len(shown["pairs"]), shown["rows"]) == (3, 80)
+
+
+def test_show_says_what_a_store_remembers_of_a_source(say, tmp_path):
+    (tmp_path / "sources").mkdir()
+    record = {"set": "p", "split": "train", "revision": "c0ffee", "digest": "d" * 64, "rows": 3}
+    (tmp_path / "sources" / "1.json").write_text(json.dumps({**record, "source": "acme/other"}))
+    data = rows(tmp_path / "a.jsonl", GOOD)
+    assert "c0ffee" not in say("show", data, "--storage", tmp_path)[1]
+    (tmp_path / "sources" / "2.json").write_text(json.dumps({**record, "source": str(data)}))
+    assert (
+        "split train at revision c0ffee, content dddddddddddddddd, 3 pairs"
+        in say("show", data, "--storage", tmp_path)[1]
+    )
+
+
+def test_prepare_keeps_a_set_that_is_the_same_set(say, tmp_path, shared):
+    out = tmp_path / "out"
+    code, printed, _ = say("prepare", shared / "data" / "rewardmath", "--out", out)
+    assert code == 0
+    assert "split train: 2000 pairs" in printed
+    record = json.loads((out / "prepared.json").read_text())
+    for split, count in (("train", 2000), ("test", 200)):
+        pairs = read_pairs(DatasetSpec(name="out", source=str(out)), split)
+        original = read_pairs(DatasetSpec(name="a", source=str(shared / "data" / "rewardmath")), split)
+        assert content_digest(pairs) == content_digest(original) == record["splits"][split]["digest"]
+        assert record["splits"][split]["rows"] == count
+    assert sorted(path.name for path in out.iterdir()) == ["prepared.json", "test.parquet", "train.parquet"]
+
+
+def test_prepare_maps_columns_splits_by_problem_and_lists_bad_rows(say, tmp_path):
+    lines = [{"q": f"q{n}", "good": f"g{n // 2}", "bad": "b", "id": n // 2} for n in range(40)]
+    data = rows(tmp_path / "mine.jsonl", *lines, {"q": "x", "good": 3, "bad": "b", "id": 99})
+    words = [
+        "prepare",
+        data,
+        "--out",
+        tmp_path / "out",
+        "--columns",
+        "prompt=q",
+        "chosen=good",
+        "rejected=bad",
+    ]
+    words += ["--group-by", "id", "--test-share", "0.5"]
+    code, _, error = say(*words)
+    assert code == 2
+    assert "mine.jsonl, row 40: column 'good' holds int" in error
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    code, printed, _ = say(*words, "--skip-bad-rows")
+    assert code == 0
+    assert "1 bad rows left out:" in printed
+    train, test = (
+        {row["chosen"] for row in parquet.read_table(tmp_path / "out" / f"{split}.parquet").to_pylist()}
+        for split in ("train", "test")
+    )
+    assert train
+    assert test
+    assert not train & test
+    assert len(train | test) == 20
+
+
+def test_tokens_are_those_of_training_and_made_once_per_tokenizer_and_limits(
+    say, tmp_path, tiny_model, monkeypatch
+):
+    words = ["prepare", "tiny_world", "--out", tmp_path, "--tokenizer", tiny_model, "--json"]
+    made = json.loads(say(*words)[1])["tokens"]["train"]
+    pairs = read_pairs(DatasetSpec(name="a", source="builtin:tiny_world"), "train")
+    assert list(read_tokens(Path(made["file"]))) == tokenize_pairs(pairs, build_tokenizer(), DrawSpec())[0]
+    monkeypatch.setattr("trainers.pairs.iter_tokens", lambda *more: pytest.fail("tokenised again"))
+    assert json.loads(say(*words)[1])["tokens"]["train"] == made
+    monkeypatch.undo()
+
+
+def test_another_draw_has_tokens_of_its_own(say, tmp_path, tiny_model):
+    words = ["prepare", "tiny_world", "--out", tmp_path, "--tokenizer", tiny_model, "--json"]
+    first = json.loads(say(*words)[1])["tokens"]["train"]
+    drawn = json.loads(say(*words, "--max-pairs", "5")[1])["tokens"]["train"]
+    assert drawn["pairs"] == 5
+    assert drawn["file"] != first["file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "nothing_such"], "no known data set (ultrafeedback,"),
+        (["show", "tiny_world", "--from", "a.jsonl"], "is not made of other files"),
+        (["show", "persona", "--from", "gone.jsonl"], "there is no such file or folder"),
+        (["show", "persona", "--columns", "prompt=a"], "the rows of persona are the paper's"),
+        (["show", "a.jsonl", "--columns", "prompt"], "write MEANING=COLUMN"),
+        (["show", "a.jsonl", "--columns", "question=prompt"], "is not one of prompt"),
+        (["show", "a.jsonl", "--test-share", "2"], "a test share of 2.0"),
+        (["show", "a.jsonl", "--pairs", "-1"], "--pairs -1"),
+        (["show", "twice.parquet"], "column 'chosen' stands twice"),
+        (["prepare", "empty", "--out", "out"], "neither a train nor a test split"),
+    ],
+)
+def test_wrong_usage_and_input_are_said_in_one_line(say, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    rows(Path("a.jsonl"), GOOD)
+    Path("empty").mkdir()
+    column = pa.array(["a"])
+    table = pa.Table.from_arrays([column] * 4, names=["prompt", "chosen", "chosen", "rejected"])
+    parquet.write_table(table, "twice.parquet")
+    code, _, error = say(*words)
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1

@@ -1,0 +1,179 @@
+"""The paper's filters and draws (paper §2), against its indices, its counts and the shipped samples."""
+
+import json
+
+import pytest
+
+from trainers.data import selections
+from trainers.data.formats import Located
+from trainers.data.hamiltonian import is_cycle
+from trainers.data.named import DATASETS, FACTS, named_set
+from trainers.data.paper_hamiltonian import pairs as hamiltonian_pairs
+from trainers.data.selections import PAPER_DRAWS, SELECTIONS, divide, draw, generator, paper_draw, permutation
+from trainers.data.sources import read_pairs
+from trainers.errors import DataError
+from trainers.specs import DatasetSpec
+
+
+def test_the_draw_of_ultrafeedback_begins_with_the_indices_of_the_paper():
+    source = generator(selections.SEED)
+    train, test = draw(range(35936), 2000, source), draw(range(1145), 200, source)
+    assert train[:5] == (20514, 13766, 32987, 4016, 7941)
+    assert test[:5] == (87, 557, 805, 174, 843)
+    assert (len(train), len(test)) == (2000, 200)
+
+
+def test_the_shipped_rewritings_are_of_the_rows_that_the_papers_subset_draw_gives(shared):
+    from pyarrow import parquet
+
+    folder = shared / "data" / "ultrafeedback_french"
+    assert parquet.read_table(folder / "train.parquet")["orig_index"].to_pylist() == sorted(
+        permutation(2000, generator(517))[:200]
+    )
+    assert parquet.read_table(folder / "test.parquet")["orig_index"].to_pylist() == list(range(200))
+
+
+def test_the_shipped_pairs_of_ultrafeedback_pass_the_translation_filter(shared):
+    paper = PAPER_DRAWS["ultrafeedback"]
+    for split in ("train", "test"):
+        pairs = read_pairs(DatasetSpec(name="a", source=str(shared / "data" / "ultrafeedback")), split)
+        rows = [scored(n, pair.prompt[0].content, pair.chosen, pair.rejected) for n, pair in enumerate(pairs)]
+        left = {name: (lambda rows=rows: iter(rows)) for name in ("train_prefs", "test_prefs")}
+        drawn = paper_draw(paper, lambda name, left=left: left[name](), lambda texts: [True] * len(texts))
+        assert drawn.funnel["train"] == (200, 200, 200, 200)
+
+
+def scored(number, prompt, chosen, rejected, scores=(2.0, 1.0)):
+    talk = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+        for text in (chosen, rejected)
+    ]
+    row = {"prompt": prompt, "chosen": talk[0], "rejected": talk[1]}
+    return Located("hub", number, {**row, "score_chosen": scores[0], "score_rejected": scores[1]})
+
+
+def test_ties_long_texts_and_translations_are_left_out_before_the_draw():
+    rows = [
+        scored(0, "a", "good", "bad"),
+        scored(1, "b", "good", "bad", scores=(1.0, 1.0)),
+        scored(2, "c", "good", "bad", scores=(1.0, 2.0)),
+        scored(3, "Please TRANSLATE this", "good", "bad"),
+        scored(4, "a translation", "good", "bad"),
+        scored(5, "x" * 600, "good", "bad"),
+        scored(6, "d", "good", "x" * 513),
+        scored(7, "e", "good", "x" * 512),
+    ]
+    drawn = paper_draw(
+        PAPER_DRAWS["ultrafeedback"],
+        lambda split: iter(rows),
+        lambda texts: [len(text) <= 512 for text in texts],
+    )
+    assert set(drawn.train) == set(drawn.test) == {0, 7}
+    assert drawn.funnel["train"] == (8, 6, 2, 2)
+
+
+def test_a_set_of_one_split_is_divided_first_and_drawn_from_the_same_generator():
+    rows = [
+        Located("hub", n, {"prompt": f"p{n}", "chosen": "a", "rejected": "b", "subset": subset})
+        for n, subset in enumerate(["alpacaeval"] * 5 + ["math-prm"] * 447)
+    ]
+    drawn = paper_draw(
+        PAPER_DRAWS["rewardbench_math"], lambda split: iter(rows), lambda texts: [True] * len(texts)
+    )
+    source = generator(982)
+    order = permutation(447, source)
+    train, test = order[:47], order[47:]
+    assert drawn.train == tuple(5 + train[place] for place in permutation(47, source))
+    assert drawn.test == tuple(5 + test[place] for place in permutation(400, source)[:200])
+
+
+def test_too_few_rows_to_divide_are_an_error():
+    with pytest.raises(DataError, match=r"3 rows are left, of which 400 are for testing"):
+        divide(3, 400, generator(982))
+
+
+def test_rewardmath_joins_steps_and_takes_the_side_that_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.data.sources.short_enough", lambda texts: [True] * len(texts))
+    with (tmp_path / "test.jsonl").open("w") as file:
+        for n in range(1003):
+            row = {
+                "problem": f"p{n}",
+                "eval_solution_A": [f"a{n}", "then"],
+                "eval_solution_B": [f"b{n}"],
+                "chosen_position": "AB"[n % 2],
+            }
+            file.write(json.dumps(row) + "\n")
+    spec = DatasetSpec(name="rewardmath", source=str(tmp_path), selection="rewardmath")
+    train, test = read_pairs(spec, "train"), read_pairs(spec, "test")
+    assert (len(train), len(test)) == (3, 200)
+    for pair in (*train, *test):
+        number = int(pair.prompt[0].content[1:])
+        solutions = (f"a{number} then", f"b{number}")
+        assert (pair.chosen, pair.rejected) == (solutions if number % 2 == 0 else solutions[::-1])
+
+
+def test_a_set_whose_rows_are_not_the_hubs_is_named(tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"problem": "p"}))
+    spec = DatasetSpec(name="rewardmath", source=str(tmp_path), selection="rewardmath")
+    with pytest.raises(DataError, match=r"rewardmath: a row of .* is not as expected"):
+        read_pairs(spec, "train")
+
+
+def test_rewardbench2_sets_one_correct_answer_against_each_incorrect_one(tmp_path):
+    row = {"prompt": "p", "chosen": ["good"], "rejected": ["b1", "b2", "b3"], "subset": "Math"}
+    lines = [row, {**row, "subset": "Ties", "chosen": ["c1", "c2"]}]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    spec = DatasetSpec(name="rewardbench2", source=str(tmp_path), selection="rewardbench2")
+    assert [(pair.chosen, pair.rejected) for pair in read_pairs(spec, "test")] == [
+        ("good", "b1"),
+        ("good", "b2"),
+        ("good", "b3"),
+    ]
+    with pytest.raises(DataError, match="has no split train"):
+        read_pairs(spec, "train")
+
+
+def test_the_papers_hamiltonian_pairs_are_cycles_and_no_cycles_of_their_graphs():
+    train, test = hamiltonian_pairs("train"), hamiltonian_pairs("test")
+    assert (len(train), len(test)) == (1000, 200)
+    edges_of = []
+    for pair in test:
+        text = pair.prompt[0].content
+        assert text.startswith(
+            "Vertices: <sep>0<sep>1<sep>2<sep>3<sep>4<sep>5<sep>6<sep>7<sep>8<sep>9\nEdges: <sep>"
+        )
+        edges = [
+            tuple(map(int, edge.split("<edge_sep>")))
+            for edge in text.partition("\nEdges: <sep>")[2].split("<sep>")
+        ]
+        edges_of.append(len(edges))
+        assert is_cycle([int(word) for word in pair.chosen.split("<sep>")], 10, edges)
+        assert not is_cycle([int(word) for word in pair.rejected.split("<sep>")], 10, edges)
+    # Ten planted edges and a fifth of the other 35.
+    assert sum(edges_of) / len(edges_of) == pytest.approx(17, abs=0.6)
+
+
+def test_named_sets_are_known_with_their_facts_and_only_the_references_revisions_are_pinned():
+    assert {spec.name for spec in DATASETS} == set(FACTS)
+    pinned = {spec.name: spec.revision for spec in DATASETS if spec.revision}
+    assert set(pinned) == {
+        "ultrafeedback",
+        *(f"ultrafeedback_{kind}" for kind in ("paraphrase", "french", "spanish")),
+    }
+    assert pinned["ultrafeedback"] == "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
+    assert pinned["ultrafeedback_french"].startswith("58357b5")
+    assert {spec.selection for spec in DATASETS if spec.selection} == set(SELECTIONS)
+    assert named_set("nothing") is None
+
+
+def test_without_its_tokenizer_the_length_filter_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv(selections.LENGTH_TOKENIZER_VARIABLE, str(tmp_path))
+    with pytest.raises(DataError, match=r"length filter needs the tokenizer .* RMSWEEP_LENGTH_TOKENIZER"):
+        selections.short_enough(["a"])
+
+
+def test_the_length_filter_counts_the_begin_of_sequence_token(monkeypatch, tiny_model):
+    monkeypatch.setenv(selections.LENGTH_TOKENIZER_VARIABLE, str(tiny_model))
+    whole = selections._length_tokenizer(str(tiny_model))("yes " * 511)["input_ids"]
+    begins = len(whole) - 511
+    assert selections.short_enough(["yes " * (512 - begins), "yes " * (513 - begins)]) == [True, False]

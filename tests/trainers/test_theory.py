@@ -1,0 +1,174 @@
+"""The paper's formulas and theorems in float64: finite differences, signs of ρ, equalities, bounds, a separator."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import logsigmoid
+
+from trainers.errors import SpecError
+from trainers.theory import dynamics, representations, theorems
+
+WIDTH, VOCABULARY, BETA = 6, 9, 0.3
+
+
+def draw(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def response(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return draw(length, WIDTH, seed=seed), torch.randint(0, VOCABULARY, (length,), generator=generator)
+
+
+def log_prob(unembedding, hidden, target):
+    return torch.log_softmax(hidden @ unembedding.T, 1).gather(1, target[:, None]).sum()
+
+
+def implicit_ratio(seed, step_size):
+    """Measured over predicted change of an unseen response's reward, one gradient step on a pair."""
+    before = draw(VOCABULARY, WIDTH, seed=seed)
+    unseen, chosen, rejected = response(4, seed + 1), response(3, seed + 2), response(5, seed + 3)
+    reference = draw(2, seed=seed + 4)
+    weights = before.clone().requires_grad_()
+    chosen_reward, rejected_reward = (
+        BETA * (log_prob(weights, *found) - reference[place])
+        for place, found in enumerate((chosen, rejected))
+    )
+    (gradient,) = torch.autograd.grad(-logsigmoid(chosen_reward - rejected_reward), weights)
+    after = before - step_size * gradient
+    measured = BETA * float(log_prob(after, *unseen) - log_prob(before, *unseen))
+    tokens = [dynamics.tokens_of(before, *found) for found in (unseen, chosen, rejected)]
+    weight = dynamics.pair_weight(chosen_reward.item(), rejected_reward.item())
+    predicted = dynamics.implicit_change(*tokens, beta=BETA, weight=weight, step_size=step_size)
+    return measured / predicted.total
+
+
+@pytest.mark.parametrize("seed", [0, 10, 20])
+def test_finite_differences_of_im_rm_tend_to_the_formula_linearly_in_the_step(seed):
+    errors = [implicit_ratio(seed, 1e-3 / 2**halving) - 1 for halving in range(4)]
+    assert abs(errors[0]) < 0.05
+    for error, half in itertools.pairwise(errors):
+        assert error / half == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize("step_size", [1e-6, 0.1, 10.0])
+def test_the_change_of_ex_rm_is_exact_at_every_step_size(step_size):
+    head = draw(WIDTH, seed=1).requires_grad_()
+    unseen, chosen, rejected = (draw(WIDTH, seed=seed) for seed in (2, 3, 4))
+    (gradient,) = torch.autograd.grad(-logsigmoid(head @ (chosen - rejected)), head)
+    measured = float(-step_size * gradient @ unseen)
+    weight = dynamics.pair_weight((head @ chosen).item(), (head @ rejected).item())
+    predicted = dynamics.explicit_change(unseen, chosen, rejected, weight=weight, step_size=step_size)
+    assert measured == pytest.approx(predicted, rel=1e-12)
+
+
+@given(seed=st.integers(0, 2**20), scale=st.floats(0.01, 20))
+def test_rho_is_not_negative_for_equal_tokens_and_at_most_one_for_different_ones(seed, scale):
+    unembedding = scale * draw(VOCABULARY, WIDTH, seed=seed)
+    left = dynamics.tokens_of(unembedding, *response(6, seed + 1))
+    right = dynamics.tokens_of(unembedding, *response(7, seed + 2))
+    found = dynamics.rho(left, right)
+    equal = left.target_K[:, None] == right.target_K[None, :]
+    assert float(found.abs().max()) <= 2 + 1e-12
+    assert (found[equal] >= -1e-12).all()
+    assert (found[~equal] <= 1 + 1e-12).all()
+
+
+def test_the_part_of_token_matches_and_the_rest_are_told_apart():
+    unembedding = draw(VOCABULARY, WIDTH, seed=0)
+    hidden = draw(1, WIDTH, seed=1)
+    same, other = (dynamics.tokens_of(unembedding, hidden, torch.tensor([token])) for token in (3, 4))
+    change = dynamics.implicit_change(same, same, other, beta=1.0, weight=1.0, step_size=1.0)
+    square = float(hidden[0] @ hidden[0])
+    assert change.matches == pytest.approx(square * float(dynamics.rho(same, same)))
+    assert change.others == pytest.approx(-square * float(dynamics.rho(same, other)))
+    assert change.matches > 0
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("delta", [0.001, 0.1, 2.0])
+@pytest.mark.parametrize("mass", [-40.0, -5.0, -0.01])
+def test_theorem_1s_witness_separates_by_the_margin_and_stays_below_the_bound(beta, delta, mass):
+    correct = torch.arange(50) < 5
+    log_reference = draw(50, seed=3)
+    # ln π_ref(C) = mass.
+    log_reference[correct] += mass - torch.logsumexp(log_reference[correct], 0)
+    log_reference[~correct] += math.log(-math.expm1(mass)) - torch.logsumexp(log_reference[~correct], 0)
+    policy = theorems.witness(log_reference, correct, beta=beta, delta=delta)
+    found = theorems.verification(policy, log_reference, correct, beta=beta, delta=delta)
+    assert float(torch.logsumexp(policy, 0)) == pytest.approx(0, abs=1e-9)
+    assert found.margin == pytest.approx(delta, rel=1e-6)
+    assert found.log_reference_correct == pytest.approx(mass)
+    assert found.log_correct <= found.log_bound
+    # π(C) = e^{δ/β} p / (1 − p + e^{δ/β} p).
+    tilted = delta / beta + mass
+    assert found.log_correct == pytest.approx(
+        tilted - float(torch.logaddexp(torch.tensor(tilted), torch.tensor(math.log(-math.expm1(mass))))),
+        abs=1e-4,
+    )
+
+
+@pytest.fixture(scope="module")
+def world():
+    return theorems.single_token_world(pairs=12, width=8, words=2, polarity=1.0, noise=0.6, seed=5)
+
+
+def test_theorem_2_an_im_rm_learns_nothing_of_tokens_that_it_has_not_seen(world):
+    difference, loss = theorems.descend_implicit(world, beta=0.5, steps=200, step_size=5.0, seed=0)
+    assert loss < 0.1
+    assert (difference == 0).all()
+    assert theorems.ranked_right(difference) == 0.5
+
+
+def test_an_im_rm_does_move_tokens_that_it_has_seen(world):
+    seen_again = world._replace(unseen=world.seen)
+    difference, _ = theorems.descend_implicit(seen_again, beta=0.5, steps=100, step_size=5.0, seed=0)
+    assert (difference != 0).all()
+    assert theorems.ranked_right(difference) == 1.0
+
+
+def test_theorem_2_an_ex_rm_head_turns_towards_the_max_margin_separator(world):
+    found = theorems.descend_explicit(world.seen.difference_PD, steps=(10, 100, 1000, 3000), step_size=0.5)
+    assert list(found.cosines) == sorted(found.cosines)
+    assert found.cosines[-1] > 0.999
+    assert found.log_losses[-1] < -100
+    best = representations.separator(world.seen.difference_PD)
+    right = world.unseen.difference_PD @ best > 0.05 * world.unseen.difference_PD.norm(dim=1)
+    assert right.sum() > 6
+    assert (world.unseen.difference_PD[right] @ found.head_D > 0).all()
+
+
+def test_the_separator_is_the_one_with_the_largest_margin():
+    # Margins are 1 along (1, 0) whatever the second coordinate; (1, 0) is best.
+    differences = torch.tensor([[1.0, 5.0], [1.0, -5.0], [3.0, 1.0]], dtype=torch.float64)
+    assert representations.separator(differences).tolist() == pytest.approx([1.0, 0.0], abs=1e-5)
+
+
+def test_pairs_that_no_direction_separates_are_said():
+    with pytest.raises(SpecError, match="no direction separates"):
+        representations.separator(torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64))
+
+
+def test_statistics_are_the_footnotes():
+    found = representations.statistics(torch.tensor([-1.0, 0.0, 1.0, 2.0, 3.0]))
+    assert found == {
+        "mean": 1.0,
+        "min": -1.0,
+        "first_quartile": 0.0,
+        "median": 1.0,
+        "third_quartile": 2.0,
+        "max": 3.0,
+        "share_positive": 0.6,
+        "n": 5.0,
+    }
+
+
+def test_inner_products_are_of_every_two_and_cosines_of_each():
+    seen = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    unseen = torch.tensor([[3.0, 4.0]])
+    assert representations.inner_products(seen, unseen).tolist() == [3.0, 8.0]
+    assert representations.cosines(torch.tensor([2.0, 0.0]), unseen).tolist() == pytest.approx([0.6])

@@ -1,0 +1,143 @@
+"""The numbers of a language model that its memory and its work follow from; for most, read off config.json alone.
+
+    python -m trainers.architecture MODEL      the same as JSON, for any architecture, from its config on the meta device
+
+Parameters of the families in `FAMILIES` are counted by formula, which a test holds against the meta device; of others
+a process of its own asks the meta device, since planning imports no torch. No weights are read or downloaded.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainers.errors import ModelError
+from trainers.rewards import Output
+
+FAMILIES = ("llama", "mistral", "qwen2", "gemma2", "gpt_neox")
+_META_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A causal language model; `parameters` with its unembedding, tied matrices counted once.
+
+    `intermediate` is the width of the feed-forward layer, `head_width` that of one attention head.
+    """
+
+    family: str
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_heads: int
+    head_width: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layer has a gate beside its way up."""
+        return self.family != "gpt_neox"
+
+    @property
+    def softcapped(self) -> bool:
+        """Whether attention scores are capped, which no fused CPU kernel does."""
+        return self.family == "gemma2"
+
+    def trained(self, output: Output) -> int:
+        """Parameters with that output layer: EX-RM has a head of its own in the place of the unembedding."""
+        if output == "unembedding":
+            return self.parameters
+        unembedding = 0 if self.tied else self.vocabulary * self.hidden
+        return self.parameters - unembedding + self.hidden
+
+
+def of_config(config: Mapping[str, Any]) -> Architecture | None:
+    """The architecture that a config.json describes; None where its family is not one of FAMILIES, or numbers lack."""
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        return None
+    try:
+        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        found = Architecture(
+            family=family,
+            parameters=0,
+            layers=int(config["num_hidden_layers"]),
+            hidden=hidden,
+            intermediate=int(config["intermediate_size"]),
+            heads=heads,
+            key_heads=int(config.get("num_key_value_heads") or heads),
+            head_width=int(config.get("head_dim") or hidden // heads),
+            vocabulary=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings", family == "gemma2")),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    biased = config.get("attention_bias") or config.get("mlp_bias")
+    return None if biased and family in ("llama", "gemma2") else _counted(found)
+
+
+def _counted(numbers: Architecture) -> Architecture:
+    return dataclasses.replace(numbers, parameters=count_parameters(numbers))
+
+
+def count_parameters(numbers: Architecture) -> int:
+    """Parameters of a family of FAMILIES, from the other numbers."""
+    hidden, wide = numbers.hidden, numbers.intermediate
+    queries, keys = numbers.heads * numbers.head_width, numbers.key_heads * numbers.head_width
+    if numbers.family == "gpt_neox":
+        # Fused query, key and value; two layer norms with biases; everything has a bias.
+        layer = 4 * hidden * hidden + 4 * hidden + 2 * hidden * wide + wide + hidden + 4 * hidden
+        final = 2 * hidden
+    else:
+        norms = 4 if numbers.family == "gemma2" else 2
+        layer = hidden * (2 * queries + 2 * keys + 3 * wide + norms)
+        layer += queries + 2 * keys if numbers.family == "qwen2" else 0
+        final = hidden
+    embeddings = numbers.vocabulary * hidden * (1 if numbers.tied else 2)
+    return numbers.layers * layer + final + embeddings
+
+
+def on_meta_device(location: str, revision: str | None = None) -> Architecture:
+    """The same for any architecture that transformers knows, asked in a process of its own. Raises ModelError."""
+    command = [sys.executable, "-m", "trainers.architecture", location, *([revision] if revision else [])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_META_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"{location}: counting its parameters took over {_META_TIMEOUT_S} s.") from error
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise ModelError(f"{location}: its parameters cannot be counted ({said[0]}).")
+    return Architecture(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _build(location: str, revision: str | None) -> Architecture:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(location, revision=revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embeddings, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
+    heads = int(config.num_attention_heads)
+    return Architecture(
+        family=config.model_type,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=int(config.num_hidden_layers),
+        hidden=int(config.hidden_size),
+        intermediate=int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size),
+        heads=heads,
+        key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        vocabulary=int(config.vocab_size),
+        tied=unembedding is not None and unembedding.weight is embeddings.weight,
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(_build(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))))

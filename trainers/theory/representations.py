@@ -1,0 +1,62 @@
+"""What the untrained hidden states say of paraphrases (paper §5, its footnote): D = h⁺ − h⁻ at the last token.
+
+Shapes: P pairs that are trained on, Q others, D hidden.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.errors import SpecError
+
+# Hard: a softer margin would let pairs be on the wrong side.
+_PENALTY = 1e9
+QUARTILES = (0.25, 0.5, 0.75)
+
+
+def separator(difference_PD: Tensor) -> Tensor:
+    """The max-margin direction through the origin with ⟨w, D⟩ > 0 for every pair, of norm 1, [D].
+
+    Raises SpecError where there is none.
+    """
+    from sklearn.svm import SVC  # type: ignore[import-untyped]
+
+    # Every pair both ways round makes the problem symmetric, so that the best plane goes through the origin.
+    scale = float(difference_PD.norm(dim=1).mean())
+    both = torch.cat([difference_PD, -difference_PD]).double() / scale
+    labels = [1] * len(difference_PD) + [-1] * len(difference_PD)
+    found: Any = SVC(kernel="linear", C=_PENALTY, tol=1e-9).fit(both.numpy(), labels)
+    weight_D = torch.tensor(found.coef_[0], dtype=torch.float64)
+    if not bool((difference_PD.double() @ weight_D > 0).all()):
+        raise SpecError(
+            f"no direction separates all of the {len(difference_PD)} pairs; take fewer pairs or a wider model."
+        )
+    return weight_D / weight_D.norm()
+
+
+def inner_products(seen_PD: Tensor, unseen_QD: Tensor) -> Tensor:
+    """⟨D_seen, D_unseen⟩ of every two, [P × Q]."""
+    return (seen_PD.double() @ unseen_QD.double().T).flatten()
+
+
+def cosines(direction_D: Tensor, unseen_QD: Tensor) -> Tensor:
+    """cos(w, D_unseen), [Q]."""
+    unseen_QD = unseen_QD.double()
+    return unseen_QD @ direction_D.double() / (unseen_QD.norm(dim=1) * direction_D.double().norm())
+
+
+def statistics(values: Tensor) -> dict[str, float]:
+    """Mean, quartiles, minimum, maximum, and the share above zero."""
+    values = values.double()
+    first, median, third = (float(torch.quantile(values, quartile)) for quartile in QUARTILES)
+    return {
+        "mean": float(values.mean()),
+        "min": float(values.min()),
+        "first_quartile": first,
+        "median": median,
+        "third_quartile": third,
+        "max": float(values.max()),
+        "share_positive": float((values > 0).double().mean()),
+        "n": float(values.numel()),
+    }

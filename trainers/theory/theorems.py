@@ -1,0 +1,167 @@
+"""The paper's two theorems on finite sets and tiny vocabularies (paper §5), in float64.
+
+Shapes: N responses, P pairs, D hidden, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from trainers.theory.representations import separator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Theorem 1 at one point: a policy's IM-RM margin between correct and incorrect, and how often it is correct.
+
+    Probabilities are natural logarithms; `log_bound` is ln(e^{δ/β} π_ref(C)).
+    """
+
+    margin: float
+    log_correct: float
+    log_reference_correct: float
+    log_bound: float
+
+
+def witness(log_reference_N: Tensor, correct_N: Tensor, *, beta: float, delta: float) -> Tensor:
+    """ln π of Theorem 1's policy, π ∝ π_ref exp((δ/β)·1[y ∈ C])."""
+    tilted_N = log_reference_N + (delta / beta) * correct_N.to(log_reference_N.dtype)
+    return tilted_N - torch.logsumexp(tilted_N, dim=0)
+
+
+def verification(
+    log_policy_N: Tensor, log_reference_N: Tensor, correct_N: Tensor, *, beta: float, delta: float
+) -> Verification:
+    """What an IM-RM of this policy separates, and what it generates."""
+    reward_N = beta * (log_policy_N - log_reference_N)
+    log_reference_correct = float(torch.logsumexp(log_reference_N[correct_N], dim=0))
+    return Verification(
+        margin=float(reward_N[correct_N].min() - reward_N[~correct_N].max()),
+        log_correct=float(torch.logsumexp(log_policy_N[correct_N], dim=0)),
+        log_reference_correct=log_reference_correct,
+        log_bound=delta / beta + log_reference_correct,
+    )
+
+
+class TokenPairs(NamedTuple):
+    """Pairs of one-token answers: the state before the answer, the two tokens, and h⁺ − h⁻ of the states after."""
+
+    prompt_PD: Tensor
+    chosen_P: Tensor
+    rejected_P: Tensor
+    difference_PD: Tensor
+
+
+class SingleTokenWorld(NamedTuple):
+    """Theorem 2's setting, hidden states fixed. No token of a pair that is `seen` in training is in an unseen one."""
+
+    seen: TokenPairs
+    unseen: TokenPairs
+    vocabulary: int
+
+
+def single_token_world(
+    *, pairs: int, width: int, words: int, polarity: float, noise: float, seed: int
+) -> SingleTokenWorld:
+    """A random one: a token moves the state after it by ± `polarity` along a direction, with Gaussian `noise`.
+
+    `words` agreeing and `words` disagreeing tokens are seen in training, as many of each are not.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    direction_D = draw(width)
+    direction_D = direction_D / direction_D.norm()
+
+    def made(first_word: int) -> TokenPairs:
+        return TokenPairs(
+            prompt_PD=draw(pairs, width),
+            chosen_P=first_word + torch.randint(0, words, (pairs,), generator=generator),
+            rejected_P=first_word + words + torch.randint(0, words, (pairs,), generator=generator),
+            difference_PD=2 * polarity * direction_D + noise * draw(pairs, width),
+        )
+
+    return SingleTokenWorld(seen=made(0), unseen=made(2 * words), vocabulary=4 * words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descent:
+    """Gradient descent on an EX-RM head: the cosine with the max-margin separator and the logarithm of the loss at chosen steps."""
+
+    steps: tuple[int, ...]
+    cosines: tuple[float, ...]
+    log_losses: tuple[float, ...]
+    head_D: Tensor
+
+
+def descend_explicit(difference_PD: Tensor, *, steps: Sequence[int], step_size: float) -> Descent:
+    """From u = 0 on the mean of −ln σ(⟨u, h⁺ − h⁻⟩), looked at after each of `steps`.
+
+    Each step is divided by the loss: the direction of plain steps converges with the logarithm of their number only,
+    that of these with their number.
+    """
+    target_D = separator(difference_PD)
+    head_D = torch.zeros(difference_PD.shape[1], dtype=torch.float64)
+    cosines, log_losses = [], []
+    for step in range(1, max(steps) + 1):
+        margin_P = difference_PD @ head_D
+        # Gradient over loss, by logarithms: both are soon too small for a number.
+        pull_P = (logsigmoid(-margin_P) - torch.logsumexp(_log_losses(margin_P), 0)).exp()
+        head_D = head_D + step_size * (pull_P[:, None] * difference_PD).sum(0)
+        if step in steps:
+            cosines.append(float(head_D @ target_D / head_D.norm()))
+            log_loss_P = _log_losses(difference_PD @ head_D)
+            log_losses.append(float(torch.logsumexp(log_loss_P, 0)) - math.log(len(log_loss_P)))
+    return Descent(
+        steps=tuple(sorted(steps)), cosines=tuple(cosines), log_losses=tuple(log_losses), head_D=head_D
+    )
+
+
+def _log_losses(margin_P: Tensor) -> Tensor:
+    """ln(−ln σ(m)), which tends to −m."""
+    return torch.where(margin_P > 30, -margin_P, (-logsigmoid(margin_P.clamp(max=30))).log())
+
+
+def descend_implicit(
+    world: SingleTokenWorld, *, beta: float, steps: int, step_size: float, seed: int
+) -> tuple[Tensor, float]:
+    """IM-RM reward differences of the unseen pairs after gradient descent on the unembedding, and the final loss.
+
+    The unembedding starts at random values, which are the reference's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width = world.seen.prompt_PD.shape[1]
+    initial_VD = torch.randn(world.vocabulary, width, generator=generator, dtype=torch.float64)
+    unembedding_VD = initial_VD.clone().requires_grad_()
+
+    def differences(weight_VD: Tensor, pairs: TokenPairs) -> Tensor:
+        log_probs_PV = torch.log_softmax(pairs.prompt_PD @ weight_VD.T, dim=1)
+        chosen_P, rejected_P = (
+            log_probs_PV.gather(1, token_P[:, None])[:, 0] for token_P in (pairs.chosen_P, pairs.rejected_P)
+        )
+        return chosen_P - rejected_P
+
+    reference_P = differences(initial_VD, world.seen)
+    loss = torch.zeros(())
+    for _ in range(steps):
+        loss = -logsigmoid(beta * (differences(unembedding_VD, world.seen) - reference_P)).mean()
+        (gradient_VD,) = torch.autograd.grad(loss, unembedding_VD)
+        with torch.no_grad():
+            unembedding_VD -= step_size * gradient_VD
+    pairs = world.unseen
+    # The normaliser is the same for both tokens; left out, nothing of what did not move is rounded.
+    change_VD = unembedding_VD.detach() - initial_VD
+    change_P = ((change_VD[pairs.chosen_P] - change_VD[pairs.rejected_P]) * pairs.prompt_PD).sum(1)
+    return beta * change_P, float(loss.detach())
+
+
+def ranked_right(difference_P: Tensor) -> float:
+    """Accuracy of reward differences; a tie counts one half."""
+    return float(((difference_P > 0).double() + 0.5 * (difference_P == 0).double()).mean())
