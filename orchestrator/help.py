@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 SELDOM = (
     "category",
+    "keep_epochs",
     "checkpoint_steps",
     "grace_s",
     "allow_pickle",
