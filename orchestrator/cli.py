@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 from rich.console import Console
@@ -24,6 +24,7 @@ from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile, Profiles
 from orchestrator.compute import REAL, StageFunctions
 from orchestrator.follow_up import FollowUp
+from orchestrator.help import is_asked_for, short_help
 from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -31,6 +32,7 @@ from trainers.errors import SpecError, StorageError, SweepError
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.specs import Trust, clean_name
 from trainers.stopping import GRACE_S
+from trainers.terminal import is_utf, write_any_text
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
 PIPE_WIDTH = 120
@@ -51,7 +53,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Status:
-    """Say what of the sweep is in the store."""
+    """Say what of the sweep is in the store, what runs and what failed."""
+
+    watch: bool = False
+    """Say it again whenever it changes, until the sweep's driver ends."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +195,21 @@ def main(
     `profiles` are the experiment's own `paper` and `laptop`, where they are not the grid's; `follow_up` is what it
     computes of the sweep's results.
     """
+    write_any_text()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    prog = f"python sweeps/{name}.py"
+    if is_asked_for(words):
+        print(short_help(Options, get_args(Command), prog, min(Console().width, PIPE_WIDTH)))
+        sys.exit(0)
     options = tyro.cli(
         Options,
-        args=arguments,
-        prog=f"python sweeps/{name}.py",
-        config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
+        args=["--help" if word == "--help-verbose" else word for word in words],
+        prog=prog,
+        config=(
+            tyro.conf.CascadeSubcommandArgs,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+        ),
     )
     sys.exit(execute(options, name, build, folder, profiles or catalog.PROFILES, follow_up))
 
@@ -290,9 +305,9 @@ def _root(storage: str) -> Location:
 
 
 def _console() -> Console:
-    """The terminal, or wide lines where the output goes into a file or pipe."""
+    """The terminal, or wide lines where the output goes into a file or pipe and nobody has set COLUMNS."""
     console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
 
 
 def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
@@ -303,8 +318,8 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
             return commands.run(session, build)
         case Plan():
             return commands.plan_only(session, build)
-        case Status():
-            return upkeep.status(session)
+        case Status(watch=watch):
+            return upkeep.status(session, watch=watch)
         case Report(compare=compare):
             return commands.report(session, compare)
         case Ui(port=port):
@@ -366,4 +381,4 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
 
 def dump_json(value: object) -> None:
     """Print a value for machines."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))

@@ -19,6 +19,7 @@ from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
 from orchestrator.follow_up import run_follow_up, show_analyses, with_analyses
 from orchestrator.full_report import HTML, said_conclusions, write_full_report
+from orchestrator.layout import fitting
 from orchestrator.outlook import architectures, outlook
 from orchestrator.progress import quiet
 from orchestrator.redaction import redacted, shown_uri
@@ -183,7 +184,7 @@ def report(session: Session, compare: str | None) -> int:
     _print_report(session, written)
     show_analyses(session, declaration)
     if beside is not None:
-        session.console.print(comparison_table(beside.table))
+        session.console.print(fitting(comparison_table(beside.table), session.console))
         _say(session, beside.conclusions)
         session.console.print(f"comparison: {beside.file}", highlight=False, soft_wrap=True)
     return say_holes(session, written.results)
@@ -263,7 +264,7 @@ def _evict_weights(session: Session, written: Written) -> None:
 
 
 def _print_report(session: Session, written: Written) -> None:
-    session.console.print(terminal_table(written.rows))
+    session.console.print(fitting(terminal_table(written.rows), session.console))
     if by_epoch := epoch_rows(written.results):
         session.console.print(epoch_table(by_epoch))
     _say(session, said_conclusions(written.folder))

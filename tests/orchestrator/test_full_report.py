@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pyarrow import Table, parquet
 from rich.console import Console
-from simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from sweep_samples import commit_train
 
+from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from orchestrator import figures, full_report
 from orchestrator.artifacts import Store
 from orchestrator.cli import main
