@@ -15,10 +15,12 @@ from orchestrator import audits
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
 from orchestrator.results import TrialResult
+from orchestrator.tables import Column, Table
 from trainers.data.audit import Audit
 from trainers.data.audit.rules import share
 from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, markdown, sets_rows
 from trainers.disk import replace
+from trainers.specs import clean_name
 
 Named = tuple[str, str]
 CONTROLLED_HEADER = (
@@ -68,6 +70,29 @@ def audit_section(
         lines += ["", "## Audit of the data", "", markdown(SETS, sets_rows(audit.sets))]
         lines += ["", markdown(FINDINGS, findings_rows(audit)) if audit.findings else "No findings."]
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def audit_tables(declaration: Declaration, results: Sequence[TrialResult], store: Store) -> tuple[Table, ...]:
+    """The same for the page: controlled accuracies, sets and findings; those with no row are left out."""
+    audit = audit_sweep(declaration, store)
+    found = (
+        _table(
+            "controlled",
+            "Accuracy without length and leaks",
+            "Means over trials that learned. Length-controlled: matched strata of the length difference; leak-free: "
+            "pairs that the training split does not hold; longer wins: what length alone reaches, in tokens.",
+            CONTROLLED_HEADER,
+            controlled_rows(results),
+        ),
+        _table("audit_sets", "Sets", "Lengths in characters and words.", SETS, sets_rows(audit.sets)),
+        _table("audit_findings", "Findings", "The worst first.", FINDINGS, findings_rows(audit)),
+    )
+    return tuple(table for table in found if table.rows)
+
+
+def _table(name: str, title: str, note: str, header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    columns = tuple(Column(name=clean_name(item), title=item) for item in header)
+    return Table(name=name, title=title, note=note, columns=columns, rows=tuple(rows))
 
 
 def say_audit(declaration: Declaration, store: Store, console: Console) -> None:

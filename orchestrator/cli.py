@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 from rich.console import Console
@@ -23,6 +23,8 @@ from orchestrator import catalog, placement, plan, selection
 from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile, Profiles
 from orchestrator.compute import REAL, StageFunctions
+from orchestrator.follow_up import FollowUp
+from orchestrator.help import is_asked_for, short_help
 from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -30,6 +32,7 @@ from trainers.errors import SpecError, StorageError, SweepError
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.specs import Trust, clean_name
 from trainers.stopping import GRACE_S
+from trainers.terminal import is_utf, write_any_text
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
 PIPE_WIDTH = 120
@@ -50,7 +53,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Status:
-    """Say what of the sweep is in the store."""
+    """Say what of the sweep is in the store, what runs and what failed."""
+
+    watch: bool = False
+    """Say it again whenever it changes, until the sweep's driver ends."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,7 @@ class Session:
     command: tuple[str, ...] = ()
     stages: StageFunctions = REAL
     profiles: Profiles = field(default_factory=lambda: catalog.PROFILES)
+    follow_up: FollowUp | None = None
 
     @property
     def driver_log(self) -> Path:
@@ -181,18 +188,30 @@ def main(
     arguments: Sequence[str] | None = None,
     *,
     profiles: Profiles | None = None,
+    follow_up: FollowUp | None = None,
 ) -> None:
     """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file.
 
-    `profiles` are the experiment's own `paper` and `laptop`, where they are not the grid's.
+    `profiles` are the experiment's own `paper` and `laptop`, where they are not the grid's; `follow_up` is what it
+    computes of the sweep's results.
     """
+    write_any_text()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    prog = f"python sweeps/{name}.py"
+    if is_asked_for(words):
+        print(short_help(Options, get_args(Command), prog, min(Console().width, PIPE_WIDTH)))
+        sys.exit(0)
     options = tyro.cli(
         Options,
-        args=arguments,
-        prog=f"python sweeps/{name}.py",
-        config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
+        args=["--help" if word == "--help-verbose" else word for word in words],
+        prog=prog,
+        config=(
+            tyro.conf.CascadeSubcommandArgs,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+        ),
     )
-    sys.exit(execute(options, name, build, folder, profiles or catalog.PROFILES))
+    sys.exit(execute(options, name, build, folder, profiles or catalog.PROFILES, follow_up))
 
 
 def execute(
@@ -201,11 +220,15 @@ def execute(
     build: Callable[[Selection], Sweep],
     folder: Path,
     profiles: Profiles = catalog.PROFILES,
+    follow_up: FollowUp | None = None,
 ) -> int:
     """Run the command; the exit code."""
-    return guarded(
-        lambda: _dispatch(dataclasses.replace(open_session(options, name, folder), profiles=profiles), build)
-    )
+
+    def run() -> int:
+        session = open_session(options, name, folder)
+        return _dispatch(dataclasses.replace(session, profiles=profiles, follow_up=follow_up), build)
+
+    return guarded(run)
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -282,9 +305,9 @@ def _root(storage: str) -> Location:
 
 
 def _console() -> Console:
-    """The terminal, or wide lines where the output goes into a file or pipe."""
+    """The terminal, or wide lines where the output goes into a file or pipe and nobody has set COLUMNS."""
     console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
 
 
 def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
@@ -295,8 +318,8 @@ def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
             return commands.run(session, build)
         case Plan():
             return commands.plan_only(session, build)
-        case Status():
-            return upkeep.status(session)
+        case Status(watch=watch):
+            return upkeep.status(session, watch=watch)
         case Report(compare=compare):
             return commands.report(session, compare)
         case Ui(port=port):
@@ -358,4 +381,4 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
 
 def dump_json(value: object) -> None:
     """Print a value for machines."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))

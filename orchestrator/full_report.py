@@ -2,7 +2,7 @@
 
 <storage>/sweeps/<sweep>/report/summary.md  report.html  report.json  figures/*.png|svg  tables/*.csv|parquet
 <storage>/sweeps/<sweep>/report/compare-<other>/compare.html  figures/  tables/
-<storage>/sweeps/<sweep>/learning_dynamics.parquet   drawn where it exists: reward, predicted, measured
+<storage>/sweeps/learning_dynamics/report/           drawn where sweeps/learning_dynamics.py has written it
 """
 
 import hashlib
@@ -14,17 +14,19 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import report
+from orchestrator import preference, report
 from orchestrator.analysis import Analysis
 from orchestrator.answers import statistics_tables
 from orchestrator.artifacts import Store, versions
-from orchestrator.audit_page import audit_section
+from orchestrator.audit_page import audit_section, audit_tables
 from orchestrator.conclusions import conclusions
+from orchestrator.controls import controlled
 from orchestrator.curves import curve_rows
 from orchestrator.declaration import Declaration
 from orchestrator.figures import Curves, every_figure
 from orchestrator.pages import Line, Page, Section, write_page
 from orchestrator.paper import spec_difference
+from orchestrator.per_pair import set_outcomes
 from orchestrator.progress import late_bar
 from orchestrator.provenance import holes_table, made_with, report_command, run_command, trials_table
 from orchestrator.report import Written, table_rows, write_report
@@ -35,10 +37,10 @@ from trainers.disk import digest_file, replace
 from trainers.errors import DataError
 
 # Raised by hand when the same results would give other pages.
-VERSION = 1
+VERSION = 2
 NOTE = "report.json"
 HTML = "report.html"
-DYNAMICS = "learning_dynamics.parquet"
+DYNAMICS = ("learning_dynamics", "changes.parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class Inputs:
     results: Sequence[TrialResult]
     curves: Curves
     state: SweepState
-    dynamics: Path
+    dynamics: tuple[Path, ...]
 
 
 def write_full_report(
@@ -57,7 +59,7 @@ def write_full_report(
 ) -> Written:
     """Write the report where it is not that of these results already, or in any case where `anew`.
 
-    `console` shows how far it is. Raises DataError where learning_dynamics.parquet is not what it should be.
+    `console` shows how far it is. Raises DataError where a table of learning dynamics is not what it should be.
     """
     inputs = read_inputs(declaration, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
@@ -71,7 +73,8 @@ def write_full_report(
     replace(
         folder / "summary.md",
         report.summary(declaration, written.results, written.rows, page.conclusions, page.tables[:1])
-        + audit_section(declaration, written.results, store, folder),
+        + audit_section(declaration, written.results, store, folder)
+        + f"\n{preference.TITLE}. {page.sections[-1].text}\n",
     )
     note = {
         "key": key,
@@ -98,7 +101,7 @@ def read_inputs(declaration: Declaration, store: Store) -> Inputs:
             for item in results
         },
         state=read_state(declaration.sweep, store),
-        dynamics=store.local_sweep_dir(declaration.sweep) / DYNAMICS,
+        dynamics=tuple(sorted((store.local_sweep_dir(DYNAMICS[0]) / "report").rglob(DYNAMICS[1]))),
     )
 
 
@@ -129,7 +132,7 @@ def _key(inputs: Inputs) -> str:
         [(key, len(rows)) for key, rows in inputs.curves.items()],
         inputs.state.command,
         {key: note.message for key, note in inputs.state.trials.items()},
-        digest_file(inputs.dynamics) if inputs.dynamics.is_file() else "",
+        [digest_file(file) for file in inputs.dynamics],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -168,6 +171,11 @@ def _page(inputs: Inputs, analysis: Analysis, store: Store, console: Console | N
         figures=tuple(figures),
         tables=computed,
         sections=(
+            Section(
+                title="What could be fooling us",
+                anchor="audit",
+                tables=audit_tables(inputs.declaration, results, store),
+            ),
             Section(title="Beside the paper", anchor="paper", tables=(spec_difference(results),)),
             Section(
                 title="How it was made",
@@ -179,19 +187,25 @@ def _page(inputs: Inputs, analysis: Analysis, store: Store, console: Console | N
                 tables=(made_with(results, store), trials_table(results)),
             ),
             Section(title="Holes", anchor="missing", tables=(holes_table(results, state),)),
+            Section(
+                title=preference.TITLE,
+                anchor="prefer",
+                text=preference.preference(controlled(set_outcomes(results, store))),
+            ),
         ),
     )
 
 
-def _dynamics(file: Path) -> list[dict[str, Any]]:
-    """Predicted and measured changes of reward, where somebody has computed them."""
-    if not file.is_file():
-        return []
+def _dynamics(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Predicted and measured changes of reward."""
     from pyarrow import ArrowException, parquet
 
-    try:
-        return list(parquet.read_table(file, columns=["reward", "predicted", "measured"]).to_pylist())
-    except (ArrowException, OSError) as error:
-        raise DataError(
-            f"{file} is no table of reward, predicted and measured ({error}); mend or remove it."
-        ) from error
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            rows += parquet.read_table(file, columns=["reward", "predicted", "measured"]).to_pylist()
+        except (ArrowException, OSError) as error:
+            raise DataError(
+                f"{file} is no table of reward, predicted and measured ({error}); run sweeps/learning_dynamics.py again."
+            ) from error
+    return rows

@@ -5,6 +5,7 @@ import math
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.layout import fitting
 from orchestrator.outlook import Cell, Outlook
 from trainers.errors import SpecError
 from trainers.specs import Placement
@@ -39,7 +40,7 @@ def say(console: Console, found: Outlook, trials: int) -> None:
         table.add_column(column, justify="left" if column in _LEFT else "right", overflow="fold")
     for cell in found.cells:
         table.add_row(*_row(cell))
-    console.print(table)
+    console.print(fitting(table, console))
     for line in _lines(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for cell in found.cells:

@@ -12,21 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from rich import progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from orchestrator.layout import fitting
+from orchestrator.pace import Pace
 from orchestrator.redaction import RedactingFormatter, scrub
 from trainers.errors import StorageError
+from trainers.terminal import READABLE, is_utf
 
 SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
 PLAIN_EVERY_S = 15.0
 BAR_AFTER_S = 2.0
+
+
+class _Rate(progress.ProgressColumn):
+    """How many are done in a second."""
+
+    def render(self, task: progress.Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s")
+
+
 _BAR = (
     progress.TextColumn("{task.description}"),
     progress.BarColumn(),
     progress.MofNCompleteColumn(),
+    _Rate(),
     progress.TimeRemainingColumn(),
 )
 
@@ -46,9 +61,11 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept_out, kept_error = os.dup(1), os.dup(2)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    errors = "strict" if is_utf(encoding) else READABLE
     with (
         log.open("a", encoding="utf-8") as sink,
-        os.fdopen(os.dup(kept_out), "w", encoding="utf-8") as terminal,
+        os.fdopen(os.dup(kept_out), "w", encoding=encoding, errors=errors) as terminal,
     ):
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
@@ -99,21 +116,8 @@ class TrialState:
 
     name: str
     state: str = "waiting"
-    stage: str = ""
-    row: Mapping[str, Any] = field(default_factory=dict)
-    train_started: float = 0.0
+    pace: Pace = field(default_factory=Pace)
     message: str = ""
-
-    def rate(self) -> float | None:
-        """Pairs per second of the last step."""
-        return self.row["pairs"] / self.row["step_s"] if self.row.get("step_s") else None
-
-    def time_left_s(self) -> float | None:
-        """Seconds to the end of the training at its own pace so far."""
-        step = self.row.get("step")
-        if not step or self.stage != "train":
-            return None
-        return (time.time() - self.train_started) / step * (self.row["total"] - step)
 
 
 class Progress:
@@ -153,11 +157,9 @@ class Progress:
                 case "started":
                     trial.state = "running"
                 case "stage":
-                    trial.stage = event["stage"]
-                    if trial.stage == "train":
-                        trial.train_started = time.time()
-                case "rows" if event["stage"] == "train":
-                    trial.row = event["rows"][-1]
+                    trial.pace.begin(event["stage"])
+                case "rows":
+                    trial.pace.take(event["stage"], event["rows"][-1])
                 case "complete" | "failed" | "stopped" as state:
                     trial.state = state
                     trial.message = event.get("message", "")
@@ -190,7 +192,7 @@ class Progress:
             self._last_line = time.monotonic()
             self._console.print("  ".join([trial.name, *_cells(trial)]), markup=False, soft_wrap=True)
 
-    def _table(self) -> Table:
+    def _table(self) -> RenderableType:
         with self._lock:
             counts = self.counts()
             title = "  ".join(f"{count} {state}" for state, count in counts.items())
@@ -201,19 +203,8 @@ class Progress:
             active.sort(key=lambda trial: trial.state != "running")
             for trial in active[:SHOWN]:
                 table.add_row(trial.name, *_cells(trial))
-        return table
+        return fitting(table, self._console)
 
 
 def _cells(trial: TrialState) -> tuple[str, str, str, str, str]:
-    if trial.state == "failed":
-        return ("failed", "", "", "", "")
-    if not trial.row:
-        return (trial.stage or "waiting", "", "", "", "")
-    rate, left = trial.rate(), trial.time_left_s()
-    return (
-        trial.stage,
-        f"{trial.row['step']:.0f}/{trial.row['total']}",
-        f"{trial.row['loss']:.4f}",
-        "" if rate is None else f"{rate:.1f}",
-        "" if left is None else f"{left:.0f} s",
-    )
+    return ("failed", "", "", "", "") if trial.state == "failed" else trial.pace.cells()

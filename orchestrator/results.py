@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 
 from orchestrator.artifacts import Store
 from orchestrator.audits import leaked_rows
@@ -135,6 +137,20 @@ def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> Ev
         scores=scores,
         epoch=wanted.epoch,
     )
+
+
+def all_scores(result: TrialResult, store: Store) -> pa.Table:
+    """One row per evaluated pair of a trial, with the set that it is of and the epoch after which it was scored."""
+    keys = {(item.dataset, item.epoch): item.key for item in result.record.evaluations}
+    tables = []
+    for item in result.evaluations:
+        file = store.read_file("evaluate", keys[item.dataset, item.epoch], "scores.parquet")
+        scores = parquet.read_table(file).replace_schema_metadata(None)
+        names = pa.array([item.dataset] * len(scores))
+        epochs = pa.array([item.epoch] * len(scores), pa.int64())
+        scores = scores.set_column(scores.column_names.index("dataset"), "dataset", names)
+        tables.append(scores.append_column("epoch", epochs))
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _committed(manifest: dict[str, Any]) -> float:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.artifacts import Store
+from orchestrator.pace import Pace
 from trainers.disk import replace
 from trainers.errors import StorageError
 from trainers.objects import Location
@@ -28,6 +29,9 @@ class TrialNote:
     stage: str = ""
     step: int = 0
     total: int = 0
+    loss: float | None = None
+    pairs_per_s: float | None = None
+    left_s: float | None = None
     cause: str = ""
     message: str = ""
     retries: list[str] = field(default_factory=list)
@@ -62,6 +66,7 @@ class StateWriter:
         self._path = _file(sweep, store)
         self._driver, self._command = driver, tuple(command)
         self._trials = {**read_state(sweep, store).trials, **{key: TrialNote() for key in todo}}
+        self._paces: dict[str, Pace] = {}
         self._written = 0.0
         self._write()
 
@@ -74,10 +79,9 @@ class StateWriter:
             case "started":
                 note.state = "running"
             case "stage":
-                note.stage = event["stage"]
-            case "rows" if event["stage"] == "train":
-                last = event["rows"][-1]
-                note.step, note.total = int(last["step"]), int(last["total"])
+                self._begin(event["trial"], event["stage"])
+            case "rows":
+                self._take(event["trial"], event["stage"], event["rows"][-1])
             case "retry":
                 note.retries.append(f"{event['cause']}: {event['message']}")
             case "replanned":
@@ -86,8 +90,23 @@ class StateWriter:
                 note.state, note.cause, note.message = event["event"], "", ""
             case "failed":
                 note.state, note.cause, note.message = "failed", event["cause"], event["message"]
+        if event["event"] in ("complete", "failed", "stopped"):
+            note.pairs_per_s = note.left_s = None
         if time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
+
+    def _begin(self, trial: str, stage: str) -> None:
+        self._paces.setdefault(trial, Pace()).begin(stage)
+        self._note_pace(trial)
+
+    def _take(self, trial: str, stage: str, row: Mapping[str, Any]) -> None:
+        self._paces.setdefault(trial, Pace()).take(stage, row)
+        self._note_pace(trial)
+
+    def _note_pace(self, trial: str) -> None:
+        note, pace = self._trials[trial], self._paces[trial]
+        note.stage, note.step, note.total = pace.stage, pace.done, pace.total
+        note.loss, note.pairs_per_s, note.left_s = pace.loss, pace.rate, pace.left_s
 
     def close(self) -> None:
         """Write the last word; what still ran is stopped."""

@@ -1,14 +1,21 @@
 """Commands that train nothing: what a sweep is doing and lacks, its MLflow view, and the store's garbage."""
 
 import itertools
+import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import cli, estimate, housekeeping
@@ -17,35 +24,68 @@ from orchestrator.cli import Session
 from orchestrator.damage import say_damaged_logs
 from orchestrator.declaration import read_declaration
 from orchestrator.full_report import write_full_report
+from orchestrator.layout import fitting
+from orchestrator.pace import duration
 from orchestrator.progress import quiet
 from orchestrator.redaction import shown_uri
-from orchestrator.results import TrialResult, sweep_results
+from orchestrator.results import TrialResult, trial_result
 from orchestrator.state import TrialNote, read_state
+from trainers.errors import SpecError
+
+WATCH_EVERY_S = 2.0
 
 
-def status(session: Session) -> int:
-    """Print the state of each trial: from the artifacts, and from what the driver noted of those that run or failed."""
-    results = sweep_results(read_declaration(session.sweep_name, session.store), session.store)
-    state = read_state(session.sweep_name, session.store)
-    running = state.driver in live_drivers(session.store.root)
-    rows = [
-        _status_row(result, state.trials.get(result.record.key, TrialNote()), running) for result in results
-    ]
+def status(session: Session, *, watch: bool = False) -> int:
+    """Print the state of each trial: from the artifacts, and from what the driver noted of those that run or failed.
+
+    With `watch`, again whenever it changes, until no driver of the sweep is at work.
+    """
+    known: dict[str, TrialResult] = {}
+    shown: list[dict[str, Any]] | None = None
+    while True:
+        declaration = read_declaration(session.sweep_name, session.store)
+        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in declaration.trials]
+        known = {result.record.key: result for result in results if result.complete}
+        state = read_state(session.sweep_name, session.store)
+        running = state.driver in live_drivers(session.store.root)
+        rows = [
+            _status_row(result, state.trials.get(result.record.key, TrialNote()), running)
+            for result in results
+        ]
+        if rows != shown:
+            left_s = time_left_s(results, state.trials) if running else None
+            _show_status(session, rows, _driver(running, left_s), clear=watch)
+            shown = rows
+        if running and watch:
+            time.sleep(WATCH_EVERY_S)
+            continue
+        if running or session.options.json:
+            return 0 if len(known) == len(results) else cli.HOLES
+        return say_holes(session, results)
+
+
+def _driver(running: bool, left_s: float | None) -> str:
+    if not running:
+        return "no driver is at work"
+    left = "" if left_s is None else f", about {left_s / 60:.0f} min of training left"
+    return f"its driver is at work{left}"
+
+
+def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, *, clear: bool) -> None:
     if session.options.json:
         cli.dump_json(rows)
-        return 0 if all(result.complete for result in results) else cli.HOLES
-    driver = "its driver is at work" if running else "no driver is at work"
-    left_s = time_left_s(results, state.trials) if running else None
-    if left_s is not None:
-        driver += f", about {left_s / 60:.0f} min of training left"
+        return
+    if clear and session.console.is_terminal:
+        session.console.clear()
     title = f"{session.sweep_name} in {session.store.root}: {driver}"
     table = Table(title=title, title_justify="left")
-    for column in rows[0] if rows else ():
+    # What nothing is known of takes no room.
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", 0) for row in rows)]
+    for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    session.console.print(table)
-    return say_holes(session, results) if not running else cli.HOLES
+        table.add_row(*(escape(str(row[column])) for column in columns))
+    session.console.print(fitting(table, session.console))
 
 
 def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) -> float | None:
@@ -60,17 +100,25 @@ def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) 
             took.setdefault(kind, []).append(result.trained_at - result.started)
         elif note is not None and not result.trained and note.state in ("running", "waiting"):
             running += note.state == "running"
-            left[kind] = left.get(kind, 0.0) + 1 - (note.step / note.total if note.total else 0.0)
+            left[kind] = (
+                left.get(kind, 0.0)
+                + 1
+                - (note.step / note.total if note.total and note.stage == "train" else 0.0)
+            )
     means = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
     return estimate.time_left_s(means, left, running)
 
 
 def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:
     known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
+    runs = known == "running" and not result.complete
     return {
         "trial": result.record.name,
         "state": "complete" if result.complete else known,
-        "stage": f"{note.stage} {note.step}/{note.total}".removesuffix(" 0/0") if known == "running" else "",
+        "stage": f"{note.stage} {note.step}/{note.total}".removesuffix(" 0/0") if runs else "",
+        "loss": f"{note.loss:.4f}" if runs and note.loss is not None else "",
+        "pairs/s": f"{note.pairs_per_s:.1f}" if runs and note.pairs_per_s is not None else "",
+        "left": duration(note.left_s) if runs else "",
         "trained": result.trained,
         "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
         "retries": len(note.retries),
@@ -114,11 +162,13 @@ def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
 
 
 def ui(session: Session, port: int) -> int:
-    """Run MLflow's server in the foreground, on loopback."""
+    """Run MLflow's server in the foreground, on loopback. Raises SpecError where the port is taken."""
     if session.tracking_uri.startswith("http"):
-        session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}")
+        session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}", soft_wrap=True)
         return 0
-    session.console.print(f"MLflow on http://127.0.0.1:{port} (stop with Ctrl-C)")
+    _require_free(port)
+    address = f"http://127.0.0.1:{port}"
+    session.console.print(f"MLflow on {address} (stop with Ctrl-C)", soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
@@ -127,7 +177,48 @@ def ui(session: Session, port: int) -> int:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_BACKEND_STORE_URI": session.tracking_uri,
     }
-    return subprocess.run(command, env=environment, check=False).returncode
+    with subprocess.Popen(command, env=environment) as server:
+        try:
+            experiment = _experiment(address, server)
+            if experiment is not None:
+                runs = f"{address}/#/experiments/{experiment}/runs?{_sweep_filter(session.sweep_name)}"
+                session.console.print(f"its runs: {runs}", soft_wrap=True, markup=False)
+            return server.wait()
+        except BaseException:
+            server.kill()
+            raise
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        # As the server itself will: what lingers of an earlier one is no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise SpecError(f"--port {port} cannot be served ({error}); give another.") from error
+
+
+def _experiment(address: str, server: subprocess.Popen[bytes]) -> str | None:
+    """The id of our experiment once the server answers; None where it has none, or ends first."""
+    from orchestrator.view import EXPERIMENT
+
+    asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                return str(json.load(answer)["experiment"]["experiment_id"])
+        except urllib.error.HTTPError:
+            return None
+        except OSError:
+            time.sleep(0.2)
+    return None
+
+
+def _sweep_filter(sweep: str) -> str:
+    """The query of a page that shows a sweep's runs; without the first part MLflow opens pages for chat programs."""
+    wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
+    return urllib.parse.urlencode({"workflowType": "machine_learning", "searchFilter": wanted})
 
 
 def sync(session: Session) -> int:
@@ -166,7 +257,7 @@ def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
         table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
     for item in items:
         table.add_row(item.found.path, housekeeping.gigabytes(item.found.bytes), item.why)
-    console.print(table)
+    console.print(fitting(table, console))
     total = housekeeping.gigabytes(sum(item.found.bytes for item in items))
     if not delete:
         console.print(f"{len(items)} items, {total} GB; nothing is removed without --delete", highlight=False)

@@ -4,18 +4,22 @@ Logging is idempotent: a run is found by its tags, its points carry the time sto
 equal points (key, step, time, value) once. So a retry re-opens a run, and whatever failed can be logged again.
 """
 
+import dataclasses
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from pyarrow import parquet
 
 from orchestrator.artifacts import Store
 from orchestrator.curves import CURVES, curve_rows
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.redaction import redacted, take_credentials
-from orchestrator.results import TrialResult, trial_result
+from orchestrator.results import TrialResult, all_scores, trial_result
 from orchestrator.spec import CATEGORIES
 from trainers.objects import Location
 
@@ -67,6 +71,8 @@ class View:
         id = run.info.run_id
         self._log_datasets(id, trial)
         self._log_metrics(id, [*_curves(trial, self._store), *_final_metrics(result)])
+        if result.evaluations:
+            self._log_files(id, result)
         if result.complete:
             self._client.set_terminated(id, "FINISHED", end_time=_milliseconds(result.finished))
         elif status != "RUNNING":
@@ -91,11 +97,7 @@ class View:
 
     def log_report(self, folder: Path, status: str) -> None:
         """The report's files on the parent run, which ends with `status`."""
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                inside = file.parent.relative_to(folder)
-                target = "report" if inside == Path() else f"report/{inside}"
-                self._client.log_artifact(self.parent, str(file), target)
+        self._client.log_artifacts(self.parent, str(folder), "report")
         self._client.set_terminated(self.parent, status)
 
     def _experiment_id(self, uri: str) -> str:
@@ -204,6 +206,14 @@ class View:
         ]
         for start in range(0, len(points), _BATCH):
             self._client.log_batch(run, metrics=points[start : start + _BATCH])
+
+    def _log_files(self, run: str, result: TrialResult) -> None:
+        """config.json, what the trial is made of; scores.parquet, every pair of every set."""
+        with tempfile.TemporaryDirectory() as folder:
+            config = json.dumps(dataclasses.asdict(result.record), indent=1, ensure_ascii=False)
+            (Path(folder) / "config.json").write_text(redacted(config), encoding="utf-8")
+            parquet.write_table(all_scores(result, self._store), Path(folder) / "scores.parquet")
+            self._client.log_artifacts(run, folder)
 
 
 def _artifacts_beside(uri: str, storage: Location) -> str | None:

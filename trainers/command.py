@@ -17,6 +17,7 @@ from trainers.data.sources import HUB_ID, read_pairs
 from trainers.errors import DataError, Interrupted, SpecError, SweepError, TrialFailed
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DatasetSpec, DrawSpec, clean_name
+from trainers.terminal import write_any_text
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
@@ -31,6 +32,7 @@ def command(
     """
     import tyro
 
+    write_any_text()
     if models:
         _quieten_transformers()
     else:

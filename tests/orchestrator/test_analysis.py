@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from simulated import REVERSED, STRENGTHS, ULTRAFEEDBACK, simulated_sweep
 
+from benchmarks.simulated import REVERSED, STRENGTHS, ULTRAFEEDBACK, simulated_sweep
 from orchestrator import answers
 from orchestrator.analysis import Analysis, Scope, spanish_beside_french
 from orchestrator.artifacts import Store

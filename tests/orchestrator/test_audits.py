@@ -14,7 +14,7 @@ from pyarrow import parquet
 from rich.console import Console
 from sweep_samples import commit_train, commit_trial, dataset_folder, declaration, record, rows
 
-from orchestrator import audits
+from orchestrator import audits, full_report
 from orchestrator.artifacts import Store
 from orchestrator.audit_page import audit_sweep, say_audit
 from orchestrator.datasets import DatasetReader
@@ -173,6 +173,22 @@ def test_the_report_has_the_audit_and_both_accuracies(store: Store, splits: dict
     assert "| seen | seen | ex_rm | 0.750 | 0.500 | 0.667 | 40 | 30 | 0.250 |" in summary
     assert "10 of 40 pairs (prompts 10)" in summary
     assert summary.index("Accuracy by category") < summary.index("## Audit of the data")
+
+
+def test_the_page_has_the_audit(store: Store, splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(full_report, "every_figure", lambda *_: iter(()))
+    trial = trial_on(splits)
+    commit_length_reward(store, trial)
+    folder = full_report.write_full_report(declaration(trial), store).folder
+    page = (folder / "report.html").read_text()
+    assert "10 of 40 pairs (prompts 10)" in page
+    (row,) = [
+        item
+        for item in parquet.read_table(folder / "tables" / "controlled.parquet").to_pylist()
+        if item["evaluated_on"] == "seen"
+    ]
+    assert (row["accuracy"], row["length-controlled"], row["leak-free"]) == ("0.750", "0.500", "0.667")
+    assert (folder / "tables" / "audit_sets.csv").is_file()
 
 
 def test_a_declared_rewriting_is_compared_with_the_originals_of_the_same_prompts(

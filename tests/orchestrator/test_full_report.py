@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pyarrow import Table, parquet
 from rich.console import Console
-from simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from sweep_samples import commit_train
 
+from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from orchestrator import figures, full_report
 from orchestrator.artifacts import Store
 from orchestrator.cli import main
@@ -143,10 +143,12 @@ def test_the_summary_begins_with_the_conclusions(whole):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_summary_ends_with_the_audit(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_the_summary_ends_with_the_audit_and_what_to_prefer(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(full_report, "audit_section", lambda *_: "what the audit says")
     folder = write_full_report(simulated_sweep(store, missing=4, **SMALL), store).folder
-    assert (folder / "summary.md").read_text().endswith("what the audit says")
+    ending = (folder / "summary.md").read_text().partition("what the audit says")[2]
+    assert ending.startswith("\nWhen to prefer which. Nothing can be advised: ")
+    assert (folder / "report.html").read_text().rpartition("<h2")[2].startswith(' id="prefer">When to prefer')
 
 
 def test_a_report_of_the_same_results_is_not_written_again(whole):
@@ -201,10 +203,10 @@ def test_learning_dynamics_are_drawn_where_they_were_computed():
 
 def test_dynamics_that_cannot_be_read_are_named(store: Store):
     declared = simulated_sweep(store, missing=4, **SMALL)
-    file = store.sweep_dir("demo") / "learning_dynamics.parquet"
+    file = store.sweep_dir("learning_dynamics") / "report" / "changes.parquet"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"something else")
-    with pytest.raises(DataError, match=r"learning_dynamics\.parquet is no table of reward"):
+    with pytest.raises(DataError, match=r"changes\.parquet is no table of reward"):
         write_full_report(declared, store)
 
 

@@ -59,7 +59,7 @@ def test_what_earlier_commands_noted_stays_and_what_runs_again_is_new(store: Sto
     assert (notes["b"].state, notes["b"].cause) == ("complete", "")
 
 
-def test_events_of_other_trials_and_rows_of_other_stages_change_nothing(store: Store):
+def test_events_of_other_trials_and_rows_without_a_total_change_nothing(store: Store):
     notes = told(
         store,
         event("started", "unknown"),
@@ -96,6 +96,21 @@ def test_a_note_that_cannot_be_written_ends_nothing(store: Store):
     store.sweep_dir("s").parent.mkdir(parents=True)
     store.sweep_dir("s").write_text("a file where the folder should be")
     assert told(store, event("started")) == {}
+
+
+def test_a_running_trial_s_pace_is_noted_and_a_failed_one_has_none(store: Store):
+    row = {"step": 1.0, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
+    writer = StateWriter("s", store, "driver-1", [], ["a", "b"])
+    for trial in ("a", "b"):
+        writer.on_event(event("started", trial))
+        writer.on_event(event("stage", trial, stage="train"))
+        writer.on_event(event("rows", trial, stage="train", rows=[row]))
+    writer.on_event(event("failed", "b", cause="Diverged", message="m"))
+    writer.close()
+    notes = read_state("s", store).trials
+    assert (notes["a"].loss, notes["a"].pairs_per_s) == (0.5, 4.0)
+    assert notes["a"].left_s is not None
+    assert (notes["b"].loss, notes["b"].pairs_per_s, notes["b"].left_s) == (0.5, None, None)
 
 
 def test_a_training_on_fewer_devices_than_planned_is_noted(store: Store):

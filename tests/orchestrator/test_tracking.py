@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from pyarrow import parquet
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
 
 from orchestrator import tracking
@@ -20,6 +22,7 @@ from orchestrator.curves import CURVE_POINTS, thinned
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.report import write_report
 from orchestrator.tracking import Tracker, default_uri, sync
+from orchestrator.view import EXPERIMENT
 from tests.faults.tracking_server import (
     free_port,
     migrated_database,
@@ -138,6 +141,7 @@ def test_a_run_holds_metrics_curves_inputs_and_the_parent_the_report(uri: str, s
         ("tiny_world", "d" * 32, "training"),
     ]
     assert parent["files"] == ["report/summary.md", "report/tables/accuracy.csv"]
+    assert first["files"] == second["files"] == ["config.json", "scores.parquet"]
 
 
 def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, store: Store):
@@ -152,6 +156,30 @@ def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, sto
     assert {"report/report.html", "report/figures/margins.svg", "report/compare-other/compare.html"} <= set(
         files
     )
+
+
+def test_a_run_keeps_its_trial_s_record_and_every_score(database: str, store: Store):
+    secret = "hf_" + "a" * 34
+    trial = with_parameters(record(), note=f"https://user:word@host/{secret}")
+    commit_trial(store, trial, 9, 5)
+    sync_all(database, store, declaration(trial))
+    run = runs_of(database, "demo")[-1]
+    folder = Path(MlflowClient(tracking_uri=database).download_artifacts(run.info.run_id, ""))
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["key"], config["parameters"]["lr"]) == (trial.key, 1e-4)
+    assert [item["key"] for item in config["evaluations"]] == [item.key for item in trial.evaluations]
+    assert secret not in (folder / "config.json").read_text()
+    scores = parquet.read_table(folder / "scores.parquet").to_pandas()
+    right = (scores.chosen_reward > scores.rejected_reward).groupby(scores.dataset).sum()
+    assert dict(right) == {"tiny_world": 9, "hamiltonian": 5}
+
+
+def test_a_filter_of_the_page_finds_a_reward_type(database: str, store: Store):
+    sync_all(database, store, declaration(*two_trials(store)))
+    client = MlflowClient(tracking_uri=database)
+    (experiment,) = [item for item in client.search_experiments() if item.name == EXPERIMENT]
+    found = client.search_runs([experiment.experiment_id], 'params.reward = "im_rm"')
+    assert [run.info.run_name for run in found] == ["llama-64 · im_rm · tiny_world · s0"]
 
 
 def test_syncing_twice_changes_nothing(uri: str, store: Store, sweep_name: str):

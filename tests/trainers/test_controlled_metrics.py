@@ -15,7 +15,9 @@ def synthetic(pairs: int = 20_000, *, skew: float = -30.0, seed: int = 0):
     return rng, longer, np.zeros(pairs)
 
 
-@pytest.mark.parametrize("shape", [np.sign, np.cbrt, lambda x: x**3, np.tanh], ids=str)
+@pytest.mark.parametrize(
+    "shape", [np.sign, np.cbrt, lambda x: x**3, np.tanh], ids=["sign", "root", "cube", "tanh"]
+)
 def test_a_reward_of_length_alone_gets_one_half_whatever_its_shape(shape):
     _, longer, zero = synthetic()
     for sign in (1.0, -1.0):

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
-from sweep_samples import commit_train
 
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
@@ -28,6 +27,8 @@ STRENGTHS: dict[tuple[str, str], float] = {
     ("ex_rm", "domain shift"): 0.2,
     ("im_rm", "domain shift"): 1.2,
 }
+# When the simulated trainings began: a Unix time.
+STARTED = 1_700_000_000.0
 REVERSED = {
     ({"ex_rm": "im_rm", "im_rm": "ex_rm"}[kind], category): value
     for (kind, category), value in STRENGTHS.items()
@@ -47,8 +48,12 @@ def simulated_sweep(
     strengths: Mapping[tuple[str, str], float] = STRENGTHS,
     missing: int = 0,
     unlearned: int = 0,
+    steps: int = 30,
 ) -> Declaration:
-    """Commit every trial but the last `missing`; the last `unlearned` of those are at chance in training."""
+    """Commit every trial but the last `missing`; the last `unlearned` of those are at chance in training.
+
+    Each training's log holds `steps` steps.
+    """
     trials = [
         _record(name, model, kind, train_set, seed, sets)
         for seed in seeds
@@ -59,7 +64,7 @@ def simulated_sweep(
     committed = trials[: len(trials) - missing]
     for number, trial in enumerate(committed):
         learned = number < len(committed) - unlearned
-        commit_train(store, trial.key, accuracy=1.0 if learned else 0.5, steps=30)
+        _commit_train(store, trial, 1.0 if learned else 0.5, steps)
         for item in trial.evaluations:
             _commit(store, trial, item, pairs, strengths[trial.reward, item.category])
     return Declaration(sweep=name, trials=tuple(trials))
@@ -84,6 +89,28 @@ def _record(
             for name, category in sets
         ),
     )
+
+
+def _commit_train(store: Store, trial: TrialRecord, accuracy: float, steps: int) -> None:
+    noise = np.random.default_rng(list(trial.key.encode())).normal(size=steps)
+    progress = np.arange(1, steps + 1) / steps
+    margins = (1.0 if trial.reward == "ex_rm" else 0.4) * progress + 0.05 * noise
+    log = pa.table(
+        {
+            "step": np.arange(1.0, steps + 1),
+            "epoch": np.floor(5 * progress - 1e-9),
+            "loss": np.log1p(np.exp(-3 * margins)),
+            "accuracy": 0.5 + (accuracy - 0.5) * progress,
+            "margin": margins,
+            "grad_norm": 1.0 + 0.1 * np.abs(noise),
+            "lr": np.full(steps, 1e-6),
+            "time": STARTED + 2.0 * np.arange(steps),
+        }
+    )
+    perf = {"tokens_per_s": 5000.0, "pairs_per_s": 10.0 + noise[0], "step_s": 2.0, "peak_mem_gb": 30.0}
+    with store.write("train", trial.key) as attempt:
+        parquet.write_table(log, attempt.directory / "log.parquet")
+        attempt.info.update(pairs=100, train_accuracy=accuracy, perf={**perf, "set_up_s": 2.0})
 
 
 def _commit(store: Store, trial: TrialRecord, item: EvaluationRecord, pairs: int, strength: float) -> None:

@@ -1,0 +1,140 @@
+"""Two hundred runs in MLflow's page and in a real browser: listed, grouped, compared, the report opened, no error.
+
+Screenshots of what was seen are left in $RMSWEEP_SCREENSHOTS, or in the test's folder.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from selenium import webdriver
+
+from benchmarks.sync import Rebuild, paper_sweep
+from orchestrator.artifacts import Store
+from orchestrator.declaration import write_declaration
+from orchestrator.full_report import write_full_report
+from orchestrator.tracking import default_uri, sync
+from tests.browser import page
+from tests.faults.tracking_server import free_port, runs_of
+
+# MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
+pytestmark = pytest.mark.filterwarnings("default")
+ROOT = Path(__file__).resolve().parent.parent.parent
+TRIALS = 200
+# It stands in every picture.
+NAME = "simulated"
+# MLflow's page asks for so many at a time; the parent of runs that are shown comes on top.
+FIRST_PAGE = 100
+COMPARED = 20
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """First of all, so that nothing is built where no browser is."""
+    with page.browser(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def store(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two hundred simulated trials with their report and their view."""
+    store = Store(tmp_path_factory.mktemp("sweep") / "store")
+    declared = paper_sweep(store, Rebuild(trials=TRIALS, steps=12, pairs=30, sets=3), name=NAME)
+    write_declaration(declared, store)
+    sync(default_uri(store), store, declared, write_full_report(declared, store).folder)
+    return store
+
+
+@pytest.fixture(scope="module")
+def address(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the sweep's runs, as `ui` prints it."""
+    folder = tmp_path_factory.mktemp("ui")
+    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "ui", "--storage", str(store.root)]
+    command += ["--name", NAME, "--port", str(free_port())]
+    said = folder / "said.txt"
+    with said.open("w") as sink:
+        server = subprocess.Popen(command, cwd=folder, stdout=sink, stderr=sink, start_new_session=True)
+    try:
+        found = page.until(
+            lambda: server.poll() is not None or re.search(r"its runs: (\S+)", said.read_text()), "address"
+        )
+        assert isinstance(found, re.Match), said.read_text()
+        yield found[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go."""
+    folder = Path(os.environ.get("RMSWEEP_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_runs_are_listed_under_their_sweep_and_twenty_compared(
+    driver: webdriver.Chrome, address: str, pictures: Path
+):
+    driver.get(address)
+    assert page.until(lambda: page.run_names(driver), "list of runs") == [NAME]
+    page.close_assistant(driver)
+    page.expand(driver)
+    parent, *names = page.until(
+        lambda: len(page.run_names(driver)) > COMPARED and page.run_names(driver), "runs below it"
+    )
+    assert (parent, len(names)) == (NAME, FIRST_PAGE - 1)
+    for name in names:
+        assert re.fullmatch(r"[a-z0-9.-]+ · (ex|im)_rm · (ultrafeedback|rewardmath) · s\d", name), name
+    page.require_no_trouble(driver)
+    page.picture(driver, pictures / "mlflow_runs.png")
+    for row in range(1, COMPARED + 1):
+        page.choose_run(driver, row)
+    page.press(driver, "Compare")
+    page.until(lambda: f"Comparing {COMPARED} Runs" in page.text(driver), "comparison")
+    page.until(lambda: page.elements(driver, ".js-plotly-plot svg"), "plot of the comparison")
+    compared = page.text(driver)
+    for name in names[:COMPARED]:
+        assert name in compared
+    page.require_no_trouble(driver)
+    page.picture(driver, pictures / "mlflow_comparison.png")
+
+
+def test_a_filter_of_the_address_leaves_the_runs_of_one_reward_type(driver: webdriver.Chrome, address: str):
+    base = address.split("?")[0]
+    driver.get("about:blank")
+    driver.get(f"{base}?workflowType=machine_learning&searchFilter=params.reward+%3D+%22im_rm%22")
+    names = page.until(lambda: len(page.run_names(driver)) > COMPARED and page.run_names(driver), "runs")
+    # MLflow shows the parent, which has no parameters, for the sake of the order.
+    assert [name for name in names if " · im_rm · " not in name] in ([], [NAME])
+    page.require_no_trouble(driver)
+
+
+def test_the_report_opens_in_the_artifact_view_and_alone(
+    driver: webdriver.Chrome, address: str, store: Store, pictures: Path
+):
+    uri = default_uri(store)
+    parent = next(run for run in runs_of(uri, NAME) if run.data.tags["rmsweep.role"] == "sweep")
+    runs = address.split("?")[0]
+    driver.get("about:blank")
+    driver.get(f"{runs}/{parent.info.run_id}/artifacts/report/report.html")
+    frame = page.until(lambda: page.elements(driver, "iframe"), "frame of the report")[0]
+    driver.switch_to.frame(frame)
+    heading = page.until(lambda: page.elements(driver, "h1"), "report")[0].text
+    assert NAME in heading
+    assert len(page.elements(driver, "table")) > 3
+    assert len(page.elements(driver, "figure svg, figure img")) > 3
+    driver.switch_to.default_content()
+    page.require_no_trouble(driver)
+    folder = Path(MlflowClient(tracking_uri=uri).download_artifacts(parent.info.run_id, "report"))
+    driver.get((folder / "report.html").as_uri())
+    page.require_no_trouble(driver)
+    page.picture(driver, pictures / "report.png")

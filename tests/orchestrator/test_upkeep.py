@@ -1,0 +1,86 @@
+"""`status --watch` follows a driver to its end; `ui` says where runs are, and refuses a port that is taken."""
+
+import io
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from sweep_samples import commit_scores, commit_trial, declaration, record
+
+from orchestrator import upkeep
+from orchestrator.artifacts import Store
+from orchestrator.cli import HOLES, Options, Session
+from orchestrator.declaration import write_declaration
+from orchestrator.state import StateWriter
+from trainers.errors import SpecError
+
+
+def session(store: Store, uri: str = "") -> tuple[Session, io.StringIO]:
+    """An invocation, and what it prints."""
+    said = io.StringIO()
+    console = Console(file=said, width=160)
+    made = Session(
+        options=Options(),
+        sweep_name="demo",
+        store=store,
+        tracking_uri=uri,
+        folder=Path(),
+        console=console,
+    )
+    return made, said
+
+
+def test_watching_says_each_change_and_ends_with_the_driver(store: Store, monkeypatch: pytest.MonkeyPatch):
+    trial = record()
+    commit_trial(store, trial, 9)
+    write_declaration(declaration(trial), store)
+    writer = StateWriter("demo", store, "driver-1", [], [trial.key])
+    writer.on_event({"trial": trial.key, "event": "started"})
+    row = {"step": 1, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
+    monkeypatch.setattr("orchestrator.state.WRITE_EVERY_S", 0.0)
+    changes = iter(
+        [
+            lambda: None,
+            lambda: writer.on_event({"trial": trial.key, "event": "rows", "stage": "train", "rows": [row]}),
+            lambda: commit_scores(store, trial.evaluations[1].key, right=5),
+            lambda: drivers.clear(),
+        ]
+    )
+    drivers = {"driver-1": {}}
+    monkeypatch.setattr(upkeep, "live_drivers", lambda root: drivers)
+    monkeypatch.setattr(upkeep.time, "sleep", lambda seconds: next(changes)())
+    watched, said = session(store)
+    assert upkeep.status(watched, watch=True) == 0
+    tables = said.getvalue().split("demo in ")[1:]
+    assert len(tables) == 3
+    assert "1/2" in tables[0]
+    assert "train 1/4" in tables[1]
+    assert "0.5000" in tables[1]
+    assert "complete" in tables[2]
+
+
+def test_without_watch_a_running_sweep_is_told_once(store: Store, monkeypatch: pytest.MonkeyPatch):
+    trial = record()
+    write_declaration(declaration(trial), store)
+    StateWriter("demo", store, "driver-1", [], [trial.key])
+    monkeypatch.setattr(upkeep, "live_drivers", lambda root: {"driver-1": {}})
+    asked, said = session(store)
+    assert upkeep.status(asked) == HOLES
+    assert said.getvalue().count("its driver is at work") == 1
+
+
+def test_the_page_of_a_server_is_named_without_its_password(store: Store):
+    asked, said = session(store, "https://user:word@host:8443")
+    assert upkeep.ui(asked, 5000) == 0
+    assert "host:8443" in said.getvalue()
+    assert "word" not in said.getvalue()
+
+
+def test_a_port_that_is_taken_is_refused(store: Store):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SpecError, match=f"--port {port}"):
+            upkeep.ui(session(store, "sqlite:////nowhere.db")[0], port)
