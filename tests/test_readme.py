@@ -14,19 +14,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import documented
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = [
     line.strip().removeprefix("$ ").split("  #")[0].split("   ")[0].strip()
-    for line in README.splitlines()
+    for line in FENCE.sub("", README).splitlines()
     if line.startswith("    ")
 ]
+ROWS = [
+    json.loads(line) for kind, body in FENCE.findall(README) if kind == "json" for line in body.splitlines()
+]
 WITHOUT_RAY = [text for text in COMMANDS if "-m trainers." in text]
+# tests/cluster/test_ray_up.py runs them.
+RUN_ON_A_CLUSTER = {command for command in documented.COMMANDS if documented.RUN_BY_RAY_UP["up"] in command}
 SMALL = ["--backend", "inline", "--only", "model=llama-64", "train=tiny_world", "--epochs", "1"]
 
 
 def grid_command(verb: str) -> list[str]:
-    (command,) = [text for text in COMMANDS if f"full_grid.py {verb}" in text and "my-model" not in text]
+    (command,) = [text for text in COMMANDS if text.endswith(f"full_grid.py {verb}")]
     return [sys.executable, *shlex.split(command)[1:]]
 
 
@@ -54,19 +62,21 @@ def test_every_command_is_one_that_is_tested_here():
             rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE
         )
         swept = words[:2] == [".venv/bin/python", "sweeps/full_grid.py"] and words[2] in verbs
-        assert made or swept or command in WITHOUT_RAY, command
-    assert len(COMMANDS) >= 11
-
-
-def test_every_linked_file_is_there():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+        assert made or swept or command in (*WITHOUT_RAY, *RUN_ON_A_CLUSTER), command
+    assert len(COMMANDS) >= 15
 
 
 def test_plan(storage):
     output = run([*grid_command("plan"), *SMALL], storage)
     assert "full_grid: 2 trials" in output
     assert output.count("nothing") == 2
+
+
+@pytest.mark.parametrize("command", [text for text in COMMANDS if "--cluster" in text and "my-" not in text])
+def test_the_papers_grid_is_planned(command, tmp_path):
+    output = run([sys.executable, *shlex.split(command)[1:]], tmp_path / "store")
+    assert "full_grid: 72 trials on" in output
+    assert "GPU-hours on 16 GPUs" in output
 
 
 def test_status(storage):
@@ -122,9 +132,14 @@ def yours(tiny_model, tmp_path):
     """A folder in which a user has a model and data."""
     shutil.copytree(tiny_model, tmp_path / "my-model")
     (tmp_path / "my-data").mkdir()
-    for name, count in (("my-data/train.jsonl", 8), ("my-data/test.jsonl", 4), ("test.jsonl", 3)):
-        rows = [{"prompt": f"bread {n}", "chosen": "yes", "rejected": "no"} for n in range(count)]
-        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows))
+    *plain, reworded = ROWS
+    files = {"my-data/train.jsonl": (plain, 8), "my-data/test.jsonl": (plain, 4), "test.jsonl": (plain, 3)}
+    for name, (rows, count) in {**files, "reworded.jsonl": ([reworded], 3)}.items():
+        many = [
+            {**rows[n % len(rows)], "prompt": f"{name}: {n} {rows[n % len(rows)]['prompt']}"}
+            for n in range(count)
+        ]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, many)))
     return tmp_path
 
 
@@ -138,6 +153,14 @@ def test_one_training_and_one_score_without_ray(yours):
     assert (yours / "scores.parquet").is_file()
 
 
+def test_your_own_model_is_planned(yours):
+    (command,) = [text for text in COMMANDS if "full_grid.py plan --models" in text]
+    words = shlex.split(command)
+    output = run([sys.executable, str(ROOT / words[1]), *words[2:]], yours / "store", cwd=yours)
+    assert "my-model" in output
+    assert "8 × H100-80GB" in output
+
+
 def test_your_own_model_and_data(yours):
     (command,) = [text for text in COMMANDS if "full_grid.py run --models" in text]
     words = shlex.split(command)
@@ -148,4 +171,5 @@ def test_your_own_model_and_data(yours):
     )
     assert "6 trials, 0 complete" in output
     assert "in-distribution" in output
+    assert "token-level shift" in output
     assert "domain shift" in output

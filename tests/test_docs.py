@@ -1,0 +1,228 @@
+"""README.md and docs/: every link resolves, every command is run by a test or named here with the reason why not.
+
+The README's commands are run by test_readme.py, those of docs/cluster.md by tests/cluster, those of docs/data.md by
+tests/trainers/test_data_docs.py.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from orchestrator import catalog, cli
+from sweeps.full_grid import full_grid
+from tests.sweep_runs import run_sweep, trial_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *DOCS]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SMALL = ("--epochs", "1", "--max-train-pairs", "8", "--max-eval-pairs", "8")
+
+# Page → the test module that reads it and runs its commands that begin so.
+RUN_BY = {
+    "cluster.md": ("tests/cluster/test_documented.py", ""),
+    "data.md": ("tests/trainers/test_data_docs.py", ".venv/bin/python -m trainers.data"),
+}
+# What the tests below run.
+RUN_HERE = {
+    "planning.md": "python sweeps/full_grid.py plan",
+    "report.md": "python sweeps/full_grid.py report",
+    "adding_a_reward_type.md": ".venv/bin/python sweeps/full_grid.py run --rewards simpo",
+}
+# Page → how a command begins → why no test runs it.
+NOT_RUN = {
+    "audit.md": {
+        "python -m trainers.data audit [": "a list of the flags; tests/trainers/test_audit.py uses them",
+        "python -m trainers.data audit ../shared": "tests/trainers/test_audit.py asserts the same findings in process",
+    },
+    "data.md": {"export OPENAI_API_KEY": "a key; the endpoint of the tests is a fake one"},
+    "storage.md": {
+        "export AWS_": "addresses and keys of a bucket; tests/faults/test_s3.py sets those of moto's server",
+        "python sweeps/full_grid.py --storage s3://": "tests/faults/test_s3.py runs sweeps on moto's server",
+    },
+    "reproduction.md": {
+        "../shared/get_smollm2.sh": "fetches a model; tests/conftest.py calls it where the script is",
+        ".venv/bin/python sweeps/persona.py": "hours; tests/cli/test_persona_sweep.py runs the sweep at its smallest",
+        "--effective-batch 8": "the line before goes on",
+    },
+}
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of bash blocks, and what is indented by four spaces; without what is said of them behind two spaces."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [line for kind, body in FENCE.findall(text) if kind == "bash" for line in body.splitlines()]
+    indented = [line for line in FENCE.sub("", text).splitlines() if re.match(r" {4}\S", line)]
+    indented += [line for line in FENCE.sub("", text).splitlines() if re.match(r" {8}\S", line)]
+    return [
+        re.split(r" {2,}", line.strip().removeprefix("$ "))[0] for line in blocks + indented if line.strip()
+    ]
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments under which GitHub shows the page's headings."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def targets(page: Path) -> list[str]:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text))
+    return [target for target in found if not target.startswith(("http://", "https://"))]
+
+
+def broken(page: Path) -> list[str]:
+    """Links of the page that lead nowhere."""
+    found = []
+    for target in targets(page):
+        path, _, fragment = target.partition("#")
+        file = page if not path else (page.parent / path).resolve()
+        if not file.exists() or (fragment and fragment not in anchors(file)):
+            found.append(target)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_resolves(page):
+    assert broken(page) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `title`, here\n[a](page.md#a-title-here) [b](#elsewhere) [c](none.md) [d](https://x.example/)\n"
+    )
+    assert broken(page) == ["#elsewhere", "none.md"]
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = set(targets(ROOT / "README.md"))
+    assert {f"docs/{page.name}" for page in DOCS} <= linked
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_command_is_run_by_a_test_or_named_with_a_reason(page):
+    begins = list(NOT_RUN.get(page.name, {}))
+    if page.name in RUN_HERE:
+        begins.append(RUN_HERE[page.name])
+    if page.name in RUN_BY:
+        module, begin = RUN_BY[page.name]
+        assert (ROOT / module).is_file()
+        begins.append(begin)
+    found = commands(page)
+    assert [command for command in found if not command.startswith(tuple(begins))] == []
+    assert [begin for begin in begins if not any(command.startswith(begin) for command in found)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_are_there(page):
+    folders = "benchmarks|cluster|docs|orchestrator|sweeps|tests|trainers"
+    made_on_the_page = {"trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"}
+    named = set(re.findall(rf"`((?:{folders})/[\w./]+\.\w+)`", page.read_text(encoding="utf-8")))
+    assert [name for name in sorted(named - made_on_the_page) if not (ROOT / name).exists()] == []
+
+
+def ended(storage: Path, *words: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main("full_grid", full_grid, storage.parent, [*words, "--storage", str(storage)])
+    return int(exit_.value.code or 0)
+
+
+@pytest.mark.parametrize("command", commands(ROOT / "docs" / "planning.md"))
+def test_a_plan_of_the_page_is_made(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = shlex.split(command)[2:]
+    # Without a cluster it asks Ray, which is not started here.
+    here = [] if "--cluster" in words else ["--backend", "inline"]
+    assert ended(tmp_path / "store", *words, *here) == 0
+    said = capsys.readouterr().out
+    assert ("72" if "--cluster" in words else "24 trials") in said
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture(scope="module")
+def storage(tiny_model, tmp_path_factory):
+    """A store with two complete sweeps of two trials."""
+    folder = tmp_path_factory.mktemp("docs") / "store"
+    words = ("--models", str(tiny_model), "--only", "train=tiny_world", *SMALL)
+    for name in ("full_grid", "OTHER"):
+        assert run_sweep("full_grid", full_grid, catalog.PROFILES, folder, *words, "--name", name) == 0
+    return folder
+
+
+@pytest.mark.parametrize("command", commands(ROOT / "docs" / "report.md"))
+def test_a_report_of_the_page_is_made(command, storage, capsys):
+    assert ended(storage, *shlex.split(command)[2:]) == 0
+    assert "token-level" in capsys.readouterr().out
+    report = storage / "sweeps" / "full_grid" / "report"
+    page = "compare-OTHER/compare.html" if "--compare" in command else "report.html"
+    assert (report / page).is_file()
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [body for found, body in FENCE.findall(page.read_text(encoding="utf-8")) if found == kind]
+
+
+@pytest.fixture(scope="module")
+def with_simpo(tmp_path_factory):
+    """A copy of the repository in which somebody has followed docs/adding_a_reward_type.md."""
+    root = tmp_path_factory.mktemp("repository")
+    for folder in ("trainers", "orchestrator", "sweeps", "tests"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    reward, test = blocks(ROOT / "docs" / "adding_a_reward_type.md", "python")
+    (root / "trainers" / "rewards" / "simpo.py").write_text(reward)
+    (root / "tests" / "trainers" / "test_simpo.py").write_text(test)
+    return root
+
+
+def run_in(root: Path, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_reward_type_of_the_page_passes_its_test(with_simpo):
+    assert "1 passed" in run_in(
+        with_simpo, "-m", "pytest", "tests/trainers/test_simpo.py", "-p", "no:cacheprovider"
+    )
+
+
+def test_the_reward_type_of_the_page_is_trained_and_evaluated(with_simpo, tiny_model):
+    (command,) = commands(ROOT / "docs" / "adding_a_reward_type.md")
+    few = ("--models", str(tiny_model), "--only", "train=tiny_world", *SMALL, "--backend", "inline")
+    run_in(with_simpo, *shlex.split(command)[1:], *few, "--storage", "store")
+    rows = trial_rows(with_simpo / "store", "full_grid")
+    assert {row["reward"] for row in rows if row["evaluated"]} == {"simpo", "im_rm"}
+
+
+def test_the_readme_shows_the_reward_type_of_the_page():
+    (shown,) = blocks(ROOT / "README.md", "python")
+    assert shown == blocks(ROOT / "docs" / "adding_a_reward_type.md", "python")[0]
+    (command,) = commands(ROOT / "docs" / "adding_a_reward_type.md")
+    assert command in commands(ROOT / "README.md")
+
+
+def test_the_code_of_the_pages_is_as_tidy_as_ours():
+    length = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["line-length"]
+    for page in (ROOT / "README.md", *DOCS):
+        for block in blocks(page, "python"):
+            assert max(map(len, block.splitlines())) <= length
