@@ -1,4 +1,4 @@
-"""Experiments that train no grid: parameters, and models and pairs where they need some → one artifact of kind `analyse`.
+"""Experiments that train no grid, and what is computed of a grid that is trained (follow_up.py): parameters, and models and pairs where they need some → one artifact of kind `analyse`.
 
     python sweeps/theory.py                 compute what is missing, and print its summary
     python sweeps/theory.py plan | report | ui | sync | gc
@@ -24,14 +24,14 @@ from orchestrator.artifacts import Attempt, Store
 from orchestrator.claims import Claims, Heartbeat
 from orchestrator.cli import Gc, Plan, Report, Run, Session, Sync, Ui
 from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.follow_up import SUMMARY as SUMMARY
 from orchestrator.inline import InlineBackend
 from orchestrator.progress import quiet
 from orchestrator.spec import content_key
-from orchestrator.stages import BaseModel, Keyed, PrepareStage, Stage
+from orchestrator.stages import BaseModel, EvaluateStage, Keyed, PrepareStage, Stage, TrainStage
 from orchestrator.trial import Execution
 from trainers.stopping import StopRequest
 
-SUMMARY = "summary.md"
 Command = Run | Plan | Report | Ui | Sync | Gc
 
 
@@ -52,18 +52,23 @@ class AnalysisOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalyseStage(Keyed):
-    """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by the name it has for them."""
+    """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by the name it has for them.
+
+    `reads` are trainings and evaluations of a sweep, in the order in which the analysis wants them.
+    """
 
     analysis: str
     version: int
     parameters: Any
     base: BaseModel | None = None
     prepared: tuple[tuple[str, PrepareStage], ...] = ()
+    reads: tuple[TrainStage | EvaluateStage, ...] = ()
     kind = "analyse"
 
     def _content_key(self) -> str:
-        """Hash of the parameters, the model and the pairs."""
+        """Hash of the parameters, the model, the pairs, and what is read of a sweep."""
         model = {} if self.base is None else {"model": self.base.key, "precision": self.base.precision}
+        read = {"reads": [stage.key for stage in self.reads]} if self.reads else {}
         return content_key(
             self.kind,
             self.version,
@@ -71,6 +76,7 @@ class AnalyseStage(Keyed):
             parameters=self.parameters,
             data={name: stage.key for name, stage in self.prepared},
             **model,
+            **read,
         )
 
     @property
@@ -87,12 +93,16 @@ class AnalyseStage(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs."""
+    """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs.
+
+    From `store` it may read what its parameters name by key.
+    """
 
     name: str
     location: str
     base: BaseModel | None
     pairs: dict[str, list[Any]]
+    store: Store
 
 
 Options = TypeVar("Options", bound=AnalysisOptions)
@@ -154,20 +164,25 @@ def _run(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> 
     said = f"{len(stages)} analyses, {len(stages) - len(missing)} complete"
     session.console.print(said, highlight=False)
     if missing:
-        stop = StopRequest(0.0)
-        with (
-            quiet(session.driver_log, session.console.width),
-            stop.listening(),
-            Heartbeat(session.store.root, session.sweep_name) as heartbeat,
-        ):
-            claims = Claims(session.store.root, heartbeat.driver)
-            backend = InlineBackend(Execution(store=session.store, claims=claims), _nobody, stop)
-            for stage in missing:
-                _compute_missing(stage, backend, compute)
+        compute_all(session, missing, compute)
     code = _report(session, stages)
     if missing:
         _show_in_mlflow(session, stages)
     return code
+
+
+def compute_all(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> None:
+    """Compute the stages, one after the other in this process."""
+    stop = StopRequest(0.0)
+    with (
+        quiet(session.driver_log, session.console.width),
+        stop.listening(),
+        Heartbeat(session.store.root, session.sweep_name) as heartbeat,
+    ):
+        claims = Claims(session.store.root, heartbeat.driver)
+        backend = InlineBackend(Execution(store=session.store, claims=claims), _nobody, stop)
+        for stage in stages:
+            _compute_missing(stage, backend, compute)
 
 
 def _nobody(event: dict[str, Any]) -> None:
@@ -198,6 +213,7 @@ def _inputs(stage: AnalyseStage, store: Store) -> Inputs:
             name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
             for name, needed in stage.prepared
         },
+        store=store,
     )
 
 

@@ -23,6 +23,7 @@ from orchestrator import catalog, placement, plan, selection
 from orchestrator.artifacts import Store
 from orchestrator.catalog import Profile, Profiles
 from orchestrator.compute import REAL, StageFunctions
+from orchestrator.follow_up import FollowUp
 from orchestrator.help import is_asked_for, short_help
 from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
@@ -172,6 +173,7 @@ class Session:
     command: tuple[str, ...] = ()
     stages: StageFunctions = REAL
     profiles: Profiles = field(default_factory=lambda: catalog.PROFILES)
+    follow_up: FollowUp | None = None
 
     @property
     def driver_log(self) -> Path:
@@ -186,10 +188,12 @@ def main(
     arguments: Sequence[str] | None = None,
     *,
     profiles: Profiles | None = None,
+    follow_up: FollowUp | None = None,
 ) -> None:
     """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file.
 
-    `profiles` are the experiment's own `paper` and `laptop`, where they are not the grid's.
+    `profiles` are the experiment's own `paper` and `laptop`, where they are not the grid's; `follow_up` is what it
+    computes of the sweep's results.
     """
     write_any_text()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -207,7 +211,7 @@ def main(
             tyro.conf.FlagCreatePairsOff,
         ),
     )
-    sys.exit(execute(options, name, build, folder, profiles or catalog.PROFILES))
+    sys.exit(execute(options, name, build, folder, profiles or catalog.PROFILES, follow_up))
 
 
 def execute(
@@ -216,11 +220,15 @@ def execute(
     build: Callable[[Selection], Sweep],
     folder: Path,
     profiles: Profiles = catalog.PROFILES,
+    follow_up: FollowUp | None = None,
 ) -> int:
     """Run the command; the exit code."""
-    return guarded(
-        lambda: _dispatch(dataclasses.replace(open_session(options, name, folder), profiles=profiles), build)
-    )
+
+    def run() -> int:
+        session = open_session(options, name, folder)
+        return _dispatch(dataclasses.replace(session, profiles=profiles, follow_up=follow_up), build)
+
+    return guarded(run)
 
 
 def guarded(run: Callable[[], int]) -> int:

@@ -17,6 +17,7 @@ from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, sa
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
 from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
+from orchestrator.follow_up import run_follow_up, show_analyses, with_analyses
 from orchestrator.full_report import HTML, said_conclusions, write_full_report
 from orchestrator.layout import fitting
 from orchestrator.outlook import architectures, outlook
@@ -25,7 +26,7 @@ from orchestrator.redaction import redacted, shown_uri
 from orchestrator.report import Written, terminal_table
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
-from orchestrator.running import Phases, catch_up, run_missing
+from orchestrator.running import Phases, catch_up, run_missing, show_report
 from orchestrator.scaling import all_workers, still_absent
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -48,7 +49,7 @@ def run(session: Session, build: Build) -> int:
     sweep, resolved, placements = _prepared(session, build)
     discard_damaged_scores(session, resolved.plans)
     say_damaged_logs(session, [item.key for item in resolved.plans])
-    declaration = declare(resolved)
+    declaration = with_analyses(declare(resolved), session, resolved.plans)
     write_declaration(declaration, session.store)
     missing = missing_trials(resolved.plans, session.store)
     notes = read_state(session.sweep_name, session.store).trials
@@ -61,7 +62,7 @@ def run(session: Session, build: Build) -> int:
     if todo:
         say_audit(declaration, session.store, console)
     phases.end("plan")
-    return _run(session, sweep, declaration, todo, placements, phases)
+    return _run(session, sweep, resolved.plans, declaration, todo, placements, phases)
 
 
 def retry(session: Session, build: Build) -> int:
@@ -79,7 +80,7 @@ def retry(session: Session, build: Build) -> int:
     session.console.print(f"again: {names}" if failed else "no trial of these has failed", highlight=False)
     phases = Phases()
     phases.end("plan")
-    return _run(session, sweep, declaration, failed, placements, phases)
+    return _run(session, sweep, resolved.plans, declaration, failed, placements, phases)
 
 
 def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dict[str, Placement]]:
@@ -104,6 +105,7 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dic
 def _run(
     session: Session,
     sweep: Sweep,
+    plans: Sequence[TrialPlan],
     declaration: Declaration,
     todo: Sequence[TrialPlan],
     placements: dict[str, Placement],
@@ -115,7 +117,11 @@ def _run(
         else:
             written = write_full_report(declaration, session.store, session.console)
             catch_up(session, declaration, written)
+        computed = run_follow_up(session, declaration, plans)
         _print_report(session, written)
+        show_analyses(session, declaration)
+        if computed:
+            show_report(session, declaration, written)
         _evict_weights(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
@@ -176,6 +182,7 @@ def report(session: Session, compare: str | None) -> int:
         cli.dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
         return 0
     _print_report(session, written)
+    show_analyses(session, declaration)
     if beside is not None:
         session.console.print(fitting(comparison_table(beside.table), session.console))
         _say(session, beside.conclusions)

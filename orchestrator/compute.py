@@ -113,6 +113,7 @@ class TrainCall:
     placement: Placement
     checkpoint_steps: int | None = None
     stop: StopLeft = never
+    goes_on: Callable[[int, float], bool] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -137,10 +138,12 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
     from pyarrow import parquet
 
     from trainers.inputs import TrainInputs
-    from trainers.train import train
+    from trainers.pairs import held_out
+    from trainers.train import always, train
 
     placement = call.placement
     pairs, reference = _tokens(stage, store)
+    pairs, validation = held_out(pairs, stage.validation)
     inputs = TrainInputs(
         name=stage.base.name,
         location=stage.base.found_at(store),
@@ -154,15 +157,20 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
         pairs=pairs,
         reference=reference,
         keep_epochs=stage.keep_epochs,
+        validation=validation,
     )
     kept = _kept(store, stage.key, call.checkpoint_steps)
-    run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)
+    run = functools.partial(
+        train, inputs, report=report, checkpoints=kept, stop=call.stop, goes_on=call.goes_on or always
+    )
     if int(os.environ.get("RANK", "0")) > 0:
         run(out_dir=Path())
         return
     with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
         result = run(out_dir=attempt.directory)
         parquet.write_table(pa.Table.from_pylist(result.log), attempt.directory / "log.parquet")
+        if stage.validation is not None:
+            attempt.info.update(_validated(result.log, stage.optim.epochs))
         attempt.info.update(
             pairs=len(pairs),
             train_accuracy=result.train_accuracy,
@@ -171,6 +179,12 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
             **call.provenance,
         )
     remove_tree(checkpoint_folder(store, stage.key))
+
+
+def _validated(log: Sequence[dict[str, Any]], epochs: int) -> dict[str, Any]:
+    """Accuracy on the validation pairs after each epoch; `stopped` is who did not come to the last."""
+    found = [row["validation_accuracy"] for row in log if row["validation_accuracy"] is not None]
+    return {"validation_accuracy": found, "state": "complete" if len(found) == epochs else "stopped"}
 
 
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:

@@ -23,7 +23,15 @@ from trainers.objects import Location
 from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
-_ROWS_MEANT = ("selection", "columns", "group_by", "test_share", "split_seed", "skip_bad_rows")
+_ROWS_MEANT = (
+    "augmentation",
+    "selection",
+    "columns",
+    "group_by",
+    "test_share",
+    "split_seed",
+    "skip_bad_rows",
+)
 
 
 class DatasetReader:

@@ -14,17 +14,19 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import report
+from orchestrator import preference, report
 from orchestrator.analysis import Analysis
 from orchestrator.answers import statistics_tables
 from orchestrator.artifacts import Store, versions
 from orchestrator.audit_page import audit_section, audit_tables
 from orchestrator.conclusions import conclusions
+from orchestrator.controls import controlled
 from orchestrator.curves import curve_rows
 from orchestrator.declaration import Declaration
 from orchestrator.figures import Curves, every_figure
 from orchestrator.pages import Line, Page, Section, write_page
 from orchestrator.paper import spec_difference
+from orchestrator.per_pair import set_outcomes
 from orchestrator.progress import late_bar
 from orchestrator.provenance import holes_table, made_with, report_command, run_command, trials_table
 from orchestrator.report import Written, table_rows, write_report
@@ -35,7 +37,7 @@ from trainers.disk import digest_file, replace
 from trainers.errors import DataError
 
 # Raised by hand when the same results would give other pages.
-VERSION = 1
+VERSION = 2
 NOTE = "report.json"
 HTML = "report.html"
 DYNAMICS = ("learning_dynamics", "changes.parquet")
@@ -71,7 +73,8 @@ def write_full_report(
     replace(
         folder / "summary.md",
         report.summary(declaration, written.results, written.rows, page.conclusions, page.tables[:1])
-        + audit_section(declaration, written.results, store, folder),
+        + audit_section(declaration, written.results, store, folder)
+        + f"\n{preference.TITLE}. {page.sections[-1].text}\n",
     )
     note = {
         "key": key,
@@ -184,6 +187,11 @@ def _page(inputs: Inputs, analysis: Analysis, store: Store, console: Console | N
                 tables=(made_with(results, store), trials_table(results)),
             ),
             Section(title="Holes", anchor="missing", tables=(holes_table(results, state),)),
+            Section(
+                title=preference.TITLE,
+                anchor="prefer",
+                text=preference.preference(controlled(set_outcomes(results, store))),
+            ),
         ),
     )
 

@@ -33,6 +33,7 @@ class Section:
 
     title: str
     anchor: str
+    text: str = ""
     lines: tuple[Line, ...] = ()
     tables: tuple[Table, ...] = ()
 

@@ -99,10 +99,16 @@ def run_missing(
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
     """Log what an earlier command could not; MLflow is not imported where nothing is pending."""
-    from orchestrator.tracking import Tracker, is_pending
+    from orchestrator.tracking import is_pending
 
-    if not is_pending(session.tracking_uri, session.store, declaration.sweep):
-        return
+    if is_pending(session.tracking_uri, session.store, declaration.sweep):
+        show_report(session, declaration, written)
+
+
+def show_report(session: Session, declaration: Declaration, written: Written) -> None:
+    """Log the report as it is now, and whatever is pending."""
+    from orchestrator.tracking import Tracker
+
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, declaration)
         trouble = _end_view(tracker, written)

@@ -13,7 +13,7 @@ from orchestrator.artifacts import Store
 from orchestrator.spec import content_key
 from trainers import tiny, versions
 from trainers.rewards import Rendering, RewardSpec
-from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Trust
+from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Trust, ValidationSpec
 from trainers.tiny import TinyModel
 
 
@@ -201,10 +201,11 @@ class TrainStage(Keyed):
     optim: OptimSpec
     seed: int
     keep_epochs: tuple[int, ...] = ()
+    validation: ValidationSpec | None = None
     kind = "train"
 
     def _content_key(self) -> str:
-        """Hash of model, pairs, reward, optimiser, precision, seed and kept epochs; placement is not in it."""
+        """Hash of model, pairs, reward, optimiser, precision, seed, kept epochs, validation; placement is not in it."""
         return content_key(
             self.kind,
             versions.TRAIN,
@@ -217,6 +218,7 @@ class TrainStage(Keyed):
             seed=self.seed,
             # Trainings were keyed before there was a choice.
             **({"keep_epochs": self.keep_epochs} if self.keep_epochs else {}),
+            **({} if self.validation is None else {"validation": self.validation}),
         )
 
     @property

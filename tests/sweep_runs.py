@@ -11,11 +11,13 @@ from orchestrator.analyses import AnalysisOptions
 from orchestrator.artifacts import Store
 
 
-def run_sweep(name: str, build: Any, profiles: Any, storage: Path, *arguments: str) -> int:
+def run_sweep(
+    name: str, build: Any, profiles: Any, storage: Path, *arguments: str, follow_up: Any = None
+) -> int:
     """The exit code of the command, with the inline backend and the laptop profile."""
     words = [*arguments, "--profile", "laptop", "--backend", "inline", "--storage", str(storage)]
     with pytest.raises(SystemExit) as ended:
-        cli.main(name, build, storage.parent, words, profiles=profiles)
+        cli.main(name, build, storage.parent, words, profiles=profiles, follow_up=follow_up)
     return int(ended.value.code or 0)
 
 

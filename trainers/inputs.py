@@ -13,7 +13,8 @@ from trainers.specs import UNTRUSTED, OptimSpec, Placement, Precision, Trust
 class TrainInputs:
     """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called.
 
-    After `keep_epochs` (from 1, the last not among them) the weights are kept as well.
+    After `keep_epochs` (from 1, the last not among them) the weights are kept as well. `validation` pairs are scored
+    after every epoch; `reference` covers them.
     """
 
     name: str
@@ -28,3 +29,4 @@ class TrainInputs:
     reference: References | None
     trust: Trust = UNTRUSTED
     keep_epochs: tuple[int, ...] = ()
+    validation: Sequence[TokenPair] = ()

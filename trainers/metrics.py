@@ -3,6 +3,8 @@
 Shapes: P pairs.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,7 +63,7 @@ def accuracy_length_controlled(
     wins_P = (chosen_P > rejected_P) + 0.5 * (chosen_P == rejected_P)
     if not longer_P.any():
         return float(wins_P.mean())
-    strata_P = _strata(longer_P)
+    strata_P = length_strata(longer_P)
     if strata_P is None:
         return None
     total = float(wins_P[longer_P == 0].sum())
@@ -72,7 +74,7 @@ def accuracy_length_controlled(
     return total / len(wins_P)
 
 
-def _strata(longer_P: NDArray[np.int64]) -> NDArray[np.int64] | None:
+def length_strata(longer_P: NDArray[Any]) -> NDArray[np.int64] | None:
     """The stratum of each pair by |difference|, equal ones together; None where not even one has enough of both sides."""
     size_P = np.abs(longer_P)
     for parts in range(STRATA, 0, -1):

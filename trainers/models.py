@@ -78,7 +78,7 @@ def load_model(
     if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
         raise ModelError(f"{location} is a reward model of type ex_rm: its head would be left unused.")
     model.eval()
-    _make_rows_for(model, tokenizer)
+    make_rows_for(model, tokenizer)
     _settle_output(model, output, location)
     if output == "head" and head_seed is not None:
         initialise_head(model, head_seed)
@@ -160,7 +160,7 @@ def _load_gguf(folder: Path, file: Path) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def _make_rows_for(model: Any, tokenizer: Any) -> None:
+def make_rows_for(model: Any, tokenizer: Any) -> None:
     """Give the tokenizer's marker tokens rows of the embeddings, drawn like the rows that are there."""
     embeddings = model.get_input_embeddings()
     count = embeddings.weight.shape[0]

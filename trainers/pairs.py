@@ -12,7 +12,7 @@ import numpy as np
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, ModelError
 from trainers.rewards import Rendering
-from trainers.specs import DrawSpec
+from trainers.specs import DrawSpec, ValidationSpec
 from trainers.templates import render
 
 # Enough for every thread of the tokenizer, few enough for memory to be flat.
@@ -81,6 +81,24 @@ def iter_tokens(
             f"all {left_out.too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
             f"{draw.max_response_tokens} response tokens; nothing is left to use."
         )
+
+
+def held_out(
+    pairs: Sequence[TokenPair], validation: ValidationSpec | None
+) -> tuple[list[TokenPair], list[TokenPair]]:
+    """(pairs to train on, pairs to validate with), each in the order given. Raises DataError where one is empty."""
+    if validation is None:
+        return list(pairs), []
+    order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(pairs))
+    outside = {int(row) for row in order[: round(validation.share * len(pairs))]}
+    if not 0 < len(outside) < len(pairs):
+        raise DataError(
+            f"a validation share of {validation.share} of {len(pairs)} pairs leaves one side empty."
+        )
+    return (
+        [pair for row, pair in enumerate(pairs) if row not in outside],
+        [pair for row, pair in enumerate(pairs) if row in outside],
+    )
 
 
 class _Asked(NamedTuple):

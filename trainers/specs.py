@@ -75,6 +75,18 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Copies added to the training pairs: this share of the rows of a rewriting's `split`, the same rows every time."""
+
+    source: str
+    split: str
+    share: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share <= 1, f"a share of {self.share} of a rewriting: give above 0, at most 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
     """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `fetched:<name>`, or
     `persona:<path or hub id>` of the statements that Persona's pairs are made of (trainers/data/persona.py).
@@ -84,6 +96,7 @@ class DatasetSpec:
     paper's filters and draws (trainers/data/selections.py), `columns` says which column is prompt, chosen or rejected.
     With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
     `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error.
+    `augmentation` adds rewritten copies to the training split.
     """
 
     name: str
@@ -99,6 +112,7 @@ class DatasetSpec:
     test_share: float = 0.0
     split_seed: int = 0
     skip_bad_rows: bool = False
+    augmentation: Augmentation | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
         meant = [name for name, _ in self.columns]
@@ -179,6 +193,25 @@ class OptimSpec:
             *((part, Part, "--freeze") for part in self.freeze),
         ):
             _require(value in get_args(known), f"{what} {value} is not one of {', '.join(get_args(known))}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationSpec:
+    """Training pairs that are held out, and scored after every epoch.
+
+    At each of the `rungs` (epochs from 1) a training goes on if it is among the best 1/`reduction` of those of `rates`
+    that came so far in their order: ASHA's rule, with one training at a time. So the rates enter the key, too.
+    """
+
+    share: float = 0.25
+    seed: int = 0
+    rungs: tuple[int, ...] = ()
+    reduction: int = 2
+    rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share < 1, f"a validation share of {self.share}: give above 0, below 1.")
+        _require(self.reduction >= 2, f"halving by {self.reduction}: at least 2.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,9 +24,11 @@ from trainers.checkpoints import Checkpoints
 from trainers.engine import effective_zero_stage, learning_rate, process_group
 from trainers.epochs import collect_epochs, keep_epoch
 from trainers.errors import Diverged, Interrupted
+from trainers.evaluate import score_pairs
 from trainers.inputs import TrainInputs
 from trainers.layouts import layout_of
 from trainers.memory import forget_peak_memory, memory_named, peak_memory_gb
+from trainers.metrics import accuracy
 from trainers.models import freeze, load_model
 from trainers.packing import Layout, collate
 from trainers.resuming import Start, identity, start
@@ -35,6 +37,12 @@ from trainers.stopping import StopLeft, never
 from trainers.templates import load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
+GoesOn = Callable[[int, float], bool]
+
+
+def always(epoch: int, accuracy: float) -> bool:
+    """Nobody ends a training early."""
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +62,7 @@ class Keeping:
     identity: dict[str, str]
     stop: StopLeft
     end_epoch: Callable[[int], None]
+    goes_on: GoesOn
 
 
 def train(
@@ -63,11 +72,13 @@ def train(
     out_dir: Path,
     checkpoints: Checkpoints | None = None,
     stop: StopLeft = never,
+    goes_on: GoesOn = always,
 ) -> TrainResult:
     """Train and, on rank 0, write the final model into `out_dir`/model, and those of kept epochs beside it.
 
     `report` is called on rank 0 with the row of each finished step, and with {"notice": text}. Where `checkpoints`
-    holds one, training goes on from it. Raises Diverged, OutOfMemory, ModelError, StorageError; Interrupted where
+    holds one, training goes on from it; it ends early where `goes_on` says no of an epoch (from 1) and its accuracy on the
+    validation pairs, which every rank must be told alike. Raises Diverged, OutOfMemory, ModelError, StorageError; Interrupted where
     `stop` asked.
     """
     started = time.perf_counter()
@@ -92,7 +103,9 @@ def train(
 
     with process_group():
         named = {} if checkpoints is None else identity(model, inputs)
-        keeping = Keeping(checkpoints=checkpoints, identity=named, stop=stop, end_epoch=end_epoch)
+        keeping = Keeping(
+            checkpoints=checkpoints, identity=named, stop=stop, end_epoch=end_epoch, goes_on=goes_on
+        )
         too_large = _too_large(inputs)
         with memory_named(too_large):
             begun = start(model, inputs, checkpoints, keeping.identity)
@@ -140,7 +153,7 @@ def _loop(
         sums, grad_norm = _step(engine, inputs, step, layout, wishes)
         if not (all(map(math.isfinite, sums)) and math.isfinite(grad_norm)):
             raise _diverged(inputs, step, number + 1, lr)
-        row = {
+        row: dict[str, Any] = {
             "step": float(number + 1),
             "epoch": float(epoch),
             "pairs": float(len(step)),
@@ -154,10 +167,15 @@ def _loop(
             "step_s": time.perf_counter() - began,
             "indices": [pairs[position].index for position in step],
         }
+        ends_epoch = number + 1 == len(steps) or steps[number + 1][0] > epoch
+        if inputs.validation:
+            row["validation_accuracy"] = _validated(engine.module, inputs) if ends_epoch else None
         log.append(row)
         if dist.get_rank() == 0:
             report({**row, "total": len(steps)})
-        if number + 1 == len(steps) or steps[number + 1][0] > epoch:
+        if ends_epoch and inputs.validation and not keeping.goes_on(epoch + 1, row["validation_accuracy"]):
+            return log
+        if ends_epoch:
             # Before the checkpoint: who goes on from that finds what was kept of earlier epochs.
             keeping.end_epoch(epoch + 1)
         write, stop = (wish > 0 for wish in sums[4:])
@@ -171,6 +189,16 @@ def _loop(
         if stop and len(log) < len(steps):
             raise Interrupted(f"stopped on request after step {number + 1} of {len(steps)}.")
     return log
+
+
+def _validated(reward: Any, inputs: TrainInputs) -> float:
+    """Accuracy on the validation pairs with the weights as they are. Every rank scores all of them."""
+    training = reward.training
+    chosen_P, rejected_P = score_pairs(
+        reward, inputs.validation, reference=inputs.reference, report=lambda row: None
+    )
+    reward.train(training)
+    return accuracy(chosen_P, rejected_P)
 
 
 def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list[float]:

@@ -29,16 +29,22 @@ RETRIES = RetryPolicy(back_off_s=0.5)
 
 
 def cells(
-    storage: Path, model: Path, rewards: Sequence[RewardSpec] = (EX_RM,), *, epochs: int, lr: float = 1e-4
+    storage: Path,
+    model: Path,
+    rewards: Sequence[RewardSpec] = (EX_RM,),
+    *,
+    epochs: int,
+    lr: float = 1e-4,
+    seeds: Sequence[int] = (0,),
 ) -> tuple[TrialPlan, ...]:
-    """One trial per reward type: 16 pairs of the tiny world, four a step, evaluated on eight."""
+    """One trial per reward type and seed: 16 pairs of the tiny world, four a step, evaluated on eight."""
     world = DatasetSpec(name="tiny_world", source="builtin:tiny_world")
     trials = grid(
         models=[ModelSpec(name="tiny", source=str(model))],
         rewards=rewards,
         train_sets=[world],
         eval_sets=[world],
-        seeds=[0],
+        seeds=seeds,
         recipe=lambda *_: OptimSpec(lr=lr, epochs=epochs, effective_batch=4),
         train_draw=DrawSpec(max_pairs=16),
         eval_draw=DrawSpec(max_pairs=8),

@@ -143,10 +143,12 @@ def test_the_summary_begins_with_the_conclusions(whole):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_summary_ends_with_the_audit(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_the_summary_ends_with_the_audit_and_what_to_prefer(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(full_report, "audit_section", lambda *_: "what the audit says")
     folder = write_full_report(simulated_sweep(store, missing=4, **SMALL), store).folder
-    assert (folder / "summary.md").read_text().endswith("what the audit says")
+    ending = (folder / "summary.md").read_text().partition("what the audit says")[2]
+    assert ending.startswith("\nWhen to prefer which. Nothing can be advised: ")
+    assert (folder / "report.html").read_text().rpartition("<h2")[2].startswith(' id="prefer">When to prefer')
 
 
 def test_a_report_of_the_same_results_is_not_written_again(whole):

@@ -1,10 +1,12 @@
 """Hamiltonian-cycle pairs: what is chosen is a cycle of its graph, what is rejected is not."""
 
 import random
+from itertools import permutations
 
 import pytest
 
-from trainers.data import hamiltonian
+from trainers.data import hamiltonian, paper_hamiltonian
+from trainers.data.cycle_answers import is_correct
 from trainers.data.hamiltonian import HamiltonianSpec
 from trainers.errors import SpecError
 
@@ -80,3 +82,38 @@ def test_a_set_that_cannot_be_drawn_is_refused(vertices: int, edge_probability: 
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(SpecError, match="validation"):
         hamiltonian.pairs("validation")
+
+
+@pytest.mark.parametrize("name", ["laptop", "smallest"])
+def test_the_share_of_cycles_is_that_of_all_orders(name: str) -> None:
+    for pair in hamiltonian.pairs("test", SPECS[name])[:5]:
+        vertices, edges = hamiltonian.parse_prompt(pair.prompt[0].content)
+        orders = list(permutations(range(vertices)))
+        right = sum(hamiltonian.is_cycle(order, vertices, edges) for order in orders)
+        assert hamiltonian.cycle_share(vertices, edges) == pytest.approx(right / len(orders))
+
+
+def test_an_answer_is_judged_exactly() -> None:
+    prompt = hamiltonian.prompt_text(4, [(0, 1), (1, 2), (2, 3), (3, 0)])
+    assert is_correct("0 1 2 3", prompt)
+    assert is_correct(" 1 0 3 2 ", prompt)
+    for wrong in (
+        "0 2 1 3",
+        "0 1 2",
+        "0 1 2 3 0",
+        "0 1 2 3 yes",
+        "",
+        "0 1 2 03",
+        "+0 1 2 3",
+        "0, 1, 2, 3",
+        "٠ 1 2 3",
+    ):
+        assert not is_correct(wrong, prompt), wrong
+
+
+def test_the_papers_own_pairs_are_judged_as_what_they_are() -> None:
+    for pair in paper_hamiltonian.pairs("test")[:20]:
+        prompt = pair.prompt[0].content
+        assert is_correct(pair.chosen, prompt)
+        assert not is_correct(pair.rejected, prompt)
+        assert not is_correct(pair.chosen.replace("<sep>", " "), prompt)

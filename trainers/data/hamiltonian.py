@@ -7,6 +7,7 @@ Checking an answer is easy and finding one is hard: a reward model need not be a
     prompt    vertices 0 1 2 3 4 edges 3 - 1 , 0 - 4 , …      chosen    3 1 4 0 2
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class HamiltonianSpec:
 
 PAPER = HamiltonianSpec(vertices=10, edge_probability=0.2, train_pairs=1000, test_pairs=200, seed=982)
 LAPTOP = HamiltonianSpec(vertices=5, edge_probability=0.2, train_pairs=32, test_pairs=32, seed=982)
+# Enough graphs for a tiny model to learn to verify.
+VERIFICATION = HamiltonianSpec(vertices=5, edge_probability=0.2, train_pairs=1000, test_pairs=200, seed=982)
 
 
 def pairs(split: str, spec: HamiltonianSpec = LAPTOP) -> list[Pair]:
@@ -118,6 +121,26 @@ def parse_prompt(text: str) -> tuple[int, list[Edge]]:
 def parse_answer(text: str) -> list[int]:
     """The order that `answer_text` wrote. Raises ValueError on anything but numbers."""
     return [int(word) for word in text.split()]
+
+
+def cycle_share(vertices: int, edges: Sequence[Edge]) -> float:
+    """The share of all orders of the vertices that are cycles of the graph: what guessing an order is worth."""
+    neighbours = [set[int]() for _ in range(vertices)]
+    for u, v in edges:
+        neighbours[u].add(v)
+        neighbours[v].add(u)
+    # Paths from vertex 0 by (visited, last), each counted once: there are (n − 1)! orders that begin with 0.
+    paths = {(1, 0): 1}
+    for _ in range(vertices - 1):
+        longer: dict[tuple[int, int], int] = {}
+        for (visited, last), count in paths.items():
+            for vertex in neighbours[last]:
+                if not visited >> vertex & 1:
+                    state = (visited | 1 << vertex, vertex)
+                    longer[state] = longer.get(state, 0) + count
+        paths = longer
+    closed = sum(count for (_, last), count in paths.items() if 0 in neighbours[last])
+    return closed / math.factorial(vertices - 1)
 
 
 def _distinct_pairs(spec: HamiltonianSpec) -> Iterator[Pair]:

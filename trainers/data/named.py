@@ -66,7 +66,9 @@ DATASETS = (
     DatasetSpec(
         name="tiny_world_paraphrase", source=f"{BUILTIN}tiny_world_paraphrase", rewriting_of="tiny_world"
     ),
+    DatasetSpec(name="tiny_world_candidates", source=f"{BUILTIN}tiny_world_candidates"),
     DatasetSpec(name="hamiltonian", source=f"{BUILTIN}hamiltonian"),
+    DatasetSpec(name="hamiltonian_verification", source=f"{BUILTIN}hamiltonian_verification"),
 )
 
 
@@ -95,7 +97,9 @@ FACTS: Mapping[str, Facts] = MappingProxyType(
         "hamiltonian_paper": Facts(train=1000, test=200, about="10 vertices, p = 0.2, seed 982"),
         "tiny_world": Facts(train=80, test=40, about="built in"),
         "tiny_world_paraphrase": Facts(train=80, test=40, about="built in"),
+        "tiny_world_candidates": Facts(train=480, test=240, about="built in, 12 responses a prompt"),
         "hamiltonian": Facts(train=32, test=32, about="built in, 5 vertices"),
+        "hamiltonian_verification": Facts(train=1000, test=200, about="built in, 5 vertices"),
     }
 )
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import json
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,13 +24,19 @@ from trainers.data.records import Pair
 from trainers.data.rows import pair_of, text_of
 from trainers.data.selections import SELECTIONS, short_enough
 from trainers.errors import DataError
-from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, PERSONA, Augmentation, DatasetSpec
 
+# The copies of a smaller share are among those of a larger one.
+_COPIES_SEED = 517
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
     "tiny_world": tiny_world.pairs,
     "tiny_world_paraphrase": tiny_world.paraphrased_pairs,
+    "tiny_world_candidates": tiny_world.candidate_pairs,
+    "tiny_world_reworded": tiny_world.reworded_pairs,
+    "tiny_world_other_words": tiny_world.other_words_pairs,
     "hamiltonian": hamiltonian.pairs,
+    "hamiltonian_verification": functools.partial(hamiltonian.pairs, spec=hamiltonian.VERIFICATION),
     "hamiltonian_paper": paper_hamiltonian.pairs,
 }
 
@@ -42,8 +49,23 @@ def read_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None)
 def iter_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None) -> Iterator[Pair]:
     """The pairs of `split` one by one; `left_out` gets a line for each bad row that `skip_bad_rows` leaves out.
 
-    Raises DataError, at the first bad row or at the end where nothing was left.
+    Copies of the training pairs come last. Raises DataError, at the first bad row or at the end where nothing was left.
     """
+    yield from _own_pairs(spec, split, left_out)
+    if spec.augmentation is not None and split == spec.train_split:
+        yield from _copies(spec, spec.augmentation)
+
+
+def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
+    rewriting = dataclasses.replace(
+        spec, source=added.source, revision=None, keep=(), selection=None, columns=(), augmentation=None
+    )
+    rows = list(_own_pairs(rewriting, added.split, None))
+    order = random.Random(_COPIES_SEED).sample(range(len(rows)), len(rows))
+    return [rows[row] for row in sorted(order[: round(added.share * len(rows))])]
+
+
+def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None) -> Iterator[Pair]:
     if spec.source.startswith(BUILTIN):
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return

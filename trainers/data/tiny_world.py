@@ -126,6 +126,57 @@ def paraphrased_pairs(split: str) -> list[Pair]:
     return rewritten
 
 
+def candidate_pairs(split: str) -> list[Pair]:
+    """Twelve responses to each prompt of `split`, six that agree and six that do not: six pairs a prompt.
+
+    Four of each side are of the words of training, two of its paraphrases'.
+    """
+    agreeing, disagreeing = (
+        [*product(prefixes, words), *product((prefix,), paraphrased)]
+        for prefixes, words, prefix, paraphrased in (
+            (CHOSEN_PREFIXES, CHOSEN_WORDS, PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_CHOSEN_WORDS),
+            (REJECTED_PREFIXES, REJECTED_WORDS, PARAPHRASED_REJECTED_PREFIX, PARAPHRASED_REJECTED_WORDS),
+        )
+    )
+    return [
+        Pair(prompt=user_prompt(statement), chosen=" ".join(chosen), rejected=" ".join(rejected))
+        for statement in _statements(split)
+        for chosen, rejected in zip(agreeing, disagreeing, strict=True)
+    ]
+
+
+def reworded_pairs(split: str) -> list[Pair]:
+    """The pairs of `split` in one unseen word a side after unseen prefixes: half of the paraphrases' words."""
+    chosen_word, rejected_word = PARAPHRASED_CHOSEN_WORDS[0], PARAPHRASED_REJECTED_WORDS[0]
+    return [
+        Pair(
+            prompt=pair.prompt,
+            chosen=f"{PARAPHRASED_CHOSEN_PREFIX} {chosen_word}",
+            rejected=f"{PARAPHRASED_REJECTED_PREFIX} {rejected_word}",
+            original_chosen=pair.chosen,
+        )
+        for pair in pairs(split)
+    ]
+
+
+def other_words_pairs(split: str) -> list[Pair]:
+    """The pairs of `split` in the words that `reworded_pairs` leaves out, after one prefix that both sides share.
+
+    So no word of a response tells right from wrong that stands in a training pair or in its rewording.
+    """
+    chosen_word, rejected_word = PARAPHRASED_CHOSEN_WORDS[1], PARAPHRASED_REJECTED_WORDS[1]
+    prefixes = (PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_REJECTED_PREFIX)
+    return [
+        Pair(
+            prompt=pair.prompt,
+            chosen=f"{prefixes[index % 2]} {chosen_word}",
+            rejected=f"{prefixes[index % 2]} {rejected_word}",
+            original_chosen=pair.chosen,
+        )
+        for index, pair in enumerate(pairs(split))
+    ]
+
+
 def _statements(split: str) -> list[str]:
     if split not in ("train", "test"):
         raise SpecError(f'split is "{split}": give "train" or "test"')

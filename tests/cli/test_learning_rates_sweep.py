@@ -1,0 +1,128 @@
+"""sweeps/learning_rates.py at its smallest: held-out pairs are scored in the loop, and what is stopped is no hole."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from orchestrator.artifacts import Store
+from orchestrator.follow_up import FollowUp
+from sweeps import learning_rates
+from sweeps.learning_rates import goes_on
+from tests.sweep_runs import artifacts, run_sweep, trial_rows
+from trainers.errors import DataError
+from trainers.pairs import TokenPair, held_out, read_tokens
+from trainers.rewards import RewardSpec
+from trainers.specs import UNTRUSTED, ValidationSpec
+
+EPOCHS, RUNGS = 4, (1, 2)
+FOLLOW_UP = FollowUp(declare=learning_rates.declare, compute=learning_rates.compute)
+SPEC = ValidationSpec(share=0.25, seed=3)
+
+
+def pairs(count):
+    return [TokenPair(index=row, prompt=[1], chosen=[2], rejected=[3]) for row in range(count)]
+
+
+def test_validation_pairs_are_taken_from_the_training_pairs():
+    trained, validated = held_out(pairs(40), SPEC)
+    assert (len(trained), len(validated)) == (30, 10)
+    assert sorted(pair.index for pair in (*trained, *validated)) == list(range(40))
+    assert held_out(pairs(40), None) == (pairs(40), [])
+    with pytest.raises(DataError, match="one side empty"):
+        held_out(pairs(1), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("others", "accuracy", "expected"),
+    [
+        ([], 0.1, True),
+        ([0.5], 0.5, True),
+        ([0.5], 0.4, False),
+        ([0.5, 0.9], 0.6, False),
+        ([0.5, 0.9, 0.2], 0.6, True),
+    ],
+)
+def test_who_is_among_the_best_half_goes_on(others, accuracy, expected):
+    assert goes_on(others, accuracy, 2) is expected
+
+
+def run(folder, tiny_model):
+    words = ("--models", str(tiny_model), "--lr", "1e-4", "--epochs", str(EPOCHS), "--rewards", "ex_rm")
+    words += ("--max-train-pairs", "32", "--effective-batch", "8", "--max-eval-pairs", "6")
+    build, profiles = learning_rates.learning_rates, learning_rates.PROFILES
+    return run_sweep("learning_rates", build, profiles, folder, *words, follow_up=FOLLOW_UP)
+
+
+@pytest.fixture(scope="module")
+def storage(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learning-rates") / "store"
+    assert run(folder, tiny_model) == 0
+    return folder
+
+
+def searched(storage):
+    """(manifest of each training of the search) by learning rate's place in the search."""
+    found = [
+        json.loads(file.read_text()) for file in (storage / "artifacts" / "train").glob("*/manifest.json")
+    ]
+    return [item for item in found if "validation_accuracy" in item["info"]]
+
+
+def test_a_training_ends_where_the_rule_says_so_and_is_committed_as_stopped(storage):
+    ((_, folder),) = artifacts(storage).items()
+    trials = json.loads((folder / "results.json").read_text())["trials"]
+    came: list[list[float]] = []
+    for trial in trials:
+        accuracies = trial["validation_accuracy"]
+        for rung in [rung for rung in RUNGS if rung <= len(accuracies)]:
+            others = [other[rung - 1] for other in came if len(other) >= rung]
+            stays = goes_on(others, accuracies[rung - 1], 2)
+            assert stays is (len(accuracies) > rung), (trial, others)
+        assert trial["state"] == ("complete" if len(accuracies) == EPOCHS else "stopped")
+        came.append(accuracies)
+    states = sorted(item["info"]["state"] for item in searched(storage))
+    assert states == sorted(trial["state"] for trial in trials)
+    assert "stopped" in states
+    assert {item["info"]["pairs"] for item in searched(storage)} == {24}
+
+
+def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
+    from trainers.evaluate import score_pairs
+    from trainers.metrics import accuracy
+    from trainers.models import load_model
+    from trainers.scoring import RewardModule
+    from trainers.templates import load_tokenizer
+
+    item = next(item for item in searched(storage) if item["info"]["state"] == "stopped")
+    store = Store(storage)
+    tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.parquet")
+    _, validated = held_out(tokens, ValidationSpec())
+    folder = str(store.read("train", item["key"]) / "model")
+    model = load_model(
+        folder, tokenizer=load_tokenizer(folder), output="head", precision="fp32", trust=UNTRUSTED
+    )
+    with torch.inference_mode():
+        reward = RewardModule(model, RewardSpec(kind="ex_rm"))
+        chosen, rejected = score_pairs(reward, validated, reference=None, report=lambda row: None)
+    assert accuracy(chosen, rejected) == item["info"]["validation_accuracy"][-1]
+
+
+def test_fixed_and_best_are_reported_side_by_side(storage):
+    ((_, folder),) = artifacts(storage).items()
+    results = json.loads((folder / "results.json").read_text())
+    fixed = {row["evaluation_set"]: row for row in results["accuracy"] if row["rate"] == "fixed"}
+    best = {row["evaluation_set"]: row for row in results["accuracy"] if row["rate"] == "best"}
+    assert fixed.keys() == best.keys() == {"tiny_world", "tiny_world_paraphrase"}
+    for row in trial_rows(storage, "learning_rates"):
+        assert fixed[row["evaluation_set"]]["accuracy"] == row["accuracy"]
+    assert {row["lr"] for row in best.values()} == {results["best_lr"]}
+
+
+def test_what_was_stopped_is_not_trained_again(storage, tiny_model):
+    before = {item["key"]: item["attempt"] for item in searched(storage)}
+    shutil.rmtree(storage / "artifacts" / "analyse")
+    assert run(storage, tiny_model) == 0
+    assert {item["key"]: item["attempt"] for item in searched(storage)} == before
+    assert len(artifacts(storage)) == 1

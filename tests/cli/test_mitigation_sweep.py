@@ -1,0 +1,102 @@
+"""sweeps/mitigation.py at its smallest: copies enter the key by their rows, and every point of the curve is there."""
+
+import csv
+
+import pytest
+
+from orchestrator.artifacts import Store
+from orchestrator.follow_up import FollowUp
+from orchestrator.resolve import resolve
+from orchestrator.spec import Sweep
+from sweeps import mitigation
+from tests.sweep_runs import artifacts, run_sweep, trial_rows
+from trainers.data import tiny_world
+from trainers.data.sources import read_pairs
+from trainers.specs import Augmentation, DatasetSpec
+
+ORIGINAL = DatasetSpec(name="tiny_world", source="builtin:tiny_world")
+FOLLOW_UP = FollowUp(declare=mitigation.declare, compute=mitigation.compute)
+SHARES = {"tiny_world": 0.0, **{f"tiny_world_share_{share}": share for share in (0.25, 0.5, 1.0)}}
+
+
+def copies(share):
+    added = Augmentation(source="builtin:tiny_world_reworded", split="train", share=share)
+    return DatasetSpec(name=f"share_{share}", source=ORIGINAL.source, augmentation=added)
+
+
+def test_copies_are_added_to_the_training_pairs_and_to_no_other():
+    original, reworded = tiny_world.pairs("train"), tiny_world.reworded_pairs("train")
+    assert read_pairs(copies(1.0), "train") == original + reworded
+    quarter, half = (read_pairs(copies(share), "train")[80:] for share in (0.25, 0.5))
+    assert (len(quarter), len(half)) == (20, 40)
+    assert [pair for pair in half if pair in quarter] == quarter
+    assert all(pair in reworded for pair in half)
+    assert read_pairs(copies(1.0), "test") == tiny_world.pairs("test")
+
+
+def test_no_word_of_the_other_rewriting_tells_right_from_wrong_in_what_is_trained_on():
+    trained = [*tiny_world.pairs("train"), *tiny_world.reworded_pairs("train")]
+    known = {word for pair in trained for word in f"{pair.chosen} {pair.rejected}".split()}
+    for pair in tiny_world.other_words_pairs("test"):
+        chosen, rejected = pair.chosen.split(), pair.rejected.split()
+        assert chosen[0] == rejected[0]
+        assert not {chosen[1], rejected[1]} & known
+
+
+@pytest.fixture(scope="module")
+def storage(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mitigation") / "store"
+    words = ("--models", str(tiny_model), "--seeds", "0", "1", "--epochs", "1", "--only", "reward=im_rm")
+    build, profiles = mitigation.mitigation, mitigation.PROFILES
+    draws = ("--max-train-pairs", "8", "--effective-batch", "8", "--max-eval-pairs", "6")
+    assert run_sweep("mitigation", build, profiles, folder, *words, *draws, follow_up=FOLLOW_UP) == 0
+    return folder
+
+
+def test_the_curve_is_the_mean_accuracy_of_each_share(storage):
+    ((_, folder),) = artifacts(storage).items()
+    with (folder / "curve.csv").open() as file:
+        curve = list(csv.DictReader(file))
+    rows = trial_rows(storage, "mitigation")
+    for point in curve:
+        accuracies = [
+            row["accuracy"]
+            for row in rows
+            if row["evaluation_set"] == point["evaluation_set"]
+            and SHARES[row["train_set"]] == float(point["share"])
+        ]
+        assert len(accuracies) == int(point["seeds"]) == 2
+        assert float(point["accuracy"]) == pytest.approx(sum(accuracies) / 2)
+        assert float(point["low"]) <= float(point["accuracy"]) <= float(point["high"])
+    assert {(point["evaluation_set"], point["share"]) for point in curve} == {
+        (name, str(share))
+        for name in ("tiny_world", "tiny_world_reworded", "tiny_world_other_words")
+        for share in mitigation.SHARES
+    }
+    assert {point["evaluation_set"] for point in curve if point["trained_with"] == "True"} == {
+        "tiny_world_reworded"
+    }
+    assert (folder / "figures" / "mitigation.png").stat().st_size > 1000
+
+
+def test_rewritings_are_token_level_shifts_whatever_the_share(storage):
+    found = {(row["evaluation_set"], row["category"]) for row in trial_rows(storage, "mitigation")}
+    assert found == {
+        ("tiny_world", "in-distribution"),
+        ("tiny_world_reworded", "token-level shift"),
+        ("tiny_world_other_words", "token-level shift"),
+    }
+
+
+def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
+    from dataclasses import replace
+
+    from orchestrator.cli import Options, select
+
+    chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.LAPTOP, "keys")
+    sweep = mitigation.mitigation(chosen)
+    keys = {plan.spec.name: plan.key for plan in resolve(sweep, Store(tmp_path)).plans}
+    assert len(set(keys.values())) == 2 * len(mitigation.SHARES)
+    (plain,) = (item for item in sweep.trials if item.train_set == ORIGINAL and item.reward.kind == "im_rm")
+    alone = Sweep(name="alone", trials=(replace(plain, eval_sets=(ORIGINAL,)),))
+    assert resolve(alone, Store(tmp_path)).plans[0].key == keys[plain.name]

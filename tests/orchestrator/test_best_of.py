@@ -1,0 +1,79 @@
+"""Best of n against enumeration of every draw; candidates of a prompt from its pairs; variance within prompts."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.best_of import Candidates, best_of, candidates, share_within
+from trainers.data import tiny_world
+from trainers.data.records import Pair, user_prompt
+from trainers.scores import PairScores
+
+
+def enumerated(reward, quality, n):
+    """The mean, over all draws of n, of the mean quality of those with the largest reward."""
+    picks = []
+    for drawn in combinations(range(len(reward)), n):
+        top = max(reward[place] for place in drawn)
+        picks.append(np.mean([quality[place] for place in drawn if reward[place] == top]))
+    return np.mean(picks)
+
+
+@given(st.lists(st.tuples(st.integers(-2, 2), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=7))
+def test_best_of_n_is_the_mean_over_every_draw_ties_shared(found):
+    reward, quality = (np.array(values, float) for values in zip(*found, strict=True))
+    for n in range(1, len(found) + 1):
+        assert best_of(reward, quality, n) == pytest.approx(enumerated(reward, quality, n), abs=1e-12)
+
+
+def test_best_of_two_over_a_plain_set_of_pairs_is_its_accuracy():
+    chosen, rejected = np.random.default_rng(0).integers(0, 4, (2, 50)).astype(float)
+    pairs = [Pair(prompt=user_prompt(str(row)), chosen="good", rejected="bad") for row in range(50)]
+    scores = PairScores(
+        chosen=chosen, rejected=rejected, index=np.arange(50), longer=np.zeros(50, dtype=np.int64)
+    )
+    found = [best_of(item.reward, item.quality, 2) for item in candidates(pairs, scores)]
+    assert np.mean(found) == pytest.approx(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
+
+
+def test_candidates_are_distinct_responses_and_quality_is_how_often_they_are_chosen():
+    said = [("one", "a", "b"), ("one", "a", "c"), ("one", "b", "c"), ("two", "a", "b")]
+    pairs = [Pair(prompt=user_prompt(prompt), chosen=c, rejected=r) for prompt, c, r in said]
+    scores = PairScores(
+        chosen=np.array([3.0, 3.0, 2.0, 7.0]),
+        rejected=np.array([2.0, 1.0, 1.0, 6.0]),
+        index=np.arange(4),
+        longer=np.zeros(4, dtype=np.int64),
+    )
+    first, second = candidates(pairs, scores)
+    assert first.reward.tolist() == [3.0, 2.0, 1.0]
+    assert first.quality.tolist() == [1.0, 0.5, 0.0]
+    assert second.reward.tolist() == [7.0, 6.0]
+
+
+def test_variance_within_prompts_is_that_which_prompts_do_not_account_for():
+    def found(*rewards):
+        return [Candidates(reward=np.array(item), quality=np.zeros(len(item))) for item in rewards]
+
+    assert share_within(found([1.0, 2.0], [1.0, 2.0])) == pytest.approx(1.0)
+    assert share_within(found([1.0, 1.0], [2.0, 2.0])) == pytest.approx(0.0)
+    assert share_within(found([0.0, 2.0], [2.0, 4.0])) == pytest.approx(0.5)
+    assert share_within(found([5.0, 5.0], [5.0, 5.0])) == 0.0
+
+
+def test_the_tiny_worlds_candidates_are_twelve_a_prompt_half_of_them_right():
+    pairs = tiny_world.candidate_pairs("test")
+    assert len(pairs) == 6 * tiny_world.TEST_PAIRS
+    scores = PairScores(
+        chosen=np.ones(len(pairs)),
+        rejected=np.zeros(len(pairs)),
+        index=np.arange(len(pairs)),
+        longer=np.zeros(len(pairs), dtype=np.int64),
+    )
+    found = candidates(pairs, scores)
+    assert {len(item.reward) for item in found} == {12}
+    assert {item.quality.mean() for item in found} == {0.5}
+    assert {word for pair in pairs for word in pair.chosen.split()} <= set(tiny_world.VOCABULARY)

@@ -1,0 +1,131 @@
+"""EX−IM pair by pair, on drawn scores whose answer is known: length alone, leaks, quality; and what is advised."""
+
+import numpy as np
+import pytest
+from simulated import simulated_sweep
+
+from orchestrator.artifacts import Store
+from orchestrator.controls import controlled, length_controlled, regression
+from orchestrator.per_pair import SetOutcomes, set_outcomes
+from orchestrator.preference import preference
+from orchestrator.results import sweep_results
+from orchestrator.statistics import generator, pair_counts
+from trainers.metrics import accuracy_length_controlled
+
+PAIRS = 400
+
+
+def outcomes(explicit, implicit, longer, leaked=None, category="domain shift"):
+    right = {"ex_rm": np.asarray(explicit, float), "im_rm": np.asarray(implicit, float)}
+    return SetOutcomes(
+        train_set="train",
+        dataset="set",
+        category=category,
+        train_digest="",
+        dataset_digest="",
+        index=np.arange(len(longer)),
+        right=right,
+        margin={kind: values - 0.5 for kind, values in right.items()},
+        longer=np.asarray(longer, float),
+        leaked=leaked,
+        models=("one",),
+        cells=1,
+    )
+
+
+@pytest.fixture
+def longer():
+    """Chosen is shorter in four of five pairs."""
+    random = np.random.default_rng(0)
+    return np.where(random.random(PAIRS) < 0.8, -1, 1) * random.integers(1, 60, PAIRS)
+
+
+def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths_and_is_not_advised(longer):
+    # The implicit type prefers what is shorter; the explicit one calls every pair a tie.
+    (found,) = controlled([outcomes(np.full(PAIRS, 0.5), longer < 0, longer)])
+    assert found.plain.value == pytest.approx(0.5 - (longer < 0).mean())
+    assert found.plain.high < -0.2
+    assert found.length is not None
+    assert found.length.value == pytest.approx(0.0, abs=1e-12)
+    assert not found.length.excludes_zero
+    said = preference([found])
+    assert "prefer IM-RM" in said
+    assert "at matched lengths no lead can be told" in said
+
+
+def test_a_lead_of_quality_survives_matched_lengths(longer):
+    random = np.random.default_rng(2)
+    (found,) = controlled([outcomes(random.random(PAIRS) < 0.9, random.random(PAIRS) < 0.6, longer)])
+    assert found.length is not None
+    assert found.length.low > 0.1
+    assert "prefer EX-RM" in preference([found])
+    assert "at matched lengths the lead stays" in preference([found])
+
+
+def test_the_control_of_one_types_accuracy_is_the_evaluations_own(longer):
+    chosen, rejected = np.random.default_rng(3).normal(size=(2, PAIRS))
+    right = (chosen > rejected).astype(float)
+    found = length_controlled(right, longer.astype(float), np.ones((1, PAIRS)))
+    assert found is not None
+    assert found[0] == pytest.approx(accuracy_length_controlled(chosen, rejected, longer), abs=1e-12)
+
+
+def test_unanimous_pairs_leave_an_interval_of_some_width():
+    (found,) = controlled([outcomes(np.zeros(40), np.ones(40), np.zeros(40))])
+    assert (found.plain.value, found.plain.low) == (-1.0, -1.0)
+    assert found.plain.high == pytest.approx(-(0.025 ** (1 / 40)))
+
+
+def test_what_length_and_preference_cannot_tell_apart_is_said_and_not_guessed():
+    longer = np.full(PAIRS, 3)
+    (found,) = controlled([outcomes(np.ones(PAIRS), np.zeros(PAIRS), longer)])
+    assert found.length is None
+    assert found.leak_free is None
+    assert found.unseen is None
+    assert "at matched lengths it cannot be told" in preference([found])
+
+
+def test_a_lead_on_leaked_pairs_only_is_gone_without_them(longer):
+    leaked = np.arange(PAIRS) < PAIRS // 2
+    coin = np.random.default_rng(4).random(PAIRS) < 0.5
+    (found,) = controlled([outcomes(np.where(leaked, 1, coin), coin, longer, leaked)])
+    assert found.plain.low > 0.15
+    assert found.unseen == PAIRS // 2
+    assert found.leak_free is not None
+    assert found.leak_free.value == 0.0
+    assert not found.leak_free.excludes_zero
+
+
+def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_nothing():
+    random = np.random.default_rng(5)
+    length, other = random.normal(size=(2, PAIRS))
+    values = 0.3 + 0.2 * length + random.normal(scale=0.5, size=PAIRS)
+    features = {"length": 7 * length, "other": other, "constant": np.ones(PAIRS), "again": 2 * length + other}
+    counts = pair_counts(PAIRS, 500, generator("test"))
+    found = regression(values, features, counts)
+    assert found is not None
+    assert found.left_out == ("constant", "again")
+    assert found.coefficients["length"].low < 0.2 * length.std() < found.coefficients["length"].high
+    assert found.coefficients["length"].excludes_zero
+    assert not found.coefficients["other"].excludes_zero
+    exact = np.polyfit(length, values, 1)
+    alone = regression(values, {"length": length}, counts)
+    assert alone is not None
+    assert alone.coefficients["length"].value == pytest.approx(exact[0] * length.std(), abs=1e-12)
+    assert alone.explained == pytest.approx(np.corrcoef(length, values)[0, 1] ** 2, abs=1e-12)
+
+
+def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_counts(tmp_path):
+    store = Store(tmp_path / "store")
+    # The last trial, of seed 2, is an im_rm that has not learned: that cell has no partner.
+    declared = simulated_sweep(store, pairs=50, unlearned=1)
+    found = {item.dataset: item for item in set_outcomes(sweep_results(declared, store), store)}
+    assert found["rewardmath"].cells == 5
+    assert len(found["rewardmath"].gap) == 50
+    advice = preference(controlled(list(found.values())))
+    assert "Trained on ultrafeedback, in-distribution: prefer EX-RM" in advice
+    assert "under domain shift: prefer IM-RM" in advice
+
+
+def test_nothing_is_advised_without_both_types():
+    assert preference([]).startswith("Nothing can be advised")

@@ -1,0 +1,176 @@
+"""The analyses of a finished sweep's scores, each once on drawn scores: nothing is trained, nothing computed twice."""
+
+import json
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+from simulated import ULTRAFEEDBACK, simulated_sweep
+
+from orchestrator.artifacts import Store
+from orchestrator.declaration import read_declaration, write_declaration
+from orchestrator.results import sweep_results
+from sweeps import domain_shift, margins, persona_prompts, token_overlap
+from tests.sweep_runs import artifacts, run_analysis
+from trainers.data.records import Pair, user_prompt, write_pairs
+
+SETS = (ULTRAFEEDBACK[0], ULTRAFEEDBACK[4])
+# New responses on training prompts are as hard as on test prompts: what counts for an IM-RM are the responses.
+PERSONA = (
+    ("persona_train", "training pairs"),
+    ("persona", "in-distribution"),
+    ("persona_paraphrase_train", "token-level shift"),
+    ("persona_paraphrase", "token-level shift"),
+)
+FAR = {
+    (reward, category): -9.0 if reward == "im_rm" and category == "token-level shift" else 9.0
+    for reward in ("ex_rm", "im_rm")
+    for category in ("training pairs", "in-distribution", "token-level shift")
+}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """A sweep of two sets, one of its trials missing."""
+    store = Store(tmp_path_factory.mktemp("grid") / "store")
+    write_declaration(
+        simulated_sweep(store, name="grid", seeds=(0, 1), sets=SETS, pairs=60, missing=1), store
+    )
+    write_declaration(
+        simulated_sweep(
+            store,
+            name="persona",
+            models=("llama-64",),
+            seeds=(0, 1),
+            train_sets=("persona",),
+            sets=PERSONA,
+            pairs=40,
+            strengths=FAR,
+        ),
+        store,
+    )
+    write_declaration(
+        simulated_sweep(
+            store,
+            name="world",
+            models=("small",),
+            seeds=(0,),
+            train_sets=("tiny_world",),
+            sets=(("tiny_world", "in-distribution"), ("tiny_world_paraphrase", "token-level shift")),
+            pairs=40,
+            strengths=FAR,
+        ),
+        store,
+    )
+    return store.root
+
+
+def only(storage, file):
+    """The folder of the one analysis that wrote `file`."""
+    (folder,) = [folder for folder in artifacts(storage).values() if (folder / file).is_file()]
+    return folder
+
+
+def test_domain_shift_reads_the_scores_and_ends_with_what_to_prefer(storage, capsys):
+    trained = sorted(storage.glob("artifacts/train/*"))
+    assert run_analysis(domain_shift, storage, "--sweep", "grid") == 0
+    said = capsys.readouterr().out
+    assert "When to prefer which. Trained on ultrafeedback, in-distribution: prefer EX-RM" in said
+    assert "under domain shift: prefer IM-RM" in said
+    assert "Missing: 1 trials" in said
+    assert "rewardbench_math after ultrafeedback lacks overlap with training, similarity, leaked" in said
+    folder = only(storage, "pairs.parquet")
+    rows = parquet.read_table(folder / "pairs.parquet").to_pylist()
+    assert len(rows) == 120
+    shift = [row["gap"] for row in rows if row["evaluation_set"] == "rewardbench_math"]
+    found = json.loads((folder / "results.json").read_text())["controls"]
+    (domain,) = [item for item in found if item["category"] == "domain shift"]
+    assert domain["plain"]["value"] == pytest.approx(sum(shift) / 60)
+    assert (folder / "figures" / "domain_shift.svg").stat().st_size > 1000
+    # Again: nothing is computed, nothing was trained.
+    assert run_analysis(domain_shift, storage, "--sweep", "grid") == 0
+    assert "1 analyses, 1 complete" in capsys.readouterr().out
+    assert sorted(storage.glob("artifacts/train/*")) == trained
+
+
+def test_new_prompts_are_told_from_new_responses(storage, capsys):
+    assert run_analysis(persona_prompts, storage) == 0
+    said = capsys.readouterr().out
+    assert "IM-RM, persona_paraphrase: new responses cost more than new prompts (+1.000" in said
+    assert "EX-RM, persona_paraphrase: new prompts and new responses cost the same" in said
+    folder = only(storage, "persona_prompts.parquet")
+    explicit, implicit = parquet.read_table(folder / "persona_prompts.parquet").to_pylist()
+    cells = ("seen", "new_prompts", "new_responses", "both_new")
+    assert [explicit[name] for name in cells] == [1.0, 1.0, 1.0, 1.0]
+    assert [implicit[name] for name in cells] == [1.0, 1.0, 0.0, 0.0]
+    # 40 prompts that agree say no more than that exceptions are rare.
+    assert implicit["prompts_over_responses_low"] == pytest.approx(0.025 ** (1 / 40))
+    assert explicit["prompts_over_responses_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
+    assert implicit["both_new_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
+    assert (folder / "figures" / "persona_prompts.png").stat().st_size > 1000
+
+
+def test_margins_without_the_rows_of_any_set_says_what_is_missing(storage, capsys):
+    assert run_analysis(margins, storage, "--sweep", "grid") == 2
+    assert "has the rows of its evaluation sets in the store" in capsys.readouterr().err
+
+
+def test_best_of_two_of_a_set_of_pairs_is_its_accuracy(storage, capsys):
+    store = Store(storage)
+    pairs = [Pair(prompt=user_prompt(str(row)), chosen="good", rejected="bad") for row in range(60)]
+    for name, _ in SETS:
+        with store.write("dataset", name) as attempt:
+            write_pairs(pairs, attempt.directory / "pairs.jsonl")
+    assert run_analysis(margins, storage, "--sweep", "grid") == 0
+    assert "RL is out of scope" in capsys.readouterr().out
+    folder = only(storage, "best_of.parquet")
+    rows = parquet.read_table(folder / "best_of.parquet").to_pylist()
+    assert {row["n"] for row in rows} == {1, 2}
+    assert {row["quality"] for row in rows if row["n"] == 1} == {0.5}
+    accuracy = [
+        item.metrics["accuracy"]
+        for result in sweep_results(read_declaration("grid", store), store)
+        for item in result.final
+        if (result.record.model, result.record.reward) == ("llama-64", "im_rm") and item.dataset == SETS[1][0]
+    ]
+    (found,) = [
+        row["quality"]
+        for row in rows
+        if (row["model"], row["reward"], row["evaluation_set"], row["n"])
+        == ("llama-64", "IM-RM", SETS[1][0], 2)
+    ]
+    assert found == pytest.approx(np.mean(accuracy))
+
+
+def test_accuracy_by_token_overlap_tells_the_type_that_follows_tokens(storage, tiny_model, capsys):
+    words = ("--sweep", "world", "--models", f"small={tiny_model}")
+    assert run_analysis(token_overlap, storage, *words) == 0
+    assert "The same for every pair, so that nothing can be told by it: tiny_world: token overlap" in (
+        capsys.readouterr().out.replace("\n", "")
+    )
+    folder = only(storage, "deciles.parquet")
+    rows = parquet.read_table(folder / "pairs.parquet").to_pylist()
+    assert {row["overlap"] for row in rows if row["set"] == "tiny_world"} == {1.0}
+    # Prefix and word are new on either side; the end of the turn is not.
+    assert {round(row["overlap"], 9) for row in rows if row["set"] != "tiny_world"} == {round(1 / 3, 9)}
+    assert all(-1.0 <= row["cosine"] <= 1.0 + 1e-9 for row in rows)
+    assert {row["cosine"] < 0.999 for row in rows if row["set"] != "tiny_world"} == {True}
+    found = {
+        kind: [
+            row["accuracy"]
+            for row in parquet.read_table(folder / "deciles.parquet").to_pylist()
+            if (row["set"], row["measure"], row["reward"]) == ("together", "token overlap", kind)
+        ]
+        for kind in ("EX-RM", "IM-RM")
+    }
+    assert found == {"EX-RM": [1.0, 1.0], "IM-RM": [0.0, 1.0]}
+
+
+def test_token_overlap_of_a_model_that_the_sweep_has_not_is_wrong_usage(storage, capsys):
+    assert run_analysis(token_overlap, storage, "--sweep", "grid") == 2
+    assert "no complete trial of llama-64 on tiny_world" in capsys.readouterr().err
+
+
+def test_a_sweep_that_the_storage_does_not_know_is_wrong_usage(storage, capsys):
+    assert run_analysis(domain_shift, storage, "--sweep", "nosuch") == 2
+    assert "knows no sweep of that name (it knows " in capsys.readouterr().err
