@@ -62,8 +62,14 @@ def on_fewer(placement: Placement, fresh: Placement) -> Placement | None:
     per_rank = fresh.micro_batch * fresh.accumulation
     micro_batch = next(size for size in range(most, 0, -1) if per_rank % size == 0)
     checkpointing = fresh.checkpointing or placement.checkpointing
+    # A checkpoint goes on at another world size, not at another stage; a higher one never needs more memory.
+    zero_stage = max(fresh.zero_stage, placement.zero_stage)
     return replace(
-        fresh, micro_batch=micro_batch, accumulation=per_rank // micro_batch, checkpointing=checkpointing
+        fresh,
+        micro_batch=micro_batch,
+        accumulation=per_rank // micro_batch,
+        checkpointing=checkpointing,
+        zero_stage=zero_stage,
     )
 
 

@@ -114,7 +114,7 @@ def test_on_fewer_devices_the_effective_batch_stays_and_memory_given_up_stays_gi
         return
     assert found is not None
     assert found.effective_batch == planned.effective_batch == batch
-    assert (found.world_size, found.zero_stage, found.checkpointing) == (fewer, 2, True)
+    assert (found.world_size, found.zero_stage, found.checkpointing) == (fewer, 3, True)
     assert found.micro_batch <= micro_batch
     said = describe_fewer(planned, found)
     assert f"planned for {world_size} GPUs" in said
