@@ -25,7 +25,7 @@ from orchestrator.results import TrialResult, sweep_results
 from orchestrator.spec import CATEGORIES, Category
 from orchestrator.tables import Table as StatisticsTable
 from orchestrator.tables import markdown
-from trainers.disk import replace
+from trainers.disk import replace, replace_bytes
 from trainers.metrics import CONTROLLED, METRICS
 
 NOT_LEARNED = "not learned"
@@ -218,9 +218,10 @@ def write_report(
     replace(folder / "summary.md", summary(declaration, results, rows) + section)
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
-    draft = trials.with_suffix(".draft")
-    parquet.write_table(pa.Table.from_pylist(_trial_rows(results)), draft)
-    draft.replace(trials)
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist(_trial_rows(results)), sink)
+    # Two drivers that end at once both write it.
+    replace_bytes(trials, sink.getvalue().to_pybytes())
     for written in (folder, trials):
         store.share(written)
     return Written(folder=folder, rows=rows, results=results)

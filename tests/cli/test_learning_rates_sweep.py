@@ -12,9 +12,10 @@ from sweeps import learning_rates
 from sweeps.learning_rates import goes_on
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.errors import DataError
-from trainers.pairs import TokenPair, held_out, read_tokens
+from trainers.pairs import TokenPair, held_out
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, ValidationSpec
+from trainers.token_files import read_tokens
 
 EPOCHS, RUNGS = 4, (1, 2)
 FOLLOW_UP = FollowUp(declare=learning_rates.declare, compute=learning_rates.compute)

@@ -81,7 +81,9 @@ def test_without_grace_the_last_checkpoint_stays_the_last(one, whole, tmp_path):
 def test_a_last_checkpoint_is_written_where_it_fits_the_grace(monkeypatch, tmp_path, left_s, write_s, wishes):
     monkeypatch.setattr(train.dist, "get_rank", lambda: 0)
     kept = Checkpoints(folder=tmp_path, every_steps=3)
-    keeping = train.Keeping(checkpoints=kept, identity={}, stop=lambda: left_s, end_epoch=lambda epoch: None)
+    keeping = train.Keeping(
+        checkpoints=kept, identity={}, stop=lambda: left_s, end_epoch=lambda epoch: None, goes_on=train.always
+    )
     assert train._wishes(keeping, 4, 1.0, write_s) == wishes
 
 
@@ -96,7 +98,7 @@ def test_a_second_signal_ends_at_once(one, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "name", "left"),
-    [("trainers.pairs", "tokenize_pairs", 0), ("trainers.evaluate", "score_pairs", 1)],
+    [("trainers.pairs", "iter_tokens", 0), ("trainers.evaluate", "score_pairs", 1)],
     ids=["preparation", "evaluation"],
 )
 def test_what_has_no_checkpoint_ends_at_once(one, whole, tmp_path, module, name, left):

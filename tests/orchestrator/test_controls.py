@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from simulated import simulated_sweep
 
+from benchmarks.simulated import simulated_sweep
 from orchestrator.artifacts import Store
 from orchestrator.controls import controlled, length_controlled, regression
 from orchestrator.per_pair import SetOutcomes, set_outcomes

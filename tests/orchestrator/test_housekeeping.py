@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +41,7 @@ from orchestrator.spec import Sweep
 from orchestrator.stages import PretrainStage
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import SpecError, StorageError
+from trainers.scores import PairScores
 from trainers.specs import DatasetSpec
 from trainers.tiny import TINY_MODELS
 
@@ -520,10 +522,19 @@ def test_the_best_of_a_group_is_kept_and_a_group_with_a_hole_is_not_judged(
     assert freed == 2000 * len(gone)
 
 
+NO_SCORES = PairScores(
+    chosen=np.zeros(0), rejected=np.zeros(0), index=np.zeros(0, int), longer=np.zeros(0, int)
+)
+
+
 def result(seed: int, accuracy: float) -> TrialResult:
     evaluations = [
         EvaluationResult(
-            dataset=item.dataset, category=item.category, metrics={"accuracy": accuracy}, finished=0.0
+            dataset=item.dataset,
+            category=item.category,
+            metrics={"accuracy": accuracy},
+            finished=0.0,
+            scores=NO_SCORES,
         )
         for item in record().evaluations
     ]

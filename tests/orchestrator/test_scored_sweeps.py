@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from pyarrow import parquet
-from simulated import ULTRAFEEDBACK, simulated_sweep
 
+from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.artifacts import Store
 from orchestrator.declaration import read_declaration, write_declaration
 from orchestrator.results import sweep_results
