@@ -77,7 +77,8 @@ class Events:
         for event in events:
             try:
                 self._on_event(event)
-            except Exception:
+            # Rich wants to exit where nobody reads its output any more; the sweep goes on.
+            except (Exception, SystemExit):
                 logger.exception("event %s", event)
 
     def _end_silent(self) -> None:

@@ -61,8 +61,7 @@ def test_a_failed_cell_takes_no_other_down(tmp_path):
 def test_an_interrupted_sweep_leaves_checkpoints_and_no_process(tmp_path):
     with start_grid(tmp_path, "run", *LONG) as running:
         wait_for(lambda: attempts_at_training(tmp_path), 240)
-        (row, *_) = [row for row in status(tmp_path) if row["state"] == "running"]
-        assert row["stage"].startswith("train")
+        wait_for(lambda: [row for row in status(tmp_path) if row["stage"].startswith("train")], 60)
         running.send_signal(signal.SIGTERM)
         output, _ = running.communicate(timeout=90)
         assert running.returncode == 130, output
