@@ -1,6 +1,7 @@
 """The grid command on a real chat model and real preference data, as small as it can be."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def swept(smollm2, shared, tmp_path_factory):
     ]
     command += ["--eval-sets", str(data / "ultrafeedback_paraphrase"), str(data / "rewardbench_math")]
     command += ["--max-eval-pairs", "2", "--epochs", "1", "--backend", "inline", "--storage", str(storage)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    wide = {**os.environ, "COLUMNS": "160"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False, env=wide)
     assert done.returncode == 0, done.stdout + done.stderr
     return storage, done.stdout
 

@@ -98,7 +98,7 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
 
     item = next(item for item in searched(storage) if item["info"]["state"] == "stopped")
     store = Store(storage)
-    tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.parquet")
+    tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.arrow")
     _, validated = held_out(tokens, ValidationSpec())
     folder = str(store.read("train", item["key"]) / "model")
     model = load_model(
