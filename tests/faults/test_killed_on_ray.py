@@ -76,7 +76,7 @@ def markers(storage: Path) -> set[Path]:
 
 def gone(storage: Path) -> None:
     """Wait until no process of the command is left."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while left := processes(f"{MARK}={storage}"):
         assert time.monotonic() < deadline, [command_line(pid) for pid in left]
         time.sleep(0.3)
