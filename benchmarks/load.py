@@ -94,10 +94,10 @@ def make_session(load: Load, folder: Path) -> Session:
         profile="laptop",
         backend=load.backend,
         name=NAME,
-        models=tuple(_model(folder / f"model{number}", number) for number in range(models)),
+        models=tuple(model_folder(folder / f"model{number}", number) for number in range(models)),
         rewards=REWARDS,
-        train_sets=(_dataset(folder / "trained", 0),),
-        eval_sets=tuple(_dataset(folder / f"set{number}", 1 + number) for number in range(load.sets)),
+        train_sets=(dataset_folder(folder / "trained", 0),),
+        eval_sets=tuple(dataset_folder(folder / f"set{number}", 1 + number) for number in range(load.sets)),
         seeds=tuple(seeds),
         max_trials=load.trials,
     )
@@ -113,7 +113,7 @@ def make_session(load: Load, folder: Path) -> Session:
     )
 
 
-def _model(folder: Path, number: int) -> str:
+def model_folder(folder: Path, number: int) -> str:
     """A folder that is a model to the planner; all share one tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = {"vocab_size": 4, "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -127,7 +127,7 @@ def _model(folder: Path, number: int) -> str:
     return str(folder)
 
 
-def _dataset(folder: Path, number: int) -> str:
+def dataset_folder(folder: Path, number: int) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         rows = [
@@ -155,22 +155,27 @@ def quarters(ended: Sequence[float], began: float) -> list[tuple[float, float, i
 
 
 @contextlib.contextmanager
-def _folder(storage: Path | None) -> Iterator[Path]:
+def benchmark_folder(storage: Path | None, name: str) -> Iterator[Path]:
+    """`storage` where it is given, and kept; else a temporary folder of that name, removed at the end."""
     if storage is not None:
         storage.mkdir(parents=True, exist_ok=True)
         yield storage.absolute()
         return
-    folder = Path(tempfile.mkdtemp(prefix="rmsweep-load-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"rmsweep-{name}-"))
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        # Processes of the benchmark may still write into it.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(load: Load) -> None:
     """Run the sweep, wait for MLflow, run it again when complete, and print the table."""
     # Measured on a Ray of its own, whatever cluster runs on this machine.
-    with _folder(load.storage) as folder, mock.patch.object(commands, "cluster_address", return_value=None):
+    with (
+        benchmark_folder(load.storage, "load") as folder,
+        mock.patch.object(commands, "cluster_address", return_value=None),
+    ):
         session = make_session(load, folder)
         with Driver() as driver:
             code = commands.run(session, full_grid)

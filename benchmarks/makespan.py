@@ -11,9 +11,7 @@ import dataclasses
 import io
 import json
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,11 +24,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.load import _dataset, _model
+from benchmarks.load import benchmark_folder, dataset_folder, model_folder
 from orchestrator import commands, packing, tracking
 from orchestrator.artifacts import Store
 from orchestrator.catalog import ARCHITECTURES, PAPER_MODELS
 from orchestrator.cli import Options, Session
+from orchestrator.estimate import Job, lower_bound_s
 from orchestrator.placement import place
 from orchestrator.plan import Node
 from orchestrator.selection import Selection
@@ -88,9 +87,12 @@ def make_session(asked: Makespan, folder: Path, stages: Any) -> Session:
     options = Options(
         profile="laptop",
         name=NAME,
-        models=tuple(f"{name}={_model(folder / name, n)}" for n, name in enumerate(PARAMETERS)),
-        train_sets=(_dataset(folder / "ultrafeedback", 0), _dataset(folder / "rewardmath", 1)),
-        eval_sets=(_dataset(folder / "ultrafeedback_test", 2), _dataset(folder / "rewardmath_test", 3)),
+        models=tuple(f"{name}={model_folder(folder / name, n)}" for n, name in enumerate(PARAMETERS)),
+        train_sets=(dataset_folder(folder / "ultrafeedback", 0), dataset_folder(folder / "rewardmath", 1)),
+        eval_sets=(
+            dataset_folder(folder / "ultrafeedback_test", 2),
+            dataset_folder(folder / "rewardmath_test", 3),
+        ),
         seeds=(0, 1, 2),
         max_trials=asked.trials,
     )
@@ -131,7 +133,8 @@ def planned_work(trials: Sequence[TrialSpec], nodes: Sequence[Node]) -> list[tup
 
 def lower_bound(work: Sequence[tuple[float, int]], gpus: int) -> float:
     """Of any schedule: all work on all GPUs, and the longest training."""
-    return max(sum(seconds * width for seconds, width in work) / gpus, max(seconds for seconds, _ in work))
+    jobs = [Job(id=str(n), width=width, seconds=seconds) for n, (seconds, width) in enumerate(work)]
+    return lower_bound_s(jobs, gpus)
 
 
 @contextlib.contextmanager
@@ -161,19 +164,6 @@ def kill_in_the_middle(cluster: Any, storage: Path, after_s: float, killed: list
     killed.append(time.monotonic() - began)
 
 
-@contextlib.contextmanager
-def _folder(storage: Path | None) -> Iterator[Path]:
-    if storage is not None:
-        storage.mkdir(parents=True, exist_ok=True)
-        yield storage.absolute()
-        return
-    folder = Path(tempfile.mkdtemp(prefix="rmsweep-makespan-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def main(asked: Makespan) -> None:
     """Run the grid, and print the table."""
     from benchmarks.makespan_stages import sleeping
@@ -189,7 +179,7 @@ def main(asked: Makespan) -> None:
         return sweep
 
     with (
-        _folder(asked.storage) as folder,
+        benchmark_folder(asked.storage, "makespan") as folder,
         mock.patch.object(tracking, "Tracker", NoView),
         # The folders that stand for the models hold a few numbers each.
         mock.patch.object(commands, "architectures", lambda models, **_: {m: SHAPES[m.name] for m in models}),

@@ -51,11 +51,8 @@ def audit_sweep(declaration: Declaration, store: Store) -> Audit:
     )
 
 
-def audit_section(
-    declaration: Declaration, results: Sequence[TrialResult], store: Store, folder: Path
-) -> str:
+def audit_section(audit: Audit, results: Sequence[TrialResult], folder: Path) -> str:
     """Write audit.json into the report's folder; the section for summary.md, "" where there is nothing to say."""
-    audit = audit_sweep(declaration, store)
     lines: list[str] = []
     rows = controlled_rows(results)
     if rows:
@@ -72,9 +69,8 @@ def audit_section(
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def audit_tables(declaration: Declaration, results: Sequence[TrialResult], store: Store) -> tuple[Table, ...]:
+def audit_tables(audit: Audit, results: Sequence[TrialResult]) -> tuple[Table, ...]:
     """The same for the page: controlled accuracies, sets and findings; those with no row are left out."""
-    audit = audit_sweep(declaration, store)
     found = (
         _table(
             "controlled",

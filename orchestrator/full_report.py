@@ -18,7 +18,7 @@ from orchestrator import preference, report
 from orchestrator.analysis import Analysis
 from orchestrator.answers import statistics_tables
 from orchestrator.artifacts import Store, versions
-from orchestrator.audit_page import audit_section, audit_tables
+from orchestrator.audit_page import audit_section, audit_sweep, audit_tables
 from orchestrator.conclusions import conclusions
 from orchestrator.controls import controlled
 from orchestrator.curves import curve_rows
@@ -33,6 +33,7 @@ from orchestrator.report import Written, table_rows, write_report
 from orchestrator.resampling import Resampled
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.state import SweepState, read_state
+from trainers.data.audit import Audit
 from trainers.disk import digest_file, replace
 from trainers.errors import DataError
 
@@ -66,14 +67,15 @@ def write_full_report(
     key = _key(inputs)
     if not anew and _is_fresh(folder, key):
         return Written(folder=folder, rows=table_rows(inputs.results), results=inputs.results)
-    written = write_report(declaration, store, inputs.results)
+    audit = audit_sweep(declaration, store)
+    written = write_report(declaration, store, inputs.results, audit)
     analysis = analysed(inputs.results, console)
-    page = _page(inputs, analysis, store, console)
+    page = _page(inputs, analysis, audit, store, console)
     write_page(folder, page, HTML)
     replace(
         folder / "summary.md",
         report.summary(declaration, written.results, written.rows, page.conclusions, page.tables[:1])
-        + audit_section(declaration, written.results, store, folder)
+        + audit_section(audit, written.results, folder)
         + f"\n{preference.TITLE}. {page.sections[-1].text}\n",
     )
     note = {
@@ -145,7 +147,7 @@ def _is_fresh(folder: Path, key: str) -> bool:
         return False
 
 
-def _page(inputs: Inputs, analysis: Analysis, store: Store, console: Console | None) -> Page:
+def _page(inputs: Inputs, analysis: Analysis, audit: Audit, store: Store, console: Console | None) -> Page:
     results, state = inputs.results, inputs.state
     complete = sum(result.complete for result in results)
     sweep = inputs.declaration.sweep
@@ -174,7 +176,7 @@ def _page(inputs: Inputs, analysis: Analysis, store: Store, console: Console | N
             Section(
                 title="What could be fooling us",
                 anchor="audit",
-                tables=audit_tables(inputs.declaration, results, store),
+                tables=audit_tables(audit, results),
             ),
             Section(title="Beside the paper", anchor="paper", tables=(spec_difference(results),)),
             Section(

@@ -18,13 +18,14 @@ from pyarrow import parquet
 from rich.table import Table
 
 from orchestrator.artifacts import Store
-from orchestrator.audit_page import audit_section
+from orchestrator.audit_page import audit_section, audit_sweep
 from orchestrator.declaration import Declaration
 from orchestrator.epochs import epoch_lines, epoch_rows
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.spec import CATEGORIES, Category
 from orchestrator.tables import Table as StatisticsTable
 from orchestrator.tables import markdown
+from trainers.data.audit import Audit
 from trainers.disk import replace, replace_bytes
 from trainers.metrics import CONTROLLED, METRICS
 
@@ -208,13 +209,17 @@ class Written(NamedTuple):
 
 
 def write_report(
-    declaration: Declaration, store: Store, results: Sequence[TrialResult] | None = None
+    declaration: Declaration,
+    store: Store,
+    results: Sequence[TrialResult] | None = None,
+    audit: Audit | None = None,
 ) -> Written:
-    """Write report/summary.md, report/tables/accuracy.csv and trials.parquet; `results` where they are read already."""
+    """Write summary.md, tables/accuracy.csv and trials.parquet; `results` and `audit` where they are there already."""
     results = sweep_results(declaration, store) if results is None else results
+    audit = audit_sweep(declaration, store) if audit is None else audit
     rows = table_rows(results)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    section = audit_section(declaration, results, store, folder)
+    section = audit_section(audit, results, folder)
     replace(folder / "summary.md", summary(declaration, results, rows) + section)
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"

@@ -20,10 +20,9 @@ from orchestrator.artifacts import Attempt
 from orchestrator.catalog import Profile
 from orchestrator.cli import main
 from orchestrator.follow_up import FollowUp
-from orchestrator.selection import Selection
-from orchestrator.spec import Sweep, grid, only
 from orchestrator.stages import PrepareStage, TrainStage
 from orchestrator.trial_plan import TrialPlan
+from sweeps.full_grid import full_grid
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
 
 # Raise when the generation check computes something else from the same weights.
@@ -66,27 +65,6 @@ class Parameters:
 
     samples: int
     seed: int
-
-
-def hamiltonian(chosen: Selection) -> Sweep:
-    """Every model with every reward type."""
-    trials = grid(
-        models=chosen.models,
-        rewards=chosen.rewards,
-        train_sets=chosen.train_sets,
-        eval_sets=chosen.eval_sets,
-        seeds=chosen.seeds,
-        recipe=chosen.recipe,
-        train_draw=chosen.train_draw,
-        eval_draw=chosen.eval_draw,
-        keep_epochs=chosen.keep_epochs,
-    )
-    return Sweep(
-        name=chosen.name,
-        trials=only(trials, chosen.only)[: chosen.max_trials],
-        categories=chosen.categories,
-        placements=chosen.placements,
-    )
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
@@ -273,7 +251,7 @@ def _summary(results: dict[str, Any]) -> str:
 if __name__ == "__main__":
     main(
         "hamiltonian",
-        hamiltonian,
+        full_grid,
         Path(__file__).parent,
         profiles=PROFILES,
         follow_up=FollowUp(declare=declare, compute=compute),

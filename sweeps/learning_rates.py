@@ -23,10 +23,9 @@ from orchestrator.cli import main
 from orchestrator.compute import TrainCall, run_evaluations, run_train
 from orchestrator.follow_up import FollowUp
 from orchestrator.report import reward_title
-from orchestrator.selection import Selection
-from orchestrator.spec import Sweep, grid, only
 from orchestrator.stages import EvaluateStage, PretrainStage, TrainStage
 from orchestrator.trial_plan import TrialPlan
+from sweeps.full_grid import full_grid
 from trainers.errors import Diverged
 from trainers.specs import Placement, ValidationSpec
 
@@ -61,27 +60,6 @@ class Search:
     rates: tuple[float, ...]
     accuracies: tuple[tuple[float, ...] | None, ...]
     best: float
-
-
-def learning_rates(chosen: Selection) -> Sweep:
-    """The grid at the fixed rate; the search and the grid at the best rates follow it."""
-    trials = grid(
-        models=chosen.models,
-        rewards=chosen.rewards,
-        train_sets=chosen.train_sets,
-        eval_sets=chosen.eval_sets,
-        seeds=chosen.seeds,
-        recipe=chosen.recipe,
-        train_draw=chosen.train_draw,
-        eval_draw=chosen.eval_draw,
-        keep_epochs=chosen.keep_epochs,
-    )
-    return Sweep(
-        name=chosen.name,
-        trials=only(trials, chosen.only)[: chosen.max_trials],
-        categories=chosen.categories,
-        placements=chosen.placements,
-    )
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
@@ -243,7 +221,7 @@ def _summary(results: dict[str, Any], training: TrainStage) -> str:
 if __name__ == "__main__":
     main(
         "learning_rates",
-        learning_rates,
+        full_grid,
         Path(__file__).parent,
         profiles=PROFILES,
         follow_up=FollowUp(declare=declare, compute=compute),

@@ -7,6 +7,7 @@ from pyarrow import parquet
 
 from orchestrator.follow_up import FollowUp
 from sweeps import hamiltonian
+from sweeps.full_grid import full_grid
 from tests.sweep_runs import artifacts, run_sweep
 
 SMALL = ("--max-train-pairs", "16", "--max-eval-pairs", "4", "--epochs", "1", "--effective-batch", "8")
@@ -16,7 +17,7 @@ FOLLOW_UP = FollowUp(declare=hamiltonian.declare, compute=hamiltonian.compute)
 
 def run(storage, tiny_model, *words):
     common = ("--models", str(tiny_model), *SETS, *SMALL, *words)
-    build, profiles = hamiltonian.hamiltonian, hamiltonian.PROFILES
+    build, profiles = full_grid, hamiltonian.PROFILES
     return run_sweep("hamiltonian", build, profiles, storage, *common, follow_up=FOLLOW_UP)
 
 

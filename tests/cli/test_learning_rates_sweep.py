@@ -9,6 +9,7 @@ import torch
 from orchestrator.artifacts import Store
 from orchestrator.follow_up import FollowUp
 from sweeps import learning_rates
+from sweeps.full_grid import full_grid
 from sweeps.learning_rates import goes_on
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.errors import DataError
@@ -52,7 +53,7 @@ def test_who_is_among_the_best_half_goes_on(others, accuracy, expected):
 def run(folder, tiny_model):
     words = ("--models", str(tiny_model), "--lr", "1e-4", "--epochs", str(EPOCHS), "--rewards", "ex_rm")
     words += ("--max-train-pairs", "32", "--effective-batch", "8", "--max-eval-pairs", "6")
-    build, profiles = learning_rates.learning_rates, learning_rates.PROFILES
+    build, profiles = full_grid, learning_rates.PROFILES
     return run_sweep("learning_rates", build, profiles, folder, *words, follow_up=FOLLOW_UP)
 
 

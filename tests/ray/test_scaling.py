@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.load import _model
+from benchmarks.load import model_folder
 from benchmarks.makespan_stages import sleeping
 from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
@@ -57,7 +57,7 @@ def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event
     from orchestrator.fanout import run_on_ray
 
     store = Store(storage)
-    plans = cells(storage, Path(_model(storage / "model", 0)), epochs=1)
+    plans = cells(storage, Path(model_folder(storage / "model", 0)), epochs=1)
     stages = sleeping(0.005, {"tiny": 10**9})
     claims = Claims(storage, "test")
     execution = Execution(store=store, claims=claims, retries=RetryPolicy(back_off_s=0.5), stages=stages)
