@@ -248,7 +248,9 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
         shutil.copytree(found, target, dirs_exist_ok=True)
         results.append({"analysis": stage.label, "key": stage.key, **_json(found / "results.json")})
         if not session.options.json:
-            session.console.print((found / SUMMARY).read_text(), markup=False, highlight=False)
+            session.console.print(
+                (found / SUMMARY).read_text(), markup=False, highlight=False, soft_wrap=True
+            )
             session.console.print(f"artifact: analyse/{stage.key}", highlight=False, soft_wrap=True)
     if complete:
         store.share(folder)

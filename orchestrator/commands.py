@@ -274,7 +274,7 @@ def _print_report(session: Session, written: Written) -> None:
 
 def _say(session: Session, sentences: Sequence[str]) -> None:
     for sentence in sentences:
-        session.console.print(sentence, highlight=False, markup=False)
+        session.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _ui_command(session: Session) -> str:

@@ -74,7 +74,9 @@ def show_analyses(session: "Session", declaration: Declaration) -> None:
     for name, key in sorted(named.items()):
         shutil.copytree(found[key], folder / clean_name(name))
         if not session.options.json:
-            session.console.print((found[key] / SUMMARY).read_text(), markup=False, highlight=False)
+            session.console.print(
+                (found[key] / SUMMARY).read_text(), markup=False, highlight=False, soft_wrap=True
+            )
             session.console.print(f"artifact: {KIND}/{key}", highlight=False, soft_wrap=True)
     if named:
         store.share(folder)
