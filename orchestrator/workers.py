@@ -36,10 +36,11 @@ def cluster_address() -> str | None:
     started = Path("/tmp/ray/ray_current_cluster")
     address = started.read_text().strip() if started.is_file() else ""
     # A cluster that was killed leaves its address behind, and Ray would try it for minutes.
-    return address if address and _answers(address) else None
+    return address if address and answers(address) else None
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether somebody listens at host:port."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=PROBE_S):
