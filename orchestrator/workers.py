@@ -23,6 +23,8 @@ LOOPBACK = "127.0.0.1"
 DRIVER_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Seconds between Tune's records of all its trials, which nobody reads: its folder is scratch.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     # Tune's own handler would turn Ctrl-C into a sweep that ended well.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
