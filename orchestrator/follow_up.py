@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
 from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
