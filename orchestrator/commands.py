@@ -104,10 +104,9 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dic
     resolved = _resolve(session, sweep, fetch=True)
     if discard_damaged_rows(session, resolved.plans):
         resolved = _resolve(session, sweep, fetch=True)
-    if any(node.gpus for node in capacity):
-        known = architectures([trial.model for trial in sweep.trials], ask=True)
-        plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
-        resolved = dataclasses.replace(resolved, plans=tuple(plans))
+    known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in capacity))
+    plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
+    resolved = dataclasses.replace(resolved, plans=tuple(plans))
     placements = {
         item.key: placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
         for item in resolved.plans

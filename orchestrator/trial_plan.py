@@ -22,7 +22,7 @@ from trainers.specs import DrawSpec
 class TrialPlan:
     """A trial as the stages that it comes to; `key` is that of its training.
 
-    `architecture` is that of its model, where placing it on GPUs takes it: a node may not see what the driver sees.
+    `architecture` is that of its model where it is known, told since a node may not see what the driver sees.
     """
 
     spec: TrialSpec

@@ -20,6 +20,7 @@ from orchestrator import commands
 from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
 from orchestrator.coordinator import Coordinator
+from orchestrator.durations import Durations
 from orchestrator.inline import run_inline
 from orchestrator.placement import place
 from orchestrator.plan import local_capacity
@@ -105,12 +106,15 @@ def test_sixty_trials_on_ray_leave_every_row_and_share_processes(tmp_path):
 
 
 @pytest.fixture
-def coordinator():
+def coordinator(tmp_path):
     """The one actor that trials talk to, in a thread with a loop of its own: threads stand in for 16 processes."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    yield Coordinator(None, (), {}), lambda call: asyncio.run_coroutine_threadsafe(call, loop).result()
+    yield (
+        Coordinator(None, (), {}, Durations(store=Store(tmp_path))),
+        lambda call: asyncio.run_coroutine_threadsafe(call, loop).result(),
+    )
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
