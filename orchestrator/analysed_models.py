@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator import cli, selection
+from orchestrator import selection
 from orchestrator.analyses import AnalyseStage, AnalysisOptions, Inputs
 from orchestrator.cli import Session
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model
+from orchestrator.options import Plan
 from orchestrator.stages import PrepareStage
 from trainers.data.named import DATASETS
 from trainers.errors import SpecError
@@ -52,7 +53,7 @@ def declare_models(
         raise SpecError("--models: two have one name; tell them apart with NAME=.")
     train_draw = selection.draw("--max-train-pairs", options.max_train_pairs, None)
     eval_draw = selection.draw("--max-eval-pairs", options.max_eval_pairs, None)
-    fetch = not isinstance(options.command, cli.Plan)
+    fetch = not isinstance(options.command, Plan)
     reader = DatasetReader(session.store, fetch=fetch)
     wanted: list[tuple[str, DatasetSpec, str, DrawSpec]] = [
         (SEEN, trained, trained.train_split, train_draw),

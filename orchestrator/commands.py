@@ -26,6 +26,7 @@ from orchestrator.failures import is_final
 from orchestrator.follow_up import run_follow_up, show_analyses, with_analyses
 from orchestrator.full_report import HTML, said_conclusions, write_full_report
 from orchestrator.layout import fitting
+from orchestrator.options import Plan
 from orchestrator.outlook import architectures, outlook
 from orchestrator.progress import quiet
 from orchestrator.redaction import redacted, shown_uri
@@ -165,7 +166,7 @@ def _run(
 def plan_only(session: Session, build: Build) -> int:
     """Print what is missing, where it would run, how long and at what price; start nothing."""
     command = session.options.command
-    price = outlook_table.checked_price(command.price if isinstance(command, cli.Plan) else None)
+    price = outlook_table.checked_price(command.price if isinstance(command, Plan) else None)
     sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
     groups = _groups(session, _capacity(session))
@@ -223,7 +224,7 @@ def _capacity(session: Session) -> tuple[planning.Node, ...]:
     """What --cluster says, else the running cluster with what it may yet add, else this machine; nothing is joined."""
     options = session.options
     given = hardware.nodes_of(hardware.read_cluster(options.cluster)) if options.cluster else ()
-    if given and isinstance(options.command, cli.Plan):
+    if given and isinstance(options.command, Plan):
         return given
     if given and not _may_join(session):
         raise PlanError(
@@ -255,7 +256,7 @@ def _joined(session: Session) -> tuple[planning.Node, ...]:
         if not cluster.join_ray():
             return ()
         nodes = cluster.capacity()
-        if not isinstance(session.options.command, cli.Plan):
+        if not isinstance(session.options.command, Plan):
             cluster.require_shared_storage(session.store, nodes)
     return (*nodes, *still_absent(workers, nodes).values())
 

@@ -10,20 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from orchestrator import failures
-from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity
 from orchestrator.durations import Durations, RateName
 from orchestrator.estimate import Rate
 from orchestrator.gate import Grant, Request, Running, bundles, decide
 from orchestrator.plan import Node
-from orchestrator.redaction import without_secrets
 from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
+from orchestrator.shared_stages import SharedStages, start_shared
 from orchestrator.stages import SharedStage
-from orchestrator.trial import Execution, compute_claimed
+from orchestrator.trial import Execution
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
@@ -31,14 +26,6 @@ from trainers.specs import Placement
 REFRESH_EVERY_S = 2.0
 
 logger = logging.getLogger(__name__)
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def shared_task(stage: SharedStage, execution: Execution) -> None:
-    """Compute one shared stage; the gate has granted its CPU or GPU."""
-    execution.stages.prepare_process()
-    with without_secrets():
-        compute_claimed(stage, execution, lambda row: None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +61,7 @@ class Coordinator:
         self._asking: asyncio.Task[None] | None = None
         self._waiting: dict[str, tuple[Request, asyncio.Future[Grant | None]]] = {}
         self._granted: dict[str, Running] = {}
-        self._shared: dict[str, asyncio.Task[None]] = {}
+        self._shared = SharedStages(execution, self._compute_shared, self._require_going_on)
         self._events: list[dict[str, Any]] = []
         self._beats: dict[str, tuple[float, str, int]] = {}
         self._stop_at: float | None = None
@@ -94,18 +81,7 @@ class Coordinator:
 
     async def shared(self, stage: SharedStage) -> None:
         """Return when the stage is in the store; the first asker starts it. Raises what it raised."""
-        known = self._shared.get(stage.key)
-        if known is None or (known.done() and self._worth_another(known, stage)):
-            self._shared[stage.key] = asyncio.create_task(self._run_shared(stage))
-        await asyncio.shield(self._shared[stage.key])
-
-    def _worth_another(self, ended: asyncio.Task[None], stage: SharedStage) -> bool:
-        """Whether a stage that was done is no longer, or failed for a reason that may have passed."""
-        error = ended.exception()
-        if error is None:
-            return not self._execution.store.complete(stage.kind, stage.key)
-        damaged = failures.damage(error) is not None
-        return damaged or self._execution.retries.limit(failures.classify(error).cause) > 0
+        await self._shared.complete(stage)
 
     async def acquire(self, request: Request) -> Grant | None:
         """Wait until the gate grants the request; None where it fits nowhere, now or since a node was lost.
@@ -296,24 +272,7 @@ class Coordinator:
                     future.set_result(None)
         self._decide()
 
-    async def _run_shared(self, stage: SharedStage) -> None:
-        for need in stage.needs:
-            await self.shared(need)  # type: ignore[arg-type]
-        claims, name = self._execution.claims, f"{stage.kind}-{stage.key}"
-        watch = claims.watch()
-        while not self._execution.store.complete(stage.kind, stage.key):
-            self._require_going_on()
-            if not claims.take(name, watch):
-                await asyncio.sleep(POLL_S)
-                continue
-            try:
-                await self._compute_shared(stage)
-            finally:
-                claims.release(name)
-
     async def _compute_shared(self, stage: SharedStage) -> None:
-        if self._execution.store.complete(stage.kind, stage.key):
-            return
         has_gpus = any(node.gpus for node in (*self._capacity.values(), *self._absent.values()))
         gpus = 1 if has_gpus and stage.kind == "reference" else 0
         request = Request(id=f"shared {stage.key}", kind="shared", gpus=gpus)
@@ -323,8 +282,6 @@ class Coordinator:
                 f"{stage.label} needs a {'GPU' if gpus else 'CPU'}, and the cluster has none left."
             )
         try:
-            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-            task = shared_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
-            await task.remote(stage, self._execution)
+            await start_shared(stage, self._execution, grant)
         finally:
             await self.release(request.id)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import catalog, cli, selection
+from orchestrator.options import Options
 from orchestrator.plan import Node
 from orchestrator.selection import parse_categories, parse_dataset, parse_model, parse_only, parse_rewards
 from sweeps.full_grid import full_grid
@@ -220,7 +221,7 @@ def test_an_empty_draw_is_refused_with_its_flag(pairs: int):
 
 
 def test_flags_override_the_profile():
-    options = cli.Options(models=("qwen2-64",), seeds=(3,), max_train_pairs=5, lr=0.5, rewards=("ex_rm",))
+    options = Options(models=("qwen2-64",), seeds=(3,), max_train_pairs=5, lr=0.5, rewards=("ex_rm",))
     chosen = cli.select(options, catalog.LAPTOP, "demo")
     assert [model.name for model in chosen.models] == ["qwen2-64"]
     assert (chosen.seeds, chosen.train_draw.max_pairs) == ((3,), 5)
@@ -232,18 +233,18 @@ def test_flags_override_the_profile():
 @pytest.mark.parametrize("flag", ["max_train_pairs", "max_eval_pairs"])
 def test_zero_pairs_are_refused_and_not_taken_for_the_profiles_number(flag: str):
     with pytest.raises(SpecError, match=flag.replace("_", "-")):
-        cli.select(cli.Options(**{flag: 0}), catalog.PAPER, "demo")
+        cli.select(Options(**{flag: 0}), catalog.PAPER, "demo")
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_number_of_trials_below_one_is_refused(count: int):
     with pytest.raises(SpecError, match="--max-trials"):
-        full_grid(cli.select(cli.Options(max_trials=count), catalog.LAPTOP, "demo"))
+        full_grid(cli.select(Options(max_trials=count), catalog.LAPTOP, "demo"))
 
 
 def test_max_trials_takes_the_grids_first():
-    everything = full_grid(cli.select(cli.Options(), catalog.LAPTOP, "demo"))
-    few = full_grid(cli.select(cli.Options(max_trials=3), catalog.LAPTOP, "demo"))
+    everything = full_grid(cli.select(Options(), catalog.LAPTOP, "demo"))
+    few = full_grid(cli.select(Options(max_trials=3), catalog.LAPTOP, "demo"))
     assert few.trials == everything.trials[:3]
     assert len(everything.trials) == 6 * 2 * 2
 
@@ -251,7 +252,7 @@ def test_max_trials_takes_the_grids_first():
 def test_auto_is_paper_where_the_gpus_hold_it_and_laptop_elsewhere_and_says_so():
     gpus = [Node(id="g", cpus=16, gpus=8, gpu_gb=80.0)]
     for capacity, expected in ((gpus, catalog.PAPER), ([Node(id="a", cpus=2)], catalog.LAPTOP)):
-        profile, why = cli.profile_for(cli.Options(), capacity)
+        profile, why = cli.profile_for(Options(), capacity)
         assert profile is expected
         assert profile.name in why
-    assert cli.profile_for(cli.Options(profile="paper"), []) == (catalog.PAPER, "")
+    assert cli.profile_for(Options(profile="paper"), []) == (catalog.PAPER, "")
