@@ -7,7 +7,6 @@ The gate's queue goes by the durations that the stages' `expected_s` gives, and 
 """
 
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -42,6 +41,7 @@ from orchestrator.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
 from orchestrator.trial import Execution, Post, complete_trial
 from orchestrator.trial_plan import TrialPlan
+from orchestrator.workers import make_room
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
@@ -161,8 +161,7 @@ def run_trial(
             failure, detail = failures.classify(error), traceback.format_exc()
             event = {"event": "failed", "cause": failure.cause, "message": failure.message}
             backend.post({**event, "detail": detail})
-    # A model and its engine refer to each other; the next trial of this process needs the room.
-    gc.collect()
+    make_room()
     tune.report({"done_stages": 1})
 
 
