@@ -227,9 +227,9 @@ def sync(session: Session) -> int:
 
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
-    folder = write_full_report(declaration, session.store, session.console).folder
+    written = write_full_report(declaration, session.store, session.console)
     with quiet(session.driver_log):
-        seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
+        seconds = tracking.sync(session.tracking_uri, session.store, declaration, written)
     place = shown_uri(session.tracking_uri)
     session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
     return 0
