@@ -111,6 +111,8 @@ def _run(
     placements: dict[str, Placement],
     phases: Phases,
 ) -> int:
+    # Where there is no live table, each failure is said when it comes.
+    told = [] if session.console.is_terminal else [item.key for item in todo]
     try:
         if todo:
             written = run_missing(session, declaration, todo, placements, sweep.retries, phases)
@@ -129,12 +131,12 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        return say_holes(session, sweep_results(declaration, session.store)) or cli.DEFECT
+        return say_holes(session, sweep_results(declaration, session.store), told) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results)
+    return say_holes(session, written.results, told)
 
 
 def plan_only(session: Session, build: Build) -> int:
