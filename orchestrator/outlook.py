@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from orchestrator import estimate, hardware, placement
 from orchestrator.architectures import architecture_of
 from orchestrator.artifacts import Store
+from orchestrator.durations import Durations, measured_rates, rate_name, slowest
 from orchestrator.estimate import Job
-from orchestrator.hardware import GpuKind, NodeGroup
+from orchestrator.hardware import NodeGroup
 from orchestrator.placement import Need, need_of, place, predicted
 from orchestrator.plan import Node
-from orchestrator.rates import Rates, measured_rates
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import PlacementRule, TrialSpec
 from orchestrator.stages import ReferenceStage, Stage
@@ -93,9 +93,9 @@ def outlook(
     nodes = hardware.nodes_of(groups)
     gpus, gpu_gb = placement.gpus_of(nodes)
     devices = gpus or sum(node.cpus for node in nodes)
-    kind = _slowest(groups)
     known = architectures([item.spec.model for item in resolved.plans], ask=gpus > 0)
-    rates = measured_rates(resolved.plans, store)
+    named = {item.key: (item.spec.model.name, item.spec.reward_name) for item in resolved.plans}
+    times = Durations(store=store, kind=slowest(groups), measured=measured_rates(named, store))
     cells: dict[tuple[object, ...], _Sums] = {}
     jobs: dict[str, Job] = {}
     for item in resolved.plans:
@@ -105,7 +105,7 @@ def outlook(
         for stage in missing:
             sums.missing[stage.kind] = sums.missing.get(stage.kind, 0) + 1
         if sums.need is not None and sums.placement is not None:
-            _add_jobs(jobs, sums, item, missing, Rates(rates, kind, store))
+            _add_jobs(jobs, sums, item, missing, times)
     schedule = list(jobs.values())
     hours = sum(job.width * job.seconds for job in schedule) / 3600
     makespan = estimate.makespan_s(schedule, devices) / 3600
@@ -156,21 +156,20 @@ def not_fetched(plans: Sequence[TrialPlan]) -> tuple[str, ...]:
 
 
 def _add_jobs(
-    jobs: dict[str, Job], sums: _Sums, item: TrialPlan, missing: Sequence[Stage], rates: Rates
+    jobs: dict[str, Job], sums: _Sums, item: TrialPlan, missing: Sequence[Stage], times: Durations
 ) -> None:
     """The trial's training and evaluation, and the reference passes that nobody has asked for before."""
     need, placed = sums.need, sums.placement
     assert need is not None
     assert placed is not None
-    set_up = estimate.SET_UP_S[placed.device]
     references = [stage for stage in missing if isinstance(stage, ReferenceStage)]
     for stage in references:
-        seconds = set_up + rates.scoring_s(need.training, stage.prepared)
+        seconds = times.scoring_s(need.training, [stage.prepared], placed)
         jobs.setdefault(stage.key, Job(id=stage.key, width=1, seconds=seconds))
     # Asked for even where nothing is missing: the row tells how fast it goes.
-    rate, measured = rates.of_training(item, need.training, placed)
-    sums.step_s, sums.measured = rate.step_s, sums.measured or measured
-    train_s = rates.train_s(item, rate)
+    train_s = times.train_s(item, need.training, placed)
+    sums.step_s = times.rate(item, need.training, placed).step_s
+    sums.measured |= rate_name(item, placed) in times.measured
     waits = tuple(stage.key for stage in references)
     if any(stage.kind == "train" for stage in missing):
         jobs[item.key] = Job(id=item.key, width=placed.world_size, seconds=train_s, after=waits)
@@ -178,7 +177,7 @@ def _add_jobs(
         waits = (*waits, item.key)
     evaluations = [stage for stage in item.evaluations if stage in missing]
     if evaluations:
-        seconds = set_up + sum(rates.scoring_s(need.training, stage.prepared) for stage in evaluations)
+        seconds = times.evaluate_s(need.training, evaluations, placed)
         name = f"evaluate {item.key}"
         jobs[name] = Job(id=name, width=1, seconds=seconds, after=waits)
         sums.seconds += seconds
@@ -223,12 +222,6 @@ def _cell(sums: _Sums, gpu_gb: float | None) -> Cell:
         missing=sums.missing,
         why=sums.why,
     )
-
-
-def _slowest(groups: Sequence[NodeGroup]) -> GpuKind | None:
-    """The kind that a gang may get at worst; None without GPUs."""
-    kinds = [group.kind for group in groups if group.kind is not None and group.gpus]
-    return min(kinds, key=lambda kind: kind.bf16_tflops, default=None)
 
 
 def _price(groups: Sequence[NodeGroup], given: float | None) -> tuple[float | None, str]:
