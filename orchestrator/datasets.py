@@ -160,7 +160,12 @@ def _location(spec: DatasetSpec) -> str:
 
 def _has_files(spec: DatasetSpec, split: str) -> bool:
     """Whether a split that nobody asked for can be read without a network."""
-    return spec.source.startswith(BUILTIN) or (Path(spec.source).is_dir() and sources.has_split(spec, split))
+    place, read_from = Path(spec.source), spec.train_split if spec.test_share else split
+    return (
+        spec.source.startswith(BUILTIN)
+        or place.is_file()
+        or (place.is_dir() and sources.has_split(spec, read_from))
+    )
 
 
 def _short_digest(text: str) -> str:
