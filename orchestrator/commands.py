@@ -63,6 +63,7 @@ def run(session: Session, build: Build) -> int:
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
     console.print(_headline(resolved.plans, todo, session), highlight=False)
+    _say_left_out(session, resolved)
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
@@ -137,6 +138,8 @@ def _run(
     placements: dict[str, Placement],
     phases: Phases,
 ) -> int:
+    # Where there is no live table, each failure is said when it comes.
+    told = [] if session.console.is_terminal else [item.key for item in todo]
     try:
         if todo:
             written = run_missing(session, declaration, todo, placements, sweep.retries, phases)
@@ -155,12 +158,12 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        return say_holes(session, sweep_results(declaration, session.store)) or cli.DEFECT
+        return say_holes(session, sweep_results(declaration, session.store), told) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results)
+    return say_holes(session, written.results, told)
 
 
 def plan_only(session: Session, build: Build) -> int:
@@ -183,12 +186,18 @@ def plan_only(session: Session, build: Build) -> int:
         ]
         cli.dump_json({**dataclasses.asdict(found), "access_denied": denied, "trials": trials})
         return 0
+    _say_left_out(session, resolved)
     outlook_table.say(session.console, found, len(resolved.plans))
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
     if denied:
         session.console.print(access.message(denied), style="yellow", markup=False, soft_wrap=True)
     return 0
+
+
+def _say_left_out(session: Session, resolved: ResolvedSweep) -> None:
+    for line in resolved.left_out:
+        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _groups(session: Session, capacity: Sequence[planning.Node]) -> tuple[hardware.NodeGroup, ...]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
+
 from orchestrator.cluster import capacity
 from orchestrator.durations import Durations, RateName
 from orchestrator.estimate import Rate
@@ -79,9 +81,12 @@ class Coordinator:
         """Take in the rate of a training that has ended."""
         self._durations = self._durations.having(rates)
 
-    async def shared(self, stage: SharedStage) -> None:
-        """Return when the stage is in the store; the first asker starts it. Raises what it raised."""
-        await self._shared.complete(stage)
+    async def shared(self, stage: SharedStage, trial: str) -> None:
+        """Return when the stage is in the store; the first asker starts it. Raises what it raised.
+
+        `trial` hears how far it is until then.
+        """
+        await self._shared.complete(stage, trial)
 
     async def acquire(self, request: Request) -> Grant | None:
         """Wait until the gate grants the request; None where it fits nowhere, now or since a node was lost.
@@ -123,6 +128,10 @@ class Coordinator:
     async def post(self, event: dict[str, Any]) -> None:
         """Note an event for the driver."""
         self._events.append(event)
+
+    async def post_shared(self, key: str, event: dict[str, Any]) -> None:
+        """Note an event of a shared stage, for each trial that waits for it."""
+        self._events += [{"trial": trial, **event} for trial in self._shared.asked_by(key)]
 
     async def drain(self) -> list[dict[str, Any]]:
         """Events since the last call, in order."""
@@ -282,6 +291,6 @@ class Coordinator:
                 f"{stage.label} needs a {'GPU' if gpus else 'CPU'}, and the cluster has none left."
             )
         try:
-            await start_shared(stage, self._execution, grant)
+            await start_shared(stage, self._execution, grant, ray.get_runtime_context().current_actor)
         finally:
             await self.release(request.id)

@@ -39,7 +39,7 @@ from orchestrator.redaction import is_secret_name, without_secrets
 from orchestrator.scaling import ask_for, scaling, still_absent
 from orchestrator.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
-from orchestrator.trial import Execution, Post, complete_trial
+from orchestrator.trial import Execution, Post, Rows, complete_trial
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import make_room
 from trainers.errors import Interrupted, PlanError
@@ -206,7 +206,7 @@ class RayBackend:
 
     def shared(self, stages: Sequence[Stage]) -> None:
         """Ask the coordinator for each."""
-        ray.get([self.coordinator.shared.remote(stage) for stage in stages])
+        ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""
@@ -261,7 +261,7 @@ class RayBackend:
             self.post({"event": "stage", "stage": "evaluate"})
             pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
             task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
-            ray.get(task.remote(list(stages), self.execution))
+            ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
 
     @contextlib.contextmanager
     def _granted(self, request: Request) -> Iterator[Grant | None]:
@@ -293,7 +293,13 @@ def training(
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _evaluate_task(stages: list[EvaluateStage], execution: Execution) -> None:
+def _evaluate_task(
+    stages: list[EvaluateStage], execution: Execution, coordinator: ActorHandle, trial: str
+) -> None:
     execution.stages.prepare_process()
-    with without_secrets():
-        execution.stages.evaluate(stages, execution.store, lambda row: None)
+
+    def post(event: dict[str, Any]) -> None:
+        coordinator.post.remote({"trial": trial, **event})
+
+    with without_secrets(), Rows(post).of("evaluate") as report:
+        execution.stages.evaluate(stages, execution.store, report)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from orchestrator.reading import ReadingOptions
 from trainers.stopping import GRACE_S
 
 
@@ -68,7 +69,7 @@ Command = Run | Plan | Status | Report | Ui | Sync | Retry | Gc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ReadingOptions):
     """Which kind of reward model generalises? A grid of trainings and evaluations, run where it is missing."""
 
     command: Command = field(default_factory=Run)

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import failures
@@ -11,7 +13,7 @@ from orchestrator.claims import POLL_S
 from orchestrator.gate import Grant
 from orchestrator.redaction import without_secrets
 from orchestrator.stages import SharedStage
-from orchestrator.trial import Execution, compute_claimed
+from orchestrator.trial import Execution, Rows, compute_claimed
 
 
 class SharedStages:
@@ -30,9 +32,22 @@ class SharedStages:
         self._compute = compute
         self._require_going_on = require_going_on
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._askers: dict[str, list[str]] = {}
 
-    async def complete(self, stage: SharedStage) -> None:
+    async def complete(self, stage: SharedStage, trial: str) -> None:
         """Return when the stage is in the store; the first asker starts it. Raises what it raised."""
+        askers = self._askers.setdefault(stage.key, [])
+        askers.append(trial)
+        try:
+            await self._once(stage)
+        finally:
+            askers.remove(trial)
+
+    def asked_by(self, key: str) -> tuple[str, ...]:
+        """The trials that wait for a stage now."""
+        return tuple(self._askers.get(key, ()))
+
+    async def _once(self, stage: SharedStage) -> None:
         known = self._tasks.get(stage.key)
         if known is None or (known.done() and self._worth_another(known, stage)):
             self._tasks[stage.key] = asyncio.create_task(self._run(stage))
@@ -48,7 +63,7 @@ class SharedStages:
 
     async def _run(self, stage: SharedStage) -> None:
         for need in stage.needs:
-            await self.complete(need)  # type: ignore[arg-type]
+            await self._once(need)  # type: ignore[arg-type]
         claims, store, name = self._execution.claims, self._execution.store, f"{stage.kind}-{stage.key}"
         watch = claims.watch()
         while not store.complete(stage.kind, stage.key):
@@ -64,15 +79,24 @@ class SharedStages:
                 claims.release(name)
 
 
-async def start_shared(stage: SharedStage, execution: Execution, grant: Grant) -> None:
+async def start_shared(
+    stage: SharedStage, execution: Execution, grant: Grant, coordinator: ActorHandle
+) -> None:
     """Compute the stage on the CPU or GPU that was granted."""
     gpus = grant.request.gpus
     pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-    await _task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned).remote(stage, execution)
+    task = shared_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
+    await task.remote(stage, execution, coordinator)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _task(stage: SharedStage, execution: Execution) -> None:
+def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHandle) -> None:
+    """Compute one shared stage; the gate has granted its CPU or GPU. Those who wait for it see how far it is."""
     execution.stages.prepare_process()
-    with without_secrets():
-        compute_claimed(stage, execution, lambda row: None)
+
+    def post(event: dict[str, Any]) -> None:
+        coordinator.post_shared.remote(stage.key, event)
+
+    post({"event": "stage", "stage": stage.kind})
+    with without_secrets(), Rows(post).of(stage.kind) as report:
+        compute_claimed(stage, execution, report)

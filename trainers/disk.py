@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -136,3 +137,12 @@ def _message(path: Path, need: int) -> str:
         f"no room to write {path}:{wanted} {free_bytes(path) / 1e6:,.1f} MB are free; make room (`gc` lists what no "
         "sweep needs) and run the same command again."
     )
+
+
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """One process of this machine at a time has to do with `file`; others wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

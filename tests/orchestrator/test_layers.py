@@ -53,6 +53,7 @@ from pathlib import Path
 from orchestrator import catalog, cli
 from orchestrator.artifacts import Store
 from orchestrator.declaration import declare
+from orchestrator.options import Options
 from orchestrator.placement import place
 from orchestrator.plan import local_capacity
 from orchestrator.report import write_report
