@@ -1,23 +1,30 @@
 """What a sweep comes to on a cluster, before anything starts: placements, memory, hours, a schedule and a price."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator import estimate, hardware, placement
 from orchestrator.architectures import architecture_of
 from orchestrator.artifacts import Store
-from orchestrator.estimate import Job
+from orchestrator.estimate import Job, Lengths, Rate
 from orchestrator.hardware import GpuKind, NodeGroup
+from orchestrator.memory_model import Training
 from orchestrator.placement import Need, need_of, place, predicted
 from orchestrator.plan import Node
-from orchestrator.rates import Rates, measured_rates
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import PlacementRule, TrialSpec
-from orchestrator.stages import ReferenceStage, Stage
+from orchestrator.stages import PrepareStage, ReferenceStage, Stage
 from orchestrator.trial_plan import TrialPlan
 from trainers.architecture import Architecture
-from trainers.errors import PlanError
+from trainers.errors import Damaged, PlanError
 from trainers.specs import ModelSpec, Placement
+
+# Where a set is not prepared yet: UltraFeedback's test pairs have 515 tokens on the mean (measured), of which a third
+# is taken to be the prompt; the tiny world's have about 30. A set whose rows were never seen is taken to have so many.
+UNSEEN_LENGTHS = Lengths(prompt=135, chosen=190, rejected=190)
+TINY_LENGTHS = Lengths(prompt=14, chosen=8, rejected=8)
+UNSEEN_PAIRS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +112,7 @@ def outlook(
         for stage in missing:
             sums.missing[stage.kind] = sums.missing.get(stage.kind, 0) + 1
         if sums.need is not None and sums.placement is not None:
-            _add_jobs(jobs, sums, item, missing, Rates(rates, kind, store))
+            _add_jobs(jobs, sums, item, missing, _Rates(rates, kind, store))
     schedule = list(jobs.values())
     hours = sum(job.width * job.seconds for job in schedule) / 3600
     makespan = estimate.makespan_s(schedule, devices) / 3600
@@ -134,6 +141,29 @@ def architectures(models: Sequence[ModelSpec], *, ask: bool) -> dict[ModelSpec, 
     return {model: architecture_of(model, ask=ask) for model in dict.fromkeys(models)}
 
 
+def measured_rates(plans: Sequence[TrialPlan], store: Store) -> dict[tuple[str, str, Placement], Rate]:
+    """Rates of the finished trainings by (model, reward, placement); of several, the mean."""
+    found: dict[tuple[str, str, Placement], list[Rate]] = {}
+    for item in plans:
+        try:
+            manifest = store.manifest("train", item.key)
+        except Damaged:
+            continue
+        info = manifest["info"] if manifest else {}
+        perf, laid = info.get("perf", {}), info.get("placement")
+        if not laid or "step_s" not in perf:
+            continue
+        name = (item.spec.model.name, item.spec.reward.name, Placement(**laid))
+        found.setdefault(name, []).append(Rate(step_s=perf["step_s"], set_up_s=perf.get("set_up_s", 0.0)))
+    return {
+        name: Rate(
+            step_s=sum(rate.step_s for rate in rates) / len(rates),
+            set_up_s=sum(rate.set_up_s for rate in rates) / len(rates),
+        )
+        for name, rates in found.items()
+    }
+
+
 def count_stages(plans: Sequence[TrialPlan], store: Store) -> dict[str, dict[str, int]]:
     """Cached and missing stages by kind; one that several trials share counts once."""
     counts: dict[str, dict[str, int]] = {}
@@ -155,8 +185,38 @@ def not_fetched(plans: Sequence[TrialPlan]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """What times are taken from: finished trainings, the kind of GPU, and what prepared sets say of their lengths."""
+
+    measured: Mapping[tuple[str, str, Placement], Rate]
+    kind: GpuKind | None
+    store: Store
+
+    def train_s(self, sums: _Sums, item: TrialPlan) -> float:
+        """Seconds of the training; notes the step's in the cell."""
+        need, placed = sums.need, sums.placement
+        assert need is not None
+        assert placed is not None
+        pairs, lengths = _prepared(item.train.prepared, self.store)
+        rate = self.measured.get((item.spec.model.name, item.spec.reward.name, placed))
+        if rate is None:
+            step = estimate.step_s(need.training, lengths, placed, self.kind)
+            rate = Rate(step_s=step, set_up_s=estimate.SET_UP_S[placed.device])
+        else:
+            sums.measured = True
+        sums.step_s = rate.step_s
+        steps = item.spec.optim.epochs * math.ceil(pairs / item.spec.optim.effective_batch)
+        return rate.set_up_s + steps * rate.step_s
+
+    def scoring_s(self, training: Training, prepared: PrepareStage) -> float:
+        """Seconds to score a set."""
+        pairs, lengths = _prepared(prepared, self.store)
+        return estimate.scoring_s(training, lengths, pairs, self.kind)
+
+
 def _add_jobs(
-    jobs: dict[str, Job], sums: _Sums, item: TrialPlan, missing: Sequence[Stage], rates: Rates
+    jobs: dict[str, Job], sums: _Sums, item: TrialPlan, missing: Sequence[Stage], rates: _Rates
 ) -> None:
     """The trial's training and evaluation, and the reference passes that nobody has asked for before."""
     need, placed = sums.need, sums.placement
@@ -168,9 +228,7 @@ def _add_jobs(
         seconds = set_up + rates.scoring_s(need.training, stage.prepared)
         jobs.setdefault(stage.key, Job(id=stage.key, width=1, seconds=seconds))
     # Asked for even where nothing is missing: the row tells how fast it goes.
-    rate, measured = rates.of_training(item, need.training, placed)
-    sums.step_s, sums.measured = rate.step_s, sums.measured or measured
-    train_s = rates.train_s(item, rate)
+    train_s = rates.train_s(sums, item)
     waits = tuple(stage.key for stage in references)
     if any(stage.kind == "train" for stage in missing):
         jobs[item.key] = Job(id=item.key, width=placed.world_size, seconds=train_s, after=waits)
@@ -182,6 +240,23 @@ def _add_jobs(
         name = f"evaluate {item.key}"
         jobs[name] = Job(id=name, width=1, seconds=seconds, after=waits)
         sums.seconds += seconds
+
+
+def _prepared(stage: PrepareStage, store: Store) -> tuple[int, Lengths]:
+    """How many pairs a prepared set has, and their mean lengths; an assumption where it is not prepared."""
+    try:
+        manifest = store.manifest(stage.kind, stage.key)
+    except Damaged:
+        manifest = None
+    info = manifest["info"] if manifest else {}
+    lengths = TINY_LENGTHS if stage.base.origin is not None and not stage.base.location else UNSEEN_LENGTHS
+    if "mean_tokens" in info:
+        lengths = Lengths(**info["mean_tokens"])
+    if "pairs" in info:
+        return int(info["pairs"]), lengths
+    rows = stage.split.rows if stage.split.fetched else None
+    most = stage.draw.max_pairs
+    return min((count for count in (rows, most) if count is not None), default=UNSEEN_PAIRS), lengths
 
 
 def _cell_of(
