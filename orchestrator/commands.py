@@ -131,12 +131,12 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        return say_holes(session, sweep_results(declaration, session.store), told) or cli.DEFECT
+        return say_holes(session, sweep_results(declaration, session.store), told=told) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results, told)
+    return say_holes(session, written.results, told=told)
 
 
 def plan_only(session: Session, build: Build) -> int:

@@ -87,22 +87,8 @@ class Coordinator:
         """What a trial is to do: to be asked for by itself, as no trial needs the plans of all."""
         return self._work[trial]
 
-    async def shared(self, stage: SharedStage, trial: str | None = None) -> None:
-        """Return when the stage is in the store; the first asker starts it. Raises what it raised.
-
-        `trial` hears how far it is until then.
-        """
-        if trial is None:
-            await self._shared_once(stage)
-            return
-        askers = self._askers.setdefault(stage.key, [])
-        askers.append(trial)
-        try:
-            await self._shared_once(stage)
-        finally:
-            askers.remove(trial)
-
-    async def _shared_once(self, stage: SharedStage) -> None:
+    async def shared(self, stage: SharedStage) -> None:
+        """Return when the stage is in the store; the first asker starts it. Raises what it raised."""
         known = self._shared.get(stage.key)
         if known is None or (known.done() and self._worth_another(known, stage)):
             self._shared[stage.key] = asyncio.create_task(self._run_shared(stage))
@@ -156,6 +142,15 @@ class Coordinator:
     async def post(self, event: dict[str, Any]) -> None:
         """Note an event for the driver."""
         self._events.append(event)
+
+    async def shared_for(self, trial: str, stage: SharedStage) -> None:
+        """The same for a trial, which hears how far it is until then."""
+        askers = self._askers.setdefault(stage.key, [])
+        askers.append(trial)
+        try:
+            await self.shared(stage)
+        finally:
+            askers.remove(trial)
 
     async def post_shared(self, key: str, event: dict[str, Any]) -> None:
         """Note an event of a shared stage, for each trial that waits for it."""

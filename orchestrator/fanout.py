@@ -184,7 +184,7 @@ class RayBackend:
 
     def shared(self, stages: Sequence[Stage]) -> None:
         """Ask the coordinator for each."""
-        ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])
+        ray.get([self.coordinator.shared_for.remote(self.work.plan.key, stage) for stage in stages])
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""

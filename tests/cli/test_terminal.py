@@ -161,7 +161,7 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
         console=console,
     )
     told = [] if terminal else [failed.key]
-    assert say_holes(session, sweep_results(declared, store), told) == HOLES
+    assert say_holes(session, sweep_results(declared, store), told=told) == HOLES
     (line,) = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
     assert ("missing: " if terminal else "failed: ") in line
     assert not terminal or "\x1b[31m" in line

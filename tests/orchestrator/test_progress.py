@@ -77,7 +77,7 @@ def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is():
         coordinator = Coordinator(None, (), {})
         done = asyncio.Event()
         coordinator._run_shared = lambda _: done.wait()
-        waiting = [asyncio.create_task(coordinator.shared(stage, name)) for name in ("a", "b")]
+        waiting = [asyncio.create_task(coordinator.shared_for(name, stage)) for name in ("a", "b")]
         await asyncio.sleep(0)
         await coordinator.post_shared(stage.key, row)
         done.set()
