@@ -182,6 +182,7 @@ def ui(session: Session, port: int) -> int:
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
     environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_BACKEND_STORE_URI": session.tracking_uri,
