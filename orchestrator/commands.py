@@ -127,7 +127,9 @@ def _run(
         _evict_weights(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
-        session.console.print(f"error: {redacted(str(error))}", style="red", markup=False, soft_wrap=True)
+        session.console.print(
+            f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
