@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator import packing
 from orchestrator.artifacts import Store
+from orchestrator.durations import Durations, expected_s
 from orchestrator.stages import (
     ConvertStage,
     EvaluateStage,
@@ -269,7 +269,7 @@ class StageFunctions:
     train: Callable[[TrainStage, TrainCall, Store, Report], None] = run_train
     evaluate: Callable[[Sequence[EvaluateStage], Store, Report], None] = run_evaluations
     prepare_process: Callable[[], None] = prepare_worker
-    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement], float] = packing.expected_s
+    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement, Durations], float] = expected_s
     gang: Callable[[Any], None] | None = None
 
 

@@ -17,6 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator import failures
 from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity
+from orchestrator.durations import Durations, RateName
+from orchestrator.estimate import Rate
 from orchestrator.gate import Grant, Request, Running, bundles, decide
 from orchestrator.plan import Node
 from orchestrator.redaction import without_secrets
@@ -62,9 +64,11 @@ class Coordinator:
         execution: Execution,
         capacity: Sequence[Node],
         work: Mapping[str, Work],
+        durations: Durations,
         scaling: Scaling = NOTHING_SCALES,
     ) -> None:
         self._execution = execution
+        self._durations = durations
         self._work = work
         self._capacity = {node.id: node for node in capacity}
         self._free = dict(self._capacity)
@@ -86,6 +90,14 @@ class Coordinator:
     async def work(self, trial: str) -> Work:
         """What a trial is to do: to be asked for by itself, as no trial needs the plans of all."""
         return self._work[trial]
+
+    async def durations(self) -> Durations:
+        """How long stages take, by what trainings have taken up to now."""
+        return self._durations
+
+    async def took(self, rates: Mapping[RateName, Rate]) -> None:
+        """Take in the rate of a training that has ended."""
+        self._durations = self._durations.having(rates)
 
     async def shared(self, stage: SharedStage) -> None:
         """Return when the stage is in the store; the first asker starts it. Raises what it raised."""

@@ -28,8 +28,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from orchestrator import attempts, failures
 from orchestrator.cluster import capacity
 from orchestrator.coordinator import Coordinator, Work
+from orchestrator.durations import Durations, RateName, rate_of, slowest
+from orchestrator.estimate import Rate
 from orchestrator.gang import ASK_EVERY_S, GrantedTraining, run_gang
 from orchestrator.gate import Grant, Request
+from orchestrator.hardware import groups_of
 from orchestrator.packing import ranked, window
 from orchestrator.placement import place
 from orchestrator.plan import Node
@@ -58,14 +61,17 @@ def run_on_ray(
     scratch: Path,
     stop: StopRequest,
     workers: Sequence[Node] = (),
+    measured: Mapping[RateName, Rate] | None = None,
 ) -> None:
     """Run what is missing of each plan on the Ray that is up; what fails is an event.
 
-    `workers` are all that the autoscaler may have up at once. Raises KeyboardInterrupt when stopped.
+    `workers` are all that the autoscaler may have up at once, `measured` the rates of the sweep's finished trainings.
+    Raises KeyboardInterrupt when stopped.
     """
     live = capacity()
     nodes = [*live, *still_absent(workers, live).values()]
-    order = ranked([training(plan, placements[plan.key], execution) for plan in plans], nodes)
+    durations = Durations(store=execution.store, kind=slowest(groups_of(nodes)), measured=measured or {})
+    order = ranked([training(plan, placements[plan.key], execution, durations) for plan in plans], nodes)
     by_request = {training_id(plan): plan for plan in plans}
     work = {
         plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
@@ -79,7 +85,7 @@ def run_on_ray(
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0, resources=SLIVER, max_concurrency=10_000, scheduling_strategy=unbound
     )
-    handle = coordinator.remote(execution, live, work, scaling(workers))
+    handle = coordinator.remote(execution, live, work, durations, scaling(workers))
     trial = tune.with_parameters(
         run_trial,
         execution=execution,
@@ -189,7 +195,8 @@ class RayBackend:
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""
         while True:
-            request = training(self.work.plan, placement, self.execution, self.work.rank)
+            durations = ray.get(self.coordinator.durations.remote())
+            request = training(self.work.plan, placement, self.execution, durations, self.work.rank)
             with self._granted(request) as grant:
                 if grant is not None:
                     run = self.execution.stages.gang or run_gang
@@ -203,6 +210,7 @@ class RayBackend:
                             scratch=self.scratch,
                         )
                     )
+                    self.coordinator.took.remote(rate_of(self.work.plan, self.execution.store))
                     return
             placement = self._on_fewer(placement)
 
@@ -226,7 +234,8 @@ class RayBackend:
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """One task for all sets."""
         gpus = 1 if placement.device == "cuda" else 0
-        expected_s = self.execution.stages.expected_s(plan, "evaluate", placement)
+        durations = ray.get(self.coordinator.durations.remote())
+        expected_s = self.execution.stages.expected_s(plan, "evaluate", placement, durations)
         request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus, expected_s=expected_s)
         with self._granted(request) as grant:
             if grant is None:
@@ -253,14 +262,16 @@ def training_id(plan: TrialPlan) -> str:
     return f"train {plan.key}"
 
 
-def training(plan: TrialPlan, placement: Placement, execution: Execution, rank: int = 0) -> Request:
+def training(
+    plan: TrialPlan, placement: Placement, execution: Execution, durations: Durations, rank: int = 0
+) -> Request:
     """What a trial's training asks of the gate."""
     return Request(
         id=training_id(plan),
         kind="train",
         workers=placement.world_size,
         gpus=1 if placement.device == "cuda" else 0,
-        expected_s=execution.stages.expected_s(plan, "train", placement),
+        expected_s=execution.stages.expected_s(plan, "train", placement, durations),
         rank=rank,
     )
 

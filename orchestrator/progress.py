@@ -181,8 +181,8 @@ class Progress:
         self._console.print(f"{trial.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self, event: str, trial: TrialState) -> None:
-        counts = self.counts()
         if event == "complete":
+            counts = self.counts()
             self._console.print(
                 f"{counts['complete']}/{sum(counts.values())} complete: {trial.name}", markup=False
             )

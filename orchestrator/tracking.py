@@ -262,7 +262,7 @@ def _read(file: Location) -> dict[str, dict[str, Any]]:
 
 def _store(file: Location, entries: dict[str, dict[str, Any]]) -> None:
     if entries:
-        replace(file, json.dumps(entries, indent=1))
+        replace(file, json.dumps(entries))
     else:
         file.unlink(missing_ok=True)
 
