@@ -129,7 +129,9 @@ def guarded(run: Callable[[], int]) -> int:
     except Exception:
         log = Path.cwd() / "rmsweep-error.log"
         log.write_text(redacted(traceback.format_exc()), encoding="utf-8")
-        errors.print(f"rmsweep met a defect; please report it with {log}", style="red", markup=False)
+        errors.print(
+            f"rmsweep met a defect; please report it with {log}", style="red", markup=False, highlight=False
+        )
         return DEFECT
 
 

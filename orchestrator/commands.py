@@ -154,16 +154,18 @@ def _run(
         _evict_weights(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
-        session.console.print(f"error: {redacted(str(error))}", style="red", markup=False, soft_wrap=True)
+        session.console.print(
+            f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        return say_holes(session, sweep_results(declaration, session.store), told) or cli.DEFECT
+        return say_holes(session, sweep_results(declaration, session.store), told=told) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results, told)
+    return say_holes(session, written.results, told=told)
 
 
 def plan_only(session: Session, build: Build) -> int:
