@@ -53,6 +53,7 @@ def declare_models(
     if len({model.name for model in models}) < len(models):
         raise SpecError("--models: two have one name; tell them apart with NAME=.")
     train_draw = selection.draw("--max-train-pairs", options.max_train_pairs, None)
+    train_draw = selection.drawn(trained, options.max_train_pairs).train_draw or train_draw
     eval_draw = selection.draw("--max-eval-pairs", options.max_eval_pairs, None)
     fetch = not isinstance(options.command, cli.Plan)
     reader = DatasetReader(session.store, fetch=fetch)

@@ -28,9 +28,10 @@ from orchestrator.stages import BaseModel
 from trainers.data import rewritten
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.hygiene import LANGUAGES
+from trainers.data.named import SUBSET_SEED
 from trainers.data.records import Pair
 from trainers.data.rewriting import Terms
-from trainers.data.rewritten import PARAPHRASE, SUBSET_SEED, Failure
+from trainers.data.rewritten import PARAPHRASE, Failure
 from trainers.data.rules import rewritten_by_rules, rules_digest
 from trainers.disk import alone
 from trainers.errors import SpecError

@@ -22,6 +22,7 @@ from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.endpoint import endpoint
 from trainers.data.hygiene import LANGUAGES
 from trainers.data.journal import Journal
+from trainers.data.named import SUBSET_SEED
 from trainers.data.records import Pair
 from trainers.data.rewriting import (
     Answer,
@@ -33,7 +34,7 @@ from trainers.data.rewriting import (
     rewrite_all,
     spent,
 )
-from trainers.data.rewritten import PARAPHRASE, SUBSET_SEED
+from trainers.data.rewritten import PARAPHRASE
 from trainers.data.rules import rewritten_by_rules
 from trainers.data.sources import read_pairs
 from trainers.errors import SpecError, TrialFailed
