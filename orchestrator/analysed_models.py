@@ -63,7 +63,7 @@ def declare_models(
     ]
     lock = session.folder / "revisions.lock.json"
     bases = [identify_model(model, session.store, lock=lock, fetch=fetch) for model in models]
-    return [
+    stages = [
         AnalyseStage(
             analysis=analysis,
             version=version,
@@ -76,6 +76,8 @@ def declare_models(
         )
         for base in bases
     ]
+    cli.say_left_out(session, reader.said_left_out())
+    return stages
 
 
 def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:

@@ -384,6 +384,12 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     )
 
 
+def say_left_out(session: Session, lines: Sequence[str]) -> None:
+    """Tell people of the bad rows that were left out."""
+    for line in () if session.options.json else lines:
+        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def dump_json(value: object) -> None:
     """Print a value for machines."""
     print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))

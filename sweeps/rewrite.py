@@ -109,7 +109,9 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
     base = None if options.model.startswith(RULES) else _base(options, session, fetch=fetch)
     spec = chosen_spec(options.data, options.reading)
     split = {"train": spec.train_split, "test": spec.test_split}.get(options.split, options.split)
-    rows = DatasetReader(session.store, fetch=fetch).split(spec, split)
+    reader = DatasetReader(session.store, fetch=fetch)
+    rows = reader.split(spec, split)
+    cli.say_left_out(session, reader.said_left_out())
     return [
         AnalyseStage(
             analysis=clean_name(way["rewriting"]),
