@@ -22,6 +22,7 @@ SELDOM = (
     "allow_pickle",
     "trust_remote_code",
     "allow_overlap",
+    "keep_weights",
 )
 EXAMPLES = (
     "--profile laptop",
