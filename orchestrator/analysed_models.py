@@ -54,6 +54,7 @@ def declare_models(
     if len({model.name for model in models}) < len(models):
         raise SpecError("--models: two have one name; tell them apart with NAME=.")
     train_draw = selection.draw("--max-train-pairs", options.max_train_pairs, None)
+    train_draw = selection.drawn(trained, options.max_train_pairs).train_draw or train_draw
     eval_draw = selection.draw("--max-eval-pairs", options.max_eval_pairs, None)
     fetch = not isinstance(options.command, Plan)
     reader = DatasetReader(session.store, fetch=fetch)
@@ -63,7 +64,7 @@ def declare_models(
     ]
     lock = session.folder / "revisions.lock.json"
     bases = [identify_model(model, session.store, lock=lock, fetch=fetch) for model in models]
-    return [
+    stages = [
         AnalyseStage(
             analysis=analysis,
             version=version,
@@ -76,6 +77,8 @@ def declare_models(
         )
         for base in bases
     ]
+    cli.say_left_out(session, reader.said_left_out())
+    return stages
 
 
 def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:

@@ -230,6 +230,10 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
+    train_sets, eval_sets = (
+        tuple(selection.drawn(spec, options.max_train_pairs) for spec in sets)
+        for sets in (train_sets, eval_sets)
+    )
     models = tuple(selection.parse_model(text) for text in options.models) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     for flag, value in (
@@ -258,6 +262,12 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         placements=profile.placements,
         keep_epochs=selection.parse_keep_epochs(options.keep_epochs) or profile.keep_epochs,
     )
+
+
+def say_left_out(session: Session, lines: Sequence[str]) -> None:
+    """Tell people of the bad rows that were left out."""
+    for line in () if session.options.json else lines:
+        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def dump_json(value: object) -> None:

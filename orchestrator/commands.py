@@ -63,7 +63,7 @@ def run(session: Session, build: Build) -> int:
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
     console.print(_headline(resolved.plans, todo, session), highlight=False)
-    _say_left_out(session, resolved)
+    cli.say_left_out(session, resolved.left_out)
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
@@ -188,18 +188,13 @@ def plan_only(session: Session, build: Build) -> int:
         ]
         cli.dump_json({**dataclasses.asdict(found), "access_denied": denied, "trials": trials})
         return 0
-    _say_left_out(session, resolved)
+    cli.say_left_out(session, resolved.left_out)
     outlook_table.say(session.console, found, len(resolved.plans))
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
     if denied:
         session.console.print(access.message(denied), style="yellow", markup=False, soft_wrap=True)
     return 0
-
-
-def _say_left_out(session: Session, resolved: ResolvedSweep) -> None:
-    for line in resolved.left_out:
-        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _groups(session: Session, capacity: Sequence[planning.Node]) -> tuple[hardware.NodeGroup, ...]:

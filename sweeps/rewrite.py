@@ -29,9 +29,10 @@ from orchestrator.stages import BaseModel
 from trainers.data import rewritten
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.hygiene import LANGUAGES
+from trainers.data.named import SUBSET_SEED
 from trainers.data.records import Pair
 from trainers.data.rewriting import Terms
-from trainers.data.rewritten import PARAPHRASE, SUBSET_SEED, Failure
+from trainers.data.rewritten import PARAPHRASE, Failure
 from trainers.data.rules import rewritten_by_rules, rules_digest
 from trainers.disk import alone
 from trainers.errors import SpecError
@@ -109,7 +110,9 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
     base = None if options.model.startswith(RULES) else _base(options, session, fetch=fetch)
     spec = chosen_spec(options.data, options.reading)
     split = {"train": spec.train_split, "test": spec.test_split}.get(options.split, options.split)
-    rows = DatasetReader(session.store, fetch=fetch).split(spec, split)
+    reader = DatasetReader(session.store, fetch=fetch)
+    rows = reader.split(spec, split)
+    cli.say_left_out(session, reader.said_left_out())
     return [
         AnalyseStage(
             analysis=clean_name(way["rewriting"]),

@@ -11,7 +11,7 @@ from orchestrator.selection import parse_categories, parse_dataset, parse_model,
 from sweeps.full_grid import full_grid
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
-from trainers.specs import DatasetSpec, ModelSpec
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec
 
 
 @pytest.fixture(autouse=True)
@@ -228,6 +228,36 @@ def test_flags_override_the_profile():
     assert chosen.recipe(chosen.models[0], chosen.train_sets[0]).lr == 0.5
     assert chosen.train_sets == catalog.LAPTOP.train_sets
     assert [reward.kind for reward in chosen.rewards] == ["ex_rm"]
+
+
+def test_the_paper_trains_on_2000_pairs_of_ultrafeedback_and_its_own_1000_of_rewardmath():
+    trials = full_grid(cli.select(cli.Options(), catalog.PAPER, "demo")).trials
+    draws = {trial.train_set.name: trial.train_draw for trial in trials}
+    assert draws == {
+        "ultrafeedback": DrawSpec(max_pairs=2000),
+        "rewardmath": DrawSpec(max_pairs=1000, seed=517, permutation="torch"),
+    }
+    # Reference §1: optimiser steps, a short last batch counted.
+    steps = {
+        trial.train_set.name: trial.optim.epochs
+        * -(-trial.train_draw.max_pairs // trial.optim.effective_batch)
+        for trial in trials
+    }
+    assert steps == {"ultrafeedback": 315, "rewardmath": 160}
+
+
+def test_another_number_of_pairs_is_drawn_from_every_set_in_the_usual_way():
+    chosen = cli.select(cli.Options(max_train_pairs=8), catalog.PAPER, "demo")
+    assert {trial.train_draw for trial in full_grid(chosen).trials} == {DrawSpec(max_pairs=8)}
+    # Trained on and evaluated, it is one set.
+    assert {spec.name: spec for spec in chosen.train_sets}["rewardmath"] in chosen.eval_sets
+
+
+def test_a_copy_keeps_the_papers_draw_where_it_is_named_so_and_not_by_the_name_of_its_folder(tmp_path):
+    (tmp_path / "rewardmath").mkdir()
+    folder = str(tmp_path / "rewardmath")
+    assert parse_dataset(f"rewardmath={folder}", "--train-sets").train_draw.max_pairs == 1000
+    assert parse_dataset(folder, "--train-sets").train_draw is None
 
 
 @pytest.mark.parametrize("flag", ["max_train_pairs", "max_eval_pairs"])
