@@ -8,7 +8,7 @@ import tyro
 
 from orchestrator import selection
 from orchestrator.analyses import AnalyseStage, AnalysisOptions, Inputs
-from orchestrator.cli import Session
+from orchestrator.cli import Session, say_left_out
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model
 from orchestrator.options import Plan
@@ -77,7 +77,7 @@ def declare_models(
         )
         for base in bases
     ]
-    cli.say_left_out(session, reader.said_left_out())
+    say_left_out(session, reader.said_left_out())
     return stages
 
 

@@ -20,7 +20,7 @@ import tyro
 from orchestrator import selection
 from orchestrator.analyses import SUMMARY, AnalyseStage, AnalysisOptions, Inputs, main
 from orchestrator.artifacts import Attempt, Store
-from orchestrator.cli import Session
+from orchestrator.cli import Session, say_left_out
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model
 from orchestrator.options import Plan
@@ -112,7 +112,7 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
     split = {"train": spec.train_split, "test": spec.test_split}.get(options.split, options.split)
     reader = DatasetReader(session.store, fetch=fetch)
     rows = reader.split(spec, split)
-    cli.say_left_out(session, reader.said_left_out())
+    say_left_out(session, reader.said_left_out())
     return [
         AnalyseStage(
             analysis=clean_name(way["rewriting"]),
