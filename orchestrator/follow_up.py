@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
-from orchestrator.stages import Stage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
 
 if TYPE_CHECKING:
@@ -50,15 +48,11 @@ def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[
     missing = [
         stage
         for stage in session.follow_up.declare(plans)
-        if not store.complete(stage.kind, stage.key) and all(_usable(read, store) for read in stage.reads)
+        if not store.complete(stage.kind, stage.key) and all(usable(read, store) for read in stage.reads)
     ]
     if missing:
         compute_all(session, missing, session.follow_up.compute)
     return bool(missing)
-
-
-def _usable(stage: Stage, store: Store) -> bool:
-    return store.complete(stage.kind, stage.key) and store.evicted(stage.kind, stage.key) is None
 
 
 def show_analyses(session: "Session", declaration: Declaration) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
+from orchestrator.durations import measured_rates
 from orchestrator.full_report import write_full_report
 from orchestrator.progress import Progress, quiet
 from orchestrator.redaction import redacted, redacted_fields
@@ -83,7 +84,7 @@ def run_missing(
         with Progress(terminal, names, len(declaration.trials) - len(todo)) as progress:
             follow = _follower(session, progress, state, tracker)
             try:
-                _execute(session, todo, placements, execution, follow, stop, phases)
+                _execute(session, declaration, todo, placements, execution, follow, stop, phases)
             except KeyboardInterrupt:
                 # What it cannot take in that time, the next command logs.
                 tracker.close(STOPPING_S)
@@ -154,6 +155,7 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
 
 def _execute(
     session: Session,
+    declaration: Declaration,
     todo: Sequence[TrialPlan],
     placements: dict[str, Placement],
     execution: Execution,
@@ -180,10 +182,12 @@ def _execute(
     try:
         workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
         start_ray(len(os.sched_getaffinity(0)))
+        named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+        measured = measured_rates(named, execution.store)
         phases.end("start ray")
         # Ray's own handler would end the process with the signal's number.
         with stop.listening():
-            run_on_ray(todo, placements, execution, on_event, scratch, stop, workers)
+            run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
         phases.end("trials")
     finally:
         ray.shutdown()
