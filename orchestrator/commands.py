@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from orchestrator import access, cli, hardware, housekeeping, outlook_table, placement
 from orchestrator import plan as planning
@@ -17,7 +17,7 @@ from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, sa
 from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
 from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
-from orchestrator.follow_up import run_follow_up, show_analyses, with_analyses
+from orchestrator.follow_up import further_trials, run_follow_up, show_analyses, with_analyses
 from orchestrator.full_report import HTML, said_conclusions, write_full_report
 from orchestrator.layout import fitting
 from orchestrator.outlook import architectures, outlook
@@ -26,7 +26,7 @@ from orchestrator.redaction import redacted, shown_uri
 from orchestrator.report import Written, terminal_table
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
-from orchestrator.running import Phases, catch_up, run_missing, show_report
+from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
 from orchestrator.scaling import all_workers, still_absent
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -46,45 +46,47 @@ def run(session: Session, build: Build) -> int:
     """Run what is missing, then report."""
     phases = Phases()
     console = session.console
-    sweep, resolved, placements = _prepared(session, build)
-    discard_damaged_scores(session, resolved.plans)
+    sweep, resolved, place = _prepared(session, build)
+    known = (*resolved.plans, *further_trials(session, resolved.plans))
+    discard_damaged_scores(session, known)
     say_damaged_logs(session, [item.key for item in resolved.plans])
     declaration = with_analyses(declare(resolved), session, resolved.plans)
     write_declaration(declaration, session.store)
-    missing = missing_trials(resolved.plans, session.store)
+    missing = missing_trials(known, session.store)
     notes = read_state(session.sweep_name, session.store).trials
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
-    console.print(_headline(resolved.plans, todo, session), highlight=False)
+    console.print(_headline(known, todo, session), highlight=False)
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
     if todo:
         say_audit(declaration, session.store, console)
     phases.end("plan")
-    return _run(session, sweep, resolved.plans, declaration, todo, placements, phases)
+    return _run(session, sweep, resolved.plans, declaration, todo, place, phases)
 
 
 def retry(session: Session, build: Build) -> int:
     """Run again the trials that failed, of those that the last command declared."""
-    sweep, resolved, placements = _prepared(session, build)
+    sweep, resolved, place = _prepared(session, build)
+    further = further_trials(session, resolved.plans)
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
-    declared = {trial.key for trial in declaration.trials}
+    declared = {trial.key for trial in declaration.trials} | {item.key for item in further}
     failed = [
         item
-        for item in missing_trials(resolved.plans, session.store)
+        for item in missing_trials((*resolved.plans, *further), session.store)
         if item.key in declared and notes.get(item.key, TrialNote()).state == "failed"
     ]
     names = ", ".join(item.spec.name for item in failed)
     session.console.print(f"again: {names}" if failed else "no trial of these has failed", highlight=False)
     phases = Phases()
     phases.end("plan")
-    return _run(session, sweep, resolved.plans, declaration, failed, placements, phases)
+    return _run(session, sweep, resolved.plans, declaration, failed, place, phases)
 
 
-def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dict[str, Placement]]:
-    """The sweep, its stages, and where each trial is to be trained. Raises what the user has to mend."""
+def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Place]:
+    """The sweep, its stages, and what says where a trial is to be trained. Raises what the user has to mend."""
     sweep, capacity = _sweep_and_capacity(session, build)
     placement.require_fit(sweep.trials, capacity)
     access.require([trial.model for trial in sweep.trials])
@@ -95,11 +97,14 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dic
         known = architectures([trial.model for trial in sweep.trials], ask=True)
         plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
         resolved = dataclasses.replace(resolved, plans=tuple(plans))
-    placements = {
-        item.key: placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
-        for item in resolved.plans
-    }
-    return sweep, resolved, placements
+
+    def place(item: TrialPlan) -> Placement:
+        return placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
+
+    for item in resolved.plans:
+        # What fits nowhere is said before anything starts.
+        place(item)
+    return sweep, resolved, place
 
 
 def _run(
@@ -108,12 +113,16 @@ def _run(
     plans: Sequence[TrialPlan],
     declaration: Declaration,
     todo: Sequence[TrialPlan],
-    placements: dict[str, Placement],
+    place: Place,
     phases: Phases,
 ) -> int:
+    def holes_of_analyses() -> Sequence[TrialPlan]:
+        return missing_trials(further_trials(session, plans), session.store)
+
     try:
         if todo:
-            written = run_missing(session, declaration, todo, placements, sweep.retries, phases)
+            rounds = _rounds(session, declaration, plans, todo)
+            written = run_missing(session, declaration, rounds, place, sweep.retries, phases)
         else:
             written = write_full_report(declaration, session.store, session.console)
             catch_up(session, declaration, written)
@@ -129,12 +138,27 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        return say_holes(session, sweep_results(declaration, session.store)) or cli.DEFECT
+        return (
+            say_holes(session, sweep_results(declaration, session.store), holes_of_analyses()) or cli.DEFECT
+        )
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results)
+    return say_holes(session, written.results, holes_of_analyses())
+
+
+def _rounds(
+    session: Session, declaration: Declaration, plans: Sequence[TrialPlan], todo: Sequence[TrialPlan]
+) -> Iterator[Round]:
+    """`todo`, then what its results make known that the analyses read; declared before it runs, so that gc keeps it."""
+    further = further_trials(session, plans)
+    while todo:
+        yield Round(todo=todo, known=len(plans) + len(further))
+        seen = {item.key for item in further}
+        further = further_trials(session, plans)
+        todo = missing_trials([item for item in further if item.key not in seen], session.store)
+        write_declaration(with_analyses(declaration, session, plans), session.store)
 
 
 def plan_only(session: Session, build: Build) -> int:
@@ -143,6 +167,8 @@ def plan_only(session: Session, build: Build) -> int:
     price = outlook_table.checked_price(command.price if isinstance(command, cli.Plan) else None)
     sweep, capacity = _sweep_and_capacity(session, build)
     resolved = _resolve(session, sweep, fetch=False)
+    further = further_trials(session, resolved.plans)
+    resolved = dataclasses.replace(resolved, plans=(*resolved.plans, *further))
     groups = _groups(session, capacity)
     found = outlook(resolved, groups, session.store, price=price)
     denied = access.denied([trial.model for trial in sweep.trials])

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator import attempts, failures
+from orchestrator.asha import SearchScheduler, rungs_reported
 from orchestrator.cluster import capacity
 from orchestrator.coordinator import Coordinator, Work
 from orchestrator.gang import ASK_EVERY_S, GrantedTraining, run_gang
@@ -92,10 +94,15 @@ def run_on_ray(
     tuner = tune.Tuner(
         tune.with_resources(trial, SLIVER),
         param_space={"trial": tune.grid_search(list(work))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=window(slots), reuse_actors=True),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=window(slots),
+            reuse_actors=True,
+            scheduler=SearchScheduler([plan.train for plan in plans], execution.store, handle),
+        ),
         run_config=tune.RunConfig(
             storage_path=str(scratch),
-            name="tune",
+            # Rounds of one command share their scratch.
+            name=f"tune-{uuid.uuid4().hex[:8]}",
             verbose=0,
             callbacks=[TrialDeaths(handle)],
             failure_config=deaths,
@@ -127,7 +134,7 @@ def run_trial(
     backend = RayBackend(work, execution, coordinator, Path(scratch))
     backend.post({"event": "started"})
     try:
-        with _beating(plan.key, coordinator):
+        with _beating(plan.key, coordinator), rungs_reported(plan.train, coordinator):
             complete_trial(plan, work.placement, backend, execution)
         backend.post({"event": "complete"})
     except Exception as error:

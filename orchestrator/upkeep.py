@@ -30,6 +30,7 @@ from orchestrator.progress import quiet
 from orchestrator.redaction import shown_uri
 from orchestrator.results import TrialResult, trial_result
 from orchestrator.state import TrialNote, read_state
+from orchestrator.trial_plan import TrialPlan
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
@@ -128,20 +129,21 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
     }
 
 
-def say_holes(session: Session, results: Sequence[TrialResult]) -> int:
-    """Name what is missing and why, and the commands that mend it."""
-    holes = [result for result in results if not result.complete]
+def say_holes(session: Session, results: Sequence[TrialResult], of_analyses: Sequence[TrialPlan] = ()) -> int:
+    """Name what is missing and why, and the commands that mend it; `of_analyses` are missing trials that analyses read."""
+    holes = [
+        (result.record.name, result.record.key, result.faults) for result in results if not result.complete
+    ]
+    holes += [(item.spec.name, item.key, ()) for item in of_analyses]
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
     failed = False
-    for result in holes:
-        note = state.trials.get(result.record.key, TrialNote())
+    for name, key, faults in holes:
+        note = state.trials.get(key, TrialNote())
         failed |= note.state == "failed"
-        cause = note.message or "; ".join(result.faults) or "not run"
-        session.console.print(
-            f"missing: {result.record.name}: {cause}", style="red", markup=False, soft_wrap=True
-        )
+        cause = note.message or "; ".join(faults) or "not run"
+        session.console.print(f"missing: {name}: {cause}", style="red", markup=False, soft_wrap=True)
     for line in _ways_on(state.command, failed, session.driver_log.parent):
         session.console.print(line, soft_wrap=True, highlight=False, markup=False)
     return cli.HOLES

@@ -8,9 +8,9 @@ import torch
 
 from orchestrator.artifacts import Store
 from orchestrator.follow_up import FollowUp
+from orchestrator.searches import goes_on
 from sweeps import learning_rates
 from sweeps.full_grid import full_grid
-from sweeps.learning_rates import goes_on
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.errors import DataError
 from trainers.pairs import TokenPair, held_out
@@ -19,7 +19,9 @@ from trainers.specs import UNTRUSTED, ValidationSpec
 from trainers.token_files import read_tokens
 
 EPOCHS, RUNGS = 4, (1, 2)
-FOLLOW_UP = FollowUp(declare=learning_rates.declare, compute=learning_rates.compute)
+FOLLOW_UP = FollowUp(
+    declare=learning_rates.declare, compute=learning_rates.compute, further=learning_rates.further
+)
 SPEC = ValidationSpec(share=0.25, seed=3)
 
 
