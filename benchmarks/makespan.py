@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import benchmark_folder, dataset_folder, model_folder
-from orchestrator import commands, packing, tracking
+from orchestrator import commands, tracking
 from orchestrator.artifacts import Store
 from orchestrator.catalog import ARCHITECTURES, PAPER_MODELS
 from orchestrator.cli import Options, Session
@@ -40,7 +40,6 @@ from sweeps.full_grid import full_grid
 NAME = "makespan"
 GPU_GB = 80.0
 KIND = {"accelerator_type:H100": 1}
-PARAMETERS = {model.name: model.parameters or 0 for model in PAPER_MODELS}
 SHAPES = {model.name: ARCHITECTURES[model.source] for model in PAPER_MODELS}
 # A node is given up after ten silent seconds, where Ray by itself takes half a minute.
 PATIENCE = {"health_check_period_ms": 1000, "health_check_failure_threshold": 10}
@@ -87,7 +86,7 @@ def make_session(asked: Makespan, folder: Path, stages: Any) -> Session:
     options = Options(
         profile="laptop",
         name=NAME,
-        models=tuple(f"{name}={model_folder(folder / name, n)}" for n, name in enumerate(PARAMETERS)),
+        models=tuple(f"{name}={model_folder(folder / name, n)}" for n, name in enumerate(SHAPES)),
         train_sets=(dataset_folder(folder / "ultrafeedback", 0), dataset_folder(folder / "rewardmath", 1)),
         eval_sets=(
             dataset_folder(folder / "ultrafeedback_test", 2),
@@ -122,11 +121,11 @@ def _sized(trial: TrialSpec) -> TrialSpec:
 
 def planned_work(trials: Sequence[TrialSpec], nodes: Sequence[Node]) -> list[tuple[float, int]]:
     """(seconds, GPUs) of each training as the placement has it, unscaled."""
-    from benchmarks.makespan_stages import PAIRS
+    from benchmarks.makespan_stages import planned_s
 
     placements = [(trial, place(trial, nodes, architecture=SHAPES[trial.model.name])) for trial in trials]
     return [
-        (packing.trains_s(trial.model.parameters or 0, PAIRS, placement), placement.world_size)
+        (planned_s(SHAPES[trial.model.name], trial, trial.model.precision, placement), placement.world_size)
         for trial, placement in placements
     ]
 
@@ -187,7 +186,7 @@ def main(asked: Makespan) -> None:
         gpus = asked.nodes * asked.gpus
         work = planned_work(_trials(asked, folder), nodes)
         scale = asked.lower_bound_s / lower_bound(work, gpus)
-        session = make_session(asked, folder, sleeping(scale, PARAMETERS))
+        session = make_session(asked, folder, sleeping(scale, SHAPES))
         killed: list[float] = []
         with logical_cluster(asked) as cluster:
             if asked.kill_node:

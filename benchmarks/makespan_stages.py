@@ -1,8 +1,9 @@
 """Stages that only take time: a training sleeps in one actor that holds its gang's GPUs. Ray's workers import them."""
 
 import functools
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,27 +11,53 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmarks.load_stages import evaluate_at_once, shared_at_once, train_at_once
-from orchestrator import packing
+from orchestrator import estimate
 from orchestrator.artifacts import Store
 from orchestrator.compute import Report, StageFunctions, TrainCall, checkpoint_folder
+from orchestrator.durations import UNSEEN_LENGTHS, Durations
 from orchestrator.gang import GrantedTraining
+from orchestrator.hardware import gpu_kind
+from orchestrator.memory_model import PairTokens, Training
+from orchestrator.spec import TrialSpec
 from orchestrator.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage
 from orchestrator.trial_plan import TrialPlan
-from trainers.specs import Placement
+from trainers.architecture import Architecture
+from trainers.specs import Placement, Precision
 
 # The paper's: 2,000 pairs, five epochs.
 PAIRS = 2000 * 5
+KIND = gpu_kind("H100")
+# Of no account to time.
+LONGEST = PairTokens(prompt=1, chosen=1, rejected=1)
 EVALUATION_S = REFERENCE_S = 1.0
 STEP_S = 1.0
 
 
+def planned_s(
+    architecture: Architecture, spec: TrialSpec | TrainStage, precision: Precision, placement: Placement
+) -> float:
+    """Seconds that a training of the paper's size is planned to take, unscaled, its set-up left out."""
+    training = Training(
+        architecture=architecture, reward=spec.reward, optim=spec.optim, precision=precision, pair=LONGEST
+    )
+    step_s = estimate.step_s(training, UNSEEN_LENGTHS, placement, KIND)
+    return step_s * math.ceil(PAIRS / spec.optim.effective_batch)
+
+
 def takes_s(
-    plan: TrialPlan, kind: Literal["train", "evaluate"], placement: Placement, *, scale: float
+    plan: TrialPlan,
+    kind: Literal["train", "evaluate"],
+    placement: Placement,
+    durations: Durations,
+    *,
+    scale: float,
+    shapes: Mapping[str, Architecture],
 ) -> float:
     """Seconds that a stage sleeps, which is also what the gate is told to expect."""
     if kind == "evaluate":
         return EVALUATION_S
-    return scale * packing.trains_s(plan.spec.model.parameters or 0, PAIRS, placement)
+    spec = plan.spec
+    return scale * planned_s(shapes[spec.model.name], spec, spec.model.precision, placement)
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
@@ -56,11 +83,12 @@ def _slept(kept: Path) -> float:
         return 0.0
 
 
-def sleep_on_grant(training: GrantedTraining, *, scale: float, plans: dict[str, int]) -> None:
-    """Hold what was granted for as long as the training is planned to take. `plans`: parameters by model name."""
+def sleep_on_grant(training: GrantedTraining, *, scale: float, shapes: Mapping[str, Architecture]) -> None:
+    """Hold what was granted for as long as the training is planned to take. `shapes` are by model name."""
     (node,) = set(training.grant.nodes)
     placement = training.placement
-    seconds = scale * packing.trains_s(plans[training.stage.base.name], PAIRS, placement)
+    base = training.stage.base
+    seconds = scale * planned_s(shapes[base.name], training.stage, base.precision, placement)
     on = NodeAffinitySchedulingStrategy(node, soft=False)
     gpus = placement.world_size if placement.device == "cuda" else 0
     actor = SleepingGang.options(num_gpus=gpus, scheduling_strategy=on).remote()
@@ -90,13 +118,13 @@ def nothing() -> None:
     """No torch to import."""
 
 
-def sleeping(scale: float, parameters: dict[str, int]) -> StageFunctions:
+def sleeping(scale: float, shapes: Mapping[str, Architecture]) -> StageFunctions:
     """Stages whose trainings take `scale` times what they are planned to take."""
     return StageFunctions(
         shared=shared_in_time,
         train=train_at_once,
         evaluate=evaluate_in_time,
         prepare_process=nothing,
-        expected_s=functools.partial(takes_s, scale=scale),
-        gang=functools.partial(sleep_on_grant, scale=scale, plans=parameters),
+        expected_s=functools.partial(takes_s, scale=scale, shapes=shapes),
+        gang=functools.partial(sleep_on_grant, scale=scale, shapes=shapes),
     )

@@ -11,6 +11,7 @@ from orchestrator.analyses import AnalyseStage, AnalysisOptions, Inputs
 from orchestrator.cli import Session
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model
+from orchestrator.reading import ReadingOptions, read_as
 from orchestrator.stages import PrepareStage
 from trainers.data.named import DATASETS
 from trainers.errors import SpecError
@@ -21,7 +22,7 @@ SEEN = "seen"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(AnalysisOptions):
+class ModelOptions(ReadingOptions, AnalysisOptions):
     """What every analysis of untrained models takes."""
 
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]ID|PATH")] = ("llama-64",)
@@ -42,7 +43,8 @@ def declare_models(
     """One analysis per model. Raises SpecError, ModelError, DataError."""
     trained = selection.parse_dataset(options.train_set, "--train-set")
     unseen = [selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets]
-    unseen = [_placed(item, trained) for item in unseen or _own_sets(trained)]
+    (trained,), own = read_as([trained], unseen or _own_sets(trained), options)
+    unseen = [_placed(item, trained) for item in own]
     if SEEN in {item.name for item in unseen} or len({item.name for item in unseen}) < len(unseen):
         raise SpecError(
             "--eval-sets: two sets have one name, or one is called seen; tell them apart with NAME=."

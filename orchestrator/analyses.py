@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from rich.console import Console
 
 from orchestrator import cli
 from orchestrator.artifacts import Attempt, Store
@@ -95,7 +96,7 @@ class AnalyseStage(Keyed):
 class Inputs:
     """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs.
 
-    From `store` it may read what its parameters name by key.
+    From `store` it may read what its parameters name by key. What it `say`s appears on the terminal while it computes.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Inputs:
     base: BaseModel | None
     pairs: dict[str, list[Any]]
     store: Store
+    say: Callable[[str], None]
 
 
 Options = TypeVar("Options", bound=AnalysisOptions)
@@ -175,21 +177,23 @@ def compute_all(session: Session, stages: Sequence[AnalyseStage], compute: Compu
     """Compute the stages, one after the other in this process."""
     stop = StopRequest(0.0)
     with (
-        quiet(session.driver_log, session.console.width),
+        quiet(session.driver_log, session.console.width) as terminal,
         stop.listening(),
         Heartbeat(session.store.root, session.sweep_name) as heartbeat,
     ):
         claims = Claims(session.store.root, heartbeat.driver)
         backend = InlineBackend(Execution(store=session.store, claims=claims), _nobody, stop)
         for stage in stages:
-            _compute_missing(stage, backend, compute)
+            _compute_missing(stage, backend, compute, terminal)
 
 
 def _nobody(event: dict[str, Any]) -> None:
     """No trial waits for what happens to an analysis."""
 
 
-def _compute_missing(stage: AnalyseStage, backend: InlineBackend, compute: Compute) -> None:
+def _compute_missing(
+    stage: AnalyseStage, backend: InlineBackend, compute: Compute, terminal: Console
+) -> None:
     store, claims = backend.execution.store, backend.execution.claims
     backend.shared(stage.needs)
     name = f"{stage.kind}-{stage.key}"
@@ -197,13 +201,16 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend, compute: Compu
         if not ours:
             return
         store.remove_leftovers(stage.kind, stage.key)
-        inputs = _inputs(stage, store)
+        inputs = _inputs(stage, store, terminal)
         with store.write(stage.kind, stage.key, parameters=dataclasses.asdict(stage.parameters)) as attempt:
             compute(stage, inputs, attempt)
 
 
-def _inputs(stage: AnalyseStage, store: Store) -> Inputs:
+def _inputs(stage: AnalyseStage, store: Store, terminal: Console) -> Inputs:
     from trainers.token_files import read_tokens
+
+    def say(text: str) -> None:
+        terminal.print(text, markup=False, highlight=False, soft_wrap=True)
 
     return Inputs(
         name=stage.label,
@@ -214,6 +221,7 @@ def _inputs(stage: AnalyseStage, store: Store) -> Inputs:
             for name, needed in stage.prepared
         },
         store=store,
+        say=say,
     )
 
 
@@ -243,8 +251,7 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
     results = []
     for stage in complete:
         found = store.read(stage.kind, stage.key)
-        # One analysis is the report; of several each has a folder.
-        target = folder if len(stages) == 1 else folder / (stage.base.name if stage.base else stage.key)
+        target = folder / _part(stage, stages)
         shutil.copytree(found, target, dirs_exist_ok=True)
         results.append({"analysis": stage.label, "key": stage.key, **_json(found / "results.json")})
         if not session.options.json:
@@ -258,7 +265,17 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
         cli.dump_json(results)
     else:
         session.console.print(f"report: {folder}", highlight=False, soft_wrap=True)
-    return 0 if len(complete) == len(stages) else cli.HOLES
+    holes = len(complete) < len(stages) or any(result.get("holes") for result in results)
+    return cli.HOLES if holes else 0
+
+
+def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
+    """One analysis is the report; of several each has a folder, by its model or by what tells it from its like."""
+    if len(stages) == 1:
+        return ""
+    name = stage.base.name if stage.base else stage.key
+    alike = [item for item in stages if stage.base and item.base and item.base.name == name]
+    return name if len(alike) < 2 else f"{name}-{stage.analysis}"
 
 
 def _json(file: Path) -> dict[str, Any]:

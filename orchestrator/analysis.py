@@ -12,18 +12,8 @@ from orchestrator import statistics
 from orchestrator.report import COMPARED
 from orchestrator.resampling import Resampled
 from orchestrator.results import EvaluationResult, TrialResult
-from orchestrator.spec import CATEGORIES, Category
+from orchestrator.scopes import Scope, category_scopes, set_scopes
 from orchestrator.statistics import Calibration, Estimate, Floats, WinRate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """Evaluation sets that are averaged: those of a category, or one set alone (`dataset`) of a category."""
-
-    train_set: str
-    category: Category
-    sets: tuple[str, ...]
-    dataset: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +69,11 @@ class Analysis:
 
     def categories(self) -> Iterator[Scope]:
         """Each training set's categories."""
-        for train_set in self.train_sets:
-            for category in CATEGORIES:
-                sets = self._sets(train_set, category)
-                if sets:
-                    yield Scope(train_set=train_set, category=category, sets=sets)
+        return category_scopes(self.results)
 
     def single_sets(self) -> Iterator[Scope]:
         """Each training set's evaluation sets, Spanish beside French."""
-        for scope in self.categories():
-            for name in scope.sets:
-                yield Scope(train_set=scope.train_set, category=scope.category, sets=(name,), dataset=name)
+        return set_scopes(self.results)
 
     def trials(self, scope: Scope, model: str, reward: str) -> dict[int, TrialResult]:
         """By seed: the trials that learned and whose sets of the scope are all evaluated."""
@@ -197,7 +181,7 @@ class Analysis:
             _metric(explicit, name, "accuracy") - _metric(implicit, name, "accuracy")
             for model in self.models
             for name in scope.sets
-            for explicit, implicit in self._paired(_alone(scope, name), model).values()
+            for explicit, implicit in self._paired(scope.alone(name), model).values()
         ]
         return statistics.win_rate(gaps)
 
@@ -227,16 +211,6 @@ class Analysis:
         """Of every pair of every trial that counts; None where there is none."""
         margins = self.margins(scope, reward, scaled=False)
         return statistics.calibration(margins) if len(margins) else None
-
-    def _sets(self, train_set: str, category: Category) -> tuple[str, ...]:
-        found = _unique(
-            item.dataset
-            for result in self.results
-            if result.record.train_set == train_set
-            for item in result.record.evaluations
-            if item.category == category
-        )
-        return tuple(spanish_beside_french(found))
 
     def _over_seeds(
         self, scope: Scope, model: str, trials: dict[int, TrialResult], metric: str
@@ -290,22 +264,8 @@ def _estimate(
     return statistics.estimate(value, draws, by_seed)
 
 
-def spanish_beside_french(names: Sequence[str]) -> list[str]:
-    """The names in their order, but `…_french` and `…_spanish` together, where the first of them stands."""
-    placed: list[str] = []
-    for name in names:
-        stem = name.removesuffix("french").removesuffix("spanish")
-        partners = [name] if stem == name else [f"{stem}french", f"{stem}spanish"]
-        placed += [item for item in partners if item in names and item not in placed]
-    return placed
-
-
 def _of(result: TrialResult, scope: Scope) -> bool:
     return result.record.train_set == scope.train_set
-
-
-def _alone(scope: Scope, name: str) -> Scope:
-    return Scope(train_set=scope.train_set, category=scope.category, sets=(name,), dataset=name)
 
 
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from orchestrator import paper
-from orchestrator.analysis import Analysis, Difference, Mean, Scope
+from orchestrator.analysis import Analysis, Difference, Mean
 from orchestrator.report import MEAN, reward_title
+from orchestrator.scopes import Scope
 from orchestrator.statistics import LEVEL, Estimate, half_width
 from orchestrator.tables import Column, Table, Value, columns
 

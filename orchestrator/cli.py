@@ -25,6 +25,7 @@ from orchestrator.catalog import Profile, Profiles
 from orchestrator.compute import REAL, StageFunctions
 from orchestrator.follow_up import FollowUp
 from orchestrator.help import is_asked_for, short_help
+from orchestrator.reading import ReadingOptions, read_as
 from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -98,7 +99,7 @@ Command = Run | Plan | Status | Report | Ui | Sync | Retry | Gc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ReadingOptions):
     """Which kind of reward model generalises? A grid of trainings and evaluations, run where it is missing."""
 
     command: Command = field(default_factory=Run)
@@ -348,7 +349,7 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     """The profile's choices, overridden by the flags. Raises SpecError."""
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
-    train_sets, eval_sets = train_sets or profile.train_sets, eval_sets or profile.eval_sets
+    train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
     models = tuple(selection.parse_model(text) for text in options.models) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     for flag, value in (

@@ -6,28 +6,35 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.services import canonicalize_bootstrap_address
+from ray._private.state import GlobalState
+from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.artifacts import Store
 from orchestrator.hardware import gpu_kind, label
 from orchestrator.plan import DEFAULT_GPU_GB, Node
-from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, cluster_address
+from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, answers, cluster_address
 from trainers.errors import PlanError, StorageError
 from trainers.objects import Location
 
 IDLE_WORKER_S = 60
 
+logger = logging.getLogger(__name__)
+
 
 def join_ray() -> bool:
     """Join the running cluster (after workers.set_ray_environment). Raises PlanError where RAY_ADDRESS is dead."""
+    if ray.is_initialized():
+        return True
     try:
         ray.init(address=cluster_address(), **ray_options())
     except ConnectionError as error:
@@ -86,9 +93,33 @@ def ray_options() -> dict[str, Any]:
 
 
 def capacity() -> tuple[Node, ...]:
-    """CPUs and GPUs of the live nodes."""
+    """CPUs and GPUs of the live nodes of the cluster that was joined."""
+    return _live(ray.nodes())
+
+
+def look() -> tuple[Node, ...] | None:
+    """CPUs and GPUs of the running cluster's live nodes, asked of its head without joining it.
+
+    After workers.set_ray_environment. None where it cannot be asked so.
+    """
+    try:
+        address = canonicalize_bootstrap_address(str(cluster_address()))
+        if address is None or not answers(address):
+            return None
+        state = GlobalState()
+        asked = GcsClientOptions.create(
+            address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
+        )
+        state._initialize_global_state(asked)
+        return _live(state.node_table())
+    except (RayError, OSError, RuntimeError, ValueError):
+        logger.exception("the cluster cannot be looked at; it is joined")
+        return None
+
+
+def _live(listed: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
     nodes = []
-    for node in ray.nodes():
+    for node in listed:
         resources = node["Resources"]
         if not node["Alive"] or not resources.get("CPU"):
             continue

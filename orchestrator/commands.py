@@ -1,6 +1,7 @@
 """What each command does, between the parsed flags and the exit code."""
 
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -14,7 +15,13 @@ from orchestrator.cli import Session
 from orchestrator.compare import other_sweep, write_comparison
 from orchestrator.compare import terminal_table as comparison_table
 from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
-from orchestrator.declaration import Declaration, declare, read_declaration, write_declaration
+from orchestrator.declaration import (
+    Declaration,
+    declare,
+    declared_sweeps,
+    read_declaration,
+    write_declaration,
+)
 from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
 from orchestrator.follow_up import further_trials, run_follow_up, show_analyses, with_analyses
@@ -57,6 +64,7 @@ def run(session: Session, build: Build) -> int:
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
     console.print(_headline(known, todo, session), highlight=False)
+    _say_left_out(session, resolved)
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
@@ -86,25 +94,45 @@ def retry(session: Session, build: Build) -> int:
 
 
 def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Place]:
-    """The sweep, its stages, and what says where a trial is to be trained. Raises what the user has to mend."""
-    sweep, capacity = _sweep_and_capacity(session, build)
+    """The sweep, its stages, and what says where a trial is to be trained. Raises what the user has to mend.
+
+    Where nothing is left to run, no cluster is joined and no trial placed.
+    """
+    sweep = _sweep(session, build)
+    complete = _resolved_if_complete(session, sweep)
+    if complete is not None:
+        return sweep, complete, functools.partial(_place, sweep, ())
+    capacity = _joined(session) or _capacity(session)
     placement.require_fit(sweep.trials, capacity)
     access.require([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
     if discard_damaged_rows(session, resolved.plans):
         resolved = _resolve(session, sweep, fetch=True)
-    if any(node.gpus for node in capacity):
-        known = architectures([trial.model for trial in sweep.trials], ask=True)
-        plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
-        resolved = dataclasses.replace(resolved, plans=tuple(plans))
-
-    def place(item: TrialPlan) -> Placement:
-        return placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
-
+    known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in capacity))
+    plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
+    resolved = dataclasses.replace(resolved, plans=tuple(plans))
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
-        place(item)
-    return sweep, resolved, place
+        _place(sweep, capacity, item)
+    return sweep, resolved, functools.partial(_place, sweep, capacity)
+
+
+def _place(sweep: Sweep, capacity: Sequence[planning.Node], item: TrialPlan) -> Placement:
+    return placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
+
+
+def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | None:
+    """The sweep's stages where a cluster would be joined for none of them; what is damaged has to be made again."""
+    if not _may_join(session) or session.sweep_name not in declared_sweeps(session.store):
+        return None
+    try:
+        resolved = _resolve(session, sweep, fetch=False)
+    except SweepError:
+        # Said where it is resolved for good.
+        return None
+    plans = (*resolved.plans, *further_trials(session, resolved.plans))
+    discard_damaged_scores(session, plans)
+    return None if missing_trials(plans, session.store) else resolved
 
 
 def _run(
@@ -116,6 +144,9 @@ def _run(
     place: Place,
     phases: Phases,
 ) -> int:
+    # Where there is no live table, each failure is said when it comes.
+    told = [] if session.console.is_terminal else [item.key for item in todo]
+
     def holes_of_analyses() -> Sequence[TrialPlan]:
         return missing_trials(further_trials(session, plans), session.store)
 
@@ -138,14 +169,13 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        return (
-            say_holes(session, sweep_results(declaration, session.store), holes_of_analyses()) or cli.DEFECT
-        )
+        results = sweep_results(declaration, session.store)
+        return say_holes(session, results, told, holes_of_analyses()) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results, holes_of_analyses())
+    return say_holes(session, written.results, told, holes_of_analyses())
 
 
 def _rounds(
@@ -165,11 +195,11 @@ def plan_only(session: Session, build: Build) -> int:
     """Print what is missing, where it would run, how long and at what price; start nothing."""
     command = session.options.command
     price = outlook_table.checked_price(command.price if isinstance(command, cli.Plan) else None)
-    sweep, capacity = _sweep_and_capacity(session, build)
+    sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
     further = further_trials(session, resolved.plans)
     resolved = dataclasses.replace(resolved, plans=(*resolved.plans, *further))
-    groups = _groups(session, capacity)
+    groups = _groups(session, _capacity(session))
     found = outlook(resolved, groups, session.store, price=price)
     denied = access.denied([trial.model for trial in sweep.trials])
     if session.options.json:
@@ -183,12 +213,18 @@ def plan_only(session: Session, build: Build) -> int:
         ]
         cli.dump_json({**dataclasses.asdict(found), "access_denied": denied, "trials": trials})
         return 0
+    _say_left_out(session, resolved)
     outlook_table.say(session.console, found, len(resolved.plans))
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
     if denied:
         session.console.print(access.message(denied), style="yellow", markup=False, soft_wrap=True)
     return 0
+
+
+def _say_left_out(session: Session, resolved: ResolvedSweep) -> None:
+    for line in resolved.left_out:
+        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _groups(session: Session, capacity: Sequence[planning.Node]) -> tuple[hardware.NodeGroup, ...]:
@@ -216,39 +252,54 @@ def report(session: Session, compare: str | None) -> int:
     return say_holes(session, written.results)
 
 
+def _may_join(session: Session) -> bool:
+    return session.options.backend == "ray" and cluster_address() is not None
+
+
 def _capacity(session: Session) -> tuple[planning.Node, ...]:
-    """What --cluster says, else the running cluster with what it may yet add, else this machine; `run` joins it."""
+    """What --cluster says, else the running cluster with what it may yet add, else this machine; nothing is joined."""
     options = session.options
     given = hardware.nodes_of(hardware.read_cluster(options.cluster)) if options.cluster else ()
     if given and isinstance(options.command, cli.Plan):
         return given
-    if given and (options.backend == "inline" or cluster_address() is None):
+    if given and not _may_join(session):
         raise PlanError(
             f"--cluster {options.cluster}: there is no Ray cluster to run on. Start it (`ray up`), or run on its head or "
             "with RAY_ADDRESS; `plan --cluster …` needs none."
         )
-    if session.options.backend == "ray" and cluster_address() is not None:
-        set_ray_environment()
-        from orchestrator import cluster
+    if not _may_join(session):
+        return planning.local_capacity()
+    workers = all_workers(options.cluster)
+    set_ray_environment()
+    from orchestrator import cluster
 
-        with quiet(session.driver_log):
-            if cluster.join_ray():
-                nodes = cluster.capacity()
-                if isinstance(session.options.command, cli.Run):
-                    cluster.require_shared_storage(session.store, nodes)
-                return (*nodes, *still_absent(all_workers(session.options.cluster), nodes).values())
-    return planning.local_capacity()
-
-
-def _sweep_and_capacity(session: Session, build: Build) -> tuple[Sweep, tuple[planning.Node, ...]]:
-    """The sweep, and what it would run on; where words can be judged without a cluster, they are judged first."""
-    if session.options.profile != "auto":
-        return _sweep(session, build, ()), _capacity(session)
-    capacity = _capacity(session)
-    return _sweep(session, build, capacity), capacity
+    with quiet(session.driver_log):
+        nodes = cluster.look()
+    if nodes is None:
+        return _joined(session) or planning.local_capacity()
+    return (*nodes, *still_absent(workers, nodes).values())
 
 
-def _sweep(session: Session, build: Build, capacity: Sequence[planning.Node]) -> Sweep:
+def _joined(session: Session) -> tuple[planning.Node, ...]:
+    """Join the running cluster: what it holds and may yet add; nothing where none is up. Raises StorageError."""
+    if not _may_join(session):
+        return ()
+    workers = all_workers(session.options.cluster)
+    set_ray_environment()
+    from orchestrator import cluster
+
+    with quiet(session.driver_log):
+        if not cluster.join_ray():
+            return ()
+        nodes = cluster.capacity()
+        if not isinstance(session.options.command, cli.Plan):
+            cluster.require_shared_storage(session.store, nodes)
+    return (*nodes, *still_absent(workers, nodes).values())
+
+
+def _sweep(session: Session, build: Build) -> Sweep:
+    """The sweep that the flags ask for; a cluster is only looked at where they leave the profile open."""
+    capacity = _capacity(session) if session.options.profile == "auto" else ()
     profile, why = cli.profile_for(session.options, capacity, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
         session.console.print(why, highlight=False)

@@ -9,16 +9,17 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from orchestrator import statistics
-from orchestrator.analysis import Analysis, Scope
+from orchestrator.analysis import Analysis
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, declared_sweeps, read_declaration
-from orchestrator.figures import panels, rendered
 from orchestrator.full_report import analysed
+from orchestrator.house_style import panels, rendered, whiskers
 from orchestrator.identity import nearest
 from orchestrator.pages import Page, write_page
 from orchestrator.provenance import report_command
 from orchestrator.report import COMPARED, MEAN, reward_title
 from orchestrator.results import sweep_results
+from orchestrator.scopes import Scope
 from orchestrator.state import read_state
 from orchestrator.statistics import Estimate, Floats
 from orchestrator.tables import Column, Table, columns, text
@@ -224,10 +225,7 @@ def _figure(rows: list[_Row], names: tuple[str, str]) -> "Union[Figure, None]":
         axis.errorbar(
             [value.value for _, value in found],
             [number + (side - 0.5) * 0.26 for number, _ in found],
-            xerr=[
-                [max(0.0, value.value - value.low) for _, value in found],
-                [max(0.0, value.high - value.value) for _, value in found],
-            ],
+            xerr=whiskers([value for _, value in found]),
             linestyle="none",
             marker=marker,
             color=colour,

@@ -6,13 +6,13 @@ Imports that cost seconds stand inside the functions, so that planning never pay
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator import packing
 from orchestrator.artifacts import Attempt, Store
+from orchestrator.durations import Durations, expected_s
 from orchestrator.stages import (
     ConvertStage,
     EvaluateStage,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from trainers.train import TrainResult
 
 Report = Callable[[dict[str, Any]], None]
+# Tokenising takes less time a pair than telling of it.
+PAIRS_A_ROW = 50
 
 
 def run_shared(stage: SharedStage, store: Store, report: Report) -> None:
@@ -51,7 +53,7 @@ def run_shared(stage: SharedStage, store: Store, report: Report) -> None:
         case PretrainStage():
             _run_pretrain(stage, store, report)
         case PrepareStage():
-            _run_prepare(stage, store)
+            _run_prepare(stage, store, report)
         case ReferenceStage():
             _run_reference(stage, store, report)
 
@@ -68,7 +70,7 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
         tiny.pretrain(stage.model, attempt.directory / "model", report)
 
 
-def _run_prepare(stage: PrepareStage, store: Store) -> None:
+def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
     from trainers import token_files
     from trainers.pairs import LeftOut, iter_tokens
     from trainers.templates import load_tokenizer
@@ -82,9 +84,20 @@ def _run_prepare(stage: PrepareStage, store: Store) -> None:
             tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
         left_out = LeftOut()
         tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, left_out)
-        count = token_files.write_tokens(tokens, attempt.directory / "pairs.arrow")
+        total = min(len(pairs), stage.draw.max_pairs or len(pairs))
+        counted = _counted(tokens, total, report)
+        count = token_files.write_tokens(counted, attempt.directory / "pairs.arrow")
         means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
         attempt.info.update(pairs=count, too_long=left_out.too_long, mean_tokens=means)
+
+
+def _counted(tokens: "Iterable[TokenPair]", total: int, report: Report) -> "Iterator[TokenPair]":
+    """The pairs, told of as they pass; those that are left out are told of at the end."""
+    for done, pair in enumerate(tokens, 1):
+        yield pair
+        if done % PAIRS_A_ROW == 0:
+            report({"done": done, "total": total})
+    report({"done": total, "total": total})
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
@@ -272,7 +285,7 @@ class StageFunctions:
     train: Callable[[TrainStage, TrainCall, Store, Report], None] = run_train
     evaluate: Callable[[Sequence[EvaluateStage], Store, Report], None] = run_evaluations
     prepare_process: Callable[[], None] = prepare_worker
-    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement], float] = packing.expected_s
+    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement, Durations], float] = expected_s
     gang: Callable[[Any], None] | None = None
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from orchestrator import paper
-from orchestrator.analysis import Analysis, Difference, Scope
+from orchestrator.analysis import Analysis, Difference
 from orchestrator.answers import SIDE_METRICS
 from orchestrator.report import COMPARED, reward_title
+from orchestrator.scopes import Scope
 from orchestrator.statistics import Estimate, WinRate, half_width
 
 EXPLICIT, IMPLICIT = map(reward_title, COMPARED)

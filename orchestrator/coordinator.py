@@ -11,18 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import failures
 from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity
+from orchestrator.durations import Durations, RateName
+from orchestrator.estimate import Rate
 from orchestrator.gate import Grant, Request, Running, bundles, decide
 from orchestrator.plan import Node
 from orchestrator.redaction import without_secrets
 from orchestrator.rungs import Rungs, Scored
 from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.stages import SharedStage
-from orchestrator.trial import Execution, compute_claimed
+from orchestrator.trial import Execution, Rows, compute_claimed
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
@@ -33,11 +36,16 @@ logger = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def shared_task(stage: SharedStage, execution: Execution) -> None:
-    """Compute one shared stage; the gate has granted its CPU or GPU."""
+def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHandle) -> None:
+    """Compute one shared stage; the gate has granted its CPU or GPU. Those who wait for it see how far it is."""
     execution.stages.prepare_process()
-    with without_secrets():
-        compute_claimed(stage, execution, lambda row: None)
+
+    def post(event: dict[str, Any]) -> None:
+        coordinator.post_shared.remote(stage.key, event)
+
+    post({"event": "stage", "stage": stage.kind})
+    with without_secrets(), Rows(post).of(stage.kind) as report:
+        compute_claimed(stage, execution, report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +65,11 @@ class Coordinator:
         execution: Execution,
         capacity: Sequence[Node],
         work: Mapping[str, Work],
+        durations: Durations,
         scaling: Scaling = NOTHING_SCALES,
     ) -> None:
         self._execution = execution
+        self._durations = durations
         self._work = work
         self._capacity = {node.id: node for node in capacity}
         self._free = dict(self._capacity)
@@ -72,6 +82,7 @@ class Coordinator:
         self._waiting: dict[str, tuple[Request, asyncio.Future[Grant | None]]] = {}
         self._granted: dict[str, Running] = {}
         self._shared: dict[str, asyncio.Task[None]] = {}
+        self._askers: dict[str, list[str]] = {}
         self._events: list[dict[str, Any]] = []
         self._beats: dict[str, tuple[float, str, int]] = {}
         self._rungs = Rungs()
@@ -82,8 +93,30 @@ class Coordinator:
         """What a trial is to do: to be asked for by itself, as no trial needs the plans of all."""
         return self._work[trial]
 
-    async def shared(self, stage: SharedStage) -> None:
-        """Return when the stage is in the store; the first asker starts it. Raises what it raised."""
+    async def durations(self) -> Durations:
+        """How long stages take, by what trainings have taken up to now."""
+        return self._durations
+
+    async def took(self, rates: Mapping[RateName, Rate]) -> None:
+        """Take in the rate of a training that has ended."""
+        self._durations = self._durations.having(rates)
+
+    async def shared(self, stage: SharedStage, trial: str | None = None) -> None:
+        """Return when the stage is in the store; the first asker starts it. Raises what it raised.
+
+        `trial` hears how far it is until then.
+        """
+        if trial is None:
+            await self._shared_once(stage)
+            return
+        askers = self._askers.setdefault(stage.key, [])
+        askers.append(trial)
+        try:
+            await self._shared_once(stage)
+        finally:
+            askers.remove(trial)
+
+    async def _shared_once(self, stage: SharedStage) -> None:
         known = self._shared.get(stage.key)
         if known is None or (known.done() and self._worth_another(known, stage)):
             self._shared[stage.key] = asyncio.create_task(self._run_shared(stage))
@@ -155,6 +188,10 @@ class Coordinator:
     async def post(self, event: dict[str, Any]) -> None:
         """Note an event for the driver."""
         self._events.append(event)
+
+    async def post_shared(self, key: str, event: dict[str, Any]) -> None:
+        """Note an event of a shared stage, for each trial that waits for it."""
+        self._events += [{"trial": trial, **event} for trial in self._askers.get(key, ())]
 
     async def drain(self) -> list[dict[str, Any]]:
         """Events since the last call, in order."""
@@ -334,6 +371,6 @@ class Coordinator:
         try:
             pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
             task = shared_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
-            await task.remote(stage, self._execution)
+            await task.remote(stage, self._execution, ray.get_runtime_context().current_actor)
         finally:
             await self.release(request.id)

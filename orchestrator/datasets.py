@@ -35,7 +35,7 @@ _ROWS_MEANT = (
 
 
 class DatasetReader:
-    """Reads each split once; knows it by its rows afterwards."""
+    """Reads each split once; knows it by its rows afterwards. `left_out` are the bad rows of each (set, split) read."""
 
     def __init__(self, store: Store, *, fetch: bool = True) -> None:
         self._store = store
@@ -43,6 +43,7 @@ class DatasetReader:
         self._splits: dict[tuple[DatasetSpec, str], Split] = {}
         self._chosen: dict[tuple[DatasetSpec, str], frozenset[str]] = {}
         self._originals: dict[tuple[DatasetSpec, str], frozenset[str]] = {}
+        self.left_out: dict[tuple[str, str], list[str]] = {}
 
     def split(self, spec: DatasetSpec, split: str) -> Split:
         """The split's identity. With `fetch` its rows are in the store afterwards; without, it may be unfetched.
@@ -82,6 +83,8 @@ class DatasetReader:
                 if pair.original_chosen:
                     originals.add(_short_digest(pair.original_chosen))
             found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
+            if left_out:
+                self.left_out[spec.name, split] = left_out
             self._chosen[spec, split] = frozenset(chosen)
             self._originals[spec, split] = frozenset(originals)
             if spool is not None:
@@ -160,7 +163,12 @@ def _location(spec: DatasetSpec) -> str:
 
 def _has_files(spec: DatasetSpec, split: str) -> bool:
     """Whether a split that nobody asked for can be read without a network."""
-    return spec.source.startswith(BUILTIN) or (Path(spec.source).is_dir() and sources.has_split(spec, split))
+    place, read_from = Path(spec.source), spec.train_split if spec.test_share else split
+    return (
+        spec.source.startswith(BUILTIN)
+        or place.is_file()
+        or (place.is_dir() and sources.has_split(spec, read_from))
+    )
 
 
 def _short_digest(text: str) -> str:

@@ -38,10 +38,11 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """Seconds of a step and of what comes before the first, as finished trainings took them."""
+    """Seconds of a step and of what comes before the first; the mean of so many `trainings`."""
 
     step_s: float
     set_up_s: float
+    trainings: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,16 @@ def scoring_s(training: Training, lengths: Lengths, pairs: int, kind: GpuKind | 
     """Seconds to score that many pairs on one device, start-up left out."""
     work = forward_flops(training, lengths) + unembedding_flops(training, lengths)
     return pairs * work / flops_per_s(kind, training.precision)
+
+
+def mean_rate(left: Rate, right: Rate) -> Rate:
+    """That of the trainings of both."""
+    both = left.trainings + right.trainings
+    return Rate(
+        step_s=(left.step_s * left.trainings + right.step_s * right.trainings) / both,
+        set_up_s=(left.set_up_s * left.trainings + right.set_up_s * right.trainings) / both,
+        trainings=both,
+    )
 
 
 def makespan_s(jobs: Sequence[Job], devices: int) -> float:

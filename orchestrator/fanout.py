@@ -30,8 +30,11 @@ from orchestrator import attempts, failures
 from orchestrator.asha import SearchScheduler, rungs_reported
 from orchestrator.cluster import capacity
 from orchestrator.coordinator import Coordinator, Work
+from orchestrator.durations import Durations, RateName, rate_of, slowest
+from orchestrator.estimate import Rate
 from orchestrator.gang import ASK_EVERY_S, GrantedTraining, run_gang
 from orchestrator.gate import Grant, Request
+from orchestrator.hardware import groups_of
 from orchestrator.packing import ranked, window
 from orchestrator.placement import place
 from orchestrator.plan import Node
@@ -39,7 +42,7 @@ from orchestrator.redaction import is_secret_name, without_secrets
 from orchestrator.scaling import ask_for, scaling, still_absent
 from orchestrator.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
-from orchestrator.trial import Execution, Post, complete_trial
+from orchestrator.trial import Execution, Post, Rows, complete_trial
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
@@ -60,14 +63,17 @@ def run_on_ray(
     scratch: Path,
     stop: StopRequest,
     workers: Sequence[Node] = (),
+    measured: Mapping[RateName, Rate] | None = None,
 ) -> None:
     """Run what is missing of each plan on the Ray that is up; what fails is an event.
 
-    `workers` are all that the autoscaler may have up at once. Raises KeyboardInterrupt when stopped.
+    `workers` are all that the autoscaler may have up at once, `measured` the rates of the sweep's finished trainings.
+    Raises KeyboardInterrupt when stopped.
     """
     live = capacity()
     nodes = [*live, *still_absent(workers, live).values()]
-    order = ranked([training(plan, placements[plan.key], execution) for plan in plans], nodes)
+    durations = Durations(store=execution.store, kind=slowest(groups_of(nodes)), measured=measured or {})
+    order = ranked([training(plan, placements[plan.key], execution, durations) for plan in plans], nodes)
     by_request = {training_id(plan): plan for plan in plans}
     work = {
         plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
@@ -81,7 +87,7 @@ def run_on_ray(
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0, resources=SLIVER, max_concurrency=10_000, scheduling_strategy=unbound
     )
-    handle = coordinator.remote(execution, live, work, scaling(workers))
+    handle = coordinator.remote(execution, live, work, durations, scaling(workers))
     trial = tune.with_parameters(
         run_trial,
         execution=execution,
@@ -191,12 +197,13 @@ class RayBackend:
 
     def shared(self, stages: Sequence[Stage]) -> None:
         """Ask the coordinator for each."""
-        ray.get([self.coordinator.shared.remote(stage) for stage in stages])
+        ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""
         while True:
-            request = training(self.work.plan, placement, self.execution, self.work.rank)
+            durations = ray.get(self.coordinator.durations.remote())
+            request = training(self.work.plan, placement, self.execution, durations, self.work.rank)
             with self._granted(request) as grant:
                 if grant is not None:
                     run = self.execution.stages.gang or run_gang
@@ -210,6 +217,7 @@ class RayBackend:
                             scratch=self.scratch,
                         )
                     )
+                    self.coordinator.took.remote(rate_of(self.work.plan, self.execution.store))
                     return
             placement = self._on_fewer(placement)
 
@@ -233,7 +241,8 @@ class RayBackend:
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """One task for all sets."""
         gpus = 1 if placement.device == "cuda" else 0
-        expected_s = self.execution.stages.expected_s(plan, "evaluate", placement)
+        durations = ray.get(self.coordinator.durations.remote())
+        expected_s = self.execution.stages.expected_s(plan, "evaluate", placement, durations)
         request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus, expected_s=expected_s)
         with self._granted(request) as grant:
             if grant is None:
@@ -243,7 +252,7 @@ class RayBackend:
             self.post({"event": "stage", "stage": "evaluate"})
             pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
             task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
-            ray.get(task.remote(list(stages), self.execution))
+            ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
 
     @contextlib.contextmanager
     def _granted(self, request: Request) -> Iterator[Grant | None]:
@@ -260,20 +269,28 @@ def training_id(plan: TrialPlan) -> str:
     return f"train {plan.key}"
 
 
-def training(plan: TrialPlan, placement: Placement, execution: Execution, rank: int = 0) -> Request:
+def training(
+    plan: TrialPlan, placement: Placement, execution: Execution, durations: Durations, rank: int = 0
+) -> Request:
     """What a trial's training asks of the gate."""
     return Request(
         id=training_id(plan),
         kind="train",
         workers=placement.world_size,
         gpus=1 if placement.device == "cuda" else 0,
-        expected_s=execution.stages.expected_s(plan, "train", placement),
+        expected_s=execution.stages.expected_s(plan, "train", placement, durations),
         rank=rank,
     )
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _evaluate_task(stages: list[EvaluateStage], execution: Execution) -> None:
+def _evaluate_task(
+    stages: list[EvaluateStage], execution: Execution, coordinator: ActorHandle, trial: str
+) -> None:
     execution.stages.prepare_process()
-    with without_secrets():
-        execution.stages.evaluate(stages, execution.store, lambda row: None)
+
+    def post(event: dict[str, Any]) -> None:
+        coordinator.post.remote({"trial": trial, **event})
+
+    with without_secrets(), Rows(post).of("evaluate") as report:
+        execution.stages.evaluate(stages, execution.store, report)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, artifacts_of
-from orchestrator.stages import Stage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[
     def ready(stage: "AnalyseStage") -> bool:
         further = follow_up.further(stage, plans, store)
         trained = further.whole and all(trial.complete(store) for trial in further.trials)
-        return trained and all(_usable(read, store) for read in stage.reads)
+        return trained and all(usable(read, store) for read in stage.reads)
 
     missing = [
         stage
@@ -89,10 +88,6 @@ def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[
     if missing:
         compute_all(session, missing, follow_up.compute)
     return bool(missing)
-
-
-def _usable(stage: Stage, store: Store) -> bool:
-    return store.complete(stage.kind, stage.key) and store.evicted(stage.kind, stage.key) is None
 
 
 def show_analyses(session: "Session", declaration: Declaration) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import preference, report
+from orchestrator import preference
 from orchestrator.analysis import Analysis
 from orchestrator.answers import statistics_tables
 from orchestrator.artifacts import Store, versions
-from orchestrator.audit_page import audit_section, audit_sweep, audit_tables
+from orchestrator.audit_page import audit_sweep, audit_tables
 from orchestrator.conclusions import conclusions
 from orchestrator.controls import controlled
 from orchestrator.curves import curve_rows
 from orchestrator.declaration import Declaration
-from orchestrator.figures import Curves, every_figure
+from orchestrator.figures import every_figure
 from orchestrator.pages import Line, Page, Section, write_page
 from orchestrator.paper import spec_difference
 from orchestrator.per_pair import set_outcomes
@@ -33,6 +33,7 @@ from orchestrator.report import Written, table_rows, write_report
 from orchestrator.resampling import Resampled
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.state import SweepState, read_state
+from orchestrator.training_figures import Curves
 from trainers.data.audit import Audit
 from trainers.disk import digest_file, replace
 from trainers.errors import DataError
@@ -68,16 +69,18 @@ def write_full_report(
     if not anew and _is_fresh(folder, key):
         return Written(folder=folder, rows=table_rows(inputs.results), results=inputs.results)
     audit = audit_sweep(declaration, store)
-    written = write_report(declaration, store, inputs.results, audit)
     analysis = analysed(inputs.results, console)
     page = _page(inputs, analysis, audit, store, console)
-    write_page(folder, page, HTML)
-    replace(
-        folder / "summary.md",
-        report.summary(declaration, written.results, written.rows, page.conclusions, page.tables[:1])
-        + audit_section(audit, written.results, folder)
-        + f"\n{preference.TITLE}. {page.sections[-1].text}\n",
+    written = write_report(
+        declaration,
+        store,
+        inputs.results,
+        audit,
+        conclusions=page.conclusions,
+        tables=page.tables[:1],
+        ending=f"\n{preference.TITLE}. {page.sections[-1].text}\n",
     )
+    write_page(folder, page, HTML)
     note = {
         "key": key,
         "sweep": declaration.sweep,

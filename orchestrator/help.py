@@ -1,6 +1,7 @@
 """`--help` on one screen: commands, the flags of every day in a line each, examples; `--help-verbose` says the rest."""
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import textwrap
@@ -10,6 +11,11 @@ from typing import Any, Literal
 
 SELDOM = (
     "category",
+    "columns",
+    "test_share",
+    "group_by",
+    "split_seed",
+    "skip_bad_rows",
     "keep_epochs",
     "checkpoint_steps",
     "grace_s",
@@ -66,7 +72,12 @@ def _flag(name: str, hint: Any) -> str:
 
 
 def _attribute_docs(kind: type) -> dict[str, str]:
-    """What stands below each attribute of a class."""
+    """What stands below each attribute of a class and of the dataclasses that it is made of."""
+    parts = [item for item in kind.__mro__ if dataclasses.is_dataclass(item)]
+    return {name: text for part in parts for name, text in _own_attribute_docs(part).items()}
+
+
+def _own_attribute_docs(kind: type) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     return {

@@ -1,30 +1,23 @@
 """What a sweep comes to on a cluster, before anything starts: placements, memory, hours, a schedule and a price."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator import estimate, hardware, placement
 from orchestrator.architectures import architecture_of
 from orchestrator.artifacts import Store
-from orchestrator.estimate import Job, Lengths, Rate
-from orchestrator.hardware import GpuKind, NodeGroup
-from orchestrator.memory_model import Training
+from orchestrator.durations import Durations, measured_rates, rate_name, slowest
+from orchestrator.estimate import Job
+from orchestrator.hardware import NodeGroup
 from orchestrator.placement import Need, need_of, place, predicted
 from orchestrator.plan import Node
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import PlacementRule, TrialSpec
-from orchestrator.stages import PrepareStage, ReferenceStage, Stage
+from orchestrator.stages import ReferenceStage, Stage
 from orchestrator.trial_plan import TrialPlan
 from trainers.architecture import Architecture
-from trainers.errors import Damaged, PlanError
+from trainers.errors import PlanError
 from trainers.specs import ModelSpec, Placement
-
-# Where a set is not prepared yet: UltraFeedback's test pairs have 515 tokens on the mean (measured), of which a third
-# is taken to be the prompt; the tiny world's have about 30. A set whose rows were never seen is taken to have so many.
-UNSEEN_LENGTHS = Lengths(prompt=135, chosen=190, rejected=190)
-TINY_LENGTHS = Lengths(prompt=14, chosen=8, rejected=8)
-UNSEEN_PAIRS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +93,9 @@ def outlook(
     nodes = hardware.nodes_of(groups)
     gpus, gpu_gb = placement.gpus_of(nodes)
     devices = gpus or sum(node.cpus for node in nodes)
-    kind = _slowest(groups)
     known = architectures([item.spec.model for item in resolved.plans], ask=gpus > 0)
-    rates = measured_rates(resolved.plans, store)
+    named = {item.key: (item.spec.model.name, item.spec.reward_name) for item in resolved.plans}
+    times = Durations(store=store, kind=slowest(groups), measured=measured_rates(named, store))
     cells: dict[tuple[object, ...], _Sums] = {}
     jobs: dict[str, Job] = {}
     for item in resolved.plans:
@@ -112,7 +105,7 @@ def outlook(
         for stage in missing:
             sums.missing[stage.kind] = sums.missing.get(stage.kind, 0) + 1
         if sums.need is not None and sums.placement is not None:
-            _add_jobs(jobs, sums, item, missing, _Rates(rates, kind, store))
+            _add_jobs(jobs, sums, item, missing, times)
     schedule = list(jobs.values())
     hours = sum(job.width * job.seconds for job in schedule) / 3600
     makespan = estimate.makespan_s(schedule, devices) / 3600
@@ -141,29 +134,6 @@ def architectures(models: Sequence[ModelSpec], *, ask: bool) -> dict[ModelSpec, 
     return {model: architecture_of(model, ask=ask) for model in dict.fromkeys(models)}
 
 
-def measured_rates(plans: Sequence[TrialPlan], store: Store) -> dict[tuple[str, str, Placement], Rate]:
-    """Rates of the finished trainings by (model, reward, placement); of several, the mean."""
-    found: dict[tuple[str, str, Placement], list[Rate]] = {}
-    for item in plans:
-        try:
-            manifest = store.manifest("train", item.key)
-        except Damaged:
-            continue
-        info = manifest["info"] if manifest else {}
-        perf, laid = info.get("perf", {}), info.get("placement")
-        if not laid or "step_s" not in perf:
-            continue
-        name = (item.spec.model.name, item.spec.reward.name, Placement(**laid))
-        found.setdefault(name, []).append(Rate(step_s=perf["step_s"], set_up_s=perf.get("set_up_s", 0.0)))
-    return {
-        name: Rate(
-            step_s=sum(rate.step_s for rate in rates) / len(rates),
-            set_up_s=sum(rate.set_up_s for rate in rates) / len(rates),
-        )
-        for name, rates in found.items()
-    }
-
-
 def count_stages(plans: Sequence[TrialPlan], store: Store) -> dict[str, dict[str, int]]:
     """Cached and missing stages by kind; one that several trials share counts once."""
     counts: dict[str, dict[str, int]] = {}
@@ -185,50 +155,21 @@ def not_fetched(plans: Sequence[TrialPlan]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-@dataclass(frozen=True, slots=True)
-class _Rates:
-    """What times are taken from: finished trainings, the kind of GPU, and what prepared sets say of their lengths."""
-
-    measured: Mapping[tuple[str, str, Placement], Rate]
-    kind: GpuKind | None
-    store: Store
-
-    def train_s(self, sums: _Sums, item: TrialPlan) -> float:
-        """Seconds of the training; notes the step's in the cell."""
-        need, placed = sums.need, sums.placement
-        assert need is not None
-        assert placed is not None
-        pairs, lengths = _prepared(item.train.prepared, self.store)
-        rate = self.measured.get((item.spec.model.name, item.spec.reward.name, placed))
-        if rate is None:
-            step = estimate.step_s(need.training, lengths, placed, self.kind)
-            rate = Rate(step_s=step, set_up_s=estimate.SET_UP_S[placed.device])
-        else:
-            sums.measured = True
-        sums.step_s = rate.step_s
-        steps = item.spec.optim.epochs * math.ceil(pairs / item.spec.optim.effective_batch)
-        return rate.set_up_s + steps * rate.step_s
-
-    def scoring_s(self, training: Training, prepared: PrepareStage) -> float:
-        """Seconds to score a set."""
-        pairs, lengths = _prepared(prepared, self.store)
-        return estimate.scoring_s(training, lengths, pairs, self.kind)
-
-
 def _add_jobs(
-    jobs: dict[str, Job], sums: _Sums, item: TrialPlan, missing: Sequence[Stage], rates: _Rates
+    jobs: dict[str, Job], sums: _Sums, item: TrialPlan, missing: Sequence[Stage], times: Durations
 ) -> None:
     """The trial's training and evaluation, and the reference passes that nobody has asked for before."""
     need, placed = sums.need, sums.placement
     assert need is not None
     assert placed is not None
-    set_up = estimate.SET_UP_S[placed.device]
     references = [stage for stage in missing if isinstance(stage, ReferenceStage)]
     for stage in references:
-        seconds = set_up + rates.scoring_s(need.training, stage.prepared)
+        seconds = times.scoring_s(need.training, [stage.prepared], placed)
         jobs.setdefault(stage.key, Job(id=stage.key, width=1, seconds=seconds))
     # Asked for even where nothing is missing: the row tells how fast it goes.
-    train_s = rates.train_s(sums, item)
+    train_s = times.train_s(item, need.training, placed)
+    sums.step_s = times.rate(item, need.training, placed).step_s
+    sums.measured |= rate_name(item, placed) in times.measured
     waits = tuple(stage.key for stage in references)
     if any(stage.kind == "train" for stage in missing):
         jobs[item.key] = Job(id=item.key, width=placed.world_size, seconds=train_s, after=waits)
@@ -236,27 +177,10 @@ def _add_jobs(
         waits = (*waits, item.key)
     evaluations = [stage for stage in item.evaluations if stage in missing]
     if evaluations:
-        seconds = set_up + sum(rates.scoring_s(need.training, stage.prepared) for stage in evaluations)
+        seconds = times.evaluate_s(need.training, evaluations, placed)
         name = f"evaluate {item.key}"
         jobs[name] = Job(id=name, width=1, seconds=seconds, after=waits)
         sums.seconds += seconds
-
-
-def _prepared(stage: PrepareStage, store: Store) -> tuple[int, Lengths]:
-    """How many pairs a prepared set has, and their mean lengths; an assumption where it is not prepared."""
-    try:
-        manifest = store.manifest(stage.kind, stage.key)
-    except Damaged:
-        manifest = None
-    info = manifest["info"] if manifest else {}
-    lengths = TINY_LENGTHS if stage.base.origin is not None and not stage.base.location else UNSEEN_LENGTHS
-    if "mean_tokens" in info:
-        lengths = Lengths(**info["mean_tokens"])
-    if "pairs" in info:
-        return int(info["pairs"]), lengths
-    rows = stage.split.rows if stage.split.fetched else None
-    most = stage.draw.max_pairs
-    return min((count for count in (rows, most) if count is not None), default=UNSEEN_PAIRS), lengths
 
 
 def _cell_of(
@@ -298,12 +222,6 @@ def _cell(sums: _Sums, gpu_gb: float | None) -> Cell:
         missing=sums.missing,
         why=sums.why,
     )
-
-
-def _slowest(groups: Sequence[NodeGroup]) -> GpuKind | None:
-    """The kind that a gang may get at worst; None without GPUs."""
-    kinds = [group.kind for group in groups if group.kind is not None and group.gpus]
-    return min(kinds, key=lambda kind: kind.bf16_tflops, default=None)
 
 
 def _price(groups: Sequence[NodeGroup], given: float | None) -> tuple[float | None, str]:

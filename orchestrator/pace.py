@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(slots=True, kw_only=True)
 class Pace:
-    """One stage of a trial. Rates are pairs per second; a training's is that of its last step."""
+    """One stage of a trial. Rates are pairs per second; a training's is that of its last step.
+
+    Shared stages may run side by side: what is shown is the one that reported last.
+    """
 
     stage: str = ""
     done: int = 0
@@ -16,30 +19,29 @@ class Pace:
     loss: float | None = None
     rate: float | None = None
     left_s: float | None = None
-    _began: float = 0.0
-    _dataset: str = ""
+    # By stage and data set: when it was first heard of, and how much of it was done then.
+    _first: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
 
     def begin(self, stage: str) -> None:
         """A stage has begun, of which nothing is known yet."""
         self.stage, self.done, self.total = stage, 0, 0
         self.loss = self.rate = self.left_s = None
-        self._began, self._dataset = time.monotonic(), ""
+        self._first = {known: first for known, first in self._first.items() if known[0] != stage}
+        self._first[stage, ""] = time.monotonic(), 0
 
     def take(self, stage: str, row: Mapping[str, Any]) -> None:
         """The last row: {step, total, loss, pairs, step_s} of a training, {done, total} of pairs elsewhere."""
         done = row.get("step", row.get("done"))
         if done is None or "total" not in row:
             return
-        if stage != self.stage or row.get("dataset", "") != self._dataset:
-            self.begin(stage)
-            self._dataset = row.get("dataset", "")
-        self.done, self.total, self.loss = int(done), int(row["total"]), row.get("loss")
-        taken_s = max(time.monotonic() - self._began, 1e-3)
+        self.stage, self.done, self.total, self.loss = stage, int(done), int(row["total"]), row.get("loss")
+        now = time.monotonic()
+        began, before = self._first.setdefault((stage, row.get("dataset", "")), (now, self.done))
+        per_s = (self.done - before) / max(now - began, 1e-3) or None
+        self.left_s = None if per_s is None else (self.total - self.done) / per_s
+        self.rate = per_s
         if "step" in row:
             self.rate = row["pairs"] / row["step_s"] if row.get("step_s") and "pairs" in row else None
-        else:
-            self.rate = self.done / taken_s
-        self.left_s = taken_s / self.done * (self.total - self.done) if self.done else None
 
     def cells(self) -> tuple[str, str, str, str, str]:
         """For a table: stage, step, loss, pairs/s, time left."""

@@ -8,24 +8,15 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
+from orchestrator.estimate import Job, lower_bound_s
 from orchestrator.gate import Request, Running, decide
 from orchestrator.plan import Node
-from orchestrator.trial_plan import TrialPlan
-from trainers.specs import BUILTIN, Placement
 
 # A schedule this close to the lower bound is good enough to look no further.
 CLOSE = 1.03
 # Up to so many requests, where rules of thumb may be far off, turns are exchanged one by one.
 FEW = 12
-# Floating-point operations per second that a device does, and the tokens of a pair: rough, only their ratios matter.
-GPU_RATE, CPU_RATE = 1.5e14, 5e10
-PAIR_TOKENS = 1000
-UNKNOWN_PAIRS = 2000
-UNKNOWN_PARAMETERS, TINY_PARAMETERS = 1_000_000_000, 200_000
-# Seconds that a stage takes besides its arithmetic: processes, imports, loading.
-SET_UP_S = 15.0
 
 Rule = Callable[[Request], float]
 RULES: tuple[Rule, ...] = (
@@ -35,34 +26,9 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def expected_s(plan: TrialPlan, kind: Literal["train", "evaluate"], placement: Placement) -> float:
-    """About how many seconds a trial's training or its evaluation takes, from model size × pairs × epochs."""
-    model = plan.spec.model
-    tiny = model.source.startswith(BUILTIN)
-    parameters = model.parameters or (TINY_PARAMETERS if tiny else UNKNOWN_PARAMETERS)
-    trains = kind == "train"
-    stages = [plan.train] if trains else plan.evaluations
-    draws = [(stage.prepared.split.rows or UNKNOWN_PAIRS, stage.prepared.draw.max_pairs) for stage in stages]
-    pairs = sum(rows if most is None else min(rows, most) for rows, most in draws)
-    return SET_UP_S + (
-        trains_s(parameters, pairs * plan.train.optim.epochs, placement)
-        if trains
-        else 2 * parameters * PAIR_TOKENS * pairs / _rate(placement)
-    )
-
-
-def trains_s(parameters: int, pairs: int, placement: Placement) -> float:
-    """About how many seconds it takes to train on so many pairs, each epoch's counted: 6 operations a weight and token."""
-    return 6 * parameters * PAIR_TOKENS * pairs / (_rate(placement) * placement.world_size)
-
-
-def _rate(placement: Placement) -> float:
-    return GPU_RATE if placement.device == "cuda" else CPU_RATE
-
-
 def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
     """The requests in the order in which they should start, their `rank` set to it."""
-    enough = CLOSE * lower_bound_s(requests, nodes)
+    enough = CLOSE * _bound_s(requests, nodes)
     best: list[Request] = []
     best_s = math.inf
     for rule in RULES:
@@ -130,13 +96,12 @@ def _change(free: dict[str, Node], running: Running, sign: int) -> None:
         free[id] = replace(node, cpus=node.cpus + sign * request.cpus, gpus=node.gpus + sign * request.gpus)
 
 
-def lower_bound_s(requests: Sequence[Request], nodes: Sequence[Node]) -> float:
-    """No schedule is shorter: the work divided by the devices, and the longest request (in seconds)."""
-    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
-    on_gpus = sum(request.expected_s * request.workers * request.gpus for request in requests)
-    on_cpus = sum(request.expected_s * request.workers * request.cpus for request in requests)
-    longest = max((request.expected_s for request in requests), default=0.0)
-    return max(longest, on_gpus / gpus if gpus else 0.0, on_cpus / cpus if cpus else 0.0)
+def _bound_s(requests: Sequence[Request], nodes: Sequence[Node]) -> float:
+    """What no order beats: the bound of the GPUs' work, and that of the CPUs'."""
+    gpus = [Job(id=item.id, width=item.workers * item.gpus, seconds=item.expected_s) for item in requests]
+    cpus = [Job(id=item.id, width=item.workers * item.cpus, seconds=item.expected_s) for item in requests]
+    devices = [(gpus, sum(node.gpus for node in nodes)), (cpus, sum(node.cpus for node in nodes))]
+    return max((lower_bound_s(jobs, count) for jobs, count in devices if count), default=0.0)
 
 
 def window(slots: int) -> int:

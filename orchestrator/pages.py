@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import tables
-from orchestrator.figures import Drawn
+from orchestrator.house_style import Drawn
 from orchestrator.report import MEAN
 from orchestrator.statistics import Estimate
 from orchestrator.tables import Table, Value

@@ -181,13 +181,14 @@ class Progress:
         self._console.print(f"{trial.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self, event: str, trial: TrialState) -> None:
-        counts = self.counts()
         if event == "complete":
+            counts = self.counts()
             self._console.print(
                 f"{counts['complete']}/{sum(counts.values())} complete: {trial.name}", markup=False
             )
         elif event == "failed":
-            self._console.print(f"failed: {trial.name}: {trial.message}", markup=False, soft_wrap=True)
+            said = f"failed: {trial.name}: {trial.message}"
+            self._console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
         elif event == "rows" and time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             self._console.print("  ".join([trial.name, *_cells(trial)]), markup=False, soft_wrap=True)
@@ -202,7 +203,7 @@ class Progress:
             active = [trial for trial in self._trials.values() if trial.state in ("running", "failed")]
             active.sort(key=lambda trial: trial.state != "running")
             for trial in active[:SHOWN]:
-                table.add_row(trial.name, *_cells(trial))
+                table.add_row(trial.name, *_cells(trial), style="red" if trial.state == "failed" else None)
         return fitting(table, self._console)
 
 

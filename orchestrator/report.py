@@ -6,12 +6,11 @@ A trial whose training accuracy is at chance is printed as not learned and enter
 import csv
 import io
 import itertools
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -21,13 +20,12 @@ from orchestrator.artifacts import Store
 from orchestrator.audit_page import audit_section, audit_sweep
 from orchestrator.declaration import Declaration
 from orchestrator.epochs import epoch_lines, epoch_rows
-from orchestrator.results import TrialResult, sweep_results
+from orchestrator.results import TrialResult, sweep_results, trial_rows
 from orchestrator.spec import CATEGORIES, Category
 from orchestrator.tables import Table as StatisticsTable
 from orchestrator.tables import markdown
 from trainers.data.audit import Audit
 from trainers.disk import replace, replace_bytes
-from trainers.metrics import CONTROLLED, METRICS
 
 NOT_LEARNED = "not learned"
 MEAN = "mean"
@@ -213,18 +211,25 @@ def write_report(
     store: Store,
     results: Sequence[TrialResult] | None = None,
     audit: Audit | None = None,
+    *,
+    conclusions: Sequence[str] = (),
+    tables: Sequence[StatisticsTable] = (),
+    ending: str = "",
 ) -> Written:
-    """Write summary.md, tables/accuracy.csv and trials.parquet; `results` and `audit` where they are there already."""
+    """Write summary.md, tables/accuracy.csv and trials.parquet; `results` and `audit` where they are there already.
+
+    The summary begins with `conclusions`, holds `tables` below that of accuracies, and ends with `ending`.
+    """
     results = sweep_results(declaration, store) if results is None else results
     audit = audit_sweep(declaration, store) if audit is None else audit
     rows = table_rows(results)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    section = audit_section(audit, results, folder)
-    replace(folder / "summary.md", summary(declaration, results, rows) + section)
+    said = _summary(declaration, results, rows, conclusions, tables)
+    replace(folder / "summary.md", said + audit_section(audit, results, folder) + ending)
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     sink = pa.BufferOutputStream()
-    parquet.write_table(pa.Table.from_pylist(_trial_rows(results)), sink)
+    parquet.write_table(pa.Table.from_pylist(trial_rows(results)), sink)
     # Two drivers that end at once both write it.
     replace_bytes(trials, sink.getvalue().to_pybytes())
     for written in (folder, trials):
@@ -232,14 +237,14 @@ def write_report(
     return Written(folder=folder, rows=rows, results=results)
 
 
-def summary(
+def _summary(
     declaration: Declaration,
     results: Sequence[TrialResult],
     rows: Sequence[Row],
-    conclusions: Sequence[str] = (),
-    tables: Sequence[StatisticsTable] = (),
+    conclusions: Sequence[str],
+    tables: Sequence[StatisticsTable],
 ) -> str:
-    """summary.md: what is concluded, accuracy by category, more tables, and what is missing."""
+    """What is concluded, accuracy by category, more tables, and what is missing."""
     complete = sum(result.complete for result in results)
     lines = [
         f"# {declaration.sweep}",
@@ -261,37 +266,3 @@ def summary(
     if holes:
         lines += ["", "Missing:", "", *(f"- {name}" for name in holes)]
     return "\n".join(lines) + "\n"
-
-
-def _trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for result in results:
-        record = result.record
-        spec = {
-            "trial": record.name,
-            "key": record.key,
-            **{
-                name: record.parameters.get(name)
-                for name in ("model", "reward", "train_set", "seed", "lr", "epochs")
-            },
-            "parameters": json.dumps(record.parameters, sort_keys=True),
-            "state": "complete" if result.complete else "missing",
-            "learned": result.learned,
-            "train_accuracy": result.train_accuracy,
-        }
-        found = {(item.dataset, item.epoch): item.metrics for item in result.evaluations}
-        rows += [
-            {
-                **spec,
-                "evaluation_set": wanted.dataset,
-                "category": wanted.category,
-                "epoch": wanted.epoch,
-                "evaluated": (wanted.dataset, wanted.epoch) in found,
-                **{
-                    name: found.get((wanted.dataset, wanted.epoch), {}).get(name)
-                    for name in (*METRICS, *CONTROLLED)
-                },
-            }
-            for wanted in record.evaluations
-        ]
-    return rows

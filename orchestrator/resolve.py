@@ -20,11 +20,15 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedSweep:
-    """A sweep whose every trial is a list of keyed stages; `categories` is by (training set, evaluation set)."""
+    """A sweep whose every trial is a list of keyed stages; `categories` is by (training set, evaluation set).
+
+    `left_out` says of each split that was read without its bad rows how many those are, and which.
+    """
 
     sweep: Sweep
     plans: tuple[TrialPlan, ...]
     categories: dict[tuple[str, str], Category]
+    left_out: tuple[str, ...] = ()
 
 
 def resolve(
@@ -65,7 +69,8 @@ def resolve(
         for trial in trials
     )
     _require_distinct_keys(plans)
-    return ResolvedSweep(sweep=sweep, plans=plans, categories=categories)
+    left_out = tuple(_said_left_out(*item, lines) for item, lines in sorted(reader.left_out.items()))
+    return ResolvedSweep(sweep=sweep, plans=plans, categories=categories, left_out=left_out)
 
 
 def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepError]) -> dict[Named, Found]:
@@ -79,6 +84,11 @@ def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepErr
     if faults:
         raise kind("\n".join(faults))
     return found
+
+
+def _said_left_out(name: str, split: str, lines: Sequence[str], most: int = 5) -> str:
+    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return f"data set {name}, split {split}: {len(lines)} bad rows left out: {'; '.join(lines[:most])}{more}"
 
 
 def _require_distinct_names(sweep: Sweep) -> None:

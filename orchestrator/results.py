@@ -1,5 +1,6 @@
 """What the store holds of each trial, read from manifests and scores.parquet: the source of every table."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,3 +161,38 @@ def _committed(manifest: dict[str, Any]) -> float:
 def sweep_results(declaration: Declaration, store: Store) -> Sequence[TrialResult]:
     """Every trial of a sweep, in plan order."""
     return [trial_result(record, store) for record in declaration.trials]
+
+
+def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """The rows of trials.parquet: one per trial and evaluation set, missing ones included."""
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        record = result.record
+        spec = {
+            "trial": record.name,
+            "key": record.key,
+            **{
+                name: record.parameters.get(name)
+                for name in ("model", "reward", "train_set", "seed", "lr", "epochs")
+            },
+            "parameters": json.dumps(record.parameters, sort_keys=True),
+            "state": "complete" if result.complete else "missing",
+            "learned": result.learned,
+            "train_accuracy": result.train_accuracy,
+        }
+        found = {(item.dataset, item.epoch): item.metrics for item in result.evaluations}
+        rows += [
+            {
+                **spec,
+                "evaluation_set": wanted.dataset,
+                "category": wanted.category,
+                "epoch": wanted.epoch,
+                "evaluated": (wanted.dataset, wanted.epoch) in found,
+                **{
+                    name: found.get((wanted.dataset, wanted.epoch), {}).get(name)
+                    for name in (*metrics.METRICS, *metrics.CONTROLLED)
+                },
+            }
+            for wanted in record.evaluations
+        ]
+    return rows

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
+from orchestrator.durations import measured_rates
 from orchestrator.full_report import write_full_report
 from orchestrator.progress import Progress, quiet
 from orchestrator.redaction import redacted, redacted_fields
@@ -93,7 +94,7 @@ def run_missing(
         )
         tracker = Tracker(session.tracking_uri, store, declaration)
         try:
-            with _backend(session, execution, stop, phases) as run_trials:
+            with _backend(session, declaration, execution, stop, phases) as run_trials:
                 for each in rounds:
                     names = {item.key: item.spec.name for item in each.todo}
                     placements = {item.key: place(item) for item in each.todo}
@@ -171,7 +172,7 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
 
 @contextlib.contextmanager
 def _backend(
-    session: Session, execution: Execution, stop: StopRequest, phases: Phases
+    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
 ) -> Iterator[RunTrials]:
     """What runs trials; the Ray that it starts for the first is up until the block ends."""
     if session.options.backend == "inline":
@@ -200,10 +201,12 @@ def _backend(
 
         def on_ray(todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post) -> None:
             start_ray(len(os.sched_getaffinity(0)))
+            named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+            measured = measured_rates(named, execution.store)
             phases.end("start ray")
             # Ray's own handler would end the process with the signal's number.
             with stop.listening():
-                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers)
+                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
             phases.end("trials")
 
         yield on_ray

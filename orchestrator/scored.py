@@ -94,7 +94,7 @@ def write_analysis(folder: Path, title: str, paragraphs: Iterable[str], tables: 
 
 def write_figure(folder: Path, name: str, draw: "Callable[[], Figure | None]") -> None:
     """figures/`name` as PNG and SVG in the report's style, where there is something to draw."""
-    from orchestrator.figures import rendered
+    from orchestrator.house_style import rendered
 
     drawn: Any = rendered(name, name, "", draw)
     if drawn is None:

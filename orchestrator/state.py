@@ -66,6 +66,8 @@ class StateWriter:
         self._path = _file(sweep, store)
         self._driver, self._command = driver, tuple(command)
         self._trials = {**read_state(sweep, store).trials, **{key: TrialNote() for key in todo}}
+        # Each note as it is written; at a thousand trials, writing all of them anew takes longer than the trials.
+        self._texts: dict[str, str] = {}
         self._paces: dict[str, Pace] = {}
         self._written = 0.0
         self._write()
@@ -75,6 +77,7 @@ class StateWriter:
         note = self._trials.get(event["trial"])
         if note is None:
             return
+        self._texts.pop(event["trial"], None)
         match event["event"]:
             case "started":
                 note.state = "running"
@@ -113,12 +116,16 @@ class StateWriter:
         for note in self._trials.values():
             if note.state in ("running", "waiting"):
                 note.state = "stopped"
+        self._texts.clear()
         self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        trials = {key: asdict(note) for key, note in self._trials.items()}
-        text = json.dumps({"driver": self._driver, "command": self._command, "trials": trials})
+        for key in self._trials.keys() - self._texts.keys():
+            self._texts[key] = json.dumps(asdict(self._trials[key]))
+        head = json.dumps({"driver": self._driver, "command": self._command})
+        trials = ", ".join(f"{json.dumps(key)}: {self._texts[key]}" for key in self._trials)
+        text = f'{head[:-1]}, "trials": {{{trials}}}}}'
         try:
             replace(self._path, text)
         except (OSError, StorageError) as error:

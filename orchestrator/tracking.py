@@ -18,6 +18,9 @@ from typing import Any
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
 from orchestrator.redaction import shown_uri, without_credentials
+from orchestrator.report import Written
+from orchestrator.results import trial_result
+from orchestrator.state import read_state
 from orchestrator.view import View
 from trainers.disk import replace
 from trainers.errors import SpecError, StorageError, SweepError, TrackingError
@@ -172,7 +175,7 @@ class Tracker:
 
     def _tell(self, view: View, key: str | None, word: _Word) -> None:
         if key is not None:
-            view.log_trial(self._trials[key], status=word.status)
+            view.log_trial(trial_result(self._trials[key], self._store), status=word.status)
         elif word.folder is not None:
             view.settle()
             view.log_report(word.folder, word.status)
@@ -213,19 +216,25 @@ def is_pending(uri: str, store: Store, sweep: str) -> bool:
     return shown_uri(uri) in _read(store.sweep_dir(sweep) / PENDING)
 
 
-def sync(uri: str, store: Store, declaration: Declaration, report_folder: Path) -> float:
-    """Rebuild the view from the artifacts; seconds taken. Raises TrackingError."""
+def sync(uri: str, store: Store, declaration: Declaration, written: Written) -> float:
+    """Rebuild the view from the artifacts, as the report has read them; seconds taken. Raises TrackingError."""
     started = time.perf_counter()
     file = store.sweep_dir(declaration.sweep) / PENDING
     pending = _read(file)
-    statuses = pending.get(shown_uri(uri), {}).get("trials", {})
+    statuses = {
+        key: "FAILED"
+        for key, note in read_state(declaration.sweep, store).trials.items()
+        if note.state == "failed"
+    } | pending.get(shown_uri(uri), {}).get("trials", {})
     with _tracking_errors(uri):
         view = View(uri, store, declaration)
-        complete = [
-            view.log_trial(trial, status=statuses.get(trial.key, "RUNNING")) for trial in declaration.trials
-        ]
+        runs = view.trial_runs()
+        for result in written.results:
+            key = result.record.key
+            view.log_trial(result, status=statuses.get(key, "RUNNING"), found=runs.get(key, ()))
         view.settle()
-        view.log_report(report_folder, "FINISHED" if all(complete) else "RUNNING")
+        complete = all(result.complete for result in written.results)
+        view.log_report(written.folder, "FINISHED" if complete else "RUNNING")
     if pending.pop(shown_uri(uri), None) is not None:
         _store(file, pending)
     return time.perf_counter() - started
@@ -247,7 +256,7 @@ def _read(file: Location) -> dict[str, dict[str, Any]]:
 
 def _store(file: Location, entries: dict[str, dict[str, Any]]) -> None:
     if entries:
-        replace(file, json.dumps(entries, indent=1))
+        replace(file, json.dumps(entries))
     else:
         file.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from orchestrator.claims import Claims
 from orchestrator.compute import REAL, StageFunctions
 from orchestrator.spec import RetryPolicy
 from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import Placement
 
 Post = Callable[[dict[str, Any]], None]
@@ -104,7 +104,10 @@ def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution
 
 
 def _trained(plan: TrialPlan, store: Store) -> bool:
-    return not any(isinstance(stage, TrainStage) for stage in plan.missing(store))
+    """Whether its weights can be read, or nobody needs them."""
+    return usable(plan.train, store) or not any(
+        isinstance(stage, TrainStage) for stage in plan.missing(store)
+    )
 
 
 def _evaluations(plan: TrialPlan, store: Store) -> list[EvaluateStage]:

@@ -22,7 +22,7 @@ from trainers.specs import DrawSpec
 class TrialPlan:
     """A trial as the stages that it comes to; `key` is that of its training.
 
-    `architecture` is that of its model, where placing it on GPUs takes it: a node may not see what the driver sees.
+    `architecture` is that of its model where it is known, told since a node may not see what the driver sees.
     """
 
     spec: TrialSpec
@@ -42,7 +42,7 @@ class TrialPlan:
         """
         wanted = [stage for stage in self.evaluations if not store.complete(stage.kind, stage.key)]
         untrained = [] if store.complete(self.train.kind, self.train.key) else [self.train]
-        return list(_below([*untrained, *wanted], lambda stage: _usable(stage, store)))
+        return list(_below([*untrained, *wanted], lambda stage: usable(stage, store)))
 
     def trains_again_s(self, store: Store) -> float | None:
         """Seconds that the training took whose weights were evicted and are needed again; None where none are."""
@@ -60,7 +60,7 @@ class TrialPlan:
         return list(_below([self.train, *self.evaluations], lambda stage: False))
 
 
-def _usable(stage: Stage, store: Store) -> bool:
+def usable(stage: Stage, store: Store) -> bool:
     """Whether what needs the stage can read it: committed, and its weights not evicted."""
     if not store.complete(stage.kind, stage.key):
         return False

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ def status(session: Session, *, watch: bool = False) -> int:
             continue
         if running or session.options.json:
             return 0 if len(known) == len(results) else cli.HOLES
-        return say_holes(session, results)
+        # The table has named every cause.
+        return _say_ways_on(session, {result.record.key for result in results if not result.complete})
 
 
 def _driver(running: bool, left_s: float | None) -> str:
@@ -83,7 +84,7 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, 
     # What nothing is known of takes no room.
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", 0) for row in rows)]
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, style="red" if column == "cause" else None)
     for row in rows:
         table.add_row(*(escape(str(row[column])) for column in columns))
     session.console.print(fitting(table, session.console))
@@ -129,21 +130,36 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
     }
 
 
-def say_holes(session: Session, results: Sequence[TrialResult], of_analyses: Sequence[TrialPlan] = ()) -> int:
-    """Name what is missing and why, and the commands that mend it; `of_analyses` are missing trials that analyses read."""
+def say_holes(
+    session: Session,
+    results: Sequence[TrialResult],
+    told: Collection[str] = (),
+    of_analyses: Sequence[TrialPlan] = (),
+) -> int:
+    """Name what is missing and why, and the commands that mend it.
+
+    `told` are trials whose failure was said already, `of_analyses` missing trials that only analyses read.
+    """
+    state = read_state(session.sweep_name, session.store)
     holes = [
         (result.record.name, result.record.key, result.faults) for result in results if not result.complete
     ]
-    holes += [(item.spec.name, item.key, ()) for item in of_analyses]
+    for name, key, faults in (*holes, *((item.spec.name, item.key, ()) for item in of_analyses)):
+        note = state.trials.get(key, TrialNote())
+        cause = note.message or "; ".join(faults) or "not run"
+        if note.state == "failed" and key in told:
+            cause = "it failed, as said above"
+        said = f"missing: {name}: {cause}"
+        session.console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+    return _say_ways_on(session, [*(key for _, key, _ in holes), *(item.key for item in of_analyses)])
+
+
+def _say_ways_on(session: Session, holes: Collection[str]) -> int:
+    """The commands that mend the holes, which are keys of trials; the exit code."""
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
-    failed = False
-    for name, key, faults in holes:
-        note = state.trials.get(key, TrialNote())
-        failed |= note.state == "failed"
-        cause = note.message or "; ".join(faults) or "not run"
-        session.console.print(f"missing: {name}: {cause}", style="red", markup=False, soft_wrap=True)
+    failed = any(note.state == "failed" for key, note in state.trials.items() if key in holes)
     for line in _ways_on(state.command, failed, session.driver_log.parent):
         session.console.print(line, soft_wrap=True, highlight=False, markup=False)
     return cli.HOLES
@@ -229,9 +245,9 @@ def sync(session: Session) -> int:
 
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
-    folder = write_full_report(declaration, session.store, session.console).folder
+    written = write_full_report(declaration, session.store, session.console)
     with quiet(session.driver_log):
-        seconds = tracking.sync(session.tracking_uri, session.store, declaration, folder)
+        seconds = tracking.sync(session.tracking_uri, session.store, declaration, written)
     place = shown_uri(session.tracking_uri)
     session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
     return 0

@@ -1,36 +1,33 @@
 """The MLflow view of a sweep: one parent run per sweep, one child run per trial, all written from artifacts.
 
 Logging is idempotent: a run is found by its tags, its points carry the time stored in the artifact, and MLflow keeps
-equal points (key, step, time, value) once. So a retry re-opens a run, and whatever failed can be logged again.
+equal points (key, step, time, value) once. So a retry re-opens a run, and whatever failed can be logged again. What
+comes last is a tag with the digest of all that a run holds: a run that has it already is left as it is.
 """
 
-import dataclasses
+import hashlib
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
 
 from orchestrator.artifacts import Store
-from orchestrator.curves import CURVES, curve_rows
+from orchestrator.curves import curve_rows
 from orchestrator.declaration import Declaration, TrialRecord
-from orchestrator.redaction import redacted, take_credentials
+from orchestrator.redaction import take_credentials
 from orchestrator.results import TrialResult, all_scores, trial_result
-from orchestrator.spec import CATEGORIES
+from orchestrator.run_content import DIGEST_TAG, Point, RunContent, milliseconds, run_content
+from trainers.disk import digest_file
 from trainers.objects import Location
 
 EXPERIMENT = "rmsweep"
-# The most telling first: a run of very many sets gets as many of them as fit.
-EVALUATION_METRICS = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "loss", "abs_margin")
-MOST_KEYS = 59
-PERFORMANCE = ("tokens_per_s", "pairs_per_s", "step_s", "peak_mem_gb")
-# What a trial's key does not hold may differ between commands that share its run.
-OUTSIDE_KEY = frozenset({"model_source", "model_revision", "max_eval_pairs"})
-_BATCH = 900
+CONFIG, SCORES = "config.json", "scores.parquet"
+# Under MLflow's 1,000 in one request, with room for parameters and tags.
+_BATCH = 850
 _PAGE = 200
 # A sweep outlives its server, and what fails is tried again later: MLflow's own patience is many minutes.
 _SETTINGS = {
@@ -61,23 +58,39 @@ class View:
         self._declaration = declaration
         self._client = MlflowClient(tracking_uri=plain)
         self._experiment = self._experiment_id(plain)
+        # By run: MLflow takes a point that it has already, but slowly.
+        self._logged: dict[str, set[Point]] = {}
         self.parent = self._open_parent()
 
-    def log_trial(self, trial: TrialRecord, *, status: str = "RUNNING") -> bool:
-        """Everything that the store holds of a trial; FINISHED once it is complete, which is returned."""
-        result = trial_result(trial, self._store)
-        run = self._open_trial(trial, result.started)
-        self._log_parameters(run, trial)
-        id = run.info.run_id
-        self._log_datasets(id, trial)
-        self._log_metrics(id, [*_curves(trial, self._store), *_final_metrics(result)])
-        if result.evaluations:
-            self._log_files(id, result)
-        if result.complete:
-            self._client.set_terminated(id, "FINISHED", end_time=_milliseconds(result.finished))
-        elif status != "RUNNING":
-            self._client.set_terminated(id, status)
+    def log_trial(
+        self, result: TrialResult, *, status: str = "RUNNING", found: Sequence[Any] | None = None
+    ) -> bool:
+        """Everything that the store holds of a trial; FINISHED once it is complete, which is returned.
+
+        `found` are its runs, oldest first, where they were listed already. A run that is whole is not touched.
+        """
+        content = run_content(result, curve_rows(self._store, result.record.key))
+        run = self._open_trial(result, found)
+        now, wanted = run.info.status, "FINISHED" if result.complete else status
+        if not self._holds(run, content):
+            self._reopen(run)
+            self._log_content(run, content, result)
+            now = "RUNNING"
+        if now == wanted:
+            return result.complete
+        if wanted == "RUNNING":
+            self._reopen(run)
+        else:
+            ended = milliseconds(result.finished) if result.complete else None
+            self._client.set_terminated(run.info.run_id, wanted, end_time=ended)
         return result.complete
+
+    def trial_runs(self) -> dict[str, list[Any]]:
+        """The sweep's runs by the key of their trial, oldest first."""
+        runs: dict[str, list[Any]] = {}
+        for run in self._search({"rmsweep.sweep": self._declaration.sweep, "rmsweep.role": "trial"}):
+            runs.setdefault(run.data.tags.get("rmsweep.key", ""), []).append(run)
+        return runs
 
     def settle(self) -> None:
         """Log anew the trials that have two runs, a parent that was a second one, or a run re-opened after its end.
@@ -86,18 +99,21 @@ class View:
         server may carry them out later.
         """
         self.parent = self._open_parent()
-        runs: dict[str, list[Any]] = {}
-        for run in self._search({"rmsweep.sweep": self._declaration.sweep, "rmsweep.role": "trial"}):
-            runs.setdefault(run.data.tags.get("rmsweep.key", ""), []).append(run)
+        runs = self.trial_runs()
         for trial in self._declaration.trials:
             found = runs.get(trial.key, [])
             if found and not self._settled(trial, found):
                 failed = any(run.info.status == "FAILED" for run in found)
-                self.log_trial(trial, status="FAILED" if failed else "RUNNING")
+                result = trial_result(trial, self._store)
+                self.log_trial(result, status="FAILED" if failed else "RUNNING", found=found)
 
     def log_report(self, folder: Path, status: str) -> None:
-        """The report's files on the parent run, which ends with `status`."""
-        self._client.log_artifacts(self.parent, str(folder), "report")
+        """The report's files on the parent run, which ends with `status`; where it has them already, only that."""
+        digest = _digest_of(folder)
+        tags = self._client.get_run(self.parent).data.tags
+        if tags.get(DIGEST_TAG) != digest or not self._has_files(self.parent, {"report"}):
+            self._client.log_artifacts(self.parent, str(folder), "report")
+            self._client.set_tag(self.parent, DIGEST_TAG, digest)
         self._client.set_terminated(self.parent, status)
 
     def _experiment_id(self, uri: str) -> str:
@@ -118,36 +134,40 @@ class View:
 
     def _open_parent(self) -> str:
         name = self._declaration.sweep
-        return str(self._run(name, {"rmsweep.sweep": name, "rmsweep.role": "sweep"}, {}).info.run_id)
+        identity = {"rmsweep.sweep": name, "rmsweep.role": "sweep"}
+        parent = self._kept(self._search(identity)) or self._create(name, identity)
+        self._reopen(parent)
+        return str(parent.info.run_id)
 
-    def _open_trial(self, trial: TrialRecord, started: float | None) -> Any:
-        """The trial's run below the parent; `started` is a Unix time."""
+    def _open_trial(self, result: TrialResult, found: Sequence[Any] | None) -> Any:
+        """The trial's run below the parent."""
+        trial = result.record
         identity = {"rmsweep.sweep": self._declaration.sweep, "rmsweep.key": trial.key}
-        more = {"mlflow.parentRunId": self.parent, "rmsweep.role": "trial"}
-        run = self._run(trial.name, identity, more, started)
+        run = self._kept(self._search(identity) if found is None else found)
+        if run is None:
+            more = {"mlflow.parentRunId": self.parent, "rmsweep.role": "trial"}
+            return self._create(trial.name, {**identity, **more}, result.started)
         if run.data.tags.get("mlflow.parentRunId") != self.parent:
             self._client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent)
         return run
 
-    def _run(
-        self, name: str, identity: dict[str, str], more: dict[str, str], started: float | None = None
-    ) -> Any:
-        """The one run of this identity, created or re-opened; the oldest, where a lost answer left several."""
-        found = self._search(identity)
-        if not found:
-            tags = {
-                **identity,
-                **more,
-                "mlflow.user": "rmsweep",
-                "mlflow.source.name": self._declaration.sweep,
-            }
-            start_time = None if started is None else _milliseconds(started)
-            return self._client.create_run(self._experiment, run_name=name, tags=tags, start_time=start_time)
-        kept, *others = found
-        self._client.update_run(kept.info.run_id, status="RUNNING")
-        for run in others:
+    def _create(self, name: str, tags: dict[str, str], started: float | None = None) -> Any:
+        """A new run, of a Unix time."""
+        more = {"mlflow.user": "rmsweep", "mlflow.source.name": self._declaration.sweep}
+        start_time = None if started is None else milliseconds(started)
+        return self._client.create_run(
+            self._experiment, run_name=name, tags={**tags, **more}, start_time=start_time
+        )
+
+    def _kept(self, found: Sequence[Any]) -> Any | None:
+        """The oldest of the runs of one identity: a lost answer may have left several, the others go."""
+        for run in found[1:]:
             self._client.delete_run(run.info.run_id)
-        return kept
+        return found[0] if found else None
+
+    def _reopen(self, run: Any) -> None:
+        if run.info.status != "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
 
     def _search(self, tags: dict[str, str]) -> list[Any]:
         """The runs with these tags, oldest first."""
@@ -167,53 +187,60 @@ class View:
         below = kept.data.tags.get("mlflow.parentRunId") == self.parent
         return below and not others and (kept.info.status == "FINISHED" or not complete)
 
-    def _log_parameters(self, run: Any, trial: TrialRecord) -> None:
-        """Parameters cannot change; what is not in the trial's key can, and is a tag."""
-        from mlflow.entities import Param, RunTag
+    def _holds(self, run: Any, content: RunContent) -> bool:
+        """Whether the run is whole: its digest was logged last, and its files are there."""
+        if run.data.tags.get(DIGEST_TAG) != content.digest:
+            return False
+        return not content.scored or self._has_files(run.info.run_id, {CONFIG, SCORES})
 
+    def _has_files(self, run: str, wanted: set[str]) -> bool:
+        return wanted <= {item.path for item in self._client.list_artifacts(run)}
+
+    def _log_content(self, run: Any, content: RunContent, result: TrialResult) -> None:
+        """In as few requests as there can be; the digest comes last."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        id = run.info.run_id
+        self._log_datasets(id, content)
+        if content.scored:
+            self._log_files(id, content, result)
+        logged = self._logged.setdefault(id, set())
+        points = [Metric(*point) for point in content.points if point not in logged]
+        while len(points) > _BATCH:
+            self._client.log_batch(id, metrics=points[:_BATCH])
+            points = points[_BATCH:]
         parameters = [
-            Param(name, redacted(str(value)))
-            for name, value in trial.parameters.items()
-            if name not in OUTSIDE_KEY and name not in run.data.params
+            Param(name, value) for name, value in content.parameters.items() if name not in run.data.params
         ]
-        tags = [
-            RunTag(f"rmsweep.{name}", redacted(str(trial.parameters[name])))
-            for name in OUTSIDE_KEY & set(trial.parameters)
-        ]
-        self._client.log_batch(run.info.run_id, params=parameters, tags=tags)
+        tags = [RunTag(name, value) for name, value in {**content.tags, DIGEST_TAG: content.digest}.items()]
+        self._client.log_batch(id, metrics=points, params=parameters, tags=tags)
+        logged.update(content.points)
 
-    def _log_datasets(self, run: str, trial: TrialRecord) -> None:
+    def _log_datasets(self, run: str, content: RunContent) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        wanted = {(trial.train_set, trial.train_digest): "training"}
-        wanted |= {(item.dataset, item.dataset_digest): "evaluation" for item in trial.evaluations}
         inputs = [
             DatasetInput(
                 Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/dataset/{digest}"})),
                 [InputTag("mlflow.data.context", context)],
             )
-            for (name, digest), context in wanted.items()
+            for name, digest, context in content.inputs
         ]
         self._client.log_inputs(run, inputs)
 
-    def _log_metrics(self, run: str, metrics: Sequence[tuple[str, float, float, int]]) -> None:
-        from mlflow.entities import Metric
-
-        points = [
-            Metric(name, value, _milliseconds(when), step)
-            for name, value, when, step in metrics
-            if math.isfinite(value)
-        ]
-        for start in range(0, len(points), _BATCH):
-            self._client.log_batch(run, metrics=points[start : start + _BATCH])
-
-    def _log_files(self, run: str, result: TrialResult) -> None:
+    def _log_files(self, run: str, content: RunContent, result: TrialResult) -> None:
         """config.json, what the trial is made of; scores.parquet, every pair of every set."""
         with tempfile.TemporaryDirectory() as folder:
-            config = json.dumps(dataclasses.asdict(result.record), indent=1, ensure_ascii=False)
-            (Path(folder) / "config.json").write_text(redacted(config), encoding="utf-8")
-            parquet.write_table(all_scores(result, self._store), Path(folder) / "scores.parquet")
+            (Path(folder) / CONFIG).write_text(content.config, encoding="utf-8")
+            parquet.write_table(all_scores(result, self._store), Path(folder) / SCORES)
             self._client.log_artifacts(run, folder)
+
+
+def _digest_of(folder: Path) -> str:
+    """Changes with any file below it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    parts = [(file.relative_to(folder).as_posix(), digest_file(file)) for file in files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _artifacts_beside(uri: str, storage: Location) -> str | None:
@@ -222,32 +249,3 @@ def _artifacts_beside(uri: str, storage: Location) -> str | None:
         return None
     folder = storage if isinstance(storage, Path) else Path(uri.removeprefix("sqlite:///")).absolute().parent
     return (folder / "mlflow-artifacts").as_uri()
-
-
-def _curves(trial: TrialRecord, store: Store) -> Iterator[tuple[str, float, float, int]]:
-    for row in curve_rows(store, trial.key):
-        for name in CURVES:
-            yield f"train/{name}", row[name], row["time"], int(row["step"])
-
-
-def _final_metrics(result: TrialResult) -> Iterator[tuple[str, float, float, int]]:
-    for name in PERFORMANCE:
-        if name in result.perf:
-            yield f"perf/{name}", result.perf[name], result.trained_at, 0
-    other = len(CURVES) + len(PERFORMANCE) + len(CATEGORIES)
-    sets = {item.dataset for item in result.record.evaluations}
-    each = max(1, (MOST_KEYS - other) // max(1, len(sets)))
-    # Where only the last epoch is evaluated, its point has always been at step 0.
-    curve = any(item.epoch != result.last_epoch for item in result.record.evaluations)
-    for evaluation in result.evaluations:
-        step = evaluation.epoch or 0 if curve else 0
-        for name in EVALUATION_METRICS[:each]:
-            if name in evaluation.metrics:
-                yield f"eval/{evaluation.dataset}/{name}", evaluation.metrics[name], evaluation.finished, step
-    for category, accuracy in result.category_accuracy().items():
-        finished = max(item.finished for item in result.final if item.category == category)
-        yield f"category/{category}/accuracy", accuracy, finished, 0
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -23,6 +23,8 @@ LOOPBACK = "127.0.0.1"
 DRIVER_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Seconds between Tune's records of all its trials, which nobody reads: its folder is scratch.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     # Tune's own handler would turn Ctrl-C into a sweep that ended well.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -36,10 +38,11 @@ def cluster_address() -> str | None:
     started = Path("/tmp/ray/ray_current_cluster")
     address = started.read_text().strip() if started.is_file() else ""
     # A cluster that was killed leaves its address behind, and Ray would try it for minutes.
-    return address if address and _answers(address) else None
+    return address if address and answers(address) else None
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether somebody listens at host:port."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=PROBE_S):

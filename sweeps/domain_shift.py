@@ -222,7 +222,7 @@ def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _draw(table: Any) -> Any:
     """Coefficients of accuracy with their intervals, a panel per training set and category."""
-    from orchestrator.figures import panels
+    from orchestrator.house_style import panels
 
     rows = [row for row in table.rows if row[2] == "accuracy"]
     if not rows:

@@ -237,7 +237,7 @@ def _variance_table(rows: Sequence[dict[str, Any]]) -> Any:
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A panel per evaluation set and model, for those whose prompts have more than two candidates."""
-    from orchestrator.figures import look, panels
+    from orchestrator.house_style import look, panels
     from orchestrator.report import reward_title
 
     several = {(row["train_set"], row["evaluation_set"], row["model"]) for row in rows if row["n"] > 2}

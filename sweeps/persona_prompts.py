@@ -225,7 +225,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A panel per model and rewriting: original responses left, new ones right, test prompts hollow."""
-    from orchestrator.figures import look, panels
+    from orchestrator.house_style import look, panels
     from orchestrator.report import reward_title
 
     where = list(dict.fromkeys((row["model"], row["rewriting"]) for row in rows))

@@ -262,7 +262,7 @@ def _decile_table(rows: Sequence[dict[str, Any]]) -> Any:
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A row per set and a column per measure; points at the middle of each tenth's values."""
-    from orchestrator.figures import look, panels
+    from orchestrator.house_style import look, panels
     from orchestrator.report import reward_title
 
     names, kinds = list(dict.fromkeys(row["set"] for row in rows)), ("ex_rm", "im_rm")

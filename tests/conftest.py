@@ -1,8 +1,10 @@
 """What tests share: the real data beside the repository, the real chat model, and a tiny random one."""
 
+import fcntl
 import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +49,32 @@ def shared() -> Path:
     return SHARED
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name`, made by the first process of this test run that wants it, and only read by all."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, made = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def smollm2(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with SmolLM2-135M-Instruct as a GGUF file."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    done = subprocess.run([shared / "get_smollm2.sh", folder], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        missing(f"SmolLM2 ({done.stderr.strip().splitlines()[-1:]})")
-    return folder
+
+    def fetch(folder: Path) -> None:
+        command = [shared / "get_smollm2.sh", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            missing(f"SmolLM2 ({done.stderr.strip().splitlines()[-1:]})")
+
+    return made_once(tmp_path_factory, "smollm2", fetch)
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +83,7 @@ def smollm2_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from trainers.models import convert_gguf
 
     (file,) = smollm2.glob("*.gguf")
-    folder = tmp_path_factory.mktemp("converted") / "model"
-    convert_gguf(file, folder)
-    return folder
+    return made_once(tmp_path_factory, "smollm2-converted", lambda folder: convert_gguf(file, folder))
 
 
 def save_tiny_llama(folder: Path, tokenizer: Any, *, seed: int, tied: bool, **options: Any) -> None:
@@ -95,9 +113,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama with the tiny world's tokenizer and tied embeddings."""
     from trainers.tiny import build_tokenizer
 
-    folder = tmp_path_factory.mktemp("tiny-model")
-    save_tiny_llama(folder, build_tokenizer(), seed=0, tied=True)
-    return folder
+    def save(folder: Path) -> None:
+        save_tiny_llama(folder, build_tokenizer(), seed=0, tied=True)
+
+    return made_once(tmp_path_factory, "tiny-model", save)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database without runs: migrating takes seconds, copying nothing."""
+    from tests.faults.lives import forked, output
+    from tests.faults.tracking_server import migrated_database
+
+    def migrate(folder: Path) -> None:
+        folder.mkdir()
+        process = forked(folder / "migration", migrated_database, (folder,))
+        process.join(120)
+        assert process.exitcode == 0, output(folder / "migration")
+
+    return made_once(tmp_path_factory, "empty-database", migrate) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

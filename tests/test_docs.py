@@ -1,9 +1,10 @@
 """README.md and docs/: every link resolves, every command is run by a test or named here with the reason why not.
 
 The README's commands are run by test_readme.py, those of docs/cluster.md by tests/cluster, those of docs/data.md by
-tests/trainers/test_data_docs.py.
+tests/trainers/test_data_docs.py and here.
 """
 
+import json
 import os
 import re
 import shlex
@@ -16,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import catalog, cli
+from sweeps import rewrite
 from sweeps.full_grid import full_grid
-from tests.sweep_runs import run_sweep, trial_rows
+from tests.sweep_runs import run_analysis, run_sweep, trial_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -34,6 +36,7 @@ RUN_BY = {
 RUN_HERE = {
     "planning.md": "python sweeps/full_grid.py plan",
     "report.md": "python sweeps/full_grid.py report",
+    "data.md": ".venv/bin/python sweeps/",
     "adding_a_reward_type.md": ".venv/bin/python sweeps/full_grid.py run --rewards simpo",
 }
 # Page → how a command begins → why no test runs it.
@@ -170,6 +173,35 @@ def test_a_report_of_the_page_is_made(command, storage, capsys):
     report = storage / "sweeps" / "full_grid" / "report"
     page = "compare-OTHER/compare.html" if "--compare" in command else "report.html"
     assert (report / page).is_file()
+
+
+SWEEPS_ON_DATA = [
+    command
+    for command in commands(ROOT / "docs" / "data.md")
+    if command.startswith(".venv/bin/python sweeps/")
+]
+
+
+@pytest.mark.parametrize("command", SWEEPS_ON_DATA)
+def test_a_sweep_takes_data_as_the_page_says(command, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("orchestrator.analyses._show_in_mlflow", lambda *_: None)
+    Path("chat-model").symlink_to(tiny_model)
+    rows = [{"question": f"q{n}", "best": f"good {n}", "worst": "bad", "problem": n // 2} for n in range(24)]
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    _, script, *words = shlex.split(command)
+    storage = tmp_path / "store"
+    if script == "sweeps/rewrite.py":
+        few = ("--max-tokens", "4") if "--model" in words else ()
+        # Random weights write no French.
+        assert run_analysis(rewrite, storage, *words, *few) == (3 if few else 0)
+        assert (storage / "sweeps" / "rewrite" / "report").is_dir()
+        return
+    few = ("--models", str(tiny_model), "--epochs", "1")
+    assert run_sweep("full_grid", full_grid, catalog.PROFILES, storage, *words, *few) == 0
+    evaluated = trial_rows(storage, "full_grid")
+    assert {(row["train_set"], row["evaluation_set"]) for row in evaluated} == {("mine", "mine")}
+    assert {row["category"] for row in evaluated} == {"in-distribution"}
 
 
 def blocks(page: Path, kind: str) -> list[str]:

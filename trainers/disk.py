@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -40,17 +41,18 @@ def seal(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def publish(file: Location, text: str) -> bool:
+def publish(file: Location, text: str, *, durable: bool = True) -> bool:
     """Make `file` appear whole or not at all; False where it was there first.
 
-    Of two that put the same object at once, both are told True, and the last one's stays.
+    What is not `durable` may be empty after a power cut. Of two that put the same object at once, both are told True,
+    and the last one's stays.
     """
     if isinstance(file, ObjectPath):
         if file.is_file():
             return False
         file.write_text(text)
         return True
-    draft = _draft(file, text)
+    draft = _draft(file, text, durable=durable)
     try:
         os.link(draft, file)
     except FileExistsError:
@@ -77,14 +79,15 @@ def replace(file: Location, text: str) -> None:
     replace_bytes(file, text.encode())
 
 
-def _draft(file: Path, text: str | bytes) -> Path:
+def _draft(file: Path, text: str | bytes, *, durable: bool = True) -> Path:
     # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}")
     try:
         with disk_named(file, len(text)), draft.open("xb") as stream:
             stream.write(text.encode() if isinstance(text, str) else text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
@@ -134,3 +137,12 @@ def _message(path: Path, need: int) -> str:
         f"no room to write {path}:{wanted} {free_bytes(path) / 1e6:,.1f} MB are free; make room (`gc` lists what no "
         "sweep needs) and run the same command again."
     )
+
+
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """One process of this machine at a time has to do with `file`; others wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -3,7 +3,8 @@
 Shapes: B rows of a batch, T tokens of the longest prompt, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,28 +45,32 @@ def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    end: int,
+    end: int | Collection[int],
     samples: int,
     temperature: float,
     max_new_tokens: int,
     seed: int,
     batch: int = 64,
+    names: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """`samples` answers to each prompt, each without its `end` token; one that does not end is cut and kept whole.
 
-    Temperature 0 takes the likeliest token. What is drawn for a prompt depends on its place in `prompts`, the sample's
-    number and the seed, not on `batch`.
+    Temperature 0 takes the likeliest token. What is drawn for a prompt depends on its name (default: its place in
+    `prompts`), the sample's number and the seed, not on `batch`. Raises OutOfMemory.
     """
+    ends = torch.tensor([end] if isinstance(end, int) else sorted(end))
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
     # Prompts of like length together: padding is computed, too.
     rows.sort(key=lambda row: len(prompts[row[0]]))
     found: dict[tuple[int, int], list[int]] = {}
     for start in range(0, len(rows), batch):
         some = rows[start : start + batch]
-        draws_BN = np.stack([_draws(seed, *row, max_new_tokens) for row in some])
+        draws_BN = np.stack(
+            [_draws(seed, names[row] if names else row, sample, max_new_tokens) for row, sample in some]
+        )
         with torch.inference_mode(), memory_named(f"{len(some)} answers at once do not fit in memory."):
             tokens = _generate_batch(
-                model, [prompts[number] for number, _ in some], draws_BN, end, temperature
+                model, [prompts[number] for number, _ in some], draws_BN, ends, temperature
             )
         found.update(zip(some, tokens, strict=True))
     return [[found[number, sample] for sample in range(samples)] for number in range(len(prompts))]
@@ -80,7 +85,7 @@ def _generate_batch(
     model: Any,
     prompts: Sequence[Sequence[int]],
     draws_BN: "np.ndarray[Any, np.dtype[np.float64]]",
-    end: int,
+    ends: Tensor,
     temperature: float,
 ) -> list[list[int]]:
     longest = max(map(len, prompts))
@@ -90,11 +95,14 @@ def _generate_batch(
         [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device
     )
     steps = []
-    for token_B in _decode(model, ids_BT, mask_BT, torch.from_numpy(draws_BN), temperature):
+    ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    ends = ends.to(model.device)
+    for token_B in _decode(model, ids_BT, mask_BT, torch.from_numpy(draws_BN).to(model.device), temperature):
         steps.append(token_B)
-        if all((torch.stack(steps) == end).any(dim=0)):
+        ended_B |= torch.isin(token_B, ends)
+        if ended_B.all():
             break
-    return [_before(row, end) for row in torch.stack(steps, dim=1).tolist()]
+    return [_before(row, set(ends.tolist())) for row in torch.stack(steps, dim=1).tolist()]
 
 
 def _decode(
@@ -113,9 +121,9 @@ def _decode(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        token_B = choose(output.logits[:, -1].cpu(), draws_BN[:, column], temperature)
+        token_B = choose(output.logits[:, -1], draws_BN[:, column], temperature)
         yield token_B
-        ids_BT = token_B[:, None].to(ids_BT.device)
+        ids_BT = token_B[:, None]
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
         positions_BT = positions_BT[:, -1:] + 1
 
@@ -131,5 +139,5 @@ def choose(logits_BV: Tensor, draw_B: Tensor, temperature: float) -> Tensor:
     return found_B1[:, 0].clamp(max=logits_BV.shape[1] - 1)
 
 
-def _before(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end)] if end in tokens else tokens
+def _before(tokens: list[int], ends: set[int]) -> list[int]:
+    return list(itertools.takewhile(lambda token: token not in ends, tokens))

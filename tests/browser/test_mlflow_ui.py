@@ -48,7 +48,7 @@ def store(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) ->
     store = Store(tmp_path_factory.mktemp("sweep") / "store")
     declared = paper_sweep(store, Rebuild(trials=TRIALS, steps=12, pairs=30, sets=3), name=NAME)
     write_declaration(declared, store)
-    sync(default_uri(store), store, declared, write_full_report(declared, store).folder)
+    sync(default_uri(store), store, declared, write_full_report(declared, store))
     return store
 
 

@@ -1,16 +1,14 @@
 """One small sweep from --keep-weights best to gc --delete, on the command line: what is freed, and what comes back."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-SMALL = ("--backend", "inline", "--models", "llama-48", "--train-sets", "tiny_world")
+from tests.faults.lives import lived
+
+SMALL = ("--backend", "inline", "--train-sets", "tiny_world")
 SMALL += ("--epochs", "1", "--max-train-pairs", "16", "--max-eval-pairs", "8")
 NARROW = ("--eval-sets", "tiny_world", "--rewards", "ex_rm", "--seeds", "0")
 WIDE = ("--eval-sets", "tiny_world", "--seeds", "0", "1")
@@ -19,18 +17,8 @@ WIDER = ("--eval-sets", "tiny_world", "hamiltonian", "--seeds", "0", "1")
 
 def grid(storage: Path, *arguments: str) -> str:
     """Run the command, which must end well; what it says, as one line."""
-    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), *arguments, "--storage", str(storage)]
-    done = subprocess.run(
-        command,
-        cwd=storage,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout if "--json" in arguments else " ".join(done.stdout.split())
+    said = lived(storage, arguments)
+    return said if "--json" in arguments else " ".join(said.split())
 
 
 def trainings(storage: Path) -> dict[str, dict[str, Any]]:
@@ -51,15 +39,21 @@ def everything(storage: Path) -> dict[Path, int]:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
+def small(tiny_model):
+    """Words of every command that declares the sweep."""
+    return (*SMALL, "--models", str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def storage(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "store"
     assert "of weights evicted (--keep-weights best)" in grid(
-        folder, "run", *SMALL, *WIDE, "--keep-weights", "best"
+        folder, "run", *small, *WIDE, "--keep-weights", "best"
     )
     return folder
 
 
-def test_weights_go_and_come_back_and_garbage_goes(storage):
+def test_weights_go_and_come_back_and_garbage_goes(small, storage):
     first, kept = trainings(storage), with_weights(storage)
     assert len(first) == 4
     assert len(kept) == 2
@@ -69,10 +63,10 @@ def test_weights_go_and_come_back_and_garbage_goes(storage):
     # An added evaluation set needs the evicted trainings, and no other, again.
     took = sum(manifest["seconds"] for key, manifest in first.items() if key not in kept)
     said = f"2 train again: weights evicted, took {took:,.0f} s"
-    assert said in grid(storage, "plan", *SMALL, *WIDER)
-    rows = json.loads(grid(storage, "plan", *SMALL, *WIDER, "--json"))["trials"]
+    assert said in grid(storage, "plan", *small, *WIDER)
+    rows = json.loads(grid(storage, "plan", *small, *WIDER, "--json"))["trials"]
     assert sum(row["trains_again_s"] or 0 for row in rows) == pytest.approx(took)
-    assert said in grid(storage, "run", *SMALL, *WIDER)
+    assert said in grid(storage, "run", *small, *WIDER)
     second = trainings(storage)
     assert {key for key in second if second[key] == first[key]} == kept
     assert with_weights(storage) == set(second) == set(first)
@@ -86,7 +80,7 @@ def test_weights_go_and_come_back_and_garbage_goes(storage):
 
     # Nothing is garbage until a narrower sweep is declared; looking removes nothing.
     assert "nothing to remove" in grid(storage, "gc")
-    assert "all 1 trials are complete" in grid(storage, "run", *SMALL, *NARROW)
+    assert "all 1 trials are complete" in grid(storage, "run", *small, *NARROW)
     before = everything(storage)
     listed = json.loads(grid(storage, "gc", "--json"))
     stages = [item["path"].split("/")[1] for item in listed]
@@ -108,7 +102,7 @@ def test_weights_go_and_come_back_and_garbage_goes(storage):
 
     # What was removed is computed again, and nothing else.
     (survivor,) = trainings(storage).items()
-    again = grid(storage, "run", *SMALL, *WIDER)
+    again = grid(storage, "run", *small, *WIDER)
     assert "4 trials, 0 complete; to run: 7 evaluate, 1 prepare, 3 reference, 3 train" in again
     assert "train again" not in again
     third = trainings(storage)
@@ -118,11 +112,7 @@ def test_weights_go_and_come_back_and_garbage_goes(storage):
 
 
 def test_a_sweep_to_keep_that_nobody_declared_is_refused(storage):
-    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "gc", "--keep", "fullgrid", "--delete"]
     before = everything(storage)
-    done = subprocess.run(
-        [*command, "--storage", str(storage)], cwd=storage, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "did you mean full_grid" in done.stderr
+    said = lived(storage, ["gc", "--keep", "fullgrid", "--delete"], exits=2)
+    assert "did you mean full_grid" in said
     assert everything(storage) == before

@@ -1,5 +1,6 @@
 """What commands print where a terminal is narrow, has no colour, is none, or knows no UTF-8: as real processes."""
 
+import io
 import json
 import os
 import pty
@@ -8,11 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.artifacts import Store
-from orchestrator.declaration import write_declaration
+from orchestrator.cli import HOLES, Options, Session
+from orchestrator.declaration import read_declaration, write_declaration
+from orchestrator.progress import Progress
+from orchestrator.results import sweep_results
 from orchestrator.state import StateWriter
+from orchestrator.upkeep import say_holes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRID = ROOT / "sweeps" / "full_grid.py"
@@ -90,10 +96,10 @@ def test_status_in_ascii_and_forty_columns_names_every_trial_and_the_cause_once(
     words = " ".join(said.split())
     for model in ("llama-64", "qwen2-64"):
         assert f"{model} * ex_rm * ultrafeedback * s0" in words
-    table = words.split("missing: ")[0]
-    assert table.count("loss is nan - step 3") == 1
-    assert table.count("state complete") == 3
-    assert "evaluations 2/2" in table
+    assert words.count("loss is nan - step 3") == 1
+    assert words.count("state complete") == 3
+    assert "evaluations 2/2" in words
+    assert "what failed is run again by: " in words
 
 
 def test_status_for_machines_is_whole_in_any_encoding(store: Store, tmp_path: Path):
@@ -135,3 +141,28 @@ def test_on_a_terminal_an_error_is_red_unless_colours_are_declined(no_colour: bo
     assert process.wait(60) == 2
     assert said.count(b"error:") == 1
     assert (b"\x1b[31m" in said) is not no_colour
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
+    """In a pipe when it comes, as there is no live table; on a terminal at the end."""
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=terminal, color_system="standard")
+    declared = read_declaration("full_grid", store)
+    failed = declared.trials[-1]
+    with Progress(console, {failed.key: failed.name}, 3) as shown:
+        shown.on_event({"trial": failed.key, "event": "failed", "message": "loss is nan – step 3"})
+    session = Session(
+        options=Options(),
+        sweep_name="full_grid",
+        store=store,
+        tracking_uri="",
+        folder=ROOT,
+        console=console,
+    )
+    told = [] if terminal else [failed.key]
+    assert say_holes(session, sweep_results(declared, store), told) == HOLES
+    (line,) = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
+    assert ("missing: " if terminal else "failed: ") in line
+    assert not terminal or "\x1b[31m" in line
+    assert f"missing: {failed.name}" in out.getvalue()

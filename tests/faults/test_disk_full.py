@@ -77,7 +77,7 @@ def test_no_room_for_the_weights(disk, one, four, whole):
     fill(filler, weights_bytes(whole) - 2 * PAGE)
     words = [word for word in four if word not in ("--checkpoint-steps", "3")]
     said = lived(storage, words, impatient, exits=3)
-    holes = [line for line in said.splitlines() if line.startswith("missing: ")]
+    holes = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert len(holes) == 3
     for line in holes:
         assert f"no room to write {storage}/artifacts/train/" in line
@@ -99,7 +99,7 @@ def test_no_room_in_the_middle_of_a_checkpoint(disk, one, whole):
     storage, filler = disk / "store", disk / "filler"
     hook = partial(fills_before_saving, filler, 2 * weights_bytes(whole))
     said = lived(storage, one, partial(all_of, impatient, hook), exits=3)
-    (line,) = [line for line in said.splitlines() if line.startswith("missing: ")]
+    (line,) = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert f"no room to write {storage}/checkpoints/" in line
     assert " MB are needed" in line
     assert list((storage / "checkpoints").glob("*/*")) == []

@@ -59,7 +59,7 @@ def test_it_fails_without_a_retry_and_names_the_step(ended, whole):
     assert [(row["state"], row["retries"]) for row in bad.values()] == [("failed", 0)] * 2
     assert [row["state"] for name, row in rows.items() if name not in bad] == ["complete"] * 2
     for name in bad:
-        (line,) = [line for line in said.splitlines() if line.startswith(f"missing: {name}: ")]
+        (line,) = [line for line in said.splitlines() if line.startswith(f"failed: {name}: ")]
         assert re.search(
             r"not finite at optimiser step 1 \(learning rate 0\.001, pairs \[\d+(, \d+){3}\]\)", line
         )

@@ -20,6 +20,7 @@ from orchestrator import commands
 from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
 from orchestrator.coordinator import Coordinator
+from orchestrator.durations import Durations
 from orchestrator.inline import run_inline
 from orchestrator.placement import place
 from orchestrator.plan import local_capacity
@@ -71,8 +72,10 @@ def test_a_thousand_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, mo
     assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
     assert_every_row(session.store.root, 1000, 2)
     before = {stage: manifests(session.store.root, stage) for stage in ("prepare", "train", "evaluate")}
-    # Another process would have checked no file yet.
-    again = make_session(Load(trials=1000, sets=2, backend="inline"), tmp_path)
+    # Another process would have checked no file yet; a cluster that is up is nothing to it.
+    monkeypatch.setattr(commands, "cluster_address", lambda: "127.0.0.1:6379")
+    monkeypatch.setitem(sys.modules, "orchestrator.cluster", None)
+    again = make_session(Load(trials=1000, sets=2), tmp_path)
     began = time.monotonic()
     assert commands.run(again, full_grid) == 0
     assert time.monotonic() - began < 20
@@ -103,12 +106,15 @@ def test_sixty_trials_on_ray_leave_every_row_and_share_processes(tmp_path):
 
 
 @pytest.fixture
-def coordinator():
+def coordinator(tmp_path):
     """The one actor that trials talk to, in a thread with a loop of its own: threads stand in for 16 processes."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    yield Coordinator(None, (), {}), lambda call: asyncio.run_coroutine_threadsafe(call, loop).result()
+    yield (
+        Coordinator(None, (), {}, Durations(store=Store(tmp_path))),
+        lambda call: asyncio.run_coroutine_threadsafe(call, loop).result(),
+    )
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

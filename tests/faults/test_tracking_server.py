@@ -99,7 +99,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
     commit_trial(store, declared.trials[0], 9, 5)
     commit_trial(store, declared.trials[1], 8, 4)
     shutil.copy(empty_database, store.root / "mlflow.db")
-    sync(default_uri(store), store, declared, write_report(declared, store).folder)
+    sync(default_uri(store), store, declared, write_report(declared, store))
     expected = snapshot(default_uri(store), declared.sweep)
     assert [run["status"] for run in expected] == ["FINISHED"] * 3
     return Case(store=store, declared=declared, expected=without_sweep(expected))
@@ -221,7 +221,7 @@ def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
     for module in ("orchestrator.view", "tests.faults.tracking_server"):
         monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
     proxy.behave("lost", only="experiments/create", times=1)
-    sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store).folder)
+    sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store))
     assert sum("experiments/create" in path for path in proxy.forwarded) == 2
     assert_complete(server, case)
 
@@ -254,18 +254,23 @@ def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
 def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
     server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
+    """The first trial fails with its last scores missing, and is done again."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    first, second = case.declared.trials
+    scores = case.store.root / "artifacts" / "evaluate" / first.evaluations[-1].key
+    scores.rename(scores.with_name("elsewhere"))
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    for trial in case.declared.trials:
-        tracker.ended(trial.key, failed=False)
+    tracker.ended(first.key, failed=True)
+    tracker.ended(second.key, failed=False)
     wait_for(lambda: not case.file.exists(), "the trials do not appear")
+    scores.with_name("elsewhere").rename(scores)
     updates = sum("runs/update" in path for path in proxy.forwarded)
     proxy.behave("late", only="runs/update", times=1)
-    tracker.ended(case.declared.trials[0].key, failed=False)
+    tracker.ended(first.key, failed=False)
     wait_for(lambda: not case.file.exists(), "the trial is not logged again")
     proxy.behave("none")
-    # Three in time: the parent and the trial re-opened, the trial ended.
-    wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) == updates + 4, "it was not late")
+    # Two in time: the trial re-opened, and ended.
+    wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) == updates + 3, "it was not late")
     statuses = [run.info.status for run in runs_of(server, case.declared.sweep)]
     assert statuses.count("FINISHED") == 1, "the late request changes nothing"
     tracker.report(write_report(case.declared, case.store).folder, complete=True)
@@ -350,7 +355,7 @@ def test_sync_clears_what_is_pending_and_only_for_its_own_address(server: str, p
     assert set(json.loads(case.file.read_text())) == {elsewhere, f"http://{proxy.host}"}
     assert not is_pending(server, case.store, sweep)
     proxy.open()
-    sync(f"http://{proxy.host}", case.store, case.declared, case.file.parent / "report")
+    sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store))
     assert set(json.loads(case.file.read_text())) == {elsewhere}
     case.file.unlink()
     assert_complete(server, case)
@@ -414,10 +419,10 @@ def test_a_password_reaches_the_server_and_nothing_else(
     wait_for(lambda: tracker._trouble, "nothing was tried")
     said = [case.file.read_text(), tracker.close()]
     with pytest.raises(TrackingError) as raised:
-        sync(uri, case.store, case.declared, case.file.parent / "report")
+        sync(uri, case.store, case.declared, write_report(case.declared, case.store))
     said.append(str(raised.value))
     proxy.open()
-    sync(uri, case.store, case.declared, case.file.parent / "report")
+    sync(uri, case.store, case.declared, write_report(case.declared, case.store))
     assert_complete(server, case)
     assert View(uri, case.store, case.declared)._client.tracking_uri == f"http://{proxy.host}"
     sent = "Basic " + base64.b64encode(b"somebody:pa@ss/word").decode()

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from orchestrator import estimate
 from orchestrator.gate import Grant, Request, Running, decide
 from orchestrator.packing import ranked
 from orchestrator.plan import Node
@@ -66,9 +67,15 @@ def area(job: Job) -> float:
 
 def lower_bound(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
     """Of any schedule: all work on all GPUs, and the longest chain."""
-    return max(
-        sum(map(area, jobs)) / sum(node.gpus for node in nodes),
-        max(job.takes_s + job.evaluates_s for job in jobs),
+    chains = [
+        (
+            estimate.Job(id=job.id, width=job.width, seconds=job.takes_s),
+            estimate.Job(id=f"evaluate {job.id}", width=1, seconds=job.evaluates_s, after=(job.id,)),
+        )
+        for job in jobs
+    ]
+    return estimate.lower_bound_s(
+        [part for chain in chains for part in chain], sum(node.gpus for node in nodes)
     )
 
 

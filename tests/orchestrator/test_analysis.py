@@ -8,11 +8,12 @@ import pytest
 
 from benchmarks.simulated import REVERSED, STRENGTHS, ULTRAFEEDBACK, simulated_sweep
 from orchestrator import answers
-from orchestrator.analysis import Analysis, Scope, spanish_beside_french
+from orchestrator.analysis import Analysis
 from orchestrator.artifacts import Store
 from orchestrator.conclusions import conclusions
 from orchestrator.resampling import Resampled, pair_groups
 from orchestrator.results import TrialResult, sweep_results
+from orchestrator.scopes import Scope, spanish_beside_french
 from orchestrator.tables import Table, records
 
 EVEN = dict.fromkeys(STRENGTHS, 0.5)

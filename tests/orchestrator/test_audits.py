@@ -21,8 +21,8 @@ from orchestrator.datasets import DatasetReader
 from orchestrator.declaration import EvaluationRecord, TrialRecord
 from orchestrator.report import write_report
 from orchestrator.results import trial_result
+from orchestrator.run_content import EVALUATION_METRICS, MOST_KEYS, run_content
 from orchestrator.stages import Split
-from orchestrator.view import EVALUATION_METRICS, MOST_KEYS, _final_metrics
 
 PAIRS = 40
 LEAKED = 10
@@ -264,7 +264,7 @@ def test_a_view_of_many_sets_keeps_the_most_telling_metrics_within_its_keys(stor
         for item in trial.evaluations:
             commit_rewards(store, item.key, [1.0] * 4, [0] * 4)
         result = trial_result(trial, store)
-        told = {name for name, *_ in _final_metrics(result) if name.startswith("eval/set0/")}
+        told = {name for name, *_ in run_content(result, ()).points if name.startswith("eval/set0/")}
         # Leaks are not known here.
         expected = set(EVALUATION_METRICS[:kept]) - {"accuracy_leak_free"}
         assert told == {f"eval/set0/{name}" for name in expected}

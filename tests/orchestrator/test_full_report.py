@@ -14,7 +14,7 @@ from rich.console import Console
 from sweep_samples import commit_train
 
 from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
-from orchestrator import figures, full_report
+from orchestrator import accuracy_figures, full_report, house_style, report, reward_figures, training_figures
 from orchestrator.artifacts import Store
 from orchestrator.cli import main
 from orchestrator.compare import other_sweep, write_comparison
@@ -77,11 +77,11 @@ def test_types_stay_apart_in_grey():
     from matplotlib.colors import to_rgb
 
     kinds = ("ex_rm", "im_rm")
-    looks = [figures.look(kind, kinds) for kind in kinds]
+    looks = [house_style.look(kind, kinds) for kind in kinds]
     grey = [np.dot(to_rgb(look.colour), (0.299, 0.587, 0.114)) for look in looks]
     assert abs(grey[0] - grey[1]) > 0.2
     named = ("ex_rm", "ex_rm_mean", "im_rm", "im_rm_no_reference", "ex_grm")
-    all_looks = [figures.look(kind, named) for kind in named]
+    all_looks = [house_style.look(kind, named) for kind in named]
     for part in ("colour", "marker", "hatch"):
         assert len({getattr(look, part) for look in all_looks}) == len(named)
 
@@ -89,9 +89,9 @@ def test_types_stay_apart_in_grey():
 def test_the_same_numbers_give_the_same_bytes(whole):
     store, declared, folder = whole
     analysis = analysed(sweep_results(declared, store), None)
-    for draw in (figures.accuracy_by_category, figures.reliability):
+    for draw in (accuracy_figures.accuracy_by_category, reward_figures.reliability):
         name = draw.__name__
-        again = figures.rendered(name, "", "", lambda draw=draw: draw(analysis))
+        again = house_style.rendered(name, "", "", lambda draw=draw: draw(analysis))
         assert again.png == (folder / "figures" / f"{name}.png").read_bytes()
         assert again.svg == (folder / "figures" / f"{name}.svg").read_bytes()
 
@@ -144,7 +144,7 @@ def test_the_summary_begins_with_the_conclusions(whole):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_summary_ends_with_the_audit_and_what_to_prefer(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(full_report, "audit_section", lambda *_: "what the audit says")
+    monkeypatch.setattr(report, "audit_section", lambda *_: "what the audit says")
     folder = write_full_report(simulated_sweep(store, missing=4, **SMALL), store).folder
     ending = (folder / "summary.md").read_text().partition("what the audit says")[2]
     assert ending.startswith("\nWhen to prefer which. Nothing can be advised: ")
@@ -195,10 +195,14 @@ def test_learning_dynamics_are_drawn_where_they_were_computed():
     rows = [
         {"reward": kind, "predicted": x, "measured": 2 * x} for kind in ("ex_rm", "im_rm") for x in (0.1, 0.2)
     ]
-    drawn = figures.rendered("d", "", "", lambda: figures.learning_dynamics(rows, ["ex_rm", "im_rm"]))
+    drawn = house_style.rendered(
+        "d", "", "", lambda: training_figures.learning_dynamics(rows, ["ex_rm", "im_rm"])
+    )
     assert drawn is not None
     assert len(drawn.png) > 5_000
-    assert figures.rendered("d", "", "", lambda: figures.learning_dynamics([], ["ex_rm"])) is None
+    assert (
+        house_style.rendered("d", "", "", lambda: training_figures.learning_dynamics([], ["ex_rm"])) is None
+    )
 
 
 def test_dynamics_that_cannot_be_read_are_named(store: Store):

@@ -1,15 +1,24 @@
 """What is shown of running trials: how far, how fast, how long yet, in a table that fits any terminal."""
 
+import asyncio
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
+from sweep_samples import EX_RM, LLAMA, TINY_WORLD, trial
+from sweep_samples import plan as plan_of
 
 from orchestrator import pace
+from orchestrator.artifacts import Store
+from orchestrator.compute import run_shared
 from orchestrator.layout import fitting
 from orchestrator.pace import Pace, duration
 from orchestrator.progress import Progress, late_bar
+from orchestrator.resolve import resolve
+from orchestrator.spec import Sweep, grid
+from trainers.specs import DrawSpec, OptimSpec
 
 NAME = "llama-3.2-1b · im_rm · ultrafeedback · s0"
 
@@ -37,11 +46,71 @@ def test_each_set_of_an_evaluation_starts_anew(clock: list[float]):
     seen.take("evaluate", {"done": 100, "total": 200, "dataset": "a"})
     clock[0] += 10.0
     seen.take("evaluate", {"done": 150, "total": 200, "dataset": "a"})
-    assert (seen.rate, seen.left_s) == (15.0, pytest.approx(10 / 3))
+    # What was done before the first word took nobody knows how long.
+    assert (seen.rate, seen.left_s) == (5.0, 10.0)
     seen.take("evaluate", {"done": 1, "total": 50, "dataset": "b"})
+    assert seen.cells() == ("evaluate", "1/50", "", "", "")
     clock[0] += 5.0
-    seen.take("evaluate", {"done": 25, "total": 50, "dataset": "b"})
-    assert seen.cells() == ("evaluate", "25/50", "", "5.0", "5 s")
+    seen.take("evaluate", {"done": 26, "total": 50, "dataset": "b"})
+    assert seen.cells() == ("evaluate", "26/50", "", "5.0", "5 s")
+
+
+def test_stages_side_by_side_each_keep_their_pace(clock: list[float]):
+    seen = Pace()
+    for stage in ("pretrain", "reference"):
+        seen.begin(stage)
+    for done in (10, 20, 30):
+        clock[0] += 1.0
+        seen.take("pretrain", {"done": done, "total": 100})
+        assert seen.cells() == ("pretrain", f"{done}/100", "", "10.0", duration(10 - done / 10))
+        seen.take("reference", {"done": 2 * done, "total": 200})
+        assert seen.cells() == ("reference", f"{2 * done}/200", "", "20.0", duration(10 - done / 10))
+
+
+def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is():
+    """On Ray it is computed once, in a task that knows no trial."""
+    from orchestrator.coordinator import Coordinator
+
+    stage, row = plan_of(trial()).train.prepared, {"event": "rows", "stage": "prepare", "rows": [{"done": 1}]}
+
+    async def scene() -> list[dict[str, Any]]:
+        coordinator = Coordinator(None, (), {})
+        done = asyncio.Event()
+        coordinator._run_shared = lambda _: done.wait()
+        waiting = [asyncio.create_task(coordinator.shared(stage, name)) for name in ("a", "b")]
+        await asyncio.sleep(0)
+        await coordinator.post_shared(stage.key, row)
+        done.set()
+        await asyncio.gather(*waiting)
+        await coordinator.post_shared(stage.key, row)
+        return await coordinator.drain()
+
+    assert asyncio.run(scene()) == [{"trial": "a", **row}, {"trial": "b", **row}]
+
+
+def test_preparing_pairs_says_how_far_it_is(store: Store):
+    """As on both backends: 60 pairs are drawn, told of in rows of 50."""
+    drawn = grid(
+        models=[LLAMA],
+        rewards=[EX_RM],
+        train_sets=[TINY_WORLD],
+        eval_sets=[TINY_WORLD],
+        seeds=[0],
+        recipe=lambda *_: OptimSpec(),
+        train_draw=DrawSpec(max_pairs=60),
+        eval_draw=DrawSpec(),
+    )
+    (plan,) = resolve(Sweep(name="demo", trials=drawn), store).plans
+    rows: list[dict[str, Any]] = []
+    run_shared(plan.train.prepared, store, rows.append)
+    assert rows == [{"done": done, "total": 60} for done in (50, 60)]
+    rows.clear()
+    run_shared(plan.evaluations[0].prepared, store, rows.append)
+    assert (
+        rows[-1]["done"]
+        == rows[-1]["total"]
+        == store.manifest("prepare", plan.evaluations[0].prepared.key)["info"]["pairs"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """state.json: what a driver noted, read back whole or, where it is damaged, not at all."""
 
+import dataclasses
+
 import pytest
 
+from orchestrator import state
 from orchestrator.artifacts import Store
 from orchestrator.state import StateWriter, SweepState, TrialNote, read_state
 
@@ -38,8 +41,8 @@ def test_a_failed_trial_is_read_back_as_noted(store: Store):
         retries=["WorkerLost: gone"],
     )
     assert notes == {"a": expected}
-    state = read_state("s", store)
-    assert (state.driver, state.command) == ("driver-1", ("full_grid.py", "--json"))
+    read = read_state("s", store)
+    assert (read.driver, read.command) == ("driver-1", ("full_grid.py", "--json"))
 
 
 def test_what_still_ran_or_waited_at_the_end_is_stopped(store: Store):
@@ -49,6 +52,21 @@ def test_what_still_ran_or_waited_at_the_end_is_stopped(store: Store):
         "b": "complete",
         "c": "stopped",
     }
+
+
+def test_each_write_says_what_is_so_by_then_and_makes_anew_only_what_changed(store: Store, monkeypatch):
+    made: list[str] = []
+    monkeypatch.setattr(state, "WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr(state, "asdict", lambda note: made.append(note.state) or dataclasses.asdict(note))
+    trials = tuple(f"t{number}" for number in range(50))
+    writer = StateWriter("s", store, "driver-1", [], trials)
+    assert len(made) == 50
+    for kind in ("started", "complete"):
+        writer.on_event(event(kind, "t7"))
+        found = read_state("s", store).trials
+        assert list(found) == list(trials)
+        assert (found["t7"].state, found["t8"].state) == ("running" if kind == "started" else kind, "waiting")
+    assert made[50:] == ["running", "complete"]
 
 
 def test_what_earlier_commands_noted_stays_and_what_runs_again_is_new(store: Store):

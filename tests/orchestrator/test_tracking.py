@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -21,6 +22,9 @@ from orchestrator.artifacts import Store
 from orchestrator.curves import CURVE_POINTS, thinned
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.report import write_report
+from orchestrator.results import TrialResult
+from orchestrator.run_content import DIGEST_TAG
+from orchestrator.state import StateWriter
 from orchestrator.tracking import Tracker, default_uri, sync
 from orchestrator.view import EXPERIMENT
 from tests.faults.tracking_server import (
@@ -96,8 +100,7 @@ def two_trials(store: Store) -> tuple[TrialRecord, TrialRecord]:
 
 
 def sync_all(uri: str, store: Store, declared: Declaration) -> None:
-    folder, _, _ = write_report(declared, store)
-    sync(uri, store, declared, folder)
+    sync(uri, store, declared, write_report(declared, store))
 
 
 def test_a_sweep_is_one_parent_and_a_child_per_trial(uri: str, store: Store, sweep_name: str):
@@ -105,13 +108,18 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial(uri: str, store: Store, swe
     sync_all(uri, store, declaration(explicit, implicit, name=sweep_name))
     parent, first, second = snapshot(uri, sweep_name)
     assert (parent["name"], parent["status"], parent["parent"]) == (sweep_name, "FINISHED", None)
-    assert parent["tags"] == {"rmsweep.sweep": sweep_name, "rmsweep.role": "sweep"}
+    assert parent["tags"] == {
+        "rmsweep.sweep": sweep_name,
+        "rmsweep.role": "sweep",
+        DIGEST_TAG: parent["tags"][DIGEST_TAG],
+    }
     for child, trial in ((first, explicit), (second, implicit)):
         assert (child["name"], child["status"], child["parent"]) == (trial.name, "FINISHED", sweep_name)
         assert child["tags"] == {
             "rmsweep.sweep": sweep_name,
             "rmsweep.role": "trial",
             "rmsweep.key": trial.key,
+            DIGEST_TAG: child["tags"][DIGEST_TAG],
         }
         assert child["params"] == {name: str(value) for name, value in trial.parameters.items()}
 
@@ -147,11 +155,12 @@ def test_a_run_holds_metrics_curves_inputs_and_the_parent_the_report(uri: str, s
 def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, store: Store):
     commit_trial(store, record(), 9, 5)
     declared = declaration(record())
-    folder, _, _ = write_report(declared, store)
+    written = write_report(declared, store)
+    folder = written.folder
     for name in ("report.html", "figures/margins.svg", "compare-other/compare.html"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("<p>")
-    sync(database, store, declared, folder)
+    sync(database, store, declared, written)
     files = snapshot(database, "demo")[0]["files"]
     assert {"report/report.html", "report/figures/margins.svg", "report/compare-other/compare.html"} <= set(
         files
@@ -189,6 +198,82 @@ def test_syncing_twice_changes_nothing(uri: str, store: Store, sweep_name: str):
     sync_all(uri, store, declared)
     assert snapshot(uri, sweep_name) == before
     assert len(before) == 3
+
+
+@pytest.fixture
+def requests_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of every request that changes a run, in order."""
+    made: list[str] = []
+
+    def noting(name: str) -> Callable[..., Any]:
+        request = getattr(MlflowClient, name)
+
+        def note(*arguments: Any, **named: Any) -> Any:
+            made.append(name)
+            return request(*arguments, **named)
+
+        return note
+
+    for name in ("create_run", "log_batch", "log_inputs", "log_artifacts", "set_terminated", "set_tag"):
+        monkeypatch.setattr(MlflowClient, name, noting(name))
+    return made
+
+
+def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
+    database: str, store: Store, requests_of: list[str]
+):
+    explicit, implicit = two_trials(store)
+    sync_all(database, store, declaration(explicit, implicit))
+    of_a_run = ["create_run", "log_inputs", "log_artifacts", "log_batch", "set_terminated"]
+    assert requests_of == ["create_run", *of_a_run, *of_a_run, "log_artifacts", "set_tag", "set_terminated"]
+    requests_of.clear()
+    evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
+    sync_all(database, store, declaration(explicit, implicit))
+    assert requests_of == ["set_terminated"], "the sweep's own run alone is ended again"
+    store.discard("evaluate", implicit.evaluations[0].key, evaluated["attempt"])
+    commit_scores(store, implicit.evaluations[0].key, right=3)
+    requests_of.clear()
+    sync_all(database, store, declaration(explicit, implicit))
+    assert requests_of.count("log_batch") == 1, "only the run of the trial that has changed"
+    (last,) = [run for run in snapshot(database, "demo") if run["name"] == implicit.name]
+    assert last["history"]["eval/tiny_world/accuracy"][-1][2] == 0.3
+
+
+def test_files_that_somebody_removed_come_back(database: str, store: Store):
+    trial = record()
+    commit_trial(store, trial, 9, 5)
+    sync_all(database, store, declaration(trial))
+    shutil.rmtree(store.root / "mlflow-artifacts")
+    sync_all(database, store, declaration(trial))
+    parent, child = snapshot(database, "demo")
+    assert child["files"] == ["config.json", "scores.parquet"]
+    assert "report/summary.md" in parent["files"]
+
+
+def test_a_run_that_was_left_in_the_middle_is_made_whole(
+    database: str, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """As by a server that ends between two requests: what is there already is taken for what it is."""
+    trial = record()
+    commit_trial(store, trial, 9, 5)
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sync_all(database, store, declaration(trial))
+    assert snapshot(database, "demo")[-1]["history"] == {}
+    sync_all(database, store, declaration(trial))
+    child = snapshot(database, "demo")[-1]
+    assert (child["status"], child["history"]["eval/hamiltonian/accuracy"][0][2]) == ("FINISHED", 0.5)
+
+
+def test_a_trial_that_the_driver_noted_as_failed_stays_failed_after_sync(database: str, store: Store):
+    broken, waiting = record(), record(seed=1)
+    state = StateWriter("demo", store, "", [], [broken.key, waiting.key])
+    state.on_event({"trial": broken.key, "event": "failed", "cause": "Diverged", "message": "loss is nan"})
+    state.close()
+    for _ in range(2):
+        sync_all(database, store, declaration(broken, waiting))
+        assert [run["status"] for run in snapshot(database, "demo")] == ["RUNNING", "FAILED", "RUNNING"]
 
 
 def test_the_tracker_ends_where_sync_ends(uri: str, store: Store, sweep_name: str):
@@ -359,8 +444,8 @@ class FakeView:
     def __init__(self, told: Callable[[str, str], None]) -> None:
         self._told = told
 
-    def log_trial(self, trial: TrialRecord, *, status: str = "RUNNING") -> bool:
-        self._told(trial.key, status)
+    def log_trial(self, result: TrialResult, *, status: str = "RUNNING") -> bool:
+        self._told(result.record.key, status)
         return False
 
 

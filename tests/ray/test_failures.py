@@ -51,7 +51,8 @@ def test_a_failed_cell_takes_no_other_down(tmp_path):
     done = grid(tmp_path, "run", *flags)
     assert done.returncode == 3, said(done)
     assert "complete: llama-64 · ex_rm · train · s0" in said(done)
-    assert "missing: llama-64 · ex_rm · long · s0: all 1 pairs are over the limit" in said(done)
+    assert said(done).count("failed: llama-64 · ex_rm · long · s0: all 1 pairs are over the limit") == 1
+    assert "missing: llama-64 · ex_rm · long · s0: it failed, as said above" in said(done)
     assert "Traceback" not in said(done)
     rows = status(tmp_path)
     assert [row["state"] for row in rows] == ["complete", "failed"]

@@ -20,6 +20,10 @@ def test_four_real_gangs_pass_the_gate(tiny_model, tmp_path):
         run = Run(tmp_path, plans, GANG)
     assert len(run.of("complete")) == 4, run.events
     assert not run.of("retry")
+    told = {(event["trial"], event["stage"]) for event in run.of("rows")}
+    stages = ("prepare", "reference", "train", "evaluate")
+    assert {stage for _, stage in told} == {*stages}, "every long step says how far it is"
+    assert {(plan.key, "evaluate") for plan in plans} <= told
     infos = [run.store.manifest("train", plan.key)["info"] for plan in plans]
     assert [info["placement"]["world_size"] for info in infos] == [2] * 4
     assert not list((tmp_path / "checkpoints").glob("*"))

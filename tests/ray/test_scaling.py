@@ -14,6 +14,7 @@ import pytest
 from benchmarks.load import model_folder
 from benchmarks.makespan_stages import sleeping
 from orchestrator.artifacts import Store
+from orchestrator.catalog import ARCHITECTURES
 from orchestrator.claims import Claims
 from orchestrator.plan import Node
 from orchestrator.spec import RetryPolicy
@@ -58,7 +59,7 @@ def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event
 
     store = Store(storage)
     plans = cells(storage, Path(model_folder(storage / "model", 0)), epochs=1)
-    stages = sleeping(0.005, {"tiny": 10**9})
+    stages = sleeping(0.002, {"tiny": ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"]})
     claims = Claims(storage, "test")
     execution = Execution(store=store, claims=claims, retries=RetryPolicy(back_off_s=0.5), stages=stages)
     (storage / "scratch").mkdir()

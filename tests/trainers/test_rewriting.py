@@ -382,7 +382,7 @@ def test_rules_keep_capitals_and_what_they_do_not_know():
     assert rewritten_by_rules(text, "english") == (
         "To sum up, numerous persons Employ 3 trains. Still, Employ is fine!"
     )
-    with pytest.raises(SpecError, match="is not one of english, tiny_world"):
+    with pytest.raises(SpecError, match="are not one of english, tiny_world"):
         rewritten_by_rules("a", "nothing")
 
 

@@ -4,17 +4,14 @@ A download that breaks off goes on where it stopped. The digest of the first fet
 checked whenever the file is used or fetched again. Writers of one file wait for each other.
 """
 
-import contextlib
-import fcntl
 import http.client
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
-from trainers.disk import digest_file, disk_named, replace
+from trainers.disk import alone, digest_file, disk_named, replace
 from trainers.errors import DataError
 
 CACHE_VARIABLE = "RMSWEEP_CACHE"
@@ -37,7 +34,7 @@ def cache_folder() -> Path:
 def fetch(url: str, file: Path, *, what: str, pause_s: float = _PAUSE_S) -> Path:
     """`file`, downloaded from `url` where it is not there. Raises DataError, which says what to put where by hand."""
     noted = file.with_name(f"{file.name}.sha256")
-    with _alone(file):
+    with alone(file):
         if file.is_file():
             _note_or_check(file, noted, url, what)
             return file
@@ -115,11 +112,3 @@ def _by_hand(url: str, file: Path, what: str, why: str) -> DataError:
         f"{what}: {url} could not be fetched ({why}). With a network, run the same command again; without one, "
         f"fetch that address elsewhere and put it at {file}, or give a copy with --from PATH."
     )
-
-
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(f"{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -10,16 +10,14 @@ Chosen and rejected responses are rewritten independently, prompts are not, as i
 
 import asyncio
 import dataclasses
-import json
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from trainers.data import hygiene
+from trainers.data import hygiene, rewritten
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.endpoint import endpoint
 from trainers.data.hygiene import LANGUAGES
@@ -35,14 +33,10 @@ from trainers.data.rewriting import (
     rewrite_all,
     spent,
 )
+from trainers.data.rewritten import PARAPHRASE, SUBSET_SEED
 from trainers.data.rules import rewritten_by_rules
 from trainers.data.sources import read_pairs
-from trainers.disk import replace
 from trainers.errors import SpecError, TrialFailed
-
-_PROMPTS = Path(__file__).parent / "prompts"
-_PARAPHRASE = "paraphrase"
-SUBSET_SEED = 517
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +50,7 @@ class Rewrite:
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     split: str = "test"
     """Which split."""
-    into: str = _PARAPHRASE
+    into: str = PARAPHRASE
     """paraphrase, or a language: french, spanish, german, …"""
     endpoint: str | None = None
     """Base address, for example http://127.0.0.1:8000/v1; its key is $OPENAI_API_KEY."""
@@ -106,14 +100,18 @@ def run_rewrite(arguments: Rewrite) -> None:
         raise SpecError(f"--out {arguments.out}: name a .parquet or .jsonl file.")
     spec = chosen_spec(arguments.data, arguments.reading)
     called = {"train": spec.train_split, "test": spec.test_split}
-    pairs = _sampled(read_pairs(spec, called.get(arguments.split, arguments.split)), arguments)
+    pairs = rewritten.sampled(
+        read_pairs(spec, called.get(arguments.split, arguments.split)),
+        arguments.sample,
+        arguments.sample_seed,
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.rules is not None:
         rules = arguments.rules
         _write(arguments, pairs, lambda text: rewritten_by_rules(text, rules))
         print(f"{len(pairs)} pairs rewritten by the rules {rules}, in {arguments.out}")
         return
-    texts = [text for _, pair in pairs for text in (pair.chosen, pair.rejected)]
+    texts = rewritten.responses_of(pairs)
     terms = _terms(arguments)
     with Journal(_beside(arguments.out, "journal")) as journal:
         missing = [t for t in dict.fromkeys(texts) if journal.accepted(terms.key(t)) is None]
@@ -132,40 +130,12 @@ def run_rewrite(arguments: Rewrite) -> None:
     _finish(arguments, pairs, terms, answers, outcome)
 
 
-def _sampled(pairs: list[Pair], arguments: Rewrite) -> list[tuple[int, Pair]]:
-    """(row, pair) of a draw; the paper's draws train before test from one generator, whose test is all 200 rows."""
-    if arguments.sample is None or arguments.sample >= len(pairs):
-        return list(enumerate(pairs))
-    if arguments.sample < 1:
-        raise SpecError(f"--sample {arguments.sample}: give at least 1.")
-    from trainers.data.selections import generator, permutation
-
-    rows = sorted(permutation(len(pairs), generator(arguments.sample_seed))[: arguments.sample])
-    return [(row, pairs[row]) for row in rows]
-
-
 def _terms(arguments: Rewrite) -> Terms:
     if arguments.model is None:
         raise SpecError("--endpoint needs --model NAME.")
     names = {item.name for item in dataclasses.fields(Terms)} - {"prompt"}
-    return Terms(prompt=_prompt(arguments), **{name: getattr(arguments, name) for name in names})
-
-
-def _prompt(arguments: Rewrite) -> str:
-    if arguments.prompt is not None:
-        if not arguments.prompt.is_file():
-            raise SpecError(f"--prompt {arguments.prompt}: there is no such file.")
-        return arguments.prompt.read_text(encoding="utf-8")
-    own = _PROMPTS / f"{arguments.into}.txt"
-    if own.is_file() and arguments.into != "translate":
-        return own.read_text(encoding="utf-8")
-    if arguments.into not in LANGUAGES:
-        known = ", ".join((_PARAPHRASE, *LANGUAGES))
-        raise SpecError(
-            f"--into {arguments.into} is not one of {known}; give --prompt FILE and --language CODE."
-        )
-    language = arguments.into.capitalize()
-    return (_PROMPTS / "translate.txt").read_text(encoding="utf-8").replace("{language}", language)
+    prompt = rewritten.prompt_for(arguments.into, arguments.prompt, "--into")
+    return Terms(prompt=prompt, **{name: getattr(arguments, name) for name in names})
 
 
 async def _ask(arguments: Rewrite, texts: list[str], terms: Terms, journal: Journal) -> Outcome:
@@ -183,70 +153,30 @@ def _finish(
     arguments: Rewrite, pairs: list[tuple[int, Pair]], terms: Terms, answers: dict[str, str], outcome: Outcome
 ) -> None:
     """Write what is whole, list what is not."""
-    whole = [(row, pair) for row, pair in pairs if pair.chosen in answers and pair.rejected in answers]
-    failures = [
-        {"row": row, "side": side, "why": outcome.gave_up.get(terms.key(text), "not asked")}
-        for row, pair in pairs
-        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
-        if text not in answers
-    ]
+    kept = rewritten.whole(pairs, answers)
+    failed = rewritten.failures(
+        pairs, answers, lambda text: outcome.gave_up.get(terms.key(text), "not asked")
+    )
     listed = _beside(arguments.out, "failures")
     listed.unlink(missing_ok=True)
-    if whole:
-        _write(arguments, whole, answers.__getitem__)
-        print(f"{len(whole)} of {len(pairs)} pairs rewritten, in {arguments.out}")
-    if not failures:
+    if kept:
+        _write(arguments, kept, answers.__getitem__)
+        print(f"{len(kept)} of {len(pairs)} pairs rewritten, in {arguments.out}")
+    if not failed:
         return
-    replace(listed, "".join(json.dumps(failure) + "\n" for failure in failures))
-    why = "; ".join(f"row {item['row']}, {item['side']}: {item['why']}" for item in failures[:5])
+    rewritten.write_lines(listed, failed)
     stopped = (
         f"stopped: {outcome.stopped}; the same command with a higher cap goes on. " if outcome.stopped else ""
     )
     raise TrialFailed(
-        f"{stopped}{len(failures)} responses have no usable rewriting ({why}{'; …' if len(failures) > 5 else ''}); all are "
+        f"{stopped}{len(failed)} responses have no usable rewriting ({rewritten.said_failures(failed)}); all are "
         f"in {listed}. Run the same command to try those again that met passing faults, or with more --attempts."
     )
 
 
-def _write(arguments: Rewrite, pairs: list[tuple[int, Pair]], rewritten: Callable[[str], str]) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    rows: list[dict[str, Any]] = [
-        {
-            "prompt": [message._asdict() for message in pair.prompt],
-            "chosen": rewritten(pair.chosen),
-            "rejected": rewritten(pair.rejected),
-            "orig_chosen": pair.chosen,
-            "orig_rejected": pair.rejected,
-            "orig_index": row,
-        }
-        for row, pair in pairs
-    ]
-    measured = [
-        {
-            "row": row["orig_index"],
-            "side": side,
-            **dataclasses.asdict(hygiene.measure(row[f"orig_{side}"], row[side])),
-        }
-        for row in rows
-        for side in ("chosen", "rejected")
-    ]
-    draft = arguments.out.with_name(f".draft-{arguments.out.name}")
-    if arguments.out.suffix == ".jsonl":
-        replace(arguments.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    else:
-        parquet.write_table(pa.Table.from_pylist(rows), draft)
-        draft.replace(arguments.out)
-    replace(_beside(arguments.out, "hygiene"), "".join(json.dumps(line) + "\n" for line in measured))
-    means = {
-        name: statistics.fmean(line[name] for line in measured)
-        for name in ("self_overlap", "overlap", "chrf", "length_ratio")
-    }
-    print(
-        f"token overlap {means['overlap']:.3f} (of the originals with themselves {means['self_overlap']:.3f}), "
-        f"chrF {means['chrf']:.1f}, {means['length_ratio']:.2f} times as long"
-    )
+def _write(arguments: Rewrite, pairs: list[tuple[int, Pair]], exchanged: Callable[[str], str]) -> None:
+    means = rewritten.write_rewritten(arguments.out, _beside(arguments.out, "hygiene"), pairs, exchanged)
+    print(rewritten.said_means(means))
 
 
 def _beside(out: Path, what: str) -> Path:

@@ -143,18 +143,23 @@ def _pair(located: Located, spec: DatasetSpec, split: str) -> Pair | None:
     if spec.group_by is not None:
         if row.get(spec.group_by) is None:
             raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
-        if _side(spec, json.dumps(row[spec.group_by], sort_keys=True, default=str)) != split:
+        if not _is_in(spec, split, json.dumps(row[spec.group_by], sort_keys=True, default=str)):
             return None
         return pair_of(row, located.where, spec)
     pair = pair_of(row, located.where, spec)
-    return pair if _side(spec, json.dumps(pair.prompt)) == split else None
+    return pair if _is_in(spec, split, json.dumps(pair.prompt)) else None
 
 
-def _side(spec: DatasetSpec, group: str) -> str:
-    """The split of a group: by its hash, so that it stays there whatever rows are added."""
+def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
+    """Whether a group is in the split: by its hash, so that it stays there whatever rows are added.
+
+    The training rows of a set that is evaluated on them are its train split, whatever it calls its test split.
+    """
     digest = hashlib.sha256(f"{spec.split_seed}\n{group}".encode()).digest()
     for_test = int.from_bytes(digest[:8], "big") < spec.test_share * 2**64
-    return spec.test_split if for_test else spec.train_split
+    return split == (spec.test_split if for_test else spec.train_split) and (
+        not for_test or split != spec.train_split
+    )
 
 
 def _selected_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:

@@ -1,6 +1,8 @@
 """Rewriting by rule: synonyms and turns of phrase from a file. For tests and the laptop profile, not for claims."""
 
 import functools
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +23,11 @@ def rewritten_by_rules(text: str, name: str) -> str:
     return _WORD.sub(lambda found: _like(found[0], words.get(found[0].lower(), found[0])), text)
 
 
+def rules_digest(name: str) -> str:
+    """Of what the rules `name` say. Raises SpecError."""
+    return hashlib.sha256(json.dumps(_rules(name)).encode()).hexdigest()
+
+
 def rule_names() -> list[str]:
     """The sets of rules that there are."""
     return sorted(file.stem for file in _FOLDER.glob("*.txt"))
@@ -34,7 +41,7 @@ def _like(model: str, text: str) -> str:
 @functools.cache
 def _rules(name: str) -> tuple[dict[str, str], dict[str, str]]:
     if name not in rule_names():
-        raise SpecError(f"--rules {name} is not one of {', '.join(rule_names())}.")
+        raise SpecError(f"the rules {name} are not one of {', '.join(rule_names())}.")
     beginnings, words = {}, {}
     for line in (_FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines():
         if not line.strip() or line.startswith("#"):

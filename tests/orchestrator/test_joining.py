@@ -1,0 +1,85 @@
+"""When a run has to do with a Ray cluster: a sweep of which nothing is left to run joins none. No Ray here."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load import Load, make_session
+from orchestrator import commands
+from orchestrator.artifacts import Store
+from orchestrator.cli import Session
+from orchestrator.plan import Node
+from sweeps.full_grid import full_grid
+from trainers.errors import StorageError
+
+LOAD = Load(trials=2, sets=1, backend="inline")
+
+
+class NoView:
+    """In the place of MLflow's writer."""
+
+    def __init__(self, *_: object) -> None: ...
+    def __getattr__(self, name: str):
+        return lambda *_, **__: None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where a sweep is complete, its models and data sets beside the store."""
+    folder = tmp_path_factory.mktemp("complete")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.tracking.Tracker", NoView)
+        patch.setattr(commands, "cluster_address", lambda: None)
+        session = make_session(LOAD, folder)
+        assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
+    return folder
+
+
+@pytest.fixture
+def complete(folder, tmp_path, monkeypatch) -> Session:
+    """The same sweep on Ray, with a store of its own, where a cluster is up."""
+    monkeypatch.setattr("orchestrator.tracking.Tracker", NoView)
+    monkeypatch.setattr(commands, "cluster_address", lambda: "127.0.0.1:6379")
+    shutil.copytree(folder / "store", tmp_path / "store")
+    session = make_session(dataclasses.replace(LOAD, backend="ray"), folder)
+    return dataclasses.replace(session, store=Store(tmp_path / "store"))
+
+
+def with_profile(session: Session, profile: str) -> Session:
+    return dataclasses.replace(session, options=dataclasses.replace(session.options, profile=profile))
+
+
+def refuse(*_: object):
+    raise StorageError("joined")
+
+
+def test_a_complete_sweep_has_nothing_to_do_with_a_cluster(complete, monkeypatch):
+    # None in the place of a module is one that cannot be imported.
+    monkeypatch.setitem(sys.modules, "orchestrator.cluster", None)
+    monkeypatch.delattr("orchestrator.cluster", raising=False)
+    assert commands.run(complete, full_grid) == 0
+    assert "all 2 trials are complete" in complete.console.file.getvalue()
+
+
+def test_where_the_profile_is_open_the_cluster_is_looked_at_and_not_joined(complete, monkeypatch):
+    from orchestrator import cluster
+
+    looked = []
+    monkeypatch.setattr(cluster, "look", lambda: looked.append(1) or (Node(id="n", cpus=4),))
+    monkeypatch.setattr(cluster, "join_ray", refuse)
+    assert commands.run(with_profile(complete, "auto"), full_grid) == 0
+    assert looked
+    assert "all 2 trials are complete" in complete.console.file.getvalue()
+
+
+def test_a_sweep_with_something_missing_or_damaged_joins(complete, monkeypatch):
+    from orchestrator import cluster
+
+    monkeypatch.setattr(cluster, "join_ray", refuse)
+    evaluated = next((complete.store.root / "artifacts" / "evaluate").glob("*/*/scores.parquet"))
+    evaluated.write_bytes(b"half")
+    with pytest.raises(StorageError, match="joined"):
+        commands.run(complete, full_grid)
