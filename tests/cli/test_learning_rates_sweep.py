@@ -159,7 +159,7 @@ def test_a_rate_that_diverges_is_an_outcome_and_one_that_fails_a_hole(
     monkeypatch.setattr(training, "train", spoilt)
     assert run(folder, tiny_model) == 3
     said = capsys.readouterr().out
-    assert "· ex_rm_search_lr_0.001 · tiny_world · s0: RuntimeError: lost" in said
+    assert "· ex_rm_search_lr_0.001 · tiny_world · s0: it failed, as said above" in said
     assert said.count("missing:") == 1
     assert artifacts(folder) == {}
 
