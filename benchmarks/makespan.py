@@ -28,8 +28,9 @@ from benchmarks.load import benchmark_folder, dataset_folder, model_folder
 from orchestrator import commands, tracking
 from orchestrator.artifacts import Store
 from orchestrator.catalog import ARCHITECTURES, PAPER_MODELS
-from orchestrator.cli import Options, Session
+from orchestrator.cli import Session
 from orchestrator.estimate import Job, lower_bound_s
+from orchestrator.options import Options
 from orchestrator.placement import place
 from orchestrator.plan import Node
 from orchestrator.selection import Selection

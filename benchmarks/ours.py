@@ -21,8 +21,8 @@ from trainers.reference import compute_reference
 from trainers.rewards import RewardSpec
 from trainers.scoring import RewardModule
 from trainers.specs import OptimSpec, Placement
+from trainers.step import optimiser_step
 from trainers.templates import load_tokenizer
-from trainers.train import _step
 
 
 class OurContender:
@@ -57,7 +57,7 @@ class OurContender:
     def step(self, pairs: Sequence[TokenPair]) -> float:
         """One optimiser step; its loss."""
         positions = [self._position[pair.index] for pair in pairs]
-        sums, _ = _step(self._engine, self._inputs, positions, layout_of(self.model), (0.0, 0.0))
+        sums, _ = optimiser_step(self._engine, self._inputs, positions, layout_of(self.model), (0.0, 0.0))
         return sums[0] / len(pairs)
 
     def mean_margin(self, pairs: Sequence[TokenPair]) -> float:

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator import cli, selection
+from orchestrator import selection
 from orchestrator.analyses import AnalyseStage, AnalysisOptions, Inputs
-from orchestrator.cli import Session
+from orchestrator.cli import Session, say_left_out
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model
+from orchestrator.options import Plan
 from orchestrator.reading import ReadingOptions, read_as
 from orchestrator.stages import PrepareStage
 from trainers.data.named import DATASETS
@@ -53,8 +54,9 @@ def declare_models(
     if len({model.name for model in models}) < len(models):
         raise SpecError("--models: two have one name; tell them apart with NAME=.")
     train_draw = selection.draw("--max-train-pairs", options.max_train_pairs, None)
+    train_draw = selection.drawn(trained, options.max_train_pairs).train_draw or train_draw
     eval_draw = selection.draw("--max-eval-pairs", options.max_eval_pairs, None)
-    fetch = not isinstance(options.command, cli.Plan)
+    fetch = not isinstance(options.command, Plan)
     reader = DatasetReader(session.store, fetch=fetch)
     wanted: list[tuple[str, DatasetSpec, str, DrawSpec]] = [
         (SEEN, trained, trained.train_split, train_draw),
@@ -62,7 +64,7 @@ def declare_models(
     ]
     lock = session.folder / "revisions.lock.json"
     bases = [identify_model(model, session.store, lock=lock, fetch=fetch) for model in models]
-    return [
+    stages = [
         AnalyseStage(
             analysis=analysis,
             version=version,
@@ -75,6 +77,8 @@ def declare_models(
         )
         for base in bases
     ]
+    say_left_out(session, reader.said_left_out())
+    return stages
 
 
 def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:

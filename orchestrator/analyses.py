@@ -23,10 +23,12 @@ from rich.console import Console
 from orchestrator import cli
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.claims import Claims, Heartbeat
-from orchestrator.cli import Gc, Plan, Report, Run, Session, Sync, Ui
+from orchestrator.cli import Session
 from orchestrator.declaration import Declaration, write_declaration
 from orchestrator.follow_up import SUMMARY as SUMMARY
 from orchestrator.inline import InlineBackend
+from orchestrator.options import Gc, Plan, Report, Run, Sync, Ui
+from orchestrator.options import Options as SweepOptions
 from orchestrator.progress import quiet
 from orchestrator.spec import content_key
 from orchestrator.stages import BaseModel, EvaluateStage, Keyed, PrepareStage, Stage, TrainStage
@@ -134,7 +136,7 @@ def main(
 def _dispatch(options: Options, name: str, declare: Declare[Options], compute: Compute, folder: Path) -> int:
     from orchestrator import upkeep
 
-    shared = cli.Options(
+    shared = SweepOptions(
         command=options.command,
         name=options.name,
         storage=options.storage,

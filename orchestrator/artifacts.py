@@ -20,11 +20,10 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from orchestrator.manifests import read_manifest, versions
 from trainers.disk import DRAFT, SEAL, digest_file, disk_named, publish, replace, seal
 from trainers.errors import Damaged, StorageError, Unreachable
 from trainers.objects import Location, ObjectPath
@@ -81,21 +80,7 @@ class Store:
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """The manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
-        file = self._folder(stage, key) / MANIFEST
-        try:
-            loaded = json.loads(file.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(f"{file} cannot be read ({error}); see to the disk, and run again.") from error
-        except ValueError:
-            loaded = None
-        if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
-            raise Damaged(f"{file} is not what was written", stage, key)
-        _require_inside(file, loaded["attempt"], *loaded["files"])
-        return loaded
+        return read_manifest(self._folder(stage, key) / MANIFEST, stage, key)
 
     def complete(self, stage: str, key: str) -> bool:
         """Whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
@@ -306,21 +291,3 @@ class Store:
 
 def _is_written(file: Path, digest: str) -> bool:
     return file.is_file() and digest_file(file) == digest
-
-
-def _require_inside(manifest: Location, *names: object) -> None:
-    """Refuse names that lead out of the artifact's folder. Raises StorageError."""
-    for name in names:
-        text = name if isinstance(name, str) else ""
-        parts = PurePosixPath(text).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\\" in text or "\0" in text:
-            raise StorageError(
-                f"{manifest} names {name!r}, which leads out of its folder; delete {manifest.parent}."
-            )
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of the libraries that a result may owe its last digits to."""
-    names = ("rmsweep", "torch", "transformers", "deepspeed", "ray", "tokenizers", "pyarrow", "mlflow")
-    return {name: metadata.version(name) for name in names}

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import get_args
 
 import tyro
 from rich.console import Console
@@ -25,140 +25,18 @@ from orchestrator.catalog import Profile, Profiles
 from orchestrator.compute import REAL, StageFunctions
 from orchestrator.follow_up import FollowUp
 from orchestrator.help import is_asked_for, short_help
-from orchestrator.reading import ReadingOptions, read_as
+from orchestrator.options import Command, Gc, Options, Plan, Report, Retry, Run, Status, Sync, Ui
+from orchestrator.reading import read_as
 from orchestrator.redaction import RedactingFormatter, redacted, take_credentials
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.specs import Trust, clean_name
-from trainers.stopping import GRACE_S
 from trainers.terminal import is_utf, write_any_text
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
 PIPE_WIDTH = 120
-
-
-@dataclass(frozen=True)
-class Run:
-    """Run what is missing of the sweep (the default command)."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Say what would run where, how long, in how much memory and at what price; start nothing."""
-
-    price: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """$ per GPU-hour (default: an assumption that is named, or --cluster's @X)."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """Say what of the sweep is in the store, what runs and what failed."""
-
-    watch: bool = False
-    """Say it again whenever it changes, until the sweep's driver ends."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write and print the report of what is in the store."""
-
-    compare: Annotated[str | None, tyro.conf.arg(metavar="SWEEP")] = None
-    """Another sweep to put beside it: its name in this storage, or its folder <storage>/sweeps/<name>."""
-
-
-@dataclass(frozen=True)
-class Ui:
-    """Start MLflow's UI on loopback, on the sweep's store."""
-
-    port: int = 5000
-
-
-@dataclass(frozen=True)
-class Sync:
-    """Rebuild the MLflow view from the artifacts."""
-
-
-@dataclass(frozen=True)
-class Retry:
-    """Run again what failed, a diverged training included; --only narrows, and the sweep stays as it was declared."""
-
-
-@dataclass(frozen=True)
-class Gc:
-    """List what of the store no declared sweep needs, and how much room it takes."""
-
-    keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """Sweeps whose artifacts stay (default: every sweep that the store knows)."""
-    delete: bool = False
-    """Remove what is listed."""
-
-
-Command = Run | Plan | Status | Report | Ui | Sync | Retry | Gc
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(ReadingOptions):
-    """Which kind of reward model generalises? A grid of trainings and evaluations, run where it is missing."""
-
-    command: Command = field(default_factory=Run)
-    profile: Literal["auto", "paper", "laptop"] = "auto"
-    """What the grid is made of. auto: paper where the cluster's GPUs hold it, else laptop."""
-    backend: Literal["ray", "inline"] = "ray"
-    """inline: the same stages in this process, without Ray."""
-    cluster: Annotated[str | None, tyro.conf.arg(metavar="2x8xH100-80GB|YAML")] = None
-    """What it may run on (default: what Ray sees, else this machine); with a price per GPU-hour as …@2.50."""
-    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The sweep's name (default: the file's)."""
-    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH|s3://…")] = None
-    """Where artifacts are kept (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
-    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]ID|PATH")] = ()
-    """Catalog names, hub ids, folders or GGUF files."""
-    rewards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean, im_rm_no_reference (default: the profile's)."""
-    train_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
-    """Sets trained on: their train split."""
-    eval_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
-    """Sets evaluated on: their test split."""
-    category: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRAIN/EVAL=VALUE")] = ()
-    """Overrides: in-distribution, token-level-shift, domain-shift or training-pairs."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N")] = ()
-    """Training seeds."""
-    max_train_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Train on the first N of a seeded permutation."""
-    max_eval_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Evaluate on the first N of a seeded permutation."""
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Passes over the training pairs."""
-    keep_epochs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|every")] = ()
-    """Keep the weights after these epochs, too, and evaluate them."""
-    lr: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """Learning rate."""
-    beta: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """β of im_rm."""
-    effective_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Pairs per optimiser step."""
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=GLOB")] = ()
-    """Narrow the grid by model, reward, train or seed."""
-    max_trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """The grid's first N trials."""
-    checkpoint_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Optimiser steps between checkpoints (default: one every ten minutes)."""
-    grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S
-    """Time for a last checkpoint after SIGINT or SIGTERM; spot machines give 110."""
-    allow_pickle: bool = False
-    """Read pickled weights where a model has no safetensors. Danger: a pickle can run any code of its author."""
-    trust_remote_code: bool = False
-    """Run the Python files of a model's folder or hub repository. Danger: any code of its author, with your rights."""
-    allow_overlap: bool = False
-    """Evaluate on the very rows that are trained on."""
-    keep_weights: Literal["all", "best", "none"] = "all"
-    """Which trained weights stay when the sweep is evaluated. best: of each model, training set and reward type, one seed's."""
-    json: bool = False
-    """Machine-readable output of plan, status, report and gc."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +129,9 @@ def guarded(run: Callable[[], int]) -> int:
     except Exception:
         log = Path.cwd() / "rmsweep-error.log"
         log.write_text(redacted(traceback.format_exc()), encoding="utf-8")
-        errors.print(f"rmsweep met a defect; please report it with {log}", style="red", markup=False)
+        errors.print(
+            f"rmsweep met a defect; please report it with {log}", style="red", markup=False, highlight=False
+        )
         return DEFECT
 
 
@@ -350,6 +230,10 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
+    train_sets, eval_sets = (
+        tuple(selection.drawn(spec, options.max_train_pairs) for spec in sets)
+        for sets in (train_sets, eval_sets)
+    )
     models = tuple(selection.parse_model(text) for text in options.models) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     for flag, value in (
@@ -378,6 +262,12 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         placements=profile.placements,
         keep_epochs=selection.parse_keep_epochs(options.keep_epochs) or profile.keep_epochs,
     )
+
+
+def say_left_out(session: Session, lines: Sequence[str]) -> None:
+    """Tell people of the bad rows that were left out."""
+    for line in () if session.options.json else lines:
+        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def dump_json(value: object) -> None:

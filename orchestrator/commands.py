@@ -27,6 +27,7 @@ from orchestrator.failures import is_final
 from orchestrator.follow_up import further_trials, run_follow_up, show_analyses, with_analyses
 from orchestrator.full_report import HTML, said_conclusions, write_full_report
 from orchestrator.layout import fitting
+from orchestrator.options import Plan
 from orchestrator.outlook import architectures, outlook
 from orchestrator.progress import quiet
 from orchestrator.redaction import redacted, shown_uri
@@ -64,7 +65,7 @@ def run(session: Session, build: Build) -> int:
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
     console.print(_headline(known, todo, session), highlight=False)
-    _say_left_out(session, resolved)
+    cli.say_left_out(session, resolved.left_out)
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
@@ -165,17 +166,19 @@ def _run(
         _evict_weights(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
-        session.console.print(f"error: {redacted(str(error))}", style="red", markup=False, soft_wrap=True)
+        session.console.print(
+            f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
         results = sweep_results(declaration, session.store)
-        return say_holes(session, results, told, holes_of_analyses()) or cli.DEFECT
+        return say_holes(session, results, told=told, of_analyses=holes_of_analyses()) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results, told, holes_of_analyses())
+    return say_holes(session, written.results, told=told, of_analyses=holes_of_analyses())
 
 
 def _rounds(
@@ -194,7 +197,7 @@ def _rounds(
 def plan_only(session: Session, build: Build) -> int:
     """Print what is missing, where it would run, how long and at what price; start nothing."""
     command = session.options.command
-    price = outlook_table.checked_price(command.price if isinstance(command, cli.Plan) else None)
+    price = outlook_table.checked_price(command.price if isinstance(command, Plan) else None)
     sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
     further = further_trials(session, resolved.plans)
@@ -213,18 +216,13 @@ def plan_only(session: Session, build: Build) -> int:
         ]
         cli.dump_json({**dataclasses.asdict(found), "access_denied": denied, "trials": trials})
         return 0
-    _say_left_out(session, resolved)
+    cli.say_left_out(session, resolved.left_out)
     outlook_table.say(session.console, found, len(resolved.plans))
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
     if denied:
         session.console.print(access.message(denied), style="yellow", markup=False, soft_wrap=True)
     return 0
-
-
-def _say_left_out(session: Session, resolved: ResolvedSweep) -> None:
-    for line in resolved.left_out:
-        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _groups(session: Session, capacity: Sequence[planning.Node]) -> tuple[hardware.NodeGroup, ...]:
@@ -260,7 +258,7 @@ def _capacity(session: Session) -> tuple[planning.Node, ...]:
     """What --cluster says, else the running cluster with what it may yet add, else this machine; nothing is joined."""
     options = session.options
     given = hardware.nodes_of(hardware.read_cluster(options.cluster)) if options.cluster else ()
-    if given and isinstance(options.command, cli.Plan):
+    if given and isinstance(options.command, Plan):
         return given
     if given and not _may_join(session):
         raise PlanError(
@@ -292,7 +290,7 @@ def _joined(session: Session) -> tuple[planning.Node, ...]:
         if not cluster.join_ray():
             return ()
         nodes = cluster.capacity()
-        if not isinstance(session.options.command, cli.Plan):
+        if not isinstance(session.options.command, Plan):
             cluster.require_shared_storage(session.store, nodes)
     return (*nodes, *still_absent(workers, nodes).values())
 

@@ -11,21 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import failures
-from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity
 from orchestrator.durations import Durations, RateName
 from orchestrator.estimate import Rate
 from orchestrator.gate import Grant, Request, Running, bundles, decide
 from orchestrator.plan import Node
-from orchestrator.redaction import without_secrets
 from orchestrator.rungs import Rungs, Scored
 from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
+from orchestrator.shared_stages import SharedStages, start_shared
 from orchestrator.stages import SharedStage
-from orchestrator.trial import Execution, Rows, compute_claimed
+from orchestrator.trial import Execution
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
@@ -33,19 +29,6 @@ from trainers.specs import Placement
 REFRESH_EVERY_S = 2.0
 
 logger = logging.getLogger(__name__)
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHandle) -> None:
-    """Compute one shared stage; the gate has granted its CPU or GPU. Those who wait for it see how far it is."""
-    execution.stages.prepare_process()
-
-    def post(event: dict[str, Any]) -> None:
-        coordinator.post_shared.remote(stage.key, event)
-
-    post({"event": "stage", "stage": stage.kind})
-    with without_secrets(), Rows(post).of(stage.kind) as report:
-        compute_claimed(stage, execution, report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +64,7 @@ class Coordinator:
         self._asking: asyncio.Task[None] | None = None
         self._waiting: dict[str, tuple[Request, asyncio.Future[Grant | None]]] = {}
         self._granted: dict[str, Running] = {}
-        self._shared: dict[str, asyncio.Task[None]] = {}
-        self._askers: dict[str, list[str]] = {}
+        self._shared = SharedStages(execution, self._compute_shared, self._require_going_on)
         self._events: list[dict[str, Any]] = []
         self._beats: dict[str, tuple[float, str, int]] = {}
         self._rungs = Rungs()
@@ -101,34 +83,12 @@ class Coordinator:
         """Take in the rate of a training that has ended."""
         self._durations = self._durations.having(rates)
 
-    async def shared(self, stage: SharedStage, trial: str | None = None) -> None:
+    async def shared(self, stage: SharedStage, trial: str) -> None:
         """Return when the stage is in the store; the first asker starts it. Raises what it raised.
 
         `trial` hears how far it is until then.
         """
-        if trial is None:
-            await self._shared_once(stage)
-            return
-        askers = self._askers.setdefault(stage.key, [])
-        askers.append(trial)
-        try:
-            await self._shared_once(stage)
-        finally:
-            askers.remove(trial)
-
-    async def _shared_once(self, stage: SharedStage) -> None:
-        known = self._shared.get(stage.key)
-        if known is None or (known.done() and self._worth_another(known, stage)):
-            self._shared[stage.key] = asyncio.create_task(self._run_shared(stage))
-        await asyncio.shield(self._shared[stage.key])
-
-    def _worth_another(self, ended: asyncio.Task[None], stage: SharedStage) -> bool:
-        """Whether a stage that was done is no longer, or failed for a reason that may have passed."""
-        error = ended.exception()
-        if error is None:
-            return not self._execution.store.complete(stage.kind, stage.key)
-        damaged = failures.damage(error) is not None
-        return damaged or self._execution.retries.limit(failures.classify(error).cause) > 0
+        await self._shared.complete(stage, trial)
 
     async def acquire(self, request: Request) -> Grant | None:
         """Wait until the gate grants the request; None where it fits nowhere, now or since a node was lost.
@@ -191,7 +151,7 @@ class Coordinator:
 
     async def post_shared(self, key: str, event: dict[str, Any]) -> None:
         """Note an event of a shared stage, for each trial that waits for it."""
-        self._events += [{"trial": trial, **event} for trial in self._askers.get(key, ())]
+        self._events += [{"trial": trial, **event} for trial in self._shared.asked_by(key)]
 
     async def drain(self) -> list[dict[str, Any]]:
         """Events since the last call, in order."""
@@ -342,24 +302,7 @@ class Coordinator:
                     future.set_result(None)
         self._decide()
 
-    async def _run_shared(self, stage: SharedStage) -> None:
-        for need in stage.needs:
-            await self.shared(need)  # type: ignore[arg-type]
-        claims, name = self._execution.claims, f"{stage.kind}-{stage.key}"
-        watch = claims.watch()
-        while not self._execution.store.complete(stage.kind, stage.key):
-            self._require_going_on()
-            if not claims.take(name, watch):
-                await asyncio.sleep(POLL_S)
-                continue
-            try:
-                await self._compute_shared(stage)
-            finally:
-                claims.release(name)
-
     async def _compute_shared(self, stage: SharedStage) -> None:
-        if self._execution.store.complete(stage.kind, stage.key):
-            return
         has_gpus = any(node.gpus for node in (*self._capacity.values(), *self._absent.values()))
         gpus = 1 if has_gpus and stage.kind == "reference" else 0
         request = Request(id=f"shared {stage.key}", kind="shared", gpus=gpus)
@@ -369,8 +312,6 @@ class Coordinator:
                 f"{stage.label} needs a {'GPU' if gpus else 'CPU'}, and the cluster has none left."
             )
         try:
-            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-            task = shared_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
-            await task.remote(stage, self._execution, ray.get_runtime_context().current_actor)
+            await start_shared(stage, self._execution, grant, ray.get_runtime_context().current_actor)
         finally:
             await self.release(request.id)

@@ -72,6 +72,14 @@ class DatasetReader:
         texts = frozenset[str]().union(*(self._chosen.get((train_set, split), ()) for split in splits))
         return 2 * len(originals & texts) >= len(originals)
 
+    def said_left_out(self, most: int = 5) -> tuple[str, ...]:
+        """A line on each split that was read without its bad rows: how many those are, and which come first."""
+        return tuple(
+            f"data set {name}, split {split}: {len(lines)} bad rows left out: {'; '.join(lines[:most])}"
+            + (f"; and {len(lines) - most} more" if len(lines) > most else "")
+            for (name, split), lines in sorted(self.left_out.items())
+        )
+
     def _read(self, spec: DatasetSpec, split: str) -> Split:
         """Read the rows once, in a stream: who they are, and where they are to be kept, a copy of them."""
         digest, chosen, originals = Digest(), set[str](), set[str]()

@@ -5,8 +5,9 @@ The report, the status and MLflow are views of these records and of the artifact
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from orchestrator.artifacts import Store
@@ -62,9 +63,11 @@ class Declaration:
 
 def declare(resolved: ResolvedSweep) -> Declaration:
     """The records of a resolved sweep."""
+    # The same few words stand in every trial, and each is compared with the whole environment.
+    said = cache(redacted)
     return Declaration(
         sweep=resolved.sweep.name,
-        trials=tuple(_trial(plan, resolved) for plan in resolved.plans),
+        trials=tuple(_trial(plan, resolved, said) for plan in resolved.plans),
         artifacts=tuple(sorted(artifacts_of(resolved.plans))),
     )
 
@@ -79,7 +82,7 @@ def artifacts_of(plans: Iterable[TrialPlan]) -> set[str]:
     return named
 
 
-def _trial(plan: TrialPlan, resolved: ResolvedSweep) -> TrialRecord:
+def _trial(plan: TrialPlan, resolved: ResolvedSweep, said: Callable[[str], str]) -> TrialRecord:
     spec = plan.spec
     return TrialRecord(
         name=spec.name,
@@ -89,7 +92,7 @@ def _trial(plan: TrialPlan, resolved: ResolvedSweep) -> TrialRecord:
         train_set=spec.train_set.name,
         train_digest=plan.train.prepared.split.digest,
         seed=spec.seed,
-        parameters=_parameters(plan),
+        parameters=_parameters(plan, said),
         evaluations=tuple(
             EvaluationRecord(
                 dataset=stage.prepared.split.name,
@@ -103,7 +106,7 @@ def _trial(plan: TrialPlan, resolved: ResolvedSweep) -> TrialRecord:
     )
 
 
-def _parameters(plan: TrialPlan) -> dict[str, Any]:
+def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
     spec = plan.spec
     parameters: dict[str, Any] = {
         "model": spec.model.name,
@@ -124,7 +127,7 @@ def _parameters(plan: TrialPlan) -> dict[str, Any]:
         "max_eval_pairs": spec.eval_draw.max_pairs,
     }
     given = {name: value for name, value in parameters.items() if value is not None}
-    return {name: redacted(value) if isinstance(value, str) else value for name, value in given.items()}
+    return {name: said(value) if isinstance(value, str) else value for name, value in given.items()}
 
 
 def write_declaration(declaration: Declaration, store: Store) -> None:

@@ -7,7 +7,6 @@ The gate's queue goes by the durations that the stages' `expected_s` gives, and 
 """
 
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -44,6 +43,7 @@ from orchestrator.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
 from orchestrator.trial import Execution, Post, Rows, complete_trial
 from orchestrator.trial_plan import TrialPlan
+from orchestrator.workers import make_room
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
@@ -73,47 +73,18 @@ def run_on_ray(
     live = capacity()
     nodes = [*live, *still_absent(workers, live).values()]
     durations = Durations(store=execution.store, kind=slowest(groups_of(nodes)), measured=measured or {})
-    order = ranked([training(plan, placements[plan.key], execution, durations) for plan in plans], nodes)
-    by_request = {training_id(plan): plan for plan in plans}
-    work = {
-        plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
-        for request in order
-        for plan in [by_request[request.id]]
-    }
-    # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
-    class_cache.ENV_VARS_TO_PROPAGATE -= set(filter(is_secret_name, class_cache.ENV_VARS_TO_PROPAGATE))
-    unbound = PlacementGroupSchedulingStrategy(placement_group=None)
+    work = _in_turn(plans, placements, execution, durations, nodes)
     # On the head, as the trial functions are: the loss of another node must not take it.
     coordinator = ray.remote(Coordinator).options(
-        num_cpus=0, resources=SLIVER, max_concurrency=10_000, scheduling_strategy=unbound
+        num_cpus=0,
+        resources=SLIVER,
+        max_concurrency=10_000,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
     )
     handle = coordinator.remote(execution, live, work, durations, scaling(workers))
-    trial = tune.with_parameters(
-        run_trial,
-        execution=execution,
-        coordinator=handle,
-        scratch=str(scratch),
-    )
     slots = sum(node.gpus or node.cpus for node in nodes)
-    # A trial function never raises: what Tune sees fail is a process that died, and its trial goes on in another.
-    deaths = tune.FailureConfig(max_failures=execution.retries.worker_lost)
-    tuner = tune.Tuner(
-        tune.with_resources(trial, SLIVER),
-        param_space={"trial": tune.grid_search(list(work))},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=window(slots),
-            reuse_actors=True,
-            scheduler=SearchScheduler([plan.train for plan in plans], execution.store, handle),
-        ),
-        run_config=tune.RunConfig(
-            storage_path=str(scratch),
-            # Rounds of one command share their scratch.
-            name=f"tune-{uuid.uuid4().hex[:8]}",
-            verbose=0,
-            callbacks=[TrialDeaths(handle)],
-            failure_config=deaths,
-        ),
-    )
+    scheduler = SearchScheduler([plan.train for plan in plans], execution.store, handle)
+    tuner = _tuner(list(work), scheduler, execution, handle, scratch, at_once=window(slots))
     with Events(handle, on_event):
         try:
             with stop.deferred(lambda: stop_gracefully(handle, stop)):
@@ -125,6 +96,55 @@ def run_on_ray(
                 # Ray keeps a wish for nodes until it hears another.
                 ask_for([])
     ray.kill(handle)
+
+
+def _in_turn(
+    plans: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
+    execution: Execution,
+    durations: Durations,
+    nodes: Sequence[Node],
+) -> dict[str, Work]:
+    """What each trial is to do, in the order in which their trainings should start."""
+    asked = [training(plan, placements[plan.key], execution, durations) for plan in plans]
+    by_request = {training_id(plan): plan for plan in plans}
+    return {
+        plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
+        for request in ranked(asked, nodes)
+        for plan in [by_request[request.id]]
+    }
+
+
+def _tuner(
+    trials: Sequence[str],
+    scheduler: SearchScheduler,
+    execution: Execution,
+    coordinator: ActorHandle,
+    scratch: Path,
+    *,
+    at_once: int,
+) -> tune.Tuner:
+    """Tune's part: a function for each trial, so many at once, in processes that are used again."""
+    # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
+    class_cache.ENV_VARS_TO_PROPAGATE -= set(filter(is_secret_name, class_cache.ENV_VARS_TO_PROPAGATE))
+    trial = tune.with_parameters(
+        run_trial, execution=execution, coordinator=coordinator, scratch=str(scratch)
+    )
+    # A trial function never raises: what Tune sees fail is a process that died, and its trial goes on in another.
+    deaths = tune.FailureConfig(max_failures=execution.retries.worker_lost)
+    return tune.Tuner(
+        tune.with_resources(trial, SLIVER),
+        param_space={"trial": tune.grid_search(list(trials))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, scheduler=scheduler),
+        run_config=tune.RunConfig(
+            storage_path=str(scratch),
+            # Rounds of one command share their scratch.
+            name=f"tune-{uuid.uuid4().hex[:8]}",
+            verbose=0,
+            callbacks=[TrialDeaths(coordinator)],
+            failure_config=deaths,
+        ),
+    )
 
 
 def run_trial(
@@ -151,8 +171,7 @@ def run_trial(
             failure, detail = failures.classify(error), traceback.format_exc()
             event = {"event": "failed", "cause": failure.cause, "message": failure.message}
             backend.post({**event, "detail": detail})
-    # A model and its engine refer to each other; the next trial of this process needs the room.
-    gc.collect()
+    make_room()
     tune.report({"done_stages": 1})
 
 

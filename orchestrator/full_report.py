@@ -17,13 +17,14 @@ from rich.console import Console
 from orchestrator import preference
 from orchestrator.analysis import Analysis
 from orchestrator.answers import statistics_tables
-from orchestrator.artifacts import Store, versions
+from orchestrator.artifacts import Store
 from orchestrator.audit_page import audit_sweep, audit_tables
 from orchestrator.conclusions import conclusions
 from orchestrator.controls import controlled
 from orchestrator.curves import curve_rows
 from orchestrator.declaration import Declaration
 from orchestrator.figures import every_figure
+from orchestrator.manifests import versions
 from orchestrator.pages import Line, Page, Section, write_page
 from orchestrator.paper import spec_difference
 from orchestrator.per_pair import set_outcomes

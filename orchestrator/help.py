@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 SELDOM = (
+    "effective_batch",
+    "max_trials",
     "category",
     "columns",
     "test_share",
@@ -22,6 +24,7 @@ SELDOM = (
     "allow_pickle",
     "trust_remote_code",
     "allow_overlap",
+    "keep_weights",
 )
 EXAMPLES = (
     "--profile laptop",
@@ -46,9 +49,13 @@ def short_help(options: type, commands: Sequence[type], prog: str, width: int) -
     lines += [_line(kind.__name__.lower(), _first(kind.__doc__), width, 9) for kind in commands]
     lines += ["", "flags, before or after the command"]
     lines += [_line(_flag(name, hints[name]), _first(docs[name]), width, _NAME_WIDTH) for name in names]
-    seldom = ", ".join(_flag(name, hints[name]) for name in SELDOM)
+    seldom = ", ".join(f"--{name.replace('_', '-')}" for name in SELDOM)
     lines += textwrap.wrap(
-        f"and, as --help-verbose says in full: {seldom}", width, initial_indent="  ", subsequent_indent="  "
+        f"and, as --help-verbose says in full: {seldom}",
+        width,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
     )
     lines += ["", "examples", *(f"  {prog} {words}" for words in EXAMPLES)]
     return "\n".join(lines)

@@ -69,8 +69,7 @@ def resolve(
         for trial in trials
     )
     _require_distinct_keys(plans)
-    left_out = tuple(_said_left_out(*item, lines) for item, lines in sorted(reader.left_out.items()))
-    return ResolvedSweep(sweep=sweep, plans=plans, categories=categories, left_out=left_out)
+    return ResolvedSweep(sweep=sweep, plans=plans, categories=categories, left_out=reader.said_left_out())
 
 
 def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepError]) -> dict[Named, Found]:
@@ -84,11 +83,6 @@ def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepErr
     if faults:
         raise kind("\n".join(faults))
     return found
-
-
-def _said_left_out(name: str, split: str, lines: Sequence[str], most: int = 5) -> str:
-    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
-    return f"data set {name}, split {split}: {len(lines)} bad rows left out: {'; '.join(lines[:most])}{more}"
 
 
 def _require_distinct_names(sweep: Sweep) -> None:

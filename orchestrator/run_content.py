@@ -54,7 +54,7 @@ class RunContent:
     @property
     def digest(self) -> str:
         """Changes with whatever the run shows."""
-        parts = [VERSION, asdict(self)]
+        parts = [VERSION, *(getattr(self, name) for name in self.__slots__)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -57,6 +57,7 @@ def parse_model(text: str) -> ModelSpec:
 def parse_dataset(text: str, flag: str) -> DatasetSpec:
     """`[NAME=]NAME|PATH|ID`. A catalog NAME in front of a path keeps what the catalog declares of it."""
     name, source = _split_name(text)
+    given = name
     known = {spec.name: spec for spec in DATASETS}
     if source in known:
         return dataclasses.replace(known[source], name=name or source)
@@ -71,7 +72,22 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     if path is not None and name in known and known[name].source.startswith(PERSONA):
         return dataclasses.replace(known[name], source=f"{PERSONA}{path}")
     rewriting_of = known[name].rewriting_of if name in known else None
-    return DatasetSpec(name=name, source=source if path is None else str(path), rewriting_of=rewriting_of)
+    # A folder may be called as a catalog set by chance.
+    train_draw = known[name].train_draw if given in known else None
+    return DatasetSpec(
+        name=name,
+        source=source if path is None else str(path),
+        rewriting_of=rewriting_of,
+        train_draw=train_draw,
+    )
+
+
+def drawn(spec: DatasetSpec, given: int | None) -> DatasetSpec:
+    """The set without a draw of its own where another number of training pairs is given."""
+    own = spec.train_draw
+    return (
+        spec if own is None or given in (None, own.max_pairs) else dataclasses.replace(spec, train_draw=None)
+    )
 
 
 def _split_name(text: str) -> tuple[str, str]:

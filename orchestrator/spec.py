@@ -146,7 +146,10 @@ def grid(
     keep_epochs: KeepEpochs = (),
     variant: str = "",
 ) -> tuple[TrialSpec, ...]:
-    """The full product, seeds outermost so that a first answer covers every model early."""
+    """The full product, seeds outermost so that a first answer covers every model early.
+
+    A training set that has a draw of its own is drawn by it.
+    """
 
     def trial(seed: int, model: ModelSpec, train_set: DatasetSpec, reward: RewardSpec) -> TrialSpec:
         optim = recipe(model, train_set)
@@ -154,7 +157,7 @@ def grid(
             model=model,
             reward=reward,
             train_set=train_set,
-            train_draw=train_draw,
+            train_draw=train_set.train_draw or train_draw,
             optim=optim,
             seed=seed,
             eval_sets=tuple(eval_sets),

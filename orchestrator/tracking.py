@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,8 +216,17 @@ def is_pending(uri: str, store: Store, sweep: str) -> bool:
     return shown_uri(uri) in _read(store.sweep_dir(sweep) / PENDING)
 
 
-def sync(uri: str, store: Store, declaration: Declaration, written: Written) -> float:
-    """Rebuild the view from the artifacts, as the report has read them; seconds taken. Raises TrackingError."""
+def sync(
+    uri: str,
+    store: Store,
+    declaration: Declaration,
+    written: Written,
+    step: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
+    """Rebuild the view from the artifacts, as the report has read them; seconds taken. Raises TrackingError.
+
+    `step` is told (done, total) trials.
+    """
     started = time.perf_counter()
     file = store.sweep_dir(declaration.sweep) / PENDING
     pending = _read(file)
@@ -229,9 +238,10 @@ def sync(uri: str, store: Store, declaration: Declaration, written: Written) -> 
     with _tracking_errors(uri):
         view = View(uri, store, declaration)
         runs = view.trial_runs()
-        for result in written.results:
+        for done, result in enumerate(written.results, 1):
             key = result.record.key
             view.log_trial(result, status=statuses.get(key, "RUNNING"), found=runs.get(key, ()))
+            step(done, len(written.results))
         view.settle()
         complete = all(result.complete for result in written.results)
         view.log_report(written.folder, "FINISHED" if complete else "RUNNING")

@@ -26,7 +26,7 @@ from orchestrator.declaration import read_declaration
 from orchestrator.full_report import write_full_report
 from orchestrator.layout import fitting
 from orchestrator.pace import duration
-from orchestrator.progress import quiet
+from orchestrator.progress import late_bar, quiet
 from orchestrator.redaction import shown_uri
 from orchestrator.results import TrialResult, trial_result
 from orchestrator.state import TrialNote, read_state
@@ -133,6 +133,7 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
 def say_holes(
     session: Session,
     results: Sequence[TrialResult],
+    *,
     told: Collection[str] = (),
     of_analyses: Sequence[TrialPlan] = (),
 ) -> int:
@@ -191,6 +192,7 @@ def ui(session: Session, port: int) -> int:
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
     environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_BACKEND_STORE_URI": session.tracking_uri,
@@ -246,8 +248,8 @@ def sync(session: Session) -> int:
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
     written = write_full_report(declaration, session.store, session.console)
-    with quiet(session.driver_log):
-        seconds = tracking.sync(session.tracking_uri, session.store, declaration, written)
+    with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
+        seconds = tracking.sync(session.tracking_uri, session.store, declaration, written, step)
     place = shown_uri(session.tracking_uri)
     session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
     return 0

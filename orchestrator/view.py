@@ -36,6 +36,8 @@ _SETTINGS = {
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    # What somebody's sweep logs is nobody else's to count.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 

@@ -88,6 +88,7 @@ class Parameters:
 
 def mitigation(chosen: Selection) -> Sweep:
     """Every model with every reward type and every share of copies."""
+    chosen = replace(chosen, train_sets=_whole(chosen.train_sets), eval_sets=_whole(chosen.eval_sets))
     trials: list[TrialSpec] = []
     categories: list[tuple[str, str, Category]] = []
     for original in chosen.train_sets:
@@ -127,6 +128,11 @@ def _source_of_copies(original: DatasetSpec, eval_sets: Sequence[DatasetSpec]) -
             "the others are what is asked about."
         )
     return found[0]
+
+
+def _whole(sets: Sequence[DatasetSpec]) -> tuple[DatasetSpec, ...]:
+    """Without draws of their own, which copies would not be among."""
+    return tuple(replace(item, train_draw=None) for item in sets)
 
 
 def _with_copies(original: DatasetSpec, rewriting: DatasetSpec, share: float) -> DatasetSpec:

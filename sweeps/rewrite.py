@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from orchestrator import cli, selection
+from orchestrator import selection
 from orchestrator.analyses import SUMMARY, AnalyseStage, AnalysisOptions, Inputs, main
 from orchestrator.artifacts import Attempt, Store
-from orchestrator.cli import Session
+from orchestrator.cli import Session, say_left_out
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model
+from orchestrator.options import Plan
 from orchestrator.spec import content_key
 from orchestrator.stages import BaseModel
 from trainers.data import rewritten
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.hygiene import LANGUAGES
+from trainers.data.named import SUBSET_SEED
 from trainers.data.records import Pair
 from trainers.data.rewriting import Terms
-from trainers.data.rewritten import PARAPHRASE, SUBSET_SEED, Failure
+from trainers.data.rewritten import PARAPHRASE, Failure
 from trainers.data.rules import rewritten_by_rules, rules_digest
 from trainers.disk import alone
 from trainers.errors import SpecError
@@ -104,11 +106,13 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
     if options.sample is not None and options.sample < 1:
         raise SpecError(f"--sample {options.sample}: give at least 1.")
     ways = [_way(options, rewriting) for rewriting in options.rewriting]
-    fetch = not isinstance(options.command, cli.Plan)
+    fetch = not isinstance(options.command, Plan)
     base = None if options.model.startswith(RULES) else _base(options, session, fetch=fetch)
     spec = chosen_spec(options.data, options.reading)
     split = {"train": spec.train_split, "test": spec.test_split}.get(options.split, options.split)
-    rows = DatasetReader(session.store, fetch=fetch).split(spec, split)
+    reader = DatasetReader(session.store, fetch=fetch)
+    rows = reader.split(spec, split)
+    say_left_out(session, reader.said_left_out())
     return [
         AnalyseStage(
             analysis=clean_name(way["rewriting"]),

@@ -12,11 +12,8 @@ bit; at another world size it is converted first. The ZeRO stage must be the one
 
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -27,8 +24,8 @@ from typing import Any
 import torch.distributed as dist
 
 from trainers.disk import DRAFT, SEAL, digest_file, disk_named, replace, require_room, seal
-from trainers.errors import ModelError, SpecError, StorageError, Unreachable
-from trainers.mirror import clear_together, fetch_together, on_node, upload_together
+from trainers.errors import SpecError, StorageError, Unreachable
+from trainers.mirror import clear_together, fetch_together, upload_together
 from trainers.objects import Location, ObjectPath, matching
 from trainers.transfer import remove_tree
 
@@ -267,62 +264,3 @@ def _drop_old(folder: Location) -> None:
                 remove_tree(path)
             else:
                 path.unlink(missing_ok=True)
-
-
-def require_same_training(checkpoint: Checkpoint, folder: Location, training: dict[str, str]) -> None:
-    """Raise ModelError where the checkpoint is of another architecture, reward, optimiser, seed or data."""
-    different = [name for name, value in training.items() if checkpoint.training.get(name) != value]
-    if different:
-        found = "; ".join(
-            f"{name}: {checkpoint.training.get(name)}, not {training[name]}" for name in different
-        )
-        raise ModelError(
-            f"the checkpoint in {folder} is of another training ({found}); remove it to start anew."
-        )
-
-
-def prepare_resume(checkpoint: Checkpoint, checkpoints: Checkpoints, zero_stage: int) -> bool:
-    """Make the checkpoint loadable here and at this ZeRO stage; whether it now is a universal one. A collective."""
-    if checkpoint.fits(dist.get_world_size(), zero_stage):
-        return False
-    if checkpoint.zero_stage != zero_stage:
-        raise SpecError(
-            f"the checkpoint in {checkpoints.kept} was written at ZeRO {checkpoint.zero_stage} and cannot go on at {zero_stage}; "
-            f"use --zero-stage {checkpoint.zero_stage}, or remove it to start anew."
-        )
-    converts = dist.get_rank() if checkpoints.mirror is None else on_node()[0]
-    if converts == 0:
-        _convert(checkpoints.folder, checkpoint.tag)
-    dist.barrier()
-    return True
-
-
-def load(engine: Any, checkpoint: Checkpoint, checkpoints: Checkpoints, *, universal: bool) -> None:
-    """Put weights, optimiser and counters back. A collective. Raises StorageError."""
-    folder = checkpoints.folder
-    found, _ = engine.load_checkpoint(str(folder / "universal" if universal else folder), tag=checkpoint.tag)
-    if found is None:
-        raise StorageError(
-            f"{folder / checkpoint.tag} is not a checkpoint of this training; remove {checkpoints.kept}."
-        )
-    if checkpoints.mirror is not None:
-        clear_together(folder)
-
-
-def _convert(folder: Path, tag: str) -> None:
-    target = folder / "universal"
-    if (target / tag).is_dir():
-        return
-    draft = target / f"{tag}.draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(folder / tag), "--output_folder", str(draft)]
-    # A process of its own, and no rank: it forks its own workers.
-    alone = {
-        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise StorageError(f"{folder / tag} could not be converted for this placement: {last}")
-    draft.replace(target / tag)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainers.data.records import Message, Pair
+from trainers.data.selections import generator, permutation
 from trainers.errors import DataError, ModelError
 from trainers.rewards import Rendering
 from trainers.specs import DrawSpec, ValidationSpec
@@ -38,6 +39,8 @@ def draw_order(count: int, draw: DrawSpec) -> list[int]:
     """Row numbers in the order in which they are tried: as stored, or a seeded permutation."""
     if draw.max_pairs is None:
         return list(range(count))
+    if draw.permutation == "torch":
+        return permutation(count, generator(draw.seed))
     return [int(row) for row in np.random.Generator(np.random.PCG64(draw.seed)).permutation(count)]
 
 

@@ -96,7 +96,8 @@ class DatasetSpec:
     paper's filters and draws (trainers/data/selections.py), `columns` says which column is prompt, chosen or rejected.
     With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
     `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error.
-    `augmentation` adds rewritten copies to the training split.
+    `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of training pairs, taken where
+    nobody asks for another number.
     """
 
     name: str
@@ -113,6 +114,7 @@ class DatasetSpec:
     split_seed: int = 0
     skip_bad_rows: bool = False
     augmentation: Augmentation | None = field(default=None, metadata=ADDED)
+    train_draw: "DrawSpec | None" = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
         meant = [name for name, _ in self.columns]
@@ -139,11 +141,13 @@ class DatasetSpec:
 class DrawSpec:
     """Which pairs of a split are used: all, or the first `max_pairs` of a seeded permutation that fit the limits.
 
-    Pairs over a token limit are left out and counted, never cut.
+    Pairs over a token limit are left out and counted, never cut. `permutation` is numpy's (PCG64), or torch's, which the
+    paper's subsets are taken from.
     """
 
     max_pairs: int | None = None
     seed: int = 0
+    permutation: Literal["numpy", "torch"] = field(default="numpy", metadata=ADDED)
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
 

@@ -1,27 +1,21 @@
 """The training loop: one reward model, one set of pairs, one seed. The same code for one process or a gang.
 
-    torchrun --nproc-per-node 2 -m trainers.train --model MODEL --data DATA --reward ex_rm --out OUT
-
-Shapes: P pairs of a micro-batch.
-Every pair of an effective batch weighs the same, short last batches included, and no pair is dropped: the loss of
-a forward is Σ over its pairs × world size × accumulation / pairs in the effective batch, since DeepSpeed averages
-gradients over ranks and divides by the accumulation.
+torchrun --nproc-per-node 2 -m trainers.train --model MODEL --data DATA --reward ex_rm --out OUT
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from trainers import checkpoints as saved
-from trainers.batching import epoch_order, split_step, steps_of_epoch
+from trainers.batching import epoch_order, steps_of_epoch
 from trainers.checkpoints import Checkpoints
-from trainers.engine import effective_zero_stage, learning_rate, process_group
+from trainers.engine import learning_rate, process_group
 from trainers.epochs import collect_epochs, keep_epoch
 from trainers.errors import Diverged, Interrupted
 from trainers.evaluate import score_pairs
@@ -30,9 +24,10 @@ from trainers.layouts import layout_of
 from trainers.memory import forget_peak_memory, memory_named, peak_memory_gb
 from trainers.metrics import accuracy
 from trainers.models import freeze, load_model
-from trainers.packing import Layout, collate
+from trainers.packing import Layout
 from trainers.resuming import Start, identity, start
 from trainers.saving import full_weights, model_card, save_model
+from trainers.step import optimiser_step
 from trainers.stopping import StopLeft, never
 from trainers.templates import load_tokenizer
 
@@ -83,19 +78,9 @@ def train(
     """
     started = time.perf_counter()
     forget_peak_memory()
-    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust)
-    model = load_model(
-        inputs.location,
-        tokenizer=tokenizer,
-        output=inputs.reward.type.output,
-        precision=inputs.precision,
-        revision=inputs.revision,
-        head_seed=inputs.seed,
-        trust=inputs.trust,
-    )
-    freeze(model, inputs.optim.freeze)
-    epochs, kept = inputs.optim.epochs, inputs.keep_epochs
+    model, tokenizer = _loaded(inputs)
     kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
+    epochs, kept = inputs.optim.epochs, inputs.keep_epochs
 
     def end_epoch(epoch: int) -> None:
         if epoch in kept:
@@ -110,19 +95,14 @@ def train(
         with memory_named(too_large):
             begun = start(model, inputs, checkpoints, keeping.identity)
         try:
-            if dist.get_rank() == 0:
-                for notice in begun.notices:
-                    report({"notice": notice})
+            _tell(begun.notices, report)
             loop_started = time.perf_counter()
             with memory_named(too_large):
                 log = _loop(begun, inputs, layout_of(model), report, keeping)
                 loop_s = time.perf_counter() - loop_started
                 weights = full_weights(model)
-            result = TrainResult(
-                log=log,
-                train_accuracy=_last_epoch_accuracy(log),
-                perf=_performance(log[len(begun.log) :], set_up_s=loop_started - started, loop_s=loop_s),
-            )
+            perf = _performance(log[len(begun.log) :], set_up_s=loop_started - started, loop_s=loop_s)
+            result = TrainResult(log=log, train_accuracy=_last_epoch_accuracy(log), perf=perf)
             if dist.get_rank() == 0:
                 card = model_card(inputs.name, inputs.reward, _facts(inputs, result))
                 save_model(model, weights, tokenizer, out_dir / "model", card)
@@ -132,25 +112,42 @@ def train(
     return result
 
 
+def _loaded(inputs: TrainInputs) -> tuple[Any, Any]:
+    """The model to train, and its tokenizer."""
+    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust)
+    model = load_model(
+        inputs.location,
+        tokenizer=tokenizer,
+        output=inputs.reward.type.output,
+        precision=inputs.precision,
+        revision=inputs.revision,
+        head_seed=inputs.seed,
+        trust=inputs.trust,
+    )
+    freeze(model, inputs.optim.freeze)
+    return model, tokenizer
+
+
+def _tell(notices: Sequence[str], report: Report) -> None:
+    if dist.get_rank() == 0:
+        for notice in notices:
+            report({"notice": notice})
+
+
 def _loop(
     begun: Start, inputs: TrainInputs, layout: Layout, report: Report, keeping: Keeping
 ) -> list[dict[str, Any]]:
     """Train to the end; the whole log, the part behind a checkpoint included."""
     engine, optim, pairs, log = begun.engine, inputs.optim, inputs.pairs, list(begun.log)
-    steps = [
-        (epoch, step)
-        for epoch in range(optim.epochs)
-        for step in steps_of_epoch(epoch_order(len(pairs), inputs.seed, epoch), optim.effective_batch)
-    ]
+    total = optim.epochs * _steps_of_one_epoch(inputs)
     saved_at, write_s = time.monotonic(), begun.write_s
-    for number in range(len(log), len(steps)):
-        epoch, step = steps[number]
+    for number, (epoch, step) in enumerate(_steps(inputs, len(log)), len(log)):
         began = time.perf_counter()
-        lr = learning_rate(optim, number, len(steps))
+        lr = learning_rate(optim, number, total)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
         wishes = _wishes(keeping, number + 1, time.monotonic() - saved_at, write_s)
-        sums, grad_norm = _step(engine, inputs, step, layout, wishes)
+        sums, grad_norm = optimiser_step(engine, inputs, step, layout, wishes)
         if not (all(map(math.isfinite, sums)) and math.isfinite(grad_norm)):
             raise _diverged(inputs, step, number + 1, lr)
         row: dict[str, Any] = {
@@ -167,28 +164,40 @@ def _loop(
             "step_s": time.perf_counter() - began,
             "indices": [pairs[position].index for position in step],
         }
-        ends_epoch = number + 1 == len(steps) or steps[number + 1][0] > epoch
+        ends_epoch = (number + 1) % _steps_of_one_epoch(inputs) == 0
         if inputs.validation:
             row["validation_accuracy"] = _validated(engine.module, inputs) if ends_epoch else None
         log.append(row)
         if dist.get_rank() == 0:
-            report({**row, "total": len(steps)})
+            report({**row, "total": total})
         if ends_epoch and inputs.validation and not keeping.goes_on(epoch + 1, row["validation_accuracy"]):
             return log
         if ends_epoch:
             # Before the checkpoint: who goes on from that finds what was kept of earlier epochs.
             keeping.end_epoch(epoch + 1)
         write, stop = (wish > 0 for wish in sums[4:])
-        if write and keeping.checkpoints is not None and len(log) < len(steps):
-            write_s = saved.save(
-                engine, keeping.checkpoints, log, total=len(steps), training=keeping.identity
-            )
+        if write and keeping.checkpoints is not None and len(log) < total:
+            write_s = saved.save(engine, keeping.checkpoints, log, total=total, training=keeping.identity)
             saved_at = time.monotonic()
             if dist.get_rank() == 0:
                 report({"checkpoint": number + 1})
-        if stop and len(log) < len(steps):
-            raise Interrupted(f"stopped on request after step {number + 1} of {len(steps)}.")
+        if stop and len(log) < total:
+            raise Interrupted(f"stopped on request after step {number + 1} of {total}.")
     return log
+
+
+def _steps_of_one_epoch(inputs: TrainInputs) -> int:
+    return math.ceil(len(inputs.pairs) / inputs.optim.effective_batch)
+
+
+def _steps(inputs: TrainInputs, done: int) -> Iterator[tuple[int, list[int]]]:
+    """Epoch and positions of the pairs of each step after the first `done`; an epoch is drawn when it begins."""
+    first, within = divmod(done, _steps_of_one_epoch(inputs))
+    for epoch in range(first, inputs.optim.epochs):
+        order = epoch_order(len(inputs.pairs), inputs.seed, epoch)
+        for step in steps_of_epoch(order, inputs.optim.effective_batch)[within:]:
+            yield epoch, step
+        within = 0
 
 
 def _validated(reward: Any, inputs: TrainInputs) -> float:
@@ -211,58 +220,6 @@ def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list
         return [0.0, float(left is not None)]
     due = keeping.checkpoints.due(step, since_s)
     return [float(due if left is None else write_s < left), float(left is not None)]
-
-
-def _step(
-    engine: Any, inputs: TrainInputs, step: Sequence[int], layout: Layout, wishes: Sequence[float]
-) -> tuple[list[float], float]:
-    """One optimiser step: sums over its pairs of loss, right rankings, margin and tokens, and over ranks of `wishes`;
-    the gradient norm.
-    """
-    placement = inputs.placement
-    world_size, accumulation = placement.world_size, placement.accumulation
-    lengths = {position: inputs.pairs[position].tokens for position in step}
-    forwards = split_step(step, lengths, world_size=world_size, accumulation=accumulation)[dist.get_rank()]
-    sums = torch.tensor([0.0] * 4 + list(wishes), dtype=torch.float64)
-    norm = 0.0
-    for positions in forwards:
-        # Every rank must run every collective: a forward without pairs runs one of weight 0.
-        weight = world_size * accumulation / len(step) if positions else 0.0
-        batch = collate(
-            [inputs.pairs[position] for position in positions or step[:1]],
-            layout=layout,
-            weight=weight,
-            reference=inputs.reference,
-            device=str(engine.device),
-        )
-        scores = engine(batch)
-        engine.backward((scores.loss_P * batch.weight_P).sum())
-        norm = _gradient_norm(engine, inputs)
-        engine.step()
-        if positions:
-            margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
-            right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
-            totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
-            sums[:3] += torch.stack(totals).cpu()
-            sums[3] += batch.tokens
-    shared = sums.to(engine.device)
-    dist.all_reduce(shared)
-    if _needs_own_norm(inputs):
-        return shared.tolist(), norm
-    return shared.tolist(), float(engine.get_global_grad_norm())
-
-
-def _needs_own_norm(inputs: TrainInputs) -> bool:
-    """Whether DeepSpeed does not know the gradient's norm: without ZeRO it computes none."""
-    return effective_zero_stage(inputs.placement, inputs.precision) == 0
-
-
-def _gradient_norm(engine: Any, inputs: TrainInputs) -> float:
-    """Norm of the averaged gradients, before they are clipped and applied."""
-    if not (_needs_own_norm(inputs) and engine.is_gradient_accumulation_boundary()):
-        return 0.0
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def _diverged(inputs: TrainInputs, step: Sequence[int], number: int, lr: float) -> Diverged:

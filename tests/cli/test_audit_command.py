@@ -78,7 +78,10 @@ def test_sets_may_only_train_or_only_be_evaluated_and_json_is_printed(audit, tmp
         ([], "name at least one set"),
         (["./nowhere"], "./nowhere: no such file or folder"),
         (["empty"], "empty has no test split"),
-        (["bad.jsonl"], "bad.jsonl, row 1: column 'chosen' is empty"),
+        (
+            ["bad.jsonl"],
+            "1 rows were read, 1 of them bad. The first: bad.jsonl, row 0: column 'chosen' is empty",
+        ),
         (["good.jsonl", "--eval", "./good.jsonl"], "two sets are called good"),
         (["good.jsonl", "--response-limit", "0"], "--response-limit 0"),
         (["good.jsonl", "--out", "."], "--out . is a folder"),
@@ -91,9 +94,7 @@ def test_bad_input_is_refused(tmp_path, monkeypatch, capsys, arguments, message)
     (tmp_path / "empty").mkdir()
     good = rows(3, "x")
     (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good))
-    (tmp_path / "bad.jsonl").write_text(
-        json.dumps(good[0]) + "\n" + json.dumps({**good[1], "chosen": " "}) + "\n"
-    )
+    (tmp_path / "bad.jsonl").write_text(json.dumps({**good[1], "chosen": " "}) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["audit", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -102,3 +103,36 @@ def test_bad_input_is_refused(tmp_path, monkeypatch, capsys, arguments, message)
     assert ended.value.code == 2
     assert message in " ".join((out + err).split())
     assert not (tmp_path / "audit.json").exists()
+
+
+def test_rows_that_are_no_pair_are_a_finding_and_the_others_are_audited(audit, tmp_path):
+    data = write(tmp_path / "data", train=[*rows(9, "set"), {"prompt": "p", "chosen": "", "rejected": "b"}])
+    with (data / "train.jsonl").open("ab") as file:
+        file.write(b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}\n{"prompt": "half')
+    done = audit(str(data))
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "audit.json").read_text())
+    (found,) = [item for item in said["findings"] if item["what"] == "rows that are no pair"]
+    assert (found["severity"], found["where"]) == ("error", "data/train")
+    assert found["number"].startswith("3 of 12 rows (")
+    assert "train.jsonl, row 9: column 'chosen' is empty" in found["number"]
+    assert "A run refuses the set" in found["effect"]
+    assert said["sets"][0]["pairs"] == 9
+    assert len(said["sets"][0]["unreadable"]) == 3
+    assert "rows that are no pair" in done.stdout
+
+
+def test_columns_are_mapped_and_a_file_is_divided_by_problem(audit, tmp_path):
+    data = tmp_path / "mine.jsonl"
+    lines = [{"q": f"q {n}", "good": "yes", "bad": f"no {n}", "id": n // 2} for n in range(40)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("--columns", "prompt=q", "chosen=good", "rejected=bad", "--group-by", "id")
+    done = audit(str(data), *words, "--test-share", "0.5")
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "audit.json").read_text())
+    assert [(item["name"], item["role"]) for item in said["sets"]] == [
+        ("mine/train", "train"),
+        ("mine/test", "eval"),
+    ]
+    assert sum(item["pairs"] for item in said["sets"]) == 40
+    assert "rejected" in audit(str(data), "--columns", "prompt=q").stderr

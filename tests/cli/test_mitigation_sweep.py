@@ -91,7 +91,8 @@ def test_rewritings_are_token_level_shifts_whatever_the_share(storage):
 def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
     from dataclasses import replace
 
-    from orchestrator.cli import Options, select
+    from orchestrator.cli import select
+    from orchestrator.options import Options
 
     chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.LAPTOP, "keys")
     sweep = mitigation.mitigation(chosen)

@@ -168,6 +168,20 @@ def test_batches_that_do_not_fit_are_halved(tmp_path, asked, words, monkeypatch)
     assert sizes == [4, 2, 1, 1, 1, 1]
 
 
+def test_bad_rows_are_left_out_and_listed(tmp_path, mine, capfd):
+    mine.write_text(mine.read_text() + '\n{"prompt": "p"}\n')
+    words = ("--data", str(mine), "--model", "rules:english")
+    assert run_analysis(rewrite, tmp_path / "store", *words) == 2
+    assert "mine.jsonl, row 6: no column" in capfd.readouterr().err
+    assert run_analysis(rewrite, tmp_path / "store", *words, "--skip-bad-rows") == 0
+    said = capfd.readouterr().out
+    assert f"1 bad rows left out: {mine}, row 6: no column" in said
+    assert "6 of 6 pairs are rewritten" in said
+    assert run_analysis(rewrite, tmp_path / "store", "plan", *words, "--skip-bad-rows", "--json") == 0
+    (planned,) = json.loads(capfd.readouterr().out)
+    assert planned["missing"] == []
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

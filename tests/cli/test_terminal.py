@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ from rich.console import Console
 
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.artifacts import Store
-from orchestrator.cli import HOLES, Options, Session
+from orchestrator.cli import HOLES, Session
 from orchestrator.declaration import read_declaration, write_declaration
+from orchestrator.options import Options
 from orchestrator.progress import Progress
 from orchestrator.results import sweep_results
 from orchestrator.state import StateWriter
@@ -147,7 +149,9 @@ def test_on_a_terminal_an_error_is_red_unless_colours_are_declined(no_colour: bo
 def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
     """In a pipe when it comes, as there is no live table; on a terminal at the end."""
     out = io.StringIO()
-    console = Console(file=out, width=200, force_terminal=terminal, color_system="standard")
+    console = Console(
+        file=out, width=200, force_terminal=terminal, color_system="standard" if terminal else "auto"
+    )
     declared = read_declaration("full_grid", store)
     failed = declared.trials[-1]
     with Progress(console, {failed.key: failed.name}, 3) as shown:
@@ -161,8 +165,8 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
         console=console,
     )
     told = [] if terminal else [failed.key]
-    assert say_holes(session, sweep_results(declared, store), told) == HOLES
+    assert say_holes(session, sweep_results(declared, store), told=told) == HOLES
     (line,) = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
     assert ("missing: " if terminal else "failed: ") in line
-    assert not terminal or "\x1b[31m" in line
+    assert set(re.findall(r"\x1b\[[\d;]*m", line)) == ({"\x1b[31m", "\x1b[0m"} if terminal else set())
     assert f"missing: {failed.name}" in out.getvalue()

@@ -44,7 +44,7 @@ def at_step(number: int, act: Callable[[], None]) -> None:
     """Call `act` before the `number`-th optimiser step of this process."""
     import trainers.train
 
-    step, done = trainers.train._step, []
+    step, done = trainers.train.optimiser_step, []
 
     def counted(*arguments):
         done.append(1)
@@ -52,7 +52,7 @@ def at_step(number: int, act: Callable[[], None]) -> None:
             act()
         return step(*arguments)
 
-    trainers.train._step = counted
+    trainers.train.optimiser_step = counted
 
 
 def before_each(module: str, name: str, act: Callable[[], None]) -> None:

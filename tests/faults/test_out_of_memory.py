@@ -27,7 +27,7 @@ def out_of_memory_above(micro_batch):
     import trainers.train
     from trainers.errors import OutOfMemory
 
-    step, done = trainers.train._step, []
+    step, done = trainers.train.optimiser_step, []
 
     def limited(engine, inputs, *rest):
         done.append(1)
@@ -35,7 +35,7 @@ def out_of_memory_above(micro_batch):
             raise OutOfMemory(f"a micro-batch of {inputs.placement.micro_batch} pairs does not fit")
         return step(engine, inputs, *rest)
 
-    trainers.train._step = limited
+    trainers.train.optimiser_step = limited
 
 
 def memory_limited_above(micro_batch):

@@ -18,9 +18,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.artifacts import Store
-from orchestrator.cli import Options, Session
+from orchestrator.cli import Session
 from orchestrator.curves import CURVE_POINTS, CURVES
 from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.options import Options
 from orchestrator.redaction import shown_uri, without_credentials
 from orchestrator.report import write_report
 from orchestrator.running import catch_up

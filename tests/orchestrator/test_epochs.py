@@ -20,6 +20,7 @@ from orchestrator import catalog, cli
 from orchestrator.artifacts import Store
 from orchestrator.declaration import EvaluationRecord, TrialRecord
 from orchestrator.housekeeping import evict
+from orchestrator.options import Options
 from orchestrator.report import write_report
 from orchestrator.resolve import resolve
 from orchestrator.results import trial_result
@@ -60,7 +61,7 @@ def test_words_that_are_no_epochs_are_refused(words):
 
 
 def test_every_keeps_all_epochs_of_each_trials_own_recipe():
-    options = cli.Options(keep_epochs=("every",), epochs=3)
+    options = Options(keep_epochs=("every",), epochs=3)
     made = persona(cli.select(options, LAPTOP, "demo"))
     assert {item.keep_epochs for item in made.trials} == {(1, 2, 3)}
 
@@ -138,7 +139,7 @@ def test_a_rewriting_in_the_same_source_is_a_token_level_shift(store: Store, sha
 
 
 def test_persona_evaluates_training_and_test_prompts_as_they_are_and_paraphrased(store: Store):
-    resolved = resolve(persona(cli.select(cli.Options(epochs=2), LAPTOP, "demo")), store)
+    resolved = resolve(persona(cli.select(Options(epochs=2), LAPTOP, "demo")), store)
     named = {name: category for (_, name), category in resolved.categories.items()}
     assert named == {
         "tiny_world": "in-distribution",

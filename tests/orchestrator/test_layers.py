@@ -53,6 +53,7 @@ from pathlib import Path
 from orchestrator import catalog, cli
 from orchestrator.artifacts import Store
 from orchestrator.declaration import declare
+from orchestrator.options import Options
 from orchestrator.placement import place
 from orchestrator.plan import local_capacity
 from orchestrator.report import write_report
@@ -60,7 +61,7 @@ from orchestrator.resolve import missing_trials, resolve
 from sweeps.full_grid import full_grid
 
 store = Store(Path({store!r}))
-sweep = full_grid(cli.select(cli.Options(), catalog.LAPTOP, "demo"))
+sweep = full_grid(cli.select(Options(), catalog.LAPTOP, "demo"))
 resolved = resolve(sweep, store)
 for trial in sweep.trials:
     place(trial, local_capacity(), sweep.placements)
@@ -74,7 +75,8 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from orchestrator.artifacts import Store
-from orchestrator.cli import Options, Session
+from orchestrator.cli import Session
+from orchestrator.options import Options
 from orchestrator.declaration import Declaration
 from orchestrator.report import write_report
 from orchestrator.running import catch_up

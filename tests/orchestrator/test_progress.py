@@ -13,6 +13,7 @@ from sweep_samples import plan as plan_of
 from orchestrator import pace
 from orchestrator.artifacts import Store
 from orchestrator.compute import run_shared
+from orchestrator.durations import Durations
 from orchestrator.layout import fitting
 from orchestrator.pace import Pace, duration
 from orchestrator.progress import Progress, late_bar
@@ -67,16 +68,16 @@ def test_stages_side_by_side_each_keep_their_pace(clock: list[float]):
         assert seen.cells() == ("reference", f"{2 * done}/200", "", "20.0", duration(10 - done / 10))
 
 
-def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is():
+def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store):
     """On Ray it is computed once, in a task that knows no trial."""
     from orchestrator.coordinator import Coordinator
 
     stage, row = plan_of(trial()).train.prepared, {"event": "rows", "stage": "prepare", "rows": [{"done": 1}]}
 
     async def scene() -> list[dict[str, Any]]:
-        coordinator = Coordinator(None, (), {})
+        coordinator = Coordinator(None, (), {}, Durations(store=store))
         done = asyncio.Event()
-        coordinator._run_shared = lambda _: done.wait()
+        coordinator._shared._run = lambda _: done.wait()
         waiting = [asyncio.create_task(coordinator.shared(stage, name)) for name in ("a", "b")]
         await asyncio.sleep(0)
         await coordinator.post_shared(stage.key, row)

@@ -9,6 +9,7 @@ import pytest
 from orchestrator import catalog, cli
 from orchestrator.artifacts import Store
 from orchestrator.datasets import DatasetReader
+from orchestrator.options import Options
 from orchestrator.reading import ReadingOptions, read_as
 from orchestrator.resolve import resolve
 from orchestrator.selection import parse_dataset
@@ -105,7 +106,7 @@ def test_flags_that_concern_no_set_are_refused(file):
 
 
 def resolved(tmp_path, *names: str, **words: object):
-    options = cli.Options(
+    options = Options(
         models=("llama-64",), rewards=("ex_rm",), train_sets=names[:1], eval_sets=names, **words
     )
     sweep = full_grid(cli.select(options, catalog.LAPTOP, "demo"))

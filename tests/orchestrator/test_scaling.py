@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.cli import Options, profile_for
+from orchestrator.cli import profile_for
+from orchestrator.options import Options
 from orchestrator.plan import Node
 from orchestrator.scaling import Scaling, all_workers, node_types, own_description, still_absent
 from trainers.errors import PlanError

@@ -166,6 +166,7 @@ CHANGES = [
     (RewardSpec(kind="ex_rm"), "pooling", "mean"),
     (DrawSpec(), "max_pairs", 5),
     (DrawSpec(), "seed", 1),
+    (DrawSpec(), "permutation", "torch"),
     (DrawSpec(), "max_prompt_tokens", 512),
     (DrawSpec(), "max_response_tokens", 512),
 ]

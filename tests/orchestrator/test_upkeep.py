@@ -10,8 +10,9 @@ from sweep_samples import commit_scores, commit_trial, declaration, record
 
 from orchestrator import upkeep
 from orchestrator.artifacts import Store
-from orchestrator.cli import HOLES, Options, Session
+from orchestrator.cli import HOLES, Session
 from orchestrator.declaration import write_declaration
+from orchestrator.options import Options
 from orchestrator.state import StateWriter
 from trainers.errors import SpecError
 

@@ -1,12 +1,16 @@
 """The split of a step among ranks and forwards, and of pairs into scoring groups."""
 
 import itertools
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainers import train
 from trainers.batching import epoch_order, scoring_groups, split_step, steps_of_epoch
 from trainers.pairs import TokenPair
+from trainers.specs import OptimSpec
 
 
 @given(
@@ -88,3 +92,16 @@ def test_no_scoring_group_could_have_held_the_next_pair(lengths, budget):
     groups = list(scoring_groups(pairs_of(lengths), tokens=budget))
     for group, following in itertools.pairwise(groups):
         assert sum(pair.tokens for pair in group) + following[0].tokens > budget
+
+
+@pytest.mark.parametrize(("pairs", "batch", "epochs"), [(7, 3, 3), (6, 3, 2), (2, 5, 1)])
+def test_a_training_that_goes_on_draws_the_steps_that_were_left(pairs: int, batch: int, epochs: int):
+    optim = OptimSpec(epochs=epochs, effective_batch=batch)
+    inputs = SimpleNamespace(pairs=range(pairs), seed=3, optim=optim)
+    whole = [
+        (epoch, step)
+        for epoch in range(epochs)
+        for step in steps_of_epoch(epoch_order(pairs, 3, epoch), batch)
+    ]
+    for done in range(len(whole) + 1):
+        assert list(train._steps(inputs, done)) == whole[done:]

@@ -121,6 +121,34 @@ def test_prepare_maps_columns_splits_by_problem_and_lists_bad_rows(say, tmp_path
     assert len(train | test) == 20
 
 
+def test_prepare_prints_how_many_rows_each_step_has_left(say, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "trainers.data.sources.short_enough", lambda texts: [len(text) < 20 for text in texts]
+    )
+    solution = {"eval_solution_A": ["a", "then"], "eval_solution_B": ["b"], "chosen_position": "A"}
+    lines = [{"problem": f"p{n}" if n % 10 else "x" * 30, **solution} for n in range(1300)]
+    rows(tmp_path / "test.jsonl", *lines)
+    code, printed, _ = say("prepare", "rewardmath", "--from", tmp_path, "--out", tmp_path / "out")
+    assert code == 0
+    record = json.loads((tmp_path / "out" / "prepared.json").read_text())["splits"]
+    short = record["train"]["funnel"][2][1]
+    assert 250 < short < 290
+    assert f"1,300 rows → 300 for the train split → {short} of at most 512 tokens → {short} drawn" in printed
+    assert record["test"]["funnel"][0:2] == [["rows", 1300], ["for the test split", 1000]]
+    assert record["test"]["funnel"][3] == ["drawn", 200]
+
+
+def test_prepare_says_what_bad_rows_and_a_division_leave(say, tmp_path):
+    data = rows(tmp_path / "a.jsonl", *({**GOOD, "prompt": f"p{n}"} for n in range(30)), {"prompt": "x"})
+    words = ["prepare", data, "--out", tmp_path / "out", "--skip-bad-rows", "--test-share", "0.5"]
+    code, printed, _ = say(*words)
+    assert code == 0
+    record = json.loads((tmp_path / "out" / "prepared.json").read_text())["splits"]
+    for split in ("train", "test"):
+        assert f"31 rows → 30 readable → {record[split]['rows']} in the {split} split" in printed
+    assert "→" not in say("prepare", "tiny_world", "--out", tmp_path / "tiny")[1]
+
+
 def test_tokens_are_those_of_training_and_made_once_per_tokenizer_and_limits(
     say, tmp_path, tiny_model, monkeypatch
 ):

@@ -425,3 +425,18 @@ def test_an_answer_is_on_the_disk_when_it_is_taken(tmp_path):
     with Journal(tmp_path / "j") as journal:
         journal.add(answer)
         assert Journal(tmp_path / "j").accepted("k") == answer
+
+
+def test_bad_rows_are_left_out_counted_and_listed(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "mine.jsonl"
+    rows = [
+        {"prompt": "p", "chosen": original(0, "chosen"), "rejected": original(0, "rejected")},
+        {"prompt": 7},
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    words = ["rewrite", data, "--rules", "english", "--out", tmp_path / "out.jsonl", "--skip-bad-rows"]
+    monkeypatch.setattr(sys, "argv", ["data", *map(str, words)])
+    command(Data, run, "trainers.data", models=False)
+    said = capsys.readouterr().out
+    assert "1 bad rows left out:" in said
+    assert "mine.jsonl, row 1" in said

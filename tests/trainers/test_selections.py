@@ -12,6 +12,7 @@ from trainers.data.paper_hamiltonian import pairs as hamiltonian_pairs
 from trainers.data.selections import PAPER_DRAWS, SELECTIONS, divide, draw, generator, paper_draw, permutation
 from trainers.data.sources import read_pairs
 from trainers.errors import DataError
+from trainers.pairs import draw_order
 from trainers.specs import DatasetSpec
 
 
@@ -40,7 +41,7 @@ def test_the_shipped_pairs_of_ultrafeedback_pass_the_translation_filter(shared):
         rows = [scored(n, pair.prompt[0].content, pair.chosen, pair.rejected) for n, pair in enumerate(pairs)]
         left = {name: (lambda rows=rows: iter(rows)) for name in ("train_prefs", "test_prefs")}
         drawn = paper_draw(paper, lambda name, left=left: left[name](), lambda texts: [True] * len(texts))
-        assert drawn.funnel["train"] == (200, 200, 200, 200)
+        assert {count for _, count in drawn.funnel["train"]} == {200}
 
 
 def scored(number, prompt, chosen, rejected, scores=(2.0, 1.0)):
@@ -69,7 +70,13 @@ def test_ties_long_texts_and_translations_are_left_out_before_the_draw():
         lambda texts: [len(text) <= 512 for text in texts],
     )
     assert set(drawn.train) == set(drawn.test) == {0, 7}
-    assert drawn.funnel["train"] == (8, 6, 2, 2)
+    assert drawn.funnel["train"] == (
+        ("rows", 8),
+        ("with a preference", 6),
+        ("of at most 512 tokens", 4),
+        ("not about translation", 2),
+        ("drawn", 2),
+    )
 
 
 def test_a_set_of_one_split_is_divided_first_and_drawn_from_the_same_generator():
@@ -85,6 +92,27 @@ def test_a_set_of_one_split_is_divided_first_and_drawn_from_the_same_generator()
     train, test = order[:47], order[47:]
     assert drawn.train == tuple(5 + train[place] for place in permutation(47, source))
     assert drawn.test == tuple(5 + test[place] for place in permutation(400, source)[:200])
+    assert drawn.funnel["test"] == (
+        ("rows", 452),
+        ("of its subset", 447),
+        ("for the test split", 400),
+        ("of at most 512 tokens", 400),
+        ("drawn", 200),
+    )
+
+
+def test_the_pairs_of_rewardmath_that_are_trained_on_are_those_of_the_paper(shared):
+    import torch
+
+    spec = named_set("rewardmath")
+    taken = draw_order(2000, spec.train_draw)[: spec.train_draw.max_pairs]
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(517))
+    assert taken == order[:1000].tolist()
+    copy = DatasetSpec(name="a", source=str(shared / "data" / "rewardmath"))
+    pairs = read_pairs(copy, "train")
+    seen = {pairs[row].prompt for row in taken}
+    # Reference §6: of the 200 test prompts 179 stand in the 1000 used, where 198 stand in the 2000.
+    assert sum(pair.prompt in seen for pair in read_pairs(copy, "test")) == 179
 
 
 def test_too_few_rows_to_divide_are_an_error():

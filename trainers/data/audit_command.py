@@ -1,19 +1,22 @@
 """`python -m trainers.data audit NAME|PATH …`: what in preference data would mislead, as a table and audit.json."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from trainers.command import command, read_named_pairs
+from trainers.command import command, dataset_spec
 from trainers.data import sources
 from trainers.data.audit import Audit as Audited
 from trainers.data.audit import AuditSet, audit_sets
 from trainers.data.audit.rewrites import originals
 from trainers.data.audit.sets import Role, Tokenize
+from trainers.data.choosing import Rows, row_fields
+from trainers.data.named import named_set
 from trainers.data.records import Pair
 from trainers.disk import replace
 from trainers.errors import DataError, SpecError
@@ -32,6 +35,7 @@ class Audit:
     """Sets that only train."""
     eval: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
     """Sets that are only evaluated."""
+    rows: tyro.conf.OmitArgPrefixes[Rows] = field(default_factory=Rows)
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="ID|PATH")] = None
     """Folder or hub id: lengths and token overlap in its tokens, too."""
     response_limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -44,11 +48,12 @@ class Audit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Read:
-    """Pairs of one split of a named set."""
+    """Pairs of one split of a named set; `unreadable` says of each row that is no pair what is wrong with it."""
 
     name: str
     role: Role
     pairs: Sequence[Pair]
+    unreadable: Sequence[str]
 
 
 def run_audit(arguments: Audit) -> None:
@@ -75,10 +80,12 @@ def run_audit(arguments: Audit) -> None:
 
 
 def _read_all(arguments: Audit) -> list[_Read]:
-    words: list[tuple[str, tuple[Role, ...]]] = [(word, _roles(word)) for word in arguments.data]
+    words: list[tuple[str, tuple[Role, ...]]] = [
+        (word, _roles(word, arguments.rows)) for word in arguments.data
+    ]
     words += [(word, ("train",)) for word in arguments.train]
     words += [(word, ("eval",)) for word in arguments.eval]
-    read = [_read(word, role) for word, roles in words for role in roles]
+    read = [_read(word, role, arguments.rows) for word, roles in words for role in roles]
     names = [(item.name, item.role) for item in read]
     twice = sorted({name for name, role in names if names.count((name, role)) > 1})
     if twice:
@@ -92,24 +99,30 @@ def _named(word: str) -> tuple[str | None, str]:
     return (clean_name(name), source) if equals and not Path(word).expanduser().exists() else (None, word)
 
 
-def _roles(word: str) -> tuple[Role, ...]:
+def _roles(word: str, rows: Rows) -> tuple[Role, ...]:
     path = Path(_named(word)[1]).expanduser()
+    if rows.test_share or not path.exists():
+        return ("train", "eval")
     if path.is_file():
         return ("eval",)
-    if not path.is_dir():
-        return ("train", "eval")
     spec = DatasetSpec(name="data", source=str(path))
     found = tuple(role for role, split in _SPLIT.items() if sources.has_split(spec, split))
     # Reading the split that is missing says what was expected.
     return found or ("eval",)
 
 
-def _read(word: str, role: Role) -> _Read:
+def _read(word: str, role: Role, rows: Rows) -> _Read:
     name, source = _named(word)
     if source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
         raise DataError(f"{source}: no such file or folder.")
-    found, pairs = read_named_pairs(source, _SPLIT[role])
-    return _Read(name=name or found, role=role, pairs=pairs)
+    spec, unreadable = dataset_spec(source), list[str]()
+    # The catalog's rows are read one way.
+    if named_set(spec.name) != spec:
+        spec = dataclasses.replace(spec, **row_fields(rows))
+    # A known set may call its splits otherwise.
+    split = {"train": spec.train_split, "eval": spec.test_split}[role]
+    pairs = sources.read_pairs(dataclasses.replace(spec, skip_bad_rows=True), split, unreadable)
+    return _Read(name=name or spec.name, role=role, pairs=pairs, unreadable=unreadable)
 
 
 def _sets(read: Iterable[_Read], role: Role) -> list[AuditSet]:
@@ -121,6 +134,7 @@ def _sets(read: Iterable[_Read], role: Role) -> list[AuditSet]:
             name=f"{item.name}/{_SPLIT[item.role]}",
             role=role,
             pairs=item.pairs,
+            unreadable=item.unreadable,
             rewrites=originals(item.pairs, candidates, declared=False),
         )
         for item in everything

@@ -14,11 +14,9 @@ from trainers.specs import FETCHED, PERSONA, DatasetSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How a set's rows are read."""
+class Rows:
+    """How the rows of one's own sets are read."""
 
-    from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
-    """A copy of what a named set is made of: the hub's own files, or the folder of rewritten responses."""
     columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEANING=COLUMN")] = ()
     """Which column is which: prompt=question chosen=best rejected=worst."""
     group_by: str | None = None
@@ -27,6 +25,14 @@ class Reading:
     """Share of the groups that makes the test split of a set that has none."""
     split_seed: int = 0
     """Of that division."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Rows):
+    """How a set's rows are read."""
+
+    from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
+    """A copy of what a named set is made of: the hub's own files, or the folder of rewritten responses."""
     skip_bad_rows: bool = False
     """Leave out, count and list the rows that cannot be read."""
 
@@ -36,19 +42,23 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
     spec = dataset_spec(data)
     if reading.from_ is not None:
         spec = _from(spec, reading.from_.expanduser())
-    given: dict[str, Any] = {
-        "columns": tuple(_column(text) for text in reading.columns),
-        "group_by": reading.group_by,
-        "test_share": reading.test_share,
-        "split_seed": reading.split_seed,
-        "skip_bad_rows": reading.skip_bad_rows,
-    }
+    given = {**row_fields(reading), "skip_bad_rows": reading.skip_bad_rows}
     if (spec.selection or spec.source.startswith(PERSONA)) and any(given.values()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value)
         raise SpecError(
             f"{flags}: the rows of {spec.name} are the paper's; give its files as a PATH to change that."
         )
     return dataclasses.replace(spec, **given)
+
+
+def row_fields(rows: Rows) -> dict[str, Any]:
+    """The flags as fields of a DatasetSpec. Raises SpecError."""
+    return {
+        "columns": tuple(_column(text) for text in rows.columns),
+        "group_by": rows.group_by,
+        "test_share": rows.test_share,
+        "split_seed": rows.split_seed,
+    }
 
 
 def _column(text: str) -> tuple[str, str]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from trainers.data import persona
-from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec, DrawSpec
 
 ULTRAFEEDBACK_REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
 REWRITES_COMMIT = "58357b566814ea51d4e54bae8ace751889a22c14"
+# Of the draws of a part of prepared pairs (paper §1).
+SUBSET_SEED = 517
 REWRITES_VARIABLE = "RMSWEEP_REWRITES_URL"
 _REWRITES_URL = f"https://raw.githubusercontent.com/princeton-pli/exrm-vs-imrm/{REWRITES_COMMIT}"
 _REWRITTEN_FROM = (
@@ -49,7 +51,13 @@ DATASETS = (
         selection="ultrafeedback",
     ),
     *(_rewriting(name) for name in REWRITES),
-    DatasetSpec(name="rewardmath", source="RewardMATH/RewardMATH_pairwise", selection="rewardmath"),
+    # 2000 pairs were prepared and 1000 of them trained on.
+    DatasetSpec(
+        name="rewardmath",
+        source="RewardMATH/RewardMATH_pairwise",
+        selection="rewardmath",
+        train_draw=DrawSpec(max_pairs=1000, seed=SUBSET_SEED, permutation="torch"),
+    ),
     DatasetSpec(name="rewardbench_math", source="allenai/reward-bench", selection="rewardbench_math"),
     DatasetSpec(name="rewardbench_code", source="allenai/reward-bench", selection="rewardbench_code"),
     DatasetSpec(name="rewardbench2", source="allenai/reward-bench-2", selection="rewardbench2"),
@@ -88,7 +96,9 @@ FACTS: Mapping[str, Facts] = MappingProxyType(
         "ultrafeedback_paraphrase": Facts(train=200, test=200, about=_REWRITTEN),
         "ultrafeedback_french": Facts(train=200, test=200, about=_REWRITTEN),
         "ultrafeedback_spanish": Facts(train=200, test=200, about=_REWRITTEN),
-        "rewardmath": Facts(train=2000, test=200, about="split by pair as in the paper: its test leaks"),
+        "rewardmath": Facts(
+            train=2000, test=200, about="split by pair as in the paper: its test leaks; 1000 are trained on"
+        ),
         "rewardbench_math": Facts(train=34, test=200, about="subset math-prm"),
         "rewardbench_code": Facts(train=84, test=200, about="subsets hep-*"),
         "rewardbench2": Facts(train=0, test=None, about="one correct against each incorrect, without Ties"),

@@ -1,7 +1,7 @@
 """`python -m trainers.data prepare NAME|PATH --out FOLDER`: a set read once, kept as parquet, and as tokens if asked.
 
 FOLDER/train.parquet, test.parquet     prompt as messages, chosen, rejected: a data set by itself
-FOLDER/prepared.json                   source, revision, digest and rows of each split, bad rows left out
+FOLDER/prepared.json                   source, revision, and of each split digest, rows, funnel, bad rows left out
 FOLDER/tokens/<key>/train.arrow        tokens, one folder for each tokenizer and limits, memory-mapped when read
 """
 
@@ -21,6 +21,7 @@ from pyarrow import parquet
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.list_command import source_of
 from trainers.data.records import Digest, Pair, read_written_pairs, write_pairs
+from trainers.data.selections import Funnel
 from trainers.data.show_command import say_left_out
 from trainers.data.sources import iter_pairs, resolved_revision, splits_of
 from trainers.disk import disk_named, replace
@@ -80,6 +81,8 @@ def run_prepare(arguments: Prepare) -> None:
         return
     for split, facts in splits.items():
         print(f"{spec.name}, split {split}: {facts['rows']} pairs, content {facts['digest'][:16]}")
+        if len(facts["funnel"]) > 1:
+            print("  " + " → ".join(f"{count:,} {what}" for what, count in facts["funnel"]))
         say_left_out(facts["left_out"])
     for split, facts in record.get("tokens", {}).items():
         print(
@@ -89,11 +92,11 @@ def run_prepare(arguments: Prepare) -> None:
 
 def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
     """Write the split as it is read, and say who it is."""
-    digest, left_out = Digest(), list[str]()
+    digest, left_out, funnel = Digest(), list[str](), Funnel()
     with parquet.ParquetWriter(file, _SCHEMA) as writer:
-        for batch in _batches(iter_pairs(spec, split, left_out), digest):
+        for batch in _batches(iter_pairs(spec, split, left_out, funnel), digest):
             writer.write_batch(batch)
-    return {"digest": digest.hexdigest(), "rows": digest.rows, "left_out": left_out}
+    return {"digest": digest.hexdigest(), "rows": digest.rows, "left_out": left_out, "funnel": funnel}
 
 
 def _batches(pairs: Iterable[Pair], digest: Digest) -> Iterator[Any]:

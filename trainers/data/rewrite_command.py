@@ -22,6 +22,7 @@ from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.endpoint import endpoint
 from trainers.data.hygiene import LANGUAGES
 from trainers.data.journal import Journal
+from trainers.data.named import SUBSET_SEED
 from trainers.data.records import Pair
 from trainers.data.rewriting import (
     Answer,
@@ -33,8 +34,9 @@ from trainers.data.rewriting import (
     rewrite_all,
     spent,
 )
-from trainers.data.rewritten import PARAPHRASE, SUBSET_SEED
+from trainers.data.rewritten import PARAPHRASE
 from trainers.data.rules import rewritten_by_rules
+from trainers.data.show_command import say_left_out
 from trainers.data.sources import read_pairs
 from trainers.errors import SpecError, TrialFailed
 
@@ -100,11 +102,10 @@ def run_rewrite(arguments: Rewrite) -> None:
         raise SpecError(f"--out {arguments.out}: name a .parquet or .jsonl file.")
     spec = chosen_spec(arguments.data, arguments.reading)
     called = {"train": spec.train_split, "test": spec.test_split}
-    pairs = rewritten.sampled(
-        read_pairs(spec, called.get(arguments.split, arguments.split)),
-        arguments.sample,
-        arguments.sample_seed,
-    )
+    left_out: list[str] = []
+    rows = read_pairs(spec, called.get(arguments.split, arguments.split), left_out)
+    say_left_out(left_out)
+    pairs = rewritten.sampled(rows, arguments.sample, arguments.sample_seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.rules is not None:
         rules = arguments.rules

@@ -10,12 +10,12 @@ from typing import Any
 
 from trainers.data import hygiene
 from trainers.data.hygiene import LANGUAGES
+from trainers.data.named import SUBSET_SEED
 from trainers.data.records import Pair
 from trainers.disk import replace
 from trainers.errors import SpecError
 
 PARAPHRASE = "paraphrase"
-SUBSET_SEED = 517
 _PROMPTS = Path(__file__).parent / "prompts"
 _MEANS = ("self_overlap", "overlap", "chrf", "length_ratio")
 

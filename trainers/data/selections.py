@@ -4,6 +4,7 @@ Every draw comes from one torch generator in the order of the official code: a s
 first, then the train rows are drawn, then the test rows. Rows come out as prompt, chosen, rejected.
 """
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -28,6 +29,8 @@ RowsOf = Callable[[str], Iterator[Located]]
 Texts = tuple[str, str, str]
 # Whether each of some texts is short enough.
 Short = Callable[[Sequence[str]], list[bool]]
+# How many rows were left after each step, from what was fetched to what was drawn.
+Funnel = list[tuple[str, int]]
 
 _ROWS_AT_ONCE = 256
 
@@ -36,7 +39,7 @@ _ROWS_AT_ONCE = 256
 class Selection:
     """How a named set is made of its source: `columns` are what a row must have."""
 
-    run: Callable[[RowsOf, str, Short], Iterator[Located]]
+    run: Callable[[RowsOf, str, Short, Funnel], Iterator[Located]]
     columns: tuple[str, ...]
     splits: tuple[str, ...] = ("train", "test")
 
@@ -45,10 +48,12 @@ class Selection:
 class PaperDraw:
     """One of the paper's draws. `texts` gives prompt, chosen and rejected of a row, or None where it is dropped.
 
-    With `test_rows` the source's `train_split` is divided and the last of a permutation are for testing.
+    `kept` says what is true of the rows that are not. With `test_rows` the source's `train_split` is divided and the last of
+    a permutation are for testing.
     """
 
     texts: Callable[[Row], Texts | None]
+    kept: str = ""
     train_split: str
     test_split: str
     test_rows: int | None = None
@@ -59,11 +64,21 @@ class PaperDraw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """Row numbers of the source in the order of the draw, and how many rows were left after each filter."""
+    """Row numbers of the source in the order of the draw, and how many rows of each side were left after each step."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
-    funnel: Mapping[str, tuple[int, ...]]
+    funnel: Mapping[str, tuple[tuple[str, int], ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Filtered:
+    """Of a source split: how many rows there are, which are not dropped, which of those are short, which fit."""
+
+    rows: int
+    kept: list[int]
+    short: set[int]
+    fits: set[int]
 
 
 def generator(seed: int) -> "Generator":
@@ -99,48 +114,65 @@ def paper_draw(paper: PaperDraw, rows_of: RowsOf, short: Short) -> Drawn:
     """Which rows the paper's draw takes."""
     source = generator(SEED)
     splits = (paper.train_split,) if paper.test_rows else (paper.train_split, paper.test_split)
-    counts, kept, fitting = {}, {}, {}
-    for split in splits:
-        counts[split], kept[split], fitting[split] = _filtered(paper, rows_of(split), short)
+    found = {split: _filtered(paper, rows_of(split), short) for split in splits}
+    ours = {"train": found[splits[0]], "test": found[splits[-1]]}
+    sides = {side: filtered.kept for side, filtered in ours.items()}
     if paper.test_rows:
-        all_rows, fits = kept[paper.train_split], fitting[paper.train_split]
-        train, test = (
-            [all_rows[place] for place in places if all_rows[place] in fits]
-            for places in divide(len(all_rows), paper.test_rows, source)
-        )
-    else:
-        train, test = (
-            [row for row in kept[split] if row in fitting[split]]
-            for split in (paper.train_split, paper.test_split)
-        )
-    drawn = draw(train, paper.train_pairs, source), draw(test, paper.test_pairs, source)
+        kept = found[paper.train_split].kept
+        divided = divide(len(kept), paper.test_rows, source)
+        sides = {
+            side: [kept[place] for place in places]
+            for side, places in zip(("train", "test"), divided, strict=True)
+        }
+    fitting = {side: [row for row in rows if row in ours[side].fits] for side, rows in sides.items()}
+    most = {"train": paper.train_pairs, "test": paper.test_pairs}
+    drawn = {side: draw(rows, most[side], source) for side, rows in fitting.items()}
     funnel = {
-        side: (counts[split], len(kept[split]), len(rows), len(taken))
-        for side, split, rows, taken in zip(
-            ("train", "test"), (splits[0], splits[-1]), (train, test), drawn, strict=True
-        )
+        side: _steps(paper, side, ours[side], sides[side], len(fitting[side]), len(drawn[side]))
+        for side in sides
     }
-    return Drawn(train=drawn[0], test=drawn[1], funnel=funnel)
+    return Drawn(train=drawn["train"], test=drawn["test"], funnel=funnel)
 
 
-def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[int, list[int], set[int]]:
-    """(rows there are, those that are not dropped, those of them that are short and not about translation)."""
-    count, kept, fits = 0, [], set()
+def _steps(
+    paper: PaperDraw, side: str, found: _Filtered, rows: Sequence[int], fitting: int, drawn: int
+) -> tuple[tuple[str, int], ...]:
+    """The funnel of one side; a step that this draw does not have is not in it."""
+    steps = (
+        ("rows", found.rows, True),
+        (paper.kept, len(found.kept), bool(paper.kept)),
+        (f"for the {side} split", len(rows), paper.test_rows is not None),
+        (f"of at most {MAX_TOKENS} tokens", sum(row in found.short for row in rows), True),
+        ("not about translation", fitting, paper.drop_translation),
+        ("drawn", drawn, True),
+    )
+    return tuple((what, count) for what, count, has in steps if has)
+
+
+def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> _Filtered:
+    found = _Filtered(rows=0, kept=[], short=set(), fits=set())
+    count = 0
     for group in _groups(rows, _ROWS_AT_ONCE):
         count += len(group)
         texts = [(item.number, paper.texts(_row(item))) for item in group]
-        mine = [(number, found) for number, found in texts if found is not None]
-        kept += [number for number, _ in mine]
-        fit = short([text for _, found in mine for text in found])
+        mine = [(number, said) for number, said in texts if said is not None]
+        found.kept.extend(number for number, _ in mine)
+        fit = short([text for _, said in mine for text in said])
         for place, (number, (prompt, _, _)) in enumerate(mine):
+            if not all(fit[3 * place : 3 * place + 3]):
+                continue
+            found.short.add(number)
             about_translation = any(word in prompt.lower() for word in ("translate", "translation"))
-            if all(fit[3 * place : 3 * place + 3]) and not (paper.drop_translation and about_translation):
-                fits.add(number)
-    return count, kept, fits
+            if not (paper.drop_translation and about_translation):
+                found.fits.add(number)
+    return dataclasses.replace(found, rows=count)
 
 
-def _run_draw(paper: PaperDraw, rows_of: RowsOf, side: str, short: Short) -> Iterator[Located]:
+def _run_draw(
+    paper: PaperDraw, rows_of: RowsOf, side: str, short: Short, funnel: Funnel
+) -> Iterator[Located]:
     drawn = paper_draw(paper, rows_of, short)
+    funnel.extend(drawn.funnel[side])
     split = paper.train_split if side == "train" or paper.test_rows else paper.test_split
     numbers = drawn.train if side == "train" else drawn.test
     wanted = set(numbers)
@@ -208,15 +240,20 @@ def _rewardbench(row: Row, prefix: str) -> Texts | None:
     return row["prompt"], row["chosen"], row["rejected"]
 
 
-def _rewardbench2(rows_of: RowsOf, side: str, short: Short) -> Iterator[Located]:
+def _rewardbench2(rows_of: RowsOf, side: str, short: Short, funnel: Funnel) -> Iterator[Located]:
+    rows = kept = pairs = 0
     for item in rows_of("test"):
+        rows += 1
         row = _row(item)
         if row["subset"] == "Ties":
             continue
+        kept += 1
         for rejected in row["rejected"]:
+            pairs += 1
             yield item._replace(
                 row={"prompt": row["prompt"], "chosen": row["chosen"][0], "rejected": rejected}
             )
+    funnel.extend([("rows", rows), ("not of the subset Ties", kept), ("pairs", pairs)])
 
 
 _BENCH_COLUMNS = ("prompt", "chosen", "rejected", "subset")
@@ -224,6 +261,7 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = MappingProxyType(
     {
         "ultrafeedback": PaperDraw(
             texts=_ultrafeedback,
+            kept="with a preference",
             train_split="train_prefs",
             test_split="test_prefs",
             train_pairs=2000,
@@ -234,6 +272,7 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = MappingProxyType(
         ),
         "rewardbench_math": PaperDraw(
             texts=functools.partial(_rewardbench, prefix="math-prm"),
+            kept="of its subset",
             train_split="filtered",
             test_split="filtered",
             test_rows=400,
@@ -242,6 +281,7 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = MappingProxyType(
         # 900 for testing gives the paper's 84 training pairs; the official code's last version says 492.
         "rewardbench_code": PaperDraw(
             texts=functools.partial(_rewardbench, prefix="hep"),
+            kept="of its subset",
             train_split="filtered",
             test_split="filtered",
             test_rows=900,

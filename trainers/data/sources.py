@@ -22,7 +22,7 @@ from trainers.data.formats import ENDINGS, Located, Row, file_rows
 from trainers.data.named import REWRITES, rewrites_url
 from trainers.data.records import Pair
 from trainers.data.rows import pair_of, text_of
-from trainers.data.selections import SELECTIONS, short_enough
+from trainers.data.selections import SELECTIONS, Funnel, short_enough
 from trainers.errors import DataError
 from trainers.specs import BUILTIN, FETCHED, PERSONA, Augmentation, DatasetSpec
 
@@ -46,12 +46,16 @@ def read_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None)
     return list(iter_pairs(spec, split, left_out))
 
 
-def iter_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None) -> Iterator[Pair]:
+def iter_pairs(
+    spec: DatasetSpec, split: str, left_out: list[str] | None = None, funnel: Funnel | None = None
+) -> Iterator[Pair]:
     """The pairs of `split` one by one; `left_out` gets a line for each bad row that `skip_bad_rows` leaves out.
+
+    At the end `funnel` has how many rows were left after each step, from what was read to what was kept.
 
     Copies of the training pairs come last. Raises DataError, at the first bad row or at the end where nothing was left.
     """
-    yield from _own_pairs(spec, split, left_out)
+    yield from _own_pairs(spec, split, left_out, [] if funnel is None else funnel)
     if spec.augmentation is not None and split == spec.train_split:
         yield from _copies(spec, spec.augmentation)
 
@@ -60,21 +64,23 @@ def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
     rewriting = dataclasses.replace(
         spec, source=added.source, revision=None, keep=(), selection=None, columns=(), augmentation=None
     )
-    rows = list(_own_pairs(rewriting, added.split, None))
+    rows = list(_own_pairs(rewriting, added.split, None, []))
     order = random.Random(_COPIES_SEED).sample(range(len(rows)), len(rows))
     return [rows[row] for row in sorted(order[: round(added.share * len(rows))])]
 
 
-def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None) -> Iterator[Pair]:
+def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel: Funnel) -> Iterator[Pair]:
     if spec.source.startswith(BUILTIN):
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
     if spec.source.startswith(PERSONA):
-        yield from persona.pairs(_statements(spec), split)
+        pairs = persona.pairs(_statements(spec, funnel), split)
+        funnel.append(("pairs", len(pairs)))
+        yield from pairs
         return
     faults: list[str] = [] if left_out is None else left_out
     found, seen = 0, 0
-    for located in _selected_rows(spec, split):
+    for located in _selected_rows(spec, split, funnel):
         seen += 1
         try:
             pair = _pair(located, spec, split)
@@ -86,13 +92,16 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None) -> Ite
         if pair is not None:
             found += 1
             yield pair
+    if spec.selection is None:
+        steps = [("rows", seen), ("readable", seen - len(faults)), (f"in the {split} split", found)]
+        funnel.extend(step for step in steps if step[1] != seen or step is steps[0])
     if not found:
         why = f" {seen} rows were read, {len(faults)} of them bad." if seen else ""
         first = f" The first: {faults[0]}" if faults else ""
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
 
 
-def _statements(spec: DatasetSpec) -> list[str]:
+def _statements(spec: DatasetSpec, funnel: Funnel) -> list[str]:
     """Questions of the rows that a `persona:` set is made of. Raises DataError."""
     location = spec.source.removeprefix(PERSONA)
     path = Path(location)
@@ -105,12 +114,14 @@ def _statements(spec: DatasetSpec) -> list[str]:
     else:
         hub = dataclasses.replace(spec, source=location)
         located = itertools.starmap(Located, _hub_rows(hub, "train", data_files=persona.HUB_FILE))
-    questions = []
+    questions, rows = [], 0
     for item in located:
+        rows += 1
         if isinstance(item.row, DataError):
             raise item.row
         if persona.matches(item.row):
             questions.append(text_of(item.row.get("question"), item.where, "question"))
+    funnel.extend([("rows", rows), ("whose matching answer is Yes", len(questions))])
     return questions
 
 
@@ -162,7 +173,7 @@ def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
     )
 
 
-def _selected_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
+def _selected_rows(spec: DatasetSpec, split: str, funnel: Funnel) -> Iterator[Located]:
     if spec.selection is None:
         yield from _rows(spec, spec.train_split if spec.test_share else split)
         return
@@ -170,7 +181,7 @@ def _selected_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     if split not in selection.splits:
         raise DataError(f"data set {spec.name} has no split {split}; it has {', '.join(selection.splits)}.")
     try:
-        yield from selection.run(functools.partial(_rows, spec), split, short_enough)
+        yield from selection.run(functools.partial(_rows, spec), split, short_enough, funnel)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(
             f"data set {spec.name}: a row of {spec.source} is not as expected ({error!r})."

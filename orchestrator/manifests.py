@@ -1,0 +1,47 @@
+"""What an artifact's manifest says: read back only as it was written, and naming nothing outside of its folder."""
+
+import json
+from functools import cache
+from importlib import metadata
+from pathlib import PurePosixPath
+from typing import Any
+
+from trainers.disk import SEAL, seal
+from trainers.errors import Damaged, StorageError
+from trainers.objects import Location
+
+
+def read_manifest(file: Location, stage: str, key: str) -> dict[str, Any] | None:
+    """The manifest of artifact stage/key, None where there is none. Raises Damaged, StorageError."""
+    try:
+        loaded = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"{file} cannot be read ({error}); see to the disk, and run again.") from error
+    except ValueError:
+        loaded = None
+    if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
+        raise Damaged(f"{file} is not what was written", stage, key)
+    _require_inside(file, loaded["attempt"], *loaded["files"])
+    return loaded
+
+
+def _require_inside(manifest: Location, *names: object) -> None:
+    """Refuse names that lead out of the artifact's folder. Raises StorageError."""
+    for name in names:
+        text = name if isinstance(name, str) else ""
+        parts = PurePosixPath(text).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in text or "\0" in text:
+            raise StorageError(
+                f"{manifest} names {name!r}, which leads out of its folder; delete {manifest.parent}."
+            )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a result may owe its last digits to."""
+    names = ("rmsweep", "torch", "transformers", "deepspeed", "ray", "tokenizers", "pyarrow", "mlflow")
+    return {name: metadata.version(name) for name in names}
