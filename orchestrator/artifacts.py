@@ -74,9 +74,10 @@ class Store:
         upload(self.local, inside, self.root)
 
     def remove_drafts(self, sweep: str) -> None:
-        """Remove what a killed driver had begun to write of a sweep's notes; for who is alone on the storage."""
-        for draft in self.sweep_dir(sweep).glob(f"{DRAFT}*"):
-            draft.unlink(missing_ok=True)
+        """Remove what a killed driver had begun to write of notes and claims; for who is alone on the storage."""
+        for folder in (self.sweep_dir(sweep), self.root / "claims"):
+            for draft in folder.glob(f"{DRAFT}*"):
+                draft.unlink(missing_ok=True)
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """The manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""

@@ -78,12 +78,26 @@ def smollm2(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 as an ordinary Hugging Face folder in fp32."""
-    from trainers.models import convert_gguf
+def smollm2_storage(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage that holds SmolLM2 as a sweep converts it, and nothing else."""
+    from orchestrator.artifacts import Store
+    from orchestrator.compute import run_shared
+    from orchestrator.stages import ConvertStage
+    from trainers.disk import digest_file
 
-    (file,) = smollm2.glob("*.gguf")
-    return made_once(tmp_path_factory, "smollm2-converted", lambda folder: convert_gguf(file, folder))
+    def convert(storage: Path) -> None:
+        (file,) = smollm2.glob("*.gguf")
+        stage = ConvertStage(file=str(file), digest=digest_file(file), name="smollm2")
+        run_shared(stage, Store(storage), print)
+
+    return made_once(tmp_path_factory, "smollm2-storage", convert)
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2_storage: Path) -> Path:
+    """SmolLM2 as an ordinary Hugging Face folder in fp32."""
+    (folder,) = smollm2_storage.glob("artifacts/convert/*/*/model")
+    return folder
 
 
 def save_tiny_llama(folder: Path, tokenizer: Any, *, seed: int, tied: bool, **options: Any) -> None:

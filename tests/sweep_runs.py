@@ -1,22 +1,34 @@
 """The commands of sweeps/ in this process, at their smallest: no Ray, an untrained two-layer model."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from pyarrow import parquet
 
-from orchestrator import analyses, cli
+from orchestrator import analyses, cli, full_report
 from orchestrator.analyses import AnalysisOptions
 from orchestrator.artifacts import Store
 
 
 def run_sweep(
-    name: str, build: Any, profiles: Any, storage: Path, *arguments: str, follow_up: Any = None
+    name: str,
+    build: Any,
+    profiles: Any,
+    storage: Path,
+    *arguments: str,
+    follow_up: Any = None,
+    draws: bool = False,
 ) -> int:
-    """The exit code of the command, with the inline backend and the laptop profile."""
+    """The exit code of the command, with the inline backend and the laptop profile.
+
+    Only where it `draws` has the report its figures, which take seconds; a follow-up's own are always drawn.
+    """
     words = [*arguments, "--profile", "laptop", "--backend", "inline", "--storage", str(storage)]
-    with pytest.raises(SystemExit) as ended:
+    undrawn = mock.patch.object(full_report, "every_figure", return_value=())
+    with pytest.raises(SystemExit) as ended, contextlib.nullcontext() if draws else undrawn:
         cli.main(name, build, storage.parent, words, profiles=profiles, follow_up=follow_up)
     return int(ended.value.code or 0)
 

@@ -1,24 +1,35 @@
 """A user's mistake is refused before anything starts: exit 2, one clear message, no traceback."""
 
 import json
-import subprocess
+import os
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-GRID = ROOT / "sweeps" / "full_grid.py"
+from tests.faults.lives import ROOT, forked, output
+
 GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
 
 
+def command(folder, words):
+    """`python sweeps/full_grid.py` in a folder."""
+    from orchestrator.cli import main
+    from sweeps.full_grid import full_grid
+
+    os.chdir(folder)
+    sys.argv = [str(ROOT / "sweeps" / "full_grid.py"), *words]
+    main("full_grid", full_grid, ROOT / "sweeps", words)
+
+
 @pytest.fixture
-def grid(tmp_path):
-    """Run the command in an empty folder; a refused command must leave nothing but the folder it was given."""
+def grid(tmp_path, tmp_path_factory):
+    """Run the command in an empty folder: its exit code and all that it said."""
 
     def run(*arguments: str):
-        command = [sys.executable, str(GRID), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        log = tmp_path_factory.mktemp("said") / "grid"
+        life = forked(log, command, (tmp_path, list(arguments)))
+        life.join(60)
+        return life.exitcode, output(log)
 
     return run
 
@@ -33,9 +44,9 @@ def data(tmp_path):
     return write
 
 
-def refused(done: subprocess.CompletedProcess[str], *messages: str) -> None:
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 2, said
+def refused(done: tuple[int | None, str], *messages: str) -> None:
+    code, said = done[0], " ".join(done[1].split())
+    assert code == 2, said
     assert "Traceback" not in said
     for message in messages:
         assert message in said
@@ -98,7 +109,7 @@ def test_evaluating_on_the_training_rows_is_refused_unless_asked_for(grid, data)
     file = data("all.jsonl", GOOD)
     flags = ["--models", "llama-64", "--train-sets", file, "--eval-sets", file]
     refused(grid(*flags), "the very rows that all trains on", "--allow-overlap")
-    assert grid("plan", *flags, "--allow-overlap").returncode == 0
+    assert grid("plan", *flags, "--allow-overlap")[0] == 0
 
 
 def test_a_refused_command_starts_and_writes_nothing(grid, tmp_path):

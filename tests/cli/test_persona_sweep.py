@@ -25,7 +25,8 @@ def storage(tiny_model, tmp_path_factory):
         "--max-train-pairs",
         "32",
     )
-    assert run_sweep("persona", persona, PROFILES, folder, *common, "--epochs", "2") == 0
+    # The one run of tests/cli that has several epochs to draw.
+    assert run_sweep("persona", persona, PROFILES, folder, *common, "--epochs", "2", draws=True) == 0
     assert run_sweep("persona", persona, PROFILES, folder, *common, "--epochs", "1", "--name", "short") == 0
     return folder
 

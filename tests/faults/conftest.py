@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from tests.conftest import made_once
 from tests.faults.lives import lived
 from tests.faults.ray_world import running_world
 
@@ -13,9 +14,9 @@ STEPS = 12
 
 
 @pytest.fixture(scope="session")
-def grid(tmp_path_factory):
-    """Words of a command without models and cells. MLflow's database is set up once, which takes seconds."""
-    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+def grid(empty_database, tmp_path_factory):
+    """Words of a command without models and cells."""
+    database = shutil.copy(empty_database, tmp_path_factory.mktemp("mlflow"))
     tracking = ("--tracking-uri", f"sqlite:///{database}")
     return ("--backend", "inline", "--profile", "laptop", *SIZE, *SETS, *tracking, "--checkpoint-steps", "3")
 
@@ -35,9 +36,7 @@ def four(grid, tiny_model):
 @pytest.fixture(scope="session")
 def whole(four, tmp_path_factory):
     """The storage of the four cells, computed undisturbed."""
-    storage = tmp_path_factory.mktemp("whole") / "store"
-    lived(storage, four)
-    return storage
+    return made_once(tmp_path_factory, "whole", lambda storage: lived(storage, four))
 
 
 @pytest.fixture

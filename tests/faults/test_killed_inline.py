@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -20,9 +21,17 @@ def command(tiny_model):
     return (*CELLS, *SIZE, *SETS, "--models", str(tiny_model), "--checkpoint-steps", "3")
 
 
+def new_storage(folder, empty_database):
+    """A storage with a database of MLflow's, whose migration would take longer than most lives."""
+    storage = folder / "store"
+    storage.mkdir()
+    shutil.copy(empty_database, storage)
+    return storage
+
+
 @pytest.fixture(scope="module")
-def undisturbed(command, tmp_path_factory):
-    storage = tmp_path_factory.mktemp("undisturbed") / "store"
+def undisturbed(command, empty_database, tmp_path_factory):
+    storage = new_storage(tmp_path_factory.mktemp("undisturbed"), empty_database)
     life = grid_life(storage, command)
     began = time.monotonic()
     life.join(300)
@@ -36,9 +45,9 @@ def until_checkpoint(life, storage):
         life.join(0.005)
 
 
-def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed, tmp_path):
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed, empty_database, tmp_path):
     whole, seconds = undisturbed
-    storage, moments = tmp_path / "store", random.Random(0)
+    storage, moments = new_storage(tmp_path, empty_database), random.Random(0)
     lives, killed, resumed = 0, 0, 0
     while killed < KILLS or lives == killed:
         life = grid_life(storage, command)

@@ -14,19 +14,21 @@ from tests.ray.test_full_grid import MARK, start_grid
 
 pytestmark = pytest.mark.ray
 
-CELLS = ("--profile", "laptop", "--rewards", "ex_rm", "im_rm", "--seeds", "0", "1")
+CELLS = ("--profile", "laptop", "--rewards", "ex_rm", "im_rm")
 SIZE = ("--max-train-pairs", "32", "--max-eval-pairs", "8", "--epochs", "12", "--effective-batch", "4")
 SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "--lr", "1e-3", "--checkpoint-steps", "10")
 SHORT = ("driver",)
 LONG = ("driver", "raylet", "everything", "trial", "any")
+# Two trials for one kill, four for five.
+SEEDS = {SHORT: ("--seeds", "0"), LONG: ("--seeds", "0", "1")}
 
 
-@pytest.fixture(scope="module")
-def flags(tiny_model):
-    return (*CELLS, *SIZE, *SETS, "--models", str(tiny_model))
+@pytest.fixture
+def flags(tiny_model, kills):
+    return (*CELLS, *SIZE, *SETS, *SEEDS[kills], "--models", str(tiny_model))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def undisturbed(flags, tmp_path_factory):
     storage = tmp_path_factory.mktemp("undisturbed") / "store"
     life = grid_life(storage, (*flags, "--backend", "inline"))

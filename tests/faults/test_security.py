@@ -274,8 +274,8 @@ def require_no_secret(done: subprocess.CompletedProcess[str], folder: Path, *roo
     assert [leak for leak in leaks(secrets, folder, *roots) if "injected.py" not in leak] == []
 
 
-def test_no_secret_is_written_by_a_sweep_that_completes(tmp_path: Path):
-    done = grid(tmp_path, "run", "--models", "llama-64", *SMALL, *INLINE, **CANARIES)
+def test_no_secret_is_written_by_a_sweep_that_completes(tiny_model: Path, tmp_path: Path):
+    done = grid(tmp_path, "run", "--models", str(tiny_model), *SMALL, *INLINE, **CANARIES)
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "store" / "mlflow.db").is_file()
     require_no_secret(done, tmp_path)

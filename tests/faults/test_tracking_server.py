@@ -59,22 +59,10 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the server keeps its database."""
-    return tmp_path_factory.mktemp("mlflow")
-
-
-@pytest.fixture(scope="module")
-def server(server_folder: Path) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[str]:
     """The real server behind every proxy."""
-    with tracking_server(server_folder) as uri:
+    with tracking_server(tmp_path_factory.mktemp("mlflow"), empty_database) as uri:
         yield uri
-
-
-@pytest.fixture(scope="module")
-def empty_database(server: str, server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the server made of its database when it started, before any run."""
-    return Path(shutil.copy(server_folder / "mlflow.db", tmp_path_factory.mktemp("empty")))
 
 
 @pytest.fixture

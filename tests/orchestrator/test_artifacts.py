@@ -179,8 +179,10 @@ def test_what_is_published_can_be_read_by_others(tmp_path: Path):
 
 def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path):
     store = Store(tmp_path)
-    folder = store.sweep_dir("demo")
-    replace(folder / "state.json", "{}")
-    (folder / ".draft-0a").write_text("{")
+    folders = store.sweep_dir("demo"), tmp_path / "claims"
+    for folder in folders:
+        replace(folder / "state.json", "{}")
+        (folder / ".draft-0a").write_text("{")
     store.remove_drafts("demo")
-    assert [file.name for file in folder.iterdir()] == ["state.json"]
+    for folder in folders:
+        assert [file.name for file in folder.iterdir()] == ["state.json"]

@@ -29,7 +29,6 @@ from orchestrator.tracking import Tracker, default_uri, sync
 from orchestrator.view import EXPERIMENT
 from tests.faults.tracking_server import (
     free_port,
-    migrated_database,
     runs_of,
     snapshot,
     tracking_server,
@@ -57,12 +56,6 @@ def _no_writer_survives() -> Iterator[None]:
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's own settings win over ours: no second try."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database without runs."""
-    return migrated_database(tmp_path_factory.mktemp("empty"))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def attempts_at_training(storage: Path) -> list[Path]:
     return list((storage / "artifacts" / "train").glob("*/*"))
 
 
-def test_a_failed_cell_takes_no_other_down(tmp_path):
+def test_a_failed_cell_takes_no_other_down(tiny_model, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(TURN))
     # Longer than any limit: this set prepares to nothing, which only its stage can find out.
     (tmp_path / "long.jsonl").write_text(json.dumps({**TURN, "prompt": "yes " * 3000}))
@@ -40,7 +40,7 @@ def test_a_failed_cell_takes_no_other_down(tmp_path):
     sets = ("--train-sets", str(tmp_path / "train.jsonl"), str(tmp_path / "long.jsonl"), "--eval-sets")
     flags = (
         "--models",
-        "llama-64",
+        f"tiny={tiny_model}",
         "--rewards",
         "ex_rm",
         *sets,
@@ -50,9 +50,9 @@ def test_a_failed_cell_takes_no_other_down(tmp_path):
     )
     done = grid(tmp_path, "run", *flags)
     assert done.returncode == 3, said(done)
-    assert "complete: llama-64 · ex_rm · train · s0" in said(done)
-    assert said(done).count("failed: llama-64 · ex_rm · long · s0: all 1 pairs are over the limit") == 1
-    assert "missing: llama-64 · ex_rm · long · s0: it failed, as said above" in said(done)
+    assert "complete: tiny · ex_rm · train · s0" in said(done)
+    assert said(done).count("failed: tiny · ex_rm · long · s0: all 1 pairs are over the limit") == 1
+    assert "missing: tiny · ex_rm · long · s0: it failed, as said above" in said(done)
     assert "Traceback" not in said(done)
     rows = status(tmp_path)
     assert [row["state"] for row in rows] == ["complete", "failed"]

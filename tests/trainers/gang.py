@@ -1,14 +1,14 @@
-"""Trainings in a launched gang, many in one process, so that imports are paid once; and the naive truth about them.
+"""Trainings in a gang, many in one process, and forked from one that has paid for the imports.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/trainers/gang.py JOBS.json
+Real launchers are used by tests/trainers/test_commands.py.
 """
 
 import dataclasses
 import itertools
 import json
 import os
-import subprocess
-import sys
+import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tests.faults.lives import forked, output
 from trainers.checkpoints import Checkpoints
 from trainers.data import tiny_world
 from trainers.errors import Interrupted
@@ -67,33 +68,57 @@ def pairs_for(model: Path, count: int) -> list[TokenPair]:
 def launch(jobs: Sequence[Job], folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
     """Run the jobs in one gang; name → {log, perf} (log None where it was stopped)."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "jobs.json"
-    file.write_text(json.dumps([dataclasses.asdict(job) for job in jobs]))
-    launcher = [sys.executable]
-    if world_size > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-    done = subprocess.run(
-        [*launcher, __file__, str(file)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "found.json").read_text())
+    file = folder / "found.json"
+    environments = _environments(world_size)
+    names = [folder / f"rank{rank}" for rank in range(world_size)]
+    ranks = [
+        forked(name, _rank, (jobs, file, environment))
+        for name, environment in zip(names, environments, strict=True)
+    ]
+    deadline = time.monotonic() + 500
+    try:
+        # One that fails leaves the others waiting for it.
+        while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
+            assert time.monotonic() < deadline, [output(name)[-2000:] for name in names]
+            time.sleep(0.05)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * world_size, [output(name)[-2000:] for name in names]
+    return json.loads(file.read_text())
 
 
-def main(file: Path) -> None:
-    """Run every job of the file; rank 0 writes found.json beside it."""
-    torch.set_num_threads(1)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def _environments(world_size: int) -> list[dict[str, str]]:
+    """Of each rank; what a launcher says to more than one."""
+    if world_size == 1:
+        return [dict(os.environ)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    size = str(world_size)
+    return [
+        {**common, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        for rank in map(str, range(world_size))
+    ]
+
+
+def _rank(jobs: Sequence[Job], file: Path, environment: dict[str, str]) -> None:
+    """Run every job; rank 0 writes what came of them to the file."""
+    # The process that this one is forked from has the environment of an earlier test.
+    os.environ.clear()
+    os.environ.update(environment, OMP_NUM_THREADS="1")
+    if "RANK" in environment:
         # As Ray Train does: the launcher makes the group, and each training joins it.
         torch.distributed.init_process_group("gloo")
-    found = {}
-    for job in (Job(**values) for values in json.loads(file.read_text())):
-        found[job.name] = _run(job)
-        if os.environ.get("RANK", "0") == "0":
-            (file.parent / "found.json").write_text(json.dumps(found))
+    found = {job.name: _run(job) for job in jobs}
+    if environment.get("RANK", "0") == "0":
+        file.write_text(json.dumps(found))
+    if "RANK" in environment:
+        # Rank 0 serves the group's store until the last has left.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _run(job: Job, report: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
@@ -141,7 +166,3 @@ def _kept(job: Job) -> Checkpoints | None:
 def _reference(model: str, precision: str, pairs: Sequence[TokenPair]) -> dict[int, tuple[float, float]]:
     policy = load_model(model, tokenizer=load_tokenizer(model), output="unembedding", precision=precision)
     return compute_reference(policy, pairs, report=lambda row: None)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
