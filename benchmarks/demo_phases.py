@@ -29,10 +29,13 @@ def main(storage: Path = Path("rmsweep-store"), name: str = "full_grid") -> None
     for file in (storage / "artifacts").glob("*/*/manifest.json"):
         manifest = json.loads(file.read_text())
         seconds_of[manifest["stage"]].append(manifest["seconds"])
-        if manifest["stage"] == "train":
-            set_up.append(manifest["info"]["perf"]["set_up_s"])
+        perf = manifest["info"].get("perf")
+        if manifest["stage"] != "train" or perf is None:
+            # A training of a search that diverged has none.
+            continue
+        set_up.append(perf["set_up_s"])
         if manifest["info"].get("local_mode"):
-            peaks.append((manifest["started"], manifest["info"]["perf"]["peak_mem_gb"]))
+            peaks.append((manifest["started"], perf["peak_mem_gb"]))
     stages = Table(title="stages in the store", title_justify="left")
     for column in ("stage", "count", "sum s", "median s"):
         stages.add_column(column, justify="left" if column == "stage" else "right")

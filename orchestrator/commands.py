@@ -1,11 +1,12 @@
 """What each command does, between the parsed flags and the exit code."""
 
 import dataclasses
+import functools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from orchestrator import access, cli, hardware, housekeeping, outlook_table, placement
 from orchestrator import plan as planning
@@ -23,7 +24,7 @@ from orchestrator.declaration import (
 )
 from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
-from orchestrator.follow_up import run_follow_up, show_analyses, with_analyses
+from orchestrator.follow_up import further_trials, run_follow_up, show_analyses, with_analyses
 from orchestrator.full_report import HTML, said_conclusions, write_full_report
 from orchestrator.layout import fitting
 from orchestrator.options import Plan
@@ -33,7 +34,7 @@ from orchestrator.redaction import redacted, shown_uri
 from orchestrator.report import Written, terminal_table
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
-from orchestrator.running import Phases, catch_up, run_missing, show_report
+from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
 from orchestrator.scaling import all_workers, still_absent
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -53,16 +54,17 @@ def run(session: Session, build: Build) -> int:
     """Run what is missing, then report."""
     phases = Phases()
     console = session.console
-    sweep, resolved, placements = _prepared(session, build)
-    discard_damaged_scores(session, resolved.plans)
+    sweep, resolved, place = _prepared(session, build)
+    known = (*resolved.plans, *further_trials(session, resolved.plans))
+    discard_damaged_scores(session, known)
     say_damaged_logs(session, [item.key for item in resolved.plans])
     declaration = with_analyses(declare(resolved), session, resolved.plans)
     write_declaration(declaration, session.store)
-    missing = missing_trials(resolved.plans, session.store)
+    missing = missing_trials(known, session.store)
     notes = read_state(session.sweep_name, session.store).trials
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
-    console.print(_headline(resolved.plans, todo, session), highlight=False)
+    console.print(_headline(known, todo, session), highlight=False)
     cli.say_left_out(session, resolved.left_out)
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
@@ -70,36 +72,37 @@ def run(session: Session, build: Build) -> int:
     if todo:
         say_audit(declaration, session.store, console)
     phases.end("plan")
-    return _run(session, sweep, resolved.plans, declaration, todo, placements, phases)
+    return _run(session, sweep, resolved.plans, declaration, todo, place, phases)
 
 
 def retry(session: Session, build: Build) -> int:
     """Run again the trials that failed, of those that the last command declared."""
-    sweep, resolved, placements = _prepared(session, build)
+    sweep, resolved, place = _prepared(session, build)
+    further = further_trials(session, resolved.plans)
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
-    declared = {trial.key for trial in declaration.trials}
+    declared = {trial.key for trial in declaration.trials} | {item.key for item in further}
     failed = [
         item
-        for item in missing_trials(resolved.plans, session.store)
+        for item in missing_trials((*resolved.plans, *further), session.store)
         if item.key in declared and notes.get(item.key, TrialNote()).state == "failed"
     ]
     names = ", ".join(item.spec.name for item in failed)
     session.console.print(f"again: {names}" if failed else "no trial of these has failed", highlight=False)
     phases = Phases()
     phases.end("plan")
-    return _run(session, sweep, resolved.plans, declaration, failed, placements, phases)
+    return _run(session, sweep, resolved.plans, declaration, failed, place, phases)
 
 
-def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dict[str, Placement]]:
-    """The sweep, its stages, and where each trial is to be trained. Raises what the user has to mend.
+def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Place]:
+    """The sweep, its stages, and what says where a trial is to be trained. Raises what the user has to mend.
 
     Where nothing is left to run, no cluster is joined and no trial placed.
     """
     sweep = _sweep(session, build)
     complete = _resolved_if_complete(session, sweep)
     if complete is not None:
-        return sweep, complete, {}
+        return sweep, complete, functools.partial(_place, sweep, ())
     capacity = _joined(session) or _capacity(session)
     placement.require_fit(sweep.trials, capacity)
     access.require([trial.model for trial in sweep.trials])
@@ -109,11 +112,14 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, dic
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in capacity))
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
     resolved = dataclasses.replace(resolved, plans=tuple(plans))
-    placements = {
-        item.key: placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
-        for item in resolved.plans
-    }
-    return sweep, resolved, placements
+    for item in resolved.plans:
+        # What fits nowhere is said before anything starts.
+        _place(sweep, capacity, item)
+    return sweep, resolved, functools.partial(_place, sweep, capacity)
+
+
+def _place(sweep: Sweep, capacity: Sequence[planning.Node], item: TrialPlan) -> Placement:
+    return placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
 
 
 def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | None:
@@ -125,8 +131,9 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
     except SweepError:
         # Said where it is resolved for good.
         return None
-    discard_damaged_scores(session, resolved.plans)
-    return None if missing_trials(resolved.plans, session.store) else resolved
+    plans = (*resolved.plans, *further_trials(session, resolved.plans))
+    discard_damaged_scores(session, plans)
+    return None if missing_trials(plans, session.store) else resolved
 
 
 def _run(
@@ -135,14 +142,19 @@ def _run(
     plans: Sequence[TrialPlan],
     declaration: Declaration,
     todo: Sequence[TrialPlan],
-    placements: dict[str, Placement],
+    place: Place,
     phases: Phases,
 ) -> int:
     # Where there is no live table, each failure is said when it comes.
     told = [] if session.console.is_terminal else [item.key for item in todo]
+
+    def holes_of_analyses() -> Sequence[TrialPlan]:
+        return missing_trials(further_trials(session, plans), session.store)
+
     try:
         if todo:
-            written = run_missing(session, declaration, todo, placements, sweep.retries, phases)
+            rounds = _rounds(session, declaration, plans, todo)
+            written = run_missing(session, declaration, rounds, place, sweep.retries, phases)
         else:
             written = write_full_report(declaration, session.store, session.console)
             catch_up(session, declaration, written)
@@ -160,12 +172,26 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        return say_holes(session, sweep_results(declaration, session.store), told=told) or cli.DEFECT
+        results = sweep_results(declaration, session.store)
+        return say_holes(session, results, told=told, of_analyses=holes_of_analyses()) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results, told=told)
+    return say_holes(session, written.results, told=told, of_analyses=holes_of_analyses())
+
+
+def _rounds(
+    session: Session, declaration: Declaration, plans: Sequence[TrialPlan], todo: Sequence[TrialPlan]
+) -> Iterator[Round]:
+    """`todo`, then what its results make known that the analyses read; declared before it runs, so that gc keeps it."""
+    further = further_trials(session, plans)
+    while todo:
+        yield Round(todo=todo, known=len(plans) + len(further))
+        seen = {item.key for item in further}
+        further = further_trials(session, plans)
+        todo = missing_trials([item for item in further if item.key not in seen], session.store)
+        write_declaration(with_analyses(declaration, session, plans), session.store)
 
 
 def plan_only(session: Session, build: Build) -> int:
@@ -174,6 +200,8 @@ def plan_only(session: Session, build: Build) -> int:
     price = outlook_table.checked_price(command.price if isinstance(command, Plan) else None)
     sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
+    further = further_trials(session, resolved.plans)
+    resolved = dataclasses.replace(resolved, plans=(*resolved.plans, *further))
     groups = _groups(session, _capacity(session))
     found = outlook(resolved, groups, session.store, price=price)
     denied = access.denied([trial.model for trial in sweep.trials])

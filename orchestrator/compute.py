@@ -3,6 +3,7 @@
 Imports that cost seconds stand inside the functions, so that planning never pays for them.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.artifacts import Store
+from orchestrator.artifacts import Attempt, Store
 from orchestrator.durations import Durations, expected_s
 from orchestrator.stages import (
     ConvertStage,
@@ -25,6 +26,7 @@ from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers import tiny
 from trainers.data.records import read_written_pairs
+from trainers.errors import Diverged
 from trainers.objects import Location, ObjectPath
 from trainers.specs import Placement
 from trainers.stopping import StopLeft, never
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from trainers.checkpoints import Checkpoints
     from trainers.packing import References
     from trainers.pairs import TokenPair
+    from trainers.train import TrainResult
 
 Report = Callable[[dict[str, Any]], None]
 # Tokenising takes less time a pair than telling of it.
@@ -147,9 +150,6 @@ def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints
 
 def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
     """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     from trainers.inputs import TrainInputs
     from trainers.pairs import held_out
     from trainers.train import always, train
@@ -177,21 +177,37 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) 
         train, inputs, report=report, checkpoints=kept, stop=call.stop, goes_on=call.goes_on or always
     )
     if int(os.environ.get("RANK", "0")) > 0:
-        run(out_dir=Path())
+        # Rank 0 says what becomes of a rate that diverges.
+        with contextlib.suppress(*(() if stage.validation is None else (Diverged,))):
+            run(out_dir=Path())
         return
     with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
-        result = run(out_dir=attempt.directory)
-        parquet.write_table(pa.Table.from_pylist(result.log), attempt.directory / "log.parquet")
-        if stage.validation is not None:
-            attempt.info.update(_validated(result.log, stage.optim.epochs))
-        attempt.info.update(
-            pairs=len(pairs),
-            train_accuracy=result.train_accuracy,
-            perf=result.perf,
-            placement={name: getattr(placement, name) for name in Placement.__slots__},
-            **call.provenance,
-        )
+        attempt.info.update(pairs=len(pairs), **call.provenance)
+        try:
+            result = run(out_dir=attempt.directory)
+        except Diverged as error:
+            # To a search it is an outcome, as being behind is; elsewhere it is a hole.
+            if stage.validation is None:
+                raise
+            attempt.info.update(state="diverged", validation_accuracy=[], message=str(error))
+        else:
+            _note(result, stage, placement, attempt)
     remove_tree(checkpoint_folder(store, stage.key))
+
+
+def _note(result: "TrainResult", stage: TrainStage, placement: Placement, attempt: Attempt) -> None:
+    """The training log beside the weights, and what the manifest says of them."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(result.log), attempt.directory / "log.parquet")
+    if stage.validation is not None:
+        attempt.info.update(_validated(result.log, stage.optim.epochs))
+    attempt.info.update(
+        train_accuracy=result.train_accuracy,
+        perf=result.perf,
+        placement={name: getattr(placement, name) for name in Placement.__slots__},
+    )
 
 
 def _validated(log: Sequence[dict[str, Any]], epochs: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from orchestrator.durations import Durations, RateName
 from orchestrator.estimate import Rate
 from orchestrator.gate import Grant, Request, Running, bundles, decide
 from orchestrator.plan import Node
+from orchestrator.rungs import Rungs, Scored
 from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.shared_stages import SharedStages, start_shared
 from orchestrator.stages import SharedStage
@@ -66,6 +67,7 @@ class Coordinator:
         self._shared = SharedStages(execution, self._compute_shared, self._require_going_on)
         self._events: list[dict[str, Any]] = []
         self._beats: dict[str, tuple[float, str, int]] = {}
+        self._rungs = Rungs()
         self._stop_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -122,8 +124,26 @@ class Coordinator:
     async def forget(self, trial: str) -> None:
         """Take back whatever a trial that died holds or waits for."""
         self._beats.pop(trial, None)
+        self._rungs.begin(trial)
         for kind in ("train", "evaluate"):
             await self.release(f"{kind} {trial}")
+
+    async def goes_on(self, training: str, scored: Scored) -> bool:
+        """Whether a training of a search goes on after a rung, once Tune has ruled. Raises Interrupted when stopping."""
+        self._require_going_on()
+        return await self._rungs.goes_on(training, scored)
+
+    async def undecided(self, training: str) -> Scored | None:
+        """Wait for a rung of the training that Tune has yet to rule on; None at its end."""
+        return await self._rungs.undecided(training)
+
+    async def rule(self, training: str, epoch: int, goes_on: bool) -> None:
+        """What Tune has ruled."""
+        self._rungs.rule(training, epoch, goes_on)
+
+    async def end_rungs(self, training: str) -> None:
+        """The training comes to no further rung."""
+        await self._rungs.end(training)
 
     async def post(self, event: dict[str, Any]) -> None:
         """Note an event for the driver."""
@@ -156,6 +176,7 @@ class Coordinator:
             if not future.done():
                 future.set_exception(Interrupted("stopped on request while waiting."))
         self._waiting.clear()
+        self._rungs.stop()
 
     async def stop_left(self) -> float | None:
         """None while nobody has asked to stop, else the seconds that are left."""

@@ -68,11 +68,12 @@ def declare(resolved: ResolvedSweep) -> Declaration:
     return Declaration(
         sweep=resolved.sweep.name,
         trials=tuple(_trial(plan, resolved, said) for plan in resolved.plans),
-        artifacts=tuple(sorted(_artifacts(resolved.plans))),
+        artifacts=tuple(sorted(artifacts_of(resolved.plans))),
     )
 
 
-def _artifacts(plans: Iterable[TrialPlan]) -> set[str]:
+def artifacts_of(plans: Iterable[TrialPlan]) -> set[str]:
+    """Every artifact that the trials come to, as stage/key."""
     named: set[str] = set()
     for stage in (stage for plan in plans for stage in plan.stages()):
         named.add(f"{stage.kind}/{stage.key}")

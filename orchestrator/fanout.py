@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator import attempts, failures
+from orchestrator.asha import SearchScheduler, rungs_reported
 from orchestrator.cluster import capacity
 from orchestrator.coordinator import Coordinator, Work
 from orchestrator.durations import Durations, RateName, rate_of, slowest
@@ -81,7 +83,8 @@ def run_on_ray(
     )
     handle = coordinator.remote(execution, live, work, durations, scaling(workers))
     slots = sum(node.gpus or node.cpus for node in nodes)
-    tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
+    scheduler = SearchScheduler([plan.train for plan in plans], execution.store, handle)
+    tuner = _tuner(list(work), scheduler, execution, handle, scratch, at_once=window(slots))
     with Events(handle, on_event):
         try:
             with stop.deferred(lambda: stop_gracefully(handle, stop)):
@@ -113,7 +116,13 @@ def _in_turn(
 
 
 def _tuner(
-    trials: Sequence[str], execution: Execution, coordinator: ActorHandle, scratch: Path, *, at_once: int
+    trials: Sequence[str],
+    scheduler: SearchScheduler,
+    execution: Execution,
+    coordinator: ActorHandle,
+    scratch: Path,
+    *,
+    at_once: int,
 ) -> tune.Tuner:
     """Tune's part: a function for each trial, so many at once, in processes that are used again."""
     # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
@@ -126,10 +135,11 @@ def _tuner(
     return tune.Tuner(
         tune.with_resources(trial, SLIVER),
         param_space={"trial": tune.grid_search(list(trials))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, scheduler=scheduler),
         run_config=tune.RunConfig(
             storage_path=str(scratch),
-            name="tune",
+            # Rounds of one command share their scratch.
+            name=f"tune-{uuid.uuid4().hex[:8]}",
             verbose=0,
             callbacks=[TrialDeaths(coordinator)],
             failure_config=deaths,
@@ -150,7 +160,7 @@ def run_trial(
     backend = RayBackend(work, execution, coordinator, Path(scratch))
     backend.post({"event": "started"})
     try:
-        with _beating(plan.key, coordinator):
+        with _beating(plan.key, coordinator), rungs_reported(plan.train, coordinator):
             complete_trial(plan, work.placement, backend, execution)
         backend.post({"event": "complete"})
     except Exception as error:

@@ -1,6 +1,6 @@
 """Analyses of what a sweep has trained and evaluated: computed after it, in the driver's process, without Ray.
 
-Their keys hold those of the trainings or evaluations that they read, so a sweep that grows computes only what is new.
+What an analysis needs trained besides the sweep's own trials are trials like these, run with them. Their keys hold those of the trainings or evaluations that they read, so a sweep that grows computes only what is new.
 The report has a copy of each in report/analyses/<name>/; sweep.json names them, so that gc keeps them.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.declaration import Declaration
+from orchestrator.artifacts import Store
+from orchestrator.declaration import Declaration, artifacts_of
 from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
 
@@ -23,35 +24,69 @@ KIND, SUMMARY = "analyse", "summary.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Further:
+    """Trials that an analysis reads besides the sweep's; `whole` is False where more are known once these are done."""
+
+    trials: tuple[TrialPlan, ...] = ()
+    whole: bool = True
+
+
+def nothing_further(stage: "AnalyseStage", plans: Sequence[TrialPlan], store: Store) -> Further:
+    """The sweep's own trials are all that the analysis reads."""
+    return Further()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FollowUp:
-    """Which analyses a sweep's trials come to, and what computes one."""
+    """Which analyses a sweep's trials come to, what computes one, and what further trials it reads."""
 
     declare: "Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]"
     compute: "Compute"
+    further: "Callable[[AnalyseStage, Sequence[TrialPlan], Store], Further]" = nothing_further
+
+
+def further_trials(session: "Session", plans: Sequence[TrialPlan]) -> tuple[TrialPlan, ...]:
+    """What the analyses read besides the sweep's own trials, each once, as far as it is known by now."""
+    follow_up = session.follow_up
+    if follow_up is None:
+        return ()
+    found = {
+        trial.key: trial
+        for stage in follow_up.declare(plans)
+        for trial in follow_up.further(stage, plans, session.store).trials
+    }
+    own = {plan.key for plan in plans}
+    return tuple(trial for key, trial in found.items() if key not in own)
 
 
 def with_analyses(declaration: Declaration, session: "Session", plans: Sequence[TrialPlan]) -> Declaration:
-    """The declaration with the artifacts of the sweep's analyses."""
+    """The declaration with the artifacts of the sweep's analyses, and of the further trials that they read."""
     if session.follow_up is None:
         return declaration
     named = {f"{KIND}/{stage.key}" for stage in session.follow_up.declare(plans)}
+    named |= artifacts_of(further_trials(session, plans))
     return dataclasses.replace(declaration, artifacts=tuple(sorted(named.union(declaration.artifacts or ()))))
 
 
 def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
     """Compute the analyses that are missing and whose trainings and evaluations are there; whether there were any."""
-    if session.follow_up is None:
+    follow_up, store = session.follow_up, session.store
+    if follow_up is None:
         return False
     from orchestrator.analyses import compute_all
 
-    store = session.store
+    def ready(stage: "AnalyseStage") -> bool:
+        further = follow_up.further(stage, plans, store)
+        trained = further.whole and all(trial.complete(store) for trial in further.trials)
+        return trained and all(usable(read, store) for read in stage.reads)
+
     missing = [
         stage
-        for stage in session.follow_up.declare(plans)
-        if not store.complete(stage.kind, stage.key) and all(usable(read, store) for read in stage.reads)
+        for stage in follow_up.declare(plans)
+        if not store.complete(stage.kind, stage.key) and ready(stage)
     ]
     if missing:
-        compute_all(session, missing, session.follow_up.compute)
+        compute_all(session, missing, follow_up.compute)
     return bool(missing)
 
 

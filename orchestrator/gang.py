@@ -14,6 +14,8 @@ from orchestrator.artifacts import Store
 from orchestrator.compute import TrainCall
 from orchestrator.gate import Grant
 from orchestrator.redaction import without_secrets
+from orchestrator.rungs import Scored
+from orchestrator.searches import GoesOn
 from orchestrator.stages import TrainStage
 from orchestrator.trial import Execution, Rows
 from trainers.objects import ObjectPath
@@ -107,10 +109,27 @@ def _train_rank(config: dict[str, Any]) -> None:
         placement=config["placement"],
         checkpoint_steps=execution.checkpoint_steps,
         stop=_StopLeft(coordinator),
+        goes_on=_ruled_by_tune(stage, coordinator),
         provenance=config["provenance"],
     )
     with without_secrets(), Rows(post).of("train") as report:
         execution.stages.train(stage, call, execution.store, report)
+
+
+def _ruled_by_tune(stage: TrainStage, coordinator: ActorHandle) -> GoesOn | None:
+    """Tune's ruling at the rungs of a search, waited for; None where the training is part of none."""
+    validation = stage.validation
+    if validation is None:
+        return None
+
+    def goes_on(epoch: int, accuracy: float) -> bool:
+        if epoch not in validation.rungs:
+            return True
+        scored = Scored(epoch=epoch, accuracy=accuracy)
+        ruling: bool = ray.get(coordinator.goes_on.remote(stage.key, scored))
+        return ruling
+
+    return goes_on
 
 
 class _StopLeft:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import failures
+from orchestrator import failures, searches
 from orchestrator.compute import TrainCall
 from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage
 from orchestrator.trial import Execution, Post, Rows, complete_trial, compute_shared
@@ -78,10 +78,14 @@ class InlineBackend:
             placement=alone,
             checkpoint_steps=self.execution.checkpoint_steps,
             stop=self.stop.left_s,
+            goes_on=searches.ruled_by_store(stage, self.execution.store, self._say),
             provenance={"backend": "inline"},
         )
         with Rows(self.post).of(stage.kind) as report, self.stop.deferred():
             self.execution.stages.train(stage, call, self.execution.store, report)
+
+    def _say(self, text: str) -> None:
+        self.post({"event": "notice", "text": text})
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """Score in this process."""

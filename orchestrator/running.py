@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 STOPPING_S = 5.0
 
+Place = Callable[[TrialPlan], Placement]
+RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
+
 
 @dataclasses.dataclass(slots=True)
 class Phases:
@@ -50,15 +53,26 @@ class Phases:
         self._since = now
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Trials that can run now, of so many that are known by now."""
+
+    todo: Sequence[TrialPlan]
+    known: int
+
+
 def run_missing(
     session: Session,
     declaration: Declaration,
-    todo: Sequence[TrialPlan],
-    placements: dict[str, Placement],
+    rounds: Iterable[Round],
+    place: Place,
     retries: RetryPolicy,
     phases: Phases,
 ) -> Written:
-    """Run `todo`, then write the report: what was written. Raises KeyboardInterrupt when stopped, all notes made."""
+    """Run the rounds, each asked for when the last one is done, then write the report: what was written.
+
+    Raises KeyboardInterrupt when stopped, all notes made.
+    """
     from orchestrator.tracking import Tracker
 
     store, sweep = session.store, session.sweep_name
@@ -78,19 +92,20 @@ def run_missing(
             checkpoint_steps=session.options.checkpoint_steps,
             stages=session.stages,
         )
-        names = {item.key: item.spec.name for item in todo}
-        state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
         tracker = Tracker(session.tracking_uri, store, declaration)
-        with Progress(terminal, names, len(declaration.trials) - len(todo)) as progress:
-            follow = _follower(session, progress, state, tracker)
-            try:
-                _execute(session, declaration, todo, placements, execution, follow, stop, phases)
-            except KeyboardInterrupt:
-                # What it cannot take in that time, the next command logs.
-                tracker.close(STOPPING_S)
-                raise
-            finally:
-                state.close()
+        try:
+            with _backend(session, declaration, execution, stop, phases) as run_trials:
+                for each in rounds:
+                    names = {item.key: item.spec.name for item in each.todo}
+                    placements = {item.key: place(item) for item in each.todo}
+                    state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
+                    progress = Progress(terminal, names, each.known - len(each.todo))
+                    with contextlib.closing(state), progress:
+                        run_trials(each.todo, placements, _follower(session, progress, state, tracker))
+        except KeyboardInterrupt:
+            # What it cannot take in that time, the next command logs.
+            tracker.close(STOPPING_S)
+            raise
         written = write_full_report(declaration, store, terminal)
         trouble = _end_view(tracker, written)
         phases.end("mlflow")
@@ -139,35 +154,37 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
             event = redacted_fields(event)
         progress.on_event(event)
         state.on_event(event)
+        if "detail" in event:
+            # A full disk may be what the trial failed of; it must not end the others.
+            with contextlib.suppress(OSError, StorageError):
+                replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
+        if not tracker.shows(event["trial"]):
+            return
         if event["event"] == "started":
             tracker.started(event["trial"])
         elif event["event"] == "checkpoint":
             tracker.checkpointed(event["trial"])
         elif event["event"] in ("complete", "failed"):
             tracker.ended(event["trial"], failed=event["event"] == "failed")
-        if "detail" in event:
-            # A full disk may be what the trial failed of; it must not end the others.
-            with contextlib.suppress(OSError, StorageError):
-                replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
 
     return on_event
 
 
-def _execute(
-    session: Session,
-    declaration: Declaration,
-    todo: Sequence[TrialPlan],
-    placements: dict[str, Placement],
-    execution: Execution,
-    on_event: Post,
-    stop: StopRequest,
-    phases: Phases,
-) -> None:
+@contextlib.contextmanager
+def _backend(
+    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
+) -> Iterator[RunTrials]:
+    """What runs trials; the Ray that it starts for the first is up until the block ends."""
     if session.options.backend == "inline":
         from orchestrator.inline import run_inline
 
-        run_inline(todo, placements, execution, on_event, stop)
-        phases.end("trials")
+        def in_process(
+            todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post
+        ) -> None:
+            run_inline(todo, placements, execution, on_event, stop)
+            phases.end("trials")
+
+        yield in_process
         return
     set_ray_environment()
     import ray
@@ -181,14 +198,18 @@ def _execute(
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
         workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
-        start_ray(len(os.sched_getaffinity(0)))
-        named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
-        measured = measured_rates(named, execution.store)
-        phases.end("start ray")
-        # Ray's own handler would end the process with the signal's number.
-        with stop.listening():
-            run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
-        phases.end("trials")
+
+        def on_ray(todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post) -> None:
+            start_ray(len(os.sched_getaffinity(0)))
+            named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+            measured = measured_rates(named, execution.store)
+            phases.end("start ray")
+            # Ray's own handler would end the process with the signal's number.
+            with stop.listening():
+                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
+            phases.end("trials")
+
+        yield on_ray
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -82,6 +82,10 @@ class Tracker:
         self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
         self._thread.start()
 
+    def shows(self, key: str) -> bool:
+        """Whether the trial is one of the sweep's, which have a run each."""
+        return key in self._trials
+
     def started(self, key: str) -> None:
         """A trial has begun."""
         self._note(key, _Word(status="RUNNING"))

@@ -30,6 +30,7 @@ from orchestrator.progress import late_bar, quiet
 from orchestrator.redaction import shown_uri
 from orchestrator.results import TrialResult, trial_result
 from orchestrator.state import TrialNote, read_state
+from orchestrator.trial_plan import TrialPlan
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
@@ -62,7 +63,7 @@ def status(session: Session, *, watch: bool = False) -> int:
         if running or session.options.json:
             return 0 if len(known) == len(results) else cli.HOLES
         # The table has named every cause.
-        return _say_ways_on(session, results)
+        return _say_ways_on(session, {result.record.key for result in results if not result.complete})
 
 
 def _driver(running: bool, left_s: float | None) -> str:
@@ -129,24 +130,33 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
     }
 
 
-def say_holes(session: Session, results: Sequence[TrialResult], *, told: Collection[str] = ()) -> int:
-    """Name what is missing and why, and the commands that mend it; `told` are trials whose failure was said already."""
+def say_holes(
+    session: Session,
+    results: Sequence[TrialResult],
+    *,
+    told: Collection[str] = (),
+    of_analyses: Sequence[TrialPlan] = (),
+) -> int:
+    """Name what is missing and why, and the commands that mend it.
+
+    `told` are trials whose failure was said already, `of_analyses` missing trials that only analyses read.
+    """
     state = read_state(session.sweep_name, session.store)
-    for result in results:
-        if result.complete:
-            continue
-        note = state.trials.get(result.record.key, TrialNote())
-        cause = note.message or "; ".join(result.faults) or "not run"
-        if note.state == "failed" and result.record.key in told:
+    holes = [
+        (result.record.name, result.record.key, result.faults) for result in results if not result.complete
+    ]
+    for name, key, faults in (*holes, *((item.spec.name, item.key, ()) for item in of_analyses)):
+        note = state.trials.get(key, TrialNote())
+        cause = note.message or "; ".join(faults) or "not run"
+        if note.state == "failed" and key in told:
             cause = "it failed, as said above"
-        said = f"missing: {result.record.name}: {cause}"
+        said = f"missing: {name}: {cause}"
         session.console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
-    return _say_ways_on(session, results)
+    return _say_ways_on(session, [*(key for _, key, _ in holes), *(item.key for item in of_analyses)])
 
 
-def _say_ways_on(session: Session, results: Sequence[TrialResult]) -> int:
-    """The commands that mend the holes; the exit code."""
-    holes = {result.record.key for result in results if not result.complete}
+def _say_ways_on(session: Session, holes: Collection[str]) -> int:
+    """The commands that mend the holes, which are keys of trials; the exit code."""
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)

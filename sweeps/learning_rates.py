@@ -6,8 +6,9 @@ rate on all training pairs, and evaluated as at the fixed rate. No evaluation se
 
 python sweeps/learning_rates.py --profile laptop
 
-The search runs in the driver's process, one training at a time on the CPU, on either
-backend; Ray Tune has no part in it yet.
+The searched trainings and those at the best rate are trials like all others. On Ray the rule is that of Ray Tune's
+ASHAScheduler over trainings that run at once, so that which of them it ends depends on who comes first; with
+`--backend inline` the same rule is applied to one training after another.
 """
 
 import json
@@ -20,17 +21,16 @@ from orchestrator import catalog
 from orchestrator.analyses import SUMMARY, AnalyseStage, Inputs
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.cli import main
-from orchestrator.compute import TrainCall, run_evaluations, run_train
-from orchestrator.follow_up import FollowUp
+from orchestrator.follow_up import FollowUp, Further
 from orchestrator.report import reward_title
-from orchestrator.stages import EvaluateStage, PretrainStage, TrainStage
+from orchestrator.searches import at_rate, outcome, searched
+from orchestrator.stages import EvaluateStage, TrainStage
 from orchestrator.trial_plan import TrialPlan
 from sweeps.full_grid import full_grid
-from trainers.errors import Diverged
-from trainers.specs import Placement, ValidationSpec
+from trainers.specs import ValidationSpec
 
 # Raise when the search does otherwise with the same parameters.
-VERSION = 1
+VERSION = 2
 # Of the fixed rate, in the order in which they are tried.
 MULTIPLES = (1.0, 5.0, 20.0, 0.2)
 
@@ -51,15 +51,6 @@ class Parameters:
     """How the rate is searched."""
 
     validation: ValidationSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """One search's outcome: accuracy on the validation pairs by epoch, for each rate; None is a training that diverged."""
-
-    rates: tuple[float, ...]
-    accuracies: tuple[tuple[float, ...] | None, ...]
-    best: float
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
@@ -87,66 +78,53 @@ def _stage(name: str, group: Sequence[TrialPlan]) -> AnalyseStage:
     )
 
 
-def goes_on(others: Sequence[float], accuracy: float, reduction: int) -> bool:
-    """ASHA's rule: whether `accuracy` is among the best 1/`reduction` of what came to this rung, itself included."""
-    ahead = sum(other > accuracy for other in others)
-    return ahead < max(1, (len(others) + 1) // reduction)
+def further(stage: AnalyseStage, plans: Sequence[TrialPlan], store: Store) -> Further:
+    """The search's trainings, and once these are done all that the sweep has at the fixed rate at the best one."""
+    read = {item.key for item in stage.reads}
+    group = [plan for plan in plans if plan.key in read]
+    trainings = searched(group[0].train, stage.parameters.validation)
+    trials = tuple(_trial(group[0], "search", training, ()) for training in trainings)
+    found = outcome(trainings, store)
+    if found is None or found.best is None:
+        return Further(trials=trials, whole=found is not None)
+    best = tuple(_at_best(plan, found.best) for plan in group)
+    return Further(trials=(*trials, *best))
 
 
-def search(fixed: TrainStage, validation: ValidationSpec, placement: Placement, store: Store) -> Search:
-    """Train at each rate in turn; what is in the store, stopped or not, is not trained again."""
-    found: list[tuple[float, ...] | None] = []
-    for rate in validation.rates:
-        stage = replace(fixed, optim=replace(fixed.optim, lr=rate), validation=validation, keep_epochs=())
-        reached = [some for some in found if some is not None]
-
-        def decide(epoch: int, accuracy: float, reached: list[tuple[float, ...]] = reached) -> bool:
-            if epoch not in validation.rungs:
-                return True
-            return goes_on(
-                [some[epoch - 1] for some in reached if len(some) >= epoch], accuracy, validation.reduction
-            )
-
-        found.append(_accuracies(stage, TrainCall(placement=placement, goes_on=decide), store))
-    # Who came furthest and is best there; of equals the lowest rate.
-    ranked = [
-        (len(some), some[-1], -rate)
-        for rate, some in zip(validation.rates, found, strict=True)
-        if some is not None
-    ]
-    if not ranked:
-        raise Diverged(f"every learning rate of {validation.rates} diverged; lower --lr.")
-    return Search(rates=validation.rates, accuracies=tuple(found), best=-max(ranked)[2])
+def _at_best(plan: TrialPlan, lr: float) -> TrialPlan:
+    evaluations = tuple(_at(evaluation, lr) for evaluation in plan.evaluations)
+    return _trial(plan, "best", at_rate(plan.train, lr), evaluations)
 
 
-def _accuracies(stage: TrainStage, call: TrainCall, store: Store) -> tuple[float, ...] | None:
-    if not store.complete(stage.kind, stage.key):
-        try:
-            run_train(stage, call, store, lambda row: None)
-        except Diverged:
-            return None
-    manifest = store.manifest(stage.kind, stage.key)
-    assert manifest is not None
-    return tuple(manifest["info"]["validation_accuracy"])
+def _trial(
+    plan: TrialPlan, what: str, training: TrainStage, evaluations: tuple[EvaluateStage, ...]
+) -> TrialPlan:
+    """A trial like `plan`, trained otherwise; its name says so."""
+    spec = replace(
+        plan.spec,
+        optim=training.optim,
+        keep_epochs=training.keep_epochs,
+        eval_sets=plan.spec.eval_sets if evaluations else (),
+        variant="_".join(filter(None, (plan.spec.variant, what, f"lr_{training.optim.lr:g}"))),
+    )
+    return replace(plan, spec=spec, train=training, evaluations=evaluations)
 
 
 def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
-    """Search, then train and evaluate at the best rate what the sweep has at the fixed one."""
+    """The search's outcome, and the accuracies at the fixed rate beside those at the best."""
     from orchestrator.accuracies import seeds_accuracy
 
-    store, validation = inputs.store, stage.parameters.validation
+    store = inputs.store
     trainings = [item for item in stage.reads if isinstance(item, TrainStage)]
     fixed = [item for item in stage.reads if isinstance(item, EvaluateStage)]
-    placement = _placement(trainings[0])
-    found = search(trainings[0], validation, placement, store)
-    best = [_at(item, found.best) for item in fixed]
-    for training in {item.train.key: item.train for item in best}.values():
-        if not store.complete(training.kind, training.key):
-            run_train(training, TrainCall(placement=placement), store, lambda row: None)
-        run_evaluations([item for item in best if item.train.key == training.key], store, lambda row: None)
+    found = outcome(searched(trainings[0], stage.parameters.validation), store)
+    assert found is not None
+    rated = [("fixed", fixed)]
+    if found.best is not None:
+        rated.append(("best", [_at(item, found.best) for item in fixed]))
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(item.prepared.split.name for item in fixed):
-        for which, items in (("fixed", fixed), ("best", best)):
+        for which, items in rated:
             some = [
                 item
                 for item in items
@@ -178,18 +156,9 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     attempt.info.update(results=results)
 
 
-def _placement(training: TrainStage) -> Placement:
-    """One CPU process; tiny models take a step in one forward."""
-    batch = training.optim.effective_batch
-    if isinstance(training.base.origin, PretrainStage):
-        return Placement(micro_batch=batch, accumulation=1)
-    return Placement(micro_batch=1, accumulation=batch)
-
-
 def _at(evaluation: EvaluateStage, lr: float) -> EvaluateStage:
     """The same evaluation of the training at another rate."""
-    train = evaluation.train
-    return replace(evaluation, train=replace(train, optim=replace(train.optim, lr=lr)))
+    return replace(evaluation, train=at_rate(evaluation.train, lr))
 
 
 def _state(accuracies: Sequence[float] | None, epochs: int) -> str:
@@ -199,8 +168,9 @@ def _state(accuracies: Sequence[float] | None, epochs: int) -> str:
 
 
 def _summary(results: dict[str, Any], training: TrainStage) -> str:
+    best = "no rate: all diverged" if results["best_lr"] is None else f"{results['best_lr']:g}"
     lines = [
-        f"# {results['name']}: {reward_title(training.reward.name)} at {results['best_lr']:g}",
+        f"# {results['name']}: {reward_title(training.reward.name)} at {best}",
         "",
         "| learning rate | state | epochs | validation accuracy |",
         "|---|---|---|---|",
@@ -224,5 +194,5 @@ if __name__ == "__main__":
         full_grid,
         Path(__file__).parent,
         profiles=PROFILES,
-        follow_up=FollowUp(declare=declare, compute=compute),
+        follow_up=FollowUp(declare=declare, compute=compute, further=further),
     )

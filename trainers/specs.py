@@ -203,8 +203,9 @@ class OptimSpec:
 class ValidationSpec:
     """Training pairs that are held out, and scored after every epoch.
 
-    At each of the `rungs` (epochs from 1) a training goes on if it is among the best 1/`reduction` of those of `rates`
-    that came so far in their order: ASHA's rule, with one training at a time. So the rates enter the key, too.
+    At each of the `rungs` (epochs from 1) a training goes on unless it is below the best 1/`reduction` of the trainings at
+    other `rates` that came there before: ASHA's rule. So the rates enter the key, too. In what order trainings come that
+    run at once is not in it: the artifact says how far each one came.
     """
 
     share: float = 0.25

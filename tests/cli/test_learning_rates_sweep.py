@@ -7,19 +7,23 @@ import pytest
 import torch
 
 from orchestrator.artifacts import Store
+from orchestrator.declaration import read_declaration
 from orchestrator.follow_up import FollowUp
+from orchestrator.housekeeping import garbage, kept_sweeps
+from orchestrator.searches import goes_on
 from sweeps import learning_rates
 from sweeps.full_grid import full_grid
-from sweeps.learning_rates import goes_on
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
-from trainers.errors import DataError
+from trainers.errors import DataError, Diverged
 from trainers.pairs import TokenPair, held_out
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, ValidationSpec
 from trainers.token_files import read_tokens
 
 EPOCHS, RUNGS = 4, (1, 2)
-FOLLOW_UP = FollowUp(declare=learning_rates.declare, compute=learning_rates.compute)
+FOLLOW_UP = FollowUp(
+    declare=learning_rates.declare, compute=learning_rates.compute, further=learning_rates.further
+)
 SPEC = ValidationSpec(share=0.25, seed=3)
 
 
@@ -51,7 +55,7 @@ def test_who_is_among_the_best_half_goes_on(others, accuracy, expected):
 
 
 def run(folder, tiny_model):
-    words = ("--models", str(tiny_model), "--lr", "1e-4", "--epochs", str(EPOCHS), "--rewards", "ex_rm")
+    words = ("--models", str(tiny_model), "--lr", "5e-5", "--epochs", str(EPOCHS), "--rewards", "ex_rm")
     words += ("--max-train-pairs", "32", "--effective-batch", "8", "--max-eval-pairs", "6")
     build, profiles = full_grid, learning_rates.PROFILES
     return run_sweep("learning_rates", build, profiles, folder, *words, follow_up=FOLLOW_UP)
@@ -122,9 +126,56 @@ def test_fixed_and_best_are_reported_side_by_side(storage):
     assert {row["lr"] for row in best.values()} == {results["best_lr"]}
 
 
-def test_what_was_stopped_is_not_trained_again(storage, tiny_model):
+def test_all_that_a_search_trains_is_declared_and_kept(storage):
+    store = Store(storage)
+    declared = read_declaration("learning_rates", store)
+    made = {f"{stage}/{key}" for stage in ("train", "evaluate", "analyse") for key in keys(storage, stage)}
+    assert len([item for item in made if item.startswith("train/")]) == 6
+    assert made <= set(declared.artifacts)
+    # The report's trials are those of the fixed rate.
+    assert len(declared.trials) == 1
+    assert garbage(store, kept_sweeps(store)) == []
+
+
+def keys(storage, stage):
+    return [file.parent.name for file in (storage / "artifacts" / stage).glob("*/manifest.json")]
+
+
+def test_a_rate_that_diverges_is_an_outcome_and_one_that_fails_a_hole(
+    tiny_model, tmp_path, monkeypatch, capsys
+):
+    from trainers import train as training
+
+    folder, train, tried = tmp_path / "store", training.train, []
+
+    def spoilt(inputs, **rest):
+        tried.append(inputs.optim.lr)
+        if inputs.validation and inputs.optim.lr == 2.5e-4:
+            raise Diverged("not finite")
+        if inputs.validation and inputs.optim.lr == 1e-3:
+            raise RuntimeError("lost")
+        return train(inputs, **rest)
+
+    monkeypatch.setattr(training, "train", spoilt)
+    assert run(folder, tiny_model) == 3
+    said = capsys.readouterr().out
+    assert "· ex_rm_search_lr_0.001 · tiny_world · s0: it failed, as said above" in said
+    assert said.count("missing:") == 1
+    assert artifacts(folder) == {}
+
+    monkeypatch.setattr(training, "train", train)
+    assert run(folder, tiny_model) == 0
+    assert tried == [5e-5, 5e-5, 2.5e-4, 1e-3, 1e-5]
+    ((_, found),) = artifacts(folder).items()
+    trials = json.loads((found / "results.json").read_text())["trials"]
+    assert [trial["state"] for trial in trials][1:3] == ["diverged", "complete"]
+
+
+def test_what_was_stopped_is_not_trained_again(storage, tiny_model, capsys):
     before = {item["key"]: item["attempt"] for item in searched(storage)}
     shutil.rmtree(storage / "artifacts" / "analyse")
+    capsys.readouterr()
     assert run(storage, tiny_model) == 0
+    assert "trials are complete" in capsys.readouterr().out
     assert {item["key"]: item["attempt"] for item in searched(storage)} == before
     assert len(artifacts(storage)) == 1
