@@ -24,6 +24,7 @@ from trainers.specs import Placement
 from trainers.stopping import StopRequest
 
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from tests.conftest import save_tiny_llama
 from tests.trainers import gang
-from trainers import attention
-from trainers import train as training
+from trainers import attention, step
 from trainers.checkpoints import Checkpoints
 from trainers.engine import learning_rate
 from trainers.errors import Diverged, ModelError, OutOfMemory, SpecError
@@ -240,13 +239,13 @@ def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tm
 
 
 def test_memory_that_runs_out_is_named(tiny_model, pairs, tmp_path, monkeypatch):
-    collate_pairs = training.collate
+    collate_pairs = step.collate
 
     def too_large(*arguments, **options):
         torch.empty(1 << 55, dtype=torch.uint8)
         return collate_pairs(*arguments, **options)
 
-    monkeypatch.setattr(training, "collate", too_large)
+    monkeypatch.setattr(step, "collate", too_large)
     with pytest.raises(OutOfMemory, match="a micro-batch of 2 pairs"):
         train(inputs(tiny_model, pairs, OptimSpec(effective_batch=2)), report=quiet, out_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
