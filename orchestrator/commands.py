@@ -22,6 +22,7 @@ from orchestrator.declaration import (
 from orchestrator.failures import is_final
 from orchestrator.follow_up import further_trials, run_follow_up, show_analyses, with_analyses
 from orchestrator.full_report import write_full_report
+from orchestrator.hub_models import fetch_models
 from orchestrator.layout import fitting
 from orchestrator.options import Plan
 from orchestrator.outlook import architectures, outlook
@@ -147,6 +148,7 @@ def _run(
 
     try:
         if todo:
+            fetch_models(session, todo)
             rounds = _rounds(session, declaration, plans, todo)
             written = run_missing(session, declaration, rounds, place, sweep.retries, phases)
         else:

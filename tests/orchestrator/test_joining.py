@@ -83,3 +83,12 @@ def test_a_sweep_with_something_missing_or_damaged_joins(complete, monkeypatch):
     evaluated.write_bytes(b"half")
     with pytest.raises(StorageError, match="joined"):
         commands.run(complete, full_grid)
+
+
+def test_models_of_the_hub_are_fetched_before_the_trials_run(tmp_path, monkeypatch):
+    seen: list[object] = []
+    monkeypatch.setattr(joining, "cluster_address", lambda: None)
+    monkeypatch.setattr(commands, "fetch_models", lambda session, todo: seen.append(len(todo)))
+    monkeypatch.setattr(commands, "run_missing", lambda *_: seen.append("run") or refuse())
+    commands.run(make_session(LOAD, tmp_path), full_grid)
+    assert seen == [LOAD.trials, "run"]
