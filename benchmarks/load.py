@@ -32,7 +32,7 @@ from tokenizers.models import WordLevel
 
 from benchmarks.load_stages import AT_ONCE
 from benchmarks.turns import resident_bytes
-from orchestrator import commands
+from orchestrator import commands, joining
 from orchestrator.artifacts import Store
 from orchestrator.cli import Session
 from orchestrator.declaration import read_declaration
@@ -175,7 +175,7 @@ def main(load: Load) -> None:
     # Measured on a Ray of its own, whatever cluster runs on this machine.
     with (
         benchmark_folder(load.storage, "load") as folder,
-        mock.patch.object(commands, "cluster_address", return_value=None),
+        mock.patch.object(joining, "cluster_address", return_value=None),
     ):
         session = make_session(load, folder)
         with Driver() as driver:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import tyro
 
 from orchestrator import selection
-from orchestrator.analyses import AnalyseStage, AnalysisOptions, Inputs
+from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyses import AnalysisOptions
 from orchestrator.cli import Session, say_left_out
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model

@@ -3,12 +3,9 @@
 import dataclasses
 import functools
 import json
-import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from orchestrator import access, cli, hardware, housekeeping, outlook_table, placement
+from orchestrator import access, cli, housekeeping, joining, outlook_table, placement
 from orchestrator import plan as planning
 from orchestrator.audit_page import say_audit
 from orchestrator.cli import Session
@@ -22,29 +19,27 @@ from orchestrator.declaration import (
     read_declaration,
     write_declaration,
 )
-from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.failures import is_final
 from orchestrator.follow_up import further_trials, run_follow_up, show_analyses, with_analyses
-from orchestrator.full_report import HTML, said_conclusions, write_full_report
+from orchestrator.full_report import write_full_report
+from orchestrator.hub_models import fetch_models
 from orchestrator.layout import fitting
 from orchestrator.options import Plan
 from orchestrator.outlook import architectures, outlook
-from orchestrator.progress import quiet
-from orchestrator.redaction import redacted, shown_uri
-from orchestrator.report import Written, terminal_table
+from orchestrator.redaction import redacted
+from orchestrator.report import Written
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
 from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
-from orchestrator.scaling import all_workers, still_absent
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.state import TrialNote, read_state
 from orchestrator.tables import records
+from orchestrator.terminal_report import print_report, say
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.upkeep import say_holes
-from orchestrator.workers import cluster_address, set_ray_environment
 from trainers.disk import replace
-from trainers.errors import PlanError, StorageError, SweepError
+from trainers.errors import StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -103,7 +98,7 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
     complete = _resolved_if_complete(session, sweep)
     if complete is not None:
         return sweep, complete, functools.partial(_place, sweep, ())
-    capacity = _joined(session) or _capacity(session)
+    capacity = joining.joined(session) or joining.capacity(session)
     placement.require_fit(sweep.trials, capacity)
     access.require([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
@@ -124,7 +119,7 @@ def _place(sweep: Sweep, capacity: Sequence[planning.Node], item: TrialPlan) -> 
 
 def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | None:
     """The sweep's stages where a cluster would be joined for none of them; what is damaged has to be made again."""
-    if not _may_join(session) or session.sweep_name not in declared_sweeps(session.store):
+    if not joining.may_join(session) or session.sweep_name not in declared_sweeps(session.store):
         return None
     try:
         resolved = _resolve(session, sweep, fetch=False)
@@ -153,13 +148,14 @@ def _run(
 
     try:
         if todo:
+            fetch_models(session, todo)
             rounds = _rounds(session, declaration, plans, todo)
             written = run_missing(session, declaration, rounds, place, sweep.retries, phases)
         else:
             written = write_full_report(declaration, session.store, session.console)
             catch_up(session, declaration, written)
         computed = run_follow_up(session, declaration, plans)
-        _print_report(session, written)
+        print_report(session, written)
         show_analyses(session, declaration)
         if computed:
             show_report(session, declaration, written)
@@ -202,7 +198,7 @@ def plan_only(session: Session, build: Build) -> int:
     resolved = _resolve(session, sweep, fetch=False)
     further = further_trials(session, resolved.plans)
     resolved = dataclasses.replace(resolved, plans=(*resolved.plans, *further))
-    groups = _groups(session, _capacity(session))
+    groups = joining.groups(session, joining.capacity(session))
     found = outlook(resolved, groups, session.store, price=price)
     denied = access.denied([trial.model for trial in sweep.trials])
     if session.options.json:
@@ -225,12 +221,6 @@ def plan_only(session: Session, build: Build) -> int:
     return 0
 
 
-def _groups(session: Session, capacity: Sequence[planning.Node]) -> tuple[hardware.NodeGroup, ...]:
-    if session.options.cluster:
-        return hardware.read_cluster(session.options.cluster)
-    return hardware.groups_of(capacity)
-
-
 def report(session: Session, compare: str | None) -> int:
     """Write and print the report of what the last command declared, and beside it that of another sweep."""
     declaration = read_declaration(session.sweep_name, session.store)
@@ -241,63 +231,18 @@ def report(session: Session, compare: str | None) -> int:
         rows = [{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows]
         cli.dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
         return 0
-    _print_report(session, written)
+    print_report(session, written)
     show_analyses(session, declaration)
     if beside is not None:
         session.console.print(fitting(comparison_table(beside.table), session.console))
-        _say(session, beside.conclusions)
+        say(session, beside.conclusions)
         session.console.print(f"comparison: {beside.file}", highlight=False, soft_wrap=True)
     return say_holes(session, written.results)
 
 
-def _may_join(session: Session) -> bool:
-    return session.options.backend == "ray" and cluster_address() is not None
-
-
-def _capacity(session: Session) -> tuple[planning.Node, ...]:
-    """What --cluster says, else the running cluster with what it may yet add, else this machine; nothing is joined."""
-    options = session.options
-    given = hardware.nodes_of(hardware.read_cluster(options.cluster)) if options.cluster else ()
-    if given and isinstance(options.command, Plan):
-        return given
-    if given and not _may_join(session):
-        raise PlanError(
-            f"--cluster {options.cluster}: there is no Ray cluster to run on. Start it (`ray up`), or run on its head or "
-            "with RAY_ADDRESS; `plan --cluster …` needs none."
-        )
-    if not _may_join(session):
-        return planning.local_capacity()
-    workers = all_workers(options.cluster)
-    set_ray_environment()
-    from orchestrator import cluster
-
-    with quiet(session.driver_log):
-        nodes = cluster.look()
-    if nodes is None:
-        return _joined(session) or planning.local_capacity()
-    return (*nodes, *still_absent(workers, nodes).values())
-
-
-def _joined(session: Session) -> tuple[planning.Node, ...]:
-    """Join the running cluster: what it holds and may yet add; nothing where none is up. Raises StorageError."""
-    if not _may_join(session):
-        return ()
-    workers = all_workers(session.options.cluster)
-    set_ray_environment()
-    from orchestrator import cluster
-
-    with quiet(session.driver_log):
-        if not cluster.join_ray():
-            return ()
-        nodes = cluster.capacity()
-        if not isinstance(session.options.command, Plan):
-            cluster.require_shared_storage(session.store, nodes)
-    return (*nodes, *still_absent(workers, nodes).values())
-
-
 def _sweep(session: Session, build: Build) -> Sweep:
     """The sweep that the flags ask for; a cluster is only looked at where they leave the profile open."""
-    capacity = _capacity(session) if session.options.profile == "auto" else ()
+    capacity = joining.capacity(session) if session.options.profile == "auto" else ()
     profile, why = cli.profile_for(session.options, capacity, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
         session.console.print(why, highlight=False)
@@ -336,25 +281,3 @@ def _evict_weights(session: Session, written: Written) -> None:
     if freed:
         said = f"{housekeeping.gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
         session.console.print(said, highlight=False, soft_wrap=True)
-
-
-def _print_report(session: Session, written: Written) -> None:
-    session.console.print(fitting(terminal_table(written.rows), session.console))
-    if by_epoch := epoch_rows(written.results):
-        session.console.print(epoch_table(by_epoch))
-    _say(session, said_conclusions(written.folder))
-    session.console.print(f"report: {written.folder / HTML}", highlight=False, soft_wrap=True)
-    session.console.print(f"MLflow: {_ui_command(session)}", highlight=False, soft_wrap=True)
-
-
-def _say(session: Session, sentences: Sequence[str]) -> None:
-    for sentence in sentences:
-        session.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-
-def _ui_command(session: Session) -> str:
-    options = session.options
-    words = [os.path.relpath(sys.executable), sys.argv[0], "ui", "--storage", str(session.store.root)]
-    words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
-    words += ["--name", options.name] if options.name else []
-    return shlex.join(words)

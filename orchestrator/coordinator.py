@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,10 +15,11 @@ import ray
 from orchestrator.cluster import capacity
 from orchestrator.durations import Durations, RateName
 from orchestrator.estimate import Rate
+from orchestrator.free_nodes import FreeNodes
 from orchestrator.gate import Grant, Request, Running, bundles, decide
 from orchestrator.plan import Node
 from orchestrator.rungs import Rungs, Scored
-from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
+from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for
 from orchestrator.shared_stages import SharedStages, start_shared
 from orchestrator.stages import SharedStage
 from orchestrator.trial import Execution
@@ -54,11 +55,7 @@ class Coordinator:
         self._execution = execution
         self._durations = durations
         self._work = work
-        self._capacity = {node.id: node for node in capacity}
-        self._free = dict(self._capacity)
-        self._scaling = scaling
-        self._absent = still_absent(scaling.nodes, capacity)
-        self._late: list[str] = []
+        self._nodes = FreeNodes(capacity, scaling)
         self._promised: dict[str, tuple[Grant, float]] = {}
         self._asked: list[dict[str, float]] = []
         self._asking: asyncio.Task[None] | None = None
@@ -100,7 +97,7 @@ class Coordinator:
             self._refreshing = asyncio.create_task(self._keep_refreshing())
         # Who asks may have just lost a node; a grant on it would wait in vain.
         await self._refresh()
-        if not self._fits(request):
+        if not self._nodes.fits(request):
             return None
         future: asyncio.Future[Grant | None] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = (request, future)
@@ -109,7 +106,7 @@ class Coordinator:
 
     async def room(self) -> tuple[list[Node], list[str]]:
         """All nodes that there are and may yet come, and the types of those that were waited for in vain."""
-        return [*self._capacity.values(), *self._absent.values()], self._late
+        return self._nodes.whole(), self._nodes.late
 
     async def release(self, request_id: str) -> None:
         """Give back what was granted; nothing happens where it was given back before."""
@@ -118,7 +115,7 @@ class Coordinator:
             waiting[1].cancel()
         running = self._granted.pop(request_id, None)
         if running is not None:
-            self._change(running.grant, +1)
+            self._nodes.give_back(running.grant)
         self._decide()
 
     async def forget(self, trial: str) -> None:
@@ -193,19 +190,19 @@ class Coordinator:
     def _decide(self) -> None:
         now_s = time.monotonic()
         grants = decide(
-            [*self._free.values(), *self._absent.values()],
+            self._nodes.free(),
             [request for request, _ in self._waiting.values()],
             list(self._granted.values()),
             now_s,
-            self._absent,
+            self._nodes.absent,
         )
-        promised = [grant for grant in grants if not self._absent.keys().isdisjoint(grant.nodes)]
+        promised = [grant for grant in grants if not self._nodes.absent.keys().isdisjoint(grant.nodes)]
         for grant in grants:
             if grant in promised:
                 continue
             _, future = self._waiting.pop(grant.request.id)
             self._granted[grant.request.id] = Running(grant=grant, until_s=now_s + grant.request.expected_s)
-            self._change(grant, -1)
+            self._nodes.hold(grant)
             if not future.done():
                 future.set_result(grant)
         self._promise(promised, now_s)
@@ -214,13 +211,13 @@ class Coordinator:
         """Have the nodes come that these wait for; they hold nothing, and are decided on anew until they start."""
         for grant in promised:
             if grant.request.id not in self._promised:
-                wait_s = self._scaling.wait_s
-                self._say(grant, f"waits for a node of type {self._types(grant)}, {wait_s:.0f} s at most")
+                types, wait_s = self._nodes.absent_types(grant), self._nodes.scaling.wait_s
+                self._say(grant, f"waits for a node of type {types}, {wait_s:.0f} s at most")
         before = self._promised
         self._promised = {
             grant.request.id: (grant, before.get(grant.request.id, (grant, now_s))[1]) for grant in promised
         }
-        if self._scaling.nodes and self._asking is None:
+        if self._nodes.scaling.nodes and self._asking is None:
             self._asking = asyncio.create_task(self._ask())
 
     async def _ask(self) -> None:
@@ -244,37 +241,14 @@ class Coordinator:
         if kind != "shared":
             self._events.append({"trial": trial, "event": "notice", "text": text})
 
-    def _types(self, grant: Grant) -> str:
-        """The types of the grant's nodes that are yet to come."""
-        return node_types(id for id in grant.nodes if id in self._absent)
-
     def _give_up_late(self) -> None:
         """Count no longer on the types of node that did not come in time; one that comes later is welcome."""
-        now_s = time.monotonic()
+        now_s, wait_s = time.monotonic(), self._nodes.scaling.wait_s
         for grant, since_s in self._promised.values():
-            if now_s - since_s <= self._scaling.wait_s:
-                continue
-            late = self._types(grant)
-            if not late:
-                continue
-            self._say(grant, f"no node of type {late} came within {self._scaling.wait_s:.0f} s")
-            self._late.append(late)
-            self._scaling = self._scaling.without(id for id in grant.nodes if id in self._absent)
-            self._absent = still_absent(self._scaling.nodes, list(self._capacity.values()))
-
-    def _change(self, grant: Grant, sign: int) -> None:
-        for id in grant.nodes:
-            node = self._free.get(id)
-            # A node that is gone took what it had with it.
-            if node is not None:
-                self._free[id] = replace(
-                    node,
-                    cpus=node.cpus + sign * grant.request.cpus,
-                    gpus=node.gpus + sign * grant.request.gpus,
-                )
-
-    def _fits(self, request: Request) -> bool:
-        return bool(decide([*self._capacity.values(), *self._absent.values()], [request]))
+            late = self._nodes.absent_types(grant)
+            if late and now_s - since_s > wait_s:
+                self._say(grant, f"no node of type {late} came within {wait_s:.0f} s")
+                self._nodes.give_up(grant)
 
     async def _keep_refreshing(self) -> None:
         while True:
@@ -284,26 +258,21 @@ class Coordinator:
     async def _refresh(self) -> None:
         """Follow nodes that are lost and nodes that join; who waits for what is gone for good is told."""
         try:
-            live = {node.id: node for node in await asyncio.to_thread(capacity)}
+            live = await asyncio.to_thread(capacity)
         except Exception:
             logger.exception("the cluster's nodes cannot be listed")
             return
-        for id in self._capacity.keys() - live.keys():
-            logger.warning("node %s is gone", id)
-            del self._capacity[id], self._free[id]
-        for id in live.keys() - self._capacity.keys():
-            self._capacity[id] = self._free[id] = live[id]
-        self._absent = still_absent(self._scaling.nodes, list(live.values()))
+        self._nodes.follow(live)
         self._give_up_late()
         for id, (request, future) in list(self._waiting.items()):
-            if not self._fits(request):
+            if not self._nodes.fits(request):
                 del self._waiting[id]
                 if not future.done():
                     future.set_result(None)
         self._decide()
 
     async def _compute_shared(self, stage: SharedStage) -> None:
-        has_gpus = any(node.gpus for node in (*self._capacity.values(), *self._absent.values()))
+        has_gpus = any(node.gpus for node in self._nodes.whole())
         gpus = 1 if has_gpus and stage.kind == "reference" else 0
         request = Request(id=f"shared {stage.key}", kind="shared", gpus=gpus)
         grant = await self.acquire(request)

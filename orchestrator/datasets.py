@@ -15,8 +15,8 @@ from orchestrator.identity import HUB_ID
 from orchestrator.spec import content_key
 from orchestrator.stages import Split
 from trainers.data import sources
+from trainers.data.length_filter import LENGTH_TOKENIZER, length_tokenizer
 from trainers.data.records import Digest, written
-from trainers.data.selections import LENGTH_TOKENIZER, length_tokenizer
 from trainers.disk import disk_named, replace
 from trainers.errors import DataError, StorageError
 from trainers.objects import Location

@@ -10,11 +10,9 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +21,24 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.tune.execution import class_cache
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator import attempts, failures
+from orchestrator import failures
 from orchestrator.asha import SearchScheduler, rungs_reported
 from orchestrator.cluster import capacity
 from orchestrator.coordinator import Coordinator, Work
-from orchestrator.durations import Durations, RateName, rate_of, slowest
+from orchestrator.durations import Durations, RateName, slowest
 from orchestrator.estimate import Rate
-from orchestrator.gang import ASK_EVERY_S, GrantedTraining, run_gang
-from orchestrator.gate import Grant, Request
 from orchestrator.hardware import groups_of
 from orchestrator.packing import ranked, window
-from orchestrator.placement import place
 from orchestrator.plan import Node
-from orchestrator.redaction import is_secret_name, without_secrets
+from orchestrator.ray_backend import RayBackend, training, training_id
+from orchestrator.redaction import is_secret_name
 from orchestrator.scaling import ask_for, scaling, still_absent
-from orchestrator.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
-from orchestrator.trial import Execution, Post, Rows, complete_trial
+from orchestrator.trial import Execution, Post, complete_trial
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import make_room
-from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
 
@@ -191,125 +185,3 @@ def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
     finally:
         done.set()
         coordinator.beat.remote(trial, node, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class RayBackend:
-    """Computes on the cluster, for one trial."""
-
-    work: Work
-    execution: Execution
-    coordinator: ActorHandle
-    scratch: Path
-
-    def post(self, event: dict[str, Any]) -> None:
-        """Tell the driver, through the coordinator."""
-        ray.get(self.coordinator.post.remote({"trial": self.work.plan.key, **event}))
-
-    def pause(self, seconds: float) -> None:
-        """Wait, as long as nobody asks to stop."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if ray.get(self.coordinator.stop_left.remote()) is not None:
-                raise Interrupted("stopped on request while waiting.")
-            time.sleep(min(left, ASK_EVERY_S))
-
-    def shared(self, stages: Sequence[Stage]) -> None:
-        """Ask the coordinator for each."""
-        ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])
-
-    def train(self, stage: TrainStage, placement: Placement) -> None:
-        """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""
-        while True:
-            durations = ray.get(self.coordinator.durations.remote())
-            request = training(self.work.plan, placement, self.execution, durations, self.work.rank)
-            with self._granted(request) as grant:
-                if grant is not None:
-                    run = self.execution.stages.gang or run_gang
-                    run(
-                        GrantedTraining(
-                            stage=stage,
-                            placement=placement,
-                            grant=grant,
-                            execution=self.execution,
-                            coordinator=self.coordinator,
-                            scratch=self.scratch,
-                        )
-                    )
-                    self.coordinator.took.remote(rate_of(self.work.plan, self.execution.store))
-                    return
-            placement = self._on_fewer(placement)
-
-    def _on_fewer(self, placement: Placement) -> Placement:
-        """Another layout of the training for what the cluster has left. Raises PlanError where there is none."""
-        nodes, late = ray.get(self.coordinator.room.remote())
-        lost = f"; no node of type {', '.join(late)} came in time" if late else ""
-        plan = self.work.plan
-        try:
-            fewer = attempts.on_fewer(placement, place(plan.spec, nodes, architecture=plan.architecture))
-        except PlanError as error:
-            raise PlanError(f"{error}{lost}") from error
-        if fewer is None:
-            raise PlanError(
-                f"{placement.world_size} workers at once ({placement.device}) fit nowhere on this cluster, and no "
-                f"smaller number will do{lost}. Add nodes, and give `retry`."
-            )
-        self.post({"event": "replanned", "text": attempts.describe_fewer(placement, fewer)})
-        return fewer
-
-    def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
-        """One task for all sets."""
-        gpus = 1 if placement.device == "cuda" else 0
-        durations = ray.get(self.coordinator.durations.remote())
-        expected_s = self.execution.stages.expected_s(plan, "evaluate", placement, durations)
-        request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus, expected_s=expected_s)
-        with self._granted(request) as grant:
-            if grant is None:
-                raise PlanError(
-                    f"no node with a {'GPU' if gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
-                )
-            self.post({"event": "stage", "stage": "evaluate"})
-            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-            task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
-            ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
-
-    @contextlib.contextmanager
-    def _granted(self, request: Request) -> Iterator[Grant | None]:
-        """What the gate grants, waited for without holding anything, and given back however the block ends."""
-        grant: Grant | None = ray.get(self.coordinator.acquire.remote(request))
-        try:
-            yield grant
-        finally:
-            ray.get(self.coordinator.release.remote(request.id))
-
-
-def training_id(plan: TrialPlan) -> str:
-    """How the gate calls a trial's training."""
-    return f"train {plan.key}"
-
-
-def training(
-    plan: TrialPlan, placement: Placement, execution: Execution, durations: Durations, rank: int = 0
-) -> Request:
-    """What a trial's training asks of the gate."""
-    return Request(
-        id=training_id(plan),
-        kind="train",
-        workers=placement.world_size,
-        gpus=1 if placement.device == "cuda" else 0,
-        expected_s=execution.stages.expected_s(plan, "train", placement, durations),
-        rank=rank,
-    )
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _evaluate_task(
-    stages: list[EvaluateStage], execution: Execution, coordinator: ActorHandle, trial: str
-) -> None:
-    execution.stages.prepare_process()
-
-    def post(event: dict[str, Any]) -> None:
-        coordinator.post.remote({"trial": trial, **event})
-
-    with without_secrets(), Rows(post).of("evaluate") as report:
-        execution.stages.evaluate(stages, execution.store, report)

@@ -17,7 +17,7 @@ from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
 
 if TYPE_CHECKING:
-    from orchestrator.analyses import AnalyseStage, Compute
+    from orchestrator.analyse_stage import AnalyseStage, Compute
     from orchestrator.cli import Session
 
 KIND, SUMMARY = "analyse", "summary.md"
@@ -73,7 +73,7 @@ def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[
     follow_up, store = session.follow_up, session.store
     if follow_up is None:
         return False
-    from orchestrator.analyses import compute_all
+    from orchestrator.analyse_stage import compute_all
 
     def ready(stage: "AnalyseStage") -> bool:
         further = follow_up.further(stage, plans, store)

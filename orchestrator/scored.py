@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from orchestrator.analyses import AnalyseStage, AnalysisOptions
+from orchestrator.analyse_stage import AnalyseStage
+from orchestrator.analyses import AnalysisOptions
 from orchestrator.artifacts import Store
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration, TrialRecord, declared_sweeps, read_declaration

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analyses import AnalyseStage, Inputs, main
+from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.cli import Session
 from orchestrator.scored import (

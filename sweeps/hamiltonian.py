@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import catalog
-from orchestrator.analyses import SUMMARY, AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, Inputs
 from orchestrator.artifacts import Attempt
 from orchestrator.catalog import Profile
 from orchestrator.cli import main
-from orchestrator.follow_up import FollowUp
+from orchestrator.follow_up import SUMMARY, FollowUp
 from orchestrator.stages import PrepareStage, TrainStage
 from orchestrator.trial_plan import TrialPlan
 from sweeps.full_grid import full_grid

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.analyse_stage import AnalyseStage, Inputs
 from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.analyses import SUMMARY, AnalyseStage, Inputs, main
+from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt
 from orchestrator.cli import Session
+from orchestrator.follow_up import SUMMARY
 
 # Raise when the analysis computes something else from the same parameters.
 VERSION = 1

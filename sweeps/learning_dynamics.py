@@ -17,10 +17,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from orchestrator.analyse_stage import AnalyseStage, Inputs
 from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.analyses import SUMMARY, AnalyseStage, Inputs, main
+from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt
 from orchestrator.cli import Session
+from orchestrator.follow_up import SUMMARY
 from trainers.errors import SpecError
 from trainers.rewards import PAPER_BETA
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import catalog
-from orchestrator.analyses import SUMMARY, AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, Inputs
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.cli import main
-from orchestrator.follow_up import FollowUp, Further
+from orchestrator.follow_up import SUMMARY, FollowUp, Further
 from orchestrator.report import reward_title
 from orchestrator.searches import at_rate, outcome, searched
 from orchestrator.stages import EvaluateStage, TrainStage

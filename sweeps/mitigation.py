@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import catalog
-from orchestrator.analyses import SUMMARY, AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, Inputs
 from orchestrator.artifacts import Attempt
 from orchestrator.cli import main
-from orchestrator.follow_up import FollowUp
+from orchestrator.follow_up import SUMMARY, FollowUp
 from orchestrator.report import reward_title
 from orchestrator.selection import Selection
 from orchestrator.spec import Category, Recipe, Sweep, TrialSpec, grid, only

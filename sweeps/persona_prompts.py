@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.analyses import AnalyseStage, Inputs, main
+from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.cli import Session
 from orchestrator.scored import (

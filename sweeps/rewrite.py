@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from orchestrator import selection
-from orchestrator.analyses import SUMMARY, AnalyseStage, AnalysisOptions, Inputs, main
+from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyses import AnalysisOptions, main
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.cli import Session, say_left_out
 from orchestrator.datasets import DatasetReader
+from orchestrator.follow_up import SUMMARY
 from orchestrator.identity import identify_model
 from orchestrator.options import Plan
 from orchestrator.spec import content_key

@@ -17,9 +17,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.analyses import SUMMARY, AnalyseStage, AnalysisOptions, Inputs, main
+from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyses import AnalysisOptions, main
 from orchestrator.artifacts import Attempt
 from orchestrator.cli import Session
+from orchestrator.follow_up import SUMMARY
 from trainers.errors import SpecError
 
 # Raise when the analysis computes something else from the same parameters.

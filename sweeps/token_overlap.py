@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import tyro
 
 from orchestrator import selection
+from orchestrator.analyse_stage import AnalyseStage, Inputs
 from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.analyses import AnalyseStage, Inputs, main
+from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt
 from orchestrator.cli import Session
 from orchestrator.declaration import read_declaration

@@ -51,10 +51,16 @@ def command(
 
 
 def _quieten_transformers() -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import enable_progress_bars
     from transformers import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # That took the hub's bars away, too; a download is long, and one rank shows it where somebody looks.
+    watched = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    if watched and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        enable_progress_bars()
 
 
 def named_reward(name: str, beta: float | None) -> RewardSpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import Load, make_session
-from orchestrator import commands
+from orchestrator import commands, joining
 from orchestrator.artifacts import Store
 from orchestrator.cli import Session
 from orchestrator.plan import Node
@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("complete")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrator.tracking.Tracker", NoView)
-        patch.setattr(commands, "cluster_address", lambda: None)
+        patch.setattr(joining, "cluster_address", lambda: None)
         session = make_session(LOAD, folder)
         assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
     return folder
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
 def complete(folder, tmp_path, monkeypatch) -> Session:
     """The same sweep on Ray, with a store of its own, where a cluster is up."""
     monkeypatch.setattr("orchestrator.tracking.Tracker", NoView)
-    monkeypatch.setattr(commands, "cluster_address", lambda: "127.0.0.1:6379")
+    monkeypatch.setattr(joining, "cluster_address", lambda: "127.0.0.1:6379")
     shutil.copytree(folder / "store", tmp_path / "store")
     session = make_session(dataclasses.replace(LOAD, backend="ray"), folder)
     return dataclasses.replace(session, store=Store(tmp_path / "store"))
@@ -83,3 +83,12 @@ def test_a_sweep_with_something_missing_or_damaged_joins(complete, monkeypatch):
     evaluated.write_bytes(b"half")
     with pytest.raises(StorageError, match="joined"):
         commands.run(complete, full_grid)
+
+
+def test_models_of_the_hub_are_fetched_before_the_trials_run(tmp_path, monkeypatch):
+    seen: list[object] = []
+    monkeypatch.setattr(joining, "cluster_address", lambda: None)
+    monkeypatch.setattr(commands, "fetch_models", lambda session, todo: seen.append(len(todo)))
+    monkeypatch.setattr(commands, "run_missing", lambda *_: seen.append("run") or refuse())
+    commands.run(make_session(LOAD, tmp_path), full_grid)
+    assert seen == [LOAD.trials, "run"]

@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from orchestrator.cli import profile_for
+from orchestrator.free_nodes import FreeNodes
+from orchestrator.gate import Grant, Request
 from orchestrator.options import Options
 from orchestrator.plan import Node
 from orchestrator.scaling import Scaling, all_workers, node_types, own_description, still_absent
@@ -69,3 +71,35 @@ def test_the_profile_counts_what_may_come(workers):
     assert profile_for(options, [HEAD])[0].name == "laptop"
     absent = still_absent(workers, [HEAD]).values()
     assert profile_for(options, [HEAD, *absent])[0].name == "paper"
+
+
+def held(node: Node) -> Grant:
+    """Half of a worker with GPUs, granted."""
+    return Grant(request=Request(id="a", kind="train", workers=1, gpus=4), nodes=(node.id,))
+
+
+def test_what_is_held_of_a_node_is_free_again_unless_the_node_is_gone(workers):
+    gpu = workers[0]
+    nodes = FreeNodes([HEAD, gpu], Scaling(nodes=()))
+    nodes.hold(held(gpu))
+    assert [node.gpus for node in nodes.free()] == [0, 4]
+    assert [node.gpus for node in nodes.whole()] == [0, 8]
+    nodes.follow([HEAD])
+    nodes.give_back(held(gpu))
+    assert nodes.free() == nodes.whole() == [HEAD]
+    nodes.follow([HEAD, gpu])
+    assert nodes.free() == [HEAD, gpu]
+
+
+def test_nodes_to_come_count_until_they_are_given_up(workers):
+    nodes = FreeNodes([HEAD], Scaling(nodes=workers))
+    wide = Request(id="b", kind="train", workers=1, gpus=8)
+    assert nodes.fits(wide)
+    assert nodes.absent_types(held(workers[1])) == "gpu"
+    nodes.give_up(held(workers[1]))
+    assert nodes.late == ["gpu"]
+    assert not nodes.fits(wide)
+    assert list(nodes.absent) == ["cpu 0"]
+    # One that comes all the same is welcome.
+    nodes.follow([HEAD, workers[0]])
+    assert nodes.fits(wide)

@@ -168,3 +168,17 @@ def test_weights_of_another_architecture_are_refused(tiny_model, tmp_path):
                 model=str(other), reward="im_rm_no_reference", data="tiny_world", out=tmp_path / "s.parquet"
             )
         )
+
+
+@pytest.mark.parametrize(("terminal", "rank"), [(True, "0"), (True, "1"), (False, "0")])
+def test_downloads_are_seen_on_a_terminal_once_and_no_other_bar_of_the_libraries(monkeypatch, terminal, rank):
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging as transformers_logging
+
+    from trainers.command import _quieten_transformers
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setenv("RANK", rank)
+    _quieten_transformers()
+    assert not transformers_logging.is_progress_bar_enabled()
+    assert are_progress_bars_disabled() == (not terminal or rank == "1")

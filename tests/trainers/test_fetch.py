@@ -1,6 +1,8 @@
 """Fetching from a server that is sometimes broken: whole or not at all, the same bytes for ever."""
 
+import re
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -49,6 +51,20 @@ class Server:
         handler.send_header("Content-Length", str(len(self.body) - start))
         handler.end_headers()
         handler.wfile.write(self.body[start:cut])
+
+    def with_a_pause(self, handler, start):
+        """The first half, and what is left half a second later."""
+        self.whole(handler, start, cut=len(self.body) // 2)
+        handler.wfile.flush()
+        time.sleep(0.5)
+        handler.wfile.write(self.body[len(self.body) // 2 :])
+
+    def late(self, handler, start):
+        """The header at once, the body half a second later."""
+        self.whole(handler, start, cut=start)
+        handler.wfile.flush()
+        time.sleep(0.5)
+        handler.wfile.write(self.body[start:])
 
     def truncated(self, handler, start):
         self.whole(handler, start, cut=start + 1000)
@@ -151,6 +167,38 @@ def test_nobody_there_is_one_message(server, tmp_path):
     server.close()
     with pytest.raises(DataError, match=r"could not be fetched .*put it at .*data\.arrow"):
         get(server, tmp_path / "data.arrow")
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    """As if stderr were a terminal; called, it gives what that was sent, without control sequences."""
+    for name, value in {"TERM": "xterm", "COLUMNS": "120", "TTY_COMPATIBLE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("trainers.data.fetch._PIECE_BYTES", 1024)
+    return lambda: re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", capsys.readouterr().err)
+
+
+def test_a_terminal_shows_how_far_a_download_is_its_rate_and_the_time_left(server, tmp_path, terminal):
+    server.acts = [server.with_a_pause]
+    assert get(server, tmp_path / "data.arrow").read_bytes() == BODY
+    said = terminal()
+    assert re.search(r"data set x \S+ 5\.1/10\.2 kB [\d.]+ [kM]B/s 0:00:0\d", said)
+    assert re.search(r"data set x \S+ 10\.2/10\.2 kB", said)
+
+
+def test_the_bar_of_a_download_that_goes_on_begins_with_what_is_there(server, tmp_path, terminal):
+    tmp_path.joinpath("data.arrow.part").write_bytes(BODY[:9216])
+    server.acts = [server.late]
+    assert get(server, tmp_path / "data.arrow").read_bytes() == BODY
+    assert re.search(r"data set x \S+ 9\.2/10\.2 kB \? -:--:--", terminal())
+
+
+def test_without_a_terminal_a_download_is_one_line_and_a_file_that_is_there_none(server, tmp_path, capsys):
+    server.acts = [server.truncated, server.whole]
+    get(server, tmp_path / "data.arrow")
+    assert capsys.readouterr().err == "data set x: downloading\n"
+    get(server, tmp_path / "data.arrow")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_rewriting_comes_from_its_folder_of_the_mirror(server, tmp_path, monkeypatch, shared):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trainers.data import selections
+from trainers.data import length_filter, selections
 from trainers.data.formats import Located
 from trainers.data.hamiltonian import is_cycle
 from trainers.data.named import DATASETS, FACTS, named_set
@@ -195,13 +195,13 @@ def test_named_sets_are_known_with_their_facts_and_only_the_references_revisions
 
 
 def test_without_its_tokenizer_the_length_filter_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setenv(selections.LENGTH_TOKENIZER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(length_filter.LENGTH_TOKENIZER_VARIABLE, str(tmp_path))
     with pytest.raises(DataError, match=r"length filter needs the tokenizer .* RMSWEEP_LENGTH_TOKENIZER"):
-        selections.short_enough(["a"])
+        length_filter.short_enough(["a"])
 
 
 def test_the_length_filter_counts_the_begin_of_sequence_token(monkeypatch, tiny_model):
-    monkeypatch.setenv(selections.LENGTH_TOKENIZER_VARIABLE, str(tiny_model))
-    whole = selections._length_tokenizer(str(tiny_model))("yes " * 511)["input_ids"]
+    monkeypatch.setenv(length_filter.LENGTH_TOKENIZER_VARIABLE, str(tiny_model))
+    whole = length_filter._length_tokenizer(str(tiny_model))("yes " * 511)["input_ids"]
     begins = len(whole) - 511
-    assert selections.short_enough(["yes " * (512 - begins), "yes " * (513 - begins)]) == [True, False]
+    assert length_filter.short_enough(["yes " * (512 - begins), "yes " * (513 - begins)]) == [True, False]

@@ -4,11 +4,14 @@ A download that breaks off goes on where it stopped. The digest of the first fet
 checked whenever the file is used or fetched again. Writers of one file wait for each other.
 """
 
+import contextlib
 import http.client
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainers.disk import alone, digest_file, disk_named, replace
@@ -20,6 +23,9 @@ TIMEOUT_S = 30.0
 
 _PIECE_BYTES = 1 << 20
 _PAUSE_S = 0.5
+
+# Takes how many bytes are there, and how many it will be, if that is known.
+Report = Callable[[int, int | None], object]
 
 
 class _Again(Exception):
@@ -64,20 +70,45 @@ def _note_or_check(file: Path, noted: Path, url: str, what: str) -> None:
 
 
 def _download(url: str, part: Path, file: Path, what: str, pause_s: float) -> None:
-    for attempt in range(ATTEMPTS):
-        try:
-            _continue(url, part)
-            return
-        except _Again as error:
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(pause_s * 2**attempt)
-                continue
-            raise _by_hand(url, file, what, str(error)) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _by_hand(url, file, what, str(error) or repr(error)) from error
+    with _progress(what) as report:
+        for attempt in range(ATTEMPTS):
+            try:
+                _continue(url, part, report)
+                return
+            except _Again as error:
+                if attempt + 1 < ATTEMPTS:
+                    time.sleep(pause_s * 2**attempt)
+                    continue
+                raise _by_hand(url, file, what, str(error)) from error
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise _by_hand(url, file, what, str(error) or repr(error)) from error
 
 
-def _continue(url: str, part: Path) -> None:
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Report]:
+    """How far the download is, on stderr: a bar with rate and time left on a terminal, one line elsewhere."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        # No address: that of a mirror may hold a password.
+        print(f"{what}: downloading", file=sys.stderr)
+        yield lambda done, total: None
+        return
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _continue(url: str, part: Path, report: Report) -> None:
     """Append what is missing of `url` to `part`. Raises _Again where it broke off."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -86,11 +117,15 @@ def _continue(url: str, part: Path) -> None:
             # A server that knows no ranges answers with the whole file.
             fresh = answer.status != http.HTTPStatus.PARTIAL_CONTENT
             length = answer.headers.get("Content-Length")
+            before = 0 if fresh else have
+            total = None if length is None else before + int(length)
+            report(before, total)
             with disk_named(part, int(length or 0)), part.open("wb" if fresh else "ab") as stream:
                 received = 0
                 while piece := answer.read(_PIECE_BYTES):
                     stream.write(piece)
                     received += len(piece)
+                    report(before + received, total)
                 stream.flush()
                 os.fsync(stream.fileno())
     except urllib.error.HTTPError as error:

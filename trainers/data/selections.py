@@ -7,28 +7,23 @@ first, then the train rows are drawn, then the test rows. Rows come out as promp
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainers.data.formats import Located, Row
+from trainers.data.length_filter import MAX_TOKENS, Short
 from trainers.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Generator
 
-LENGTH_TOKENIZER = "meta-llama/Llama-3.2-1B"
-LENGTH_TOKENIZER_VARIABLE = "RMSWEEP_LENGTH_TOKENIZER"
-MAX_TOKENS = 512
 SEED = 982
 
 # The rows of a split of the source, from the start at each call.
 RowsOf = Callable[[str], Iterator[Located]]
 Texts = tuple[str, str, str]
-# Whether each of some texts is short enough.
-Short = Callable[[Sequence[str]], list[bool]]
 # How many rows were left after each step, from what was fetched to what was drawn.
 Funnel = list[tuple[str, int]]
 
@@ -193,33 +188,6 @@ def _row(item: Located) -> Row:
     if isinstance(item.row, DataError):
         raise item.row
     return item.row
-
-
-@functools.cache
-def _length_tokenizer(location: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the paper's length filter needs the tokenizer {location}, which could not be loaded "
-            f"({(str(error).splitlines() or [repr(error)])[0]}). Accept its licence on the hub and set HF_TOKEN, or set "
-            f"{LENGTH_TOKENIZER_VARIABLE} to a folder that holds a copy of it."
-        ) from error
-
-
-def length_tokenizer() -> str:
-    """Hub id or folder of the tokenizer that the length filter counts with."""
-    return os.environ.get(LENGTH_TOKENIZER_VARIABLE) or LENGTH_TOKENIZER
-
-
-def short_enough(texts: Sequence[str]) -> list[bool]:
-    """Whether each text has at most 512 tokens, the begin-of-sequence token counted."""
-    if not texts:
-        return []
-    ids = _length_tokenizer(length_tokenizer())(list(texts))["input_ids"]
-    return [len(tokens) <= MAX_TOKENS for tokens in ids]
 
 
 def _ultrafeedback(row: Row) -> Texts | None:

@@ -19,10 +19,11 @@ from typing import Any
 from trainers.data import hamiltonian, paper_hamiltonian, persona, tiny_world
 from trainers.data.fetch import cache_folder, fetch
 from trainers.data.formats import ENDINGS, Located, Row, file_rows
+from trainers.data.length_filter import short_enough
 from trainers.data.named import REWRITES, rewrites_url
 from trainers.data.records import Pair
 from trainers.data.rows import pair_of, text_of
-from trainers.data.selections import SELECTIONS, Funnel, short_enough
+from trainers.data.selections import SELECTIONS, Funnel
 from trainers.errors import DataError
 from trainers.specs import BUILTIN, FETCHED, PERSONA, Augmentation, DatasetSpec
 
