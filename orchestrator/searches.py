@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.artifacts import Store
 from orchestrator.stages import TrainStage
+from trainers.errors import Damaged
 from trainers.specs import ValidationSpec
 
 # Whether a training goes on after an epoch (from 1) with that accuracy on its validation pairs.
@@ -58,7 +59,11 @@ def outcome(trainings: Sequence[TrainStage], store: Store) -> Search | None:
 
 def accuracies(training: TrainStage, store: Store) -> tuple[float, ...]:
     """Accuracy on the validation pairs after each epoch; empty where the training diverged or is not done."""
-    manifest = store.manifest(training.kind, training.key)
+    try:
+        manifest = store.manifest(training.kind, training.key)
+    except Damaged:
+        # Its training counts as missing, and is done again.
+        return ()
     return () if manifest is None else tuple(manifest["info"]["validation_accuracy"])
 
 

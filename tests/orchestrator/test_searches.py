@@ -96,3 +96,15 @@ def test_in_one_process_a_training_is_compared_with_what_is_in_the_store(store):
     assert not rule(3, 0.4)
     assert said == ["ended by ASHA after epoch 3 of 5: validation accuracy 0.400 is behind"]
     assert ruled_by_store(plan().train, store, said.append) is None
+
+
+def test_a_training_whose_manifest_is_damaged_is_one_that_is_yet_to_be_done(store):
+    found = trainings()
+    commit(store, found[0], 0.75, 0.75, 0.5, 0.5)
+    (store.root / "artifacts" / "train" / found[0].key / "manifest.json").write_text("{")
+    rule = ruled_by_store(found[1], store, str)
+    assert rule is not None
+    assert rule(1, 0.1)
+    # On Ray it would end the whole sweep, again and again.
+    scheduler = asha.SearchScheduler(found, store, SimpleNamespace())
+    scheduler.on_trial_add(None, SimpleNamespace(trial_id="again", config={"trial": found[0].key}))
