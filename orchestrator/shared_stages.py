@@ -44,8 +44,8 @@ class SharedStages:
             askers.remove(trial)
 
     def asked_by(self, key: str) -> tuple[str, ...]:
-        """The trials that wait for a stage now."""
-        return tuple(self._askers.get(key, ()))
+        """The trials that wait for a stage now, each once: the call of a process that died lives on."""
+        return tuple(dict.fromkeys(self._askers.get(key, ())))
 
     async def _once(self, stage: SharedStage) -> None:
         known = self._tasks.get(stage.key)
