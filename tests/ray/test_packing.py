@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TRIALS = 12
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_twelve_trials_are_packed_on_two_nodes_of_four_gpus(tmp_path):
     words = ("--trials", str(TRIALS), "--nodes", "2", "--gpus", "4", "--lower-bound-s", "20")
     done = subprocess.run(

@@ -65,7 +65,9 @@ def pairs_for(model: Path, count: int) -> list[TokenPair]:
     return [dataclasses.replace(pair, prompt=pair.prompt * (1 + 9 * (n % 2))) for n, pair in enumerate(pairs)]
 
 
-def launch(jobs: Sequence[Job], folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
+def launch(
+    jobs: Sequence[Job], folder: Path, world_size: int, *, within_s: float = 500
+) -> dict[str, dict[str, Any]]:
     """Run the jobs in one gang; name → {log, perf} (log None where it was stopped)."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "found.json"
@@ -75,7 +77,7 @@ def launch(jobs: Sequence[Job], folder: Path, world_size: int) -> dict[str, dict
         forked(name, _rank, (jobs, file, environment))
         for name, environment in zip(names, environments, strict=True)
     ]
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + within_s
     try:
         # One that fails leaves the others waiting for it.
         while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
