@@ -69,6 +69,10 @@ class NoView:
     def __init__(self, *_: object) -> None:
         pass
 
+    def shows(self, key: str) -> bool:
+        """No trial has a run."""
+        return False
+
     def started(self, key: str) -> None:
         """Nothing to note."""
 

@@ -181,13 +181,16 @@ def _rounds(
     session: Session, declaration: Declaration, plans: Sequence[TrialPlan], todo: Sequence[TrialPlan]
 ) -> Iterator[Round]:
     """`todo`, then what its results make known that the analyses read; declared before it runs, so that gc keeps it."""
-    further = further_trials(session, plans)
+    further, declared = further_trials(session, plans), with_analyses(declaration, session, plans)
     while todo:
         yield Round(todo=todo, known=len(plans) + len(further))
         seen = {item.key for item in further}
         further = further_trials(session, plans)
         todo = missing_trials([item for item in further if item.key not in seen], session.store)
-        write_declaration(with_analyses(declaration, session, plans), session.store)
+        wider = with_analyses(declaration, session, plans)
+        if wider != declared:
+            write_declaration(wider, session.store)
+            declared = wider
 
 
 def plan_only(session: Session, build: Build) -> int:

@@ -41,6 +41,10 @@ class NoView:
     def __init__(self, *_: object) -> None:
         pass
 
+    def shows(self, key: str) -> bool:
+        """No trial has a run."""
+        return False
+
     def started(self, key: str) -> None: ...
 
     def ended(self, key: str, *, failed: bool) -> None: ...
