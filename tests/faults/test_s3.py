@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from functools import partial
 
 import pytest
@@ -45,15 +46,20 @@ def enter(environment):
 
 
 def killed_before_putting(name):
-    """SIGKILL this process when it is about to put an object of a training's artifact, the others of which may be up."""
+    """SIGKILL this process when it is about to put an object of a training's artifact, another of which is up."""
     from trainers import transfer
 
-    put = transfer._put
+    put, another = transfer._put, threading.Event()
 
     def deadly(file, target):
-        if target.name == name and "/artifacts/train/" in str(target):
+        of_training = "/artifacts/train/" in str(target)
+        if target.name == name and of_training:
+            # Objects are put side by side.
+            assert another.wait(60)
             os.kill(os.getpid(), signal.SIGKILL)
         put(file, target)
+        if of_training:
+            another.set()
 
     transfer._put = deadly
 
