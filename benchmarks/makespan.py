@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import benchmark_folder, dataset_folder, model_folder
+from benchmarks.no_view import NoView
 from orchestrator import commands, tracking
 from orchestrator.artifacts import Store
 from orchestrator.catalog import ARCHITECTURES, PAPER_MODELS
@@ -61,29 +62,6 @@ class Makespan:
     """Kill one node in the middle."""
     storage: Path | None = None
     """Where the artifacts are kept (default: a temporary folder that is removed at the end)."""
-
-
-class NoView:
-    """In the place of MLflow's writer, which has a benchmark of its own."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def shows(self, key: str) -> bool:
-        """No trial has a run."""
-        return False
-
-    def started(self, key: str) -> None:
-        """Nothing to note."""
-
-    def ended(self, key: str, *, failed: bool) -> None:
-        """Nothing to note."""
-
-    def report(self, folder: Path, *, complete: bool) -> None:
-        """Nothing to note."""
-
-    def close(self, patience_s: float = 0.0) -> None:
-        """Nothing is open."""
 
 
 def make_session(asked: Makespan, folder: Path, stages: Any) -> Session:

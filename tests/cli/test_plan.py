@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.loopback import Loopback, Quiet
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRID = ROOT / "sweeps" / "full_grid.py"
@@ -116,7 +116,7 @@ def test_bad_words_are_refused(grid, tmp_path, arguments, messages):
     assert list(tmp_path.iterdir()) == []
 
 
-class _Hub(BaseHTTPRequestHandler):
+class _Hub(Quiet):
     """A hub where every llama is gated, one Qwen is not there, and the rest is free."""
 
     def do_GET(self) -> None:
@@ -135,19 +135,12 @@ class _Hub(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"{}")
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    server = Loopback(_Hub)
+    yield server.url
+    server.close()
 
 
 def test_models_that_the_hub_denies_are_named_in_one_message(grid, hub, tmp_path):

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from benchmarks.load import NAME, Load, make_session
 from benchmarks.load_stages import CHATTY, CHATTY_ROWS
+from benchmarks.no_view import NoView
 from orchestrator import commands, joining
 from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
@@ -33,25 +34,6 @@ from trainers.stopping import StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 AT_ONCE = 16
-
-
-class NoView:
-    """In the place of MLflow's writer, which takes a minute and more for a thousand trials."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def shows(self, key: str) -> bool:
-        """No trial has a run."""
-        return False
-
-    def started(self, key: str) -> None: ...
-
-    def ended(self, key: str, *, failed: bool) -> None: ...
-
-    def report(self, folder: Path, *, complete: bool) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def manifests(storage: Path, stage: str) -> dict[str, dict[str, Any]]:

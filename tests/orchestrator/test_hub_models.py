@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from orchestrator.compute import REAL, StageFunctions
 from orchestrator.hub_models import fetch_models
 from orchestrator.options import Options
 from orchestrator.trial_plan import TrialPlan
+from tests.loopback import Loopback, Quiet
 from tests.orchestrator.sweep_samples import plan, trial
 
 REVISION = "a" * 40
@@ -34,7 +33,7 @@ FILES = {
 WANTED = {"config.json", "tokenizer.json", INDEX, *SHARDS}
 
 
-class Hub:
+class Hub(Loopback):
     """Serves FILES as one repository, and notes what was fetched; `down` refuses everything."""
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class Hub:
         self.down = False
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def answer(self, *, body: bool) -> None:
                 path, resolve = self.path.split("?")[0], f"/{MODEL}/resolve/{REVISION}/"
                 if outer.down:
@@ -77,17 +76,7 @@ class Hub:
             def do_HEAD(self) -> None:
                 self.answer(body=False)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+        super().__init__(Handler)
 
 
 @pytest.fixture
@@ -95,10 +84,9 @@ def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     served = Hub()
-    url = f"http://127.0.0.1:{served.server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "ENDPOINT", served.url)
     files = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + files)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + files)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("orchestrator.joining.cluster_address", lambda: None)

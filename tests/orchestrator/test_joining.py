@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import Load, make_session
+from benchmarks.no_view import NoView
 from orchestrator import commands, joining
 from orchestrator.artifacts import Store
 from orchestrator.cli import Session
@@ -16,14 +17,6 @@ from sweeps.full_grid import full_grid
 from trainers.errors import StorageError
 
 LOAD = Load(trials=2, sets=1, backend="inline")
-
-
-class NoView:
-    """In the place of MLflow's writer."""
-
-    def __init__(self, *_: object) -> None: ...
-    def __getattr__(self, name: str):
-        return lambda *_, **__: None
 
 
 @pytest.fixture(scope="module")

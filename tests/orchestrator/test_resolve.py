@@ -1,10 +1,8 @@
 """Who models and data sets are, which shift is which, and that every fault is said at once."""
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from orchestrator.housekeeping import garbage, remove
 from orchestrator.identity import identify_model
 from orchestrator.resolve import ResolvedSweep, resolve
 from orchestrator.spec import PlacementRule, content_key, stable
+from tests.loopback import Loopback, Quiet
 from tests.model_files import write_gguf, write_model
 from trainers.data.show_command import remembered
 from trainers.errors import DataError, ModelError, SpecError
@@ -322,14 +321,14 @@ def test_a_gguf_model_is_its_file_and_its_folder_alike(store: Store, tmp_path: P
     assert file.origin.kind == "convert"
 
 
-class Hub:
+class Hub(Loopback):
     """A hub on loopback: answers for one model, notes which models it was asked for."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         asked = self.asked
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 if not self.path.startswith("/api/models/"):
                     # huggingface_hub also asks who is calling it; that is its own affair.
@@ -350,18 +349,7 @@ class Hub:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+        super().__init__(Handler)
 
 
 def _ask_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
 """Fetching from a server that is sometimes broken: whole or not at all, the same bytes for ever."""
 
 import re
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
+from tests.loopback import Loopback, Quiet
 from trainers.data.fetch import ATTEMPTS, CACHE_VARIABLE, fetch
 from trainers.data.named import REWRITES, REWRITES_VARIABLE
 from trainers.data.sources import read_pairs
@@ -17,7 +17,7 @@ from trainers.specs import DatasetSpec
 BODY = bytes(range(256)) * 40
 
 
-class Server:
+class Server(Loopback):
     """Answers each request by the next of `acts` (the last for ever), and notes what was asked for."""
 
     def __init__(self) -> None:
@@ -26,25 +26,14 @@ class Server:
         self.body = BODY
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 ranged = self.headers.get("Range")
                 outer.asked.append((self.path, ranged))
                 act = outer.acts.pop(0) if len(outer.acts) > 1 else outer.acts[0]
                 act(self, int(ranged.removeprefix("bytes=").removesuffix("-")) if ranged else 0)
 
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
+        super().__init__(Handler)
 
     def whole(self, handler, start, *, cut=None):
         handler.send_response(206 if start else 200)

@@ -5,12 +5,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
+from tests.loopback import Loopback, Quiet
 from trainers.command import command
 from trainers.data import hygiene
 from trainers.data.__main__ import Data, run
@@ -45,7 +46,7 @@ def translated(text: str) -> str:
     return f"{FRENCH[number]} C'était la réponse numéro {tail}, ni plus ni moins, et voilà tout ce qu'il y a à dire."
 
 
-class Endpoint:
+class Endpoint(Loopback):
     """A chat endpoint. `acts[text]` are what it does on the first requests for a text; then it answers well.
 
     It charges once for each idempotency key, as an endpoint does that knows them.
@@ -61,16 +62,12 @@ class Endpoint:
         self.lock = threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_POST(self) -> None:
                 outer.serve(self)
 
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        super().__init__(Handler)
+        self.url += "/v1"
 
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
         asked = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
@@ -137,10 +134,6 @@ class Endpoint:
             "usage": {"prompt_tokens": 200, "completion_tokens": 50, "total_tokens": 250},
         }
         return json.dumps(body).encode()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
 
 
 @pytest.fixture
