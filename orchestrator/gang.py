@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 from ray.actor import ActorHandle
 
 from orchestrator.artifacts import Store
@@ -38,7 +37,8 @@ class GrantedTraining:
 
 def run_gang(training: GrantedTraining) -> None:
     """Run it to its end. Raises what Train raises."""
-    # Imported with torch, which a trial process that only waits does not need.
+    # Seconds of imports, which a process that evaluates, or only waits, does not need.
+    from ray import tune
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
