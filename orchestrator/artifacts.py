@@ -81,7 +81,7 @@ class Store:
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """The manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
-        return read_manifest(self._folder(stage, key) / MANIFEST, stage, key)
+        return read_manifest(self.root / f"artifacts/{stage}/{key}/{MANIFEST}", stage, key)
 
     def complete(self, stage: str, key: str) -> bool:
         """Whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
@@ -132,11 +132,21 @@ class Store:
 
         Raises Damaged, StorageError.
         """
+        found = self.manifest_and_file(stage, key, name)
+        if found is None:
+            raise StorageError(f"{name} of artifact {stage}/{key} is not in {self.root}.")
+        return found[1]
+
+    def manifest_and_file(self, stage: str, key: str, name: str) -> tuple[dict[str, Any], Path] | None:
+        """A manifest and what `read_file` gives, the manifest read once; None where there is no such file.
+
+        Raises Damaged, StorageError.
+        """
         manifest = self.manifest(stage, key)
         if manifest is None or name not in manifest["files"]:
-            raise StorageError(f"{name} of artifact {stage}/{key} is not in {self.root}.")
+            return None
         self._refuse_evicted(stage, key, name)
-        return self._verified(stage, key, manifest, [name]) / name
+        return manifest, self._verified(stage, key, manifest, [name]) / name
 
     def _verified(self, stage: str, key: str, manifest: dict[str, Any], names: Iterable[str]) -> Path:
         """The attempt's folder, once each of `names` in it was compared with its digest. Raises Damaged."""
@@ -280,10 +290,10 @@ class Store:
         return True
 
     def _folder(self, stage: str, key: str) -> Location:
-        return self.root / "artifacts" / stage / key
+        return self.root / f"artifacts/{stage}/{key}"
 
     def _local_folder(self, stage: str, key: str) -> Path:
-        return self.local / "artifacts" / stage / key
+        return self.local / f"artifacts/{stage}/{key}"
 
     @property
     def _choice(self) -> str:

@@ -59,6 +59,8 @@ def start_ray(cpus: int) -> None:
         address="local",
         num_cpus=max(cpus, 2),
         _node_ip_address=LOOPBACK,
+        # Half a dozen processes that nobody looks at: a cluster that was started by hand has its own.
+        include_dashboard=False,
         dashboard_host=LOOPBACK,
         _system_config=kept,
         **ray_options(),

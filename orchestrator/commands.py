@@ -51,7 +51,6 @@ def run(session: Session, build: Build) -> int:
     console = session.console
     sweep, resolved, place = _prepared(session, build)
     known = (*resolved.plans, *further_trials(session, resolved.plans))
-    discard_damaged_scores(session, known)
     say_damaged_logs(session, [item.key for item in resolved.plans])
     declaration = with_analyses(declare(resolved), session, resolved.plans)
     write_declaration(declaration, session.store)
@@ -92,7 +91,8 @@ def retry(session: Session, build: Build) -> int:
 def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Place]:
     """The sweep, its stages, and what says where a trial is to be trained. Raises what the user has to mend.
 
-    Where nothing is left to run, no cluster is joined and no trial placed.
+    Scores that are not what was written are no longer in the store, so that they count as missing. Where nothing is
+    left to run, no cluster is joined and no trial placed.
     """
     sweep = _sweep(session, build)
     complete = _resolved_if_complete(session, sweep)
@@ -107,6 +107,7 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in capacity))
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
     resolved = dataclasses.replace(resolved, plans=tuple(plans))
+    discard_damaged_scores(session, (*resolved.plans, *further_trials(session, resolved.plans)))
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
         _place(sweep, capacity, item)

@@ -51,11 +51,11 @@ def _discard_damaged(session: Session, stage: str, key: str, name: str) -> bool:
 
 def _damage(session: Session, stage: str, key: str, name: str) -> Damaged | None:
     """What is wrong with one file of a committed artifact, None where nothing is."""
-    if session.store.complete(stage, key):
-        try:
-            session.store.read_file(stage, key, name)
-        except Damaged as error:
-            return error
+    try:
+        session.store.manifest_and_file(stage, key, name)
+    except Damaged as error:
+        # Of a manifest that is itself damaged `say_damage` tells: it names no attempt.
+        return error if error.attempt else None
     return None
 
 

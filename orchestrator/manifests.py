@@ -3,7 +3,6 @@
 import json
 from functools import cache
 from importlib import metadata
-from pathlib import PurePosixPath
 from typing import Any
 
 from trainers.disk import SEAL, seal
@@ -33,8 +32,9 @@ def _require_inside(manifest: Location, *names: object) -> None:
     """Refuse names that lead out of the artifact's folder. Raises StorageError."""
     for name in names:
         text = name if isinstance(name, str) else ""
-        parts = PurePosixPath(text).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\\" in text or "\0" in text:
+        parts = text.split("/")
+        inside = text.strip("./") and parts[0] and ".." not in parts
+        if not inside or "\\" in text or "\0" in text:
             raise StorageError(
                 f"{manifest} names {name!r}, which leads out of its folder; delete {manifest.parent}."
             )

@@ -20,7 +20,7 @@ SUB_GROUP = 1_000_000_000
 PREFETCHED = 50_000_000
 REUSED = 500_000_000
 # trainers/unembedding.py: elements of a block of logits, and its fewest vocabulary entries.
-LOGITS_BLOCK, SMALLEST_BLOCK = 1 << 24, 256
+LOGITS_BLOCK, LOGITS_BLOCK_ON_CPU, SMALLEST_BLOCK = 1 << 24, 1 << 21, 256
 # CUDA context, NCCL's buffers, FlexAttention's workspace; fragmentation. Only a GPU shows them: unmeasured.
 UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
 
@@ -234,7 +234,8 @@ def _logit_bytes(training: Training, placement: Placement, width: int) -> float:
     # The generative reward asks for three answers a pair only.
     asked = training.pair.responses if reward.rendering == "response" else 3
     tokens = placement.micro_batch * asked
-    block = min(shapes.vocabulary, max(SMALLEST_BLOCK, LOGITS_BLOCK // tokens))
+    held = LOGITS_BLOCK_ON_CPU if placement.device == "cpu" else LOGITS_BLOCK
+    block = min(shapes.vocabulary, max(SMALLEST_BLOCK, held // tokens))
     logits = 4 * tokens * block * (2 if shapes.softcapped else 1)
     hidden = tokens * shapes.hidden * (width + 4 + (4 if width == 2 else 0))
     products = 4 * block * shapes.hidden * (2 if width == 2 else 1)

@@ -117,17 +117,16 @@ def table_rows(results: Sequence[TrialResult]) -> list[Row]:
 
 
 def _row(results: Sequence[TrialResult], train_set: str, category: Category, model: str) -> Row | None:
+    here = [item for item in results if (item.record.train_set, item.record.model) == (train_set, model)]
+    scored = [
+        (item, accuracy) for item in here if (accuracy := item.category_accuracy().get(category)) is not None
+    ]
+
     def cell(reward: str) -> Cell:
-        trials = [
-            result
-            for result in results
-            if (result.record.train_set, result.record.model, result.record.reward)
-            == (train_set, model, reward)
-            and category in result.category_accuracy()
-        ]
+        trials = [(item.learned, accuracy) for item, accuracy in scored if item.record.reward == reward]
         return Cell(
-            learned=tuple(trial.category_accuracy()[category] for trial in trials if trial.learned),
-            not_learned=tuple(trial.category_accuracy()[category] for trial in trials if not trial.learned),
+            learned=tuple(accuracy for learned, accuracy in trials if learned),
+            not_learned=tuple(accuracy for learned, accuracy in trials if not learned),
         )
 
     others = sorted({result.record.reward for result in results} - set(COMPARED))

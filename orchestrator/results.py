@@ -75,18 +75,18 @@ class TrialResult:
     @property
     def final(self) -> tuple[EvaluationResult, ...]:
         """The evaluations after the last epoch."""
-        return tuple(item for item in self.evaluations if item.epoch == self.last_epoch)
+        last = self.last_epoch
+        return tuple(item for item in self.evaluations if item.epoch == last)
 
     def category_accuracy(self) -> dict[Category, float]:
         """Mean accuracy after the last epoch over the sets of each category whose declared sets are all evaluated."""
         found: dict[Category, float] = {}
+        last, final = self.last_epoch, self.final
         for category in CATEGORIES:
             declared = [
-                item
-                for item in self.record.evaluations
-                if (item.category, item.epoch) == (category, self.last_epoch)
+                item for item in self.record.evaluations if (item.category, item.epoch) == (category, last)
             ]
-            values = [item.metrics["accuracy"] for item in self.final if item.category == category]
+            values = [item.metrics["accuracy"] for item in final if item.category == category]
             if values and len(values) == len(declared):
                 found[category] = sum(values) / len(values)
         return found
@@ -121,10 +121,11 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
 
 
 def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> EvaluationResult | None:
-    evaluated = store.manifest("evaluate", wanted.key)
-    if evaluated is None:
+    found = store.manifest_and_file("evaluate", wanted.key, "scores.parquet")
+    if found is None:
         return None
-    scores = read_pair_scores(store.read_file("evaluate", wanted.key, "scores.parquet"))
+    evaluated, file = found
+    scores = read_pair_scores(file)
     leaked = leaked_rows(store, train_digest, wanted.dataset_digest)
     seen = None if leaked is None else np.isin(scores.index, leaked)
     return EvaluationResult(

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Logits held at a time: 64 MB in fp32.
+# Logits held at a time, in fp32: 64 MB on a GPU; 8 MB on a CPU, whose allocator maps anything large afresh each time.
 _BLOCK_ELEMENTS = 1 << 24
+_BLOCK_ELEMENTS_ON_CPU = 1 << 21
 _SMALLEST_BLOCK = 256
 
 
@@ -46,7 +47,7 @@ class _TokenLogProbs(torch.autograd.Function):
         highest_M = torch.full_like(hidden_MD[:, 0], -torch.inf)
         total_M = torch.zeros_like(highest_M)
         of_target_M = torch.zeros_like(highest_M)
-        for block in _blocks(len(hidden_MD), len(weight)):
+        for block in _blocks(hidden_MD, len(weight)):
             logits_MC = _logits(hidden_MD, weight, bias, softcap, block)
             inside_M = (target_M >= block.start) & (target_M < block.stop)
             column_M = (target_M - block.start).clamp(0, logits_MC.shape[1] - 1)
@@ -72,7 +73,7 @@ class _TokenLogProbs(torch.autograd.Function):
         to_hidden_MD = torch.zeros_like(hidden_MD) if wants_hidden else None
         to_weight = torch.empty_like(weight) if wants_weight else None
         to_bias = torch.empty_like(bias) if wants_bias else None
-        for block in _blocks(len(hidden_MD), len(weight)):
+        for block in _blocks(hidden_MD, len(weight)):
             logits_MC = _logits(hidden_MD, weight, bias, ctx.softcap, block)
             slope_MC = None if ctx.softcap is None else 1 - (logits_MC / ctx.softcap).square()
             # d log π(target) / d logits is one-hot(target) − π.
@@ -92,9 +93,10 @@ class _TokenLogProbs(torch.autograd.Function):
         return to_hidden, to_weight, to_bias, None, None
 
 
-def _blocks(tokens: int, vocabulary: int) -> Iterator[slice]:
-    """The vocabulary in blocks, so large that a block's logits stay within _BLOCK_ELEMENTS."""
-    size = max(_SMALLEST_BLOCK, _BLOCK_ELEMENTS // max(1, tokens))
+def _blocks(hidden_MD: Tensor, vocabulary: int) -> Iterator[slice]:
+    """The vocabulary in blocks, so large that a block's logits stay within what is held at a time."""
+    held = _BLOCK_ELEMENTS_ON_CPU if hidden_MD.device.type == "cpu" else _BLOCK_ELEMENTS
+    size = max(_SMALLEST_BLOCK, held // max(1, len(hidden_MD)))
     for start in range(0, vocabulary, size):
         yield slice(start, min(start + size, vocabulary))
 

@@ -40,7 +40,7 @@ def full(hidden, weight, bias, target, softcap):
 @pytest.fixture(params=[1, 7, 16, 50, 64], ids=lambda size: f"blocks-of-{size}")
 def block(request, monkeypatch):
     monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", request.param)
-    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS_ON_CPU", 1)
 
 
 def assert_equal(left, right, tolerance):
@@ -66,7 +66,7 @@ def test_values_and_gradients_are_those_of_a_full_log_softmax(block, bias, softc
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_gradcheck(monkeypatch, softcap):
     monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", 16)
-    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS_ON_CPU", 1)
     made, (hidden, target) = layer(bias=True), inputs()
     apply = unembedding._TokenLogProbs.apply
     assert torch.autograd.gradcheck(
@@ -144,7 +144,7 @@ def largest_tensor(vocabulary):
 def test_no_tensor_grows_with_the_vocabulary_but_the_gradient_of_the_weight(monkeypatch):
     block = 64 * 128
     monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", 16)
-    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS_ON_CPU", block)
     assert [largest_tensor(vocabulary) for vocabulary in (512, 2048, 8192)] == [block] * 3
 
 
