@@ -63,7 +63,11 @@ def main(
         options_type,
         args=arguments,
         prog=f"python sweeps/{name}.py",
-        config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
+        config=(
+            tyro.conf.CascadeSubcommandArgs,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+        ),
     )
     sys.exit(cli.guarded(lambda: _dispatch(options, name, declare, compute, folder)))
 

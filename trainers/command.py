@@ -38,7 +38,8 @@ def command(
     else:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        run(tyro.cli(parsed, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,)))
+        config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+        run(tyro.cli(parsed, prog=f"python -m {name}", config=config))
     except Interrupted as error:
         print(f"interrupted: {error} The same command goes on.", file=sys.stderr)
         sys.exit(INTERRUPTED)
