@@ -52,8 +52,10 @@ NOT_RUN = {
     },
     "reproduction.md": {
         "../shared/get_smollm2.sh": "fetches a model; tests/conftest.py calls it where the script is",
-        ".venv/bin/python sweeps/persona.py": "hours; tests/cli/test_persona_sweep.py runs the sweep at its smallest",
+        ".venv/bin/python sweeps/persona.py": "half an hour; tests/cli/test_persona_sweep.py runs the sweep at its smallest",
+        ".venv/bin/python sweeps/learning_dynamics.py": "minutes on a real model; tests/cli/test_learning_dynamics_sweep.py",
         "--effective-batch 8": "the line before goes on",
+        "--train-set persona=": "the line before goes on",
         "sweeps/full_grid.py --profile laptop": "minutes; test_readme.py runs the sweep at its smallest",
         "sweeps/persona.py --profile laptop": "minutes; tests/cli/test_persona_sweep.py runs it at its smallest",
         "sweeps/full_grid.py --name best_of_grid": "minutes; as the others of this sweep",
