@@ -3,23 +3,24 @@
 python -m benchmarks.experiments
 """
 
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.load import benchmark_folder
+
 _REPOSITORY = Path(__file__).resolve().parent.parent
 # What analyses of a finished grid read; not counted.
 GRID = "full_grid.py --profile laptop --only train=tiny_world --models llama-64 --backend inline"
 CANDIDATES = (
     "full_grid.py --name best_of_grid --profile laptop --only train=tiny_world --models llama-64 --backend inline "
-    "--eval-sets tiny_world tiny_world_candidates --category tiny_world/tiny_world_candidates=token-level_shift"
+    "--eval-sets tiny_world tiny_world_candidates --category 'tiny_world/tiny_world_candidates=token-level shift'"
 )
 EXPERIMENTS = (
     "persona.py --profile laptop --backend inline",
@@ -39,11 +40,10 @@ EXPERIMENTS = (
 
 def main(storage: Path | None = None) -> None:
     """Run them, and print the table."""
-    with tempfile.TemporaryDirectory(prefix="rmsweep-experiments-") as folder:
-        where = storage or Path(folder)
+    with benchmark_folder(storage, "experiments") as where:
         for command in (GRID, CANDIDATES):
-            _took_s(command.split(), where)
-        rows = [(command, _took_s(command.split(), where)) for command in EXPERIMENTS]
+            _took_s(command, where)
+        rows = [(command, _took_s(command, where)) for command in EXPERIMENTS]
     table = Table(title="experiments at laptop size", title_justify="left")
     table.add_column("sweeps/")
     table.add_column("wall s", justify="right")
@@ -52,19 +52,19 @@ def main(storage: Path | None = None) -> None:
     Console().print(table)
 
 
-def _took_s(command: Sequence[str], storage: Path) -> float:
+def _took_s(command: str, storage: Path) -> float:
     """Seconds of one command. Exits where it fails, with what it said."""
-    words = [word.replace("token-level_shift", "token-level shift") for word in command]
+    sweep, *words = shlex.split(command)
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, f"sweeps/{words[0]}", *words[1:], "--storage", str(storage)],
+        [sys.executable, f"sweeps/{sweep}", *words, "--storage", str(storage)],
         cwd=_REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        sys.exit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        sys.exit(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return time.perf_counter() - began
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.manifests import read_manifest, versions
+from orchestrator.manifests import is_written, read_manifest, versions
 from trainers.disk import DRAFT, SEAL, digest_file, disk_named, publish, replace, seal
 from trainers.errors import Damaged, StorageError, Unreachable
 from trainers.objects import Location, ObjectPath
@@ -81,7 +81,7 @@ class Store:
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """The manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
-        return read_manifest(self.root / f"artifacts/{stage}/{key}/{MANIFEST}", stage, key)
+        return read_manifest(self._folder(stage, key) / MANIFEST, stage, key)
 
     def complete(self, stage: str, key: str) -> bool:
         """Whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
@@ -138,13 +138,15 @@ class Store:
         return found[1]
 
     def manifest_and_file(self, stage: str, key: str, name: str) -> tuple[dict[str, Any], Path] | None:
-        """A manifest and what `read_file` gives, the manifest read once; None where there is no such file.
+        """A manifest and what `read_file` gives, the manifest read once; None where there is no such artifact.
 
         Raises Damaged, StorageError.
         """
         manifest = self.manifest(stage, key)
-        if manifest is None or name not in manifest["files"]:
+        if manifest is None:
             return None
+        if name not in manifest["files"]:
+            raise StorageError(f"{name} of artifact {stage}/{key} is not in {self.root}.")
         self._refuse_evicted(stage, key, name)
         return manifest, self._verified(stage, key, manifest, [name]) / name
 
@@ -158,7 +160,7 @@ class Store:
         if isinstance(source, ObjectPath):
             wrong = fetch(source, digests, folder)
         else:
-            wrong = [name for name, digest in digests.items() if not _is_written(folder / name, digest)]
+            wrong = [name for name, digest in digests.items() if not is_written(folder / name, digest)]
         if wrong:
             raise Damaged(f"{source / wrong[0]} is missing or not what was written", stage, key, attempt)
         self._sound |= {folder / name for name in digests}
@@ -298,7 +300,3 @@ class Store:
     @property
     def _choice(self) -> str:
         return "--storage" if isinstance(self.root, Path) else CACHE_VARIABLE
-
-
-def _is_written(file: Path, digest: str) -> bool:
-    return file.is_file() and digest_file(file) == digest

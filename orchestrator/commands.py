@@ -107,10 +107,10 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in capacity))
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
     resolved = dataclasses.replace(resolved, plans=tuple(plans))
-    discard_damaged_scores(session, (*resolved.plans, *further_trials(session, resolved.plans)))
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
         _place(sweep, capacity, item)
+    discard_damaged_scores(session, (*resolved.plans, *further_trials(session, resolved.plans)))
     return sweep, resolved, functools.partial(_place, sweep, capacity)
 
 

@@ -3,9 +3,10 @@
 import json
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from trainers.disk import SEAL, seal
+from trainers.disk import SEAL, digest_file, seal
 from trainers.errors import Damaged, StorageError
 from trainers.objects import Location
 
@@ -45,3 +46,8 @@ def versions() -> dict[str, str]:
     """Versions of the libraries that a result may owe its last digits to."""
     names = ("rmsweep", "torch", "transformers", "deepspeed", "ray", "tokenizers", "pyarrow", "mlflow")
     return {name: metadata.version(name) for name in names}
+
+
+def is_written(file: Path, digest: str) -> bool:
+    """Whether a local file is there and has the digest that its manifest gives."""
+    return file.is_file() and digest_file(file) == digest
