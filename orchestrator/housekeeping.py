@@ -21,6 +21,7 @@ from orchestrator.results import TrialResult
 from trainers.disk import replace
 from trainers.errors import SpecError, StorageError, Unreachable
 from trainers.objects import Location, ObjectPath, matching
+from trainers.transfer import remove_tree
 
 KeepWeights = Literal["all", "best", "none"]
 Kind = Literal["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]
@@ -97,11 +98,22 @@ def listing(store: Store) -> Iterator[Found]:
     for folder in matching(store.root / "artifacts", "*/*/"):
         yield from _listed_artifact(store, folder)
     for folder in matching(store.root / "checkpoints", "*"):
-        # An evicted training that runs again goes on from its checkpoint.
-        finished = store.complete("train", folder.name) and store.evicted("train", folder.name) is None
+        finished = _finished(store, folder.name)
         yield _found(store, "checkpoint", folder, owner=f"train/{folder.name}", finished=finished)
     for item in matching(store.root / "scratch", "*"):
         yield _found(store, "scratch", item)
+
+
+def _finished(store: Store, train_key: str) -> bool:
+    """Whether nobody goes on from a training's checkpoints; one that runs again since it was evicted does."""
+    return store.complete("train", train_key) and store.evicted("train", train_key) is None
+
+
+def remove_finished_checkpoints(store: Store) -> None:
+    """Remove what a process left that was killed between committing its training and removing its checkpoints."""
+    for folder in matching(store.root / "checkpoints", "*"):
+        if _finished(store, folder.name):
+            remove_tree(folder)
 
 
 def _listed_artifact(store: Store, folder: Location) -> Iterator[Found]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.artifacts import Store
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
@@ -82,9 +83,7 @@ def run_missing(
         stop.listening(),
         Heartbeat(store.root, sweep) as heartbeat,
     ):
-        forget_dead_drivers(store.root)
-        if is_alone(store.root, heartbeat.driver):
-            store.remove_drafts(sweep)
+        clear_up(store, sweep, heartbeat.driver)
         execution = Execution(
             store=store,
             claims=Claims(store.root, heartbeat.driver),
@@ -111,6 +110,13 @@ def run_missing(
         phases.end("mlflow")
     _warn(session, trouble)
     return written
+
+
+def clear_up(store: Store, sweep: str, driver: str = "") -> None:
+    """Remove what killed drivers left: signs of life, claims, drafts. `driver` is this one, where it has said so."""
+    forget_dead_drivers(store.root)
+    if is_alone(store.root, driver):
+        store.remove_drafts(sweep)
 
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:

@@ -5,10 +5,12 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 
 import pytest
 
-from tests.faults.lives import artifacts, grid_life, leftovers, output
+from tests.faults.hooks import before_each, signalled
+from tests.faults.lives import artifacts, grid_life, leftovers, lived, output
 
 CELLS = ("--backend", "inline", "--profile", "laptop", "--rewards", "ex_rm", "im_rm", "--seeds", *"012345")
 SIZE = ("--max-train-pairs", "24", "--max-eval-pairs", "8", "--epochs", "2", "--effective-batch", "4")
@@ -72,4 +74,21 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
     assert killed > KILLS // 3
     assert resumed >= 1
     assert artifacts(storage) == artifacts(whole)
+    assert leftovers(storage) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        pytest.param("orchestrator.compute", "remove_tree", id="a training and the end of its checkpoints"),
+        pytest.param("orchestrator.running", "write_full_report", id="the last trial and the report"),
+    ],
+)
+def test_killed_between_two_ends_nothing_is_left(command, module, function, tmp_path):
+    storage = tmp_path / "store"
+    one_trial = (*command, "--rewards", "ex_rm", "--seeds", "0", "--eval-sets", "tiny_world")
+    killed = partial(before_each, module, function, partial(signalled, signal.SIGKILL))
+    lived(storage, one_trial, killed, exits=-signal.SIGKILL)
+    assert leftovers(storage) != []
+    lived(storage, one_trial)
     assert leftovers(storage) == []

@@ -241,6 +241,16 @@ def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
     assert housekeeping.garbage(store, [read_declaration("demo", store)]) == []
 
 
+def test_checkpoints_of_complete_trainings_go_by_themselves(store: Store):
+    litter(store)
+    commit_weights(store, "evicted")
+    housekeeping.evict(store, "evicted")
+    (store.root / "checkpoints" / "evicted").mkdir()
+    housekeeping.remove_finished_checkpoints(store)
+    left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
+    assert left == ["evicted", "half", "undeclared"]
+
+
 def test_what_a_live_driver_may_be_writing_stays(store: Store):
     litter(store)
     commit(store, "evaluate/undeclared")
