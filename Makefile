@@ -22,12 +22,13 @@ lint: install
 	$(BIN)/mypy
 
 # Tests without Ray side by side, one thread each; then those that share the host's Ray, one after another;
-# `ray up` last, in a process of its own, in test-all only.
+# `ray up` last, in a process of its own: `ray down` ends every Ray of the host, and it is skipped where somebody runs one.
 SIDE_BY_SIDE := -m "not ray" --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest tests -m ray
+	$(BIN)/python -m pytest tests/cluster --run-alone
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE) --run-slow

@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-from orchestrator import access, cli, housekeeping, joining, outlook_table, placement
+from orchestrator import access, cli, eviction, housekeeping, joining, outlook_table, placement
 from orchestrator import plan as planning
 from orchestrator.audit_page import say_audit
 from orchestrator.cli import Session
@@ -20,7 +20,13 @@ from orchestrator.declaration import (
     write_declaration,
 )
 from orchestrator.failures import is_final
-from orchestrator.follow_up import further_trials, run_follow_up, show_analyses, with_analyses
+from orchestrator.follow_up import (
+    further_results,
+    further_trials,
+    run_follow_up,
+    show_analyses,
+    with_analyses,
+)
 from orchestrator.full_report import write_full_report
 from orchestrator.hub_models import fetch_models
 from orchestrator.layout import fitting
@@ -50,9 +56,10 @@ def run(session: Session, build: Build) -> int:
     phases = Phases()
     console = session.console
     sweep, resolved, place = _prepared(session, build)
-    known = (*resolved.plans, *further_trials(session, resolved.plans))
+    further = further_trials(session, resolved.plans)
+    known = (*resolved.plans, *further)
     say_damaged_logs(session, [item.key for item in resolved.plans])
-    declaration = with_analyses(declare(resolved), session, resolved.plans)
+    declaration = with_analyses(declare(resolved), session, resolved.plans, further)
     write_declaration(declaration, session.store)
     missing = missing_trials(known, session.store)
     notes = read_state(session.sweep_name, session.store).trials
@@ -144,9 +151,6 @@ def _run(
     # Where there is no live table, each failure is said when it comes.
     told = [] if session.console.is_terminal else [item.key for item in todo]
 
-    def holes_of_analyses() -> Sequence[TrialPlan]:
-        return missing_trials(further_trials(session, plans), session.store)
-
     try:
         if todo:
             fetch_models(session, todo)
@@ -171,26 +175,27 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        results = sweep_results(declaration, session.store)
-        return say_holes(session, results, told=told, of_analyses=holes_of_analyses()) or cli.DEFECT
+        results = [*sweep_results(declaration, session.store), *further_results(session)]
+        return say_holes(session, results, told=told) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, written.results, told=told, of_analyses=holes_of_analyses())
+    return say_holes(session, [*written.results, *further_results(session)], told=told)
 
 
 def _rounds(
     session: Session, declaration: Declaration, plans: Sequence[TrialPlan], todo: Sequence[TrialPlan]
 ) -> Iterator[Round]:
     """`todo`, then what its results make known that the analyses read; declared before it runs, so that gc keeps it."""
-    further, declared = further_trials(session, plans), with_analyses(declaration, session, plans)
+    further = further_trials(session, plans)
+    declared = with_analyses(declaration, session, plans, further)
     while todo:
         yield Round(todo=todo, known=len(plans) + len(further))
         seen = {item.key for item in further}
         further = further_trials(session, plans)
         todo = missing_trials([item for item in further if item.key not in seen], session.store)
-        wider = with_analyses(declaration, session, plans)
+        wider = with_analyses(declaration, session, plans, further)
         if wider != declared:
             write_declaration(wider, session.store)
             declared = wider
@@ -243,7 +248,7 @@ def report(session: Session, compare: str | None) -> int:
         session.console.print(fitting(comparison_table(beside.table), session.console))
         say(session, beside.conclusions)
         session.console.print(f"comparison: {beside.file}", highlight=False, soft_wrap=True)
-    return say_holes(session, written.results)
+    return say_holes(session, [*written.results, *further_results(session)])
 
 
 def _sweep(session: Session, build: Build) -> Sweep:
@@ -283,7 +288,8 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
 
 def _evict_weights(session: Session, written: Written) -> None:
     keep = session.options.keep_weights
-    freed = housekeeping.evict_weights(session.store, session.sweep_name, written.results, keep)
+    further = further_results(session)
+    freed = eviction.evict_weights(session.store, session.sweep_name, written.results, keep, further)
     if freed:
         said = f"{housekeeping.gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
         session.console.print(said, highlight=False, soft_wrap=True)

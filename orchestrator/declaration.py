@@ -5,7 +5,7 @@ The report, the status and MLflow are views of these records and of the artifact
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -53,12 +53,13 @@ class TrialRecord:
 class Declaration:
     """The sweep's trials, in plan order, and every artifact that they come to, as stage/key.
 
-    `artifacts` is None where an older rmsweep has written the file.
+    `further` are those that only its analyses read. `artifacts` is None where an older rmsweep has written the file.
     """
 
     sweep: str
     trials: tuple[TrialRecord, ...]
     artifacts: tuple[str, ...] | None = None
+    further: tuple[TrialRecord, ...] = ()
 
 
 def declare(resolved: ResolvedSweep) -> Declaration:
@@ -67,8 +68,23 @@ def declare(resolved: ResolvedSweep) -> Declaration:
     said = cache(redacted)
     return Declaration(
         sweep=resolved.sweep.name,
-        trials=tuple(_trial(plan, resolved, said) for plan in resolved.plans),
+        trials=tuple(_trial(plan, resolved.categories, said) for plan in resolved.plans),
         artifacts=tuple(sorted(artifacts_of(resolved.plans))),
+    )
+
+
+def with_further(declaration: Declaration, plans: Sequence[TrialPlan]) -> Declaration:
+    """The declaration with trials that only analyses read; their sets are among those of the sweep's own trials."""
+    said = cache(redacted)
+    categories = {
+        (trial.train_set, item.dataset): item.category
+        for trial in declaration.trials
+        for item in trial.evaluations
+    }
+    return dataclasses.replace(
+        declaration,
+        further=tuple(_trial(plan, categories, said) for plan in plans),
+        artifacts=tuple(sorted(artifacts_of(plans).union(declaration.artifacts or ()))),
     )
 
 
@@ -82,7 +98,9 @@ def artifacts_of(plans: Iterable[TrialPlan]) -> set[str]:
     return named
 
 
-def _trial(plan: TrialPlan, resolved: ResolvedSweep, said: Callable[[str], str]) -> TrialRecord:
+def _trial(
+    plan: TrialPlan, categories: Mapping[tuple[str, str], Category], said: Callable[[str], str]
+) -> TrialRecord:
     spec = plan.spec
     return TrialRecord(
         name=spec.name,
@@ -97,7 +115,7 @@ def _trial(plan: TrialPlan, resolved: ResolvedSweep, said: Callable[[str], str])
             EvaluationRecord(
                 dataset=stage.prepared.split.name,
                 key=stage.key,
-                category=resolved.categories[spec.train_set.name, stage.prepared.split.name],
+                category=categories[spec.train_set.name, stage.prepared.split.name],
                 dataset_digest=stage.prepared.split.digest,
                 epoch=stage.epoch,
             )
@@ -142,18 +160,18 @@ def read_declaration(sweep: str, store: Store) -> Declaration:
     if not file.is_file():
         raise SpecError(f"{store.root} knows no sweep {sweep!r}; run it first, or give --name or --storage.")
     loaded = json.loads(file.read_text())
-    trials = [
-        TrialRecord(
-            **{**trial, "evaluations": tuple(EvaluationRecord(**item) for item in trial["evaluations"])}
-        )
-        for trial in loaded["trials"]
-    ]
     artifacts = loaded.get("artifacts")
     return Declaration(
         sweep=loaded["sweep"],
-        trials=tuple(trials),
+        trials=tuple(map(_read_trial, loaded["trials"])),
         artifacts=None if artifacts is None else tuple(artifacts),
+        further=tuple(map(_read_trial, loaded.get("further", []))),
     )
+
+
+def _read_trial(loaded: dict[str, Any]) -> TrialRecord:
+    evaluations = tuple(EvaluationRecord(**item) for item in loaded["evaluations"])
+    return TrialRecord(**{**loaded, "evaluations": evaluations})
 
 
 def declared_sweeps(store: Store) -> list[str]:

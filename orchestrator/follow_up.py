@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, artifacts_of
+from orchestrator.declaration import Declaration, read_declaration, with_further
+from orchestrator.results import TrialResult, trial_result
 from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
 
@@ -59,13 +60,23 @@ def further_trials(session: "Session", plans: Sequence[TrialPlan]) -> tuple[Tria
     return tuple(trial for key, trial in found.items() if key not in own)
 
 
-def with_analyses(declaration: Declaration, session: "Session", plans: Sequence[TrialPlan]) -> Declaration:
-    """The declaration with the artifacts of the sweep's analyses, and of the further trials that they read."""
+def with_analyses(
+    declaration: Declaration, session: "Session", plans: Sequence[TrialPlan], further: Sequence[TrialPlan]
+) -> Declaration:
+    """The declaration with the artifacts of the sweep's analyses, and the further trials that they read."""
     if session.follow_up is None:
         return declaration
+    wider = with_further(declaration, further)
     named = {f"{KIND}/{stage.key}" for stage in session.follow_up.declare(plans)}
-    named |= artifacts_of(further_trials(session, plans))
-    return dataclasses.replace(declaration, artifacts=tuple(sorted(named.union(declaration.artifacts or ()))))
+    return dataclasses.replace(wider, artifacts=tuple(sorted(named.union(wider.artifacts or ()))))
+
+
+def further_results(session: "Session") -> list[TrialResult]:
+    """What is there of the further trials that the last command declared."""
+    if session.follow_up is None:
+        return []
+    declaration = read_declaration(session.sweep_name, session.store)
+    return [trial_result(record, session.store) for record in declaration.further]
 
 
 def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:

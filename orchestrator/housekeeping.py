@@ -1,12 +1,11 @@
-"""What of a store can go, and its removal: artifacts that no kept sweep needs, leftovers, weights after evaluation.
+"""What of a store can go, and its removal: artifacts that no kept sweep needs, and leftovers.
 
-What may go is decided by pure functions (`why_removable`, `evictable`) on what `listing` and the results say.
+What may go is decided by a pure function (`why_removable`) on what `listing` says.
 Manifests are never edited; what goes was declared by nobody or can be computed again.
 """
 
 import contextlib
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,13 +16,10 @@ from typing import Literal
 from orchestrator.artifacts import EVICTED, MANIFEST, Store
 from orchestrator.declaration import Declaration, declared_sweeps, read_declaration
 from orchestrator.identity import nearest
-from orchestrator.results import TrialResult
-from trainers.disk import replace
 from trainers.errors import SpecError, StorageError, Unreachable
 from trainers.objects import Location, ObjectPath, matching
 from trainers.transfer import remove_tree
 
-KeepWeights = Literal["all", "best", "none"]
 Kind = Literal["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]
 
 
@@ -176,8 +172,8 @@ def remove(store: Store, items: Iterable[Garbage], *, busy: bool) -> list[Garbag
             _remove_artifact(store, found.owner)
             continue
         if found.kind == "unreadable":
-            _delete(path / MANIFEST)
-        _delete(path)
+            delete(path / MANIFEST)
+        delete(path)
         if found.kind == "attempt":
             _drop_empty(path.parent)
     return removed
@@ -195,7 +191,7 @@ def _remove_artifact(store: Store, owner: str) -> None:
         return
     folder = store.root / "artifacts" / stage / key
     for name in (MANIFEST, EVICTED, manifest["attempt"]):
-        _delete(folder / name)
+        delete(folder / name)
     _drop_empty(folder)
 
 
@@ -206,7 +202,7 @@ def _drop_empty(folder: Location) -> None:
             folder.rmdir()
 
 
-def _delete(path: Location) -> int:
+def delete(path: Location) -> int:
     """Remove a file or folder, which may be gone already; bytes freed."""
     size = _size(path)
     try:
@@ -223,75 +219,6 @@ def _delete(path: Location) -> int:
     except OSError as error:
         raise StorageError(f"{path} cannot be removed ({error}); check whose it is.") from error
     return size
-
-
-def evict(store: Store, key: str) -> int:
-    """Remove the weights of a committed training; bytes freed. Its log, card and manifest stay. Raises StorageError.
-
-    The marker is written first: a removal that was cut short is ended by the next call, or by gc.
-    """
-    manifest = store.manifest("train", key)
-    if manifest is None:
-        raise StorageError(f"artifact train/{key} is not in {store.root}; there are no weights to evict.")
-    weights = {name: said["size"] for name, said in manifest["files"].items() if _holds_weights(name)}
-    if not weights:
-        return 0
-    folder = store.root / "artifacts" / "train" / key
-    if store.evicted("train", key) is None:
-        record = {
-            "attempt": manifest["attempt"],
-            "files": sorted(weights),
-            "bytes": sum(weights.values()),
-            "train_seconds": manifest["seconds"],
-        }
-        replace(folder / EVICTED, json.dumps(record, indent=1, sort_keys=True))
-    return sum(_delete(folder / manifest["attempt"] / name) for name in weights)
-
-
-def _holds_weights(name: str) -> bool:
-    return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
-
-
-def evict_weights(store: Store, sweep: str, results: Sequence[TrialResult], keep: KeepWeights) -> int:
-    """Evict what `keep` does not keep of a sweep's trials, but for those of other sweeps that have yet to be evaluated.
-
-    Bytes freed. Raises StorageError.
-    """
-    chosen = evictable(results, keep)
-    if not chosen:
-        return 0
-    others = [read_declaration(name, store) for name in declared_sweeps(store) if name != sweep]
-    wanted = {
-        trial.key
-        for other in others
-        for trial in other.trials
-        if not all(store.complete("evaluate", item.key) for item in trial.evaluations)
-    }
-    return sum(evict(store, key) for key in chosen if key not in wanted)
-
-
-def evictable(results: Sequence[TrialResult], keep: KeepWeights) -> list[str]:
-    """Keys of the trials whose weights go: of complete ones all, or all but the most accurate of each group.
-
-    A group is a model, training set and reward type; it is judged when all of its trials are complete.
-    """
-    if keep == "all":
-        return []
-    if keep == "none":
-        return [result.record.key for result in results if result.complete]
-    groups: dict[tuple[str, str, str], list[TrialResult]] = {}
-    for result in results:
-        record = result.record
-        groups.setdefault((record.model, record.train_set, record.reward), []).append(result)
-    judged = [group for group in groups.values() if all(result.complete for result in group)]
-    best = {max(group, key=_rank).record.key for group in judged}
-    return [result.record.key for group in judged for result in group if result.record.key not in best]
-
-
-def _rank(result: TrialResult) -> tuple[float, int]:
-    """By mean accuracy over the evaluation sets; among equals the lowest seed comes first."""
-    accuracies = [item.metrics["accuracy"] for item in result.final]
-    return sum(accuracies) / len(accuracies), -result.record.seed
 
 
 def gigabytes(size: int) -> str:

@@ -30,7 +30,6 @@ from orchestrator.progress import late_bar, quiet
 from orchestrator.redaction import shown_uri
 from orchestrator.results import TrialResult, trial_result
 from orchestrator.state import TrialNote, read_state
-from orchestrator.trial_plan import TrialPlan
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
@@ -45,7 +44,8 @@ def status(session: Session, *, watch: bool = False) -> int:
     shown: list[dict[str, Any]] | None = None
     while True:
         declaration = read_declaration(session.sweep_name, session.store)
-        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in declaration.trials]
+        trials = (*declaration.trials, *declaration.further)
+        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in trials]
         known = {result.record.key: result for result in results if result.complete}
         state = read_state(session.sweep_name, session.store)
         running = state.driver in live_drivers(session.store.root)
@@ -135,24 +135,18 @@ def say_holes(
     results: Sequence[TrialResult],
     *,
     told: Collection[str] = (),
-    of_analyses: Sequence[TrialPlan] = (),
 ) -> int:
-    """Name what is missing and why, and the commands that mend it.
-
-    `told` are trials whose failure was said already, `of_analyses` missing trials that only analyses read.
-    """
+    """Name what is missing and why, and the commands that mend it. `told` are trials whose failure was said already."""
     state = read_state(session.sweep_name, session.store)
-    holes = [
-        (result.record.name, result.record.key, result.faults) for result in results if not result.complete
-    ]
-    for name, key, faults in (*holes, *((item.spec.name, item.key, ()) for item in of_analyses)):
+    holes = {result.record.key: result for result in results if not result.complete}
+    for key, result in holes.items():
         note = state.trials.get(key, TrialNote())
-        cause = note.message or "; ".join(faults) or "not run"
+        cause = note.message or "; ".join(result.faults) or "not run"
         if note.state == "failed" and key in told:
             cause = "it failed, as said above"
-        said = f"missing: {name}: {cause}"
+        said = f"missing: {result.record.name}: {cause}"
         session.console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
-    return _say_ways_on(session, [*(key for _, key, _ in holes), *(item.key for item in of_analyses)])
+    return _say_ways_on(session, holes)
 
 
 def _say_ways_on(session: Session, holes: Collection[str]) -> int:

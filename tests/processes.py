@@ -1,4 +1,4 @@
-"""Processes of a command, found by a mark that all of them inherit in their environment."""
+"""Processes, found by a mark that all of a command inherit in their environment, or by their program."""
 
 import contextlib
 from pathlib import Path
@@ -10,6 +10,17 @@ def processes(mark: str) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def named(program: str) -> list[int]:
+    """Living processes of a program, whoever started them; the remains of dead ones have no command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            first, _, _ = (folder / "cmdline").read_text().partition("\0")
+            if first and Path(first).name == program:
                 found.append(int(folder.name))
     return found
 

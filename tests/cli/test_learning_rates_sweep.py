@@ -54,11 +54,11 @@ def test_who_is_among_the_best_half_goes_on(others, accuracy, expected):
     assert goes_on(others, accuracy, 2) is expected
 
 
-def run(folder, tiny_model):
+def run(folder, tiny_model, *more):
     words = ("--models", str(tiny_model), "--lr", "5e-5", "--epochs", str(EPOCHS), "--rewards", "ex_rm")
     words += ("--max-train-pairs", "32", "--effective-batch", "8", "--max-eval-pairs", "6")
     build, profiles = full_grid, learning_rates.PROFILES
-    return run_sweep("learning_rates", build, profiles, folder, *words, follow_up=FOLLOW_UP)
+    return run_sweep("learning_rates", build, profiles, folder, *words, *more, follow_up=FOLLOW_UP)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,25 @@ def test_all_that_a_search_trains_is_declared_and_kept(storage):
     # The report's trials are those of the fixed rate.
     assert len(declared.trials) == 1
     assert garbage(store, kept_sweeps(store)) == []
+
+
+def test_status_lists_what_a_search_trains_and_weights_of_the_search_go(
+    storage, tiny_model, tmp_path, capsys
+):
+    folder = tmp_path / "store"
+    shutil.copytree(storage, folder)
+    capsys.readouterr()
+    assert run(folder, tiny_model, "status", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert sum("_search_lr_" in row["trial"] for row in rows) == 4
+    assert sum("_best_lr_" in row["trial"] for row in rows) == 1
+    assert {row["state"] for row in rows} == {"complete"}
+    assert run(folder, tiny_model, "--keep-weights", "best") == 0
+    gone = {file.parent.name for file in folder.glob("artifacts/train/*/evicted.json")}
+    assert gone == {item["key"] for item in searched(folder)}
+    capsys.readouterr()
+    assert run(folder, tiny_model) == 0
+    assert "nothing to run" in capsys.readouterr().out
 
 
 def keys(storage, stage):

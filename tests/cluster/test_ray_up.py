@@ -1,7 +1,7 @@
 """`ray up` for real, over ssh to this machine: up, a submitted sweep, status, report, MLflow, down; nothing is left.
 
 The commands are those of docs/cluster.md. `ray stop`, which `ray up` and `ray down` call, ends every Ray process of
-this host; hence `pytest tests/cluster --run-alone`.
+this host; hence `pytest tests/cluster --run-alone`, and nothing where somebody else's Ray runs.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ import yaml
 
 from tests.cluster.documented import documented
 from tests.cluster.machine import ROOT, Machine, free_port, local_variant, machine
-from tests.processes import command_line, processes
+from tests.conftest import missing
+from tests.processes import command_line, named, processes
 
 pytestmark = pytest.mark.alone
 
@@ -71,6 +72,7 @@ class Laptop:
 @pytest.fixture(scope="module")
 def laptop(tmp_path_factory) -> Iterator[Laptop]:
     """A laptop that has brought the cluster up; whatever a failed test leaves is ended by its mark."""
+    refuse_beside_another_ray()
     # Short: Unix sockets of ssh have a limit of 108 characters.
     folder = tmp_path_factory.mktemp("up")
     with machine(folder) as head:
@@ -88,6 +90,15 @@ def laptop(tmp_path_factory) -> Iterator[Laptop]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             remove_notes_of_ray(config)
+
+
+def refuse_beside_another_ray() -> None:
+    """Skip where somebody's Ray would be ended; that of a test before takes a moment to end by itself."""
+    deadline = time.monotonic() + 20
+    while named("raylet"):
+        if time.monotonic() > deadline:
+            missing("a host on which no other Ray runs, since `ray down` ends it")
+        time.sleep(1)
 
 
 def remove_notes_of_ray(config: Path) -> None:

@@ -19,7 +19,7 @@ from sweep_samples import (
 from orchestrator import catalog, cli
 from orchestrator.artifacts import Store
 from orchestrator.declaration import EvaluationRecord, TrialRecord
-from orchestrator.housekeeping import evict
+from orchestrator.eviction import evict
 from orchestrator.options import Options
 from orchestrator.report import write_report
 from orchestrator.resolve import resolve

@@ -24,7 +24,7 @@ from sweep_samples import (
     trial,
 )
 
-from orchestrator import housekeeping
+from orchestrator import eviction, housekeeping
 from orchestrator.artifacts import EVICTED, MANIFEST, Store
 from orchestrator.declaration import (
     Declaration,
@@ -244,7 +244,7 @@ def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
 def test_checkpoints_of_complete_trainings_go_by_themselves(store: Store):
     litter(store)
     commit_weights(store, "evicted")
-    housekeeping.evict(store, "evicted")
+    eviction.evict(store, "evicted")
     (store.root / "checkpoints" / "evicted").mkdir()
     housekeeping.remove_finished_checkpoints(store)
     left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
@@ -308,7 +308,7 @@ def test_what_cannot_be_removed_is_an_error_that_names_it(store: Store, monkeypa
 def test_evicted_weights_are_gone_and_everything_else_is_left(store: Store):
     attempt = commit_weights(store, "a")
     before = (folder(store, "train/a") / MANIFEST).read_bytes()
-    assert housekeeping.evict(store, "a") == 2000
+    assert eviction.evict(store, "a") == 2000
     assert sorted(file.name for file in attempt.rglob("*") if file.is_file()) == [
         "README.md",
         "config.json",
@@ -323,7 +323,7 @@ def test_evicted_weights_are_gone_and_everything_else_is_left(store: Store):
     assert len(evicted["files"]) == 2
     assert evicted["train_seconds"] == store.manifest("train", "a")["seconds"]
     assert store.complete("train", "a")
-    assert housekeeping.evict(store, "a") == 0
+    assert eviction.evict(store, "a") == 0
 
 
 @pytest.mark.parametrize("same_process", [True, False])
@@ -331,7 +331,7 @@ def test_reading_evicted_weights_says_what_they_cost_and_the_log_still_reads(
     store: Store, same_process: bool
 ):
     commit_weights(store, "a")
-    housekeeping.evict(store, "a")
+    eviction.evict(store, "a")
     marker = folder(store, "train/a") / EVICTED
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "train_seconds": 71.6}))
     reader = store if same_process else Store(store.root)
@@ -364,13 +364,13 @@ def test_an_eviction_that_was_cut_short_is_ended_by_the_next_or_by_gc(
     for key in ("a", "b"):
         attempt = commit_weights(store, key)
         with monkeypatch.context() as patch:
-            patch.setattr(housekeeping, "_delete", interrupted)
+            patch.setattr(eviction, "delete", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                housekeeping.evict(store, key)
+                eviction.evict(store, key)
         assert len(list(attempt.rglob("*.safetensors"))) == 2
         with pytest.raises(StorageError, match="were evicted"):
             store.read("train", key)
-    assert housekeeping.evict(store, "a") == 2000
+    assert eviction.evict(store, "a") == 2000
     everything = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
     assert sum(item.found.bytes for item in housekeeping.garbage(store, [])) == everything
     items = housekeeping.garbage(store, [declare_names(store, "demo", "train/a", "train/b")])
@@ -382,7 +382,7 @@ def test_an_eviction_that_was_cut_short_is_ended_by_the_next_or_by_gc(
 
 def test_a_training_made_again_takes_the_place_of_the_evicted_one(store: Store):
     old = commit_weights(store, "a")
-    housekeeping.evict(store, "a")
+    eviction.evict(store, "a")
     new = commit_weights(store, "a", "second")
     assert new != old
     assert (new / "log.parquet").read_text() == "second"
@@ -396,7 +396,7 @@ def test_a_training_made_again_takes_the_place_of_the_evicted_one(store: Store):
 
 def test_a_training_made_again_is_checked_again(store: Store):
     commit_weights(store, "a")
-    housekeeping.evict(store, "a")
+    eviction.evict(store, "a")
     with store.write("train", "a") as attempt:
         (attempt.directory / "file").write_text("as written")
     (attempt.directory / "file").write_text("flipped")
@@ -406,7 +406,7 @@ def test_a_training_made_again_is_checked_again(store: Store):
 
 def test_a_training_that_fails_again_leaves_the_evicted_one_as_it_was(store: Store):
     commit_weights(store, "a")
-    housekeeping.evict(store, "a")
+    eviction.evict(store, "a")
     before = sorted(folder(store, "train/a").rglob("*"))
 
     def fail() -> None:
@@ -424,7 +424,7 @@ def test_an_interrupt_between_the_new_manifest_and_the_old_folder_leaves_a_good_
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     old = commit_weights(store, "a")
-    housekeeping.evict(store, "a")
+    eviction.evict(store, "a")
     unlink = Path.unlink
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -448,7 +448,7 @@ def test_the_checkpoint_of_a_training_that_runs_again_is_no_leftover(store: Stor
     (store.root / "checkpoints" / "a").mkdir(parents=True)
     declared = declare_names(store, "demo", "train/a")
     assert paths(housekeeping.garbage(store, [declared])) == ["checkpoints/a"]
-    housekeeping.evict(store, "a")
+    eviction.evict(store, "a")
     assert housekeeping.garbage(store, [declared]) == []
 
 
@@ -460,7 +460,7 @@ def trained_plan(store: Store, **changes: Any) -> TrialPlan:
             commit_weights(store, stage.key)
         else:
             commit(store, f"{stage.kind}/{stage.key}")
-    housekeeping.evict(store, item.key)
+    eviction.evict(store, item.key)
     return item
 
 
@@ -523,11 +523,11 @@ RIGHTS = {
     ],
 )
 def test_the_best_of_a_group_is_kept_and_a_group_with_a_hole_is_not_judged(
-    store: Store, keep: housekeeping.KeepWeights, gone: set[str]
+    store: Store, keep: eviction.KeepWeights, gone: set[str]
 ):
     declared = declaration(*trials_of(store, RIGHTS))
     write_declaration(declared, store)
-    freed = housekeeping.evict_weights(store, "demo", sweep_results(declared, store), keep)
+    freed = eviction.evict_weights(store, "demo", sweep_results(declared, store), keep)
     assert {item.key for item in declared.trials if store.evicted("train", item.key)} == gone
     assert freed == 2000 * len(gone)
 
@@ -563,9 +563,22 @@ def result(seed: int, accuracy: float) -> TrialResult:
 @given(accuracies=st.dictionaries(st.integers(0, 5), st.sampled_from([0.25, 0.5, 0.75]), min_size=1))
 def test_of_a_complete_group_exactly_one_is_kept_and_none_is_better(accuracies: dict[int, float]):
     results = [result(seed, accuracy) for seed, accuracy in accuracies.items()]
-    gone = housekeeping.evictable(results, "best")
+    gone = eviction.evictable(results, "best")
     (kept,) = [item.record for item in results if item.record.key not in gone]
     assert (accuracies[kept.seed], -kept.seed) == max((value, -seed) for seed, value in accuracies.items())
+
+
+def test_of_a_search_only_what_is_evaluated_is_kept():
+    evaluated = result(1, 0.25)
+    searched = dataclasses.replace(
+        result(0, 1.0), record=dataclasses.replace(record(seed=0), evaluations=()), evaluations=()
+    )
+    assert eviction.evictable_further([searched, evaluated], "all") == []
+    assert eviction.evictable_further([searched, evaluated], "best") == [searched.record.key]
+    assert eviction.evictable_further([searched, evaluated], "none") == [
+        searched.record.key,
+        evaluated.record.key,
+    ]
 
 
 def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
@@ -575,10 +588,10 @@ def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
     write_declaration(waiting, store)
     write_declaration(declaration(*trials), store)
     results = sweep_results(declaration(*trials), store)
-    assert housekeeping.evict_weights(store, "demo", results, "none") == 2000
+    assert eviction.evict_weights(store, "demo", results, "none") == 2000
     assert [store.evicted("train", item.key) is None for item in trials] == [True, False]
     commit_scores(store, waiting.trials[0].evaluations[1].key, right=3)
-    assert housekeeping.evict_weights(store, "demo", results, "none") == 2000
+    assert eviction.evict_weights(store, "demo", results, "none") == 2000
     assert store.evicted("train", trials[0].key)
 
 

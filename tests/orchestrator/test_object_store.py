@@ -15,8 +15,9 @@ from orchestrator.attempts import Retry, next_attempt
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
 from orchestrator.cli import USAGE, execute
 from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.eviction import evict
 from orchestrator.failures import classify
-from orchestrator.housekeeping import evict, garbage, remove
+from orchestrator.housekeeping import garbage, remove
 from orchestrator.options import Gc, Options, Run, Status
 from orchestrator.spec import RetryPolicy
 from orchestrator.state import StateWriter, read_state
