@@ -5,6 +5,7 @@
 Computing them is compute.py's; each is computed once, whoever asks, and is done when its artifact is committed.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
@@ -32,7 +33,7 @@ class Split:
         return self.rows > 0
 
 
-class Keyed:
+class Keyed(ABC):
     """A value whose key is computed when it is first asked for, and kept: a sweep asks for each dozens of times."""
 
     __slots__ = ("_key",)
@@ -47,8 +48,9 @@ class Keyed:
             object.__setattr__(self, "_key", self._content_key())
             return self._key
 
+    @abstractmethod
     def _content_key(self) -> str:
-        raise NotImplementedError
+        """Hash of what can change the stage's result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
