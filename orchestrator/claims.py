@@ -37,10 +37,14 @@ Pause = Callable[[float], None]
 
 
 class Heartbeat:
-    """This driver, as others see it; a context manager that beats while it is open."""
+    """This driver, as others see it; a context manager that beats while it is open.
 
-    def __init__(self, root: Location, sweep: str) -> None:
+    Drivers of other machines that show no life for its first `lease_s` are forgotten: their machine may never come back.
+    """
+
+    def __init__(self, root: Location, sweep: str, lease_s: float = LEASE_S) -> None:
         self.driver = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._root, self._lease_s = root, lease_s
         self._file = _driver_file(root, self.driver)
         self._record = {"sweep": sweep, **_this_process()}
         self._done = threading.Event()
@@ -57,20 +61,19 @@ class Heartbeat:
         self._file.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        counter = 0
+        counter, began = 0, time.monotonic()
+        strangers = _strangers(self._root)
         while not self._done.wait(BEAT_S):
             counter += 1
             # A full disk must not end the driver; at worst another one does the same work.
             with contextlib.suppress(OSError, StorageError):
                 self._write(counter)
+                if strangers and time.monotonic() - began > self._lease_s:
+                    _forget_silent(self._root, strangers)
+                    strangers = {}
 
     def _write(self, counter: int) -> None:
-        text = json.dumps({**self._record, "counter": counter})
-        try:
-            replace(self._file, text)
-        except FileNotFoundError:
-            # Another driver that starts took our draft for a dead one's.
-            replace(self._file, text)
+        replace(self._file, json.dumps({**self._record, "counter": counter}))
 
 
 class Watch:
@@ -116,12 +119,33 @@ def forget_dead_drivers(root: Location) -> None:
     for file in (root / "drivers").glob("*.json"):
         if _process_lives(_read(file) or {}) is False:
             file.unlink(missing_ok=True)
+    _forget_claims(root)
+    for draft in (root / "drivers").glob(".draft-*"):
+        draft.unlink(missing_ok=True)
+
+
+def _strangers(root: Location) -> dict[str, dict[str, Any]]:
+    """Drivers of which one cannot look at the process, with their records."""
+    with contextlib.suppress(OSError, StorageError):
+        records = {file.stem: _read(file) or {} for file in matching(root / "drivers", "*.json")}
+        return {driver: record for driver, record in records.items() if _process_lives(record) is None}
+    return {}
+
+
+def _forget_silent(root: Location, before: dict[str, dict[str, Any]]) -> None:
+    """Remove what drivers left whose counter has not moved since."""
+    for driver, record in before.items():
+        if not _has_moved(root, driver, record):
+            _driver_file(root, driver).unlink(missing_ok=True)
+    _forget_claims(root)
+
+
+def _forget_claims(root: Location) -> None:
+    """Remove the claims of drivers that are gone."""
     for claim in [*(root / "claims").glob("*.json"), *(root / "claims").glob(f"{_TURN}*")]:
         holder = str((_read(claim) or {}).get("driver", ""))
         if not _driver_file(root, holder).is_file():
             claim.unlink(missing_ok=True)
-    for draft in (root / "drivers").glob(".draft-*"):
-        draft.unlink(missing_ok=True)
 
 
 def is_alone(root: Location, driver: str) -> bool:

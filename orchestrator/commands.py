@@ -59,7 +59,7 @@ def run(session: Session, build: Build) -> int:
     further = further_trials(session, resolved.plans)
     known = (*resolved.plans, *further)
     say_damaged_logs(session, [item.key for item in resolved.plans])
-    declaration = with_analyses(declare(resolved), session, resolved.plans, further)
+    declaration = with_analyses(declare(resolved), session, resolved, further)
     write_declaration(declaration, session.store)
     missing = missing_trials(known, session.store)
     notes = read_state(session.sweep_name, session.store).trials
@@ -73,7 +73,7 @@ def run(session: Session, build: Build) -> int:
     if todo:
         say_audit(declaration, session.store, console)
     phases.end("plan")
-    return _run(session, sweep, resolved.plans, declaration, todo, place, phases)
+    return _run(session, sweep, resolved, declaration, todo, place, phases)
 
 
 def retry(session: Session, build: Build) -> int:
@@ -86,13 +86,13 @@ def retry(session: Session, build: Build) -> int:
     failed = [
         item
         for item in missing_trials((*resolved.plans, *further), session.store)
-        if item.key in declared and notes.get(item.key, TrialNote()).state == "failed"
+        if item.key in declared and notes.get(item.key, TrialNote()).cause
     ]
     names = ", ".join(item.spec.name for item in failed)
     session.console.print(f"again: {names}" if failed else "no trial of these has failed", highlight=False)
     phases = Phases()
     phases.end("plan")
-    return _run(session, sweep, resolved.plans, declaration, failed, place, phases)
+    return _run(session, sweep, resolved, declaration, failed, place, phases)
 
 
 def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Place]:
@@ -142,7 +142,7 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
 def _run(
     session: Session,
     sweep: Sweep,
-    plans: Sequence[TrialPlan],
+    resolved: ResolvedSweep,
     declaration: Declaration,
     todo: Sequence[TrialPlan],
     place: Place,
@@ -154,13 +154,13 @@ def _run(
     try:
         if todo:
             fetch_models(session, todo)
-            rounds = _rounds(session, declaration, plans, todo)
+            rounds = _rounds(session, declaration, resolved, todo)
             written = run_missing(session, declaration, rounds, place, sweep.retries, phases)
         else:
             clear_up(session.store, session.sweep_name)
             written = write_full_report(declaration, session.store, session.console)
             catch_up(session, declaration, written)
-        computed = run_follow_up(session, declaration, plans)
+        computed = run_follow_up(session, declaration, resolved.plans)
         print_report(session, written)
         show_analyses(session, declaration)
         if computed:
@@ -185,17 +185,18 @@ def _run(
 
 
 def _rounds(
-    session: Session, declaration: Declaration, plans: Sequence[TrialPlan], todo: Sequence[TrialPlan]
+    session: Session, declaration: Declaration, resolved: ResolvedSweep, todo: Sequence[TrialPlan]
 ) -> Iterator[Round]:
     """`todo`, then what its results make known that the analyses read; declared before it runs, so that gc keeps it."""
+    plans = resolved.plans
     further = further_trials(session, plans)
-    declared = with_analyses(declaration, session, plans, further)
+    declared = with_analyses(declaration, session, resolved, further)
     while todo:
         yield Round(todo=todo, known=len(plans) + len(further))
         seen = {item.key for item in further}
         further = further_trials(session, plans)
         todo = missing_trials([item for item in further if item.key not in seen], session.store)
-        wider = with_analyses(declaration, session, plans, further)
+        wider = with_analyses(declaration, session, resolved, further)
         if wider != declared:
             write_declaration(wider, session.store)
             declared = wider

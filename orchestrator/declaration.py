@@ -73,18 +73,15 @@ def declare(resolved: ResolvedSweep) -> Declaration:
     )
 
 
-def with_further(declaration: Declaration, plans: Sequence[TrialPlan]) -> Declaration:
-    """The declaration with trials that only analyses read; their sets are among those of the sweep's own trials."""
+def with_further(
+    declaration: Declaration, further: Sequence[TrialPlan], resolved: ResolvedSweep
+) -> Declaration:
+    """The declaration with trials that only analyses read; their sets are among those of the sweep."""
     said = cache(redacted)
-    categories = {
-        (trial.train_set, item.dataset): item.category
-        for trial in declaration.trials
-        for item in trial.evaluations
-    }
     return dataclasses.replace(
         declaration,
-        further=tuple(_trial(plan, categories, said) for plan in plans),
-        artifacts=tuple(sorted(artifacts_of(plans).union(declaration.artifacts or ()))),
+        further=tuple(_trial(plan, resolved.categories, said) for plan in further),
+        artifacts=tuple(sorted(artifacts_of(further).union(declaration.artifacts or ()))),
     )
 
 

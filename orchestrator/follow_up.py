@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, read_declaration, with_further
+from orchestrator.resolve import ResolvedSweep
 from orchestrator.results import TrialResult, trial_result
 from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
@@ -61,13 +62,13 @@ def further_trials(session: "Session", plans: Sequence[TrialPlan]) -> tuple[Tria
 
 
 def with_analyses(
-    declaration: Declaration, session: "Session", plans: Sequence[TrialPlan], further: Sequence[TrialPlan]
+    declaration: Declaration, session: "Session", resolved: ResolvedSweep, further: Sequence[TrialPlan]
 ) -> Declaration:
     """The declaration with the artifacts of the sweep's analyses, and the further trials that they read."""
     if session.follow_up is None:
         return declaration
-    wider = with_further(declaration, further)
-    named = {f"{KIND}/{stage.key}" for stage in session.follow_up.declare(plans)}
+    wider = with_further(declaration, further, resolved)
+    named = {f"{KIND}/{stage.key}" for stage in session.follow_up.declare(resolved.plans)}
     return dataclasses.replace(wider, artifacts=tuple(sorted(named.union(wider.artifacts or ()))))
 
 

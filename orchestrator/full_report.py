@@ -89,8 +89,10 @@ def write_full_report(
         "complete": sum(result.complete for result in inputs.results),
         "conclusions": page.conclusions,
     }
-    replace(folder / NOTE, json.dumps(note, indent=1, ensure_ascii=False))
     store.share(folder)
+    # Last, as it says that the report is there.
+    replace(folder / NOTE, json.dumps(note, indent=1, ensure_ascii=False))
+    store.share(folder / NOTE)
     return written
 
 

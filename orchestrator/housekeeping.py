@@ -108,8 +108,10 @@ def _finished(store: Store, train_key: str) -> bool:
 def remove_finished_checkpoints(store: Store) -> None:
     """Remove what a process left that was killed between committing its training and removing its checkpoints."""
     for folder in matching(store.root / "checkpoints", "*"):
-        if _finished(store, folder.name):
-            remove_tree(folder)
+        # What is wrong with a training of another sweep is said where that is run.
+        with contextlib.suppress(StorageError):
+            if _finished(store, folder.name):
+                remove_tree(folder)
 
 
 def _listed_artifact(store: Store, folder: Location) -> Iterator[Found]:

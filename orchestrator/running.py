@@ -16,6 +16,7 @@ from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.durations import measured_rates
 from orchestrator.full_report import write_full_report
+from orchestrator.housekeeping import delete, remove_finished_checkpoints
 from orchestrator.progress import Progress, quiet
 from orchestrator.redaction import redacted, redacted_fields
 from orchestrator.report import Written
@@ -26,6 +27,7 @@ from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import set_ray_environment
 from trainers.disk import replace
 from trainers.errors import StorageError
+from trainers.objects import matching
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
 from trainers.transfer import remove_tree
@@ -113,10 +115,20 @@ def run_missing(
 
 
 def clear_up(store: Store, sweep: str, driver: str = "") -> None:
-    """Remove what killed drivers left: signs of life, claims, drafts. `driver` is this one, where it has said so."""
+    """Remove what killed drivers left. `driver` is this one, where it has said so."""
     forget_dead_drivers(store.root)
+    # What is there before one looks whether one is alone is not that of a driver that comes.
+    left = [
+        *store.drafts(sweep),
+        *(store.local / "scratch").glob("*"),
+        *matching(store.root / "scratch", "*"),
+    ]
     if is_alone(store.root, driver):
-        store.remove_drafts(sweep)
+        for path in left:
+            # What cannot be removed hinders nobody, and gc says why.
+            with contextlib.suppress(StorageError):
+                delete(path)
+    remove_finished_checkpoints(store)
 
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:

@@ -57,6 +57,11 @@ def read_state(sweep: str, store: Store) -> SweepState:
         return SweepState()
 
 
+def _begun_again(note: TrialNote) -> TrialNote:
+    """A fresh note, which keeps why the trial failed before: until it is complete, that is why it is not."""
+    return TrialNote(cause=note.cause, message=note.message)
+
+
 class StateWriter:
     """Follows events of trials; writes at most once a second, and at `close`. What earlier commands noted stays."""
 
@@ -65,7 +70,8 @@ class StateWriter:
     ) -> None:
         self._path = _file(sweep, store)
         self._driver, self._command = driver, tuple(command)
-        self._trials = {**read_state(sweep, store).trials, **{key: TrialNote() for key in todo}}
+        earlier = read_state(sweep, store).trials
+        self._trials = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
         # Each note as it is written; at a thousand trials, writing all of them anew takes longer than the trials.
         self._texts: dict[str, str] = {}
         self._paces: dict[str, Pace] = {}
@@ -89,13 +95,16 @@ class StateWriter:
                 note.retries.append(f"{event['cause']}: {event['message']}")
             case "replanned":
                 note.replanned.append(event["text"])
-            case "complete" | "stopped":
-                note.state, note.cause, note.message = event["event"], "", ""
+            case "complete":
+                note.state, note.cause, note.message = "complete", "", ""
+            case "stopped":
+                note.state = "stopped"
             case "failed":
                 note.state, note.cause, note.message = "failed", event["cause"], event["message"]
         if event["event"] in ("complete", "failed", "stopped"):
             note.pairs_per_s = note.left_s = None
-        if time.monotonic() - self._written >= WRITE_EVERY_S:
+        # Of a failure that is not noted a later command knows nothing.
+        if event["event"] == "failed" or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
 
     def _begin(self, trial: str, stage: str) -> None:

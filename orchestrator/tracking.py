@@ -1,7 +1,7 @@
 """Writing the MLflow view while a sweep runs: one writer, a thread of the driver; a server that fails stops nothing.
 
-What the view has not taken yet is kept in <storage>/sweeps/<sweep>/tracking_pending.json, tried again, and taken
-up by the sweep's next command.
+What the view has not taken yet, the report above all, is kept in <storage>/sweeps/<sweep>/tracking_pending.json, tried
+again, and taken up by the sweep's next command.
 """
 
 import contextlib
@@ -75,6 +75,8 @@ class Tracker:
             key: _Word(status=status) for key, status in earlier.items() if key in self._trials
         }
         self._report: _Word | None = None
+        # From the first word on the sweep's own run is open, until the report ends it.
+        self._owed = True
         self._view: View | None = None
         self._trouble: str | None = None
         self._closing = self._abandoned = False
@@ -185,6 +187,7 @@ class Tracker:
             # What was said meanwhile is still to be logged.
             if self._pending.get(key) is word:
                 del self._pending[key]
+                self._owed = self._owed and key is not None
                 self._save()
 
     def _failed(self, error: Exception) -> None:
@@ -200,7 +203,7 @@ class Tracker:
         words = {key: word.status for key, word in self._pending.items()}
         report = words.pop(None, None)
         entries = {uri: entry for uri, entry in self._saved.items() if uri != shown_uri(self._uri)}
-        if self._pending:
+        if self._pending or self._owed:
             entries[shown_uri(self._uri)] = {"trials": words, "report": report}
         if entries == self._saved:
             return

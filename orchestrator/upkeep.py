@@ -124,10 +124,14 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
         "trained": result.trained,
         "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
         "retries": len(note.retries),
-        "cause": ""
-        if result.complete
-        else note.message or "; ".join(result.faults) or "; ".join(note.retries[-1:]),
+        "cause": "" if result.complete else _cause(result, note, runs),
     }
+
+
+def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
+    """Why it is not complete; of one that runs, why it runs again."""
+    before = "" if runs else note.message
+    return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
 
 
 def say_holes(
@@ -154,7 +158,7 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
-    failed = any(note.state == "failed" for key, note in state.trials.items() if key in holes)
+    failed = any(note.cause for key, note in state.trials.items() if key in holes)
     for line in _ways_on(state.command, failed, session.driver_log.parent):
         session.console.print(line, soft_wrap=True, highlight=False, markup=False)
     return cli.HOLES

@@ -5,10 +5,12 @@ equal points (key, step, time, value) once. So a retry re-opens a run, and whate
 comes last is a tag with the digest of all that a run holds: a run that has it already is left as it is.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.redaction import take_credentials
 from orchestrator.results import TrialResult, all_scores, trial_result
 from orchestrator.run_content import DIGEST_TAG, Point, RunContent, milliseconds, run_content
-from trainers.disk import digest_file
+from trainers.disk import DRAFT, digest_file
 from trainers.objects import Location
 
 EXPERIMENT = "rmsweep"
@@ -49,11 +51,34 @@ def _set_up_mlflow(uri: str) -> str:
     return take_credentials(uri)
 
 
+def make_database(uri: str) -> None:
+    """Make MLflow's embedded database where there is none, whole or not at all.
+
+    A migration of MLflow's that is cut short is never taken up again: every later one fails of its remains.
+    """
+    if not uri.startswith("sqlite:///") or "?" in uri:
+        return
+    file = Path(uri.removeprefix("sqlite:///"))
+    if file.exists() or not file.parent.is_dir():
+        return
+    from mlflow import MlflowClient
+
+    draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}.db")
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+        # Another driver may have made it meanwhile; and where there are no links, MLflow makes it in its place.
+        with contextlib.suppress(OSError):
+            os.link(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 class View:
     """A sweep's runs on one tracking server or database. Methods raise what MLflow raises."""
 
     def __init__(self, uri: str, store: Store, declaration: Declaration) -> None:
         plain = _set_up_mlflow(uri)
+        make_database(plain)
         from mlflow import MlflowClient
 
         self._store = store

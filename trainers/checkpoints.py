@@ -10,6 +10,7 @@ writers of one folder never share a file. With a mirror, files and markers are k
 bit; at another world size it is converted first. The ZeRO stage must be the one it was written at.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -94,8 +95,14 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def agreed_latest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str]]:
-    """What `latest` finds on rank 0, on every rank; from a mirror with its files in `folder`. A collective."""
+    """What `latest` finds on rank 0, on every rank; from a mirror with its files in `folder`. A collective.
+
+    What a crash left half-written goes first: it would take the room of the next checkpoint.
+    """
     folder = checkpoints.folder
+    if dist.get_rank() == 0:
+        with contextlib.suppress(StorageError):
+            _drop_old(checkpoints.kept)
     if checkpoints.mirror is not None:
         return _fetched_latest(folder, checkpoints.mirror)
     found: list[Any] = [latest(folder) if dist.get_rank() == 0 else None]

@@ -52,15 +52,25 @@ def publish(file: Location, text: str, *, durable: bool = True) -> bool:
             return False
         file.write_text(text)
         return True
+    try:
+        return _linked(file, text, durable=durable)
+    except FileNotFoundError:
+        # Another driver that starts took our draft for a dead one's.
+        return _linked(file, text, durable=durable)
+
+
+def _linked(file: Path, text: str, *, durable: bool) -> bool:
     draft = _draft(file, text, durable=durable)
     try:
         os.link(draft, file)
     except FileExistsError:
         return False
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise StorageError(f"{file} cannot be written ({error}); choose another --storage.") from error
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     return True
 
 
@@ -68,7 +78,11 @@ def replace_bytes(file: Path, content: bytes) -> None:
     """`replace`, for what is no text."""
     with disk_named(file, len(content)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        _draft(file, content).replace(file)
+        try:
+            _draft(file, content).replace(file)
+        except FileNotFoundError:
+            # Another driver that starts took our draft for a dead one's.
+            _draft(file, content).replace(file)
 
 
 def replace(file: Location, text: str) -> None:

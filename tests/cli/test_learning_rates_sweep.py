@@ -154,6 +154,12 @@ def test_status_lists_what_a_search_trains_and_weights_of_the_search_go(
     capsys.readouterr()
     assert run(folder, tiny_model) == 0
     assert "nothing to run" in capsys.readouterr().out
+    assert run(folder, tiny_model, "--seeds", "0", "1") == 0
+    (analysis,) = {file.parent.name for file in folder.glob("artifacts/analyse/*/manifest.json")} - {
+        file.parent.name for file in storage.glob("artifacts/analyse/*/manifest.json")
+    }
+    results = json.loads(next(folder.glob(f"artifacts/analyse/{analysis}/*/results.json")).read_text())
+    assert {row["seeds"] for row in results["accuracy"]} == {2}
 
 
 def keys(storage, stage):

@@ -4,13 +4,14 @@ import json
 import re
 import shlex
 import shutil
+import signal
 from functools import partial
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from orchestrator.artifacts import Store
-from tests.faults.hooks import trace, traced
+from tests.faults.hooks import at_step, signalled, trace, traced
 from tests.faults.lives import artifacts, leftovers, lived
 
 
@@ -89,6 +90,19 @@ def test_the_printed_retry_runs_it_again_and_nothing_else(ended, tmp_path):
     assert again.startswith("again: bad")
     assert trained(tmp_path / "trace") == keys(storage, "bad")
     assert (storage / "sweeps" / "full_grid" / "sweep.json").read_bytes() == declared
+
+
+def test_a_retry_that_is_killed_can_be_asked_for_again(ended, command, tmp_path):
+    storage, _ = ended
+    hook = partial(at_step, 1, partial(signalled, signal.SIGKILL))
+    lived(storage, ["retry", *command], hook, exits=-signal.SIGKILL)
+    assert {row["cause"] == "" for name, row in statuses(storage).items() if name.startswith("bad")} == {
+        False
+    }
+    assert "2 failed for good before and stay as they are" in lived(storage, command, exits=3)
+    again = lived(storage, ["retry", *command], partial(trace, tmp_path / "trace"), exits=3)
+    assert again.startswith("again: bad")
+    assert trained(tmp_path / "trace") == keys(storage, "bad")
 
 
 def test_retry_narrowed_to_what_is_complete_finds_nothing(ended, command, tmp_path):

@@ -1,9 +1,11 @@
 """One chain of lives: started, killed at a random moment, started again, until the sweep is complete."""
 
+import contextlib
 import os
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from functools import partial
 
@@ -84,11 +86,45 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
         pytest.param("orchestrator.running", "write_full_report", id="the last trial and the report"),
     ],
 )
-def test_killed_between_two_ends_nothing_is_left(command, module, function, tmp_path):
-    storage = tmp_path / "store"
+def test_killed_between_two_ends_nothing_is_left(command, module, function, empty_database, tmp_path):
+    storage = new_storage(tmp_path, empty_database)
     one_trial = (*command, "--rewards", "ex_rm", "--seeds", "0", "--eval-sets", "tiny_world")
     killed = partial(before_each, module, function, partial(signalled, signal.SIGKILL))
     lived(storage, one_trial, killed, exits=-signal.SIGKILL)
     assert leftovers(storage) != []
     lived(storage, one_trial)
     assert leftovers(storage) == []
+    assert view(storage) == {"sweep": "FINISHED", "trial": "FINISHED"}
+
+
+def test_killed_while_the_database_of_mlflow_is_made_the_view_is_whole_in_the_end(command, tmp_path):
+    storage = tmp_path / "store"
+    storage.mkdir()
+    one_trial = (*command, "--rewards", "ex_rm", "--seeds", "0", "--eval-sets", "tiny_world")
+    life = grid_life(storage, one_trial)
+    while database_bytes(storage) < 100_000:
+        assert life.exitcode is None, output(storage)
+        life.join(0.005)
+    life.kill()
+    life.join()
+    said = lived(storage, one_trial)
+    assert "warning" not in said
+    assert leftovers(storage) == []
+    assert view(storage) == {"sweep": "FINISHED", "trial": "FINISHED"}
+
+
+def database_bytes(storage):
+    """Size of MLflow's database, or of the draft of one."""
+    with contextlib.suppress(FileNotFoundError):
+        return max((file.stat().st_size for file in storage.iterdir() if file.suffix == ".db"), default=0)
+    return 0
+
+
+def view(storage):
+    """Role → status of each run of the one sweep."""
+    with sqlite3.connect(storage / "mlflow.db") as database:
+        rows = database.execute(
+            "select value, status from runs join tags using (run_uuid) where key = 'rmsweep.role'"
+        ).fetchall()
+    assert len(rows) == len(dict(rows))
+    return dict(rows)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.artifacts import MANIFEST, Store
+from orchestrator.running import clear_up
+from trainers import disk
 from trainers.disk import publish, replace
 from trainers.errors import StorageError
 
@@ -179,10 +181,36 @@ def test_what_is_published_can_be_read_by_others(tmp_path: Path):
 
 def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path):
     store = Store(tmp_path)
-    folders = store.sweep_dir("demo"), tmp_path / "claims"
+    folders = [tmp_path, tmp_path / "claims", tmp_path / "sources", tmp_path / "audits"]
+    folders += [store.sweep_dir("demo"), store.sweep_dir("demo") / "report" / "tables"]
     for folder in folders:
-        replace(folder / "state.json", "{}")
+        replace(folder / "note", "{}")
         (folder / ".draft-0a").write_text("{")
-    store.remove_drafts("demo")
+    (tmp_path / "scratch" / "demo-1" / "tune").mkdir(parents=True)
+    (tmp_path / "drivers").mkdir()
+    another = tmp_path / "drivers" / "another.json"
+    another.write_text("{}")
+    clear_up(store, "demo")
+    assert all((folder / ".draft-0a").is_file() for folder in folders)
+    assert list((tmp_path / "scratch").iterdir())
+    another.unlink()
+    clear_up(store, "demo")
     for folder in folders:
-        assert [file.name for file in folder.iterdir()] == ["state.json"]
+        assert [file.name for file in folder.iterdir() if file.is_file()] == ["note"]
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("put", [publish, replace])
+def test_a_draft_that_another_driver_took_for_a_dead_one_is_written_again(tmp_path, monkeypatch, put):
+    make, made = disk._draft, []
+
+    def taken_once(*arguments, **named):
+        made.append(make(*arguments, **named))
+        if len(made) == 1:
+            made[0].unlink()
+        return made[-1]
+
+    monkeypatch.setattr(disk, "_draft", taken_once)
+    put(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -225,3 +225,15 @@ def test_a_driver_is_alone_until_another_says_that_it_is_here(tmp_path):
         assert is_alone(tmp_path, mine.driver)
         elsewhere(tmp_path)
         assert not is_alone(tmp_path, mine.driver)
+
+
+def test_a_driver_of_another_machine_that_shows_no_life_is_forgotten_with_its_claims(tmp_path):
+    for driver in ("far", "still"):
+        elsewhere(tmp_path, driver)
+        assert Claims(tmp_path, driver).take(driver, Claims(tmp_path, driver).watch())
+    with Beating(tmp_path), Heartbeat(tmp_path, "s", lease_s=2.0) as beat:
+        deadline = time.monotonic() + 60
+        while (tmp_path / "claims" / "still.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert {file.stem for file in (tmp_path / "drivers").glob("*.json")} == {"far", beat.driver}
+        assert [file.stem for file in (tmp_path / "claims").glob("*.json")] == ["far"]

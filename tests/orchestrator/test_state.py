@@ -77,6 +77,24 @@ def test_what_earlier_commands_noted_stays_and_what_runs_again_is_new(store: Sto
     assert (notes["b"].state, notes["b"].cause) == ("complete", "")
 
 
+def test_why_a_trial_failed_is_known_until_it_is_complete(store: Store):
+    failure = {"cause": "Diverged", "message": "m"}
+    told(store, event("failed", **failure))
+    StateWriter("s", store, "killed", [], ["a"])
+    assert (read_state("s", store).trials["a"].state, read_state("s", store).trials["a"].cause) == (
+        "waiting",
+        "Diverged",
+    )
+    assert told(store, event("started"), event("stopped"))["a"].cause == "Diverged"
+    assert told(store, event("complete"))["a"] == TrialNote(state="complete")
+
+
+def test_a_failure_is_written_at_once(store: Store):
+    writer = StateWriter("s", store, "killed", [], ["a"])
+    writer.on_event(event("failed", cause="Diverged", message="m"))
+    assert read_state("s", store).trials["a"].state == "failed"
+
+
 def test_events_of_other_trials_and_rows_without_a_total_change_nothing(store: Store):
     notes = told(
         store,

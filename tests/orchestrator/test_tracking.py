@@ -427,6 +427,19 @@ def test_a_tracker_whose_server_never_answers_gives_up_in_time(store: Store):
         assert time.monotonic() - before < 3.0
 
 
+def test_a_report_that_a_killed_driver_did_not_come_to_is_owed(database: str, store: Store):
+    trial, _ = two_trials(store)
+    killed = Tracker(database, store, declaration(trial))
+    killed.started(trial.key)
+    assert killed.close() is None
+    assert tracking.is_pending(database, store, "demo")
+    written = write_report(declaration(trial), store)
+    tracker = Tracker(database, store, declaration(trial))
+    tracker.report(written.folder, complete=True)
+    assert tracker.close() is None
+    assert not tracking.is_pending(database, store, "demo")
+
+
 def test_a_tracker_with_nothing_to_say_says_nothing(nobody: str, store: Store):
     assert Tracker(nobody, store, declaration(record())).close() is None
 

@@ -123,6 +123,7 @@ def test_resumed_at_another_world_size_within_1e_5(world2, tiny_model, tmp_path,
         zero, _, kind = case
         kept = tmp_path / "kept" / case_name(case)
         shutil.copytree(out / "kept" / case_name(case), kept)
+        (kept / "step00000001-dead").mkdir()
         jobs.append(
             job(
                 tiny_model,
@@ -134,6 +135,7 @@ def test_resumed_at_another_world_size_within_1e_5(world2, tiny_model, tmp_path,
             )
         )
     resumed = gang.launch(jobs, tmp_path, world_size)
+    assert list((tmp_path / "kept").glob("*/step00000001-dead")) == []
     for case in cases:
         name = case_name(case)
         assert losses(resumed, name) == pytest.approx(losses(found, f"whole-{name}"), abs=1e-5), name
