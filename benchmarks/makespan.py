@@ -43,8 +43,14 @@ NAME = "makespan"
 GPU_GB = 80.0
 KIND = {"accelerator_type:H100": 1}
 SHAPES = {model.name: ARCHITECTURES[model.source] for model in PAPER_MODELS}
-# A node is given up after ten silent seconds, where Ray by itself takes half a minute.
-PATIENCE = {"health_check_period_ms": 1000, "health_check_failure_threshold": 10}
+# A node is given up after ten silent seconds, where Ray by itself takes half a minute; processes before they are
+# wanted, one for each CPU that a node says it has, would take those that the machine has.
+RAY_CONFIG = {
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 10,
+    "prestart_worker_first_driver": False,
+    "enable_worker_prestart": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +132,7 @@ def logical_cluster(asked: Makespan) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     size = {"num_cpus": asked.gpus + 2, "num_gpus": asked.gpus, "resources": dict(KIND)}
-    cluster = Cluster(initialize_head=True, head_node_args={**size, "_system_config": PATIENCE})
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "_system_config": RAY_CONFIG})
     try:
         for _ in range(asked.nodes - 1):
             cluster.add_node(**size)
@@ -142,7 +148,7 @@ def kill_in_the_middle(cluster: Any, storage: Path, after_s: float, killed: list
         time.sleep(0.1)
     began = time.monotonic()
     time.sleep(after_s)
-    cluster.remove_node(cluster.worker_nodes[-1], allow_graceful=False)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     killed.append(time.monotonic() - began)
 
 
@@ -178,6 +184,8 @@ def main(asked: Makespan) -> None:
             code = commands.run(session, build)
         if code:
             sys.exit(f"exit code {code}: {session.console.file.getvalue()}")  # type: ignore[attr-defined]
+        if asked.kill_node and not killed:
+            sys.exit("no node was killed")
         _print(asked, session, [(seconds * scale, width) for seconds, width in work], killed)
 
 

@@ -1,5 +1,6 @@
 """The Ray cluster: joined or started, what it holds, and whether all of it sees the storage. Imports no torch."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -27,6 +28,8 @@ from trainers.errors import PlanError, StorageError
 from trainers.objects import Location
 
 IDLE_WORKER_S = 60
+# To start a process on a busy node.
+ANSWER_S = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +100,21 @@ def ray_options() -> dict[str, Any]:
 def capacity() -> tuple[Node, ...]:
     """CPUs and GPUs of the live nodes of the cluster that was joined."""
     return _live(ray.nodes())
+
+
+async def lives(node: str) -> bool:
+    """Whether a node still starts what it is given. Ray lists a dead one for up to half a minute as if it lived."""
+    pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+    try:
+        await asyncio.wait_for(_nothing.options(scheduling_strategy=pinned).remote(), ANSWER_S)
+    except (RayError, TimeoutError):
+        return False
+    return True
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _nothing() -> None:
+    pass
 
 
 def look() -> tuple[Node, ...] | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import ray
 
-from orchestrator.cluster import capacity
+from orchestrator import failures
+from orchestrator.cluster import capacity, lives
 from orchestrator.durations import Durations, RateName
 from orchestrator.estimate import Rate
 from orchestrator.free_nodes import FreeNodes
@@ -67,6 +68,7 @@ class Coordinator:
         self._rungs = Rungs()
         self._stop_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._looking: set[asyncio.Task[None]] = set()
 
     async def work(self, trial: str) -> Work:
         """What a trial is to do: to be asked for by itself, as no trial needs the plans of all."""
@@ -108,14 +110,19 @@ class Coordinator:
         """All nodes that there are and may yet come, and the types of those that were waited for in vain."""
         return self._nodes.whole(), self._nodes.late
 
-    async def release(self, request_id: str) -> None:
-        """Give back what was granted; nothing happens where it was given back before."""
+    async def release(self, request_id: str, lost: bool = False) -> None:
+        """Give back what was granted; nothing happens where it was given back before.
+
+        Where a process was `lost`, its nodes are looked at before anything else is started there.
+        """
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None:
             waiting[1].cancel()
         running = self._granted.pop(request_id, None)
         if running is not None:
             self._nodes.give_back(running.grant)
+            if lost:
+                self._suspect(running.grant)
         self._decide()
 
     async def forget(self, trial: str) -> None:
@@ -250,6 +257,19 @@ class Coordinator:
                 self._say(grant, f"no node of type {late} came within {wait_s:.0f} s")
                 self._nodes.give_up(grant)
 
+    def _suspect(self, grant: Grant) -> None:
+        """A dead node would take one attempt of every trial that waits."""
+        for id in self._nodes.suspect(grant):
+            task = asyncio.create_task(self._until_it_lives(id))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    async def _until_it_lives(self, id: str) -> None:
+        while self._nodes.suspects(id) and not await lives(id):
+            await asyncio.sleep(REFRESH_EVERY_S)
+        self._nodes.trust(id)
+        self._decide()
+
     async def _keep_refreshing(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_EVERY_S)
@@ -280,7 +300,11 @@ class Coordinator:
             raise PlanError(
                 f"{stage.label} needs a {'GPU' if gpus else 'CPU'}, and the cluster has none left."
             )
+        lost = False
         try:
             await start_shared(stage, self._execution, grant, ray.get_runtime_context().current_actor)
+        except Exception as error:
+            lost = failures.lost(error)
+            raise
         finally:
-            await self.release(request.id)
+            await self.release(request.id, lost)

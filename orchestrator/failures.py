@@ -46,6 +46,11 @@ def damage(error: BaseException) -> Damaged | None:
     return next((item for item in _causes(error) if isinstance(item, Damaged)), None)
 
 
+def lost(error: BaseException) -> bool:
+    """Whether a process, or the node that it was on, is gone."""
+    return classify(error).cause == WorkerLost.__name__
+
+
 def interrupted(error: BaseException) -> bool:
     """Whether it was asked for."""
     return any(isinstance(item, Interrupted) for item in _causes(error))

@@ -19,6 +19,7 @@ class FreeNodes:
         self._free = dict(self._up)
         self.scaling = scaling
         self._absent = still_absent(scaling.nodes, up)
+        self._suspected: set[str] = set()
         self.late: list[str] = []
 
     @property
@@ -31,8 +32,9 @@ class FreeNodes:
         return [*self._up.values(), *self._absent.values()]
 
     def free(self) -> list[Node]:
-        """The same, without what is held."""
-        return [*self._free.values(), *self._absent.values()]
+        """The same, without what is held, and without nodes that may be dead."""
+        trusted = [node for id, node in self._free.items() if id not in self._suspected]
+        return [*trusted, *self._absent.values()]
 
     def fits(self, request: Request) -> bool:
         """Whether the request could be granted if nothing ran."""
@@ -45,6 +47,20 @@ class FreeNodes:
     def give_back(self, grant: Grant) -> None:
         """Free what was granted."""
         self._change(grant, +1)
+
+    def suspect(self, grant: Grant) -> set[str]:
+        """Start nothing more on the grant's nodes until they are `trusted`; those that were not suspected before."""
+        new = self._up.keys() & set(grant.nodes) - self._suspected
+        self._suspected |= new
+        return new
+
+    def trust(self, id: str) -> None:
+        """The node lives, or is gone for good."""
+        self._suspected.discard(id)
+
+    def suspects(self, id: str) -> bool:
+        """Whether the node may be dead, and has not been given up."""
+        return id in self._suspected
 
     def _change(self, grant: Grant, sign: int) -> None:
         for id in grant.nodes:
@@ -63,6 +79,7 @@ class FreeNodes:
         for id in self._up.keys() - live.keys():
             logger.warning("node %s is gone", id)
             del self._up[id], self._free[id]
+            self._suspected.discard(id)
         for id in live.keys() - self._up.keys():
             self._up[id] = self._free[id] = live[id]
         self._absent = still_absent(self.scaling.nodes, list(live.values()))

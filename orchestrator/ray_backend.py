@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import attempts
+from orchestrator import attempts, failures
 from orchestrator.coordinator import Work
 from orchestrator.durations import Durations, rate_of
 from orchestrator.gang import ASK_EVERY_S, GrantedTraining, run_gang
@@ -109,10 +109,14 @@ class RayBackend:
     def _granted(self, request: Request) -> Iterator[Grant | None]:
         """What the gate grants, waited for without holding anything, and given back however the block ends."""
         grant: Grant | None = ray.get(self.coordinator.acquire.remote(request))
+        lost = False
         try:
             yield grant
+        except Exception as error:
+            lost = failures.lost(error)
+            raise
         finally:
-            ray.get(self.coordinator.release.remote(request.id))
+            ray.get(self.coordinator.release.remote(request.id, lost))
 
 
 def training_id(plan: TrialPlan) -> str:

@@ -91,6 +91,21 @@ def test_what_is_held_of_a_node_is_free_again_unless_the_node_is_gone(workers):
     assert nodes.free() == [HEAD, gpu]
 
 
+def test_on_a_node_that_may_be_dead_nothing_starts_until_it_is_trusted_or_gone(workers):
+    gpu = workers[0]
+    nodes = FreeNodes([HEAD, gpu], Scaling(nodes=()))
+    assert nodes.suspect(held(gpu)) == {gpu.id}
+    assert nodes.suspect(held(gpu)) == set()
+    assert nodes.free() == [HEAD]
+    # It still counts for what fits at all.
+    assert nodes.whole() == [HEAD, gpu]
+    nodes.trust(gpu.id)
+    assert nodes.free() == [HEAD, gpu]
+    nodes.suspect(held(gpu))
+    nodes.follow([HEAD])
+    assert not nodes.suspects(gpu.id)
+
+
 def test_nodes_to_come_count_until_they_are_given_up(workers):
     nodes = FreeNodes([HEAD], Scaling(nodes=workers))
     wide = Request(id="b", kind="train", workers=1, gpus=8)
