@@ -69,7 +69,9 @@ class Heartbeat:
             with contextlib.suppress(OSError, StorageError):
                 self._write(counter)
                 if strangers and time.monotonic() - began > self._lease_s:
-                    _forget_silent(self._root, strangers)
+                    # In a bucket it takes a request for each claim, and the heart must not miss a beat.
+                    arguments = (self._root, strangers)
+                    threading.Thread(target=_forget_silent, args=arguments, daemon=True).start()
                     strangers = {}
 
     def _write(self, counter: int) -> None:
@@ -133,11 +135,12 @@ def _strangers(root: Location) -> dict[str, dict[str, Any]]:
 
 
 def _forget_silent(root: Location, before: dict[str, dict[str, Any]]) -> None:
-    """Remove what drivers left whose counter has not moved since."""
-    for driver, record in before.items():
-        if not _has_moved(root, driver, record):
-            _driver_file(root, driver).unlink(missing_ok=True)
-    _forget_claims(root)
+    """Remove what drivers left whose counter has not moved since; what cannot be removed waits for the next one."""
+    with contextlib.suppress(OSError, StorageError):
+        for driver, record in before.items():
+            if not _has_moved(root, driver, record):
+                _driver_file(root, driver).unlink(missing_ok=True)
+        _forget_claims(root)
 
 
 def _forget_claims(root: Location) -> None:

@@ -105,9 +105,11 @@ def capacity() -> tuple[Node, ...]:
 async def lives(node: str) -> bool:
     """Whether a node still starts what it is given. Ray lists a dead one for up to half a minute as if it lived."""
     pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+    asked = _nothing.options(scheduling_strategy=pinned).remote()
     try:
-        await asyncio.wait_for(_nothing.options(scheduling_strategy=pinned).remote(), ANSWER_S)
+        await asyncio.wait_for(asked, ANSWER_S)
     except (RayError, TimeoutError):
+        ray.cancel(asked, force=True)
         return False
     return True
 

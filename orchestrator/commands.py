@@ -175,13 +175,13 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        results = [*sweep_results(declaration, session.store), *further_results(session)]
+        results = [*sweep_results(declaration, session.store), *further_results(session, holes=True)]
         return say_holes(session, results, told=told) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, [*written.results, *further_results(session)], told=told)
+    return say_holes(session, [*written.results, *further_results(session, holes=True)], told=told)
 
 
 def _rounds(
@@ -249,7 +249,7 @@ def report(session: Session, compare: str | None) -> int:
         session.console.print(fitting(comparison_table(beside.table), session.console))
         say(session, beside.conclusions)
         session.console.print(f"comparison: {beside.file}", highlight=False, soft_wrap=True)
-    return say_holes(session, [*written.results, *further_results(session)])
+    return say_holes(session, [*written.results, *further_results(session, holes=True)])
 
 
 def _sweep(session: Session, build: Build) -> Sweep:
@@ -289,7 +289,7 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
 
 def _evict_weights(session: Session, written: Written) -> None:
     keep = session.options.keep_weights
-    further = further_results(session)
+    further = [] if keep == "all" else further_results(session)
     freed = eviction.evict_weights(session.store, session.sweep_name, written.results, keep, further)
     if freed:
         said = f"{housekeeping.gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"

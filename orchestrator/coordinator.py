@@ -29,6 +29,8 @@ from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 
 REFRESH_EVERY_S = 2.0
+# Longer than Ray takes to give up a dead node; of one that is listed still, the retry policy has the last word.
+SUSPECTED_S = 90.0
 
 logger = logging.getLogger(__name__)
 
@@ -265,10 +267,14 @@ class Coordinator:
             task.add_done_callback(self._looking.discard)
 
     async def _until_it_lives(self, id: str) -> None:
-        while self._nodes.suspects(id) and not await lives(id):
-            await asyncio.sleep(REFRESH_EVERY_S)
-        self._nodes.trust(id)
-        self._decide()
+        logger.warning("node %s may be dead; nothing starts there until it answers", id)
+        give_up_at = time.monotonic() + SUSPECTED_S
+        try:
+            while self._nodes.suspects(id) and not await lives(id) and time.monotonic() < give_up_at:
+                await asyncio.sleep(REFRESH_EVERY_S)
+        finally:
+            self._nodes.trust(id)
+            self._decide()
 
     async def _keep_refreshing(self) -> None:
         while True:

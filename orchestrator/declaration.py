@@ -76,11 +76,13 @@ def declare(resolved: ResolvedSweep) -> Declaration:
 def with_further(
     declaration: Declaration, further: Sequence[TrialPlan], resolved: ResolvedSweep
 ) -> Declaration:
-    """The declaration with trials that only analyses read; their sets are among those of the sweep."""
+    """The declaration with trials that only analyses read, besides those that it has; their sets are those of the sweep."""
     said = cache(redacted)
+    records = {trial.key: trial for trial in declaration.further}
+    records |= {plan.key: _trial(plan, resolved.categories, said) for plan in further}
     return dataclasses.replace(
         declaration,
-        further=tuple(_trial(plan, resolved.categories, said) for plan in further),
+        further=tuple(records.values()),
         artifacts=tuple(sorted(artifacts_of(further).union(declaration.artifacts or ()))),
     )
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, read_declaration, with_further
+from orchestrator.declaration import Declaration, TrialRecord, read_declaration, with_further
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.results import TrialResult, trial_result
+from orchestrator.stages import Stage
 from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
 
@@ -40,11 +41,12 @@ def nothing_further(stage: "AnalyseStage", plans: Sequence[TrialPlan], store: St
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowUp:
-    """Which analyses a sweep's trials come to, what computes one, and what further trials it reads."""
+    """Which analyses a sweep's trials come to, what computes one, what further trials it reads, and whether weights."""
 
     declare: "Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]"
     compute: "Compute"
     further: "Callable[[AnalyseStage, Sequence[TrialPlan], Store], Further]" = nothing_further
+    loads_weights: bool = False
 
 
 def further_trials(session: "Session", plans: Sequence[TrialPlan]) -> tuple[TrialPlan, ...]:
@@ -72,12 +74,18 @@ def with_analyses(
     return dataclasses.replace(wider, artifacts=tuple(sorted(named.union(wider.artifacts or ()))))
 
 
-def further_results(session: "Session") -> list[TrialResult]:
-    """What is there of the further trials that the last command declared."""
+def further_results(session: "Session", *, holes: bool = False) -> list[TrialResult]:
+    """What is there of the further trials that the last command declared; of `holes` only, where asked for these."""
     if session.follow_up is None:
         return []
-    declaration = read_declaration(session.sweep_name, session.store)
-    return [trial_result(record, session.store) for record in declaration.further]
+    store, declaration = session.store, read_declaration(session.sweep_name, session.store)
+
+    def whole(record: TrialRecord) -> bool:
+        evaluated = all(store.complete("evaluate", item.key) for item in record.evaluations)
+        return evaluated and store.complete("train", record.key)
+
+    wanted = [record for record in declaration.further if not (holes and whole(record))]
+    return [trial_result(record, store) for record in wanted]
 
 
 def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
@@ -90,7 +98,8 @@ def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[
     def ready(stage: "AnalyseStage") -> bool:
         further = follow_up.further(stage, plans, store)
         trained = further.whole and all(trial.complete(store) for trial in further.trials)
-        return trained and all(usable(read, store) for read in stage.reads)
+        there = usable if follow_up.loads_weights else _complete
+        return trained and all(there(read, store) for read in stage.reads)
 
     missing = [
         stage
@@ -100,6 +109,10 @@ def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[
     if missing:
         compute_all(session, missing, follow_up.compute)
     return bool(missing)
+
+
+def _complete(stage: Stage, store: Store) -> bool:
+    return store.complete(stage.kind, stage.key)
 
 
 def show_analyses(session: "Session", declaration: Declaration) -> None:

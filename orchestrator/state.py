@@ -63,7 +63,7 @@ def _begun_again(note: TrialNote) -> TrialNote:
 
 
 class StateWriter:
-    """Follows events of trials; writes at most once a second, and at `close`. What earlier commands noted stays."""
+    """Follows events of trials; writes at most once a second, failures at once, and at `close`. What earlier commands noted stays."""
 
     def __init__(
         self, sweep: str, store: Store, driver: str, command: Sequence[str], todo: Sequence[str]

@@ -254,5 +254,5 @@ if __name__ == "__main__":
         full_grid,
         Path(__file__).parent,
         profiles=PROFILES,
-        follow_up=FollowUp(declare=declare, compute=compute),
+        follow_up=FollowUp(declare=declare, compute=compute, loads_weights=True),
     )

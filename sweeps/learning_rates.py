@@ -64,6 +64,9 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
 
 def _stage(name: str, group: Sequence[TrialPlan]) -> AnalyseStage:
     optim = group[0].train.optim
+    reads: list[TrainStage | EvaluateStage] = []
+    for plan in group:
+        reads += [plan.train, *plan.evaluations]
     rungs = tuple(sorted({epoch for epoch in (optim.epochs // 4, optim.epochs // 2) if epoch >= 1}))
     rates = tuple(optim.lr * multiple for multiple in MULTIPLES)
     return AnalyseStage(
@@ -71,14 +74,13 @@ def _stage(name: str, group: Sequence[TrialPlan]) -> AnalyseStage:
         version=VERSION,
         parameters=Parameters(validation=ValidationSpec(rungs=rungs, rates=rates)),
         base=group[0].train.base,
-        # Scores only: weights may be evicted before a seed more is trained.
-        reads=tuple(evaluation for plan in group for evaluation in plan.evaluations),
+        reads=tuple(reads),
     )
 
 
 def further(stage: AnalyseStage, plans: Sequence[TrialPlan], store: Store) -> Further:
     """The search's trainings, and once these are done all that the sweep has at the fixed rate at the best one."""
-    read = {item.train.key for item in _evaluations(stage)}
+    read = {item.key for item in stage.reads}
     group = [plan for plan in plans if plan.key in read]
     trainings = searched(group[0].train, stage.parameters.validation)
     trials = tuple(_trial(group[0], "search", training, ()) for training in trainings)
@@ -87,11 +89,6 @@ def further(stage: AnalyseStage, plans: Sequence[TrialPlan], store: Store) -> Fu
         return Further(trials=trials, whole=found is not None)
     best = tuple(_at_best(plan, found.best) for plan in group)
     return Further(trials=(*trials, *best))
-
-
-def _evaluations(stage: AnalyseStage) -> list[EvaluateStage]:
-    """Those at the fixed rate."""
-    return [item for item in stage.reads if isinstance(item, EvaluateStage)]
 
 
 def _at_best(plan: TrialPlan, lr: float) -> TrialPlan:
@@ -118,9 +115,9 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     from orchestrator.accuracies import seeds_accuracy
 
     store = inputs.store
-    fixed = _evaluations(stage)
-    training = fixed[0].train
-    found = outcome(searched(training, stage.parameters.validation), store)
+    trainings = [item for item in stage.reads if isinstance(item, TrainStage)]
+    fixed = [item for item in stage.reads if isinstance(item, EvaluateStage)]
+    found = outcome(searched(trainings[0], stage.parameters.validation), store)
     assert found is not None
     rated = [("fixed", fixed)]
     if found.best is not None:
@@ -149,13 +146,13 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
         "name": stage.analysis,
         "best_lr": found.best,
         "trials": [
-            {"lr": rate, "state": _state(some, training.optim.epochs), "validation_accuracy": some}
+            {"lr": rate, "state": _state(some, trainings[0].optim.epochs), "validation_accuracy": some}
             for rate, some in zip(found.rates, found.accuracies, strict=True)
         ],
         "accuracy": rows,
     }
     (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    (attempt.directory / SUMMARY).write_text(_summary(results, training))
+    (attempt.directory / SUMMARY).write_text(_summary(results, trainings[0]))
     attempt.info.update(results=results)
 
 

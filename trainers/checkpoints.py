@@ -101,7 +101,7 @@ def agreed_latest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str
     """
     folder = checkpoints.folder
     if dist.get_rank() == 0:
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(OSError, StorageError):
             _drop_old(checkpoints.kept)
     if checkpoints.mirror is not None:
         return _fetched_latest(folder, checkpoints.mirror)

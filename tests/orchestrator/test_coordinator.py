@@ -1,0 +1,68 @@
+"""The coordinator without Ray: what it does with a node on which a process was lost."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from orchestrator import coordinator as coordinating
+from orchestrator.artifacts import Store
+from orchestrator.claims import Claims
+from orchestrator.coordinator import Coordinator
+from orchestrator.durations import Durations
+from orchestrator.gate import Request
+from orchestrator.hardware import gpu_kind
+from orchestrator.plan import Node
+from orchestrator.trial import Execution
+
+NODE = Node(id="a", cpus=2)
+
+
+def train(trial: str) -> Request:
+    return Request(id=f"train {trial}", kind="train")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinating, "capacity", lambda: (NODE,))
+    monkeypatch.setattr(coordinating, "REFRESH_EVERY_S", 0.01)
+
+
+async def granted_after_a_loss(root: Path, answers: list[bool | Exception]) -> list[bool | Exception]:
+    """Lose a process on the one node, ask for it again; what was left of `answers` when it was granted."""
+
+    async def lives(node: str) -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    coordinating.lives = lives  # type: ignore[assignment]
+    store = Store(root)
+    execution = Execution(store=store, claims=Claims(root, "driver"))
+    durations = Durations(store=store, kind=gpu_kind("H100"))
+    held = Coordinator(execution, [NODE], {}, durations)
+    assert await held.acquire(train("lost")) is not None
+    await held.release("train lost", True)
+    again = await asyncio.wait_for(held.acquire(train("next")), 60)
+    assert again is not None
+    return answers
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("end", [True, RuntimeError("defect")], ids=["it answers", "it cannot be asked"])
+def test_on_a_node_where_a_process_was_lost_nothing_starts_before_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bool | Exception
+):
+    monkeypatch.setattr(coordinating, "lives", coordinating.lives)
+    assert asyncio.run(granted_after_a_loss(tmp_path, [False, False, end, True])) == [True]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_node_that_never_answers_is_left_to_the_retry_policy_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(coordinating, "lives", coordinating.lives)
+    monkeypatch.setattr(coordinating, "SUSPECTED_S", 0.2)
+    left = asyncio.run(granted_after_a_loss(tmp_path, [False] * 10_000))
+    assert 0 < len(left) < 10_000
