@@ -57,7 +57,8 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join(timeout=BEAT_S)
+        # A beat that is still being written would put the file back.
+        self._thread.join(timeout=max(BEAT_S, 10.0))
         self._file.unlink(missing_ok=True)
 
     def _beat(self) -> None:

@@ -1,5 +1,6 @@
 """Every command of the README is run: as it stands but for flags that make it small, and names of files that we make."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import documented
+from tests.cluster.machine import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +43,7 @@ def grid_command(verb: str) -> list[str]:
 def run(command: list[str], storage: Path, cwd: Path = ROOT) -> str:
     environment = {**os.environ, "RMSWEEP_STORAGE": str(storage)}
     done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -103,8 +105,9 @@ def test_sync(storage):
 
 def test_ui(storage):
     environment = {**os.environ, "RMSWEEP_STORAGE": str(storage)}
+    port = free_port()
     server = subprocess.Popen(
-        [*grid_command("ui"), "--port", "5057"],
+        [*grid_command("ui"), "--port", str(port)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -112,19 +115,21 @@ def test_ui(storage):
         start_new_session=True,
     )
     try:
-        for _ in range(120):
+        for _ in range(600):
             time.sleep(0.5)
+            assert server.poll() is None, "the command has ended"
             try:
-                with urllib.request.urlopen("http://127.0.0.1:5057/health", timeout=5) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
                     assert answer.status == 200
                     break
             except OSError:
                 continue
         else:
-            pytest.fail("the MLflow UI did not answer within 60 s")
+            pytest.fail("the MLflow UI did not answer within 300 s")
     finally:
-        os.killpg(server.pid, signal.SIGINT)
-        server.wait(timeout=30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGINT)
+        server.wait(timeout=120)
 
 
 @pytest.fixture

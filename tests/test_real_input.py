@@ -57,7 +57,7 @@ def swept(smollm2, smollm2_storage, short, tmp_path_factory):
     command += ["--eval-sets", str(short / "ultrafeedback_paraphrase"), str(short / "rewardbench_math")]
     command += ["--max-eval-pairs", "2", "--epochs", "1", "--backend", "inline", "--storage", str(storage)]
     wide = {**os.environ, "COLUMNS": "160"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False, env=wide)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, env=wide)
     assert done.returncode == 0, done.stdout + done.stderr
     return storage, done.stdout
 

@@ -91,7 +91,7 @@ def choose_run(driver: webdriver.Chrome, row: int) -> None:
     box = f'.ag-pinned-left-cols-container .ag-row[row-index="{row}"] input.ag-checkbox-input'
     until(lambda: elements(driver, box), f"row {row}")
     driver.execute_script("document.querySelector(arguments[0]).click()", box)
-    until(lambda: elements(driver, box)[0].is_selected(), f"tick in row {row}")
+    until(lambda: any(item.is_selected() for item in elements(driver, box)), f"tick in row {row}")
 
 
 def press(driver: webdriver.Chrome, label: str) -> None:

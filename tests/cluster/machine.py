@@ -120,12 +120,12 @@ def write_server_config(folder: Path, port: int) -> Path:
 
 
 def wait_for_server(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(100):
+    for _ in range(600):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         assert server.poll() is None, log.read_text()
         time.sleep(0.1)
-    raise AssertionError(f"no ssh server within 10 s: {log.read_text()}")
+    raise AssertionError(f"no ssh server within 60 s: {log.read_text()}")
 
 
 def make_environment(repository: Path) -> None:

@@ -64,7 +64,7 @@ class Laptop:
 
     def run(self, command: str) -> str:
         with self.start(command) as running:
-            output, _ = running.communicate(timeout=540)
+            output, _ = running.communicate(timeout=1200)
         assert running.returncode == 0, output
         return output
 
@@ -94,7 +94,7 @@ def laptop(tmp_path_factory) -> Iterator[Laptop]:
 
 def refuse_beside_another_ray() -> None:
     """Skip where somebody's Ray would be ended; that of a test before takes a moment to end by itself."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while named("raylet"):
         if time.monotonic() > deadline:
             missing("a host on which no other Ray runs, since `ray down` ends it")
@@ -219,7 +219,7 @@ def test_down_leaves_no_process(laptop):
     laptop.run(documented("stop MLflow"))
     laptop.run(documented("down"))
     # ssh keeps a connection for ten seconds after its last use.
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while (left := processes(laptop.machine.mark)) and time.monotonic() < deadline:
         time.sleep(1)
     assert [command_line(pid) for pid in left] == []

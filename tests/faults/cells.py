@@ -97,7 +97,7 @@ class Run:
         """Events of one kind."""
         return [item for item in self.events if item["event"] == event]
 
-    def wait_for(self, found: Callable[[], Any], seconds: float = 150) -> Any:
+    def wait_for(self, found: Callable[[], Any], seconds: float = 900) -> Any:
         """Poll until something is found."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.ended:

@@ -45,7 +45,7 @@ def lived(
     before: Callable[[], None] | None = None,
     *,
     exits: int = 0,
-    within_s: float = 120.0,
+    within_s: float = 600.0,
 ) -> str:
     """Run such a command to its end, and expect its exit code; what it printed."""
     said_before = len(output(storage))

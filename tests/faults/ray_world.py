@@ -13,9 +13,9 @@ MARK = "FAULT_TEST"
 # Short of Ray's patience with a worker and ours with a trial, long enough for a busy machine.
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "25",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-    "RMSWEEP_SILENCE_S": "25",
+    "RMSWEEP_SILENCE_S": "60",
     "OMP_NUM_THREADS": "1",
 }
 

@@ -87,7 +87,7 @@ def die_everywhere(folder, write):
 def deaths(folder, write):
     """What the writers left, in the order in which they died; the last one lived."""
     process = forked(folder / "said", die_everywhere, (folder, write))
-    process.join(120)
+    process.join(600)
     codes = [int(code) for code in (folder / "codes.txt").read_text().split()]
     assert codes[-1] == 0, (codes, output(folder / "said"))
     return [folder / str(number) for number in range(1, len(codes) + 1)]
@@ -161,7 +161,7 @@ def write_checkpoint(folder, step=4):
 
 def checkpoint_written(folder, step):
     process = forked(folder, write_checkpoint, (folder, step))
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 0, output(folder)
 
 

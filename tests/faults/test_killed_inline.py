@@ -1,7 +1,6 @@
 """One chain of lives: started, killed at a random moment, started again, until the sweep is complete."""
 
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -63,7 +62,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
         else:
             life.join(300)
         if life.exitcode is None:
-            os.kill(life.pid, signal.SIGKILL)
+            life.kill()
             killed += 1
             life.join()
         else:
@@ -73,7 +72,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
     print(f"{lives} lives, {killed} killed, {resumed} resumed")
     assert life.exitcode == 0, output(storage)
     assert "Traceback" not in output(storage)
-    assert killed > KILLS // 3
+    assert killed >= 5
     assert resumed >= 1
     assert artifacts(storage) == artifacts(whole)
     assert leftovers(storage) == []

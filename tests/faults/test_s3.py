@@ -37,7 +37,7 @@ class Machine:
 
     def dies(self, words, hook):
         life = grid_life(self.storage, (*words, "--storage", self._uri), self.before(hook))
-        life.join(120)
+        life.join(600)
         assert life.exitcode == -signal.SIGKILL, output(self.storage)
 
 

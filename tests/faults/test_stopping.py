@@ -57,10 +57,10 @@ def test_a_training_stops_with_a_checkpoint_and_goes_on_from_it(one, whole, tmp_
 
 def test_without_grace_the_last_checkpoint_stays_the_last(one, whole, tmp_path):
     storage = tmp_path / "store"
-    hook = partial(at_step, 5, partial(signalled, signal.SIGTERM, wait_s=60))
+    hook = partial(at_step, 5, partial(signalled, signal.SIGTERM, wait_s=600))
     began = time.monotonic()
     lived(storage, [*one, "--grace-s", "0"], hook, exits=130)
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 200
     assert checkpointed(storage) == 3
     assert "resumed at step 3" in lived(storage, one)
     mine, wanted = cell(storage, whole)
@@ -89,10 +89,10 @@ def test_a_last_checkpoint_is_written_where_it_fits_the_grace(monkeypatch, tmp_p
 
 def test_a_second_signal_ends_at_once(one, tmp_path):
     storage = tmp_path / "store"
-    hook = partial(at_step, 5, partial(signalled, signal.SIGINT, again_after_s=0.5, wait_s=60))
+    hook = partial(at_step, 5, partial(signalled, signal.SIGINT, again_after_s=0.5, wait_s=600))
     began = time.monotonic()
-    lived(storage, one, hook, exits=130)
-    assert time.monotonic() - began < 25
+    lived(storage, [*one, "--grace-s", "500"], hook, exits=130)
+    assert time.monotonic() - began < 200
     assert checkpointed(storage) == 3
 
 
@@ -104,9 +104,9 @@ def test_a_second_signal_ends_at_once(one, tmp_path):
 def test_what_has_no_checkpoint_ends_at_once(one, whole, tmp_path, module, name, left):
     storage = tmp_path / "store"
     began = time.monotonic()
-    hook = partial(before_each, module, name, partial(signalled, signal.SIGTERM, wait_s=60))
-    assert STOPPED in lived(storage, one, hook, exits=130)
-    assert time.monotonic() - began < 40
+    hook = partial(before_each, module, name, partial(signalled, signal.SIGTERM, wait_s=600))
+    assert STOPPED in lived(storage, [*one, "--grace-s", "500"], hook, exits=130)
+    assert time.monotonic() - began < 200
     assert leftovers(storage) == []
     assert len(list((storage / "artifacts").glob("train/*/manifest.json"))) == left
     lived(storage, one)
@@ -132,7 +132,7 @@ def test_trainers_train_stops_and_goes_on(tiny_model, tmp_path):
     codes = []
     for out, before in (("whole", None), ("cut", hook), ("cut", None)):
         process = forked(tmp_path / out, train_command, ([*words, "--out", str(tmp_path / out)], before))
-        process.join(120)
+        process.join(600)
         codes.append(process.exitcode)
     said = output(tmp_path / "cut")
     assert codes == [0, 130, 0], said

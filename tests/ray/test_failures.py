@@ -61,14 +61,14 @@ def test_a_failed_cell_takes_no_other_down(tiny_model, tmp_path):
 
 def test_an_interrupted_sweep_leaves_checkpoints_and_no_process(tmp_path):
     # A busy machine takes its time for two last checkpoints; who is killed for being late leaves its attempt to gc.
-    with start_grid(tmp_path, "run", *LONG, "--grace-s", "100") as running:
-        wait_for(lambda: attempts_at_training(tmp_path), 240)
-        wait_for(lambda: [row for row in status(tmp_path) if row["stage"].startswith("train")], 60)
+    with start_grid(tmp_path, "run", *LONG, "--grace-s", "300") as running:
+        wait_for(lambda: attempts_at_training(tmp_path), 900)
+        wait_for(lambda: [row for row in status(tmp_path) if row["stage"].startswith("train")], 300)
         running.send_signal(signal.SIGTERM)
-        output, _ = running.communicate(timeout=150)
+        output, _ = running.communicate(timeout=500)
         assert running.returncode == 130, output
     assert "interrupted; the same command goes on" in output
-    wait_for(lambda: not marked_processes(tmp_path), 30)
+    wait_for(lambda: not marked_processes(tmp_path), 300)
     assert not attempts_at_training(tmp_path)
     assert list((tmp_path / "checkpoints").glob("*/step*.json"))
     assert {row["state"] for row in status(tmp_path)} == {"missing"}

@@ -40,7 +40,7 @@ def start_grid(storage: Path, *arguments: str, **more: str) -> subprocess.Popen[
 def grid(storage: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     with start_grid(storage, *arguments, **more) as running:
-        output, _ = running.communicate(timeout=570)
+        output, _ = running.communicate(timeout=1200)
     return subprocess.CompletedProcess(running.args, running.returncode, output, "")
 
 
@@ -121,7 +121,7 @@ def test_the_same_command_again_runs_nothing_and_says_so_in_seconds(swept):
     assert done.returncode == 0
     assert "all 4 trials are complete" in done.stdout
     assert "nothing to run" in said(done)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     assert (manifests(storage, "train"), manifests(storage, "evaluate")) == before
 
 

@@ -28,7 +28,7 @@ def sweep(storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=kept,
         capture_output=True,
         text=True,
-        timeout=570,
+        timeout=1200,
         check=False,
     )
 

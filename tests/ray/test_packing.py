@@ -22,7 +22,7 @@ def test_twelve_trials_are_packed_on_two_nodes_of_four_gpus(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

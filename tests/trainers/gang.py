@@ -76,7 +76,7 @@ def launch(jobs: Sequence[Job], folder: Path, world_size: int) -> dict[str, dict
         for name, environment in zip(names, environments, strict=True)
     ]
     # The full product has 64 jobs in a gang.
-    deadline = time.monotonic() + 400 + 15 * len(jobs)
+    deadline = time.monotonic() + max(1200, 400 + 15 * len(jobs))
     try:
         # One that fails leaves the others waiting for it.
         while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.cluster.machine import free_port
 from trainers.errors import ModelError, SweepError
 from trainers.evaluate import Evaluate, run_evaluate
 from trainers.scores import read_scores
@@ -30,7 +31,7 @@ def environment(tmp_path_factory):
 
 def run(environment, *words, code=0):
     done = subprocess.run(
-        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == code, done.stderr[-3000:]
     return done
@@ -49,7 +50,9 @@ def trained(environment, tiny_model, tmp_path_factory):
     run(environment, *words, "--out", out / "alone")
     gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
-    launcher = ["-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--module"]
+    launcher = ["-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19"]
+    # By itself it takes the same port each time.
+    launcher += [f"--master_port={free_port()}", "--module"]
     run(environment, *launcher, *words[1:], "--out", out / "deepspeed", "--zero-stage", "3")
     return out
 

@@ -42,17 +42,17 @@ class Server(Loopback):
         handler.wfile.write(self.body[start:cut])
 
     def with_a_pause(self, handler, start):
-        """The first half, and what is left half a second later."""
+        """The first half, and what is left two seconds later."""
         self.whole(handler, start, cut=len(self.body) // 2)
         handler.wfile.flush()
-        time.sleep(0.5)
+        time.sleep(2.0)
         handler.wfile.write(self.body[len(self.body) // 2 :])
 
     def late(self, handler, start):
-        """The header at once, the body half a second later."""
+        """The header at once, the body two seconds later."""
         self.whole(handler, start, cut=start)
         handler.wfile.flush()
-        time.sleep(0.5)
+        time.sleep(2.0)
         handler.wfile.write(self.body[start:])
 
     def truncated(self, handler, start):
