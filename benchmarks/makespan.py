@@ -62,7 +62,7 @@ class Makespan:
     nodes: int = 4
     gpus: int = 8
     """Logical GPUs of a node."""
-    lower_bound_s: float = 200.0
+    lower_bound_s: float = 1200.0
     """Seconds that no schedule of the trainings can beat."""
     kill_node: bool = False
     """Kill one node in the middle."""
