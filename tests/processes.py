@@ -1,6 +1,7 @@
 """Processes, found by a mark that all of a command inherit in their environment, or by their program."""
 
 import contextlib
+import os
 from pathlib import Path
 
 
@@ -19,8 +20,8 @@ def named(program: str) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            first, _, _ = (folder / "cmdline").read_text().partition("\0")
-            if first and Path(first).name == program:
+            first, _, _ = (folder / "cmdline").read_bytes().partition(b"\0")
+            if Path(os.fsdecode(first)).name == program:
                 found.append(int(folder.name))
     return found
 

@@ -128,9 +128,12 @@ def test_the_report_opens_in_the_artifact_view_and_alone(
     driver.get(f"{runs}/{parent.info.run_id}/artifacts/report/report.html")
     frame = page.until(lambda: page.elements(driver, "iframe"), "frame of the report")[0]
     driver.switch_to.frame(frame)
-    page.until(lambda: NAME in " ".join(item.text for item in page.elements(driver, "h1")), "report")
+    heading = page.until(lambda: page.elements(driver, "h1"), "report")[0].text
+    assert NAME in heading
     page.until(lambda: len(page.elements(driver, "table")) > 3, "tables of the report")
     page.until(lambda: len(page.elements(driver, "figure svg, figure img")) > 3, "figures of the report")
+    assert len(page.elements(driver, "table")) > 3
+    assert len(page.elements(driver, "figure svg, figure img")) > 3
     driver.switch_to.default_content()
     page.require_no_trouble(driver)
     folder = Path(MlflowClient(tracking_uri=uri).download_artifacts(parent.info.run_id, "report"))

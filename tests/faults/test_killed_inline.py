@@ -72,7 +72,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
     print(f"{lives} lives, {killed} killed, {resumed} resumed")
     assert life.exitcode == 0, output(storage)
     assert "Traceback" not in output(storage)
-    assert killed >= 5
+    assert killed > KILLS // 3
     assert resumed >= 1
     assert artifacts(storage) == artifacts(whole)
     assert leftovers(storage) == []

@@ -64,7 +64,7 @@ def test_a_thousand_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, mo
     again = make_session(Load(trials=1000, sets=2), tmp_path)
     began = time.monotonic()
     assert commands.run(again, full_grid) == 0
-    assert time.monotonic() - began < 100
+    assert time.monotonic() - began < 20
     assert "all 1000 trials are complete" in again.console.file.getvalue()
     assert {stage: manifests(session.store.root, stage) for stage in before} == before
 
