@@ -73,13 +73,6 @@ class Store:
         inside = [str((path / name).relative_to(self.local)) for name in names]
         upload(self.local, inside, self.root)
 
-    def drafts(self, sweep: str) -> list[Path]:
-        """What drivers have begun to write of notes, reports and claims; a bucket has none of its own."""
-        notes = (self.local_sweep_dir(sweep), self.local / "sources", self.local / "audits")
-        found = [draft for folder in notes for draft in folder.rglob(f"{DRAFT}*")]
-        # Beside them MLflow's database, as long as it is made.
-        return [*found, *self.local.glob(f"{DRAFT}*"), *(self.local / "claims").glob(f"{DRAFT}*")]
-
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """The manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
         return read_manifest(self._folder(stage, key) / MANIFEST, stage, key)

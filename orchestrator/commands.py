@@ -36,7 +36,7 @@ from orchestrator.redaction import redacted
 from orchestrator.report import Written
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
-from orchestrator.running import Phases, Place, Round, catch_up, clear_up, run_missing, show_report
+from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from orchestrator.state import TrialNote, read_state
@@ -157,7 +157,7 @@ def _run(
             rounds = _rounds(session, declaration, resolved, todo)
             written = run_missing(session, declaration, rounds, place, sweep.retries, phases)
         else:
-            clear_up(session.store, session.sweep_name)
+            housekeeping.clear_up(session.store, session.sweep_name)
             written = write_full_report(declaration, session.store, session.console)
             catch_up(session, declaration, written)
         computed = run_follow_up(session, declaration, resolved.plans)
@@ -165,7 +165,6 @@ def _run(
         show_analyses(session, declaration)
         if computed:
             show_report(session, declaration, written)
-        housekeeping.remove_finished_checkpoints(session.store)
         _evict_weights(session, written)
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from orchestrator import failures
-from orchestrator.cluster import capacity, lives
+from orchestrator.cluster import capacity
 from orchestrator.durations import Durations, RateName
 from orchestrator.estimate import Rate
 from orchestrator.free_nodes import FreeNodes
@@ -23,14 +23,13 @@ from orchestrator.rungs import Rungs, Scored
 from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for
 from orchestrator.shared_stages import SharedStages, start_shared
 from orchestrator.stages import SharedStage
+from orchestrator.suspicion import Suspicion
 from orchestrator.trial import Execution
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 
 REFRESH_EVERY_S = 2.0
-# Longer than Ray takes to give up a dead node; of one that is listed still, the retry policy has the last word.
-SUSPECTED_S = 90.0
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Coordinator:
         self._rungs = Rungs()
         self._stop_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self._looking: set[asyncio.Task[None]] = set()
+        self._suspicion = Suspicion(self._nodes, self._decide)
 
     async def work(self, trial: str) -> Work:
         """What a trial is to do: to be asked for by itself, as no trial needs the plans of all."""
@@ -124,7 +123,7 @@ class Coordinator:
         if running is not None:
             self._nodes.give_back(running.grant)
             if lost:
-                self._suspect(running.grant)
+                self._suspicion.of(running.grant)
         self._decide()
 
     async def forget(self, trial: str) -> None:
@@ -258,23 +257,6 @@ class Coordinator:
             if late and now_s - since_s > wait_s:
                 self._say(grant, f"no node of type {late} came within {wait_s:.0f} s")
                 self._nodes.give_up(grant)
-
-    def _suspect(self, grant: Grant) -> None:
-        """A dead node would take one attempt of every trial that waits."""
-        for id in self._nodes.suspect(grant):
-            task = asyncio.create_task(self._until_it_lives(id))
-            self._looking.add(task)
-            task.add_done_callback(self._looking.discard)
-
-    async def _until_it_lives(self, id: str) -> None:
-        logger.warning("node %s may be dead; nothing starts there until it answers", id)
-        give_up_at = time.monotonic() + SUSPECTED_S
-        try:
-            while self._nodes.suspects(id) and not await lives(id) and time.monotonic() < give_up_at:
-                await asyncio.sleep(REFRESH_EVERY_S)
-        finally:
-            self._nodes.trust(id)
-            self._decide()
 
     async def _keep_refreshing(self) -> None:
         while True:

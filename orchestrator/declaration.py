@@ -48,6 +48,11 @@ class TrialRecord:
     parameters: dict[str, Any]
     evaluations: tuple[EvaluationRecord, ...]
 
+    def whole(self, store: Store) -> bool:
+        """Whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
+        evaluated = all(store.complete("evaluate", item.key) for item in self.evaluations)
+        return evaluated and store.complete("train", self.key)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:

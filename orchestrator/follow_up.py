@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, TrialRecord, read_declaration, with_further
+from orchestrator.declaration import Declaration, read_declaration, with_further
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.results import TrialResult, trial_result
 from orchestrator.stages import Stage
@@ -79,13 +79,9 @@ def further_results(session: "Session", *, holes: bool = False) -> list[TrialRes
     if session.follow_up is None:
         return []
     store, declaration = session.store, read_declaration(session.sweep_name, session.store)
-
-    def whole(record: TrialRecord) -> bool:
-        evaluated = all(store.complete("evaluate", item.key) for item in record.evaluations)
-        return evaluated and store.complete("train", record.key)
-
-    wanted = [record for record in declaration.further if not (holes and whole(record))]
-    return [trial_result(record, store) for record in wanted]
+    return [
+        trial_result(record, store) for record in declaration.further if not (holes and record.whole(store))
+    ]
 
 
 def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.artifacts import EVICTED, MANIFEST, Store
+from orchestrator.claims import forget_dead_drivers, is_alone
 from orchestrator.declaration import Declaration, declared_sweeps, read_declaration
 from orchestrator.identity import nearest
+from trainers.disk import DRAFT
 from trainers.errors import SpecError, StorageError, Unreachable
 from trainers.objects import Location, ObjectPath, matching
 from trainers.transfer import remove_tree
@@ -112,6 +114,28 @@ def remove_finished_checkpoints(store: Store) -> None:
         with contextlib.suppress(StorageError):
             if _finished(store, folder.name):
                 remove_tree(folder)
+
+
+def clear_up(store: Store, sweep: str, driver: str = "") -> None:
+    """Remove what killed drivers left. `driver` is this one, where it has said so."""
+    forget_dead_drivers(store.root)
+    # What is there before one looks whether one is alone is not that of a driver that comes.
+    scratches = [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
+    left = [*_drafts(store, sweep), *scratches]
+    if is_alone(store.root, driver):
+        for path in left:
+            # What cannot be removed hinders nobody, and gc says why.
+            with contextlib.suppress(StorageError):
+                delete(path)
+    remove_finished_checkpoints(store)
+
+
+def _drafts(store: Store, sweep: str) -> list[Path]:
+    """What drivers have begun to write of notes, reports and claims; a bucket has none of its own."""
+    notes = (store.local_sweep_dir(sweep), store.local / "sources", store.local / "audits")
+    found = [draft for folder in notes for draft in folder.rglob(f"{DRAFT}*")]
+    # Beside them MLflow's database, as long as it is made.
+    return [*found, *store.local.glob(f"{DRAFT}*"), *(store.local / "claims").glob(f"{DRAFT}*")]
 
 
 def _listed_artifact(store: Store, folder: Location) -> Iterator[Found]:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.artifacts import Store
-from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone
+from orchestrator.claims import Claims, Heartbeat
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.durations import measured_rates
 from orchestrator.full_report import write_full_report
-from orchestrator.housekeeping import delete, remove_finished_checkpoints
+from orchestrator.housekeeping import clear_up, remove_finished_checkpoints
 from orchestrator.progress import Progress, quiet
 from orchestrator.redaction import redacted, redacted_fields
 from orchestrator.report import Written
@@ -27,7 +26,6 @@ from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import set_ray_environment
 from trainers.disk import replace
 from trainers.errors import StorageError
-from trainers.objects import matching
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
 from trainers.transfer import remove_tree
@@ -107,28 +105,13 @@ def run_missing(
             # What it cannot take in that time, the next command logs.
             tracker.close(STOPPING_S)
             raise
+        # Of a process that was killed the driver may have gone on without it.
+        remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, terminal)
         trouble = _end_view(tracker, written)
         phases.end("mlflow")
     _warn(session, trouble)
     return written
-
-
-def clear_up(store: Store, sweep: str, driver: str = "") -> None:
-    """Remove what killed drivers left. `driver` is this one, where it has said so."""
-    forget_dead_drivers(store.root)
-    # What is there before one looks whether one is alone is not that of a driver that comes.
-    left = [
-        *store.drafts(sweep),
-        *(store.local / "scratch").glob("*"),
-        *matching(store.root / "scratch", "*"),
-    ]
-    if is_alone(store.root, driver):
-        for path in left:
-            # What cannot be removed hinders nobody, and gc says why.
-            with contextlib.suppress(StorageError):
-                delete(path)
-    remove_finished_checkpoints(store)
 
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:

@@ -207,12 +207,9 @@ class View:
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _settled(self, trial: TrialRecord, runs: Sequence[Any]) -> bool:
-        complete = self._store.complete("train", trial.key) and all(
-            self._store.complete("evaluate", item.key) for item in trial.evaluations
-        )
         kept, *others = runs
         below = kept.data.tags.get("mlflow.parentRunId") == self.parent
-        return below and not others and (kept.info.status == "FINISHED" or not complete)
+        return below and not others and (kept.info.status == "FINISHED" or not trial.whole(self._store))
 
     def _holds(self, run: Any, content: RunContent) -> bool:
         """Whether the run is whole: its digest was logged last, and its files are there."""

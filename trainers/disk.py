@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +52,19 @@ def publish(file: Location, text: str, *, durable: bool = True) -> bool:
             return False
         file.write_text(text)
         return True
-    try:
-        return _linked(file, text, durable=durable)
-    except FileNotFoundError:
-        # Another driver that starts took our draft for a dead one's.
-        return _linked(file, text, durable=durable)
 
+    def link(draft: Path) -> None:
+        try:
+            os.link(draft, file)
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except OSError as error:
+            raise StorageError(f"{file} cannot be written ({error}); choose another --storage.") from error
 
-def _linked(file: Path, text: str, *, durable: bool) -> bool:
-    draft = _draft(file, text, durable=durable)
     try:
-        os.link(draft, file)
+        _put(file, text, link, durable=durable)
     except FileExistsError:
         return False
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{file} cannot be written ({error}); choose another --storage.") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return True
 
 
@@ -78,11 +72,7 @@ def replace_bytes(file: Path, content: bytes) -> None:
     """`replace`, for what is no text."""
     with disk_named(file, len(content)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _draft(file, content).replace(file)
-        except FileNotFoundError:
-            # Another driver that starts took our draft for a dead one's.
-            _draft(file, content).replace(file)
+        _put(file, content, lambda draft: draft.replace(file))
 
 
 def replace(file: Location, text: str) -> None:
@@ -91,6 +81,20 @@ def replace(file: Location, text: str) -> None:
         file.write_text(text)
         return
     replace_bytes(file, text.encode())
+
+
+def _put(file: Path, content: str | bytes, move: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Write a draft and `move` it to where it belongs; a second one where the first was taken for a dead driver's."""
+    for again in (False, True):
+        draft = _draft(file, content, durable=durable)
+        try:
+            move(draft)
+            return
+        except FileNotFoundError:
+            if again:
+                raise
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _draft(file: Path, text: str | bytes, *, durable: bool = True) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.artifacts import MANIFEST, Store
-from orchestrator.running import clear_up
+from orchestrator.housekeeping import clear_up
 from trainers import disk
 from trainers.disk import publish, replace
 from trainers.errors import StorageError
