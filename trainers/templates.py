@@ -65,7 +65,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt
     """A conversation as text. Raises DataError where the template refuses it."""
     try:
         rendered: str = tokenizer.apply_chat_template(
-            [message._asdict() for message in messages],
+            [message.as_dict() for message in messages],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),

@@ -105,7 +105,7 @@ def _batches(pairs: Iterable[Pair], digest: Digest) -> Iterator[Any]:
         digest.add(pair)
         rows.append(
             {
-                "prompt": [message._asdict() for message in pair.prompt],
+                "prompt": [message.as_dict() for message in pair.prompt],
                 "chosen": pair.chosen,
                 "rejected": pair.rejected,
                 "orig_chosen": pair.original_chosen,
