@@ -1,15 +1,13 @@
 """`python -m trainers.data`: what is printed, what is written, how faults end."""
 
 import json
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from trainers.command import command
-from trainers.data.__main__ import Data, run
+from tests.trainers.command_line import said
 from trainers.data.records import content_digest
 from trainers.data.sources import read_pairs
 from trainers.pairs import tokenize_pairs
@@ -21,20 +19,8 @@ GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
 
 
 @pytest.fixture
-def say(monkeypatch, capsys):
-    """Run a command line: its exit code, what it printed, what it complained of."""
-
-    def said(*words: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["data", *map(str, words)])
-        code: object = 0
-        try:
-            command(Data, run, "trainers.data", models=False)
-        except SystemExit as ended:
-            code = ended.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return said
+def say(capsys):
+    return lambda *words: said(words, capsys)
 
 
 def rows(file: Path, *lines: object) -> Path:

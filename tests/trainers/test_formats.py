@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from trainers.data.records import Digest, Message, content_digest, read_written_pairs, write_pairs
-from trainers.data.rows import MAX_CHARACTERS
+from trainers.data.records import Digest, content_digest, read_written_pairs, write_pairs
 from trainers.data.sources import iter_pairs, read_pairs, splits_of
+from trainers.data.turns import MAX_CHARACTERS
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec
 
@@ -78,16 +78,10 @@ def test_the_formats_that_trl_documents_are_one_pair(tmp_path):
         jsonl(tmp_path / "1.jsonl", {"prompt": "The sky is", "chosen": "blue.", "rejected": "green."}),
         jsonl(tmp_path / "2.jsonl", {"prompt": [user], "chosen": [answer], "rejected": [worse]}),
         jsonl(tmp_path / "3.jsonl", {"chosen": [user, answer], "rejected": [user, worse]}),
+        # Of texts, the space before the first word that differs is nobody's.
+        jsonl(tmp_path / "4.jsonl", {"chosen": "The sky is blue.", "rejected": "The sky is green."}),
     ]
     assert len({content_digest(read(file)) for file in files}) == 1
-    # Of texts, the space before the first difference goes to the responses.
-    implicit = jsonl(tmp_path / "4.jsonl", {"chosen": "The sky is blue.", "rejected": "The sky is green."})
-    (pair,) = read(implicit)
-    assert (pair.prompt, pair.chosen, pair.rejected) == (
-        (Message("user", "The sky is"),),
-        " blue.",
-        " green.",
-    )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +162,7 @@ BAD_LINES = {
         json.dumps(
             {**GOOD, "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
         ).encode(),
-        "the turns before the responses differ",
+        "column 'chosen' begins with a user turn that the prompt does not have",
     ),
     "a column missing": (b'{"prompt": "a", "chosen": "b"}', "no column 'rejected'"),
 }

@@ -11,9 +11,9 @@ from typing import Any
 from trainers.data import hygiene
 from trainers.data.hygiene import LANGUAGES
 from trainers.data.named import SUBSET_SEED
-from trainers.data.records import Pair
+from trainers.data.records import Pair, as_row, as_turns, is_plain
 from trainers.disk import replace
-from trainers.errors import SpecError
+from trainers.errors import DataError, SpecError
 
 PARAPHRASE = "paraphrase"
 _PROMPTS = Path(__file__).parent / "prompts"
@@ -30,7 +30,15 @@ class Failure:
 
 
 def sampled(pairs: Sequence[Pair], sample: int | None, seed: int = SUBSET_SEED) -> list[tuple[int, Pair]]:
-    """(row, pair) of a draw; the paper's draws train before test from one generator, whose test is all 200 rows."""
+    """(row, pair) of a draw; the paper's draws train before test from one generator, whose test is all 200 rows.
+
+    Raises DataError where a response is more than a text.
+    """
+    for row, pair in enumerate(pairs):
+        if pair.chosen_turns or pair.rejected_turns:
+            raise DataError(
+                f"row {row}: a response has several turns or tool calls; only responses of plain text are rewritten."
+            )
     if sample is not None and sample < 1:
         raise SpecError(f"--sample {sample}: give at least 1.")
     if sample is None or sample >= len(pairs):
@@ -98,9 +106,10 @@ def write_rewritten(
     import pyarrow as pa
     from pyarrow import parquet
 
+    plain = file.suffix == ".jsonl" or all(is_plain(pair) for _, pair in pairs)
     rows: list[dict[str, Any]] = [
         {
-            "prompt": [message.as_dict() for message in pair.prompt],
+            **(as_row(pair) if plain else as_turns(pair)),
             "chosen": rewritten(pair.chosen),
             "rejected": rewritten(pair.rejected),
             "orig_chosen": pair.chosen,
