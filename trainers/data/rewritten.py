@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,7 @@ class Failure:
 
 
 def sampled(pairs: Sequence[Pair], sample: int | None, seed: int = SUBSET_SEED) -> list[tuple[int, Pair]]:
-    """(row, pair) of a draw; the paper's draws train before test from one generator, whose test is all 200 rows.
-
-    Raises DataError where a response is more than a text.
-    """
-    for row, pair in enumerate(pairs):
-        if pair.chosen_turns or pair.rejected_turns:
-            raise DataError(
-                f"row {row}: a response has several turns or tool calls; only responses of plain text are rewritten."
-            )
+    """(row, pair) of a draw; the paper's draws train before test from one generator, whose test is all 200 rows."""
     if sample is not None and sample < 1:
         raise SpecError(f"--sample {sample}: give at least 1.")
     if sample is None or sample >= len(pairs):
@@ -47,6 +39,16 @@ def sampled(pairs: Sequence[Pair], sample: int | None, seed: int = SUBSET_SEED) 
 
     rows = sorted(permutation(len(pairs), generator(seed))[:sample])
     return [(row, pairs[row]) for row in rows]
+
+
+def require_texts(pairs: Iterable[Pair]) -> None:
+    """Raise DataError where a response is more than a text."""
+    for number, pair in enumerate(pairs):
+        if pair.chosen_turns or pair.rejected_turns:
+            raise DataError(
+                f"pair {number}: a response has several turns, tool calls or reasoning beside its text; only plain "
+                "texts are rewritten."
+            )
 
 
 def prompt_for(into: str, own: Path | None, flag: str) -> str:
