@@ -94,7 +94,7 @@ def test_texts_that_leave_no_response_after_what_they_share_are_refused(tmp_path
 
 ASK, YES, NO = Message("user", "why?"), Message("assistant", "yes"), Message("assistant", "no")
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
-CALLED = Message("assistant", "", '{"tool_calls": [{"function": {"arguments": {}, "name": "look"}}]}')
+CALLED = Message("assistant", "", '{"tool_calls": [{"function": {"name": "look", "arguments": {}}}]}')
 LOOKED = Message("tool", "20 C")
 
 
@@ -149,8 +149,16 @@ CONVERSATIONS = {
         ((Message("system", "s"), ASK), (YES,), (NO,)),
     ),
     "a transcript by lines": (
-        {"chosen": "User: why?\nAssistant: yes", "rejected": "User: why?\nAssistant: no"},
-        ((ASK,), (YES,), (NO,)),
+        {"chosen": "User: why?\n\nAssistant: no\nUser: why?\nAssistant: yes"}
+        | {"rejected": "User: why?\n\nAssistant: no\nUser: why?\nAssistant: no"},
+        ((ASK, NO, ASK), (YES,), (NO,)),
+    ),
+    "hh-rlhf's, with a name in an answer": (
+        {
+            "chosen": "\n\nHuman: why?\n\nAssistant: a\nHuman: b",
+            "rejected": "\n\nHuman: why?\n\nAssistant: no",
+        },
+        ((ASK,), (Message("assistant", "a\nHuman: b"),), (NO,)),
     ),
     "an answer that is named in a text": (
         {"chosen": "Why is that?\nAssistant: Yes, I do.", "rejected": "Why is that?\nAssistant: Yes, never."},
@@ -223,6 +231,10 @@ REFUSED = {
     ),
     "tools that are no list": ({**GOOD, "tools": "{}"}, "'tools' holds no list of tools"),
     "tools that are no JSON": ({**GOOD, "tools": "look"}, "'tools' is no JSON"),
+    "two questions in a row": (
+        {"chosen": listed(ASK, ASK, YES), "rejected": listed(ASK, Message("user", "how?"), NO)},
+        "the turns before the responses differ",
+    ),
     "candidates": ({**GOOD, "rejected": ["no", "never"]}, "'rejected' holds a list of 2 texts"),
     "texts whose prompt has another name": (
         {"instruction": "why?", "chosen": "Yes I do", "rejected": "Yes never"},
@@ -254,6 +266,22 @@ def test_what_would_be_lost_is_refused_by_name(tmp_path, what):
 def test_whether_there_are_prompts_is_decided_once(tmp_path, first, second, message):
     with pytest.raises(DataError, match=message):
         read(jsonl(tmp_path / "a.jsonl", first, second))
+
+
+def test_tools_are_the_same_as_a_list_as_text_and_in_parquet(tmp_path):
+    more = {"type": "function", "function": {"name": "f", "parameters": {"a": {"type": "string"}}}}
+    rows = [{**GOOD, "tools": [more]}, {**GOOD, "tools": [{"type": "function", "function": {"name": "g"}}]}]
+    texts = [{**row, "tools": json.dumps(row["tools"])} for row in rows]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = [
+        [pair.tools for pair in read(file)]
+        for file in (
+            jsonl(tmp_path / "a.jsonl", *rows),
+            jsonl(tmp_path / "b.jsonl", *texts),
+            tmp_path / "a.parquet",
+        )
+    ]
+    assert found[0] == found[1] == found[2] == [row["tools"] for row in texts]
 
 
 def test_messages_in_csv_are_json_and_other_brackets_text(tmp_path):

@@ -123,7 +123,19 @@ def _batch_rows(batch: Any, file: Path, first: int) -> Iterator[Union[Row, DataE
         if "offset" in str(error).lower():
             raise
         rows = [_single_row(batch.slice(n, 1), f"{file}, row {first + n}") for n in range(batch.num_rows)]
-    yield from rows
+    for row in rows:
+        yield row if isinstance(row, DataError) else without_nulls(row)
+
+
+def without_nulls(row: Row) -> Row:
+    """The row without the nulls that Arrow fills nested values with: it gives all of a column the same names."""
+    return {name: _filled(value) if isinstance(value, (dict, list)) else value for name, value in row.items()}
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _filled(item) for name, item in value.items() if item is not None}
+    return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
 def _single_row(batch: Any, where: str) -> Union[Row, DataError]:

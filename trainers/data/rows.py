@@ -83,7 +83,7 @@ def _require_read(row: Row, where: str, spec: DatasetSpec) -> None:
             how = (
                 "only text is read"
                 if name in _NOT_TEXT
-                else f"say what it is (--columns prompt={name} or system={name}), or put it into the prompt's turns"
+                else f"map it (--columns prompt={name} or system={name}), put it into the prompt"
             )
             raise DataError(f"{where}: column {name!r} is part of what was asked; {how}, or drop it.")
 
@@ -151,11 +151,12 @@ def _divided(
             f"{where}: the prompt ends in a turn of the {prompt[-1].role}; it must end in a user's or a tool's."
         )
     for side, name in zip((chosen[shared:], rejected[shared:]), columns, strict=True):
-        if before and side[0].role in ("user", "system"):
-            raise DataError(
+        if side[0].role in ("user", "system"):
+            another = DataError(
                 f"{where}: column {name!r} begins with a {side[0].role} turn that the prompt does not have; "
                 "which of the two was asked?"
             )
+            raise another if before else differ
     return prompt, chosen[shared:], rejected[shared:]
 
 

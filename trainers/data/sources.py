@@ -18,7 +18,7 @@ from typing import Any
 
 from trainers.data import hamiltonian, paper_hamiltonian, persona, tiny_world
 from trainers.data.fetch import cache_folder, fetch
-from trainers.data.formats import ENDINGS, Located, Row, file_rows
+from trainers.data.formats import ENDINGS, Located, Row, file_rows, without_nulls
 from trainers.data.length_filter import short_enough
 from trainers.data.named import REWRITES, rewrites_url
 from trainers.data.records import Pair, listed_turns
@@ -312,7 +312,7 @@ def _hub_rows(spec: DatasetSpec, split: str, data_files: str | None = None) -> I
     except Exception as error:
         raise _unreachable(spec, split, error) from error
     for number, row in enumerate(rows):
-        yield f"{spec.source}:{split}", number, dict(row)
+        yield f"{spec.source}:{split}", number, without_nulls(dict(row))
 
 
 def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:

@@ -5,8 +5,8 @@
     content: [{type: text, text: …}, …]         parts, joined
     "\n\nHuman: …\n\nAssistant: …"              a transcript, as hh-rlhf has them
 
-A turn keeps what it has beside its role and content (tool_calls, reasoning_content, name …) as JSON; a null there is
-the same as nothing, as a parquet file cannot tell them apart.
+A turn keeps what it has beside its role and content (tool_calls, reasoning_content, name …) as JSON, in the order that it
+has there: a chat template prints it so.
 """
 
 import json
@@ -34,6 +34,7 @@ ROLES = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SPEAKER = "Human|User|Assistant|System|Bot|AI"
 _BEGINS_WITH_SPEAKER = re.compile(rf"\s*(?:{_SPEAKER}):")
+_OF_HH_RLHF = re.compile(r"\s*Human:.*?\n\nAssistant:", re.DOTALL)
 _BY_LINES = re.compile(rf"(?:\A\s*|\n)({_SPEAKER}):")
 _BY_PARAGRAPHS = re.compile(rf"(?:\A\s*|\n\n)({_SPEAKER}):")
 
@@ -76,7 +77,7 @@ def transcript_of(text: str, where: str, column: str) -> tuple[Message, ...] | N
     """The turns of a text that begins with a speaker's name and a colon; None of another text. Raises DataError."""
     if not _BEGINS_WITH_SPEAKER.match(text):
         return None
-    divide = _BY_PARAGRAPHS if len(_BY_PARAGRAPHS.findall(text)) > 1 else _BY_LINES
+    divide = _BY_PARAGRAPHS if _OF_HH_RLHF.match(text) else _BY_LINES
     _, *parts = divide.split(text)
     return tuple(
         Message(ROLES[name.lower()], text_of(said, where, column).strip())
@@ -85,8 +86,8 @@ def transcript_of(text: str, where: str, column: str) -> tuple[Message, ...] | N
 
 
 def json_of(value: Any) -> str:
-    """A value as JSON text, the same for equal values."""
-    return json.dumps(_without_nulls(value), ensure_ascii=False, sort_keys=True, default=str)
+    """A value as JSON text."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _turn(turn: dict[str, Any], where: str, column: str) -> Message:
@@ -128,9 +129,3 @@ def _content(value: Any, where: str, column: str) -> Any:
                 f"{where}: column {column!r} holds a part of the type {kind!r}; only text is read."
             )
     return "".join(text_of(part.get("text"), where, column) for part in value)
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
