@@ -256,6 +256,14 @@ def test_what_would_be_lost_is_refused_by_name(tmp_path, what):
     assert message in str(raised.value)
 
 
+def test_a_mapped_column_is_there_in_every_row(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", {**GOOD, "sys": "s"}, GOOD)
+    pairs = iter_pairs(DatasetSpec(name="set", source=str(file), columns=(("system", "sys"),)), "train")
+    assert next(pairs).prompt[0] == Message("system", "s")
+    with pytest.raises(DataError, match="row 1: no column 'sys'"):
+        next(pairs)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [

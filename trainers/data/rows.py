@@ -45,14 +45,15 @@ def prompt_column(row: Row, spec: DatasetSpec) -> str | None:
 def pair_of(row: Row, where: str, spec: DatasetSpec, asked: str | None) -> Pair:
     """The pair that a row holds; `asked` is the `prompt_column` of its split. Raises DataError."""
     columns = spec.column("chosen"), spec.column("rejected")
-    for name in (*columns, *([] if asked is None else [asked])):
+    mapped = [column for _, column in spec.columns]
+    for name in (*columns, *([] if asked is None else [asked]), *mapped):
         if name not in row:
             raise missing_column(name, list(row), where)
     if prompt_column(row, spec) != asked:
         raise DataError(
             f"{where}: has a column {prompt_column(row, spec)!r}, which the split's first row lacks."
         )
-    _require_read(row, where, spec)
+    _require_read(row, where, mapped)
     before: Turns = ()
     if asked is not None:
         before = _turns(row[asked], "user", where, asked)
@@ -76,8 +77,7 @@ def pair_of(row: Row, where: str, spec: DatasetSpec, asked: str | None) -> Pair:
     )
 
 
-def _require_read(row: Row, where: str, spec: DatasetSpec) -> None:
-    mapped = {column for _, column in spec.columns}
+def _require_read(row: Row, where: str, mapped: Sequence[str]) -> None:
     for name in (*_NOT_READ, *_NOT_TEXT):
         if row.get(name) and name not in mapped:
             how = (
