@@ -21,7 +21,7 @@ from trainers.templates import first_line, padding_token, render
 
 CARD = "README.md"
 _PROBE = " Größe:\t1234567.89 – it's “naïve” (don't), x_y/z <b>\n\n  日本語, привет 🙂 …  "
-_PROBE_TOKENS = 1000
+_PROBE_TOKENS = 500
 # AutoTokenizer takes the class of config.json's model type in the place of a saved one. The first line makes it read
 # tokenizer.json as it is for most types; the second for those that transformers calls wrong on the hub (qwen2, phi3, …).
 _AS_IT_IS: tuple[dict[str, Any], ...] = (
@@ -73,20 +73,22 @@ def folder_files(model: Any, tokenizer: Any) -> dict[str, bytes]:
 
     The pad token is one that no response ends in.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as name, disk_named(Path(name)):
+        # Named alike each time: transformers keeps a copy of the code that it runs under the folder's name.
+        folder = Path(name) / "model"
         try:
+            folder.mkdir()
             _write_configs(model, tokenizer, folder)
             tokenizer.save_pretrained(folder)
-        except OSError:
+            settle_tokenizer(tokenizer, folder, trusted=bool(getattr(model, "_auto_class", None)))
+        except ModelError:
             raise
-        # Code of any model's author, and no list of what it may raise.
+        # Code of any model's author: nobody knows what it may raise.
         except Exception as error:
             raise ModelError(
-                f"{tokenizer.name_or_path} can be loaded, but not saved again ({first_line(error)}), so a training of it "
-                "would be lost."
+                f"{tokenizer.name_or_path} can be loaded, but not saved again ({first_line(error)}), so its training "
+                "would be lost; use another model."
             ) from error
-        settle_tokenizer(tokenizer, folder, trusted=bool(getattr(model, "_auto_class", None)))
         return {
             str(file.relative_to(folder)): file.read_bytes()
             for file in sorted(folder.rglob("*"))
@@ -134,7 +136,7 @@ def settle_tokenizer(tokenizer: Any, folder: Path, *, trusted: bool = False) -> 
         )
 
 
-def _difference(folder: Path, words: str, expected: list[list[int]], trusted: bool) -> str | None:
+def _difference(folder: Path, words: str, expected: list[list[int] | None], trusted: bool) -> str | None:
     """How the tokenizer that AutoTokenizer finds in `folder` differs from the one that was saved there, or None."""
     from transformers import AutoTokenizer
 
@@ -146,20 +148,30 @@ def _difference(folder: Path, words: str, expected: list[list[int]], trusted: bo
         return f"{type(error).__name__}: {first_line(error)}"
     for after, before in zip(ids, expected, strict=True):
         if after != before:
-            return f"a {type(found).__name__} gives the ids {after[:8]}… of a probe that were {before[:8]}…"
+            return f"{type(found).__name__} gives the ids {(after or [])[:8]}… of a probe that were {(before or [])[:8]}…"
     return None
 
 
-def _ids(tokenizer: Any, words: str) -> list[list[int]]:
+def _ids(tokenizer: Any, words: str) -> list[list[int] | None]:
     """What must not change: padding, text as a user would encode it, a conversation, and `words`."""
     turns = (Message("user", _PROBE), Message("assistant", _PROBE))
     chat = render(tokenizer, turns, add_generation_prompt=False)
     return [
         [tokenizer.pad_token_id],
-        tokenizer(_PROBE)["input_ids"],
-        tokenizer(chat, add_special_tokens=False)["input_ids"],
-        tokenizer(words, add_special_tokens=False)["input_ids"],
+        _encoded(tokenizer, _PROBE),
+        _encoded(tokenizer, chat, add_special_tokens=False),
+        _encoded(tokenizer, words, add_special_tokens=False),
     ]
+
+
+def _encoded(tokenizer: Any, text: str, **options: bool) -> list[int] | None:
+    """Ids, or None where the tokenizer cannot encode the text: it need not know every character."""
+    try:
+        ids: list[int] = tokenizer(text, verbose=False, **options)["input_ids"]
+    # tokenizers raises nothing more precise.
+    except Exception:
+        return None
+    return ids
 
 
 def model_card(base: str, reward: RewardSpec, facts: Mapping[str, object]) -> str:

@@ -281,7 +281,9 @@ def test_what_cannot_be_saved_is_refused_before_a_training(tiny_model, tmp_path,
 
     monkeypatch.setattr(PreTrainedConfig, "save_pretrained", refuse)
     rows = []
-    with pytest.raises(ModelError, match=f"{tiny_model} can be loaded, but not saved again .this config"):
+    with pytest.raises(
+        ModelError, match=f"{tiny_model} can be loaded, but not saved again .this config cannot be saved"
+    ):
         train_here(tiny_model, tmp_path / "out", EX_RM, gang.pairs_for(tiny_model, PAIRS), report=rows.append)
     assert not rows
 
