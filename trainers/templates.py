@@ -91,6 +91,12 @@ def _dated(template: str, name: str) -> str:
     return pinned
 
 
+def unknown_token(tokenizer: Any) -> int | None:
+    """The id that stands for words that the tokenizer does not know; None where it only ends or begins texts (GPT-2)."""
+    token = tokenizer.unk_token_id
+    return None if token in (tokenizer.bos_token_id, tokenizer.eos_token_id) else token
+
+
 def padding_token(tokenizer: Any) -> int:
     """An id that no response ends in: a reader of padded rows then finds a response's last token by its id alone.
 
