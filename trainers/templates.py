@@ -1,13 +1,15 @@
-"""Tokenizers made ready: a chat template for models that have none, and an id to pad with that ends no response.
+"""Tokenizers made ready: a chat template for models that have none, and an id to pad with that ends no response;
+conversations as text, and what a template leaves out of them.
 
 A model without a template gets two marker tokens (paper §3): `<|user|>` and `<|assistant|>` before each turn, and
-its end-of-sequence token, where it has one, after each response.
+its end-of-sequence token, where it has one, after each response. Turns of any other role stand after `<|user|>`.
 """
 
 import datetime
 import functools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -61,22 +63,123 @@ def _add_markers(tokenizer: Any) -> None:
     tokenizer.chat_template = begin + end + _MARKED_TURNS
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    """A conversation as text. Raises DataError where the template refuses it."""
+# What says nothing by itself, and a template need not write.
+_LABELS = ("id", "type", "index", "tool_call_id")
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
+
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool, tools: str = ""
+) -> str:
+    """A conversation as text; `tools` is a JSON list. Raises DataError where the template refuses it."""
+    offered = json.loads(tools) if tools else None
     try:
         rendered: str = tokenizer.apply_chat_template(
             [message.as_dict() for message in messages],
+            tools=offered,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-            chat_template=_dated(tokenizer.get_chat_template(), tokenizer.name_or_path),
+            chat_template=_dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path),
         )
-    except TemplateError as error:
+    # A template that meets tool calls of another form than its own adds up, or loops over, what it cannot.
+    except (TemplateError, TypeError, ValueError) as error:
         raise DataError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of the turns "
             f"{', '.join(message.role for message in messages)}: {error}"
         ) from error
     return rendered
+
+
+def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | None:
+    """Name the first thing that `turns` say and `text` does not; None where all stands there in order.
+
+    The turns are a prompt's, or the response's to `prompt`, with which the text then begins. White space does not
+    count, what is escaped as JSON does, and a system turn may stand anywhere. Templates drop the reasoning of turns
+    before the last user turn on purpose, and some that between <think> and </think> of every turn of a prompt.
+    """
+    # Nearly always all stands there as it is.
+    if _missing(turns, text, prompt, squeezed=False) is None:
+        return None
+    return _missing(turns, _squeezed(text), _squeezed(prompt), squeezed=True)
+
+
+def tool_left_out(tools: str, text: str, without: str) -> str | None:
+    """Name the first of the tools whose name `text` says no more often than the conversation `without` them."""
+    named = (tool.get("function", tool)["name"] for tool in json.loads(tools))
+    return next((f"the tool {name!r}" for name in named if text.count(name) <= without.count(name)), None)
+
+
+def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool) -> str | None:
+    asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=0)
+    at = 0
+    for number, turn in enumerate(turns):
+        ends = [at]
+        for what, said in _said(turn, in_prompt=not prompt, before=number < asked):
+            if not said.strip():
+                continue
+            # In a response the prompt may hold the first words (`<think>`), and no more than these.
+            starts = [
+                (text.find(form, max(0 if turn.role == "system" else at, len(prompt) + 1 - len(form))), form)
+                for form in (_forms(said) if squeezed else [said.strip()])
+            ]
+            found = [start + len(form) for start, form in starts if start >= 0]
+            if not found:
+                return f"{what} of the {turn.role} turn: {' '.join(said.split())[:60]!r}"
+            ends.append(min(found))
+        if turn.role != "system":
+            # No later than where the turn does end, as all is looked for from where the turn before it ended.
+            at = max(ends)
+    return None
+
+
+def _said(turn: Message, *, in_prompt: bool, before: bool) -> Iterator[tuple[str, str]]:
+    """(what it is, the text) of all that a template has to write of a turn, `before` the last user turn or not."""
+    past = in_prompt and turn.role == "assistant" and "</think>" in turn.content
+    for piece in _REASONING.split(turn.content) if past else [turn.content]:
+        yield "the text", piece
+    for name, value in json.loads(turn.fields).items() if turn.fields else ():
+        if name not in ("name", *_LABELS) and not (before and name in _REASONING_FIELDS):
+            for leaf in _leaves(value, _LABELS):
+                yield name, leaf
+
+
+def _leaves(value: Any, labels: Sequence[str]) -> Iterator[str]:
+    """The texts and numbers in a JSON value, as a template may write them; arguments may be JSON in a text."""
+    match value:
+        case dict():
+            for key, inner in value.items():
+                if key == "arguments":
+                    yield from _leaves(_parsed(inner), ())
+                elif key not in labels:
+                    yield from _leaves(inner, labels)
+        case list():
+            for inner in value:
+                yield from _leaves(inner, labels)
+        case bool():
+            # true or True
+            yield str(value)[1:]
+        case str() | int() | float():
+            yield str(value)
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except json.JSONDecodeError:
+        return arguments
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _forms(said: str) -> set[str]:
+    """A text as it is and as templates write it into JSON, once or, within arguments that are a text, twice."""
+    said = said.strip()
+    once, ascii_only = (json.dumps(said, ensure_ascii=escaped)[1:-1] for escaped in (False, True))
+    return {_squeezed(form) for form in (said, once, ascii_only, json.dumps(once, ensure_ascii=False)[1:-1])}
 
 
 @functools.cache
