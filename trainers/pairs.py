@@ -177,7 +177,7 @@ def _prompt(messages: Sequence[Message], tools: str, tokenizer: Any) -> str:
 def _require_whole(missing: str | None, tokenizer: Any) -> None:
     if missing is not None:
         raise DataError(
-            f"the chat template of {tokenizer.name_or_path} leaves out {missing}; use a model whose template writes "
+            f"the chat template of {tokenizer.name_or_path} leaves out or moves {missing}; use a model whose template writes "
             "it, or change the row."
         )
 
@@ -241,11 +241,17 @@ def _verification(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
     What both conversations begin with is the prompt; the answers are one token each, the last.
     """
     *before, last = pair.prompt
-    if last.role != "user" or any(turn.fields for turns in pair.responses for turn in turns):
+    if last.role != "user":
         raise DataError(
-            f"row {row}: ex_grm asks in words whether a text answers a user turn; here the prompt ends in a turn of "
-            f"role {last.role}, or a response has more than text. Use another reward type, or change the row."
+            f"row {row}: ex_grm asks about the answer to a user turn, and the prompt ends in a {last.role} turn; "
+            "use another reward type, or change the row."
         )
+    for text, turns in zip((pair.chosen, pair.rejected), pair.responses, strict=True):
+        if missing := left_out(turns, text):
+            raise DataError(
+                f"row {row}: ex_grm asks about a response's text, which leaves out {missing}; use another reward type, "
+                "or change the row."
+            )
 
     def asked(response: str, answer: str) -> list[int]:
         question = (

@@ -5,11 +5,12 @@ A model without a template gets two marker tokens (paper §3): `<|user|>` and `<
 its end-of-sequence token, where it has one, after each response. Turns of any other role stand after `<|user|>`.
 """
 
+import contextlib
 import datetime
 import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -63,10 +64,15 @@ def _add_markers(tokenizer: Any) -> None:
     tokenizer.chat_template = begin + end + _MARKED_TURNS
 
 
-# What says nothing by itself, and a template need not write.
-_LABELS = ("id", "type", "index", "tool_call_id")
+# What a turn says beside its content; its other fields are notes, which a template may use.
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_SAYING_FIELDS = ("tool_calls", "function_call", *_REASONING_FIELDS)
+_LABELS = ("id", "type", "index")
 _REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
+
+
+# A template that meets a form that it does not expect also adds up, or loops over, what it cannot.
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def render(
@@ -74,22 +80,38 @@ def render(
 ) -> str:
     """A conversation as text; `tools` is a JSON list. Raises DataError where the template refuses it."""
     offered = json.loads(tools) if tools else None
-    try:
+
+    def applied(arguments: Callable[[Any], Any]) -> str:
         rendered: str = tokenizer.apply_chat_template(
-            [message.as_dict() for message in messages],
+            [_as_dict(message, arguments) for message in messages],
             tools=offered,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
             chat_template=_dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path),
         )
-    # A template that meets tool calls of another form than its own adds up, or loops over, what it cannot.
-    except (TemplateError, TypeError, ValueError) as error:
+        return rendered
+
+    try:
+        return applied(_parsed)
+    except _REFUSALS as error:
+        if any(message.fields for message in messages):
+            with contextlib.suppress(*_REFUSALS):
+                return applied(_as_text)
         raise DataError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of the turns "
             f"{', '.join(message.role for message in messages)}: {error}"
         ) from error
-    return rendered
+
+
+def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any]:
+    """The turn as templates take it: arguments of calls as objects (transformers), or as JSON texts (DeepSeek)."""
+    turn = message.as_dict()
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function", call)
+        if "arguments" in function:
+            function["arguments"] = arguments(function["arguments"])
+    return turn
 
 
 def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | None:
@@ -107,13 +129,17 @@ def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | Non
 
 def tool_left_out(tools: str, text: str, without: str) -> str | None:
     """Name the first of the tools whose name `text` says no more often than the conversation `without` them."""
-    named = (tool.get("function", tool)["name"] for tool in json.loads(tools))
-    return next((f"the tool {name!r}" for name in named if text.count(name) <= without.count(name)), None)
+    for tool in json.loads(tools):
+        function = tool.get("function")
+        name = str((function if isinstance(function, dict) else tool).get("name"))
+        if text.count(name) <= without.count(name):
+            return f"the tool {name}"
+    return None
 
 
 def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool) -> str | None:
     asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=0)
-    at = 0
+    at, fields = 0, ""
     for number, turn in enumerate(turns):
         ends = [at]
         for what, said in _said(turn, in_prompt=not prompt, before=number < asked):
@@ -126,7 +152,10 @@ def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool
             ]
             found = [start + len(form) for start, form in starts if start >= 0]
             if not found:
-                return f"{what} of the {turn.role} turn: {' '.join(said.split())[:60]!r}"
+                # A call that is left out may have been found in what later turns say.
+                before = f" (or the {fields} before it)" if fields and what == "the text" else ""
+                return f"{what} of the {turn.role} turn{before}: {' '.join(said.split())[:60]!r}"
+            fields = fields if what == "the text" else what
             ends.append(min(found))
         if turn.role != "system":
             # No later than where the turn does end, as all is looked for from where the turn before it ended.
@@ -140,7 +169,7 @@ def _said(turn: Message, *, in_prompt: bool, before: bool) -> Iterator[tuple[str
     for piece in _REASONING.split(turn.content) if past else [turn.content]:
         yield "the text", piece
     for name, value in json.loads(turn.fields).items() if turn.fields else ():
-        if name not in ("name", *_LABELS) and not (before and name in _REASONING_FIELDS):
+        if name in _SAYING_FIELDS and not (before and name in _REASONING_FIELDS):
             for leaf in _leaves(value, _LABELS):
                 yield name, leaf
 
@@ -171,15 +200,18 @@ def _parsed(arguments: Any) -> Any:
         return arguments
 
 
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
 def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
 def _forms(said: str) -> set[str]:
-    """A text as it is and as templates write it into JSON, once or, within arguments that are a text, twice."""
-    said = said.strip()
-    once, ascii_only = (json.dumps(said, ensure_ascii=escaped)[1:-1] for escaped in (False, True))
-    return {_squeezed(form) for form in (said, once, ascii_only, json.dumps(once, ensure_ascii=False)[1:-1])}
+    """A text without white space, as it is and as templates write it into JSON."""
+    escaped = (json.dumps(said.strip(), ensure_ascii=only_ascii)[1:-1] for only_ascii in (False, True))
+    return {_squeezed(form) for form in (said, *escaped)}
 
 
 @functools.cache
