@@ -142,7 +142,7 @@ def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool
     at, fields = 0, ""
     for number, turn in enumerate(turns):
         ends = [at]
-        for what, said in _said(turn, in_prompt=not prompt, before=number < asked):
+        for what, said in _said(turn, in_prompt=not prompt, before=not prompt and number < asked):
             if not said.strip():
                 continue
             # In a response the prompt may hold the first words (`<think>`), and no more than these.
@@ -164,7 +164,7 @@ def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool
 
 
 def _said(turn: Message, *, in_prompt: bool, before: bool) -> Iterator[tuple[str, str]]:
-    """(what it is, the text) of all that a template has to write of a turn, `before` the last user turn or not."""
+    """(what it is, the text) of all that a template has to write of a turn; `before`: a later turn is the user's."""
     past = in_prompt and turn.role == "assistant" and "</think>" in turn.content
     for piece in _REASONING.split(turn.content) if past else [turn.content]:
         yield "the text", piece

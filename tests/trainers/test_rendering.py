@@ -218,6 +218,11 @@ LOST = {
         responding(reasoning("Hm.")),
         "reasoning_content of the assistant turn: 'Hm.'",
     ),
+    "reasoning in a field before a user turn that is scored": (
+        "reasoning",
+        responding(reasoning("Hm."), AGAIN, Message("assistant", "So.")),
+        "reasoning_content of the assistant turn: 'Hm.'",
+    ),
     "reasoning of this exchange": (
         "any",
         pair_of(ASKED, reasoning("Hm.", "I look."), TOOL),
