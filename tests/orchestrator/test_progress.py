@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from orchestrator.pace import Pace, duration
 from orchestrator.progress import Progress, late_bar
 from orchestrator.resolve import resolve
 from orchestrator.spec import Sweep, grid
-from trainers.specs import DrawSpec, OptimSpec
+from trainers.errors import DataError
+from trainers.specs import DatasetSpec, DrawSpec, OptimSpec
 
 NAME = "llama-3.2-1b · im_rm · ultrafeedback · s0"
 
@@ -107,11 +110,31 @@ def test_preparing_pairs_says_how_far_it_is(store: Store):
     assert rows == [{"done": done, "total": 60} for done in (50, 60)]
     rows.clear()
     run_shared(plan.evaluations[0].prepared, store, rows.append)
-    assert (
-        rows[-1]["done"]
-        == rows[-1]["total"]
-        == store.manifest("prepare", plan.evaluations[0].prepared.key)["info"]["pairs"]
+    info = store.manifest("prepare", plan.evaluations[0].prepared.key)["info"]
+    assert rows[-1]["done"] == rows[-1]["total"] == info["pairs"]
+    assert (info["identical"], info["unknown_tokens"], info["too_long"]) == (0, 0, 0)
+    assert info["tokens"] == pytest.approx(info["pairs"] * sum(info["mean_tokens"].values()))
+
+
+def test_a_row_that_cannot_be_rendered_is_said_with_its_set(store: Store, tmp_path: Path):
+    prompt = [{"role": role, "content": "bread"} for role in ("user", "assistant", "tool")]
+    row = {"prompt": prompt, "chosen": "yes", "rejected": "no"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    drawn = grid(
+        models=[LLAMA],
+        rewards=[EX_RM],
+        train_sets=[DatasetSpec(name="mine", source=str(tmp_path))],
+        eval_sets=[TINY_WORLD],
+        seeds=[0],
+        recipe=lambda *_: OptimSpec(),
+        train_draw=DrawSpec(),
+        eval_draw=DrawSpec(),
     )
+    (plan,) = resolve(Sweep(name="demo", trials=drawn), store).plans
+    with pytest.raises(
+        DataError, match=r"data set mine, split train, row 0: .*it has no token for the role tool"
+    ):
+        run_shared(plan.train.prepared, store, print)
 
 
 @pytest.mark.parametrize(
