@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from trainers.data.records import Message
+from trainers.data.records import REASONING_FIELDS, Message
 from trainers.errors import DataError, ModelError
 from trainers.folders import code_files
 from trainers.specs import UNTRUSTED, Trust
@@ -68,9 +68,6 @@ def _add_markers(tokenizer: Any) -> None:
     tokenizer.chat_template = begin + end + _MARKED_TURNS
 
 
-# What a turn says beside its content; its other fields are notes, which a template may use.
-_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-_SAYING_FIELDS = ("tool_calls", "function_call", *_REASONING_FIELDS)
 _LABELS = ("id", "type", "index")
 _REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
 
@@ -172,8 +169,8 @@ def _said(turn: Message, *, in_prompt: bool, before: bool) -> Iterator[tuple[str
     past = in_prompt and turn.role == "assistant" and "</think>" in turn.content
     for piece in _REASONING.split(turn.content) if past else [turn.content]:
         yield "the text", piece
-    for name, value in json.loads(turn.fields).items() if turn.fields else ():
-        if name in _SAYING_FIELDS and not (before and name in _REASONING_FIELDS):
+    for name, value in turn.said_in_fields().items():
+        if not (before and name in REASONING_FIELDS):
             for leaf in _leaves(value, _LABELS):
                 yield name, leaf
 

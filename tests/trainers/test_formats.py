@@ -98,6 +98,10 @@ CALLED = Message("assistant", "", '{"tool_calls": [{"function": {"name": "look",
 LOOKED = Message("tool", "20 C")
 
 
+def noted(text: str, number: int) -> Message:
+    return Message("user", text, f'{{"tokens": {number}}}')
+
+
 def listed(*turns: Message) -> list[dict[str, object]]:
     return [turn.as_dict() for turn in turns]
 
@@ -147,6 +151,33 @@ CONVERSATIONS = {
     "a system column": (
         {**GOOD, "system": "s", "chosen": "yes", "rejected": "no"},
         ((Message("system", "s"), ASK), (YES,), (NO,)),
+    ),
+    "a system column of a space": (
+        {**GOOD, "system": " ", "chosen": "yes", "rejected": "no"},
+        ((ASK,), (YES,), (NO,)),
+    ),
+    "a prompt that the sides repeat with notes and other line ends": (
+        {"prompt": "caf\u00e9\r\nwhy? ", "chosen": listed(noted("cafe\u0301\nwhy?", 1), YES)}
+        | {"rejected": listed(noted("cafe\u0301\nwhy?", 2), NO)},
+        ((noted("cafe\u0301\nwhy?", 1),), (YES,), (NO,)),
+    ),
+    "a tool that had nothing to say": (
+        {"prompt": [*listed(ASK), CALL, {"role": "tool", "content": "", "name": "look"}], "chosen": "yes"}
+        | {"rejected": "no"},
+        ((ASK, CALLED, Message("tool", "", '{"name": "look"}')), (YES,), (NO,)),
+    ),
+    "hh-rlhf's with a prompt column": (
+        {
+            "prompt": "\n\nHuman: why?\n\nAssistant: no\n\nHuman: why?\n\nAssistant:",
+            "chosen": " yes",
+            "rejected": " no",
+        },
+        ((ASK, NO, ASK), (YES,), (NO,)),
+    ),
+    "hh-rlhf's with a prompt column that both sides repeat": (
+        {"prompt": "\n\nHuman: why?\n\nAssistant: ", "chosen": "\n\nHuman: why?\n\nAssistant: yes"}
+        | {"rejected": "\n\nHuman: why?\n\nAssistant: no"},
+        ((ASK,), (YES,), (NO,)),
     ),
     "a transcript by lines": (
         {"chosen": "User: why?\n\nAssistant: no\nUser: why?\nAssistant: yes"}
@@ -221,6 +252,22 @@ REFUSED = {
         },
         "'chosen' begins with a system turn that the prompt does not have",
     ),
+    "another question": (
+        {"prompt": "how?", "chosen": listed(ASK, YES), "rejected": listed(ASK, NO)},
+        "'chosen' begins with a user turn that the prompt does not have",
+    ),
+    "words under another name": (
+        {**GOOD, "prompt": [{"role": "user", "text": "why?"}]},
+        "'prompt' holds NoneType, not text",
+    ),
+    "a note in the place of words": (
+        {**GOOD, "chosen": [{"role": "assistant", "content": "", "weight": 1}]},
+        "'chosen' is empty",
+    ),
+    "answers whose prompt has another name": (
+        {"messages": listed(ASK), "chosen": listed(YES), "rejected": listed(NO)},
+        "no column 'prompt'; needed are prompt, chosen, rejected; found messages",
+    ),
     "a prompt that ends in an answer": (
         {**GOOD, "prompt": listed(ASK, YES)},
         "ends in a turn of the assistant",
@@ -293,8 +340,13 @@ def test_tools_are_the_same_as_a_list_as_text_and_in_parquet(tmp_path):
 
 
 def test_messages_in_csv_are_json_and_other_brackets_text(tmp_path):
-    said = json.dumps(listed(YES))
-    for cell, chosen in ((said, "yes"), ("[1] is a note", "[1] is a note"), ('{"a": 1}', '{"a": 1}')):
+    said, route = json.dumps(listed(YES)), '{"from": "Rome", "to": "Milan"}'
+    for cell, chosen in (
+        (said, "yes"),
+        ("[1] is a note", "[1] is a note"),
+        ('{"a": 1}', '{"a": 1}'),
+        (route, route),
+    ):
         (pair,) = read(csv_file(tmp_path / "a.csv", list(GOOD), ["why?", cell, "no"]))
         assert pair.chosen == chosen
     with pytest.raises(DataError, match=r"row 0: column 'chosen' begins as chat messages, and is no JSON"):

@@ -21,6 +21,8 @@ _BATCH_ROWS = 1024
 _ARROW_FILE_MAGIC = b"ARROW1"
 # What is meant as chat messages in a cell, also where it is no JSON but as Python prints them.
 _MESSAGES = re.compile(r"""(\[\s*)?\{\s*(['"])(role|content|from|value)\2\s*:.*\}\s*\]?""", re.DOTALL)
+# What JSON has that is meant as a turn, and no answer in JSON ({"from": "Rome", "to": "Milan"}).
+_TURNS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
 _HELPSTEER3 = {"context", "response1", "response2", "overall_preference"}
 
 
@@ -239,6 +241,8 @@ def _csv_row(row: Row, where: str) -> Union[Row, DataError]:
                 return DataError(f"{where}: column {name!r} begins as chat messages, and is no JSON: {error}")
             continue
         turns = found if isinstance(found, list) else [found]
-        if turns and all(isinstance(turn, dict) and (turn.keys() & {"role", "from"}) for turn in turns):
+        if turns and all(
+            isinstance(turn, dict) and any(turn.keys() >= names for names in _TURNS) for turn in turns
+        ):
             row[name] = found
     return row

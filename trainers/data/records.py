@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+# What a turn says beside its content; its other fields are notes, which a template may use.
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+SAYING_FIELDS = ("tool_calls", "function_call", *REASONING_FIELDS)
+
 
 class Message(NamedTuple):
     """One chat turn.
@@ -23,6 +27,11 @@ class Message(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """The turn as chat templates take it."""
         return {"role": self.role, "content": self.content, **json.loads(self.fields or "{}")}
+
+    def said_in_fields(self) -> dict[str, Any]:
+        """Those of its fields that are no notes."""
+        fields = json.loads(self.fields) if self.fields else {}
+        return {name: value for name, value in fields.items() if name in SAYING_FIELDS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,13 @@ What is wrong is a DataError that names the row and the column.
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from trainers.data.formats import Row, missing_column
 from trainers.data.records import Message, Pair, user_prompt
-from trainers.data.turns import json_of, text_of, transcript_of, turns_of
+from trainers.data.turns import asked_of, json_of, text_of, transcript_of, turns_of
 from trainers.errors import DataError
 from trainers.specs import DatasetSpec
 
@@ -33,6 +34,7 @@ _LIKE_PROMPTS = ("instruction", "query", "problem", "conversation", "conversatio
 # Columns that say more of what was asked than is read. Of others nothing is lost: they are notes on a row.
 _NOT_READ = ("system_prompt", "history", "context", "input", "documents", "chat_template_kwargs")
 _NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
+_UNREAD = frozenset((*_NOT_READ, *_NOT_TEXT))
 _ANSWERS = re.compile(r"(?:\A|\n)(?:Assistant|Bot|AI):")
 
 
@@ -56,12 +58,13 @@ def pair_of(row: Row, where: str, spec: DatasetSpec, asked: str | None) -> Pair:
     _require_read(row, where, mapped)
     before: Turns = ()
     if asked is not None:
-        before = _turns(row[asked], "user", where, asked)
-        sides = [_turns(row[name], "assistant", where, name) for name in columns]
+        before, sides = _asked(row, where, columns, asked)
     elif all(isinstance(row[name], str) for name in columns):
         before, sides = _shared_texts(row, where, columns)
     else:
         sides = [_turns(row[name], "assistant", where, name) for name in columns]
+        if all(turn.role in ("assistant", "tool") for side in sides for turn in side):
+            raise missing_column("prompt", list(row), where)
     prompt, chosen, rejected = _divided(before, sides, where, columns)
     original = row.get(spec.column("orig_chosen"))
     return Pair(
@@ -78,14 +81,27 @@ def pair_of(row: Row, where: str, spec: DatasetSpec, asked: str | None) -> Pair:
 
 
 def _require_read(row: Row, where: str, mapped: Sequence[str]) -> None:
-    for name in (*_NOT_READ, *_NOT_TEXT):
-        if row.get(name) and name not in mapped:
+    for name in sorted(_UNREAD & row.keys()):
+        if row[name] and name not in mapped:
             how = (
                 "only text is read"
                 if name in _NOT_TEXT
                 else f"map it (--columns prompt={name} or system={name}), put it into the prompt"
             )
             raise DataError(f"{where}: column {name!r} is part of what was asked; {how}, or drop it.")
+
+
+def _asked(row: Row, where: str, columns: Sequence[str], asked: str) -> tuple[Turns, list[Turns]]:
+    """The turns of a prompt column and of both sides, which may hold the prompt too where it is a transcript."""
+    text = row[asked]
+    before = asked_of(text, where, asked) if isinstance(text, str) else None
+    if before is None:
+        return _turns(text, "user", where, asked), [
+            _turns(row[name], "assistant", where, name) for name in columns
+        ]
+    said = [row[name] for name in columns]
+    said = [side.removeprefix(text.rstrip()).strip() if isinstance(side, str) else side for side in said]
+    return before, [_turns(side, "assistant", where, name) for side, name in zip(said, columns, strict=True)]
 
 
 def _turns(value: Any, role: str, where: str, column: str) -> Turns:
@@ -135,9 +151,14 @@ def _divided(
                 f"{where}: column {name!r} ends in a {side[-1].role} turn; a response ends in the assistant's."
             )
     (asked, chosen), (asked_too, rejected) = (_behind(before, side) for side in sides)
-    differ = DataError(f"{where}: the turns before the responses differ between chosen and rejected.")
-    if asked != asked_too:
-        raise differ
+    if not _alike(asked, asked_too):
+        raise _differ(where)
+    for side, name in zip((chosen, rejected), columns, strict=True):
+        if asked and asked[-1].role == "user" and side[0].role in ("user", "system"):
+            raise DataError(
+                f"{where}: column {name!r} begins with a {side[0].role} turn that the prompt does not have; "
+                "which of the two was asked?"
+            )
     shared = _agreeing(chosen, rejected)
     if before and not len(chosen) == len(rejected) == shared + 1:
         shared = 0
@@ -145,47 +166,58 @@ def _divided(
         shared -= 1
     prompt = (*asked, *chosen[:shared])
     if not prompt:
-        raise differ
+        raise _differ(where)
     if prompt[-1].role not in ("user", "tool"):
         raise DataError(
             f"{where}: the prompt ends in a turn of the {prompt[-1].role}; it must end in a user's or a tool's."
         )
-    for side, name in zip((chosen[shared:], rejected[shared:]), columns, strict=True):
-        if side[0].role in ("user", "system"):
-            another = DataError(
-                f"{where}: column {name!r} begins with a {side[0].role} turn that the prompt does not have; "
-                "which of the two was asked?"
-            )
-            raise another if before else differ
+    if any(side[shared].role in ("user", "system") for side in (chosen, rejected)):
+        raise _differ(where)
     return prompt, chosen[shared:], rejected[shared:]
+
+
+def _differ(where: str) -> DataError:
+    return DataError(f"{where}: the turns before the responses differ between chosen and rejected.")
 
 
 def _behind(before: Turns, side: Turns) -> tuple[Turns, Turns]:
     """The prompt and what a side adds to it: a side may hold the whole prompt, or begin with the last turns of it."""
-    said, asked = [_key(turn) for turn in side], [_key(turn) for turn in before]
-    count = len(asked)
+    count = len(before)
     whole = side[0].role in ("system", "user")
-    for start in range(len(said) - count if count and whole else 0):
-        if said[start : start + count] == asked:
+    for start in range(len(side) - count if count and whole else 0):
+        if _alike(side[start : start + count], before):
             return side[: start + count], side[start + count :]
-    for repeated in range(min(count, len(said) - 1), 0, -1):
-        if said[:repeated] == asked[-repeated:]:
+    for repeated in range(min(count, len(side) - 1), 0, -1):
+        if _alike(side[:repeated], before[-repeated:]):
             return before, side[repeated:]
     return before, side
 
 
-def _key(turn: Message) -> tuple[str, str, str]:
-    return turn.role, turn.content.strip(), turn.fields
+def _alike(some: Turns, others: Turns) -> bool:
+    """Whether turns say the same: notes on them, ends of lines, space around them and composed letters do not count."""
+    return some == others or (
+        len(some) == len(others)
+        and all(
+            one.role == other.role
+            and _plain(one.content) == _plain(other.content)
+            and one.said_in_fields() == other.said_in_fields()
+            for one, other in zip(some, others, strict=True)
+        )
+    )
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip().replace("\r\n", "\n"))
 
 
 def _agreeing(chosen: Turns, rejected: Turns) -> int:
     """How many turns both begin with, of those that leave each a last one."""
     most = min(len(chosen), len(rejected)) - 1
-    return next((n for n in range(most) if chosen[n] != rejected[n]), most)
+    return next((n for n in range(most) if not _alike(chosen[n : n + 1], rejected[n : n + 1])), most)
 
 
 def _with_system(prompt: Turns, value: Any, where: str, column: str) -> Turns:
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return prompt
     system = Message("system", text_of(value, where, column))
     if prompt[0].role != "system":

@@ -63,7 +63,7 @@ def turns_of(value: Any, where: str, column: str) -> tuple[Message, ...] | None:
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not turns:
         return None
-    if all(isinstance(item, str) for item in turns):
+    if isinstance(turns[0], str) and all(isinstance(item, str) for item in turns):
         raise DataError(
             f"{where}: column {column!r} holds a list of {len(turns)} texts. Several answers are candidates (as "
             "RewardBench 2 and RM-Bench have them), and a pair has one chosen and one rejected: write a row for each pair."
@@ -77,17 +77,28 @@ def transcript_of(text: str, where: str, column: str) -> tuple[Message, ...] | N
     """The turns of a text that begins with a speaker's name and a colon; None of another text. Raises DataError."""
     if not _BEGINS_WITH_SPEAKER.match(text):
         return None
-    divide = _BY_PARAGRAPHS if _OF_HH_RLHF.match(text) else _BY_LINES
-    _, *parts = divide.split(text)
-    return tuple(
-        Message(ROLES[name.lower()], text_of(said, where, column).strip())
-        for name, said in zip(parts[::2], parts[1::2], strict=True)
-    )
+    return _divided(text, _BY_PARAGRAPHS if _OF_HH_RLHF.match(text) else _BY_LINES, where, column)
+
+
+def asked_of(text: str, where: str, column: str) -> tuple[Message, ...] | None:
+    """The turns of a prompt that is the beginning of hh-rlhf's transcripts, up to `Assistant:`; None of another text."""
+    asked = text.rstrip().removesuffix("\n\nAssistant:")
+    if asked == text.rstrip() or not _OF_HH_RLHF.match(text):
+        return None
+    return _divided(asked, _BY_PARAGRAPHS, where, column)
 
 
 def json_of(value: Any) -> str:
     """A value as JSON text."""
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _divided(text: str, divide: re.Pattern[str], where: str, column: str) -> tuple[Message, ...]:
+    _, *parts = divide.split(text)
+    return tuple(
+        Message(ROLES[name.lower()], text_of(said, where, column).strip())
+        for name, said in zip(parts[::2], parts[1::2], strict=True)
+    )
 
 
 def _turn(turn: dict[str, Any], where: str, column: str) -> Message:
@@ -99,21 +110,29 @@ def _turn(turn: dict[str, Any], where: str, column: str) -> Message:
         raise DataError(
             f"{where}: column {column!r} holds a turn of the role {turn[named]!r}; known are {', '.join(ROLES)}."
         )
-    more = {name: item for name, item in turn.items() if name not in (named, said, "fields")}
-    more |= _parsed(turn.get("fields"))
-    more = {name: item for name, item in more.items() if item not in (None, "", [], {})}
-    fields = text_of(json_of(more), where, column) if more else ""
+    fields = _fields(turn, (named, said), where, column) if len(turn) > 2 else ""
     content = _content(turn.get(said), where, column)
     if fields and content in (None, ""):
-        return Message(role, "", fields)
+        # A tool may have nothing to say.
+        silent = Message(role, "", fields)
+        if role == "tool" or silent.said_in_fields():
+            return silent
     return Message(role, text_of(content, where, column), fields)
 
 
-def _parsed(fields: Any) -> dict[str, Any]:
+def _fields(turn: dict[str, Any], known: tuple[str, str], where: str, column: str) -> str:
+    more = {name: item for name, item in turn.items() if name not in known}
+    if isinstance(more.get("fields"), str):
+        more |= _parsed(more.pop("fields"))
+    more = {name: item for name, item in more.items() if item not in (None, "", [], {})}
+    return text_of(json_of(more), where, column) if more else ""
+
+
+def _parsed(fields: str) -> dict[str, Any]:
     """The fields that a prepared parquet file holds as JSON."""
     try:
         found = json.loads(fields)
-    except (TypeError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {"fields": fields}
 
