@@ -5,7 +5,6 @@ what is wrong with a whole file is raised. Rows are counted from 0, blank lines 
 """
 
 import csv
-import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -158,10 +157,11 @@ def _single_row(batch: Any, where: str) -> Union[Row, DataError]:
 
 def _jsonl_rows(file: Path, needed: Sequence[str]) -> Iterator[Located]:
     with file.open("rb") as lines:
+        name = str(file)
         for number, line in enumerate(lines):
             if line.strip():
-                where = f"{file}, row {number}"
-                yield Located(str(file), number, _json_row(line.removeprefix(b"\xef\xbb\xbf"), where))
+                where = f"{name}, row {number}"
+                yield Located(name, number, _json_row(line.removeprefix(b"\xef\xbb\xbf"), where))
 
 
 def _json_rows(file: Path, needed: Sequence[str]) -> Iterator[Located]:
@@ -172,7 +172,7 @@ def _json_rows(file: Path, needed: Sequence[str]) -> Iterator[Located]:
         yield from _jsonl_rows(file, needed)
         return
     try:
-        rows = json.loads(text.decode(), object_pairs_hook=functools.partial(_object, where=str(file)))
+        rows = _DECODER.decode(text.decode())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from error
     for number, row in enumerate(rows):
@@ -181,12 +181,10 @@ def _json_rows(file: Path, needed: Sequence[str]) -> Iterator[Located]:
 
 def _json_row(line: bytes, where: str) -> Union[Row, DataError]:
     try:
-        row = json.loads(line.decode(), object_pairs_hook=functools.partial(_object, where=where))
+        row = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
         return DataError(f"{where}: byte {error.object[error.start]:#x} at {error.start} is no UTF-8.")
-    except DataError as error:
-        return error
-    # A ValueError is broken JSON or a number of thousands of digits.
+    # A ValueError is broken JSON, a name that stands twice, or a number of thousands of digits.
     except (ValueError, RecursionError) as error:
         return DataError(f"{where} cannot be read as JSON: {error}")
     return _as_row(row, where)
@@ -198,13 +196,16 @@ def _as_row(row: Any, where: str) -> Union[Row, DataError]:
     return row
 
 
-def _object(pairs: list[tuple[str, Any]], where: str) -> Row:
-    """A JSON object, refused where a name stands twice: which one is meant is anybody's guess."""
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object. Raises ValueError where a name stands twice: which one is meant is anybody's guess."""
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{where}: {twice!r} stands twice.")
+        raise ValueError(f"{twice!r} stands twice.")
     return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _csv_rows(file: Path, needed: Sequence[str]) -> Iterator[Located]:
@@ -235,8 +236,8 @@ def _csv_row(row: Row, where: str) -> Union[Row, DataError]:
         if not cell.lstrip().startswith(("[", "{")):
             continue
         try:
-            found = json.loads(cell, object_pairs_hook=functools.partial(_object, where=where))
-        except (DataError, ValueError, RecursionError) as error:
+            found = _DECODER.decode(cell)
+        except (ValueError, RecursionError) as error:
             if _MESSAGES.fullmatch(cell.strip()):
                 return DataError(f"{where}: column {name!r} begins as chat messages, and is no JSON: {error}")
             continue

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, overload
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 SAYING_FIELDS = ("tool_calls", "function_call", *REASONING_FIELDS)
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 class Message(NamedTuple):
     """One chat turn.
@@ -94,7 +96,7 @@ class Digest:
 
     def add(self, pair: Pair) -> None:
         """Take the next pair in."""
-        self._digest.update(json.dumps(_listed(pair), ensure_ascii=False, separators=(",", ":")).encode())
+        self._digest.update(_COMPACT.encode(_listed(pair)).encode())
         self._digest.update(b"\n")
         self.rows += 1
 

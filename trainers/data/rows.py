@@ -13,6 +13,7 @@ A prompt ends in a user's or a tool's turn, a response in the assistant's.
 What is wrong is a DataError that names the row and the column.
 """
 
+import functools
 import json
 import re
 import unicodedata
@@ -23,7 +24,7 @@ from trainers.data.formats import Row, missing_column
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.data.turns import asked_of, json_of, text_of, transcript_of, turns_of
 from trainers.errors import DataError
-from trainers.specs import DatasetSpec
+from trainers.specs import COLUMNS, DatasetSpec
 
 Turns = tuple[Message, ...]
 
@@ -46,15 +47,13 @@ def prompt_column(row: Row, spec: DatasetSpec) -> str | None:
 
 def pair_of(row: Row, where: str, spec: DatasetSpec, asked: str | None) -> Pair:
     """The pair that a row holds; `asked` is the `prompt_column` of its split. Raises DataError."""
-    columns = spec.column("chosen"), spec.column("rejected")
-    mapped = [column for _, column in spec.columns]
-    for name in (*columns, *([] if asked is None else [asked]), *mapped):
-        if name not in row:
+    called, mapped = _called(spec.columns)
+    columns = called["chosen"], called["rejected"]
+    for name in (*columns, asked, *mapped):
+        if name not in row and name is not None:
             raise missing_column(name, list(row), where)
-    if prompt_column(row, spec) != asked:
-        raise DataError(
-            f"{where}: has a column {prompt_column(row, spec)!r}, which the split's first row lacks."
-        )
+    if asked != "prompt" and (found := prompt_column(row, spec)) != asked:
+        raise DataError(f"{where}: has a column {found!r}, which the split's first row lacks.")
     _require_read(row, where, mapped)
     before: Turns = ()
     if asked is not None:
@@ -66,23 +65,31 @@ def pair_of(row: Row, where: str, spec: DatasetSpec, asked: str | None) -> Pair:
         if all(turn.role in ("assistant", "tool") for side in sides for turn in side):
             raise missing_column("prompt", list(row), where)
     prompt, chosen, rejected = _divided(before, sides, where, columns)
-    original = row.get(spec.column("orig_chosen"))
+    original = row.get(called["orig_chosen"])
     return Pair(
-        prompt=_with_system(prompt, row.get(spec.column("system")), where, spec.column("system")),
+        prompt=_with_system(prompt, row, where, called["system"]),
         chosen=_text(chosen),
         rejected=_text(rejected),
         chosen_turns=_unless_plain(chosen),
         rejected_turns=_unless_plain(rejected),
-        tools=_tools(row.get(spec.column("tools")), where, spec.column("tools")),
+        tools=_tools(row, where, called["tools"]),
         original_chosen=text_of(original, where, "orig_chosen")
         if isinstance(original, str) and original
         else None,
     )
 
 
+@functools.cache
+def _called(columns: tuple[tuple[str, str], ...]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(the column of each meaning, those that a map names)."""
+    return {meaning: meaning for meaning in COLUMNS} | dict(columns), tuple(column for _, column in columns)
+
+
 def _require_read(row: Row, where: str, mapped: Sequence[str]) -> None:
-    for name in sorted(_UNREAD & row.keys()):
-        if row[name] and name not in mapped:
+    if _UNREAD.isdisjoint(row):
+        return
+    for name in (*_NOT_READ, *_NOT_TEXT):
+        if row.get(name) and name not in mapped:
             how = (
                 "only text is read"
                 if name in _NOT_TEXT
@@ -95,13 +102,11 @@ def _asked(row: Row, where: str, columns: Sequence[str], asked: str) -> tuple[Tu
     """The turns of a prompt column and of both sides, which may hold the prompt too where it is a transcript."""
     text = row[asked]
     before = asked_of(text, where, asked) if isinstance(text, str) else None
-    if before is None:
-        return _turns(text, "user", where, asked), [
-            _turns(row[name], "assistant", where, name) for name in columns
-        ]
     said = [row[name] for name in columns]
-    said = [side.removeprefix(text.rstrip()).strip() if isinstance(side, str) else side for side in said]
-    return before, [_turns(side, "assistant", where, name) for side, name in zip(said, columns, strict=True)]
+    if before is not None:
+        said = [side.removeprefix(text.rstrip()).strip() if isinstance(side, str) else side for side in said]
+    sides = [_turns(side, "assistant", where, name) for side, name in zip(said, columns, strict=True)]
+    return before or _turns(text, "user", where, asked), sides
 
 
 def _turns(value: Any, role: str, where: str, column: str) -> Turns:
@@ -150,15 +155,16 @@ def _divided(
             raise DataError(
                 f"{where}: column {name!r} ends in a {side[-1].role} turn; a response ends in the assistant's."
             )
-    (asked, chosen), (asked_too, rejected) = (_behind(before, side) for side in sides)
+    (asked, chosen), (asked_too, rejected) = _behind(before, sides[0]), _behind(before, sides[1])
     if not _alike(asked, asked_too):
         raise _differ(where)
-    for side, name in zip((chosen, rejected), columns, strict=True):
-        if asked and asked[-1].role == "user" and side[0].role in ("user", "system"):
-            raise DataError(
-                f"{where}: column {name!r} begins with a {side[0].role} turn that the prompt does not have; "
-                "which of the two was asked?"
-            )
+    if asked and asked[-1].role == "user":
+        for side, name in zip((chosen, rejected), columns, strict=True):
+            if side[0].role in ("user", "system"):
+                raise DataError(
+                    f"{where}: column {name!r} begins with a {side[0].role} turn that the prompt does not have; "
+                    "which of the two was asked?"
+                )
     shared = _agreeing(chosen, rejected)
     if before and not len(chosen) == len(rejected) == shared + 1:
         shared = 0
@@ -171,7 +177,7 @@ def _divided(
         raise DataError(
             f"{where}: the prompt ends in a turn of the {prompt[-1].role}; it must end in a user's or a tool's."
         )
-    if any(side[shared].role in ("user", "system") for side in (chosen, rejected)):
+    if {chosen[shared].role, rejected[shared].role} & {"user", "system"}:
         raise _differ(where)
     return prompt, chosen[shared:], rejected[shared:]
 
@@ -216,7 +222,8 @@ def _agreeing(chosen: Turns, rejected: Turns) -> int:
     return next((n for n in range(most) if not _alike(chosen[n : n + 1], rejected[n : n + 1])), most)
 
 
-def _with_system(prompt: Turns, value: Any, where: str, column: str) -> Turns:
+def _with_system(prompt: Turns, row: Row, where: str, column: str) -> Turns:
+    value = row.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
         return prompt
     system = Message("system", text_of(value, where, column))
@@ -227,8 +234,9 @@ def _with_system(prompt: Turns, value: Any, where: str, column: str) -> Turns:
     return prompt
 
 
-def _tools(value: Any, where: str, column: str) -> str:
+def _tools(row: Row, where: str, column: str) -> str:
     """The tools of a row as JSON text, empty where it has none."""
+    value = row.get(column)
     if not value:
         return ""
     try:
