@@ -110,6 +110,8 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
+    # For messages.
+    tokenizer.name_or_path = "the built-in tiny models"
     return tokenizer
 
 

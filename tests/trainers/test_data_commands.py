@@ -84,8 +84,9 @@ def test_turns_fields_and_tools_outlive_every_file_that_is_written(say, tmp_path
     asked.append([*asked[0][:1], {"role": "assistant", "content": "", "tool_calls": called[1:]}])
     prompts = [[*turns, {"role": "tool", "content": "20 C", "name": "f"}] for turns in asked]
     answer = {"role": "assistant", "content": "yes", "reasoning_content": "hm"}
+    noted = {"role": "assistant", "content": "no", "tokens": 1}
     lines = [
-        {"prompt": prompts[0], "chosen": "yes, quite", "rejected": "no", "tools": [{"name": "f"}]},
+        {"prompt": prompts[0], "chosen": "yes, quite", "rejected": noted, "tools": [{"name": "f"}]},
         {"prompt": prompts[1], "chosen": [answer, *prompts[0][:1], answer], "rejected": "no"},
     ]
     data = rows(tmp_path / "train.jsonl", GOOD, *lines)

@@ -238,7 +238,10 @@ REFUSED = {
         {**GOOD, "prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
         "'prompt' holds a part of the type 'image_url'; only text is read",
     ),
-    "an image column": ({**GOOD, "images": ["x"]}, "'images' is part of what was asked; only text is read"),
+    "an image column": (
+        {**GOOD, "images": ["x"]},
+        "'images' is part of what was asked; only text is read; drop it.",
+    ),
     "a history": ({**GOOD, "history": [["a", "b"]]}, "'history' is part of what was asked"),
     "another system turn": (
         {**GOOD, "prompt": listed(Message("system", "a"), ASK), "system": "b"},

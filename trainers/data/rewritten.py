@@ -42,9 +42,9 @@ def sampled(pairs: Sequence[Pair], sample: int | None, seed: int = SUBSET_SEED) 
 
 
 def require_texts(pairs: Iterable[Pair]) -> None:
-    """Raise DataError where a response is more than a text."""
+    """Raise DataError where a response says more than a text."""
     for number, pair in enumerate(pairs):
-        if pair.chosen_turns or pair.rejected_turns:
+        if any(len(turns) > 1 or turns[0].said_in_fields() for turns in pair.responses):
             raise DataError(
                 f"pair {number}: a response has several turns, tool calls or reasoning beside its text; only plain "
                 "texts are rewritten."

@@ -91,11 +91,11 @@ def _require_read(row: Row, where: str, mapped: Sequence[str]) -> None:
     for name in (*_NOT_READ, *_NOT_TEXT):
         if row.get(name) and name not in mapped:
             how = (
-                "only text is read"
+                "only text is read; drop it"
                 if name in _NOT_TEXT
-                else f"map it (--columns prompt={name} or system={name}), put it into the prompt"
+                else f"map it (--columns prompt={name} or system={name}), put it into the prompt, or drop it"
             )
-            raise DataError(f"{where}: column {name!r} is part of what was asked; {how}, or drop it.")
+            raise DataError(f"{where}: column {name!r} is part of what was asked; {how}.")
 
 
 def _asked(row: Row, where: str, columns: Sequence[str], asked: str) -> tuple[Turns, list[Turns]]:

@@ -77,7 +77,7 @@ def transcript_of(text: str, where: str, column: str) -> tuple[Message, ...] | N
     """The turns of a text that begins with a speaker's name and a colon; None of another text. Raises DataError."""
     if not _BEGINS_WITH_SPEAKER.match(text):
         return None
-    return _divided(text, _BY_PARAGRAPHS if _OF_HH_RLHF.match(text) else _BY_LINES, where, column)
+    return _split(text, _BY_PARAGRAPHS if _OF_HH_RLHF.match(text) else _BY_LINES, where, column)
 
 
 def asked_of(text: str, where: str, column: str) -> tuple[Message, ...] | None:
@@ -85,7 +85,7 @@ def asked_of(text: str, where: str, column: str) -> tuple[Message, ...] | None:
     asked = text.rstrip().removesuffix("\n\nAssistant:")
     if asked == text.rstrip() or not _OF_HH_RLHF.match(text):
         return None
-    return _divided(asked, _BY_PARAGRAPHS, where, column)
+    return _split(asked, _BY_PARAGRAPHS, where, column)
 
 
 def json_of(value: Any) -> str:
@@ -93,7 +93,7 @@ def json_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _divided(text: str, divide: re.Pattern[str], where: str, column: str) -> tuple[Message, ...]:
+def _split(text: str, divide: re.Pattern[str], where: str, column: str) -> tuple[Message, ...]:
     _, *parts = divide.split(text)
     return tuple(
         Message(ROLES[name.lower()], text_of(said, where, column).strip())
