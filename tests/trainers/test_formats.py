@@ -98,6 +98,12 @@ CALLED = Message("assistant", "", '{"tool_calls": [{"function": {"name": "look",
 LOOKED = Message("tool", "20 C")
 
 
+def test_what_a_turn_says_is_no_matter_of_its_notes(tmp_path):
+    asked = {"from": "human", "value": "why?", "content": "philosophy", "role_id": 1}
+    (pair,) = read(jsonl(tmp_path / "a.jsonl", {**GOOD, "prompt": [asked]}))
+    assert pair.prompt[0].as_dict() == {"role": "user", "content": "why?", "role_id": 1}
+
+
 def noted(text: str, number: int) -> Message:
     return Message("user", text, f'{{"tokens": {number}}}')
 
@@ -143,7 +149,11 @@ CONVERSATIONS = {
         | {
             "rejected": {
                 "role": "Model",
-                "content": [{"type": "text", "text": "n"}, {"type": "text", "text": "o"}],
+                "content": [
+                    {"type": "text", "text": "n"},
+                    {"type": "text", "text": ""},
+                    {"type": "text", "text": "o"},
+                ],
             }
         },
         ((ASK,), (YES,), (NO,)),

@@ -28,7 +28,9 @@ class Message(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """The turn as chat templates take it."""
-        return {"role": self.role, "content": self.content, **json.loads(self.fields or "{}")}
+        # A note may be called content, beside words that were called value.
+        said = {"role": self.role, "content": self.content}
+        return {**said, **json.loads(self.fields), **said} if self.fields else said
 
     def said_in_fields(self) -> dict[str, Any]:
         """Those of its fields that are no notes."""

@@ -147,4 +147,5 @@ def _content(value: Any, where: str, column: str) -> Any:
             raise DataError(
                 f"{where}: column {column!r} holds a part of the type {kind!r}; only text is read."
             )
-    return "".join(text_of(part.get("text"), where, column) for part in value)
+    texts = [part.get("text") for part in value]
+    return "".join(text_of(text, where, column) for text in texts if text != "")
