@@ -1,6 +1,7 @@
 """A row → a preference pair, in the formats that TRL documents.
 
     prompt, chosen, rejected     each as text, or as chat messages ({role, content, …})
+                                 a prompt in text may be what hh-rlhf's transcripts begin with, up to `Assistant:`
     chosen, rejected             conversations: the turns that both begin with are the prompt
     chosen, rejected             texts: transcripts are conversations; of others the whole words that both begin with
     system, tools                of the prompt, where there are any
