@@ -4,6 +4,7 @@ Imports that cost seconds stand inside the functions, so that planning never pay
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,7 +73,7 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
 
 def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
     from trainers import token_files
-    from trainers.pairs import LeftOut, iter_tokens
+    from trainers.pairs import Counts, iter_tokens
     from trainers.templates import load_tokenizer
 
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
@@ -82,13 +83,13 @@ def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
             tokenizer = tiny.build_tokenizer()
         else:
             tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
-        left_out = LeftOut()
-        tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, left_out)
+        counts = Counts()
+        tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, counts)
         total = min(len(pairs), stage.draw.max_pairs or len(pairs))
         counted = _counted(tokens, total, report)
         count = token_files.write_tokens(counted, attempt.directory / "pairs.arrow")
         means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
-        attempt.info.update(pairs=count, too_long=left_out.too_long, mean_tokens=means)
+        attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
 
 
 def _counted(tokens: "Iterable[TokenPair]", total: int, report: Report) -> "Iterator[TokenPair]":

@@ -14,7 +14,7 @@ from trainers.data.selections import generator, permutation
 from trainers.errors import DataError, ModelError
 from trainers.rewards import Rendering
 from trainers.specs import DrawSpec, ValidationSpec
-from trainers.templates import render
+from trainers.templates import render, unknown_token
 
 # Enough for every thread of the tokenizer, few enough for memory to be flat.
 _PAIRS_AT_ONCE = 256
@@ -46,42 +46,64 @@ def draw_order(count: int, draw: DrawSpec) -> list[int]:
 
 def tokenize_pairs(
     pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering = "response"
-) -> tuple[list[TokenPair], int]:
-    """The drawn pairs as tokens, and how many were left out for their length. Raises DataError, ModelError."""
-    left_out = LeftOut()
-    return list(iter_tokens(pairs, tokenizer, draw, rendering, left_out)), left_out.too_long
+) -> tuple[list[TokenPair], "Counts"]:
+    """The drawn pairs as tokens, and what was counted on the way. Raises DataError, ModelError."""
+    counts = Counts()
+    return list(iter_tokens(pairs, tokenizer, draw, rendering, counts)), counts
 
 
 @dataclass(slots=True)
-class LeftOut:
-    """How many pairs were left out for their length, so far."""
+class Counts:
+    """What tokenising has met so far: pairs left out as `too_long`; among the pairs kept, those `identical` on both
+    sides, their `tokens` (a prompt counted once), and how many of these the tokenizer does not know.
+    """
 
     too_long: int = 0
+    identical: int = 0
+    tokens: int = 0
+    unknown_tokens: int = 0
+
+    def add(self, pair: TokenPair, rendering: Rendering, unknown: int | None) -> None:
+        """Count a pair that is kept."""
+        self.identical += identical(pair, rendering)
+        self.tokens += pair.tokens
+        if unknown is not None:
+            self.unknown_tokens += sum(
+                ids.count(unknown) for ids in (pair.prompt, pair.chosen, pair.rejected)
+            )
+
+
+def identical(pair: TokenPair, rendering: Rendering) -> bool:
+    """Whether both sides are the same tokens, so that no model can prefer one; a verification ends in its answer."""
+    end = -1 if rendering == "verification" else None
+    return pair.chosen[:end] == pair.rejected[:end]
 
 
 def iter_tokens(
-    pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering, left_out: LeftOut
+    pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering, counts: Counts
 ) -> Iterator[TokenPair]:
     """The drawn pairs as tokens, one by one. Raises DataError, ModelError.
 
     The limits are on prompt and response whatever the rendering, so that every reward type draws the same pairs.
     """
-    kept, order = 0, draw_order(len(pairs), draw)
+    kept, order, unknown = 0, draw_order(len(pairs), draw), unknown_token(tokenizer)
     for start in range(0, len(order), _PAIRS_AT_ONCE):
         rows = order[start : start + _PAIRS_AT_ONCE]
         found = [pairs[row] for row in rows]
         for pair, tokens in zip(found, _tokenize(found, rows, tokenizer), strict=True):
             longest_response = max(len(tokens.chosen), len(tokens.rejected))
             if len(tokens.prompt) > draw.max_prompt_tokens or longest_response > draw.max_response_tokens:
-                left_out.too_long += 1
+                counts.too_long += 1
                 continue
-            yield tokens if rendering == "response" else _verification(pair, tokens.index, tokenizer)
+            made = tokens if rendering == "response" else _verification(pair, tokens.index, tokenizer)
+            counts.add(made, rendering, unknown)
+            yield made
             kept += 1
             if kept == draw.max_pairs:
                 return
     if not kept:
         raise DataError(
-            f"all {left_out.too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
+            f"all {counts.too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
             f"{draw.max_response_tokens} response tokens; nothing is left to use."
         )
 

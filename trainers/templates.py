@@ -65,7 +65,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt
     """A conversation as text. Raises DataError where the template refuses it."""
     try:
         rendered: str = tokenizer.apply_chat_template(
-            [message._asdict() for message in messages],
+            [message.as_dict() for message in messages],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
@@ -89,6 +89,12 @@ def _dated(template: str, name: str) -> str:
             "be other tokens tomorrow; put a fixed date into its chat_template."
         )
     return pinned
+
+
+def unknown_token(tokenizer: Any) -> int | None:
+    """The id that stands for words that the tokenizer does not know; None where it only ends or begins texts (GPT-2)."""
+    token = tokenizer.unk_token_id
+    return None if token in (tokenizer.bos_token_id, tokenizer.eos_token_id) else token
 
 
 def padding_token(tokenizer: Any) -> int:

@@ -107,11 +107,10 @@ def test_preparing_pairs_says_how_far_it_is(store: Store):
     assert rows == [{"done": done, "total": 60} for done in (50, 60)]
     rows.clear()
     run_shared(plan.evaluations[0].prepared, store, rows.append)
-    assert (
-        rows[-1]["done"]
-        == rows[-1]["total"]
-        == store.manifest("prepare", plan.evaluations[0].prepared.key)["info"]["pairs"]
-    )
+    info = store.manifest("prepare", plan.evaluations[0].prepared.key)["info"]
+    assert rows[-1]["done"] == rows[-1]["total"] == info["pairs"]
+    assert (info["identical"], info["unknown_tokens"], info["too_long"]) == (0, 0, 0)
+    assert info["tokens"] == pytest.approx(info["pairs"] * sum(info["mean_tokens"].values()))
 
 
 @pytest.mark.parametrize(

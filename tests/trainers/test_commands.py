@@ -173,6 +173,19 @@ def test_weights_of_another_architecture_are_refused(tiny_model, tmp_path):
         )
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_pairs_left_out_and_ties_are_said_once(tiny_model, tmp_path, monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    pair = {"prompt": "bread", "chosen": "yes"}
+    lines = [{**pair, "rejected": text} for text in ("no", "yes ", "no " * 20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = {"model": str(tiny_model), "reward": "im_rm_no_reference", "data": str(tmp_path / "a.jsonl")}
+    run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet", max_response_tokens=9))
+    said = capsys.readouterr().err
+    assert ("1 pairs left out: over 1024 prompt or 9 response tokens" in said) == (rank == "0")
+    assert ("1 of 2 pairs have the same tokens on both sides" in said) == (rank == "0")
+
+
 @pytest.mark.parametrize(("terminal", "rank"), [(True, "0"), (True, "1"), (False, "0")])
 def test_downloads_are_seen_on_a_terminal_once_and_no_other_bar_of_the_libraries(monkeypatch, terminal, rank):
     from huggingface_hub.utils import are_progress_bars_disabled

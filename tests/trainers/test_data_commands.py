@@ -161,6 +161,15 @@ def test_tokens_are_those_of_training_and_made_once_per_tokenizer_and_limits(
     monkeypatch.undo()
 
 
+def test_prepare_says_how_many_pairs_are_ties_for_a_tokenizer(say, tmp_path, tiny_model):
+    data = rows(tmp_path / "a.jsonl", GOOD, {**GOOD, "rejected": "because "})
+    out = say("prepare", data, "--out", tmp_path / "out", "--splits", "train", "--tokenizer", tiny_model)[1]
+    assert (
+        f"1 of 2 pairs have the same tokens on both sides under the chat template of {tiny_model}: ties"
+        in out
+    )
+
+
 def test_another_draw_has_tokens_of_its_own(say, tmp_path, tiny_model):
     words = ["prepare", "tiny_world", "--out", tmp_path, "--tokenizer", tiny_model, "--json"]
     first = json.loads(say(*words)[1])["tokens"]["train"]

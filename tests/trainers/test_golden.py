@@ -68,8 +68,8 @@ def test_prepare():
     golden = {2: ([2, 0], [5, 5], 1)}
     rows = [("yes", "no"), ("sure", "never no no no no no"), ("certainly", "nope")]
     pairs = [Pair(prompt=(Message("user", "bread"),), chosen=a, rejected=b) for a, b in rows]
-    tokens, too_long = tokenize_pairs(pairs, build_tokenizer(), DrawSpec(max_pairs=3, max_response_tokens=4))
-    found = [pair.index for pair in tokens], [len(pair.prompt) for pair in tokens], too_long
+    tokens, counts = tokenize_pairs(pairs, build_tokenizer(), DrawSpec(max_pairs=3, max_response_tokens=4))
+    found = [pair.index for pair in tokens], [len(pair.prompt) for pair in tokens], counts.too_long
     assert found == golden[versions.PREPARE]
 
 

@@ -318,14 +318,20 @@ def test_like_responses_still_leave_an_answer_on_each_side(asking, chosen, rejec
     assert words[1:-2] == QUESTION.format(chosen).split()
 
 
+def test_like_responses_are_identical_though_their_verifications_end_in_different_answers(asking):
+    sides = [("e f", "e f"), ("e", "e  "), ("e", "f"), ("e f", "e f e f e f")]
+    pairs = [Pair(prompt=user_prompt("d"), chosen=chosen, rejected=rejected) for chosen, rejected in sides]
+    assert verify(pairs, asking, DrawSpec(max_response_tokens=6))[1].identical == 2
+
+
 @pytest.mark.parametrize("most", [None, 3])
 def test_every_rendering_draws_the_same_pairs(asking, most):
     draw = DrawSpec(max_pairs=most, seed=5, max_prompt_tokens=6, max_response_tokens=4)
-    asked, asked_too_long = verify(verification_pairs(), asking, draw)
-    answered, too_long = tokenize_pairs(verification_pairs(), asking, draw)
+    asked, counted_asked = verify(verification_pairs(), asking, draw)
+    answered, counted = tokenize_pairs(verification_pairs(), asking, draw)
     assert [pair.index for pair in asked] == [pair.index for pair in answered]
-    assert asked_too_long == too_long
-    assert too_long > 0 or most is not None
+    assert counted_asked.too_long == counted.too_long
+    assert counted.too_long > 0 or most is not None
 
 
 def test_verifications_survive_their_file(asking, tmp_path):

@@ -18,6 +18,7 @@ import pyarrow as pa
 import tyro
 from pyarrow import parquet
 
+from trainers.command import ties
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.list_command import source_of
 from trainers.data.records import Digest, Pair, read_written_pairs, write_pairs
@@ -88,6 +89,8 @@ def run_prepare(arguments: Prepare) -> None:
         print(
             f"tokens of {split}: {facts['pairs']} pairs, {facts['too_long']} over the limits, in {facts['file']}"
         )
+        if facts["identical"]:
+            print(f"  {ties(facts['identical'], facts['pairs'], str(arguments.tokenizer))}")
 
 
 def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
@@ -105,7 +108,7 @@ def _batches(pairs: Iterable[Pair], digest: Digest) -> Iterator[Any]:
         digest.add(pair)
         rows.append(
             {
-                "prompt": [message._asdict() for message in pair.prompt],
+                "prompt": [message.as_dict() for message in pair.prompt],
                 "chosen": pair.chosen,
                 "rejected": pair.rejected,
                 "orig_chosen": pair.original_chosen,
@@ -137,18 +140,18 @@ def _tokenize(arguments: Prepare, splits: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(pairs: Iterable[Pair], tokenizer: Any, limits: DrawSpec, file: Path) -> dict[str, int]:
-    from trainers.pairs import LeftOut, iter_tokens
+    from trainers.pairs import Counts, iter_tokens
     from trainers.token_files import write_tokens
 
-    left_out = LeftOut()
+    counts = Counts()
     with tempfile.TemporaryDirectory(dir=file.parent) as folder, disk_named(file):
         # A draw asks for rows in any order.
         write_pairs(pairs, Path(folder) / "pairs.jsonl")
         rows = read_written_pairs(Path(folder) / "pairs.jsonl")
         draft = Path(folder) / file.name
-        count = write_tokens(iter_tokens(rows, tokenizer, limits, "response", left_out), draft)
+        count = write_tokens(iter_tokens(rows, tokenizer, limits, "response", counts), draft)
         draft.replace(file)
-    return {"pairs": count, "too_long": left_out.too_long}
+    return {"pairs": count, **dataclasses.asdict(counts)}
 
 
 def _tokens_key(digest: str, tokenizer: Any, limits: DrawSpec) -> str:

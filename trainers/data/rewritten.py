@@ -100,7 +100,7 @@ def write_rewritten(
 
     rows: list[dict[str, Any]] = [
         {
-            "prompt": [message._asdict() for message in pair.prompt],
+            "prompt": [message.as_dict() for message in pair.prompt],
             "chosen": rewritten(pair.chosen),
             "rejected": rewritten(pair.rejected),
             "orig_chosen": pair.chosen,
