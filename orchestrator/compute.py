@@ -73,6 +73,7 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
 
 def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
     from trainers import token_files
+    from trainers.data.audit import token_findings
     from trainers.pairs import Counts, iter_tokens
     from trainers.templates import load_tokenizer
 
@@ -90,6 +91,9 @@ def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
         count = token_files.write_tokens(counted, attempt.directory / "pairs.arrow")
         means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
         attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
+    where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"
+    for finding in token_findings(where, counts, count):
+        report({"notice": finding.said})
 
 
 def _counted(tokens: "Iterable[TokenPair]", total: int, report: Report) -> "Iterator[TokenPair]":

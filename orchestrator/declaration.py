@@ -22,7 +22,7 @@ from trainers.errors import SpecError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """One evaluation of a trial; `dataset_digest` is that of the rows.
+    """One evaluation of a trial; `dataset_digest` is that of the rows, `prepared` the key of their tokens.
 
     `epoch` is that after which it was evaluated, None where an older rmsweep has written the file: the last.
     """
@@ -32,11 +32,12 @@ class EvaluationRecord:
     category: Category
     dataset_digest: str
     epoch: int | None = None
+    prepared: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One cell: its labels, every parameter of its spec, and the keys of its artifacts."""
+    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs."""
 
     name: str
     key: str
@@ -47,6 +48,7 @@ class TrialRecord:
     seed: int
     parameters: dict[str, Any]
     evaluations: tuple[EvaluationRecord, ...]
+    prepared: str = ""
 
     def whole(self, store: Store) -> bool:
         """Whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
@@ -122,9 +124,11 @@ def _trial(
                 category=categories[spec.train_set.name, stage.prepared.split.name],
                 dataset_digest=stage.prepared.split.digest,
                 epoch=stage.epoch,
+                prepared=stage.prepared.key,
             )
             for stage in plan.evaluations
         ),
+        prepared=plan.train.prepared.key,
     )
 
 

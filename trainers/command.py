@@ -128,6 +128,8 @@ def say_counts(counts: Counts, kept: int, draw: DrawSpec, model: str) -> None:
         )
     if counts.identical:
         print(ties(counts.identical, kept, model), file=sys.stderr)
+    if counts.many_unknown:
+        print(unknown(counts, model), file=sys.stderr)
 
 
 def ties(identical: int, kept: int, model: str) -> str:
@@ -135,6 +137,14 @@ def ties(identical: int, kept: int, model: str) -> str:
     return (
         f"{identical} of {kept} pairs have the same tokens on both sides under the chat template of {model}: "
         "ties, from which nothing is learned"
+    )
+
+
+def unknown(counts: Counts, model: str) -> str:
+    """One line about texts that a tokenizer hardly knows."""
+    return (
+        f"{counts.unknown_tokens} of {counts.tokens} tokens are unknown to the tokenizer of {model}: it gives all such "
+        "words one id, so that texts that differ only in them are the same to the model"
     )
 
 

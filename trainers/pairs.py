@@ -3,8 +3,8 @@
 A response is what the chat template adds after the generation prompt, its end-of-turn token included (paper §3).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from trainers.templates import render, unknown_token
 
 # Enough for every thread of the tokenizer, few enough for memory to be flat.
 _PAIRS_AT_ONCE = 256
+# Names and signs that a tokenizer lacks stay far below; above it whole texts come to the model as one token repeated.
+_MANY_UNKNOWN = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,11 @@ class Counts:
     tokens: int = 0
     unknown_tokens: int = 0
 
+    @property
+    def many_unknown(self) -> bool:
+        """Whether so many tokens are unknown that a reward can hardly be of the texts."""
+        return self.unknown_tokens > _MANY_UNKNOWN * self.tokens
+
     def add(self, pair: TokenPair, rendering: Rendering, unknown: int | None) -> None:
         """Count a pair that is kept."""
         self.identical += identical(pair, rendering)
@@ -71,6 +78,12 @@ class Counts:
             self.unknown_tokens += sum(
                 ids.count(unknown) for ids in (pair.prompt, pair.chosen, pair.rejected)
             )
+
+
+def read_counts(noted: Mapping[str, Any]) -> Counts | None:
+    """What was counted, from where it was noted; None where it was not."""
+    names = [field.name for field in fields(Counts)]
+    return Counts(**{name: noted[name] for name in names}) if all(name in noted for name in names) else None
 
 
 def identical(pair: TokenPair, rendering: Rendering) -> bool:
