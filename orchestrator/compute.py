@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.durations import Durations, expected_s
+from orchestrator.manifests import weights_digest
 from orchestrator.stages import (
     ConvertStage,
     EvaluateStage,
@@ -242,7 +243,8 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
     train = missing[0].train
     folder = model_folder(missing[0].epoch, train.optim.epochs)
     # A training is not done again for the sake of its log.
-    location = str(store.read("train", train.key, folder) / folder)
+    trained, found = store.manifest_and_folder("train", train.key, folder)
+    location = str(found / folder)
     model = load_model(
         location,
         tokenizer=load_tokenizer(location, trust=train.base.trust),
@@ -261,8 +263,8 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
                 reference=reference,
                 report=functools.partial(_of_dataset, report, name),
             )
-            found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
-            attempt.info.update(metrics=found, dataset=name)
+            metrics = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
+            attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(trained))
 
 
 def _tokens(

@@ -15,7 +15,7 @@ from orchestrator.redaction import redacted
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
 from orchestrator.stages import PrepareStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.trial_plan import TrialPlan, unscored
 from trainers.disk import replace
 from trainers.errors import SpecError
 
@@ -52,7 +52,7 @@ class TrialRecord:
 
     def whole(self, store: Store) -> bool:
         """Whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
-        evaluated = all(store.complete("evaluate", item.key) for item in self.evaluations)
+        evaluated = not unscored(store, self.key, [item.key for item in self.evaluations])
         return evaluated and store.complete("train", self.key)
 
 

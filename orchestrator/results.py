@@ -12,6 +12,7 @@ from pyarrow import parquet
 from orchestrator.artifacts import Store
 from orchestrator.audits import leaked_rows
 from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
+from orchestrator.manifests import weights_digest
 from orchestrator.spec import CATEGORIES, Category
 from trainers import metrics
 from trainers.errors import Damaged
@@ -22,7 +23,7 @@ from trainers.scores import PairScores, read_pair_scores
 class EvaluationResult:
     """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time.
 
-    `epoch` is as in the record.
+    `epoch` is as in the record, `weights` the digest of the training's weights that were scored, where it is known.
     """
 
     dataset: str
@@ -31,6 +32,7 @@ class EvaluationResult:
     finished: float
     scores: PairScores = field(compare=False, repr=False)
     epoch: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +109,32 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
             faults.append(str(error))
         else:
             evaluations += [found] if found else []
+    stale = _stale(evaluations, manifest and weights_digest(manifest))
+    if stale:
+        faults.append(f"{of_other_weights([item.dataset for item in stale])}; run the sweep again")
     return TrialResult(
         record=record,
         trained=manifest is not None,
         train_accuracy=info.get("train_accuracy"),
         train_pairs=info.get("pairs", 0),
         perf=info.get("perf", {}),
-        evaluations=tuple(evaluations),
+        evaluations=tuple(item for item in evaluations if item not in stale),
         started=manifest["started"] if manifest else None,
         trained_at=_committed(manifest) if manifest else 0.0,
         faults=tuple(faults),
     )
+
+
+def _stale(evaluations: Sequence[EvaluationResult], now: str | None) -> list[EvaluationResult]:
+    """Where a trial was scored with several weights, the evaluations that are not of those that it has `now`."""
+    mixed = len({item.weights for item in evaluations} - {None}) > 1
+    return [item for item in evaluations if mixed and item.weights not in (None, now)]
+
+
+def of_other_weights(datasets: Sequence[str]) -> str:
+    """That scores on these sets do not count."""
+    sets = ", ".join(dict.fromkeys(datasets))
+    return f"the scores on {sets} are of weights of before: it was trained again since, to other last bits"
 
 
 def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> EvaluationResult | None:
@@ -138,6 +155,7 @@ def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> Ev
         finished=_committed(evaluated),
         scores=scores,
         epoch=wanted.epoch,
+        weights=evaluated["info"].get("weights"),
     )
 
 

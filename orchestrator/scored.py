@@ -58,8 +58,7 @@ def scored(store: Store, sweep: str) -> Scored:
         # What a result was trained with is in its key.
         replace(trial, parameters={})
         for trial in trials
-        if store.complete("train", trial.key)
-        and all(store.complete("evaluate", item.key) for item in trial.evaluations)
+        if trial.whole(store)
     )
     if not complete:
         raise SpecError(f"--sweep {sweep}: none of its {len(trials)} trials is complete; run it first.")

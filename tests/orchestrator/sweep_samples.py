@@ -145,8 +145,8 @@ def commit_train(store: Store, key: str, *, accuracy: float = 1.0, pairs: int = 
         )
 
 
-def commit_scores(store: Store, key: str, *, right: int, pairs: int = 10) -> None:
-    """The artifact of an evaluation that ranks the first `right` of `pairs` right."""
+def commit_scores(store: Store, key: str, *, right: int, pairs: int = 10, weights: str | None = None) -> None:
+    """The artifact of an evaluation that ranks the first `right` of `pairs` right; `weights` are those that it scored."""
     count = range(pairs)
     table = pa.table(
         {
@@ -160,6 +160,7 @@ def commit_scores(store: Store, key: str, *, right: int, pairs: int = 10) -> Non
     )
     with store.write("evaluate", key) as attempt:
         parquet.write_table(table, attempt.directory / "scores.parquet")
+        attempt.info.update(weights=weights)
 
 
 def record(
