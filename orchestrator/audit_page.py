@@ -66,7 +66,8 @@ def _token_findings(declaration: Declaration, store: Store) -> Iterator[Finding]
     found: dict[Finding, list[str]] = {}
     for (name, key), readers in models.items():
         # A damaged manifest is said where its stage is made again.
-        info = store.manifest("prepare", key)["info"] if store.complete("prepare", key) else {}
+        manifest = store.sound_manifest("prepare", key)
+        info = manifest["info"] if manifest else {}
         if (counts := read_counts(info)) is not None:
             for finding in token_findings(name, counts, info["pairs"]):
                 found.setdefault(finding, []).extend(readers)

@@ -48,9 +48,10 @@ def holds_weights(name: str) -> bool:
     return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
 
 
-def weights_digest(trained: Mapping[str, Any]) -> str | None:
-    """One digest of all weights that a training's manifest names, evicted or not; None where it names none."""
-    files = sorted((name, said["sha256"]) for name, said in trained["files"].items() if holds_weights(name))
+def weights_digest(trained: Mapping[str, Any] | None) -> str | None:
+    """One digest of all weights that a training's manifest names, evicted or not; None where there are none."""
+    named = trained["files"].items() if trained else ()
+    files = sorted((name, said["sha256"]) for name, said in named if holds_weights(name))
     return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
 
 

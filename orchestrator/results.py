@@ -109,7 +109,7 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
             faults.append(str(error))
         else:
             evaluations += [found] if found else []
-    stale = _stale(evaluations, manifest and weights_digest(manifest))
+    stale = _stale(evaluations, weights_digest(manifest))
     if stale:
         faults.append(f"{of_other_weights([item.dataset for item in stale])}; run the sweep again")
     return TrialResult(

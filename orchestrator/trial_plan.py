@@ -90,8 +90,7 @@ def unscored(
     missing, known = set(evaluations) - scored.keys(), {*scored.values()} - {None}
     if not known:
         return missing
-    trained = trained or store.sound_manifest("train", train)
-    now = trained and weights_digest(trained)
+    now = weights_digest(trained or store.sound_manifest("train", train))
     if now is None or known == {now}:
         return missing
     if not missing and len(known) == 1 and store.evicted("train", train):

@@ -54,7 +54,7 @@ def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding
             what="unknown tokens",
             where=where,
             number=f"{share(counts.unknown_tokens / counts.tokens)} of {counts.tokens} tokens",
-            effect="The tokenizer gives every word that it does not know one id: the reward is hardly of the texts.",
+            effect="The tokenizer gives all words that it does not know one id: texts that differ only in them are the same to the model.",
         )
 
 
