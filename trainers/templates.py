@@ -8,12 +8,14 @@ import datetime
 import functools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
 from trainers.data.records import Message
 from trainers.errors import DataError, ModelError
+from trainers.folders import code_files
 from trainers.specs import UNTRUSTED, Trust
 
 # Templates that print today's date (Llama 3) would tokenise differently every day.
@@ -34,9 +36,11 @@ def load_tokenizer(location: str, revision: str | None = None, trust: Trust = UN
     """The tokenizer at a hub id or folder, with a chat template of markers where it has none. Raises ModelError."""
     from transformers import AutoTokenizer
 
+    # A folder without code of its own needs no trust; where its tokenizer_config.json says so, transformers fails.
+    codeless = Path(location).is_dir() and not code_files(Path(location))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            location, revision=revision, trust_remote_code=trust.trust_remote_code
+            location, revision=revision, trust_remote_code=trust.trust_remote_code and not codeless
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {location}: {first_line(error)}") from error

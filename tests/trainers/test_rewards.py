@@ -34,7 +34,7 @@ from trainers.packing import collate
 from trainers.pairs import tokenize_pairs
 from trainers.reference import compute_reference, read_reference, write_reference
 from trainers.rewards import RewardSpec, reward_types
-from trainers.saving import save_model
+from trainers.saving import folder_files, save_model
 from trainers.scoring import RewardModule
 from trainers.specs import DrawSpec
 from trainers.templates import load_tokenizer
@@ -287,7 +287,7 @@ def test_a_saved_model_gives_the_same_rewards(tiny_model, pairs, tmp_path, kind)
     spec = SPECS[kind]
     model = load_tiny(tiny_model, spec.type.output, 5 if kind == "ex_rm" else None)
     weights = {name: value.detach() for name, value in model.named_parameters()}
-    save_model(model, weights, load_tokenizer(str(tiny_model)), tmp_path / "model")
+    save_model(weights, folder_files(model, load_tokenizer(str(tiny_model))), tmp_path / "model")
     again = load_tiny(tmp_path / "model", spec.type.output)
     batch = collate(pairs, reference={pair.index: (-10.0, -11.0) for pair in pairs})
     with torch.no_grad():

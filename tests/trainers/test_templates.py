@@ -15,7 +15,7 @@ from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError, ModelError
 from trainers.models import load_model
 from trainers.pairs import tokenize_pairs
-from trainers.saving import save_model
+from trainers.saving import folder_files, save_model
 from trainers.specs import DrawSpec
 from trainers.templates import ASSISTANT_MARKER, USER_MARKER, load_tokenizer, padding_token, render
 from trainers.token_files import read_tokens, write_tokens
@@ -221,7 +221,7 @@ def test_a_saved_model_keeps_the_rows_of_its_markers(tmp_path):
     with torch.no_grad():
         model.get_input_embeddings().weight[-2:] += 1
     weights = {name: value.detach() for name, value in model.named_parameters()}
-    save_model(model, weights, load_tokenizer(str(tmp_path / "base")), tmp_path / "saved")
+    save_model(weights, folder_files(model, load_tokenizer(str(tmp_path / "base"))), tmp_path / "saved")
     assert torch.equal(rows_of(load(tmp_path / "saved")), rows_of(model))
 
 

@@ -1,15 +1,18 @@
 """`python -m trainers.data prepare NAME|PATH --out FOLDER`: a set read once, kept as parquet, and as tokens if asked.
 
-FOLDER/train.parquet, test.parquet     prompt as messages, chosen, rejected: a data set by itself
+FOLDER/train.parquet, test.parquet     prompt as messages, chosen, rejected: a data set by itself. Where a split has
+                                       responses of several turns, tool calls or tools: all as messages, what a turn
+                                       has beside role and content as JSON in its `fields`, and the tools as JSON
 FOLDER/prepared.json                   source, revision, and of each split digest, rows, funnel, bad rows left out
 FOLDER/tokens/<key>/train.arrow        tokens, one folder for each tokenizer and limits, memory-mapped when read
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +24,7 @@ from pyarrow import parquet
 from trainers.command import ties, unknown
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.list_command import source_of
-from trainers.data.records import Digest, Pair, read_written_pairs, write_pairs
+from trainers.data.records import Digest, Pair, as_row, as_turns, is_plain, read_written_pairs, write_pairs
 from trainers.data.selections import Funnel
 from trainers.data.show_command import say_left_out
 from trainers.data.sources import iter_pairs, resolved_revision, splits_of
@@ -35,6 +38,11 @@ _ROWS_AT_ONCE = 1024
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SCHEMA = pa.schema(
     [("prompt", _MESSAGES), ("chosen", pa.string()), ("rejected", pa.string()), ("orig_chosen", pa.string())]
+)
+_WITH_FIELDS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("fields", pa.string())]))
+_SCHEMA_OF_TURNS = pa.schema(
+    [(name, _WITH_FIELDS) for name in ("prompt", "chosen", "rejected")]
+    + [("orig_chosen", pa.string()), ("tools", pa.string())]
 )
 
 
@@ -103,31 +111,22 @@ def _say_tokens(tokens: dict[str, Any], tokenizer: str) -> None:
 
 
 def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
-    """Write the split as it is read, and say who it is."""
-    digest, left_out, funnel = Digest(), list[str](), Funnel()
-    with parquet.ParquetWriter(file, _SCHEMA) as writer:
-        for batch in _batches(iter_pairs(spec, split, left_out, funnel), digest):
-            writer.write_batch(batch)
+    """Write the split as it is read, and say who it is; anew as turns from the first pair on that plain text would cut."""
+    for schema in (_SCHEMA, _SCHEMA_OF_TURNS):
+        digest, left_out, funnel, whole = Digest(), list[str](), Funnel(), True
+        with parquet.ParquetWriter(file, schema) as writer:
+            pairs = iter_pairs(spec, split, left_out, funnel)
+            while whole and (batch := list(itertools.islice(pairs, _ROWS_AT_ONCE))):
+                for pair in batch:
+                    digest.add(pair)
+                whole = schema is _SCHEMA_OF_TURNS or all(map(is_plain, batch))
+                row_of = as_row if schema is _SCHEMA else as_turns
+                rows = [{**row_of(pair), "orig_chosen": pair.original_chosen} for pair in batch]
+                if whole:
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+        if whole:
+            break
     return {"digest": digest.hexdigest(), "rows": digest.rows, "left_out": left_out, "funnel": funnel}
-
-
-def _batches(pairs: Iterable[Pair], digest: Digest) -> Iterator[Any]:
-    rows: list[dict[str, Any]] = []
-    for pair in pairs:
-        digest.add(pair)
-        rows.append(
-            {
-                "prompt": [message.as_dict() for message in pair.prompt],
-                "chosen": pair.chosen,
-                "rejected": pair.rejected,
-                "orig_chosen": pair.original_chosen,
-            }
-        )
-        if len(rows) == _ROWS_AT_ONCE:
-            yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
-            rows = []
-    if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
 
 
 def _tokenize(arguments: Prepare, splits: dict[str, Any]) -> dict[str, Any]:

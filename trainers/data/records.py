@@ -52,6 +52,30 @@ class Pair:
         )
 
 
+def is_plain(pair: Pair) -> bool:
+    """Whether role and content of its prompt and the text of its responses are all that the pair says."""
+    return not (
+        pair.chosen_turns or pair.rejected_turns or pair.tools or any(turn.fields for turn in pair.prompt)
+    )
+
+
+def as_row(pair: Pair) -> dict[str, Any]:
+    """The pair as a row of a file: its prompt as messages, its responses as text where they are no more than that."""
+    row: dict[str, Any] = {"prompt": [message.as_dict() for message in pair.prompt]}
+    for name, text, turns in (
+        ("chosen", pair.chosen, pair.chosen_turns),
+        ("rejected", pair.rejected, pair.rejected_turns),
+    ):
+        row[name] = [message.as_dict() for message in turns] or text
+    return {**row, **({"tools": pair.tools} if pair.tools else {})}
+
+
+def as_turns(pair: Pair) -> dict[str, Any]:
+    """The pair as a row of a parquet file, whose columns have one type: responses as turns, and fields as JSON text."""
+    named = zip(("prompt", "chosen", "rejected"), (pair.prompt, *pair.responses), strict=True)
+    return {**{name: [turn._asdict() for turn in turns] for name, turns in named}, "tools": pair.tools}
+
+
 class Digest:
     """Digest of what pairs say, in order: the same for every file format they came in. `rows` counts them."""
 
@@ -103,13 +127,14 @@ def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
 
 def _listed(pair: Pair) -> list[Any]:
     """What a pair says as JSON values; the fields that few pairs have stand in the rows of those alone."""
-    row: list[Any] = [_turns(pair.prompt), pair.chosen, pair.rejected]
+    row: list[Any] = [listed_turns(pair.prompt), pair.chosen, pair.rejected]
     if pair.chosen_turns or pair.rejected_turns or pair.tools:
-        row += [_turns(pair.chosen_turns), _turns(pair.rejected_turns), pair.tools]
+        row += [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
     return row
 
 
-def _turns(messages: Sequence[Message]) -> list[list[str]]:
+def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
+    """Turns as JSON values, [role, content] and [role, content, fields]."""
     return [[*message] if message.fields else [message.role, message.content] for message in messages]
 
 
