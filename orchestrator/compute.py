@@ -28,7 +28,7 @@ from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers import tiny
 from trainers.data.records import read_written_pairs
-from trainers.errors import Diverged
+from trainers.errors import DataError, Diverged
 from trainers.objects import Location, ObjectPath
 from trainers.specs import Placement
 from trainers.stopping import StopLeft, never
@@ -89,7 +89,10 @@ def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
         tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, counts)
         total = min(len(pairs), stage.draw.max_pairs or len(pairs))
         counted = _counted(tokens, total, report)
-        count = token_files.write_tokens(counted, attempt.directory / "pairs.arrow")
+        try:
+            count = token_files.write_tokens(counted, attempt.directory / "pairs.arrow")
+        except DataError as error:
+            raise DataError(f"data set {stage.split.name}, split {stage.split.split}, {error}") from error
         means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
         attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
     where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"

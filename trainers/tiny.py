@@ -29,6 +29,9 @@ REPORT_EVERY_STEPS = 50
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
+    "{% if message['role'] not in ('system', 'user', 'assistant') %}"
+    "{{ raise_exception('it has no token for the role ' + message['role']) }}"
+    "{% endif %}"
     " <{{ message['role'] }}> {{ message['content'] | trim }} {{ eos_token }}"
     "{% endfor %}"
     "{% if add_generation_prompt %} <assistant>{% endif %}"

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from orchestrator.pace import Pace, duration
 from orchestrator.progress import Progress, late_bar
 from orchestrator.resolve import resolve
 from orchestrator.spec import Sweep, grid
+from trainers.errors import DataError
 from trainers.specs import DatasetSpec, DrawSpec, OptimSpec
 
 NAME = "llama-3.2-1b · im_rm · ultrafeedback · s0"
@@ -129,6 +131,27 @@ def test_preparing_pairs_says_what_a_model_cannot_tell_apart(store: Store, share
         "data: unknown tokens, same/test",
     ]
     assert "12 of 12 pairs" in said[0]
+
+
+def test_a_row_that_cannot_be_rendered_is_said_with_its_set(store: Store, tmp_path: Path):
+    prompt = [{"role": role, "content": "bread"} for role in ("user", "assistant", "tool")]
+    row = {"prompt": prompt, "chosen": "yes", "rejected": "no"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    drawn = grid(
+        models=[LLAMA],
+        rewards=[EX_RM],
+        train_sets=[DatasetSpec(name="mine", source=str(tmp_path))],
+        eval_sets=[TINY_WORLD],
+        seeds=[0],
+        recipe=lambda *_: OptimSpec(),
+        train_draw=DrawSpec(),
+        eval_draw=DrawSpec(),
+    )
+    (plan,) = resolve(Sweep(name="demo", trials=drawn), store).plans
+    with pytest.raises(
+        DataError, match=r"data set mine, split train, row 0: .*it has no token for the role tool"
+    ):
+        run_shared(plan.train.prepared, store, print)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Tokenizers with and without a chat template, the rows of marker tokens, padding, and the question of EX-GRM."""
 
+import dataclasses
 import datetime
 
 import pytest
@@ -374,9 +375,9 @@ def test_a_date_of_its_own_making_is_refused():
 
 def test_a_prompt_without_tokens_is_refused():
     tokenizer = with_bos_added()
-    tokenizer.chat_template = "{% if not add_generation_prompt %}{{ messages[-1]['content'] }}{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(DataError, match="row 0: its prompt has no tokens"):
-        tokenize_pairs([PAIR], tokenizer, DrawSpec())
+        tokenize_pairs([dataclasses.replace(PAIR, prompt=user_prompt(" "))], tokenizer, DrawSpec())
 
 
 def spaced_tokenizer():
