@@ -33,7 +33,7 @@ from orchestrator.layout import fitting
 from orchestrator.options import Plan
 from orchestrator.outlook import architectures, outlook
 from orchestrator.redaction import redacted
-from orchestrator.report import Written
+from orchestrator.report import Written, json_rows
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
 from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
@@ -239,7 +239,7 @@ def report(session: Session, compare: str | None) -> int:
     written = write_full_report(declaration, session.store, session.console, anew=True)
     beside = other and write_comparison(declaration, session.store, *other, session.console)
     if session.options.json:
-        rows = [{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows]
+        rows = json_rows(written.rows)
         cli.dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
         return 0
     print_report(session, written)

@@ -5,8 +5,6 @@ Who is ahead where and by how much; how surely; what could be fooling us.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-
 from orchestrator import paper
 from orchestrator.analysis import Analysis, Difference
 from orchestrator.answers import SIDE_METRICS
@@ -132,11 +130,12 @@ def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[st
     """Where length or leaks account for some of a difference, and where nobody looked."""
     unmeasured = []
     for metric, title in SIDE_METRICS:
-        gaps = {scope: gap for scope in known if (gap := _controlled(analysis, scope, metric)) is not None}
+        gaps = {
+            scope: found for scope in known if (found := analysis.side_differences(scope, metric)) is not None
+        }
         if known and not gaps:
             unmeasured.append(title)
-        for scope, gap in gaps.items():
-            plain = known[scope].estimate.value
+        for scope, (gap, plain) in gaps.items():
             if abs(gap - plain) >= MOVED:
                 where = (
                     _where(scope)
@@ -147,16 +146,6 @@ def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[st
     if unmeasured:
         verb = "was" if len(unmeasured) == 1 else "were"
         yield f"{_listed(unmeasured)} accuracy {verb} not measured"
-
-
-def _controlled(analysis: Analysis, scope: Scope, metric: str) -> float | None:
-    """EX−IM of another accuracy, mean over the models that have it for both types."""
-    gaps = []
-    for model in analysis.models:
-        explicit, implicit = (analysis.side_metric(scope, model, kind, metric) for kind in COMPARED)
-        if explicit is not None and implicit is not None:
-            gaps.append(explicit - implicit)
-    return float(np.mean(gaps)) if gaps else None
 
 
 def _languages(analysis: Analysis) -> Iterator[str]:
@@ -188,7 +177,10 @@ def _uncompared(analysis: Analysis) -> str:
                     f"[{value.low:.3f}, {value.high:.3f}] of the pairs right {_where(scope)}"
                 )
     if not parts:
-        return "Nothing can be concluded yet: no trial has been trained, learned and evaluated."
+        why = "no trial has been trained, learned and evaluated"
+        if any(result.learned and result.final for result in analysis.results):
+            why = "no model has every reward type trained, learned and evaluated on all sets of a category"
+        return f"Nothing can be concluded yet: {why}."
     return _sentence("; ".join(parts) + f"; there is nothing to compare, as {_alone(analysis)}")
 
 

@@ -40,7 +40,7 @@ from trainers.disk import digest_file, replace
 from trainers.errors import DataError
 
 # Raised by hand when the same results would give other pages.
-VERSION = 2
+VERSION = 3
 NOTE = "report.json"
 HTML = "report.html"
 DYNAMICS = ("learning_dynamics", "changes.parquet")
