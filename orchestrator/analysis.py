@@ -107,11 +107,13 @@ class Analysis:
             draws=draws,
         )
 
-    def mean_of_models(self, scope: Scope, reward: str, metric: str) -> Mean | None:
-        """Over the complete models; None where there is none."""
+    def mean_of_models(
+        self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
+    ) -> Mean | None:
+        """Over the complete models, or over `models`; None where there is none."""
         means = [
             mean
-            for model in self.complete_models(scope)
+            for model in (self.complete_models(scope) if models is None else models)
             if (mean := self.mean(scope, model, reward, metric)) is not None
         ]
         if not means:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from orchestrator.artifacts import Store
 from orchestrator.audit_page import audit_section, audit_sweep
+from orchestrator.common_pairs import left_out_lines, on_common_pairs
 from orchestrator.declaration import Declaration
 from orchestrator.epochs import epoch_lines, epoch_rows
 from orchestrator.results import TrialResult, sweep_results, trial_rows
@@ -294,10 +295,11 @@ def write_report(
     """
     results = sweep_results(declaration, store) if results is None else results
     audit = audit_sweep(declaration, store) if audit is None else audit
-    rows = table_rows(results)
+    compared = on_common_pairs(results)
+    rows = table_rows(compared)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    said = _summary(declaration, results, rows, conclusions, tables)
-    replace(folder / "summary.md", said + audit_section(audit, results, folder) + ending)
+    said = _summary(declaration, results, compared, rows, conclusions, tables)
+    replace(folder / "summary.md", said + audit_section(audit, compared, folder) + ending)
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     sink = pa.BufferOutputStream()
@@ -312,6 +314,7 @@ def write_report(
 def _summary(
     declaration: Declaration,
     results: Sequence[TrialResult],
+    compared: Sequence[TrialResult],
     rows: Sequence[Row],
     conclusions: Sequence[str],
     tables: Sequence[StatisticsTable],
@@ -327,9 +330,11 @@ def _summary(
         "",
         markdown_table(rows),
     ]
+    if left_out := left_out_lines(results):
+        lines += ["", *(f"- {line}" for line in left_out)]
     for table in tables:
         lines += ["", f"{table.title}. {table.note}", "", markdown(table)]
-    lines += epoch_lines(epoch_rows(results))
+    lines += epoch_lines(epoch_rows(compared))
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
         lines += ["", "Not learned (training accuracy at chance; in no mean):", ""]

@@ -11,6 +11,7 @@ from orchestrator.analyse_stage import AnalyseStage
 from orchestrator.analyses import AnalysisOptions
 from orchestrator.artifacts import Store
 from orchestrator.cli import Session
+from orchestrator.common_pairs import on_common_pairs
 from orchestrator.declaration import Declaration, TrialRecord, declared_sweeps, read_declaration
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.tables import Table, markdown, parquet_bytes
@@ -67,8 +68,8 @@ def scored(store: Store, sweep: str) -> Scored:
 
 
 def results_of(parameters: Scored, store: Store) -> Sequence[TrialResult]:
-    """The trials with their scores."""
-    return sweep_results(Declaration(sweep="", trials=parameters.trials), store)
+    """The trials with their scores, on the pairs that all of them have."""
+    return on_common_pairs(sweep_results(Declaration(sweep="", trials=parameters.trials), store))
 
 
 def rests_on(parameters: Scored) -> str:

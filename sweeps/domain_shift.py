@@ -28,7 +28,7 @@ from orchestrator.scored import (
 )
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 1
+VERSION = 2
 FEATURES = ("length difference", "overlap with training", "similarity", "leaked")
 OUTCOMES = (("accuracy", "gap"), ("margin", "margin_gap"))
 

@@ -30,7 +30,7 @@ from orchestrator.scored import (
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 1
+VERSION = 2
 # Of candidates drawn; each for the prompts that have as many.
 DRAWN = (1, 2, 4, 8, 12, 16, 32, 64)
 SCOPE = "RL is out of scope: these numbers say how well a reward chooses among responses that exist."

@@ -35,7 +35,7 @@ from sweeps.persona import ON_TRAINING_PROMPTS
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 1
+VERSION = 2
 CELLS = ("seen", "new_prompts", "new_responses", "both_new")
 CONTRAST = "prompts_over_responses"
 

@@ -28,7 +28,7 @@ from trainers.errors import DataError, SpecError
 from trainers.specs import clean_name
 
 # Raise when the analysis computes something else from the same scores, model and pairs.
-VERSION = 1
+VERSION = 2
 MEASURES = (("overlap", "token overlap"), ("cosine", "cosine of hidden states"))
 TOGETHER = "together"
 
