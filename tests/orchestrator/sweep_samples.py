@@ -115,11 +115,11 @@ def dataset_folder(folder: Path, **splits: Sequence[dict[str, Any]]) -> DatasetS
     return DatasetSpec(name=folder.name, source=str(folder))
 
 
-def commit_prepared(store: Store, key: str, *, too_long: int) -> None:
+def commit_prepared(store: Store, key: str, *, too_long: int, pairs: int = 10) -> None:
     """The artifact of a prepared set, but for its pairs."""
     with store.write("prepare", key) as attempt:
         (attempt.directory / "pairs.arrow").touch()
-        attempt.info.update(too_long=too_long)
+        attempt.info.update(pairs=pairs, too_long=too_long)
 
 
 def commit_train(
