@@ -122,21 +122,35 @@ def left_out_lines(results: Sequence[TrialResult]) -> list[str]:
     groups: dict[tuple[str, str], list[PairUse]] = {}
     for use in pair_uses(results):
         groups.setdefault((use.train_set, use.dataset), []).append(use)
-    return [_line(*place, uses) for place, uses in groups.items()]
+    trained_on: dict[str, list[str]] = {}
+    for (train_set, _), uses in groups.items():
+        trained_on.setdefault(_line(uses), []).append(train_set)
+    # What is evaluated after every training set alike is said once.
+    several = len({result.record.train_set for result in results}) > 1
+    return [
+        f"{line} (trained on {', '.join(names)})" if several and not line.startswith(_TRAINED) else line
+        for line, names in trained_on.items()
+    ]
 
 
-def _line(train_set: str, dataset: str, uses: Sequence[PairUse]) -> str:
-    said = [f"{use.model} lacks {use.left_out} of {use.pairs + use.left_out} pairs" for use in uses]
-    what = f"evaluated on {dataset}, trained on {train_set}" if dataset else f"trained on {train_set}"
-    line = f"over the length limits and left out, {what}: {', '.join(said)}"
-    compared = {use.compared for use in uses if use.compared is not None}
-    if not compared or all(use.compared == use.pairs for use in uses):
+_TRAINED = "left out for length, trained on"
+
+
+def _line(uses: Sequence[PairUse]) -> str:
+    first = uses[0]
+    counts = {use.model: f"{use.left_out} of {use.pairs + use.left_out} pairs" for use in uses}
+    said = ", ".join(f"{count} for {model}" for model, count in counts.items())
+    if len(uses) > 1 and len(set(counts.values())) == 1:
+        said = f"{counts[first.model]} for every model"
+    if first.compared is None:
+        return f"{_TRAINED} {first.train_set}: {said}"
+    line = f"left out for length, evaluated on {first.dataset}: {said}"
+    if all(use.compared == use.pairs for use in uses):
         return line
-    (count,) = compared
-    if not count:
-        return f"{line}; they have no pair in common, so this set is in no comparison"
+    if not first.compared:
+        return f"{line}; no pair is left that all have, so this set is in no comparison"
     having = ", ".join(f"{use.model} has {use.pairs}" for use in uses)
-    return f"{line}; compared on the {count} pairs that all have ({having})"
+    return f"{line}; compared on the {first.compared} pairs that all have ({having})"
 
 
 def left_out_table(results: Sequence[TrialResult]) -> Table:

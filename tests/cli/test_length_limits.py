@@ -63,7 +63,10 @@ def test_what_is_left_out_for_length_is_said_before_and_after(
             ran = capsys.readouterr().out
     summary = (storage / "sweeps" / "full_grid" / "report" / "summary.md").read_text()
     for text in (ran, summary):
-        assert "trained on data: words lacks 0 of 20 pairs, letters lacks 10 of 20 pairs" in text
+        assert (
+            "left out for length, trained on data: 0 of 20 pairs for words, 10 of 20 pairs for letters"
+            in text
+        )
         assert "compared on the 10 pairs that all have (words has 20, letters has 10)" in text
     found = {row["model"]: row for row in trial_rows(storage, "full_grid")}
     assert (found["letters"]["n"], found["letters"]["left_out"], found["words"]["n"]) == (10, 10, 20)

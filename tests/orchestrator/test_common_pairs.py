@@ -1,5 +1,6 @@
 """Pairs over the length limits: models are compared on what all have, and everything a user reads says what is left out."""
 
+import dataclasses
 import io
 from unittest import mock
 
@@ -80,12 +81,29 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
         "page": (written.folder / "report.html").read_text(),
     }
     for view, text in views.items():
-        assert "rained on tiny_world: llama-64 lacks 0 of 20 pairs, qwen2-64 lacks 10 of 20 pairs" in text, (
-            view
-        )
+        assert (
+            "eft out for length, trained on tiny_world: 0 of 20 pairs for llama-64, 10 of 20 pairs for qwen2-64"
+            in text
+        ), view
         assert "evaluated on hamiltonian" in text, view
         assert "compared on the 10 pairs that all have (llama-64 has 20, qwen2-64 has 10)" in text, view
         assert "evaluated on tiny_world" not in text, view
+
+
+def test_what_all_models_lack_is_said_once(store: Store):
+    commit_prepared(store, "half", too_long=10)
+    trials = [record(model=model, seed=seed) for model in ("llama-64", "qwen2-64") for seed in (0, 1)]
+    other = [
+        dataclasses.replace(item, train_set="other", name=f"{item.name} of other", key=f"{item.key}-other")
+        for item in trials
+    ]
+    for trial in (*trials, *other):
+        commit_train(store, trial.key, pairs=20)
+    for item in trials[0].evaluations[1:], trials[1].evaluations[1:], trials[2].evaluations[1:]:
+        commit_scores(store, item[0].key, right=9, prepared="half")
+    assert left_out_lines(sweep_results(declaration(*trials, *other), store)) == [
+        "left out for length, evaluated on hamiltonian: 10 of 20 pairs for every model (trained on tiny_world, other)"
+    ]
 
 
 def test_where_all_have_the_same_pairs_nothing_changes_and_nothing_is_said(store: Store):
@@ -105,7 +123,7 @@ def test_models_without_a_pair_in_common_are_not_compared_on_the_set(store: Stor
         commit_scores(store, trial.evaluations[1].key, right=9, first=10 * number)
     results = sweep_results(declaration(*trials), store)
     assert {row.category for row in table_rows(on_common_pairs(results))} == {"in-distribution"}
-    assert "have no pair in common" in left_out_lines(results)[0]
+    assert "no pair is left that all have" in left_out_lines(results)[0]
 
 
 def test_sweeps_are_compared_on_the_pairs_sets_and_models_that_both_have(store: Store):
