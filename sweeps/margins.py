@@ -66,7 +66,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
             "no trial of this sweep has learned and has the rows of its evaluation sets in the store; run the sweep again."
         )
     tables = (_curve_table(curves), _variance_table(variances))
-    paragraphs = [rests_on(stage.parameters), SCOPE]
+    paragraphs = [rests_on(stage.parameters, inputs.store), SCOPE]
     if unknown:
         paragraphs.append(f"Not in the store, so left out: the rows of {', '.join(sorted(unknown))}.")
     write_analysis(attempt.directory, "margins", paragraphs, tables)

@@ -67,7 +67,12 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
             "rewritten responses; run sweeps/persona.py."
         )
     table = _table(rows)
-    write_analysis(attempt.directory, "persona_prompts", [rests_on(stage.parameters), *_said(rows)], (table,))
+    write_analysis(
+        attempt.directory,
+        "persona_prompts",
+        [rests_on(stage.parameters, inputs.store), *_said(rows)],
+        (table,),
+    )
     plain = [{**row, **{name: asdict(row[name]) for name in (*CELLS, CONTRAST)}} for row in rows]
     (attempt.directory / "results.json").write_text(
         json.dumps({"cells": plain}, indent=1, ensure_ascii=False)

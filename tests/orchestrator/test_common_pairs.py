@@ -18,6 +18,7 @@ from orchestrator.declaration import Declaration, write_declaration
 from orchestrator.full_report import write_full_report
 from orchestrator.report import table_rows
 from orchestrator.results import sweep_results
+from orchestrator.scored import Scored, rests_on, results_of
 from orchestrator.terminal_report import print_left_out
 
 SETS = (("tiny_world", "in-distribution"), ("hamiltonian", "domain shift"))
@@ -88,6 +89,16 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
         assert "evaluated on hamiltonian" in text, view
         assert "compared on the 10 pairs that all have (llama-64 has 20, qwen2-64 has 10)" in text, view
         assert "evaluated on tiny_world" not in text, view
+
+
+def test_an_analysis_of_scores_is_of_the_common_pairs_and_says_so(store: Store, declared: Declaration):
+    parameters = Scored(trials=declared.trials, missing=0)
+    found = [item for result in results_of(parameters, store) for item in result.final]
+    assert {(item.dataset, len(item.scores.index)) for item in found} == {
+        ("tiny_world", 20),
+        ("hamiltonian", 10),
+    }
+    assert "compared on the 10 pairs that all have" in rests_on(parameters, store)
 
 
 def test_what_all_models_lack_is_said_once(store: Store):
