@@ -106,6 +106,8 @@ def _doubts(analysis: Analysis, known: dict[Scope, Difference]) -> str:
     doubts = [*_holes(analysis), *_controls(analysis, known), *_languages(analysis)]
     if doubts:
         return _sentence("What could be fooling us: " + "; ".join(doubts))
+    if not known:
+        return "Every trial is complete and learned."
     return "Every trial is complete and learned, and neither length nor leaks move what was compared."
 
 
@@ -116,6 +118,11 @@ def _holes(analysis: Analysis) -> Iterator[str]:
             f"the sweep is incomplete, {missing} of {len(analysis.results)} trials are missing and nothing stands in "
             "for them"
         )
+    if any(
+        result.train_left_out or any(item.left_out for item in result.evaluations)
+        for result in analysis.results
+    ):
+        yield "pairs over the length limits are left out"
     unlearned = [result for result in analysis.results if result.trained and not result.learned]
     if unlearned:
         kinds = sorted({reward_title(result.record.reward) for result in unlearned})

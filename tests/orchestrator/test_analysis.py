@@ -215,6 +215,8 @@ def test_a_single_reward_type_is_reported_and_not_compared(simulated):
     said = conclusions(analysis)[0]
     assert "the sweep does not hold both EX-RM and IM-RM" in said
     assert "IM-RM ranks" in said
+    # Nothing was compared, so nothing is said of what did not move it.
+    assert conclusions(analysis)[2] == "Every trial is complete and learned."
     assert [table.name for table in answers.statistics_tables(analysis)][:2] == [
         "accuracy_by_category",
         "loss_by_category",
