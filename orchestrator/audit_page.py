@@ -26,7 +26,7 @@ from trainers.specs import clean_name
 Named = tuple[str, str]
 CONTROLLED_HEADER = (
     *("trained on", "evaluated on", "reward", "accuracy", "length-controlled"),
-    *("leak-free", "pairs", "leak-free pairs", "longer wins"),
+    *("leak-free", "pairs", "leak-free pairs", "longer wins", "trainings"),
 )
 
 
@@ -144,11 +144,13 @@ def _place(cells: Iterable[tuple[str, str, str]], cell: tuple[str, str, str], de
 def _means(metrics: Sequence[dict[str, float]]) -> Iterator[str]:
     for name in ("accuracy", "accuracy_length_controlled", "accuracy_leak_free"):
         values = [item[name] for item in metrics if name in item]
-        yield share(statistics.fmean(values)) if values else "–"
+        # A mean over some of them could not be held against the plain one.
+        yield share(statistics.fmean(values)) if len(values) == len(metrics) else "–"
     for name in ("n", "n_leak_free"):
         counts = [item[name] for item in metrics if name in item]
         yield f"{min(counts):.0f}" if counts else "–"
     yield share(statistics.fmean(item["longer_wins"] for item in metrics))
+    yield str(len(metrics))
 
 
 def _evaluated_with(declaration: Declaration, train: Named) -> list[Named]:

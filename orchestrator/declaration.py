@@ -18,6 +18,7 @@ from orchestrator.stages import PrepareStage
 from orchestrator.trial_plan import TrialPlan, unscored
 from trainers.disk import replace
 from trainers.errors import SpecError
+from trainers.specs import DrawSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,11 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
         "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
         "max_train_pairs": spec.train_draw.max_pairs,
         "max_eval_pairs": spec.eval_draw.max_pairs,
+        **{
+            name: limit
+            for name in ("max_prompt_tokens", "max_response_tokens")
+            if (limit := getattr(spec.train_draw, name)) != getattr(DrawSpec(), name)
+        },
     }
     given = {name: value for name, value in parameters.items() if value is not None}
     return {name: said(value) if isinstance(value, str) else value for name, value in given.items()}

@@ -1,12 +1,14 @@
 """What the store holds of each trial, read from manifests and scores.parquet: the source of every table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from orchestrator.artifacts import Store
@@ -23,7 +25,9 @@ from trainers.scores import PairScores, read_pair_scores
 class EvaluationResult:
     """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time.
 
-    `epoch` is as in the record, `weights` the digest of the training's weights that were scored, where it is known.
+    `epoch` is as in the record, `weights` the digest of the training's weights that were scored, where it is known;
+    `leaked` are the pairs that training has seen, None where that is not known; `left_out` counts the pairs that were
+    over the length limits.
     """
 
     dataset: str
@@ -31,6 +35,8 @@ class EvaluationResult:
     metrics: dict[str, float]
     finished: float
     scores: PairScores = field(compare=False, repr=False)
+    leaked: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+    left_out: int = 0
     epoch: int | None = None
     weights: str | None = None
 
@@ -39,7 +45,7 @@ class EvaluationResult:
 class TrialResult:
     """A trial with what is there of it. Times are Unix times, None where nothing is.
 
-    What is damaged is not there, and `faults` says so.
+    What is damaged is not there, and `faults` says so. `train_left_out` counts the pairs over the length limits.
     """
 
     record: TrialRecord
@@ -51,6 +57,7 @@ class TrialResult:
     started: float | None
     trained_at: float
     faults: tuple[str, ...] = ()
+    train_left_out: int = 0
 
     @property
     def finished(self) -> float:
@@ -94,8 +101,13 @@ class TrialResult:
         return found
 
 
-def trial_result(record: TrialRecord, store: Store) -> TrialResult:
+# Of a manifest: how many pairs of the set that it was made with were over the length limits.
+_LeftOut = Callable[[dict[str, Any]], int]
+
+
+def trial_result(record: TrialRecord, store: Store, left_out: _LeftOut | None = None) -> TrialResult:
     """Read one trial."""
+    left_out = left_out or _left_out_in(store)
     manifest, evaluations, faults = None, [], list[str]()
     try:
         manifest = store.manifest("train", record.key)
@@ -104,7 +116,7 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     info: dict[str, Any] = manifest["info"] if manifest else {}
     for wanted in record.evaluations:
         try:
-            found = _evaluation(wanted, record.train_digest, store)
+            found = _evaluation(wanted, record.train_digest, store, left_out)
         except Damaged as error:
             faults.append(str(error))
         else:
@@ -122,6 +134,7 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
         started=manifest["started"] if manifest else None,
         trained_at=_committed(manifest) if manifest else 0.0,
         faults=tuple(faults),
+        train_left_out=left_out(manifest) if manifest else 0,
     )
 
 
@@ -137,7 +150,29 @@ def of_other_weights(datasets: Sequence[str]) -> str:
     return f"the scores on {sets} are of weights of before: it was trained again since, to other last bits"
 
 
-def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> EvaluationResult | None:
+def _left_out_in(store: Store) -> _LeftOut:
+    @cache
+    def of_prepared(key: str) -> int:
+        try:
+            prepared = store.manifest("prepare", key)
+        except Damaged:
+            return 0
+        return int(prepared["info"].get("too_long", 0)) if prepared else 0
+
+    return lambda manifest: of_prepared(manifest["inputs"].get("data", ""))
+
+
+def pair_metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[str, float]:
+    """Every metric of a set."""
+    return {
+        **metrics.summary(scores.chosen, scores.rejected),
+        **metrics.controlled(scores.chosen, scores.rejected, scores.longer, leaked),
+    }
+
+
+def _evaluation(
+    wanted: EvaluationRecord, train_digest: str, store: Store, left_out: _LeftOut
+) -> EvaluationResult | None:
     found = store.manifest_and_file("evaluate", wanted.key, "scores.parquet")
     if found is None:
         return None
@@ -148,12 +183,11 @@ def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> Ev
     return EvaluationResult(
         dataset=wanted.dataset,
         category=wanted.category,
-        metrics={
-            **metrics.summary(scores.chosen, scores.rejected),
-            **metrics.controlled(scores.chosen, scores.rejected, scores.longer, seen),
-        },
+        metrics=pair_metrics(scores, seen),
         finished=_committed(evaluated),
         scores=scores,
+        leaked=seen,
+        left_out=left_out(evaluated),
         epoch=wanted.epoch,
         weights=evaluated["info"].get("weights"),
     )
@@ -179,7 +213,8 @@ def _committed(manifest: dict[str, Any]) -> float:
 
 def sweep_results(declaration: Declaration, store: Store) -> Sequence[TrialResult]:
     """Every trial of a sweep, in plan order."""
-    return [trial_result(record, store) for record in declaration.trials]
+    left_out = _left_out_in(store)
+    return [trial_result(record, store, left_out) for record in declaration.trials]
 
 
 def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
@@ -198,8 +233,10 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
             "state": "complete" if result.complete else "missing",
             "learned": result.learned,
             "train_accuracy": result.train_accuracy,
+            "train_left_out": result.train_left_out,
         }
         found = {(item.dataset, item.epoch): item.metrics for item in result.evaluations}
+        left_out = {(item.dataset, item.epoch): item.left_out for item in result.evaluations}
         rows += [
             {
                 **spec,
@@ -207,6 +244,7 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                 "category": wanted.category,
                 "epoch": wanted.epoch,
                 "evaluated": (wanted.dataset, wanted.epoch) in found,
+                "left_out": left_out.get((wanted.dataset, wanted.epoch)),
                 **{
                     name: found.get((wanted.dataset, wanted.epoch), {}).get(name)
                     for name in (*metrics.METRICS, *metrics.CONTROLLED)

@@ -118,7 +118,8 @@ def iter_tokens(
     if not kept:
         raise DataError(
             f"all {counts.too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
-            f"{draw.max_response_tokens} response tokens; nothing is left to use."
+            f"{draw.max_response_tokens} response tokens; nothing is left to use: raise "
+            "--max-prompt-tokens or --max-response-tokens."
         )
 
 
