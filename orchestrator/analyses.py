@@ -27,6 +27,7 @@ from orchestrator.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.options import Options as SweepOptions
 from orchestrator.progress import quiet
 from orchestrator.stages import PrepareStage
+from trainers.flags import parse
 
 Command = Run | Plan | Report | Ui | Sync | Gc
 
@@ -59,9 +60,9 @@ def main(
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file."""
-    options = tyro.cli(
+    options = parse(
         options_type,
-        args=arguments,
+        sys.argv[1:] if arguments is None else arguments,
         prog=f"python sweeps/{name}.py",
         config=(
             tyro.conf.CascadeSubcommandArgs,

@@ -31,6 +31,7 @@ from orchestrator.redaction import RedactingFormatter, redacted, take_credential
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
+from trainers.flags import parse
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.specs import Trust, clean_name
 from trainers.terminal import is_utf, write_any_text
@@ -80,9 +81,9 @@ def main(
     if is_asked_for(words):
         print(short_help(Options, get_args(Command), prog, min(Console().width, PIPE_WIDTH)))
         sys.exit(0)
-    options = tyro.cli(
+    options = parse(
         Options,
-        args=["--help" if word == "--help-verbose" else word for word in words],
+        ["--help" if word == "--help-verbose" else word for word in words],
         prog=prog,
         config=(
             tyro.conf.CascadeSubcommandArgs,
