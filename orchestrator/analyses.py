@@ -21,7 +21,7 @@ import tyro
 from orchestrator import cli
 from orchestrator.analyse_stage import AnalyseStage, Compute, compute_all
 from orchestrator.cli import Session
-from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.declaration import Declaration, adopted, write_declaration
 from orchestrator.follow_up import SUMMARY
 from orchestrator.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.options import Options as SweepOptions
@@ -91,20 +91,21 @@ def _dispatch(options: Options, name: str, declare: Declare[Options], compute: C
         case Gc(keep=keep, delete=delete):
             return upkeep.gc(session, keep, delete=delete)
     stages = declare(options, session)
+    if isinstance(options.command, Plan):
+        return _plan(session, stages)
+    declaration = adopted(_declaration(session, stages), session.store)
     match options.command:
-        case Plan():
-            return _plan(session, stages)
         case Report():
             return _report(session, stages)
         case Sync():
             _show_in_mlflow(session, stages)
             return 0
+    write_declaration(declaration, session.store)
     return _run(session, stages, compute)
 
 
 def _run(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> int:
     missing = [stage for stage in stages if not session.store.complete(stage.kind, stage.key)]
-    write_declaration(_declaration(session, stages), session.store)
     said = f"{len(stages)} analyses, {len(stages) - len(missing)} complete"
     session.console.print(said, highlight=False)
     if missing:

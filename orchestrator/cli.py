@@ -33,7 +33,7 @@ from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
 from trainers.flags import parse
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
-from trainers.specs import Trust, clean_name
+from trainers.specs import Trust, given_name
 from trainers.terminal import is_utf, write_any_text
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -149,7 +149,7 @@ def open_session(options: Options, name: str, folder: Path) -> Session:
         require_access(store.root, write=_writes(options.command))
     return Session(
         options=options,
-        sweep_name=clean_name(options.name or name),
+        sweep_name=name if options.name is None else given_name("--name", options.name),
         store=store,
         tracking_uri=take_credentials(uri),
         folder=folder,

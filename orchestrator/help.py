@@ -12,6 +12,8 @@ from typing import Any, Literal
 SELDOM = (
     "effective_batch",
     "max_trials",
+    "extend",
+    "replace",
     "category",
     "columns",
     "test_share",
