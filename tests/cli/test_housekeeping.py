@@ -1,6 +1,7 @@
 """One small sweep from --keep-weights best to gc --delete, on the command line: what is freed, and what comes back."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,25 @@ def test_a_narrowed_grid_stays_the_sweep_that_it_is_part_of(small, storage):
     assert "with other data or settings" in lived(storage, other, exits=2)
     assert "1 trials" in grid(storage, "run", *small, *NARROW[:-1], "2", "--extend")
     assert len(json.loads(grid(storage, "status", "--json"))) == 5
+
+
+def test_a_storage_that_lies_elsewhere_now_has_its_mlflow_files_there(small, storage, tmp_path):
+    from mlflow import MlflowClient
+
+    here, there = tmp_path / "here", tmp_path / "there, 偏好 too"
+    shutil.copytree(storage, here)
+    grid(here, "run", *small, *NARROW[:-1], "7", "--extend")
+    here.rename(there)
+    grid(there, "run", *small, *NARROW[:-1], "8", "--extend")
+    assert not here.exists()
+    client = MlflowClient(tracking_uri=f"sqlite:///{there / 'mlflow.db'}")
+    runs = client.search_runs(["1"])
+    assert {"tiny-model · ex_rm · tiny_world · s7", "tiny-model · ex_rm · tiny_world · s8"} < {
+        run.info.run_name for run in runs
+    }
+    for run in runs:
+        assert run.info.artifact_uri.startswith(f"{there.as_uri()}/")
+        assert client.list_artifacts(run.info.run_id)
 
 
 def test_a_sweep_to_keep_that_nobody_declared_is_refused(storage):
