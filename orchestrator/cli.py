@@ -31,8 +31,9 @@ from orchestrator.redaction import RedactingFormatter, redacted, take_credential
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
+from trainers.flags import parse
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
-from trainers.specs import DatasetSpec, DrawSpec, Trust, clean_name
+from trainers.specs import DatasetSpec, DrawSpec, Trust, given_name
 from trainers.terminal import is_utf, write_any_text
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -80,9 +81,9 @@ def main(
     if is_asked_for(words):
         print(short_help(Options, get_args(Command), prog, min(Console().width, PIPE_WIDTH)))
         sys.exit(0)
-    options = tyro.cli(
+    options = parse(
         Options,
-        args=["--help" if word == "--help-verbose" else word for word in words],
+        ["--help" if word == "--help-verbose" else word for word in words],
         prog=prog,
         config=(
             tyro.conf.CascadeSubcommandArgs,
@@ -148,7 +149,7 @@ def open_session(options: Options, name: str, folder: Path) -> Session:
         require_access(store.root, write=_writes(options.command))
     return Session(
         options=options,
-        sweep_name=clean_name(options.name or name),
+        sweep_name=name if options.name is None else given_name("--name", options.name),
         store=store,
         tracking_uri=take_credentials(uri),
         folder=folder,

@@ -14,6 +14,8 @@ SELDOM = (
     "max_prompt_tokens",
     "max_response_tokens",
     "max_trials",
+    "extend",
+    "replace",
     "category",
     "columns",
     "test_share",

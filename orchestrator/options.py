@@ -57,10 +57,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class Gc:
-    """List what of the store no declared sweep needs, and how much room it takes."""
+    """List what of the store no declared sweep needs or ever needed, and how much room it takes."""
 
     keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """Sweeps whose artifacts stay (default: every sweep that the store knows)."""
+    """Sweeps whose artifacts stay, as they are declared now (default: all that any sweep was ever declared to be)."""
     delete: bool = False
     """Remove what is listed."""
 
@@ -119,6 +119,10 @@ class Options(ReadingOptions):
     """Narrow the grid by model, reward, train or seed."""
     max_trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The grid's first N trials."""
+    extend: bool = False
+    """Add the grid to what the sweep of this name was declared to be."""
+    replace: bool = False
+    """Let the sweep's name stand for this grid alone; what it stood for before stays in the storage."""
     checkpoint_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Optimiser steps between checkpoints (default: one every ten minutes)."""
     grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S

@@ -16,7 +16,7 @@ from orchestrator.declaration import Declaration, TrialRecord, declared_sweeps, 
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.tables import Table, markdown, parquet_bytes
 from trainers.errors import SpecError
-from trainers.specs import clean_name
+from trainers.specs import given_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def declare_scored(
 
 def scored(store: Store, sweep: str) -> Scored:
     """The sweep's complete trials. Raises SpecError where there is none."""
-    name = clean_name(sweep)
+    name = given_name("--sweep", sweep)
     if name not in declared_sweeps(store):
         known = ", ".join(declared_sweeps(store)) or "none"
         raise SpecError(

@@ -12,9 +12,9 @@ from orchestrator.spec import CATEGORIES, Category, KeepEpochs, PlacementRule, R
 from trainers.data.named import DATASETS
 from trainers.errors import SpecError
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name
+from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
 
-_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ def _split_name(text: str) -> tuple[str, str]:
     match = _NAMED.fullmatch(text)
     if match is None or _found(text) is not None:
         return "", text
-    return clean_name(match[1]), match[2]
+    return given_name("NAME", match[1]), match[2]
 
 
 def _found(text: str) -> Path | None:

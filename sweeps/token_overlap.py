@@ -25,7 +25,7 @@ from orchestrator.cli import Session
 from orchestrator.declaration import read_declaration
 from orchestrator.scored import Scored, rests_on, results_of, scored, write_analysis, write_figure
 from trainers.errors import DataError, SpecError
-from trainers.specs import clean_name
+from trainers.specs import given_name
 
 # Raise when the analysis computes something else from the same scores, model and pairs.
 VERSION = 2
@@ -47,7 +47,7 @@ def declare(options: TokenOverlapOptions, session: Session) -> Sequence[AnalyseS
     trained = selection.parse_dataset(options.train_set, "--train-set").name
     drawn = {
         (trial.model, trial.train_set): trial.parameters
-        for trial in read_declaration(clean_name(options.sweep), session.store).trials
+        for trial in read_declaration(given_name("--sweep", options.sweep), session.store).trials
     }
     stages: list[AnalyseStage] = []
     for text in options.models:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from trainers.data.named import DATASETS, named_set
 from trainers.data.sources import HUB_ID, read_pairs
 from trainers.errors import DataError, Interrupted, SpecError, SweepError, TrialFailed
+from trainers.flags import parse
 from trainers.pairs import Counts
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DatasetSpec, DrawSpec, clean_name
@@ -40,7 +41,7 @@ def command(
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-        run(tyro.cli(parsed, prog=f"python -m {name}", config=config))
+        run(parse(parsed, sys.argv[1:], prog=f"python -m {name}", config=config))
     except Interrupted as error:
         print(f"interrupted: {error} The same command goes on.", file=sys.stderr)
         sys.exit(INTERRUPTED)
