@@ -1,7 +1,9 @@
 """Which layout each architecture gets, tried on a tiny model of its kind; what is wrong in any layout is refused."""
 
 import logging
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,6 +24,7 @@ from trainers.layouts import layout_of, settle_layout
 from trainers.models import load_model
 from trainers.packing import collate
 from trainers.scoring import RewardModule
+from trainers.train import _validated
 from trainers.unembedding import Unembedding
 
 CONV = ["conv", "conv", "full_attention", "conv"]
@@ -226,3 +229,88 @@ def test_ropes_that_depend_on_length_take_each_row_alone(tmp_path, rope):
         gradient += sum(model.get_input_embeddings().weight.grad for model, *_ in (chosen, rejected))
     difference = model.get_input_embeddings().weight.grad - gradient
     assert float(difference.norm()) <= 1e-4 * float(gradient.norm())
+
+
+# What their configs call the dropouts that are on unless something turns them off.
+DROPPING = {
+    "opt": {
+        "dropout": 0.5,
+        "attention_dropout": 0.5,
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 32,
+        "layerdrop": 0.5,
+    },
+    "biogpt": {
+        "hidden_dropout_prob": 0.5,
+        "attention_probs_dropout_prob": 0.5,
+        "activation_dropout": 0.5,
+        "layerdrop": 0.5,
+    },
+    "gpt2": {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
+    "falcon": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+    "bloom": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+    "phi": {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5},
+    "gpt_neox": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+    "xglm": {
+        "attention_heads": 4,
+        "dropout": 0.5,
+        "attention_dropout": 0.5,
+        "activation_dropout": 0.5,
+        "ffn_dim": 48,
+        "layerdrop": 0.5,
+    },
+    "mixtral": {"num_key_value_heads": 2, "attention_dropout": 0.5, "router_jitter_noise": 0.5},
+}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3], ids=["not-reentrant", "reentrant"])
+@pytest.mark.parametrize("model_type", DROPPING)
+def test_nothing_is_dropped_where_activations_are_recomputed(model_type, zero_stage):
+    config = AutoConfig.for_model(
+        model_type,
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "pad_token_id": 0,
+            **DROPPING[model_type],
+        },
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+    model.get_output_embeddings().__class__ = Unembedding
+    settle_layout(model, "here")
+    module = RewardModule(model, SPECS["im_rm_no_reference"]).eval()
+    batch = collate(random_pairs(), layout=layout_of(model))
+
+    def computed():
+        module.zero_grad()
+        scores = module(batch)
+        scores.loss_P.sum().backward()
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        return [scores.chosen_P.detach(), scores.rejected_P.detach(), *map(torch.clone, gradients)]
+
+    expected = computed()
+    _checkpoint_activations(module, zero_stage=zero_stage)
+    for _ in range(2):
+        found = computed()
+        assert len(found) == len(expected)
+        assert all(map(torch.equal, found, expected))
+
+
+def test_layers_still_recompute_after_a_validation(monkeypatch):
+    def evaluated(reward, pairs, **options):
+        reward.eval()
+        return np.ones(1), np.zeros(1)
+
+    monkeypatch.setattr("trainers.train.score_pairs", evaluated)
+    model = without_weights("opt", {})
+    module = RewardModule(model, SPECS["ex_rm"]).eval()
+    _checkpoint_activations(module, zero_stage=0)
+    training = [name for name, layer in module.named_modules() if layer.training]
+    assert training
+    _validated(module, SimpleNamespace(validation=[], reference=None))
+    assert [name for name, layer in module.named_modules() if layer.training] == training
