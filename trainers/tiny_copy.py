@@ -122,16 +122,20 @@ def _scale(config: Any) -> None:
 
 
 def _kept_layers(values: dict[str, Any], layers: Any) -> list[int]:
-    """The first four layers, and two of each kind where lists of the config say of which kind a layer is."""
+    """The first four layers, or two of each kind where lists of the config say of which kind a layer is."""
     if not isinstance(layers, int):
         return []
-    kinds = [value for value in values.values() if isinstance(value, list) and len(value) == layers]
+    lists = [value for value in values.values() if isinstance(value, list) and len(value) == layers]
+    # Numbers with a fraction only scale something.
+    kinds = [value for value in lists if not isinstance(value[0], float)]
+    if not kinds or layers <= _LAYERS:
+        return list(range(min(layers, _LAYERS)))
     seen: dict[str, int] = {}
     kept = []
     for layer in range(layers):
         kind = str([value[layer] for value in kinds])
         seen[kind] = seen.get(kind, 0) + 1
-        if seen[kind] <= (2 if kinds else _LAYERS):
+        if seen[kind] <= 2:
             kept.append(layer)
     return kept
 
