@@ -19,7 +19,7 @@ from trainers import attention
 from trainers.errors import ModelError
 from trainers.packing import Layout, collate
 from trainers.pairs import TokenPair
-from trainers.ropes import by_length, separate_rows
+from trainers.ropes import separate_rows, shared_tokens
 from trainers.scoring import hidden_states, token_log_probs
 from trainers.templates import first_line
 from trainers.tiny_copy import ORDINARY_TOKENS, Wide, tiny_copy
@@ -112,9 +112,7 @@ def _tried(model: Any, gives_log_probs: bool) -> Verdict:
     separate_rows(tiny)
     rows = _why_not(tiny, "rows", expected)
     packed = "its attention is its own"
-    if by_length(tiny):
-        packed = "its rotary embeddings depend on the length of a row"
-    elif model._supports_attention_backend:
+    if model._supports_attention_backend:
         _pack(tiny)
         packed = _why_not(tiny, "packed", expected)
     if not packed:
@@ -163,7 +161,7 @@ def _other(pair: TokenPair, part: str) -> TokenPair:
 
 def _fresh(model: Any) -> Any:
     """The model as if it had seen no row: some go on with the frequencies of a longer one."""
-    return copy.deepcopy(model) if by_length(model) else model
+    return model if shared_tokens(model) is None else copy.deepcopy(model)
 
 
 def _row(model: Any, row: list[int]) -> Tensor:
@@ -211,7 +209,7 @@ def _why_not(model: Any, layout: Layout, expected: Sequence[Tensor]) -> str:
     try:
         with Wide():
             for pairs, states in zip(_variants(), expected, strict=True):
-                batch = collate(pairs, layout=layout)
+                batch = collate(pairs, layout=layout, shared_tokens=shared_tokens(model))
                 hidden_ND = hidden_states(model, batch)
                 if not _close(torch.cat([hidden_ND[batch.response_M], hidden_ND[batch.predictor_M]]), states):
                     return _OTHER_STATES

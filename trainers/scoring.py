@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainers.packing import MicroBatch
 from trainers.rewards import PairScores, RewardSpec
-from trainers.ropes import by_length
+from trainers.ropes import shared_tokens
 
 
 class RewardModule(nn.Module):
@@ -32,7 +32,7 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Last layer's normalised hidden states of all tokens of the batch, [N, D]."""
     layout = {} if batch.layout is None else {"pair_layout": batch.layout}
     position_ids_BT = batch.position_ids_BT
-    if batch.attention_mask_BT is not None and by_length(model):
+    if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
         # Padding stands at a row's last position: it makes no row longer.
         position_ids_BT = batch.attention_mask_BT.cumsum(1) - 1
     output = model.base_model(

@@ -122,7 +122,7 @@ def _scale(config: Any) -> None:
 
 
 def _kept_layers(values: dict[str, Any], layers: Any) -> list[int]:
-    """The first four layers, or two of each kind where lists of the config say of which kind a layer is."""
+    """The first four layers, or the first and last of each kind where lists of the config say of which kind a layer is."""
     if not isinstance(layers, int):
         return []
     lists = [value for value in values.values() if isinstance(value, list) and len(value) == layers]
@@ -130,14 +130,10 @@ def _kept_layers(values: dict[str, Any], layers: Any) -> list[int]:
     kinds = [value for value in lists if not isinstance(value[0], float)]
     if not kinds or layers <= _LAYERS:
         return list(range(min(layers, _LAYERS)))
-    seen: dict[str, int] = {}
-    kept = []
-    for layer in range(layers):
-        kind = str([value[layer] for value in kinds])
-        seen[kind] = seen.get(kind, 0) + 1
-        if seen[kind] <= 2:
-            kept.append(layer)
-    return kept
+    named = [str([value[layer] for value in kinds]) for layer in range(layers)]
+    first = {kind: layer for layer, kind in reversed(list(enumerate(named)))}
+    last = {kind: layer for layer, kind in enumerate(named)}
+    return sorted({*first.values(), *last.values()})
 
 
 def _integer(name: str, value: Any, heads: Any, width: Any) -> Any:

@@ -23,6 +23,7 @@ from trainers.errors import ModelError
 from trainers.layouts import layout_of, settle_layout
 from trainers.models import load_model
 from trainers.packing import collate
+from trainers.ropes import shared_tokens
 from trainers.scoring import RewardModule
 from trainers.train import _validated
 from trainers.unembedding import Unembedding
@@ -40,7 +41,7 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 EXPECTED = [
     ("llama", {}, "packed"),
     ("llama", {"is_causal": False}, "looks ahead"),
-    ("llama", {"rope_parameters": DYNAMIC}, "rows"),
+    ("llama", {"rope_parameters": DYNAMIC}, "packed"),
     ("qwen2", {}, "packed"),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 1024, "max_window_layers": 10}, "packed"),
     ("gemma2", {}, "packed"),
@@ -54,7 +55,8 @@ EXPECTED = [
     ("gemma3n_text", {}, "packed"),
     ("phi", {}, "packed"),
     ("phi3", {"sliding_window": 2047}, "packed"),
-    ("phi3", {"rope_parameters": LONG, "max_position_embeddings": 131072}, "rows"),
+    ("phi3", {"rope_parameters": LONG, "max_position_embeddings": 131072}, "packed"),
+    ("falcon", {"rope_parameters": DYNAMIC}, "rows"),
     ("olmo2", {}, "packed"),
     ("mixtral", {}, "packed"),
     ("gpt2", {}, "packed"),
@@ -202,17 +204,22 @@ ROPES = {
 }
 
 
+@pytest.mark.parametrize("layout", ["packed", "rows"])
 @pytest.mark.parametrize("rope", ROPES)
-def test_ropes_that_depend_on_length_take_each_row_alone(tmp_path, rope):
+def test_ropes_that_depend_on_length_take_each_row_alone(tmp_path, rope, layout):
     model_type, options = ROPES[rope]
     saved(tmp_path, model_type, initializer_range=0.4, **options)
     spec, pairs = SPECS["im_rm_no_reference"], random_pairs()
     lengths = [len(pair.prompt + response) for pair in pairs for response in (pair.chosen, pair.rejected)]
     assert min(lengths) <= ORIGINAL_LENGTH < sorted(lengths)[-2]
     model = load_untrained(tmp_path, "unembedding")
+    assert layout_of(model) == "packed"
+    assert shared_tokens(model) == ORIGINAL_LENGTH
+    if layout == "rows":
+        model.set_attn_implementation("sdpa")
     reward = RewardModule(model, spec).eval()
     _checkpoint_activations(reward, zero_stage=0)
-    found = reward(collate(pairs, layout=layout_of(model), pad_id=3))
+    found = reward(collate(pairs, layout=layout, shared_tokens=ORIGINAL_LENGTH, pad_id=3))
     found.loss_P.sum().backward()
 
     def plain():
