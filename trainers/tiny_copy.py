@@ -68,7 +68,7 @@ class Wide(TorchFunctionMode):
         named = {
             name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()
         }
-        if func in (torch.tensor, torch.full) and isinstance(args[-1], float):
+        if func in (torch.tensor, torch.full) and args and isinstance(args[-1], float):
             named.setdefault("dtype", torch.float64)
         return func(*args, **named)
 

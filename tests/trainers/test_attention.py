@@ -125,6 +125,19 @@ def test_attention_without_layout_is_refused():
         attention.pair_attention(None, *states(), None)
 
 
+@pytest.mark.parametrize(
+    "named", [{"s_aux": torch.zeros(HEADS)}, {"position_bias": torch.zeros(1)}, {"is_causal": False}]
+)
+def test_what_attention_would_have_to_ignore_is_refused(named):
+    with pytest.raises(ValueError, match=f"does not know {next(iter(named))}"):
+        attention.pair_attention(None, *states(), None, pair_layout=layout(), **named)
+
+
+def test_a_mask_is_refused():
+    with pytest.raises(ValueError, match="does not know a mask"):
+        attention.pair_attention(None, *states(), torch.zeros(1), pair_layout=layout())
+
+
 def test_a_packed_model_called_without_layout_is_refused(models):
     with pytest.raises(ValueError, match="without pair_layout"):
         models["llama"](input_ids=torch.tensor([[1, 2, 3]]))

@@ -52,6 +52,7 @@ EXPECTED = [
     ("qwen3_moe", {}, "packed"),
     ("qwen3_next", {}, "rows"),
     ("gemma3_text", {}, "packed"),
+    ("gemma3", {}, "packed"),
     ("gemma3n_text", {}, "packed"),
     ("phi", {}, "packed"),
     ("phi3", {"sliding_window": 2047}, "packed"),
