@@ -115,7 +115,7 @@ def chat_rows(records: list[Pair]) -> list[dict[str, Any]]:
 
     return [
         {
-            "prompt": [message._asdict() for message in record.prompt],
+            "prompt": [message.as_dict() for message in record.prompt],
             "chosen": answer(record.chosen),
             "rejected": answer(record.rejected),
         }

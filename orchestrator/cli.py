@@ -32,7 +32,7 @@ from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
-from trainers.specs import Trust, clean_name
+from trainers.specs import DatasetSpec, DrawSpec, Trust, clean_name
 from trainers.terminal import is_utf, write_any_text
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -230,10 +230,19 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
-    train_sets, eval_sets = (
-        tuple(selection.drawn(spec, options.max_train_pairs) for spec in sets)
-        for sets in (train_sets, eval_sets)
-    )
+
+    def limited(draw: DrawSpec) -> DrawSpec:
+        return selection.with_limits(draw, options.max_prompt_tokens, options.max_response_tokens)
+
+    def drawn(spec: DatasetSpec) -> DatasetSpec:
+        spec = selection.drawn(spec, options.max_train_pairs)
+        return (
+            spec
+            if spec.train_draw is None
+            else dataclasses.replace(spec, train_draw=limited(spec.train_draw))
+        )
+
+    train_sets, eval_sets = (tuple(map(drawn, sets)) for sets in (train_sets, eval_sets))
     models = tuple(selection.parse_model(text) for text in options.models) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     for flag, value in (
@@ -251,8 +260,10 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         train_sets=train_sets,
         eval_sets=eval_sets,
         seeds=selection.unique("--seeds", options.seeds) or profile.seeds,
-        train_draw=selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs),
-        eval_draw=selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs),
+        train_draw=limited(
+            selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs)
+        ),
+        eval_draw=limited(selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs)),
         recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch, profile.recipe),
         categories=selection.parse_categories(
             options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]

@@ -30,10 +30,11 @@ from orchestrator.follow_up import (
 from orchestrator.full_report import write_full_report
 from orchestrator.hub_models import fetch_models
 from orchestrator.layout import fitting
+from orchestrator.length_outlook import too_long
 from orchestrator.options import Plan
 from orchestrator.outlook import architectures, outlook
 from orchestrator.redaction import redacted
-from orchestrator.report import Written
+from orchestrator.report import Written, json_rows
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import sweep_results
 from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
@@ -211,6 +212,7 @@ def plan_only(session: Session, build: Build) -> int:
     resolved = dataclasses.replace(resolved, plans=(*resolved.plans, *further))
     groups = joining.groups(session, joining.capacity(session))
     found = outlook(resolved, groups, session.store, price=price)
+    long = too_long(resolved.plans, session.store)
     denied = access.denied([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
@@ -221,10 +223,15 @@ def plan_only(session: Session, build: Build) -> int:
             }
             for item in resolved.plans
         ]
-        cli.dump_json({**dataclasses.asdict(found), "access_denied": denied, "trials": trials})
+        left_out = [dataclasses.asdict(item) for item in long]
+        cli.dump_json(
+            {**dataclasses.asdict(found), "too_long": left_out, "access_denied": denied, "trials": trials}
+        )
         return 0
     cli.say_left_out(session, resolved.left_out)
     outlook_table.say(session.console, found, len(resolved.plans))
+    for item in long:
+        session.console.print(str(item), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
     if denied:
@@ -239,7 +246,7 @@ def report(session: Session, compare: str | None) -> int:
     written = write_full_report(declaration, session.store, session.console, anew=True)
     beside = other and write_comparison(declaration, session.store, *other, session.console)
     if session.options.json:
-        rows = [{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows]
+        rows = json_rows(written.rows)
         cli.dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
         return 0
     print_report(session, written)

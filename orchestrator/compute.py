@@ -4,6 +4,7 @@ Imports that cost seconds stand inside the functions, so that planning never pay
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.durations import Durations, expected_s
+from orchestrator.manifests import weights_digest
 from orchestrator.stages import (
     ConvertStage,
     EvaluateStage,
@@ -26,7 +28,7 @@ from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers import tiny
 from trainers.data.records import read_written_pairs
-from trainers.errors import Diverged
+from trainers.errors import DataError, Diverged
 from trainers.objects import Location, ObjectPath
 from trainers.specs import Placement
 from trainers.stopping import StopLeft, never
@@ -72,7 +74,8 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
 
 def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
     from trainers import token_files
-    from trainers.pairs import LeftOut, iter_tokens
+    from trainers.data.audit import token_findings
+    from trainers.pairs import Counts, iter_tokens
     from trainers.templates import load_tokenizer
 
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
@@ -82,13 +85,19 @@ def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
             tokenizer = tiny.build_tokenizer()
         else:
             tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
-        left_out = LeftOut()
-        tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, left_out)
+        counts = Counts()
+        tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, counts)
         total = min(len(pairs), stage.draw.max_pairs or len(pairs))
         counted = _counted(tokens, total, report)
-        count = token_files.write_tokens(counted, attempt.directory / "pairs.arrow")
+        try:
+            count = token_files.write_tokens(counted, attempt.directory / "pairs.arrow")
+        except DataError as error:
+            raise DataError(f"data set {stage.split.name}, split {stage.split.split}, {error}") from error
         means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
-        attempt.info.update(pairs=count, too_long=left_out.too_long, mean_tokens=means)
+        attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
+    where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"
+    for finding in token_findings(where, counts, count):
+        report({"notice": finding.said})
 
 
 def _counted(tokens: "Iterable[TokenPair]", total: int, report: Report) -> "Iterator[TokenPair]":
@@ -237,7 +246,8 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
     train = missing[0].train
     folder = model_folder(missing[0].epoch, train.optim.epochs)
     # A training is not done again for the sake of its log.
-    location = str(store.read("train", train.key, folder) / folder)
+    trained, found = store.manifest_and_folder("train", train.key, folder)
+    location = str(found / folder)
     model = load_model(
         location,
         tokenizer=load_tokenizer(location, trust=train.base.trust),
@@ -256,8 +266,8 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
                 reference=reference,
                 report=functools.partial(_of_dataset, report, name),
             )
-            found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
-            attempt.info.update(metrics=found, dataset=name)
+            metrics = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
+            attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(trained))
 
 
 def _tokens(

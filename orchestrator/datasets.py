@@ -160,7 +160,7 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
     if spec.selection and length_tokenizer() != LENGTH_TOKENIZER:
         meant["length_tokenizer"] = length_tokenizer()
     return content_key(
-        "source", 1, id=spec.source, revision=spec.revision, keep=spec.keep, split=split, **meant
+        "source", 2, id=spec.source, revision=spec.revision, keep=spec.keep, split=split, **meant
     )
 
 

@@ -15,14 +15,15 @@ from orchestrator.redaction import redacted
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
 from orchestrator.stages import PrepareStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.trial_plan import TrialPlan, unscored
 from trainers.disk import replace
 from trainers.errors import SpecError
+from trainers.specs import DrawSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """One evaluation of a trial; `dataset_digest` is that of the rows.
+    """One evaluation of a trial; `dataset_digest` is that of the rows, `prepared` the key of their tokens.
 
     `epoch` is that after which it was evaluated, None where an older rmsweep has written the file: the last.
     """
@@ -32,11 +33,12 @@ class EvaluationRecord:
     category: Category
     dataset_digest: str
     epoch: int | None = None
+    prepared: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One cell: its labels, every parameter of its spec, and the keys of its artifacts."""
+    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs."""
 
     name: str
     key: str
@@ -47,10 +49,11 @@ class TrialRecord:
     seed: int
     parameters: dict[str, Any]
     evaluations: tuple[EvaluationRecord, ...]
+    prepared: str = ""
 
     def whole(self, store: Store) -> bool:
         """Whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
-        evaluated = all(store.complete("evaluate", item.key) for item in self.evaluations)
+        evaluated = not unscored(store, self.key, [item.key for item in self.evaluations])
         return evaluated and store.complete("train", self.key)
 
 
@@ -122,9 +125,11 @@ def _trial(
                 category=categories[spec.train_set.name, stage.prepared.split.name],
                 dataset_digest=stage.prepared.split.digest,
                 epoch=stage.epoch,
+                prepared=stage.prepared.key,
             )
             for stage in plan.evaluations
         ),
+        prepared=plan.train.prepared.key,
     )
 
 
@@ -147,6 +152,11 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
         "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
         "max_train_pairs": spec.train_draw.max_pairs,
         "max_eval_pairs": spec.eval_draw.max_pairs,
+        **{
+            name: limit
+            for name in ("max_prompt_tokens", "max_response_tokens")
+            if (limit := getattr(spec.train_draw, name)) != getattr(DrawSpec(), name)
+        },
     }
     given = {name: value for name, value in parameters.items() if value is not None}
     return {name: said(value) if isinstance(value, str) else value for name, value in given.items()}

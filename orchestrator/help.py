@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 SELDOM = (
     "effective_batch",
+    "max_prompt_tokens",
+    "max_response_tokens",
     "max_trials",
     "category",
     "columns",

@@ -101,6 +101,10 @@ class Options(ReadingOptions):
     """Train on the first N of a seeded permutation."""
     max_eval_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Evaluate on the first N of a seeded permutation."""
+    max_prompt_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Leave out pairs with a longer prompt, in training and evaluation (default: 1024)."""
+    max_response_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Leave out pairs with a longer response, in training and evaluation (default: 1024)."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Passes over the training pairs."""
     keep_epochs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|every")] = ()

@@ -194,3 +194,13 @@ def draw(flag: str, given: int | None, default: int | None) -> DrawSpec:
     if max_pairs is not None and max_pairs < 1:
         raise SpecError(f"{flag} {max_pairs}: give at least 1.")
     return DrawSpec(max_pairs=max_pairs)
+
+
+def with_limits(draw: DrawSpec, max_prompt_tokens: int | None, max_response_tokens: int | None) -> DrawSpec:
+    """The draw with the token limits that are given."""
+    limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    for name, limit in given.items():
+        if limit < 1:
+            raise SpecError(f"--{name.replace('_', '-')} {limit}: give at least 1.")
+    return dataclasses.replace(draw, **given)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from trainers.data import rewritten
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.hygiene import LANGUAGES
 from trainers.data.named import SUBSET_SEED
-from trainers.data.records import Pair
+from trainers.data.records import Pair, read_written_pairs
 from trainers.data.rewriting import Terms
 from trainers.data.rewritten import PARAPHRASE, Failure
 from trainers.data.rules import rewritten_by_rules, rules_digest
@@ -115,6 +115,9 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
     reader = DatasetReader(session.store, fetch=fetch)
     rows = reader.split(spec, split)
     say_left_out(session, reader.said_left_out())
+    if fetch:
+        file = session.store.read("dataset", rows.digest) / "pairs.jsonl"
+        rewritten.require_texts(read_written_pairs(file))
     return [
         AnalyseStage(
             analysis=clean_name(way["rewriting"]),
@@ -166,8 +169,6 @@ def _base(options: RewriteOptions, session: Session, *, fetch: bool) -> BaseMode
 
 def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     """The rewritten pairs, what each is like, and what has no usable rewriting."""
-    from trainers.data.records import read_written_pairs
-
     parameters: Parameters = stage.parameters
     folder = attempt.directory
     rows = read_written_pairs(inputs.store.read("dataset", parameters.dataset) / "pairs.jsonl")

@@ -28,7 +28,7 @@ from trainers.errors import DataError, SpecError
 from trainers.specs import clean_name
 
 # Raise when the analysis computes something else from the same scores, model and pairs.
-VERSION = 1
+VERSION = 2
 MEASURES = (("overlap", "token overlap"), ("cosine", "cosine of hidden states"))
 TOGETHER = "together"
 
@@ -109,7 +109,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
                     {**labels, "pairs": len(here), "correlation": _correlation(here, measure, kind)}
                 )
     tables = (_relation_table(relations), _decile_table(deciles))
-    paragraphs = [rests_on(stage.parameters), *_said(relations, pairs)]
+    paragraphs = [rests_on(stage.parameters, inputs.store), *_said(relations, pairs)]
     write_analysis(attempt.directory, inputs.name, paragraphs, tables)
     results = {
         "deciles": [{**row, "accuracy": asdict(row["accuracy"])} for row in deciles],

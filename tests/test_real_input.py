@@ -90,9 +90,9 @@ def test_two_pairs_on_one_step_are_not_called_learned_by_luck_alone(swept):
 def test_real_responses_end_their_turn(smollm2_folder, shared):
     tokenizer = load_tokenizer(str(smollm2_folder))
     spec = DatasetSpec(name="ultrafeedback", source=str(shared / "data" / "ultrafeedback"))
-    tokens, too_long = tokenize_pairs(read_pairs(spec, "test"), tokenizer, DrawSpec(max_response_tokens=512))
+    tokens, counts = tokenize_pairs(read_pairs(spec, "test"), tokenizer, DrawSpec(max_response_tokens=512))
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert too_long > 0
+    assert counts.too_long > 0
     for pair in tokens:
         assert pair.chosen.count(end) == pair.rejected.count(end) == 1
         # The template ends a turn with <|im_end|> and a line feed.

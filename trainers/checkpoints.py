@@ -230,7 +230,7 @@ def complete(folder: Location, marker: dict[str, Any]) -> None:
 
 def _bytes_of(engine: Any) -> int:
     """Upper bound of a checkpoint's size: weights, and two moments and a master copy in fp32 of what is trained."""
-    parameters = list(engine.module.parameters())
+    parameters = [*engine.module.parameters(), *engine.module.buffers()]
     count = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters)
     trained = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters if item.requires_grad)
     return 4 * count + 12 * trained

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from trainers.data.named import DATASETS, named_set
 from trainers.data.sources import HUB_ID, read_pairs
 from trainers.errors import DataError, Interrupted, SpecError, SweepError, TrialFailed
+from trainers.pairs import Counts
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DatasetSpec, DrawSpec, clean_name
 from trainers.terminal import write_any_text
@@ -115,14 +116,36 @@ def model_folder(model: str) -> Iterator[str]:
         yield str(Path(scratch) / "model")
 
 
-def say_left_out(too_long: int, draw: DrawSpec) -> None:
-    """Tell how many pairs were left out for their length."""
-    if too_long and os.environ.get("RANK", "0") == "0":
+def say_counts(counts: Counts, kept: int, draw: DrawSpec, model: str) -> None:
+    """Tell how many pairs were left out for their length, and how many have nothing to choose between."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if counts.too_long:
         print(
-            f"{too_long} pairs left out: over {draw.max_prompt_tokens} prompt or {draw.max_response_tokens} "
+            f"{counts.too_long} pairs left out: over {draw.max_prompt_tokens} prompt or {draw.max_response_tokens} "
             "response tokens",
             file=sys.stderr,
         )
+    if counts.identical:
+        print(ties(counts.identical, kept, model), file=sys.stderr)
+    if counts.many_unknown:
+        print(unknown(counts, model), file=sys.stderr)
+
+
+def ties(identical: int, kept: int, model: str) -> str:
+    """One line about pairs whose two sides are the same tokens."""
+    return (
+        f"{identical} of {kept} pairs have the same tokens on both sides under the chat template of {model}: "
+        "ties, from which nothing is learned"
+    )
+
+
+def unknown(counts: Counts, model: str) -> str:
+    """One line about texts that a tokenizer hardly knows."""
+    return (
+        f"{counts.unknown_tokens} of {counts.tokens} tokens are unknown to the tokenizer of {model}: it gives all such "
+        "words one id, so that texts that differ only in them are the same to the model"
+    )
 
 
 def plain_name(text: str, otherwise: str) -> str:

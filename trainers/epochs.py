@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ def model_folder(epoch: int, epochs: int) -> str:
 
 
 def keep_epoch(
-    model: Any, tokenizer: Any, folder: Path, epoch: int, epochs: int, mirror: ObjectPath | None = None
+    model: Any,
+    files: Mapping[str, bytes],
+    folder: Path,
+    epoch: int,
+    epochs: int,
+    mirror: ObjectPath | None = None,
 ) -> None:
     """Write the model as it is into `folder` or `mirror`, whole or not at all. A collective. Raises StorageError."""
     weights = full_weights(model)
@@ -37,7 +43,7 @@ def keep_epoch(
     draft = folder / f"{DRAFT}{target.name}"
     for left in (draft, target):
         shutil.rmtree(left, ignore_errors=True)
-    save_model(model, weights, tokenizer, draft)
+    save_model(weights, files, draft)
     draft.rename(target)
     if mirror is not None:
         names = files_below(target)

@@ -22,7 +22,7 @@ from trainers.command import (
     model_folder,
     named_reward,
     read_named_pairs,
-    say_left_out,
+    say_counts,
 )
 from trainers.errors import ModelError, SpecError
 from trainers.layouts import layout_of
@@ -131,10 +131,10 @@ def run_evaluate(arguments: Evaluate) -> None:
     )
     name, rows = read_named_pairs(arguments.data, arguments.split)
     with model_folder(arguments.model) as location, progress() as track:
-        pairs, too_long = tokenize_pairs(
+        pairs, counts = tokenize_pairs(
             rows, load_tokenizer(location, trust=arguments.trust), limits, reward.type.rendering
         )
-        say_left_out(too_long, limits)
+        say_counts(counts, len(pairs), limits, arguments.model)
         reference = _reference(arguments, location, pairs, track("reference"))
         model = _load(arguments, location, reward.type.output)
         chosen, rejected = score_pairs(

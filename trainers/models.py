@@ -18,7 +18,7 @@ from trainers.folders import require_own_code, weight_files
 from trainers.gguf_header import require_sound_gguf
 from trainers.layouts import padded_attention, settle_layout, tokens_are_rows
 from trainers.rewards import Output
-from trainers.saving import save_model
+from trainers.saving import folder_files, persistent_buffers, save_model
 from trainers.specs import UNTRUSTED, Part, Precision, Trust
 from trainers.templates import first_line
 from trainers.unembedding import Unembedding, widened
@@ -144,8 +144,8 @@ def convert_gguf(file: Path, out_dir: Path) -> None:
     # The config still says "quantised", which would make the folder unloadable.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    weights = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
-    save_model(model, weights, tokenizer, out_dir)
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()} | persistent_buffers(model)
+    save_model(weights, folder_files(model, tokenizer), out_dir)
 
 
 def _load_gguf(folder: Path, file: Path) -> tuple[Any, Any]:

@@ -54,7 +54,10 @@ class PairLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What a forward needs. `reference_R` holds the reference model's log-prob sums, where a reward has one."""
+    """What a forward needs. `reference_R` holds the reference model's log-prob sums, where a reward has one.
+
+    `same_P` says whose two responses are the same tokens.
+    """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor | None
@@ -66,6 +69,7 @@ class MicroBatch:
     target_M: Tensor
     owner_M: Tensor
     weight_P: Tensor
+    same_P: Tensor
     reference_R: Tensor | None
     indices: tuple[int, ...]
     tokens: int
@@ -106,6 +110,7 @@ def collate(
         "target_M": torch.tensor([token for response in responses for token in response.ids]),
         "owner_M": torch.repeat_interleave(torch.arange(len(responses)), counts),
         "weight_P": torch.full((len(pairs),), weight),
+        "same_P": torch.tensor([pair.chosen == pair.rejected for pair in pairs]),
         "reference_R": None if reference is None else _reference_sums(pairs, reference),
     }
     moved: dict[str, Any] = {

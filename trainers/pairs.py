@@ -1,10 +1,11 @@
 """Preference pairs → tokens.
 
-A response is what the chat template adds after the generation prompt, its end-of-turn token included (paper §3).
+A response is what the chat template adds after the generation prompt, its end-of-turn token included (paper §3). Of
+a response of several turns (assistant, tool, assistant) that is all of them, what the tool answered too.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,12 @@ from trainers.data.selections import generator, permutation
 from trainers.errors import DataError, ModelError
 from trainers.rewards import Rendering
 from trainers.specs import DrawSpec, ValidationSpec
-from trainers.templates import render
+from trainers.templates import left_out, render, tool_left_out, unknown_token
 
 # Enough for every thread of the tokenizer, few enough for memory to be flat.
 _PAIRS_AT_ONCE = 256
+# Names and signs that a tokenizer lacks stay far below; above it whole texts come to the model as one token repeated.
+_MANY_UNKNOWN = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,43 +49,77 @@ def draw_order(count: int, draw: DrawSpec) -> list[int]:
 
 def tokenize_pairs(
     pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering = "response"
-) -> tuple[list[TokenPair], int]:
-    """The drawn pairs as tokens, and how many were left out for their length. Raises DataError, ModelError."""
-    left_out = LeftOut()
-    return list(iter_tokens(pairs, tokenizer, draw, rendering, left_out)), left_out.too_long
+) -> tuple[list[TokenPair], "Counts"]:
+    """The drawn pairs as tokens, and what was counted on the way. Raises DataError, ModelError."""
+    counts = Counts()
+    return list(iter_tokens(pairs, tokenizer, draw, rendering, counts)), counts
 
 
 @dataclass(slots=True)
-class LeftOut:
-    """How many pairs were left out for their length, so far."""
+class Counts:
+    """What tokenising has met so far: pairs left out as `too_long`; among the pairs kept, those `identical` on both
+    sides, their `tokens` (a prompt counted once), and how many of these the tokenizer does not know.
+    """
 
     too_long: int = 0
+    identical: int = 0
+    tokens: int = 0
+    unknown_tokens: int = 0
+
+    @property
+    def many_unknown(self) -> bool:
+        """Whether so many tokens are unknown that a reward can hardly be of the texts."""
+        return self.unknown_tokens > _MANY_UNKNOWN * self.tokens
+
+    def add(self, pair: TokenPair, rendering: Rendering, unknown: int | None) -> None:
+        """Count a pair that is kept."""
+        self.identical += identical(pair, rendering)
+        self.tokens += pair.tokens
+        if unknown is not None:
+            self.unknown_tokens += sum(
+                ids.count(unknown) for ids in (pair.prompt, pair.chosen, pair.rejected)
+            )
+
+
+def read_counts(noted: Mapping[str, Any]) -> Counts | None:
+    """What was counted, from where it was noted; None where it was not."""
+    names = [field.name for field in fields(Counts)]
+    return Counts(**{name: noted[name] for name in names}) if all(name in noted for name in names) else None
+
+
+def identical(pair: TokenPair, rendering: Rendering) -> bool:
+    """Whether both sides are the same tokens, so that no model can prefer one; a verification ends in its answer."""
+    end = -1 if rendering == "verification" else None
+    return pair.chosen[:end] == pair.rejected[:end]
 
 
 def iter_tokens(
-    pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering, left_out: LeftOut
+    pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering, counts: Counts
 ) -> Iterator[TokenPair]:
     """The drawn pairs as tokens, one by one. Raises DataError, ModelError.
 
     The limits are on prompt and response whatever the rendering, so that every reward type draws the same pairs.
     """
-    kept, order = 0, draw_order(len(pairs), draw)
+    kept, order, unknown = 0, draw_order(len(pairs), draw), unknown_token(tokenizer)
     for start in range(0, len(order), _PAIRS_AT_ONCE):
         rows = order[start : start + _PAIRS_AT_ONCE]
         found = [pairs[row] for row in rows]
         for pair, tokens in zip(found, _tokenize(found, rows, tokenizer), strict=True):
             longest_response = max(len(tokens.chosen), len(tokens.rejected))
             if len(tokens.prompt) > draw.max_prompt_tokens or longest_response > draw.max_response_tokens:
-                left_out.too_long += 1
+                counts.too_long += 1
                 continue
-            yield tokens if rendering == "response" else _verification(pair, tokens.index, tokenizer)
+            made = tokens if rendering == "response" else _verification(pair, tokens.index, tokenizer)
+            counts.add(made, rendering, unknown)
+            yield made
             kept += 1
             if kept == draw.max_pairs:
                 return
     if not kept:
         raise DataError(
-            f"all {left_out.too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
-            f"{draw.max_response_tokens} response tokens; nothing is left to use."
+            f"all {counts.too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
+            f"{draw.max_response_tokens} response tokens; nothing is left to use: raise "
+            "--max-prompt-tokens or --max-response-tokens."
         )
 
 
@@ -114,19 +151,49 @@ class _Asked(NamedTuple):
 
 
 def _tokenize(pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any) -> list[TokenPair]:
-    prompts = [render(tokenizer, pair.prompt, add_generation_prompt=True) for pair in pairs]
-    prompt_ids = _encode(prompts, tokenizer)
+    rendered = [
+        _rendered(pair.prompt, pair.responses, pair.tools, row, tokenizer)
+        for pair, row in zip(pairs, rows, strict=True)
+    ]
+    prompt_ids = _encode([prompt for prompt, _ in rendered], tokenizer)
     asked = []
-    for pair, row, prompt, ids in zip(pairs, rows, prompts, prompt_ids, strict=True):
+    for (prompt, both), row, ids in zip(rendered, rows, prompt_ids, strict=True):
         if not ids:
             raise DataError(f"row {row}: its prompt has no tokens under {tokenizer.name_or_path}.")
-        for text in (pair.chosen, pair.rejected):
-            asked.append(_Asked(row, prompt, ids, _added(pair.prompt, prompt, text, tokenizer)))
+        asked += [_Asked(row, prompt, ids, added) for added in both]
     responses = _responses(asked, tokenizer)
     return [
         TokenPair(index=row, prompt=ids, chosen=responses[2 * place], rejected=responses[2 * place + 1])
         for place, (row, ids) in enumerate(zip(rows, prompt_ids, strict=True))
     ]
+
+
+def _rendered(
+    messages: Sequence[Message], responses: Sequence[Sequence[Message]], tools: str, row: int, tokenizer: Any
+) -> tuple[str, list[str]]:
+    """The rendered prompt, and what the template adds to it for each response."""
+    try:
+        prompt = _prompt(messages, tools, tokenizer)
+        return prompt, [_added(messages, prompt, response, tools, tokenizer) for response in responses]
+    except DataError as error:
+        raise DataError(f"row {row}: {error}") from error
+
+
+def _prompt(messages: Sequence[Message], tools: str, tokenizer: Any) -> str:
+    prompt = render(tokenizer, messages, add_generation_prompt=True, tools=tools)
+    _require_whole(left_out(messages, prompt), tokenizer)
+    if tools:
+        without = render(tokenizer, messages, add_generation_prompt=True)
+        _require_whole(tool_left_out(tools, prompt, without), tokenizer)
+    return prompt
+
+
+def _require_whole(missing: str | None, tokenizer: Any) -> None:
+    if missing is not None:
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path} leaves out or moves {missing}; use a model whose template writes "
+            "it, or change the row."
+        )
 
 
 def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -137,14 +204,17 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return ids
 
 
-def _added(messages: Sequence[Message], prompt: str, response: str, tokenizer: Any) -> str:
+def _added(
+    messages: Sequence[Message], prompt: str, response: Sequence[Message], tools: str, tokenizer: Any
+) -> str:
     """What the template adds to the rendered prompt for a response."""
-    whole = render(tokenizer, (*messages, Message("assistant", response)), add_generation_prompt=False)
+    whole = render(tokenizer, (*messages, *response), add_generation_prompt=False, tools=tools)
     if not whole.startswith(prompt):
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} does not begin a finished conversation with its own "
             "generation prompt, so a response cannot be told from its prompt; use a tokenizer whose template does."
         )
+    _require_whole(left_out(response, whole, prompt), tokenizer)
     return whole.removeprefix(prompt)
 
 
@@ -185,20 +255,27 @@ def _verification(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
     What both conversations begin with is the prompt; the answers are one token each, the last.
     """
     *before, last = pair.prompt
+    if last.role != "user":
+        raise DataError(
+            f"row {row}: ex_grm asks about the answer to a user turn, and the prompt ends in a {last.role} turn; "
+            "use another reward type, or change the row."
+        )
+    for text, turns in zip((pair.chosen, pair.rejected), pair.responses, strict=True):
+        if missing := left_out(turns, text):
+            raise DataError(
+                f"row {row}: ex_grm asks about a response's text, which leaves out {missing}; use another reward type, "
+                "or change the row."
+            )
 
     def asked(response: str, answer: str) -> list[int]:
         question = (
             f"Question: {last.content}\nAnswer: {response}\nVerification: Is the answer correct (Yes/No)?"
         )
-        messages = (*before, Message("user", question))
-        prompt = render(tokenizer, messages, add_generation_prompt=True)
+        messages = (*before, Message("user", question, last.fields))
+        answers = [[Message("assistant", answer)]]
+        prompt, (added,) = _rendered(messages, answers, pair.tools, row, tokenizer)
         (ids,) = _encode([prompt], tokenizer)
-        return [
-            *ids,
-            _responses([_Asked(row, prompt, ids, _added(messages, prompt, answer, tokenizer))], tokenizer)[0][
-                0
-            ],
-        ]
+        return [*ids, _responses([_Asked(row, prompt, ids, added)], tokenizer)[0][0]]
 
     chosen, rejected = asked(pair.chosen, "Yes"), asked(pair.rejected, "No")
     if chosen[-1] == rejected[-1]:

@@ -18,6 +18,7 @@ from trainers.errors import ModelError, SpecError, StorageError
 from trainers.inputs import TrainInputs
 from trainers.mirror import clear_together, on_node
 from trainers.objects import Location
+from trainers.saving import persistent_buffers
 from trainers.scoring import RewardModule
 
 _FINGERPRINT_VALUES = 16
@@ -128,7 +129,8 @@ def identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
     """What a checkpoint must have in common with the training that goes on from it; `model` is the untrained one."""
     shapes = getattr(model.config, "hidden_size", 0), getattr(model.config, "num_hidden_layers", 0)
     # A few values of each tensor tell two base models apart without reading all of their weights.
-    values = (weight.detach().flatten()[:_FINGERPRINT_VALUES].tolist() for weight in model.parameters())
+    tensors = (*model.parameters(), *persistent_buffers(model).values())
+    values = (tensor.detach().flatten()[:_FINGERPRINT_VALUES].tolist() for tensor in tensors)
     return {
         "architecture": f"{type(model).__name__} {shapes[0]}x{shapes[1]}, vocabulary {model.config.vocab_size}",
         "reward": str(inputs.reward),

@@ -1,5 +1,10 @@
-"""Trained models as ordinary Hugging Face folders: safetensors, config, tokenizer with its template, model card."""
+"""Trained models as ordinary Hugging Face folders: safetensors, config, tokenizer with its template, model card.
 
+All but the weights is written on trial before a training starts, so that nothing is left that could lose it.
+"""
+
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,13 +13,25 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from trainers.data.records import Message
 from trainers.disk import disk_named, require_room
+from trainers.errors import ModelError
 from trainers.rewards import RewardSpec
-from trainers.templates import padding_token
+from trainers.templates import first_line, padding_token, render
+
+CARD = "README.md"
+_PROBE = " Größe:\t1234567.89 – it's “naïve” (don't), x_y/z <b>\n\n  日本語, привет 🙂 …  "
+_PROBE_TOKENS = 500
+# AutoTokenizer takes the class of config.json's model type in the place of a saved one. The first line makes it read
+# tokenizer.json as it is for most types; the second for those that transformers calls wrong on the hub (qwen2, phi3, …).
+_AS_IT_IS: tuple[dict[str, Any], ...] = (
+    {"tokenizer_class": "TokenizersBackend"},
+    {"tokenizer_class": "TokenizersBackend", "auto_map": {"AutoTokenizer": [None, None]}},
+)
 
 
 def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter on the CPU, gathered where ZeRO-3 has partitioned it; tied ones once.
+    """Every parameter and persistent buffer on the CPU, gathered where ZeRO-3 has partitioned it; tied ones once.
 
     A collective: every rank calls it, rank 0 gets them.
     """
@@ -26,25 +43,62 @@ def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
         with GatheredParameters(gathered, enabled=bool(gathered)):
             if torch.distributed.get_rank() == 0:
                 weights[name] = parameter.detach().cpu().clone()
+    if torch.distributed.get_rank() == 0:
+        weights |= {name: buffer.cpu().clone() for name, buffer in persistent_buffers(model).items()}
     return weights
 
 
-def save_model(
-    model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, out_dir: Path, card: str = ""
-) -> None:
-    """Write the folder. Its pad token is one that no response ends in. Raises StorageError where there is no room."""
+def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a model needs besides its parameters: bias corrections of a router, scalars of a layer, …"""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
+
+
+def save_model(weights: Mapping[str, torch.Tensor], files: Mapping[str, bytes], out_dir: Path) -> None:
+    """Write the folder, the weights first. Raises StorageError where there is no room."""
     need = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    need += sum(map(len, files.values()))
     require_room(out_dir, need)
     with disk_named(out_dir, need):
-        _write_model(model, weights, tokenizer, out_dir, card)
+        out_dir.mkdir(parents=True)
+        contiguous = {name: weight.contiguous() for name, weight in weights.items()}
+        save_file(contiguous, out_dir / "model.safetensors", metadata={"format": "pt"})
+        for name, content in files.items():
+            (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            (out_dir / name).write_bytes(content)
 
 
-def _write_model(
-    model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, out_dir: Path, card: str
-) -> None:
+def folder_files(model: Any, tokenizer: Any) -> dict[str, bytes]:
+    """Name and content of each file of the model's folder but its weights and card. Raises ModelError.
+
+    The pad token is one that no response ends in.
+    """
+    with tempfile.TemporaryDirectory() as name, disk_named(Path(name)):
+        # Named alike each time: transformers keeps a copy of the code that it runs under the folder's name.
+        folder = Path(name) / "model"
+        try:
+            folder.mkdir()
+            _write_configs(model, tokenizer, folder)
+            tokenizer.save_pretrained(folder)
+            settle_tokenizer(tokenizer, folder, trusted=bool(getattr(model, "_auto_class", None)))
+        except ModelError:
+            raise
+        # Code of any model's author: nobody knows what it may raise.
+        except Exception as error:
+            raise ModelError(
+                f"{tokenizer.name_or_path} can be loaded, but not saved again ({first_line(error)}), so its training "
+                "would be lost; use another model."
+            ) from error
+        return {
+            str(file.relative_to(folder)): file.read_bytes()
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+
+
+def _write_configs(model: Any, tokenizer: Any, folder: Path) -> None:
     from transformers.dynamic_module_utils import custom_object_save
 
-    out_dir.mkdir(parents=True)
     pad_id = padding_token(tokenizer)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     tokenizer.padding_side = "right"
@@ -52,15 +106,72 @@ def _write_model(
     model.config.pad_token_id = pad_id
     if getattr(model, "_auto_class", None):
         # Code that the user trusts goes with the weights, which nothing else can load.
-        custom_object_save(model, out_dir, config=model.config)
-    model.config.save_pretrained(out_dir)
+        custom_object_save(model, folder, config=model.config)
+    model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.pad_token_id = pad_id
-        model.generation_config.save_pretrained(out_dir)
-    save_file(weights, out_dir / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(out_dir)
-    if card:
-        (out_dir / "README.md").write_text(card, encoding="utf-8")
+        # save_pretrained would refuse what many models of the hub say, such as a temperature and no sampling.
+        model.generation_config.to_json_file(
+            folder / "generation_config.json", keys_to_pop=["compile_config"]
+        )
+
+
+def settle_tokenizer(tokenizer: Any, folder: Path, *, trusted: bool = False) -> None:
+    """Make AutoTokenizer give the ids of `tokenizer`, saved in `folder` beside its config.json. Raises ModelError."""
+    trusted = trusted or bool(tokenizer._auto_class)
+    known = sorted(tokenizer.get_vocab().values())
+    words = tokenizer.decode(known[:: len(known) // _PROBE_TOKENS + 1])
+    expected = _ids(tokenizer, words)
+    difference = _difference(folder, words, expected, trusted)
+    file = folder / "tokenizer_config.json"
+    for change in _AS_IT_IS if difference else ():
+        file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **change}, indent=2), "utf-8")
+        if _difference(folder, words, expected, trusted) is None:
+            return
+    if difference:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path or folder} is another one once it is saved and loaded again: "
+            f"{difference}. Rewards of the saved model would be of other tokens; give the model a tokenizer that "
+            "AutoTokenizer can save and load."
+        )
+
+
+def _difference(folder: Path, words: str, expected: list[list[int] | None], trusted: bool) -> str | None:
+    """How the tokenizer that AutoTokenizer finds in `folder` differs from the one that was saved there, or None."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+        ids = _ids(found, words)
+    # It is another one whatever it raises.
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    for after, before in zip(ids, expected, strict=True):
+        if after != before:
+            return f"{type(found).__name__} gives the ids {(after or [])[:8]}… of a probe that were {(before or [])[:8]}…"
+    return None
+
+
+def _ids(tokenizer: Any, words: str) -> list[list[int] | None]:
+    """What must not change: padding, text as a user would encode it, a conversation, and `words`."""
+    turns = (Message("user", _PROBE), Message("assistant", _PROBE))
+    chat = render(tokenizer, turns, add_generation_prompt=False)
+    return [
+        [tokenizer.pad_token_id],
+        _encoded(tokenizer, _PROBE),
+        _encoded(tokenizer, chat, add_special_tokens=False),
+        _encoded(tokenizer, words, add_special_tokens=False),
+    ]
+
+
+def _encoded(tokenizer: Any, text: str, **options: bool) -> list[int] | None:
+    """Ids, or None where the tokenizer cannot encode the text: it need not know every character."""
+    try:
+        ids: list[int] = tokenizer(text, verbose=False, **options)["input_ids"]
+    # tokenizers raises nothing more precise.
+    except Exception:
+        return None
+    return ids
 
 
 def model_card(base: str, reward: RewardSpec, facts: Mapping[str, object]) -> str:

@@ -19,7 +19,7 @@ Part = Literal["backbone", "embeddings", "unembedding"]
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
 PERSONA = "persona:"
-COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen")
+COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen", "system", "tools")
 # A name becomes part of file names, which end at 255 bytes.
 MAX_NAME = 100
 

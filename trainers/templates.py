@@ -1,19 +1,24 @@
-"""Tokenizers made ready: a chat template for models that have none, and an id to pad with that ends no response.
+"""Tokenizers made ready: a chat template for models that have none, and an id to pad with that ends no response;
+conversations as text, and what a template leaves out of them.
 
 A model without a template gets two marker tokens (paper §3): `<|user|>` and `<|assistant|>` before each turn, and
-its end-of-sequence token, where it has one, after each response.
+its end-of-sequence token, where it has one, after each response. Turns of any other role stand after `<|user|>`.
 """
 
+import contextlib
 import datetime
 import functools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
 from trainers.data.records import Message
 from trainers.errors import DataError, ModelError
+from trainers.folders import code_files
 from trainers.specs import UNTRUSTED, Trust
 
 # Templates that print today's date (Llama 3) would tokenise differently every day.
@@ -34,9 +39,11 @@ def load_tokenizer(location: str, revision: str | None = None, trust: Trust = UN
     """The tokenizer at a hub id or folder, with a chat template of markers where it has none. Raises ModelError."""
     from transformers import AutoTokenizer
 
+    # A folder without code of its own needs no trust; where its tokenizer_config.json says so, transformers fails.
+    codeless = Path(location).is_dir() and not code_files(Path(location))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            location, revision=revision, trust_remote_code=trust.trust_remote_code
+            location, revision=revision, trust_remote_code=trust.trust_remote_code and not codeless
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {location}: {first_line(error)}") from error
@@ -61,22 +68,154 @@ def _add_markers(tokenizer: Any) -> None:
     tokenizer.chat_template = begin + end + _MARKED_TURNS
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    """A conversation as text. Raises DataError where the template refuses it."""
-    try:
+# What a turn says beside its content; its other fields are notes, which a template may use.
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_SAYING_FIELDS = ("tool_calls", "function_call", *_REASONING_FIELDS)
+_LABELS = ("id", "type", "index")
+_REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
+
+
+# A template that meets a form that it does not expect also adds up, or loops over, what it cannot.
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool, tools: str = ""
+) -> str:
+    """A conversation as text; `tools` is a JSON list. Raises DataError where the template refuses it."""
+    offered = json.loads(tools) if tools else None
+
+    def applied(arguments: Callable[[Any], Any]) -> str:
         rendered: str = tokenizer.apply_chat_template(
-            [message._asdict() for message in messages],
+            [_as_dict(message, arguments) for message in messages],
+            tools=offered,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-            chat_template=_dated(tokenizer.get_chat_template(), tokenizer.name_or_path),
+            chat_template=_dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path),
         )
-    except TemplateError as error:
+        return rendered
+
+    try:
+        return applied(_parsed)
+    except _REFUSALS as error:
+        if any(message.fields for message in messages):
+            with contextlib.suppress(*_REFUSALS):
+                return applied(_as_text)
         raise DataError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of the turns "
             f"{', '.join(message.role for message in messages)}: {error}"
         ) from error
-    return rendered
+
+
+def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any]:
+    """The turn as templates take it: arguments of calls as objects (transformers), or as JSON texts (DeepSeek)."""
+    turn = message.as_dict()
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function", call)
+        if "arguments" in function:
+            function["arguments"] = arguments(function["arguments"])
+    return turn
+
+
+def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | None:
+    """Name the first thing that `turns` say and `text` does not; None where all stands there in order.
+
+    The turns are a prompt's, or the response's to `prompt`, with which the text then begins. White space does not
+    count, what is escaped as JSON does, and a system turn may stand anywhere. Templates drop the reasoning of turns
+    before the last user turn on purpose, and some that between <think> and </think> of every turn of a prompt.
+    """
+    # Nearly always all stands there as it is.
+    if _missing(turns, text, prompt, squeezed=False) is None:
+        return None
+    return _missing(turns, _squeezed(text), _squeezed(prompt), squeezed=True)
+
+
+def tool_left_out(tools: str, text: str, without: str) -> str | None:
+    """Name the first of the tools whose name `text` says no more often than the conversation `without` them."""
+    for tool in json.loads(tools):
+        function = tool.get("function")
+        name = str((function if isinstance(function, dict) else tool).get("name"))
+        if text.count(name) <= without.count(name):
+            return f"the tool {name}"
+    return None
+
+
+def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool) -> str | None:
+    asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=0)
+    at, fields = 0, ""
+    for number, turn in enumerate(turns):
+        ends = [at]
+        for what, said in _said(turn, in_prompt=not prompt, before=not prompt and number < asked):
+            if not said.strip():
+                continue
+            # In a response the prompt may hold the first words (`<think>`), and no more than these.
+            starts = [
+                (text.find(form, max(0 if turn.role == "system" else at, len(prompt) + 1 - len(form))), form)
+                for form in (_forms(said) if squeezed else [said.strip()])
+            ]
+            found = [start + len(form) for start, form in starts if start >= 0]
+            if not found:
+                # A call that is left out may have been found in what later turns say.
+                before = f" (or the {fields} before it)" if fields and what == "the text" else ""
+                return f"{what} of the {turn.role} turn{before}: {' '.join(said.split())[:60]!r}"
+            fields = fields if what == "the text" else what
+            ends.append(min(found))
+        if turn.role != "system":
+            # No later than where the turn does end, as all is looked for from where the turn before it ended.
+            at = max(ends)
+    return None
+
+
+def _said(turn: Message, *, in_prompt: bool, before: bool) -> Iterator[tuple[str, str]]:
+    """(what it is, the text) of all that a template has to write of a turn; `before`: a later turn is the user's."""
+    past = in_prompt and turn.role == "assistant" and "</think>" in turn.content
+    for piece in _REASONING.split(turn.content) if past else [turn.content]:
+        yield "the text", piece
+    for name, value in json.loads(turn.fields).items() if turn.fields else ():
+        if name in _SAYING_FIELDS and not (before and name in _REASONING_FIELDS):
+            for leaf in _leaves(value, _LABELS):
+                yield name, leaf
+
+
+def _leaves(value: Any, labels: Sequence[str]) -> Iterator[str]:
+    """The texts and numbers in a JSON value, as a template may write them; arguments may be JSON in a text."""
+    match value:
+        case dict():
+            for key, inner in value.items():
+                if key == "arguments":
+                    yield from _leaves(_parsed(inner), ())
+                elif key not in labels:
+                    yield from _leaves(inner, labels)
+        case list():
+            for inner in value:
+                yield from _leaves(inner, labels)
+        case bool():
+            # true or True
+            yield str(value)[1:]
+        case str() | int() | float():
+            yield str(value)
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except json.JSONDecodeError:
+        return arguments
+
+
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _forms(said: str) -> set[str]:
+    """A text without white space, as it is and as templates write it into JSON."""
+    escaped = (json.dumps(said.strip(), ensure_ascii=only_ascii)[1:-1] for only_ascii in (False, True))
+    return {_squeezed(form) for form in (said, *escaped)}
 
 
 @functools.cache
@@ -89,6 +228,12 @@ def _dated(template: str, name: str) -> str:
             "be other tokens tomorrow; put a fixed date into its chat_template."
         )
     return pinned
+
+
+def unknown_token(tokenizer: Any) -> int | None:
+    """The id that stands for words that the tokenizer does not know; None where it only ends or begins texts (GPT-2)."""
+    token = tokenizer.unk_token_id
+    return None if token in (tokenizer.bos_token_id, tokenizer.eos_token_id) else token
 
 
 def padding_token(tokenizer: Any) -> int:

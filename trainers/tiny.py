@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# Raise when `pretrain`, the tokenizer or the documents change what a model learns.
-VERSION = 1
+# Raise when `pretrain`, the tokenizer or the documents change what a model learns, or what its folder says.
+VERSION = 2
 
 Architecture = Literal["llama", "qwen2", "gemma2"]
 MAX_POSITIONS = 256
@@ -29,6 +29,9 @@ REPORT_EVERY_STEPS = 50
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
+    "{% if message['role'] not in ('system', 'user', 'assistant') %}"
+    "{{ raise_exception('it has no token for the role ' + message['role']) }}"
+    "{% endif %}"
     " <{{ message['role'] }}> {{ message['content'] | trim }} {{ eos_token }}"
     "{% endfor %}"
     "{% if add_generation_prompt %} <assistant>{% endif %}"
@@ -118,6 +121,8 @@ def pretrain(model: TinyModel, out_dir: Path, report: Callable[[dict[str, float]
     """
     import torch
 
+    from trainers.saving import settle_tokenizer
+
     tokenizer = build_tokenizer()
     threads = torch.get_num_threads()
     # One thread: the same sums in the same order on every run.
@@ -131,6 +136,7 @@ def pretrain(model: TinyModel, out_dir: Path, report: Callable[[dict[str, float]
         torch.set_num_threads(threads)
     network.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
+    settle_tokenizer(tokenizer, out_dir)
 
 
 def _build_network(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":

@@ -26,7 +26,7 @@ from trainers.metrics import accuracy
 from trainers.models import freeze, load_model
 from trainers.packing import Layout
 from trainers.resuming import Start, identity, start
-from trainers.saving import full_weights, model_card, save_model
+from trainers.saving import CARD, folder_files, full_weights, model_card, save_model
 from trainers.step import optimiser_step
 from trainers.stopping import StopLeft, never
 from trainers.templates import load_tokenizer
@@ -79,12 +79,14 @@ def train(
     started = time.perf_counter()
     forget_peak_memory()
     model, tokenizer = _loaded(inputs)
+    # Before anything is trained: what cannot be saved would lose a training.
+    files = {**folder_files(model, tokenizer), CARD: _card(inputs, {})}
     kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
     epochs, kept = inputs.optim.epochs, inputs.keep_epochs
 
     def end_epoch(epoch: int) -> None:
         if epoch in kept:
-            keep_epoch(model, tokenizer, kept_in, epoch, epochs, mirror)
+            keep_epoch(model, files, kept_in, epoch, epochs, mirror)
 
     with process_group():
         named = {} if checkpoints is None else identity(model, inputs)
@@ -104,8 +106,8 @@ def train(
             perf = _performance(log[len(begun.log) :], set_up_s=loop_started - started, loop_s=loop_s)
             result = TrainResult(log=log, train_accuracy=_last_epoch_accuracy(log), perf=perf)
             if dist.get_rank() == 0:
-                card = model_card(inputs.name, inputs.reward, _facts(inputs, result))
-                save_model(model, weights, tokenizer, out_dir / "model", card)
+                card = _card(inputs, _facts(inputs, result))
+                save_model(weights, {**files, CARD: card}, out_dir / "model")
                 collect_epochs(kept_in, out_dir, kept, epochs, mirror)
         finally:
             begun.engine.destroy()
@@ -240,6 +242,10 @@ def _too_large(inputs: TrainInputs) -> str:
         f"{placement.zero_stage} on {placement.world_size} ranks does not fit in memory; use a smaller "
         "micro-batch, activation checkpointing, a higher ZeRO stage or more ranks."
     )
+
+
+def _card(inputs: TrainInputs, facts: dict[str, object]) -> bytes:
+    return model_card(inputs.name, inputs.reward, facts).encode()
 
 
 def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:

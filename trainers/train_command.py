@@ -19,7 +19,7 @@ from trainers.command import (
     named_reward,
     plain_name,
     read_named_pairs,
-    say_left_out,
+    say_counts,
 )
 from trainers.engine import process_group
 from trainers.errors import SpecError
@@ -99,10 +99,10 @@ def run(arguments: Train) -> None:
     trust = Trust(allow_pickle=arguments.allow_pickle, trust_remote_code=arguments.trust_remote_code)
     _name, rows = read_named_pairs(arguments.data, arguments.split)
     with model_folder(arguments.model) as location, process_group():
-        pairs, too_long = tokenize_pairs(
+        pairs, counts = tokenize_pairs(
             rows, load_tokenizer(location, trust=trust), limits, reward.type.rendering
         )
-        say_left_out(too_long, limits)
+        say_counts(counts, len(pairs), limits, arguments.model)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
             location=location,

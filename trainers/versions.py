@@ -4,7 +4,7 @@ tests/trainers/test_golden.py fails when an output changes and its integer does 
 """
 
 PREPARE = 2
-CONVERT = 1
+CONVERT = 2
 REFERENCE = 1
-TRAIN = 1
-EVALUATE = 1
+TRAIN = 2
+EVALUATE = 2

@@ -182,6 +182,15 @@ def test_bad_rows_are_left_out_and_listed(tmp_path, mine, capfd):
     assert planned["missing"] == []
 
 
+def test_responses_of_several_turns_are_refused_before_anything_starts(tmp_path, capfd):
+    answer = {"role": "assistant", "content": "yes", "reasoning_content": "hm"}
+    file = tmp_path / "turns.jsonl"
+    file.write_text(json.dumps({"prompt": "why?", "chosen": [answer], "rejected": "no"}))
+    words = ("--data", str(file), "--split", "train", "--model", "rules:english")
+    assert run_analysis(rewrite, tmp_path / "store", *words) == 2
+    assert "pair 0: a response has several turns" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from trainers.models import load_model
 from trainers.pairs import TokenPair
 from trainers.rewards import RewardSpec
+from trainers.saving import persistent_buffers
 
 VOCABULARY = 64
 YES, NO = 40, 41
@@ -48,6 +49,25 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {**_GQA, "sliding_window": WINDOW, "tie_word_embeddings": False}),
 }
 ARCHITECTURES = tuple(_MODELS)
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1}
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+}
+# Models that need more than their parameters: bias corrections of routers, scalars of layers, constants of activations.
+_BUFFERED: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("apertus", _GQA),
+    "axk1": ("axk1", {**_EXPERTS, **_LATENT, "n_routed_experts": 4}),
+    "deepseek_v3": ("deepseek_v3", {**_EXPERTS, **_LATENT, "n_routed_experts": 4}),
+    "gemma4": ("gemma4_text", {**_GQA, "head_dim": 8, "vocab_size_per_layer_input": VOCABULARY}),
+    "glm4_moe": ("glm4_moe", {**_EXPERTS, **_GQA, "head_dim": 8, "n_routed_experts": 4}),
+    "minimax_m2": ("minimax_m2", {**_EXPERTS, **_GQA, "head_dim": 8, "num_local_experts": 4}),
+}
+BUFFERED = tuple(_BUFFERED)
 SPECS = {
     spec.name: spec
     for spec in (
@@ -74,17 +94,20 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_architecture(name: str, folder: Path, seed: int = 0) -> None:
-    """Write the model, which can be loaded with a head too, and its tokenizer."""
-    model_type, extra = _MODELS[name]
+def save_architecture(name: str, folder: Path, seed: int = 0, vocab_size: int = VOCABULARY) -> None:
+    """Write the model, which can be loaded with a head too if it is one of ARCHITECTURES, and its tokenizer."""
+    model_type, extra = (_MODELS | _BUFFERED)[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **_SHAPE, **extra))
+        shape = {**_SHAPE, **extra, "vocab_size": vocab_size}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape))
         # Norms and biases start as ones and zeros, which would hide what is wrong with them.
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter += 0.1 * torch.randn(parameter.shape)
+            for buffer in persistent_buffers(model).values():
+                buffer += 0.3 * torch.randn(buffer.shape)
         model.save_pretrained(folder)
     small_tokenizer().save_pretrained(folder)
 

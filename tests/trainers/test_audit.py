@@ -13,7 +13,7 @@ from trainers.data.audit.duplicates import NEAR, TextIndex, jaccard, normalised,
 from trainers.data.audit.lengths import distribution, length_baseline, wilson
 from trainers.data.audit.rewrites import originals
 from trainers.data.audit.texts import UNKNOWN, language, looks_cut, similarity, token_overlap, words
-from trainers.data.records import Pair, user_prompt
+from trainers.data.records import Message, Pair, user_prompt
 from trainers.data.sources import has_split, read_pairs
 from trainers.specs import DatasetSpec
 
@@ -323,6 +323,16 @@ def test_real_length_shortcuts_are_found(real):
     assert "0.638" in found["rewardmath"].number
     assert (found["rewardmath"].severity, found["rewardbench_math"].severity) == ("warn", "error")
     assert "0.578 in characters" in found["ultrafeedback"].number
+
+
+def test_responses_that_say_the_same_and_call_other_tools_are_not_identical():
+    called = [
+        Message("assistant", "a", f'{{"tool_calls": [{{"function": {{"name": "{name}"}}}}]}}')
+        for name in "fg"
+    ]
+    same = pair("q", "a", "a")
+    others = dataclasses.replace(same, chosen_turns=(called[0],), rejected_turns=(called[1],))
+    assert audit_set(AuditSet(name="set", role="eval", pairs=[same, others])).identical == 1
 
 
 def test_the_real_identical_pair_and_cut_translations_are_found(real):

@@ -144,6 +144,25 @@ def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, mess
         run_evaluate(Evaluate(**values))
 
 
+@pytest.mark.parametrize("reward", ["im_rm", "im_rm_no_reference"])
+def test_rows_of_the_same_tokens_twice_are_ties(shared, tiny_model, tmp_path, capsys, reward):
+    reference = {"reference": str(tiny_model)} if reward == "im_rm" else {}
+    words = {
+        "model": str(tiny_model),
+        "reward": reward,
+        "data": str(shared / "cases" / "identical"),
+        **reference,
+    }
+    run_evaluate(Evaluate(**words, split="train", out=tmp_path / "scores.parquet"))
+    printed = capsys.readouterr()
+    metrics = json.loads(printed.out)
+    assert metrics["n"] == 12
+    assert (metrics["accuracy"], metrics["loss"], metrics["abs_margin"]) == (0.5, 0.693147, 0.0)
+    assert "12 of 12 pairs have the same tokens on both sides" in printed.err
+    # The tiny world has a word for none of these.
+    assert f"tokens are unknown to the tokenizer of {tiny_model}" in printed.err
+
+
 def test_a_reference_of_another_vocabulary_is_refused(trained, tiny_model, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
@@ -171,6 +190,19 @@ def test_weights_of_another_architecture_are_refused(tiny_model, tmp_path):
                 model=str(other), reward="im_rm_no_reference", data="tiny_world", out=tmp_path / "s.parquet"
             )
         )
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_pairs_left_out_and_ties_are_said_once(tiny_model, tmp_path, monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    pair = {"prompt": "bread", "chosen": "yes"}
+    lines = [{**pair, "rejected": text} for text in ("no", "yes ", "no " * 20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = {"model": str(tiny_model), "reward": "im_rm_no_reference", "data": str(tmp_path / "a.jsonl")}
+    run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet", max_response_tokens=9))
+    said = capsys.readouterr().err
+    assert ("1 pairs left out: over 1024 prompt or 9 response tokens" in said) == (rank == "0")
+    assert ("1 of 2 pairs have the same tokens on both sides" in said) == (rank == "0")
 
 
 @pytest.mark.parametrize(("terminal", "rank"), [(True, "0"), (True, "1"), (False, "0")])

@@ -1,15 +1,13 @@
 """`python -m trainers.data`: what is printed, what is written, how faults end."""
 
 import json
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from trainers.command import command
-from trainers.data.__main__ import Data, run
+from tests.trainers.command_line import said
 from trainers.data.records import content_digest
 from trainers.data.sources import read_pairs
 from trainers.pairs import tokenize_pairs
@@ -21,20 +19,8 @@ GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
 
 
 @pytest.fixture
-def say(monkeypatch, capsys):
-    """Run a command line: its exit code, what it printed, what it complained of."""
-
-    def said(*words: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["data", *map(str, words)])
-        code: object = 0
-        try:
-            command(Data, run, "trainers.data", models=False)
-        except SystemExit as ended:
-            code = ended.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return said
+def say(capsys):
+    return lambda *words: said(words, capsys)
 
 
 def rows(file: Path, *lines: object) -> Path:
@@ -88,6 +74,46 @@ def test_prepare_keeps_a_set_that_is_the_same_set(say, tmp_path, shared):
         assert content_digest(pairs) == content_digest(original) == record["splits"][split]["digest"]
         assert record["splits"][split]["rows"] == count
     assert sorted(path.name for path in out.iterdir()) == ["prepared.json", "test.parquet", "train.parquet"]
+
+
+def test_turns_fields_and_tools_outlive_every_file_that_is_written(say, tmp_path):
+    called = [{"type": "function", "function": {"name": "f", "arguments": {"a": n}}} for n in ("1", {"b": 2})]
+    asked = [
+        [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "", "tool_calls": called[:1]}]
+    ]
+    asked.append([*asked[0][:1], {"role": "assistant", "content": "", "tool_calls": called[1:]}])
+    prompts = [[*turns, {"role": "tool", "content": "20 C", "name": "f"}] for turns in asked]
+    answer = {"role": "assistant", "content": "yes", "reasoning_content": "hm"}
+    lines = [
+        {"prompt": prompts[0], "chosen": "yes, quite", "rejected": "no", "tools": [{"name": "f"}]},
+        {"prompt": prompts[1], "chosen": [answer, *prompts[0][:1], answer], "rejected": "no"},
+    ]
+    data = rows(tmp_path / "train.jsonl", GOOD, *lines)
+    (pairs, digest) = pairs_of(data)
+    assert [len(pair.chosen_turns) for pair in pairs] == [0, 0, 3]
+    assert say("prepare", data, "--out", tmp_path / "out")[0] == 0
+    assert pairs_of(tmp_path / "out") == (pairs, digest)
+    shown = json.loads(say("show", data, "--json", "--pairs", "3")[1])["pairs"]
+    assert pairs_of(rows(tmp_path / "shown.jsonl", *shown)) == (pairs, digest)
+    code, out, _ = say("show", data, "--pairs", "3")
+    assert code == 0
+    assert '[chosen: assistant] yes {"reasoning_content": "hm"}' in out
+    assert '[tools] [{"name": "f"}]' in out
+    words = ["rewrite", data, "--split", "train", "--rules", "english", "--out"]
+    code, _, error = say(*words, tmp_path / "french.jsonl")
+    assert code == 2
+    assert "pair 2: a response has several turns" in error
+    plain = rows(tmp_path / "plain.jsonl", GOOD, lines[0])
+    words[1] = plain
+    for name in ("rewritten.jsonl", "rewritten.parquet"):
+        assert say(*words, tmp_path / name)[0] == 0
+        found, _ = pairs_of(tmp_path / name)
+        assert [(pair.prompt, pair.tools) for pair in found] == [(p.prompt, p.tools) for p in pairs[:2]]
+
+
+def pairs_of(source: Path):
+    pairs = read_pairs(DatasetSpec(name="a", source=str(source)), "train")
+    return pairs, content_digest(pairs)
 
 
 def test_prepare_maps_columns_splits_by_problem_and_lists_bad_rows(say, tmp_path):
@@ -159,6 +185,15 @@ def test_tokens_are_those_of_training_and_made_once_per_tokenizer_and_limits(
     monkeypatch.setattr("trainers.pairs.iter_tokens", lambda *more: pytest.fail("tokenised again"))
     assert json.loads(say(*words)[1])["tokens"]["train"] == made
     monkeypatch.undo()
+
+
+def test_prepare_says_how_many_pairs_are_ties_for_a_tokenizer(say, tmp_path, tiny_model):
+    data = rows(tmp_path / "a.jsonl", GOOD, {**GOOD, "rejected": "because "})
+    out = say("prepare", data, "--out", tmp_path / "out", "--splits", "train", "--tokenizer", tiny_model)[1]
+    assert (
+        f"1 of 2 pairs have the same tokens on both sides under the chat template of {tiny_model}: ties"
+        in out
+    )
 
 
 def test_another_draw_has_tokens_of_its_own(say, tmp_path, tiny_model):

@@ -9,8 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from trainers.data.records import Digest, Message, content_digest, read_written_pairs, write_pairs
-from trainers.data.rows import MAX_CHARACTERS
 from trainers.data.sources import iter_pairs, read_pairs, splits_of
+from trainers.data.turns import MAX_CHARACTERS
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec
 
@@ -78,16 +78,10 @@ def test_the_formats_that_trl_documents_are_one_pair(tmp_path):
         jsonl(tmp_path / "1.jsonl", {"prompt": "The sky is", "chosen": "blue.", "rejected": "green."}),
         jsonl(tmp_path / "2.jsonl", {"prompt": [user], "chosen": [answer], "rejected": [worse]}),
         jsonl(tmp_path / "3.jsonl", {"chosen": [user, answer], "rejected": [user, worse]}),
+        # Of texts, the space before the first word that differs is nobody's.
+        jsonl(tmp_path / "4.jsonl", {"chosen": "The sky is blue.", "rejected": "The sky is green."}),
     ]
     assert len({content_digest(read(file)) for file in files}) == 1
-    # Of texts, the space before the first difference goes to the responses.
-    implicit = jsonl(tmp_path / "4.jsonl", {"chosen": "The sky is blue.", "rejected": "The sky is green."})
-    (pair,) = read(implicit)
-    assert (pair.prompt, pair.chosen, pair.rejected) == (
-        (Message("user", "The sky is"),),
-        " blue.",
-        " green.",
-    )
 
 
 @pytest.mark.parametrize(
@@ -96,6 +90,239 @@ def test_the_formats_that_trl_documents_are_one_pair(tmp_path):
 def test_texts_that_leave_no_response_after_what_they_share_are_refused(tmp_path, row):
     with pytest.raises(DataError, match="row 0: column 'chosen' is empty"):
         read(jsonl(tmp_path / "a.jsonl", row))
+
+
+ASK, YES, NO = Message("user", "why?"), Message("assistant", "yes"), Message("assistant", "no")
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+CALLED = Message("assistant", "", '{"tool_calls": [{"function": {"name": "look", "arguments": {}}}]}')
+LOOKED = Message("tool", "20 C")
+
+
+def listed(*turns: Message) -> list[dict[str, object]]:
+    return [turn.as_dict() for turn in turns]
+
+
+# A row: its prompt, and the turns of its responses.
+CONVERSATIONS = {
+    "a system turn before the prompt's": (
+        {"prompt": "why?", "chosen": listed(Message("system", "s"), ASK, YES)}
+        | {"rejected": listed(Message("system", "s"), ASK, NO)},
+        ((Message("system", "s"), ASK), (YES,), (NO,)),
+    ),
+    "the prompt is the last question of a conversation": (
+        {"prompt": "why?", "chosen": listed(LOOKED._replace(role="user"), NO, ASK, YES)}
+        | {"rejected": listed(LOOKED._replace(role="user"), NO, ASK, NO)},
+        ((LOOKED._replace(role="user"), NO, ASK), (YES,), (NO,)),
+    ),
+    "a user in the completion who says the same again": (
+        {"prompt": "why?", "chosen": listed(NO, ASK, YES), "rejected": listed(YES)},
+        ((ASK,), (NO, ASK, YES), (YES,)),
+    ),
+    "sides that differ before their last turns": (
+        {"prompt": "why?", "chosen": listed(YES, ASK, YES), "rejected": listed(YES, ASK, NO, ASK, NO)},
+        ((ASK,), (YES, ASK, YES), (YES, ASK, NO, ASK, NO)),
+    ),
+    "the same without a prompt": (
+        {"chosen": listed(ASK, YES, ASK, YES), "rejected": listed(ASK, NO, ASK, NO)},
+        ((ASK,), (YES, ASK, YES), (NO, ASK, NO)),
+    ),
+    "a call and what it gave are of the prompt": (
+        {"prompt": "why?", "chosen": [CALL, *listed(LOOKED, YES)], "rejected": [CALL, *listed(LOOKED, NO)]},
+        ((ASK, CALLED, LOOKED), (YES,), (NO,)),
+    ),
+    "a response that only calls": (
+        {"prompt": "why?", "chosen": [CALL], "rejected": "no"},
+        ((ASK,), (CALLED,), (NO,)),
+    ),
+    "other names": (
+        {"prompt": [{"from": "HUMAN", "value": "why?"}], "chosen": {"from": "gpt", "value": "yes"}}
+        | {
+            "rejected": {
+                "role": "Model",
+                "content": [{"type": "text", "text": "n"}, {"type": "text", "text": "o"}],
+            }
+        },
+        ((ASK,), (YES,), (NO,)),
+    ),
+    "a system column": (
+        {**GOOD, "system": "s", "chosen": "yes", "rejected": "no"},
+        ((Message("system", "s"), ASK), (YES,), (NO,)),
+    ),
+    "a transcript by lines": (
+        {"chosen": "User: why?\n\nAssistant: no\nUser: why?\nAssistant: yes"}
+        | {"rejected": "User: why?\n\nAssistant: no\nUser: why?\nAssistant: no"},
+        ((ASK, NO, ASK), (YES,), (NO,)),
+    ),
+    "hh-rlhf's, with a name in an answer": (
+        {
+            "chosen": "\n\nHuman: why?\n\nAssistant: a\nHuman: b",
+            "rejected": "\n\nHuman: why?\n\nAssistant: no",
+        },
+        ((ASK,), (Message("assistant", "a\nHuman: b"),), (NO,)),
+    ),
+    "an answer that is named in a text": (
+        {"chosen": "Why is that?\nAssistant: Yes, I do.", "rejected": "Why is that?\nAssistant: Yes, never."},
+        (
+            (Message("user", "Why is that?\nAssistant:"),),
+            (Message("assistant", "Yes, I do."),),
+            (Message("assistant", "Yes, never."),),
+        ),
+    ),
+    "an emoji of several characters": (
+        {"chosen": "Say hi \U0001f468\u200d\U0001f469", "rejected": "Say hi \U0001f468\u200d\U0001f467"},
+        (
+            (Message("user", "Say hi"),),
+            (Message("assistant", "\U0001f468\u200d\U0001f469"),),
+            (Message("assistant", "\U0001f468\u200d\U0001f467"),),
+        ),
+    ),
+    "a word that begins another": (
+        {"chosen": "yes I do it", "rejected": "yes I don't"},
+        (
+            (Message("user", "yes I"),),
+            (Message("assistant", "do it"),),
+            (Message("assistant", "don't"),),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CONVERSATIONS)
+def test_turns_are_divided_where_the_sides_part(tmp_path, what):
+    row, (prompt, chosen, rejected) = CONVERSATIONS[what]
+    (pair,) = read(jsonl(tmp_path / "a.jsonl", row))
+    assert (pair.prompt, *pair.responses) == (prompt, chosen, rejected)
+
+
+REFUSED = {
+    "an unknown role": (
+        {**GOOD, "chosen": [{"role": "narrator", "content": "a"}]},
+        "role 'narrator'; known are",
+    ),
+    "no role": (
+        {**GOOD, "chosen": [{"content": "a"}]},
+        "'chosen' holds a turn without a role; found content",
+    ),
+    "an image": (
+        {**GOOD, "prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        "'prompt' holds a part of the type 'image_url'; only text is read",
+    ),
+    "an image column": ({**GOOD, "images": ["x"]}, "'images' is part of what was asked; only text is read"),
+    "a history": ({**GOOD, "history": [["a", "b"]]}, "'history' is part of what was asked"),
+    "another system turn": (
+        {**GOOD, "prompt": listed(Message("system", "a"), ASK), "system": "b"},
+        "'system' says something else than the prompt's system turn",
+    ),
+    "two system turns": (
+        {
+            **GOOD,
+            "prompt": listed(Message("system", "a"), ASK),
+            "chosen": listed(Message("system", "b"), ASK, YES),
+        },
+        "'chosen' begins with a system turn that the prompt does not have",
+    ),
+    "a prompt that ends in an answer": (
+        {**GOOD, "prompt": listed(ASK, YES)},
+        "ends in a turn of the assistant",
+    ),
+    "a prompt of a system turn": (
+        {**GOOD, "prompt": listed(Message("system", "a"))},
+        "ends in a turn of the system",
+    ),
+    "tools that are no list": ({**GOOD, "tools": "{}"}, "'tools' holds no list of tools"),
+    "tools that are no JSON": ({**GOOD, "tools": "look"}, "'tools' is no JSON"),
+    "two questions in a row": (
+        {"chosen": listed(ASK, ASK, YES), "rejected": listed(ASK, Message("user", "how?"), NO)},
+        "the turns before the responses differ",
+    ),
+    "candidates": ({**GOOD, "rejected": ["no", "never"]}, "'rejected' holds a list of 2 texts"),
+    "texts whose prompt has another name": (
+        {"instruction": "why?", "chosen": "Yes I do", "rejected": "Yes never"},
+        "no column 'prompt'",
+    ),
+    "texts without spaces": (
+        {"chosen": "日本の首都は東京", "rejected": "日本の首都は京都"},
+        "no column 'prompt'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_would_be_lost_is_refused_by_name(tmp_path, what):
+    row, message = REFUSED[what]
+    with pytest.raises(DataError) as raised:
+        read(jsonl(tmp_path / "a.jsonl", row))
+    assert f"{tmp_path / 'a.jsonl'}, row 0" in str(raised.value)
+    assert message in str(raised.value)
+
+
+def test_a_mapped_column_is_there_in_every_row(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", {**GOOD, "sys": "s"}, GOOD)
+    pairs = iter_pairs(DatasetSpec(name="set", source=str(file), columns=(("system", "sys"),)), "train")
+    assert next(pairs).prompt[0] == Message("system", "s")
+    with pytest.raises(DataError, match="row 1: no column 'sys'"):
+        next(pairs)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (GOOD, {"chosen": "why? yes", "rejected": "why? no"}, "row 1: no column 'prompt'"),
+        ({"chosen": "why? yes", "rejected": "why? no"}, GOOD, "row 1: has a column 'prompt', which"),
+    ],
+)
+def test_whether_there_are_prompts_is_decided_once(tmp_path, first, second, message):
+    with pytest.raises(DataError, match=message):
+        read(jsonl(tmp_path / "a.jsonl", first, second))
+
+
+def test_tools_are_the_same_as_a_list_as_text_and_in_parquet(tmp_path):
+    more = {"type": "function", "function": {"name": "f", "parameters": {"a": {"type": "string"}}}}
+    rows = [{**GOOD, "tools": [more]}, {**GOOD, "tools": [{"type": "function", "function": {"name": "g"}}]}]
+    texts = [{**row, "tools": json.dumps(row["tools"])} for row in rows]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = [
+        [pair.tools for pair in read(file)]
+        for file in (
+            jsonl(tmp_path / "a.jsonl", *rows),
+            jsonl(tmp_path / "b.jsonl", *texts),
+            tmp_path / "a.parquet",
+        )
+    ]
+    assert found[0] == found[1] == found[2] == [row["tools"] for row in texts]
+
+
+def test_messages_in_csv_are_json_and_other_brackets_text(tmp_path):
+    said = json.dumps(listed(YES))
+    for cell, chosen in ((said, "yes"), ("[1] is a note", "[1] is a note"), ('{"a": 1}', '{"a": 1}')):
+        (pair,) = read(csv_file(tmp_path / "a.csv", list(GOOD), ["why?", cell, "no"]))
+        assert pair.chosen == chosen
+    with pytest.raises(DataError, match=r"row 0: column 'chosen' begins as chat messages, and is no JSON"):
+        read(csv_file(tmp_path / "a.csv", list(GOOD), ["why?", str(listed(YES)), "no"]))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.parquet", "train.jsonl"),
+        ("train.csv", "train-00000-of-00001.csv"),
+        ("train.jsonl", "data/train.jsonl"),
+        ("train.parquet", "train/state.json"),
+    ],
+)
+def test_a_split_that_is_there_twice_is_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="holds the train split more than once") as raised:
+        read(tmp_path)
+    assert all(name in str(raised.value) for name in names)
+
+
+def test_shards_are_one_split_and_json_may_be_lines(tmp_path):
+    jsonl(tmp_path / "train-00000-of-00002.json", GOOD, GOOD)
+    (tmp_path / "train-00001-of-00002.json").write_text(json.dumps([GOOD], indent=1))
+    assert len(read(tmp_path)) == 3
 
 
 def test_a_column_map_that_cannot_be_meant_is_refused():
@@ -168,7 +395,7 @@ BAD_LINES = {
         json.dumps(
             {**GOOD, "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
         ).encode(),
-        "the turns before the responses differ",
+        "column 'chosen' begins with a user turn that the prompt does not have",
     ),
     "a column missing": (b'{"prompt": "a", "chosen": "b"}', "no column 'rejected'"),
 }

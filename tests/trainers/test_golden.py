@@ -68,8 +68,8 @@ def test_prepare():
     golden = {2: ([2, 0], [5, 5], 1)}
     rows = [("yes", "no"), ("sure", "never no no no no no"), ("certainly", "nope")]
     pairs = [Pair(prompt=(Message("user", "bread"),), chosen=a, rejected=b) for a, b in rows]
-    tokens, too_long = tokenize_pairs(pairs, build_tokenizer(), DrawSpec(max_pairs=3, max_response_tokens=4))
-    found = [pair.index for pair in tokens], [len(pair.prompt) for pair in tokens], too_long
+    tokens, counts = tokenize_pairs(pairs, build_tokenizer(), DrawSpec(max_pairs=3, max_response_tokens=4))
+    found = [pair.index for pair in tokens], [len(pair.prompt) for pair in tokens], counts.too_long
     assert found == golden[versions.PREPARE]
 
 
@@ -93,12 +93,12 @@ def test_reference(model, pairs):
 @pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
 def test_train_and_evaluate(model, pairs, tmp_path, kind):
     golden_losses = {
-        (1, "ex_rm"): [0.6988, 0.6733, 0.6739, 0.6399],
-        (1, "im_rm"): [0.6931, 0.6904, 0.6313, 0.6088],
+        (2, "ex_rm"): [0.6988, 0.6733, 0.6739, 0.6399],
+        (2, "im_rm"): [0.6931, 0.6904, 0.6313, 0.6088],
     }
     golden_rewards = {
-        (1, "ex_rm"): [0.0968, 0.0558, 0.0849, -0.0481, 0.0599, 0.1626],
-        (1, "im_rm"): [0.0374, 0.1380, 0.1063, 0.0799, 0.1312, 0.1312],
+        (2, "ex_rm"): [0.0968, 0.0558, 0.0849, -0.0481, 0.0599, 0.1626],
+        (2, "im_rm"): [0.0374, 0.1380, 0.1063, 0.0799, 0.1312, 0.1312],
     }
     reward = RewardSpec(kind=kind, beta=None if kind == "ex_rm" else BETA)
     reference = None

@@ -28,7 +28,7 @@ def test_a_draw_is_a_prefix_of_a_larger_draw_and_all_pairs_keep_their_order():
 
 def test_tokens_are_those_of_the_whole_conversation(tokenizer):
     pair = tiny_world.pairs("train")[0]
-    (tokens,), too_long = tokenize_pairs([pair], tokenizer, DrawSpec())
+    (tokens,), counts = tokenize_pairs([pair], tokenizer, DrawSpec())
     whole = tokenizer.apply_chat_template(
         [*(message._asdict() for message in pair.prompt), {"role": "assistant", "content": pair.chosen}],
         tokenize=False,
@@ -36,16 +36,39 @@ def test_tokens_are_those_of_the_whole_conversation(tokenizer):
     assert tokens.prompt + tokens.chosen == tokenizer(whole, add_special_tokens=False)["input_ids"]
     assert tokens.chosen[-1] == tokenizer.eos_token_id
     assert tokens.prompt.count(tokenizer.bos_token_id) == 1
-    assert too_long == 0
+    assert counts.too_long == 0
 
 
 def test_pairs_over_the_limit_are_left_out_counted_and_replaced(tokenizer):
     short = tiny_world.pairs("train")[:6]
     long = [dataclasses.replace(pair, chosen=" ".join(["yes"] * 50)) for pair in short]
     draw = DrawSpec(max_pairs=6, max_response_tokens=20)
-    kept, too_long = tokenize_pairs([*short, *long], tokenizer, draw)
+    kept, counts = tokenize_pairs([*short, *long], tokenizer, draw)
     assert sorted(pair.index for pair in kept) == list(range(6))
-    assert 1 <= too_long <= 6
+    assert 1 <= counts.too_long <= 6
+
+
+def test_pairs_of_the_same_tokens_and_words_that_are_unknown_are_counted(tokenizer):
+    """The tiny template trims, so that one side's spaces are no tokens; pairs that are left out are not counted."""
+    pair = tiny_world.pairs("train")[0]
+    sides = [
+        ("yes", "yes"),
+        ("yes", "yes  "),
+        ("yes", "no"),
+        ("yes", "zebra quark"),
+        ("yes yes yes", "yes yes yes"),
+    ]
+    pairs = [dataclasses.replace(pair, chosen=a, rejected=b) for a, b in sides]
+    tokens, counts = tokenize_pairs(pairs, tokenizer, DrawSpec(max_response_tokens=3))
+    whole = [row.prompt + row.chosen + row.rejected for row in tokens]
+    assert (counts.identical, counts.too_long, counts.tokens) == (2, 1, sum(map(len, whole)))
+    assert counts.unknown_tokens == sum(row.count(tokenizer.unk_token_id) for row in whole) >= 2
+
+
+def test_a_token_that_ends_a_text_is_no_unknown_word():
+    bare = build_tokenizer()
+    bare.unk_token = bare.eos_token
+    assert tokenize_pairs(tiny_world.pairs("test"), bare, DrawSpec())[1].unknown_tokens == 0
 
 
 def test_nothing_within_the_limit_is_an_error(tokenizer):

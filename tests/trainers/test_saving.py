@@ -1,5 +1,6 @@
 """A trained model is an ordinary Hugging Face folder that gives the trained rewards, however it was trained and is read."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,16 +10,26 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
 )
 
+import trainers.train
 from tests.conftest import save_tiny_llama
 from tests.trainers import gang
+from tests.trainers.architectures import BUFFERED, random_pairs, save_architecture, small_tokenizer
 from tests.trainers.gang import Job
+from trainers import tiny
+from trainers.data import tiny_world
+from trainers.errors import ModelError
 from trainers.evaluate import score_pairs
+from trainers.inputs import TrainInputs
 from trainers.models import load_model
+from trainers.pairs import tokenize_pairs
 from trainers.rewards import RewardSpec
-from trainers.saving import model_card
+from trainers.saving import folder_files, full_weights, model_card
 from trainers.scoring import RewardModule
+from trainers.specs import DrawSpec, OptimSpec, Placement, Trust
 from trainers.templates import load_tokenizer
 from trainers.tiny import build_tokenizer
 
@@ -46,8 +57,17 @@ def bases(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(bases, tmp_path_factory):
-    """Every reward type on both base models, at world size 2 without ZeRO and under ZeRO-3."""
+def routed(tmp_path_factory):
+    """A base model whose router has a bias correction, which is a buffer."""
+    folder = tmp_path_factory.mktemp("routed")
+    save_architecture("deepseek_v3", folder, vocab_size=len(build_tokenizer()))
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(bases, routed, tmp_path_factory):
+    """Every reward type on both base models, at world size 2 without ZeRO and under ZeRO-3; last one with buffers."""
     out = tmp_path_factory.mktemp("saved")
     jobs = [
         Job(
@@ -63,6 +83,11 @@ def trained(bases, tmp_path_factory):
         for zero in (0, 3)
         for tied, base in bases.items()
     ]
+    jobs.append(
+        dataclasses.replace(
+            jobs[-1], name="routed", model=str(routed), out=str(out / "routed"), reward={"kind": "ex_rm"}
+        )
+    )
     gang.launch(jobs, out, 2)
     return out
 
@@ -155,3 +180,135 @@ def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not():
     card = model_card("base", RewardSpec(kind="ex_rm", pooling="mean"), {})
     assert "not" in card
     assert "--reward ex_rm_mean" in card
+
+
+def train_here(folder, out, reward, pairs, precision="fp32", report=lambda row: None):
+    """One epoch in this process, without a reference; the folder of the trained model."""
+    inputs = TrainInputs(
+        name="base",
+        location=str(folder),
+        revision=None,
+        precision=precision,
+        reward=reward,
+        optim=OptimSpec(lr=1e-3, epochs=1, effective_batch=2),
+        placement=Placement(micro_batch=2, accumulation=1),
+        seed=0,
+        pairs=pairs,
+        reference=None,
+    )
+    trainers.train.train(inputs, report=report, out_dir=out)
+    return out / "model"
+
+
+EX_RM, IM_RM = RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=BETA, reference=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "reward", "precision"),
+    [
+        *((name, IM_RM, "fp32") for name in BUFFERED),
+        ("axk1", EX_RM, "fp32"),
+        ("deepseek_v3", EX_RM, "fp32"),
+        ("deepseek_v3", EX_RM, "bf16"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, RewardSpec) else value,
+)
+def test_buffers_are_saved_with_the_weights(tmp_path, monkeypatch, name, reward, precision):
+    save_architecture(name, tmp_path / "base")
+    pairs, scores, buffers = random_pairs(), [], {}
+
+    def score(model):
+        found = score_pairs(RewardModule(model, reward), pairs, reference=None, report=lambda row: None)
+        scores.append([rewards.tolist() for rewards in found])
+
+    def scored_weights(model):
+        score(model)
+        buffers.update(model.named_buffers())
+        return full_weights(model)
+
+    monkeypatch.setattr(trainers.train, "full_weights", scored_weights)
+    folder = train_here(tmp_path / "base", tmp_path / "out", reward, pairs, precision)
+    saved = load_file(folder / "model.safetensors")
+    kept = saved.keys() & buffers.keys()
+    assert kept
+    assert all(torch.equal(saved[key], buffers[key]) and saved[key].dtype == torch.float32 for key in kept)
+    output = reward.type.output
+    score(load_model(str(folder), tokenizer=small_tokenizer(), output=output, precision=precision))
+    for trained, loaded in zip(*scores, strict=True):
+        assert loaded == pytest.approx(trained, abs=1e-6 if precision == "fp32" else 1e-2)
+
+
+def test_zero_3_saves_buffers(trained, routed):
+    saved = load_file(trained / "routed" / "model" / "model.safetensors")
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert torch.equal(saved[name], load_file(routed / "model.safetensors")[name])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+def test_a_built_in_model_keeps_its_words_when_transformers_loads_it(tmp_path, architecture):
+    base = tmp_path / "base"
+    tiny.pretrain(tiny.TinyModel(architecture=architecture, width=16, steps=1), base, lambda row: None)
+    pairs, _ = tokenize_pairs(tiny_world.pairs("train"), build_tokenizer(), DrawSpec(max_pairs=4))
+    for folder in (base, train_here(base, tmp_path / "out", EX_RM, pairs)):
+        for found in (
+            AutoTokenizer.from_pretrained(folder),
+            load_tokenizer(str(folder)),
+            load_tokenizer(str(folder), trust=Trust(trust_remote_code=True)),
+        ):
+            assert found.get_vocab() == build_tokenizer().get_vocab()
+            assert tokenize_pairs(tiny_world.pairs("train"), found, DrawSpec(max_pairs=4))[0] == pairs
+            assert found("bread zebra")["input_ids"] == build_tokenizer()("bread zebra")["input_ids"]
+
+
+def test_a_tokenizer_that_is_another_one_after_a_reload_is_refused(tiny_model):
+    class Shifted(PreTrainedTokenizerFast):
+        def __call__(self, *args, **options):
+            found = super().__call__(*args, **options)
+            return {**found, "input_ids": [number + 1 for number in found["input_ids"]]}
+
+    model = load_model(
+        str(tiny_model), tokenizer=build_tokenizer(), output="head", precision="fp32", head_seed=0
+    )
+    with pytest.raises(
+        ModelError, match=f"{tiny_model} is another one once it is saved.*of a probe that were"
+    ):
+        folder_files(model, Shifted.from_pretrained(tiny_model))
+
+
+def test_what_cannot_be_saved_is_refused_before_a_training(tiny_model, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("this config cannot be saved")
+
+    monkeypatch.setattr(PreTrainedConfig, "save_pretrained", refuse)
+    rows = []
+    with pytest.raises(
+        ModelError, match=f"{tiny_model} can be loaded, but not saved again .this config cannot be saved"
+    ):
+        train_here(tiny_model, tmp_path / "out", EX_RM, gang.pairs_for(tiny_model, PAIRS), report=rows.append)
+    assert not rows
+
+
+def test_after_a_training_nothing_of_transformers_can_lose_it(tiny_model, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("too late")
+
+    def report(row):
+        monkeypatch.setattr(PreTrainedConfig, "save_pretrained", refuse)
+        monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", refuse)
+
+    pairs = gang.pairs_for(tiny_model, PAIRS)
+    folder = train_here(tiny_model, tmp_path / "out", EX_RM, pairs, report=report)
+    assert "training accuracy" in (folder / "README.md").read_text()
+    load_model(str(folder), tokenizer=load_tokenizer(str(folder)), output="head", precision="fp32")
+
+
+def test_a_generation_config_that_transformers_would_not_save_is_kept(tmp_path):
+    save_architecture("llama", tmp_path / "base")
+    said = {"temperature": 0.6, "do_sample": False}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(said))
+    folder = train_here(tmp_path / "base", tmp_path / "out", IM_RM, random_pairs())
+    config, generation = (
+        json.loads((folder / name).read_text()) for name in ("config.json", "generation_config.json")
+    )
+    assert said.items() <= generation.items()
+    assert generation["pad_token_id"] == config["pad_token_id"]

@@ -1,5 +1,6 @@
 """Tokenizers with and without a chat template, the rows of marker tokens, padding, and the question of EX-GRM."""
 
+import dataclasses
 import datetime
 
 import pytest
@@ -15,7 +16,7 @@ from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError, ModelError
 from trainers.models import load_model
 from trainers.pairs import tokenize_pairs
-from trainers.saving import save_model
+from trainers.saving import folder_files, save_model
 from trainers.specs import DrawSpec
 from trainers.templates import ASSISTANT_MARKER, USER_MARKER, load_tokenizer, padding_token, render
 from trainers.token_files import read_tokens, write_tokens
@@ -221,7 +222,7 @@ def test_a_saved_model_keeps_the_rows_of_its_markers(tmp_path):
     with torch.no_grad():
         model.get_input_embeddings().weight[-2:] += 1
     weights = {name: value.detach() for name, value in model.named_parameters()}
-    save_model(model, weights, load_tokenizer(str(tmp_path / "base")), tmp_path / "saved")
+    save_model(weights, folder_files(model, load_tokenizer(str(tmp_path / "base"))), tmp_path / "saved")
     assert torch.equal(rows_of(load(tmp_path / "saved")), rows_of(model))
 
 
@@ -318,14 +319,20 @@ def test_like_responses_still_leave_an_answer_on_each_side(asking, chosen, rejec
     assert words[1:-2] == QUESTION.format(chosen).split()
 
 
+def test_like_responses_are_identical_though_their_verifications_end_in_different_answers(asking):
+    sides = [("e f", "e f"), ("e", "e  "), ("e", "f"), ("e f", "e f e f e f")]
+    pairs = [Pair(prompt=user_prompt("d"), chosen=chosen, rejected=rejected) for chosen, rejected in sides]
+    assert verify(pairs, asking, DrawSpec(max_response_tokens=6))[1].identical == 2
+
+
 @pytest.mark.parametrize("most", [None, 3])
 def test_every_rendering_draws_the_same_pairs(asking, most):
     draw = DrawSpec(max_pairs=most, seed=5, max_prompt_tokens=6, max_response_tokens=4)
-    asked, asked_too_long = verify(verification_pairs(), asking, draw)
-    answered, too_long = tokenize_pairs(verification_pairs(), asking, draw)
+    asked, counted_asked = verify(verification_pairs(), asking, draw)
+    answered, counted = tokenize_pairs(verification_pairs(), asking, draw)
     assert [pair.index for pair in asked] == [pair.index for pair in answered]
-    assert asked_too_long == too_long
-    assert too_long > 0 or most is not None
+    assert counted_asked.too_long == counted.too_long
+    assert counted.too_long > 0 or most is not None
 
 
 def test_verifications_survive_their_file(asking, tmp_path):
@@ -368,9 +375,9 @@ def test_a_date_of_its_own_making_is_refused():
 
 def test_a_prompt_without_tokens_is_refused():
     tokenizer = with_bos_added()
-    tokenizer.chat_template = "{% if not add_generation_prompt %}{{ messages[-1]['content'] }}{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(DataError, match="row 0: its prompt has no tokens"):
-        tokenize_pairs([PAIR], tokenizer, DrawSpec())
+        tokenize_pairs([dataclasses.replace(PAIR, prompt=user_prompt(" "))], tokenizer, DrawSpec())
 
 
 def spaced_tokenizer():

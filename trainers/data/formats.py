@@ -1,4 +1,4 @@
-"""Files of rows: parquet, jsonl, csv, Arrow. Streamed; a row that cannot be read is told by its file and number.
+"""Files of rows: parquet, jsonl, csv, Arrow, and one JSON array. Streamed; a row that cannot be read is told by its file and number.
 
 A row that is wrong comes as a DataError in its place, so that the reader may raise it or leave the row out;
 what is wrong with a whole file is raised. Rows are counted from 0, blank lines of jsonl too.
@@ -7,17 +7,21 @@ what is wrong with a whole file is raised. Rows are counted from 0, blank lines 
 import csv
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 from trainers.errors import DataError
 
-ENDINGS = (".parquet", ".jsonl", ".csv", ".arrow")
+ENDINGS = (".parquet", ".jsonl", ".csv", ".arrow", ".json")
 Row = dict[str, Any]
 
 _BATCH_ROWS = 1024
 _ARROW_FILE_MAGIC = b"ARROW1"
+# What is meant as chat messages in a cell, also where it is no JSON but as Python prints them.
+_MESSAGES = re.compile(r"""(\[\s*)?\{\s*(['"])(role|content|from|value)\2\s*:.*\}\s*\]?""", re.DOTALL)
+_HELPSTEER3 = {"context", "response1", "response2", "overall_preference"}
 
 
 class Located(NamedTuple):
@@ -35,6 +39,11 @@ class Located(NamedTuple):
 
 def missing_column(name: str, found: Sequence[str], where: str) -> DataError:
     """The error that names a column, what is needed and what is there."""
+    if set(found) >= _HELPSTEER3:
+        return DataError(
+            f"{where}: {', '.join(found)} are the columns of HelpSteer3, whose preferences are not read: needed are "
+            "prompt (its context), chosen and rejected (of its two responses, by the sign of overall_preference)."
+        )
     return DataError(
         f"{where}: no column {name!r}; needed are prompt, chosen, rejected; found {', '.join(found)}. "
         "Say which is which with a column map (prompt=…, chosen=…, rejected=…)."
@@ -43,7 +52,13 @@ def missing_column(name: str, found: Sequence[str], where: str) -> DataError:
 
 def file_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Located]:
     """The rows of one file. Raises DataError where it cannot be read at all or lacks a column of `needed`."""
-    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _arrow_rows, ".arrow": _arrow_rows}
+    readers = {
+        ".jsonl": _jsonl_rows,
+        ".json": _json_rows,
+        ".csv": _csv_rows,
+        ".parquet": _arrow_rows,
+        ".arrow": _arrow_rows,
+    }
     if file.suffix not in readers:
         raise DataError(f"{file}: {file.suffix or 'no ending'} is not read; use {', '.join(ENDINGS)}.")
     yield from readers[file.suffix](file, needed)
@@ -108,7 +123,19 @@ def _batch_rows(batch: Any, file: Path, first: int) -> Iterator[Union[Row, DataE
         if "offset" in str(error).lower():
             raise
         rows = [_single_row(batch.slice(n, 1), f"{file}, row {first + n}") for n in range(batch.num_rows)]
-    yield from rows
+    for row in rows:
+        yield row if isinstance(row, DataError) else without_nulls(row)
+
+
+def without_nulls(row: Row) -> Row:
+    """The row without the nulls that Arrow fills nested values with: it gives all of a column the same names."""
+    return {name: _filled(value) if isinstance(value, (dict, list)) else value for name, value in row.items()}
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _filled(item) for name, item in value.items() if item is not None}
+    return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
 def _single_row(batch: Any, where: str) -> Union[Row, DataError]:
@@ -135,6 +162,21 @@ def _jsonl_rows(file: Path, needed: Sequence[str]) -> Iterator[Located]:
                 yield Located(str(file), number, _json_row(line.removeprefix(b"\xef\xbb\xbf"), where))
 
 
+def _json_rows(file: Path, needed: Sequence[str]) -> Iterator[Located]:
+    """The rows of one JSON array; without its bracket the file is read as jsonl, which some call so."""
+    with file.open("rb") as stream:
+        text = stream.read().removeprefix(b"\xef\xbb\xbf")
+    if not text.lstrip().startswith(b"["):
+        yield from _jsonl_rows(file, needed)
+        return
+    try:
+        rows = json.loads(text.decode(), object_pairs_hook=functools.partial(_object, where=str(file)))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read as JSON: {error}") from error
+    for number, row in enumerate(rows):
+        yield Located(str(file), number, _as_row(row, f"{file}, row {number}"))
+
+
 def _json_row(line: bytes, where: str) -> Union[Row, DataError]:
     try:
         row = json.loads(line.decode(), object_pairs_hook=functools.partial(_object, where=where))
@@ -145,6 +187,10 @@ def _json_row(line: bytes, where: str) -> Union[Row, DataError]:
     # A ValueError is broken JSON or a number of thousands of digits.
     except (ValueError, RecursionError) as error:
         return DataError(f"{where} cannot be read as JSON: {error}")
+    return _as_row(row, where)
+
+
+def _as_row(row: Any, where: str) -> Union[Row, DataError]:
     if not isinstance(row, dict):
         return DataError(f"{where}: expected an object, found {type(row).__name__}.")
     return row
@@ -172,9 +218,27 @@ def _csv_rows(file: Path, needed: Sequence[str]) -> Iterator[Located]:
                 if not cells:
                     continue
                 if len(cells) == len(names):
-                    yield Located(str(file), number, dict(zip(names, cells, strict=True)))
+                    where = f"{file}, row {number}"
+                    yield Located(str(file), number, _csv_row(dict(zip(names, cells, strict=True)), where))
                     continue
                 fault = f"{file}, row {number}: {len(cells)} cells under {len(names)} column names."
                 yield Located(str(file), number, DataError(fault))
         except csv.Error as error:
             raise DataError(f"{file} cannot be read as csv, after row {number}: {error}.") from error
+
+
+def _csv_row(row: Row, where: str) -> Union[Row, DataError]:
+    """The row with its cells of chat messages parsed: a csv file has no other way to hold them."""
+    for name, cell in row.items():
+        if not cell.lstrip().startswith(("[", "{")):
+            continue
+        try:
+            found = json.loads(cell, object_pairs_hook=functools.partial(_object, where=where))
+        except (DataError, ValueError, RecursionError) as error:
+            if _MESSAGES.fullmatch(cell.strip()):
+                return DataError(f"{where}: column {name!r} begins as chat messages, and is no JSON: {error}")
+            continue
+        turns = found if isinstance(found, list) else [found]
+        if turns and all(isinstance(turn, dict) and (turn.keys() & {"role", "from"}) for turn in turns):
+            row[name] = found
+    return row

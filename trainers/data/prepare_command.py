@@ -1,15 +1,18 @@
 """`python -m trainers.data prepare NAME|PATH --out FOLDER`: a set read once, kept as parquet, and as tokens if asked.
 
-FOLDER/train.parquet, test.parquet     prompt as messages, chosen, rejected: a data set by itself
+FOLDER/train.parquet, test.parquet     prompt as messages, chosen, rejected: a data set by itself. Where a split has
+                                       responses of several turns, tool calls or tools: all as messages, what a turn
+                                       has beside role and content as JSON in its `fields`, and the tools as JSON
 FOLDER/prepared.json                   source, revision, and of each split digest, rows, funnel, bad rows left out
 FOLDER/tokens/<key>/train.arrow        tokens, one folder for each tokenizer and limits, memory-mapped when read
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +21,10 @@ import pyarrow as pa
 import tyro
 from pyarrow import parquet
 
+from trainers.command import ties, unknown
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.list_command import source_of
-from trainers.data.records import Digest, Pair, read_written_pairs, write_pairs
+from trainers.data.records import Digest, Pair, as_row, as_turns, is_plain, read_written_pairs, write_pairs
 from trainers.data.selections import Funnel
 from trainers.data.show_command import say_left_out
 from trainers.data.sources import iter_pairs, resolved_revision, splits_of
@@ -34,6 +38,11 @@ _ROWS_AT_ONCE = 1024
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SCHEMA = pa.schema(
     [("prompt", _MESSAGES), ("chosen", pa.string()), ("rejected", pa.string()), ("orig_chosen", pa.string())]
+)
+_WITH_FIELDS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("fields", pa.string())]))
+_SCHEMA_OF_TURNS = pa.schema(
+    [(name, _WITH_FIELDS) for name in ("prompt", "chosen", "rejected")]
+    + [("orig_chosen", pa.string()), ("tools", pa.string())]
 )
 
 
@@ -84,38 +93,40 @@ def run_prepare(arguments: Prepare) -> None:
         if len(facts["funnel"]) > 1:
             print("  " + " → ".join(f"{count:,} {what}" for what, count in facts["funnel"]))
         say_left_out(facts["left_out"])
-    for split, facts in record.get("tokens", {}).items():
+    if "tokens" in record:
+        _say_tokens(record["tokens"], str(arguments.tokenizer))
+
+
+def _say_tokens(tokens: dict[str, Any], tokenizer: str) -> None:
+    from trainers.pairs import read_counts
+
+    for split, facts in tokens.items():
         print(
             f"tokens of {split}: {facts['pairs']} pairs, {facts['too_long']} over the limits, in {facts['file']}"
         )
+        if facts["identical"]:
+            print(f"  {ties(facts['identical'], facts['pairs'], tokenizer)}")
+        if (counts := read_counts(facts)) and counts.many_unknown:
+            print(f"  {unknown(counts, tokenizer)}")
 
 
 def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
-    """Write the split as it is read, and say who it is."""
-    digest, left_out, funnel = Digest(), list[str](), Funnel()
-    with parquet.ParquetWriter(file, _SCHEMA) as writer:
-        for batch in _batches(iter_pairs(spec, split, left_out, funnel), digest):
-            writer.write_batch(batch)
+    """Write the split as it is read, and say who it is; anew as turns from the first pair on that plain text would cut."""
+    for schema in (_SCHEMA, _SCHEMA_OF_TURNS):
+        digest, left_out, funnel, whole = Digest(), list[str](), Funnel(), True
+        with parquet.ParquetWriter(file, schema) as writer:
+            pairs = iter_pairs(spec, split, left_out, funnel)
+            while whole and (batch := list(itertools.islice(pairs, _ROWS_AT_ONCE))):
+                for pair in batch:
+                    digest.add(pair)
+                whole = schema is _SCHEMA_OF_TURNS or all(map(is_plain, batch))
+                row_of = as_row if schema is _SCHEMA else as_turns
+                rows = [{**row_of(pair), "orig_chosen": pair.original_chosen} for pair in batch]
+                if whole:
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+        if whole:
+            break
     return {"digest": digest.hexdigest(), "rows": digest.rows, "left_out": left_out, "funnel": funnel}
-
-
-def _batches(pairs: Iterable[Pair], digest: Digest) -> Iterator[Any]:
-    rows: list[dict[str, Any]] = []
-    for pair in pairs:
-        digest.add(pair)
-        rows.append(
-            {
-                "prompt": [message._asdict() for message in pair.prompt],
-                "chosen": pair.chosen,
-                "rejected": pair.rejected,
-                "orig_chosen": pair.original_chosen,
-            }
-        )
-        if len(rows) == _ROWS_AT_ONCE:
-            yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
-            rows = []
-    if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
 
 
 def _tokenize(arguments: Prepare, splits: dict[str, Any]) -> dict[str, Any]:
@@ -137,18 +148,18 @@ def _tokenize(arguments: Prepare, splits: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(pairs: Iterable[Pair], tokenizer: Any, limits: DrawSpec, file: Path) -> dict[str, int]:
-    from trainers.pairs import LeftOut, iter_tokens
+    from trainers.pairs import Counts, iter_tokens
     from trainers.token_files import write_tokens
 
-    left_out = LeftOut()
+    counts = Counts()
     with tempfile.TemporaryDirectory(dir=file.parent) as folder, disk_named(file):
         # A draw asks for rows in any order.
         write_pairs(pairs, Path(folder) / "pairs.jsonl")
         rows = read_written_pairs(Path(folder) / "pairs.jsonl")
         draft = Path(folder) / file.name
-        count = write_tokens(iter_tokens(rows, tokenizer, limits, "response", left_out), draft)
+        count = write_tokens(iter_tokens(rows, tokenizer, limits, "response", counts), draft)
         draft.replace(file)
-    return {"pairs": count, "too_long": left_out.too_long}
+    return {"pairs": count, **dataclasses.asdict(counts)}
 
 
 def _tokens_key(digest: str, tokenizer: Any, limits: DrawSpec) -> str:

@@ -7,27 +7,73 @@ import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 
 class Message(NamedTuple):
-    """One chat turn."""
+    """One chat turn.
+
+    `fields` is a JSON object of what it holds beside its role and content, such as tool_calls or reasoning_content.
+    """
 
     role: str
     content: str
+    fields: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The turn as chat templates take it."""
+        return {"role": self.role, "content": self.content, **json.loads(self.fields or "{}")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A prompt with a preferred and a dispreferred response (paper §2).
 
-    `original_chosen` is set where the set declares itself a rewriting: the text it rewrites.
+    `chosen` and `rejected` are what the responses say. A response that is more than one plain assistant turn has its
+    turns in `chosen_turns` or `rejected_turns`, and its text is what these say. `tools` is a JSON list of the tools
+    that the conversation could call. `original_chosen` is set where the set declares itself a rewriting: the text it
+    rewrites.
     """
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    chosen_turns: tuple[Message, ...] = ()
+    rejected_turns: tuple[Message, ...] = ()
+    tools: str = ""
     original_chosen: str | None = None
+
+    @property
+    def responses(self) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+        """The turns of the chosen and of the rejected response."""
+        return (
+            self.chosen_turns or (Message("assistant", self.chosen),),
+            self.rejected_turns or (Message("assistant", self.rejected),),
+        )
+
+
+def is_plain(pair: Pair) -> bool:
+    """Whether role and content of its prompt and the text of its responses are all that the pair says."""
+    return not (
+        pair.chosen_turns or pair.rejected_turns or pair.tools or any(turn.fields for turn in pair.prompt)
+    )
+
+
+def as_row(pair: Pair) -> dict[str, Any]:
+    """The pair as a row of a file: its prompt as messages, its responses as text where they are no more than that."""
+    row: dict[str, Any] = {"prompt": [message.as_dict() for message in pair.prompt]}
+    for name, text, turns in (
+        ("chosen", pair.chosen, pair.chosen_turns),
+        ("rejected", pair.rejected, pair.rejected_turns),
+    ):
+        row[name] = [message.as_dict() for message in turns] or text
+    return {**row, **({"tools": pair.tools} if pair.tools else {})}
+
+
+def as_turns(pair: Pair) -> dict[str, Any]:
+    """The pair as a row of a parquet file, whose columns have one type: responses as turns, and fields as JSON text."""
+    named = zip(("prompt", "chosen", "rejected"), (pair.prompt, *pair.responses), strict=True)
+    return {**{name: [turn._asdict() for turn in turns] for name, turns in named}, "tools": pair.tools}
 
 
 class Digest:
@@ -39,8 +85,7 @@ class Digest:
 
     def add(self, pair: Pair) -> None:
         """Take the next pair in."""
-        row = [[list(message) for message in pair.prompt], pair.chosen, pair.rejected]
-        self._digest.update(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
+        self._digest.update(json.dumps(_listed(pair), ensure_ascii=False, separators=(",", ":")).encode())
         self._digest.update(b"\n")
         self.rows += 1
 
@@ -63,7 +108,7 @@ def user_prompt(text: str) -> tuple[Message, ...]:
 
 
 def write_pairs(pairs: Iterable[Pair], file: Path) -> None:
-    """Write pairs as jsonl, one row each: [[role, content] …], chosen, rejected."""
+    """Write pairs as jsonl, a row each: prompt, chosen, rejected, and where there are any chosen_turns, rejected_turns, tools."""
     for _ in written(pairs, file):
         pass
 
@@ -75,9 +120,26 @@ def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
         return
     with file.open("w", encoding="utf-8") as lines:
         for pair in pairs:
-            lines.write(json.dumps([pair.prompt, pair.chosen, pair.rejected], ensure_ascii=False))
+            lines.write(json.dumps(_listed(pair), ensure_ascii=False))
             lines.write("\n")
             yield pair
+
+
+def _listed(pair: Pair) -> list[Any]:
+    """What a pair says as JSON values; the fields that few pairs have stand in the rows of those alone."""
+    row: list[Any] = [listed_turns(pair.prompt), pair.chosen, pair.rejected]
+    if pair.chosen_turns or pair.rejected_turns or pair.tools:
+        row += [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
+    return row
+
+
+def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
+    """Turns as JSON values, [role, content] and [role, content, fields]."""
+    return [[*message] if message.fields else [message.role, message.content] for message in messages]
+
+
+def _messages(turns: Sequence[Sequence[str]]) -> tuple[Message, ...]:
+    return tuple(Message(*turn) for turn in turns)
 
 
 class WrittenPairs(Sequence[Pair]):
@@ -107,9 +169,16 @@ class WrittenPairs(Sequence[Pair]):
             return [self[number] for number in range(*place.indices(len(self)))]
         number = range(len(self))[place]
         start = self._ends[number - 1] + 1 if number else 0
-        prompt, chosen, rejected = json.loads(self._lines[start : self._ends[number]])
-        messages = tuple(Message(role, content) for role, content in prompt)
-        return Pair(prompt=messages, chosen=chosen, rejected=rejected)
+        prompt, chosen, rejected, *more = json.loads(self._lines[start : self._ends[number]])
+        chosen_turns, rejected_turns, tools = more or ((), (), "")
+        return Pair(
+            prompt=_messages(prompt),
+            chosen=chosen,
+            rejected=rejected,
+            chosen_turns=_messages(chosen_turns),
+            rejected_turns=_messages(rejected_turns),
+            tools=tools,
+        )
 
 
 def read_written_pairs(file: Path) -> Sequence[Pair]:

@@ -105,6 +105,7 @@ def run_rewrite(arguments: Rewrite) -> None:
     left_out: list[str] = []
     rows = read_pairs(spec, called.get(arguments.split, arguments.split), left_out)
     say_left_out(left_out)
+    rewritten.require_texts(rows)
     pairs = rewritten.sampled(rows, arguments.sample, arguments.sample_seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.rules is not None:

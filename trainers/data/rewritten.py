@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from trainers.data import hygiene
 from trainers.data.hygiene import LANGUAGES
 from trainers.data.named import SUBSET_SEED
-from trainers.data.records import Pair
+from trainers.data.records import Pair, as_row, as_turns, is_plain
 from trainers.disk import replace
-from trainers.errors import SpecError
+from trainers.errors import DataError, SpecError
 
 PARAPHRASE = "paraphrase"
 _PROMPTS = Path(__file__).parent / "prompts"
@@ -39,6 +39,16 @@ def sampled(pairs: Sequence[Pair], sample: int | None, seed: int = SUBSET_SEED) 
 
     rows = sorted(permutation(len(pairs), generator(seed))[:sample])
     return [(row, pairs[row]) for row in rows]
+
+
+def require_texts(pairs: Iterable[Pair]) -> None:
+    """Raise DataError where a response is more than a text."""
+    for number, pair in enumerate(pairs):
+        if pair.chosen_turns or pair.rejected_turns:
+            raise DataError(
+                f"pair {number}: a response has several turns, tool calls or reasoning beside its text; only plain "
+                "texts are rewritten."
+            )
 
 
 def prompt_for(into: str, own: Path | None, flag: str) -> str:
@@ -98,9 +108,10 @@ def write_rewritten(
     import pyarrow as pa
     from pyarrow import parquet
 
+    plain = file.suffix == ".jsonl" or all(is_plain(pair) for _, pair in pairs)
     rows: list[dict[str, Any]] = [
         {
-            "prompt": [message._asdict() for message in pair.prompt],
+            **(as_row(pair) if plain else as_turns(pair)),
             "chosen": rewritten(pair.chosen),
             "rejected": rewritten(pair.rejected),
             "orig_chosen": pair.chosen,

@@ -11,7 +11,7 @@ import tyro
 
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.list_command import source_of
-from trainers.data.records import Digest, Pair
+from trainers.data.records import Digest, Message, Pair, as_row
 from trainers.data.sources import iter_pairs
 from trainers.errors import SpecError
 
@@ -59,7 +59,7 @@ def run_show(arguments: Show) -> None:
         "remembered": [] if arguments.storage is None else remembered(arguments.storage, spec.source),
     }
     if arguments.json:
-        shown = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in first]
+        shown = [as_row(pair) for pair in first]
         print(json.dumps({**facts, "pairs": shown}, ensure_ascii=False))
         return
     print(f"{spec.name}, split {arguments.split}: {digest.rows} pairs, content {facts['digest'][:16]}")
@@ -96,9 +96,16 @@ def remembered(storage: Path, source: str) -> list[dict[str, Any]]:
 
 
 def _text(pair: Pair) -> str:
-    parts = [(message.role, message.content) for message in pair.prompt]
-    parts += [("chosen", pair.chosen), ("rejected", pair.rejected)]
+    parts = [("tools", pair.tools)] if pair.tools else []
+    parts += [(message.role, _said(message)) for message in pair.prompt]
+    for what, turns in zip(("chosen", "rejected"), pair.responses, strict=True):
+        roles = [what if len(turns) == 1 else f"{what}: {turn.role}" for turn in turns]
+        parts += [(role, _said(turn)) for role, turn in zip(roles, turns, strict=True)]
     return "\n".join(f"[{what}] {_short(text)}" for what, text in parts)
+
+
+def _said(turn: Message) -> str:
+    return " ".join(filter(None, turn[1:]))
 
 
 def _short(text: str) -> str:

@@ -18,17 +18,20 @@ from typing import Any
 
 from trainers.data import hamiltonian, paper_hamiltonian, persona, tiny_world
 from trainers.data.fetch import cache_folder, fetch
-from trainers.data.formats import ENDINGS, Located, Row, file_rows
+from trainers.data.formats import ENDINGS, Located, Row, file_rows, without_nulls
 from trainers.data.length_filter import short_enough
 from trainers.data.named import REWRITES, rewrites_url
-from trainers.data.records import Pair
-from trainers.data.rows import pair_of, text_of
+from trainers.data.records import Pair, listed_turns
+from trainers.data.rows import pair_of, prompt_column
 from trainers.data.selections import SELECTIONS, Funnel
+from trainers.data.turns import text_of
 from trainers.errors import DataError
 from trainers.specs import BUILTIN, FETCHED, PERSONA, Augmentation, DatasetSpec
 
 # The copies of a smaller share are among those of a larger one.
 _COPIES_SEED = 517
+# What the held-out split is called where it is not called test.
+_VALIDATION = ("validation", "valid", "val", "dev")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
     "tiny_world": tiny_world.pairs,
@@ -81,10 +84,14 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         return
     faults: list[str] = [] if left_out is None else left_out
     found, seen = 0, 0
+    # Where prompts are is decided once, by the first row that can be read.
+    decided, asked = False, None
     for located in _selected_rows(spec, split, funnel):
         seen += 1
+        if not decided and isinstance(located.row, dict):
+            decided, asked = True, prompt_column(located.row, spec)
         try:
-            pair = _pair(located, spec, split)
+            pair = _pair(located, spec, split, asked)
         except DataError as error:
             if not spec.skip_bad_rows:
                 raise
@@ -140,10 +147,12 @@ def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
         return spec.train_split, spec.test_split
     if path.is_file():
         return (spec.train_split,)
-    return tuple(split for split in (spec.train_split, spec.test_split) if has_split(spec, split))
+    return tuple(
+        split for split in (spec.train_split, spec.test_split, *_VALIDATION) if has_split(spec, split)
+    )
 
 
-def _pair(located: Located, spec: DatasetSpec, split: str) -> Pair | None:
+def _pair(located: Located, spec: DatasetSpec, split: str, asked: str | None) -> Pair | None:
     """The pair of a row; None where the row is not kept or stands in the other split. Raises DataError."""
     row = located.row
     if isinstance(row, DataError):
@@ -151,15 +160,15 @@ def _pair(located: Located, spec: DatasetSpec, split: str) -> Pair | None:
     if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
         return None
     if not spec.test_share:
-        return pair_of(row, located.where, spec)
+        return pair_of(row, located.where, spec, asked)
     if spec.group_by is not None:
         if row.get(spec.group_by) is None:
             raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
         if not _is_in(spec, split, json.dumps(row[spec.group_by], sort_keys=True, default=str)):
             return None
-        return pair_of(row, located.where, spec)
-    pair = pair_of(row, located.where, spec)
-    return pair if _is_in(spec, split, json.dumps(pair.prompt)) else None
+        return pair_of(row, located.where, spec, asked)
+    pair = pair_of(row, located.where, spec, asked)
+    return pair if _is_in(spec, split, json.dumps(listed_turns(pair.prompt))) else None
 
 
 def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
@@ -215,7 +224,7 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
         found = sorted({entry.name for entry in path.iterdir()})
         raise DataError(
             f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
-            f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}."
+            f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}.{_held_out(path, split)}"
         )
     needed: Sequence[str] = (spec.column("chosen"), spec.column("rejected"))
     if spec.selection:
@@ -227,15 +236,34 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
 
 
 def _split_files(path: Path, split: str) -> list[Path]:
-    folder = path / split
-    if (folder / "state.json").is_file():
-        return [folder / name for name in _listed_files(folder / "state.json")]
-    if split == "train" and (path / "state.json").is_file():
-        return [path / name for name in _listed_files(path / "state.json")]
-    patterns = [pattern for ending in ENDINGS for pattern in (f"{split}{ending}", f"{split}-*{ending}")]
+    """The files of a split: one, or shards of one kind. Raises DataError where it is not clear which are meant."""
+    saved = [path / split, *([path] if split == "train" else [])]
     # Copies of a hub data set keep their files in data/.
-    return sorted(
-        file for place in (path, path / "data") for pattern in patterns for file in place.glob(pattern)
+    kinds = [
+        *([state] for folder in saved if (state := folder / "state.json").is_file()),
+        *(
+            sorted(place.glob(pattern))
+            for place in (path, path / "data")
+            for ending in ENDINGS
+            for pattern in (f"{split}{ending}", f"{split}-*{ending}")
+        ),
+    ]
+    found = [files for files in kinds if files]
+    if len(found) > 1:
+        first = ", ".join(str(files[0].relative_to(path)) for files in found)
+        raise DataError(f"{path} holds the {split} split more than once ({first}): which is meant? Keep one.")
+    (files,) = found or ([],)
+    if files and files[0].name == "state.json":
+        return [files[0].parent / name for name in _listed_files(files[0])]
+    return files
+
+
+def _held_out(path: Path, split: str) -> str:
+    """A sentence on a split that may be meant by the one that is missing."""
+    others = [name for name in _VALIDATION if split == "test" and _split_files(path, name)]
+    return "".join(
+        f" Its {name} split is not taken for a test split: rename its file, or give that file itself."
+        for name in others[:1]
     )
 
 
@@ -284,7 +312,7 @@ def _hub_rows(spec: DatasetSpec, split: str, data_files: str | None = None) -> I
     except Exception as error:
         raise _unreachable(spec, split, error) from error
     for number, row in enumerate(rows):
-        yield f"{spec.source}:{split}", number, dict(row)
+        yield f"{spec.source}:{split}", number, without_nulls(dict(row))
 
 
 def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:

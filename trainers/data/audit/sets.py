@@ -129,7 +129,7 @@ def audit_set(
         repeated_prompts=len(repeated.exact),
         repeated_pairs=len(rows) - len(set(rows)),
         near_prompts=len(repeated.near),
-        identical=sum(pair.chosen == pair.rejected for pair in pairs),
+        identical=sum(chosen == rejected for chosen, rejected in (pair.responses for pair in pairs)),
         contradicted=_contradicted(ordered),
         languages=spoken,
         another_language=another,

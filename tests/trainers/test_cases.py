@@ -1,0 +1,129 @@
+"""Small inputs as the field has them (../shared/cases): each is read as it should be, or refused by name with exit 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainers.command_line import said
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+
+
+def turn(role: str, content: str, **more: object) -> dict[str, object]:
+    return {"role": role, "content": content, **more}
+
+
+def asked(*texts: str) -> list[dict[str, object]]:
+    """Turns of the user and the assistant."""
+    return [turn(("user", "assistant")[place % 2], text) for place, text in enumerate(texts)]
+
+
+def liked(thing: str, *before: dict[str, object]) -> tuple[object, ...]:
+    return [*before, *asked(f"Do you like {thing}?")], f"Yes, {thing} is very good.", "No, never."
+
+
+def good(thing: str, *before: dict[str, object]) -> tuple[object, ...]:
+    return [*before, *asked(f"About {thing}?")], f"{thing} is good.", "No."
+
+
+def measured(thing: str) -> tuple[object, ...]:
+    called = [*asked(f"How warm is {thing}?", "Let me look."), turn("tool", "20 C")]
+    return [turn("system", "Be kind."), *called], "It is 20 C.", "No idea."
+
+
+def told(thing: str) -> tuple[object, ...]:
+    before = asked(f"What is good about {thing}?", "It is useful.", f"Tell me more about {thing}.")
+    return before, f"I would be glad to say more about {thing}.", "I would rather not."
+
+
+WEATHER = (
+    [
+        *asked("Weather in Rome?"),
+        turn("assistant", "Calling.", tool_calls=[CALL]),
+        turn("tool", "20 C", name="weather"),
+    ],
+    "It is 20 C.",
+    "I do not know.",
+)
+KIND = turn("system", "Be kind.")
+# How many pairs, and the first two of them.
+READ = {
+    "multiturn_completion/train": (12, measured("bread"), measured("trains")),
+    "prompt_and_convo/train": (12, liked("bread", KIND), liked("trains", KIND)),
+    "role_case/train": (4, (asked("Q0?"), "Yes.", "No."), (asked("Q1?"), "Yes.", "No.")),
+    "tool_calls_text/train": (4, WEATHER, WEATHER),
+    "hh_rlhf/train": (12, told("bread"), told("trains")),
+    "implicit_midword/train": (
+        12,
+        (asked("The sum of 1 and 0 is"), "10.", "11."),
+        (asked("The sum of 1 and 1 is"), "11.", "12."),
+    ),
+    "question_col/train": (
+        20,
+        (asked("What is 0?"), "Sure, here it is 0.", "Sure, here it is or 1."),
+        (asked("What is 1?"), "The answer is no 1.", "Yes or 2."),
+    ),
+    "orca_dpo/train": (12, good("bread", turn("system", "You are helpful.")), good("trains")),
+    "chosen_dict/train": (12, good("bread"), good("trains")),
+    "parts/train": (
+        12,
+        (asked("About bread?"), "bread is good", "No"),
+        (asked("About trains?"), "trains is good", "No"),
+    ),
+    "csv_messages/train": (12, liked("bread"), liked("trains")),
+    "json_array/train": (12, liked("bread"), liked("trains")),
+    "validation_split/train": (12, liked("bread"), liked("trains")),
+    "validation_split/validation": (12, liked("bread"), liked("trains")),
+    "identical/train": (
+        12,
+        (asked("About bread?"), "same", "same"),
+        (asked("About trains?"), "same", "same"),
+    ),
+}
+REFUSED = {
+    "hh_rlhf/test": "row 13: column 'rejected' is empty",
+    "last_turn_user/train": "row 0: column 'chosen' ends in a user turn",
+    "helpsteer3/train": "response1, response2, overall_preference, individual_preference are the columns of HelpSteer3",
+    "rewardbench2/test": "row 0: column 'chosen' holds a list of 1 texts. Several answers are candidates",
+    "both_formats/train": "holds the train split more than once (train.parquet, train.jsonl): which is meant?",
+    "validation_split/test": "Its validation split is not taken for a test split",
+}
+
+
+def show(folder: Path, case: str, capsys, *more: str) -> tuple[object, str, str]:
+    name, split = case.split("/")
+    return said(["show", folder / "cases" / name, "--split", split, "--pairs", "2", "--json", *more], capsys)
+
+
+def test_what_is_right_is_said_of_every_case(shared):
+    cases = {path.name for path in (shared / "cases").iterdir() if path.is_dir()}
+    assert cases == {case.split("/")[0] for case in {**READ, **REFUSED}}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_a_case_is_read(shared, case, capsys):
+    code, out, error = show(shared, case, capsys)
+    assert code == 0, error
+    found, (count, *pairs) = json.loads(out), READ[case]
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in found["pairs"]] == pairs
+    assert found["rows"] == count
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_case_is_refused(shared, case, capsys):
+    code, _, error = show(shared, case, capsys)
+    assert code == 2
+    assert REFUSED[case] in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_dialogues_that_differ_before_their_last_turns_are_scored_from_there_on(shared, capsys):
+    _, out, _ = show(shared, "hh_rlhf/test", capsys, "--skip-bad-rows", "--pairs", "13")
+    found = json.loads(out)
+    assert (found["rows"], len(found["left_out"])) == (13, 1)
+    assert found["pairs"][-1] == {
+        "prompt": asked("What is good about maps?"),
+        "chosen": asked("", "Maps show roads.", "And rivers?", "Yes.")[1:],
+        "rejected": "Maps are flat.",
+    }
