@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainers.packing import MicroBatch
 from trainers.rewards import PairScores, Rendering, RewardSpec
+from trainers.ropes import shared_tokens
 
 
 class RewardModule(nn.Module):
@@ -42,9 +43,13 @@ def _same_input(batch: MicroBatch, rendering: Rendering) -> Tensor:
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Last layer's normalised hidden states of all tokens of the batch, [N, D]."""
     layout = {} if batch.layout is None else {"pair_layout": batch.layout}
+    position_ids_BT = batch.position_ids_BT
+    if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
+        # Padding stands at a row's last position: it makes no row longer.
+        position_ids_BT = batch.attention_mask_BT.cumsum(1) - 1
     output = model.base_model(
         input_ids=batch.input_ids_BT,
-        position_ids=batch.position_ids_BT,
+        position_ids=position_ids_BT,
         attention_mask=batch.attention_mask_BT,
         use_cache=False,
         **layout,
