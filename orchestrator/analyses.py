@@ -21,12 +21,13 @@ import tyro
 from orchestrator import cli
 from orchestrator.analyse_stage import AnalyseStage, Compute, compute_all
 from orchestrator.cli import Session
-from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.declaration import Declaration, adopted, write_declaration
 from orchestrator.follow_up import SUMMARY
 from orchestrator.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.options import Options as SweepOptions
 from orchestrator.progress import quiet
 from orchestrator.stages import PrepareStage
+from trainers.flags import parse
 
 Command = Run | Plan | Report | Ui | Sync | Gc
 
@@ -59,9 +60,9 @@ def main(
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file."""
-    options = tyro.cli(
+    options = parse(
         options_type,
-        args=arguments,
+        sys.argv[1:] if arguments is None else arguments,
         prog=f"python sweeps/{name}.py",
         config=(
             tyro.conf.CascadeSubcommandArgs,
@@ -90,20 +91,21 @@ def _dispatch(options: Options, name: str, declare: Declare[Options], compute: C
         case Gc(keep=keep, delete=delete):
             return upkeep.gc(session, keep, delete=delete)
     stages = declare(options, session)
+    if isinstance(options.command, Plan):
+        return _plan(session, stages)
+    declaration = adopted(_declaration(session, stages), session.store)
     match options.command:
-        case Plan():
-            return _plan(session, stages)
         case Report():
             return _report(session, stages)
         case Sync():
             _show_in_mlflow(session, stages)
             return 0
+    write_declaration(declaration, session.store)
     return _run(session, stages, compute)
 
 
 def _run(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> int:
     missing = [stage for stage in stages if not session.store.complete(stage.kind, stage.key)]
-    write_declaration(_declaration(session, stages), session.store)
     said = f"{len(stages)} analyses, {len(stages) - len(missing)} complete"
     session.console.print(said, highlight=False)
     if missing:

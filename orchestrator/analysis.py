@@ -107,11 +107,13 @@ class Analysis:
             draws=draws,
         )
 
-    def mean_of_models(self, scope: Scope, reward: str, metric: str) -> Mean | None:
-        """Over the models that learned with every reward type tried on them; None where there is none."""
+    def mean_of_models(
+        self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
+    ) -> Mean | None:
+        """Over the complete models, or over `models`; None where there is none."""
         means = [
             mean
-            for model in self.complete_models(scope)
+            for model in (self.complete_models(scope) if models is None else models)
             if (mean := self.mean(scope, model, reward, metric)) is not None
         ]
         if not means:
@@ -128,13 +130,15 @@ class Analysis:
         )
 
     def complete_models(self, scope: Scope) -> list[str]:
-        """The models for which every reward type that was declared has a trial that counts."""
+        """The models that have every reward type that they were declared with; one that no model has is not waited for."""
         declared = {(item.record.model, item.record.reward) for item in self.results if _of(item, scope)}
+        counts = {cell for cell in declared if self.trials(scope, *cell)}
+        known = {kind for _, kind in counts}
+        lacking = {model for model, kind in declared - counts if kind in known}
         return [
             model
             for model in self.models
-            if (kinds := [kind for kind in self.rewards if (model, kind) in declared])
-            and all(self.trials(scope, model, kind) for kind in kinds)
+            if model not in lacking and any(model == name for name, _ in counts)
         ]
 
     def difference(self, scope: Scope, metric: str, models: Sequence[str] | None = None) -> Difference | None:
@@ -187,13 +191,21 @@ class Analysis:
 
     def side_metric(self, scope: Scope, model: str, reward: str, metric: str) -> float | None:
         """A metric that evaluations may or may not carry, mean over sets, then seeds; None where one lacks it."""
-        values = [
-            item.metrics.get(metric)
-            for trial in self.trials(scope, model, reward).values()
-            for item in _items(trial, scope)
-        ]
-        known = [value for value in values if value is not None and np.isfinite(value)]
-        return float(np.mean(known)) if known and len(known) == len(values) else None
+        return _side_metric(self.trials(scope, model, reward).values(), scope, metric)
+
+    def side_differences(self, scope: Scope, metric: str) -> tuple[float, float] | None:
+        """EX−IM of a side metric and of accuracy, over the models and seeds that have the former with both types."""
+        gaps = []
+        for model in self.models:
+            sides = list(zip(*self._paired(scope, model).values(), strict=True))
+            found = [_side_metric(side, scope, name) for name in (metric, "accuracy") for side in sides]
+            match found:
+                case [float() as explicit, float() as implicit, float() as plain, float() as other]:
+                    gaps.append((explicit - implicit, plain - other))
+        if not gaps:
+            return None
+        controlled, accuracy = np.mean(gaps, axis=0)
+        return float(controlled), float(accuracy)
 
     def margins(self, scope: Scope, reward: str, *, scaled: bool) -> Floats:
         """Margins of every pair of every trial that counts, over the spread of their rewards where `scaled`."""
@@ -271,6 +283,12 @@ def _of(result: TrialResult, scope: Scope) -> bool:
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:
     found = {item.dataset: item for item in trial.final}
     return [found[name] for name in scope.sets]
+
+
+def _side_metric(trials: Iterable[TrialResult], scope: Scope, metric: str) -> float | None:
+    values = [item.metrics.get(metric) for trial in trials for item in _items(trial, scope)]
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _metric(trial: TrialResult, dataset: str, metric: str) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from orchestrator import paper
 from orchestrator.analysis import Analysis, Difference, Mean
-from orchestrator.report import MEAN, reward_title
+from orchestrator.report import MEAN, mean_label, reward_title
 from orchestrator.scopes import Scope
 from orchestrator.statistics import LEVEL, Estimate, half_width
 from orchestrator.tables import Column, Table, Value, columns
@@ -50,11 +50,13 @@ def by_category(analysis: Analysis, metric: str) -> Table:
                 rows.append((*place, *map(_shown, means), *(None for _ in quoted)))
         over = [analysis.mean_of_models(scope, kind, metric) for kind in analysis.rewards]
         if any(over):
-            count = len(analysis.complete_models(scope))
+            models = {
+                kind: len(mean.models) for kind, mean in zip(analysis.rewards, over, strict=True) if mean
+            }
             theirs = [_paper(scope, kind, metric) for kind, _ in quoted]
-            place = (scope.train_set, scope.category, f"{MEAN} of {count}")
+            place = (scope.train_set, scope.category, mean_label(models))
             rows.append((*place, *map(_shown, over), *theirs))
-    note = f"Each: {_INTERVAL}. {MEAN.capitalize()} of n: the models that learned with every reward type."
+    note = f"Each: {_INTERVAL}. {MEAN.capitalize()} of n: the models that have every reward type."
     if quoted:
         note += f" {paper.SOURCE}: a second-hand summary; the mean of six models of 1B to 8B, on sets of these names."
     return Table(

@@ -79,9 +79,9 @@ class Store:
 
     def complete(self, stage: str, key: str) -> bool:
         """Whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
-        return self._sound_manifest(stage, key) is not None
+        return self.sound_manifest(stage, key) is not None
 
-    def _sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
+    def sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """The manifest, None where there is none or it is damaged. Raises StorageError."""
         try:
             return self.manifest(stage, key)
@@ -97,9 +97,9 @@ class Store:
         return None
 
     def discard(self, stage: str, key: str, attempt: str) -> None:
-        """Take a damaged artifact out of the store, unless another attempt stands there by now."""
+        """Take an artifact that is damaged or out of date out of the store, unless another attempt stands there by now."""
         file = self._folder(stage, key) / MANIFEST
-        manifest = self._sound_manifest(stage, key)
+        manifest = self.sound_manifest(stage, key)
         # A manifest that is itself damaged names no attempt.
         if (manifest["attempt"] if manifest else "") != attempt:
             return
@@ -114,12 +114,16 @@ class Store:
 
         Raises Damaged, StorageError.
         """
+        return self.manifest_and_folder(stage, key, within)[1]
+
+    def manifest_and_folder(self, stage: str, key: str, within: str = "") -> tuple[dict[str, Any], Path]:
+        """The manifest and what `read` gives, of one attempt whoever writes meanwhile. Raises Damaged, StorageError."""
         manifest = self.manifest(stage, key)
         if manifest is None:
             raise StorageError(f"artifact {stage}/{key} is not in {self.root}.")
         self._refuse_evicted(stage, key)
         names = [name for name in manifest["files"] if name.startswith(within and f"{within}/")]
-        return self._verified(stage, key, manifest, names)
+        return manifest, self._verified(stage, key, manifest, names)
 
     def read_file(self, stage: str, key: str, name: str) -> Path:
         """One file of an artifact, checked alone and once per process; evicted weights do not matter to the others.
@@ -199,7 +203,7 @@ class Store:
 
     def remove_leftovers(self, stage: str, key: str) -> None:
         """Remove attempts that came to nothing; for who holds the claim on the stage, since nobody else writes."""
-        committed = self._sound_manifest(stage, key)
+        committed = self.sound_manifest(stage, key)
         for parent in {self._folder(stage, key), self._local_folder(stage, key)}:
             for path in parent.iterdir() if parent.is_dir() else ():
                 if path.is_dir() and (committed is None or path.name != committed["attempt"]):

@@ -4,6 +4,7 @@ Beside the findings stand the accuracies that length and leaks cannot lend: per 
 type the mean over trials that learned.
 """
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration
 from orchestrator.results import TrialResult
 from orchestrator.tables import Column, Table
-from trainers.data.audit import Audit
+from trainers.data.audit import Audit, Finding, token_findings
 from trainers.data.audit.rules import share
 from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, markdown, sets_rows
 from trainers.disk import replace
@@ -25,7 +26,7 @@ from trainers.specs import clean_name
 Named = tuple[str, str]
 CONTROLLED_HEADER = (
     *("trained on", "evaluated on", "reward", "accuracy", "length-controlled"),
-    *("leak-free", "pairs", "leak-free pairs", "longer wins"),
+    *("leak-free", "pairs", "leak-free pairs", "longer wins", "trainings"),
 )
 
 
@@ -48,7 +49,32 @@ def audit_sweep(declaration: Declaration, store: Store) -> Audit:
     return Audit(
         sets=tuple(item for item in sets if item is not None),
         between=tuple(item for item in between if item is not None),
+        tokens=tuple(_token_findings(declaration, store)),
     )
+
+
+def _token_findings(declaration: Declaration, store: Store) -> Iterator[Finding]:
+    """What was found in the sets as models read them: once for all models of which it is the same."""
+    # Tokenising is no business of planning.
+    from trainers.pairs import read_counts
+
+    models: dict[tuple[str, str], list[str]] = {}
+    for trial in declaration.trials:
+        prepared = [(f"{item.dataset}/test", item.prepared) for item in trial.evaluations]
+        for place in ((f"{trial.train_set}/train", trial.prepared), *prepared):
+            models.setdefault(place, []).append(trial.model)
+    found: dict[Finding, list[str]] = {}
+    for (name, key), readers in models.items():
+        # A damaged manifest is said where its stage is made again.
+        manifest = store.sound_manifest("prepare", key)
+        info = manifest["info"] if manifest else {}
+        if (counts := read_counts(info)) is not None:
+            for finding in token_findings(name, counts, info["pairs"]):
+                found.setdefault(finding, []).extend(readers)
+    for finding, readers in found.items():
+        yield dataclasses.replace(
+            finding, where=f"{finding.where}, read by {', '.join(dict.fromkeys(readers))}"
+        )
 
 
 def audit_section(audit: Audit, results: Sequence[TrialResult], folder: Path) -> str:
@@ -96,8 +122,7 @@ def say_audit(declaration: Declaration, store: Store, console: Console) -> None:
     audit = audit_sweep(declaration, store)
     for finding in audit.findings:
         if finding.severity == "error":
-            said = f"data: {finding.what}, {finding.where}: {finding.number}. {finding.effect}"
-            console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            console.print(finding.said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def controlled_rows(results: Sequence[TrialResult]) -> list[tuple[str, ...]]:
@@ -119,11 +144,13 @@ def _place(cells: Iterable[tuple[str, str, str]], cell: tuple[str, str, str], de
 def _means(metrics: Sequence[dict[str, float]]) -> Iterator[str]:
     for name in ("accuracy", "accuracy_length_controlled", "accuracy_leak_free"):
         values = [item[name] for item in metrics if name in item]
-        yield share(statistics.fmean(values)) if values else "–"
+        # A mean over some of them could not be held against the plain one.
+        yield share(statistics.fmean(values)) if len(values) == len(metrics) else "–"
     for name in ("n", "n_leak_free"):
         counts = [item[name] for item in metrics if name in item]
         yield f"{min(counts):.0f}" if counts else "–"
     yield share(statistics.fmean(item["longer_wins"] for item in metrics))
+    yield str(len(metrics))
 
 
 def _evaluated_with(declaration: Declaration, train: Named) -> list[Named]:

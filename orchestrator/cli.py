@@ -31,8 +31,9 @@ from orchestrator.redaction import RedactingFormatter, redacted, take_credential
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
 from trainers.errors import SpecError, StorageError, SweepError
+from trainers.flags import parse
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
-from trainers.specs import Trust, clean_name
+from trainers.specs import DatasetSpec, DrawSpec, Trust, given_name
 from trainers.terminal import is_utf, write_any_text
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -80,9 +81,9 @@ def main(
     if is_asked_for(words):
         print(short_help(Options, get_args(Command), prog, min(Console().width, PIPE_WIDTH)))
         sys.exit(0)
-    options = tyro.cli(
+    options = parse(
         Options,
-        args=["--help" if word == "--help-verbose" else word for word in words],
+        ["--help" if word == "--help-verbose" else word for word in words],
         prog=prog,
         config=(
             tyro.conf.CascadeSubcommandArgs,
@@ -148,7 +149,7 @@ def open_session(options: Options, name: str, folder: Path) -> Session:
         require_access(store.root, write=_writes(options.command))
     return Session(
         options=options,
-        sweep_name=clean_name(options.name or name),
+        sweep_name=name if options.name is None else given_name("--name", options.name),
         store=store,
         tracking_uri=take_credentials(uri),
         folder=folder,
@@ -230,10 +231,19 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
-    train_sets, eval_sets = (
-        tuple(selection.drawn(spec, options.max_train_pairs) for spec in sets)
-        for sets in (train_sets, eval_sets)
-    )
+
+    def limited(draw: DrawSpec) -> DrawSpec:
+        return selection.with_limits(draw, options.max_prompt_tokens, options.max_response_tokens)
+
+    def drawn(spec: DatasetSpec) -> DatasetSpec:
+        spec = selection.drawn(spec, options.max_train_pairs)
+        return (
+            spec
+            if spec.train_draw is None
+            else dataclasses.replace(spec, train_draw=limited(spec.train_draw))
+        )
+
+    train_sets, eval_sets = (tuple(map(drawn, sets)) for sets in (train_sets, eval_sets))
     models = tuple(selection.parse_model(text) for text in options.models) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     for flag, value in (
@@ -251,8 +261,10 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         train_sets=train_sets,
         eval_sets=eval_sets,
         seeds=selection.unique("--seeds", options.seeds) or profile.seeds,
-        train_draw=selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs),
-        eval_draw=selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs),
+        train_draw=limited(
+            selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs)
+        ),
+        eval_draw=limited(selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs)),
         recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch, profile.recipe),
         categories=selection.parse_categories(
             options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]

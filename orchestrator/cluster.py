@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,25 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.artifacts import Store
 from orchestrator.hardware import gpu_kind, label
 from orchestrator.plan import DEFAULT_GPU_GB, Node
-from orchestrator.workers import LOOPBACK, WORKER_ENVIRONMENT, answers, cluster_address
+from orchestrator.workers import LOOPBACK, PROBE_S, WORKER_ENVIRONMENT, answers, cluster_address
 from trainers.errors import PlanError, StorageError
 from trainers.objects import Location
+from trainers.stopping import StopRequest
 
 IDLE_WORKER_S = 60
 # To start a process on a busy node.
 ANSWER_S = 30.0
+# A head that does not answer: one is told of it, and then it is given up.
+SAY_AFTER_S, GIVE_UP_AFTER_S = 10.0, 60.0
 
 logger = logging.getLogger(__name__)
 
 
-def join_ray() -> bool:
-    """Join the running cluster (after workers.set_ray_environment). Raises PlanError where RAY_ADDRESS is dead."""
+def join_ray(say: Callable[[str], None]) -> bool:
+    """Join the running cluster (after workers.set_ray_environment). Raises PlanError where its head does not answer."""
     if ray.is_initialized():
         return True
+    _await_head(str(cluster_address()), say)
     try:
         ray.init(address=cluster_address(), **ray_options())
     except ConnectionError as error:
@@ -45,6 +49,48 @@ def join_ray() -> bool:
             raise PlanError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}.") from error
         return False
     return True
+
+
+def _await_head(given: str, say: Callable[[str], None]) -> None:
+    """Wait until the cluster's head answers: `ray.init` would, for minutes, without a word and deaf to signals.
+
+    Raises PlanError, KeyboardInterrupt.
+    """
+    if given.startswith("ray://"):
+        raise PlanError(
+            f"RAY_ADDRESS={given}: a sweep is driven from inside the cluster, not through Ray's client. Submit it "
+            "(`ray job submit --address http://HEAD:8265 -- python sweeps/…`), or run it on a machine of the cluster "
+            "with RAY_ADDRESS=HEAD:6379."
+        )
+    address = canonicalize_bootstrap_address(given)
+    began, said = time.monotonic(), False
+    with StopRequest(0.0).listening():
+        while address is not None and not _is_head(address):
+            waited = time.monotonic() - began
+            if waited > GIVE_UP_AFTER_S:
+                raise PlanError(
+                    f"no Ray cluster answers at {given} within {GIVE_UP_AFTER_S:.0f} s. Look there with `ray status`; "
+                    "unset RAY_ADDRESS (here: `ray stop`) to run without that cluster."
+                )
+            if waited > SAY_AFTER_S and not said:
+                said = True
+                say(f"no Ray cluster answers at {given} yet; given up after {GIVE_UP_AFTER_S:.0f} s")
+            time.sleep(PROBE_S / 10)
+
+
+def _is_head(address: str) -> bool:
+    """Whether a cluster's head answers there, and not only somebody who listens."""
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        # It talks to nobody without our certificate; Ray knows where that is.
+        return answers(address)
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        asked = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive").future(b"", timeout=PROBE_S)
+        code = asked.code()
+    # One that wants a token answers, too.
+    silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
+    return code not in silent
 
 
 def start_ray(cpus: int) -> None:
@@ -126,7 +172,7 @@ def look() -> tuple[Node, ...] | None:
     """
     try:
         address = canonicalize_bootstrap_address(str(cluster_address()))
-        if address is None or not answers(address):
+        if address is None or not _is_head(address):
             return None
         state = GlobalState()
         asked = GcsClientOptions.create(

@@ -14,9 +14,11 @@ from orchestrator.compare import terminal_table as comparison_table
 from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.declaration import (
     Declaration,
+    adopted,
     declare,
     declared_sweeps,
     read_declaration,
+    with_further,
     write_declaration,
 )
 from orchestrator.failures import is_final
@@ -30,12 +32,13 @@ from orchestrator.follow_up import (
 from orchestrator.full_report import write_full_report
 from orchestrator.hub_models import fetch_models
 from orchestrator.layout import fitting
+from orchestrator.length_outlook import too_long
 from orchestrator.options import Plan
 from orchestrator.outlook import architectures, outlook
 from orchestrator.redaction import redacted
-from orchestrator.report import Written
+from orchestrator.report import json_rows
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
-from orchestrator.results import sweep_results
+from orchestrator.results import TrialResult, sweep_results
 from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
 from orchestrator.selection import Selection
 from orchestrator.spec import Sweep
@@ -45,21 +48,31 @@ from orchestrator.terminal_report import print_report, say
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.upkeep import say_holes
 from trainers.disk import replace
-from trainers.errors import StorageError, SweepError
+from trainers.errors import SpecError, StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
 
 
 def run(session: Session, build: Build) -> int:
-    """Run what is missing, then report."""
+    """Run what is missing, then report. Where the grid is narrowed, the sweep stays what it was declared to be."""
+    options = session.options
+    if options.extend and options.replace:
+        raise SpecError(
+            "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
+        )
     phases = Phases()
     console = session.console
     sweep, resolved, place = _prepared(session, build)
     further = further_trials(session, resolved.plans)
     known = (*resolved.plans, *further)
+    declaration = adopted(
+        with_analyses(declare(resolved), session, resolved, further),
+        session.store,
+        adds=options.extend or _narrowed(session),
+        replaces=options.replace,
+    )
     say_damaged_logs(session, [item.key for item in resolved.plans])
-    declaration = with_analyses(declare(resolved), session, resolved, further)
     write_declaration(declaration, session.store)
     missing = missing_trials(known, session.store)
     notes = read_state(session.sweep_name, session.store).trials
@@ -165,7 +178,7 @@ def _run(
         show_analyses(session, declaration)
         if computed:
             show_report(session, declaration, written)
-        _evict_weights(session, written)
+        _evict_weights(session, _asked(session, resolved, written.results))
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.
         session.console.print(
@@ -174,13 +187,24 @@ def _run(
         if not isinstance(error, StorageError):
             return cli.DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        results = [*sweep_results(declaration, session.store), *further_results(session, holes=True)]
-        return say_holes(session, results, told=told) or cli.DEFECT
+        results = _asked(session, resolved, sweep_results(declaration, session.store))
+        return say_holes(session, [*results, *further_results(session, holes=True)], told=told) or cli.DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
-    return say_holes(session, [*written.results, *further_results(session, holes=True)], told=told)
+    results = _asked(session, resolved, written.results)
+    return say_holes(session, [*results, *further_results(session, holes=True)], told=told)
+
+
+def _narrowed(session: Session) -> bool:
+    return bool(session.options.only or session.options.max_trials)
+
+
+def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Of the sweep's results those that the command is about: a narrowed one answers for nothing else."""
+    mine = {item.key for item in resolved.plans}
+    return [item for item in results if item.record.key in mine or not _narrowed(session)]
 
 
 def _rounds(
@@ -189,13 +213,13 @@ def _rounds(
     """`todo`, then what its results make known that the analyses read; declared before it runs, so that gc keeps it."""
     plans = resolved.plans
     further = further_trials(session, plans)
-    declared = with_analyses(declaration, session, resolved, further)
+    declared = with_further(declaration, further, resolved)
     while todo:
         yield Round(todo=todo, known=len(plans) + len(further))
         seen = {item.key for item in further}
         further = further_trials(session, plans)
         todo = missing_trials([item for item in further if item.key not in seen], session.store)
-        wider = with_analyses(declaration, session, resolved, further)
+        wider = with_further(declaration, further, resolved)
         if wider != declared:
             write_declaration(wider, session.store)
             declared = wider
@@ -211,6 +235,7 @@ def plan_only(session: Session, build: Build) -> int:
     resolved = dataclasses.replace(resolved, plans=(*resolved.plans, *further))
     groups = joining.groups(session, joining.capacity(session))
     found = outlook(resolved, groups, session.store, price=price)
+    long = too_long(resolved.plans, session.store)
     denied = access.denied([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
@@ -221,10 +246,15 @@ def plan_only(session: Session, build: Build) -> int:
             }
             for item in resolved.plans
         ]
-        cli.dump_json({**dataclasses.asdict(found), "access_denied": denied, "trials": trials})
+        left_out = [dataclasses.asdict(item) for item in long]
+        cli.dump_json(
+            {**dataclasses.asdict(found), "too_long": left_out, "access_denied": denied, "trials": trials}
+        )
         return 0
     cli.say_left_out(session, resolved.left_out)
     outlook_table.say(session.console, found, len(resolved.plans))
+    for item in long:
+        session.console.print(str(item), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
     if denied:
@@ -239,7 +269,7 @@ def report(session: Session, compare: str | None) -> int:
     written = write_full_report(declaration, session.store, session.console, anew=True)
     beside = other and write_comparison(declaration, session.store, *other, session.console)
     if session.options.json:
-        rows = [{**dataclasses.asdict(row), "difference": row.difference} for row in written.rows]
+        rows = json_rows(written.rows)
         cli.dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
         return 0
     print_report(session, written)
@@ -286,10 +316,10 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
     return f"{len(took_s)} train again: weights evicted, took {sum(took_s):,.0f} s" if took_s else ""
 
 
-def _evict_weights(session: Session, written: Written) -> None:
+def _evict_weights(session: Session, results: Sequence[TrialResult]) -> None:
     keep = session.options.keep_weights
     further = [] if keep == "all" else further_results(session)
-    freed = eviction.evict_weights(session.store, session.sweep_name, written.results, keep, further)
+    freed = eviction.evict_weights(session.store, session.sweep_name, results, keep, further)
     if freed:
         said = f"{housekeeping.gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
         session.console.print(said, highlight=False, soft_wrap=True)

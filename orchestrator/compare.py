@@ -1,7 +1,7 @@
 """Two sweeps side by side: what both have evaluated under the same names, and how far apart it is."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -11,6 +11,7 @@ from rich.table import Table as TerminalTable
 from orchestrator import statistics
 from orchestrator.analysis import Analysis
 from orchestrator.artifacts import Store
+from orchestrator.common_pairs import on_common_pairs
 from orchestrator.declaration import Declaration, declared_sweeps, read_declaration
 from orchestrator.full_report import analysed
 from orchestrator.house_style import panels, rendered, whiskers
@@ -18,7 +19,7 @@ from orchestrator.identity import nearest
 from orchestrator.pages import Page, write_page
 from orchestrator.provenance import report_command
 from orchestrator.report import COMPARED, MEAN, reward_title
-from orchestrator.results import sweep_results
+from orchestrator.results import TrialResult, sweep_results
 from orchestrator.scopes import Scope
 from orchestrator.state import read_state
 from orchestrator.statistics import Estimate, Floats
@@ -76,16 +77,16 @@ def write_comparison(
     console: Console | None = None,
 ) -> Comparison:
     """Write report/compare-<other>/compare.html with its tables and figure."""
-    sides = (
-        analysed(sweep_results(declaration, store), console),
-        analysed(sweep_results(other, other_store), console),
-    )
+    ours = list(sweep_results(declaration, store))
+    theirs = list(sweep_results(other, other_store))
+    shared = on_common_pairs([*ours, *theirs])
+    sides = (analysed(shared[: len(ours)], console), analysed(shared[len(ours) :], console))
     names = (declaration.sweep, other.sweep)
     # One sweep in two stores has one name.
     if names[0] == names[1]:
         names = (names[0], f"{names[1]} (in {other_store.root.name})")
     rows = list(_rows(*sides))
-    table = _table(rows, names, _note(sides))
+    table = _table(rows, names, " ".join([_note(sides), *_fewer([*ours, *theirs], shared)]))
     found = _conclusions(rows, sides, names)
     drawn = rendered(
         "both", "Both sweeps", "Mean over models, with 95 % intervals.", lambda: _figure(rows, names)
@@ -109,23 +110,36 @@ def write_comparison(
 
 
 def _rows(ours: Analysis, theirs: Analysis) -> Iterator[_Row]:
-    left, right = dict(_known(ours)), dict(_known(theirs))
+    left, right = dict(_known(ours, theirs)), dict(_known(theirs, ours))
     for place in dict.fromkeys((*left, *right)):
         a, b = left.get(place), right.get(place)
         gap = statistics.estimate(b[0].value - a[0].value, b[1] - a[1]) if a and b else None
         yield _Row(place=place, ours=a and a[0], theirs=b and b[0], gap=gap)
 
 
-def _known(analysis: Analysis) -> Iterator[tuple[Place, Known]]:
-    """Accuracies by category: of each model, and the mean over models."""
-    for scope in analysis.categories():
+def _known(analysis: Analysis, other: Analysis) -> Iterator[tuple[Place, Known]]:
+    """Accuracies by category: of each model, and the mean over those of its models that both sweeps have.
+
+    A category that both have is of the sets that both have.
+    """
+    elsewhere = {_place(scope): scope for scope in other.categories()}
+    for own in analysis.categories():
+        there = elsewhere.get(_place(own))
+        sets = tuple(name for name in own.sets if there is None or name in there.sets)
+        if not sets:
+            continue
+        scope = replace(own, sets=sets)
+        models = analysis.complete_models(scope)
+        if there:
+            both = other.complete_models(replace(there, sets=sets))
+            models = [model for model in models if model in both]
         for kind in analysis.rewards:
             for model in analysis.models:
                 if found := analysis.mean(scope, model, kind, "accuracy"):
                     yield (*_place(scope), model, reward_title(kind)), (found.estimate, found.draws)
-            if found := analysis.mean_of_models(scope, kind, "accuracy"):
+            if found := analysis.mean_of_models(scope, kind, "accuracy", models):
                 yield (*_place(scope), MEAN, reward_title(kind)), (found.estimate, found.draws)
-        gap = analysis.difference(scope, "accuracy")
+        gap = analysis.difference(scope, "accuracy", models)
         if gap is not None:
             yield (*_place(scope), MEAN, DIFFERENCE), (gap.estimate, gap.draws)
 
@@ -158,8 +172,27 @@ def _note(sides: tuple[Analysis, Analysis]) -> str:
     )
     shared = sorted(set(digests[0]) & set(digests[1]))
     other = [name for name in shared if digests[0][name] != digests[1][name]]
-    note = "– where a sweep has no such number. Means over models are over each sweep's own models."
+    note = "– where a sweep has no such number. Categories and means are of the sets and models that both sweeps have."
     return note + (f" Of one name but other pairs: {', '.join(other)}." if other else "")
+
+
+def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[str]:
+    """Which sets are compared on fewer pairs than were scored."""
+    pairs = [
+        {item.dataset: len(item.scores.index) for result in results for item in result.evaluations}
+        for results in (whole, shared)
+    ]
+    fewer = [
+        f"{name} ({pairs[1].get(name, 0)})"
+        for name in pairs[0]
+        if any(
+            len(item.scores.index) != pairs[1].get(name)
+            for result in whole
+            for item in result.evaluations
+            if item.dataset == name
+        )
+    ]
+    return [f"On the pairs that all models of both have: {', '.join(fewer)}."] if fewer else []
 
 
 def _conclusions(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.durations import Durations, expected_s
+from orchestrator.manifests import weights_digest
 from orchestrator.stages import (
     ConvertStage,
     EvaluateStage,
@@ -73,6 +74,7 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
 
 def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
     from trainers import token_files
+    from trainers.data.audit import token_findings
     from trainers.pairs import Counts, iter_tokens
     from trainers.templates import load_tokenizer
 
@@ -93,6 +95,9 @@ def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
             raise DataError(f"data set {stage.split.name}, split {stage.split.split}, {error}") from error
         means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
         attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
+    where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"
+    for finding in token_findings(where, counts, count):
+        report({"notice": finding.said})
 
 
 def _counted(tokens: "Iterable[TokenPair]", total: int, report: Report) -> "Iterator[TokenPair]":
@@ -241,7 +246,8 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
     train = missing[0].train
     folder = model_folder(missing[0].epoch, train.optim.epochs)
     # A training is not done again for the sake of its log.
-    location = str(store.read("train", train.key, folder) / folder)
+    trained, found = store.manifest_and_folder("train", train.key, folder)
+    location = str(found / folder)
     model = load_model(
         location,
         tokenizer=load_tokenizer(location, trust=train.base.trust),
@@ -260,8 +266,8 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Repo
                 reference=reference,
                 report=functools.partial(_of_dataset, report, name),
             )
-            found = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
-            attempt.info.update(metrics=found, dataset=name)
+            metrics = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
+            attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(trained))
 
 
 def _tokens(

@@ -5,8 +5,6 @@ Who is ahead where and by how much; how surely; what could be fooling us.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-
 from orchestrator import paper
 from orchestrator.analysis import Analysis, Difference
 from orchestrator.answers import SIDE_METRICS
@@ -108,6 +106,8 @@ def _doubts(analysis: Analysis, known: dict[Scope, Difference]) -> str:
     doubts = [*_holes(analysis), *_controls(analysis, known), *_languages(analysis)]
     if doubts:
         return _sentence("What could be fooling us: " + "; ".join(doubts))
+    if not known:
+        return "Every trial is complete and learned."
     return "Every trial is complete and learned, and neither length nor leaks move what was compared."
 
 
@@ -118,6 +118,11 @@ def _holes(analysis: Analysis) -> Iterator[str]:
             f"the sweep is incomplete, {missing} of {len(analysis.results)} trials are missing and nothing stands in "
             "for them"
         )
+    if any(
+        result.train_left_out or any(item.left_out for item in result.evaluations)
+        for result in analysis.results
+    ):
+        yield "pairs over the length limits are left out"
     unlearned = [result for result in analysis.results if result.trained and not result.learned]
     if unlearned:
         kinds = sorted({reward_title(result.record.reward) for result in unlearned})
@@ -132,11 +137,12 @@ def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[st
     """Where length or leaks account for some of a difference, and where nobody looked."""
     unmeasured = []
     for metric, title in SIDE_METRICS:
-        gaps = {scope: gap for scope in known if (gap := _controlled(analysis, scope, metric)) is not None}
+        gaps = {
+            scope: found for scope in known if (found := analysis.side_differences(scope, metric)) is not None
+        }
         if known and not gaps:
             unmeasured.append(title)
-        for scope, gap in gaps.items():
-            plain = known[scope].estimate.value
+        for scope, (gap, plain) in gaps.items():
             if abs(gap - plain) >= MOVED:
                 where = (
                     _where(scope)
@@ -147,16 +153,6 @@ def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[st
     if unmeasured:
         verb = "was" if len(unmeasured) == 1 else "were"
         yield f"{_listed(unmeasured)} accuracy {verb} not measured"
-
-
-def _controlled(analysis: Analysis, scope: Scope, metric: str) -> float | None:
-    """EX−IM of another accuracy, mean over the models that have it for both types."""
-    gaps = []
-    for model in analysis.models:
-        explicit, implicit = (analysis.side_metric(scope, model, kind, metric) for kind in COMPARED)
-        if explicit is not None and implicit is not None:
-            gaps.append(explicit - implicit)
-    return float(np.mean(gaps)) if gaps else None
 
 
 def _languages(analysis: Analysis) -> Iterator[str]:
@@ -188,7 +184,10 @@ def _uncompared(analysis: Analysis) -> str:
                     f"[{value.low:.3f}, {value.high:.3f}] of the pairs right {_where(scope)}"
                 )
     if not parts:
-        return "Nothing can be concluded yet: no trial has been trained, learned and evaluated."
+        why = "no trial has been trained, learned and evaluated"
+        if any(result.learned and result.final for result in analysis.results):
+            why = "no model has every reward type trained, learned and evaluated on all sets of a category"
+        return f"Nothing can be concluded yet: {why}."
     return _sentence("; ".join(parts) + f"; there is nothing to compare, as {_alone(analysis)}")
 
 

@@ -155,8 +155,10 @@ class Coordinator:
         self._events.append(event)
 
     async def post_shared(self, key: str, event: dict[str, Any]) -> None:
-        """Note an event of a shared stage, for each trial that waits for it."""
-        self._events += [{"trial": trial, **event} for trial in self._shared.asked_by(key)]
+        """Note an event of a shared stage, for each trial that waits for it; what is to be read, for one of them."""
+        trials = self._shared.asked_by(key)
+        told = trials[:1] if event["event"] == "notice" else trials
+        self._events += [{"trial": trial, **event} for trial in told]
 
     async def drain(self) -> list[dict[str, Any]]:
         """Events since the last call, in order."""

@@ -3,18 +3,27 @@
 from collections.abc import Sequence
 
 from orchestrator.cli import Session
+from orchestrator.results import of_other_weights
 from orchestrator.stages import PrepareStage
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Damaged
 
 
 def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
-    """Name the manifests that are not what was written; their stages count as missing."""
+    """Name the manifests that are not what was written, and scores of other weights; their stages count as missing."""
     stages = {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
     for kind, key in sorted(stages):
         fault = session.store.fault(kind, key)
         if fault is not None:
             _warn(session, f"damaged: {fault}; it is made again")
+    for item in missing:
+        old = [
+            s.prepared.split.name
+            for s in item.unscored(session.store)
+            if session.store.complete(s.kind, s.key)
+        ]
+        if old:
+            _warn(session, f"{item.spec.name}: {of_other_weights(old)}; they are made again")
 
 
 def discard_damaged_scores(session: Session, plans: Sequence[TrialPlan]) -> None:

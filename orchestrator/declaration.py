@@ -1,9 +1,11 @@
-"""What a sweep's last command declared, as plain records in <storage>/sweeps/<sweep>/sweep.json.
+"""What a sweep's commands declared, as plain records in <storage>/sweeps/<sweep>/sweep.json.
 
-The report, the status and MLflow are views of these records and of the artifacts that they name; gc keeps those.
+The report, the status and MLflow are views of these records and of the artifacts that they name; gc keeps those. A
+declaration grows; it is replaced only where the user says so, and gc keeps what it needed even then.
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +17,15 @@ from orchestrator.redaction import redacted
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
 from orchestrator.stages import PrepareStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.trial_plan import TrialPlan, unscored
 from trainers.disk import replace
 from trainers.errors import SpecError
+from trainers.specs import DrawSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """One evaluation of a trial; `dataset_digest` is that of the rows.
+    """One evaluation of a trial; `dataset_digest` is that of the rows, `prepared` the key of their tokens.
 
     `epoch` is that after which it was evaluated, None where an older rmsweep has written the file: the last.
     """
@@ -32,11 +35,12 @@ class EvaluationRecord:
     category: Category
     dataset_digest: str
     epoch: int | None = None
+    prepared: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One cell: its labels, every parameter of its spec, and the keys of its artifacts."""
+    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs."""
 
     name: str
     key: str
@@ -47,10 +51,11 @@ class TrialRecord:
     seed: int
     parameters: dict[str, Any]
     evaluations: tuple[EvaluationRecord, ...]
+    prepared: str = ""
 
     def whole(self, store: Store) -> bool:
         """Whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
-        evaluated = all(store.complete("evaluate", item.key) for item in self.evaluations)
+        evaluated = not unscored(store, self.key, [item.key for item in self.evaluations])
         return evaluated and store.complete("train", self.key)
 
 
@@ -59,12 +64,14 @@ class Declaration:
     """The sweep's trials, in plan order, and every artifact that they come to, as stage/key.
 
     `further` are those that only its analyses read. `artifacts` is None where an older rmsweep has written the file.
+    `earlier` are artifacts that only earlier declarations of the sweep came to.
     """
 
     sweep: str
     trials: tuple[TrialRecord, ...]
     artifacts: tuple[str, ...] | None = None
     further: tuple[TrialRecord, ...] = ()
+    earlier: tuple[str, ...] = ()
 
 
 def declare(resolved: ResolvedSweep) -> Declaration:
@@ -88,8 +95,13 @@ def with_further(
     return dataclasses.replace(
         declaration,
         further=tuple(records.values()),
-        artifacts=tuple(sorted(artifacts_of(further).union(declaration.artifacts or ()))),
+        artifacts=_in_turn(declaration.artifacts or (), artifacts_of(further)),
     )
+
+
+def _in_turn(first: Sequence[str], then: Iterable[str]) -> tuple[str, ...]:
+    """Each once: of two analyses with one name the report shows the one that was declared last."""
+    return tuple(dict.fromkeys((*first, *sorted(then))))
 
 
 def artifacts_of(plans: Iterable[TrialPlan]) -> set[str]:
@@ -122,9 +134,11 @@ def _trial(
                 category=categories[spec.train_set.name, stage.prepared.split.name],
                 dataset_digest=stage.prepared.split.digest,
                 epoch=stage.epoch,
+                prepared=stage.prepared.key,
             )
             for stage in plan.evaluations
         ),
+        prepared=plan.train.prepared.key,
     )
 
 
@@ -147,9 +161,83 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
         "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
         "max_train_pairs": spec.train_draw.max_pairs,
         "max_eval_pairs": spec.eval_draw.max_pairs,
+        **{
+            name: limit
+            for name in ("max_prompt_tokens", "max_response_tokens")
+            if (limit := getattr(spec.train_draw, name)) != getattr(DrawSpec(), name)
+        },
     }
     given = {name: value for name, value in parameters.items() if value is not None}
     return {name: said(value) if isinstance(value, str) else value for name, value in given.items()}
+
+
+def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+    """What the sweep's name stands for from now on: `new` where it has all that it stood for before, as it must.
+
+    Where it `adds`, what it lacks stays declared; where it `replaces`, only the artifacts stay. Raises SpecError.
+    """
+    if new.sweep not in declared_sweeps(store):
+        return new
+    earlier = read_declaration(new.sweep, store)
+    if adds and not replaces:
+        new = _both(earlier, new)
+    if (lost := _lost(earlier, new)) and not replaces:
+        raise SpecError(_refusal(new, store, lost, adds))
+    needed = {*(earlier.artifacts or ()), *earlier.earlier} - {*(new.artifacts or ())}
+    return dataclasses.replace(new, earlier=tuple(sorted(needed)))
+
+
+def _lost(earlier: Declaration, new: Declaration) -> list[str]:
+    """What `earlier` declares and `new` does not, for people."""
+    kept = {trial.key: {item.key for item in trial.evaluations} for trial in new.trials}
+    lost: list[str] = []
+    for trial in earlier.trials:
+        if trial.key not in kept:
+            lost.append(trial.name)
+            continue
+        gone = [item.dataset for item in trial.evaluations if item.key not in kept[trial.key]]
+        lost += [f"{trial.name} on {dataset}" for dataset in dict.fromkeys(gone)]
+    return lost
+
+
+def _both(earlier: Declaration, new: Declaration) -> Declaration:
+    """The trials and evaluations of both, in the order in which they came; of two with one name the new one."""
+    known = {trial.key: trial for trial in earlier.trials}
+    added = {trial.key for trial in new.trials}
+    trials = {trial.name: trial for trial in earlier.trials if trial.key not in added}
+    for trial in new.trials:
+        before = known[trial.key].evaluations if trial.key in known else ()
+        evaluations = {(item.dataset, item.epoch): item for item in (*before, *trial.evaluations)}
+        trials[trial.name] = dataclasses.replace(trial, evaluations=tuple(evaluations.values()))
+    place = {key: index for index, key in enumerate(known)}
+    artifacts = new.artifacts or ()
+    if added <= known.keys():
+        # In the report an analysis of some of the trials would stand in the place of that of all.
+        artifacts = tuple(item for item in artifacts if not item.startswith("analyse/"))
+    return dataclasses.replace(
+        new,
+        trials=tuple(sorted(trials.values(), key=lambda trial: place.get(trial.key, len(place)))),
+        further=tuple({trial.key: trial for trial in (*earlier.further, *new.further)}.values()),
+        artifacts=_in_turn(earlier.artifacts or (), artifacts),
+    )
+
+
+def _refusal(new: Declaration, store: Store, lost: Sequence[str], adds: bool) -> str:
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    ways = [f"give it a name of its own (--name {free_name(new.sweep, store)})"]
+    if new.trials:
+        ways += [] if adds else ["add it to the sweep (--extend)"]
+        ways += ["let it take the sweep's place (--replace)"]
+    return (
+        f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "
+        f"settings: {', '.join(lost[:3])}{more}. Nothing was started: {', or '.join(ways)}."
+    )
+
+
+def free_name(sweep: str, store: Store) -> str:
+    """A name near to `sweep` that no sweep of the store has."""
+    taken = declared_sweeps(store)
+    return next(name for n in itertools.count(2) if (name := f"{sweep}-{n}") not in taken)
 
 
 def write_declaration(declaration: Declaration, store: Store) -> None:
@@ -159,7 +247,7 @@ def write_declaration(declaration: Declaration, store: Store) -> None:
 
 
 def read_declaration(sweep: str, store: Store) -> Declaration:
-    """What the sweep's last command declared. Raises SpecError where there was none."""
+    """What the sweep's commands declared. Raises SpecError where there was none."""
     file = store.sweep_dir(sweep) / "sweep.json"
     if not file.is_file():
         raise SpecError(f"{store.root} knows no sweep {sweep!r}; run it first, or give --name or --storage.")
@@ -170,6 +258,7 @@ def read_declaration(sweep: str, store: Store) -> Declaration:
         trials=tuple(map(_read_trial, loaded["trials"])),
         artifacts=None if artifacts is None else tuple(artifacts),
         further=tuple(map(_read_trial, loaded.get("further", []))),
+        earlier=tuple(loaded.get("earlier", [])),
     )
 
 

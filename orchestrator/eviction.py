@@ -10,7 +10,9 @@ from typing import Literal
 from orchestrator.artifacts import EVICTED, Store
 from orchestrator.declaration import declared_sweeps, read_declaration
 from orchestrator.housekeeping import delete
+from orchestrator.manifests import holds_weights
 from orchestrator.results import TrialResult
+from orchestrator.trial_plan import unscored
 from trainers.disk import replace
 from trainers.errors import StorageError
 
@@ -25,7 +27,7 @@ def evict(store: Store, key: str) -> int:
     manifest = store.manifest("train", key)
     if manifest is None:
         raise StorageError(f"artifact train/{key} is not in {store.root}; there are no weights to evict.")
-    weights = {name: said["size"] for name, said in manifest["files"].items() if _holds_weights(name)}
+    weights = {name: said["size"] for name, said in manifest["files"].items() if holds_weights(name)}
     if not weights:
         return 0
     folder = store.root / "artifacts" / "train" / key
@@ -38,10 +40,6 @@ def evict(store: Store, key: str) -> int:
         }
         replace(folder / EVICTED, json.dumps(record, indent=1, sort_keys=True))
     return sum(delete(folder / manifest["attempt"] / name) for name in weights)
-
-
-def _holds_weights(name: str) -> bool:
-    return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
 
 
 def evict_weights(
@@ -63,7 +61,7 @@ def evict_weights(
         trial.key
         for other in others
         for trial in (*other.trials, *other.further)
-        if not all(store.complete("evaluate", item.key) for item in trial.evaluations)
+        if unscored(store, trial.key, [item.key for item in trial.evaluations])
     }
     return sum(evict(store, key) for key in chosen if key not in wanted)
 

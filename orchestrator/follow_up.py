@@ -85,7 +85,7 @@ def further_results(session: "Session", *, holes: bool = False) -> list[TrialRes
 
 
 def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
-    """Compute the analyses that are missing and whose trainings and evaluations are there; whether there were any."""
+    """Compute what is missing of the declared analyses, where their trainings and evaluations are there; whether any was."""
     follow_up, store = session.follow_up, session.store
     if follow_up is None:
         return False
@@ -100,7 +100,9 @@ def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[
     missing = [
         stage
         for stage in follow_up.declare(plans)
-        if not store.complete(stage.kind, stage.key) and ready(stage)
+        if f"{KIND}/{stage.key}" in (declaration.artifacts or ())
+        and not store.complete(stage.kind, stage.key)
+        and ready(stage)
     ]
     if missing:
         compute_all(session, missing, follow_up.compute)

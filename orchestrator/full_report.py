@@ -19,6 +19,7 @@ from orchestrator.analysis import Analysis
 from orchestrator.answers import statistics_tables
 from orchestrator.artifacts import Store
 from orchestrator.audit_page import audit_sweep, audit_tables
+from orchestrator.common_pairs import left_out_lines, left_out_table, on_common_pairs
 from orchestrator.conclusions import conclusions
 from orchestrator.controls import controlled
 from orchestrator.curves import curve_rows
@@ -40,7 +41,7 @@ from trainers.disk import digest_file, replace
 from trainers.errors import DataError
 
 # Raised by hand when the same results would give other pages.
-VERSION = 2
+VERSION = 3
 NOTE = "report.json"
 HTML = "report.html"
 DYNAMICS = ("learning_dynamics", "changes.parquet")
@@ -48,10 +49,11 @@ DYNAMICS = ("learning_dynamics", "changes.parquet")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Everything that a report is made of."""
+    """Everything that a report is made of; `compared` are the results on the pairs that all models have."""
 
     declaration: Declaration
     results: Sequence[TrialResult]
+    compared: Sequence[TrialResult]
     curves: Curves
     state: SweepState
     dynamics: tuple[Path, ...]
@@ -68,9 +70,9 @@ def write_full_report(
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     key = _key(inputs)
     if not anew and _is_fresh(folder, key):
-        return Written(folder=folder, rows=table_rows(inputs.results), results=inputs.results)
+        return Written(folder=folder, rows=table_rows(inputs.compared), results=inputs.results)
     audit = audit_sweep(declaration, store)
-    analysis = analysed(inputs.results, console)
+    analysis = analysed(inputs.compared, console)
     page = _page(inputs, analysis, audit, store, console)
     written = write_report(
         declaration,
@@ -102,6 +104,7 @@ def read_inputs(declaration: Declaration, store: Store) -> Inputs:
     return Inputs(
         declaration=declaration,
         results=results,
+        compared=on_common_pairs(results),
         curves={
             (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
                 store, item.record.key
@@ -134,7 +137,14 @@ def _key(inputs: Inputs) -> str:
         versions()["rmsweep"],
         inputs.declaration.sweep,
         [
-            (repr(item.record), item.trained_at, item.faults, repr(item.evaluations), item.train_accuracy)
+            (
+                repr(item.record),
+                item.trained_at,
+                item.faults,
+                repr(item.evaluations),
+                item.train_accuracy,
+                item.train_left_out,
+            )
             for item in inputs.results
         ],
         [(key, len(rows)) for key, rows in inputs.curves.items()],
@@ -158,6 +168,7 @@ def _page(inputs: Inputs, analysis: Analysis, audit: Audit, store: Store, consol
     complete = sum(result.complete for result in results)
     sweep = inputs.declaration.sweep
     found = conclusions(analysis)
+    left_out = left_out_table(results)
     computed = tuple(statistics_tables(analysis))
     with late_bar(console, "figures") as step:
         figures = []
@@ -171,10 +182,7 @@ def _page(inputs: Inputs, analysis: Analysis, audit: Audit, store: Store, consol
         lead=f"{complete} of {len(results)} trials complete: {', '.join(analysis.models)}; "
         f"trained on {', '.join(analysis.train_sets)}.",
         conclusions=found,
-        warning=""
-        if complete == len(results)
-        else f"Incomplete: {len(results) - complete} of {len(results)} trials are missing. Nothing stands in for "
-        "them; what is missing is listed at the end.",
+        warning=_warning(results, complete),
         command=command,
         figures=tuple(figures),
         tables=computed,
@@ -182,7 +190,7 @@ def _page(inputs: Inputs, analysis: Analysis, audit: Audit, store: Store, consol
             Section(
                 title="What could be fooling us",
                 anchor="audit",
-                tables=audit_tables(audit, results),
+                tables=(*([left_out] if left_out.rows else []), *audit_tables(audit, inputs.compared)),
             ),
             Section(title="Beside the paper", anchor="paper", tables=(spec_difference(results),)),
             Section(
@@ -198,10 +206,21 @@ def _page(inputs: Inputs, analysis: Analysis, audit: Audit, store: Store, consol
             Section(
                 title=preference.TITLE,
                 anchor="prefer",
-                text=preference.preference(controlled(set_outcomes(results, store))),
+                text=preference.preference(controlled(set_outcomes(inputs.compared, store))),
             ),
         ),
     )
+
+
+def _warning(results: Sequence[TrialResult], complete: int) -> str:
+    """What is not in the numbers: missing trials, and pairs over the length limits."""
+    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results)]
+    if complete < len(results):
+        missing = f"{len(results) - complete} of {len(results)} trials are missing"
+        said.insert(
+            0, f"Incomplete: {missing}. Nothing stands in for them; what is missing is listed at the end."
+        )
+    return " ".join(said)
 
 
 def _dynamics(files: Sequence[Path]) -> list[dict[str, Any]]:

@@ -11,7 +11,11 @@ from typing import Any, Literal
 
 SELDOM = (
     "effective_batch",
+    "max_prompt_tokens",
+    "max_response_tokens",
     "max_trials",
+    "extend",
+    "replace",
     "category",
     "columns",
     "test_share",

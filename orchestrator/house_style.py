@@ -5,8 +5,10 @@ No pyplot: no state is shared, and nothing opens a window. The same numbers give
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,21 +89,55 @@ def look(reward: str, rewards: Sequence[str]) -> Look:
 
 def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | None]") -> Drawn | None:
     """Draw in the house style; None where there is nothing to draw."""
+    files, lacking = _files(draw, [STYLE["font.family"]])
+    if lacking:
+        files, lacking = _files(draw, [STYLE["font.family"], *_fonts_with(frozenset(lacking))])
+    if lacking:
+        letters = " ".join(sorted(map(chr, lacking)))
+        caption += f" Boxes stand for letters that no font of the machine has which drew this: {letters}."
+    return files and Drawn(name=name, title=title, caption=caption, png=files[0], svg=files[1])
+
+
+def _files(
+    draw: "Callable[[], Figure | None]", fonts: Sequence[str]
+) -> tuple[tuple[bytes, bytes] | None, set[int]]:
+    """The figure as PNG and SVG, None where there is nothing to draw; and the letters that none of the fonts has."""
     import matplotlib
 
     # Over matplotlib's defaults: a user's own matplotlibrc changes nothing.
-    style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg"}
-    with matplotlib.rc_context(style):
+    style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg", "font.family": fonts}
+    with matplotlib.rc_context(style), warnings.catch_warnings(record=True) as said:
+        warnings.filterwarnings("always", "Glyph ")
         figure = draw()
         if figure is None:
-            return None
+            return None, set()
         # The layout is found once, not once more for each file.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return Drawn(name=name, title=title, caption=caption, png=png.getvalue(), svg=svg.getvalue())
+    lacking = {int(found[1]) for item in said if (found := re.match(r"Glyph (\d+)", str(item.message)))}
+    for item in said:
+        if not str(item.message).startswith("Glyph "):
+            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+    return (png.getvalue(), svg.getvalue()), lacking
+
+
+@cache
+def _fonts_with(letters: frozenset[int]) -> tuple[str, ...]:
+    """Families of this machine that have the letters, as few as come first."""
+    from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
+
+    found: list[str] = []
+    # One that comes with matplotlib has a box for every letter.
+    fonts = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
+    for font in sorted(fonts, key=lambda font: font.name):
+        if letters and (had := letters & FT2Font(font.fname).get_charmap().keys()):
+            letters -= had
+            found.append(font.name)
+    return tuple(found)
 
 
 def panels(rows: int, columns: int, width: float, height: float, **more: Any) -> "tuple[Figure, list[Axes]]":

@@ -5,6 +5,7 @@ Manifests are never edited; what goes was declared by nobody or can be computed 
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import shutil
@@ -48,7 +49,10 @@ class Garbage:
 
 
 def kept_sweeps(store: Store, names: Sequence[str] = ()) -> list[Declaration]:
-    """The sweeps called `names`, or all that the store knows. Raises SpecError for one that cannot be judged."""
+    """The sweeps called `names`, or all that the store knows, with what they were declared to be earlier.
+
+    Raises SpecError for one that cannot be judged.
+    """
     known = declared_sweeps(store)
     for name in names:
         if name not in known:
@@ -61,12 +65,12 @@ def kept_sweeps(store: Store, names: Sequence[str] = ()) -> list[Declaration]:
                 f"sweep {declaration.sweep} was declared by an older rmsweep, which did not note what it needs; "
                 "run it again (what is complete is not computed again), or name the sweeps to keep with --keep."
             )
-    return declarations
+    return [dataclasses.replace(item, earlier=()) for item in declarations] if names else declarations
 
 
 def garbage(store: Store, keep: Iterable[Declaration]) -> list[Garbage]:
     """Everything that no sweep of `keep` needs, in the order of its paths. Nothing is changed."""
-    kept = frozenset(itertools.chain.from_iterable(item.artifacts or () for item in keep))
+    kept = frozenset(itertools.chain.from_iterable((*(item.artifacts or ()), *item.earlier) for item in keep))
     return [
         Garbage(found=found, why=why)
         for found in listing(store)

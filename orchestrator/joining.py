@@ -49,8 +49,12 @@ def joined(session: Session) -> tuple[planning.Node, ...]:
     set_ray_environment()
     from orchestrator import cluster
 
-    with quiet(session.driver_log):
-        if not cluster.join_ray():
+    with quiet(session.driver_log, session.console.width) as terminal:
+
+        def say(text: str) -> None:
+            terminal.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        if not cluster.join_ray(say):
             return ()
         nodes = cluster.capacity()
         if not isinstance(session.options.command, Plan):

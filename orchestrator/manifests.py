@@ -1,6 +1,8 @@
 """What an artifact's manifest says: read back only as it was written, and naming nothing outside of its folder."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +41,18 @@ def _require_inside(manifest: Location, *names: object) -> None:
             raise StorageError(
                 f"{manifest} names {name!r}, which leads out of its folder; delete {manifest.parent}."
             )
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of a training holds weights, after its last epoch or an earlier one."""
+    return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
+
+
+def weights_digest(trained: Mapping[str, Any] | None) -> str | None:
+    """One digest of all weights that a training's manifest names, evicted or not; None where there are none."""
+    named = trained["files"].items() if trained else ()
+    files = sorted((name, said["sha256"]) for name, said in named if holds_weights(name))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
 
 
 @cache

@@ -57,10 +57,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class Gc:
-    """List what of the store no declared sweep needs, and how much room it takes."""
+    """List what of the store no declared sweep needs or ever needed, and how much room it takes."""
 
     keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """Sweeps whose artifacts stay (default: every sweep that the store knows)."""
+    """Sweeps whose artifacts stay, as they are declared now (default: all that any sweep was ever declared to be)."""
     delete: bool = False
     """Remove what is listed."""
 
@@ -101,6 +101,10 @@ class Options(ReadingOptions):
     """Train on the first N of a seeded permutation."""
     max_eval_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Evaluate on the first N of a seeded permutation."""
+    max_prompt_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Leave out pairs with a longer prompt, in training and evaluation (default: 1024)."""
+    max_response_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Leave out pairs with a longer response, in training and evaluation (default: 1024)."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Passes over the training pairs."""
     keep_epochs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|every")] = ()
@@ -115,6 +119,10 @@ class Options(ReadingOptions):
     """Narrow the grid by model, reward, train or seed."""
     max_trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The grid's first N trials."""
+    extend: bool = False
+    """Add the grid to what the sweep of this name was declared to be."""
+    replace: bool = False
+    """Let the sweep's name stand for this grid alone; what it stood for before stays in the storage."""
     checkpoint_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Optimiser steps between checkpoints (default: one every ten minutes)."""
     grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S

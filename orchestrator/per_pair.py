@@ -84,6 +84,9 @@ def _outcomes(
     for result in results:
         if result.record.train_set != train_set or not result.learned:
             continue
+        if category not in result.category_accuracy():
+            # A category is the mean of all its sets, over the same cells.
+            continue
         for item in result.final:
             if (item.dataset, item.category) == (dataset, category):
                 cell = cells.setdefault((result.record.model, result.record.seed), {})

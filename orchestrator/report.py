@@ -7,10 +7,10 @@ import csv
 import io
 import itertools
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from orchestrator.artifacts import Store
 from orchestrator.audit_page import audit_section, audit_sweep
+from orchestrator.common_pairs import left_out_lines, on_common_pairs
 from orchestrator.declaration import Declaration
 from orchestrator.epochs import epoch_lines, epoch_rows
 from orchestrator.results import TrialResult, sweep_results, trial_rows
@@ -35,10 +36,15 @@ COMPARED = ("ex_rm", "im_rm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """Accuracy of one model, reward type, training set and category: one value per trained seed."""
+    """Accuracy of one model, reward type, training set and category: one value per trained seed.
 
-    learned: tuple[float, ...]
-    not_learned: tuple[float, ...]
+    `seeds` are those that learned, in their values' order; `missing` counts the trials that are not there.
+    """
+
+    learned: tuple[float, ...] = ()
+    not_learned: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+    missing: int = 0
 
     @property
     def mean(self) -> float | None:
@@ -54,35 +60,41 @@ class Cell:
         if self.mean is None:
             if not self.not_learned:
                 return "–"
-            return f"{statistics.fmean(self.not_learned):.3f} {NOT_LEARNED}"
+            text = f"{statistics.fmean(self.not_learned):.3f} {NOT_LEARNED}"
+            return f"{text}, {self.missing} missing" if self.missing else text
         text = f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
-        return f"{text}, {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else text
+        text += f", {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else ""
+        return f"{text}, {self.missing} missing" if self.missing else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table: a cell for each reward type. `model` is MEAN for the mean over models that all learned."""
+    """One line of the table: a cell for each reward type.
+
+    `paired` are the means of EX-RM and IM-RM over what both have: over `paired_over` seeds, or in a line that is a mean
+    over models. There `models` counts those of each type's mean, and `model` says how many they are.
+    """
 
     train_set: str
     category: Category
     model: str
     cells: dict[str, Cell]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every reward type that was tried learned."""
-        tried = [cell for cell in self.cells.values() if cell.learned or cell.not_learned]
-        return all(cell.mean is not None for cell in tried)
+    paired: tuple[float, float] | None
+    paired_over: int
+    models: dict[str, int]
 
     @property
     def difference(self) -> float | None:
-        """EX−IM of the means; None where one is missing."""
-        ex_rm, im_rm = (cell.mean if (cell := self.cells.get(kind)) else None for kind in COMPARED)
-        return None if ex_rm is None or im_rm is None else ex_rm - im_rm
+        """EX−IM over what both have; None where that is nothing."""
+        return None if self.paired is None else self.paired[0] - self.paired[1]
 
     def texts(self) -> tuple[str, ...]:
-        """The line as printed."""
+        """The line as printed; the difference says over how many it is where a mean is over more."""
         difference = "–" if self.difference is None else f"{self.difference:+.3f}"
+        counts = self.models or {kind: len(cell.learned) for kind, cell in self.cells.items()}
+        if self.paired and any(counts.get(kind) != self.paired_over for kind in COMPARED):
+            unit = "model" if self.models else "seed"
+            difference += f" over {self.paired_over} {unit}{'s' if self.paired_over > 1 else ''}"
         return (self.train_set, self.category, self.model, *map(str, self.cells.values()), difference)
 
 
@@ -117,38 +129,86 @@ def table_rows(results: Sequence[TrialResult]) -> list[Row]:
 
 
 def _row(results: Sequence[TrialResult], train_set: str, category: Category, model: str) -> Row | None:
-    here = [item for item in results if (item.record.train_set, item.record.model) == (train_set, model)]
-    scored = [
-        (item, accuracy) for item in here if (accuracy := item.category_accuracy().get(category)) is not None
+    asked = [
+        item
+        for item in results
+        if (item.record.train_set, item.record.model) == (train_set, model)
+        and any(wanted.category == category for wanted in item.record.evaluations)
     ]
 
     def cell(reward: str) -> Cell:
-        trials = [(item.learned, accuracy) for item, accuracy in scored if item.record.reward == reward]
+        trials = [item for item in asked if item.record.reward == reward]
+        found = [
+            (item, accuracy)
+            for item in trials
+            if (accuracy := item.category_accuracy().get(category)) is not None
+        ]
         return Cell(
-            learned=tuple(accuracy for learned, accuracy in trials if learned),
-            not_learned=tuple(accuracy for learned, accuracy in trials if not learned),
+            learned=tuple(accuracy for item, accuracy in found if item.learned),
+            not_learned=tuple(accuracy for item, accuracy in found if not item.learned),
+            seeds=tuple(item.record.seed for item, _ in found if item.learned),
+            missing=len(trials) - len(found),
         )
 
     others = sorted({result.record.reward for result in results} - set(COMPARED))
     cells = {kind: cell(kind) for kind in (*COMPARED, *others)}
-    row = Row(train_set=train_set, category=category, model=model, cells=cells)
-    return row if any(cell.learned or cell.not_learned for cell in row.cells.values()) else None
+    if not any(cell.learned or cell.not_learned for cell in cells.values()):
+        return None
+    by_seed = [dict(zip(cells[kind].seeds, cells[kind].learned, strict=True)) for kind in COMPARED]
+    both = [seed for seed in by_seed[0] if seed in by_seed[1]]
+    return Row(
+        train_set=train_set,
+        category=category,
+        model=model,
+        cells=cells,
+        paired=_pair_means([(by_seed[0][seed], by_seed[1][seed]) for seed in both]),
+        paired_over=len(both),
+        models={},
+    )
+
+
+def _pair_means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    if not pairs:
+        return None
+    explicit, implicit = zip(*pairs, strict=True)
+    return statistics.fmean(explicit), statistics.fmean(implicit)
 
 
 def _mean(rows: Sequence[Row]) -> Row | None:
-    whole = [row for row in rows if row.complete]
-    if not whole:
+    """Over the models that have every reward type that they were asked for; one that no model has is not waited for."""
+    known = {kind for row in rows for kind, cell in row.cells.items() if cell.learned}
+    whole = [row for row in rows if _has(row, known)]
+    means = {
+        kind: [mean for row in whole if (mean := row.cells[kind].mean) is not None] for kind in rows[0].cells
+    }
+    models = {kind: len(found) for kind, found in means.items() if found}
+    if not models:
         return None
-
-    def over_models(cells: Iterable[Cell]) -> Cell:
-        return Cell(learned=(statistics.fmean(cell.mean or 0.0 for cell in cells),), not_learned=())
-
+    paired = [row.paired for row in rows if row.paired is not None]
     return Row(
         train_set=rows[0].train_set,
         category=rows[0].category,
-        model=f"{MEAN} of {len(whole)}",
-        cells={kind: over_models(row.cells[kind] for row in whole) for kind in rows[0].cells},
+        model=mean_label(models),
+        cells={
+            kind: Cell(learned=(statistics.fmean(found),) if found else ()) for kind, found in means.items()
+        },
+        paired=_pair_means(paired),
+        paired_over=len(paired),
+        models=models,
     )
+
+
+def _has(row: Row, kinds: Iterable[str]) -> bool:
+    cells = [row.cells[kind] for kind in kinds]
+    return all(cell.learned or not (cell.not_learned or cell.missing) for cell in cells)
+
+
+def mean_label(models: Mapping[str, int]) -> str:
+    """`mean of 3`, or how many models each reward type's mean is over where they differ."""
+    counts = set(models.values())
+    if len(counts) == 1:
+        return f"{MEAN} of {counts.pop()}"
+    return f"{MEAN} of {', '.join(f'{count} {reward_title(kind)}' for kind, count in models.items())}"
 
 
 def _unique(values: Iterable[str]) -> list[str]:
@@ -185,16 +245,30 @@ def csv_table(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     kinds = list(rows[0].cells) if rows else list(COMPARED)
-    columns = [f"{kind}_{what}" for kind in kinds for what in ("mean", "std", "seeds", "not_learned")]
-    writer.writerow(["train_set", "category", "model", *columns, "ex_minus_im"])
+    columns = [
+        f"{kind}_{what}" for kind in kinds for what in ("mean", "std", "seeds", "not_learned", "missing")
+    ]
+    end = ("ex_minus_im", "ex_minus_im_seeds", "ex_minus_im_models")
+    writer.writerow(["train_set", "category", "model", *columns, *end])
     for row in rows:
         cells = [
             value
             for cell in row.cells.values()
-            for value in (cell.mean, cell.std, len(cell.learned), len(cell.not_learned))
+            # A mean over models has no seeds of its own.
+            for value in (cell.mean, cell.std, *([""] * 3 if row.models else _counts(cell)))
         ]
-        writer.writerow([row.train_set, row.category, row.model, *cells, row.difference])
+        over = ("", row.paired_over) if row.models else (row.paired_over, "")
+        writer.writerow([row.train_set, row.category, row.model, *cells, row.difference, *over])
     return out.getvalue()
+
+
+def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For a program: every seed's value, and the difference."""
+    return [{**asdict(row), "difference": row.difference} for row in rows]
+
+
+def _counts(cell: Cell) -> tuple[int, int, int]:
+    return len(cell.learned), len(cell.not_learned), cell.missing
 
 
 class Written(NamedTuple):
@@ -221,10 +295,11 @@ def write_report(
     """
     results = sweep_results(declaration, store) if results is None else results
     audit = audit_sweep(declaration, store) if audit is None else audit
-    rows = table_rows(results)
+    compared = on_common_pairs(results)
+    rows = table_rows(compared)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    said = _summary(declaration, results, rows, conclusions, tables)
-    replace(folder / "summary.md", said + audit_section(audit, results, folder) + ending)
+    said = _summary(declaration, results, compared, rows, conclusions, tables)
+    replace(folder / "summary.md", said + audit_section(audit, compared, folder) + ending)
     replace(folder / "tables" / "accuracy.csv", csv_table(rows))
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     sink = pa.BufferOutputStream()
@@ -239,6 +314,7 @@ def write_report(
 def _summary(
     declaration: Declaration,
     results: Sequence[TrialResult],
+    compared: Sequence[TrialResult],
     rows: Sequence[Row],
     conclusions: Sequence[str],
     tables: Sequence[StatisticsTable],
@@ -250,13 +326,15 @@ def _summary(
         "",
         *(line for sentence in conclusions for line in (sentence, "")),
         f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then",
-        "mean ± standard deviation over seeds; EX−IM is the difference of the means.",
+        "mean ± standard deviation over seeds; EX−IM is over the seeds and models that have both.",
         "",
         markdown_table(rows),
     ]
+    if left_out := left_out_lines(results):
+        lines += ["", *(f"- {line}" for line in left_out)]
     for table in tables:
         lines += ["", f"{table.title}. {table.note}", "", markdown(table)]
-    lines += epoch_lines(epoch_rows(results))
+    lines += epoch_lines(epoch_rows(compared))
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
         lines += ["", "Not learned (training accuracy at chance; in no mean):", ""]

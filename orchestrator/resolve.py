@@ -95,9 +95,11 @@ def _require_distinct_names(sweep: Sweep) -> None:
         ),
     ):
         names = [spec.name for spec in specs]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(f"{spec.name} ({spec.source})" for spec in specs if names.count(spec.name) > 1)
         if twice:
-            raise SpecError(f"two {what} are called {', '.join(twice)}; give them apart with NAME=SOURCE.")
+            raise SpecError(
+                f"two {what} of one name: {', '.join(twice)}; give them apart with NAME=PATH or NAME=ID."
+            )
 
 
 def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:

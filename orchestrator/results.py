@@ -1,17 +1,20 @@
 """What the store holds of each trial, read from manifests and scores.parquet: the source of every table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from orchestrator.artifacts import Store
 from orchestrator.audits import leaked_rows
 from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
+from orchestrator.manifests import weights_digest
 from orchestrator.spec import CATEGORIES, Category
 from trainers import metrics
 from trainers.errors import Damaged
@@ -22,7 +25,9 @@ from trainers.scores import PairScores, read_pair_scores
 class EvaluationResult:
     """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time.
 
-    `epoch` is as in the record.
+    `epoch` is as in the record, `weights` the digest of the training's weights that were scored, where it is known;
+    `leaked` are the pairs that training has seen, None where that is not known; `left_out` counts the pairs that were
+    over the length limits.
     """
 
     dataset: str
@@ -30,14 +35,17 @@ class EvaluationResult:
     metrics: dict[str, float]
     finished: float
     scores: PairScores = field(compare=False, repr=False)
+    leaked: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+    left_out: int = 0
     epoch: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
     """A trial with what is there of it. Times are Unix times, None where nothing is.
 
-    What is damaged is not there, and `faults` says so.
+    What is damaged is not there, and `faults` says so. `train_left_out` counts the pairs over the length limits.
     """
 
     record: TrialRecord
@@ -49,6 +57,7 @@ class TrialResult:
     started: float | None
     trained_at: float
     faults: tuple[str, ...] = ()
+    train_left_out: int = 0
 
     @property
     def finished(self) -> float:
@@ -92,8 +101,13 @@ class TrialResult:
         return found
 
 
-def trial_result(record: TrialRecord, store: Store) -> TrialResult:
+# Of a manifest: how many pairs of the set that it was made with were over the length limits.
+_LeftOut = Callable[[dict[str, Any]], int]
+
+
+def trial_result(record: TrialRecord, store: Store, left_out: _LeftOut | None = None) -> TrialResult:
     """Read one trial."""
+    left_out = left_out or _left_out_in(store)
     manifest, evaluations, faults = None, [], list[str]()
     try:
         manifest = store.manifest("train", record.key)
@@ -102,25 +116,63 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     info: dict[str, Any] = manifest["info"] if manifest else {}
     for wanted in record.evaluations:
         try:
-            found = _evaluation(wanted, record.train_digest, store)
+            found = _evaluation(wanted, record.train_digest, store, left_out)
         except Damaged as error:
             faults.append(str(error))
         else:
             evaluations += [found] if found else []
+    stale = _stale(evaluations, weights_digest(manifest))
+    if stale:
+        faults.append(f"{of_other_weights([item.dataset for item in stale])}; run the sweep again")
     return TrialResult(
         record=record,
         trained=manifest is not None,
         train_accuracy=info.get("train_accuracy"),
         train_pairs=info.get("pairs", 0),
         perf=info.get("perf", {}),
-        evaluations=tuple(evaluations),
+        evaluations=tuple(item for item in evaluations if item not in stale),
         started=manifest["started"] if manifest else None,
         trained_at=_committed(manifest) if manifest else 0.0,
         faults=tuple(faults),
+        train_left_out=left_out(manifest) if manifest else 0,
     )
 
 
-def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> EvaluationResult | None:
+def _stale(evaluations: Sequence[EvaluationResult], now: str | None) -> list[EvaluationResult]:
+    """Where a trial was scored with several weights, the evaluations that are not of those that it has `now`."""
+    mixed = len({item.weights for item in evaluations} - {None}) > 1
+    return [item for item in evaluations if mixed and item.weights not in (None, now)]
+
+
+def of_other_weights(datasets: Sequence[str]) -> str:
+    """That scores on these sets do not count."""
+    sets = ", ".join(dict.fromkeys(datasets))
+    return f"the scores on {sets} are of weights of before: it was trained again since, to other last bits"
+
+
+def _left_out_in(store: Store) -> _LeftOut:
+    @cache
+    def of_prepared(key: str) -> int:
+        try:
+            prepared = store.manifest("prepare", key)
+        except Damaged:
+            return 0
+        return int(prepared["info"].get("too_long", 0)) if prepared else 0
+
+    return lambda manifest: of_prepared(manifest["inputs"].get("data", ""))
+
+
+def pair_metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[str, float]:
+    """Every metric of a set."""
+    return {
+        **metrics.summary(scores.chosen, scores.rejected),
+        **metrics.controlled(scores.chosen, scores.rejected, scores.longer, leaked),
+    }
+
+
+def _evaluation(
+    wanted: EvaluationRecord, train_digest: str, store: Store, left_out: _LeftOut
+) -> EvaluationResult | None:
     found = store.manifest_and_file("evaluate", wanted.key, "scores.parquet")
     if found is None:
         return None
@@ -131,13 +183,13 @@ def _evaluation(wanted: EvaluationRecord, train_digest: str, store: Store) -> Ev
     return EvaluationResult(
         dataset=wanted.dataset,
         category=wanted.category,
-        metrics={
-            **metrics.summary(scores.chosen, scores.rejected),
-            **metrics.controlled(scores.chosen, scores.rejected, scores.longer, seen),
-        },
+        metrics=pair_metrics(scores, seen),
         finished=_committed(evaluated),
         scores=scores,
+        leaked=seen,
+        left_out=left_out(evaluated),
         epoch=wanted.epoch,
+        weights=evaluated["info"].get("weights"),
     )
 
 
@@ -161,7 +213,8 @@ def _committed(manifest: dict[str, Any]) -> float:
 
 def sweep_results(declaration: Declaration, store: Store) -> Sequence[TrialResult]:
     """Every trial of a sweep, in plan order."""
-    return [trial_result(record, store) for record in declaration.trials]
+    left_out = _left_out_in(store)
+    return [trial_result(record, store, left_out) for record in declaration.trials]
 
 
 def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
@@ -180,8 +233,10 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
             "state": "complete" if result.complete else "missing",
             "learned": result.learned,
             "train_accuracy": result.train_accuracy,
+            "train_left_out": result.train_left_out,
         }
         found = {(item.dataset, item.epoch): item.metrics for item in result.evaluations}
+        left_out = {(item.dataset, item.epoch): item.left_out for item in result.evaluations}
         rows += [
             {
                 **spec,
@@ -189,6 +244,7 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                 "category": wanted.category,
                 "epoch": wanted.epoch,
                 "evaluated": (wanted.dataset, wanted.epoch) in found,
+                "left_out": left_out.get((wanted.dataset, wanted.epoch)),
                 **{
                     name: found.get((wanted.dataset, wanted.epoch), {}).get(name)
                     for name in (*metrics.METRICS, *metrics.CONTROLLED)

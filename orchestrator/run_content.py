@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -96,10 +97,15 @@ def _final_metrics(result: TrialResult) -> Iterator[Point]:
         for name in EVALUATION_METRICS[:each]:
             if name in evaluation.metrics:
                 value, when = evaluation.metrics[name], milliseconds(evaluation.finished)
-                yield Point(f"eval/{evaluation.dataset}/{name}", value, when, step)
+                yield Point(f"eval/{_metric_part(evaluation.dataset)}/{name}", value, when, step)
     for category, accuracy in result.category_accuracy().items():
         finished = max(item.finished for item in result.final if item.category == category)
         yield Point(f"category/{category}/accuracy", accuracy, milliseconds(finished), 0)
+
+
+def _metric_part(name: str) -> str:
+    """MLflow takes letters of every script, but no marks; the colons stand in no name of a set."""
+    return re.sub(r"[^\w.-]", lambda mark: f":{ord(mark[0]):x}:", name)
 
 
 def milliseconds(seconds: float) -> int:

@@ -11,11 +11,12 @@ from orchestrator.analyse_stage import AnalyseStage
 from orchestrator.analyses import AnalysisOptions
 from orchestrator.artifacts import Store
 from orchestrator.cli import Session
+from orchestrator.common_pairs import left_out_lines, on_common_pairs
 from orchestrator.declaration import Declaration, TrialRecord, declared_sweeps, read_declaration
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.tables import Table, markdown, parquet_bytes
 from trainers.errors import SpecError
-from trainers.specs import clean_name
+from trainers.specs import given_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def declare_scored(
 
 def scored(store: Store, sweep: str) -> Scored:
     """The sweep's complete trials. Raises SpecError where there is none."""
-    name = clean_name(sweep)
+    name = given_name("--sweep", sweep)
     if name not in declared_sweeps(store):
         known = ", ".join(declared_sweeps(store)) or "none"
         raise SpecError(
@@ -58,8 +59,7 @@ def scored(store: Store, sweep: str) -> Scored:
         # What a result was trained with is in its key.
         replace(trial, parameters={})
         for trial in trials
-        if store.complete("train", trial.key)
-        and all(store.complete("evaluate", item.key) for item in trial.evaluations)
+        if trial.whole(store)
     )
     if not complete:
         raise SpecError(f"--sweep {sweep}: none of its {len(trials)} trials is complete; run it first.")
@@ -67,19 +67,21 @@ def scored(store: Store, sweep: str) -> Scored:
 
 
 def results_of(parameters: Scored, store: Store) -> Sequence[TrialResult]:
-    """The trials with their scores."""
-    return sweep_results(Declaration(sweep="", trials=parameters.trials), store)
+    """The trials with their scores, on the pairs that all of them have."""
+    return on_common_pairs(sweep_results(Declaration(sweep="", trials=parameters.trials), store))
 
 
-def rests_on(parameters: Scored) -> str:
-    """A sentence on how much was read."""
+def rests_on(parameters: Scored, store: Store) -> str:
+    """Sentences on how much was read, and which pairs are over the length limits."""
     models, seeds = (
         sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")
     )
-    text = f"{len(parameters.trials)} trials: {', '.join(models)}; seeds {', '.join(seeds)}."
-    if not parameters.missing:
-        return text
-    return f"{text} Missing: {parameters.missing} trials, and nothing stands in for them."
+    said = [f"{len(parameters.trials)} trials: {', '.join(models)}; seeds {', '.join(seeds)}."]
+    if parameters.missing:
+        said.append(f"Missing: {parameters.missing} trials, and nothing stands in for them.")
+    results = sweep_results(Declaration(sweep="", trials=parameters.trials), store)
+    said += [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results)]
+    return " ".join(said)
 
 
 def write_analysis(folder: Path, title: str, paragraphs: Iterable[str], tables: Sequence[Table]) -> None:

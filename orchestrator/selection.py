@@ -12,9 +12,9 @@ from orchestrator.spec import CATEGORIES, Category, KeepEpochs, PlacementRule, R
 from trainers.data.named import DATASETS
 from trainers.errors import SpecError
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name
+from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
 
-_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ def _split_name(text: str) -> tuple[str, str]:
     match = _NAMED.fullmatch(text)
     if match is None or _found(text) is not None:
         return "", text
-    return clean_name(match[1]), match[2]
+    return given_name("NAME", match[1]), match[2]
 
 
 def _found(text: str) -> Path | None:
@@ -194,3 +194,13 @@ def draw(flag: str, given: int | None, default: int | None) -> DrawSpec:
     if max_pairs is not None and max_pairs < 1:
         raise SpecError(f"{flag} {max_pairs}: give at least 1.")
     return DrawSpec(max_pairs=max_pairs)
+
+
+def with_limits(draw: DrawSpec, max_prompt_tokens: int | None, max_response_tokens: int | None) -> DrawSpec:
+    """The draw with the token limits that are given."""
+    limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    for name, limit in given.items():
+        if limit < 1:
+            raise SpecError(f"--{name.replace('_', '-')} {limit}: give at least 1.")
+    return dataclasses.replace(draw, **given)  # type: ignore[arg-type]

@@ -126,9 +126,12 @@ class Sweep:
         seen: dict[str, TrialSpec] = {}
         for trial in self.trials:
             if trial.name in seen:
+                first, second = (
+                    f"{item.model.source} on {item.train_set.source}" for item in (seen[trial.name], trial)
+                )
                 raise SpecError(
-                    f"trial {trial.name!r} is declared twice; give equal names apart with NAME=, "
-                    "and list every seed, model and training set once."
+                    f"trial {trial.name!r} is declared twice, as {first} and as {second}; give equal names apart "
+                    "with NAME=PATH or NAME=ID, and list every seed, model and training set once."
                 )
             seen[trial.name] = trial
 

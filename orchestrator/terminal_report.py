@@ -5,7 +5,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from orchestrator.cli import Session
+from orchestrator.common_pairs import left_out_lines, on_common_pairs
 from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.full_report import HTML, said_conclusions
 from orchestrator.layout import fitting
@@ -16,11 +19,18 @@ from orchestrator.report import Written, terminal_table
 def print_report(session: Session, written: Written) -> None:
     """The table, what follows from it, and where to see more."""
     session.console.print(fitting(terminal_table(written.rows), session.console))
-    if by_epoch := epoch_rows(written.results):
+    if by_epoch := epoch_rows(on_common_pairs(written.results)):
         session.console.print(epoch_table(by_epoch))
+    print_left_out(session.console, written)
     say(session, said_conclusions(written.folder))
     session.console.print(f"report: {written.folder / HTML}", highlight=False, soft_wrap=True)
     session.console.print(f"MLflow: {_ui_command(session)}", highlight=False, soft_wrap=True)
+
+
+def print_left_out(console: Console, written: Written) -> None:
+    """What of which set was over the length limits, if anything."""
+    for line in left_out_lines(written.results):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def say(session: Session, sentences: Sequence[str]) -> None:

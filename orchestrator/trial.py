@@ -90,15 +90,17 @@ def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution
             if ours:
                 store.remove_leftovers("train", plan.key)
                 backend.train(plan.train, placement)
-    evaluations = _evaluations(plan, store)
+    evaluations = plan.unscored(store)
     if not evaluations:
         return
     backend.shared([need for stage in evaluations for need in stage.needs if need != plan.train])
     _tell(backend, "waiting")
-    with claims.held(f"evaluate-{plan.key}", lambda: not _evaluations(plan, store), backend.pause) as ours:
+    with claims.held(f"evaluate-{plan.key}", lambda: not plan.unscored(store), backend.pause) as ours:
         if ours:
-            missing = _evaluations(plan, store)
+            missing = plan.unscored(store)
             for stage in missing:
+                if (old := store.sound_manifest(stage.kind, stage.key)) is not None:
+                    store.discard(stage.kind, stage.key, old["attempt"])
                 store.remove_leftovers(stage.kind, stage.key)
             backend.evaluate(plan, missing, placement)
 
@@ -108,10 +110,6 @@ def _trained(plan: TrialPlan, store: Store) -> bool:
     return usable(plan.train, store) or not any(
         isinstance(stage, TrainStage) for stage in plan.missing(store)
     )
-
-
-def _evaluations(plan: TrialPlan, store: Store) -> list[EvaluateStage]:
-    return [stage for stage in plan.evaluations if not store.complete(stage.kind, stage.key)]
 
 
 def _tell(backend: Backend, stage: str) -> None:

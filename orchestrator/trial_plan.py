@@ -1,9 +1,11 @@
 """A trial as its stages: which it comes to, which are missing, and in what order they can run."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.artifacts import Store
+from orchestrator.manifests import weights_digest
 from orchestrator.spec import TrialSpec
 from orchestrator.stages import (
     BaseModel,
@@ -40,9 +42,15 @@ class TrialPlan:
 
         A training whose weights were evicted is one of them only where an evaluation of it is.
         """
-        wanted = [stage for stage in self.evaluations if not store.complete(stage.kind, stage.key)]
-        untrained = [] if store.complete(self.train.kind, self.train.key) else [self.train]
-        return list(_below([*untrained, *wanted], lambda stage: usable(stage, store)))
+        trained = store.sound_manifest(self.train.kind, self.train.key)
+        wanted = self.unscored(store, trained)
+        untrained = [] if trained else [self.train]
+        return list(_below([*untrained, *wanted], lambda stage: stage not in wanted and usable(stage, store)))
+
+    def unscored(self, store: Store, trained: Mapping[str, Any] | None = None) -> list[EvaluateStage]:
+        """Evaluations that are missing, or of weights of before; `trained` as in the function of that name."""
+        keys = unscored(store, self.key, [stage.key for stage in self.evaluations], trained)
+        return [stage for stage in self.evaluations if stage.key in keys]
 
     def trains_again_s(self, store: Store) -> float | None:
         """Seconds that the training took whose weights were evicted and are needed again; None where none are."""
@@ -65,6 +73,29 @@ def usable(stage: Stage, store: Store) -> bool:
     if not store.complete(stage.kind, stage.key):
         return False
     return stage.kind != "train" or store.evicted(stage.kind, stage.key) is None
+
+
+def unscored(
+    store: Store, train: str, evaluations: Sequence[str], trained: Mapping[str, Any] | None = None
+) -> set[str]:
+    """Those of a training's evaluations, all given by key, that are missing or of other weights than it has now.
+
+    Weights that are trained again, on other hardware, may differ in their last bits. What was scored before them is out
+    of date, unless all evaluations are of one kind and the new weights are evicted, too. `trained` is the training's
+    manifest where it was read already. Nothing but manifests is read.
+    """
+    found = {key: store.sound_manifest("evaluate", key) for key in evaluations}
+    # Evaluations that do not say what they scored are taken for what they should be.
+    scored = {key: manifest["info"].get("weights") for key, manifest in found.items() if manifest}
+    missing, known = set(evaluations) - scored.keys(), {*scored.values()} - {None}
+    if not known:
+        return missing
+    now = weights_digest(trained or store.sound_manifest("train", train))
+    if now is None or known == {now}:
+        return missing
+    if not missing and len(known) == 1 and store.evicted("train", train):
+        return set()
+    return missing | {key for key, weights in scored.items() if weights not in (None, now)}
 
 
 def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:

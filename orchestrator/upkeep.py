@@ -1,5 +1,6 @@
 """Commands that train nothing: what a sweep is doing and lacks, its MLflow view, and the store's garbage."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from orchestrator.claims import live_drivers
 from orchestrator.cli import Session
 from orchestrator.damage import say_damaged_logs
 from orchestrator.declaration import read_declaration
+from orchestrator.embedded import EXPERIMENT, follow_storage
 from orchestrator.full_report import write_full_report
 from orchestrator.layout import fitting
 from orchestrator.pace import duration
@@ -184,6 +186,9 @@ def ui(session: Session, port: int) -> int:
         session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}", soft_wrap=True)
         return 0
     _require_free(port)
+    with contextlib.suppress(OSError):
+        # The server says better what is wrong with a database.
+        follow_storage(session.tracking_uri)
     address = f"http://127.0.0.1:{port}"
     session.console.print(f"MLflow on {address} (stop with Ctrl-C)", soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "server"]
@@ -219,8 +224,6 @@ def _require_free(port: int) -> None:
 
 def _experiment(address: str, server: subprocess.Popen[bytes]) -> str | None:
     """The id of our experiment once the server answers; None where it has none, or ends first."""
-    from orchestrator.view import EXPERIMENT
-
     asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     while server.poll() is None:
         try:

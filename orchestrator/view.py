@@ -5,12 +5,10 @@ equal points (key, step, time, value) once. So a retry re-opens a run, and whate
 comes last is a tag with the digest of all that a run holds: a run that has it already is left as it is.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,12 @@ from pyarrow import parquet
 from orchestrator.artifacts import Store
 from orchestrator.curves import curve_rows
 from orchestrator.declaration import Declaration, TrialRecord
+from orchestrator.embedded import EXPERIMENT, artifacts_beside, follow_storage, make_database
 from orchestrator.redaction import take_credentials
 from orchestrator.results import TrialResult, all_scores, trial_result
 from orchestrator.run_content import DIGEST_TAG, Point, RunContent, milliseconds, run_content
-from trainers.disk import DRAFT, digest_file
-from trainers.objects import Location
+from trainers.disk import digest_file
 
-EXPERIMENT = "rmsweep"
 CONFIG, SCORES = "config.json", "scores.parquet"
 # Under MLflow's 1,000 in one request, with room for parameters and tags.
 _BATCH = 850
@@ -51,34 +48,13 @@ def _set_up_mlflow(uri: str) -> str:
     return take_credentials(uri)
 
 
-def make_database(uri: str) -> None:
-    """Make MLflow's embedded database where there is none, whole or not at all.
-
-    A migration of MLflow's that is cut short is never taken up again: every later one fails of its remains.
-    """
-    if not uri.startswith("sqlite:///") or "?" in uri:
-        return
-    file = Path(uri.removeprefix("sqlite:///"))
-    if file.exists() or not file.parent.is_dir():
-        return
-    from mlflow import MlflowClient
-
-    draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}.db")
-    try:
-        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
-        # Another driver may have made it meanwhile; and where there are no links, MLflow makes it in its place.
-        with contextlib.suppress(OSError):
-            os.link(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 class View:
     """A sweep's runs on one tracking server or database. Methods raise what MLflow raises."""
 
     def __init__(self, uri: str, store: Store, declaration: Declaration) -> None:
         plain = _set_up_mlflow(uri)
         make_database(plain)
+        follow_storage(plain)
         from mlflow import MlflowClient
 
         self._store = store
@@ -149,7 +125,7 @@ class View:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return str(found.experiment_id)
-        location = _artifacts_beside(uri, self._store.root)
+        location = artifacts_beside(uri)
         try:
             return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
         except MlflowException:
@@ -265,11 +241,3 @@ def _digest_of(folder: Path) -> str:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     parts = [(file.relative_to(folder).as_posix(), digest_file(file)) for file in files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _artifacts_beside(uri: str, storage: Location) -> str | None:
-    """Where runs of an embedded database keep their files: in the storage folder, or beside the database; else None."""
-    if not uri.startswith("sqlite:"):
-        return None
-    folder = storage if isinstance(storage, Path) else Path(uri.removeprefix("sqlite:///")).absolute().parent
-    return (folder / "mlflow-artifacts").as_uri()

@@ -28,7 +28,7 @@ from orchestrator.scored import (
 )
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 1
+VERSION = 2
 FEATURES = ("length difference", "overlap with training", "similarity", "leaked")
 OUTCOMES = (("accuracy", "gap"), ("margin", "margin_gap"))
 
@@ -67,7 +67,11 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     ]
     advice = preference(controls)
     tables = (_control_table(controls), _regression_table([row for found in regressions for row in found]))
-    paragraphs = [rests_on(stage.parameters), *_unknown(outcomes, described), f"{TITLE}. {advice}"]
+    paragraphs = [
+        rests_on(stage.parameters, inputs.store),
+        *_unknown(outcomes, described),
+        f"{TITLE}. {advice}",
+    ]
     write_analysis(attempt.directory, "domain_shift", paragraphs, tables)
     results = {
         "preference": advice,

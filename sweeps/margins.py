@@ -30,7 +30,7 @@ from orchestrator.scored import (
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 1
+VERSION = 2
 # Of candidates drawn; each for the prompts that have as many.
 DRAWN = (1, 2, 4, 8, 12, 16, 32, 64)
 SCOPE = "RL is out of scope: these numbers say how well a reward chooses among responses that exist."
@@ -66,7 +66,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
             "no trial of this sweep has learned and has the rows of its evaluation sets in the store; run the sweep again."
         )
     tables = (_curve_table(curves), _variance_table(variances))
-    paragraphs = [rests_on(stage.parameters), SCOPE]
+    paragraphs = [rests_on(stage.parameters, inputs.store), SCOPE]
     if unknown:
         paragraphs.append(f"Not in the store, so left out: the rows of {', '.join(sorted(unknown))}.")
     write_analysis(attempt.directory, "margins", paragraphs, tables)

@@ -35,7 +35,7 @@ from sweeps.persona import ON_TRAINING_PROMPTS
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 1
+VERSION = 2
 CELLS = ("seen", "new_prompts", "new_responses", "both_new")
 CONTRAST = "prompts_over_responses"
 
@@ -67,7 +67,12 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
             "rewritten responses; run sweeps/persona.py."
         )
     table = _table(rows)
-    write_analysis(attempt.directory, "persona_prompts", [rests_on(stage.parameters), *_said(rows)], (table,))
+    write_analysis(
+        attempt.directory,
+        "persona_prompts",
+        [rests_on(stage.parameters, inputs.store), *_said(rows)],
+        (table,),
+    )
     plain = [{**row, **{name: asdict(row[name]) for name in (*CELLS, CONTRAST)}} for row in rows]
     (attempt.directory / "results.json").write_text(
         json.dumps({"cells": plain}, indent=1, ensure_ascii=False)

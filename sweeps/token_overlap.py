@@ -25,10 +25,10 @@ from orchestrator.cli import Session
 from orchestrator.declaration import read_declaration
 from orchestrator.scored import Scored, rests_on, results_of, scored, write_analysis, write_figure
 from trainers.errors import DataError, SpecError
-from trainers.specs import clean_name
+from trainers.specs import given_name
 
 # Raise when the analysis computes something else from the same scores, model and pairs.
-VERSION = 1
+VERSION = 2
 MEASURES = (("overlap", "token overlap"), ("cosine", "cosine of hidden states"))
 TOGETHER = "together"
 
@@ -47,7 +47,7 @@ def declare(options: TokenOverlapOptions, session: Session) -> Sequence[AnalyseS
     trained = selection.parse_dataset(options.train_set, "--train-set").name
     drawn = {
         (trial.model, trial.train_set): trial.parameters
-        for trial in read_declaration(clean_name(options.sweep), session.store).trials
+        for trial in read_declaration(given_name("--sweep", options.sweep), session.store).trials
     }
     stages: list[AnalyseStage] = []
     for text in options.models:
@@ -109,7 +109,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
                     {**labels, "pairs": len(here), "correlation": _correlation(here, measure, kind)}
                 )
     tables = (_relation_table(relations), _decile_table(deciles))
-    paragraphs = [rests_on(stage.parameters), *_said(relations, pairs)]
+    paragraphs = [rests_on(stage.parameters, inputs.store), *_said(relations, pairs)]
     write_analysis(attempt.directory, inputs.name, paragraphs, tables)
     results = {
         "deciles": [{**row, "accuracy": asdict(row["accuracy"])} for row in deciles],

@@ -15,6 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import cli, commands
+from orchestrator.artifacts import Store
+from orchestrator.declaration import declared_sweeps, read_declaration
+from sweeps.full_grid import full_grid
 from tests.cluster import documented
 from tests.cluster.machine import free_port
 
@@ -164,6 +168,28 @@ def test_your_own_model_is_planned(yours):
     output = run([sys.executable, str(ROOT / words[1]), *words[2:]], yours / "store", cwd=yours)
     assert "my-model" in output
     assert "8 × H100-80GB" in output
+
+
+def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
+    """The demo, one's own data, another reward type, the plain command: none takes another's name, gc offers nothing."""
+    monkeypatch.chdir(yours)
+    monkeypatch.delenv("RMSWEEP_STORAGE", raising=False)
+    # Declared, not run.
+    monkeypatch.setattr(commands, "_run", lambda *_: 0)
+    (demo,) = re.findall(r"full_grid\.py (--profile laptop)", (ROOT / "Makefile").read_text())
+    swept = [
+        command.partition("full_grid.py run")[2] for command in COMMANDS if "full_grid.py run" in command
+    ]
+    assert len(swept) == 3
+    for text in (demo, *swept):
+        # That one is made while one follows docs/adding_a_reward_type.md.
+        words = [{"simpo": "ex_rm"}.get(word, word) for word in shlex.split(text)]
+        with pytest.raises(SystemExit) as ended:
+            cli.main("full_grid", full_grid, ROOT / "sweeps", [*words, "--backend", "inline"])
+        assert ended.value.code == 0, text
+    store = Store(yours / "rmsweep-store")
+    assert len(read_declaration("full_grid", store).trials) == 24
+    assert len(declared_sweeps(store)) == 3
 
 
 def test_your_own_model_and_data(yours):

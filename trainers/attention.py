@@ -20,6 +20,8 @@ from trainers.packing import CHOSEN, PROMPT, REJECTED, PairLayout
 
 PACKED_PAIRS = "packed_pairs"
 Kernel = Callable[..., Tensor]
+# What models hand to any attention, and what changes nothing here: positions are the layout's, there is no dropout.
+_WITHOUT_EFFECT = ("dropout", "output_attentions", "position_ids", "use_cache")
 
 
 def register() -> None:
@@ -42,9 +44,15 @@ def pair_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """[1, H, N, D] queries over [1, K, N, D] keys and values → [1, N, H, D], contiguous. No dropout."""
+    """[1, H, N, D] queries over [1, K, N, D] keys and values → [1, N, H, D], contiguous. No dropout.
+
+    Raises ValueError for what it would have to ignore.
+    """
     if pair_layout is None:
         raise ValueError("packed_pairs attention was called without pair_layout")
+    unknown = [name for name, value in others.items() if value is not None and name not in _WITHOUT_EFFECT]
+    if unknown or attention_mask is not None:
+        raise ValueError(f"packed_pairs attention does not know {', '.join(unknown) or 'a mask'}")
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     attend = _flex_attention if query.is_cuda else _pairwise_attention
     output = attend(query, key, value, pair_layout, scale, sliding_window, softcap)

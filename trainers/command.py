@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from trainers.data.named import DATASETS, named_set
 from trainers.data.sources import HUB_ID, read_pairs
 from trainers.errors import DataError, Interrupted, SpecError, SweepError, TrialFailed
+from trainers.flags import parse
 from trainers.pairs import Counts
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DatasetSpec, DrawSpec, clean_name
@@ -40,7 +41,7 @@ def command(
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-        run(tyro.cli(parsed, prog=f"python -m {name}", config=config))
+        run(parse(parsed, sys.argv[1:], prog=f"python -m {name}", config=config))
     except Interrupted as error:
         print(f"interrupted: {error} The same command goes on.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -128,6 +129,8 @@ def say_counts(counts: Counts, kept: int, draw: DrawSpec, model: str) -> None:
         )
     if counts.identical:
         print(ties(counts.identical, kept, model), file=sys.stderr)
+    if counts.many_unknown:
+        print(unknown(counts, model), file=sys.stderr)
 
 
 def ties(identical: int, kept: int, model: str) -> str:
@@ -135,6 +138,14 @@ def ties(identical: int, kept: int, model: str) -> str:
     return (
         f"{identical} of {kept} pairs have the same tokens on both sides under the chat template of {model}: "
         "ties, from which nothing is learned"
+    )
+
+
+def unknown(counts: Counts, model: str) -> str:
+    """One line about texts that a tokenizer hardly knows."""
+    return (
+        f"{counts.unknown_tokens} of {counts.tokens} tokens are unknown to the tokenizer of {model}: it gives all such "
+        "words one id, so that texts that differ only in them are the same to the model"
     )
 
 

@@ -1,6 +1,7 @@
 """DeepSpeed around a reward module: the process group, the optimiser, the engine."""
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -125,7 +126,7 @@ def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
 
 
 def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
-    """Recompute each layer in the backward pass; the layer alone is in training mode, its dropouts are not."""
+    """Recompute each layer in the backward pass: the layer alone is in training mode, and not while it computes."""
     from transformers import PreTrainedModel
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -139,3 +140,19 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
     for layer in module.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.training = True
+            layer._gradient_checkpointing_func = functools.partial(
+                _checkpoint_evaluating, layer, layer._gradient_checkpointing_func
+            )
+
+
+def _checkpoint_evaluating(layer: nn.Module, checkpoint: Any, forward: Any, *inputs: Any) -> Any:
+    """What `checkpoint` gives for the layer in evaluation mode: OPT's own forward would drop out, others skip layers."""
+
+    def evaluate(*again: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*again)
+        finally:
+            layer.training = True
+
+    return checkpoint(evaluate, *inputs)

@@ -32,6 +32,7 @@ from trainers.models import device, load_model
 from trainers.packing import MicroBatch, References, collate
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.rewards import Output
+from trainers.ropes import shared_tokens
 from trainers.scores import write_scores
 from trainers.scoring import RewardModule
 from trainers.specs import UNTRUSTED, DrawSpec, Precision, Trust
@@ -45,7 +46,13 @@ def scoring_batches(
 ) -> Iterator[MicroBatch]:
     """Micro-batches on the model's device, longest pairs first."""
     for group in scoring_groups(pairs):
-        yield collate(group, layout=layout_of(model), reference=reference, device=str(model.device))
+        yield collate(
+            group,
+            layout=layout_of(model),
+            shared_tokens=shared_tokens(model),
+            reference=reference,
+            device=str(model.device),
+        )
 
 
 def score_pairs(

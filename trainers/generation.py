@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.layouts import padded_attention
 from trainers.memory import memory_named
 from trainers.models import device, make_rows_for
+from trainers.ropes import separate_rows
 from trainers.specs import Precision, Trust
 from trainers.templates import load_tokenizer, padding_token
 
@@ -26,17 +28,16 @@ def load_generator(location: str, *, revision: str | None, precision: Precision,
     tokenizer = load_tokenizer(location, revision, trust)
     options = {"revision": revision, "trust_remote_code": trust.trust_remote_code}
     config = AutoConfig.from_pretrained(location, **options)
-    softcapped = getattr(config, "attn_logit_softcapping", None) is not None
     model = AutoModelForCausalLM.from_pretrained(
         location,
         dtype=_DTYPES[precision],
-        # Only the eager one applies Gemma 2's soft-capping.
-        attn_implementation="eager" if softcapped else "sdpa",
+        attn_implementation=padded_attention(config),
         use_safetensors=None if trust.allow_pickle else True,
         weights_only=True,
         **options,
     )
     make_rows_for(model, tokenizer)
+    separate_rows(model)
     model.config.pad_token_id = padding_token(tokenizer)
     return model.eval().to(device())
 

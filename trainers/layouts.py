@@ -1,28 +1,44 @@
-"""Which layout a model can take: packed pairs where it is exact with them, else two padded rows a pair."""
+"""Which layout a model can take: packed pairs where it is exact with them, else two padded rows a pair.
 
+That is tried on a tiny random model of the same class and config, never on the loaded weights: those may hide what
+others show, and windows of real configs are longer than any row that one would want to try.
+
+Shapes: R = 2P rows of the P pairs that are tried (chosen ones first), L tokens of a row, N of a batch, M of responses.
+"""
+
+import copy
+import dataclasses
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainers import attention
 from trainers.errors import ModelError
-from trainers.packing import Layout, MicroBatch, collate
+from trainers.packing import Layout, collate
 from trainers.pairs import TokenPair
+from trainers.ropes import separate_rows, shared_tokens
 from trainers.scoring import hidden_states, token_log_probs
 from trainers.templates import first_line
+from trainers.tiny_copy import ORDINARY_TOKENS, Wide, tiny_copy
 from trainers.unembedding import Unembedding
 
 logger = logging.getLogger(__name__)
 
-# Tested to be exact with packed pairs; other architectures are tried on a probe when they are loaded.
-PACKABLE = ("llama", "qwen2", "gemma2", "gpt_neox", "mistral")
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2}
-_PROBE = (
-    TokenPair(index=0, prompt=[1, 2, 3], chosen=[4, 5], rejected=[6, 7, 8]),
-    TokenPair(index=1, prompt=[5, 3], chosen=[2, 4, 6, 1], rejected=[9]),
-)
+# Of float64, element by element.
+_TOLERANCE = 1e-8
+_OTHER_STATES = "it gives other hidden states than each row alone"
+# Tokens of prompt, chosen and rejected: rows longer than a tiny model's windows, and on both sides of its rope's length.
+_LENGTHS = ((9, 7, 4), (5, 3, 8), (4, 3, 2), (6, 6, 1))
+
+
+class Verdict(NamedTuple):
+    """What a kind of model may be used with, or None where it may not be used; and why it is not packed."""
+
+    layout: Layout | None
+    why: str
 
 
 def layout_of(model: Any) -> Layout:
@@ -30,23 +46,36 @@ def layout_of(model: Any) -> Layout:
     return "packed" if model.config._attn_implementation == attention.PACKED_PAIRS else "rows"
 
 
-def padded_attention(config: Any) -> str:
-    """transformers' attention for padded rows: only the eager one applies Gemma 2's soft-capping."""
-    return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
+def padded_attention(config: Any) -> str | None:
+    """transformers' attention for padded rows: its default, but only the eager one applies Gemma 2's soft-capping."""
+    return None if getattr(config, "attn_logit_softcapping", None) is None else "eager"
 
 
 def settle_layout(model: Any, location: str) -> None:
-    """Give `model` the packed layout if it is exact with it, else say why not. Raises ModelError."""
-    if model.config.model_type in PACKABLE:
+    """Give `model` the packed layout if its kind is exact with it, else say why not. Raises ModelError."""
+    layout, why = _verdict(model)
+    kind = type(model).__name__
+    if layout is None:
+        raise ModelError(f"{location}: a {kind} with this config.json cannot be scored or trained: {why}.")
+    separate_rows(model)
+    if layout == "packed":
         _pack(model)
-        return
-    with torch.inference_mode():
-        _require_plain_logits(model, location)
-        reason = _why_not_packed(model)
-    if reason:
-        model.set_attn_implementation(padded_attention(model.config))
-        kind = model.config.model_type
-        logger.warning("%s (%s) gets two padded rows a pair, not packed pairs: %s.", location, kind, reason)
+    else:
+        logger.warning("%s (%s) gets two padded rows a pair, not packed pairs: %s.", location, kind, why)
+
+
+def tokens_are_rows(model: Any) -> bool:
+    """Whether a token is nothing to `model` but its row of the embeddings, so that rows can be added."""
+    one, other, *_ = ORDINARY_TOKENS
+    try:
+        with torch.inference_mode(), Wide():
+            tiny = tiny_copy(model)
+            weight = tiny.get_input_embeddings().weight
+            weight[other] = weight[one]
+            return _close(_row(tiny, [one] * 3), _row(tiny, [one, other, one]))
+    except Exception:
+        # What does not run is refused by `settle_layout`, which says why.
+        return False
 
 
 def _pack(model: Any) -> None:
@@ -54,47 +83,140 @@ def _pack(model: Any) -> None:
     model.set_attn_implementation(attention.PACKED_PAIRS)
 
 
-def _why_not_packed(model: Any) -> str | None:
-    """The reason, or None with the model left packed."""
-    if not model._supports_attention_backend:
-        return "its attention is its own"
-    if _windowed(model.config):
-        return "it is not known whether its window is the attention function's or a mask's"
-    expected = _response_states(model, collate(_PROBE, layout="rows"))
-    _pack(model)
+# Class, config and whether its log-probabilities are asked for → what was found.
+_verdicts: dict[tuple[type, str, bool], Verdict] = {}
+
+
+def _verdict(model: Any) -> Verdict:
+    gives_log_probs = isinstance(model.get_output_embeddings(), Unembedding)
+    name = (type(model), repr(model.config.to_dict()), gives_log_probs)
+    if name not in _verdicts:
+        with torch.inference_mode():
+            _verdicts[name] = _tried(model, gives_log_probs)
+    return _verdicts[name]
+
+
+def _tried(model: Any, gives_log_probs: bool) -> Verdict:
+    # The code of an architecture that it does not know may raise anything.
     try:
-        found = _response_states(model, collate(_PROBE, layout="packed"))
-    except (ValueError, TypeError, RuntimeError) as error:
-        return f"it cannot run them ({first_line(error)})"
-    close = (found - expected).norm() <= _TOLERANCE[found.dtype] * expected.norm()
-    return None if close else "its hidden states differ with them"
-
-
-def _windowed(config: Any) -> bool:
-    """Whether some layer sees only a part of what is before it; the probe is too short to show how."""
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return window is not None or getattr(config, "attention_chunk_size", None) is not None
-
-
-def _response_states(model: Any, batch: MicroBatch) -> Tensor:
-    """What a layout must not change: hidden states of response tokens, and those that predict them."""
-    hidden_ND = hidden_states(model, batch)
-    return torch.cat([hidden_ND[batch.response_M], hidden_ND[batch.predictor_M]])
-
-
-def _require_plain_logits(model: Any, location: str) -> None:
-    """Refuse a causal LM whose logits are more than its unembedding applied to its hidden states."""
-    if not isinstance(model.get_output_embeddings(), Unembedding):
-        return
-    batch = collate(_PROBE, layout="rows")
-    logits_NV = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits.flatten(
-        0, 1
-    )
-    expected_M = logits_NV[batch.predictor_M].float().log_softmax(-1).gather(1, batch.target_M[:, None])[:, 0]
-    found_M = token_log_probs(model, hidden_states(model, batch)[batch.predictor_M], batch.target_M)
-    if (found_M - expected_M).norm() > _TOLERANCE[logits_NV.dtype] * expected_M.norm():
-        raise ModelError(
-            f"{location}: the logits of a {type(model).__name__} are scaled or shifted in a way that rmsweep does not "
-            "know, so its log-probabilities would be wrong. Only models whose logits are their unembedding applied "
-            "to their hidden states can be im_rm or ex_grm."
+        tiny = tiny_copy(model)
+        with Wide():
+            refusal = _why_refused(tiny, gives_log_probs)
+            expected = [_by_row(tiny, pairs) for pairs in _variants()]
+    except Exception as error:
+        return Verdict(
+            None, f"a tiny model of its kind, on which that is tried, does not run ({_said(error)})"
         )
+    if refusal:
+        return Verdict(None, refusal)
+    separate_rows(tiny)
+    rows = _why_not(tiny, "rows", expected)
+    packed = "its attention is its own"
+    if model._supports_attention_backend:
+        _pack(tiny)
+        packed = _why_not(tiny, "packed", expected)
+    if not packed:
+        return Verdict("packed", "")
+    return Verdict(
+        None if rows else "rows", f"with padded rows {rows}; with packed pairs {packed}" if rows else packed
+    )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _variants() -> list[list[TokenPair]]:
+    """Pairs to try, and the same with other tokens in one part of each, or in all of some."""
+    pairs = [
+        TokenPair(
+            index=number,
+            prompt=_tokens(prompt, 3 * number),
+            chosen=_tokens(chosen, 3 * number + 1),
+            rejected=_tokens(rejected, 3 * number + 2),
+        )
+        for number, (prompt, chosen, rejected) in enumerate(_LENGTHS)
+    ]
+    others = [_other(_other(_other(pair, "prompt"), "chosen"), "rejected") for pair in pairs]
+    return [
+        pairs,
+        [_other(pair, "chosen") for pair in pairs],
+        [_other(pair, "rejected") for pair in pairs],
+        pairs[:1] + others[1:],
+    ]
+
+
+def _tokens(count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(ORDINARY_TOKENS), (count,), generator=generator)
+    return [ORDINARY_TOKENS[number] for number in drawn.tolist()]
+
+
+def _other(pair: TokenPair, part: str) -> TokenPair:
+    """The pair with other tokens in one part."""
+    first, span = ORDINARY_TOKENS[0], len(ORDINARY_TOKENS)
+    moved: dict[str, Any] = {part: [first + (token - first + 1) % span for token in getattr(pair, part)]}
+    return dataclasses.replace(pair, **moved)
+
+
+def _fresh(model: Any) -> Any:
+    """The model as if it had seen no row: some go on with the frequencies of a longer one."""
+    return model if shared_tokens(model) is None else copy.deepcopy(model)
+
+
+def _row(model: Any, row: list[int]) -> Tensor:
+    """Hidden states of one row as transformers gives them, [L, D]."""
+    return _fresh(model).base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
+
+
+def _by_row(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
+    """States of the response tokens, then of those that predict them, each row computed alone: [2M, D]."""
+    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
+    states = [(len(prompt), _row(model, prompt + response)) for prompt, response in rows]
+    return torch.cat(
+        [row_LD[start:] for start, row_LD in states] + [row_LD[start - 1 : -1] for start, row_LD in states]
+    )
+
+
+def _why_refused(model: Any, gives_log_probs: bool) -> str:
+    """Why a kind of model may not be used even row by row, or nothing."""
+    pair, other = (variant[0] for variant in _variants()[:2])
+    start, row, other_row = len(pair.prompt), pair.prompt + pair.chosen, pair.prompt + other.chosen
+    row_LD = _row(model, row)
+    if not _close(row_LD, _row(model, row)):
+        return "it does not give the same hidden states twice"
+    if not _close(row_LD[:start], _row(model, other_row)[:start]):
+        return "it looks ahead: the hidden states of a prompt change with the response, so it is no causal language model"
+    if _close(row_LD[start:], _row(model, other_row)[start:]):
+        return "its hidden states do not depend on its tokens"
+    if not gives_log_probs:
+        return ""
+    layer = model.get_output_embeddings()
+    layer.__class__ = Unembedding
+    target_L = torch.tensor(row[1:])
+    logits_LV = _fresh(model)(input_ids=torch.tensor([row]), use_cache=False).logits[0, :-1]
+    expected_L = logits_LV.log_softmax(-1).gather(1, target_L[:, None])[:, 0]
+    if not _close(token_log_probs(model, row_LD[:-1], target_L), expected_L):
+        return (
+            "its logits are scaled or shifted in a way that rmsweep does not know, so its log-probabilities would be "
+            "wrong. Only models whose logits are their unembedding applied to their hidden states can be im_rm or ex_grm"
+        )
+    return ""
+
+
+def _why_not(model: Any, layout: Layout, expected: Sequence[Tensor]) -> str:
+    """Why `layout` does not give the states of each row alone, or nothing."""
+    try:
+        with Wide():
+            for pairs, states in zip(_variants(), expected, strict=True):
+                batch = collate(pairs, layout=layout, shared_tokens=shared_tokens(model))
+                hidden_ND = hidden_states(model, batch)
+                if not _close(torch.cat([hidden_ND[batch.response_M], hidden_ND[batch.predictor_M]]), states):
+                    return _OTHER_STATES
+    except Exception as error:
+        return f"it does not run ({_said(error)})"
+    return ""
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainers.errors import ModelError
 from trainers.folders import require_own_code, weight_files
 from trainers.gguf_header import require_sound_gguf
-from trainers.layouts import padded_attention, settle_layout
+from trainers.layouts import padded_attention, settle_layout, tokens_are_rows
 from trainers.rewards import Output
 from trainers.saving import folder_files, persistent_buffers, save_model
 from trainers.specs import UNTRUSTED, Part, Precision, Trust
@@ -161,11 +161,17 @@ def _load_gguf(folder: Path, file: Path) -> tuple[Any, Any]:
 
 
 def make_rows_for(model: Any, tokenizer: Any) -> None:
-    """Give the tokenizer's marker tokens rows of the embeddings, drawn like the rows that are there."""
+    """Give the tokenizer's marker tokens rows of the embeddings, drawn like those that are there. Raises ModelError."""
     embeddings = model.get_input_embeddings()
     count = embeddings.weight.shape[0]
     if len(tokenizer) <= count:
         return
+    if not tokens_are_rows(model):
+        raise ModelError(
+            f"a {type(model).__name__} knows a token by more than its row of the embeddings, so the tokenizer's new "
+            f"tokens ({len(tokenizer)} with them, {count} rows) cannot be given rows; name a model whose tokenizer "
+            "has a chat template, which needs no new tokens."
+        )
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(_NEW_ROWS_SEED)
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]

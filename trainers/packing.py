@@ -54,7 +54,10 @@ class PairLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What a forward needs. `reference_R` holds the reference model's log-prob sums, where a reward has one."""
+    """What a forward needs. `reference_R` holds the reference model's log-prob sums, where a reward has one.
+
+    `same_P` says whose two responses are the same tokens.
+    """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor | None
@@ -66,6 +69,7 @@ class MicroBatch:
     target_M: Tensor
     owner_M: Tensor
     weight_P: Tensor
+    same_P: Tensor
     reference_R: Tensor | None
     indices: tuple[int, ...]
     tokens: int
@@ -83,14 +87,17 @@ def collate(
     pairs: Sequence[TokenPair],
     *,
     layout: Layout = "packed",
+    shared_tokens: int | None = None,
     pad_id: int = 0,
     weight: float = 1.0,
     reference: References | None = None,
     device: str = "cpu",
 ) -> MicroBatch:
-    """One micro-batch; `reference` maps a pair's index to its (chosen, rejected) log-prob sums."""
-    lay = _packed if layout == "packed" else _rows
-    inputs, responses = lay(pairs, pad_id)
+    """One micro-batch; `reference` maps a pair's index to its (chosen, rejected) log-prob sums.
+
+    Packed, a prompt stands once before both responses, unless one of them ends after `shared_tokens`.
+    """
+    inputs, responses = _packed(pairs, shared_tokens) if layout == "packed" else _rows(pairs, pad_id)
     counts = torch.tensor([len(response.ids) for response in responses])
     starts_M = torch.repeat_interleave(torch.tensor([response.start for response in responses]), counts)
     within_M = torch.cat([torch.arange(len(response.ids)) for response in responses])
@@ -103,6 +110,7 @@ def collate(
         "target_M": torch.tensor([token for response in responses for token in response.ids]),
         "owner_M": torch.repeat_interleave(torch.arange(len(responses)), counts),
         "weight_P": torch.full((len(pairs),), weight),
+        "same_P": torch.tensor([pair.chosen == pair.rejected for pair in pairs]),
         "reference_R": None if reference is None else _reference_sums(pairs, reference),
     }
     moved: dict[str, Any] = {
@@ -123,21 +131,30 @@ class _Inputs(NamedTuple):
     tokens: int
 
 
-def _packed(pairs: Sequence[TokenPair], pad_id: int) -> tuple[_Inputs, list[_Response]]:
+def _packed(pairs: Sequence[TokenPair], shared_tokens: int | None) -> tuple[_Inputs, list[_Response]]:
     ids: list[int] = []
     positions: list[Tensor] = []
     spans: list[Span] = []
+
+    def lay(prompt: list[int], chosen: list[int], rejected: list[int]) -> Span:
+        span = Span(len(ids), len(prompt), len(chosen), len(rejected))
+        ids.extend([*prompt, *chosen, *rejected])
+        positions.append(torch.arange(span.prompt + span.chosen))
+        positions.append(torch.arange(span.prompt, span.prompt + span.rejected))
+        spans.append(span)
+        return span
+
     chosen: list[_Response] = []
     rejected: list[_Response] = []
     for pair in pairs:
-        span = Span(len(ids), len(pair.prompt), len(pair.chosen), len(pair.rejected))
-        ids += [*pair.prompt, *pair.chosen, *pair.rejected]
-        positions.append(torch.arange(span.prompt + span.chosen))
-        positions.append(torch.arange(span.prompt, span.prompt + span.rejected))
-        before = span.start + span.prompt - 1
+        longest = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+        if shared_tokens is None or longest <= shared_tokens:
+            first = second = lay(pair.prompt, pair.chosen, pair.rejected)
+        else:
+            first, second = lay(pair.prompt, pair.chosen, []), lay(pair.prompt, [], pair.rejected)
+        before = first.start + first.prompt - 1
         chosen.append(_Response(before, before + 1, pair.chosen))
-        rejected.append(_Response(before, span.rejected_start, pair.rejected))
-        spans.append(span)
+        rejected.append(_Response(second.start + second.prompt - 1, second.rejected_start, pair.rejected))
     tensors: dict[str, Tensor | None] = {
         "input_ids_BT": torch.tensor([ids]),
         "position_ids_BT": torch.cat(positions)[None],

@@ -4,8 +4,8 @@ A response is what the chat template adds after the generation prompt, its end-o
 a response of several turns (assistant, tool, assistant) that is all of them, what the tool answered too.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from trainers.templates import left_out, render, tool_left_out, unknown_token
 
 # Enough for every thread of the tokenizer, few enough for memory to be flat.
 _PAIRS_AT_ONCE = 256
+# Names and signs that a tokenizer lacks stay far below; above it whole texts come to the model as one token repeated.
+_MANY_UNKNOWN = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,11 @@ class Counts:
     tokens: int = 0
     unknown_tokens: int = 0
 
+    @property
+    def many_unknown(self) -> bool:
+        """Whether so many tokens are unknown that a reward can hardly be of the texts."""
+        return self.unknown_tokens > _MANY_UNKNOWN * self.tokens
+
     def add(self, pair: TokenPair, rendering: Rendering, unknown: int | None) -> None:
         """Count a pair that is kept."""
         self.identical += identical(pair, rendering)
@@ -72,6 +79,12 @@ class Counts:
             self.unknown_tokens += sum(
                 ids.count(unknown) for ids in (pair.prompt, pair.chosen, pair.rejected)
             )
+
+
+def read_counts(noted: Mapping[str, Any]) -> Counts | None:
+    """What was counted, from where it was noted; None where it was not."""
+    names = [field.name for field in fields(Counts)]
+    return Counts(**{name: noted[name] for name in names}) if all(name in noted for name in names) else None
 
 
 def identical(pair: TokenPair, rendering: Rendering) -> bool:
@@ -105,7 +118,8 @@ def iter_tokens(
     if not kept:
         raise DataError(
             f"all {counts.too_long} pairs are over the limit of {draw.max_prompt_tokens} prompt and "
-            f"{draw.max_response_tokens} response tokens; nothing is left to use."
+            f"{draw.max_response_tokens} response tokens; nothing is left to use: raise "
+            "--max-prompt-tokens or --max-response-tokens."
         )
 
 

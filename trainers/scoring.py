@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.packing import MicroBatch
-from trainers.rewards import PairScores, RewardSpec
+from trainers.rewards import PairScores, Rendering, RewardSpec
+from trainers.ropes import shared_tokens
 
 
 class RewardModule(nn.Module):
@@ -23,16 +24,32 @@ class RewardModule(nn.Module):
         self.spec = spec
 
     def forward(self, batch: MicroBatch) -> PairScores:
-        """Rewards and losses of the batch's pairs."""
-        return self.spec.type.score(self.model, batch, self.spec)
+        """Rewards and losses of the batch's pairs; a pair of the same tokens twice is a tie, whatever its type."""
+        scores = self.spec.type.score(self.model, batch, self.spec)
+        same_P = _same_input(batch, self.spec.type.rendering)
+        return scores._replace(rejected_P=torch.where(same_P, scores.chosen_P, scores.rejected_P))
+
+
+def _same_input(batch: MicroBatch, rendering: Rendering) -> Tensor:
+    """Of which pairs the model reads the same tokens for both responses, [P].
+
+    A question that is asked twice leaves nothing of a response but the answer after it.
+    """
+    if rendering == "response":
+        return batch.same_P
+    return (batch.owner_M.bincount() == 1).view(2, -1).all(0)
 
 
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Last layer's normalised hidden states of all tokens of the batch, [N, D]."""
     layout = {} if batch.layout is None else {"pair_layout": batch.layout}
+    position_ids_BT = batch.position_ids_BT
+    if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
+        # Padding stands at a row's last position: it makes no row longer.
+        position_ids_BT = batch.attention_mask_BT.cumsum(1) - 1
     output = model.base_model(
         input_ids=batch.input_ids_BT,
-        position_ids=batch.position_ids_BT,
+        position_ids=position_ids_BT,
         attention_mask=batch.attention_mask_BT,
         use_cache=False,
         **layout,
@@ -63,6 +80,15 @@ def mean_by_response(value_M: Tensor, batch: MicroBatch) -> Tensor:
 def _sum_by_response(value_M: Tensor, batch: MicroBatch) -> Tensor:
     sums_R = torch.zeros(len(batch.last_R), dtype=value_M.dtype, device=value_M.device)
     return sums_R.index_add(0, batch.owner_M, value_M)
+
+
+def by_pair(reward_R: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Rewards of the chosen and rejected responses, [P] each; of a pair of the same tokens twice one reward serves both.
+
+    Computed at two places of a batch they differ in their last bits, which would rank the pair and train on noise.
+    """
+    chosen_P, rejected_P = reward_R.chunk(2)
+    return chosen_P, torch.where(batch.same_P, chosen_P, rejected_P)
 
 
 def bradley_terry(chosen_P: Tensor, rejected_P: Tensor) -> PairScores:

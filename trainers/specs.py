@@ -5,6 +5,7 @@ Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world ex
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -20,8 +21,8 @@ BUILTIN = "builtin:"
 FETCHED = "fetched:"
 PERSONA = "persona:"
 COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen", "system", "tools")
-# A name becomes part of file names, which end at 255 bytes.
-MAX_NAME = 100
+# A name becomes part of file names, which end at 255 bytes; a letter may take four.
+MAX_NAME, MAX_NAME_BYTES = 100, 200
 
 
 def _require(condition: bool, message: str) -> None:
@@ -30,13 +31,36 @@ def _require(condition: bool, message: str) -> None:
 
 
 def clean_name(text: str) -> str:
-    """`text` as a name that is safe in metric keys, run names and file names."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
-    _require(bool(name), f"{text!r} holds no letter or digit to make a name of. Give one as NAME={text}.")
+    """`text` as a name that is safe in run names and file names: letters and digits of every script stay."""
+    composed = unicodedata.normalize("NFC", text)
+    name = "".join(letter if _may_stand(letter) else " " for letter in composed)
+    name = re.sub(" +", "_", name).strip("._-")
     _require(
-        len(name) <= MAX_NAME, f"{name[:40]}… is a name of {len(name)} letters; at most {MAX_NAME} are taken."
+        any(map(str.isalnum, name)),
+        f"{text!r} holds no letter or digit to make a name of. Give one as NAME={text}.",
+    )
+    size = len(name.encode())
+    _require(
+        len(name) <= MAX_NAME and size <= MAX_NAME_BYTES,
+        f"{name[:40]}… is a name of {len(name)} letters in {size} bytes; at most {MAX_NAME} letters in "
+        f"{MAX_NAME_BYTES} bytes are taken.",
     )
     return name
+
+
+def given_name(flag: str, text: str) -> str:
+    """A name that the user gives, as it is: two that clean to one are never taken for each other. Raises SpecError."""
+    name = clean_name(text)
+    _require(
+        name == unicodedata.normalize("NFC", text),
+        f"{flag} {text!r}: it cannot stand in the names of files; give {name}.",
+    )
+    return name
+
+
+def _may_stand(letter: str) -> bool:
+    # Many scripts write vowels as marks.
+    return letter.isalnum() or letter in "._-" or unicodedata.category(letter).startswith("M")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from trainers.batching import split_step
 from trainers.engine import effective_zero_stage
 from trainers.inputs import TrainInputs
 from trainers.packing import Layout, collate
+from trainers.ropes import shared_tokens
 
 
 def optimiser_step(
@@ -36,6 +37,7 @@ def optimiser_step(
         batch = collate(
             [inputs.pairs[position] for position in positions or step[:1]],
             layout=layout,
+            shared_tokens=shared_tokens(engine.module),
             weight=weight,
             reference=inputs.reference,
             device=str(engine.device),

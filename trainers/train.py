@@ -204,11 +204,13 @@ def _steps(inputs: TrainInputs, done: int) -> Iterator[tuple[int, list[int]]]:
 
 def _validated(reward: Any, inputs: TrainInputs) -> float:
     """Accuracy on the validation pairs with the weights as they are. Every rank scores all of them."""
-    training = reward.training
+    # Only layers that recompute their activations; to put the whole in training mode would start its dropouts.
+    training = [module for module in reward.modules() if module.training]
     chosen_P, rejected_P = score_pairs(
         reward, inputs.validation, reference=inputs.reference, report=lambda row: None
     )
-    reward.train(training)
+    for module in training:
+        module.training = True
     return accuracy(chosen_P, rejected_P)
 
 

@@ -1,6 +1,7 @@
 """One small sweep from --keep-weights best to gc --delete, on the command line: what is freed, and what comes back."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,15 @@ def test_weights_go_and_come_back_and_garbage_goes(small, storage):
             manifest["attempt"],
         }
 
-    # Nothing is garbage until a narrower sweep is declared; looking removes nothing.
+    # Another grid takes no name by chance, and what a replaced one needs is garbage only where one asks; looking removes nothing.
     assert "nothing to remove" in grid(storage, "gc")
-    assert "all 1 trials are complete" in grid(storage, "run", *small, *NARROW)
     before = everything(storage)
-    listed = json.loads(grid(storage, "gc", "--json"))
+    refused = " ".join(lived(storage, ["run", *small, *NARROW], exits=2).split())
+    assert "· ex_rm · tiny_world · s0 on hamiltonian, " in refused
+    assert "s1 and 1 more. Nothing was started: give it a name of its own (--name full_grid-2)" in refused
+    assert "all 1 trials are complete" in grid(storage, "run", *small, *NARROW, "--replace")
+    assert "nothing to remove" in grid(storage, "gc")
+    listed = json.loads(grid(storage, "gc", "--keep", "full_grid", "--json"))
     stages = [item["path"].split("/")[1] for item in listed]
     assert {stage: stages.count(stage) for stage in stages} == {
         "dataset": 1,
@@ -96,7 +101,9 @@ def test_weights_go_and_come_back_and_garbage_goes(small, storage):
     assert everything(storage) == before
 
     total = sum(item["bytes"] for item in listed)
-    assert f"15 of 15 items removed, {total / 1e9:.4f} GB freed" in grid(storage, "gc", "--delete")
+    assert f"15 of 15 items removed, {total / 1e9:.4f} GB freed" in grid(
+        storage, "gc", "--keep", "full_grid", "--delete"
+    )
     assert sum(everything(storage).values()) == sum(before.values()) - total
     assert "nothing to remove" in grid(storage, "gc")
 
@@ -109,6 +116,38 @@ def test_weights_go_and_come_back_and_garbage_goes(small, storage):
     assert third[survivor[0]] == survivor[1]
     accuracies = {key: manifest["info"]["train_accuracy"] for key, manifest in third.items()}
     assert accuracies == {key: manifest["info"]["train_accuracy"] for key, manifest in first.items()}
+
+
+def test_a_narrowed_grid_stays_the_sweep_that_it_is_part_of(small, storage):
+    said = grid(storage, "run", *small, *WIDE, "--only", "seed=0", "reward=ex_rm")
+    assert "all 1 trials are complete" in said
+    rows = json.loads(grid(storage, "status", "--json"))
+    assert len(rows) == 4
+    assert "nothing to remove" in grid(storage, "gc", "--keep", "full_grid")
+    # One that it has with other settings is no part of it; beside it a grid adds up.
+    other = ["run", *small, *WIDE, "--lr", "0.01", "--only", "seed=0"]
+    assert "with other data or settings" in lived(storage, other, exits=2)
+    assert "1 trials" in grid(storage, "run", *small, *NARROW[:-1], "2", "--extend")
+    assert len(json.loads(grid(storage, "status", "--json"))) == 5
+
+
+def test_a_storage_that_lies_elsewhere_now_has_its_mlflow_files_there(small, storage, tmp_path):
+    from mlflow import MlflowClient
+
+    here, there = tmp_path / "here", tmp_path / "there, 偏好 too"
+    shutil.copytree(storage, here)
+    grid(here, "run", *small, *NARROW[:-1], "7", "--extend")
+    here.rename(there)
+    grid(there, "run", *small, *NARROW[:-1], "8", "--extend")
+    assert not here.exists()
+    client = MlflowClient(tracking_uri=f"sqlite:///{there / 'mlflow.db'}")
+    runs = client.search_runs(["1"])
+    assert {"tiny-model · ex_rm · tiny_world · s7", "tiny-model · ex_rm · tiny_world · s8"} < {
+        run.info.run_name for run in runs
+    }
+    for run in runs:
+        assert run.info.artifact_uri.startswith(f"{there.as_uri()}/")
+        assert client.list_artifacts(run.info.run_id)
 
 
 def test_a_sweep_to_keep_that_nobody_declared_is_refused(storage):

@@ -207,6 +207,8 @@ def test_responses_of_several_turns_are_refused_before_anything_starts(tmp_path,
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_read(tmp_path, words, capfd, flags, said):
-    assert run_analysis(rewrite, tmp_path / "store", *words, *flags) == 2
+    pairs = zip(words[::2], words[1::2], strict=True)
+    usual = [word for flag, value in pairs if flag not in flags for word in (flag, value)]
+    assert run_analysis(rewrite, tmp_path / "store", *usual, *flags) == 2
     assert said in capfd.readouterr().err
     assert not (tmp_path / "store").exists()

@@ -68,7 +68,7 @@ def test_a_second_command_computes_nothing_and_another_parameter_only_its_own(st
     assert run_analysis(theory, storage, *SMALL) == 0
     assert "1 analyses, 1 complete" in capfd.readouterr().out
     assert artifacts(storage) == before
-    assert run_analysis(theory, storage, "plan", *SMALL, "--width", "13", "--json") == 0
+    assert run_analysis(theory, storage, "plan", *SMALL[:-1], "13", "--json") == 0
     (planned,) = json.loads(capfd.readouterr().out)
     assert planned["missing"] == ["analyse"]
     assert planned["key"] not in before

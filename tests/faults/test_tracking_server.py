@@ -21,12 +21,13 @@ from orchestrator.artifacts import Store
 from orchestrator.cli import Session
 from orchestrator.curves import CURVE_POINTS, CURVES
 from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.embedded import EXPERIMENT
 from orchestrator.options import Options
 from orchestrator.redaction import shown_uri, without_credentials
 from orchestrator.report import write_report
 from orchestrator.running import catch_up
 from orchestrator.tracking import PENDING, Tracker, default_uri, is_pending, sync
-from orchestrator.view import EXPERIMENT, View
+from orchestrator.view import View
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import (
     free_port,

@@ -115,7 +115,16 @@ def dataset_folder(folder: Path, **splits: Sequence[dict[str, Any]]) -> DatasetS
     return DatasetSpec(name=folder.name, source=str(folder))
 
 
-def commit_train(store: Store, key: str, *, accuracy: float = 1.0, pairs: int = 100, steps: int = 3) -> None:
+def commit_prepared(store: Store, key: str, *, too_long: int, pairs: int = 10) -> None:
+    """The artifact of a prepared set, but for its pairs."""
+    with store.write("prepare", key) as attempt:
+        (attempt.directory / "pairs.arrow").touch()
+        attempt.info.update(pairs=pairs, too_long=too_long)
+
+
+def commit_train(
+    store: Store, key: str, *, accuracy: float = 1.0, pairs: int = 100, steps: int = 3, prepared: str = ""
+) -> None:
     """The artifact of a training whose last epoch ranked `accuracy` of `pairs` right."""
     log = [
         {
@@ -130,7 +139,7 @@ def commit_train(store: Store, key: str, *, accuracy: float = 1.0, pairs: int = 
         }
         for step in range(1, steps + 1)
     ]
-    with store.write("train", key) as attempt:
+    with store.write("train", key, data=prepared) as attempt:
         parquet.write_table(pa.Table.from_pylist(log), attempt.directory / "log.parquet")
         attempt.info.update(
             pairs=pairs,
@@ -145,21 +154,34 @@ def commit_train(store: Store, key: str, *, accuracy: float = 1.0, pairs: int = 
         )
 
 
-def commit_scores(store: Store, key: str, *, right: int, pairs: int = 10) -> None:
-    """The artifact of an evaluation that ranks the first `right` of `pairs` right."""
-    count = range(pairs)
+def commit_scores(
+    store: Store,
+    key: str,
+    *,
+    right: int,
+    pairs: int = 10,
+    first: int = 0,
+    prepared: str = "",
+    weights: str | None = None,
+) -> None:
+    """The artifact of an evaluation that ranks the first `right` of `pairs` right, rows `first` and on of the split.
+
+    `prepared` is the key of the set as it was prepared, `weights` the digest of those that it scored.
+    """
+    count = range(first, first + pairs)
     table = pa.table(
         {
             "dataset": ["set"] * pairs,
             "index": list(count),
-            "chosen_reward": [1.0 if i < right else -1.0 for i in count],
+            "chosen_reward": [1.0 if i - first < right else -1.0 for i in count],
             "rejected_reward": [0.0] * pairs,
             "chosen_tokens": [3] * pairs,
             "rejected_tokens": [4] * pairs,
         }
     )
-    with store.write("evaluate", key) as attempt:
+    with store.write("evaluate", key, data=prepared) as attempt:
         parquet.write_table(table, attempt.directory / "scores.parquet")
+        attempt.info.update(weights=weights)
 
 
 def record(

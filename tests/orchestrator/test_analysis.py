@@ -142,6 +142,26 @@ def test_the_mean_over_models_leaves_out_a_model_that_lacks_a_type(simulated):
     assert analysis.mean_of_models(here, "ex_rm", "accuracy").models == ("llama-64",)
 
 
+def test_a_type_that_no_model_has_keeps_the_others_from_no_mean(store: Store):
+    declared = simulated_sweep(store, seeds=(0,), pairs=40)
+    found = sweep_results(declared, store)
+    bare = [
+        dataclasses.replace(item, trained=False, train_accuracy=None, evaluations=())
+        if item.record.reward == "im_rm"
+        else item
+        for item in found
+    ]
+    analysis = analysis_of(bare)
+    assert analysis.mean_of_models(scope(analysis, "in-distribution"), "ex_rm", "accuracy").models == (
+        "llama-64",
+        "qwen2-64",
+    )
+    assert "EX-RM ranks" in conclusions(analysis)[0]
+    # One type of each model alone.
+    crossed = [found[0], bare[1], dataclasses.replace(bare[1], record=found[2].record), found[3]]
+    assert "no model has every reward type" in conclusions(analysis_of(crossed))[0]
+
+
 def test_win_rates_count_cells(simulated):
     analysis = simulated(pairs=80)
     found = analysis.win_rate(scope(analysis, "token-level shift"))
@@ -195,6 +215,8 @@ def test_a_single_reward_type_is_reported_and_not_compared(simulated):
     said = conclusions(analysis)[0]
     assert "the sweep does not hold both EX-RM and IM-RM" in said
     assert "IM-RM ranks" in said
+    # Nothing was compared, so nothing is said of what did not move it.
+    assert conclusions(analysis)[2] == "Every trial is complete and learned."
     assert [table.name for table in answers.statistics_tables(analysis)][:2] == [
         "accuracy_by_category",
         "loss_by_category",
@@ -249,6 +271,12 @@ def test_length_controlled_and_leak_free_accuracy_stand_beside_the_plain_one(sto
     said = conclusions(controlled)[2]
     assert "length-controlled, EX−IM is +0.000 in-distribution where it was +0." in said
     assert "leak-free" not in said
+    # Of the seed that only EX-RM has, nothing enters the comparison.
+    changed = with_side_metrics(results, 0.7, 0.5)
+    odd = with_side_metrics(results, 0.1, 0.5)
+    alone = [odd[number] if item.record.seed == 2 else item for number, item in enumerate(changed)]
+    alone = [item for item in alone if (item.record.seed, item.record.reward) != (2, "im_rm")]
+    assert "length-controlled, EX−IM is +0.200 under token-level shift" in conclusions(analysis_of(alone))[2]
 
 
 def rows(table: Table) -> list[dict[str, object]]:

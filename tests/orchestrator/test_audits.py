@@ -247,6 +247,45 @@ def test_errors_of_the_data_are_said_before_a_run(store: Store, splits: dict[str
     assert "seen/test evaluated, seen/train trained on: 10 of 40 pairs" in lines[0]
 
 
+NOTED = {"pairs": 40, "too_long": 0, "identical": 0, "tokens": 1000, "unknown_tokens": 0}
+
+
+def prepared_trial(store: Store, splits: dict[str, Split], model: str, **test: int) -> TrialRecord:
+    """A trial whose two tests sets share one preparation, which noted `test` in the place of what is usual."""
+    for key, noted in ((f"{model}-train", {}), (f"{model}-test", test)):
+        with store.write("prepare", key) as attempt:
+            attempt.info.update({**NOTED, **noted})
+    trial = trial_on(splits, model=model)
+    evaluations = tuple(dataclasses.replace(item, prepared=f"{model}-test") for item in trial.evaluations[:1])
+    return dataclasses.replace(trial, evaluations=evaluations, prepared=f"{model}-train")
+
+
+@pytest.mark.parametrize(
+    ("noted", "severity", "what", "number"),
+    [
+        ({"identical": 1}, "warn", "chosen = rejected in tokens", "1 of 40 pairs"),
+        ({"identical": 3}, "error", "chosen = rejected in tokens", "3 of 40 pairs"),
+        ({"unknown_tokens": 51}, "error", "unknown tokens", "0.051 of 1000 tokens"),
+        ({"unknown_tokens": 50}, "", "", ""),
+    ],
+)
+def test_what_models_read_is_audited_once_for_all_of_which_it_is_the_same(
+    store: Store, splits: dict[str, Split], noted: dict[str, int], severity: str, what: str, number: str
+):
+    trials = [prepared_trial(store, splits, model, **noted) for model in ("a", "b")]
+    trials.append(prepared_trial(store, splits, "c"))
+    audit = audit_sweep(declaration(*trials), store)
+    found = [(item.severity, item.what, item.where, item.number) for item in audit.tokens]
+    assert found == ([(severity, what, "seen/test, read by a, b", number)] if severity else [])
+    assert set(audit.tokens) <= set(audit.findings)
+    folder = write_report(declaration(*trials), store).folder
+    said = (folder / "summary.md").read_text(), (folder / "audit.json").read_text()
+    assert all((f"{what}" in text and "read by a, b" in text) == bool(severity) for text in said)
+    out = io.StringIO()
+    say_audit(declaration(*trials), store, Console(file=out, width=80))
+    assert ("read by a, b" in out.getvalue()) == (severity == "error")
+
+
 def test_what_is_not_learned_is_in_no_mean(store: Store, splits: dict[str, Split]):
     learned, not_learned = trial_on(splits), trial_on(splits, seed=1)
     commit_length_reward(store, learned)

@@ -1,5 +1,7 @@
 """EX−IM pair by pair, on drawn scores whose answer is known: length alone, leaks, quality; and what is advised."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -125,6 +127,14 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
     advice = preference(controlled(list(found.values())))
     assert "Trained on ultrafeedback, in-distribution: prefer EX-RM" in advice
     assert "under domain shift: prefer IM-RM" in advice
+
+
+def test_the_sets_of_a_category_are_averaged_over_the_same_cells(store: Store):
+    whole = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
+    part = [item for item in whole[0].evaluations if item.dataset != "rewardmath"]
+    found = set_outcomes([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]], store)
+    cells = {item.dataset: item.cells for item in found}
+    assert (cells["rewardbench_math"], cells["rewardmath"], cells["ultrafeedback"]) == (1, 1, 2)
 
 
 def test_nothing_is_advised_without_both_types():

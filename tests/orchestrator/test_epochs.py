@@ -19,13 +19,15 @@ from sweep_samples import (
 from orchestrator import catalog, cli
 from orchestrator.artifacts import Store
 from orchestrator.declaration import EvaluationRecord, TrialRecord
+from orchestrator.epochs import epoch_rows
 from orchestrator.eviction import evict
 from orchestrator.options import Options
 from orchestrator.report import write_report
 from orchestrator.resolve import resolve
-from orchestrator.results import trial_result
+from orchestrator.results import sweep_results, trial_result
 from orchestrator.selection import parse_keep_epochs
 from sweeps.persona import LAPTOP, persona
+from trainers import versions
 from trainers.errors import SpecError
 from trainers.specs import OptimSpec
 
@@ -42,8 +44,10 @@ def test_kept_epochs_are_in_the_keys_of_training_and_evaluations():
     assert kept.train.keep_epochs == (1, 3)
 
 
-def test_keys_of_trials_that_keep_no_epoch_are_those_of_earlier_artifacts():
-    # As computed before there was a choice.
+def test_keys_of_trials_that_keep_no_epoch_are_those_of_earlier_artifacts(monkeypatch):
+    # As computed before there was a choice, at the versions of then.
+    for stage, version in {"PREPARE": 2, "REFERENCE": 1, "TRAIN": 1, "EVALUATE": 1}.items():
+        monkeypatch.setattr(versions, stage, version)
     plain = plan(trial())
     assert plain.key == "de012ff52c07f1963b51dd9ce610dcfa"
     assert plain.evaluations[0].key == "6ce28c4ba84218544af8a05aceb9c1b3"
@@ -72,8 +76,8 @@ def test_a_variant_has_a_name_and_a_column_of_its_own():
     assert narrow.labels["reward"] == "im_rm_unembedding_only"
 
 
-def epochs_record() -> TrialRecord:
-    plain = record()
+def epochs_record(**changes: int) -> TrialRecord:
+    plain = record(**changes)
     return replace(
         plain,
         evaluations=tuple(
@@ -105,6 +109,16 @@ def test_the_last_epoch_is_what_a_trial_is_judged_by_and_tables_hold_them_all(st
     )
     rows = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
     assert [(row["epoch"], row["accuracy"]) for row in rows] == [(1, 0.3), (2, 0.9)]
+
+
+def test_an_epochs_mean_is_over_the_seeds_that_learned_and_says_which_are_missing(store: Store):
+    items = [epochs_record(seed=seed) for seed in range(4)]
+    for item, accuracy, rights in zip(items, (1.0, 1.0, 0.5), ((3, 9), (5,), (1, 1)), strict=False):
+        commit_train(store, item.key, accuracy=accuracy)
+        for wanted, right in zip(item.evaluations, rights, strict=False):
+            commit_scores(store, wanted.key, right=right)
+    (row,) = epoch_rows(sweep_results(declaration(*items), store))
+    assert row.texts((1, 2))[-2:] == ("0.400, 1 missing", "0.900, 2 missing")
 
 
 def test_a_sweep_without_kept_epochs_has_no_table_of_them(store: Store):

@@ -191,6 +191,24 @@ def test_names_are_text_in_the_page(store: Store):
     assert "&lt;script&gt;alert" in page
 
 
+def test_letters_that_no_font_has_are_drawn_as_boxes_and_said(monkeypatch):
+    from matplotlib import font_manager
+
+    # Whatever else the machine has.
+    ours = [font for font in font_manager.fontManager.ttflist if font.name.startswith(("DejaVu", "Last"))]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", ours)
+
+    def draw(title):
+        figure, (axis,) = house_style.panels(1, 1, 3, 3)
+        axis.set_title(title)
+        return figure
+
+    drawn = house_style.rendered("name", "", "Accuracy.", lambda: draw("偏好1"))
+    assert drawn.caption.startswith("Accuracy. Boxes stand for letters")
+    assert drawn.caption.endswith("偏 好.") or drawn.caption.endswith("好 偏.")
+    assert house_style.rendered("name", "", "Accuracy.", lambda: draw("Größe")).caption == "Accuracy."
+
+
 def test_learning_dynamics_are_drawn_where_they_were_computed():
     rows = [
         {"reward": kind, "predicted": x, "measured": 2 * x} for kind in ("ex_rm", "im_rm") for x in (0.1, 0.2)

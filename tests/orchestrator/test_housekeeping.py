@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from orchestrator.artifacts import EVICTED, MANIFEST, Store
 from orchestrator.declaration import (
     Declaration,
     TrialRecord,
+    adopted,
     declare,
     declared_sweeps,
     read_declaration,
@@ -93,6 +96,66 @@ def declare_names(store: Store, sweep: str, *names: str, trials: tuple[TrialReco
 
 def paths(items: list[Garbage]) -> list[str]:
     return [item.found.path for item in items]
+
+
+def grown(seeds: Iterable[int], sets: Iterable[str], lr: float) -> Declaration:
+    """A grid with one artifact for each training, evaluation and, of all its trials, analysis."""
+    trials = tuple(
+        dataclasses.replace(
+            item,
+            key=f"{item.key}-{lr}",
+            evaluations=tuple(dataclasses.replace(each, key=f"{each.key}-{lr}") for each in item.evaluations),
+        )
+        for item in (record(seed=seed, sets=[(name, "domain shift") for name in sets]) for seed in seeds)
+    )
+    named = {f"train/{item.key}" for item in trials}
+    named |= {f"evaluate/{each.key}" for item in trials for each in item.evaluations}
+    named.add(f"analyse/{'-'.join(sorted(named))}")
+    return Declaration(sweep="demo", trials=trials, artifacts=tuple(sorted(named)))
+
+
+GRIDS = st.builds(
+    grown,
+    st.sets(st.integers(0, 2), min_size=1),
+    st.sets(st.sampled_from("abc"), min_size=1),
+    st.sampled_from([0.1, 0.2]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(GRIDS, st.sampled_from(["", "adds", "replaces"])), min_size=2, max_size=5))
+def test_gc_keeps_whatever_a_sweep_was_declared_to_be_and_no_trial_leaves_it_by_chance(commands):
+    with tempfile.TemporaryDirectory() as place:
+        store, accepted, trials = Store(Path(place)), set(), set()
+        for grid, how in commands:
+            try:
+                declared = adopted(grid, store, **({how: True} if how else {}))
+            except SpecError:
+                assert how != "replaces"
+                continue
+            write_declaration(declared, store)
+            accepted |= set(grid.artifacts)
+            mine = {item.key for item in grid.trials}
+            trials = mine if how == "replaces" else trials | mine
+            assert {item.key for item in read_declaration("demo", store).trials} == trials
+            assert len({item.name for item in declared.trials}) == len(declared.trials)
+        (kept,) = housekeeping.kept_sweeps(store)
+        left_out = accepted - {*kept.artifacts, *kept.earlier}
+        # Of a part of the sweep no analysis is made.
+        assert all(item.startswith("analyse/") for item in left_out)
+
+
+def test_an_analysis_takes_no_grids_name_and_keeps_what_it_computed_before(store: Store):
+    analysis = Declaration(sweep="demo", trials=(), artifacts=("analyse/first",))
+    write_declaration(adopted(analysis, store), store)
+    again = dataclasses.replace(analysis, artifacts=("analyse/second",))
+    assert adopted(again, store).earlier == ("analyse/first",)
+    grid = adopted(grown([0], "a", 0.1), store)
+    assert grid.earlier == ("analyse/first",)
+    write_declaration(grid, store)
+    write_declaration(dataclasses.replace(analysis, sweep="demo-2"), store)
+    with pytest.raises(SpecError, match=r"s0\. Nothing was started: .* \(--name demo-3\)\.$"):
+        adopted(analysis, store)
 
 
 def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(store: Store):

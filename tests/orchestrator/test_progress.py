@@ -1,6 +1,7 @@
 """What is shown of running trials: how far, how fast, how long yet, in a table that fits any terminal."""
 
 import asyncio
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -72,10 +73,11 @@ def test_stages_side_by_side_each_keep_their_pace(clock: list[float]):
 
 
 def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store):
-    """On Ray it is computed once, in a task that knows no trial."""
+    """On Ray it is computed once, in a task that knows no trial. What is to be read is said once."""
     from orchestrator.coordinator import Coordinator
 
     stage, row = plan_of(trial()).train.prepared, {"event": "rows", "stage": "prepare", "rows": [{"done": 1}]}
+    notice = {"event": "notice", "text": "data: unknown tokens"}
 
     async def scene() -> list[dict[str, Any]]:
         coordinator = Coordinator(None, (), {}, Durations(store=store))
@@ -84,12 +86,13 @@ def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store
         waiting = [asyncio.create_task(coordinator.shared(stage, name)) for name in ("a", "b")]
         await asyncio.sleep(0)
         await coordinator.post_shared(stage.key, row)
+        await coordinator.post_shared(stage.key, notice)
         done.set()
         await asyncio.gather(*waiting)
         await coordinator.post_shared(stage.key, row)
         return await coordinator.drain()
 
-    assert asyncio.run(scene()) == [{"trial": "a", **row}, {"trial": "b", **row}]
+    assert asyncio.run(scene()) == [{"trial": "a", **row}, {"trial": "b", **row}, {"trial": "a", **notice}]
 
 
 def test_preparing_pairs_says_how_far_it_is(store: Store):
@@ -114,6 +117,20 @@ def test_preparing_pairs_says_how_far_it_is(store: Store):
     assert rows[-1]["done"] == rows[-1]["total"] == info["pairs"]
     assert (info["identical"], info["unknown_tokens"], info["too_long"]) == (0, 0, 0)
     assert info["tokens"] == pytest.approx(info["pairs"] * sum(info["mean_tokens"].values()))
+
+
+def test_preparing_pairs_says_what_a_model_cannot_tell_apart(store: Store, shared: Path):
+    data = DatasetSpec(name="same", source=str(shared / "cases" / "identical" / "train.jsonl"))
+    drawn = dataclasses.replace(trial(), train_set=TINY_WORLD, eval_sets=(data,))
+    (plan,) = resolve(Sweep(name="demo", trials=(drawn,)), store).plans
+    rows: list[dict[str, Any]] = []
+    run_shared(plan.evaluations[0].prepared, store, rows.append)
+    said = [row["notice"] for row in rows if "notice" in row]
+    assert [text.partition(", read by llama-64: ")[0] for text in said] == [
+        "data: chosen = rejected in tokens, same/test",
+        "data: unknown tokens, same/test",
+    ]
+    assert "12 of 12 pairs" in said[0]
 
 
 def test_a_row_that_cannot_be_rendered_is_said_with_its_set(store: Store, tmp_path: Path):

@@ -11,7 +11,7 @@ from sweep_samples import commit_scores, commit_train, commit_trial, declaration
 
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, read_declaration, write_declaration
-from orchestrator.report import Row, table_rows, terminal_table, write_report
+from orchestrator.report import Row, json_rows, table_rows, terminal_table, write_report
 from orchestrator.results import sweep_results, trial_result
 from trainers.errors import SpecError
 
@@ -154,6 +154,76 @@ def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: 
     assert row.cells["ex_rm"].mean == pytest.approx(0.9)
     assert row.cells["im_rm"].mean == pytest.approx(0.7)
     assert row.difference == pytest.approx(0.2)
+
+
+def shown(store: Store, declared: Declaration, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """The mean over models in domain shift, as each of the four views says it."""
+    folder, rows, _ = write_report(declared, store)
+    Console(width=200).print(terminal_table(rows))
+    texts = {"terminal": capsys.readouterr().out, "summary": (folder / "summary.md").read_text()}
+    lines = {
+        name: next(line for line in text[text.index("domain shift") :].splitlines() if "mean of" in line)
+        for name, text in texts.items()
+    }
+    written = csv.DictReader(io.StringIO((folder / "tables" / "accuracy.csv").read_text()))
+    (in_csv,) = [row for row in written if row["category"] == "domain shift" and "mean" in row["model"]]
+    (in_json,) = [
+        row for row in json_rows(rows) if row["category"] == "domain shift" and "mean" in row["model"]
+    ]
+    return {**lines, "csv": str(in_csv), "json": str(in_json)}
+
+
+@pytest.mark.parametrize("rewards", [("ex_rm", "im_rm"), ("ex_rm", "im_rm", "ex_grm")])
+def test_a_trial_that_is_missing_enters_no_mean(
+    store: Store, capsys: pytest.CaptureFixture[str], rewards: tuple[str, ...]
+):
+    trials = [record(model=model, reward=reward) for model in ("llama-64", "qwen2-64") for reward in rewards]
+    for trial in trials:
+        if (trial.model, trial.reward) != ("qwen2-64", "im_rm") and trial.reward != "ex_grm":
+            commit_trial(store, trial, 10, 10 if trial.model == "llama-64" else 8)
+    row = rows_of(store, declaration(*trials))["domain shift", "mean of 1"]
+    assert (row.cells["ex_rm"].mean, row.cells["im_rm"].mean, row.difference) == (1.0, 1.0, 0.0)
+    found = shown(store, declaration(*trials), capsys)
+    assert not [view for view, text in found.items() if "mean of 1" not in text]
+    assert not [view for view, text in found.items() if "0.5" in text]
+
+
+def test_a_reward_type_that_was_not_asked_for_has_no_number(store: Store, capsys: pytest.CaptureFixture[str]):
+    trials = [record(model=model, reward="im_rm") for model in ("llama-64", "qwen2-64")]
+    for trial in trials:
+        commit_trial(store, trial, 9, 9)
+    assert rows_of(store, declaration(*trials))["domain shift", "mean of 2"].texts()[-3:] == (
+        "–",
+        "0.900",
+        "–",
+    )
+    assert not [view for view, text in shown(store, declaration(*trials), capsys).items() if "0.0" in text]
+
+
+def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
+    trials = [
+        record(model=model, reward=kind, seed=seed)
+        for model in ("llama-64", "qwen2-64")
+        for kind in ("ex_rm", "im_rm")
+        for seed in (0, 1)
+    ]
+    rights = (10, 2, 8, None, 10, 10, 7, 7)
+    for trial, right in zip(trials, rights, strict=True):
+        if right is not None:
+            commit_trial(store, trial, 10, right)
+    rows = rows_of(store, declaration(*trials))
+    assert rows["domain shift", "llama-64"].difference == pytest.approx(0.2)
+    assert rows["domain shift", "llama-64"].texts()[-2:] == ("0.800, 1 missing", "+0.200 over 1 seed")
+    assert rows["domain shift", "mean of 2"].difference == pytest.approx(0.25)
+    assert rows["domain shift", "mean of 2"].cells["ex_rm"].mean == pytest.approx(0.8)
+
+
+def test_a_mean_over_fewer_models_says_so(store: Store):
+    declared = [("llama-64", "ex_rm"), ("qwen2-64", "ex_rm"), ("llama-64", "ex_rm_mean")]
+    trials = [record(model=model, reward=reward) for model, reward in declared]
+    for trial in trials:
+        commit_trial(store, trial, 10, 9)
+    assert ("domain shift", "mean of 2 EX-RM, 1 EX-RM mean") in rows_of(store, declaration(*trials))
 
 
 def test_a_single_model_gets_no_mean_row(store: Store):

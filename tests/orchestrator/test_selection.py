@@ -260,7 +260,20 @@ def test_a_copy_keeps_the_papers_draw_where_it_is_named_so_and_not_by_the_name_o
     assert parse_dataset(folder, "--train-sets").train_draw is None
 
 
-@pytest.mark.parametrize("flag", ["max_train_pairs", "max_eval_pairs"])
+def test_token_limits_are_those_of_every_draw_a_named_sets_own_too():
+    limits = {"max_prompt_tokens": 2048, "max_response_tokens": 512}
+    for trial in full_grid(cli.select(Options(**limits), catalog.PAPER, "demo")).trials:
+        for draw in (trial.train_draw, trial.eval_draw):
+            assert (draw.max_prompt_tokens, draw.max_response_tokens) == (2048, 512)
+    rewardmath = full_grid(cli.select(Options(max_response_tokens=512), catalog.PAPER, "demo")).trials
+    assert {trial.train_draw for trial in rewardmath if trial.train_set.name == "rewardmath"} == {
+        DrawSpec(max_pairs=1000, seed=517, permutation="torch", max_response_tokens=512)
+    }
+
+
+@pytest.mark.parametrize(
+    "flag", ["max_train_pairs", "max_eval_pairs", "max_prompt_tokens", "max_response_tokens"]
+)
 def test_zero_pairs_are_refused_and_not_taken_for_the_profiles_number(flag: str):
     with pytest.raises(SpecError, match=flag.replace("_", "-")):
         cli.select(Options(**{flag: 0}), catalog.PAPER, "demo")

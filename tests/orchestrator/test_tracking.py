@@ -21,12 +21,12 @@ from orchestrator import tracking
 from orchestrator.artifacts import Store
 from orchestrator.curves import CURVE_POINTS, thinned
 from orchestrator.declaration import Declaration, TrialRecord
+from orchestrator.embedded import EXPERIMENT
 from orchestrator.report import write_report
 from orchestrator.results import TrialResult
 from orchestrator.run_content import DIGEST_TAG
 from orchestrator.state import StateWriter
 from orchestrator.tracking import Tracker, default_uri, sync
-from orchestrator.view import EXPERIMENT
 from tests.faults.tracking_server import (
     free_port,
     runs_of,

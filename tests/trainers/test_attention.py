@@ -11,7 +11,8 @@ from trainers import attention
 from trainers.packing import PairLayout, Span, collate
 from trainers.scoring import RewardModule
 
-LENGTHS = ((5, 3, 4), (7, 1, 6), (1, 6, 1), (9, 2, 2))
+# Of the last two one response stands alone.
+LENGTHS = ((5, 3, 4), (7, 1, 6), (1, 6, 1), (9, 2, 2), (4, 2, 0), (4, 0, 3))
 KERNELS = {"pairwise": attention._pairwise_attention, "flex": attention._flex_attention}
 HEADS, KEY_HEADS, WIDTH = 4, 2, 16
 SCALE = 0.3
@@ -122,6 +123,19 @@ def test_the_default_scale_is_that_of_the_head_width():
 def test_attention_without_layout_is_refused():
     with pytest.raises(ValueError, match="without pair_layout"):
         attention.pair_attention(None, *states(), None)
+
+
+@pytest.mark.parametrize(
+    "named", [{"s_aux": torch.zeros(HEADS)}, {"position_bias": torch.zeros(1)}, {"is_causal": False}]
+)
+def test_what_attention_would_have_to_ignore_is_refused(named):
+    with pytest.raises(ValueError, match=f"does not know {next(iter(named))}"):
+        attention.pair_attention(None, *states(), None, pair_layout=layout(), **named)
+
+
+def test_a_mask_is_refused():
+    with pytest.raises(ValueError, match="does not know a mask"):
+        attention.pair_attention(None, *states(), torch.zeros(1), pair_layout=layout())
 
 
 def test_a_packed_model_called_without_layout_is_refused(models):

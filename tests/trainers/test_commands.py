@@ -144,6 +144,25 @@ def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, mess
         run_evaluate(Evaluate(**values))
 
 
+@pytest.mark.parametrize("reward", ["im_rm", "im_rm_no_reference"])
+def test_rows_of_the_same_tokens_twice_are_ties(shared, tiny_model, tmp_path, capsys, reward):
+    reference = {"reference": str(tiny_model)} if reward == "im_rm" else {}
+    words = {
+        "model": str(tiny_model),
+        "reward": reward,
+        "data": str(shared / "cases" / "identical"),
+        **reference,
+    }
+    run_evaluate(Evaluate(**words, split="train", out=tmp_path / "scores.parquet"))
+    printed = capsys.readouterr()
+    metrics = json.loads(printed.out)
+    assert metrics["n"] == 12
+    assert (metrics["accuracy"], metrics["loss"], metrics["abs_margin"]) == (0.5, 0.693147, 0.0)
+    assert "12 of 12 pairs have the same tokens on both sides" in printed.err
+    # The tiny world has a word for none of these.
+    assert f"tokens are unknown to the tokenizer of {tiny_model}" in printed.err
+
+
 def test_a_reference_of_another_vocabulary_is_refused(trained, tiny_model, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)

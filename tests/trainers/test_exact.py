@@ -234,8 +234,22 @@ def deaf_attention(*states, pair_layout=None, **options):
     return attended.transpose(1, 2), None
 
 
+def windowless_attention(*states, sliding_window=None, pair_attention=attention.pair_attention, **options):
+    """As of a model whose window is a mask's, which packed pairs are not given."""
+    return pair_attention(*states, **options)
+
+
 def refusing_attention(*states, **options):
     raise TypeError("no such keyword")
+
+
+OTHER_STATES = "it gives other hidden states than each row alone"
+WRONG_ATTENTION = {
+    "deaf": (deaf_attention, OTHER_STATES),
+    "windowless": (windowless_attention, OTHER_STATES),
+    "refusing": (refusing_attention, "no such keyword"),
+    "own": (None, "its attention is its own"),
+}
 
 
 @pytest.fixture
@@ -244,17 +258,12 @@ def load_unpackable(folders):
 
     patch = pytest.MonkeyPatch()
 
-    def load(output, why):
-        patch.setattr(layouts, "PACKABLE", ())
-        if "window" in why:
-            return load_untrained(folders["mistral"], output)
-        patch.setattr(layouts, "_windowed", lambda config: False)
-        if why == "its attention is its own":
+    def load(output, wrong="own"):
+        patch.setattr(layouts, "_verdicts", {})
+        if wrong == "own":
             patch.setattr(MistralPreTrainedModel, "_supports_attention_backend", False)
         else:
-            patch.setattr(
-                attention, "pair_attention", refusing_attention if "keyword" in why else deaf_attention
-            )
+            patch.setattr(attention, "pair_attention", WRONG_ATTENTION[wrong][0])
         return load_untrained(folders["mistral"], output)
 
     yield load
@@ -263,30 +272,22 @@ def load_unpackable(folders):
     attention.register()
 
 
-@pytest.mark.parametrize(
-    "why",
-    [
-        "its attention is its own",
-        "no such keyword",
-        "its hidden states differ with them",
-        "whether its window is the attention function's",
-    ],
-)
-def test_a_model_that_fails_the_probe_gets_rows_and_says_so(load_unpackable, caplog, why):
+@pytest.mark.parametrize("wrong", WRONG_ATTENTION)
+def test_a_model_that_fails_the_probe_gets_rows_and_says_so(load_unpackable, caplog, wrong):
     with caplog.at_level(logging.WARNING):
-        model = load_unpackable("unembedding", why)
+        model = load_unpackable("unembedding", wrong)
     assert layout_of(model) == "rows"
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "trainers.layouts"]
     assert "two padded rows" in warning
-    assert why in warning
-    assert "mistral" in warning
+    assert WRONG_ATTENTION[wrong][1] in warning
+    assert "Mistral" in warning
 
 
 @pytest.mark.parametrize("kind", ["ex_rm", "im_rm", "ex_grm"])
 def test_rewards_of_a_model_that_gets_rows_are_those_of_packed_pairs(folders, load_unpackable, kind):
     spec = SPECS[kind]
     packed = load_architecture(folders["mistral"], spec.type.output)
-    rows = load_unpackable(spec.type.output, "its attention is its own")
+    rows = load_unpackable(spec.type.output)
     rows.load_state_dict(packed.state_dict())
     pairs = random_pairs(kind)
     with torch.no_grad():

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import save_tiny_llama
 from trainers.generation import choose, generate, load_generator
 from trainers.specs import UNTRUSTED
+from trainers.tiny import build_tokenizer
 
 PROMPTS = [[2, 5, 9, 7], [2, 11], [2, 8, 8, 20, 6, 30, 12], [2, 13, 4]]
 END, LENGTH = 3, 6
@@ -50,6 +52,19 @@ def test_answers_are_those_of_a_loop_without_cache_or_padding(model, temperature
         [plain(model, prompt, temperature, 5, number, sample) for sample in range(2)]
         for number, prompt in enumerate(PROMPTS)
     ]
+
+
+def test_ropes_that_depend_on_length_draw_the_same_in_any_batch(tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    # Shorter than the longest prompt, as long as the others with a part of their answers.
+    options = {"max_position_embeddings": 6, "rope_parameters": rope}
+    save_tiny_llama(tmp_path, build_tokenizer(), seed=0, tied=True, **options)
+    model = load_generator(str(tmp_path), revision=None, precision="fp32", trust=UNTRUSTED).double()
+    asked = {"end": END, "samples": 4, "temperature": 1.0, "max_new_tokens": 12, "seed": 5}
+    found = generate(model, PROMPTS, **asked)
+    assert generate(model, PROMPTS, batch=1, **asked) == found
+    # The model has seen longer rows since.
+    assert generate(model, PROMPTS, **asked) == found
 
 
 def test_another_seed_draws_other_answers(model):

@@ -97,8 +97,8 @@ def test_train_and_evaluate(model, pairs, tmp_path, kind):
         (2, "im_rm"): [0.6931, 0.6904, 0.6313, 0.6088],
     }
     golden_rewards = {
-        (1, "ex_rm"): [0.0968, 0.0558, 0.0849, -0.0481, 0.0599, 0.1626],
-        (1, "im_rm"): [0.0374, 0.1380, 0.1063, 0.0799, 0.1312, 0.1312],
+        (2, "ex_rm"): [0.0968, 0.0558, 0.0849, -0.0481, 0.0599, 0.1626],
+        (2, "im_rm"): [0.0374, 0.1380, 0.1063, 0.0799, 0.1312, 0.1312],
     }
     reward = RewardSpec(kind=kind, beta=None if kind == "ex_rm" else BETA)
     reference = None

@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +143,51 @@ def test_swapping_the_responses_flips_the_margin(models, seed, name, spec):
         for rows in (there, back)
     ]
     assert_same_rewards({index: (-margin,) for index, (margin,) in as_margins[1].items()}, as_margins[0])
+
+
+def twice(kind, count):
+    """Pairs whose two responses are the same tokens; of a question that is asked twice only its answers are left."""
+    answers = ([YES], [NO]) if kind == "ex_grm" else ([], [])
+    return [
+        dataclasses.replace(pair, chosen=answers[0] or pair.chosen, rejected=answers[1] or pair.chosen)
+        for pair in random_pairs(kind, count=count)
+    ]
+
+
+@pytest.mark.parametrize("layout", ["packed", "rows"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", MARGINS)
+def test_a_pair_of_the_same_tokens_twice_is_a_tie_and_trains_nothing(folders, kind, precision, layout):
+    spec = SPECS[kind]
+    model = load_untrained(folders["llama-tied"], spec.type.output, precision)
+    if layout == "rows":
+        model = naive.plain(model)
+    pairs = [*twice(kind, 101), dataclasses.replace(random_pairs(kind)[0], index=1)]
+    # The sums of a reference model have their own last bits.
+    reference = {pair.index: (-20.0, -20.0 - 1e-6) for pair in pairs} if spec.uses_reference else None
+    reward = RewardModule(model, spec)
+    chosen, rejected = score_pairs(reward, pairs, reference=reference, report=silent)
+    assert chosen[:-1].tolist() == rejected[:-1].tolist()
+    assert chosen[-1] != rejected[-1]
+    loss_P = reward(collate(pairs[:-1], layout=layout_of(model), reference=reference)).loss_P
+    assert loss_P.tolist() == pytest.approx([math.log(2)] * 101, abs=1e-7)
+    loss_P.sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("layout", ["packed", "rows"])
+@pytest.mark.parametrize("kind", ["ex_rm", "ex_grm"])
+def test_whatever_a_type_computes_the_same_tokens_are_a_tie(kind, layout):
+    def noisy(model, batch, spec):
+        right_P = torch.ones(len(batch.indices))
+        return rewards.PairScores(right_P, right_P - 1e-7, right_P)
+
+    known = dataclasses.replace(SPECS[kind].type, score=noisy)
+    pairs = [*twice(kind, 3), random_pairs(kind)[0]]
+    scores = RewardModule(None, SimpleNamespace(type=known))(collate(pairs, layout=layout))
+    assert (scores.chosen_P == scores.rejected_P).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize("kind", MARGINS)

@@ -154,18 +154,16 @@ def rewrite(endpoint, tmp_path, monkeypatch, capsys):
             for n in range(count)
         ]
         data.write_text("\n".join(map(json.dumps, rows)))
-        usual = [
-            "--into",
-            "french",
-            "--endpoint",
-            endpoint.url,
-            "--model",
-            "m",
-            "--out",
-            tmp_path / "out.parquet",
-        ]
-        usual += ["--timeout-s", "5", "--pause-s", "0.01"]
-        monkeypatch.setattr(sys, "argv", ["data", "rewrite", *map(str, (data, *usual, *words))])
+        usual = {
+            "--into": "french",
+            "--endpoint": endpoint.url,
+            "--model": "m",
+            "--out": tmp_path / "out.parquet",
+            "--timeout-s": "5",
+            "--pause-s": "0.01",
+        }
+        pairs = [word for flag, value in usual.items() if flag not in words for word in (flag, value)]
+        monkeypatch.setattr(sys, "argv", ["data", "rewrite", *map(str, (data, *pairs, *words))])
         code: object = 0
         try:
             command(Data, run, "trainers.data", models=False)

@@ -20,7 +20,7 @@ from trainers.data.named import named_set
 from trainers.data.records import Pair
 from trainers.disk import replace
 from trainers.errors import DataError, SpecError
-from trainers.specs import DatasetSpec, clean_name
+from trainers.specs import DatasetSpec, given_name
 
 _SPLIT: dict[Role, str] = {"train": "train", "eval": "test"}
 
@@ -96,7 +96,8 @@ def _read_all(arguments: Audit) -> list[_Read]:
 def _named(word: str) -> tuple[str | None, str]:
     """NAME=SOURCE as the two, unless a path of that spelling is there."""
     name, equals, source = word.partition("=")
-    return (clean_name(name), source) if equals and not Path(word).expanduser().exists() else (None, word)
+    named = equals and not Path(word).expanduser().exists()
+    return (given_name("NAME", name), source) if named else (None, word)
 
 
 def _roles(word: str, rows: Rows) -> tuple[Role, ...]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import tyro
 from pyarrow import parquet
 
-from trainers.command import ties
+from trainers.command import ties, unknown
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.list_command import source_of
 from trainers.data.records import Digest, Pair, as_row, as_turns, is_plain, read_written_pairs, write_pairs
@@ -93,12 +93,21 @@ def run_prepare(arguments: Prepare) -> None:
         if len(facts["funnel"]) > 1:
             print("  " + " → ".join(f"{count:,} {what}" for what, count in facts["funnel"]))
         say_left_out(facts["left_out"])
-    for split, facts in record.get("tokens", {}).items():
+    if "tokens" in record:
+        _say_tokens(record["tokens"], str(arguments.tokenizer))
+
+
+def _say_tokens(tokens: dict[str, Any], tokenizer: str) -> None:
+    from trainers.pairs import read_counts
+
+    for split, facts in tokens.items():
         print(
             f"tokens of {split}: {facts['pairs']} pairs, {facts['too_long']} over the limits, in {facts['file']}"
         )
         if facts["identical"]:
-            print(f"  {ties(facts['identical'], facts['pairs'], str(arguments.tokenizer))}")
+            print(f"  {ties(facts['identical'], facts['pairs'], tokenizer)}")
+        if (counts := read_counts(facts)) and counts.many_unknown:
+            print(f"  {unknown(counts, tokenizer)}")
 
 
 def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> PairScores:
-    from trainers.scoring import bradley_terry, hidden_states, mean_by_response
+    from trainers.scoring import bradley_terry, by_pair, hidden_states, mean_by_response
 
     hidden_ND = hidden_states(model, batch)
     if spec.pooling == "last":
         reward_R = model.score(hidden_ND[batch.last_R]).squeeze(-1)
     else:
         reward_R = mean_by_response(model.score(hidden_ND[batch.response_M]).squeeze(-1), batch)
-    return bradley_terry(*reward_R.chunk(2))
+    return bradley_terry(*by_pair(reward_R, batch))
 
 
 def _usage(spec: RewardSpec) -> str:

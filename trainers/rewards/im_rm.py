@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> PairScores:
-    from trainers.scoring import bradley_terry, log_prob_sums
+    from trainers.scoring import bradley_terry, by_pair, log_prob_sums
 
     assert spec.beta is not None
     sums_R = log_prob_sums(model, batch).double()
     if spec.reference:
         assert batch.reference_R is not None, "im_rm was given a batch without reference log-probs"
         sums_R = sums_R - batch.reference_R
-    return bradley_terry(*(spec.beta * sums_R).chunk(2))
+    return bradley_terry(*by_pair(spec.beta * sums_R, batch))
 
 
 def _usage(spec: RewardSpec) -> str:

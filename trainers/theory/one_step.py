@@ -17,6 +17,7 @@ from trainers.evaluate import score_pairs
 from trainers.layouts import layout_of
 from trainers.packing import References, collate
 from trainers.pairs import TokenPair
+from trainers.ropes import shared_tokens
 from trainers.scoring import RewardModule
 
 Margins = dict[str, NDArray[np.float64]]
@@ -50,7 +51,13 @@ def stepped(
     So the rewards of an IM-RM start at 0, and g at ½.
     """
     model = reward.model
-    batch = collate([pair], layout=layout_of(model), reference=_own(reward, pair), device=str(model.device))
+    batch = collate(
+        [pair],
+        layout=layout_of(model),
+        shared_tokens=shared_tokens(model),
+        reference=_own(reward, pair),
+        device=str(model.device),
+    )
     reward.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)

@@ -9,6 +9,7 @@ Pure functions of pairs; who reads the pairs and who prints the findings is else
 from trainers.data.audit.audits import audit_sets
 from trainers.data.audit.findings import VERSION, Audit, Finding
 from trainers.data.audit.overlaps import Overlap, overlap
+from trainers.data.audit.rules import token_findings
 from trainers.data.audit.sets import AuditSet, SetAudit, audit_set, read_set_audit
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "audit_sets",
     "overlap",
     "read_set_audit",
+    "token_findings",
 ]

@@ -24,19 +24,28 @@ class Finding:
     number: str
     effect: str
 
+    @property
+    def said(self) -> str:
+        """The finding as a line."""
+        return f"data: {self.what}, {self.where}: {self.number}. {self.effect}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """Every set, every (training set, evaluation set), and the findings, the worst first."""
+    """Every set, every (training set, evaluation set), and the findings, the worst first.
+
+    `tokens` are findings in the sets as models read them.
+    """
 
     sets: "tuple[SetAudit, ...]"
     between: "tuple[Overlap, ...]"
+    tokens: tuple[Finding, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Of sets and between them; errors first."""
+        """Of sets, between them and of their tokens; errors first."""
         found = [finding for overlap in self.between for finding in overlap.findings]
-        found += [finding for item in self.sets for finding in item.findings]
+        found += [*(finding for item in self.sets for finding in item.findings), *self.tokens]
         return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
     def as_json(self) -> dict[str, Any]:

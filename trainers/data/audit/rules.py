@@ -8,6 +8,7 @@ from trainers.data.audit.texts import LANGUAGE_SAMPLE, UNKNOWN
 
 if TYPE_CHECKING:
     from trainers.data.audit.sets import SetAudit
+    from trainers.pairs import Counts
 
 # Of the accuracy of a rule that looks at lengths alone.
 SHORTCUT, STRONG_SHORTCUT = 0.55, 0.75
@@ -34,6 +35,26 @@ def set_findings(audit: "SetAudit") -> Iterator[Finding]:
             f"similarity {audit.similarity:.3f}",
             "Chosen and rejected differ in a few words, so margins are small and rewards summed over tokens are "
             "decided by those few.",
+        )
+
+
+def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding]:
+    """What is worth saying of `pairs` prepared pairs as a model reads them."""
+    if counts.identical:
+        yield Finding(
+            severity="error" if counts.identical > MANY * pairs else "warn",
+            what="chosen = rejected in tokens",
+            where=where,
+            number=f"{counts.identical} of {pairs} pairs",
+            effect="The model reads the same twice: a tie of one half in every accuracy, and nothing to train on.",
+        )
+    if counts.many_unknown:
+        yield Finding(
+            severity="error",
+            what="unknown tokens",
+            where=where,
+            number=f"{share(counts.unknown_tokens / counts.tokens)} of {counts.tokens} tokens",
+            effect="The tokenizer gives all words that it does not know one id: texts that differ only in them are the same to the model.",
         )
 
 

@@ -1,0 +1,79 @@
+"""A flag that is given twice: its values add up, or it is refused; one of two never vanishes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import analyses, cli
+from sweeps.full_grid import full_grid
+from sweeps.theory import TheoryOptions
+from trainers.command import command
+from trainers.data.__main__ import Data
+from trainers.train_command import Train
+
+TRAIN = ["--model", "m", "--reward", "ex_rm", "--data", "d", "--out", "o"]
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """What a command line means to a sweep, or to a command of trainers."""
+    found = []
+
+    def sweep(*words):
+        monkeypatch.setattr(cli, "execute", lambda options, *rest: found.append(options) or 0)
+        with pytest.raises(SystemExit) as ended:
+            cli.main("full_grid", full_grid, Path(), words)
+        assert ended.value.code == 0
+        return found.pop()
+
+    def analysis(kind, *words):
+        monkeypatch.setattr(analyses, "_dispatch", lambda options, *rest: found.append(options) or 0)
+        with pytest.raises(SystemExit) as ended:
+            analyses.main(kind, "analysis", lambda *_: (), lambda *_: None, Path(), words)
+        assert ended.value.code == 0
+        return found.pop()
+
+    def trainers(kind, *words):
+        monkeypatch.setattr(sys, "argv", ["command", *words])
+        command(kind, found.append, "trainers", models=False)
+        return found.pop()
+
+    return {"sweep": sweep, "analysis": analysis, "trainers": trainers}
+
+
+@pytest.mark.parametrize(
+    ("twice", "once"),
+    [
+        ("--seeds 0 --seeds 1", "--seeds 0 1"),
+        ("--seeds=0 --lr 1e-3 --seeds=1 2", "--seeds 0 1 2 --lr 1e-3"),
+        ("--seeds 0 plan --price 2 --seeds 1", "--seeds 0 1 plan --price 2"),
+        ("--only model=a --only train=b", "--only model=a train=b"),
+        ("--train-sets a --eval-sets b --train_sets c", "--train-sets a c --eval-sets b"),
+        ("gc --keep a --delete --keep b --delete", "gc --keep a b --delete"),
+        # As a value it is no command.
+        ("--name plan --seeds 0 --seeds 1", "--name plan --seeds 0 1"),
+    ],
+)
+def test_values_of_a_sweeps_flag_add_up(parsed, twice, once):
+    assert parsed["sweep"](*twice.split()) == parsed["sweep"](*once.split())
+
+
+def test_values_add_up_in_the_other_commands(parsed):
+    theory = parsed["analysis"](TheoryOptions, "--betas", "1", "--betas", "2")
+    assert theory.betas == (1.0, 2.0)
+    train = parsed["trainers"](Train, *TRAIN, "--freeze", "backbone", "--freeze", "embeddings")
+    assert train.optim.freeze == ("backbone", "embeddings")
+    show = parsed["trainers"](Data, "show", "a", "--columns", "prompt=q", "--columns", "chosen=c")
+    assert show.command.reading.columns == ("prompt=q", "chosen=c")
+
+
+@pytest.mark.parametrize("place", [["--lr", "1", "--lr", "2"], ["--lr=1", "plan", "--lr", "2"]])
+def test_of_two_values_for_one_neither_is_dropped(parsed, place, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main("full_grid", full_grid, Path(), place)
+    assert ended.value.code == 2
+    assert "--lr is given twice" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        parsed["trainers"](Train, *TRAIN, *place)
+    assert ended.value.code == 2

@@ -1,0 +1,155 @@
+"""Pairs over the length limits: models are compared on what all have, and everything a user reads says what is left out."""
+
+import dataclasses
+import io
+from unittest import mock
+
+import pytest
+from pyarrow import parquet
+from rich.console import Console
+from sweep_samples import commit_prepared, commit_scores, commit_train, commit_trial, declaration, record
+
+from benchmarks.simulated import simulated_sweep
+from orchestrator import full_report
+from orchestrator.artifacts import Store
+from orchestrator.common_pairs import left_out_lines, on_common_pairs
+from orchestrator.compare import other_sweep, write_comparison
+from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.full_report import write_full_report
+from orchestrator.report import table_rows
+from orchestrator.results import sweep_results
+from orchestrator.scored import Scored, rests_on, results_of
+from orchestrator.terminal_report import print_left_out
+
+SETS = (("tiny_world", "in-distribution"), ("hamiltonian", "domain shift"))
+
+
+@pytest.fixture
+def declared(store: Store) -> Declaration:
+    """Of 20 pairs of a set, qwen2-64's tokenizer leaves out the 10 that llama-64 ranks wrong; it trains on 10 of 20."""
+    commit_prepared(store, "half", too_long=10)
+    commit_prepared(store, "whole", too_long=0)
+    trials = [
+        record(model=model, reward=reward, sets=SETS)
+        for model in ("llama-64", "qwen2-64")
+        for reward in ("ex_rm", "im_rm")
+    ]
+    for trial in trials:
+        part = trial.model == "qwen2-64"
+        commit_train(store, trial.key, pairs=10 if part else 20, prepared="half" if part else "whole")
+        for item, right in zip(trial.evaluations, (20, 10), strict=True):
+            short = part and item.dataset == "hamiltonian"
+            prepared = "half" if short else "whole"
+            commit_scores(
+                store,
+                item.key,
+                right=min(right, 10 if short else 20),
+                pairs=10 if short else 20,
+                prepared=prepared,
+            )
+    return declaration(*trials)
+
+
+def test_models_are_compared_on_the_pairs_that_all_of_them_have(store: Store, declared: Declaration):
+    with mock.patch.object(full_report, "every_figure", return_value=()):
+        written = write_full_report(declared, store)
+    rows = {row.model: row for row in written.rows if row.category == "domain shift"}
+    assert [rows[name].cells["ex_rm"].mean for name in ("llama-64", "qwen2-64", "mean of 2")] == [1.0] * 3
+    table = parquet.read_table(written.folder / "tables" / "sets.parquet").to_pylist()
+    assert {(row["accuracy"], row["pairs"]) for row in table if row["evaluation_set"] == "hamiltonian"} == {
+        (1.0, 10)
+    }
+
+
+def test_what_a_trial_has_scored_stays_in_its_own_row(store: Store, declared: Declaration):
+    with mock.patch.object(full_report, "every_figure", return_value=()):
+        write_full_report(declared, store)
+    rows = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
+    found = {(row["model"], row["evaluation_set"]): row for row in rows}
+    llama, qwen = (found[model, "hamiltonian"] for model in ("llama-64", "qwen2-64"))
+    assert (llama["accuracy"], llama["n"], llama["left_out"], llama["train_left_out"]) == (0.5, 20, 0, 0)
+    assert (qwen["accuracy"], qwen["n"], qwen["left_out"], qwen["train_left_out"]) == (1.0, 10, 10, 10)
+
+
+def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
+    with mock.patch.object(full_report, "every_figure", return_value=()):
+        written = write_full_report(declared, store)
+    terminal = io.StringIO()
+    print_left_out(Console(width=60, file=terminal), written)
+    views = {
+        "terminal": terminal.getvalue(),
+        "summary": (written.folder / "summary.md").read_text(),
+        "page": (written.folder / "report.html").read_text(),
+    }
+    for view, text in views.items():
+        assert (
+            "eft out for length, trained on tiny_world: 0 of 20 pairs for llama-64, 10 of 20 pairs for qwen2-64"
+            in text
+        ), view
+        assert "evaluated on hamiltonian" in text, view
+        assert "compared on the 10 pairs that all have (llama-64 has 20, qwen2-64 has 10)" in text, view
+        assert "evaluated on tiny_world" not in text, view
+        assert (
+            view == "terminal"
+            or "What could be fooling us: pairs over the length limits are left out" in text
+        )
+
+
+def test_an_analysis_of_scores_is_of_the_common_pairs_and_says_so(store: Store, declared: Declaration):
+    parameters = Scored(trials=declared.trials, missing=0)
+    found = [item for result in results_of(parameters, store) for item in result.final]
+    assert {(item.dataset, len(item.scores.index)) for item in found} == {
+        ("tiny_world", 20),
+        ("hamiltonian", 10),
+    }
+    assert "compared on the 10 pairs that all have" in rests_on(parameters, store)
+
+
+def test_what_all_models_lack_is_said_once(store: Store):
+    commit_prepared(store, "half", too_long=10)
+    trials = [record(model=model, seed=seed) for model in ("llama-64", "qwen2-64") for seed in (0, 1)]
+    other = [
+        dataclasses.replace(item, train_set="other", name=f"{item.name} of other", key=f"{item.key}-other")
+        for item in trials
+    ]
+    for trial in (*trials, *other):
+        commit_train(store, trial.key, pairs=20)
+    for item in trials[0].evaluations[1:], trials[1].evaluations[1:], trials[2].evaluations[1:]:
+        commit_scores(store, item[0].key, right=9, prepared="half")
+    assert left_out_lines(sweep_results(declaration(*trials, *other), store)) == [
+        "left out for length, evaluated on hamiltonian: 10 of 20 pairs for every model (trained on tiny_world, other)"
+    ]
+
+
+def test_where_all_have_the_same_pairs_nothing_changes_and_nothing_is_said(store: Store):
+    trials = [record(model=model) for model in ("llama-64", "qwen2-64")]
+    for trial in trials:
+        commit_trial(store, trial, 9, 5)
+    results = sweep_results(declaration(*trials), store)
+    assert all(one is other for one, other in zip(on_common_pairs(results), results, strict=True))
+    assert left_out_lines(results) == []
+
+
+def test_models_without_a_pair_in_common_are_not_compared_on_the_set(store: Store):
+    trials = [record(model=model) for model in ("llama-64", "qwen2-64")]
+    for number, trial in enumerate(trials):
+        commit_train(store, trial.key)
+        commit_scores(store, trial.evaluations[0].key, right=9)
+        commit_scores(store, trial.evaluations[1].key, right=9, first=10 * number)
+    results = sweep_results(declaration(*trials), store)
+    assert {row.category for row in table_rows(on_common_pairs(results))} == {"in-distribution"}
+    assert "no pair is left that all have" in left_out_lines(results)[0]
+
+
+def test_sweeps_are_compared_on_the_pairs_sets_and_models_that_both_have(store: Store):
+    sets = (("a", "domain shift"), ("b", "domain shift"))
+    ours = simulated_sweep(store, seeds=(0,), sets=sets, pairs=40)
+    few = simulated_sweep(store, name="few", seeds=(0,), sets=sets[:1], pairs=30, models=("llama-64",))
+    write_declaration(few, store)
+    found = write_comparison(ours, store, *other_sweep("few", store))
+    scores = next(item.scores for item in sweep_results(ours, store)[0].evaluations if item.dataset == "a")
+    expected = float((scores.chosen > scores.rejected)[:30].mean())
+    rows = {row[2:4]: row for row in found.table.rows}
+    assert rows["llama-64", "EX-RM"][4].value == expected
+    assert rows["mean", "EX-RM"][4].value == expected
+    assert "that all models of both have: a (30)" in found.table.note

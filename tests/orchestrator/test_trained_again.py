@@ -1,0 +1,187 @@
+"""Weights that are trained again, to other last bits: no row of a report is of the old and the new ones."""
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from sweep_samples import (
+    HAMILTONIAN,
+    TINY_WORLD,
+    commit_scores,
+    declaration,
+    record,
+    trial,
+)
+
+from orchestrator import eviction
+from orchestrator.artifacts import Attempt, Store
+from orchestrator.claims import Claims
+from orchestrator.compute import StageFunctions, TrainCall
+from orchestrator.damage import say_damage
+from orchestrator.declaration import declare
+from orchestrator.inline import InlineBackend
+from orchestrator.manifests import weights_digest
+from orchestrator.provenance import holes_table
+from orchestrator.report import write_report
+from orchestrator.resolve import ResolvedSweep, resolve
+from orchestrator.results import of_other_weights, sweep_results
+from orchestrator.spec import RetryPolicy, Sweep
+from orchestrator.stages import TrainStage
+from orchestrator.state import SweepState
+from orchestrator.trial import Execution, complete_trial
+from orchestrator.trial_plan import TrialPlan, unscored
+from trainers.rewards import RewardSpec
+from trainers.scores import read_scores
+from trainers.specs import DrawSpec, ModelSpec, Placement
+from trainers.stopping import StopRequest
+
+REWARD = RewardSpec(kind="im_rm", beta=0.1, reference=False)
+
+
+def resolved(store: Store, model: Path, *sets: Any) -> ResolvedSweep:
+    spec = trial(
+        model=ModelSpec(name="tiny", source=str(model)),
+        reward=REWARD,
+        train_draw=DrawSpec(max_pairs=2),
+        eval_sets=sets,
+        eval_draw=DrawSpec(max_pairs=8),
+    )
+    return resolve(Sweep(name="demo", trials=(spec,)), store)
+
+
+def fill(attempt: Attempt, model: Path, hardware: int) -> None:
+    """The model as if it was trained, in the bits that this hardware gives."""
+    shutil.copytree(model, attempt.directory / "model")
+    file = attempt.directory / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * (1 + hardware * 2**-20)
+    save_file(weights, file, metadata={"format": "pt"})
+    attempt.info.update(pairs=2, train_accuracy=1.0)
+
+
+def train_on(hardware: int, first: Callable[[Store, TrainStage], None] = lambda *_: None) -> Any:
+    """What trains in the place of DeepSpeed; `first` happens before it commits."""
+
+    def train(stage: TrainStage, call: TrainCall, store: Store, report: Any) -> None:
+        with store.write(stage.kind, stage.key) as attempt:
+            fill(attempt, Path(stage.base.location), hardware)
+            first(store, stage)
+
+    return train
+
+
+def complete(plan: TrialPlan, store: Store, train: Any) -> None:
+    execution = Execution(
+        store=store,
+        claims=Claims(store.root, "me"),
+        retries=RetryPolicy(),
+        stages=StageFunctions(train=train),
+    )
+    complete_trial(
+        plan,
+        Placement(micro_batch=1, accumulation=1),
+        InlineBackend(execution, print, StopRequest(0.0)),
+        execution,
+    )
+
+
+def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:
+    return {
+        stage.prepared.split.name: read_scores(store.read(stage.kind, stage.key) / "scores.parquet")[
+            0
+        ].tolist()
+        for stage in plan.evaluations
+    }
+
+
+def of_now(plan: TrialPlan, store: Store) -> bool:
+    """Whether every evaluation is of the weights that the training has."""
+    now = weights_digest(store.manifest("train", plan.key))
+    noted = [store.manifest(stage.kind, stage.key)["info"]["weights"] for stage in plan.evaluations]
+    return noted == [now] * len(noted)
+
+
+def kinds(plan: TrialPlan, store: Store) -> list[str]:
+    return sorted(stage.kind for stage in plan.missing(store))
+
+
+def test_a_set_that_is_added_after_eviction_takes_the_others_along(store: Store, tiny_model: Path):
+    (narrow,) = resolved(store, tiny_model, TINY_WORLD).plans
+    complete(narrow, store, train_on(1))
+    first = scores(narrow, store)
+    assert of_now(narrow, store)
+    eviction.evict(store, narrow.key)
+    wide = resolved(store, tiny_model, TINY_WORLD, HAMILTONIAN)
+    (plan,) = wide.plans
+    assert kinds(plan, store) == ["evaluate", "prepare", "train"]
+    complete(plan, store, train_on(2))
+    assert plan.missing(store) == narrow.missing(store) == []
+    assert of_now(plan, store)
+    assert scores(plan, store)["tiny_world"] != first["tiny_world"]
+    (result,) = sweep_results(declare(wide), store)
+    assert result.complete
+    assert result.faults == ()
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_what_is_there_is_scored_anew_only_where_its_weights_are_others(
+    store: Store, tiny_model: Path, again: int
+):
+    (plan,) = resolved(store, tiny_model, TINY_WORLD).plans
+    complete(plan, store, train_on(1))
+    before = store.manifest("evaluate", plan.evaluations[0].key)
+    eviction.evict(store, plan.key)
+    train_on(again)(plan.train, None, store, print)
+    assert kinds(plan, store) == ([] if again == 1 else ["evaluate"])
+    said = io.StringIO()
+    say_damage(SimpleNamespace(store=store, console=Console(file=said)), [plan])
+    assert (of_other_weights(["tiny_world"]) in said.getvalue()) == (again == 2)
+    # Evicted, too, the new weights leave nothing to hold scores of the old ones against.
+    eviction.evict(store, plan.key)
+    assert plan.missing(store) == []
+    train_on(again)(plan.train, None, store, print)
+    complete(plan, store, train_on(3))
+    assert of_now(plan, store)
+    after = store.manifest("evaluate", plan.evaluations[0].key)
+    assert (after == before) == (again == 1)
+
+
+def test_a_gang_that_lost_the_race_scores_the_weights_of_the_winner(store: Store, tiny_model: Path):
+    (plan,) = resolved(store, tiny_model, TINY_WORLD).plans
+    complete(plan, store, train_on(1, first=lambda store, stage: train_on(2)(stage, None, store, print)))
+    assert of_now(plan, store)
+    lost, other = scores(plan, store), Store(store.root.with_name("other"))
+    (alone,) = resolved(other, tiny_model, TINY_WORLD).plans
+    complete(alone, other, train_on(2))
+    assert lost == scores(alone, other)
+
+
+@pytest.mark.parametrize("evicted", [False, True])
+def test_a_row_of_old_and_new_weights_is_a_hole_that_says_why(store: Store, evicted: bool):
+    item = record()
+    with store.write("train", item.key) as attempt:
+        (attempt.directory / "model").mkdir()
+        (attempt.directory / "model" / "model.safetensors").write_text("new")
+        attempt.info.update(pairs=100, train_accuracy=1.0)
+    if evicted:
+        eviction.evict(store, item.key)
+    now = weights_digest(store.manifest("train", item.key))
+    for evaluation, weights in zip(item.evaluations, ("old", now), strict=True):
+        commit_scores(store, evaluation.key, right=7, weights=weights)
+    (result,) = sweep_results(declaration(item), store)
+    assert [found.dataset for found in result.evaluations] == ["hamiltonian"]
+    assert result.faults == (f"{of_other_weights(['tiny_world'])}; run the sweep again",)
+    assert not item.whole(store)
+    assert unscored(store, item.key, [evaluation.key for evaluation in item.evaluations]) == {
+        item.evaluations[0].key
+    }
+    summary = (write_report(declaration(item), store).folder / "summary.md").read_text()
+    assert "0 of 1 trials complete" in summary
+    assert f"- {item.name}" in summary
+    assert result.faults[0] in holes_table([result], SweepState()).rows[0]
