@@ -91,9 +91,10 @@ REFUSED = {
 }
 
 
-def show(folder: Path, case: str, capsys, *more: str) -> tuple[object, str, str]:
+def show(folder: Path, case: str, capsys, *more: str, pairs: int = 2) -> tuple[object, str, str]:
     name, split = case.split("/")
-    return said(["show", folder / "cases" / name, "--split", split, "--pairs", "2", "--json", *more], capsys)
+    words = ["show", folder / "cases" / name, "--split", split, "--pairs", str(pairs), "--json", *more]
+    return said(words, capsys)
 
 
 def test_what_is_right_is_said_of_every_case(shared):
@@ -119,7 +120,7 @@ def test_a_case_is_refused(shared, case, capsys):
 
 
 def test_dialogues_that_differ_before_their_last_turns_are_scored_from_there_on(shared, capsys):
-    _, out, _ = show(shared, "hh_rlhf/test", capsys, "--skip-bad-rows", "--pairs", "13")
+    _, out, _ = show(shared, "hh_rlhf/test", capsys, "--skip-bad-rows", pairs=13)
     found = json.loads(out)
     assert (found["rows"], len(found["left_out"])) == (13, 1)
     assert found["pairs"][-1] == {
