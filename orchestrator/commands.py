@@ -33,7 +33,7 @@ from orchestrator.full_report import write_full_report
 from orchestrator.hub_models import fetch_models
 from orchestrator.layout import fitting
 from orchestrator.length_outlook import too_long
-from orchestrator.options import Plan
+from orchestrator.options import Plan, Run
 from orchestrator.outlook import architectures, outlook
 from orchestrator.redaction import redacted
 from orchestrator.report import json_rows
@@ -202,9 +202,11 @@ def _narrowed(session: Session) -> bool:
 
 
 def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Of the sweep's results those that the command is about: a narrowed one answers for nothing else."""
+    """Of the sweep's results those that the command is about: a narrowed run answers for nothing else."""
+    if not (isinstance(session.options.command, Run) and _narrowed(session)):
+        return list(results)
     mine = {item.key for item in resolved.plans}
-    return [item for item in results if item.record.key in mine or not _narrowed(session)]
+    return [item for item in results if item.record.key in mine]
 
 
 def _rounds(

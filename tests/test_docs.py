@@ -37,7 +37,7 @@ RUN_HERE = {
     "planning.md": "python sweeps/full_grid.py plan",
     "report.md": "python sweeps/full_grid.py report",
     "data.md": ".venv/bin/python sweeps/",
-    "adding_a_reward_type.md": ".venv/bin/python sweeps/full_grid.py run --rewards simpo",
+    "adding_a_reward_type.md": ".venv/bin/python sweeps/full_grid.py run --name simpo",
 }
 # Page → how a command begins → why no test runs it.
 NOT_RUN = {
@@ -248,7 +248,7 @@ def test_the_reward_type_of_the_page_is_trained_and_evaluated(with_simpo, tiny_m
     (command,) = commands(ROOT / "docs" / "adding_a_reward_type.md")
     few = ("--models", str(tiny_model), "--only", "train=tiny_world", *SMALL, "--backend", "inline")
     run_in(with_simpo, *shlex.split(command)[1:], *few, "--storage", "store")
-    rows = trial_rows(with_simpo / "store", "full_grid")
+    rows = trial_rows(with_simpo / "store", "simpo")
     assert {row["reward"] for row in rows if row["evaluated"]} == {"simpo", "im_rm"}
 
 

@@ -122,7 +122,7 @@ def test_rows_that_a_missing_preparation_reads(storage, one, whole, damage):
     forget(storage, "prepare", prepared)
     file = file_of(storage, "dataset", digest, "pairs.jsonl")
     recomputed = {f"dataset/{digest}", f"prepare/{prepared}", f"train/{trained}"}
-    mended(storage, one, whole, [(file, damage)], recomputed)
+    mended(storage, (*one, "--replace"), whole, [(file, damage)], recomputed)
 
 
 @pytest.mark.parametrize("damage", [cut_short, remove])
@@ -133,7 +133,7 @@ def test_a_log_costs_no_training(storage, one, damage):
     forget(storage, "evaluate", evaluated[0])
     before = manifests(storage)
     damage(file)
-    said = lived(storage, one)
+    said = lived(storage, (*one, "--replace"))
     after = manifests(storage)
     assert {name for name in after if after[name] != before.get(name)} == {f"evaluate/{evaluated[0]}"}
     assert f"{file} is missing or not what was written; MLflow is not given its curve" in said

@@ -87,7 +87,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
 )
 def test_killed_between_two_ends_nothing_is_left(command, module, function, empty_database, tmp_path):
     storage = new_storage(tmp_path, empty_database)
-    one_trial = (*command, "--rewards", "ex_rm", "--seeds", "0", "--eval-sets", "tiny_world")
+    one_trial = (*command, "--only", "reward=ex_rm", "seed=0")
     killed = partial(before_each, module, function, partial(signalled, signal.SIGKILL))
     lived(storage, one_trial, killed, exits=-signal.SIGKILL)
     assert leftovers(storage) != []
@@ -99,7 +99,7 @@ def test_killed_between_two_ends_nothing_is_left(command, module, function, empt
 def test_killed_while_the_database_of_mlflow_is_made_the_view_is_whole_in_the_end(command, tmp_path):
     storage = tmp_path / "store"
     storage.mkdir()
-    one_trial = (*command, "--rewards", "ex_rm", "--seeds", "0", "--eval-sets", "tiny_world")
+    one_trial = (*command, "--only", "reward=ex_rm", "seed=0")
     life = grid_life(storage, one_trial)
     while database_bytes(storage) < 100_000:
         assert life.exitcode is None, output(storage)

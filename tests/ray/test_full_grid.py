@@ -138,7 +138,8 @@ def test_one_more_evaluation_set_runs_four_evaluations_and_no_training(swept):
 def test_one_more_seed_runs_the_new_trials_only(swept):
     storage, _ = swept
     before = manifests(storage, "train")
-    done = grid(storage, "run", *CELLS, *SETS, "--seeds", "0", "1", "--backend", "inline")
+    wider = (*CELLS, *SETS, "hamiltonian", "--seeds", "0", "1")
+    done = grid(storage, "run", *wider, "--backend", "inline")
     assert done.returncode == 0, said(done)
     assert "8 trials, 4 complete" in said(done)
     after = manifests(storage, "train")
@@ -148,7 +149,7 @@ def test_one_more_seed_runs_the_new_trials_only(swept):
 
 def test_the_report_needs_no_mlflow(swept, tmp_path):
     storage, _ = swept
-    grid(storage, "run", *CELLS, *SETS)
+    assert grid(storage, "run", *CELLS, *SETS, "--replace").returncode == 0
     copy = tmp_path / "copy"
     shutil.copytree(storage, copy)
     (copy / "mlflow.db").unlink()
