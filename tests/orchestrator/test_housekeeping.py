@@ -104,6 +104,7 @@ def grown(seeds: Iterable[int], sets: Iterable[str], lr: float) -> Declaration:
         dataclasses.replace(
             item,
             key=f"{item.key}-{lr}",
+            parameters={**item.parameters, "lr": lr},
             evaluations=tuple(dataclasses.replace(each, key=f"{each.key}-{lr}") for each in item.evaluations),
         )
         for item in (record(seed=seed, sets=[(name, "domain shift") for name in sets]) for seed in seeds)
@@ -139,6 +140,8 @@ def test_gc_keeps_whatever_a_sweep_was_declared_to_be_and_no_trial_leaves_it_by_
             trials = mine if how == "replaces" else trials | mine
             assert {item.key for item in read_declaration("demo", store).trials} == trials
             assert len({item.name for item in declared.trials}) == len(declared.trials)
+            # They are one cell of the table: nobody sees that its mean is of two learning rates.
+            assert len({item.parameters["lr"] for item in declared.trials}) == 1
         (kept,) = housekeeping.kept_sweeps(store)
         left_out = accepted - {*kept.artifacts, *kept.earlier}
         # Of a part of the sweep no analysis is made.
@@ -156,6 +159,16 @@ def test_an_analysis_takes_no_grids_name_and_keeps_what_it_computed_before(store
     write_declaration(dataclasses.replace(analysis, sweep="demo-2"), store)
     with pytest.raises(SpecError, match=r"s0\. Nothing was started: .* \(--name demo-3\)\.$"):
         adopted(analysis, store)
+
+
+@pytest.mark.parametrize(("seed", "lr", "offered"), [(1, 0.1, True), (0, 0.2, False), (1, 0.2, False)])
+def test_a_refusal_offers_to_extend_the_sweep_only_where_that_is_not_refused(
+    store: Store, seed: int, lr: float, offered: bool
+):
+    write_declaration(grown([0], "a", 0.1), store)
+    with pytest.raises(SpecError) as refused:
+        adopted(grown([seed], "a", lr), store)
+    assert ("(--extend)" in str(refused.value)) == offered
 
 
 def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(store: Store):
