@@ -18,7 +18,7 @@ from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
 from orchestrator.stages import PrepareStage
 from orchestrator.trial_plan import TrialPlan, unscored
-from trainers.disk import replace
+from trainers.disk import alone, replace
 from trainers.errors import SpecError
 from trainers.specs import DrawSpec
 
@@ -169,6 +169,14 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
     }
     given = {name: value for name, value in parameters.items() if value is not None}
     return {name: said(value) if isinstance(value, str) else value for name, value in given.items()}
+
+
+def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+    """Write what `adopted` makes of `new`; of drivers that add to one sweep at a time none loses what another added."""
+    with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
+        declaration = adopted(new, store, adds=adds, replaces=replaces)
+        write_declaration(declaration, store)
+    return declaration
 
 
 def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from orchestrator.artifacts import EVICTED, MANIFEST, Store
 from orchestrator.declaration import (
     Declaration,
     TrialRecord,
+    adopt,
     adopted,
     declare,
     declared_sweeps,
@@ -146,6 +148,12 @@ def test_gc_keeps_whatever_a_sweep_was_declared_to_be_and_no_trial_leaves_it_by_
         left_out = accepted - {*kept.artifacts, *kept.earlier}
         # Of a part of the sweep no analysis is made.
         assert all(item.startswith("analyse/") for item in left_out)
+
+
+def test_what_several_drivers_add_to_a_sweep_at_once_is_all_in_it(store: Store):
+    with ThreadPoolExecutor(8) as drivers:
+        list(drivers.map(lambda seed: adopt(grown([seed], "a", 0.1), store, adds=True), range(24)))
+    assert {trial.seed for trial in read_declaration("demo", store).trials} == set(range(24))
 
 
 def test_an_analysis_takes_no_grids_name_and_keeps_what_it_computed_before(store: Store):
