@@ -179,6 +179,12 @@ class Analysis:
             draws=draws_B,
         )
 
+    def compared(self, scope: Scope) -> list[TrialResult]:
+        """The trials of the models and seeds that have both EX-RM and IM-RM."""
+        return [
+            item for model in self.models for pair in self._paired(scope, model).values() for item in pair
+        ]
+
     def win_rate(self, scope: Scope) -> WinRate:
         """Cells of model, seed and set in which EX-RM's accuracy is ahead of IM-RM's."""
         gaps = [

@@ -14,7 +14,7 @@ from orchestrator.compare import terminal_table as comparison_table
 from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.declaration import (
     Declaration,
-    adopted,
+    adopt,
     declare,
     declared_sweeps,
     read_declaration,
@@ -66,14 +66,13 @@ def run(session: Session, build: Build) -> int:
     sweep, resolved, place = _prepared(session, build)
     further = further_trials(session, resolved.plans)
     known = (*resolved.plans, *further)
-    declaration = adopted(
+    declaration = adopt(
         with_analyses(declare(resolved), session, resolved, further),
         session.store,
         adds=options.extend or _narrowed(session),
         replaces=options.replace,
     )
     say_damaged_logs(session, [item.key for item in resolved.plans])
-    write_declaration(declaration, session.store)
     missing = missing_trials(known, session.store)
     notes = read_state(session.sweep_name, session.store).trials
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]

@@ -9,6 +9,7 @@ from orchestrator import paper
 from orchestrator.analysis import Analysis, Difference
 from orchestrator.answers import SIDE_METRICS
 from orchestrator.report import COMPARED, reward_title
+from orchestrator.results import TrialResult
 from orchestrator.scopes import Scope
 from orchestrator.statistics import Estimate, WinRate, half_width
 
@@ -22,7 +23,8 @@ def conclusions(analysis: Analysis) -> tuple[str, str, str]:
     found = {scope: analysis.difference(scope, "accuracy") for scope in _asked(analysis)}
     known = {scope: item for scope, item in found.items() if item is not None}
     if not known:
-        return (_uncompared(analysis), _size(analysis), _doubts(analysis, known))
+        counted = [result for result in analysis.results if result.learned and result.final]
+        return (_uncompared(analysis), _size(counted), _doubts(analysis, known))
     return (_answer(analysis, known), _support(analysis, known), _doubts(analysis, known))
 
 
@@ -66,15 +68,16 @@ def _support(analysis: Analysis, known: dict[Scope, Difference]) -> str:
     parts = [
         f"{EXPLICIT} is ahead in {total.ahead} of {total.cells} cells of model, seed and set, tied within a point "
         f"in {total.ties} and behind in {total.behind}",
-        _size(analysis).removesuffix(".").replace("This rests", "this rests"),
+        _size([result for scope in known for result in analysis.compared(scope)])
+        .removesuffix(".")
+        .replace("This rests", "this rests"),
     ]
     if agreed := _beside_paper(analysis, known):
         parts.append(agreed)
     return _sentence("; ".join(parts))
 
 
-def _size(analysis: Analysis) -> str:
-    counted = [result for result in analysis.results if result.learned and result.final]
+def _size(counted: Sequence[TrialResult]) -> str:
     if not counted:
         return "No trial has been trained, learned and evaluated yet."
     models = len({result.record.model for result in counted})

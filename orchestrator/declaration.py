@@ -18,7 +18,7 @@ from orchestrator.resolve import ResolvedSweep
 from orchestrator.spec import Category
 from orchestrator.stages import PrepareStage
 from orchestrator.trial_plan import TrialPlan, unscored
-from trainers.disk import replace
+from trainers.disk import alone, replace
 from trainers.errors import SpecError
 from trainers.specs import DrawSpec
 
@@ -171,6 +171,14 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
     return {name: said(value) if isinstance(value, str) else value for name, value in given.items()}
 
 
+def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+    """Write what `adopted` makes of `new`; of drivers that add to one sweep at a time none loses what another added."""
+    with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
+        declaration = adopted(new, store, adds=adds, replaces=replaces)
+        write_declaration(declaration, store)
+    return declaration
+
+
 def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
     """What the sweep's name stands for from now on: `new` where it has all that it stood for before, as it must.
 
@@ -179,10 +187,12 @@ def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: boo
     if new.sweep not in declared_sweeps(store):
         return new
     earlier = read_declaration(new.sweep, store)
+    both = _both(earlier, new)
+    clash = list(dict.fromkeys((*_lost(earlier, both), *_of_other_settings(earlier, new))))
+    if (lost := clash if adds else _lost(earlier, new)) and not replaces:
+        raise SpecError(_refusal(new, store, lost, can_extend=not clash))
     if adds and not replaces:
-        new = _both(earlier, new)
-    if (lost := _lost(earlier, new)) and not replaces:
-        raise SpecError(_refusal(new, store, lost, adds))
+        new = both
     needed = {*(earlier.artifacts or ()), *earlier.earlier} - {*(new.artifacts or ())}
     return dataclasses.replace(new, earlier=tuple(sorted(needed)))
 
@@ -198,6 +208,25 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
         gone = [item.dataset for item in trial.evaluations if item.key not in kept[trial.key]]
         lost += [f"{trial.name} on {dataset}" for dataset in dict.fromkeys(gone)]
     return lost
+
+
+def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
+    """Trials of `new` that would enter one mean over seeds with earlier ones of other data or settings, for people."""
+    known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for trial in earlier.trials:
+        known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))
+    return [
+        trial.name
+        for trial in new.trials
+        if (others := known.get((trial.model, trial.reward, trial.train_set)))
+        and _settings(trial) not in others
+    ]
+
+
+def _settings(trial: TrialRecord) -> dict[str, Any]:
+    apart = ("seed", "model_source", "keep_epochs", "max_eval_pairs")
+    settings = {name: value for name, value in trial.parameters.items() if name not in apart}
+    return {**settings, "train_digest": trial.train_digest}
 
 
 def _both(earlier: Declaration, new: Declaration) -> Declaration:
@@ -222,11 +251,11 @@ def _both(earlier: Declaration, new: Declaration) -> Declaration:
     )
 
 
-def _refusal(new: Declaration, store: Store, lost: Sequence[str], adds: bool) -> str:
+def _refusal(new: Declaration, store: Store, lost: Sequence[str], *, can_extend: bool) -> str:
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
     ways = [f"give it a name of its own (--name {free_name(new.sweep, store)})"]
     if new.trials:
-        ways += [] if adds else ["add it to the sweep (--extend)"]
+        ways += ["add it to the sweep (--extend)"] if can_extend else []
         ways += ["let it take the sweep's place (--replace)"]
     return (
         f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "

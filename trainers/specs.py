@@ -50,6 +50,7 @@ def clean_name(text: str) -> str:
 
 def given_name(flag: str, text: str) -> str:
     """A name that the user gives, as it is: two that clean to one are never taken for each other. Raises SpecError."""
+    _require(any(map(str.isalnum, text)), f"{flag} {text!r}: a name needs a letter or digit.")
     name = clean_name(text)
     _require(
         name == unicodedata.normalize("NFC", text),

@@ -7,7 +7,7 @@ import pytest
 from tests.cli.test_bad_input import GOOD, data, grid, refused
 from tests.faults.lives import lived
 from trainers.errors import SpecError
-from trainers.specs import clean_name
+from trainers.specs import clean_name, given_name
 
 __all__ = ["data", "grid"]
 
@@ -39,6 +39,12 @@ def test_what_is_no_name_or_too_long_for_a_file_is_refused(text):
 def test_a_given_name_that_cannot_stay_as_it_is_is_refused(grid, name, tmp_path):
     refused(grid("--profile", "laptop", "--name", name), f"--name {name!r}", "give a_b.")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "🙂"])
+def test_a_given_name_without_a_letter_is_refused_with_its_flag(name):
+    with pytest.raises(SpecError, match=r"^--name '.*': a name needs a letter or digit\.$"):
+        given_name("--name", name)
 
 
 def test_two_of_one_name_are_named_with_their_sources(grid, data, tmp_path):

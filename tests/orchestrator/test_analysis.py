@@ -113,6 +113,7 @@ def test_seeds_that_only_one_type_has_enter_no_difference(store: Store):
     assert analysis.mean(here, "llama-64", "im_rm", "accuracy").seeds == 2
     found = analysis.difference(here, "accuracy")
     assert found.runs == 2
+    assert "rests on 1 model, 2 seeds and" in conclusions(analysis)[1]
     explicit, implicit = (
         np.mean(
             [

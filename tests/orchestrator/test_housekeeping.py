@@ -4,6 +4,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from orchestrator.artifacts import EVICTED, MANIFEST, Store
 from orchestrator.declaration import (
     Declaration,
     TrialRecord,
+    adopt,
     adopted,
     declare,
     declared_sweeps,
@@ -104,6 +106,7 @@ def grown(seeds: Iterable[int], sets: Iterable[str], lr: float) -> Declaration:
         dataclasses.replace(
             item,
             key=f"{item.key}-{lr}",
+            parameters={**item.parameters, "lr": lr},
             evaluations=tuple(dataclasses.replace(each, key=f"{each.key}-{lr}") for each in item.evaluations),
         )
         for item in (record(seed=seed, sets=[(name, "domain shift") for name in sets]) for seed in seeds)
@@ -139,10 +142,18 @@ def test_gc_keeps_whatever_a_sweep_was_declared_to_be_and_no_trial_leaves_it_by_
             trials = mine if how == "replaces" else trials | mine
             assert {item.key for item in read_declaration("demo", store).trials} == trials
             assert len({item.name for item in declared.trials}) == len(declared.trials)
+            # They are one cell of the table: nobody sees that its mean is of two learning rates.
+            assert len({item.parameters["lr"] for item in declared.trials}) == 1
         (kept,) = housekeeping.kept_sweeps(store)
         left_out = accepted - {*kept.artifacts, *kept.earlier}
         # Of a part of the sweep no analysis is made.
         assert all(item.startswith("analyse/") for item in left_out)
+
+
+def test_what_several_drivers_add_to_a_sweep_at_once_is_all_in_it(store: Store):
+    with ThreadPoolExecutor(8) as drivers:
+        list(drivers.map(lambda seed: adopt(grown([seed], "a", 0.1), store, adds=True), range(24)))
+    assert {trial.seed for trial in read_declaration("demo", store).trials} == set(range(24))
 
 
 def test_an_analysis_takes_no_grids_name_and_keeps_what_it_computed_before(store: Store):
@@ -156,6 +167,16 @@ def test_an_analysis_takes_no_grids_name_and_keeps_what_it_computed_before(store
     write_declaration(dataclasses.replace(analysis, sweep="demo-2"), store)
     with pytest.raises(SpecError, match=r"s0\. Nothing was started: .* \(--name demo-3\)\.$"):
         adopted(analysis, store)
+
+
+@pytest.mark.parametrize(("seed", "lr", "offered"), [(1, 0.1, True), (0, 0.2, False), (1, 0.2, False)])
+def test_a_refusal_offers_to_extend_the_sweep_only_where_that_is_not_refused(
+    store: Store, seed: int, lr: float, offered: bool
+):
+    write_declaration(grown([0], "a", 0.1), store)
+    with pytest.raises(SpecError) as refused:
+        adopted(grown([seed], "a", lr), store)
+    assert ("(--extend)" in str(refused.value)) == offered
 
 
 def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(store: Store):
