@@ -193,7 +193,7 @@ def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
 
 
 def test_your_own_model_and_data(yours):
-    (command,) = [text for text in COMMANDS if "full_grid.py run --models" in text]
+    (command,) = [text for text in COMMANDS if "--models my-model/ --train-sets" in text]
     words = shlex.split(command)
     output = run(
         [sys.executable, str(ROOT / words[1]), *words[2:], "--backend", "inline"],
