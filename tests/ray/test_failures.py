@@ -51,7 +51,8 @@ def test_a_failed_cell_takes_no_other_down(tiny_model, tmp_path):
     done = grid(tmp_path, "run", *flags)
     assert done.returncode == 3, said(done)
     assert "complete: tiny · ex_rm · train · s0" in said(done)
-    assert said(done).count("failed: tiny · ex_rm · long · s0: all 1 pairs are over the limit") == 1
+    cause = "data set long, split train, all 1 pairs are over the limit"
+    assert said(done).count(f"failed: tiny · ex_rm · long · s0: {cause}") == 1
     assert "missing: tiny · ex_rm · long · s0: it failed, as said above" in said(done)
     assert "Traceback" not in said(done)
     rows = status(tmp_path)
