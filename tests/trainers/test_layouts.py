@@ -169,6 +169,19 @@ def test_a_model_that_knows_tokens_by_more_than_their_rows_gets_no_new_ones(tmp_
         load_model(str(tmp_path), tokenizer=longer, output="unembedding", precision="fp32")
 
 
+def test_a_model_that_does_not_run_is_refused_for_that_where_its_tokenizer_has_new_tokens(
+    tmp_path, monkeypatch
+):
+    def fails(model):
+        raise ValueError("no such layer")
+
+    saved(tmp_path, "llama")
+    monkeypatch.setattr(layouts, "tiny_copy", fails)
+    longer = word_tokenizer([f"w{i}" for i in range(VOCABULARY + 2)], unk_token="w0", eos_token="w1")
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM.*does not run \(ValueError: no such layer\)"):
+        load_model(str(tmp_path), tokenizer=longer, output="unembedding", precision="fp32")
+
+
 def test_trying_touches_neither_random_numbers_nor_the_default_type():
     state = torch.random.get_rng_state()
     model = without_weights("qwen3", {"hidden_size": 2048})
