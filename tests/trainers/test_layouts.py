@@ -20,6 +20,7 @@ from tests.trainers.architectures import (
 from trainers import layouts
 from trainers.engine import _checkpoint_activations
 from trainers.errors import ModelError
+from trainers.evaluate import scoring_batches
 from trainers.layouts import layout_of, settle_layout
 from trainers.models import load_model
 from trainers.packing import collate
@@ -250,6 +251,15 @@ def test_ropes_that_depend_on_length_take_each_row_alone(tmp_path, rope, layout)
         gradient += sum(model.get_input_embeddings().weight.grad for model, *_ in (chosen, rejected))
     difference = model.get_input_embeddings().weight.grad - gradient
     assert float(difference.norm()) <= 1e-4 * float(gradient.norm())
+
+
+def test_a_model_is_searched_for_ropes_once_a_scoring_not_once_a_batch(monkeypatch):
+    searched = []
+    monkeypatch.setattr("trainers.evaluate.shared_tokens", searched.append)
+    monkeypatch.setattr("trainers.evaluate.scoring_groups", lambda pairs: [[pair] for pair in pairs])
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=16, n_head=2))
+    assert len(list(scoring_batches(model, random_pairs()))) == 4
+    assert searched == [model]
 
 
 # What their configs call the dropouts that are on unless something turns them off.
