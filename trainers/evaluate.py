@@ -45,11 +45,12 @@ def scoring_batches(
     model: Any, pairs: Sequence[TokenPair], reference: References | None = None
 ) -> Iterator[MicroBatch]:
     """Micro-batches on the model's device, longest pairs first."""
+    shared_length = shared_tokens(model)
     for group in scoring_groups(pairs):
         yield collate(
             group,
             layout=layout_of(model),
-            shared_tokens=shared_tokens(model),
+            shared_tokens=shared_length,
             reference=reference,
             device=str(model.device),
         )

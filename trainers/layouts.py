@@ -65,7 +65,7 @@ def settle_layout(model: Any, location: str) -> None:
 
 
 def tokens_are_rows(model: Any) -> bool:
-    """Whether a token is nothing to `model` but its row of the embeddings, so that rows can be added."""
+    """Whether a token is nothing to `model` but its row of the embeddings, so rows can be added. Raises ModelError."""
     one, other, *_ = ORDINARY_TOKENS
     try:
         with torch.inference_mode(), Wide():
@@ -73,9 +73,12 @@ def tokens_are_rows(model: Any) -> bool:
             weight = tiny.get_input_embeddings().weight
             weight[other] = weight[one]
             return _close(_row(tiny, [one] * 3), _row(tiny, [one, other, one]))
-    except Exception:
-        # What does not run is refused by `settle_layout`, which says why.
-        return False
+    # The code of an architecture that it does not know may raise anything.
+    except Exception as error:
+        raise ModelError(
+            f"a {type(model).__name__} with this config.json cannot be given its tokenizer's new tokens: "
+            f"{_not_tried(error)}."
+        ) from error
 
 
 def _pack(model: Any) -> None:
@@ -104,9 +107,7 @@ def _tried(model: Any, gives_log_probs: bool) -> Verdict:
             refusal = _why_refused(tiny, gives_log_probs)
             expected = [_by_row(tiny, pairs) for pairs in _variants()]
     except Exception as error:
-        return Verdict(
-            None, f"a tiny model of its kind, on which that is tried, does not run ({_said(error)})"
-        )
+        return Verdict(None, _not_tried(error))
     if refusal:
         return Verdict(None, refusal)
     separate_rows(tiny)
@@ -120,6 +121,10 @@ def _tried(model: Any, gives_log_probs: bool) -> Verdict:
     return Verdict(
         None if rows else "rows", f"with padded rows {rows}; with packed pairs {packed}" if rows else packed
     )
+
+
+def _not_tried(error: Exception) -> str:
+    return f"a tiny model of its kind, on which that is tried, does not run ({_said(error)})"
 
 
 def _said(error: Exception) -> str:

@@ -30,14 +30,14 @@ def optimiser_step(
     lengths = {position: inputs.pairs[position].tokens for position in step}
     forwards = split_step(step, lengths, world_size=world_size, accumulation=accumulation)[dist.get_rank()]
     sums = torch.tensor([0.0] * 4 + list(wishes), dtype=torch.float64)
-    norm = 0.0
+    norm, shared_length = 0.0, shared_tokens(engine.module)
     for positions in forwards:
         # Every rank must run every collective: a forward without pairs runs one of weight 0.
         weight = world_size * accumulation / len(step) if positions else 0.0
         batch = collate(
             [inputs.pairs[position] for position in positions or step[:1]],
             layout=layout,
-            shared_tokens=shared_tokens(engine.module),
+            shared_tokens=shared_length,
             weight=weight,
             reference=inputs.reference,
             device=str(engine.device),

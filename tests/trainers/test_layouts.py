@@ -20,6 +20,7 @@ from tests.trainers.architectures import (
 from trainers import layouts
 from trainers.engine import _checkpoint_activations
 from trainers.errors import ModelError
+from trainers.evaluate import scoring_batches
 from trainers.layouts import layout_of, settle_layout
 from trainers.models import load_model
 from trainers.packing import collate
@@ -169,6 +170,19 @@ def test_a_model_that_knows_tokens_by_more_than_their_rows_gets_no_new_ones(tmp_
         load_model(str(tmp_path), tokenizer=longer, output="unembedding", precision="fp32")
 
 
+def test_a_model_that_does_not_run_is_refused_for_that_where_its_tokenizer_has_new_tokens(
+    tmp_path, monkeypatch
+):
+    def fails(model):
+        raise ValueError("no such layer")
+
+    saved(tmp_path, "llama")
+    monkeypatch.setattr(layouts, "tiny_copy", fails)
+    longer = word_tokenizer([f"w{i}" for i in range(VOCABULARY + 2)], unk_token="w0", eos_token="w1")
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM.*does not run \(ValueError: no such layer\)"):
+        load_model(str(tmp_path), tokenizer=longer, output="unembedding", precision="fp32")
+
+
 def test_trying_touches_neither_random_numbers_nor_the_default_type():
     state = torch.random.get_rng_state()
     model = without_weights("qwen3", {"hidden_size": 2048})
@@ -237,6 +251,15 @@ def test_ropes_that_depend_on_length_take_each_row_alone(tmp_path, rope, layout)
         gradient += sum(model.get_input_embeddings().weight.grad for model, *_ in (chosen, rejected))
     difference = model.get_input_embeddings().weight.grad - gradient
     assert float(difference.norm()) <= 1e-4 * float(gradient.norm())
+
+
+def test_a_model_is_searched_for_ropes_once_a_scoring_not_once_a_batch(monkeypatch):
+    searched = []
+    monkeypatch.setattr("trainers.evaluate.shared_tokens", searched.append)
+    monkeypatch.setattr("trainers.evaluate.scoring_groups", lambda pairs: [[pair] for pair in pairs])
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=16, n_head=2))
+    assert len(list(scoring_batches(model, random_pairs()))) == 4
+    assert searched == [model]
 
 
 # What their configs call the dropouts that are on unless something turns them off.
