@@ -152,8 +152,12 @@ class Store:
         """The attempt's folder, once each of `names` in it was compared with its digest. Raises Damaged."""
         attempt = manifest["attempt"]
         source, folder = self._folder(stage, key) / attempt, self._local_folder(stage, key) / attempt
+        fetched = isinstance(source, ObjectPath)
         digests = {
-            name: manifest["files"][name]["sha256"] for name in names if folder / name not in self._sound
+            name: manifest["files"][name]["sha256"]
+            for name in names
+            # What was fetched may be gone again: other processes of the machine share the cache, and make room in it.
+            if folder / name not in self._sound or (fetched and not (folder / name).is_file())
         }
         if isinstance(source, ObjectPath):
             wrong = fetch(source, digests, folder)
@@ -165,11 +169,13 @@ class Store:
         return folder
 
     def forget_fetched(self, stage: str, key: str) -> None:
-        """Remove what was fetched of an artifact to make room; where the store is local nothing was."""
-        folder = self._local_folder(stage, key)
+        """Remove the models that were fetched of an artifact, to make room; where the store is local nothing was.
+
+        Its other files stay: they are small, and other processes of the machine may be reading them.
+        """
         if isinstance(self.root, ObjectPath):
-            shutil.rmtree(folder, ignore_errors=True)
-            self._sound = {file for file in self._sound if folder not in file.parents}
+            for model in self._local_folder(stage, key).glob("*/*/"):
+                shutil.rmtree(model, ignore_errors=True)
 
     def evicted(self, stage: str, key: str) -> dict[str, Any] | None:
         """What was removed of the committed attempt to free its space: {attempt, files, bytes, train_seconds}.

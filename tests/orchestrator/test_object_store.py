@@ -426,3 +426,17 @@ def test_the_cache_may_be_cleared_at_any_time(store):
     assert read(store) == CONTENT
     shutil.rmtree(store.local)
     assert read(Store(store.root)) == CONTENT
+    shutil.rmtree(store.local)
+    assert read(store) == CONTENT
+
+
+def test_who_makes_room_takes_no_file_that_another_process_reads(store):
+    """A worker that has scored a training forgets its model, while the driver has its log."""
+    write(store)
+    log = store.read_file("train", KEY, "log.parquet")
+    worker = pickle.loads(pickle.dumps(store))
+    model = worker.read("train", KEY) / "model"
+    worker.forget_fetched("train", KEY)
+    assert not model.exists()
+    assert log.read_bytes() == CONTENT["log.parquet"]
+    assert read(worker) == CONTENT
