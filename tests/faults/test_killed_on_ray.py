@@ -16,7 +16,8 @@ from tests.ray.test_full_grid import MARK, start_grid
 pytestmark = pytest.mark.ray
 
 CELLS = ("--profile", "laptop", "--rewards", "ex_rm", "im_rm")
-SIZE = ("--max-train-pairs", "32", "--max-eval-pairs", "8", "--epochs", "12", "--effective-batch", "4")
+# Longer than Ray takes to end the processes of a driver that was killed, about two seconds: else nothing is left to resume.
+SIZE = ("--max-train-pairs", "32", "--max-eval-pairs", "8", "--epochs", "40", "--effective-batch", "4")
 SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "--lr", "1e-3", "--checkpoint-steps", "10")
 SHORT = ("driver",)
 LONG = ("driver", "raylet", "everything", "any", "trial")
