@@ -21,7 +21,7 @@ import tyro
 from orchestrator import cli
 from orchestrator.analyse_stage import AnalyseStage, Compute, compute_all
 from orchestrator.cli import Session
-from orchestrator.declaration import Declaration, adopted, write_declaration
+from orchestrator.declaration import Declaration, adopt, adopted
 from orchestrator.follow_up import SUMMARY
 from orchestrator.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.options import Options as SweepOptions
@@ -93,14 +93,16 @@ def _dispatch(options: Options, name: str, declare: Declare[Options], compute: C
     stages = declare(options, session)
     if isinstance(options.command, Plan):
         return _plan(session, stages)
-    declaration = adopted(_declaration(session, stages), session.store)
+    declaration = _declaration(session, stages)
     match options.command:
         case Report():
+            adopted(declaration, session.store)
             return _report(session, stages)
         case Sync():
+            adopted(declaration, session.store)
             _show_in_mlflow(session, stages)
             return 0
-    write_declaration(declaration, session.store)
+    adopt(declaration, session.store)
     return _run(session, stages, compute)
 
 

@@ -201,7 +201,7 @@ def _narrowed(session: Session) -> bool:
 
 
 def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Of the sweep's results those that the command is about: a narrowed run answers for nothing else."""
+    """Return the results that the command is about: a narrowed run answers for its own trials only."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
     mine = {item.key for item in resolved.plans}

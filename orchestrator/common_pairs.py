@@ -118,7 +118,7 @@ def pair_uses(results: Sequence[TrialResult]) -> list[PairUse]:
 
 
 def left_out_lines(results: Sequence[TrialResult]) -> list[str]:
-    """For people: of each set, how many pairs each model lacks, and how many all are compared on."""
+    """Say for each set how many pairs each model lacks, and on how many all models are compared."""
     groups: dict[tuple[str, str], list[PairUse]] = {}
     for use in pair_uses(results):
         groups.setdefault((use.train_set, use.dataset), []).append(use)

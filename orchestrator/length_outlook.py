@@ -11,7 +11,7 @@ from orchestrator.stages import PrepareStage, PretrainStage
 from orchestrator.trial_plan import TrialPlan
 from trainers.data import sources
 from trainers.data.records import Message, Pair
-from trainers.errors import Damaged, DataError, ModelError
+from trainers.errors import DataError, ModelError
 from trainers.specs import BUILTIN, PERSONA, DatasetSpec, DrawSpec
 
 # Of more pairs so many are looked at, the first that are drawn.
@@ -49,7 +49,7 @@ class TooLong:
 
 
 def too_long(plans: Sequence[TrialPlan], store: Store) -> list[TooLong]:
-    """Of every set of which pairs are over the limits; sets whose rows were never fetched are not looked at."""
+    """Return what each set loses to the length limits; sets whose rows were never fetched are not looked at."""
     wanted: _Wanted = {}
     for plan in plans:
         last = plan.evaluations[-len(plan.spec.eval_sets) :]
@@ -87,10 +87,7 @@ _Counted = tuple[int, int, Literal["prepared", "counted", "sampled", "estimated"
 
 
 def _prepared(stage: PrepareStage, store: Store) -> _Counted | None:
-    try:
-        manifest = store.manifest(stage.kind, stage.key)
-    except Damaged:
-        return None
+    manifest = store.sound_manifest(stage.kind, stage.key)
     if manifest is None or "too_long" not in manifest["info"]:
         return None
     left_out = int(manifest["info"]["too_long"])

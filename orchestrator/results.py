@@ -153,10 +153,7 @@ def of_other_weights(datasets: Sequence[str]) -> str:
 def _left_out_in(store: Store) -> _LeftOut:
     @cache
     def of_prepared(key: str) -> int:
-        try:
-            prepared = store.manifest("prepare", key)
-        except Damaged:
-            return 0
+        prepared = store.sound_manifest("prepare", key)
         return int(prepared["info"].get("too_long", 0)) if prepared else 0
 
     return lambda manifest: of_prepared(manifest["inputs"].get("data", ""))

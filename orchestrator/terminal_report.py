@@ -28,7 +28,7 @@ def print_report(session: Session, written: Written) -> None:
 
 
 def print_left_out(console: Console, written: Written) -> None:
-    """What of which set was over the length limits, if anything."""
+    """Print how many pairs of which set were over the length limits."""
     for line in left_out_lines(written.results):
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 

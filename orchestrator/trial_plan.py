@@ -78,7 +78,7 @@ def usable(stage: Stage, store: Store) -> bool:
 def unscored(
     store: Store, train: str, evaluations: Sequence[str], trained: Mapping[str, Any] | None = None
 ) -> set[str]:
-    """Those of a training's evaluations, all given by key, that are missing or of other weights than it has now.
+    """Return the keys of a training's evaluations that are missing, or of other weights than it has now.
 
     Weights that are trained again, on other hardware, may differ in their last bits. What was scored before them is out
     of date, unless all evaluations are of one kind and the new weights are evicted, too. `trained` is the training's

@@ -31,7 +31,7 @@ class RewardModule(nn.Module):
 
 
 def _same_input(batch: MicroBatch, rendering: Rendering) -> Tensor:
-    """Of which pairs the model reads the same tokens for both responses, [P].
+    """Say for each pair whether the model reads the same tokens for both responses, [P].
 
     A question that is asked twice leaves nothing of a response but the answer after it.
     """

@@ -33,7 +33,7 @@ class Message(NamedTuple):
         return {**said, **json.loads(self.fields), **said} if self.fields else said
 
     def said_in_fields(self) -> dict[str, Any]:
-        """Those of its fields that are no notes."""
+        """Return the fields that say something, without notes such as ids and counts."""
         fields = json.loads(self.fields) if self.fields else {}
         return {name: value for name, value in fields.items() if name in SAYING_FIELDS}
 
