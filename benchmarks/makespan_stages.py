@@ -15,9 +15,9 @@ from orchestrator import estimate
 from orchestrator.artifacts import Store
 from orchestrator.compute import Report, StageFunctions, TrainCall, checkpoint_folder
 from orchestrator.durations import UNSEEN_LENGTHS, Durations
-from orchestrator.gang import GrantedTraining
 from orchestrator.hardware import gpu_kind
 from orchestrator.memory_model import PairTokens, Training
+from orchestrator.ray_backend import GrantedTraining
 from orchestrator.spec import TrialSpec
 from orchestrator.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage
 from orchestrator.trial_plan import TrialPlan

@@ -9,22 +9,23 @@ The gate's queue goes by the durations that the stages' `expected_s` gives, and 
 import contextlib
 import logging
 import os
+import signal
 import threading
+import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.tune.execution import class_cache
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator import failures
-from orchestrator.asha import SearchScheduler, rungs_reported
 from orchestrator.cluster import capacity
 from orchestrator.coordinator import Coordinator, Work
 from orchestrator.durations import Durations, RateName, slowest
@@ -35,7 +36,6 @@ from orchestrator.plan import Node
 from orchestrator.ray_backend import RayBackend, training, training_id
 from orchestrator.redaction import is_secret_name
 from orchestrator.scaling import ask_for, scaling, still_absent
-from orchestrator.supervision import Events, TrialDeaths, stop_gracefully
 from orchestrator.trial import Execution, Post, complete_trial
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import make_room
@@ -45,6 +45,12 @@ from trainers.stopping import StopRequest
 # Holding a piece of the head node's own resource works on clusters that we did not start, too.
 SLIVER = {"node:__internal_head__": 0.001}
 BEAT_EVERY_S = 2.0
+DRAIN_EVERY_S = 0.3
+# How long the end of a sweep waits for what its coordinator has still to say.
+LAST_WORDS_S = 60.0
+# A process that gives no sign of life for so long hangs; RMSWEEP_SILENCE_S sets another time.
+SILENCE_S = 120.0
+DIED = "the process of the trial died or stopped answering"
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +83,7 @@ def run_on_ray(
     )
     handle = coordinator.remote(execution, live, work, durations, scaling(workers))
     slots = sum(node.gpus or node.cpus for node in nodes)
-    scheduler = SearchScheduler([plan.train for plan in plans], execution.store, handle)
-    tuner = _tuner(list(work), scheduler, execution, handle, scratch, at_once=window(slots))
+    tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
     with Events(handle, on_event):
         try:
             with stop.deferred(lambda: stop_gracefully(handle, stop)):
@@ -111,7 +116,6 @@ def _in_turn(
 
 def _tuner(
     trials: Sequence[str],
-    scheduler: SearchScheduler,
     execution: Execution,
     coordinator: ActorHandle,
     scratch: Path,
@@ -129,7 +133,7 @@ def _tuner(
     return tune.Tuner(
         tune.with_resources(trial, SLIVER),
         param_space={"trial": tune.grid_search(list(trials))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, scheduler=scheduler),
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
         run_config=tune.RunConfig(
             storage_path=str(scratch),
             # Rounds of one command share their scratch.
@@ -154,7 +158,7 @@ def run_trial(
     backend = RayBackend(work, execution, coordinator, Path(scratch))
     backend.post({"event": "started"})
     try:
-        with _beating(plan.key, coordinator), rungs_reported(plan.train, coordinator):
+        with _beating(plan.key, coordinator):
             complete_trial(plan, work.placement, backend, execution)
         backend.post({"event": "complete"})
     except Exception as error:
@@ -185,3 +189,109 @@ def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
     finally:
         done.set()
         coordinator.beat.remote(trial, node, 0)
+
+
+class Events:
+    """Carries events from the coordinator to the driver, from a thread; a context manager, drained at its end.
+
+    A trial that ends without a word is reported as failed.
+    """
+
+    def __init__(self, coordinator: ActorHandle, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self._coordinator, self._on_event = coordinator, on_event
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._drain, name="event-drain", daemon=True)
+        self._silence_s = float(os.environ.get("RMSWEEP_SILENCE_S", SILENCE_S))
+
+    def __enter__(self) -> "Events":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(timeout=LAST_WORDS_S)
+        if self._thread.is_alive():
+            logger.error("the coordinator did not answer within %s s; its last events are lost", LAST_WORDS_S)
+
+    def _drain(self) -> None:
+        looked = time.monotonic()
+        last, asked = False, None
+        while True:
+            if asked is None:
+                last = self._done.wait(DRAIN_EVERY_S)
+                asked = self._coordinator.drain.remote()
+            try:
+                events = ray.get(asked, timeout=10)
+            except GetTimeoutError:
+                # Asked for again it would be an empty answer: the events are in this one and nowhere else.
+                logger.warning("the coordinator is slow to answer")
+                continue
+            except RayError:
+                logger.exception("the coordinator does not answer")
+                return
+            asked = None
+            self._tell(events)
+            if last:
+                return
+            if time.monotonic() - looked > min(5.0, self._silence_s / 4):
+                looked = time.monotonic()
+                self._end_silent()
+
+    def _tell(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            try:
+                self._on_event(event)
+            # Rich wants to exit where nobody reads its output any more; the sweep goes on.
+            except (Exception, SystemExit):
+                logger.exception("event %s", event)
+
+    def _end_silent(self) -> None:
+        try:
+            for trial, node, pid in ray.get(self._coordinator.silent.remote(self._silence_s), timeout=30):
+                logger.warning(
+                    "trial %s has been silent for %s s; its process %s is ended", trial, self._silence_s, pid
+                )
+                pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+                ray.get(_end_process.options(scheduling_strategy=pinned).remote(pid), timeout=30)
+                ray.get(self._coordinator.beat.remote(trial, node, 0), timeout=30)
+        except RayError:
+            logger.exception("silent trials are looked for again")
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _end_process(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+class TrialDeaths(tune.Callback):
+    """Gives back what a trial held whose process died under it, and says so."""
+
+    def __init__(self, coordinator: ActorHandle) -> None:
+        self._coordinator = coordinator
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook: the trial starts again in another process."""
+        self._note(trial.config["trial"], {"event": "retry", "how": "again in another process"})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook: the trial has died too often."""
+        self._note(trial.config["trial"], {"event": "failed"})
+
+    def _note(self, key: str, event: dict[str, str]) -> None:
+        ray.get(self._coordinator.forget.remote(key))
+        ray.get(
+            self._coordinator.post.remote({"trial": key, "cause": "WorkerLost", "message": DIED, **event})
+        )
+
+
+def stop_gracefully(coordinator: ActorHandle, stop: StopRequest) -> None:
+    """Ask trainings for a last checkpoint, and return when none is left or the grace period is over."""
+    try:
+        ray.get(coordinator.stop.remote(stop.left_s() or 0.0), timeout=10)
+        while (stop.left_s() or 0.0) > 0 and ray.get(coordinator.training.remote(), timeout=10):
+            time.sleep(0.2)
+        # What trials have to say about it comes with the next drain.
+        time.sleep(2 * DRAIN_EVERY_S)
+    except RayError:
+        logger.exception("the coordinator does not answer")

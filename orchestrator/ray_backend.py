@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import attempts, failures
+from orchestrator import failures
+from orchestrator.artifacts import Store
+from orchestrator.compute import TrainCall
 from orchestrator.coordinator import Work
 from orchestrator.durations import Durations, rate_of
-from orchestrator.gang import ASK_EVERY_S, GrantedTraining, run_gang
 from orchestrator.gate import Grant, Request
 from orchestrator.placement import place
 from orchestrator.redaction import without_secrets
@@ -22,7 +24,10 @@ from orchestrator.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.trial import Execution, Rows
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Interrupted, PlanError
+from trainers.objects import ObjectPath
 from trainers.specs import Placement
+
+ASK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class RayBackend:
         lost = f"; no node of type {', '.join(late)} came in time" if late else ""
         plan = self.work.plan
         try:
-            fewer = attempts.on_fewer(placement, place(plan.spec, nodes, architecture=plan.architecture))
+            fewer = failures.on_fewer(placement, place(plan.spec, nodes, architecture=plan.architecture))
         except PlanError as error:
             raise PlanError(f"{error}{lost}") from error
         if fewer is None:
@@ -86,7 +91,7 @@ class RayBackend:
                 f"{placement.world_size} workers at once ({placement.device}) fit nowhere on this cluster, and no "
                 f"smaller number will do{lost}. Add nodes, and give `retry`."
             )
-        self.post({"event": "replanned", "text": attempts.describe_fewer(placement, fewer)})
+        self.post({"event": "replanned", "text": failures.describe_fewer(placement, fewer)})
         return fewer
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
@@ -149,3 +154,110 @@ def _evaluate_task(
 
     with without_secrets(), Rows(post).of("evaluate") as report:
         execution.stages.evaluate(stages, execution.store, report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantedTraining:
+    """A training that may start: on the nodes of its grant, with whom to tell, and where Train may leave its files."""
+
+    stage: TrainStage
+    placement: Placement
+    grant: Grant
+    execution: Execution
+    coordinator: ActorHandle
+    scratch: Path
+
+
+def run_gang(training: GrantedTraining) -> None:
+    """Run it to its end. Raises what Train raises."""
+    # Seconds of imports, which a process that evaluates, or only waits, does not need.
+    from ray import tune
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from orchestrator.rendezvous import LoopbackTorchConfig
+
+    placement, grant = training.placement, training.grant
+    on_gpus = placement.device == "cuda"
+    here = ray.get_runtime_context().get_node_id()
+    in_process = not on_gpus and grant.nodes == (here,)
+    if in_process:
+        scaling = ScalingConfig(num_workers=0)
+    else:
+        scaling = ScalingConfig(
+            num_workers=placement.world_size,
+            use_gpu=on_gpus,
+            resources_per_worker={"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1},
+            label_selector=[{"ray.io/node-id": node} for node in grant.nodes],
+        )
+    # A name of its own each time: Train would go on from the state in which the last attempt failed.
+    name = f"train-{training.stage.key}-{uuid.uuid4().hex[:8]}"
+    provenance = {
+        "backend": "ray",
+        "tune_trial_id": tune.get_context().get_trial_id(),
+        "train_run_name": name,
+        "local_mode": in_process,
+    }
+    TorchTrainer(
+        _train_rank,
+        train_loop_config={
+            "stage": training.stage,
+            "placement": placement,
+            "execution": training.execution,
+            "coordinator": training.coordinator,
+            "provenance": provenance,
+        },
+        torch_config=LoopbackTorchConfig(),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=name,
+            **_train_storage(training.execution.store, training.scratch),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=1
+            ),
+        ),
+    ).fit()
+
+
+def _train_storage(store: Store, scratch: Path) -> dict[str, Any]:
+    """Where Train keeps what it writes of a run, which every node must see."""
+    if not isinstance(store.root, ObjectPath):
+        return {"storage_path": str(scratch)}
+    place = store.root / "scratch" / scratch.name
+    return {"storage_path": place.in_bucket, "storage_filesystem": place.filesystem()}
+
+
+def _train_rank(config: dict[str, Any]) -> None:
+    """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
+    stage: TrainStage = config["stage"]
+    execution: Execution = config["execution"]
+    coordinator = config["coordinator"]
+    execution.stages.prepare_process()
+
+    def post(event: dict[str, Any]) -> None:
+        coordinator.post.remote({"trial": stage.key, **event})
+
+    post({"event": "stage", "stage": "train"})
+    call = TrainCall(
+        placement=config["placement"],
+        checkpoint_steps=execution.checkpoint_steps,
+        stop=_StopLeft(coordinator),
+        provenance=config["provenance"],
+    )
+    with without_secrets(), Rows(post).of("train") as report:
+        execution.stages.train(stage, call, execution.store, report)
+
+
+class _StopLeft:
+    """Seconds that the coordinator leaves a training to stop in; asked at most once a second."""
+
+    def __init__(self, coordinator: ActorHandle) -> None:
+        self._coordinator = coordinator
+        self._asked = 0.0
+
+    def __call__(self) -> float | None:
+        if time.monotonic() - self._asked < ASK_EVERY_S:
+            return None
+        self._asked = time.monotonic()
+        left: float | None = ray.get(self._coordinator.stop_left.remote())
+        return left

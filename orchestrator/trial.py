@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from orchestrator import attempts, failures
+from orchestrator import failures
 from orchestrator.artifacts import Store
-from orchestrator.attempts import Failure
 from orchestrator.claims import Claims
 from orchestrator.compute import REAL, StageFunctions
+from orchestrator.failures import Failure
 from orchestrator.spec import RetryPolicy
 from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage
 from orchestrator.trial_plan import TrialPlan, usable
@@ -68,12 +68,12 @@ def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, exec
                 backend.post({"event": "notice", "text": f"{damage}; it is computed again"})
                 continue
             failed.append(failures.classify(error))
-            retry = attempts.next_attempt(failed, placement, execution.retries)
+            retry = failures.next_attempt(failed, placement, execution.retries)
             if retry is None:
                 raise
             how = f"again in {retry.wait_s:.0f} s"
             if retry.placement != placement:
-                how = f"again with {attempts.describe(retry.placement)}"
+                how = f"again with {failures.describe_split(retry.placement)}"
             placement = retry.placement
             last = failed[-1]
             backend.post({"event": "retry", "cause": last.cause, "message": last.message, "how": how})

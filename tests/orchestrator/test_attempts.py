@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.attempts import Failure, describe_fewer, next_attempt, on_fewer, with_less_memory
+from orchestrator.failures import Failure, describe_fewer, next_attempt, on_fewer, with_less_memory
 from orchestrator.spec import RetryPolicy
 from trainers.specs import Placement
 

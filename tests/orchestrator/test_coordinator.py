@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator import coordinator as coordinating
-from orchestrator import suspicion
 from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
 from orchestrator.coordinator import Coordinator
@@ -26,7 +25,7 @@ def train(trial: str) -> Request:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinating, "capacity", lambda: (NODE,))
-    monkeypatch.setattr(suspicion, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(coordinating, "ASK_EVERY_S", 0.01)
 
 
 async def granted_after_a_loss(root: Path, answers: list[bool | Exception]) -> list[bool | Exception]:
@@ -38,7 +37,7 @@ async def granted_after_a_loss(root: Path, answers: list[bool | Exception]) -> l
             raise answer
         return answer
 
-    suspicion.lives = lives  # type: ignore[assignment]
+    coordinating.lives = lives  # type: ignore[assignment]
     store = Store(root)
     execution = Execution(store=store, claims=Claims(root, "driver"))
     durations = Durations(store=store, kind=gpu_kind("H100"))
@@ -55,7 +54,7 @@ async def granted_after_a_loss(root: Path, answers: list[bool | Exception]) -> l
 def test_on_a_node_where_a_process_was_lost_nothing_starts_before_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bool | Exception
 ):
-    monkeypatch.setattr(suspicion, "lives", suspicion.lives)
+    monkeypatch.setattr(coordinating, "lives", coordinating.lives)
     assert asyncio.run(granted_after_a_loss(tmp_path, [False, False, end, True])) == [True]
 
 
@@ -63,7 +62,7 @@ def test_on_a_node_where_a_process_was_lost_nothing_starts_before_it_answers(
 def test_a_node_that_never_answers_is_left_to_the_retry_policy_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(suspicion, "lives", suspicion.lives)
-    monkeypatch.setattr(suspicion, "SUSPECTED_S", 0.2)
+    monkeypatch.setattr(coordinating, "lives", coordinating.lives)
+    monkeypatch.setattr(coordinating, "SUSPECTED_S", 0.2)
     left = asyncio.run(granted_after_a_loss(tmp_path, [False] * 10_000))
     assert 0 < len(left) < 10_000

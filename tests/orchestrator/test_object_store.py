@@ -11,12 +11,11 @@ import pytest
 
 from orchestrator import claims
 from orchestrator.artifacts import MANIFEST, Store
-from orchestrator.attempts import Retry, next_attempt
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
 from orchestrator.cli import USAGE, execute
 from orchestrator.declaration import Declaration, write_declaration
 from orchestrator.eviction import evict
-from orchestrator.failures import classify
+from orchestrator.failures import NextAttempt, classify, next_attempt
 from orchestrator.housekeeping import garbage, remove
 from orchestrator.options import Gc, Options, Run, Status
 from orchestrator.spec import RetryPolicy
@@ -292,7 +291,7 @@ def unreachable(path):
 def test_a_bucket_that_does_not_answer_is_asked_again_and_not_for_ever():
     failed = [classify(Unreachable("s3://bucket/x cannot be written"))]
     placement = Placement(micro_batch=1, accumulation=1)
-    assert next_attempt(failed, placement, RetryPolicy()) == Retry(wait_s=5.0, placement=placement)
+    assert next_attempt(failed, placement, RetryPolicy()) == NextAttempt(wait_s=5.0, placement=placement)
     assert next_attempt(failed * 4, placement, RetryPolicy()) is None
 
 

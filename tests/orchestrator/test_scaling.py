@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from orchestrator.cli import profile_for
-from orchestrator.free_nodes import FreeNodes
+from orchestrator.coordinator import Nodes
 from orchestrator.gate import Grant, Request
 from orchestrator.options import Options
 from orchestrator.plan import Node
@@ -80,12 +80,12 @@ def held(node: Node) -> Grant:
 
 def test_what_is_held_of_a_node_is_free_again_unless_the_node_is_gone(workers):
     gpu = workers[0]
-    nodes = FreeNodes([HEAD, gpu], Scaling(nodes=()))
+    nodes = Nodes([HEAD, gpu], Scaling(nodes=()))
     nodes.hold(held(gpu))
     assert [node.gpus for node in nodes.free()] == [0, 4]
     assert [node.gpus for node in nodes.whole()] == [0, 8]
     nodes.follow([HEAD])
-    nodes.give_back(held(gpu))
+    nodes.hold(held(gpu), +1)
     assert nodes.free() == nodes.whole() == [HEAD]
     nodes.follow([HEAD, gpu])
     assert nodes.free() == [HEAD, gpu]
@@ -93,21 +93,21 @@ def test_what_is_held_of_a_node_is_free_again_unless_the_node_is_gone(workers):
 
 def test_on_a_node_that_may_be_dead_nothing_starts_until_it_is_trusted_or_gone(workers):
     gpu = workers[0]
-    nodes = FreeNodes([HEAD, gpu], Scaling(nodes=()))
+    nodes = Nodes([HEAD, gpu], Scaling(nodes=()))
     assert nodes.suspect(held(gpu)) == {gpu.id}
     assert nodes.suspect(held(gpu)) == set()
     assert nodes.free() == [HEAD]
     # It still counts for what fits at all.
     assert nodes.whole() == [HEAD, gpu]
-    nodes.trust(gpu.id)
+    nodes.suspected.discard(gpu.id)
     assert nodes.free() == [HEAD, gpu]
     nodes.suspect(held(gpu))
     nodes.follow([HEAD])
-    assert not nodes.suspects(gpu.id)
+    assert gpu.id not in nodes.suspected
 
 
 def test_nodes_to_come_count_until_they_are_given_up(workers):
-    nodes = FreeNodes([HEAD], Scaling(nodes=workers))
+    nodes = Nodes([HEAD], Scaling(nodes=workers))
     wide = Request(id="b", kind="train", workers=1, gpus=8)
     assert nodes.fits(wide)
     assert nodes.absent_types(held(workers[1])) == "gpu"
