@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from orchestrator.artifacts import Store
-from orchestrator.compute import Report, StageFunctions, TrainCall
+from orchestrator.compute import StageFunctions, TakeRow, TrainCall
 from orchestrator.stages import EvaluateStage, SharedStage, TrainStage
 from trainers.pairs import TokenPair
 from trainers.scores import write_scores
@@ -22,13 +22,13 @@ ROW_EVERY_S = 0.05
 CHATTY_ROWS = 60
 
 
-def shared_at_once(stage: SharedStage, store: Store, report: Report) -> None:
+def shared_at_once(stage: SharedStage, store: Store, report: TakeRow) -> None:
     """An artifact that holds its key."""
     with store.write(stage.kind, stage.key) as attempt:
         (attempt.directory / "key.txt").write_text(stage.key)
 
 
-def train_at_once(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
+def train_at_once(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
     """A log of a few steps, and a manifest as a training leaves it."""
     log = [_row(step, STEPS) for step in range(1, STEPS + 1)]
     with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
@@ -39,7 +39,7 @@ def train_at_once(stage: TrainStage, call: TrainCall, store: Store, report: Repo
         attempt.info.update(pairs=100, train_accuracy=1.0, perf=perf, pid=os.getpid(), **call.provenance)
 
 
-def train_chattily(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
+def train_chattily(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
     """A training that produces twenty rows a second for three seconds."""
     with store.write(stage.kind, stage.key) as attempt:
         began = time.monotonic()
@@ -49,7 +49,7 @@ def train_chattily(stage: TrainStage, call: TrainCall, store: Store, report: Rep
         attempt.info.update(pairs=100, train_accuracy=1.0, perf={})
 
 
-def evaluate_at_once(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+def evaluate_at_once(stages: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
     """Scores of a few pairs for each set, drawn from its key."""
     pairs = [TokenPair(index=i, prompt=[1], chosen=[2], rejected=[3]) for i in range(PAIRS)]
     for stage in stages:

@@ -13,8 +13,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from benchmarks.load_stages import evaluate_at_once, shared_at_once, train_at_once
 from orchestrator import estimate
 from orchestrator.artifacts import Store
-from orchestrator.compute import Report, StageFunctions, TrainCall, checkpoint_folder
+from orchestrator.compute import StageFunctions, TakeRow, TrainCall, checkpoint_folder
 from orchestrator.durations import UNSEEN_LENGTHS, Durations
+from orchestrator.events import StageBegan
 from orchestrator.hardware import gpu_kind
 from orchestrator.memory_model import PairTokens, Training
 from orchestrator.ray_backend import GrantedTraining
@@ -94,21 +95,21 @@ def sleep_on_grant(training: GrantedTraining, *, scale: float, shapes: Mapping[s
     actor = SleepingGang.options(num_gpus=gpus, scheduling_strategy=on).remote()
     provenance: dict[str, Any] = {"node": node, "world_size": placement.world_size}
     call = TrainCall(placement=placement, provenance=provenance)
-    training.coordinator.post.remote({"trial": training.stage.key, "event": "stage", "stage": "train"})
+    training.coordinator.post.remote(StageBegan(trial=training.stage.key, stage="train"))
     try:
         ray.get(actor.train.remote(training.stage, call, training.execution.store, seconds))
     finally:
         ray.kill(actor)
 
 
-def shared_in_time(stage: SharedStage, store: Store, report: Report) -> None:
+def shared_in_time(stage: SharedStage, store: Store, report: TakeRow) -> None:
     """Reference log-probs take a GPU for a moment."""
     if isinstance(stage, ReferenceStage):
         time.sleep(REFERENCE_S)
     shared_at_once(stage, store, report)
 
 
-def evaluate_in_time(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+def evaluate_in_time(stages: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
     """So do evaluations."""
     time.sleep(EVALUATION_S)
     evaluate_at_once(stages, store, report)

@@ -10,6 +10,7 @@ from rich.console import Console
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.claims import Claims, Heartbeat
 from orchestrator.cli import Session
+from orchestrator.events import Event
 from orchestrator.inline import InlineBackend
 from orchestrator.progress import quiet
 from orchestrator.spec import content_key
@@ -92,7 +93,7 @@ def compute_all(session: Session, stages: Sequence[AnalyseStage], compute: Compu
             _compute_missing(stage, backend, compute, terminal)
 
 
-def _nobody(event: dict[str, Any]) -> None:
+def _nobody(event: Event) -> None:
     """No trial waits for what happens to an analysis."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.durations import Durations, expected_s
+from orchestrator.events import TakeRow
 from orchestrator.manifests import weights_digest
 from orchestrator.stages import (
     ConvertStage,
@@ -40,12 +41,11 @@ if TYPE_CHECKING:
     from trainers.pairs import TokenPair
     from trainers.train import TrainResult
 
-Report = Callable[[dict[str, Any]], None]
 # Tokenising takes less time a pair than telling of it.
 PAIRS_A_ROW = 50
 
 
-def run_shared(stage: SharedStage, store: Store, report: Report) -> None:
+def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
     """Compute a stage that trials share; nothing happens where it is complete."""
     if store.complete(stage.kind, stage.key):
         return
@@ -67,12 +67,12 @@ def _run_convert(stage: ConvertStage, store: Store) -> None:
         convert_gguf(Path(stage.file), attempt.directory / "model")
 
 
-def _run_pretrain(stage: PretrainStage, store: Store, report: Report) -> None:
+def _run_pretrain(stage: PretrainStage, store: Store, report: TakeRow) -> None:
     with store.write(stage.kind, stage.key, name=stage.name) as attempt:
         tiny.pretrain(stage.model, attempt.directory / "model", report)
 
 
-def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
+def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
     from trainers import token_files
     from trainers.data.audit import token_findings
     from trainers.pairs import Counts, iter_tokens
@@ -100,7 +100,7 @@ def _run_prepare(stage: PrepareStage, store: Store, report: Report) -> None:
         report({"notice": finding.said})
 
 
-def _counted(tokens: "Iterable[TokenPair]", total: int, report: Report) -> "Iterator[TokenPair]":
+def _counted(tokens: "Iterable[TokenPair]", total: int, report: TakeRow) -> "Iterator[TokenPair]":
     """The pairs, told of as they pass; those that are left out are told of at the end."""
     for done, pair in enumerate(tokens, 1):
         yield pair
@@ -109,7 +109,7 @@ def _counted(tokens: "Iterable[TokenPair]", total: int, report: Report) -> "Iter
     report({"done": total, "total": total})
 
 
-def _run_reference(stage: ReferenceStage, store: Store, report: Report) -> None:
+def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None:
     from trainers.models import device, load_model
     from trainers.reference import compute_reference, write_reference
     from trainers.templates import load_tokenizer
@@ -157,7 +157,7 @@ def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints
     return Checkpoints(folder=kept, every_steps=every_steps)
 
 
-def run_train(stage: TrainStage, call: TrainCall, store: Store, report: Report) -> None:
+def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
     """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
     from trainers.inputs import TrainInputs
     from trainers.pairs import held_out
@@ -225,7 +225,7 @@ def _validated(log: Sequence[dict[str, Any]], epochs: int) -> dict[str, Any]:
     return {"validation_accuracy": found, "state": "complete" if len(found) == epochs else "stopped"}
 
 
-def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
     """Score one trained model on several sets: each epoch's weights are loaded once, each set is an artifact."""
     missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
     for epoch in sorted({stage.epoch for stage in missing}):
@@ -235,7 +235,7 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: Repor
         store.forget_fetched("train", train)
 
 
-def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Report) -> None:
+def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
     from trainers.epochs import model_folder
     from trainers.evaluate import score_pairs
     from trainers.models import device, load_model
@@ -291,9 +291,9 @@ class StageFunctions:
     takes, for the gate; `gang` runs a granted training on Ray in the place of Train (it takes gang.GrantedTraining).
     """
 
-    shared: Callable[[SharedStage, Store, Report], None] = run_shared
-    train: Callable[[TrainStage, TrainCall, Store, Report], None] = run_train
-    evaluate: Callable[[Sequence[EvaluateStage], Store, Report], None] = run_evaluations
+    shared: Callable[[SharedStage, Store, TakeRow], None] = run_shared
+    train: Callable[[TrainStage, TrainCall, Store, TakeRow], None] = run_train
+    evaluate: Callable[[Sequence[EvaluateStage], Store, TakeRow], None] = run_evaluations
     prepare_process: Callable[[], None] = prepare_worker
     expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement, Durations], float] = expected_s
     gang: Callable[[Any], None] | None = None
@@ -302,5 +302,5 @@ class StageFunctions:
 REAL = StageFunctions()
 
 
-def _of_dataset(report: Report, name: str, row: dict[str, Any]) -> None:
+def _of_dataset(report: TakeRow, name: str, row: dict[str, Any]) -> None:
     report({**row, "dataset": name})

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -21,12 +20,13 @@ from orchestrator.claims import POLL_S
 from orchestrator.cluster import capacity, lives
 from orchestrator.durations import Durations, RateName
 from orchestrator.estimate import Rate
+from orchestrator.events import Event, Notice, reporting
 from orchestrator.gate import Grant, Request, Running, bundles, decide
 from orchestrator.plan import Node
 from orchestrator.redaction import without_secrets
 from orchestrator.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.stages import SharedStage
-from orchestrator.trial import Execution, Rows, compute_claimed
+from orchestrator.trial import Execution, compute_claimed
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
@@ -133,7 +133,7 @@ class Coordinator:
         self._asking: asyncio.Task[None] | None = None
         self._shared: dict[str, asyncio.Task[None]] = {}
         self._askers: dict[str, list[str]] = {}
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Event] = []
         self._beats: dict[str, tuple[float, str, int]] = {}
         self._stop_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -289,7 +289,7 @@ class Coordinator:
         kind, _, trial = grant.request.id.partition(" ")
         logger.warning("%s: %s", grant.request.id, text)
         if kind != "shared":
-            self._events.append({"trial": trial, "event": "notice", "text": text})
+            self._events.append(Notice(trial=trial, text=text))
 
     # Stages that several trials need.
 
@@ -357,18 +357,18 @@ class Coordinator:
 
     # Events on their way to the driver, and signs of life.
 
-    async def post(self, event: dict[str, Any]) -> None:
+    async def post(self, event: Event) -> None:
         """Note an event for the driver."""
         self._events.append(event)
 
-    async def post_shared(self, key: str, event: dict[str, Any]) -> None:
+    async def post_shared(self, key: str, event: Event) -> None:
         """Note an event of a shared stage, for each trial that waits for it; what is to be read, for one of them."""
         # Each once: the call of a process that died lives on.
         trials = list(dict.fromkeys(self._askers.get(key, ())))
-        told = trials[:1] if event["event"] == "notice" else trials
-        self._events += [{"trial": trial, **event} for trial in told]
+        told = trials[:1] if isinstance(event, Notice) else trials
+        self._events += [replace(event, trial=trial) for trial in told]
 
-    async def drain(self) -> list[dict[str, Any]]:
+    async def drain(self) -> list[Event]:
         """Return the events since the last call, in order."""
         events, self._events = self._events, []
         return events
@@ -412,9 +412,8 @@ def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHand
     """Compute one shared stage on the device that was granted; the trials that wait for it see how far it is."""
     execution.stages.prepare_process()
 
-    def post(event: dict[str, Any]) -> None:
+    def post(event: Event) -> None:
         coordinator.post_shared.remote(stage.key, event)
 
-    post({"event": "stage", "stage": stage.kind})
-    with without_secrets(), Rows(post).of(stage.kind) as report:
+    with without_secrets(), reporting(stage.kind, post) as report:
         compute_claimed(stage, execution, report)

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,17 @@ from orchestrator.cluster import capacity
 from orchestrator.coordinator import Coordinator, Work
 from orchestrator.durations import Durations, RateName, slowest
 from orchestrator.estimate import Rate
+from orchestrator.events import Completed, Event, Failed, Post, Retried, Started, Stopped
 from orchestrator.hardware import groups_of
 from orchestrator.packing import ranked, window
 from orchestrator.plan import Node
 from orchestrator.ray_backend import RayBackend, training, training_id
 from orchestrator.redaction import is_secret_name
 from orchestrator.scaling import ask_for, scaling, still_absent
-from orchestrator.trial import Execution, Post, complete_trial
+from orchestrator.trial import Execution, complete_trial
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import make_room
+from trainers.errors import WorkerLost
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
 
@@ -156,19 +158,18 @@ def run_trial(
     work: Work = ray.get(coordinator.work.remote(config["trial"]))
     plan = work.plan
     backend = RayBackend(work, execution, coordinator, Path(scratch))
-    backend.post({"event": "started"})
+    backend.post(Started())
     try:
         with _beating(plan.key, coordinator):
             complete_trial(plan, work.placement, backend, execution)
-        backend.post({"event": "complete"})
+        backend.post(Completed())
     except Exception as error:
         if failures.interrupted(error):
-            backend.post({"event": "stopped"})
+            backend.post(Stopped())
         else:
             logger.exception("trial %s", plan.spec.name)
             failure, detail = failures.classify(error), traceback.format_exc()
-            event = {"event": "failed", "cause": failure.cause, "message": failure.message}
-            backend.post({**event, "detail": detail})
+            backend.post(Failed(cause=failure.cause, message=failure.message, detail=detail))
     make_room()
     tune.report({"done_stages": 1})
 
@@ -197,7 +198,7 @@ class Events:
     A trial that ends without a word is reported as failed.
     """
 
-    def __init__(self, coordinator: ActorHandle, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, coordinator: ActorHandle, on_event: Post) -> None:
         self._coordinator, self._on_event = coordinator, on_event
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="event-drain", daemon=True)
@@ -237,7 +238,7 @@ class Events:
                 looked = time.monotonic()
                 self._end_silent()
 
-    def _tell(self, events: list[dict[str, Any]]) -> None:
+    def _tell(self, events: Sequence[Event]) -> None:
         for event in events:
             try:
                 self._on_event(event)
@@ -272,17 +273,17 @@ class TrialDeaths(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook: the trial starts again in another process."""
-        self._note(trial.config["trial"], {"event": "retry", "how": "again in another process"})
+        key = trial.config["trial"]
+        how = "again in another process"
+        self._note(Retried(trial=key, cause=WorkerLost.__name__, message=DIED, how=how))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook: the trial has died too often."""
-        self._note(trial.config["trial"], {"event": "failed"})
+        self._note(Failed(trial=trial.config["trial"], cause=WorkerLost.__name__, message=DIED))
 
-    def _note(self, key: str, event: dict[str, str]) -> None:
-        ray.get(self._coordinator.forget.remote(key))
-        ray.get(
-            self._coordinator.post.remote({"trial": key, "cause": "WorkerLost", "message": DIED, **event})
-        )
+    def _note(self, event: Event) -> None:
+        ray.get(self._coordinator.forget.remote(event.trial))
+        ray.get(self._coordinator.post.remote(event))
 
 
 def stop_gracefully(coordinator: ActorHandle, stop: StopRequest) -> None:

@@ -4,12 +4,12 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator import failures, searches
 from orchestrator.compute import TrainCall
+from orchestrator.events import Completed, Failed, Notice, Post, Started, posting_for, reporting
 from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage
-from orchestrator.trial import Execution, Post, Rows, complete_trial, compute_shared
+from orchestrator.trial import Execution, complete_trial, compute_shared
 from orchestrator.trial_plan import TrialPlan
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
@@ -24,11 +24,8 @@ def run_inline(
 ) -> None:
     """Run what is missing of each plan. Raises KeyboardInterrupt when stopped; what fails is an event."""
     for plan in plans:
-
-        def post(event: dict[str, Any], trial: str = plan.key) -> None:
-            on_event({"trial": trial, **event})
-
-        post({"event": "started"})
+        post = posting_for(plan.key, on_event)
+        post(Started())
         try:
             complete_trial(plan, placements[plan.key], InlineBackend(execution, post, stop), execution)
         except Exception as error:
@@ -36,9 +33,9 @@ def run_inline(
                 raise KeyboardInterrupt from error
             failure = failures.classify(error)
             detail = traceback.format_exc()
-            post({"event": "failed", "cause": failure.cause, "message": failure.message, "detail": detail})
+            post(Failed(cause=failure.cause, message=failure.message, detail=detail))
         else:
-            post({"event": "complete"})
+            post(Completed())
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +53,11 @@ class InlineBackend:
             if store.complete(stage.kind, stage.key):
                 continue
             self.shared(stage.needs)
-            self.post({"event": "stage", "stage": stage.kind})
             assert not isinstance(stage, TrainStage | EvaluateStage)
             self._compute_shared(stage)
 
     def _compute_shared(self, stage: SharedStage) -> None:
-        with Rows(self.post).of(stage.kind) as report:
+        with reporting(stage.kind, self.post) as report:
             compute_shared(stage, self.execution, self.pause, report)
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
@@ -73,7 +69,6 @@ class InlineBackend:
             checkpointing=placement.checkpointing,
             device=placement.device,
         )
-        self.post({"event": "stage", "stage": stage.kind})
         call = TrainCall(
             placement=alone,
             checkpoint_steps=self.execution.checkpoint_steps,
@@ -81,16 +76,15 @@ class InlineBackend:
             goes_on=searches.ruled_by_store(stage, self.execution.store, self._say),
             provenance={"backend": "inline"},
         )
-        with Rows(self.post).of(stage.kind) as report, self.stop.deferred():
+        with reporting(stage.kind, self.post) as report, self.stop.deferred():
             self.execution.stages.train(stage, call, self.execution.store, report)
 
     def _say(self, text: str) -> None:
-        self.post({"event": "notice", "text": text})
+        self.post(Notice(text=text))
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """Score in this process."""
-        self.post({"event": "stage", "stage": "evaluate"})
-        with Rows(self.post).of("evaluate") as report:
+        with reporting("evaluate", self.post) as report:
             self.execution.stages.evaluate(stages, self.execution.store, report)
 
     def pause(self, seconds: float) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich import progress
 from rich.console import Console, RenderableType
@@ -17,6 +16,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.events import (
+    Completed,
+    Event,
+    Failed,
+    Notice,
+    Retried,
+    RowsLogged,
+    StageBegan,
+    Started,
+    Stopped,
+)
 from orchestrator.layout import fitting
 from orchestrator.pace import Pace
 from orchestrator.redaction import RedactingFormatter, scrub
@@ -147,26 +157,33 @@ class Progress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        """Take in one event: {trial, event: started, stage, rows, checkpoint, notice, replanned, retry, complete, …}."""
-        if event["trial"] not in self._trials:
+    def on_event(self, event: Event) -> None:
+        """Take in one event of a trial."""
+        if event.trial not in self._trials:
             return
         with self._lock:
-            trial = self._trials[event["trial"]]
-            match event["event"]:
-                case "started":
+            trial = self._trials[event.trial]
+            match event:
+                case Started():
                     trial.state = "running"
-                case "stage":
-                    trial.pace.begin(event["stage"])
-                case "rows":
-                    trial.pace.take(event["stage"], event["rows"][-1])
-                case "complete" | "failed" | "stopped" as state:
-                    trial.state = state
-                    trial.message = event.get("message", "")
-        if event["event"] in ("notice", "replanned", "retry"):
-            self._say(trial, event)
-        elif not self._console.is_terminal:
-            self._plain(event["event"], trial)
+                case StageBegan():
+                    trial.pace.begin(event.stage)
+                case RowsLogged():
+                    trial.pace.take(event.stage, event.rows[-1])
+                case Completed():
+                    trial.state = "complete"
+                case Failed():
+                    trial.state, trial.message = "failed", event.message
+                case Stopped():
+                    trial.state = "stopped"
+        # What must not pass unseen stands above the table, where there is one.
+        match event:
+            case Notice():
+                self._say(trial, event.text)
+            case Retried():
+                self._say(trial, f"{event.message}; {event.how}")
+            case _ if not self._console.is_terminal:
+                self._plain(event, trial)
 
     def counts(self) -> dict[str, int]:
         """How many trials are in which state, those complete before included."""
@@ -175,21 +192,19 @@ class Progress:
         counts["complete"] += self._complete_before
         return counts
 
-    def _say(self, trial: TrialState, event: Mapping[str, Any]) -> None:
-        """What must not pass unseen, above the table where there is one."""
-        text = f"{event['message']}; {event['how']}" if event["event"] == "retry" else event["text"]
+    def _say(self, trial: TrialState, text: str) -> None:
         self._console.print(f"{trial.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
-    def _plain(self, event: str, trial: TrialState) -> None:
-        if event == "complete":
+    def _plain(self, event: Event, trial: TrialState) -> None:
+        if isinstance(event, Completed):
             counts = self.counts()
             self._console.print(
                 f"{counts['complete']}/{sum(counts.values())} complete: {trial.name}", markup=False
             )
-        elif event == "failed":
+        elif isinstance(event, Failed):
             said = f"failed: {trial.name}: {trial.message}"
             self._console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
-        elif event == "rows" and time.monotonic() - self._last_line > PLAIN_EVERY_S:
+        elif isinstance(event, RowsLogged) and time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             self._console.print("  ".join([trial.name, *_cells(trial)]), markup=False, soft_wrap=True)
 

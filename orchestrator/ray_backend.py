@@ -4,7 +4,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from orchestrator.artifacts import Store
 from orchestrator.compute import TrainCall
 from orchestrator.coordinator import Work
 from orchestrator.durations import Durations, rate_of
+from orchestrator.events import Event, Replanned, posting_for, reporting
 from orchestrator.gate import Grant, Request
 from orchestrator.placement import place
 from orchestrator.redaction import without_secrets
 from orchestrator.stages import EvaluateStage, Stage, TrainStage
-from orchestrator.trial import Execution, Rows
+from orchestrator.trial import Execution
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Interrupted, PlanError
 from trainers.objects import ObjectPath
@@ -39,9 +40,9 @@ class RayBackend:
     coordinator: ActorHandle
     scratch: Path
 
-    def post(self, event: dict[str, Any]) -> None:
+    def post(self, event: Event) -> None:
         """Tell the driver, through the coordinator."""
-        ray.get(self.coordinator.post.remote({"trial": self.work.plan.key, **event}))
+        ray.get(self.coordinator.post.remote(replace(event, trial=self.work.plan.key)))
 
     def pause(self, seconds: float) -> None:
         """Wait, as long as nobody asks to stop."""
@@ -91,7 +92,7 @@ class RayBackend:
                 f"{placement.world_size} workers at once ({placement.device}) fit nowhere on this cluster, and no "
                 f"smaller number will do{lost}. Add nodes, and give `retry`."
             )
-        self.post({"event": "replanned", "text": failures.describe_fewer(placement, fewer)})
+        self.post(Replanned(text=failures.describe_fewer(placement, fewer)))
         return fewer
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
@@ -105,7 +106,6 @@ class RayBackend:
                 raise PlanError(
                     f"no node with a {'GPU' if gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
                 )
-            self.post({"event": "stage", "stage": "evaluate"})
             pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
             task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
             ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
@@ -148,11 +148,8 @@ def _evaluate_task(
     stages: list[EvaluateStage], execution: Execution, coordinator: ActorHandle, trial: str
 ) -> None:
     execution.stages.prepare_process()
-
-    def post(event: dict[str, Any]) -> None:
-        coordinator.post.remote({"trial": trial, **event})
-
-    with without_secrets(), Rows(post).of("evaluate") as report:
+    post = posting_for(trial, coordinator.post.remote)
+    with without_secrets(), reporting("evaluate", post) as report:
         execution.stages.evaluate(stages, execution.store, report)
 
 
@@ -233,18 +230,14 @@ def _train_rank(config: dict[str, Any]) -> None:
     execution: Execution = config["execution"]
     coordinator = config["coordinator"]
     execution.stages.prepare_process()
-
-    def post(event: dict[str, Any]) -> None:
-        coordinator.post.remote({"trial": stage.key, **event})
-
-    post({"event": "stage", "stage": "train"})
     call = TrainCall(
         placement=config["placement"],
         checkpoint_steps=execution.checkpoint_steps,
         stop=_StopLeft(coordinator),
         provenance=config["provenance"],
     )
-    with without_secrets(), Rows(post).of("train") as report:
+    post = posting_for(stage.key, coordinator.post.remote)
+    with without_secrets(), reporting("train", post) as report:
         execution.stages.train(stage, call, execution.store, report)
 
 

@@ -10,7 +10,6 @@ import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from trainers.errors import SweepError
@@ -48,17 +47,6 @@ def redacted(text: str) -> str:
 def is_secret_name(name: str) -> bool:
     """Whether an environment variable of this name holds a secret."""
     return bool(SECRET_NAME.search(name)) and not _NO_SECRET.search(name)
-
-
-def redacted_fields(value: Any) -> Any:
-    """Plain JSON values with every text in them redacted."""
-    if isinstance(value, str):
-        return redacted(value)
-    if isinstance(value, dict):
-        return {redacted(name): redacted_fields(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted_fields(item) for item in value]
-    return value
 
 
 class RedactingFormatter(logging.Formatter):

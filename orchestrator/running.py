@@ -14,14 +14,15 @@ from orchestrator.claims import Claims, Heartbeat
 from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.durations import measured_rates
+from orchestrator.events import CheckpointWritten, Completed, Event, Failed, Notice, Post, Retried, Started
 from orchestrator.full_report import write_full_report
 from orchestrator.housekeeping import clear_up, remove_finished_checkpoints
 from orchestrator.progress import Progress, quiet
-from orchestrator.redaction import redacted, redacted_fields
+from orchestrator.redaction import redacted
 from orchestrator.report import Written
 from orchestrator.spec import RetryPolicy
 from orchestrator.state import StateWriter
-from orchestrator.trial import Execution, Post
+from orchestrator.trial import Execution
 from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import set_ray_environment
 from trainers.disk import replace
@@ -150,25 +151,32 @@ def _warn(session: Session, trouble: str | None) -> None:
 def _follower(session: Session, progress: Progress, state: StateWriter, tracker: "Tracker") -> Post:
     """Who is told of each event: the terminal, the state file, MLflow, and a log for each failed trial."""
 
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] in ("failed", "retry", "notice", "replanned"):
-            event = redacted_fields(event)
+    def on_event(event: Event) -> None:
+        if isinstance(event, Failed | Retried | Notice):
+            event = _redacted(event)
         progress.on_event(event)
         state.on_event(event)
-        if "detail" in event:
+        if isinstance(event, Failed) and event.detail:
             # A full disk may be what the trial failed of; it must not end the others.
             with contextlib.suppress(OSError, StorageError):
-                replace(session.driver_log.with_name(f"{event['trial']}.log"), event["detail"])
-        if not tracker.shows(event["trial"]):
+                replace(session.driver_log.with_name(f"{event.trial}.log"), event.detail)
+        if not tracker.shows(event.trial):
             return
-        if event["event"] == "started":
-            tracker.started(event["trial"])
-        elif event["event"] == "checkpoint":
-            tracker.checkpointed(event["trial"])
-        elif event["event"] in ("complete", "failed"):
-            tracker.ended(event["trial"], failed=event["event"] == "failed")
+        match event:
+            case Started():
+                tracker.started(event.trial)
+            case CheckpointWritten():
+                tracker.checkpointed(event.trial)
+            case Completed() | Failed():
+                tracker.ended(event.trial, failed=isinstance(event, Failed))
 
     return on_event
+
+
+def _redacted(event: Failed | Retried | Notice) -> Event:
+    texts = [item.name for item in dataclasses.fields(event) if item.type is str]
+    clean: dict[str, Any] = {name: redacted(getattr(event, name)) for name in texts}
+    return dataclasses.replace(event, **clean)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.artifacts import Store
+from orchestrator.events import (
+    Completed,
+    Event,
+    Failed,
+    Replanned,
+    Retried,
+    RowsLogged,
+    StageBegan,
+    Started,
+    Stopped,
+)
 from orchestrator.pace import Pace
 from trainers.disk import replace
 from trainers.errors import StorageError
@@ -78,33 +89,33 @@ class StateWriter:
         self._written = 0.0
         self._write()
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
+    def on_event(self, event: Event) -> None:
         """Take in one event of a trial."""
-        note = self._trials.get(event["trial"])
+        note = self._trials.get(event.trial)
         if note is None:
             return
-        self._texts.pop(event["trial"], None)
-        match event["event"]:
-            case "started":
+        self._texts.pop(event.trial, None)
+        match event:
+            case Started():
                 note.state = "running"
-            case "stage":
-                self._begin(event["trial"], event["stage"])
-            case "rows":
-                self._take(event["trial"], event["stage"], event["rows"][-1])
-            case "retry":
-                note.retries.append(f"{event['cause']}: {event['message']}")
-            case "replanned":
-                note.replanned.append(event["text"])
-            case "complete":
+            case StageBegan():
+                self._begin(event.trial, event.stage)
+            case RowsLogged():
+                self._take(event.trial, event.stage, event.rows[-1])
+            case Retried():
+                note.retries.append(f"{event.cause}: {event.message}")
+            case Replanned():
+                note.replanned.append(event.text)
+            case Completed():
                 note.state, note.cause, note.message = "complete", "", ""
-            case "stopped":
+            case Stopped():
                 note.state = "stopped"
-            case "failed":
-                note.state, note.cause, note.message = "failed", event["cause"], event["message"]
-        if event["event"] in ("complete", "failed", "stopped"):
+            case Failed():
+                note.state, note.cause, note.message = "failed", event.cause, event.message
+        if isinstance(event, Completed | Failed | Stopped):
             note.pairs_per_s = note.left_s = None
         # Of a failure that is not noted a later command knows nothing.
-        if event["event"] == "failed" or time.monotonic() - self._written >= WRITE_EVERY_S:
+        if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
 
     def _begin(self, trial: str, stage: str) -> None:

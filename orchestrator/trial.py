@@ -1,22 +1,20 @@
 """One trial, whatever runs it: shared stages → training → evaluation, and again after what can be mended."""
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestrator import failures
 from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
 from orchestrator.compute import REAL, StageFunctions
+from orchestrator.events import Event, Notice, Retried, StageBegan, TakeRow
 from orchestrator.failures import Failure
 from orchestrator.spec import RetryPolicy
 from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage
 from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import Placement
 
-Post = Callable[[dict[str, Any]], None]
 # An artifact that is damaged again and again is on a disk that no retry mends.
 HEALS = 5
 
@@ -47,7 +45,7 @@ class Backend(Protocol):
     def pause(self, seconds: float) -> None:
         """Wait, holding nothing. Raises Interrupted where the sweep is asked to stop."""
 
-    def post(self, event: dict[str, Any]) -> None:
+    def post(self, event: Event) -> None:
         """Tell the driver."""
 
 
@@ -65,7 +63,7 @@ def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, exec
             if damage is not None and healed < HEALS:
                 healed += 1
                 execution.store.discard(damage.stage, damage.key, damage.attempt)
-                backend.post({"event": "notice", "text": f"{damage}; it is computed again"})
+                backend.post(Notice(text=f"{damage}; it is computed again"))
                 continue
             failed.append(failures.classify(error))
             retry = failures.next_attempt(failed, placement, execution.retries)
@@ -76,16 +74,16 @@ def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, exec
                 how = f"again with {failures.describe_split(retry.placement)}"
             placement = retry.placement
             last = failed[-1]
-            backend.post({"event": "retry", "cause": last.cause, "message": last.message, "how": how})
+            backend.post(Retried(cause=last.cause, message=last.message, how=how))
         backend.pause(retry.wait_s)
 
 
 def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
     store, claims = execution.store, execution.claims
     if any(isinstance(stage, TrainStage) for stage in plan.missing(store)):
-        _tell(backend, "prepare")
+        backend.post(StageBegan(stage="prepare"))
         backend.shared(plan.train.needs)
-        _tell(backend, "waiting")
+        backend.post(StageBegan(stage="waiting"))
         with claims.held(f"train-{plan.key}", lambda: _trained(plan, store), backend.pause) as ours:
             if ours:
                 store.remove_leftovers("train", plan.key)
@@ -94,7 +92,7 @@ def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution
     if not evaluations:
         return
     backend.shared([need for stage in evaluations for need in stage.needs if need != plan.train])
-    _tell(backend, "waiting")
+    backend.post(StageBegan(stage="waiting"))
     with claims.held(f"evaluate-{plan.key}", lambda: not plan.unscored(store), backend.pause) as ours:
         if ours:
             missing = plan.unscored(store)
@@ -112,12 +110,8 @@ def _trained(plan: TrialPlan, store: Store) -> bool:
     )
 
 
-def _tell(backend: Backend, stage: str) -> None:
-    backend.post({"event": "stage", "stage": stage})
-
-
 def compute_shared(
-    stage: SharedStage, execution: Execution, pause: Callable[[float], None], report: Post
+    stage: SharedStage, execution: Execution, pause: Callable[[float], None], report: TakeRow
 ) -> None:
     """Compute a shared stage under a claim; its needs are there. Nothing happens where it is complete."""
     store = execution.store
@@ -127,42 +121,7 @@ def compute_shared(
             compute_claimed(stage, execution, report)
 
 
-def compute_claimed(stage: SharedStage, execution: Execution, report: Post) -> None:
+def compute_claimed(stage: SharedStage, execution: Execution, report: TakeRow) -> None:
     """Compute a shared stage whose claim is held, where nothing of an earlier attempt is left."""
     execution.store.remove_leftovers(stage.kind, stage.key)
     execution.stages.shared(stage, execution.store, report)
-
-
-@dataclass(slots=True)
-class Rows:
-    """Rows of a stage on their way to the driver: at most one event a second, with all rows since the last."""
-
-    post: Post
-    every_s: float = 1.0
-    _waiting: list[dict[str, Any]] = field(default_factory=list)
-    _sent: float = 0.0
-
-    def __call__(self, stage: str, row: dict[str, Any]) -> None:
-        """Take a row of `stage`, or what a training has to say besides."""
-        if "notice" in row:
-            self.post({"event": "notice", "text": row["notice"]})
-        elif "checkpoint" in row:
-            self.post({"event": "checkpoint", "step": row["checkpoint"]})
-        else:
-            self._waiting.append(row)
-            if time.monotonic() - self._sent >= self.every_s:
-                self.flush(stage)
-
-    def flush(self, stage: str) -> None:
-        """Send what waits."""
-        if self._waiting:
-            self.post({"event": "rows", "stage": stage, "rows": self._waiting})
-            self._waiting, self._sent = [], time.monotonic()
-
-    @contextlib.contextmanager
-    def of(self, stage: str) -> Iterator[Post]:
-        """A report function for `stage`; what waits at its end is sent, however it ends."""
-        try:
-            yield lambda row: self(stage, row)
-        finally:
-            self.flush(stage)

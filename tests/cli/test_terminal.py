@@ -16,6 +16,7 @@ from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.artifacts import Store
 from orchestrator.cli import HOLES, Session
 from orchestrator.declaration import read_declaration, write_declaration
+from orchestrator.events import Failed
 from orchestrator.options import Options
 from orchestrator.progress import Progress
 from orchestrator.results import sweep_results
@@ -37,9 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     write_declaration(declared, store)
     last = declared.trials[-1].key
     writer = StateWriter("full_grid", store, "gone", ["sweeps/full_grid.py"], [last])
-    writer.on_event(
-        {"trial": last, "event": "failed", "cause": "Diverged", "message": "loss is nan – step 3"}
-    )
+    writer.on_event(Failed(trial=last, cause="Diverged", message="loss is nan – step 3"))
     writer.close()
     return store
 
@@ -155,7 +154,7 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
     declared = read_declaration("full_grid", store)
     failed = declared.trials[-1]
     with Progress(console, {failed.key: failed.name}, 3) as shown:
-        shown.on_event({"trial": failed.key, "event": "failed", "message": "loss is nan – step 3"})
+        shown.on_event(Failed(trial=failed.key, cause="Diverged", message="loss is nan – step 3"))
     session = Session(
         options=Options(),
         sweep_name="full_grid",

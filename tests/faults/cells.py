@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
 from orchestrator.compute import checkpoint_folder
+from orchestrator.events import Event
 from orchestrator.fanout import run_on_ray
 from orchestrator.resolve import resolve
 from orchestrator.spec import RetryPolicy, Sweep, grid
@@ -20,6 +21,8 @@ from orchestrator.trial_plan import TrialPlan
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, Placement
 from trainers.stopping import StopRequest
+
+Told = TypeVar("Told", bound=Event)
 
 EX_RM = RewardSpec(kind="ex_rm")
 IM_RM = RewardSpec(kind="im_rm", beta=0.01)
@@ -65,7 +68,7 @@ class Run:
     ) -> None:
         self.store = Store(storage)
         self.plans = plans
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.ended = False
         self._fault: BaseException | None = None
         self._inject = inject
@@ -93,9 +96,9 @@ class Run:
         except BaseException as error:
             self._fault = error
 
-    def of(self, event: str) -> list[dict[str, Any]]:
+    def of(self, kind: type[Told]) -> list[Told]:
         """Events of one kind."""
-        return [item for item in self.events if item["event"] == event]
+        return [event for event in self.events if isinstance(event, kind)]
 
     def wait_for(self, found: Callable[[], Any], seconds: float = 900) -> Any:
         """Poll until something is found."""

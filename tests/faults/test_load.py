@@ -22,6 +22,7 @@ from orchestrator.artifacts import Store
 from orchestrator.claims import Claims
 from orchestrator.coordinator import Coordinator
 from orchestrator.durations import Durations
+from orchestrator.events import Completed, Failed, RowsLogged
 from orchestrator.inline import run_inline
 from orchestrator.placement import place
 from orchestrator.plan import local_capacity
@@ -119,16 +120,16 @@ def test_sixteen_trials_at_once_lose_no_row_and_report_once_a_second(tmp_path, c
     ended: list[str] = []
 
     def post(event):
-        if event["event"] == "rows":
-            sent[event["trial"]].append(time.monotonic())
+        if isinstance(event, RowsLogged):
+            sent[event.trial].append(time.monotonic())
         ask(actor.post(event))
 
     def drain():
         for event in ask(actor.drain()):
-            if event["event"] == "rows":
-                seen[event["trial"]] += [row["step"] for row in event["rows"]]
-            elif event["event"] in ("complete", "failed"):
-                ended.append(event["event"])
+            if isinstance(event, RowsLogged):
+                seen[event.trial] += [row["step"] for row in event.rows]
+            elif isinstance(event, Completed | Failed):
+                ended.append(type(event).__name__)
 
     def run(item):
         placement = place(item.spec, local_capacity())

@@ -14,6 +14,7 @@ from orchestrator.artifacts import MANIFEST, Store
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
 from orchestrator.cli import USAGE, execute
 from orchestrator.declaration import Declaration, write_declaration
+from orchestrator.events import Failed
 from orchestrator.eviction import evict
 from orchestrator.failures import NextAttempt, classify, next_attempt
 from orchestrator.housekeeping import garbage, remove
@@ -297,7 +298,7 @@ def test_a_bucket_that_does_not_answer_is_asked_again_and_not_for_ever():
 
 def test_what_a_sweep_does_is_read_by_another_process(store):
     writer = StateWriter("demo", store, "driver", ["run"], ["a"])
-    writer.on_event({"trial": "a", "event": "failed", "cause": "Diverged", "message": "not finite"})
+    writer.on_event(Failed(trial="a", cause="Diverged", message="not finite"))
     writer.close()
     note = read_state("demo", Store(store.root)).trials["a"]
     assert (note.state, note.cause) == ("failed", "Diverged")

@@ -17,6 +17,7 @@ from orchestrator import pace
 from orchestrator.artifacts import Store
 from orchestrator.compute import run_shared
 from orchestrator.durations import Durations
+from orchestrator.events import Event, Notice, RowsLogged, StageBegan, Started
 from orchestrator.layout import fitting
 from orchestrator.pace import Pace, duration
 from orchestrator.progress import Progress, late_bar
@@ -76,13 +77,13 @@ def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store
     """On Ray it is computed once, in a task that knows no trial. What is to be read is said once."""
     from orchestrator.coordinator import Coordinator
 
-    stage, row = plan_of(trial()).train.prepared, {"event": "rows", "stage": "prepare", "rows": [{"done": 1}]}
-    notice = {"event": "notice", "text": "data: unknown tokens"}
+    stage, row = plan_of(trial()).train.prepared, RowsLogged(stage="prepare", rows=[{"done": 1}])
+    notice = Notice(text="data: unknown tokens")
 
-    async def scene() -> list[dict[str, Any]]:
+    async def scene() -> list[Event]:
         coordinator = Coordinator(None, (), {}, Durations(store=store))
         done = asyncio.Event()
-        coordinator._shared._run = lambda _: done.wait()
+        coordinator._run_shared = lambda _: done.wait()
         waiting = [asyncio.create_task(coordinator.shared(stage, name)) for name in ("a", "b")]
         await asyncio.sleep(0)
         await coordinator.post_shared(stage.key, row)
@@ -92,7 +93,8 @@ def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store
         await coordinator.post_shared(stage.key, row)
         return await coordinator.drain()
 
-    assert asyncio.run(scene()) == [{"trial": "a", **row}, {"trial": "b", **row}, {"trial": "a", **notice}]
+    told = [("a", row), ("b", row), ("a", notice)]
+    assert asyncio.run(scene()) == [dataclasses.replace(event, trial=trial) for trial, event in told]
 
 
 def test_preparing_pairs_says_how_far_it_is(store: Store):
@@ -187,11 +189,9 @@ def test_the_live_table_shows_a_reference_and_an_evaluation_with_rate_and_time_l
     console = Console(file=out, width=100, force_terminal=True, no_color=True)
     with Progress(console, {"k": NAME}, 0) as shown:
         for stage in ("reference", "evaluate"):
-            shown.on_event({"trial": "k", "event": "started"})
-            shown.on_event({"trial": "k", "event": "stage", "stage": stage})
-            shown.on_event(
-                {"trial": "k", "event": "rows", "stage": stage, "rows": [{"done": 5, "total": 20}]}
-            )
+            shown.on_event(Started(trial="k"))
+            shown.on_event(StageBegan(trial="k", stage=stage))
+            shown.on_event(RowsLogged(trial="k", stage=stage, rows=[{"done": 5, "total": 20}]))
             shown._live.refresh()
             assert f"{stage}" in out.getvalue()
     assert "5/20" in out.getvalue()

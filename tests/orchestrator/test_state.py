@@ -6,10 +6,22 @@ import pytest
 
 from orchestrator import state
 from orchestrator.artifacts import Store
+from orchestrator.events import (
+    Completed,
+    Event,
+    Failed,
+    Notice,
+    Replanned,
+    Retried,
+    RowsLogged,
+    StageBegan,
+    Started,
+    Stopped,
+)
 from orchestrator.state import StateWriter, SweepState, TrialNote, read_state
 
 
-def told(store: Store, *events: dict, todo: tuple[str, ...] = ("a",)) -> dict[str, TrialNote]:
+def told(store: Store, *events: Event, todo: tuple[str, ...] = ("a",)) -> dict[str, TrialNote]:
     writer = StateWriter("s", store, "driver-1", ["full_grid.py", "--json"], todo)
     for event in events:
         writer.on_event(event)
@@ -17,19 +29,15 @@ def told(store: Store, *events: dict, todo: tuple[str, ...] = ("a",)) -> dict[st
     return dict(read_state("s", store).trials)
 
 
-def event(kind: str, trial: str = "a", **more) -> dict:
-    return {"trial": trial, "event": kind, **more}
-
-
 def test_a_failed_trial_is_read_back_as_noted(store: Store):
     rows = [{"step": 1.0, "total": 4}, {"step": 2.0, "total": 4}]
     notes = told(
         store,
-        event("started"),
-        event("stage", stage="train"),
-        event("rows", stage="train", rows=rows),
-        event("retry", cause="WorkerLost", message="gone", how="again in 5 s"),
-        event("failed", cause="Diverged", message="step 3"),
+        Started(trial="a"),
+        StageBegan(trial="a", stage="train"),
+        RowsLogged(trial="a", stage="train", rows=rows),
+        Retried(trial="a", cause="WorkerLost", message="gone", how="again in 5 s"),
+        Failed(trial="a", cause="Diverged", message="step 3"),
     )
     expected = TrialNote(
         state="failed",
@@ -46,7 +54,7 @@ def test_a_failed_trial_is_read_back_as_noted(store: Store):
 
 
 def test_what_still_ran_or_waited_at_the_end_is_stopped(store: Store):
-    notes = told(store, event("started"), event("complete", "b"), todo=("a", "b", "c"))
+    notes = told(store, Started(trial="a"), Completed(trial="b"), todo=("a", "b", "c"))
     assert {key: note.state for key, note in notes.items()} == {
         "a": "stopped",
         "b": "complete",
@@ -61,46 +69,46 @@ def test_each_write_says_what_is_so_by_then_and_makes_anew_only_what_changed(sto
     trials = tuple(f"t{number}" for number in range(50))
     writer = StateWriter("s", store, "driver-1", [], trials)
     assert len(made) == 50
-    for kind in ("started", "complete"):
-        writer.on_event(event(kind, "t7"))
+    for kind, state_now in ((Started, "running"), (Completed, "complete")):
+        writer.on_event(kind(trial="t7"))
         found = read_state("s", store).trials
         assert list(found) == list(trials)
-        assert (found["t7"].state, found["t8"].state) == ("running" if kind == "started" else kind, "waiting")
+        assert (found["t7"].state, found["t8"].state) == (state_now, "waiting")
     assert made[50:] == ["running", "complete"]
 
 
 def test_what_earlier_commands_noted_stays_and_what_runs_again_is_new(store: Store):
     failure = {"cause": "Diverged", "message": "m"}
-    told(store, event("failed", **failure), event("failed", "b", **failure), todo=("a", "b"))
-    notes = told(store, event("complete", "b"), todo=("b",))
+    told(store, Failed(trial="a", **failure), Failed(trial="b", **failure), todo=("a", "b"))
+    notes = told(store, Completed(trial="b"), todo=("b",))
     assert (notes["a"].state, notes["a"].cause) == ("failed", "Diverged")
     assert (notes["b"].state, notes["b"].cause) == ("complete", "")
 
 
 def test_why_a_trial_failed_is_known_until_it_is_complete(store: Store):
     failure = {"cause": "Diverged", "message": "m"}
-    told(store, event("failed", **failure))
+    told(store, Failed(trial="a", **failure))
     StateWriter("s", store, "killed", [], ["a"])
     assert (read_state("s", store).trials["a"].state, read_state("s", store).trials["a"].cause) == (
         "waiting",
         "Diverged",
     )
-    assert told(store, event("started"), event("stopped"))["a"].cause == "Diverged"
-    assert told(store, event("complete"))["a"] == TrialNote(state="complete")
+    assert told(store, Started(trial="a"), Stopped(trial="a"))["a"].cause == "Diverged"
+    assert told(store, Completed(trial="a"))["a"] == TrialNote(state="complete")
 
 
 def test_a_failure_is_written_at_once(store: Store):
     writer = StateWriter("s", store, "killed", [], ["a"])
-    writer.on_event(event("failed", cause="Diverged", message="m"))
+    writer.on_event(Failed(trial="a", cause="Diverged", message="m"))
     assert read_state("s", store).trials["a"].state == "failed"
 
 
 def test_events_of_other_trials_and_rows_without_a_total_change_nothing(store: Store):
     notes = told(
         store,
-        event("started", "unknown"),
-        event("rows", stage="evaluate", rows=[{"done": 3}]),
-        event("notice", text="t"),
+        Started(trial="unknown"),
+        RowsLogged(trial="a", stage="evaluate", rows=[{"done": 3}]),
+        Notice(trial="a", text="t"),
     )
     assert notes == {"a": TrialNote(state="stopped")}
 
@@ -118,7 +126,7 @@ def test_a_damaged_note_is_none(store: Store, text: str):
     file.write_text(text)
     assert read_state("s", store) == SweepState()
     # And the next command writes a new one.
-    assert told(store, event("complete"))["a"].state == "complete"
+    assert told(store, Completed(trial="a"))["a"].state == "complete"
 
 
 def test_bytes_that_are_no_text_are_none(store: Store):
@@ -131,17 +139,17 @@ def test_bytes_that_are_no_text_are_none(store: Store):
 def test_a_note_that_cannot_be_written_ends_nothing(store: Store):
     store.sweep_dir("s").parent.mkdir(parents=True)
     store.sweep_dir("s").write_text("a file where the folder should be")
-    assert told(store, event("started")) == {}
+    assert told(store, Started(trial="a")) == {}
 
 
 def test_a_running_trial_s_pace_is_noted_and_a_failed_one_has_none(store: Store):
     row = {"step": 1.0, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
     writer = StateWriter("s", store, "driver-1", [], ["a", "b"])
     for trial in ("a", "b"):
-        writer.on_event(event("started", trial))
-        writer.on_event(event("stage", trial, stage="train"))
-        writer.on_event(event("rows", trial, stage="train", rows=[row]))
-    writer.on_event(event("failed", "b", cause="Diverged", message="m"))
+        writer.on_event(Started(trial=trial))
+        writer.on_event(StageBegan(trial=trial, stage="train"))
+        writer.on_event(RowsLogged(trial=trial, stage="train", rows=[row]))
+    writer.on_event(Failed(trial="b", cause="Diverged", message="m"))
     writer.close()
     notes = read_state("s", store).trials
     assert (notes["a"].loss, notes["a"].pairs_per_s) == (0.5, 4.0)
@@ -151,6 +159,6 @@ def test_a_running_trial_s_pace_is_noted_and_a_failed_one_has_none(store: Store)
 
 def test_a_training_on_fewer_devices_than_planned_is_noted(store: Store):
     notes = told(
-        store, event("started"), event("replanned", text="planned for 8 GPUs; on 4"), event("complete")
+        store, Started(trial="a"), Replanned(trial="a", text="planned for 8 GPUs; on 4"), Completed(trial="a")
     )
     assert notes["a"].replanned == ["planned for 8 GPUs; on 4"]

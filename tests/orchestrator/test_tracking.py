@@ -22,6 +22,7 @@ from orchestrator.artifacts import Store
 from orchestrator.curves import CURVE_POINTS, thinned
 from orchestrator.declaration import Declaration, TrialRecord
 from orchestrator.embedded import EXPERIMENT
+from orchestrator.events import Failed
 from orchestrator.report import write_report
 from orchestrator.results import TrialResult
 from orchestrator.run_content import DIGEST_TAG
@@ -262,7 +263,7 @@ def test_a_run_that_was_left_in_the_middle_is_made_whole(
 def test_a_trial_that_the_driver_noted_as_failed_stays_failed_after_sync(database: str, store: Store):
     broken, waiting = record(), record(seed=1)
     state = StateWriter("demo", store, "", [], [broken.key, waiting.key])
-    state.on_event({"trial": broken.key, "event": "failed", "cause": "Diverged", "message": "loss is nan"})
+    state.on_event(Failed(trial=broken.key, cause="Diverged", message="loss is nan"))
     state.close()
     for _ in range(2):
         sync_all(database, store, declaration(broken, waiting))

@@ -12,6 +12,7 @@ from orchestrator import upkeep
 from orchestrator.artifacts import Store
 from orchestrator.cli import HOLES, Session
 from orchestrator.declaration import write_declaration
+from orchestrator.events import RowsLogged, Started
 from orchestrator.options import Options
 from orchestrator.state import StateWriter
 from trainers.errors import SpecError
@@ -37,13 +38,13 @@ def test_watching_says_each_change_and_ends_with_the_driver(store: Store, monkey
     commit_trial(store, trial, 9)
     write_declaration(declaration(trial), store)
     writer = StateWriter("demo", store, "driver-1", [], [trial.key])
-    writer.on_event({"trial": trial.key, "event": "started"})
+    writer.on_event(Started(trial=trial.key))
     row = {"step": 1, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
     monkeypatch.setattr("orchestrator.state.WRITE_EVERY_S", 0.0)
     changes = iter(
         [
             lambda: None,
-            lambda: writer.on_event({"trial": trial.key, "event": "rows", "stage": "train", "rows": [row]}),
+            lambda: writer.on_event(RowsLogged(trial=trial.key, stage="train", rows=[row])),
             lambda: commit_scores(store, trial.evaluations[1].key, right=5),
             lambda: drivers.clear(),
         ]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.events import Completed, Retried, RowsLogged
 from tests.faults.cells import EX_RM, GANG, IM_RM, Run, cells
 from tests.faults.ray_world import running_world
 
@@ -18,9 +19,9 @@ def test_four_real_gangs_pass_the_gate(tiny_model, tmp_path):
     plans = cells(tmp_path, tiny_model, (EX_RM, IM_RM), epochs=2, seeds=(0, 1))
     with running_world():
         run = Run(tmp_path, plans, GANG)
-    assert len(run.of("complete")) == 4, run.events
-    assert not run.of("retry")
-    told = {(event["trial"], event["stage"]) for event in run.of("rows")}
+    assert len(run.of(Completed)) == 4, run.events
+    assert not run.of(Retried)
+    told = {(event.trial, event.stage) for event in run.of(RowsLogged)}
     stages = ("prepare", "reference", "train", "evaluate")
     assert {stage for _, stage in told} == {*stages}, "every long step says how far it is"
     assert {(plan.key, "evaluate") for plan in plans} <= told

@@ -16,6 +16,7 @@ from benchmarks.makespan_stages import sleeping
 from orchestrator.artifacts import Store
 from orchestrator.catalog import ARCHITECTURES
 from orchestrator.claims import Claims
+from orchestrator.events import Completed, Notice, Replanned
 from orchestrator.plan import Node
 from orchestrator.spec import RetryPolicy
 from orchestrator.trial import Execution
@@ -90,19 +91,19 @@ def test_a_training_starts_on_the_node_that_comes_after_its_grant(head, tmp_path
         added.append(head.add_node(num_cpus=4, num_gpus=2))
 
     def on_event(event) -> None:
-        events.append({**event, "at": time.monotonic()})
-        if event["event"] == "notice" and not added:
+        events.append((time.monotonic(), event))
+        if isinstance(event, Notice) and not added:
             threading.Thread(target=add).start()
             added.append(None)
 
     info = run(tmp_path, on_gpus(2), (Node(id="gpu_worker 0", cpus=4, gpus=2),), on_event)
-    (asked,) = [event for event in events if event["event"] == "notice"]
-    assert "waits for a node of type gpu_worker" in asked["text"]
+    ((asked_at, asked),) = [(at, event) for at, event in events if isinstance(event, Notice)]
+    assert "waits for a node of type gpu_worker" in asked.text
     assert info["node"] == added[1].node_id
     assert info["world_size"] == 2
-    (began,) = [event["at"] for event in events if event.get("stage") == "train"]
-    assert began - asked["at"] >= COMES_AFTER_S
-    assert [event["event"] for event in events].count("complete") == 1
+    (began,) = [at for at, event in events if getattr(event, "stage", "") == "train"]
+    assert began - asked_at >= COMES_AFTER_S
+    assert sum(isinstance(event, Completed) for _, event in events) == 1
 
 
 def test_what_does_not_come_in_time_is_done_without(head, tmp_path, monkeypatch):
@@ -110,11 +111,11 @@ def test_what_does_not_come_in_time_is_done_without(head, tmp_path, monkeypatch)
     monkeypatch.setenv("RMSWEEP_NODE_WAIT_S", "3")
     events = []
     info = run(tmp_path, on_gpus(4), (Node(id="huge 0", cpus=8, gpus=4),), events.append)
-    said = [event["text"] for event in events if event["event"] == "notice"]
+    said = [event.text for event in events if type(event) is Notice]
     assert "waits for a node of type huge, 3 s at most" in said[0]
     assert "no node of type huge came within 3 s" in said[1]
-    (replanned,) = [event["text"] for event in events if event["event"] == "replanned"]
+    (replanned,) = [event.text for event in events if isinstance(event, Replanned)]
     assert "planned for 4 GPUs" in replanned
     assert "effective batch 4 as before" in replanned
     assert info["world_size"] == 1
-    assert events[-1]["event"] == "complete"
+    assert isinstance(events[-1], Completed)
