@@ -34,10 +34,10 @@ from benchmarks.load_stages import AT_ONCE
 from benchmarks.turns import resident_bytes
 from orchestrator import commands, joining
 from orchestrator.artifacts import Store
-from orchestrator.cli import Session
 from orchestrator.declaration import read_declaration
 from orchestrator.options import Options
 from orchestrator.results import sweep_results
+from orchestrator.session import Session
 from orchestrator.tracking import default_uri, is_pending
 from sweeps.full_grid import full_grid
 

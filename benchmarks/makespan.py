@@ -29,12 +29,12 @@ from benchmarks.no_view import NoView
 from orchestrator import commands, tracking
 from orchestrator.artifacts import Store
 from orchestrator.catalog import ARCHITECTURES, PAPER_MODELS
-from orchestrator.cli import Session
 from orchestrator.estimate import Job, lower_bound_s
 from orchestrator.options import Options
 from orchestrator.placement import place
 from orchestrator.plan import Node
 from orchestrator.selection import Selection
+from orchestrator.session import Session, select
 from orchestrator.spec import Sweep, TrialSpec
 from orchestrator.state import read_state
 from sweeps.full_grid import full_grid
@@ -190,10 +190,10 @@ def main(asked: Makespan) -> None:
 
 
 def _trials(asked: Makespan, folder: Path) -> Sequence[TrialSpec]:
-    from orchestrator import catalog, cli
+    from orchestrator import catalog
 
     session = make_session(asked, folder, None)
-    return sized_grid(cli.select(session.options, catalog.LAPTOP, NAME)).trials
+    return sized_grid(select(session.options, catalog.LAPTOP, NAME)).trials
 
 
 def _print(

@@ -1,22 +1,13 @@
-"""One analysis as a stage: what is in its key, what it is computed from, and computing it in this process, without Ray."""
+"""One analysis as a stage: what is in its key, what it reads, and what its computing function is given."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-
 from orchestrator.artifacts import Attempt, Store
-from orchestrator.claims import Claims, Heartbeat
-from orchestrator.cli import Session
-from orchestrator.events import Event
-from orchestrator.inline import InlineBackend
-from orchestrator.progress import quiet
 from orchestrator.spec import content_key
 from orchestrator.stages import BaseModel, EvaluateStage, Keyed, PrepareStage, Stage, TrainStage
-from orchestrator.trial import Execution
-from trainers.stopping import StopRequest
+from orchestrator.trial_plan import TrialPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +52,7 @@ class AnalyseStage(Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class AnalysisInputs:
     """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs.
 
     From `store` it may read what its parameters name by key. What it `say`s appears on the terminal while it computes.
@@ -76,56 +67,27 @@ class Inputs:
 
 
 # Fills the attempt's folder, summary.md at the least; what it notes goes into the manifest.
-Compute = Callable[[AnalyseStage, Inputs, Attempt], None]
+Compute = Callable[[AnalyseStage, AnalysisInputs, Attempt], None]
 
 
-def compute_all(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> None:
-    """Compute the stages, one after the other in this process."""
-    stop = StopRequest(0.0)
-    with (
-        quiet(session.driver_log, session.console.width) as terminal,
-        stop.listening(),
-        Heartbeat(session.store.root, session.sweep_name) as heartbeat,
-    ):
-        claims = Claims(session.store.root, heartbeat.driver)
-        backend = InlineBackend(Execution(store=session.store, claims=claims), _nobody, stop)
-        for stage in stages:
-            _compute_missing(stage, backend, compute, terminal)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Further:
+    """Trials that an analysis reads besides the sweep's; `whole` is False where more are known once these are done."""
+
+    trials: tuple[TrialPlan, ...] = ()
+    whole: bool = True
 
 
-def _nobody(event: Event) -> None:
-    """No trial waits for what happens to an analysis."""
+def nothing_further(stage: AnalyseStage, plans: Sequence[TrialPlan], store: Store) -> Further:
+    """The sweep's own trials are all that the analysis reads."""
+    return Further()
 
 
-def _compute_missing(
-    stage: AnalyseStage, backend: InlineBackend, compute: Compute, terminal: Console
-) -> None:
-    store, claims = backend.execution.store, backend.execution.claims
-    backend.shared(stage.needs)
-    name = f"{stage.kind}-{stage.key}"
-    with claims.held(name, lambda: store.complete(stage.kind, stage.key), backend.pause) as ours:
-        if not ours:
-            return
-        store.remove_leftovers(stage.kind, stage.key)
-        inputs = _inputs(stage, store, terminal)
-        with store.write(stage.kind, stage.key, parameters=dataclasses.asdict(stage.parameters)) as attempt:
-            compute(stage, inputs, attempt)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowUp:
+    """Which analyses a sweep's trials come to, what computes one, what further trials it reads, and whether weights."""
 
-
-def _inputs(stage: AnalyseStage, store: Store, terminal: Console) -> Inputs:
-    from trainers.token_files import read_tokens
-
-    def say(text: str) -> None:
-        terminal.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    return Inputs(
-        name=stage.label,
-        location="" if stage.base is None else stage.base.found_at(store),
-        base=stage.base,
-        pairs={
-            name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
-            for name, needed in stage.prepared
-        },
-        store=store,
-        say=say,
-    )
+    declare: Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]
+    compute: Compute
+    further: Callable[[AnalyseStage, Sequence[TrialPlan], Store], Further] = nothing_further
+    loads_weights: bool = False

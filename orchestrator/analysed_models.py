@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import tyro
 
 from orchestrator import selection
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analyses import AnalysisOptions
-from orchestrator.cli import Session, say_left_out
 from orchestrator.datasets import DatasetReader
 from orchestrator.identity import identify_model
 from orchestrator.options import Plan
 from orchestrator.reading import ReadingOptions, read_as
+from orchestrator.session import Session, say_left_out
 from orchestrator.stages import PrepareStage
 from trainers.data.named import DATASETS
 from trainers.errors import SpecError
@@ -92,7 +92,7 @@ def _placed(item: DatasetSpec, trained: DatasetSpec) -> DatasetSpec:
     return replace(item, source=trained.source) if item.source.startswith(PERSONA) else item
 
 
-def load_untrained(inputs: Inputs, output: Output) -> Any:
+def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
     """The base model in float64, on a GPU where there is one; the head of an EX-RM is drawn from seed 0."""
     from trainers.models import device, load_model
     from trainers.templates import load_tokenizer

@@ -19,13 +19,13 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from orchestrator import cli
-from orchestrator.analyse_stage import AnalyseStage, Compute, compute_all
-from orchestrator.cli import Session
+from orchestrator.analyse_stage import AnalyseStage, Compute
 from orchestrator.declaration import Declaration, adopt, adopted
-from orchestrator.follow_up import SUMMARY
+from orchestrator.follow_up import SUMMARY, compute_missing
 from orchestrator.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.options import Options as SweepOptions
 from orchestrator.progress import quiet
+from orchestrator.session import HOLES, Session, dump_json, open_session
 from orchestrator.stages import PrepareStage
 from trainers.flags import parse
 
@@ -84,7 +84,7 @@ def _dispatch(options: Options, name: str, declare: Declare[Options], compute: C
         json=options.json,
         backend="inline",
     )
-    session = cli.open_session(shared, name, folder)
+    session = open_session(shared, name, folder)
     match options.command:
         case Ui(port=port):
             return upkeep.ui(session, port)
@@ -111,7 +111,7 @@ def _run(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> 
     said = f"{len(stages)} analyses, {len(stages) - len(missing)} complete"
     session.console.print(said, highlight=False)
     if missing:
-        compute_all(session, missing, compute)
+        compute_missing(session, missing, compute)
     code = _report(session, stages)
     if missing:
         _show_in_mlflow(session, stages)
@@ -127,7 +127,7 @@ def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
             missing = []
         rows.append({"analysis": stage.label, "key": stage.key, "missing": missing})
     if session.options.json:
-        cli.dump_json(rows)
+        dump_json(rows)
         return 0
     for row in rows:
         missing_text = ", ".join(row["missing"]) or "nothing"
@@ -155,11 +155,11 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
     if complete:
         store.share(folder)
     if session.options.json:
-        cli.dump_json(results)
+        dump_json(results)
     else:
         session.console.print(f"report: {folder}", highlight=False, soft_wrap=True)
     holes = len(complete) < len(stages) or any(result.get("holes") for result in results)
-    return cli.HOLES if holes else 0
+    return HOLES if holes else 0
 
 
 def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:

@@ -5,12 +5,12 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-from orchestrator import access, cli, eviction, housekeeping, joining, outlook_table, placement
+from orchestrator import access, eviction, housekeeping, joining, outlook_table, placement
 from orchestrator import plan as planning
 from orchestrator.audit_page import say_audit
-from orchestrator.cli import Session
 from orchestrator.compare import other_sweep, write_comparison
 from orchestrator.compare import terminal_table as comparison_table
+from orchestrator.compute import REAL
 from orchestrator.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.declaration import (
     Declaration,
@@ -41,6 +41,7 @@ from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import TrialResult, sweep_results
 from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
 from orchestrator.selection import Selection
+from orchestrator.session import DEFECT, Session, dump_json, profile_for, say_left_out, select
 from orchestrator.spec import Sweep
 from orchestrator.state import TrialNote, read_state
 from orchestrator.tables import records
@@ -78,7 +79,7 @@ def run(session: Session, build: Build) -> int:
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
     console.print(_headline(known, todo, session), highlight=False)
-    cli.say_left_out(session, resolved.left_out)
+    say_left_out(session, resolved.left_out)
     if diverged:
         console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
     say_damage(session, missing)
@@ -165,7 +166,7 @@ def _run(
 
     try:
         if todo:
-            fetch_models(session, todo)
+            fetch_models_here(session, todo)
             rounds = _rounds(session, declaration, resolved, todo)
             written = run_missing(session, declaration, rounds, place, sweep.retries, phases)
         else:
@@ -184,16 +185,27 @@ def _run(
             f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         if not isinstance(error, StorageError):
-            return cli.DEFECT
+            return DEFECT
         # Where there is no room for a report, the holes are told all the same.
         results = _asked(session, resolved, sweep_results(declaration, session.store))
-        return say_holes(session, [*results, *further_results(session, holes=True)], told=told) or cli.DEFECT
+        return say_holes(session, [*results, *further_results(session, holes=True)], told=told) or DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
     results = _asked(session, resolved, written.results)
     return say_holes(session, [*results, *further_results(session, holes=True)], told=told)
+
+
+def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
+    """Fetch the hub's models that trials need, where this machine runs them: a cluster's nodes fetch for themselves."""
+
+    def say(text: str, style: str) -> None:
+        session.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    # Stages of a test or benchmark load no weights.
+    if session.stages is REAL and not joining.may_join(session):
+        fetch_models(todo, session.store, say)
 
 
 def _narrowed(session: Session) -> bool:
@@ -248,11 +260,11 @@ def plan_only(session: Session, build: Build) -> int:
             for item in resolved.plans
         ]
         left_out = [dataclasses.asdict(item) for item in long]
-        cli.dump_json(
+        dump_json(
             {**dataclasses.asdict(found), "too_long": left_out, "access_denied": denied, "trials": trials}
         )
         return 0
-    cli.say_left_out(session, resolved.left_out)
+    say_left_out(session, resolved.left_out)
     outlook_table.say(session.console, found, len(resolved.plans))
     for item in long:
         session.console.print(str(item), style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -271,7 +283,7 @@ def report(session: Session, compare: str | None) -> int:
     beside = other and write_comparison(declaration, session.store, *other, session.console)
     if session.options.json:
         rows = json_rows(written.rows)
-        cli.dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
+        dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
         return 0
     print_report(session, written)
     show_analyses(session, declaration)
@@ -285,10 +297,10 @@ def report(session: Session, compare: str | None) -> int:
 def _sweep(session: Session, build: Build) -> Sweep:
     """The sweep that the flags ask for; a cluster is only looked at where they leave the profile open."""
     capacity = joining.capacity(session) if session.options.profile == "auto" else ()
-    profile, why = cli.profile_for(session.options, capacity, session.profiles)
+    profile, why = profile_for(session.options, capacity, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
         session.console.print(why, highlight=False)
-    return build(cli.select(session.options, profile, session.sweep_name))
+    return build(select(session.options, profile, session.sweep_name))
 
 
 def _resolve(session: Session, sweep: Sweep, *, fetch: bool) -> ResolvedSweep:

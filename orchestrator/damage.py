@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from orchestrator.cli import Session
 from orchestrator.results import of_other_weights
+from orchestrator.session import Session
 from orchestrator.stages import PrepareStage
 from orchestrator.trial_plan import TrialPlan
 from trainers.errors import Damaged

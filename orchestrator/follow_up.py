@@ -7,49 +7,34 @@ The report has a copy of each in report/analyses/<name>/; sweep.json names them,
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from orchestrator.analyse import compute_analyses
+from orchestrator.analyse_stage import AnalyseStage, Compute
 from orchestrator.artifacts import Store
 from orchestrator.declaration import Declaration, read_declaration, with_further
+from orchestrator.progress import quiet
 from orchestrator.resolve import ResolvedSweep
 from orchestrator.results import TrialResult, trial_result
+from orchestrator.session import Session
 from orchestrator.stages import Stage
 from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
 
-if TYPE_CHECKING:
-    from orchestrator.analyse_stage import AnalyseStage, Compute
-    from orchestrator.cli import Session
-
 KIND, SUMMARY = "analyse", "summary.md"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Further:
-    """Trials that an analysis reads besides the sweep's; `whole` is False where more are known once these are done."""
+def compute_missing(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> None:
+    """Compute analyses, while what libraries say goes to the driver's log."""
+    with quiet(session.driver_log, session.console.width) as terminal:
 
-    trials: tuple[TrialPlan, ...] = ()
-    whole: bool = True
+        def say(text: str) -> None:
+            terminal.print(text, markup=False, highlight=False, soft_wrap=True)
 
-
-def nothing_further(stage: "AnalyseStage", plans: Sequence[TrialPlan], store: Store) -> Further:
-    """The sweep's own trials are all that the analysis reads."""
-    return Further()
+        compute_analyses(stages, compute, session.store, session.sweep_name, say)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FollowUp:
-    """Which analyses a sweep's trials come to, what computes one, what further trials it reads, and whether weights."""
-
-    declare: "Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]"
-    compute: "Compute"
-    further: "Callable[[AnalyseStage, Sequence[TrialPlan], Store], Further]" = nothing_further
-    loads_weights: bool = False
-
-
-def further_trials(session: "Session", plans: Sequence[TrialPlan]) -> tuple[TrialPlan, ...]:
+def further_trials(session: Session, plans: Sequence[TrialPlan]) -> tuple[TrialPlan, ...]:
     """What the analyses read besides the sweep's own trials, each once, as far as it is known by now."""
     follow_up = session.follow_up
     if follow_up is None:
@@ -64,7 +49,7 @@ def further_trials(session: "Session", plans: Sequence[TrialPlan]) -> tuple[Tria
 
 
 def with_analyses(
-    declaration: Declaration, session: "Session", resolved: ResolvedSweep, further: Sequence[TrialPlan]
+    declaration: Declaration, session: Session, resolved: ResolvedSweep, further: Sequence[TrialPlan]
 ) -> Declaration:
     """The declaration with the artifacts of the sweep's analyses, and the further trials that they read."""
     if session.follow_up is None:
@@ -74,7 +59,7 @@ def with_analyses(
     return dataclasses.replace(wider, artifacts=tuple(sorted(named.union(wider.artifacts or ()))))
 
 
-def further_results(session: "Session", *, holes: bool = False) -> list[TrialResult]:
+def further_results(session: Session, *, holes: bool = False) -> list[TrialResult]:
     """What is there of the further trials that the last command declared; of `holes` only, where asked for these."""
     if session.follow_up is None:
         return []
@@ -84,14 +69,13 @@ def further_results(session: "Session", *, holes: bool = False) -> list[TrialRes
     ]
 
 
-def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
+def run_follow_up(session: Session, declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
     """Compute what is missing of the declared analyses, where their trainings and evaluations are there; whether any was."""
     follow_up, store = session.follow_up, session.store
     if follow_up is None:
         return False
-    from orchestrator.analyse_stage import compute_all
 
-    def ready(stage: "AnalyseStage") -> bool:
+    def ready(stage: AnalyseStage) -> bool:
         further = follow_up.further(stage, plans, store)
         trained = further.whole and all(trial.complete(store) for trial in further.trials)
         there = usable if follow_up.loads_weights else _complete
@@ -105,7 +89,7 @@ def run_follow_up(session: "Session", declaration: Declaration, plans: Sequence[
         and ready(stage)
     ]
     if missing:
-        compute_all(session, missing, follow_up.compute)
+        compute_missing(session, missing, follow_up.compute)
     return bool(missing)
 
 
@@ -113,7 +97,7 @@ def _complete(stage: Stage, store: Store) -> bool:
     return store.complete(stage.kind, stage.key)
 
 
-def show_analyses(session: "Session", declaration: Declaration) -> None:
+def show_analyses(session: Session, declaration: Declaration) -> None:
     """Copy what is there into the report, and print the summaries."""
     store = session.store
     folder = store.local_sweep_dir(declaration.sweep) / "report" / "analyses"

@@ -2,12 +2,10 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.cli import Session
-from orchestrator.compute import REAL
-from orchestrator.joining import may_join
+from orchestrator.artifacts import Store
 from orchestrator.stages import BaseModel, ReferenceStage, TrainStage
 from orchestrator.trial_plan import TrialPlan
 
@@ -16,23 +14,20 @@ LOADED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "model*
 IN_FOLDERS = "*/*"
 
 
-def fetch_models(session: Session, todo: Sequence[TrialPlan]) -> None:
-    """Fetch the weights that trainings and reference passes of `todo` need, where this machine runs them.
+def fetch_models(todo: Sequence[TrialPlan], store: Store, say: Callable[[str, str], None]) -> None:
+    """Fetch the weights that trainings and reference passes of `todo` need. `say` takes a sentence and its style.
 
     What cannot be fetched is no error here: the trial that loads it says why.
     """
-    # A cluster's nodes fetch for themselves, and stages that are a test's or a benchmark's load no weights.
-    if session.stages is not REAL or may_join(session):
-        return
     needed = {
         stage.base
         for item in todo
-        for stage in item.missing(session.store)
+        for stage in item.missing(store)
         if isinstance(stage, TrainStage | ReferenceStage)
     }
     for base in sorted(needed, key=lambda base: base.name):
         if base.origin is None and not Path(base.location).is_dir() and not _has_weights(base):
-            _fetch(base, session)
+            _fetch(base, say)
 
 
 def _has_weights(base: BaseModel) -> bool:
@@ -51,7 +46,7 @@ def _cached(base: BaseModel, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _fetch(base: BaseModel, session: Session) -> None:
+def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import logging as hub_logging
     from huggingface_hub.utils import tqdm
@@ -60,8 +55,7 @@ def _fetch(base: BaseModel, session: Session) -> None:
         return
     # What it says of its own retries is said once, by us.
     hub_logging.set_verbosity_error()
-    said = f"model {base.name}: downloading {base.location}"
-    session.console.print(said, markup=False, highlight=False, soft_wrap=True)
+    say(f"model {base.name}: downloading {base.location}", "")
     try:
         snapshot_download(
             base.location,
@@ -72,5 +66,4 @@ def _fetch(base: BaseModel, session: Session) -> None:
             tqdm_class=functools.partial(tqdm, disable=None),
         )
     except Exception as error:
-        said = f"model {base.name}: not downloaded ({type(error).__name__}); its trials try again"
-        session.console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(f"model {base.name}: not downloaded ({type(error).__name__}); its trials try again", "yellow")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from orchestrator import hardware
 from orchestrator import plan as planning
-from orchestrator.cli import Session
 from orchestrator.options import Plan
 from orchestrator.progress import quiet
 from orchestrator.scaling import all_workers, still_absent
+from orchestrator.session import Session
 from orchestrator.workers import cluster_address, set_ray_environment
 from trainers.errors import PlanError
 

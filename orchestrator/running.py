@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.claims import Claims, Heartbeat
-from orchestrator.cli import Session
 from orchestrator.declaration import Declaration
 from orchestrator.durations import measured_rates
 from orchestrator.events import CheckpointWritten, Completed, Event, Failed, Notice, Post, Retried, Started
@@ -20,6 +19,7 @@ from orchestrator.housekeeping import clear_up, remove_finished_checkpoints
 from orchestrator.progress import Progress, quiet
 from orchestrator.redaction import redacted
 from orchestrator.report import Written
+from orchestrator.session import Session
 from orchestrator.spec import RetryPolicy
 from orchestrator.state import StateWriter
 from orchestrator.trial import Execution

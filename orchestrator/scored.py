@@ -10,10 +10,10 @@ import tyro
 from orchestrator.analyse_stage import AnalyseStage
 from orchestrator.analyses import AnalysisOptions
 from orchestrator.artifacts import Store
-from orchestrator.cli import Session
 from orchestrator.common_pairs import left_out_lines, on_common_pairs
 from orchestrator.declaration import Declaration, TrialRecord, declared_sweeps, read_declaration
 from orchestrator.results import TrialResult, sweep_results
+from orchestrator.session import Session
 from orchestrator.tables import Table, markdown, parquet_bytes
 from trainers.errors import SpecError
 from trainers.specs import given_name

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from orchestrator.cli import Session
 from orchestrator.common_pairs import left_out_lines, on_common_pairs
 from orchestrator.epochs import epoch_rows, epoch_table
 from orchestrator.full_report import HTML, said_conclusions
 from orchestrator.layout import fitting
 from orchestrator.redaction import shown_uri
 from orchestrator.report import Written, terminal_table
+from orchestrator.session import Session
 
 
 def print_report(session: Session, written: Written) -> None:

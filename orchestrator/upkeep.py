@@ -19,9 +19,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import cli, estimate, housekeeping
+from orchestrator import estimate, housekeeping
 from orchestrator.claims import live_drivers
-from orchestrator.cli import Session
 from orchestrator.damage import say_damaged_logs
 from orchestrator.declaration import read_declaration
 from orchestrator.embedded import EXPERIMENT, follow_storage
@@ -31,6 +30,7 @@ from orchestrator.pace import duration
 from orchestrator.progress import late_bar, quiet
 from orchestrator.redaction import shown_uri
 from orchestrator.results import TrialResult, trial_result
+from orchestrator.session import HOLES, Session, dump_json
 from orchestrator.state import TrialNote, read_state
 from trainers.errors import SpecError
 
@@ -63,7 +63,7 @@ def status(session: Session, *, watch: bool = False) -> int:
             time.sleep(WATCH_EVERY_S)
             continue
         if running or session.options.json:
-            return 0 if len(known) == len(results) else cli.HOLES
+            return 0 if len(known) == len(results) else HOLES
         # The table has named every cause.
         return _say_ways_on(session, {result.record.key for result in results if not result.complete})
 
@@ -77,7 +77,7 @@ def _driver(running: bool, left_s: float | None) -> str:
 
 def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, *, clear: bool) -> None:
     if session.options.json:
-        cli.dump_json(rows)
+        dump_json(rows)
         return
     if clear and session.console.is_terminal:
         session.console.clear()
@@ -163,7 +163,7 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     failed = any(note.cause for key, note in state.trials.items() if key in holes)
     for line in _ways_on(state.command, failed, session.driver_log.parent):
         session.console.print(line, soft_wrap=True, highlight=False, markup=False)
-    return cli.HOLES
+    return HOLES
 
 
 def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
@@ -262,7 +262,7 @@ def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
     items = housekeeping.garbage(store, housekeeping.kept_sweeps(store, keep))
     removed = set(housekeeping.remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
     if session.options.json:
-        cli.dump_json(
+        dump_json(
             [
                 {"path": item.found.path, "kind": item.found.kind, "bytes": item.found.bytes}
                 | {"why": item.why, "removed": item in removed}

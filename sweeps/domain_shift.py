@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt, Store
-from orchestrator.cli import Session
 from orchestrator.scored import (
     ScoredOptions,
     declare_scored,
@@ -26,6 +25,7 @@ from orchestrator.scored import (
     write_analysis,
     write_figure,
 )
+from orchestrator.session import Session
 
 # Raise when the analysis computes something else from the same scores.
 VERSION = 2
@@ -43,7 +43,7 @@ def declare(options: DomainShiftOptions, session: Session) -> Sequence[AnalyseSt
     return declare_scored(options, session, analysis="domain_shift", version=VERSION)
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Controls, regressions, what they advise, and the pairs themselves."""
     import pyarrow as pa
     from pyarrow import parquet

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import catalog
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.artifacts import Attempt
 from orchestrator.catalog import Profile
 from orchestrator.cli import main
-from orchestrator.follow_up import SUMMARY, FollowUp
+from orchestrator.follow_up import SUMMARY
 from orchestrator.stages import PrepareStage, TrainStage
 from orchestrator.trial_plan import TrialPlan
 from sweeps.full_grid import full_grid
@@ -87,7 +87,7 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
     ]
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Answers of the trained model and of the base model, judged by the exact parser."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -119,7 +119,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     attempt.info.update(results=results)
 
 
-def _prompts(prepared: PrepareStage, inputs: Inputs) -> list[str]:
+def _prompts(prepared: PrepareStage, inputs: AnalysisInputs) -> list[str]:
     """The text of each prepared pair's prompt."""
     from trainers.data.records import read_written_pairs
 
@@ -128,7 +128,7 @@ def _prompts(prepared: PrepareStage, inputs: Inputs) -> list[str]:
 
 
 def _answers(
-    location: str, stage: AnalyseStage, inputs: Inputs, prompts: Sequence[str]
+    location: str, stage: AnalyseStage, inputs: AnalysisInputs, prompts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each prompt and answer: the likeliest as sample −1, then those drawn at temperature 1."""
     from trainers.data.cycle_answers import is_correct
@@ -166,7 +166,7 @@ def _answers(
 
 
 def _rewards(
-    stage: AnalyseStage, inputs: Inputs, answers: Sequence[Sequence[list[int]]], asked: dict[str, Any]
+    stage: AnalyseStage, inputs: AnalysisInputs, answers: Sequence[Sequence[list[int]]], asked: dict[str, Any]
 ) -> list[list[float]]:
     """The trained IM-RM's reward of each answer; one that was cut has no end to be rewarded for."""
     from trainers.pairs import TokenPair

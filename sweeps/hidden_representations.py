@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
 from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt
-from orchestrator.cli import Session
 from orchestrator.follow_up import SUMMARY
+from orchestrator.session import Session
 
 # Raise when the analysis computes something else from the same parameters.
 VERSION = 1
@@ -42,7 +42,7 @@ def declare(options: RepresentationsOptions, session: Session) -> Sequence[Analy
     )
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The statistics of every set, with table and figure."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -74,7 +74,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     attempt.info.update(results=results)
 
 
-def _summary(rows: Sequence[dict[str, Any]], inputs: Inputs) -> str:
+def _summary(rows: Sequence[dict[str, Any]], inputs: AnalysisInputs) -> str:
     columns = ("unseen set", "of", *(name.replace("_", " ") for name in STATISTICS))
     shown = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
     lines = [

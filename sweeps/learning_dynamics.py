@@ -17,12 +17,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
 from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt
-from orchestrator.cli import Session
 from orchestrator.follow_up import SUMMARY
+from orchestrator.session import Session
 from trainers.errors import SpecError
 from trainers.rewards import PAPER_BETA
 
@@ -65,7 +65,7 @@ def declare(options: DynamicsOptions, session: Session) -> Sequence[AnalyseStage
     )
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Predictions and measurements of every pair, with their summary and figure."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -86,7 +86,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     attempt.info.update(results=results)
 
 
-def _rows(kind: str, inputs: Inputs, parameters: Parameters) -> list[dict[str, Any]]:
+def _rows(kind: str, inputs: AnalysisInputs, parameters: Parameters) -> list[dict[str, Any]]:
     from trainers.models import freeze
     from trainers.rewards import RewardSpec
     from trainers.scoring import RewardModule
@@ -185,7 +185,7 @@ def _statistics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     return found
 
 
-def _summary(results: dict[str, Any], inputs: Inputs, parameters: Parameters) -> str:
+def _summary(results: dict[str, Any], inputs: AnalysisInputs, parameters: Parameters) -> str:
     lines = [
         f"# {inputs.name}",
         "",

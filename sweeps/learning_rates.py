@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import catalog
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp, Further
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.cli import main
-from orchestrator.follow_up import SUMMARY, FollowUp, Further
+from orchestrator.follow_up import SUMMARY
 from orchestrator.report import reward_title
 from orchestrator.searches import at_rate, outcome, searched
 from orchestrator.stages import EvaluateStage, TrainStage
@@ -110,7 +110,7 @@ def _trial(
     return replace(plan, spec=spec, train=training, evaluations=evaluations)
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The search's outcome, and the accuracies at the fixed rate beside those at the best."""
     from orchestrator.accuracies import seeds_accuracy
 

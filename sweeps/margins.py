@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt, Store
-from orchestrator.cli import Session
 from orchestrator.scored import (
     ScoredOptions,
     declare_scored,
@@ -27,6 +26,7 @@ from orchestrator.scored import (
     write_analysis,
     write_figure,
 )
+from orchestrator.session import Session
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
@@ -46,7 +46,7 @@ def declare(options: MarginsOptions, session: Session) -> Sequence[AnalyseStage]
     return declare_scored(options, session, analysis="margins", version=VERSION)
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The curves of best of n, and variances, by training set, evaluation set, model and reward type."""
     results = [item for item in results_of(stage.parameters, inputs.store) if item.learned]
     curves, variances, unknown = [], [], set[str]()

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import catalog
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.artifacts import Attempt
 from orchestrator.cli import main
-from orchestrator.follow_up import SUMMARY, FollowUp
+from orchestrator.follow_up import SUMMARY
 from orchestrator.report import reward_title
 from orchestrator.selection import Selection
 from orchestrator.spec import Category, Recipe, Sweep, TrialSpec, grid, only
@@ -193,7 +193,7 @@ def _points(plan: TrialPlan) -> Iterator[tuple[Point, EvaluateStage]]:
         yield point, stage
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The curve as table, CSV and figure."""
     import pyarrow as pa
     from pyarrow import parquet

@@ -19,10 +19,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt, Store
-from orchestrator.cli import Session
 from orchestrator.scored import (
     ScoredOptions,
     declare_scored,
@@ -31,6 +30,7 @@ from orchestrator.scored import (
     write_analysis,
     write_figure,
 )
+from orchestrator.session import Session
 from sweeps.persona import ON_TRAINING_PROMPTS
 from trainers.errors import DataError
 
@@ -53,7 +53,7 @@ def declare(options: PersonaPromptsOptions, session: Session) -> Sequence[Analys
     return declare_scored(options, session, analysis="persona_prompts", version=VERSION)
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """A two by two table for every model, reward type and rewriting."""
     results = [item for item in results_of(stage.parameters, inputs.store) if item.learned]
     rows = [

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from orchestrator import selection
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analyses import AnalysisOptions, main
 from orchestrator.artifacts import Attempt, Store
-from orchestrator.cli import Session, say_left_out
 from orchestrator.datasets import DatasetReader
 from orchestrator.follow_up import SUMMARY
 from orchestrator.identity import identify_model
 from orchestrator.options import Plan
+from orchestrator.session import Session, say_left_out
 from orchestrator.spec import content_key
 from orchestrator.stages import BaseModel
 from trainers.data import rewritten
@@ -167,7 +167,7 @@ def _base(options: RewriteOptions, session: Session, *, fetch: bool) -> BaseMode
     return identify_model(spec, session.store, lock=session.folder / "revisions.lock.json", fetch=fetch)
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The rewritten pairs, what each is like, and what has no usable rewriting."""
     parameters: Parameters = stage.parameters
     folder = attempt.directory
@@ -200,7 +200,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
 
 
 def _asked(
-    texts: Sequence[str], parameters: Parameters, inputs: Inputs, base: BaseModel
+    texts: Sequence[str], parameters: Parameters, inputs: AnalysisInputs, base: BaseModel
 ) -> tuple[dict[str, str], dict[str, str]]:
     """(rewriting of each text that has one, why each of the others has none)."""
     from trainers.data import hygiene
@@ -235,7 +235,7 @@ def _journal_file(store: Store, terms: Terms, drawing: Any) -> Path:
     return store.local / "rewritings" / f"{key}.jsonl"
 
 
-def _writer(inputs: Inputs, base: BaseModel) -> "Writer":
+def _writer(inputs: AnalysisInputs, base: BaseModel) -> "Writer":
     from trainers.data.local_rewriting import Writer, turn_ends
     from trainers.generation import load_generator
     from trainers.templates import load_tokenizer

@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analyses import AnalysisOptions, main
 from orchestrator.artifacts import Attempt
-from orchestrator.cli import Session
 from orchestrator.follow_up import SUMMARY
+from orchestrator.session import Session
 from trainers.errors import SpecError
 
 # Raise when the analysis computes something else from the same parameters.
@@ -85,7 +85,7 @@ def declare(options: TheoryOptions, session: Session) -> Sequence[AnalyseStage]:
     return [AnalyseStage(analysis="theory", version=VERSION, parameters=parameters)]
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Both theorems, with tables, figure and summary."""
     import pyarrow as pa
     from pyarrow import parquet

@@ -17,13 +17,13 @@ from typing import Annotated, Any
 import tyro
 
 from orchestrator import selection
-from orchestrator.analyse_stage import AnalyseStage, Inputs
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
 from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
 from orchestrator.analyses import main
 from orchestrator.artifacts import Attempt
-from orchestrator.cli import Session
 from orchestrator.declaration import read_declaration
 from orchestrator.scored import Scored, rests_on, results_of, scored, write_analysis, write_figure
+from orchestrator.session import Session
 from trainers.errors import DataError, SpecError
 from trainers.specs import given_name
 
@@ -74,7 +74,7 @@ def declare(options: TokenOverlapOptions, session: Session) -> Sequence[AnalyseS
     return stages
 
 
-def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
+def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Accuracy by tenths of both measures, each set's and all sets' together."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -120,7 +120,7 @@ def compute(stage: AnalyseStage, inputs: Inputs, attempt: Attempt) -> None:
     attempt.info.update(results=results)
 
 
-def _measured(inputs: Inputs, names: Sequence[str]) -> dict[str, dict[int, tuple[float, float]]]:
+def _measured(inputs: AnalysisInputs, names: Sequence[str]) -> dict[str, dict[int, tuple[float, float]]]:
     """Of each set, by row: overlap with the nearest training pair, and the largest cosine with one."""
     from trainers.data.nearest import bag, nearest
     from trainers.theory.states import differences, pair_states

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator import cli
+from orchestrator import session
 from orchestrator.artifacts import Store
 from orchestrator.options import Options
 from sweeps.ablations import LAPTOP, PAPER, PROFILES, ablations
@@ -70,7 +70,7 @@ def test_only_what_is_not_frozen_moves(storage, model, reward, moved):
 
 def test_a_lone_output_layer_gets_a_rate_that_can_move_it_far_from_where_it_starts():
     for profile, pairs in ((LAPTOP, 80), (PAPER, 2000)):
-        made = ablations(cli.select(Options(only=("reward=*_only",)), profile, "demo")).trials
+        made = ablations(session.select(Options(only=("reward=*_only",)), profile, "demo")).trials
         assert {trial.reward_name for trial in made} == {"ex_rm_head_only", "im_rm_unembedding_only"}
         for trial in made:
             steps = trial.optim.epochs * -(-pairs // trial.optim.effective_batch)
@@ -78,5 +78,5 @@ def test_a_lone_output_layer_gets_a_rate_that_can_move_it_far_from_where_it_star
 
 
 def test_built_in_models_are_not_asked_in_words_that_they_do_not_have():
-    made = {trial.reward_name for trial in ablations(cli.select(Options(), LAPTOP, "demo")).trials}
+    made = {trial.reward_name for trial in ablations(session.select(Options(), LAPTOP, "demo")).trials}
     assert made == ALL - {"ex_grm"}

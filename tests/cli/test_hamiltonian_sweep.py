@@ -5,7 +5,7 @@ import json
 import pytest
 from pyarrow import parquet
 
-from orchestrator.follow_up import FollowUp
+from orchestrator.analyse_stage import FollowUp
 from sweeps import hamiltonian
 from sweeps.full_grid import full_grid
 from tests.sweep_runs import artifacts, run_sweep

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
+from orchestrator.analyse_stage import FollowUp
 from orchestrator.artifacts import Store
 from orchestrator.declaration import read_declaration
-from orchestrator.follow_up import FollowUp
 from orchestrator.housekeeping import garbage, kept_sweeps
 from orchestrator.searches import goes_on
 from sweeps import learning_rates

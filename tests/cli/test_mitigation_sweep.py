@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
+from orchestrator.analyse_stage import FollowUp
 from orchestrator.artifacts import Store
-from orchestrator.follow_up import FollowUp
 from orchestrator.resolve import resolve
 from orchestrator.spec import Sweep
 from sweeps import mitigation
@@ -91,8 +91,8 @@ def test_rewritings_are_token_level_shifts_whatever_the_share(storage):
 def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
     from dataclasses import replace
 
-    from orchestrator.cli import select
     from orchestrator.options import Options
+    from orchestrator.session import select
 
     chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.LAPTOP, "keys")
     sweep = mitigation.mitigation(chosen)

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.artifacts import Store
-from orchestrator.cli import HOLES, Session
 from orchestrator.declaration import read_declaration, write_declaration
 from orchestrator.events import Failed
 from orchestrator.options import Options
 from orchestrator.progress import Progress
 from orchestrator.results import sweep_results
+from orchestrator.session import HOLES, Session
 from orchestrator.state import StateWriter
 from orchestrator.upkeep import say_holes
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from orchestrator import cli, commands
+from orchestrator.session import USAGE
 from sweeps import full_grid
 from tests.faults.mutations import ROWS, all_cases
 
@@ -75,7 +76,7 @@ def test_every_spoilt_input_is_refused_by_name_before_anything_starts(tmp_path, 
 def _refused(code: object, said: str, words: list[str]) -> bool:
     """Exit 2 and no traceback, in words that name the file where there is one."""
     named = all(word.removeprefix("mine=") in said for word in words if word.startswith("mine="))
-    return code == cli.USAGE and "Traceback" not in said and bool(re.search(REFUSAL, said)) and named
+    return code == USAGE and "Traceback" not in said and bool(re.search(REFUSAL, said)) and named
 
 
 def _defect(folder: Path) -> str:

@@ -18,7 +18,6 @@ import pytest
 from rich.console import Console
 
 from orchestrator.artifacts import Store
-from orchestrator.cli import Session
 from orchestrator.curves import CURVE_POINTS, CURVES
 from orchestrator.declaration import Declaration, write_declaration
 from orchestrator.embedded import EXPERIMENT
@@ -26,6 +25,7 @@ from orchestrator.options import Options
 from orchestrator.redaction import shown_uri, without_credentials
 from orchestrator.report import write_report
 from orchestrator.running import catch_up
+from orchestrator.session import Session
 from orchestrator.tracking import PENDING, Tracker, default_uri, is_pending, sync
 from orchestrator.view import View
 from tests.faults.proxy import Proxy, proxy_to

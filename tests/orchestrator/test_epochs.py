@@ -16,7 +16,7 @@ from sweep_samples import (
     trial,
 )
 
-from orchestrator import catalog, cli
+from orchestrator import catalog, session
 from orchestrator.artifacts import Store
 from orchestrator.declaration import EvaluationRecord, TrialRecord
 from orchestrator.epochs import epoch_rows
@@ -66,7 +66,7 @@ def test_words_that_are_no_epochs_are_refused(words):
 
 def test_every_keeps_all_epochs_of_each_trials_own_recipe():
     options = Options(keep_epochs=("every",), epochs=3)
-    made = persona(cli.select(options, LAPTOP, "demo"))
+    made = persona(session.select(options, LAPTOP, "demo"))
     assert {item.keep_epochs for item in made.trials} == {(1, 2, 3)}
 
 
@@ -153,7 +153,7 @@ def test_a_rewriting_in_the_same_source_is_a_token_level_shift(store: Store, sha
 
 
 def test_persona_evaluates_training_and_test_prompts_as_they_are_and_paraphrased(store: Store):
-    resolved = resolve(persona(cli.select(Options(epochs=2), LAPTOP, "demo")), store)
+    resolved = resolve(persona(session.select(Options(epochs=2), LAPTOP, "demo")), store)
     named = {name: category for (_, name), category in resolved.categories.items()}
     assert named == {
         "tiny_world": "in-distribution",

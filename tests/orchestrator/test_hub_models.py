@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.artifacts import Store
-from orchestrator.cli import Session
+from orchestrator.commands import fetch_models_here
 from orchestrator.compute import REAL, StageFunctions
-from orchestrator.hub_models import fetch_models
 from orchestrator.options import Options
+from orchestrator.session import Session
 from orchestrator.trial_plan import TrialPlan
 from tests.loopback import Loopback, Quiet
 from tests.orchestrator.sweep_samples import plan, trial
@@ -115,13 +115,13 @@ def session_of(tmp_path: Path, stages: StageFunctions = REAL) -> Session:
 
 def test_what_loading_reads_of_a_model_is_fetched_once_and_nothing_else(hub, tmp_path, capsys):
     session, todo = session_of(tmp_path), [on_hub(seed) for seed in (0, 1)]
-    fetch_models(session, todo)
+    fetch_models_here(session, todo)
     assert sorted(hub.fetched) == sorted(WANTED)
     folder = next((tmp_path / "hub").glob(f"*/snapshots/{REVISION}"))
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
         name: FILES[name] for name in WANTED
     }
-    fetch_models(session, todo)
+    fetch_models_here(session, todo)
     assert len(hub.fetched) == len(WANTED)
     assert session.console.file.getvalue() == "model hubbed: downloading acme/model\n"
     # Where there is no terminal, that line is all.
@@ -130,9 +130,9 @@ def test_what_loading_reads_of_a_model_is_fetched_once_and_nothing_else(hub, tmp
 
 def test_a_shard_that_is_not_there_is_fetched(hub, tmp_path):
     session, todo = session_of(tmp_path), [on_hub()]
-    fetch_models(session, todo)
+    fetch_models_here(session, todo)
     next((tmp_path / "hub").glob(f"*/snapshots/{REVISION}/{SHARDS[1]}")).resolve().unlink()
-    fetch_models(session, todo)
+    fetch_models_here(session, todo)
     assert hub.fetched.count(SHARDS[1]) == 2
     assert hub.fetched.count(SHARDS[0]) == 1
 
@@ -144,7 +144,7 @@ def test_the_hubs_bar_is_seen_on_a_terminal(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     # Commands that other tests ran in this process may have put them out.
     enable_progress_bars()
-    fetch_models(session, todo)
+    fetch_models_here(session, todo)
     said = capsys.readouterr().err
     assert re.search(r"Fetching 5 files: +100%.*5/5", said)
     assert re.search(r"100%.*70\.1kB / 70\.1kB", said)
@@ -157,14 +157,14 @@ def test_where_nothing_is_loaded_here_nothing_is_fetched(hub, tmp_path, monkeypa
         monkeypatch.setattr("orchestrator.joining.cluster_address", lambda: "127.0.0.1:6379")
     if where == "offline":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    fetch_models(session, [on_hub()])
+    fetch_models_here(session, [on_hub()])
     assert hub.fetched == []
     assert session.console.file.getvalue() == ""
 
 
 def test_a_hub_that_refuses_ends_nothing(hub, tmp_path):
     session, hub.down = session_of(tmp_path), True
-    fetch_models(session, [on_hub()])
+    fetch_models_here(session, [on_hub()])
     assert re.search(
         r"model hubbed: not downloaded \(\w+\); its trials try again", session.console.file.getvalue()
     )

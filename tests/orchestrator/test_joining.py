@@ -11,8 +11,8 @@ from benchmarks.load import Load, make_session
 from benchmarks.no_view import NoView
 from orchestrator import commands, joining
 from orchestrator.artifacts import Store
-from orchestrator.cli import Session
 from orchestrator.plan import Node
+from orchestrator.session import Session
 from sweeps.full_grid import full_grid
 from trainers.errors import StorageError
 
@@ -81,7 +81,7 @@ def test_a_sweep_with_something_missing_or_damaged_joins(complete, monkeypatch):
 def test_models_of_the_hub_are_fetched_before_the_trials_run(tmp_path, monkeypatch):
     seen: list[object] = []
     monkeypatch.setattr(joining, "cluster_address", lambda: None)
-    monkeypatch.setattr(commands, "fetch_models", lambda session, todo: seen.append(len(todo)))
+    monkeypatch.setattr(commands, "fetch_models_here", lambda session, todo: seen.append(len(todo)))
     monkeypatch.setattr(commands, "run_missing", lambda *_: seen.append("run") or refuse())
     commands.run(make_session(LOAD, tmp_path), full_grid)
     assert seen == [LOAD.trials, "run"]

@@ -50,7 +50,7 @@ print(*[name for name in {heavy!r} if name in sys.modules])
 RESOLVE_AND_REPORT = """
 import sys
 from pathlib import Path
-from orchestrator import catalog, cli
+from orchestrator import catalog, session
 from orchestrator.artifacts import Store
 from orchestrator.declaration import declare
 from orchestrator.options import Options
@@ -61,7 +61,7 @@ from orchestrator.resolve import missing_trials, resolve
 from sweeps.full_grid import full_grid
 
 store = Store(Path({store!r}))
-sweep = full_grid(cli.select(Options(), catalog.LAPTOP, "demo"))
+sweep = full_grid(session.select(Options(), catalog.LAPTOP, "demo"))
 resolved = resolve(sweep, store)
 for trial in sweep.trials:
     place(trial, local_capacity(), sweep.placements)
@@ -75,7 +75,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from orchestrator.artifacts import Store
-from orchestrator.cli import Session
+from orchestrator.session import Session
 from orchestrator.options import Options
 from orchestrator.declaration import Declaration
 from orchestrator.report import write_report

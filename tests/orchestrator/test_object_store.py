@@ -12,13 +12,14 @@ import pytest
 from orchestrator import claims
 from orchestrator.artifacts import MANIFEST, Store
 from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
-from orchestrator.cli import USAGE, execute
+from orchestrator.cli import execute
 from orchestrator.declaration import Declaration, write_declaration
 from orchestrator.events import Failed
 from orchestrator.eviction import evict
 from orchestrator.failures import NextAttempt, classify, next_attempt
 from orchestrator.housekeeping import garbage, remove
 from orchestrator.options import Gc, Options, Run, Status
+from orchestrator.session import USAGE
 from orchestrator.spec import RetryPolicy
 from orchestrator.state import StateWriter, read_state
 from tests.object_store import SECRET

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import catalog, cli
+from orchestrator import catalog, session
 from orchestrator.artifacts import Store
 from orchestrator.datasets import DatasetReader
 from orchestrator.options import Options
@@ -109,7 +109,7 @@ def resolved(tmp_path, *names: str, **words: object):
     options = Options(
         models=("llama-64",), rewards=("ex_rm",), train_sets=names[:1], eval_sets=names, **words
     )
-    sweep = full_grid(cli.select(options, catalog.LAPTOP, "demo"))
+    sweep = full_grid(session.select(options, catalog.LAPTOP, "demo"))
     return resolve(sweep, Store(tmp_path / "store"))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import catalog, cli, selection
+from orchestrator import catalog, cli, selection, session
 from orchestrator.options import Options
 from orchestrator.plan import Node
 from orchestrator.selection import parse_categories, parse_dataset, parse_model, parse_only, parse_rewards
@@ -222,7 +222,7 @@ def test_an_empty_draw_is_refused_with_its_flag(pairs: int):
 
 def test_flags_override_the_profile():
     options = Options(models=("qwen2-64",), seeds=(3,), max_train_pairs=5, lr=0.5, rewards=("ex_rm",))
-    chosen = cli.select(options, catalog.LAPTOP, "demo")
+    chosen = session.select(options, catalog.LAPTOP, "demo")
     assert [model.name for model in chosen.models] == ["qwen2-64"]
     assert (chosen.seeds, chosen.train_draw.max_pairs) == ((3,), 5)
     assert chosen.recipe(chosen.models[0], chosen.train_sets[0]).lr == 0.5
@@ -231,7 +231,7 @@ def test_flags_override_the_profile():
 
 
 def test_the_paper_trains_on_2000_pairs_of_ultrafeedback_and_its_own_1000_of_rewardmath():
-    trials = full_grid(cli.select(cli.Options(), catalog.PAPER, "demo")).trials
+    trials = full_grid(session.select(cli.Options(), catalog.PAPER, "demo")).trials
     draws = {trial.train_set.name: trial.train_draw for trial in trials}
     assert draws == {
         "ultrafeedback": DrawSpec(max_pairs=2000),
@@ -247,7 +247,7 @@ def test_the_paper_trains_on_2000_pairs_of_ultrafeedback_and_its_own_1000_of_rew
 
 
 def test_another_number_of_pairs_is_drawn_from_every_set_in_the_usual_way():
-    chosen = cli.select(cli.Options(max_train_pairs=8), catalog.PAPER, "demo")
+    chosen = session.select(cli.Options(max_train_pairs=8), catalog.PAPER, "demo")
     assert {trial.train_draw for trial in full_grid(chosen).trials} == {DrawSpec(max_pairs=8)}
     # Trained on and evaluated, it is one set.
     assert {spec.name: spec for spec in chosen.train_sets}["rewardmath"] in chosen.eval_sets
@@ -262,10 +262,10 @@ def test_a_copy_keeps_the_papers_draw_where_it_is_named_so_and_not_by_the_name_o
 
 def test_token_limits_are_those_of_every_draw_a_named_sets_own_too():
     limits = {"max_prompt_tokens": 2048, "max_response_tokens": 512}
-    for trial in full_grid(cli.select(Options(**limits), catalog.PAPER, "demo")).trials:
+    for trial in full_grid(session.select(Options(**limits), catalog.PAPER, "demo")).trials:
         for draw in (trial.train_draw, trial.eval_draw):
             assert (draw.max_prompt_tokens, draw.max_response_tokens) == (2048, 512)
-    rewardmath = full_grid(cli.select(Options(max_response_tokens=512), catalog.PAPER, "demo")).trials
+    rewardmath = full_grid(session.select(Options(max_response_tokens=512), catalog.PAPER, "demo")).trials
     assert {trial.train_draw for trial in rewardmath if trial.train_set.name == "rewardmath"} == {
         DrawSpec(max_pairs=1000, seed=517, permutation="torch", max_response_tokens=512)
     }
@@ -276,18 +276,18 @@ def test_token_limits_are_those_of_every_draw_a_named_sets_own_too():
 )
 def test_zero_pairs_are_refused_and_not_taken_for_the_profiles_number(flag: str):
     with pytest.raises(SpecError, match=flag.replace("_", "-")):
-        cli.select(Options(**{flag: 0}), catalog.PAPER, "demo")
+        session.select(Options(**{flag: 0}), catalog.PAPER, "demo")
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_number_of_trials_below_one_is_refused(count: int):
     with pytest.raises(SpecError, match="--max-trials"):
-        full_grid(cli.select(Options(max_trials=count), catalog.LAPTOP, "demo"))
+        full_grid(session.select(Options(max_trials=count), catalog.LAPTOP, "demo"))
 
 
 def test_max_trials_takes_the_grids_first():
-    everything = full_grid(cli.select(Options(), catalog.LAPTOP, "demo"))
-    few = full_grid(cli.select(Options(max_trials=3), catalog.LAPTOP, "demo"))
+    everything = full_grid(session.select(Options(), catalog.LAPTOP, "demo"))
+    few = full_grid(session.select(Options(max_trials=3), catalog.LAPTOP, "demo"))
     assert few.trials == everything.trials[:3]
     assert len(everything.trials) == 6 * 2 * 2
 
@@ -295,7 +295,7 @@ def test_max_trials_takes_the_grids_first():
 def test_auto_is_paper_where_the_gpus_hold_it_and_laptop_elsewhere_and_says_so():
     gpus = [Node(id="g", cpus=16, gpus=8, gpu_gb=80.0)]
     for capacity, expected in ((gpus, catalog.PAPER), ([Node(id="a", cpus=2)], catalog.LAPTOP)):
-        profile, why = cli.profile_for(Options(), capacity)
+        profile, why = session.profile_for(Options(), capacity)
         assert profile is expected
         assert profile.name in why
-    assert cli.profile_for(Options(profile="paper"), []) == (catalog.PAPER, "")
+    assert session.profile_for(Options(profile="paper"), []) == (catalog.PAPER, "")

@@ -10,10 +10,10 @@ from sweep_samples import commit_scores, commit_trial, declaration, record
 
 from orchestrator import upkeep
 from orchestrator.artifacts import Store
-from orchestrator.cli import HOLES, Session
 from orchestrator.declaration import write_declaration
 from orchestrator.events import RowsLogged, Started
 from orchestrator.options import Options
+from orchestrator.session import HOLES, Session
 from orchestrator.state import StateWriter
 from trainers.errors import SpecError
 
