@@ -71,23 +71,9 @@ Compute = Callable[[AnalyseStage, AnalysisInputs, Attempt], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Further:
-    """Trials that an analysis reads besides the sweep's; `whole` is False where more are known once these are done."""
-
-    trials: tuple[TrialPlan, ...] = ()
-    whole: bool = True
-
-
-def nothing_further(stage: AnalyseStage, plans: Sequence[TrialPlan], store: Store) -> Further:
-    """The sweep's own trials are all that the analysis reads."""
-    return Further()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FollowUp:
-    """Which analyses a sweep's trials come to, what computes one, what further trials it reads, and whether weights."""
+    """Which analyses a sweep's trials come to, what computes one, and whether that loads weights."""
 
     declare: Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]
     compute: Compute
-    further: Callable[[AnalyseStage, Sequence[TrialPlan], Store], Further] = nothing_further
     loads_weights: bool = False

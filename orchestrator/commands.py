@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from orchestrator import access, eviction, housekeeping, joining, outlook_table, placement
 from orchestrator import plan as planning
@@ -18,13 +18,9 @@ from orchestrator.declaration import (
     declare,
     declared_sweeps,
     read_declaration,
-    with_further,
-    write_declaration,
 )
 from orchestrator.failures import is_final
 from orchestrator.follow_up import (
-    further_results,
-    further_trials,
     run_follow_up,
     show_analyses,
     with_analyses,
@@ -39,7 +35,7 @@ from orchestrator.redaction import redacted
 from orchestrator.report import json_rows
 from orchestrator.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.results import TrialResult, sweep_results
-from orchestrator.running import Phases, Place, Round, catch_up, run_missing, show_report
+from orchestrator.running import Phases, Place, catch_up, run_missing, show_report
 from orchestrator.selection import Selection
 from orchestrator.session import DEFECT, Session, dump_json, profile_for, say_left_out, select
 from orchestrator.spec import Sweep
@@ -65,10 +61,9 @@ def run(session: Session, build: Build) -> int:
     phases = Phases()
     console = session.console
     sweep, resolved, place = _prepared(session, build)
-    further = further_trials(session, resolved.plans)
-    known = (*resolved.plans, *further)
+    known = resolved.plans
     declaration = adopt(
-        with_analyses(declare(resolved), session, resolved, further),
+        with_analyses(declare(resolved), session, known),
         session.store,
         adds=options.extend or _narrowed(session),
         replaces=options.replace,
@@ -92,13 +87,12 @@ def run(session: Session, build: Build) -> int:
 def retry(session: Session, build: Build) -> int:
     """Run again the trials that failed, of those that the last command declared."""
     sweep, resolved, place = _prepared(session, build)
-    further = further_trials(session, resolved.plans)
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
-    declared = {trial.key for trial in declaration.trials} | {item.key for item in further}
+    declared = {trial.key for trial in declaration.trials}
     failed = [
         item
-        for item in missing_trials((*resolved.plans, *further), session.store)
+        for item in missing_trials(resolved.plans, session.store)
         if item.key in declared and notes.get(item.key, TrialNote()).cause
     ]
     names = ", ".join(item.spec.name for item in failed)
@@ -130,7 +124,7 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
         _place(sweep, capacity, item)
-    discard_damaged_scores(session, (*resolved.plans, *further_trials(session, resolved.plans)))
+    discard_damaged_scores(session, resolved.plans)
     return sweep, resolved, functools.partial(_place, sweep, capacity)
 
 
@@ -147,9 +141,8 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
     except SweepError:
         # Said where it is resolved for good.
         return None
-    plans = (*resolved.plans, *further_trials(session, resolved.plans))
-    discard_damaged_scores(session, plans)
-    return None if missing_trials(plans, session.store) else resolved
+    discard_damaged_scores(session, resolved.plans)
+    return None if missing_trials(resolved.plans, session.store) else resolved
 
 
 def _run(
@@ -167,8 +160,8 @@ def _run(
     try:
         if todo:
             fetch_models_here(session, todo)
-            rounds = _rounds(session, declaration, resolved, todo)
-            written = run_missing(session, declaration, rounds, place, sweep.retries, phases)
+            done = len(resolved.plans) - len(todo)
+            written = run_missing(session, declaration, todo, done, place, sweep.retries, phases)
         else:
             housekeeping.clear_up(session.store, session.sweep_name)
             written = write_full_report(declaration, session.store, session.console)
@@ -188,13 +181,13 @@ def _run(
             return DEFECT
         # Where there is no room for a report, the holes are told all the same.
         results = _asked(session, resolved, sweep_results(declaration, session.store))
-        return say_holes(session, [*results, *further_results(session, holes=True)], told=told) or DEFECT
+        return say_holes(session, results, told=told) or DEFECT
     phases.end("report")
     if todo:
         file = session.store.sweep_dir(session.sweep_name) / "phases.json"
         replace(file, json.dumps(phases.seconds, indent=1))
     results = _asked(session, resolved, written.results)
-    return say_holes(session, [*results, *further_results(session, holes=True)], told=told)
+    return say_holes(session, results, told=told)
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
@@ -220,32 +213,12 @@ def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialRes
     return [item for item in results if item.record.key in mine]
 
 
-def _rounds(
-    session: Session, declaration: Declaration, resolved: ResolvedSweep, todo: Sequence[TrialPlan]
-) -> Iterator[Round]:
-    """`todo`, then what its results make known that the analyses read; declared before it runs, so that gc keeps it."""
-    plans = resolved.plans
-    further = further_trials(session, plans)
-    declared = with_further(declaration, further, resolved)
-    while todo:
-        yield Round(todo=todo, known=len(plans) + len(further))
-        seen = {item.key for item in further}
-        further = further_trials(session, plans)
-        todo = missing_trials([item for item in further if item.key not in seen], session.store)
-        wider = with_further(declaration, further, resolved)
-        if wider != declared:
-            write_declaration(wider, session.store)
-            declared = wider
-
-
 def plan_only(session: Session, build: Build) -> int:
     """Print what is missing, where it would run, how long and at what price; start nothing."""
     command = session.options.command
     price = outlook_table.checked_price(command.price if isinstance(command, Plan) else None)
     sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
-    further = further_trials(session, resolved.plans)
-    resolved = dataclasses.replace(resolved, plans=(*resolved.plans, *further))
     groups = joining.groups(session, joining.capacity(session))
     found = outlook(resolved, groups, session.store, price=price)
     long = too_long(resolved.plans, session.store)
@@ -291,7 +264,7 @@ def report(session: Session, compare: str | None) -> int:
         session.console.print(fitting(comparison_table(beside.table), session.console))
         say(session, beside.conclusions)
         session.console.print(f"comparison: {beside.file}", highlight=False, soft_wrap=True)
-    return say_holes(session, [*written.results, *further_results(session, holes=True)])
+    return say_holes(session, written.results)
 
 
 def _sweep(session: Session, build: Build) -> Sweep:
@@ -331,8 +304,7 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
 
 def _evict_weights(session: Session, results: Sequence[TrialResult]) -> None:
     keep = session.options.keep_weights
-    further = [] if keep == "all" else further_results(session)
-    freed = eviction.evict_weights(session.store, session.sweep_name, results, keep, further)
+    freed = eviction.evict_weights(session.store, session.sweep_name, results, keep)
     if freed:
         said = f"{housekeeping.gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
         session.console.print(said, highlight=False, soft_wrap=True)

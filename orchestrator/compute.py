@@ -3,7 +3,6 @@
 Imports that cost seconds stand inside the functions, so that planning never pays for them.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -29,7 +28,7 @@ from orchestrator.trial_plan import TrialPlan
 from orchestrator.workers import prepare_worker
 from trainers import tiny
 from trainers.data.records import read_written_pairs
-from trainers.errors import DataError, Diverged
+from trainers.errors import DataError
 from trainers.objects import Location, ObjectPath
 from trainers.specs import Placement
 from trainers.stopping import StopLeft, never
@@ -138,7 +137,6 @@ class TrainCall:
     placement: Placement
     checkpoint_steps: int | None = None
     stop: StopLeft = never
-    goes_on: Callable[[int, float], bool] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -161,7 +159,7 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
     """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
     from trainers.inputs import TrainInputs
     from trainers.pairs import held_out
-    from trainers.train import always, train
+    from trainers.train import train
 
     placement = call.placement
     pairs, reference = _tokens(stage, store)
@@ -182,25 +180,13 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
         validation=validation,
     )
     kept = _kept(store, stage.key, call.checkpoint_steps)
-    run = functools.partial(
-        train, inputs, report=report, checkpoints=kept, stop=call.stop, goes_on=call.goes_on or always
-    )
+    run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)
     if int(os.environ.get("RANK", "0")) > 0:
-        # Rank 0 says what becomes of a rate that diverges.
-        with contextlib.suppress(*(() if stage.validation is None else (Diverged,))):
-            run(out_dir=Path())
+        run(out_dir=Path())
         return
     with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
         attempt.info.update(pairs=len(pairs), **call.provenance)
-        try:
-            result = run(out_dir=attempt.directory)
-        except Diverged as error:
-            # To a search it is an outcome, as being behind is; elsewhere it is a hole.
-            if stage.validation is None:
-                raise
-            attempt.info.update(state="diverged", validation_accuracy=[], message=str(error))
-        else:
-            _note(result, stage, placement, attempt)
+        _note(run(out_dir=attempt.directory), stage, placement, attempt)
     remove_tree(checkpoint_folder(store, stage.key))
 
 
@@ -211,18 +197,13 @@ def _note(result: "TrainResult", stage: TrainStage, placement: Placement, attemp
 
     parquet.write_table(pa.Table.from_pylist(result.log), attempt.directory / "log.parquet")
     if stage.validation is not None:
-        attempt.info.update(_validated(result.log, stage.optim.epochs))
+        validated = [row["validation_accuracy"] for row in result.log]
+        attempt.info.update(validation_accuracy=[value for value in validated if value is not None])
     attempt.info.update(
         train_accuracy=result.train_accuracy,
         perf=result.perf,
         placement={name: getattr(placement, name) for name in Placement.__slots__},
     )
-
-
-def _validated(log: Sequence[dict[str, Any]], epochs: int) -> dict[str, Any]:
-    """Accuracy on the validation pairs after each epoch; `stopped` is who did not come to the last."""
-    found = [row["validation_accuracy"] for row in log if row["validation_accuracy"] is not None]
-    return {"validation_accuracy": found, "state": "complete" if len(found) == epochs else "stopped"}
 
 
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:

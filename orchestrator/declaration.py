@@ -63,14 +63,12 @@ class TrialRecord:
 class Declaration:
     """The sweep's trials, in plan order, and every artifact that they come to, as stage/key.
 
-    `further` are those that only its analyses read. `artifacts` is None where an older rmsweep has written the file.
     `earlier` are artifacts that only earlier declarations of the sweep came to.
     """
 
     sweep: str
     trials: tuple[TrialRecord, ...]
-    artifacts: tuple[str, ...] | None = None
-    further: tuple[TrialRecord, ...] = ()
+    artifacts: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
 
 
@@ -82,20 +80,6 @@ def declare(resolved: ResolvedSweep) -> Declaration:
         sweep=resolved.sweep.name,
         trials=tuple(_trial(plan, resolved.categories, said) for plan in resolved.plans),
         artifacts=tuple(sorted(artifacts_of(resolved.plans))),
-    )
-
-
-def with_further(
-    declaration: Declaration, further: Sequence[TrialPlan], resolved: ResolvedSweep
-) -> Declaration:
-    """The declaration with trials that only analyses read, besides those that it has; their sets are those of the sweep."""
-    said = cache(redacted)
-    records = {trial.key: trial for trial in declaration.further}
-    records |= {plan.key: _trial(plan, resolved.categories, said) for plan in further}
-    return dataclasses.replace(
-        declaration,
-        further=tuple(records.values()),
-        artifacts=_in_turn(declaration.artifacts or (), artifacts_of(further)),
     )
 
 
@@ -154,6 +138,7 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
         "train_set": spec.train_set.name,
         "seed": spec.seed,
         "lr": spec.optim.lr,
+        "validation_share": spec.validation and spec.validation.share,
         "epochs": spec.optim.epochs,
         "effective_batch": spec.optim.effective_batch,
         "weight_decay": spec.optim.weight_decay,
@@ -193,7 +178,7 @@ def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: boo
         raise SpecError(_refusal(new, store, lost, can_extend=not clash))
     if adds and not replaces:
         new = both
-    needed = {*(earlier.artifacts or ()), *earlier.earlier} - {*(new.artifacts or ())}
+    needed = {*earlier.artifacts, *earlier.earlier} - {*new.artifacts}
     return dataclasses.replace(new, earlier=tuple(sorted(needed)))
 
 
@@ -239,15 +224,14 @@ def _both(earlier: Declaration, new: Declaration) -> Declaration:
         evaluations = {(item.dataset, item.epoch): item for item in (*before, *trial.evaluations)}
         trials[trial.name] = dataclasses.replace(trial, evaluations=tuple(evaluations.values()))
     place = {key: index for index, key in enumerate(known)}
-    artifacts = new.artifacts or ()
+    artifacts = new.artifacts
     if added <= known.keys():
         # In the report an analysis of some of the trials would stand in the place of that of all.
         artifacts = tuple(item for item in artifacts if not item.startswith("analyse/"))
     return dataclasses.replace(
         new,
         trials=tuple(sorted(trials.values(), key=lambda trial: place.get(trial.key, len(place)))),
-        further=tuple({trial.key: trial for trial in (*earlier.further, *new.further)}.values()),
-        artifacts=_in_turn(earlier.artifacts or (), artifacts),
+        artifacts=_in_turn(earlier.artifacts, artifacts),
     )
 
 
@@ -281,13 +265,11 @@ def read_declaration(sweep: str, store: Store) -> Declaration:
     if not file.is_file():
         raise SpecError(f"{store.root} knows no sweep {sweep!r}; run it first, or give --name or --storage.")
     loaded = json.loads(file.read_text())
-    artifacts = loaded.get("artifacts")
     return Declaration(
         sweep=loaded["sweep"],
         trials=tuple(map(_read_trial, loaded["trials"])),
-        artifacts=None if artifacts is None else tuple(artifacts),
-        further=tuple(map(_read_trial, loaded.get("further", []))),
-        earlier=tuple(loaded.get("earlier", [])),
+        artifacts=tuple(loaded["artifacts"]),
+        earlier=tuple(loaded["earlier"]),
     )
 
 

@@ -47,20 +47,19 @@ def evict_weights(
     sweep: str,
     results: Sequence[TrialResult],
     keep: KeepWeights,
-    further: Sequence[TrialResult] = (),
 ) -> int:
-    """Evict what `keep` does not keep of a sweep's trials, but for those of other sweeps that have yet to be evaluated.
+    """Evict what `keep` does not keep of a sweep's trials, but for those of other sweeps that have yet to be evaluated. Bytes freed.
 
-    `further` are those that only its analyses read. Bytes freed. Raises StorageError.
+    Raises StorageError.
     """
-    chosen = [*evictable(results, keep), *evictable_further(further, keep)]
+    chosen = evictable(results, keep)
     if not chosen:
         return 0
     others = [read_declaration(name, store) for name in declared_sweeps(store) if name != sweep]
     wanted = {
         trial.key
         for other in others
-        for trial in (*other.trials, *other.further)
+        for trial in other.trials
         if unscored(store, trial.key, [item.key for item in trial.evaluations])
     }
     return sum(evict(store, key) for key in chosen if key not in wanted)
@@ -82,13 +81,6 @@ def evictable(results: Sequence[TrialResult], keep: KeepWeights) -> list[str]:
     judged = [group for group in groups.values() if all(result.complete for result in group)]
     best = {max(group, key=_rank).record.key for group in judged}
     return [result.record.key for group in judged for result in group if result.record.key not in best]
-
-
-def evictable_further(results: Sequence[TrialResult], keep: KeepWeights) -> list[str]:
-    """The same of trials that only analyses read; of a search, whose trainings are evaluated nowhere, all go."""
-    searched = [result for result in results if not result.record.evaluations]
-    gone = [result.record.key for result in searched if result.complete and keep != "all"]
-    return [*gone, *evictable([result for result in results if result.record.evaluations], keep)]
 
 
 def _rank(result: TrialResult) -> tuple[float, int]:

@@ -1,6 +1,6 @@
 """Analyses of what a sweep has trained and evaluated: computed after it, in the driver's process, without Ray.
 
-What an analysis needs trained besides the sweep's own trials are trials like these, run with them. Their keys hold those of the trainings or evaluations that they read, so a sweep that grows computes only what is new.
+Their keys hold those of the trainings or evaluations that they read, so a sweep that grows computes only what is new.
 The report has a copy of each in report/analyses/<name>/; sweep.json names them, so that gc keeps them.
 """
 
@@ -11,13 +11,12 @@ from collections.abc import Sequence
 
 from orchestrator.analyse import compute_analyses
 from orchestrator.analyse_stage import AnalyseStage, Compute
-from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, read_declaration, with_further
+from orchestrator.declaration import Declaration
+from orchestrator.failures import is_final
 from orchestrator.progress import quiet
-from orchestrator.resolve import ResolvedSweep
-from orchestrator.results import TrialResult, trial_result
 from orchestrator.session import Session
-from orchestrator.stages import Stage
+from orchestrator.stages import EvaluateStage, TrainStage
+from orchestrator.state import read_state
 from orchestrator.trial_plan import TrialPlan, usable
 from trainers.specs import clean_name
 
@@ -34,67 +33,40 @@ def compute_missing(session: Session, stages: Sequence[AnalyseStage], compute: C
         compute_analyses(stages, compute, session.store, session.sweep_name, say)
 
 
-def further_trials(session: Session, plans: Sequence[TrialPlan]) -> tuple[TrialPlan, ...]:
-    """What the analyses read besides the sweep's own trials, each once, as far as it is known by now."""
-    follow_up = session.follow_up
-    if follow_up is None:
-        return ()
-    found = {
-        trial.key: trial
-        for stage in follow_up.declare(plans)
-        for trial in follow_up.further(stage, plans, session.store).trials
-    }
-    own = {plan.key for plan in plans}
-    return tuple(trial for key, trial in found.items() if key not in own)
-
-
-def with_analyses(
-    declaration: Declaration, session: Session, resolved: ResolvedSweep, further: Sequence[TrialPlan]
-) -> Declaration:
-    """The declaration with the artifacts of the sweep's analyses, and the further trials that they read."""
+def with_analyses(declaration: Declaration, session: Session, plans: Sequence[TrialPlan]) -> Declaration:
+    """The declaration with the artifacts of the sweep's analyses."""
     if session.follow_up is None:
         return declaration
-    wider = with_further(declaration, further, resolved)
-    named = {f"{KIND}/{stage.key}" for stage in session.follow_up.declare(resolved.plans)}
-    return dataclasses.replace(wider, artifacts=tuple(sorted(named.union(wider.artifacts or ()))))
-
-
-def further_results(session: Session, *, holes: bool = False) -> list[TrialResult]:
-    """What is there of the further trials that the last command declared; of `holes` only, where asked for these."""
-    if session.follow_up is None:
-        return []
-    store, declaration = session.store, read_declaration(session.sweep_name, session.store)
-    return [
-        trial_result(record, store) for record in declaration.further if not (holes and record.whole(store))
-    ]
+    named = {f"{KIND}/{stage.key}" for stage in session.follow_up.declare(plans)}
+    return dataclasses.replace(declaration, artifacts=tuple(sorted(named.union(declaration.artifacts))))
 
 
 def run_follow_up(session: Session, declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
-    """Compute what is missing of the declared analyses, where their trainings and evaluations are there; whether any was."""
+    """Compute what is missing of the declared analyses, where what they read is there; return whether any was.
+
+    An analysis goes on without a training that failed for good.
+    """
     follow_up, store = session.follow_up, session.store
     if follow_up is None:
         return False
+    notes = read_state(session.sweep_name, store).trials
+    given_up = {key for key, note in notes.items() if is_final(note.cause)}
 
-    def ready(stage: AnalyseStage) -> bool:
-        further = follow_up.further(stage, plans, store)
-        trained = further.whole and all(trial.complete(store) for trial in further.trials)
-        there = usable if follow_up.loads_weights else _complete
-        return trained and all(there(read, store) for read in stage.reads)
+    def there(read: TrainStage | EvaluateStage) -> bool:
+        training = read if isinstance(read, TrainStage) else read.train
+        complete = usable(read, store) if follow_up.loads_weights else store.complete(read.kind, read.key)
+        return complete or training.key in given_up
 
     missing = [
         stage
         for stage in follow_up.declare(plans)
-        if f"{KIND}/{stage.key}" in (declaration.artifacts or ())
+        if f"{KIND}/{stage.key}" in declaration.artifacts
         and not store.complete(stage.kind, stage.key)
-        and ready(stage)
+        and all(map(there, stage.reads))
     ]
     if missing:
         compute_missing(session, missing, follow_up.compute)
     return bool(missing)
-
-
-def _complete(stage: Stage, store: Store) -> bool:
-    return store.complete(stage.kind, stage.key)
 
 
 def show_analyses(session: Session, declaration: Declaration) -> None:
@@ -102,9 +74,7 @@ def show_analyses(session: Session, declaration: Declaration) -> None:
     store = session.store
     folder = store.local_sweep_dir(declaration.sweep) / "report" / "analyses"
     shutil.rmtree(folder, ignore_errors=True)
-    keys = [
-        key for kind, _, key in (item.partition("/") for item in declaration.artifacts or ()) if kind == KIND
-    ]
+    keys = [key for kind, _, key in (item.partition("/") for item in declaration.artifacts) if kind == KIND]
     found = {key: store.read(KIND, key) for key in keys if store.complete(KIND, key)}
     named = {json.loads((place / "results.json").read_text())["name"]: key for key, place in found.items()}
     for name, key in sorted(named.items()):

@@ -5,9 +5,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator import failures, searches
+from orchestrator import failures
 from orchestrator.compute import TrainCall
-from orchestrator.events import Completed, Failed, Notice, Post, Started, posting_for, reporting
+from orchestrator.events import Completed, Failed, Post, Started, posting_for, reporting
 from orchestrator.stages import EvaluateStage, SharedStage, Stage, TrainStage
 from orchestrator.trial import Execution, complete_trial, compute_shared
 from orchestrator.trial_plan import TrialPlan
@@ -73,14 +73,10 @@ class InlineBackend:
             placement=alone,
             checkpoint_steps=self.execution.checkpoint_steps,
             stop=self.stop.left_s,
-            goes_on=searches.ruled_by_store(stage, self.execution.store, self._say),
             provenance={"backend": "inline"},
         )
         with reporting(stage.kind, self.post) as report, self.stop.deferred():
             self.execution.stages.train(stage, call, self.execution.store, report)
-
-    def _say(self, text: str) -> None:
-        self.post(Notice(text=text))
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """Score in this process."""

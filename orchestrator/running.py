@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,23 +55,16 @@ class Phases:
         self._since = now
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """Trials that can run now, of so many that are known by now."""
-
-    todo: Sequence[TrialPlan]
-    known: int
-
-
 def run_missing(
     session: Session,
     declaration: Declaration,
-    rounds: Iterable[Round],
+    todo: Sequence[TrialPlan],
+    complete: int,
     place: Place,
     retries: RetryPolicy,
     phases: Phases,
 ) -> Written:
-    """Run the rounds, each asked for when the last one is done, then write the report: what was written.
+    """Run the trials, then write the report: what was written. `complete` trials are done before.
 
     Raises KeyboardInterrupt when stopped, all notes made.
     """
@@ -95,13 +88,12 @@ def run_missing(
         tracker = Tracker(session.tracking_uri, store, declaration)
         try:
             with _backend(session, declaration, execution, stop, phases) as run_trials:
-                for each in rounds:
-                    names = {item.key: item.spec.name for item in each.todo}
-                    placements = {item.key: place(item) for item in each.todo}
-                    state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
-                    progress = Progress(terminal, names, each.known - len(each.todo))
-                    with contextlib.closing(state), progress:
-                        run_trials(each.todo, placements, _follower(session, progress, state, tracker))
+                names = {item.key: item.spec.name for item in todo}
+                placements = {item.key: place(item) for item in todo}
+                state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
+                progress = Progress(terminal, names, complete)
+                with contextlib.closing(state), progress:
+                    run_trials(todo, placements, _follower(session, progress, state, tracker))
         except KeyboardInterrupt:
             # What it cannot take in that time, the next command logs.
             tracker.close(STOPPING_S)

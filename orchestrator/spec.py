@@ -16,7 +16,7 @@ from typing import Literal, Union
 from trainers.errors import SpecError
 from trainers.options import LEFT_OUT_AT_DEFAULT
 from trainers.rewards import RewardSpec
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, ValidationSpec
 
 Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]
 CATEGORIES: tuple[Category, ...] = ("training pairs", "in-distribution", "token-level shift", "domain shift")
@@ -34,7 +34,8 @@ class TrialSpec:
     """One cell: one training with its evaluations.
 
     Weights are kept, and evaluated, after `keep_epochs` (from 1) and after the last. `variant` tells trials apart that
-    differ in how they are trained only, such as what is frozen.
+    differ in how they are trained only, such as what is frozen. `validation` pairs are held out of the training set, and
+    scored after each epoch.
     """
 
     model: ModelSpec
@@ -47,6 +48,7 @@ class TrialSpec:
     eval_draw: DrawSpec
     keep_epochs: tuple[int, ...] = ()
     variant: str = ""
+    validation: ValidationSpec | None = None
 
     def __post_init__(self) -> None:
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
@@ -148,6 +150,7 @@ def grid(
     eval_draw: DrawSpec,
     keep_epochs: KeepEpochs = (),
     variant: str = "",
+    validation: ValidationSpec | None = None,
 ) -> tuple[TrialSpec, ...]:
     """The full product, seeds outermost so that a first answer covers every model early.
 
@@ -167,6 +170,7 @@ def grid(
             eval_draw=eval_draw,
             keep_epochs=tuple(range(1, optim.epochs + 1)) if keep_epochs == "every" else keep_epochs,
             variant=variant,
+            validation=validation,
         )
 
     return tuple(

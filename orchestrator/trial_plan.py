@@ -136,6 +136,7 @@ def plan_trial(
         optim=spec.optim,
         seed=spec.seed,
         keep_epochs=kept,
+        validation=spec.validation,
     )
     eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
     evaluations = tuple(

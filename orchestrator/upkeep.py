@@ -46,8 +46,7 @@ def status(session: Session, *, watch: bool = False) -> int:
     shown: list[dict[str, Any]] | None = None
     while True:
         declaration = read_declaration(session.sweep_name, session.store)
-        trials = (*declaration.trials, *declaration.further)
-        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in trials]
+        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in declaration.trials]
         known = {result.record.key: result for result in results if result.complete}
         state = read_state(session.sweep_name, session.store)
         running = state.driver in live_drivers(session.store.root)

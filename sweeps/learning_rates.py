@@ -1,38 +1,34 @@
-"""Is one learning rate fair to both reward types? The grid at the paper's one rate, and at each type's own best.
+"""Is one learning rate fair to both reward types? Every trial at several rates, and each type's best by held-out pairs.
 
-The rate of each model, training set and reward type is searched on training pairs that are held out: ASHA's rule ends
-a training that is behind at a rung, and its artifact has the state `stopped`. Then every seed is trained at the best
-rate on all training pairs, and evaluated as at the fixed rate. No evaluation set has a say in the choice.
+A quarter of the training pairs is held out of every training and scored after each epoch. The best rate of a model,
+training set and reward type is the one whose mean accuracy on them is highest in the end; of equals it is the lowest.
+No evaluation set has a say in the choice. A training that diverges is a hole of the sweep, and never the best.
 
 python sweeps/learning_rates.py --profile laptop
-
-The searched trainings and those at the best rate are trials like all others. On Ray the rule is that of Ray Tune's
-ASHAScheduler over trainings that run at once, so that which of them it ends depends on who comes first; with
-`--backend inline` the same rule is applied to one training after another.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import catalog
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp, Further
+from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.artifacts import Attempt, Store
 from orchestrator.cli import main
 from orchestrator.follow_up import SUMMARY
 from orchestrator.report import reward_title
-from orchestrator.searches import at_rate, outcome, searched
+from orchestrator.selection import Selection
+from orchestrator.spec import Recipe, Sweep, grid, only
 from orchestrator.stages import EvaluateStage, TrainStage
 from orchestrator.trial_plan import TrialPlan
-from sweeps.full_grid import full_grid
-from trainers.specs import ValidationSpec
+from trainers.specs import DatasetSpec, ModelSpec, OptimSpec, ValidationSpec
 
-# Raise when the search does otherwise with the same parameters.
-VERSION = 2
-# Of the fixed rate, in the order in which they are tried.
-MULTIPLES = (1.0, 5.0, 20.0, 0.2)
+# Raise when the analysis does otherwise with the same trainings.
+VERSION = 3
+# Of the learning rate that the profile or --lr gives.
+MULTIPLES = (0.2, 1.0, 5.0, 20.0)
 
 PAPER = catalog.PAPER
 LAPTOP = replace(
@@ -48,151 +44,133 @@ PROFILES = {"paper": PAPER, "laptop": LAPTOP}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """How the rate is searched."""
+    """How the rates are compared."""
 
     validation: ValidationSpec
 
 
+def learning_rates(chosen: Selection) -> Sweep:
+    """The grid, once for each learning rate."""
+    trials = tuple(
+        trial
+        for multiple in MULTIPLES
+        for trial in grid(
+            models=chosen.models,
+            rewards=chosen.rewards,
+            train_sets=chosen.train_sets,
+            eval_sets=chosen.eval_sets,
+            seeds=chosen.seeds,
+            recipe=_scaled(chosen.recipe, multiple),
+            train_draw=chosen.train_draw,
+            eval_draw=chosen.eval_draw,
+            validation=ValidationSpec(),
+        )
+    )
+    named = tuple(replace(trial, variant=f"lr_{trial.optim.lr:g}") for trial in trials)
+    return Sweep(
+        name=chosen.name,
+        trials=only(named, chosen.only)[: chosen.max_trials],
+        categories=chosen.categories,
+        placements=chosen.placements,
+    )
+
+
+def _scaled(recipe: Recipe, multiple: float) -> Recipe:
+    def scaled(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
+        optim = recipe(model, train_set)
+        return replace(optim, lr=optim.lr * multiple)
+
+    return scaled
+
+
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
-    """One search for each model, training set and reward type, over all its seeds."""
+    """One analysis for each model, training set and reward type, over all rates and seeds."""
     groups: dict[tuple[str, str, str], list[TrialPlan]] = {}
     for plan in plans:
         spec = plan.spec
-        groups.setdefault((spec.model.name, spec.reward_name, spec.train_set.name), []).append(plan)
-    return [_stage(" · ".join(names), group) for names, group in groups.items()]
+        groups.setdefault((spec.model.name, spec.reward.name, spec.train_set.name), []).append(plan)
 
+    def reads(group: Sequence[TrialPlan]) -> Iterator[TrainStage | EvaluateStage]:
+        for plan in group:
+            yield plan.train
+            yield from plan.evaluations
 
-def _stage(name: str, group: Sequence[TrialPlan]) -> AnalyseStage:
-    optim = group[0].train.optim
-    reads: list[TrainStage | EvaluateStage] = []
-    for plan in group:
-        reads += [plan.train, *plan.evaluations]
-    rungs = tuple(sorted({epoch for epoch in (optim.epochs // 4, optim.epochs // 2) if epoch >= 1}))
-    rates = tuple(optim.lr * multiple for multiple in MULTIPLES)
-    return AnalyseStage(
-        analysis=name,
-        version=VERSION,
-        parameters=Parameters(validation=ValidationSpec(rungs=rungs, rates=rates)),
-        base=group[0].train.base,
-        reads=tuple(reads),
-    )
-
-
-def further(stage: AnalyseStage, plans: Sequence[TrialPlan], store: Store) -> Further:
-    """The search's trainings, and once these are done all that the sweep has at the fixed rate at the best one."""
-    read = {item.key for item in stage.reads}
-    group = [plan for plan in plans if plan.key in read]
-    trainings = searched(group[0].train, stage.parameters.validation)
-    trials = tuple(_trial(group[0], "search", training, ()) for training in trainings)
-    found = outcome(trainings, store)
-    if found is None or found.best is None:
-        return Further(trials=trials, whole=found is not None)
-    best = tuple(_at_best(plan, found.best) for plan in group)
-    return Further(trials=(*trials, *best))
-
-
-def _at_best(plan: TrialPlan, lr: float) -> TrialPlan:
-    evaluations = tuple(_at(evaluation, lr) for evaluation in plan.evaluations)
-    return _trial(plan, "best", at_rate(plan.train, lr), evaluations)
-
-
-def _trial(
-    plan: TrialPlan, what: str, training: TrainStage, evaluations: tuple[EvaluateStage, ...]
-) -> TrialPlan:
-    """A trial like `plan`, trained otherwise; its name says so."""
-    spec = replace(
-        plan.spec,
-        optim=training.optim,
-        keep_epochs=training.keep_epochs,
-        eval_sets=plan.spec.eval_sets if evaluations else (),
-        variant="_".join(filter(None, (plan.spec.variant, what, f"lr_{training.optim.lr:g}"))),
-    )
-    return replace(plan, spec=spec, train=training, evaluations=evaluations)
+    return [
+        AnalyseStage(
+            analysis=" · ".join(names),
+            version=VERSION,
+            parameters=Parameters(validation=ValidationSpec()),
+            base=group[0].train.base,
+            reads=tuple(reads(group)),
+        )
+        for names, group in groups.items()
+    ]
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """The search's outcome, and the accuracies at the fixed rate beside those at the best."""
+    """Write a row for each rate: validation accuracy by seed, and the accuracy on every evaluation set."""
     from orchestrator.accuracies import seeds_accuracy
 
-    store = inputs.store
     trainings = [item for item in stage.reads if isinstance(item, TrainStage)]
-    fixed = [item for item in stage.reads if isinstance(item, EvaluateStage)]
-    found = outcome(searched(trainings[0], stage.parameters.validation), store)
-    assert found is not None
-    rated = [("fixed", fixed)]
-    if found.best is not None:
-        rated.append(("best", [_at(item, found.best) for item in fixed]))
+    evaluations = [item for item in stage.reads if isinstance(item, EvaluateStage)]
     rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys(item.prepared.split.name for item in fixed):
-        for which, items in rated:
-            some = [
-                item
-                for item in items
-                if item.prepared.split.name == name and item.epoch == item.train.optim.epochs
-            ]
-            accuracy = seeds_accuracy(some, store)
-            rows.append(
-                {
-                    "evaluation_set": name,
-                    "rate": which,
-                    "lr": some[0].train.optim.lr,
-                    "seeds": len(some),
-                    "accuracy": accuracy.value,
-                    "low": accuracy.low,
-                    "high": accuracy.high,
-                }
-            )
-    results = {
-        "name": stage.analysis,
-        "best_lr": found.best,
-        "trials": [
-            {"lr": rate, "state": _state(some, trainings[0].optim.epochs), "validation_accuracy": some}
-            for rate, some in zip(found.rates, found.accuracies, strict=True)
-        ],
-        "accuracy": rows,
-    }
+    for lr in sorted({training.optim.lr for training in trainings}):
+        seeds = [item for item in trainings if item.optim.lr == lr]
+        validated = [accuracy for item in seeds if (accuracy := _validated(item, inputs.store)) is not None]
+        accuracies = {}
+        if len(validated) == len(seeds):
+            for name in dict.fromkeys(item.prepared.split.name for item in evaluations):
+                here = [e for e in evaluations if (e.train.optim.lr, e.prepared.split.name) == (lr, name)]
+                accuracies[name] = seeds_accuracy(here, inputs.store)
+        rows.append(
+            {
+                "lr": lr,
+                "seeds": len(validated),
+                "validation_accuracy": sum(validated) / len(validated) if accuracies else None,
+                "accuracy": {
+                    name: [found.value, found.low, found.high] for name, found in accuracies.items()
+                },
+            }
+        )
+    whole = [row for row in rows if row["validation_accuracy"] is not None]
+    best = min(whole, key=lambda row: (-row["validation_accuracy"], row["lr"]))["lr"] if whole else None
+    results = {"name": stage.analysis, "best_lr": best, "rates": rows}
     (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
     (attempt.directory / SUMMARY).write_text(_summary(results, trainings[0]))
     attempt.info.update(results=results)
 
 
-def _at(evaluation: EvaluateStage, lr: float) -> EvaluateStage:
-    """The same evaluation of the training at another rate."""
-    return replace(evaluation, train=at_rate(evaluation.train, lr))
+def _validated(training: TrainStage, store: Store) -> float | None:
+    """Accuracy on the held-out pairs after the last epoch; None where the training failed for good."""
+    manifest = store.manifest(training.kind, training.key)
+    return None if manifest is None else float(manifest["info"]["validation_accuracy"][-1])
 
 
-def _state(accuracies: Sequence[float] | None, epochs: int) -> str:
-    if accuracies is None:
-        return "diverged"
-    return "complete" if len(accuracies) == epochs else "stopped"
-
-
-def _summary(results: dict[str, Any], training: TrainStage) -> str:
+def _summary(results: Mapping[str, Any], training: TrainStage) -> str:
     best = "no rate: all diverged" if results["best_lr"] is None else f"{results['best_lr']:g}"
+    names = next((list(row["accuracy"]) for row in results["rates"] if row["accuracy"]), [])
     lines = [
         f"# {results['name']}: {reward_title(training.reward.name)} at {best}",
         "",
-        "| learning rate | state | epochs | validation accuracy |",
-        "|---|---|---|---|",
+        f"| learning rate | seeds | held-out pairs | {' | '.join(names)} |",
+        "|---" * (3 + len(names)) + "|",
     ]
-    for trial in results["trials"]:
-        values = trial["validation_accuracy"] or []
-        last = f"{values[-1]:.3f}" if values else "–"
-        lines.append(f"| {trial['lr']:g} | {trial['state']} | {len(values)} | {last} |")
-    lines += ["", "| evaluated on | rate | learning rate | seeds | accuracy |", "|---|---|---|---|---|"]
-    for row in results["accuracy"]:
-        interval = f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        lines.append(
-            f"| {row['evaluation_set']} | {row['rate']} | {row['lr']:g} | {row['seeds']} | {interval} |"
-        )
+    for row in results["rates"]:
+        cells = [f"{row['lr']:g}", str(row["seeds"])]
+        if row["validation_accuracy"] is None:
+            cells += ["diverged", *("–" for _ in names)]
+        else:
+            cells.append(f"{row['validation_accuracy']:.3f}")
+            cells += ["{:.3f} [{:.3f}, {:.3f}]".format(*row["accuracy"][name]) for name in names]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     main(
         "learning_rates",
-        full_grid,
+        learning_rates,
         Path(__file__).parent,
         profiles=PROFILES,
-        follow_up=FollowUp(declare=declare, compute=compute, further=further),
+        follow_up=FollowUp(declare=declare, compute=compute),
     )

@@ -226,22 +226,13 @@ class OptimSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationSpec:
-    """Training pairs that are held out, and scored after every epoch.
-
-    At each of the `rungs` (epochs from 1) a training goes on unless it is below the best 1/`reduction` of the trainings at
-    other `rates` that came there before: ASHA's rule. So the rates enter the key, too. In what order trainings come that
-    run at once is not in it: the artifact says how far each one came.
-    """
+    """The share of training pairs that is held out, and scored after every epoch; `seed` draws them."""
 
     share: float = 0.25
     seed: int = 0
-    rungs: tuple[int, ...] = ()
-    reduction: int = 2
-    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _require(0 < self.share < 1, f"a validation share of {self.share}: give above 0, below 1.")
-        _require(self.reduction >= 2, f"halving by {self.reduction}: at least 2.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""sweeps/learning_rates.py at its smallest: held-out pairs are scored in the loop, and what is stopped is no hole."""
+"""sweeps/learning_rates.py at its smallest: a grid of rates, of which held-out pairs choose the best."""
 
 import json
 import shutil
@@ -10,9 +10,7 @@ from orchestrator.analyse_stage import FollowUp
 from orchestrator.artifacts import Store
 from orchestrator.declaration import read_declaration
 from orchestrator.housekeeping import garbage, kept_sweeps
-from orchestrator.searches import goes_on
 from sweeps import learning_rates
-from sweeps.full_grid import full_grid
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.errors import DataError, Diverged
 from trainers.pairs import TokenPair, held_out
@@ -20,11 +18,9 @@ from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, ValidationSpec
 from trainers.token_files import read_tokens
 
-EPOCHS, RUNGS = 4, (1, 2)
-FOLLOW_UP = FollowUp(
-    declare=learning_rates.declare, compute=learning_rates.compute, further=learning_rates.further
-)
-SPEC = ValidationSpec(share=0.25, seed=3)
+EPOCHS = 2
+RATES = [1e-5, 5e-5, 2.5e-4, 1e-3]
+FOLLOW_UP = FollowUp(declare=learning_rates.declare, compute=learning_rates.compute)
 
 
 def pairs(count):
@@ -32,32 +28,19 @@ def pairs(count):
 
 
 def test_validation_pairs_are_taken_from_the_training_pairs():
-    trained, validated = held_out(pairs(40), SPEC)
+    spec = ValidationSpec(share=0.25, seed=3)
+    trained, validated = held_out(pairs(40), spec)
     assert (len(trained), len(validated)) == (30, 10)
     assert sorted(pair.index for pair in (*trained, *validated)) == list(range(40))
     assert held_out(pairs(40), None) == (pairs(40), [])
     with pytest.raises(DataError, match="one side empty"):
-        held_out(pairs(1), SPEC)
-
-
-@pytest.mark.parametrize(
-    ("others", "accuracy", "expected"),
-    [
-        ([], 0.1, True),
-        ([0.5], 0.5, True),
-        ([0.5], 0.4, False),
-        ([0.5, 0.9], 0.6, False),
-        ([0.5, 0.9, 0.2], 0.6, True),
-    ],
-)
-def test_who_is_among_the_best_half_goes_on(others, accuracy, expected):
-    assert goes_on(others, accuracy, 2) is expected
+        held_out(pairs(1), spec)
 
 
 def run(folder, tiny_model, *more):
     words = ("--models", str(tiny_model), "--lr", "5e-5", "--epochs", str(EPOCHS), "--rewards", "ex_rm")
     words += ("--max-train-pairs", "32", "--effective-batch", "8", "--max-eval-pairs", "6")
-    build, profiles = full_grid, learning_rates.PROFILES
+    build, profiles = learning_rates.learning_rates, learning_rates.PROFILES
     return run_sweep("learning_rates", build, profiles, folder, *words, *more, follow_up=FOLLOW_UP)
 
 
@@ -68,30 +51,25 @@ def storage(tiny_model, tmp_path_factory):
     return folder
 
 
-def searched(storage):
-    """(manifest of each training of the search) by learning rate's place in the search."""
-    found = [
-        json.loads(file.read_text()) for file in (storage / "artifacts" / "train").glob("*/manifest.json")
-    ]
-    return [item for item in found if "validation_accuracy" in item["info"]]
-
-
-def test_a_training_ends_where_the_rule_says_so_and_is_committed_as_stopped(storage):
+def results(storage):
     ((_, folder),) = artifacts(storage).items()
-    trials = json.loads((folder / "results.json").read_text())["trials"]
-    came: list[list[float]] = []
-    for trial in trials:
-        accuracies = trial["validation_accuracy"]
-        for rung in [rung for rung in RUNGS if rung <= len(accuracies)]:
-            others = [other[rung - 1] for other in came if len(other) >= rung]
-            stays = goes_on(others, accuracies[rung - 1], 2)
-            assert stays is (len(accuracies) > rung), (trial, others)
-        assert trial["state"] == ("complete" if len(accuracies) == EPOCHS else "stopped")
-        came.append(accuracies)
-    states = sorted(item["info"]["state"] for item in searched(storage))
-    assert states == sorted(trial["state"] for trial in trials)
-    assert "stopped" in states
-    assert {item["info"]["pairs"] for item in searched(storage)} == {24}
+    return json.loads((folder / "results.json").read_text())
+
+
+def trainings(storage):
+    """Manifests of the trainings, by learning rate."""
+    store = Store(storage)
+    trials = read_declaration("learning_rates", store).trials
+    return {trial.parameters["lr"]: store.manifest("train", trial.key) for trial in trials}
+
+
+def test_the_best_rate_is_the_lowest_of_those_with_the_best_validation_accuracy(storage):
+    found = {lr: item["info"]["validation_accuracy"][-1] for lr, item in trainings(storage).items()}
+    told = results(storage)
+    assert sorted(found) == pytest.approx(RATES)
+    assert {row["lr"]: row["validation_accuracy"] for row in told["rates"]} == found
+    assert told["best_lr"] == min(lr for lr in found if found[lr] == max(found.values()))
+    assert {item["info"]["pairs"] for item in trainings(storage).values()} == {24}
 
 
 def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
@@ -101,7 +79,7 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
     from trainers.scoring import RewardModule
     from trainers.templates import load_tokenizer
 
-    item = next(item for item in searched(storage) if item["info"]["state"] == "stopped")
+    item = trainings(storage)[max(RATES)]
     store = Store(storage)
     tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.arrow")
     _, validated = held_out(tokens, ValidationSpec())
@@ -115,92 +93,49 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
     assert accuracy(chosen, rejected) == item["info"]["validation_accuracy"][-1]
 
 
-def test_fixed_and_best_are_reported_side_by_side(storage):
-    ((_, folder),) = artifacts(storage).items()
-    results = json.loads((folder / "results.json").read_text())
-    fixed = {row["evaluation_set"]: row for row in results["accuracy"] if row["rate"] == "fixed"}
-    best = {row["evaluation_set"]: row for row in results["accuracy"] if row["rate"] == "best"}
-    assert fixed.keys() == best.keys() == {"tiny_world", "tiny_world_paraphrase"}
-    for row in trial_rows(storage, "learning_rates"):
-        assert fixed[row["evaluation_set"]]["accuracy"] == row["accuracy"]
-    assert {row["lr"] for row in best.values()} == {results["best_lr"]}
+def test_accuracies_of_every_rate_are_the_reports(storage):
+    told = {f"ex_rm_lr_{row['lr']:g}": row["accuracy"] for row in results(storage)["rates"]}
+    rows = trial_rows(storage, "learning_rates")
+    assert len(rows) == 8
+    for row in rows:
+        assert told[row["reward"]][row["evaluation_set"]][0] == row["accuracy"]
 
 
-def test_all_that_a_search_trains_is_declared_and_kept(storage):
+def test_nothing_of_it_is_garbage_and_nothing_is_trained_twice(storage, tiny_model, capsys):
     store = Store(storage)
-    declared = read_declaration("learning_rates", store)
-    made = {f"{stage}/{key}" for stage in ("train", "evaluate", "analyse") for key in keys(storage, stage)}
-    assert len([item for item in made if item.startswith("train/")]) == 6
-    assert made <= set(declared.artifacts)
-    # The report's trials are those of the fixed rate.
-    assert len(declared.trials) == 1
     assert garbage(store, kept_sweeps(store)) == []
-
-
-def test_status_lists_what_a_search_trains_and_weights_of_the_search_go(
-    storage, tiny_model, tmp_path, capsys
-):
-    folder = tmp_path / "store"
-    shutil.copytree(storage, folder)
+    before = {lr: item["attempt"] for lr, item in trainings(storage).items()}
+    shutil.rmtree(storage / "artifacts" / "analyse")
     capsys.readouterr()
-    assert run(folder, tiny_model, "status", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert sum("_search_lr_" in row["trial"] for row in rows) == 4
-    assert sum("_best_lr_" in row["trial"] for row in rows) == 1
-    assert {row["state"] for row in rows} == {"complete"}
-    assert run(folder, tiny_model, "--keep-weights", "best") == 0
-    gone = {file.parent.name for file in folder.glob("artifacts/train/*/evicted.json")}
-    assert gone == {item["key"] for item in searched(folder)}
-    capsys.readouterr()
-    assert run(folder, tiny_model) == 0
-    assert "nothing to run" in capsys.readouterr().out
-    assert run(folder, tiny_model, "--seeds", "0", "1") == 0
-    (analysis,) = {file.parent.name for file in folder.glob("artifacts/analyse/*/manifest.json")} - {
-        file.parent.name for file in storage.glob("artifacts/analyse/*/manifest.json")
-    }
-    results = json.loads(next(folder.glob(f"artifacts/analyse/{analysis}/*/results.json")).read_text())
-    assert {row["seeds"] for row in results["accuracy"]} == {2}
+    assert run(storage, tiny_model) == 0
+    assert "trials are complete" in capsys.readouterr().out
+    assert {lr: item["attempt"] for lr, item in trainings(storage).items()} == before
+    assert len(artifacts(storage)) == 1
 
 
-def keys(storage, stage):
-    return [file.parent.name for file in (storage / "artifacts" / stage).glob("*/manifest.json")]
-
-
-def test_a_rate_that_diverges_is_an_outcome_and_one_that_fails_a_hole(
+def test_a_rate_that_diverges_is_a_hole_that_the_comparison_goes_on_without(
     tiny_model, tmp_path, monkeypatch, capsys
 ):
     from trainers import train as training
 
-    folder, train, tried = tmp_path / "store", training.train, []
+    folder, train = tmp_path / "store", training.train
 
     def spoilt(inputs, **rest):
-        tried.append(inputs.optim.lr)
-        if inputs.validation and inputs.optim.lr == 2.5e-4:
+        if inputs.optim.lr == 2.5e-4:
             raise Diverged("not finite")
-        if inputs.validation and inputs.optim.lr == 1e-3:
+        if inputs.optim.lr == 1e-3:
             raise RuntimeError("lost")
         return train(inputs, **rest)
 
     monkeypatch.setattr(training, "train", spoilt)
     assert run(folder, tiny_model) == 3
-    said = capsys.readouterr().out
-    assert "· ex_rm_search_lr_0.001 · tiny_world · s0: it failed, as said above" in said
-    assert said.count("missing:") == 1
+    assert "ex_rm_lr_0.001 · tiny_world · s0: it failed, as said above" in capsys.readouterr().out
+    # What may yet be trained is waited for.
     assert artifacts(folder) == {}
-
     monkeypatch.setattr(training, "train", train)
-    assert run(folder, tiny_model) == 0
-    assert tried == [5e-5, 5e-5, 2.5e-4, 1e-3, 1e-5]
-    ((_, found),) = artifacts(folder).items()
-    trials = json.loads((found / "results.json").read_text())["trials"]
-    assert [trial["state"] for trial in trials][1:3] == ["diverged", "complete"]
-
-
-def test_what_was_stopped_is_not_trained_again(storage, tiny_model, capsys):
-    before = {item["key"]: item["attempt"] for item in searched(storage)}
-    shutil.rmtree(storage / "artifacts" / "analyse")
-    capsys.readouterr()
-    assert run(storage, tiny_model) == 0
-    assert "trials are complete" in capsys.readouterr().out
-    assert {item["key"]: item["attempt"] for item in searched(storage)} == before
-    assert len(artifacts(storage)) == 1
+    assert run(folder, tiny_model) == 3
+    said = capsys.readouterr().out
+    assert "| 0.00025 | 0 | diverged | – | – |" in said
+    told = results(folder)
+    assert [row["seeds"] for row in told["rates"]] == [1, 1, 0, 1]
+    assert told["best_lr"] != 2.5e-4

@@ -652,19 +652,6 @@ def test_of_a_complete_group_exactly_one_is_kept_and_none_is_better(accuracies: 
     assert (accuracies[kept.seed], -kept.seed) == max((value, -seed) for seed, value in accuracies.items())
 
 
-def test_of_a_search_only_what_is_evaluated_is_kept():
-    evaluated = result(1, 0.25)
-    searched = dataclasses.replace(
-        result(0, 1.0), record=dataclasses.replace(record(seed=0), evaluations=()), evaluations=()
-    )
-    assert eviction.evictable_further([searched, evaluated], "all") == []
-    assert eviction.evictable_further([searched, evaluated], "best") == [searched.record.key]
-    assert eviction.evictable_further([searched, evaluated], "none") == [
-        searched.record.key,
-        evaluated.record.key,
-    ]
-
-
 def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
     trials = trials_of(store, {("ex_rm", 0): (5, 9), ("ex_rm", 1): (9, 6)})
     sets = (("tiny_world", "in-distribution"), ("paraphrase", "token-level shift"))
