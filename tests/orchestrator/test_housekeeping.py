@@ -203,19 +203,6 @@ def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(st
     assert declared_sweeps(store) == ["demo"]
 
 
-def test_a_declaration_of_before_still_reads_and_is_not_judged(store: Store):
-    write_declaration(declaration(record(), name="old"), store)
-    file = store.sweep_dir("old") / "sweep.json"
-    old = json.loads(file.read_text())
-    del old["artifacts"]
-    file.write_text(json.dumps(old))
-    declare_names(store, "new", "train/a")
-    assert read_declaration("old", store).trials == (record(),)
-    with pytest.raises(SpecError, match=r"sweep old .* run it again"):
-        housekeeping.kept_sweeps(store)
-    assert [item.sweep for item in housekeeping.kept_sweeps(store, ["new"])] == ["new"]
-
-
 def test_a_sweep_to_keep_that_the_store_does_not_know_is_an_error(store: Store):
     declare_names(store, "full_grid")
     with pytest.raises(SpecError, match=r"--keep ful_grid: .* did you mean full_grid"):
