@@ -26,17 +26,18 @@ from rich.table import Table
 
 from benchmarks.load import benchmark_folder, dataset_folder, model_folder
 from benchmarks.no_view import NoView
-from orchestrator import commands, tracking
-from orchestrator.artifacts import Store
-from orchestrator.catalog import ARCHITECTURES, PAPER_MODELS
-from orchestrator.estimate import Job, lower_bound_s
-from orchestrator.options import Options
-from orchestrator.placement import place
-from orchestrator.plan import Node
-from orchestrator.selection import Selection
-from orchestrator.session import Session, select
-from orchestrator.spec import Sweep, TrialSpec
-from orchestrator.state import read_state
+from orchestrator.cli import run
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import Session, select
+from orchestrator.plan.capacity import Node
+from orchestrator.plan.estimate import Job, lower_bound_s
+from orchestrator.plan.placement import place
+from orchestrator.spec.catalog import ARCHITECTURES, PAPER_MODELS
+from orchestrator.spec.selection import Selection
+from orchestrator.spec.trials import Sweep, TrialSpec
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import read_state
+from orchestrator.tracking import mlflow
 from sweeps.full_grid import full_grid
 
 NAME = "makespan"
@@ -89,7 +90,7 @@ def make_session(asked: Makespan, folder: Path, stages: Any) -> Session:
         options=options,
         sweep_name=NAME,
         store=store,
-        tracking_uri=tracking.default_uri(store),
+        tracking_uri=mlflow.default_uri(store),
         folder=folder,
         console=Console(file=io.StringIO(), width=120),
         stages=stages,
@@ -168,9 +169,9 @@ def main(asked: Makespan) -> None:
 
     with (
         benchmark_folder(asked.storage, "makespan") as folder,
-        mock.patch.object(tracking, "Tracker", NoView),
+        mock.patch.object(mlflow, "Tracker", NoView),
         # The folders that stand for the models hold a few numbers each.
-        mock.patch.object(commands, "architectures", lambda models, **_: {m: SHAPES[m.name] for m in models}),
+        mock.patch.object(run, "architectures", lambda models, **_: {m: SHAPES[m.name] for m in models}),
     ):
         gpus = asked.nodes * asked.gpus
         work = planned_work(_trials(asked, folder), nodes)
@@ -181,7 +182,7 @@ def main(asked: Makespan) -> None:
             if asked.kill_node:
                 arguments = (cluster, session.store.root, asked.lower_bound_s / 2, killed)
                 threading.Thread(target=kill_in_the_middle, args=arguments, daemon=True).start()
-            code = commands.run(session, build)
+            code = run.run(session, build)
         if code:
             sys.exit(f"exit code {code}: {session.console.file.getvalue()}")  # type: ignore[attr-defined]
         if asked.kill_node and not killed:
@@ -190,7 +191,7 @@ def main(asked: Makespan) -> None:
 
 
 def _trials(asked: Makespan, folder: Path) -> Sequence[TrialSpec]:
-    from orchestrator import catalog
+    from orchestrator.spec import catalog
 
     session = make_session(asked, folder, None)
     return sized_grid(select(session.options, catalog.LAPTOP, NAME)).trials

@@ -11,17 +11,17 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmarks.load_stages import evaluate_at_once, shared_at_once, train_at_once
-from orchestrator import estimate
-from orchestrator.artifacts import Store
-from orchestrator.compute import StageFunctions, TakeRow, TrainCall, checkpoint_folder
-from orchestrator.durations import UNSEEN_LENGTHS, Durations
-from orchestrator.events import StageBegan
-from orchestrator.hardware import gpu_kind
-from orchestrator.memory_model import PairTokens, Training
-from orchestrator.ray_backend import GrantedTraining
-from orchestrator.spec import TrialSpec
-from orchestrator.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.plan import estimate
+from orchestrator.plan.durations import UNSEEN_LENGTHS, Durations
+from orchestrator.plan.hardware import gpu_kind
+from orchestrator.plan.memory import PairTokens, Training
+from orchestrator.run.compute import StageFunctions, TakeRow, TrainCall, checkpoint_folder
+from orchestrator.run.events import StageBegan
+from orchestrator.run.ray.backend import GrantedTraining
+from orchestrator.spec.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import TrialSpec
+from orchestrator.store.artifacts import Store
 from trainers.architecture import Architecture
 from trainers.specs import Placement, Precision
 

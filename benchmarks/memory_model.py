@@ -1,4 +1,4 @@
-"""The memory model (orchestrator/memory_model.py) against measurement: peak resident memory of trainings on a CPU.
+"""The memory model (orchestrator/plan/memory.py) against measurement: peak resident memory of trainings on a CPU.
 
     python -m benchmarks.memory_model
 
@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 from benchmarks.memory_model_rank import arguments
-from orchestrator.memory_model import PairTokens, Training, footprint
+from orchestrator.plan.memory import PairTokens, Training, footprint
 from trainers import architecture
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement

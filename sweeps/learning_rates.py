@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import catalog
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp
-from orchestrator.artifacts import Attempt, Store
-from orchestrator.cli import main
-from orchestrator.follow_up import SUMMARY
-from orchestrator.report import reward_title
-from orchestrator.selection import Selection
-from orchestrator.spec import Recipe, Sweep, grid, only
-from orchestrator.stages import EvaluateStage, TrainStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.main import main
+from orchestrator.report.summary import reward_title
+from orchestrator.spec import catalog
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
+from orchestrator.spec.selection import Selection
+from orchestrator.spec.stages import EvaluateStage, TrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import Recipe, Sweep, grid, only
+from orchestrator.store.artifacts import Attempt, Store
 from trainers.specs import DatasetSpec, ModelSpec, OptimSpec, ValidationSpec
 
 # Raise when the analysis does otherwise with the same trainings.
@@ -109,7 +109,7 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Write a row for each rate: validation accuracy by seed, and the accuracy on every evaluation set."""
-    from orchestrator.accuracies import seeds_accuracy
+    from orchestrator.report.accuracies import seeds_accuracy
 
     trainings = [item for item in stage.reads if isinstance(item, TrainStage)]
     evaluations = [item for item in stage.reads if isinstance(item, EvaluateStage)]

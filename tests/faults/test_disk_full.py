@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from orchestrator.artifacts import MANIFEST, Store
-from orchestrator.state import read_state
+from orchestrator.store.artifacts import MANIFEST, Store
+from orchestrator.store.records import read_state
 from tests.conftest import missing
 from tests.faults.hooks import all_of, impatient
 from tests.faults.lives import artifacts, leftovers, lived

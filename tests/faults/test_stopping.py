@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from safetensors.torch import load_file
 
-from orchestrator.artifacts import Store
-from orchestrator.state import read_state
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import read_state
 from tests.faults.conftest import STEPS
 from tests.faults.hooks import at_step, before_each, signalled
 from tests.faults.lives import artifacts, forked, leftovers, lived, output

@@ -9,10 +9,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator import estimate
-from orchestrator.gate import Grant, Request, Running, decide
-from orchestrator.packing import ranked
-from orchestrator.plan import Node
+from orchestrator.plan import estimate
+from orchestrator.plan.capacity import Node
+from orchestrator.plan.packing import ranked
+from orchestrator.plan.schedule import Grant, Request, Running, decide
 
 WIDTHS = (1, 2, 4, 8)
 

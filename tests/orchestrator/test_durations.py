@@ -6,14 +6,22 @@ import math
 import pytest
 from sweep_samples import LLAMA, plan, trial
 
-from orchestrator import catalog, estimate
-from orchestrator.artifacts import Store
-from orchestrator.durations import UNSEEN_LENGTHS, Durations, expected_s, measured_rates, rate_name, slowest
-from orchestrator.estimate import Lengths, Rate
-from orchestrator.gate import UNKNOWN_S
-from orchestrator.hardware import GpuKind, NodeGroup, gpu_kind
-from orchestrator.placement import need_of
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.plan import estimate
+from orchestrator.plan.durations import (
+    UNSEEN_LENGTHS,
+    Durations,
+    expected_s,
+    measured_rates,
+    rate_name,
+    slowest,
+)
+from orchestrator.plan.estimate import Lengths, Rate
+from orchestrator.plan.hardware import GpuKind, NodeGroup, gpu_kind
+from orchestrator.plan.placement import need_of
+from orchestrator.plan.schedule import UNKNOWN_S
+from orchestrator.spec import catalog
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.artifacts import Store
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 
 H100, L4 = gpu_kind("H100"), gpu_kind("L4")

@@ -7,13 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_samples import record
 
-from orchestrator import catalog, estimate, upkeep
-from orchestrator.artifacts import Store
-from orchestrator.estimate import Job, Lengths, lower_bound_s, makespan_s, time_left_s
-from orchestrator.hardware import gpu_kind
-from orchestrator.memory_model import PairTokens, Training
-from orchestrator.results import trial_result
-from orchestrator.state import TrialNote
+from orchestrator.cli import inspect
+from orchestrator.plan import estimate
+from orchestrator.plan.estimate import Job, Lengths, lower_bound_s, makespan_s, time_left_s
+from orchestrator.plan.hardware import gpu_kind
+from orchestrator.plan.memory import PairTokens, Training
+from orchestrator.report.results import trial_result
+from orchestrator.spec import catalog
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import TrialNote
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 
@@ -108,9 +110,9 @@ def test_the_status_counts_what_runs_and_waits_by_what_is_trained(store: Store):
         for result in results
     ]
     notes = {trial.key: TrialNote() for trial in trials}
-    assert upkeep.time_left_s(results, {}) == 0
+    assert inspect.time_left_s(results, {}) == 0
     # Half of one is behind it, one has not started, and one has failed.
     notes[trials[1].key] = TrialNote(state="running", stage="train", step=5, total=10)
     notes[trials[4].key] = TrialNote(state="running", stage="prepare")
     notes[trials[5].key] = TrialNote(state="failed")
-    assert upkeep.time_left_s(results, notes) == pytest.approx((50 + 100 + 300) / 2)
+    assert inspect.time_left_s(results, notes) == pytest.approx((50 + 100 + 300) / 2)

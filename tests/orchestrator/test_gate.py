@@ -6,8 +6,8 @@ from dataclasses import replace
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.gate import Grant, Request, Running, bundles, decide, precedence
-from orchestrator.plan import Node
+from orchestrator.plan.capacity import Node
+from orchestrator.plan.schedule import Grant, Request, Running, bundles, decide, precedence
 
 NODES = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4)), min_size=1, max_size=4).map(
     lambda sizes: [Node(id=f"n{i}", cpus=cpus, gpus=gpus) for i, (cpus, gpus) in enumerate(sizes)]

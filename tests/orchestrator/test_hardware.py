@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.hardware import describe, gpu_kind, groups_of, label, nodes_of, read_cluster
-from orchestrator.plan import Node
+from orchestrator.plan.capacity import Node
+from orchestrator.plan.hardware import describe, gpu_kind, groups_of, label, nodes_of, read_cluster
 from trainers.errors import PlanError
 
 CLUSTER = """

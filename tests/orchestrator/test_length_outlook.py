@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from sweep_samples import commit_prepared, dataset_folder, plan, rows, trial
 
-from orchestrator import length_outlook
-from orchestrator.artifacts import Store
-from orchestrator.length_outlook import too_long
-from orchestrator.stages import PretrainStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.plan import length_outlook
+from orchestrator.plan.length_outlook import too_long
+from orchestrator.spec.stages import PretrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.artifacts import Store
 from trainers import tiny
 from trainers.specs import DrawSpec
 

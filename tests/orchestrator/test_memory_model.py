@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import catalog
-from orchestrator.architectures import architecture_of
-from orchestrator.memory_model import PairTokens, Training, footprint
+from orchestrator.plan.memory import PairTokens, Training, footprint
+from orchestrator.spec import catalog
+from orchestrator.spec.architectures import architecture_of
 from tests.model_files import write_gguf, write_model
 from trainers.architecture import FAMILIES, Architecture, of_config
 from trainers.rewards import RewardSpec

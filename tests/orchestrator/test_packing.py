@@ -15,9 +15,9 @@ from packing_simulator import (
     simulate,
 )
 
-from orchestrator.gate import Request
-from orchestrator.packing import predicted_s, ranked, window
-from orchestrator.plan import Node
+from orchestrator.plan.capacity import Node
+from orchestrator.plan.packing import predicted_s, ranked, window
+from orchestrator.plan.schedule import Request
 
 GRIDS = 200
 GPUS = 32

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_samples import EX_RM, IM_RM, LLAMA, trial
 
-from orchestrator import catalog
-from orchestrator.hardware import nodes_of, read_cluster
-from orchestrator.placement import fits_gpus, misfits, need_of, place, predicted, require_fit
-from orchestrator.plan import Node
-from orchestrator.spec import PlacementRule, TrialSpec
+from orchestrator.plan.capacity import Node
+from orchestrator.plan.hardware import nodes_of, read_cluster
+from orchestrator.plan.placement import fits_gpus, misfits, need_of, place, predicted, require_fit
+from orchestrator.spec import catalog
+from orchestrator.spec.trials import PlacementRule, TrialSpec
 from trainers.errors import PlanError
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 

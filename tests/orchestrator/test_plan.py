@@ -1,6 +1,6 @@
 """What there is to run on."""
 
-from orchestrator.plan import local_capacity
+from orchestrator.plan.capacity import local_capacity
 
 
 def test_the_local_machine_has_at_least_one_cpu():

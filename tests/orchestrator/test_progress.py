@@ -13,16 +13,16 @@ from rich.table import Table
 from sweep_samples import EX_RM, LLAMA, TINY_WORLD, trial
 from sweep_samples import plan as plan_of
 
-from orchestrator import pace
-from orchestrator.artifacts import Store
-from orchestrator.compute import run_shared
-from orchestrator.durations import Durations
-from orchestrator.events import Event, Notice, RowsLogged, StageBegan, Started
-from orchestrator.layout import fitting
-from orchestrator.pace import Pace, duration
-from orchestrator.progress import Progress, late_bar
-from orchestrator.resolve import resolve
-from orchestrator.spec import Sweep, grid
+from orchestrator.cli import pace
+from orchestrator.cli.layout import fitting
+from orchestrator.cli.pace import Pace, duration
+from orchestrator.cli.terminal import Progress, late_bar
+from orchestrator.plan.durations import Durations
+from orchestrator.run.compute import run_shared
+from orchestrator.run.events import Event, Notice, RowsLogged, StageBegan, Started
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.trials import Sweep, grid
+from orchestrator.store.artifacts import Store
 from trainers.errors import DataError
 from trainers.specs import DatasetSpec, DrawSpec, OptimSpec
 
@@ -75,7 +75,7 @@ def test_stages_side_by_side_each_keep_their_pace(clock: list[float]):
 
 def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store):
     """On Ray it is computed once, in a task that knows no trial. What is to be read is said once."""
-    from orchestrator.coordinator import Coordinator
+    from orchestrator.run.ray.coordinator import Coordinator
 
     stage, row = plan_of(trial()).train.prepared, RowsLogged(stage="prepare", rows=[{"done": 1}])
     notice = Notice(text="data: unknown tokens")

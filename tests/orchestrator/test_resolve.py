@@ -21,12 +21,12 @@ from sweep_samples import (
     write_jsonl,
 )
 
-from orchestrator.artifacts import Store, digest_file
-from orchestrator.datasets import DatasetReader
-from orchestrator.housekeeping import garbage, remove
-from orchestrator.identity import identify_model
-from orchestrator.resolve import ResolvedSweep, resolve
-from orchestrator.spec import PlacementRule, content_key, stable
+from orchestrator.cli.gc import garbage, remove
+from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.models import identify_model
+from orchestrator.spec.resolve import ResolvedSweep, resolve
+from orchestrator.spec.trials import PlacementRule, content_key, stable
+from orchestrator.store.artifacts import Store, digest_file
 from tests.loopback import Loopback, Quiet
 from tests.model_files import write_gguf, write_model
 from trainers.data.show_command import remembered
