@@ -87,7 +87,7 @@ def _features(item: Any, store: Store) -> dict[str, Any]:
     """Each feature of each pair; those that need rows are left out where the store does not hold them."""
     import numpy as np
 
-    from orchestrator.report.audit import pairs_of
+    from orchestrator.spec.datasets import pairs_of
     from trainers.data.audit.texts import similarity, words
     from trainers.data.nearest import bag, nearest
 

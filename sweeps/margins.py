@@ -97,8 +97,8 @@ def _metric(trial: Any, dataset: str, metric: str) -> float:
 
 
 def _candidates(trial: Any, dataset: str, store: Store) -> list[Any]:
-    from orchestrator.report.audit import pairs_of
     from orchestrator.report.best_of import candidates
+    from orchestrator.spec.datasets import pairs_of
 
     (scores,) = [item.scores for item in trial.final if item.dataset == dataset]
     digest = next(item.dataset_digest for item in trial.record.evaluations if item.dataset == dataset)

@@ -157,8 +157,8 @@ def _by_prompt(trial: Any, dataset: str, store: Store) -> Any:
     """The accuracy on each prompt's pairs, in the order in which prompts first stand in the set."""
     import numpy as np
 
-    from orchestrator.report.audit import pairs_of
     from orchestrator.report.statistics import right
+    from orchestrator.spec.datasets import pairs_of
 
     (result,) = [item for item in trial.final if item.dataset == dataset]
     (record,) = [

@@ -22,10 +22,9 @@ from rich.table import Table
 from orchestrator.cli import gc as housekeeping
 from orchestrator.cli.damage import say_damaged_logs
 from orchestrator.cli.layout import fitting
-from orchestrator.cli.pace import duration
 from orchestrator.cli.session import HOLES, Session, dump_json
-from orchestrator.cli.terminal import late_bar, quiet
-from orchestrator.plan import estimate
+from orchestrator.cli.terminal import duration, late_bar, quiet
+from orchestrator.plan import durations
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import TrialResult, trial_result
 from orchestrator.spec.declaration import read_declaration
@@ -110,7 +109,7 @@ def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) 
                 - (note.step / note.total if note.total and note.stage == "train" else 0.0)
             )
     means = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
-    return estimate.time_left_s(means, left, running)
+    return durations.time_left_s(means, left, running)
 
 
 def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:

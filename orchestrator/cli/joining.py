@@ -1,12 +1,9 @@
 """The nodes that a command counts on: a running cluster's, joined or only looked at, else this machine."""
 
-from collections.abc import Sequence
-
 from orchestrator.cli.options import Plan
 from orchestrator.cli.session import Session
 from orchestrator.cli.terminal import quiet
-from orchestrator.plan import capacity as planning
-from orchestrator.plan import hardware
+from orchestrator.plan.hardware import Node, local_capacity, read_cluster
 from orchestrator.run.ray.scaling import all_workers, still_absent
 from orchestrator.run.workers import cluster_address, set_ray_environment
 from trainers.errors import PlanError
@@ -17,10 +14,10 @@ def may_join(session: Session) -> bool:
     return session.options.backend == "ray" and cluster_address() is not None
 
 
-def capacity(session: Session) -> tuple[planning.Node, ...]:
+def capacity(session: Session) -> tuple[Node, ...]:
     """What --cluster says, else the running cluster with what it may yet add, else this machine; nothing is joined."""
     options = session.options
-    given = hardware.nodes_of(hardware.read_cluster(options.cluster)) if options.cluster else ()
+    given = read_cluster(options.cluster) if options.cluster else ()
     if given and isinstance(options.command, Plan):
         return given
     if given and not may_join(session):
@@ -29,7 +26,7 @@ def capacity(session: Session) -> tuple[planning.Node, ...]:
             "with RAY_ADDRESS; `plan --cluster …` needs none."
         )
     if not may_join(session):
-        return planning.local_capacity()
+        return local_capacity()
     workers = all_workers(options.cluster)
     set_ray_environment()
     from orchestrator.run.ray import cluster
@@ -37,11 +34,11 @@ def capacity(session: Session) -> tuple[planning.Node, ...]:
     with quiet(session.driver_log):
         nodes = cluster.look()
     if nodes is None:
-        return joined(session) or planning.local_capacity()
+        return joined(session) or local_capacity()
     return (*nodes, *still_absent(workers, nodes).values())
 
 
-def joined(session: Session) -> tuple[planning.Node, ...]:
+def joined(session: Session) -> tuple[Node, ...]:
     """Join the running cluster: what it holds and may yet add; nothing where none is up. Raises StorageError."""
     if not may_join(session):
         return ()
@@ -60,10 +57,3 @@ def joined(session: Session) -> tuple[planning.Node, ...]:
         if not isinstance(session.options.command, Plan):
             cluster.require_shared_storage(session.store, nodes)
     return (*nodes, *still_absent(workers, nodes).values())
-
-
-def groups(session: Session, capacity: Sequence[planning.Node]) -> tuple[hardware.NodeGroup, ...]:
-    """The groups of nodes that --cluster describes, else those of `capacity`. Raises PlanError."""
-    if session.options.cluster:
-        return hardware.read_cluster(session.options.cluster)
-    return hardware.groups_of(capacity)

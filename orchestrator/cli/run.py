@@ -7,21 +7,16 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.cli import eviction, gc, joining, outlook_table
 from orchestrator.cli.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
-from orchestrator.cli.follow_up import (
-    run_follow_up,
-    show_analyses,
-    with_analyses,
-)
+from orchestrator.cli.follow_up import run_follow_up, show_analyses, with_analyses
 from orchestrator.cli.inspect import say_holes
 from orchestrator.cli.layout import fitting
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import Phases, Place, catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, say_left_out, select
 from orchestrator.cli.terminal_report import print_report, say
-from orchestrator.plan import capacity as planning
 from orchestrator.plan import placement
-from orchestrator.plan.length_outlook import too_long
-from orchestrator.plan.outlook import architectures, outlook
+from orchestrator.plan.hardware import Node
+from orchestrator.plan.outlook import architectures, outlook, too_long
 from orchestrator.report.audit_page import say_audit
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.compare_sweeps import terminal_table as comparison_table
@@ -33,13 +28,7 @@ from orchestrator.run.compute import REAL
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
 from orchestrator.spec import access
-from orchestrator.spec.declaration import (
-    Declaration,
-    adopt,
-    declare,
-    declared_sweeps,
-    read_declaration,
-)
+from orchestrator.spec.declaration import Declaration, adopt, declare, declared_sweeps, read_declaration
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.spec.selection import Selection
@@ -130,7 +119,7 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
     return sweep, resolved, functools.partial(_place, sweep, capacity)
 
 
-def _place(sweep: Sweep, capacity: Sequence[planning.Node], item: TrialPlan) -> Placement:
+def _place(sweep: Sweep, capacity: Sequence[Node], item: TrialPlan) -> Placement:
     return placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
 
 
@@ -221,8 +210,7 @@ def plan_only(session: Session, build: Build) -> int:
     price = outlook_table.checked_price(command.price if isinstance(command, Plan) else None)
     sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
-    groups = joining.groups(session, joining.capacity(session))
-    found = outlook(resolved, groups, session.store, price=price)
+    found = outlook(resolved, joining.capacity(session), session.store, price=price)
     long = too_long(resolved.plans, session.store)
     denied = access.denied([trial.model for trial in sweep.trials])
     if session.options.json:

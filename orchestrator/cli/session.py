@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cli.options import Command, Gc, Options, Retry, Run, Sync, Ui
-from orchestrator.plan import capacity as plan
 from orchestrator.plan import placement
+from orchestrator.plan.hardware import Node
 from orchestrator.run.compute import REAL, StageFunctions
 from orchestrator.spec import catalog, selection
 from orchestrator.spec.analyses import FollowUp
@@ -120,7 +120,7 @@ def _console() -> Console:
 
 
 def profile_for(
-    options: Options, capacity: Sequence[plan.Node], profiles: Profiles = catalog.PROFILES
+    options: Options, capacity: Sequence[Node], profiles: Profiles = catalog.PROFILES
 ) -> tuple[Profile, str]:
     """The profile, and why where it was chosen for the user."""
     if options.profile != "auto":

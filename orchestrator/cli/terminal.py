@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.layout import fitting
-from orchestrator.cli.pace import Pace
+from orchestrator.plan.durations import Pace
 from orchestrator.run.events import (
     Completed,
     Event,
@@ -223,4 +223,21 @@ class Progress:
 
 
 def _cells(trial: TrialState) -> tuple[str, str, str, str, str]:
-    return ("failed", "", "", "", "") if trial.state == "failed" else trial.pace.cells()
+    return ("failed", "", "", "", "") if trial.state == "failed" else pace_cells(trial.pace)
+
+
+def pace_cells(pace: Pace) -> tuple[str, str, str, str, str]:
+    """Stage, step, loss, pairs/s and time left, for a table."""
+    known = f"{pace.done}/{pace.total}" if pace.total else ""
+    loss = "" if pace.loss is None else f"{pace.loss:.4f}"
+    rate = "" if pace.rate is None else f"{pace.rate:.1f}"
+    return pace.stage or "waiting", known, loss, rate, duration(pace.left_s)
+
+
+def duration(seconds: float | None) -> str:
+    """In words of at most six letters: 42 s, 12 min, 3.5 h."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

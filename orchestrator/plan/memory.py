@@ -1,12 +1,12 @@
 """Peak memory of one rank of a training, from numbers alone. Each term and its source stands in docs/planning.md.
 
-A step has three moments at which memory peaks: the backward pass at its start (all activations, few gradients), at its
-end (all gradients, no activations), and the update. The peak is what stays through all of them plus the largest.
+A step has three moments at which memory peaks: the beginning of the backward pass (all activations, few gradients), its
+end (all gradients, no activations), and the update. The peak is what is always there plus the largest of the three.
 
 Units: bytes inside, GB (10⁹ bytes) outside. `width` is the bytes of a weight: 4 in fp32, 2 in bf16.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainers.architecture import Architecture
 from trainers.rewards import RewardSpec
@@ -27,47 +27,26 @@ UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairTokens:
-    """Tokens of the parts of a pair."""
+    """Tokens of the parts of a pair: of the longest one, or on the mean."""
 
-    prompt: int
-    chosen: int
-    rejected: int
+    prompt: float
+    chosen: float
+    rejected: float
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """Tokens of the packed pair, its prompt counted once."""
         return self.prompt + self.chosen + self.rejected
 
     @property
-    def responses(self) -> int:
+    def responses(self) -> float:
         """Tokens whose log-probabilities IM-RM wants."""
         return self.chosen + self.rejected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """GB of one rank at its peak, by what takes them. `unmeasured` is a margin, 0 on a CPU."""
-
-    weights: float
-    masters: float
-    optimizer: float
-    gradients: float
-    activations: float
-    logits: float
-    gathered: float
-    buckets: float
-    unmeasured: float
-
-    @property
-    def total(self) -> float:
-        """GB of the whole rank."""
-        state = self.weights + self.masters + self.optimizer + self.gradients
-        return state + self.activations + self.logits + self.gathered + self.buckets + self.unmeasured
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained: all that memory depends on beside the placement. `pair` is the longest that can come."""
+    """What is trained: all that memory and time depend on beside the placement. `pair` is the longest that can come."""
 
     architecture: Architecture
     reward: RewardSpec
@@ -76,48 +55,81 @@ class Training:
     pair: PairTokens
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """Bytes that one moment of a step adds to what always stays."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """GB of one rank, by what takes them. `unmeasured` is a margin, 0 on a CPU."""
 
+    weights: float
+    masters: float
+    optimizer: float
     gradients: float = 0.0
     activations: float = 0.0
     logits: float = 0.0
     gathered: float = 0.0
     buckets: float = 0.0
+    unmeasured: float = 0.0
+
+    @property
+    def state(self) -> float:
+        """GB of weights, gradients and the optimiser's state."""
+        return self.weights + self.masters + self.optimizer + self.gradients
 
     @property
     def total(self) -> float:
-        return self.gradients + self.activations + self.logits + self.gathered + self.buckets
+        """GB of the whole rank."""
+        work = self.activations + self.logits + self.gathered + self.buckets
+        return self.state + work + self.unmeasured
 
 
 def footprint(training: Training, placement: Placement) -> Footprint:
-    """Predicted peak of one rank."""
+    """Predict what one rank holds at its peak."""
     shapes, output = training.architecture, training.reward.type.output
     width = 4 if training.precision == "fp32" else 2
     # Half precision without ZeRO is run as ZeRO-1 (trainers/engine.py).
     stage = max(placement.zero_stage, 1) if width == 2 else placement.zero_stage
+    on_gpu = placement.device == "cuda"
+    hosted = placement.offload_optimizer and on_gpu
     count = shapes.trained(output)
     share = count / placement.world_size if stage else count
-    stored = width * (share if stage == 3 else count)
+    table = shapes.vocabulary * shapes.hidden * width
+
     copied = stage in (1, 2) or (stage == 3 and (width == 2 or placement.offload_optimizer))
-    hosted = placement.offload_optimizer and placement.device == "cuda"
-    masters = 4 * share if copied and not hosted else 0.0
-    moments = 0.0 if hosted else _moments_bytes(training.optim) * share
-    peak = max(_moments(training, placement, stage, width, count, share), key=lambda moment: moment.total)
-    measured = (stored + masters + moments + peak.total) / GB
-    margin = UNMEASURED_GB + UNMEASURED_SHARE * measured if placement.device == "cuda" else 0.0
-    return Footprint(
-        weights=stored / GB,
-        masters=masters / GB,
-        optimizer=moments / GB,
-        gradients=peak.gradients / GB,
-        activations=peak.activations / GB,
-        logits=peak.logits / GB,
-        gathered=peak.gathered / GB,
-        buckets=peak.buckets / GB,
-        unmeasured=margin,
+    always = Footprint(
+        weights=width * (share if stage == 3 else count) / GB,
+        masters=4 * share / GB if copied and not hosted else 0.0,
+        optimizer=0.0 if hosted else _moments_bytes(training.optim) * share / GB,
     )
+
+    # Allocated whole, but on a CPU only what is written to is there.
+    bucket = float(width * (BUCKET if on_gpu else min(count, BUCKET)))
+    kept = 0.0 if hosted and stage >= 2 else float(width * (count if stage <= 1 else share))
+    gathered = 0.0
+    if stage == 3 and placement.world_size > 1:
+        gathered = width * min(count, REUSED + PREFETCHED + shapes.vocabulary * shapes.hidden)
+    backward_begins = replace(
+        always,
+        gradients=kept / GB if placement.accumulation > 1 or stage == 3 else 0.0,
+        activations=_activation_bytes(training, placement, width) / GB,
+        logits=_logit_bytes(training, placement, width) / GB,
+        gathered=gathered / GB,
+        buckets=bucket / GB if stage >= 2 else 0.0,
+    )
+    # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied.
+    last = table if shapes.tied and output == "unembedding" else 0.0
+    backward_ends = replace(
+        always,
+        gradients=(kept + last) / GB,
+        gathered=min(gathered, table) / GB,
+        buckets=bucket / GB if stage >= 1 else 0.0,
+    )
+    # A flat copy of the gradients; in half precision it is made before it is widened.
+    flat = (width * min(count, BUCKET), 4 * share, 4 * share, 4 * min(share, SUB_GROUP))[stage]
+    widening = 1.5 if stage and width == 2 else 1.0
+    copies = (bucket if stage == 3 else 0.0) + (0.0 if hosted else widening * flat)
+    update = replace(always, gradients=kept / GB, buckets=copies / GB)
+
+    peak = max(backward_begins, backward_ends, update, key=lambda moment: moment.total)
+    return replace(peak, unmeasured=UNMEASURED_GB + UNMEASURED_SHARE * peak.total) if on_gpu else peak
 
 
 def _moments_bytes(optim: OptimSpec) -> int:
@@ -128,62 +140,22 @@ def _moments_bytes(optim: OptimSpec) -> int:
     return momentum if optim.optimizer == "sgd" else 4 + momentum
 
 
-def _moments(
-    training: Training, placement: Placement, stage: int, width: int, count: int, share: float
-) -> tuple[_Moment, ...]:
-    """Start and end of the backward pass, and the update."""
-    shapes, output = training.architecture, training.reward.type.output
-    on_gpu = placement.device == "cuda"
-    hosted = placement.offload_optimizer and on_gpu
-    # Allocated whole, but on a CPU only what is written to is there.
-    bucket = float(width * (BUCKET if on_gpu else min(count, BUCKET)))
-    kept = float(width * (count if stage <= 1 else share))
-    if hosted and stage >= 2:
-        kept = 0.0
-    standing = bucket if stage == 3 else 0.0
-    held = kept if placement.accumulation > 1 or stage == 3 else 0.0
-    table = shapes.vocabulary * shapes.hidden * width
-    gathered = 0.0
-    if stage == 3 and placement.world_size > 1:
-        gathered = width * min(count, REUSED + PREFETCHED + shapes.vocabulary * shapes.hidden)
-    start = _Moment(
-        gradients=held,
-        activations=_activation_bytes(training, placement, width),
-        logits=_logit_bytes(training, placement, width),
-        gathered=gathered,
-        buckets=bucket if stage >= 2 else 0.0,
-    )
-    # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied.
-    last = table if shapes.tied and output == "unembedding" else 0.0
-    end = _Moment(gradients=kept + last, gathered=min(gathered, table), buckets=bucket if stage >= 1 else 0.0)
-    flat: float = {0: width * min(count, BUCKET), 1: 4 * share, 2: 4 * share, 3: 4 * min(share, SUB_GROUP)}[
-        stage
-    ]
-    # In half precision the flat copy is made before it is widened.
-    widening = 1.5 if stage and width == 2 else 1.0
-    update = _Moment(gradients=kept, buckets=standing + (0.0 if hosted else widening * flat))
-    return start, end, update
-
-
 def _activation_bytes(training: Training, placement: Placement, width: int) -> float:
-    """What the forward pass keeps for the backward pass, and the work space of the layer that is being undone."""
+    """Bytes that the forward pass keeps for the backward pass, and those in which one layer is undone."""
     shapes, pair = training.architecture, training.pair
     tokens = placement.micro_batch * pair.total
+    scores = _score_bytes(shapes, pair, placement.device)
     layer = tokens * _layer_bytes_per_token(shapes, pair, width, placement.device)
-    layer += placement.micro_batch * _score_bytes(shapes, pair, placement.device)
-    masks = 1.0 * placement.micro_batch * pair.rejected * (pair.prompt + pair.rejected) * width
-    if placement.device == "cuda":
-        masks = 0.0
+    layer += placement.micro_batch * scores
+    layers = shapes.layers * layer
     if placement.checkpointing:
         layers = shapes.layers * tokens * shapes.hidden * width + layer
-    else:
-        layers = shapes.layers * layer
-    final = tokens * (shapes.hidden * _norm_bytes(shapes, width, before=True))
-    work = max(
-        float(tokens * (3 * shapes.intermediate + 2 * shapes.hidden) * width),
-        _score_bytes(shapes, pair, placement.device),
-    )
-    return layers + final + masks + work
+    final_norm = tokens * shapes.hidden * _norm_bytes(shapes, width, before=True)
+    masks = 0.0
+    if placement.device == "cpu":
+        masks = placement.micro_batch * pair.rejected * (pair.prompt + pair.rejected) * width
+    work = max(tokens * (3 * shapes.intermediate + 2 * shapes.hidden) * width, scores)
+    return layers + final_norm + masks + work
 
 
 def _layer_bytes_per_token(shapes: Architecture, pair: PairTokens, width: int, device: str) -> float:
@@ -217,7 +189,7 @@ def _norm_bytes(shapes: Architecture, width: int, *, before: bool) -> int:
 
 
 def _score_bytes(shapes: Architecture, pair: PairTokens, device: str) -> float:
-    """Attention scores of a pair, which stay only where they are soft-capped without a fused kernel."""
+    """Bytes of a pair's attention scores, which stay only where they are soft-capped without a fused kernel."""
     if not shapes.softcapped or device == "cuda":
         return 0.0
     first = (pair.prompt + pair.chosen) ** 2
@@ -227,7 +199,7 @@ def _score_bytes(shapes: Architecture, pair: PairTokens, device: str) -> float:
 
 
 def _logit_bytes(training: Training, placement: Placement, width: int) -> float:
-    """The unembedding's backward pass: a block of logits, the gradients of what it multiplies."""
+    """Bytes of the unembedding's backward pass: a block of logits, and the gradients of what it multiplies."""
     shapes, reward = training.architecture, training.reward.type
     if reward.output == "head":
         return 0.0

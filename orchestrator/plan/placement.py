@@ -7,11 +7,10 @@ of them, since the gate may send a gang to any. Figures for GPUs are predictions
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
-from orchestrator.plan.capacity import Node
-from orchestrator.plan.hardware import GPU_KINDS, label
+from orchestrator.plan.hardware import GPU_KINDS, Node
 from orchestrator.plan.memory import Footprint, PairTokens, Training, footprint
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec, matches
@@ -25,19 +24,6 @@ from trainers.specs import BUILTIN, DrawSpec, ModelSpec, OptimSpec, Placement
 _LEVELS = ((False, False), (True, False), (True, True))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
-    """A training whose architecture is known, and its effective batch."""
-
-    name: str
-    training: Training
-
-    @property
-    def batch(self) -> int:
-        """Pairs per optimiser step."""
-        return self.training.optim.effective_batch
-
-
 def place(
     trial: TrialSpec,
     capacity: Sequence[Node],
@@ -45,108 +31,68 @@ def place(
     *,
     architecture: Architecture | None = None,
 ) -> Placement:
-    """How a trial's training is laid out: on GPUs where there are any, else on CPU processes.
+    """Lay a trial's training out: on GPUs where there are any, else on CPU processes.
 
     The effective batch is always the spec's. `architecture` is that of a model that the catalog does not
-    know; one of unknown size gets one GPU and one pair a forward. Raises PlanError.
+    know; a model of unknown size gets one GPU and one pair a forward. Raises PlanError.
     """
-    if not any(node.gpus for node in capacity):
-        return _place_on_cpus(trial, capacity, rules)
-    need = need_of(trial, architecture)
-    if need is None:
-        return _split(trial.optim.effective_batch, 1, 0, 1, "cuda")
     gpus, gpu_gb = gpus_of(capacity)
-    found = fitting(need, gpus, gpu_gb)
+    if not gpus:
+        return _place_on_cpus(trial, capacity, rules)
+    training = training_of(trial, architecture)
+    if training is None:
+        return _split(trial.optim.effective_batch, 1, 0, 1, "cuda")
+    found = fitting(training, gpus, gpu_gb)
     if found is None:
-        raise PlanError(why_not(need, gpus, gpu_gb))
+        raise PlanError(_why_not(trial, training, gpus, gpu_gb))
     return found
 
 
-def need_of(trial: TrialSpec, architecture: Architecture | None = None) -> Need | None:
-    """What a trial's training needs memory for; None where nobody knows its model's size."""
+def training_of(trial: TrialSpec, architecture: Architecture | None = None) -> Training | None:
+    """Return what of a trial's training needs memory and time; None where nobody knows its model's size."""
     shapes = architecture or catalog.architecture(trial.model)
     if shapes is None:
         return None
-    return Need(
-        name=f"{trial.model.name} · {trial.reward.name}",
-        training=Training(
-            architecture=shapes,
-            reward=trial.reward,
-            optim=trial.optim,
-            precision=trial.model.precision,
-            pair=limits(trial.train_draw, trial.model),
-        ),
-    )
+    return _training(trial.model, shapes, trial.reward, trial.optim, trial.train_draw)
 
 
-def limits(draw: DrawSpec, model: ModelSpec) -> PairTokens:
-    """The longest pair that a draw lets through; what built-in ones hold is less."""
+def _training(
+    model: ModelSpec, shapes: Architecture, reward: RewardSpec, optim: OptimSpec, draw: DrawSpec
+) -> Training:
+    # The longest pair that the draw lets through; what built-in models are given is shorter.
+    prompt, response = draw.max_prompt_tokens, draw.max_response_tokens
     if model.source.startswith(BUILTIN):
-        half = tiny.MAX_POSITIONS // 2
-        return PairTokens(prompt=half, chosen=half, rejected=half)
-    return PairTokens(
-        prompt=draw.max_prompt_tokens, chosen=draw.max_response_tokens, rejected=draw.max_response_tokens
+        prompt = response = tiny.MAX_POSITIONS // 2
+    return Training(
+        architecture=shapes,
+        reward=reward,
+        optim=optim,
+        precision=model.precision,
+        pair=PairTokens(prompt=prompt, chosen=response, rejected=response),
     )
 
 
 def gpus_of(capacity: Iterable[Node]) -> tuple[int, float]:
-    """How many GPUs there are, and the GB of the smallest; (0, 0) where there are none."""
+    """Count the GPUs, and find the GB of the smallest; (0, 0) where there are none."""
     nodes = [node for node in capacity if node.gpus]
     return sum(node.gpus for node in nodes), min((node.gpu_gb for node in nodes), default=0.0)
 
 
 @functools.lru_cache(maxsize=4096)
-def fitting(need: Need, gpus: int, gpu_gb: float) -> Placement | None:
-    """The placement of a training on that many GPUs of that size; None where it fits on none."""
-    return next((found for found, used in _candidates(need, gpus) if used.total <= gpu_gb), None)
+def fitting(training: Training, gpus: int, gpu_gb: float) -> Placement | None:
+    """Place a training on that many GPUs of that size; None where it fits on none."""
+    return next((found for found, used in _candidates(training, gpus) if used.total <= gpu_gb), None)
 
 
-def predicted(need: Need, placement: Placement) -> Footprint:
-    """GB of one rank at its peak."""
-    return footprint(need.training, placement)
-
-
-def why_not(need: Need, gpus: int, gpu_gb: float) -> str:
-    """Why a training fits nowhere on that many GPUs of that size, and what would make it fit."""
-    _, least = min(_candidates(need, gpus), key=lambda found: found[1].total)
-    state = least.weights + least.masters + least.optimizer + least.gradients
-    said = (
-        f"{need.name} needs {least.total:.0f} GB on each of at most {gpus} GPUs of {gpu_gb:g} GB even with recomputed "
-        f"activations and an offloaded optimiser ({state:.0f} GB of training state, {least.activations:.0f} GB of "
-        f"activations of a pair of {need.training.pair.total} tokens, {least.unmeasured:.0f} GB of margin)."
-    )
-    return f"{said} It would fit {', or '.join(_ways_out(need, gpus, gpu_gb))}."
-
-
-def _ways_out(need: Need, gpus: int, gpu_gb: float) -> list[str]:
-    ways = []
-    wider = next((n for n in range(gpus + 1, need.batch + 1) if fitting(need, n, gpu_gb)), None)
-    if wider is not None:
-        ways.append(f"on {wider} GPUs of {gpu_gb:g} GB")
-    larger = sorted((kind for kind in GPU_KINDS if kind.gb > gpu_gb), key=lambda kind: kind.gb)
-    found = next((kind for kind in larger if fitting(need, gpus, kind.gb)), None)
-    if found is not None:
-        ways.append(f"on {gpus} × {label(found)}")
-    for width in (2**power for power in range(1, gpus.bit_length())):
-        if need.batch % width and fitting(_with_batch(need, width), width, gpu_gb):
-            ways.append(f"with --effective-batch a multiple of {width}, which divides it over {width} GPUs")
-            break
-    return ways or ["on larger GPUs, with a smaller model, or in bf16"]
-
-
-def _with_batch(need: Need, batch: int) -> Need:
-    optim = replace(need.training.optim, effective_batch=batch)
-    return replace(need, training=replace(need.training, optim=optim))
-
-
-def _candidates(need: Need, gpus: int) -> Iterator[tuple[Placement, Footprint]]:
+def _candidates(training: Training, gpus: int) -> Iterator[tuple[Placement, Footprint]]:
     """Every placement on at most that many GPUs with its footprint, those to be preferred first."""
-    batch = need.batch
-    widths = [width for width in range(1, min(gpus, batch) + 1) if batch % width == 0]
+    batch = training.optim.effective_batch
     for checkpointing, offload in _LEVELS:
-        for width in widths:
-            for stage in _stages(width, offload=offload):
-                per_rank = batch // width
+        for width in (width for width in range(1, min(gpus, batch) + 1) if batch % width == 0):
+            # Alone nothing is partitioned, and ZeRO-2 keeps least beside an offloaded optimiser.
+            stages = ((2,) if width == 1 else (2, 3)) if offload else ((0,) if width == 1 else (1, 2, 3))
+            per_rank = batch // width
+            for stage in stages:
                 for micro_batch in (size for size in range(per_rank, 0, -1) if per_rank % size == 0):
                     placed = Placement(
                         world_size=width,
@@ -157,60 +103,45 @@ def _candidates(need: Need, gpus: int) -> Iterator[tuple[Placement, Footprint]]:
                         offload_optimizer=offload,
                         device="cuda",
                     )
-                    yield placed, predicted(need, placed)
+                    yield placed, footprint(training, placed)
 
 
-def _stages(width: int, *, offload: bool) -> tuple[int, ...]:
-    """ZeRO stages worth trying: alone nothing is partitioned, and ZeRO-2 keeps least beside an offloaded optimiser."""
-    if width == 1:
-        return (2,) if offload else (0,)
-    return (2, 3) if offload else (1, 2, 3)
+def _why_not(trial: TrialSpec, training: Training, gpus: int, gpu_gb: float) -> str:
+    """Say why a training fits nowhere on that many GPUs of that size, and what would make it fit."""
+    _, least = min(_candidates(training, gpus), key=lambda found: found[1].total)
+    ways = []
+    batch = training.optim.effective_batch
+    wider = next((n for n in range(gpus + 1, batch + 1) if fitting(training, n, gpu_gb)), None)
+    if wider is not None:
+        ways.append(f"on {wider} GPUs of {gpu_gb:g} GB")
+    larger = sorted((kind for kind in GPU_KINDS if kind.gb > gpu_gb), key=lambda kind: kind.gb)
+    found = next((kind for kind in larger if fitting(training, gpus, kind.gb)), None)
+    if found is not None:
+        ways.append(f"on {gpus} × {found.label}")
+    for width in (2**power for power in range(1, gpus.bit_length())):
+        divided = replace(training, optim=replace(training.optim, effective_batch=width))
+        if batch % width and fitting(divided, width, gpu_gb):
+            ways.append(f"with --effective-batch a multiple of {width}, which divides it over {width} GPUs")
+            break
+    return (
+        f"{trial.model.name} · {trial.reward.name} needs {least.total:.0f} GB on each of at most {gpus} GPUs of "
+        f"{gpu_gb:g} GB even with recomputed activations and an offloaded optimiser ({least.state:.0f} GB of training "
+        f"state, {least.activations:.0f} GB of activations of a pair of {training.pair.total:.0f} tokens, "
+        f"{least.unmeasured:.0f} GB of margin). It would fit "
+        f"{', or '.join(ways) or 'on larger GPUs, with a smaller model, or in bf16'}."
+    )
 
 
 def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
     """Whether each model can be trained on the GPUs by the paper's recipe, by either of the paper's reward types."""
     gpus, gpu_gb = gpus_of(capacity)
-    rewards = (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=1.0))
     return gpus > 0 and all(
-        shapes is not None and fitting(_paper_need(model, shapes, reward), gpus, gpu_gb) is not None
+        shapes is not None
+        and fitting(_training(model, shapes, reward, OptimSpec(), DrawSpec()), gpus, gpu_gb) is not None
         for model in models
         for shapes in [catalog.architecture(model)]
-        for reward in rewards
+        for reward in (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=1.0))
     )
-
-
-def _paper_need(model: ModelSpec, shapes: Architecture, reward: RewardSpec) -> Need:
-    training = Training(
-        architecture=shapes,
-        reward=reward,
-        optim=OptimSpec(),
-        precision=model.precision,
-        pair=limits(DrawSpec(), model),
-    )
-    return Need(name=model.name, training=training)
-
-
-def misfits(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> list[str]:
-    """Why the models of known size that fit nowhere do not, one line for each model and reward type."""
-    gpus, gpu_gb = gpus_of(capacity)
-    if not gpus:
-        return _too_large_for_cpus(trials)
-    lines = []
-    for trial in trials:
-        need = need_of(trial)
-        if need is not None and fitting(need, gpus, gpu_gb) is None:
-            lines.append(why_not(need, gpus, gpu_gb))
-    return list(dict.fromkeys(lines))
-
-
-def _too_large_for_cpus(trials: Sequence[TrialSpec]) -> list[str]:
-    models = dict.fromkeys(trial.model for trial in trials if trial.model.parameters)
-    if not models:
-        return []
-    named = ", ".join(
-        f"{model.name} ({(model.parameters or 0) / 1e9:.1f} billion parameters)" for model in models
-    )
-    return [f"0 GPUs are here, and these models need some: {named}."]
 
 
 def require_fit(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> None:
@@ -219,6 +150,25 @@ def require_fit(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> None:
     if lines:
         ways = "Run on a cluster (RAY_ADDRESS, --cluster), choose --models, or try --profile laptop."
         raise PlanError("\n".join([*lines, ways]))
+
+
+def misfits(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> list[str]:
+    """Say why the models of known size that fit nowhere do not, one line for each model and reward type."""
+    gpus, gpu_gb = gpus_of(capacity)
+    if not gpus:
+        large = dict.fromkeys(
+            f"{trial.model.name} ({trial.model.parameters / 1e9:.1f} billion parameters)"
+            for trial in trials
+            if trial.model.parameters
+        )
+        return [f"0 GPUs are here, and these models need some: {', '.join(large)}."] if large else []
+    trainings = [(trial, training) for trial in trials if (training := training_of(trial)) is not None]
+    lines = [
+        _why_not(trial, training, gpus, gpu_gb)
+        for trial, training in trainings
+        if fitting(training, gpus, gpu_gb) is None
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def _place_on_cpus(trial: TrialSpec, capacity: Sequence[Node], rules: Sequence[PlacementRule]) -> Placement:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import audit
@@ -20,9 +21,7 @@ from trainers.data.audit.duplicates import TextIndex
 from trainers.data.audit.overlaps import indexed, overlap_of
 from trainers.data.audit.rewrites import originals
 from trainers.data.audit.sets import Role
-from trainers.data.records import Pair, read_written_pairs
 from trainers.disk import SEAL, replace, seal
-from trainers.errors import StorageError
 
 # What this process has read or computed, by root and key: a grid asks for each overlap once per trial.
 _known: dict[tuple[str, str], dict[str, Any]] = {}
@@ -74,16 +73,6 @@ def set_audit(
 
     record = _kept(store, key, compute)
     return None if record is None else audit.read_set_audit(record, name, role)
-
-
-def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
-    """The rows of a split that a driver has read; none where they are not in the store, or damaged."""
-    try:
-        if not store.complete("dataset", digest):
-            return ()
-        return read_written_pairs(store.read_file("dataset", digest, "pairs.jsonl"))
-    except StorageError:
-        return ()
 
 
 # One training set is compared with every evaluation set before the next one is.

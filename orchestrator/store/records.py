@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from orchestrator.cli.pace import Pace
+from orchestrator.plan.durations import Pace
 from orchestrator.run.events import (
     Completed,
     Event,

@@ -19,8 +19,8 @@ from benchmarks.load_stages import CHATTY, CHATTY_ROWS
 from benchmarks.no_view import NoView
 from orchestrator.cli import joining
 from orchestrator.cli import run as commands
-from orchestrator.plan.capacity import local_capacity
 from orchestrator.plan.durations import Durations
+from orchestrator.plan.hardware import local_capacity
 from orchestrator.plan.placement import place
 from orchestrator.run.events import Completed, Failed, RowsLogged
 from orchestrator.run.inline import run_inline

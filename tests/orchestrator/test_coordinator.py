@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan.capacity import Node
 from orchestrator.plan.durations import Durations
-from orchestrator.plan.hardware import gpu_kind
+from orchestrator.plan.hardware import Node, gpu_kind
 from orchestrator.plan.schedule import Request
 from orchestrator.run.ray import coordinator as coordinating
 from orchestrator.run.ray.coordinator import Coordinator

@@ -11,7 +11,7 @@ from benchmarks.load import Load, make_session
 from benchmarks.no_view import NoView
 from orchestrator.cli import joining, run
 from orchestrator.cli.session import Session
-from orchestrator.plan.capacity import Node
+from orchestrator.plan.hardware import Node
 from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
 from trainers.errors import StorageError

@@ -23,7 +23,7 @@ PLANNING = (
     "orchestrator.cli.run",
     "orchestrator.spec.resolve",
     "orchestrator.plan.outlook",
-    "orchestrator.plan.capacity",
+    "orchestrator.plan.hardware",
     "orchestrator.report.summary",
     "orchestrator.run.inline",
     "orchestrator.tracking.mlflow",
@@ -56,7 +56,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.spec.declaration import declare
 from orchestrator.cli.options import Options
 from orchestrator.plan.placement import place
-from orchestrator.plan.capacity import local_capacity
+from orchestrator.plan.hardware import local_capacity
 from orchestrator.report.summary import write_report
 from orchestrator.spec.resolve import missing_trials, resolve
 from sweeps.full_grid import full_grid

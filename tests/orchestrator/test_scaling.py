@@ -7,7 +7,7 @@ import yaml
 
 from orchestrator.cli.options import Options
 from orchestrator.cli.session import profile_for
-from orchestrator.plan.capacity import Node
+from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import Grant, Request
 from orchestrator.run.ray.coordinator import Nodes
 from orchestrator.run.ray.scaling import Scaling, all_workers, node_types, own_description, still_absent

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.cli import main, session
 from orchestrator.cli.options import Options
-from orchestrator.plan.capacity import Node
+from orchestrator.plan.hardware import Node
 from orchestrator.spec import catalog, selection
 from orchestrator.spec.selection import (
     parse_categories,

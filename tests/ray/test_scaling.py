@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.load import model_folder
 from benchmarks.makespan_stages import sleeping
-from orchestrator.plan.capacity import Node
+from orchestrator.plan.hardware import Node
 from orchestrator.run.events import Completed, Notice, Replanned
 from orchestrator.run.trial import Execution
 from orchestrator.spec.catalog import ARCHITECTURES

@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan.durations import Durations, rate_of
+from orchestrator.plan.durations import Durations, measured_rates
 from orchestrator.plan.placement import place
 from orchestrator.plan.schedule import Grant, Request
 from orchestrator.run import failures
@@ -74,7 +74,9 @@ class RayBackend:
                             scratch=self.scratch,
                         )
                     )
-                    self.coordinator.took.remote(rate_of(self.work.plan, self.execution.store))
+                    spec = self.work.plan.spec
+                    trained = {stage.key: (spec.model.name, spec.reward_name)}
+                    self.coordinator.took.remote(measured_rates(trained, self.execution.store))
                     return
             placement = self._on_fewer(placement)
 
@@ -97,17 +99,16 @@ class RayBackend:
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """One task for all sets."""
-        gpus = 1 if placement.device == "cuda" else 0
         durations = ray.get(self.coordinator.durations.remote())
         expected_s = self.execution.stages.expected_s(plan, "evaluate", placement, durations)
-        request = Request(id=f"evaluate {plan.key}", kind="evaluate", gpus=gpus, expected_s=expected_s)
+        request = Request.of("evaluate", plan.key, placement, expected_s)
         with self._granted(request) as grant:
             if grant is None:
                 raise PlanError(
-                    f"no node with a {'GPU' if gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
+                    f"no node with a {'GPU' if request.gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
                 )
             pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-            task = _evaluate_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
+            task = _evaluate_task.options(num_cpus=1, num_gpus=request.gpus, scheduling_strategy=pinned)
             ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
 
     @contextlib.contextmanager
@@ -133,14 +134,8 @@ def training(
     plan: TrialPlan, placement: Placement, execution: Execution, durations: Durations, rank: int = 0
 ) -> Request:
     """What a trial's training asks of the gate."""
-    return Request(
-        id=training_id(plan),
-        kind="train",
-        workers=placement.world_size,
-        gpus=1 if placement.device == "cuda" else 0,
-        expected_s=execution.stages.expected_s(plan, "train", placement, durations),
-        rank=rank,
-    )
+    expected_s = execution.stages.expected_s(plan, "train", placement, durations)
+    return Request.of("train", plan.key, placement, expected_s, rank)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

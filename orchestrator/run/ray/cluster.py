@@ -20,8 +20,7 @@ from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan.capacity import DEFAULT_GPU_GB, Node
-from orchestrator.plan.hardware import gpu_kind, label
+from orchestrator.plan.hardware import DEFAULT_GPU_GB, Node, kind_in
 from orchestrator.run.workers import LOOPBACK, PROBE_S, WORKER_ENVIRONMENT, answers, cluster_address
 from orchestrator.store.artifacts import Store
 from trainers.errors import PlanError, StorageError
@@ -191,19 +190,14 @@ def _live(listed: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
         resources = node["Resources"]
         if not node["Alive"] or not resources.get("CPU"):
             continue
-        kinds = [
-            name.removeprefix("accelerator_type:")
-            for name in resources
-            if name.startswith("accelerator_type:")
-        ]
-        known = next((kind for name in kinds if (kind := gpu_kind(name))), None)
+        known = kind_in(resources)
         nodes.append(
             Node(
                 id=node["NodeID"],
                 cpus=int(resources["CPU"]),
                 gpus=int(resources.get("GPU", 0)),
                 gpu_gb=known.gb if known else DEFAULT_GPU_GB,
-                gpu_kind=label(known) if known else "",
+                gpu_kind=known.label if known else "",
             )
         )
     return tuple(nodes)

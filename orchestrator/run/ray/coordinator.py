@@ -15,9 +15,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan.capacity import Node
-from orchestrator.plan.durations import Durations, RateName
-from orchestrator.plan.estimate import Rate
+from orchestrator.plan.durations import Durations, Rate, RateName
+from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import Grant, Request, Running, bundles, decide
 from orchestrator.run import failures
 from orchestrator.run.events import Event, Notice, reporting

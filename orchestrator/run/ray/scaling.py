@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.plan import hardware
-from orchestrator.plan.capacity import Node
+from orchestrator.plan.hardware import Node, read_cluster
 
 # Ray's cluster launcher leaves the cluster's own description on its head.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
@@ -71,15 +70,15 @@ def own_description(file: Path = BOOTSTRAP) -> tuple[Node, ...]:
     path = file.expanduser()
     if not path.is_file():
         return ()
-    groups = hardware.read_cluster(str(path), "Ray's description of this cluster,")
-    return hardware.nodes_of(group for group in groups if not group.head)
+    nodes = read_cluster(str(path), "Ray's description of this cluster,")
+    return tuple(node for node in nodes if not node.head)
 
 
 def all_workers(given: str | None = None) -> tuple[Node, ...]:
     """All workers of the cluster that was joined: by `--cluster`, else by what its head says. Raises PlanError."""
     if given is None:
         return own_description()
-    return hardware.nodes_of(group for group in hardware.read_cluster(given) if not group.head)
+    return tuple(node for node in read_cluster(given) if not node.head)
 
 
 def ask_for(wanted: Sequence[Mapping[str, float]]) -> None:

@@ -3,7 +3,7 @@
 A trial function is only a driver: it holds a sliver of the head node, never a CPU or GPU, so no trial can keep
 another from starting. On a CPU a training of world size 1 runs in the trial's own reused process (Train's local
 mode), which the gate counts as one CPU; everything else starts tasks and gangs where the gate has granted them.
-The gate's queue goes by the durations that the stages' `expected_s` gives, and by packing.ranked.
+The gate's queue goes by the durations that the stages' `expected_s` gives, and by gate.ranked.
 """
 
 import contextlib
@@ -25,11 +25,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from orchestrator.plan.capacity import Node
-from orchestrator.plan.durations import Durations, RateName, slowest
-from orchestrator.plan.estimate import Rate
-from orchestrator.plan.hardware import groups_of
-from orchestrator.plan.packing import ranked, window
+from orchestrator.plan.durations import Durations, Rate, RateName, slowest
+from orchestrator.plan.hardware import Node
+from orchestrator.plan.schedule import ranked, window
 from orchestrator.run import failures
 from orchestrator.run.events import Completed, Event, Failed, Post, Retried, Started, Stopped
 from orchestrator.run.ray.backend import RayBackend, training, training_id
@@ -74,7 +72,7 @@ def run_on_ray(
     """
     live = capacity()
     nodes = [*live, *still_absent(workers, live).values()]
-    durations = Durations(store=execution.store, kind=slowest(groups_of(nodes)), measured=measured or {})
+    durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
     work = _in_turn(plans, placements, execution, durations, nodes)
     # On the head, as the trial functions are: the loss of another node must not take it.
     coordinator = ray.remote(Coordinator).options(
