@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from trainers.inputs import TrainInputs
 from trainers.memory import forget_peak_memory, peak_memory_gb
 from trainers.pairs import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
-from trainers.train import train
+from trainers.train import TrainInputs, train
 
 STEPS = 2
 

@@ -22,10 +22,10 @@ from orchestrator.spec.reading import read_as
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.spec.selection import Selection
 from orchestrator.store.artifacts import Store
+from trainers.command import is_utf
 from trainers.errors import SpecError, StorageError
 from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.specs import DatasetSpec, DrawSpec, Trust, given_name
-from trainers.terminal import is_utf
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
 PIPE_WIDTH = 120

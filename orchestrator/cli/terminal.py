@@ -30,8 +30,8 @@ from orchestrator.run.events import (
     Stopped,
 )
 from orchestrator.spec.redaction import RedactingFormatter, scrub
+from trainers.command import READABLE, is_utf
 from trainers.errors import StorageError
-from trainers.terminal import READABLE, is_utf
 
 SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
