@@ -181,7 +181,7 @@ def rank(case: Case, folder: Path) -> None:
 
 
 def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
-    from trainers.inputs import TrainInputs
+    from trainers.train import TrainInputs
     from trainers.pairs import TokenPair
     from trainers.train import train
 

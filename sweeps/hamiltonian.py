@@ -198,8 +198,8 @@ def _rewards(
 def _log_prob_sums(
     location: str, stage: AnalyseStage, pairs: Sequence[Any], revision: str | None
 ) -> list[float]:
+    from trainers.evaluate import compute_reference
     from trainers.models import device, load_model
-    from trainers.reference import compute_reference
     from trainers.templates import load_tokenizer
 
     base = stage.base

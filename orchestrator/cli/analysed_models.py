@@ -17,8 +17,7 @@ from orchestrator.spec.reading import ReadingOptions, read_as
 from orchestrator.spec.stages import PrepareStage
 from trainers.data.named import DATASETS
 from trainers.errors import SpecError
-from trainers.rewards import Output
-from trainers.specs import PERSONA, DatasetSpec, DrawSpec
+from trainers.specs import PERSONA, DatasetSpec, DrawSpec, Output
 
 SEEN = "seen"
 

@@ -27,7 +27,7 @@ from orchestrator.cli.terminal import quiet
 from orchestrator.spec.analyses import AnalyseStage, Compute
 from orchestrator.spec.declaration import Declaration, adopt, adopted
 from orchestrator.spec.stages import PrepareStage
-from trainers.flags import parse
+from trainers.command import parse
 
 Command = Run | Plan | Report | Ui | Sync | Gc
 

@@ -24,9 +24,8 @@ from orchestrator.spec.catalog import Profiles
 from orchestrator.spec.redaction import RedactingFormatter, redacted
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep
+from trainers.command import parse, write_any_text
 from trainers.errors import SweepError
-from trainers.flags import parse
-from trainers.terminal import write_any_text
 
 
 def main(

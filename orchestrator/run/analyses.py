@@ -43,7 +43,7 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend, compute: Compu
 
 
 def _inputs(stage: AnalyseStage, store: Store, say: Say) -> AnalysisInputs:
-    from trainers.token_files import read_tokens
+    from trainers.pairs import read_tokens
 
     return AnalysisInputs(
         name=stage.label,

@@ -72,9 +72,8 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: TakeRow) -> None:
 
 
 def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
-    from trainers import token_files
     from trainers.data.audit import token_findings
-    from trainers.pairs import Counts, iter_tokens
+    from trainers.pairs import Counts, TokenFile, iter_tokens, write_tokens
     from trainers.templates import load_tokenizer
 
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
@@ -89,10 +88,10 @@ def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
         total = min(len(pairs), stage.draw.max_pairs or len(pairs))
         counted = _counted(tokens, total, report)
         try:
-            count = token_files.write_tokens(counted, attempt.directory / "pairs.arrow")
+            count = write_tokens(counted, attempt.directory / "pairs.arrow")
         except DataError as error:
             raise DataError(f"data set {stage.split.name}, split {stage.split.split}, {error}") from error
-        means = token_files.TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
+        means = TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
         attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
     where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"
     for finding in token_findings(where, counts, count):
@@ -109,10 +108,10 @@ def _counted(tokens: "Iterable[TokenPair]", total: int, report: TakeRow) -> "Ite
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None:
+    from trainers.evaluate import compute_reference, write_reference
     from trainers.models import device, load_model
-    from trainers.reference import compute_reference, write_reference
+    from trainers.pairs import read_tokens
     from trainers.templates import load_tokenizer
-    from trainers.token_files import read_tokens
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
@@ -157,9 +156,8 @@ def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints
 
 def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
     """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
-    from trainers.inputs import TrainInputs
     from trainers.pairs import held_out
-    from trainers.train import train
+    from trainers.train import TrainInputs, train
 
     placement = call.placement
     pairs, reference = _tokens(stage, store)
@@ -217,7 +215,7 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeR
 
 
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
-    from trainers.epochs import model_folder
+    from trainers.checkpoints import model_folder
     from trainers.evaluate import score_pairs
     from trainers.models import device, load_model
     from trainers.scores import write_scores
@@ -255,8 +253,8 @@ def _tokens(
     stage: TrainStage | EvaluateStage, store: Store
 ) -> "tuple[Sequence[TokenPair], References | None]":
     """The stage's pairs, and for im_rm their reference log-probs."""
-    from trainers.reference import read_reference
-    from trainers.token_files import read_tokens
+    from trainers.evaluate import read_reference
+    from trainers.pairs import read_tokens
 
     pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
     if stage.reference is None:

@@ -13,8 +13,8 @@ from typing import Union
 from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers import tiny, versions
-from trainers.rewards import Rendering, RewardSpec
-from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Trust, ValidationSpec
+from trainers.rewards import RewardSpec
+from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Rendering, Trust, ValidationSpec
 from trainers.tiny import TinyModel
 
 

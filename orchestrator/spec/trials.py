@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, Union
 
 from trainers.errors import SpecError
-from trainers.options import LEFT_OUT_AT_DEFAULT
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, ValidationSpec
 
@@ -209,12 +208,7 @@ def stable(value: object) -> Stable:
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: stable(item) for name, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: stable(found)
-            for field in dataclasses.fields(value)
-            if (found := getattr(value, field.name)) != field.default
-            or LEFT_OUT_AT_DEFAULT not in field.metadata
-        }
+        return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     raise SpecError(f"a {type(value).__name__} has no stable identity and cannot be part of a key.")
 
 

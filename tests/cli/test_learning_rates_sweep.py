@@ -13,10 +13,9 @@ from orchestrator.store.artifacts import Store
 from sweeps import learning_rates
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.errors import DataError, Diverged
-from trainers.pairs import TokenPair, held_out
+from trainers.pairs import TokenPair, held_out, read_tokens
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, ValidationSpec
-from trainers.token_files import read_tokens
 
 EPOCHS = 2
 RATES = [1e-5, 5e-5, 2.5e-4, 1e-3]

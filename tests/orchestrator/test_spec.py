@@ -97,7 +97,7 @@ def test_an_empty_sweep_is_refused():
         Sweep(name="demo", trials=only(small_grid(), [("model", "nothing*")]))
 
 
-GOLDEN = "8b831c37781324d2bb12ae54fc6264cb"
+GOLDEN = "1dad65af1f5a1b11b274d31276099826"
 EXAMPLE = """
 from orchestrator.spec.trials import content_key
 from trainers.rewards import RewardSpec

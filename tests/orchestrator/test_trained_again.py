@@ -37,7 +37,7 @@ from orchestrator.store.leases import Claims
 from orchestrator.store.manifests import weights_digest
 from orchestrator.store.records import SweepState
 from trainers.rewards import RewardSpec
-from trainers.scores import read_scores
+from trainers.scores import read_pair_scores
 from trainers.specs import DrawSpec, ModelSpec, Placement
 from trainers.stopping import StopRequest
 
@@ -93,9 +93,9 @@ def complete(plan: TrialPlan, store: Store, train: Any) -> None:
 
 def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:
     return {
-        stage.prepared.split.name: read_scores(store.read(stage.kind, stage.key) / "scores.parquet")[
-            0
-        ].tolist()
+        stage.prepared.split.name: read_pair_scores(
+            store.read(stage.kind, stage.key) / "scores.parquet"
+        ).chosen.tolist()
         for stage in plan.evaluations
     }
 
