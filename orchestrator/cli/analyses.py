@@ -24,6 +24,7 @@ from orchestrator.cli.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.cli.options import Options as SweepOptions
 from orchestrator.cli.session import HOLES, Session, dump_json, open_session
 from orchestrator.cli.terminal import quiet
+from orchestrator.report.summary import Written
 from orchestrator.spec.analyses import AnalyseStage, Compute
 from orchestrator.spec.declaration import Declaration, adopt, adopted
 from orchestrator.spec.stages import PrepareStage
@@ -198,8 +199,7 @@ def _show_in_mlflow(session: Session, stages: Sequence[AnalyseStage]) -> None:
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, _declaration(session, stages))
         complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-        tracker.report(folder, complete=complete)
-        trouble = tracker.close()
+        trouble = tracker.close(Written(folder=folder, rows=[], results=[]), complete=complete)
     if trouble:
         session.console.print(
             f"warning: the MLflow view is incomplete ({trouble}); `sync` completes it",

@@ -32,7 +32,8 @@ from orchestrator.spec.declaration import read_declaration
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_state
-from orchestrator.tracking.embedded import EXPERIMENT, follow_storage
+from orchestrator.tracking.mlflow import EXPERIMENT, follow_storage
+from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
@@ -244,13 +245,11 @@ def _sweep_filter(sweep: str) -> str:
 
 def sync(session: Session) -> int:
     """Rebuild the MLflow view."""
-    from orchestrator.tracking import mlflow
-
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
     written = write_full_report(declaration, session.store, session.console)
     with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
-        seconds = mlflow.sync(session.tracking_uri, session.store, declaration, written, step)
+        seconds = rebuild_view(session.tracking_uri, session.store, declaration, written, step)
     place = shown_uri(session.tracking_uri)
     session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
     return 0
