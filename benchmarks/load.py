@@ -38,7 +38,7 @@ from orchestrator.cli.session import Session
 from orchestrator.report.results import sweep_results
 from orchestrator.spec.declaration import read_declaration
 from orchestrator.store.artifacts import Store
-from orchestrator.tracking.mlflow import default_uri, is_pending
+from orchestrator.tracking.mlflow import SHOWN, default_uri
 from sweeps.full_grid import full_grid
 
 NAME = "load"
@@ -189,7 +189,7 @@ def main(load: Load) -> None:
 
 
 def _behind(session: Session) -> bool:
-    return is_pending(session.tracking_uri, session.store, NAME)
+    return not (session.store.sweep_dir(NAME) / SHOWN).exists()
 
 
 def _print(

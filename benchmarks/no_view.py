@@ -1,7 +1,5 @@
 """What stands in the place of MLflow's writer where it is not what is measured; it has a benchmark of its own."""
 
-from pathlib import Path
-
 
 class NoView:
     """A view that shows nothing."""
@@ -19,8 +17,5 @@ class NoView:
     def ended(self, key: str, *, failed: bool) -> None:
         """Nothing to note."""
 
-    def report(self, folder: Path, *, complete: bool) -> None:
-        """Nothing to note."""
-
-    def close(self, patience_s: float = 0.0) -> None:
+    def close(self, *_: object, **__: object) -> None:
         """Nothing is open."""

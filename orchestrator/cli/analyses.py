@@ -8,26 +8,42 @@ tables as parquet, figures as PNG and SVG, and summary.md; the report of <storag
 shows as well. Analyses run in this process, without Ray.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 import json
+from orchestrator.cli import main as cli
+from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.follow_up import compute_missing
+from orchestrator.cli.options import Gc
+from orchestrator.cli.options import Options as SweepOptions
+from orchestrator.cli.options import Plan
+from orchestrator.cli.options import Report
+from orchestrator.cli.options import Run
+from orchestrator.cli.options import Sync
+from orchestrator.cli.options import Ui
+from orchestrator.cli.session import HOLES
+from orchestrator.cli.session import Session
+from orchestrator.cli.session import dump_json
+from orchestrator.cli.session import open_session
+from orchestrator.cli.terminal import quiet
+from orchestrator.report.summary import Written
+from orchestrator.spec.analyses import AnalyseStage
+from orchestrator.spec.analyses import Compute
+from orchestrator.spec.declaration import Declaration
+from orchestrator.spec.declaration import adopt
+from orchestrator.spec.declaration import adopted
+from orchestrator.spec.stages import PrepareStage
+from pathlib import Path
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
+from trainers.command import parse
+from typing import Annotated
+from typing import Any
+from typing import TypeVar
 import tyro
 
-from orchestrator.cli import main as cli
-from orchestrator.cli.follow_up import SUMMARY, compute_missing
-from orchestrator.cli.options import Gc, Plan, Report, Run, Sync, Ui
-from orchestrator.cli.options import Options as SweepOptions
-from orchestrator.cli.session import HOLES, Session, dump_json, open_session
-from orchestrator.cli.terminal import quiet
-from orchestrator.spec.analyses import AnalyseStage, Compute
-from orchestrator.spec.declaration import Declaration, adopt, adopted
-from orchestrator.spec.stages import PrepareStage
-from trainers.command import parse
 
 Command = Run | Plan | Report | Ui | Sync | Gc
 
@@ -198,8 +214,7 @@ def _show_in_mlflow(session: Session, stages: Sequence[AnalyseStage]) -> None:
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, _declaration(session, stages))
         complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-        tracker.report(folder, complete=complete)
-        trouble = tracker.close()
+        trouble = tracker.close(Written(folder=folder, rows=[], results=[]), complete=complete)
     if trouble:
         session.console.print(
             f"warning: the MLflow view is incomplete ({trouble}); `sync` completes it",

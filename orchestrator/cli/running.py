@@ -16,16 +16,7 @@ from orchestrator.cli.terminal import Progress, quiet
 from orchestrator.plan.durations import measured_rates
 from orchestrator.report.page import write_full_report
 from orchestrator.report.summary import Written
-from orchestrator.run.events import (
-    CheckpointWritten,
-    Completed,
-    Event,
-    Failed,
-    Notice,
-    Post,
-    Retried,
-    Started,
-)
+from orchestrator.run.events import Completed, Event, Failed, Notice, Post, Retried, RowsLogged, Started
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.declaration import Declaration
@@ -105,7 +96,7 @@ def run_missing(
                     run_trials(todo, placements, _follower(session, progress, state, tracker))
         except KeyboardInterrupt:
             # What it cannot take in that time, the next command logs.
-            tracker.close(STOPPING_S)
+            tracker.close(timeout_s=STOPPING_S)
             raise
         # Of a process that was killed the driver may have gone on without it.
         remove_finished_checkpoints(store)
@@ -117,15 +108,15 @@ def run_missing(
 
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
-    """Log what an earlier command could not; MLflow is not imported where nothing is pending."""
-    from orchestrator.tracking.mlflow import is_pending
+    """Complete the view where it lacks anything; MLflow is not imported where it does not."""
+    from orchestrator.tracking.mlflow import is_shown
 
-    if is_pending(session.tracking_uri, session.store, declaration.sweep):
+    if not is_shown(session.tracking_uri, session.store, declaration.sweep, written.results):
         show_report(session, declaration, written)
 
 
 def show_report(session: Session, declaration: Declaration, written: Written) -> None:
-    """Log the report as it is now, and whatever is pending."""
+    """Log the report as it is now, and whatever else the view lacks."""
     from orchestrator.tracking.mlflow import Tracker
 
     with quiet(session.driver_log, session.console.width):
@@ -136,8 +127,7 @@ def show_report(session: Session, declaration: Declaration, written: Written) ->
 
 def _end_view(tracker: "Tracker", written: Written) -> str | None:
     """Give the view its report, and wait for it; why it lacks something, if it does."""
-    tracker.report(written.folder, complete=all(result.complete for result in written.results))
-    return tracker.close()
+    return tracker.close(written, complete=all(result.complete for result in written.results))
 
 
 def _warn(session: Session, trouble: str | None) -> None:
@@ -166,8 +156,8 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
         match event:
             case Started():
                 tracker.started(event.trial)
-            case CheckpointWritten():
-                tracker.checkpointed(event.trial)
+            case RowsLogged(stage="train"):
+                tracker.rows(event.trial, event.rows)
             case Completed() | Failed():
                 tracker.ended(event.trial, failed=isinstance(event, Failed))
 

@@ -21,28 +21,20 @@ from orchestrator.cli.options import Options
 from orchestrator.cli.running import catch_up
 from orchestrator.cli.session import Session
 from orchestrator.report.curves import CURVE_POINTS, CURVES
-from orchestrator.report.summary import write_report
+from orchestrator.report.summary import Written, write_report
 from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
-from orchestrator.tracking.embedded import EXPERIMENT
-from orchestrator.tracking.mlflow import PENDING, Tracker, default_uri, is_pending, sync
-from orchestrator.tracking.view import View
+from orchestrator.tracking.mlflow import EXPERIMENT, SHOWN, Tracker, View, default_uri, is_shown, sync
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.tracking_server import (
-    free_port,
-    runs_of,
-    snapshot,
-    tracking_server,
-    without_sweep,
-)
+from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
 from tests.orchestrator.sweep_samples import commit_train, commit_trial, declaration, record
 from trainers.errors import TrackingError
 
 # MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).resolve().parents[2]
-SOON = {"pause_s": 0.05, "longest_pause_s": 0.2}
+SOON = {"every_s": 0.05, "again_s": 0.2}
 DRIVER_S = 3.0
 
 
@@ -56,7 +48,7 @@ class Case:
 
     @property
     def file(self) -> Path:
-        return self.store.sweep_dir(self.declared.sweep) / PENDING
+        return self.store.sweep_dir(self.declared.sweep) / SHOWN
 
 
 @pytest.fixture(scope="module")
@@ -115,25 +107,19 @@ def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 1
         time.sleep(0.05)
 
 
-def pending_trials(file: Path) -> dict[str, str]:
-    """Last words on trials that some view has yet to take; the report may be owed besides."""
-    try:
-        entries = json.loads(file.read_text()).values()
-    except FileNotFoundError:
-        return {}
-    return {trial: status for entry in entries for trial, status in entry["trials"].items()}
+def told(tracker: Tracker) -> bool:
+    """Whether the view has taken all that was said."""
+    return not (tracker._words or tracker._rows)
 
 
-def tell_everything(tracker: Tracker, case: Case) -> None:
-    """What the driver says in the course of a sweep; none of it may wait for the server."""
-    folder = write_report(case.declared, case.store).folder
+def tell_everything(tracker: Tracker, case: Case) -> Written:
+    """Say what the driver says in the course of a sweep; none of it may wait for the server. The report is returned."""
     before = time.monotonic()
     for trial in case.declared.trials:
         tracker.started(trial.key)
-        tracker.checkpointed(trial.key)
         tracker.ended(trial.key, failed=False)
-    tracker.report(folder, complete=True)
     assert time.monotonic() - before < DRIVER_S, "calls wait for the server"
+    return write_report(case.declared, case.store)
 
 
 def assert_complete(uri: str, case: Case) -> None:
@@ -141,7 +127,12 @@ def assert_complete(uri: str, case: Case) -> None:
     runs = snapshot(uri, case.declared.sweep)
     assert without_sweep(runs) == case.expected
     assert [run["parent"] for run in runs] == [None, *[case.declared.sweep] * (len(runs) - 1)]
-    assert not case.file.exists()
+
+
+def assert_shown(uri: str, case: Case) -> None:
+    """The next command finds nothing to do."""
+    results = write_report(case.declared, case.store).results
+    assert is_shown(uri, case.store, case.declared.sweep, results)
 
 
 def deleted_runs(uri: str, name: str) -> list[Any]:
@@ -159,16 +150,16 @@ def test_a_server_that_is_down_at_the_start_is_told_everything_once_it_is_up(
 ):
     proxy.close()
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    tell_everything(tracker, case)
+    written = tell_everything(tracker, case)
     wait_for(lambda: tracker._trouble, "nothing was tried")
-    assert set(json.loads(case.file.read_text())[f"http://{proxy.host}"]["trials"]) == {
-        trial.key for trial in case.declared.trials
-    }
+    assert set(tracker._words) == {trial.key for trial in case.declared.trials}
     proxy.open()
-    wait_for(lambda: not case.file.exists(), "it was not tried again")
+    wait_for(lambda: told(tracker), "it was not tried again")
+    trials = snapshot(server, case.declared.sweep)[1:]
+    assert [run["history"] for run in trials] == [run["history"] for run in case.expected[1:]]
+    assert tracker.close(written, complete=True) is None
     assert_complete(server, case)
-    assert tracker.close() is None
-    assert_complete(server, case)
+    assert_shown(f"http://{proxy.host}", case)
 
 
 @pytest.mark.parametrize("fault", ["closed", "error", "hang", "lost"])
@@ -177,26 +168,25 @@ def test_a_server_that_fails_in_the_middle_is_caught_up_with_at_the_end(
 ):
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
     tracker.started(case.declared.trials[0].key)
-    wait_for(lambda: not pending_trials(case.file), "the first trial does not appear")
+    wait_for(lambda: told(tracker), "the first trial does not appear")
     if fault == "closed":
         proxy.close()
     else:
         proxy.behave(fault)
-    tell_everything(tracker, case)
+    written = tell_everything(tracker, case)
     wait_for(lambda: tracker._trouble, "the fault has no effect")
     if fault == "closed":
         proxy.open()
     else:
         proxy.behave("none")
-    assert tracker.close() is None
+    assert tracker.close(written, complete=True) is None
     assert_complete(server, case)
 
 
 def test_a_slow_server_makes_nobody_wait_but_close(server: str, proxy: Proxy, case: Case):
     proxy.behave("slow", delay_s=0.1)
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    tell_everything(tracker, case)
-    assert tracker.close() is None
+    assert tracker.close(tell_everything(tracker, case), complete=True) is None
     assert_complete(server, case)
 
 
@@ -207,9 +197,9 @@ def test_runs_that_were_created_though_the_answer_was_lost_are_kept_once(
     """MLflow's client asks again by itself, and then the writer does: each leaves a run."""
     proxy.behave("lost", only="runs/create", times=times)
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    tell_everything(tracker, case)
-    wait_for(lambda: not case.file.exists(), "it was not tried again")
-    assert tracker.close() is None
+    written = tell_everything(tracker, case)
+    wait_for(lambda: told(tracker), "it was not tried again")
+    assert tracker.close(written, complete=True) is None
     assert_complete(server, case)
     assert deleted_runs(server, case.declared.sweep), "no run was created twice"
 
@@ -217,7 +207,7 @@ def test_runs_that_were_created_though_the_answer_was_lost_are_kept_once(
 def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
     server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in ("orchestrator.tracking.view", "tests.faults.tracking_server"):
+    for module in ("orchestrator.tracking.mlflow", "tests.faults.tracking_server"):
         monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
     proxy.behave("lost", only="experiments/create", times=1)
     sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store))
@@ -234,18 +224,17 @@ def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
     if whose == "a trial":
         tracker.started(first)
-        wait_for(lambda: not pending_trials(case.file), "the first trial does not appear")
+        wait_for(lambda: told(tracker), "the first trial does not appear")
     created = sum("runs/create" in path for path in proxy.forwarded)
     proxy.behave("late", only="runs/create", times=1)
     tracker.ended(second, failed=False)
-    wait_for(lambda: not pending_trials(case.file), "the second trial does not appear")
+    wait_for(lambda: told(tracker), "the second trial does not appear")
     proxy.behave("none")
     expected = created + (2 if whose == "a trial" else 3)
     wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) == expected, "it was not late")
     assert len(runs_of(server, case.declared.sweep)) > 2
     tracker.ended(first, failed=False)
-    tracker.report(write_report(case.declared, case.store).folder, complete=True)
-    assert tracker.close() is None
+    assert tracker.close(write_report(case.declared, case.store), complete=True) is None
     assert_complete(server, case)
     assert deleted_runs(server, case.declared.sweep)
 
@@ -261,35 +250,23 @@ def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
     tracker.ended(first.key, failed=True)
     tracker.ended(second.key, failed=False)
-    wait_for(lambda: not pending_trials(case.file), "the trials do not appear")
+    wait_for(lambda: told(tracker), "the trials do not appear")
     scores.with_name("elsewhere").rename(scores)
     updates = sum("runs/update" in path for path in proxy.forwarded)
     proxy.behave("late", only="runs/update", times=1)
     tracker.ended(first.key, failed=False)
-    wait_for(lambda: not pending_trials(case.file), "the trial is not logged again")
+    wait_for(lambda: told(tracker), "the trial is not logged again")
     proxy.behave("none")
     # Two in time: the trial re-opened, and ended.
     wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) == updates + 3, "it was not late")
     statuses = [run.info.status for run in runs_of(server, case.declared.sweep)]
     assert statuses.count("FINISHED") == 1, "the late request changes nothing"
-    tracker.report(write_report(case.declared, case.store).folder, complete=True)
-    assert tracker.close() is None
+    assert tracker.close(write_report(case.declared, case.store), complete=True) is None
     assert_complete(server, case)
 
 
-def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
-    server: str, proxy: Proxy, case: Case
-):
-    uri = f"http://{proxy.host}"
-    proxy.behave("hang")
-    tracker = Tracker(uri, case.store, case.declared, **SOON)
-    tell_everything(tracker, case)
-    before = time.monotonic()
-    assert "within 0 s" in tracker.close(timeout_s=0.2)
-    assert time.monotonic() - before < 0.2 + DRIVER_S
-    wait_for(lambda: not writers(), "a request to a hanging server does not end")
-    assert is_pending(uri, case.store, case.declared.sweep)
-    proxy.behave("none")
+def next_command(uri: str, case: Case) -> str:
+    """What a command says that has nothing to run, after it has completed the view."""
     say = Console(width=200, record=True)
     session = Session(
         options=Options(),
@@ -300,8 +277,35 @@ def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
         console=say,
     )
     catch_up(session, case.declared, write_report(case.declared, case.store))
+    return say.export_text()
+
+
+def test_a_sweep_whose_trials_others_have_run_shows_after_a_command(
+    server: str, case: Case, monkeypatch: pytest.MonkeyPatch
+):
+    assert next_command(server, case) == ""
     assert_complete(server, case)
-    assert say.export_text() == ""
+    assert_shown(server, case)
+    # What is shown already takes no second look.
+    monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", None)
+    assert next_command(server, case) == ""
+
+
+def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
+    server: str, proxy: Proxy, case: Case
+):
+    uri = f"http://{proxy.host}"
+    proxy.behave("hang")
+    tracker = Tracker(uri, case.store, case.declared, **SOON)
+    written = tell_everything(tracker, case)
+    before = time.monotonic()
+    assert "within 0 s" in tracker.close(written, complete=True, timeout_s=0.2)
+    assert time.monotonic() - before < 0.2 + DRIVER_S
+    wait_for(lambda: not writers(), "a request to a hanging server does not end")
+    assert not case.file.exists()
+    proxy.behave("none")
+    assert next_command(uri, case) == ""
+    assert_complete(server, case)
 
 
 KILLED = """
@@ -309,6 +313,8 @@ import os, signal, sys
 from pathlib import Path
 from orchestrator.store.artifacts import Store
 from orchestrator.spec.declaration import read_declaration
+from orchestrator.run.events import Failed
+from orchestrator.store.records import StateWriter
 from orchestrator.tracking.mlflow import Tracker
 uri, root, sweep = sys.argv[1:]
 store = Store(Path(root))
@@ -318,14 +324,14 @@ complete, broken = declared.trials
 for trial in declared.trials:
     tracker.started(trial.key)
 tracker.ended(complete.key, failed=False)
+state = StateWriter(sweep, store, "", [], [broken.key])
+state.on_event(Failed(trial=broken.key, cause="Diverged", message="loss is nan"))
 tracker.ended(broken.key, failed=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_killed_driver_had_pending_is_logged_by_the_next_tracker(
-    server: str, proxy: Proxy, case: Case
-):
+def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(server: str, proxy: Proxy, case: Case):
     broken = record(seed=7)
     declared = replace(case.declared, trials=(case.declared.trials[0], broken))
     write_declaration(declared, case.store)
@@ -334,75 +340,83 @@ def test_what_a_killed_driver_had_pending_is_logged_by_the_next_tracker(
     command = [sys.executable, "-c", KILLED, uri, str(case.store.root), declared.sweep]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
     proxy.open()
-    assert Tracker(uri, case.store, declared, **SOON).close() is None
+    written = write_report(declared, case.store)
+    assert not is_shown(uri, case.store, declared.sweep, written.results)
+    assert Tracker(uri, case.store, declared, **SOON).close(written) is None
     statuses = {run.info.run_name: run.info.status for run in runs_of(server, declared.sweep)}
     assert statuses == {
-        declared.sweep: "RUNNING",
+        declared.sweep: "FAILED",
         declared.trials[0].name: "FINISHED",
         broken.name: "FAILED",
     }
-    # The report, to which the killed driver did not come, is still owed.
-    assert is_pending(uri, case.store, declared.sweep)
-    assert not pending_trials(case.file)
+    assert is_shown(uri, case.store, declared.sweep, written.results)
 
 
-def test_sync_clears_what_is_pending_and_only_for_its_own_address(server: str, proxy: Proxy, case: Case):
-    elsewhere, sweep = f"http://127.0.0.1:{free_port()}", case.declared.sweep
+def test_sync_makes_the_view_whole_at_its_own_address_only(server: str, proxy: Proxy, case: Case):
+    elsewhere, here = f"http://127.0.0.1:{free_port()}", f"http://{proxy.host}"
     proxy.close()
-    for uri in (elsewhere, f"http://{proxy.host}"):
+    for uri in (elsewhere, here):
         tracker = Tracker(uri, case.store, case.declared, **SOON)
-        tell_everything(tracker, case)
-        assert "refused" in tracker.close()
-    assert set(json.loads(case.file.read_text())) == {elsewhere, f"http://{proxy.host}"}
-    assert not is_pending(server, case.store, sweep)
+        assert "refused" in tracker.close(tell_everything(tracker, case), complete=True)
     proxy.open()
-    sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store))
-    assert set(json.loads(case.file.read_text())) == {elsewhere}
-    case.file.unlink()
+    written = write_report(case.declared, case.store)
+    sync(here, case.store, case.declared, written)
     assert_complete(server, case)
+    assert_shown(here, case)
+    assert not is_shown(elsewhere, case.store, case.declared.sweep, written.results)
 
 
-def write_marker(store: Store, key: str, step: int, total: int) -> None:
-    """What a training leaves after `step` steps: rows like those of its final log."""
-    log = [
-        {**dict.fromkeys(CURVES, 1.0 / at), "step": float(at), "time": 1_700_000_000.0 + at, "epoch": 0.0}
-        for at in range(1, step + 1)
+def rows_of(first: int, last: int, total: int, *, begun: float) -> list[dict[str, Any]]:
+    """Rows of a training's steps, as it reports them."""
+    return [
+        {
+            **dict.fromkeys(CURVES, 1.0 / at),
+            "step": float(at),
+            "time": begun + at,
+            "epoch": 0.0,
+            "total": total,
+        }
+        for at in range(first, last + 1)
     ]
-    folder = store.root / "checkpoints" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"step{step}.json").write_text(json.dumps({"step": step, "total": total, "log": log}))
 
 
-def test_a_running_training_shows_the_curve_of_its_checkpoint_and_each_point_once(
+def test_a_running_training_shows_its_curve_live_and_each_step_once(
     server: str, proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest
 ):
     store = Store(tmp_path / "store")
-    trial, total = record(), 250
+    trial, total, begun = record(), 250, 1_700_000_000.0
     declared = declaration(trial, name=re.sub(r"\W+", "_", request.node.name))
-    pending = store.sweep_dir(declared.sweep) / PENDING
-    tracker = Tracker(f"http://{proxy.host}", store, declared, **SOON)
+    uri = f"http://{proxy.host}"
+    tracker = Tracker(uri, store, declared, **SOON)
 
     def loss() -> dict[int, int]:
         """Step → number of points."""
-        wait_for(lambda: not pending_trials(pending), "it is not logged")
+        wait_for(lambda: told(tracker), "it is not logged")
         _, child = snapshot(server, declared.sweep)
         points = child["history"].get("train/loss", [])
         return {step: [point[0] for point in points].count(step) for step, _, _ in points}
 
     tracker.started(trial.key)
     assert loss() == {}
-    # By name the highest step is neither the first nor the last.
-    for step in (10, 50, 100):
-        write_marker(store, trial.key, step, total)
-    (store.root / "checkpoints" / trial.key / "step150.json").write_text('{"step": 150, "tot')
-    tracker.checkpointed(trial.key)
+    tracker.rows(trial.key, rows_of(1, 60, total, begun=begun))
+    tracker.rows(trial.key, rows_of(61, 100, total, begun=begun))
     early = loss()
-    assert (min(early), max(early)) == (1, 99)
-    assert len(early) == 40
+    assert (min(early), max(early), len(early)) == (1, 99, 40)
+    assert tracker.close() is None
+    # The next driver's training goes on from a checkpoint, half-written ones aside, and does steps again.
+    folder = store.root / "checkpoints" / trial.key
+    folder.mkdir(parents=True)
+    log = rows_of(1, 110, total, begun=begun)
+    (folder / "step110.json").write_text(json.dumps({"step": 110, "total": total, "log": log}))
+    (folder / "step150.json").write_text('{"step": 150, "tot')
+    tracker = Tracker(uri, store, declared, **SOON)
+    tracker.rows(trial.key, rows_of(80, 120, total, begun=begun + 1000.0))
+    resumed = loss()
+    assert (max(resumed), set(resumed.values())) == (119, {1})
     commit_train(store, trial.key, steps=total)
     tracker.ended(trial.key, failed=False)
     late = loss()
-    assert set(early) <= set(late)
+    assert set(early) <= set(resumed) <= set(late)
     assert (len(late), max(late), set(late.values())) == (CURVE_POINTS, total, {1})
     assert tracker.close() is None
 
@@ -416,15 +430,16 @@ def test_a_password_reaches_the_server_and_nothing_else(
     proxy.close()
     caplog.set_level(logging.DEBUG)
     tracker = Tracker(uri, case.store, case.declared, **SOON)
-    tell_everything(tracker, case)
+    written = tell_everything(tracker, case)
     wait_for(lambda: tracker._trouble, "nothing was tried")
-    said = [case.file.read_text(), tracker.close()]
+    said = [tracker.close(written, complete=True)]
     with pytest.raises(TrackingError) as raised:
         sync(uri, case.store, case.declared, write_report(case.declared, case.store))
     said.append(str(raised.value))
     proxy.open()
     sync(uri, case.store, case.declared, write_report(case.declared, case.store))
     assert_complete(server, case)
+    said.append(case.file.read_text())
     assert View(uri, case.store, case.declared)._client.tracking_uri == f"http://{proxy.host}"
     sent = "Basic " + base64.b64encode(b"somebody:pa@ss/word").decode()
     assert {headers.get("Authorization") for headers in proxy.headers} == {sent}

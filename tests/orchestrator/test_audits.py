@@ -23,7 +23,7 @@ from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.declaration import EvaluationRecord, TrialRecord
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
-from orchestrator.tracking.run_content import EVALUATION_METRICS, MOST_KEYS, run_content
+from orchestrator.tracking.mlflow import EVALUATION_METRICS, MOST_KEYS, run_content
 
 PAIRS = 40
 LEAKED = 10

@@ -25,16 +25,8 @@ from orchestrator.spec.declaration import Declaration, TrialRecord
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import StateWriter
 from orchestrator.tracking import mlflow
-from orchestrator.tracking.embedded import EXPERIMENT
-from orchestrator.tracking.mlflow import Tracker, default_uri, sync
-from orchestrator.tracking.run_content import DIGEST_TAG
-from tests.faults.tracking_server import (
-    free_port,
-    runs_of,
-    snapshot,
-    tracking_server,
-    without_sweep,
-)
+from orchestrator.tracking.mlflow import DIGEST_TAG, EXPERIMENT, SHOWN, Tracker, default_uri, is_shown, sync
+from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
 from trainers.disk import replace as replace_text
 from trainers.errors import TrackingError
 
@@ -91,6 +83,13 @@ def two_trials(store: Store) -> tuple[TrialRecord, TrialRecord]:
     commit_trial(store, explicit, 9, 5, steps=STEPS)
     commit_trial(store, implicit, 8, 4)
     return explicit, implicit
+
+
+def failed(store: Store, key: str) -> None:
+    """What the driver notes of a trial that has failed."""
+    state = StateWriter("demo", store, "", [], [key])
+    state.on_event(Failed(trial=key, cause="Diverged", message="loss is nan"))
+    state.close()
 
 
 def sync_all(uri: str, store: Store, declared: Declaration) -> None:
@@ -262,9 +261,7 @@ def test_a_run_that_was_left_in_the_middle_is_made_whole(
 
 def test_a_trial_that_the_driver_noted_as_failed_stays_failed_after_sync(database: str, store: Store):
     broken, waiting = record(), record(seed=1)
-    state = StateWriter("demo", store, "", [], [broken.key, waiting.key])
-    state.on_event(Failed(trial=broken.key, cause="Diverged", message="loss is nan"))
-    state.close()
+    failed(store, broken.key)
     for _ in range(2):
         sync_all(database, store, declaration(broken, waiting))
         assert [run["status"] for run in snapshot(database, "demo")] == ["RUNNING", "FAILED", "RUNNING"]
@@ -283,9 +280,7 @@ def test_the_tracker_ends_where_sync_ends(uri: str, store: Store, sweep_name: st
     two_trials(store)
     for trial in followed.trials:
         tracker.ended(trial.key, failed=False)
-    folder, _, _ = write_report(followed, store)
-    tracker.report(folder, complete=True)
-    assert tracker.close() is None
+    assert tracker.close(write_report(followed, store), complete=True) is None
     rebuilt = replace(followed, sweep=f"{sweep_name}_rebuilt")
     sync_all(uri, store, rebuilt)
     assert without_sweep(snapshot(uri, followed.sweep)) == without_sweep(snapshot(uri, rebuilt.sweep))
@@ -309,9 +304,8 @@ def test_a_failed_trial_is_failed_and_reopened_by_its_retry(database: str, store
     tracker = Tracker(database, store, declared)
     tracker.started(trial.key)
     tracker.ended(trial.key, failed=True)
-    folder, _, _ = write_report(declared, store)
-    tracker.report(folder, complete=False)
-    assert tracker.close() is None
+    failed(store, trial.key)
+    assert tracker.close(write_report(declared, store), complete=False) is None
     parent, child = snapshot(database, "demo")
     assert (parent["status"], child["status"]) == ("FAILED", "FAILED")
     commit_trial(store, trial, 9, 5)
@@ -433,12 +427,31 @@ def test_a_report_that_a_killed_driver_did_not_come_to_is_owed(database: str, st
     killed = Tracker(database, store, declaration(trial))
     killed.started(trial.key)
     assert killed.close() is None
-    assert mlflow.is_pending(database, store, "demo")
     written = write_report(declaration(trial), store)
-    tracker = Tracker(database, store, declaration(trial))
-    tracker.report(written.folder, complete=True)
+    assert not is_shown(database, store, "demo", written.results)
+    assert Tracker(database, store, declaration(trial)).close(written, complete=True) is None
+    assert is_shown(database, store, "demo", written.results)
+
+
+def test_a_whole_view_is_incomplete_when_scores_come_or_a_trial_begins(database: str, store: Store):
+    trial = record()
+    commit_trial(store, trial, 9)
+    declared = declaration(trial)
+
+    def shown() -> bool:
+        return is_shown(database, store, "demo", write_report(declared, store).results)
+
+    assert not shown(), "a sweep that no command has shown"
+    sync_all(database, store, declared)
+    assert shown()
+    commit_scores(store, trial.evaluations[1].key, right=5)
+    assert not shown()
+    sync_all(database, store, declared)
+    assert shown()
+    tracker = Tracker(database, store, declared)
+    tracker.started(trial.key)
     assert tracker.close() is None
-    assert not mlflow.is_pending(database, store, "demo")
+    assert not shown()
 
 
 def test_a_tracker_with_nothing_to_say_says_nothing(nobody: str, store: Store):
@@ -451,30 +464,29 @@ class FakeView:
     def __init__(self, told: Callable[[str, str], None]) -> None:
         self._told = told
 
-    def log_trial(self, result: TrialResult, *, status: str = "RUNNING") -> bool:
+    def log_trial(self, result: TrialResult, status: str, live: object = ()) -> None:
         self._told(result.record.key, status)
-        return False
 
 
-def test_the_pause_between_tries_grows_to_its_limit(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     tries: list[float] = []
 
     def refuse(*arguments: object) -> None:
         tries.append(time.monotonic())
-        raise ConnectionRefusedError("refused")
+        raise ConnectionRefusedError(f"refused {len(tries)} times")
 
     monkeypatch.setattr(mlflow, "View", refuse)
-    tracker = Tracker("http://host", store, declaration(record()), pause_s=0.05, longest_pause_s=0.2)
+    tracker = Tracker("http://host", store, declaration(record()), every_s=0.01, again_s=0.2)
     began = time.monotonic()
     tracker.started(record().key)
-    while len(tries) < 12:
-        # Two seconds of pauses; without a limit they would be more than a hundred.
+    while len(tries) < 5:
         assert time.monotonic() - began < 60.0, tries
         time.sleep(0.02)
     tracker.close()
-    pauses = [later - earlier for earlier, later in itertools.pairwise(tries[:12])]
-    for pause, least in zip(pauses, (0.05, 0.1, *[0.2] * 9), strict=True):
-        assert pause >= least, pauses
+    assert min(later - earlier for earlier, later in itertools.pairwise(tries[:5])) >= 0.2
+    assert len([said for said in caplog.messages if "to be tried again" in said]) == 1
 
 
 def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -485,7 +497,7 @@ def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch:
         raise ConnectionRefusedError("refused")
 
     monkeypatch.setattr(mlflow, "View", refuse)
-    tracker = Tracker("http://host", store, declaration(record()), pause_s=60.0)
+    tracker = Tracker("http://host", store, declaration(record()), every_s=0.01)
     tracker.started(record().key)
     while not tries:
         time.sleep(0.02)
@@ -507,10 +519,10 @@ def test_what_is_said_of_a_trial_while_it_is_being_logged_is_logged_as_well(
         go_on.wait(10.0)
 
     monkeypatch.setattr(mlflow, "View", lambda *arguments: FakeView(wait))
-    tracker = Tracker("http://host", store, declaration(record()))
+    tracker = Tracker("http://host", store, declaration(record()), every_s=0.01)
     tracker.started(record().key)
     assert entered.wait(10.0)
-    tracker.checkpointed(record().key)
+    tracker.started(record().key)
     tracker.ended(record().key, failed=True)
     go_on.set()
     assert tracker.close() is None
@@ -534,14 +546,12 @@ def test_one_trial_that_cannot_be_logged_keeps_no_other_from_it(
     tracker.started(sound.key)
     assert tracker.close() == "http://host: OSError: its artifact is damaged"
     assert told == [sound.key]
-    entries = json.loads((store.sweep_dir("demo") / mlflow.PENDING).read_text())
-    assert entries["http://host"]["trials"] == {broken.key: "RUNNING"}
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"http://host": 3}', '{"http://host": {"trials": 3}}'])
-def test_a_damaged_list_of_what_is_pending_is_none(content: str, nobody: str, store: Store):
-    replace_text(store.sweep_dir("demo") / mlflow.PENDING, content)
-    assert not mlflow.is_pending("http://host", store, "demo")
+@pytest.mark.parametrize("content", ["", "[]", '{"http://host": 3}', '{"http://host": [3]}'])
+def test_a_damaged_note_of_what_was_shown_is_none(content: str, nobody: str, store: Store):
+    replace_text(store.sweep_dir("demo") / SHOWN, content)
+    assert not is_shown("http://host", store, "demo", ())
     assert Tracker(nobody, store, declaration(record())).close() is None
 
 
