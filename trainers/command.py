@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainers.data.named import DATASETS, named_set
-from trainers.data.sources import HUB_ID, read_pairs
-from trainers.errors import DataError, Interrupted, SpecError, SweepError, TrialFailed
+from trainers.data.sources import dataset_spec, own_split, read_pairs
+from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.flags import parse
 from trainers.pairs import Counts
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DatasetSpec, DrawSpec, clean_name
+from trainers.specs import DrawSpec, clean_name
 from trainers.terminal import write_any_text
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
@@ -76,27 +75,10 @@ def named_reward(name: str, beta: float | None) -> RewardSpec:
     return known[name]
 
 
-def dataset_spec(data: str) -> DatasetSpec:
-    """The set that a word means: a file, a folder, a known name or a hub id."""
-    path = Path(data).expanduser()
-    known = None if path.exists() else named_set(data)
-    if known is not None:
-        return known
-    name = plain_name(path.absolute().stem if path.is_file() else path.absolute().name, "data")
-    if not path.exists() and not HUB_ID.fullmatch(data):
-        raise DataError(
-            f"{data}: there is no such file or folder, it is no known data set "
-            f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
-        )
-    return DatasetSpec(name=name, source=str(path) if path.exists() else data)
-
-
 def read_named_pairs(data: str, split: str) -> tuple[str, list[Any]]:
     """(name, pairs) of a file, a folder, a known set or a hub id. Raises DataError."""
     spec = dataset_spec(data)
-    # A known set may call its splits otherwise.
-    called = {"train": spec.train_split, "test": spec.test_split}
-    return spec.name, read_pairs(spec, called.get(split, split))
+    return spec.name, read_pairs(spec, own_split(spec, split))
 
 
 @contextlib.contextmanager

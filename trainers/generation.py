@@ -4,7 +4,7 @@ Shapes: B rows of a batch, T tokens of the longest prompt, V vocabulary.
 """
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,32 +46,28 @@ def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    end: int | Collection[int],
+    end: int,
     samples: int,
     temperature: float,
     max_new_tokens: int,
     seed: int,
     batch: int = 64,
-    names: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """`samples` answers to each prompt, each without its `end` token; one that does not end is cut and kept whole.
 
-    Temperature 0 takes the likeliest token. What is drawn for a prompt depends on its name (default: its place in
-    `prompts`), the sample's number and the seed, not on `batch`. Raises OutOfMemory.
+    Temperature 0 takes the likeliest token. What is drawn depends on a prompt's place in `prompts`, the sample's number and
+    the seed, not on `batch`. Raises OutOfMemory.
     """
-    ends = torch.tensor([end] if isinstance(end, int) else sorted(end))
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
     # Prompts of like length together: padding is computed, too.
     rows.sort(key=lambda row: len(prompts[row[0]]))
     found: dict[tuple[int, int], list[int]] = {}
     for start in range(0, len(rows), batch):
         some = rows[start : start + batch]
-        draws_BN = np.stack(
-            [_draws(seed, names[row] if names else row, sample, max_new_tokens) for row, sample in some]
-        )
+        draws_BN = np.stack([_draws(seed, number, sample, max_new_tokens) for number, sample in some])
         with torch.inference_mode(), memory_named(f"{len(some)} answers at once do not fit in memory."):
             tokens = _generate_batch(
-                model, [prompts[number] for number, _ in some], draws_BN, ends, temperature
+                model, [prompts[number] for number, _ in some], draws_BN, end, temperature
             )
         found.update(zip(some, tokens, strict=True))
     return [[found[number, sample] for sample in range(samples)] for number in range(len(prompts))]
@@ -86,7 +82,7 @@ def _generate_batch(
     model: Any,
     prompts: Sequence[Sequence[int]],
     draws_BN: "np.ndarray[Any, np.dtype[np.float64]]",
-    ends: Tensor,
+    end: int,
     temperature: float,
 ) -> list[list[int]]:
     longest = max(map(len, prompts))
@@ -97,13 +93,15 @@ def _generate_batch(
     )
     steps = []
     ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    ends = ends.to(model.device)
     for token_B in _decode(model, ids_BT, mask_BT, torch.from_numpy(draws_BN).to(model.device), temperature):
         steps.append(token_B)
-        ended_B |= torch.isin(token_B, ends)
+        ended_B |= token_B == end
         if ended_B.all():
             break
-    return [_before(row, set(ends.tolist())) for row in torch.stack(steps, dim=1).tolist()]
+    return [
+        list(itertools.takewhile(lambda token: token != end, row))
+        for row in torch.stack(steps, dim=1).tolist()
+    ]
 
 
 def _decode(
@@ -138,7 +136,3 @@ def choose(logits_BV: Tensor, draw_B: Tensor, temperature: float) -> Tensor:
     below_BV[:, -1] = 1.0
     found_B1 = torch.searchsorted(below_BV, draw_B.double()[:, None].contiguous(), right=True)
     return found_B1[:, 0].clamp(max=logits_BV.shape[1] - 1)
-
-
-def _before(tokens: list[int], ends: set[int]) -> list[int]:
-    return list(itertools.takewhile(lambda token: token not in ends, tokens))

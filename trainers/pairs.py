@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainers.data.known import generator, permutation
 from trainers.data.records import Message, Pair
-from trainers.data.selections import generator, permutation
 from trainers.errors import DataError, ModelError
 from trainers.rewards import Rendering
 from trainers.specs import DrawSpec, ValidationSpec

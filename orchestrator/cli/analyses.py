@@ -166,8 +166,11 @@ def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
     """One analysis is the report; of several each has a folder, by its model or by what tells it from its like."""
     if len(stages) == 1:
         return ""
-    name = stage.base.name if stage.base else stage.key
-    alike = [item for item in stages if stage.base and item.base and item.base.name == name]
+    if stage.base is None:
+        names = [item.analysis for item in stages]
+        return stage.analysis if names.count(stage.analysis) == 1 else stage.key
+    name = stage.base.name
+    alike = [item for item in stages if item.base and item.base.name == name]
     return name if len(alike) < 2 else f"{name}-{stage.analysis}"
 
 

@@ -94,22 +94,3 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     assert counts.tolist() == [100, 600, 300]
     sharper = choose(logits.expand(1000, 3), draws, 0.5).bincount(minlength=3)
     assert sharper.tolist() == pytest.approx([1000 * p / 0.46 for p in (0.01, 0.36, 0.09)], abs=1)
-
-
-def test_an_answer_stops_at_any_of_its_ends(model):
-    asked = {"samples": 1, "temperature": 1.0, "max_new_tokens": LENGTH, "seed": 5}
-    whole = generate(model, PROMPTS, end=-1, **asked)
-    ends = {whole[0][0][2], whole[1][0][1]}
-    cut = [
-        [tokens[: min((place for place, token in enumerate(tokens) if token in ends), default=LENGTH)]]
-        for (tokens,) in whole
-    ]
-    assert generate(model, PROMPTS, end=ends, **asked) == cut
-
-
-def test_what_is_drawn_hangs_on_the_prompts_name_and_not_on_its_place(model):
-    asked = {"end": END, "samples": 1, "temperature": 1.0, "max_new_tokens": LENGTH, "seed": 5}
-    found = generate(model, PROMPTS, names=[10, 11, 12, 13], **asked)
-    assert generate(model, PROMPTS[::-1], names=[13, 12, 11, 10], **asked) == found[::-1]
-    assert generate(model, PROMPTS[2:3], names=[12], **asked) == found[2:3]
-    assert generate(model, PROMPTS, names=[20, 21, 22, 23], **asked) != found
