@@ -181,9 +181,8 @@ def rank(case: Case, folder: Path) -> None:
 
 
 def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
-    from trainers.train import TrainInputs
     from trainers.pairs import TokenPair
-    from trainers.train import train
+    from trainers.train import TrainInputs, train
 
     draws = random.Random(0)
     pairs = [

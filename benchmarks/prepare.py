@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.prepare --model MODEL --data ../shared/data/ultrafeedback --pairs 60000
 
 *tokenizer* hands the texts of prompt, chosen and rejected response to the tokenizer in batches and does nothing else;
-its time is that of those calls alone, on the clock and of all threads (CPU). *prepare* is `python -m trainers.data prepare`: rows read and checked, digested,
-kept as parquet, rendered with the chat template, tokenised, and written. Each is a process of its own, with the same threads.
+its time is that of those calls alone, on the clock and of all threads (CPU). *prepare* is what a sweep does: rows read and checked,
+digested, written, rendered with the chat template, tokenised, and written. Each is a process of its own, with the same threads.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
-from trainers.data.sources import read_pairs
+from trainers.data.sources import iter_pairs, read_pairs
 from trainers.specs import DatasetSpec, DrawSpec
 
 _BATCH_TEXTS = 768
@@ -120,33 +120,30 @@ def _tokenizer(arguments: Arguments) -> dict[str, float]:
 
 
 def _prepare(arguments: Arguments) -> dict[str, float]:
-    from trainers.data import prepare_command
-    from trainers.data.prepare_command import Prepare, run_prepare
+    from trainers.token_files import write_tokens
+
+    from trainers.data.records import Digest, read_written_pairs, written
+    from trainers.pairs import Counts, iter_tokens
     from trainers.templates import load_tokenizer
 
-    load_tokenizer(str(arguments.model))
-    tokens_s = 0.0
-    tokenize = prepare_command._tokens
-
-    def timed(*words: Any) -> Any:
-        nonlocal tokens_s
-        began = time.perf_counter()
-        made = tokenize(*words)
-        tokens_s += time.perf_counter() - began
-        return made
-
-    prepare_command._tokens = timed
+    tokenizer, limits = (
+        load_tokenizer(str(arguments.model)),
+        DrawSpec(max_prompt_tokens=10_000, max_response_tokens=10_000),
+    )
     with tempfile.TemporaryDirectory() as out:
-        limits = DrawSpec(max_prompt_tokens=10_000, max_response_tokens=10_000)
         began, began_cpu = time.perf_counter(), time.process_time()
-        run_prepare(
-            Prepare(data=str(arguments.rows), out=Path(out), tokenizer=str(arguments.model), limits=limits)
-        )
-        wall_s, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
+        file, digest = Path(out) / "pairs.jsonl", Digest()
+        for pair in written(iter_pairs(DatasetSpec(name="data", source=str(arguments.rows)), "train"), file):
+            digest.add(pair)
+        began_tokens = time.perf_counter()
+        rows = read_written_pairs(file)
+        write_tokens(iter_tokens(rows, tokenizer, limits, "response", Counts()), Path(out) / "pairs.arrow")
+        ended = time.perf_counter()
+        wall_s, cpu_s = ended - began, time.process_time() - began_cpu
     return {
         "wall_s": wall_s,
         "cpu_s": cpu_s,
-        "tokens_s": tokens_s,
+        "tokens_s": ended - began_tokens,
         "mb": arguments.rows.stat().st_size / 1e6,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }

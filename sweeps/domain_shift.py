@@ -88,8 +88,7 @@ def _features(item: Any, store: Store) -> dict[str, Any]:
     import numpy as np
 
     from orchestrator.spec.datasets import pairs_of
-    from trainers.data.audit.texts import similarity, words
-    from trainers.data.nearest import bag, nearest
+    from trainers.data.texts import bag, nearest_overlap, similarity, words
 
     found: dict[str, Any] = {"length difference": item.longer}
     trained, texts = pairs_of(store, item.train_digest), pairs_of(store, item.dataset_digest)
@@ -98,7 +97,7 @@ def _features(item: Any, store: Store) -> dict[str, Any]:
         ours, theirs = (
             [bag(words(pair.chosen), words(pair.rejected)) for pair in pairs] for pairs in (asked, trained)
         )
-        found["overlap with training"] = nearest(ours, theirs).overlap
+        found["overlap with training"] = nearest_overlap(ours, theirs)
     if asked:
         found["similarity"] = np.array([similarity(pair.chosen, pair.rejected) for pair in asked])
     if item.leaked is not None:

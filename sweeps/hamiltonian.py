@@ -92,8 +92,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     import pyarrow as pa
     from pyarrow import parquet
 
-    from trainers.data.cycle_answers import graph_of
-    from trainers.data.hamiltonian import cycle_share
+    from trainers.data.worlds import cycle_share, graph_of
 
     (training,) = stage.reads
     assert isinstance(training, TrainStage)
@@ -131,7 +130,7 @@ def _answers(
     location: str, stage: AnalyseStage, inputs: AnalysisInputs, prompts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each prompt and answer: the likeliest as sample −1, then those drawn at temperature 1."""
-    from trainers.data.cycle_answers import is_correct
+    from trainers.data.worlds import is_correct
     from trainers.generation import generate, load_generator
     from trainers.templates import load_tokenizer
 

@@ -122,7 +122,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 def _measured(inputs: AnalysisInputs, names: Sequence[str]) -> dict[str, dict[int, tuple[float, float]]]:
     """Of each set, by row: overlap with the nearest training pair, and the largest cosine with one."""
-    from trainers.data.nearest import bag, nearest
+    from trainers.data.texts import bag, nearest_overlap
     from trainers.theory.states import differences, pair_states
 
     model = load_untrained(inputs, "unembedding")
@@ -136,7 +136,7 @@ def _measured(inputs: AnalysisInputs, names: Sequence[str]) -> dict[str, dict[in
             pair.index: (float(overlap), float(cosine))
             for pair, overlap, cosine in zip(
                 inputs.pairs[name],
-                nearest(bags[name], bags[SEEN]).overlap,
+                nearest_overlap(bags[name], bags[SEEN]),
                 (unit[name] @ unit[SEEN].T).amax(dim=1),
                 strict=True,
             )

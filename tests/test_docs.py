@@ -21,6 +21,7 @@ from orchestrator.spec import catalog
 from sweeps import rewrite
 from sweeps.full_grid import full_grid
 from tests.sweep_runs import run_analysis, run_sweep, trial_rows
+from tests.trainers.chat_endpoint import Endpoint, original
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -46,7 +47,7 @@ NOT_RUN = {
         "python -m trainers.data audit [": "a list of the flags; tests/trainers/test_audit.py uses them",
         "python -m trainers.data audit ../shared": "tests/trainers/test_audit.py asserts the same findings in process",
     },
-    "data.md": {"export OPENAI_API_KEY": "a key; the endpoint of the tests is a fake one"},
+    "data.md": {"export OPENAI_": "an endpoint and its key; the endpoint of the tests is a fake one"},
     "storage.md": {
         "export AWS_": "addresses and keys of a bucket; tests/faults/test_s3.py sets those of moto's server",
         "python sweeps/full_grid.py --storage s3://": "tests/faults/test_s3.py runs sweeps on moto's server",
@@ -189,15 +190,24 @@ SWEEPS_ON_DATA = [
 def test_a_sweep_takes_data_as_the_page_says(command, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("orchestrator.cli.analyses._show_in_mlflow", lambda *_: None)
-    Path("chat-model").symlink_to(tiny_model)
-    rows = [{"question": f"q{n}", "best": f"good {n}", "worst": "bad", "problem": n // 2} for n in range(24)]
+    rows = [
+        {
+            "question": f"q{n}",
+            "best": original(n, "chosen"),
+            "worst": original(n, "rejected"),
+            "problem": n // 2,
+        }
+        for n in range(24)
+    ]
     Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     _, script, *words = shlex.split(command)
     storage = tmp_path / "store"
     if script == "sweeps/rewrite.py":
-        few = ("--max-tokens", "4") if "--model" in words else ()
-        # Random weights write no French.
-        assert run_analysis(rewrite, storage, *words, *few) == (3 if few else 0)
+        endpoint = Endpoint()
+        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+        # This endpoint writes French whatever it is asked for.
+        assert run_analysis(rewrite, storage, *words) == (3 if "paraphrase" in words else 0)
+        endpoint.close()
         assert (storage / "sweeps" / "rewrite" / "report").is_dir()
         return
     few = ("--models", str(tiny_model), "--epochs", "1")

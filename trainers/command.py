@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from trainers.data.named import DATASETS, named_set
-from trainers.data.sources import HUB_ID, read_pairs
-from trainers.errors import DataError, Interrupted, SpecError, SweepError, TrialFailed
+from trainers.data.sources import dataset_spec, own_split, read_pairs
+from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs import Counts, TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DatasetSpec, DrawSpec, Precision, Trust, clean_name
+from trainers.specs import DrawSpec, Precision, Trust, clean_name
 from trainers.templates import load_tokenizer
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
@@ -181,21 +180,6 @@ def _takes(name: str, hint: Any) -> Iterator[tuple[str, Takes]]:
         yield f"--{name.replace('_', '-')}", "nothing" if hint is bool else "several" if several else "one"
 
 
-def dataset_spec(data: str) -> DatasetSpec:
-    """Return the set that a word names: a file, a folder, a known name or a hub id. Raises DataError."""
-    path = Path(data).expanduser()
-    known = None if path.exists() else named_set(data)
-    if known is not None:
-        return known
-    name = plain_name(path.absolute().stem if path.is_file() else path.absolute().name, "data")
-    if not path.exists() and not HUB_ID.fullmatch(data):
-        raise DataError(
-            f"{data}: there is no such file or folder, it is no known data set "
-            f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
-        )
-    return DatasetSpec(name=name, source=str(path) if path.exists() else data)
-
-
 @contextlib.contextmanager
 def model_folder(model: str) -> Iterator[str]:
     """Give the place to load `model` from: a GGUF file (or its folder) is converted for as long as the block runs.
@@ -260,9 +244,7 @@ class OnPairs:
     def read_pairs(self) -> tuple[str, list[Any]]:
         """Return the name and the pairs of a file, a folder, a known set or a hub id. Raises DataError."""
         spec = dataset_spec(self.data)
-        # A known set may give its splits other names.
-        called = {"train": spec.train_split, "test": spec.test_split}
-        return spec.name, read_pairs(spec, called.get(self.split, self.split))
+        return spec.name, read_pairs(spec, own_split(spec, self.split))
 
     def tokenize(self, rows: Sequence[Any], location: str) -> list[TokenPair]:
         """Return the drawn pairs as tokens of the model at `location`, and say once what was left out and is alike."""

@@ -120,11 +120,11 @@ class Augmentation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
     """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `fetched:<name>`, or
-    `persona:<path or hub id>` of the statements that Persona's pairs are made of (trainers/data/persona.py).
+    `persona:<path or hub id>` of the statements that Persona's pairs are made of (trainers/data/known.py).
 
     `rewriting_of` names the set whose responses this one rewrites: trained on that one, this one is a
     token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet, `selection` names the
-    paper's filters and draws (trainers/data/selections.py), `columns` says which column is prompt, chosen or rejected.
+    paper's filters and draws (trainers/data/known.py), `columns` says which column is prompt, chosen or rejected.
     With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
     `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error.
     `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainers import architecture as architectures
-from trainers.data import tiny_world
+from trainers.data import worlds
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class TinyModel:
     heads: int = 4
     seed: int = 0
     steps: int = 400
-    documents_per_step: int = tiny_world.DOCUMENTS_PER_ROUND
+    documents_per_step: int = worlds.DOCUMENTS_PER_ROUND
     learning_rate: float = 1e-2
 
     @property
@@ -64,7 +64,7 @@ class TinyModel:
             heads=self.heads,
             key_heads=self.heads,
             head_width=self.width // self.heads,
-            vocabulary=len(tiny_world.VOCABULARY) + specials,
+            vocabulary=len(worlds.VOCABULARY) + specials,
             tied=False,
         )
         return replace(known, parameters=architectures.count_parameters(known))
@@ -91,7 +91,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    world = tiny_world
+    world = worlds
     specials = (world.PAD, world.UNKNOWN, world.BEGIN, world.END)
     roles = (world.SYSTEM, world.USER, world.ASSISTANT)
     words = (*specials, *roles, *world.VOCABULARY)
@@ -209,8 +209,8 @@ def _batches(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> Iterator
     import torch
 
     number = tokenizer.get_vocab()
-    pad = number[tiny_world.PAD]
-    texts = tiny_world.documents(model.seed)
+    pad = number[worlds.PAD]
+    texts = worlds.documents(model.seed)
     while True:
         rows = [[number[word] for word in next(texts).split()] for _ in range(model.documents_per_step)]
         longest = max(len(row) for row in rows)

@@ -15,7 +15,7 @@ from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.models import identify_model
 from orchestrator.spec.reading import ReadingOptions, read_as
 from orchestrator.spec.stages import PrepareStage
-from trainers.data.named import DATASETS
+from trainers.data.known import DATASETS
 from trainers.errors import SpecError
 from trainers.specs import PERSONA, DatasetSpec, DrawSpec, Output
 

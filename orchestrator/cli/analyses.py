@@ -8,42 +8,27 @@ tables as parquet, figures as PNG and SVG, and summary.md; the report of <storag
 shows as well. Analyses run in this process, without Ray.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
 import json
-from orchestrator.cli import main as cli
-from orchestrator.cli.follow_up import SUMMARY
-from orchestrator.cli.follow_up import compute_missing
-from orchestrator.cli.options import Gc
-from orchestrator.cli.options import Options as SweepOptions
-from orchestrator.cli.options import Plan
-from orchestrator.cli.options import Report
-from orchestrator.cli.options import Run
-from orchestrator.cli.options import Sync
-from orchestrator.cli.options import Ui
-from orchestrator.cli.session import HOLES
-from orchestrator.cli.session import Session
-from orchestrator.cli.session import dump_json
-from orchestrator.cli.session import open_session
-from orchestrator.cli.terminal import quiet
-from orchestrator.report.summary import Written
-from orchestrator.spec.analyses import AnalyseStage
-from orchestrator.spec.analyses import Compute
-from orchestrator.spec.declaration import Declaration
-from orchestrator.spec.declaration import adopt
-from orchestrator.spec.declaration import adopted
-from orchestrator.spec.stages import PrepareStage
-from pathlib import Path
 import shutil
 import sys
-from trainers.command import parse
-from typing import Annotated
-from typing import Any
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
 import tyro
 
+from orchestrator.cli import main as cli
+from orchestrator.cli.follow_up import SUMMARY, compute_missing
+from orchestrator.cli.options import Gc, Plan, Report, Run, Sync, Ui
+from orchestrator.cli.options import Options as SweepOptions
+from orchestrator.cli.session import HOLES, Session, dump_json, open_session
+from orchestrator.cli.terminal import quiet
+from orchestrator.report.summary import Written
+from orchestrator.spec.analyses import AnalyseStage, Compute
+from orchestrator.spec.declaration import Declaration, adopt, adopted
+from orchestrator.spec.stages import PrepareStage
+from trainers.command import parse
 
 Command = Run | Plan | Report | Ui | Sync | Gc
 
@@ -182,8 +167,11 @@ def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
     """One analysis is the report; of several each has a folder, by its model or by what tells it from its like."""
     if len(stages) == 1:
         return ""
-    name = stage.base.name if stage.base else stage.key
-    alike = [item for item in stages if stage.base and item.base and item.base.name == name]
+    if stage.base is None:
+        names = [item.analysis for item in stages]
+        return stage.analysis if names.count(stage.analysis) == 1 else stage.key
+    name = stage.base.name
+    alike = [item for item in stages if item.base and item.base.name == name]
     return name if len(alike) < 2 else f"{name}-{stage.analysis}"
 
 

@@ -1,47 +1,39 @@
 """Commands that train nothing: what a sweep is doing and lacks, its MLflow view, and the store's garbage."""
 
-from collections.abc import Collection
-from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
 import itertools
 import json
-from orchestrator.cli import gc as housekeeping
-from orchestrator.cli.damage import say_damaged_logs
-from orchestrator.cli.layout import fitting
-from orchestrator.cli.session import HOLES
-from orchestrator.cli.session import Session
-from orchestrator.cli.session import dump_json
-from orchestrator.cli.terminal import duration
-from orchestrator.cli.terminal import late_bar
-from orchestrator.cli.terminal import quiet
-from orchestrator.plan import durations
-from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult
-from orchestrator.report.results import trial_result
-from orchestrator.spec.declaration import read_declaration
-from orchestrator.spec.redaction import shown_uri
-from orchestrator.store.leases import live_drivers
-from orchestrator.store.records import TrialNote
-from orchestrator.store.records import read_state
-from orchestrator.tracking.mlflow import EXPERIMENT
-from orchestrator.tracking.mlflow import follow_storage
-from orchestrator.tracking.mlflow import sync as rebuild_view
 import os
-from pathlib import Path
-from rich.markup import escape
-from rich.table import Table
 import shlex
 import socket
 import subprocess
 import sys
 import time
-from trainers.errors import SpecError
-from typing import Any
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.cli import gc as housekeeping
+from orchestrator.cli.damage import say_damaged_logs
+from orchestrator.cli.layout import fitting
+from orchestrator.cli.session import HOLES, Session, dump_json
+from orchestrator.cli.terminal import duration, late_bar, quiet
+from orchestrator.plan import durations
+from orchestrator.report.page import write_full_report
+from orchestrator.report.results import TrialResult, trial_result
+from orchestrator.spec.declaration import read_declaration
+from orchestrator.spec.redaction import shown_uri
+from orchestrator.store.leases import live_drivers
+from orchestrator.store.records import TrialNote, read_state
+from orchestrator.tracking.mlflow import EXPERIMENT, follow_storage
+from orchestrator.tracking.mlflow import sync as rebuild_view
+from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
 

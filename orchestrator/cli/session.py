@@ -1,49 +1,31 @@
 """What a command works on, and how it speaks: the session, the exit codes, lines and JSON on the terminal."""
 
-from collections.abc import Sequence
 import dataclasses
-from dataclasses import dataclass
-from dataclasses import field
 import json
 import math
-from orchestrator.cli.options import Command
-from orchestrator.cli.options import Gc
-from orchestrator.cli.options import Options
-from orchestrator.cli.options import Retry
-from orchestrator.cli.options import Run
-from orchestrator.cli.options import Sync
-from orchestrator.cli.options import Ui
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.cli.options import Command, Gc, Options, Retry, Run, Sync, Ui
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
-from orchestrator.run.compute import REAL
-from orchestrator.run.compute import StageFunctions
-from orchestrator.spec import catalog
-from orchestrator.spec import selection
+from orchestrator.run.compute import REAL, StageFunctions
+from orchestrator.spec import catalog, selection
 from orchestrator.spec.analyses import FollowUp
-from orchestrator.spec.catalog import Profile
-from orchestrator.spec.catalog import Profiles
+from orchestrator.spec.catalog import Profile, Profiles
 from orchestrator.spec.reading import read_as
-from orchestrator.spec.redaction import redacted
-from orchestrator.spec.redaction import take_credentials
+from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.spec.selection import Selection
 from orchestrator.store.artifacts import Store
-import os
-from pathlib import Path
-from rich.console import Console
-import sys
 from trainers.command import is_utf
-from trainers.errors import SpecError
-from trainers.errors import StorageError
-from trainers.objects import Location
-from trainers.objects import ObjectPath
-from trainers.objects import SCHEME
-from trainers.objects import parse_uri
-from trainers.objects import require_access
-from trainers.specs import DatasetSpec
-from trainers.specs import DrawSpec
-from trainers.specs import Trust
-from trainers.specs import given_name
-
+from trainers.errors import SpecError, StorageError
+from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
+from trainers.specs import DatasetSpec, DrawSpec, Trust, given_name
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
 PIPE_WIDTH = 120

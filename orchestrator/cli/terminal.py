@@ -1,40 +1,37 @@
 """Progress for people: a live table on a terminal, plain lines elsewhere; everybody else's chatter goes to a log."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
 import contextlib
-from dataclasses import dataclass
-from dataclasses import field
 import logging
-from orchestrator.cli.layout import fitting
-from orchestrator.plan.durations import Pace
-from orchestrator.run.events import Completed
-from orchestrator.run.events import Event
-from orchestrator.run.events import Failed
-from orchestrator.run.events import Notice
-from orchestrator.run.events import Retried
-from orchestrator.run.events import RowsLogged
-from orchestrator.run.events import StageBegan
-from orchestrator.run.events import Started
-from orchestrator.run.events import Stopped
-from orchestrator.spec.redaction import RedactingFormatter
-from orchestrator.spec.redaction import scrub
 import os
-from pathlib import Path
-from rich import progress
-from rich.console import Console
-from rich.console import RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 import sys
 import threading
 import time
-from trainers.command import READABLE
-from trainers.command import is_utf
-from trainers.errors import StorageError
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from rich import progress
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli.layout import fitting
+from orchestrator.plan.durations import Pace
+from orchestrator.run.events import (
+    Completed,
+    Event,
+    Failed,
+    Notice,
+    Retried,
+    RowsLogged,
+    StageBegan,
+    Started,
+    Stopped,
+)
+from orchestrator.spec.redaction import RedactingFormatter, scrub
+from trainers.command import READABLE, is_utf
+from trainers.errors import StorageError
 
 SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")

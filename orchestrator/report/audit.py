@@ -17,10 +17,6 @@ from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import audit
-from trainers.data.audit.duplicates import TextIndex
-from trainers.data.audit.overlaps import indexed, overlap_of
-from trainers.data.audit.rewrites import originals
-from trainers.data.audit.sets import Role
 from trainers.disk import SEAL, replace, seal
 
 # What this process has read or computed, by root and key: a grid asks for each overlap once per trial.
@@ -41,7 +37,7 @@ def overlap(store: Store, train: tuple[str, str], evaluated: tuple[str, str]) ->
         seen, pairs = _train_index(store, train[1]), pairs_of(store, evaluated[1])
         if not seen or not pairs:
             return None
-        return dataclasses.asdict(overlap_of(seen, indexed(pairs), pairs, names=("", "")))
+        return dataclasses.asdict(audit.overlap(seen, audit.IndexedPairs(pairs), names=("", "")))
 
     record = _kept(store, key, compute)
     if record is None:
@@ -53,7 +49,7 @@ def overlap(store: Store, train: tuple[str, str], evaluated: tuple[str, str]) ->
 
 
 def set_audit(
-    store: Store, name: str, digest: str, role: Role, rewrites: Sequence[str] = ()
+    store: Store, name: str, digest: str, role: audit.Role, rewrites: Sequence[str] = ()
 ) -> audit.SetAudit | None:
     """What one split holds; None where its rows are not in the store. `rewrites` are digests of what it rewrites."""
     key = content_key("audit", audit.VERSION, dataset=digest, rewrites=sorted(rewrites))
@@ -67,7 +63,7 @@ def set_audit(
             name=name,
             role=role,
             pairs=pairs,
-            rewrites=originals(pairs, candidates, declared=bool(rewrites)),
+            rewrites=audit.originals(pairs, candidates, declared=bool(rewrites)),
         )
         return dataclasses.asdict(audit.audit_set(data))
 
@@ -77,12 +73,12 @@ def set_audit(
 
 # One training set is compared with every evaluation set before the next one is.
 @lru_cache(maxsize=1)
-def _indexed(root: str, digest: str, store: Store) -> tuple[TextIndex, ...]:
+def _indexed(root: str, digest: str, store: Store) -> audit.IndexedPairs | None:
     pairs = pairs_of(store, digest)
-    return indexed(pairs) if pairs else ()
+    return audit.IndexedPairs(pairs) if pairs else None
 
 
-def _train_index(store: Store, digest: str) -> tuple[TextIndex, ...]:
+def _train_index(store: Store, digest: str) -> audit.IndexedPairs | None:
     return _indexed(str(store.root), digest, store)
 
 

@@ -17,8 +17,7 @@ from orchestrator.report.results import TrialResult
 from orchestrator.report.tables import Column, Table
 from orchestrator.spec.declaration import Declaration
 from orchestrator.store.artifacts import Store
-from trainers.data.audit import Audit, Finding, token_findings
-from trainers.data.audit.rules import share
+from trainers.data.audit import Audit, Finding, share, token_findings
 from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, markdown, sets_rows
 from trainers.disk import replace
 from trainers.specs import clean_name

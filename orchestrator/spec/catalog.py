@@ -2,7 +2,7 @@
 
 Profile `paper` is the grid of arXiv 2507.07981 (paper §1, §2); profile `laptop` is built in, needs no download and
 runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (identity.py).
-The data sets, with the paper's filters and draws, are trainers/data/named.py's.
+The data sets, with the paper's filters and draws, are trainers/data/known.py's.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
 from trainers.architecture import Architecture, count_parameters
-from trainers.data.named import named_set
+from trainers.data.known import named_set
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
 from trainers.tiny import TINY_MODELS
 

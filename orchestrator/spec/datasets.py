@@ -15,7 +15,7 @@ from orchestrator.spec.stages import Split
 from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
-from trainers.data.length_filter import LENGTH_TOKENIZER, length_tokenizer
+from trainers.data.known import LENGTH_TOKENIZER, length_tokenizer
 from trainers.data.records import Digest, Pair, read_written_pairs, written
 from trainers.disk import disk_named, replace
 from trainers.errors import DataError, StorageError

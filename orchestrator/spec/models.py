@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.spec.stages import BaseModel, ConvertStage, PretrainStage
 from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
-from trainers.data import tiny_world
+from trainers.data import worlds
 from trainers.disk import digest_file, replace
 from trainers.errors import ModelError
 from trainers.folders import code_files, require_sound_model
@@ -65,7 +65,7 @@ def identify_model(
 def _tiny_model(spec: ModelSpec) -> BaseModel:
     config = TINY_MODELS[spec.source.removeprefix(BUILTIN)]
     origin = PretrainStage(model=config, name=spec.name)
-    tokenizer_key = content_key("tokenizer", 1, vocabulary=tiny_world.VOCABULARY, template=CHAT_TEMPLATE)
+    tokenizer_key = content_key("tokenizer", 1, vocabulary=worlds.VOCABULARY, template=CHAT_TEMPLATE)
     return BaseModel(
         name=spec.name, key=origin.key, tokenizer_key=tokenizer_key, precision=spec.precision, origin=origin
     )

@@ -11,9 +11,9 @@ from typing import Annotated, TypeVar
 import tyro
 
 from orchestrator.spec.models import nearest
-from trainers.data.sources import has_split
+from trainers.data.sources import has_split, parse_column
 from trainers.errors import SpecError
-from trainers.specs import BUILTIN, COLUMNS, FETCHED, PERSONA, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 
 Value = TypeVar("Value")
 
@@ -56,7 +56,7 @@ def read_as(
         raise SpecError(
             f"{', '.join(given)}: every set here is the catalog's, whose rows are read one way; give a PATH or hub id."
         )
-    columns = _by_set("--columns", options.columns, own, _column)
+    columns = _by_set("--columns", options.columns, own, parse_column)
     shares = _by_set("--test-share", options.test_share, own, _share)
     groups = _by_set("--group-by", options.group_by, own, str)
     if groups and not shares:
@@ -121,15 +121,6 @@ def _by_set(
                 f"{flag} {' '.join(texts)}: two values for {name or 'all sets'}; give each one once."
             )
     return found
-
-
-def _column(text: str) -> tuple[str, str]:
-    meaning, sign, column = text.partition("=")
-    if not (sign and column) or meaning not in COLUMNS:
-        raise SpecError(
-            f"--columns {text}: write MEANING=COLUMN, for example prompt=question; MEANING is one of {', '.join(COLUMNS)}."
-        )
-    return meaning, column
 
 
 def _share(text: str) -> float:

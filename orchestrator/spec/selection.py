@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.spec import catalog
 from orchestrator.spec.models import HUB_ID, nearest
 from orchestrator.spec.trials import CATEGORIES, Category, KeepEpochs, PlacementRule, Recipe
-from trainers.data.named import DATASETS
+from trainers.data.known import DATASETS
 from trainers.errors import SpecError
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name

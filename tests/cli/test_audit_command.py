@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainers.command import command
-from trainers.data.audit_command import Audit, run_audit
+from trainers.data.__main__ import Data, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -18,7 +18,7 @@ def audit(tmp_path: Path):
     """Run the command in an empty folder."""
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "trainers.data.audit_command", *arguments]
+        command = [sys.executable, "-m", "trainers.data", "audit", *arguments]
         environment = {
             "PYTHONPATH": str(ROOT),
             "PATH": "/usr/bin:/bin",
@@ -83,7 +83,6 @@ def test_sets_may_only_train_or_only_be_evaluated_and_json_is_printed(audit, tmp
             "1 rows were read, 1 of them bad. The first: bad.jsonl, row 0: column 'chosen' is empty",
         ),
         (["good.jsonl", "--eval", "./good.jsonl"], "two sets are called good"),
-        (["good.jsonl", "--response-limit", "0"], "--response-limit 0"),
         (["good.jsonl", "--out", "."], "--out . is a folder"),
         (["good.jsonl", "--tokenizer", "./nowhere"], "./nowhere"),
         (["good.jsonl", "--no-such-flag"], "no-such-flag"),
@@ -96,9 +95,9 @@ def test_bad_input_is_refused(tmp_path, monkeypatch, capsys, arguments, message)
     (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good))
     (tmp_path / "bad.jsonl").write_text(json.dumps({**good[1], "chosen": " "}) + "\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["audit", *arguments])
+    monkeypatch.setattr(sys, "argv", ["data", "audit", *arguments])
     with pytest.raises(SystemExit) as ended:
-        command(Audit, run_audit, "trainers.data")
+        command(Data, run, "trainers.data", models=False)
     out, err = capsys.readouterr()
     assert ended.value.code == 2
     assert message in " ".join((out + err).split())

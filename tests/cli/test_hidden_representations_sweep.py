@@ -7,7 +7,7 @@ import torch
 
 from sweeps import hidden_representations
 from tests.sweep_runs import artifacts, run_analysis
-from trainers.data import tiny_world
+from trainers.data import worlds
 from trainers.tiny import build_tokenizer
 
 
@@ -24,7 +24,7 @@ def last_states(model, tokenizer, pairs, side):
     """By transformers alone, one whole conversation at a time."""
     rows = []
     for pair in pairs:
-        text = tiny_world.chat_text(pair.prompt[0].content, getattr(pair, side))
+        text = worlds.chat_text(pair.prompt[0].content, getattr(pair, side))
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             rows.append(model.model(input_ids=ids).last_hidden_state[0, -1])
@@ -39,7 +39,7 @@ def test_the_statistics_are_those_of_the_untrained_models_last_hidden_states(fol
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     tokenizer = build_tokenizer()
-    train, test = (tiny_world.pairs(split) for split in ("train", "test"))
+    train, test = (worlds.tiny_pairs(split) for split in ("train", "test"))
     drawn = [train[row] for row in draw_order(len(train), DrawSpec(max_pairs=3))[:3]]
     seen, unseen = (
         last_states(model, tokenizer, pairs, "chosen") - last_states(model, tokenizer, pairs, "rejected")

@@ -10,7 +10,7 @@ from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from sweeps import mitigation
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
-from trainers.data import tiny_world
+from trainers.data import worlds
 from trainers.data.sources import read_pairs
 from trainers.specs import Augmentation, DatasetSpec
 
@@ -25,19 +25,19 @@ def copies(share):
 
 
 def test_copies_are_added_to_the_training_pairs_and_to_no_other():
-    original, reworded = tiny_world.pairs("train"), tiny_world.reworded_pairs("train")
+    original, reworded = worlds.tiny_pairs("train"), worlds.reworded_pairs("train")
     assert read_pairs(copies(1.0), "train") == original + reworded
     quarter, half = (read_pairs(copies(share), "train")[80:] for share in (0.25, 0.5))
     assert (len(quarter), len(half)) == (20, 40)
     assert [pair for pair in half if pair in quarter] == quarter
     assert all(pair in reworded for pair in half)
-    assert read_pairs(copies(1.0), "test") == tiny_world.pairs("test")
+    assert read_pairs(copies(1.0), "test") == worlds.tiny_pairs("test")
 
 
 def test_no_word_of_the_other_rewriting_tells_right_from_wrong_in_what_is_trained_on():
-    trained = [*tiny_world.pairs("train"), *tiny_world.reworded_pairs("train")]
+    trained = [*worlds.tiny_pairs("train"), *worlds.reworded_pairs("train")]
     known = {word for pair in trained for word in f"{pair.chosen} {pair.rejected}".split()}
-    for pair in tiny_world.other_words_pairs("test"):
+    for pair in worlds.other_words_pairs("test"):
         chosen, rejected = pair.chosen.split(), pair.rejected.split()
         assert chosen[0] == rejected[0]
         assert not {chosen[1], rejected[1]} & known

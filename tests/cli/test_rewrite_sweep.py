@@ -1,7 +1,6 @@
-"""sweeps/rewrite.py: rules in seconds, a tiny model, what is asked again, and a run that is cut off goes on."""
+"""sweeps/rewrite.py: rules in seconds, a model behind an endpoint, what is asked again, and a run that is cut off goes on."""
 
 import json
-from collections import Counter
 
 import pytest
 
@@ -9,18 +8,11 @@ from orchestrator.spec.datasets import DatasetReader
 from orchestrator.store.artifacts import Store
 from sweeps import rewrite
 from tests.sweep_runs import artifacts, run_analysis
-from trainers.data import hygiene, local_rewriting
-from trainers.data.journal import Journal
+from tests.trainers.chat_endpoint import Endpoint, original, rows, translated
 from trainers.data.sources import read_pairs
-from trainers.errors import OutOfMemory
 from trainers.specs import DatasetSpec
 
 PAIRS = 6
-LONG = "and it is longer than what can be said in six tokens."
-ROWS = [
-    {"prompt": f"p{n}", "chosen": f"Answer {n} is good, {LONG}", "rejected": f"Answer {n} is bad, {LONG}"}
-    for n in range(PAIRS)
-]
 
 
 @pytest.fixture(autouse=True)
@@ -32,30 +24,21 @@ def _without_mlflow(monkeypatch):
 @pytest.fixture
 def mine(tmp_path):
     file = tmp_path / "mine.jsonl"
-    file.write_text("\n".join(map(json.dumps, ROWS)))
+    file.write_text("\n".join(map(json.dumps, rows(PAIRS))))
     return file
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """How often each answer was generated, by the name of its draw; answers are taken as they come."""
-    names: Counter[int] = Counter()
-    generate = local_rewriting.generate
-
-    def counting(model, prompts, **more):
-        answers = generate(model, prompts, **more)
-        names.update(more["names"])
-        return [[answer or [5]] for (answer,) in answers]
-
-    monkeypatch.setattr(local_rewriting, "generate", counting)
-    monkeypatch.setattr(local_rewriting, "_BATCH_CPU", 4)
-    monkeypatch.setattr(hygiene, "fault", lambda original, answer, **more: None if answer else "empty")
-    return names
+def endpoint(monkeypatch):
+    server = Endpoint()
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def words(mine, tiny_model):
-    return "--data", str(mine), "--model", f"tiny={tiny_model}", "--max-tokens", "6"
+def words(mine):
+    return "--data", str(mine), "--model", "m", "--into", "french"
 
 
 def test_the_tiny_world_is_rewritten_by_rule_and_only_once(tmp_path, capfd):
@@ -65,7 +48,8 @@ def test_the_tiny_world_is_rewritten_by_rule_and_only_once(tmp_path, capfd):
     pairs = read_pairs(DatasetSpec(name="a", source=str(report)), "test")
     originals = read_pairs(DatasetSpec(name="a", source="builtin:tiny_world"), "test")
     assert [pair.original_chosen for pair in pairs] == [pair.chosen for pair in originals]
-    assert json.loads((report / "results.json").read_text())["overlap"] < 0.1
+    # Of the three tokens of each text only the begin token is the same.
+    assert json.loads((report / "results.json").read_text())["overlap"] == pytest.approx(1 / 9)
     before = artifacts(storage)
     capfd.readouterr()
     assert run_analysis(rewrite, storage) == 0
@@ -74,98 +58,50 @@ def test_the_tiny_world_is_rewritten_by_rule_and_only_once(tmp_path, capfd):
 
 
 def test_a_model_writes_a_set_for_each_rewriting_that_is_a_shift_of_the_original(
-    tmp_path, mine, asked, words
+    tmp_path, mine, endpoint, words
 ):
     storage = tmp_path / "store"
-    assert run_analysis(rewrite, storage, *words, "--rewriting", "paraphrase", "french") == 0
-    assert asked.total() == 2 * 2 * PAIRS
+    prompt = tmp_path / "own.txt"
+    prompt.write_text("Text:\n{response}")
+    own = ("--prompt", str(prompt), "--language", "fr")
+    assert run_analysis(rewrite, storage, *words, "other", *own) == 0
+    assert endpoint.requests.total() == 2 * PAIRS
     reader = DatasetReader(Store(storage))
-    original = DatasetSpec(name="mine", source=str(mine))
-    texts = set()
-    for name in ("paraphrase", "french"):
-        folder = storage / "sweeps" / "rewrite" / "report" / f"tiny-{name}"
-        spec = DatasetSpec(name=name, source=str(folder))
+    for name in ("french", "other"):
+        spec = DatasetSpec(name=name, source=str(storage / "sweeps" / "rewrite" / "report" / name))
         assert reader.split(spec, "test").rows == PAIRS
-        assert reader.rewrites(spec, original)
-        texts.add(tuple(pair.chosen for pair in read_pairs(spec, "test")))
-        hygienic = (folder / "hygiene.jsonl").read_text().splitlines()
-        assert len(hygienic) == 2 * PAIRS
-    assert len(texts) == 2
+        assert reader.rewrites(spec, DatasetSpec(name="mine", source=str(mine)))
+        assert read_pairs(spec, "test")[1].chosen == translated(original(1, "chosen"))
 
 
-def test_an_interrupted_run_goes_on_and_generates_nothing_twice(tmp_path, asked, words, monkeypatch):
-    counting = local_rewriting.generate
-    batches = 0
-
-    def cut_off(model, prompts, **more):
-        nonlocal batches
-        batches += 1
-        if batches == 3:
-            raise KeyboardInterrupt
-        return counting(model, prompts, **more)
-
-    storage = tmp_path / "store"
-    monkeypatch.setattr(local_rewriting, "generate", cut_off)
-    assert run_analysis(rewrite, storage, *words) == 130
-    assert (asked.total(), artifacts(storage)) == (8, {})
-    (journal,) = (storage / "rewritings").glob("*.jsonl")
-    assert len(Journal(journal).all()) == 8
-    # As a process leaves it that is killed while it writes.
-    whole = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(whole) + whole[0][:30])
-    assert run_analysis(rewrite, storage, *words) == 0
-    assert set(asked.values()) == {1}
-    assert asked.total() == 2 * PAIRS
-    (interrupted,) = artifacts(storage).values()
-    assert run_analysis(rewrite, tmp_path / "other", *words) == 0
-    (through,) = artifacts(tmp_path / "other").values()
-    assert (interrupted / "hygiene.jsonl").read_text() == (through / "hygiene.jsonl").read_text()
-
-
-def test_what_is_no_rewriting_is_asked_for_again_then_listed_and_more_attempts_go_on(
-    tmp_path, asked, words, monkeypatch, capfd
-):
-    def fault(original, answer, **more):
-        return "unchanged" if original == ROWS[3]["chosen"] else None
-
-    monkeypatch.setattr(hygiene, "fault", fault)
+def test_what_is_no_rewriting_is_listed_and_more_attempts_go_on(tmp_path, endpoint, words, capfd):
+    endpoint.acts[original(3, "chosen")] = ["english"] * 2
     storage = tmp_path / "store"
     assert run_analysis(rewrite, storage, *words, "--attempts", "2") == 3
-    assert asked.total() == 2 * PAIRS + 1
+    assert endpoint.requests.total() == 2 * PAIRS + 1
     said = capfd.readouterr().out
     assert "5 of 6 pairs are rewritten" in said
-    assert "1 responses have no usable rewriting (row 3, chosen: unchanged)" in said
+    assert "1 responses have no usable rewriting (row 3, chosen: in en, not fr)" in said
     report = storage / "sweeps" / "rewrite" / "report"
     listed = [json.loads(line) for line in (report / "failures.jsonl").read_text().splitlines()]
-    assert listed == [{"row": 3, "side": "chosen", "why": "unchanged"}]
+    assert listed == [{"row": 3, "side": "chosen", "why": "in en, not fr"}]
     assert len(read_pairs(DatasetSpec(name="a", source=str(report)), "test")) == 5
-    monkeypatch.setattr(hygiene, "fault", lambda *texts, **more: None)
     assert run_analysis(rewrite, storage, *words, "--attempts", "3") == 0
-    assert asked.total() == 2 * PAIRS + 2
-    assert set(asked.values()) == {1}
+    assert endpoint.requests.total() == 2 * PAIRS + 2
+    assert len(read_pairs(DatasetSpec(name="a", source=str(report)), "test")) == 6
 
 
-def test_a_model_of_random_weights_rewrites_nothing_and_the_command_says_so(tmp_path, words, capfd):
+def test_a_run_that_an_endpoint_refuses_goes_on_from_its_journal(tmp_path, endpoint, words, capfd):
+    endpoint.acts[original(5, "rejected")] = ["401"]
     storage = tmp_path / "store"
-    assert run_analysis(rewrite, storage, *words, "--attempts", "2") == 3
-    assert "0 of 6 pairs are rewritten." in capfd.readouterr().out
-    ((_, folder),) = artifacts(storage).items()
-    assert not (folder / "test.parquet").exists()
-    assert len((folder / "failures.jsonl").read_text().splitlines()) == 2 * PAIRS
-
-
-def test_batches_that_do_not_fit_are_halved(tmp_path, asked, words, monkeypatch):
-    counting, sizes = local_rewriting.generate, []
-
-    def small(model, prompts, **more):
-        sizes.append(len(prompts))
-        if len(prompts) > 1:
-            raise OutOfMemory("too many at once")
-        return counting(model, prompts, **more)
-
-    monkeypatch.setattr(local_rewriting, "generate", small)
-    assert run_analysis(rewrite, tmp_path / "store", *words, "--sample", "2") == 0
-    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert run_analysis(rewrite, storage, *words) == 2
+    assert "answered 401" in capfd.readouterr().err
+    assert artifacts(storage) == {}
+    paid = endpoint.paid.total()
+    assert run_analysis(rewrite, storage, *words) == 0
+    assert paid > 0
+    assert set(endpoint.paid.values()) == {1}
+    assert endpoint.paid.total() == 2 * PAIRS
 
 
 def test_bad_rows_are_left_out_and_listed(tmp_path, mine, capfd):
@@ -194,19 +130,21 @@ def test_responses_of_several_turns_are_refused_before_anything_starts(tmp_path,
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--rewriting", "klingon"), "--rewriting klingon is not one of paraphrase, french"),
-        (("--rewriting", "french", "french"), "each once"),
-        (("--temperature", "0"), "gives the same answer each of 3 times"),
-        (("--temperature", "nan"), "give 0 or a positive number"),
+        (("--into", "klingon"), "--into klingon is not one of paraphrase, french"),
+        (("--into", "french", "french"), "each once"),
         (("--sample", "0"), "--sample 0"),
         (("--attempts", "0"), "--attempts 0"),
-        (("--model", "rules:tiny_world", "--rewriting", "french"), "rules paraphrase only"),
-        (("--model", "rules:klingon"), "the rules klingon are not one of english"),
-        (("--model", "./gone"), "no such file or folder"),
+        (("--model", "rules:tiny_world", "--into", "french"), "rules paraphrase only"),
+        (("--model", "rules:klingon", "--into", "paraphrase"), "the rules klingon are not one of english"),
         (("--columns", "prompt"), "write MEANING=COLUMN"),
+        ((), "set OPENAI_BASE_URL"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_read(tmp_path, words, capfd, flags, said):
+def test_what_cannot_be_meant_is_refused_before_anything_is_read(
+    tmp_path, words, endpoint, monkeypatch, capfd, flags, said
+):
+    if not flags:
+        monkeypatch.delenv("OPENAI_BASE_URL")
     pairs = zip(words[::2], words[1::2], strict=True)
     usual = [word for flag, value in pairs if flag not in flags for word in (flag, value)]
     assert run_analysis(rewrite, tmp_path / "store", *usual, *flags) == 2

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.report.best_of import Candidates, best_of, candidates, share_within
-from trainers.data import tiny_world
+from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
 from trainers.scores import PairScores
 
@@ -65,8 +65,8 @@ def test_variance_within_prompts_is_that_which_prompts_do_not_account_for():
 
 
 def test_the_tiny_worlds_candidates_are_twelve_a_prompt_half_of_them_right():
-    pairs = tiny_world.candidate_pairs("test")
-    assert len(pairs) == 6 * tiny_world.TEST_PAIRS
+    pairs = worlds.candidate_pairs("test")
+    assert len(pairs) == 6 * worlds.TINY_TEST_PAIRS
     scores = PairScores(
         chosen=np.ones(len(pairs)),
         rejected=np.zeros(len(pairs)),
@@ -76,4 +76,4 @@ def test_the_tiny_worlds_candidates_are_twelve_a_prompt_half_of_them_right():
     found = candidates(pairs, scores)
     assert {len(item.reward) for item in found} == {12}
     assert {item.quality.mean() for item in found} == {0.5}
-    assert {word for pair in pairs for word in pair.chosen.split()} <= set(tiny_world.VOCABULARY)
+    assert {word for pair in pairs for word in pair.chosen.split()} <= set(worlds.VOCABULARY)

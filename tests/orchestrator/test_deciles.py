@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.report.deciles import by_decile, decile_of
-from trainers.data.nearest import bag, nearest
+from trainers.data.texts import bag, nearest_overlap
 
 
 def test_tenths_of_distinct_values_are_as_many_pairs_each_in_order():
@@ -29,11 +29,10 @@ def test_accuracy_rises_by_tenths_where_overlap_decides():
 
 def test_overlap_is_dices_with_the_nearest_training_pair_side_by_side():
     trained = [bag("ab", "cd"), bag("ab", "xy"), bag("", "")]
-    found = nearest([bag("ab", "cd"), bag("cd", "ab"), bag("abq", "x"), bag("z", "z")], trained)
+    found = nearest_overlap([bag("ab", "cd"), bag("cd", "ab"), bag("abq", "x"), bag("z", "z")], trained)
     # Swapped sides share nothing; a, b and x of 4 + 4 tokens are shared with the second pair.
-    assert found.overlap.tolist() == [1.0, 0.0, 0.75, 0.0]
-    assert found.row[[0, 2]].tolist() == [0, 1]
+    assert found.tolist() == [1.0, 0.0, 0.75, 0.0]
 
 
 def test_a_repeated_token_counts_once():
-    assert nearest([bag("aaaa", "b")], [bag("a", "bbb")]).overlap.tolist() == [1.0]
+    assert nearest_overlap([bag("aaaa", "b")], [bag("a", "bbb")]).tolist() == [1.0]

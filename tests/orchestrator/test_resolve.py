@@ -29,7 +29,7 @@ from orchestrator.spec.trials import PlacementRule, content_key
 from orchestrator.store.artifacts import Store, digest_file
 from tests.loopback import Loopback, Quiet
 from tests.model_files import write_gguf, write_model
-from trainers.data.show_command import remembered
+from trainers.data.__main__ import remembered
 from trainers.errors import DataError, ModelError, SpecError
 from trainers.specs import DatasetSpec, ModelSpec, Trust
 

@@ -18,7 +18,7 @@ import torch
 
 from tests.faults.lives import forked, output
 from trainers.checkpoints import Checkpoints
-from trainers.data import tiny_world
+from trainers.data import worlds
 from trainers.errors import Interrupted
 from trainers.evaluate import compute_reference
 from trainers.models import load_model
@@ -59,7 +59,7 @@ class Job:
 def pairs_for(model: Path, count: int) -> list[TokenPair]:
     """Pairs of the tiny world, their lengths 10:1, so that ranks have uneven work."""
     tokenizer = load_tokenizer(str(model))
-    rows = (tiny_world.pairs("train") * 2)[:count]
+    rows = (worlds.tiny_pairs("train") * 2)[:count]
     pairs, _ = tokenize_pairs(rows, tokenizer, DrawSpec())
     return [dataclasses.replace(pair, prompt=pair.prompt * (1 + 9 * (n % 2))) for n, pair in enumerate(pairs)]
 

@@ -8,13 +8,24 @@ from collections.abc import Sequence
 
 import pytest
 
-from trainers.data.audit import Audit, AuditSet, Finding, audit_set, audit_sets, overlap, read_set_audit
-from trainers.data.audit.duplicates import NEAR, TextIndex, jaccard, normalised, shingles
-from trainers.data.audit.lengths import distribution, length_baseline, wilson
-from trainers.data.audit.rewrites import originals
-from trainers.data.audit.texts import UNKNOWN, language, looks_cut, similarity, token_overlap, words
+from trainers.data.audit import (
+    Audit,
+    AuditSet,
+    Finding,
+    IndexedPairs,
+    Overlap,
+    audit_set,
+    audit_sets,
+    originals,
+    overlap,
+    read_set_audit,
+)
+from trainers.data.audit.findings import overlap_findings, set_findings
+from trainers.data.audit.overlaps import NEAR, TextIndex, jaccard, normalised, shingles
+from trainers.data.audit.sets import distribution, length_baseline, wilson
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.data.sources import has_split, read_pairs
+from trainers.data.texts import UNKNOWN, language, looks_cut, similarity, token_overlap, words
 from trainers.specs import DatasetSpec
 
 ENGLISH = "The committee will meet again on Thursday to discuss how the new library ought to be paid for."
@@ -32,9 +43,13 @@ def numbered(count: int, *, chosen: str = "{0} is right", rejected: str = "{0} i
 
 def audited(pairs: Sequence[Pair], role: str = "eval", **more: object) -> dict[str, Finding]:
     """Findings by what was found."""
-    keep = {name: more.pop(name) for name in ("tokenize", "response_limit") if name in more}
     data = AuditSet(name="set", role=role, pairs=pairs, **more)
-    return {finding.what: finding for finding in audit_set(data, **keep).findings}
+    return {finding.what: finding for finding in set_findings(audit_set(data))}
+
+
+def shared_by(train: Sequence[Pair], evaluated: Sequence[Pair]) -> tuple[Overlap, list[Finding]]:
+    found = overlap(IndexedPairs(train), IndexedPairs(evaluated), names=("t", "e"))
+    return found, list(overlap_findings(found))
 
 
 def words_from(start: int, count: int) -> str:
@@ -56,7 +71,6 @@ def test_a_text_with_a_word_changed_is_nearly_equal_and_another_one_is_not():
     asked = TextIndex([words_from(500, 60), changed, words_from(0, 60), words_from(30, 60)])
     found = asked.repeats_of(known)
     assert (found.exact, found.near) == ((2,), (1,))
-    assert found.rows == {1, 2}
 
 
 def test_short_texts_are_nearly_equal_to_nothing():
@@ -64,7 +78,7 @@ def test_short_texts_are_nearly_equal_to_nothing():
     short = TextIndex(["is five a prime number or not"]).repeats_of(
         TextIndex(["is seven a prime number or not"])
     )
-    assert short.rows == frozenset()
+    assert (short.exact, short.near) == ((), ())
 
 
 def test_the_order_of_words_counts():
@@ -92,11 +106,6 @@ def test_a_candidate_below_the_threshold_is_not_nearly_equal():
     assert TextIndex(asked).repeats_of(TextIndex(base)).near == ()
 
 
-def test_repeats_within_a_column_are_the_later_rows():
-    found = TextIndex(["a", words_from(0, 60), "A ", words_from(0, 59) + " end"]).repeats()
-    assert (found.exact, found.near) == ((2,), (3,))
-
-
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
     [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
@@ -107,15 +116,14 @@ def test_wilson_has_the_published_intervals(successes: int, n: int, low: float, 
 
 def test_a_length_baseline_counts_ties_one_half():
     found = length_baseline([3, 1, 2, 5], [1, 3, 2, 4], "words")
-    assert (found.longer_wins, found.shorter_wins, found.better) == (0.625, 0.375, "longer wins")
+    assert (found.longer_wins, found.shortcut, found.better) == (0.625, 0.625, "longer wins")
     assert not found.significant
     assert length_baseline([1] * 20, [2] * 20, "words").significant
 
 
 def test_a_distribution_has_its_quantiles():
-    found = distribution(range(101), "characters")
-    assert (found.least, found.quartile_1, found.median, found.quartile_3, found.most) == (0, 25, 50, 75, 100)
-    assert (found.mean, found.percentile_95) == (50, 95)
+    names = ("mean", "least", "quartile_1", "median", "quartile_3", "percentile_95", "most")
+    assert distribution(range(101)) == dict(zip(names, (50, 0, 25, 50, 75, 95, 100), strict=True))
 
 
 def test_token_overlap_is_the_chance_that_two_drawn_tokens_are_equal():
@@ -161,24 +169,24 @@ def test_a_leak_is_a_prompt_or_a_long_response_that_training_has():
         pair("another new question", "yes", words_from(0, 40)),
         pair("a third one", words_from(0, 40), "no"),
     ]
-    found = overlap(train, evaluated, names=("t", "e"))
+    found, findings = shared_by(train, evaluated)
     assert found.leaked == (0, 3), "a short response says nothing; a long one that was chosen does"
     assert (found.prompts_exact, found.chosen_exact, found.rejected_exact) == (1, 2, 2)
-    assert [finding.severity for finding in found.findings] == ["error"]
-    assert "2 of 4 pairs" in found.findings[0].number
+    assert [finding.severity for finding in findings] == ["error"]
+    assert "2 of 4 pairs" in findings[0].number
 
 
 def test_what_training_rejects_and_the_evaluation_prefers_is_found():
     train = [pair("a", "yes", words_from(0, 40))]
-    found = overlap(train, [pair("b", words_from(0, 40), "no")], names=("t", "e"))
+    found, findings = shared_by(train, [pair("b", words_from(0, 40), "no")])
     assert (found.chosen_as_rejected, found.leaked) == (1, ())
-    assert found.findings[0].what == "label flipped"
+    assert findings[0].what == "label flipped"
 
 
 def test_a_single_leak_of_many_is_a_warning():
     train = [pair("question 0", "a", "b")]
-    found = overlap(train, numbered(30), names=("t", "e"))
-    assert (found.leaked, found.findings[0].severity) == ((0,), "warn")
+    found, findings = shared_by(train, numbered(30))
+    assert (found.leaked, findings[0].severity) == ((0,), "warn")
 
 
 def test_a_set_without_faults_has_no_findings():
@@ -226,10 +234,17 @@ def test_cut_responses_are_worse_on_one_side():
     assert found["unfinished responses"].number == "9 of 30 chosen, 0 of 30 rejected"
 
 
-def test_responses_at_the_limit_are_counted_in_tokens():
-    pairs = [pair(f"q {i}", "a b c" if i < 4 else "a", "a b") for i in range(30)]
-    found = audited(pairs, tokenize=str.split, response_limit=3)
-    assert found["at the length limit"].number == "4 of 30 chosen responses"
+def test_with_a_tokenizer_lengths_and_overlaps_are_in_tokens_too():
+    data = AuditSet(name="set", role="eval", pairs=[pair("p q", "abc", "de")], rewrites=[("abc", "de")])
+    found = audit_set(data, tokenize=lambda text: [ord(letter) for letter in text])
+    assert {column: units["tokens"]["mean"] for column, units in found.lengths.items()} == {
+        "prompt": 3,
+        "chosen": 3,
+        "rejected": 2,
+    }
+    assert [item.unit for item in found.baselines] == ["characters", "words", "tokens"]
+    # Four different tokens and three, the begin token among them.
+    assert found.rewriting.itself == pytest.approx((4 / 16 + 3 / 9) / 2)
 
 
 def test_responses_in_two_languages_are_found():
@@ -314,8 +329,8 @@ def test_real_leaks_are_found(real):
 
 def test_real_length_shortcuts_are_found(real):
     baselines = {item.name: item.baselines[0] for item in real[0].sets if item.role == "eval"}
-    assert baselines["rewardbench_math"].shorter_wins == pytest.approx(0.945)
-    assert baselines["rewardmath"].shorter_wins == pytest.approx(0.6375)
+    assert 1 - baselines["rewardbench_math"].longer_wins == pytest.approx(0.945)
+    assert 1 - baselines["rewardmath"].longer_wins == pytest.approx(0.6375)
     assert baselines["ultrafeedback"].longer_wins == pytest.approx(0.5775)
     shortcuts = [item for item in real[0].findings if item.what == "length shortcut"]
     found = {item.where: item for item in shortcuts if item.severity != "info"}

@@ -84,7 +84,7 @@ READ = {
 REFUSED = {
     "hh_rlhf/test": "row 13: column 'rejected' is empty",
     "last_turn_user/train": "row 0: column 'chosen' ends in a user turn",
-    "helpsteer3/train": "response1, response2, overall_preference, individual_preference are the columns of HelpSteer3",
+    "helpsteer3/train": "no column 'chosen'; needed are prompt, chosen, rejected; found domain, language, context",
     "rewardbench2/test": "row 0: column 'chosen' holds a list of 1 texts. Several answers are candidates",
     "both_formats/train": "holds the train split more than once (train.parquet, train.jsonl): which is meant?",
     "validation_split/test": "Its validation split is not taken for a test split",

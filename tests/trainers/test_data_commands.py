@@ -10,9 +10,7 @@ from pyarrow import parquet
 from tests.trainers.command_line import said
 from trainers.data.records import content_digest
 from trainers.data.sources import read_pairs
-from trainers.pairs import read_tokens, tokenize_pairs
-from trainers.specs import DatasetSpec, DrawSpec
-from trainers.tiny import build_tokenizer
+from trainers.specs import DatasetSpec
 
 GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
 
@@ -105,10 +103,9 @@ def test_turns_fields_and_tools_outlive_every_file_that_is_written(say, tmp_path
     assert "pair 2: a response has several turns" in error
     plain = rows(tmp_path / "plain.jsonl", GOOD, lines[0])
     words[1] = plain
-    for name in ("rewritten.jsonl", "rewritten.parquet"):
-        assert say(*words, tmp_path / name)[0] == 0
-        found, _ = pairs_of(tmp_path / name)
-        assert [(pair.prompt, pair.tools) for pair in found] == [(p.prompt, p.tools) for p in pairs[:2]]
+    assert say(*words, tmp_path / "rewritten.jsonl")[0] == 0
+    found, _ = pairs_of(tmp_path / "rewritten.jsonl")
+    assert [(pair.prompt, pair.tools) for pair in found] == [(p.prompt, p.tools) for p in pairs[:2]]
 
 
 def pairs_of(source: Path):
@@ -138,7 +135,10 @@ def test_prepare_maps_columns_splits_by_problem_and_lists_bad_rows(say, tmp_path
     assert code == 0
     assert "1 bad rows left out:" in printed
     train, test = (
-        {row["chosen"] for row in parquet.read_table(tmp_path / "out" / f"{split}.parquet").to_pylist()}
+        {
+            row["chosen"][0]["content"]
+            for row in parquet.read_table(tmp_path / "out" / f"{split}.parquet").to_pylist()
+        }
         for split in ("train", "test")
     )
     assert train
@@ -175,35 +175,6 @@ def test_prepare_says_what_bad_rows_and_a_division_leave(say, tmp_path):
     assert "→" not in say("prepare", "tiny_world", "--out", tmp_path / "tiny")[1]
 
 
-def test_tokens_are_those_of_training_and_made_once_per_tokenizer_and_limits(
-    say, tmp_path, tiny_model, monkeypatch
-):
-    words = ["prepare", "tiny_world", "--out", tmp_path, "--tokenizer", tiny_model, "--json"]
-    made = json.loads(say(*words)[1])["tokens"]["train"]
-    pairs = read_pairs(DatasetSpec(name="a", source="builtin:tiny_world"), "train")
-    assert list(read_tokens(Path(made["file"]))) == tokenize_pairs(pairs, build_tokenizer(), DrawSpec())[0]
-    monkeypatch.setattr("trainers.pairs.iter_tokens", lambda *more: pytest.fail("tokenised again"))
-    assert json.loads(say(*words)[1])["tokens"]["train"] == made
-    monkeypatch.undo()
-
-
-def test_prepare_says_how_many_pairs_are_ties_for_a_tokenizer(say, tmp_path, tiny_model):
-    data = rows(tmp_path / "a.jsonl", GOOD, {**GOOD, "rejected": "because "})
-    out = say("prepare", data, "--out", tmp_path / "out", "--splits", "train", "--tokenizer", tiny_model)[1]
-    assert (
-        f"1 of 2 pairs have the same tokens on both sides under the chat template of {tiny_model}: ties"
-        in out
-    )
-
-
-def test_another_draw_has_tokens_of_its_own(say, tmp_path, tiny_model):
-    words = ["prepare", "tiny_world", "--out", tmp_path, "--tokenizer", tiny_model, "--json"]
-    first = json.loads(say(*words)[1])["tokens"]["train"]
-    drawn = json.loads(say(*words, "--max-pairs", "5")[1])["tokens"]["train"]
-    assert drawn["pairs"] == 5
-    assert drawn["file"] != first["file"]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -212,7 +183,7 @@ def test_another_draw_has_tokens_of_its_own(say, tmp_path, tiny_model):
         (["show", "persona", "--from", "gone.jsonl"], "there is no such file or folder"),
         (["show", "persona", "--columns", "prompt=a"], "the rows of persona are the paper's"),
         (["show", "a.jsonl", "--columns", "prompt"], "write MEANING=COLUMN"),
-        (["show", "a.jsonl", "--columns", "question=prompt"], "is not one of prompt"),
+        (["show", "a.jsonl", "--columns", "question=prompt"], "MEANING is one of prompt, chosen"),
         (["show", "a.jsonl", "--test-share", "2"], "a test share of 2.0"),
         (["show", "a.jsonl", "--pairs", "-1"], "--pairs -1"),
         (["show", "twice.parquet"], "column 'chosen' stands twice"),

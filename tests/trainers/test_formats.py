@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from trainers.data.formats import MAX_CHARACTERS
 from trainers.data.records import Digest, Message, content_digest, read_written_pairs, write_pairs
 from trainers.data.sources import iter_pairs, read_pairs, splits_of
-from trainers.data.turns import MAX_CHARACTERS
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec
 
@@ -295,6 +295,15 @@ REFUSED = {
         {"chosen": listed(ASK, ASK, YES), "rejected": listed(ASK, Message("user", "how?"), NO)},
         "the turns before the responses differ",
     ),
+    "another system turn on each side": (
+        {"prompt": "why?", "chosen": listed(Message("system", "a"), ASK, YES)}
+        | {"rejected": listed(Message("system", "b"), ASK, NO)},
+        "the turns before the responses differ",
+    ),
+    "another question on each side": (
+        {"chosen": listed(ASK, YES), "rejected": listed(Message("user", "how?"), NO)},
+        "the turns before the responses differ",
+    ),
     "candidates": ({**GOOD, "rejected": ["no", "never"]}, "'rejected' holds a list of 2 texts"),
     "texts whose prompt has another name": (
         {"instruction": "why?", "chosen": "Yes I do", "rejected": "Yes never"},
@@ -541,6 +550,46 @@ def test_nothing_left_says_what_was_read(tmp_path):
         DataError, match=r"2 rows were read, 1 of them bad\. The first: .*row 1: column 'chosen'"
     ):
         read(file, keep=(("subset", "b"),), skip_bad_rows=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "split", "count"),
+    [
+        ("ultrafeedback", "train", 200),
+        ("ultrafeedback", "test", 200),
+        ("ultrafeedback_paraphrase", "test", 200),
+        ("rewardmath", "train", 2000),
+        ("rewardmath", "test", 200),
+        ("rewardbench_math", "test", 200),
+    ],
+)
+def test_real_sets_are_read_whole(shared, folder, split, count):
+    pairs = read(shared / "data" / folder, split)
+    assert len(pairs) == count
+    assert all(pair.prompt[0].role == "user" and pair.chosen.strip() for pair in pairs)
+
+
+def test_a_rewriting_says_what_it_rewrites(shared):
+    rewritten = read(shared / "data" / "ultrafeedback_paraphrase", "test")
+    originals = {pair.chosen for pair in read(shared / "data" / "ultrafeedback", "test")}
+    assert {pair.original_chosen for pair in rewritten} <= originals
+
+
+def test_rows_are_kept_by_column(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", {**GOOD, "subset": "hep-cpp"}, {**GOOD, "subset": "math-prm"})
+    assert len(read(file, keep=(("subset", "hep*"),))) == 1
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(DataError, match=r"bad\.parquet cannot be read as parquet"):
+        read(tmp_path / "bad.parquet")
+
+
+def test_a_folder_without_the_split_says_what_it_holds(tmp_path):
+    jsonl(tmp_path / "train.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"no test split: expected test\.parquet.*found train\.jsonl"):
+        read(tmp_path, "test")
 
 
 def test_a_bom_is_no_part_of_the_first_row(tmp_path):

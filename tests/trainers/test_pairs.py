@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from trainers.data import tiny_world
+from trainers.data import worlds
 from trainers.errors import DataError
 from trainers.packing import collate
 from trainers.pairs import TokenFile, draw_order, read_tokens, tokenize_pairs, write_tokens
@@ -26,7 +26,7 @@ def test_a_draw_is_a_prefix_of_a_larger_draw_and_all_pairs_keep_their_order():
 
 
 def test_tokens_are_those_of_the_whole_conversation(tokenizer):
-    pair = tiny_world.pairs("train")[0]
+    pair = worlds.tiny_pairs("train")[0]
     (tokens,), counts = tokenize_pairs([pair], tokenizer, DrawSpec())
     whole = tokenizer.apply_chat_template(
         [*(message._asdict() for message in pair.prompt), {"role": "assistant", "content": pair.chosen}],
@@ -39,7 +39,7 @@ def test_tokens_are_those_of_the_whole_conversation(tokenizer):
 
 
 def test_pairs_over_the_limit_are_left_out_counted_and_replaced(tokenizer):
-    short = tiny_world.pairs("train")[:6]
+    short = worlds.tiny_pairs("train")[:6]
     long = [dataclasses.replace(pair, chosen=" ".join(["yes"] * 50)) for pair in short]
     draw = DrawSpec(max_pairs=6, max_response_tokens=20)
     kept, counts = tokenize_pairs([*short, *long], tokenizer, draw)
@@ -49,7 +49,7 @@ def test_pairs_over_the_limit_are_left_out_counted_and_replaced(tokenizer):
 
 def test_pairs_of_the_same_tokens_and_words_that_are_unknown_are_counted(tokenizer):
     """The tiny template trims, so that one side's spaces are no tokens; pairs that are left out are not counted."""
-    pair = tiny_world.pairs("train")[0]
+    pair = worlds.tiny_pairs("train")[0]
     sides = [
         ("yes", "yes"),
         ("yes", "yes  "),
@@ -67,16 +67,16 @@ def test_pairs_of_the_same_tokens_and_words_that_are_unknown_are_counted(tokeniz
 def test_a_token_that_ends_a_text_is_no_unknown_word():
     bare = build_tokenizer()
     bare.unk_token = bare.eos_token
-    assert tokenize_pairs(tiny_world.pairs("test"), bare, DrawSpec())[1].unknown_tokens == 0
+    assert tokenize_pairs(worlds.tiny_pairs("test"), bare, DrawSpec())[1].unknown_tokens == 0
 
 
 def test_nothing_within_the_limit_is_an_error(tokenizer):
     with pytest.raises(DataError, match="over the limit"):
-        tokenize_pairs(tiny_world.pairs("test"), tokenizer, DrawSpec(max_prompt_tokens=1))
+        tokenize_pairs(worlds.tiny_pairs("test"), tokenizer, DrawSpec(max_prompt_tokens=1))
 
 
 def test_tokens_survive_their_file(tokenizer, tmp_path):
-    tokens, _ = tokenize_pairs(tiny_world.pairs("test"), tokenizer, DrawSpec())
+    tokens, _ = tokenize_pairs(worlds.tiny_pairs("test"), tokenizer, DrawSpec())
     write_tokens(tokens, tmp_path / "pairs.arrow")
     found = read_tokens(tmp_path / "pairs.arrow")
     assert list(found) == tokens
@@ -98,7 +98,7 @@ def parts_of(batch, count):
 
 @pytest.mark.parametrize("layout", ["packed", "rows"])
 def test_a_micro_batch_knows_its_response_tokens_and_what_comes_before_them(tokenizer, layout):
-    tokens, _ = tokenize_pairs(tiny_world.pairs("test")[:3], tokenizer, DrawSpec())
+    tokens, _ = tokenize_pairs(worlds.tiny_pairs("test")[:3], tokenizer, DrawSpec())
     batch = collate(tokens, layout=layout, pad_id=0)
     halves = [(pair.prompt, pair.chosen) for pair in tokens] + [
         (pair.prompt, pair.rejected) for pair in tokens
@@ -112,7 +112,7 @@ def test_a_micro_batch_knows_its_response_tokens_and_what_comes_before_them(toke
 
 
 def test_a_packed_row_is_each_prompt_once_and_its_two_responses_with_positions_that_start_after_it(tokenizer):
-    tokens, _ = tokenize_pairs(tiny_world.pairs("test")[:3], tokenizer, DrawSpec())
+    tokens, _ = tokenize_pairs(worlds.tiny_pairs("test")[:3], tokenizer, DrawSpec())
     batch = collate(tokens)
     rows = [pair.prompt + pair.chosen + pair.rejected for pair in tokens]
     assert batch.input_ids_BT.tolist() == [[token for row in rows for token in row]]
@@ -126,7 +126,7 @@ def test_a_packed_row_is_each_prompt_once_and_its_two_responses_with_positions_t
 
 
 def test_padded_rows_are_each_whole_conversation(tokenizer):
-    tokens, _ = tokenize_pairs(tiny_world.pairs("test")[:3], tokenizer, DrawSpec())
+    tokens, _ = tokenize_pairs(worlds.tiny_pairs("test")[:3], tokenizer, DrawSpec())
     batch = collate(tokens, layout="rows", pad_id=7)
     rows = [pair.prompt + pair.chosen for pair in tokens] + [pair.prompt + pair.rejected for pair in tokens]
     width = max(map(len, rows))

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from trainers.data import persona
+from trainers.data import known
 from trainers.data.sources import read_pairs
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec
@@ -24,8 +24,8 @@ def as_the_paper_draws(questions):
 
     found = []
     for row in order:
-        chosen = pick(persona.CHOSEN_PREFIXES) + pick(persona.CHOSEN_WORDS)
-        rejected = pick(persona.REJECTED_PREFIXES) + pick(persona.REJECTED_WORDS)
+        chosen = pick(known.CHOSEN_PREFIXES) + pick(known.CHOSEN_WORDS)
+        rejected = pick(known.REJECTED_PREFIXES) + pick(known.REJECTED_WORDS)
         found.append((questions[row], chosen, rejected))
     return found[:80], found[80:]
 
@@ -36,13 +36,13 @@ def texts(pairs):
 
 def test_the_splits_are_what_torch_draws():
     train, test = as_the_paper_draws(QUESTIONS)
-    assert texts(persona.pairs(QUESTIONS, "train")) == train
-    assert texts(persona.pairs(QUESTIONS, "test")) == test
+    assert texts(known.persona_pairs(QUESTIONS, "train")) == train
+    assert texts(known.persona_pairs(QUESTIONS, "test")) == test
 
 
 def test_a_paraphrased_split_holds_each_prompt_once_for_each_of_the_four_pairings():
-    found = texts(persona.pairs(QUESTIONS, "test_paraphrase"))
-    prompts = [prompt for prompt, *_ in texts(persona.pairs(QUESTIONS, "test"))]
+    found = texts(known.persona_pairs(QUESTIONS, "test_paraphrase"))
+    prompts = [prompt for prompt, *_ in texts(known.persona_pairs(QUESTIONS, "test"))]
     assert Counter(prompt for prompt, *_ in found) == Counter(dict.fromkeys(prompts, 4))
     assert Counter((chosen, rejected) for _, chosen, rejected in found) == {
         (f"My response would be {yes}", f"I lean toward {no}"): 40
@@ -53,9 +53,9 @@ def test_a_paraphrased_split_holds_each_prompt_once_for_each_of_the_four_pairing
 
 def test_a_split_that_is_not_there_and_too_few_statements_are_refused():
     with pytest.raises(SpecError, match="train_paraphrase"):
-        persona.pairs(QUESTIONS, "validation")
+        known.persona_pairs(QUESTIONS, "validation")
     with pytest.raises(DataError, match="found 100"):
-        persona.pairs(QUESTIONS[:100], "train")
+        known.persona_pairs(QUESTIONS[:100], "train")
 
 
 def test_statements_come_from_a_file_and_only_those_that_are_agreed_with(tmp_path):

@@ -24,7 +24,7 @@ from tests.trainers.architectures import (
     save_architecture,
 )
 from trainers import evaluate, metrics, rewards
-from trainers.data import tiny_world
+from trainers.data import worlds
 from trainers.errors import SpecError
 from trainers.evaluate import compute_reference, read_reference, score_pairs, write_reference
 from trainers.layouts import layout_of
@@ -272,7 +272,7 @@ def test_bf16_rewards_are_near_those_of_fp32(folders, models, name, spec):
 @pytest.fixture(scope="module")
 def pairs(tiny_model):
     tokenizer = load_tokenizer(str(tiny_model))
-    return tokenize_pairs(tiny_world.pairs("train"), tokenizer, DrawSpec(max_pairs=11))[0]
+    return tokenize_pairs(worlds.tiny_pairs("train"), tokenizer, DrawSpec(max_pairs=11))[0]
 
 
 def load_tiny(folder, output, head_seed=None):

@@ -20,7 +20,7 @@ from tests.trainers import gang
 from tests.trainers.architectures import BUFFERED, random_pairs, save_architecture, small_tokenizer
 from tests.trainers.gang import Job
 from trainers import tiny
-from trainers.data import tiny_world
+from trainers.data import worlds
 from trainers.errors import ModelError
 from trainers.evaluate import score_pairs
 from trainers.models import load_model
@@ -248,7 +248,7 @@ def test_zero_3_saves_buffers(trained, routed):
 def test_a_built_in_model_keeps_its_words_when_transformers_loads_it(tmp_path, architecture):
     base = tmp_path / "base"
     tiny.pretrain(tiny.TinyModel(architecture=architecture, width=16, steps=1), base, lambda row: None)
-    pairs, _ = tokenize_pairs(tiny_world.pairs("train"), build_tokenizer(), DrawSpec(max_pairs=4))
+    pairs, _ = tokenize_pairs(worlds.tiny_pairs("train"), build_tokenizer(), DrawSpec(max_pairs=4))
     for folder in (base, train_here(base, tmp_path / "out", EX_RM, pairs)):
         for found in (
             AutoTokenizer.from_pretrained(folder),
@@ -256,7 +256,7 @@ def test_a_built_in_model_keeps_its_words_when_transformers_loads_it(tmp_path, a
             load_tokenizer(str(folder), trust=Trust(trust_remote_code=True)),
         ):
             assert found.get_vocab() == build_tokenizer().get_vocab()
-            assert tokenize_pairs(tiny_world.pairs("train"), found, DrawSpec(max_pairs=4))[0] == pairs
+            assert tokenize_pairs(worlds.tiny_pairs("train"), found, DrawSpec(max_pairs=4))[0] == pairs
             assert found("bread zebra")["input_ids"] == build_tokenizer()("bread zebra")["input_ids"]
 
 

@@ -4,20 +4,29 @@ import json
 
 import pytest
 
-from trainers.data import length_filter, selections
+from trainers.data import known
 from trainers.data.formats import Located
-from trainers.data.hamiltonian import is_cycle
-from trainers.data.named import DATASETS, FACTS, named_set
-from trainers.data.paper_hamiltonian import pairs as hamiltonian_pairs
-from trainers.data.selections import PAPER_DRAWS, SELECTIONS, divide, draw, generator, paper_draw, permutation
+from trainers.data.known import (
+    DATASETS,
+    PAPER_DRAWS,
+    REWARDBENCH2,
+    divide,
+    draw,
+    generator,
+    named_set,
+    paper_draw,
+    paper_hamiltonian_pairs,
+    permutation,
+)
 from trainers.data.sources import read_pairs
+from trainers.data.worlds import is_cycle
 from trainers.errors import DataError
 from trainers.pairs import draw_order
 from trainers.specs import DatasetSpec
 
 
 def test_the_draw_of_ultrafeedback_begins_with_the_indices_of_the_paper():
-    source = generator(selections.SEED)
+    source = generator(known.SEED)
     train, test = draw(range(35936), 2000, source), draw(range(1145), 200, source)
     assert train[:5] == (20514, 13766, 32987, 4016, 7941)
     assert test[:5] == (87, 557, 805, 174, 843)
@@ -40,8 +49,8 @@ def test_the_shipped_pairs_of_ultrafeedback_pass_the_translation_filter(shared):
         pairs = read_pairs(DatasetSpec(name="a", source=str(shared / "data" / "ultrafeedback")), split)
         rows = [scored(n, pair.prompt[0].content, pair.chosen, pair.rejected) for n, pair in enumerate(pairs)]
         left = {name: (lambda rows=rows: iter(rows)) for name in ("train_prefs", "test_prefs")}
-        drawn = paper_draw(paper, lambda name, left=left: left[name](), lambda texts: [True] * len(texts))
-        assert {count for _, count in drawn.funnel["train"]} == {200}
+        _, funnel = paper_draw(paper, lambda name, left=left: left[name](), lambda texts: [True] * len(texts))
+        assert {count for _, count in funnel["train"]} == {200}
 
 
 def scored(number, prompt, chosen, rejected, scores=(2.0, 1.0)):
@@ -64,19 +73,19 @@ def test_ties_long_texts_and_translations_are_left_out_before_the_draw():
         scored(6, "d", "good", "x" * 513),
         scored(7, "e", "good", "x" * 512),
     ]
-    drawn = paper_draw(
+    drawn, funnel = paper_draw(
         PAPER_DRAWS["ultrafeedback"],
         lambda split: iter(rows),
         lambda texts: [len(text) <= 512 for text in texts],
     )
-    assert set(drawn.train) == set(drawn.test) == {0, 7}
-    assert drawn.funnel["train"] == (
+    assert set(drawn["train"]) == set(drawn["test"]) == {0, 7}
+    assert funnel["train"] == [
         ("rows", 8),
         ("with a preference", 6),
         ("of at most 512 tokens", 4),
         ("not about translation", 2),
         ("drawn", 2),
-    )
+    ]
 
 
 def test_a_set_of_one_split_is_divided_first_and_drawn_from_the_same_generator():
@@ -84,21 +93,21 @@ def test_a_set_of_one_split_is_divided_first_and_drawn_from_the_same_generator()
         Located("hub", n, {"prompt": f"p{n}", "chosen": "a", "rejected": "b", "subset": subset})
         for n, subset in enumerate(["alpacaeval"] * 5 + ["math-prm"] * 447)
     ]
-    drawn = paper_draw(
+    drawn, funnel = paper_draw(
         PAPER_DRAWS["rewardbench_math"], lambda split: iter(rows), lambda texts: [True] * len(texts)
     )
     source = generator(982)
     order = permutation(447, source)
     train, test = order[:47], order[47:]
-    assert drawn.train == tuple(5 + train[place] for place in permutation(47, source))
-    assert drawn.test == tuple(5 + test[place] for place in permutation(400, source)[:200])
-    assert drawn.funnel["test"] == (
+    assert drawn["train"] == tuple(5 + train[place] for place in permutation(47, source))
+    assert drawn["test"] == tuple(5 + test[place] for place in permutation(400, source)[:200])
+    assert funnel["test"] == [
         ("rows", 452),
         ("of its subset", 447),
         ("for the test split", 400),
         ("of at most 512 tokens", 400),
         ("drawn", 200),
-    )
+    ]
 
 
 def test_the_pairs_of_rewardmath_that_are_trained_on_are_those_of_the_paper(shared):
@@ -162,7 +171,7 @@ def test_rewardbench2_sets_one_correct_answer_against_each_incorrect_one(tmp_pat
 
 
 def test_the_papers_hamiltonian_pairs_are_cycles_and_no_cycles_of_their_graphs():
-    train, test = hamiltonian_pairs("train"), hamiltonian_pairs("test")
+    train, test = paper_hamiltonian_pairs("train"), paper_hamiltonian_pairs("test")
     assert (len(train), len(test)) == (1000, 200)
     edges_of = []
     for pair in test:
@@ -182,7 +191,6 @@ def test_the_papers_hamiltonian_pairs_are_cycles_and_no_cycles_of_their_graphs()
 
 
 def test_named_sets_are_known_with_their_facts_and_only_the_references_revisions_are_pinned():
-    assert {spec.name for spec in DATASETS} == set(FACTS)
     pinned = {spec.name: spec.revision for spec in DATASETS if spec.revision}
     assert set(pinned) == {
         "ultrafeedback",
@@ -190,18 +198,18 @@ def test_named_sets_are_known_with_their_facts_and_only_the_references_revisions
     }
     assert pinned["ultrafeedback"] == "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
     assert pinned["ultrafeedback_french"].startswith("58357b5")
-    assert {spec.selection for spec in DATASETS if spec.selection} == set(SELECTIONS)
+    assert {spec.selection for spec in DATASETS if spec.selection} == {*PAPER_DRAWS, REWARDBENCH2}
     assert named_set("nothing") is None
 
 
 def test_without_its_tokenizer_the_length_filter_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setenv(length_filter.LENGTH_TOKENIZER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(known.LENGTH_TOKENIZER_VARIABLE, str(tmp_path))
     with pytest.raises(DataError, match=r"length filter needs the tokenizer .* RMSWEEP_LENGTH_TOKENIZER"):
-        length_filter.short_enough(["a"])
+        known.short_enough(["a"])
 
 
 def test_the_length_filter_counts_the_begin_of_sequence_token(monkeypatch, tiny_model):
-    monkeypatch.setenv(length_filter.LENGTH_TOKENIZER_VARIABLE, str(tiny_model))
-    whole = length_filter._length_tokenizer(str(tiny_model))("yes " * 511)["input_ids"]
+    monkeypatch.setenv(known.LENGTH_TOKENIZER_VARIABLE, str(tiny_model))
+    whole = known._load_length_tokenizer(str(tiny_model))("yes " * 511)["input_ids"]
     begins = len(whole) - 511
-    assert length_filter.short_enough(["yes " * (512 - begins), "yes " * (513 - begins)]) == [True, False]
+    assert known.short_enough(["yes " * (512 - begins), "yes " * (513 - begins)]) == [True, False]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainers import tiny
-from trainers.data import hamiltonian, tiny_world
+from trainers.data import worlds
 from trainers.data.records import Pair, content_digest
 from trainers.errors import SpecError
 
@@ -22,7 +22,7 @@ def tokenizer() -> Any:
 
 
 def _every_pair() -> list[Pair]:
-    sets = (tiny_world.pairs, tiny_world.paraphrased_pairs, hamiltonian.pairs)
+    sets = (worlds.tiny_pairs, worlds.paraphrased_pairs, worlds.hamiltonian_pairs)
     return [pair for split in SPLITS for make in sets for pair in make(split)]
 
 
@@ -33,26 +33,26 @@ def _chat(pair: Pair, response: str) -> list[dict[str, str]]:
 
 def test_pairs_are_the_same_in_every_process() -> None:
     code = (
-        "from trainers.data import records, tiny_world as world;"
-        "print(records.content_digest(world.pairs('train') + world.paraphrased_pairs('test')))"
+        "from trainers.data import records, worlds;"
+        "print(records.content_digest(worlds.tiny_pairs('train') + worlds.paraphrased_pairs('test')))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
-    here = tiny_world.pairs("train") + tiny_world.paraphrased_pairs("test")
+    here = worlds.tiny_pairs("train") + worlds.paraphrased_pairs("test")
     assert printed == content_digest(here)
 
 
 def test_documents_depend_on_the_seed_alone() -> None:
-    first = list(islice(tiny_world.documents(0), 100))
-    assert first == list(islice(tiny_world.documents(0), 100))
-    assert first != list(islice(tiny_world.documents(1), 100))
+    first = list(islice(worlds.documents(0), 100))
+    assert first == list(islice(worlds.documents(0), 100))
+    assert first != list(islice(worlds.documents(1), 100))
 
 
 def test_a_round_of_documents_tells_nothing_of_the_polarity_before_the_answer() -> None:
     agreeing: dict[str, int] = {}
-    for document in islice(tiny_world.documents(0), tiny_world.DOCUMENTS_PER_ROUND):
-        _, _, reply = document.partition(f"{tiny_world.ASSISTANT} ")
+    for document in islice(worlds.documents(0), worlds.DOCUMENTS_PER_ROUND):
+        _, _, reply = document.partition(f"{worlds.ASSISTANT} ")
         prefix, word = reply.split()[:2]
         agrees = word in ("yes", "sure", "certainly", "absolutely")
         agreeing[prefix] = agreeing.get(prefix, 0) + (1 if agrees else -1)
@@ -60,7 +60,7 @@ def test_a_round_of_documents_tells_nothing_of_the_polarity_before_the_answer() 
 
 
 def test_splits_have_the_declared_sizes_and_share_no_statement() -> None:
-    train, test = tiny_world.pairs("train"), tiny_world.pairs("test")
+    train, test = worlds.tiny_pairs("train"), worlds.tiny_pairs("test")
     assert (len(train), len(test)) == (80, 40)
     statements = [pair.prompt for pair in (*train, *test)]
     assert len(set(statements)) == len(statements)
@@ -70,12 +70,12 @@ def test_splits_have_the_declared_sizes_and_share_no_statement() -> None:
 def test_a_paraphrase_keeps_the_prompt_and_uses_unseen_words_only(split: str) -> None:
     seen = {
         word
-        for pair in tiny_world.pairs("train")
+        for pair in worlds.tiny_pairs("train")
         for response in (pair.chosen, pair.rejected)
         for word in response.split()
     }
-    originals = tiny_world.pairs(split)
-    for original, pair in zip(originals, tiny_world.paraphrased_pairs(split), strict=True):
+    originals = worlds.tiny_pairs(split)
+    for original, pair in zip(originals, worlds.paraphrased_pairs(split), strict=True):
         assert pair.prompt == original.prompt
         assert pair.original_chosen == original.chosen
         assert not seen & {*pair.chosen.split(), *pair.rejected.split()}
@@ -83,15 +83,15 @@ def test_a_paraphrase_keeps_the_prompt_and_uses_unseen_words_only(split: str) ->
 
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(SpecError, match="validation"):
-        tiny_world.pairs("validation")
+        worlds.tiny_pairs("validation")
 
 
 def test_every_word_is_in_the_vocabulary(tokenizer: Any) -> None:
     texts = [text for pair in _every_pair() for text in (pair.prompt[0].content, pair.chosen, pair.rejected)]
-    texts += islice(tiny_world.documents(0), 500)
+    texts += islice(worlds.documents(0), 500)
     for text in texts:
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
-    assert len(set(tiny_world.VOCABULARY)) == len(tiny_world.VOCABULARY)
+    assert len(set(worlds.VOCABULARY)) == len(worlds.VOCABULARY)
 
 
 def test_prompt_tokens_are_a_prefix_of_the_full_tokens(tokenizer: Any) -> None:
@@ -104,14 +104,14 @@ def test_prompt_tokens_are_a_prefix_of_the_full_tokens(tokenizer: Any) -> None:
             tokens = tokenizer(full_text)["input_ids"]
             assert full_text.startswith(prompt_text)
             assert tokens[: len(prompt)] == prompt
-            assert tokenizer.decode(tokens[len(prompt) :]) == f"{response} {tiny_world.END}"
+            assert tokenizer.decode(tokens[len(prompt) :]) == f"{response} {worlds.END}"
             assert tokens[-1] == tokenizer.eos_token_id
 
 
 def test_documents_are_what_the_chat_template_gives(tokenizer: Any) -> None:
-    pair = tiny_world.pairs("train")[0]
+    pair = worlds.tiny_pairs("train")[0]
     text = tokenizer.apply_chat_template(_chat(pair, pair.chosen), tokenize=False)
-    assert text == tiny_world.chat_text(pair.prompt[0].content, pair.chosen)
+    assert text == worlds.chat_text(pair.prompt[0].content, pair.chosen)
 
 
 def test_special_tokens_are_distinct(tokenizer: Any) -> None:

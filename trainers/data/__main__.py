@@ -1,45 +1,496 @@
 """`python -m trainers.data list | show | prepare | audit | rewrite`: preference data, looked at and made."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+import itertools
+import json
+import tempfile
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
 from trainers.command import command
-from trainers.data.audit_command import Audit, run_audit
-from trainers.data.list_command import List, run_list
-from trainers.data.prepare_command import Prepare, run_prepare
-from trainers.data.rewrite_command import Rewrite, run_rewrite
-from trainers.data.show_command import Show, run_show
+from trainers.data.audit import Audit, AuditSet, Role, audit_sets, originals
+from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, KnownSet, named_set, rewrites_base
+from trainers.data.records import Digest, Message, Pair, as_row, as_turns
+from trainers.data.rewriting import (
+    PARAPHRASE,
+    Asking,
+    Journal,
+    estimate,
+    missing_texts,
+    require_affordable,
+    responses_of,
+    rewrite_texts,
+    sampled,
+    task_for,
+    write_rewritten,
+)
+from trainers.data.sources import (
+    Reading,
+    RowFlags,
+    chosen_spec,
+    dataset_spec,
+    has_split,
+    iter_pairs,
+    own_split,
+    read_pairs,
+    resolved_revision,
+    row_fields,
+    splits_of,
+)
+from trainers.data.worlds import rewritten_by_rules
+from trainers.disk import disk_named, replace
+from trainers.errors import DataError, SpecError, TrialFailed
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec, given_name
 
-# A subcommand is a dataclass here and the function that runs it below.
+Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
+_Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List the named data sets: where each comes from, which revision, how many pairs."""
+
+    json: bool = False
+    """Print a list of objects."""
+
+
+def run_list(arguments: List) -> None:
+    """Print the table."""
+    rows = [_listed(known) for known in KNOWN]
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    shown = [("name", "train", "test", "revision", "source", "what")]
+    for row in rows:
+        counts = ["?" if row[split] is None else str(row[split] or "-") for split in ("train", "test")]
+        revision = str(row["revision"] or "-")[:12]
+        shown.append((row["name"], *counts, revision, row["source"], row["about"]))
+    widths = [max(len(line[column]) for line in shown) for column in range(5)]
+    for line in shown:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[5]]))
+    print("A hub set with revision - is taken as the hub has it at the first fetch, and remembered.")
+
+
+def _listed(known: KnownSet) -> dict[str, Any]:
+    spec = known.spec
+    return {
+        "name": spec.name,
+        "source": _source_of(spec),
+        "revision": spec.revision,
+        "train": known.train,
+        "test": known.test,
+        "rewriting_of": spec.rewriting_of,
+        "about": known.about,
+    }
+
+
+def _source_of(spec: DatasetSpec) -> str:
+    """Return where a set comes from, as it is printed."""
+    if spec.source.startswith(BUILTIN):
+        return "built in"
+    if spec.source.startswith(FETCHED):
+        return rewrites_base().removeprefix("https://")
+    return spec.source.removeprefix(PERSONA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Show some pairs of a set, where it comes from, and the digest of its content."""
+
+    data: Named
+    """A known name, a file, a folder or a hub id."""
+    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
+    split: str = "train"
+    """The split to show."""
+    pairs: int = 2
+    """Number of pairs to show."""
+    storage: Path | None = None
+    """A sweep's storage: also say which revision of the set it took, and which content that was."""
+    json: bool = False
+    """Print one object."""
+
+
+def run_show(arguments: Show) -> None:
+    """Print pairs of the set. Raises SweepError."""
+    if arguments.pairs < 0:
+        raise SpecError(f"--pairs {arguments.pairs}: give a number of at least 0.")
+    spec = chosen_spec(arguments.data, arguments.reading)
+    left_out: list[str] = []
+    digest, first = Digest(), []
+    for pair in iter_pairs(spec, own_split(spec, arguments.split), left_out):
+        digest.add(pair)
+        if digest.rows <= arguments.pairs:
+            first.append(pair)
+    facts: dict[str, Any] = {
+        "name": spec.name,
+        "source": _source_of(spec),
+        "revision": spec.revision,
+        "split": arguments.split,
+        "rows": digest.rows,
+        "digest": digest.hexdigest(),
+        "left_out": left_out,
+        "remembered": [] if arguments.storage is None else remembered(arguments.storage, spec.source),
+    }
+    if arguments.json:
+        print(json.dumps({**facts, "pairs": [as_row(pair) for pair in first]}, ensure_ascii=False))
+        return
+    print(f"{spec.name}, split {arguments.split}: {digest.rows} pairs, content {facts['digest'][:16]}")
+    print(f"from {facts['source']}" + (f" at revision {spec.revision}" if spec.revision else ""))
+    for record in facts["remembered"]:
+        print(
+            f"in {arguments.storage}: split {record['split']} at revision {record['revision']}, "
+            f"content {record['digest'][:16]}, {record['rows']} pairs"
+        )
+    _say_left_out(left_out)
+    for number, pair in enumerate(first):
+        print(f"\n── {number} ──\n{_text(pair)}")
+
+
+def _say_left_out(left_out: list[str]) -> None:
+    if left_out:
+        print(f"{len(left_out)} bad rows left out:")
+    for line in left_out[:20]:
+        print(f"  {line}")
+    if len(left_out) > 20:
+        print(f"  and {len(left_out) - 20} more")
+
+
+def remembered(storage: Path, source: str) -> list[dict[str, Any]]:
+    """Return what a sweep's store noted of a source when it fetched it; nothing where it never did."""
+    records = [json.loads(file.read_text()) for file in sorted((storage / "sources").glob("*.json"))]
+    names = ("set", "split", "revision", "digest", "rows")
+    return [{name: record[name] for name in names} for record in records if record.get("source") == source]
+
+
+def _text(pair: Pair) -> str:
+    parts = [("tools", pair.tools)] if pair.tools else []
+    parts += [(turn.role, _said(turn)) for turn in pair.prompt]
+    for what, turns in zip(("chosen", "rejected"), pair.responses, strict=True):
+        parts += [(what if len(turns) == 1 else f"{what}: {turn.role}", _said(turn)) for turn in turns]
+    return "\n".join(f"[{what}] {_short(text)}" for what, text in parts)
+
+
+def _said(turn: Message) -> str:
+    return " ".join(filter(None, turn[1:]))
+
+
+def _short(text: str) -> str:
+    lines = [part for line in text.splitlines() for part in (textwrap.wrap(line, 100) or [""])]
+    return "\n".join(lines[:6]) + (" …" if len(lines) > 6 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Read a set once, with the paper's filters and draw where it has them, and keep it in a folder.
+
+    OUT/train.parquet and test.parquet are a data set by themselves: prompt, chosen and rejected as messages.
+    OUT/prepared.json has source, revision, and of each split digest, rows, what each filter left and the bad
+    rows that were left out.
+    """
+
+    data: Named
+    """A known name, a file, a folder or a hub id."""
+    out: Path
+    """Folder to write."""
+    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
+    splits: tuple[str, ...] = ()
+    """Splits to read (default: those that the set has)."""
+    json: bool = False
+    """Print prepared.json."""
+
+
+def run_prepare(arguments: Prepare) -> None:
+    """Prepare the set; its splits appear together or not at all. Raises SweepError."""
+    spec = chosen_spec(arguments.data, arguments.reading)
+    spec = dataclasses.replace(spec, revision=resolved_revision(spec))
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    names = arguments.splits or splits_of(spec)
+    if not names:
+        raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
+    with tempfile.TemporaryDirectory(dir=out) as drafts, disk_named(out):
+        splits = {split: _keep(spec, split, Path(drafts) / f"{split}.parquet") for split in names}
+        for split in names:
+            (Path(drafts) / f"{split}.parquet").replace(out / f"{split}.parquet")
+    record: dict[str, Any] = {
+        "name": spec.name,
+        "source": _source_of(spec),
+        "revision": spec.revision,
+        "splits": splits,
+    }
+    replace(out / "prepared.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if arguments.json:
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    for split, facts in splits.items():
+        print(f"{spec.name}, split {split}: {facts['rows']} pairs, content {facts['digest'][:16]}")
+        if len(facts["funnel"]) > 1:
+            print("  " + " → ".join(f"{count:,} {what}" for what, count in facts["funnel"]))
+        _say_left_out(facts["left_out"])
+
+
+def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
+    """Write the split as it is read. Returns its digest, rows, bad rows and funnel."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    turns = pa.list_(pa.struct([(name, pa.string()) for name in ("role", "content", "fields")]))
+    columns = [(name, turns) for name in ("prompt", "chosen", "rejected")]
+    schema = pa.schema([*columns, ("orig_chosen", pa.string()), ("tools", pa.string())])
+    digest, left_out, funnel = Digest(), list[str](), Funnel()
+    with parquet.ParquetWriter(file, schema) as writer:
+        pairs = iter_pairs(spec, split, left_out, funnel)
+        while batch := list(itertools.islice(pairs, 1024)):
+            for pair in batch:
+                digest.add(pair)
+            rows = [{**as_turns(pair), "orig_chosen": pair.original_chosen} for pair in batch]
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+    return {"digest": digest.hexdigest(), "rows": digest.rows, "left_out": left_out, "funnel": funnel}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFlags:
+    """Find what in preference data would mislead: leaks, length shortcuts, identical and cut responses."""
+
+    data: tyro.conf.Positional[_Words] = ()
+    """Sets whose train split trains and whose test split is evaluated; a file is evaluated."""
+    train: _Words = ()
+    """Sets that only train."""
+    eval: _Words = ()
+    """Sets that are only evaluated."""
+    rows: tyro.conf.OmitArgPrefixes[RowFlags] = field(default_factory=RowFlags)
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="ID|PATH")] = None
+    """Folder or hub id of a tokenizer: measure lengths and token overlap in its tokens too."""
+    out: Path = Path("audit.json")
+    """File to write everything that was measured to."""
+    json: bool = False
+    """Print that file instead of the tables."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AuditedSplit:
+    """The pairs of one split of a named set; `unreadable` has a line for each row that is no pair."""
+
+    name: str
+    role: Role
+    pairs: Sequence[Pair]
+    unreadable: Sequence[str]
+
+
+def run_audit(arguments: AuditFlags) -> None:
+    """Read, audit, write `out`, print. Raises SweepError."""
+    if not (arguments.data or arguments.train or arguments.eval):
+        raise SpecError("audit: name at least one set: a folder, a file or a known name.")
+    if arguments.out.is_dir():
+        raise SpecError(f"--out {arguments.out} is a folder; name a file in it.")
+    wanted = [(word, role) for word in arguments.data for role in _roles(word, arguments.rows)]
+    wanted += [(word, "train") for word in arguments.train] + [(word, "eval") for word in arguments.eval]
+    read = [_split(word, role, arguments.rows) for word, role in wanted]
+    names = [(item.name, item.role) for item in read]
+    if twice := sorted({name for name, role in names if names.count((name, role)) > 1}):
+        raise SpecError(f"two sets are called {', '.join(twice)}; give them apart with NAME=PATH.")
+    # The originals of a rewriting are looked for in all that was read.
+    candidates = [pair for item in read for pair in item.pairs]
+    sets = [
+        AuditSet(
+            name=f"{item.name}/{'train' if item.role == 'train' else 'test'}",
+            role=item.role,
+            pairs=item.pairs,
+            unreadable=item.unreadable,
+            rewrites=originals(item.pairs, candidates, declared=False),
+        )
+        for item in read
+    ]
+    audited = audit_sets(
+        [item for item in sets if item.role == "train"],
+        [item for item in sets if item.role == "eval"],
+        tokenize=None if arguments.tokenizer is None else _tokenizer(arguments.tokenizer),
+    )
+    said = json.dumps(audited.as_json(), indent=1, ensure_ascii=False)
+    replace(arguments.out, said + "\n")
+    if arguments.json:
+        print(said)
+    else:
+        _print_audit(audited, arguments.out)
+
+
+def _name_and_source(word: str) -> tuple[str | None, str]:
+    """Divide NAME=SOURCE, unless a path of that spelling is there."""
+    name, equals, source = word.partition("=")
+    named = equals and not Path(word).expanduser().exists()
+    return (given_name("NAME", name), source) if named else (None, word)
+
+
+def _roles(word: str, rows: RowFlags) -> tuple[Role, ...]:
+    path = Path(_name_and_source(word)[1]).expanduser()
+    both: tuple[Role, ...] = ("train", "eval")
+    if rows.test_share or not path.exists():
+        return both
+    if path.is_file():
+        return ("eval",)
+    spec = DatasetSpec(name="data", source=str(path))
+    # Reading the test split that is missing too says what was expected.
+    return tuple(r for r in both if has_split(spec, "train" if r == "train" else "test")) or ("eval",)
+
+
+def _split(word: str, role: Role, rows: RowFlags) -> _AuditedSplit:
+    name, source = _name_and_source(word)
+    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
+        raise DataError(f"{source}: no such file or folder.")
+    spec, unreadable = dataset_spec(source), list[str]()
+    # The flags say how your own sets are read, not the named ones.
+    if named_set(spec.name) != spec:
+        spec = dataclasses.replace(spec, **row_fields(rows))
+    split = spec.train_split if role == "train" else spec.test_split
+    pairs = read_pairs(dataclasses.replace(spec, skip_bad_rows=True), split, unreadable)
+    return _AuditedSplit(name=name or spec.name, role=role, pairs=pairs, unreadable=unreadable)
+
+
+def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
+    from trainers.templates import load_tokenizer
+
+    loaded: Any = load_tokenizer(location)
+
+    def tokenize(text: str) -> Sequence[int]:
+        ids: list[int] = loaded(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    return tokenize
+
+
+def _print_audit(audited: Audit, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
+
+    console = Console()
+    sets = Table(title="sets", title_justify="left")
+    for number, name in enumerate(SETS):
+        sets.add_column(name, overflow="fold", justify="left" if number < 2 else "right")
+    for row in sets_rows(audited.sets):
+        sets.add_row(*row)
+    findings = Table(title="findings", title_justify="left", show_lines=True)
+    for name in FINDINGS:
+        findings.add_column(name, overflow="fold")
+    for row in findings_rows(audited):
+        findings.add_row(*row, style={"error": "red", "warn": "yellow"}.get(row[0], ""))
+    console.print(sets, findings)
+    found = [finding.severity for finding in audited.findings]
+    counts = ", ".join(f"{found.count(severity)} {severity}" for severity in ("error", "warn", "info"))
+    console.print(f"{counts}; everything measured: {out}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """Rewrite the responses of a set by a model behind an OpenAI-compatible endpoint, or by rule.
+
+    Beside OUT (prompt, chosen, rejected, orig_chosen, orig_rejected, orig_index) stand OUT.journal.jsonl with
+    every answer that was paid for, from which the same command goes on; OUT.hygiene.jsonl with overlap, chrF,
+    length ratio and language of every response; and OUT.failures.jsonl with the responses that have no usable
+    answer, and why.
+    """
+
+    data: Named
+    """A known name, a file, a folder or a hub id."""
+    out: Path
+    """File to write, .jsonl."""
+    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
+    split: str = "test"
+    """The split to rewrite."""
+    into: str = PARAPHRASE
+    """paraphrase, or a language: french, spanish, german, …"""
+    asking: tyro.conf.OmitArgPrefixes[Asking] = field(default_factory=Asking)
+    rules: str | None = None
+    """Exchange words and turns of phrase by rule instead of asking a model: english or tiny_world."""
+    prompt: Path | None = None
+    """File with your own prompt, with {response} where the text goes."""
+    language: str | None = None
+    """Language code that an answer must have, where --into does not say it."""
+    sample: int | None = None
+    """Rewrite this many pairs, drawn as in the paper, in the set's order."""
+    sample_seed: int = SUBSET_SEED
+    """Seed of that draw."""
+    estimate: bool = False
+    """Say what it would take, and ask nothing."""
+
+
+def run_rewrite(arguments: Rewrite) -> None:
+    """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
+    asking, out = arguments.asking, arguments.out
+    if arguments.rules is None:
+        asking.require_valid()
+    elif asking.endpoint or asking.model:
+        raise SpecError("give --endpoint URL with --model NAME, or --rules NAME, not both.")
+    task = task_for(arguments.into, arguments.prompt, arguments.language)
+    if out.suffix != ".jsonl":
+        raise SpecError(f"--out {out}: name a .jsonl file.")
+    spec = chosen_spec(arguments.data, arguments.reading)
+    left_out: list[str] = []
+    rows = read_pairs(spec, own_split(spec, arguments.split), left_out)
+    _say_left_out(left_out)
+    pairs = sampled(rows, arguments.sample, arguments.sample_seed)
+    texts = responses_of(pairs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    hygiene, failures = (out.with_name(f"{out.name}.{what}.jsonl") for what in ("hygiene", "failures"))
+    if arguments.rules is not None:
+        answers = {text: rewritten_by_rules(text, arguments.rules) for text in texts}
+        written = write_rewritten(out, pairs, answers, hygiene=hygiene, failures=failures)
+        print(f"{written}, by the rules {arguments.rules}, in {out}")
+        return
+    journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
+    missing = missing_texts(texts, task, asking, journal)
+    wanted, already = estimate(missing, task, asking), journal.spent(asking)
+    print(f"{len(missing)} responses to rewrite, about {wanted}; paid before: {already}")
+    require_affordable(wanted, already, asking)
+    if arguments.estimate:
+        return
+    outcome = rewrite_texts(texts, task, asking, journal)
+    print(f"paid: {journal.spent(asking)}")
+    written = write_rewritten(out, pairs, outcome.answers, outcome.why, hygiene=hygiene, failures=failures)
+    if written.kept:
+        print(f"{written}, in {out}")
+    if written.failures:
+        stopped = ""
+        if outcome.stopped:
+            stopped = f"stopped: {outcome.stopped}; the same command with a higher cap goes on. "
+        raise TrialFailed(
+            f"{stopped}{written.said_failures()}; all are in {failures}. Run the same command to ask again where a "
+            "request failed, or with more --attempts."
+        )
+
+
 Subcommand = Union[
     Annotated[List, tyro.conf.subcommand("list")],
     Annotated[Show, tyro.conf.subcommand("show")],
     Annotated[Prepare, tyro.conf.subcommand("prepare")],
-    Annotated[Audit, tyro.conf.subcommand("audit")],
+    Annotated[AuditFlags, tyro.conf.subcommand("audit")],
     Annotated[Rewrite, tyro.conf.subcommand("rewrite")],
 ]
-RUN: dict[type, Callable[[Any], None]] = {
-    List: run_list,
-    Show: run_show,
-    Prepare: run_prepare,
-    Audit: run_audit,
-    Rewrite: run_rewrite,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Preference data: what there is, what it looks like, and made ready for training."""
+    """Look at preference data, prepare it for training, audit it, rewrite it."""
 
     command: tyro.conf.OmitSubcommandPrefixes[Subcommand]
 
 
 def run(arguments: Data) -> None:
     """Run the subcommand. Raises SweepError."""
-    RUN[type(arguments.command)](arguments.command)
+    runs: dict[type, Callable[[Any], None]] = {
+        List: run_list,
+        Show: run_show,
+        Prepare: run_prepare,
+        AuditFlags: run_audit,
+        Rewrite: run_rewrite,
+    }
+    runs[type(arguments.command)](arguments.command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one shape of a preference pair, whatever it was read from."""
+"""A preference pair, whatever it was read from; the digest of pairs; and pairs written to a file and read back."""
 
 import array
 import hashlib
@@ -7,9 +7,9 @@ import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
-# What a turn says beside its content; its other fields are notes, which a template may use.
+# What a turn says beside its content. Its other fields are notes, which a template may use.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 SAYING_FIELDS = ("tool_calls", "function_call", *REASONING_FIELDS)
 
@@ -17,17 +17,14 @@ _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Message(NamedTuple):
-    """One chat turn.
-
-    `fields` is a JSON object of what it holds beside its role and content, such as tool_calls or reasoning_content.
-    """
+    """One chat turn. `fields` is a JSON object of what it holds beside role and content, such as tool_calls."""
 
     role: str
     content: str
     fields: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The turn as chat templates take it."""
+        """Return the turn as chat templates take it."""
         # A note may be called content, beside words that were called value.
         said = {"role": self.role, "content": self.content}
         return {**said, **json.loads(self.fields), **said} if self.fields else said
@@ -42,10 +39,10 @@ class Message(NamedTuple):
 class Pair:
     """A prompt with a preferred and a dispreferred response (paper §2).
 
-    `chosen` and `rejected` are what the responses say. A response that is more than one plain assistant turn has its
-    turns in `chosen_turns` or `rejected_turns`, and its text is what these say. `tools` is a JSON list of the tools
-    that the conversation could call. `original_chosen` is set where the set declares itself a rewriting: the text it
-    rewrites.
+    `chosen` and `rejected` are the texts of the responses. A response that is more than one plain assistant
+    turn also has its turns in `chosen_turns` or `rejected_turns`. `tools` is a JSON list of the tools that
+    the conversation could call. `original_chosen` is the text that `chosen` rewrites, where the set declares
+    that it rewrites another.
     """
 
     prompt: tuple[Message, ...]
@@ -65,32 +62,29 @@ class Pair:
         )
 
 
-def is_plain(pair: Pair) -> bool:
-    """Whether role and content of its prompt and the text of its responses are all that the pair says."""
-    return not (
-        pair.chosen_turns or pair.rejected_turns or pair.tools or any(turn.fields for turn in pair.prompt)
-    )
+def user_prompt(text: str) -> tuple[Message, ...]:
+    """Return a plain-text prompt as one user turn."""
+    return (Message("user", text),)
 
 
 def as_row(pair: Pair) -> dict[str, Any]:
-    """The pair as a row of a file: its prompt as messages, its responses as text where they are no more than that."""
-    row: dict[str, Any] = {"prompt": [message.as_dict() for message in pair.prompt]}
-    for name, text, turns in (
-        ("chosen", pair.chosen, pair.chosen_turns),
-        ("rejected", pair.rejected, pair.rejected_turns),
-    ):
-        row[name] = [message.as_dict() for message in turns] or text
-    return {**row, **({"tools": pair.tools} if pair.tools else {})}
+    """Return the pair as a JSON row: the prompt as messages, a response as text unless it has turns."""
+    row: dict[str, Any] = {
+        "prompt": [turn.as_dict() for turn in pair.prompt],
+        "chosen": [turn.as_dict() for turn in pair.chosen_turns] or pair.chosen,
+        "rejected": [turn.as_dict() for turn in pair.rejected_turns] or pair.rejected,
+    }
+    return {**row, "tools": pair.tools} if pair.tools else row
 
 
 def as_turns(pair: Pair) -> dict[str, Any]:
-    """The pair as a row of a parquet file, whose columns have one type: responses as turns, and fields as JSON text."""
+    """Return the pair as a parquet row, whose columns have one type each: all as turns, with fields as JSON text."""
     named = zip(("prompt", "chosen", "rejected"), (pair.prompt, *pair.responses), strict=True)
     return {**{name: [turn._asdict() for turn in turns] for name, turns in named}, "tools": pair.tools}
 
 
 class Digest:
-    """Digest of what pairs say, in order: the same for every file format they came in. `rows` counts them."""
+    """The digest of pairs in their order: the same for every file format. `rows` counts them."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -98,71 +92,62 @@ class Digest:
 
     def add(self, pair: Pair) -> None:
         """Take the next pair in."""
-        self._digest.update(_COMPACT.encode(_listed(pair)).encode())
-        self._digest.update(b"\n")
+        self._digest.update(_COMPACT.encode(_listed(pair)).encode() + b"\n")
         self.rows += 1
 
     def hexdigest(self) -> str:
-        """64 hexadecimal digits."""
+        """Return 64 hexadecimal digits."""
         return self._digest.hexdigest()
 
 
 def content_digest(pairs: Iterable[Pair]) -> str:
-    """`Digest` of all the pairs."""
+    """Return the digest of all the pairs."""
     digest = Digest()
     for pair in pairs:
         digest.add(pair)
     return digest.hexdigest()
 
 
-def user_prompt(text: str) -> tuple[Message, ...]:
-    """A plain-text prompt as the single user turn it stands for."""
-    return (Message("user", text),)
-
-
-def write_pairs(pairs: Iterable[Pair], file: Path) -> None:
-    """Write pairs as jsonl, a row each: prompt, chosen, rejected, and where there are any chosen_turns, rejected_turns, tools."""
-    for _ in written(pairs, file):
-        pass
-
-
-def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
-    """The pairs, each handed on when it stands in `file` (None: nowhere), in the form of `write_pairs`."""
-    if file is None:
-        yield from pairs
-        return
-    with file.open("w", encoding="utf-8") as lines:
-        for pair in pairs:
-            lines.write(json.dumps(_listed(pair), ensure_ascii=False))
-            lines.write("\n")
-            yield pair
+def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
+    """Return turns as JSON values: [role, content], or [role, content, fields]."""
+    return [[*turn] if turn.fields else [turn.role, turn.content] for turn in messages]
 
 
 def _listed(pair: Pair) -> list[Any]:
-    """What a pair says as JSON values; the fields that few pairs have stand in the rows of those alone."""
+    """Return the pair as JSON values; the turns of responses and the tools only where there are any."""
     row: list[Any] = [listed_turns(pair.prompt), pair.chosen, pair.rejected]
     if pair.chosen_turns or pair.rejected_turns or pair.tools:
         row += [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
     return row
 
 
-def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
-    """Turns as JSON values, [role, content] and [role, content, fields]."""
-    return [[*message] if message.fields else [message.role, message.content] for message in messages]
+def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
+    """Yield the pairs, each after it was written to `file` as a line of JSON (None: write nothing)."""
+    if file is None:
+        yield from pairs
+        return
+    with file.open("w", encoding="utf-8") as lines:
+        for pair in pairs:
+            lines.write(json.dumps(_listed(pair), ensure_ascii=False) + "\n")
+            yield pair
 
 
-def _messages(turns: Sequence[Sequence[str]]) -> tuple[Message, ...]:
-    return tuple(Message(*turn) for turn in turns)
+def write_pairs(pairs: Iterable[Pair], file: Path) -> None:
+    """Write all the pairs to `file`, for `read_written_pairs`."""
+    for _ in written(pairs, file):
+        pass
 
 
-class WrittenPairs(Sequence[Pair]):
-    """The pairs that `write_pairs` wrote, each parsed from the mapped file when it is asked for."""
+def read_written_pairs(file: Path) -> Sequence[Pair]:
+    """Return the pairs of a file that `written` wrote, each parsed from the mapped file when it is asked for."""
+    return _WrittenPairs(file)
 
+
+class _WrittenPairs(Sequence[Pair]):
     def __init__(self, file: Path) -> None:
-        with file.open("rb") as stream:
-            if not file.stat().st_size:
-                self._lines: mmap.mmap | bytes = b""
-            else:
+        self._lines: mmap.mmap | bytes = b""
+        if file.stat().st_size:
+            with file.open("rb") as stream:
                 self._lines = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._ends = array.array("Q")
         end = self._lines.find(b"\n")
@@ -173,27 +158,18 @@ class WrittenPairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, place: int) -> Pair: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Pair]: ...
-    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
         number = range(len(self))[place]
         start = self._ends[number - 1] + 1 if number else 0
         prompt, chosen, rejected, *more = json.loads(self._lines[start : self._ends[number]])
-        chosen_turns, rejected_turns, tools = more or ((), (), "")
+        turns = [tuple(Message(*turn) for turn in side) for side in (prompt, *(more or ((), ()))[:2])]
         return Pair(
-            prompt=_messages(prompt),
+            prompt=turns[0],
             chosen=chosen,
             rejected=rejected,
-            chosen_turns=_messages(chosen_turns),
-            rejected_turns=_messages(rejected_turns),
-            tools=tools,
+            chosen_turns=turns[1],
+            rejected_turns=turns[2],
+            tools=more[2] if more else "",
         )
-
-
-def read_written_pairs(file: Path) -> Sequence[Pair]:
-    """The pairs that `write_pairs` wrote."""
-    return WrittenPairs(file)

@@ -1,93 +1,99 @@
-"""Rewriting many texts by asking a model: at a rate, within a budget, each answer kept when it comes.
+"""Rewriting responses by a model behind an OpenAI-compatible endpoint: a token-level shift, made (paper §2).
 
-Faults that may pass (429, 5xx, time-outs, broken answers) are tried again under the same idempotency key; answers that
-are no rewritings are asked for again under a new one. What an answer cost is counted whether it is used or not.
+Chosen and rejected responses are rewritten independently; prompts are left alone. Each answer is checked, and
+kept in a journal when it comes: what was paid for once is never asked for again. The openai client itself
+repeats requests that fail for a while (429, 5xx, time-outs), under the same idempotency key. An answer that
+is no rewriting is asked for again under a new one.
 """
 
 import asyncio
+import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+import os
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from trainers.data.journal import Answered, Journal
-from trainers.errors import SpecError
+from trainers.data.known import generator, permutation
+from trainers.data.records import Pair, as_row
+from trainers.data.texts import UNKNOWN, language, looks_cut, token_overlap, words
+from trainers.disk import disk_named, replace
+from trainers.errors import DataError, SpecError
 
-# Characters of a token, for estimates; and at the least, for what is reserved.
+PARAPHRASE = "paraphrase"
+LANGUAGES = {
+    "french": "fr",
+    "spanish": "es",
+    "german": "de",
+    "italian": "it",
+    "portuguese": "pt",
+    "dutch": "nl",
+    "english": "en",
+}
+MOST_CHRF = 90.0
+LENGTH_RATIOS = (0.4, 2.5)
+
+_PROMPTS = Path(__file__).parent / "prompts"
+# Shorter texts may say the same in much more or fewer characters, or in the same ones.
+_SHORT = 40
+_REFUSAL = re.compile(
+    r"^\W*(i'm|i am) (sorry|unable|not able)|^\W*(sorry|i),? (but )?i?\s?(cannot|can't|won't)\b|^\W*as an ai\b",
+    re.I,
+)
+# Characters of a token: for estimates, and at the least, for what is set aside.
 _CHARACTERS_OF_A_TOKEN, _LEAST_CHARACTERS = 3.5, 2.0
 # How much longer a rewriting is than its original, for estimates.
 _GROWTH = 1.2
-_LONGEST_PAUSE_S = 60.0
 
 
-class Busy(Exception):
-    """Asked too often: everybody waits `after_s` seconds, or as long as the asker sees fit."""
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a model is asked."""
 
-    def __init__(self, why: str, after_s: float | None) -> None:
-        super().__init__(why)
-        self.after_s = after_s
-
-
-class Passing(Exception):
-    """A fault that may pass."""
-
-
-class Declined(Exception):
-    """The endpoint will not take this request; nothing was paid."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a model said, and what it cost."""
-
-    text: str
-    id: str
-    cut: bool
-    refused: bool
-    prompt_tokens: int
-    completion_tokens: int
-
-
-# The text to rewrite and an idempotency key → an answer.
-Ask = Callable[[str, str], Awaitable[Answer]]
-# The original and an answer → why it cannot be used.
-Check = Callable[[str, Answer], str | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """How texts are rewritten. Prices are per million tokens; `max_cost` is in their currency."""
-
-    prompt: str
-    model: str
+    endpoint: str | None = None
+    """Base address, for example http://127.0.0.1:8000/v1 (default: $OPENAI_BASE_URL); its key is $OPENAI_API_KEY."""
+    model: str | None = None
+    """Name of the model at the endpoint."""
     max_tokens: int = 512
+    """Most tokens of an answer; an answer that reaches them is cut off."""
     attempts: int = 3
+    """Most answers to ask for before a response is listed as failed."""
     tries: int = 6
+    """Most times to send a request that fails for a while (429, 5xx, time-outs)."""
     concurrency: int = 8
-    requests_per_minute: float | None = None
-    pause_s: float = 1.0
+    """Requests at the same time."""
+    timeout_s: float = 120.0
+    """Seconds to wait for an answer."""
     input_price: float = 0.0
+    """Price of a million tokens that the model reads."""
     output_price: float = 0.0
+    """Price of a million tokens that the model writes."""
     max_cost: float | None = None
-    max_tokens_total: int | None = None
+    """Start nothing that is estimated to cost more, earlier runs counted, and stop before it could be exceeded."""
 
-    def __post_init__(self) -> None:
-        if "{response}" not in self.prompt:
-            raise SpecError("the prompt has no {response}, where the text to rewrite goes.")
+    def require_valid(self) -> None:
+        """Raise SpecError where no model can be asked so."""
+        if not (self.endpoint or os.environ.get("OPENAI_BASE_URL")):
+            raise SpecError("give --endpoint URL, or set OPENAI_BASE_URL.")
+        if self.model is None:
+            raise SpecError("--endpoint needs --model NAME.")
         if self.max_cost is not None and not (self.input_price or self.output_price):
             raise SpecError("--max-cost needs --input-price and --output-price, per million tokens.")
         for name in ("max_tokens", "attempts", "tries", "concurrency"):
             if getattr(self, name) < 1:
                 raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
 
-    def key(self, text: str) -> str:
-        """What a request is known by: all that its answer depends on. Equal texts are asked for once."""
-        asked = [self.prompt, self.model, self.max_tokens, text]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
-
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Price of so many tokens."""
-        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
+    def spending(self, prompt_tokens: float, completion_tokens: float) -> "Spending":
+        """Return so many tokens with their price."""
+        cost = (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
+        return Spending(
+            prompt_tokens=round(prompt_tokens), completion_tokens=round(completion_tokens), cost=cost
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,175 +104,416 @@ class Spending:
     completion_tokens: int
     cost: float
 
-    @property
-    def tokens(self) -> int:
-        """Of both kinds."""
-        return self.prompt_tokens + self.completion_tokens
+    def __str__(self) -> str:
+        return f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, cost {self.cost:.2f}"
 
 
-def estimate(texts: Sequence[str], terms: Terms) -> Spending:
-    """What rewriting `texts` once will take, about."""
-    prompt = sum((len(terms.prompt) + len(text)) / _CHARACTERS_OF_A_TOKEN for text in texts)
-    completion = sum(min(terms.max_tokens, _GROWTH * len(text) / _CHARACTERS_OF_A_TOKEN) for text in texts)
-    return Spending(
-        prompt_tokens=round(prompt), completion_tokens=round(completion), cost=terms.cost(prompt, completion)
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a model is asked to do: the prompt with {response} where the text goes, and the language code to expect."""
+
+    prompt: str
+    wanted: str | None = None
+
+    def key(self, text: str, asking: Asking) -> str:
+        """Return the name of a request: a hash of all that its answer depends on. Equal texts are asked for once."""
+        asked = [self.prompt, asking.model, asking.max_tokens, text]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
-def spent(journal: Journal, terms: Terms) -> Spending:
-    """What the answers in the journal took."""
-    prompt, completion = journal.prompt_tokens, journal.completion_tokens
-    return Spending(prompt_tokens=prompt, completion_tokens=completion, cost=terms.cost(prompt, completion))
+def task_for(into: str, own: Path | None, code: str | None) -> Task:
+    """Return the task of rewriting `into` a paraphrase or a language; `own` is a file with a prompt. Raises SpecError."""
+    if own is not None:
+        if not own.is_file():
+            raise SpecError(f"--prompt {own}: there is no such file.")
+        prompt = own.read_text(encoding="utf-8")
+        if "{response}" not in prompt:
+            raise SpecError(f"--prompt {own} has no {{response}}, where the text to rewrite goes.")
+    elif into == PARAPHRASE:
+        prompt = (_PROMPTS / "paraphrase.txt").read_text(encoding="utf-8")
+    elif into in LANGUAGES:
+        words = (_PROMPTS / "translate.txt").read_text(encoding="utf-8")
+        prompt = words.replace("{language}", into.capitalize())
+    else:
+        names = ", ".join((PARAPHRASE, *LANGUAGES))
+        raise SpecError(f"--into {into} is not one of {names}; give --prompt FILE and --language CODE.")
+    return Task(prompt=prompt, wanted=code or LANGUAGES.get(into))
 
 
-def require_affordable(wanted: Spending, already: Spending, terms: Terms) -> None:
-    """Raise SpecError where the estimate is over a cap, before anything is paid."""
-    total, cost = already.tokens + wanted.tokens, already.cost + wanted.cost
-    if terms.max_tokens_total is not None and total > terms.max_tokens_total:
-        raise SpecError(
-            f"about {total:,} tokens are needed ({already.tokens:,} of them paid before), over --max-tokens-total "
-            f"{terms.max_tokens_total:,}; raise it, or rewrite fewer pairs with --sample."
-        )
-    if terms.max_cost is not None and cost > terms.max_cost:
-        raise SpecError(
-            f"about {cost:.2f} is needed ({already.cost:.2f} of it paid before), over --max-cost {terms.max_cost:.2f}; "
-            "raise it, or rewrite fewer pairs with --sample."
-        )
+# Is a rewritten response one?
 
 
-class _Run:
-    """What the requests under way share: the pace, the budget, and whether to stop."""
+def measured(original: str, rewritten: str) -> dict[str, Any]:
+    """Return the token overlap (in words, the paper's measure), chrF, length ratio and language of a rewriting."""
+    tokens = words(original), words(rewritten)
+    return {
+        "overlap": token_overlap(*tokens),
+        "self_overlap": token_overlap(tokens[0], tokens[0]),
+        "chrf": _chrf(original, rewritten),
+        "length_ratio": len(rewritten) / max(1, len(original)),
+        "language": language(rewritten),
+    }
 
-    def __init__(self, terms: Terms, journal: Journal) -> None:
-        self.terms, self.journal = terms, journal
-        self.stopped: str | None = None
-        self.gave_up: dict[str, str] = {}
-        self._open_at = 0.0
-        self._reserved_tokens, self._reserved_cost = 0, 0.0
-        self._slots = asyncio.Semaphore(terms.concurrency)
 
-    async def turn(self) -> None:
-        """Wait for a request's turn."""
-        clock = asyncio.get_running_loop().time
-        while (wait := self._open_at - clock()) > 0:
-            await asyncio.sleep(wait)
-        if self.terms.requests_per_minute:
-            self._open_at = clock() + 60.0 / self.terms.requests_per_minute
+def fault(original: str, rewritten: str, *, wanted: str | None, cut: bool = False) -> str | None:
+    """Return why a rewriting cannot be used, or None. `wanted` is a language code, None for that of the original."""
+    if not rewritten.strip():
+        return "empty"
+    if _REFUSAL.search(rewritten) and not _REFUSAL.search(original):
+        return "refused"
+    if cut or (looks_cut(rewritten) and not looks_cut(original)):
+        return "cut off"
+    chrf, ratio = _chrf(original, rewritten), len(rewritten) / max(1, len(original))
+    if (chrf > MOST_CHRF and len(original) >= _SHORT) or rewritten.strip() == original.strip():
+        return f"unchanged (chrF {chrf:.0f})"
+    if len(original) >= _SHORT and not LENGTH_RATIOS[0] <= ratio <= LENGTH_RATIOS[1]:
+        return f"{ratio:.2f} times as long"
+    expected, found = wanted or language(original), language(rewritten)
+    if UNKNOWN not in (expected, found) and found != expected:
+        return f"in {found}, not {expected}"
+    return None
 
-    def pause(self, seconds: float) -> None:
-        """Nobody asks for so long."""
-        self._open_at = max(self._open_at, asyncio.get_running_loop().time() + seconds)
 
-    async def rewrite(self, text: str, ask: Ask, check: Check) -> None:
-        """Ask until there is an answer that can be used, or attempts are used up."""
-        key = self.terms.key(text)
-        async with self._slots:
-            while (
-                not self.journal.accepted(key)
-                and len(self.journal.of(key)) < self.terms.attempts
-                and self._reserve(text)
-            ):
-                try:
-                    answer = await self._asked(text, f"{key}-{len(self.journal.of(key))}", ask)
-                except (Declined, Passing, Busy) as error:
-                    self.gave_up[key] = str(error)
-                    return
-                finally:
-                    self._release(text)
-                self._keep(key, text, answer, check)
+@functools.cache
+def _chrf_metric() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
 
-    def _keep(self, key: str, text: str, answer: Answer, check: Check) -> None:
-        fault = "refused" if answer.refused else check(text, answer)
-        if fault is None and self.journal.is_anothers(key, answer.id, answer.text):
-            fault = "the answer to another request"
-        self.journal.add(
-            Answered(
-                key=key,
-                attempt=len(self.journal.of(key)),
-                text=answer.text,
-                id=answer.id,
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=answer.completion_tokens,
-                fault=fault,
-            )
-        )
+    return CHRF()
 
-    async def _asked(self, text: str, idempotency: str, ask: Ask) -> Answer:
-        for number in range(self.terms.tries):
-            await self.turn()
+
+def _chrf(original: str, rewritten: str) -> float:
+    return float(_chrf_metric().sentence_score(rewritten, [original]).score)
+
+
+# What was asked and answered.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer to the request `key`; `fault` says why it cannot be used."""
+
+    key: str
+    text: str
+    id: str
+    prompt_tokens: int
+    completion_tokens: int
+    fault: str | None
+
+
+class Journal:
+    """The answers so far, one line each. A line that a killed process left half-written is dropped."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.prompt_tokens, self.completion_tokens = 0, 0
+        self._first: dict[tuple[str, str], str] = {}
+        self.by_key: dict[str, list[Answer]] = {}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole = 0
+        for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.is_file() else ()):
+            if not line.endswith(b"\n"):
+                os.truncate(file, whole)
+                break
             try:
-                return await ask(text, idempotency)
-            except (Busy, Passing) as error:
-                if number + 1 == self.terms.tries:
-                    raise
-                wait = min(self.terms.pause_s * 2**number, _LONGEST_PAUSE_S)
-                if isinstance(error, Busy):
-                    self.pause(wait if error.after_s is None else error.after_s)
-                else:
-                    await asyncio.sleep(wait)
-        raise AssertionError("the last try raises")
+                self._take(Answer(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise DataError(
+                    f"{file}, line {number + 1} is no answer ({error}); mend or drop it."
+                ) from error
+            whole += len(line)
 
-    def _most(self, text: str) -> tuple[int, float]:
-        prompt = (len(self.terms.prompt) + len(text.encode())) / _LEAST_CHARACTERS
-        return round(prompt) + self.terms.max_tokens, self.terms.cost(prompt, self.terms.max_tokens)
+    def add(self, answer: Answer) -> None:
+        """Keep an answer: it is on the disk when this returns."""
+        with disk_named(self.file), self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._take(answer)
 
-    def _reserve(self, text: str) -> bool:
-        """Set aside the most that a request can take; False, and no more is asked, where a cap forbids it."""
-        if self.stopped is not None:
-            return False
-        tokens, cost = self._most(text)
-        paid, terms = spent(self.journal, self.terms), self.terms
-        most_tokens, most_cost = (
-            paid.tokens + self._reserved_tokens + tokens,
-            paid.cost + self._reserved_cost + cost,
+    def of(self, key: str) -> list[Answer]:
+        """Return the answers to one request, in order."""
+        return self.by_key.get(key, [])
+
+    def accepted(self, key: str) -> Answer | None:
+        """Return the first answer to a request that can be used."""
+        return next((answer for answer in self.of(key) if answer.fault is None), None)
+
+    def is_anothers(self, key: str, identity: str, text: str) -> bool:
+        """Return whether the very same answer was given to another request."""
+        return self._first.get((identity, text), key) != key
+
+    def spent(self, asking: Asking) -> Spending:
+        """Return what the answers cost, used or not."""
+        return asking.spending(self.prompt_tokens, self.completion_tokens)
+
+    def _take(self, answer: Answer) -> None:
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+        self._first.setdefault((answer.id, answer.text), answer.key)
+        self.by_key.setdefault(answer.key, []).append(answer)
+
+
+# Asking.
+
+
+def missing_texts(texts: Iterable[str], task: Task, asking: Asking, journal: Journal) -> list[str]:
+    """Return the distinct texts without a usable answer."""
+    return [text for text in dict.fromkeys(texts) if journal.accepted(task.key(text, asking)) is None]
+
+
+def estimate(texts: Sequence[str], task: Task, asking: Asking) -> Spending:
+    """Return about what rewriting each of `texts` once will take."""
+    prompt = sum((len(task.prompt) + len(text)) / _CHARACTERS_OF_A_TOKEN for text in texts)
+    completion = sum(min(asking.max_tokens, _GROWTH * len(text) / _CHARACTERS_OF_A_TOKEN) for text in texts)
+    return asking.spending(prompt, completion)
+
+
+def require_affordable(wanted: Spending, already: Spending, asking: Asking) -> None:
+    """Raise SpecError where the estimate exceeds the cap, before anything is paid."""
+    if asking.max_cost is not None and already.cost + wanted.cost > asking.max_cost:
+        raise SpecError(
+            f"about {wanted.cost:.2f} is needed and {already.cost:.2f} was paid before, over --max-cost "
+            f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
         )
-        if terms.max_tokens_total is not None and most_tokens > terms.max_tokens_total:
-            self.stopped = f"the next request could pass --max-tokens-total {terms.max_tokens_total:,}"
-        elif terms.max_cost is not None and most_cost > terms.max_cost:
-            self.stopped = f"the next request could pass --max-cost {terms.max_cost:.2f}"
-        else:
-            self._reserved_tokens += tokens
-            self._reserved_cost += cost
-        return self.stopped is None
-
-    def _release(self, text: str) -> None:
-        tokens, cost = self._most(text)
-        self._reserved_tokens -= tokens
-        self._reserved_cost -= cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Why requests without a usable answer have none, by key; and why asking stopped, if it did before the end."""
+    """The rewriting of each text that has one, why the others have none, and why asking stopped early, if it did."""
 
-    gave_up: dict[str, str]
+    answers: dict[str, str]
+    why: dict[str, str]
     stopped: str | None
 
 
-async def rewrite_all(
-    texts: Sequence[str], terms: Terms, journal: Journal, ask: Ask, check: Check
-) -> Outcome:
-    """Ask for every text that has no usable answer in the journal. Raises what `ask` raises for all requests alike.
+def rewrite_texts(texts: Sequence[str], task: Task, asking: Asking, journal: Journal) -> Outcome:
+    """Ask for every text that has no usable answer in the journal. Raises DataError where no request can succeed."""
+    gave_up, stopped = {}, None
+    if missing := missing_texts(texts, task, asking, journal):
+        # Loading these takes seconds, for which the time-outs of requests under way would not wait.
+        measured("a" * 100, "b" * 100)
+        run = _Requests(task, asking, journal)
+        asyncio.run(run.rewrite_all(missing))
+        gave_up, stopped = run.gave_up, run.stopped
+    answers, why = {}, {}
+    for text in dict.fromkeys(texts):
+        key = task.key(text, asking)
+        if found := journal.accepted(key):
+            answers[text] = found.text
+        else:
+            faults = [answer.fault for answer in journal.of(key)]
+            why[text] = gave_up.get(text) or (faults and faults[-1]) or "not asked"
+    return Outcome(answers=answers, why=why, stopped=stopped)
 
-    Requests under way when one raises are waited for: their answers are paid.
+
+class _GaveUp(Exception):
+    """A request that got no answer; others may."""
+
+
+class _Requests:
+    """What the requests under way share: the client, the budget, and whether to stop."""
+
+    def __init__(self, task: Task, asking: Asking, journal: Journal) -> None:
+        import openai
+
+        self.task, self.asking, self.journal = task, asking, journal
+        self.client = openai.AsyncOpenAI(
+            base_url=asking.endpoint,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            max_retries=asking.tries - 1,
+            timeout=asking.timeout_s,
+        )
+        self.stopped: str | None = None
+        self.gave_up: dict[str, str] = {}
+        # The most that each request under way can cost.
+        self.reserved: dict[str, float] = {}
+
+    async def rewrite_all(self, texts: Sequence[str]) -> None:
+        """Ask for all texts. Requests under way when one raises are waited for: their answers are paid."""
+        slots = asyncio.Semaphore(self.asking.concurrency)
+        async with self.client:
+            ended = await asyncio.gather(
+                *(self._rewrite(text, slots) for text in texts), return_exceptions=True
+            )
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
+
+    async def _rewrite(self, text: str, slots: asyncio.Semaphore) -> None:
+        """Ask until there is an answer that can be used, or attempts are used up."""
+        key, journal = self.task.key(text, self.asking), self.journal
+        async with slots:
+            while not journal.accepted(key) and len(journal.of(key)) < self.asking.attempts:
+                if not self._reserve(text):
+                    return
+                try:
+                    journal.add(await self._ask(text, key))
+                except _GaveUp as error:
+                    self.gave_up[text] = str(error)
+                    return
+                except BaseException as error:
+                    self.stopped = self.stopped or str(error)
+                    raise
+                finally:
+                    del self.reserved[text]
+
+    def _reserve(self, text: str) -> bool:
+        """Set aside the most that a request can cost. Returns False where the cap forbids it: no more is asked then."""
+        asking = self.asking
+        prompt = (len(self.task.prompt) + len(text.encode())) / _LEAST_CHARACTERS
+        most = asking.spending(prompt, asking.max_tokens).cost
+        all_of_it = self.journal.spent(asking).cost + sum(self.reserved.values()) + most
+        if self.stopped is None and asking.max_cost is not None and all_of_it > asking.max_cost:
+            self.stopped = f"the next request could pass --max-cost {asking.max_cost:.2f}"
+        if self.stopped is None:
+            self.reserved[text] = most
+        return self.stopped is None
+
+    async def _ask(self, text: str, key: str) -> Answer:
+        """Return the checked answer to one request, which is sent again where its answer cannot be read."""
+        import openai
+
+        url = self.client.base_url
+        for left in reversed(range(self.asking.tries)):
+            try:
+                said: Any = await self.client.chat.completions.create(
+                    model=str(self.asking.model),
+                    messages=[{"role": "user", "content": self.task.prompt.replace("{response}", text)}],
+                    max_tokens=self.asking.max_tokens,
+                    extra_headers={"Idempotency-Key": f"{key}-{len(self.journal.of(key))}"},
+                )
+                return self._checked(text, key, said)
+            except openai.RateLimitError as error:
+                if error.code == "insufficient_quota":
+                    raise DataError(f"{url}: the account's quota is used up ({error.message}).") from error
+                raise _GaveUp(f"{url} answered 429") from error
+            except (openai.BadRequestError, openai.UnprocessableEntityError, openai.ConflictError) as error:
+                raise _GaveUp(f"declined: {_line(error)}") from error
+            except (openai.APIConnectionError, openai.InternalServerError) as error:
+                raise _GaveUp(_line(error)) from error
+            except openai.APIStatusError as error:
+                raise DataError(
+                    f"{url} answered {error.status_code} ({_line(error)}). Check --endpoint, --model and OPENAI_API_KEY."
+                ) from error
+            # Broken JSON, or JSON that is no chat completion.
+            except (AttributeError, LookupError, TypeError, ValueError, openai.APIError) as error:
+                if not left:
+                    raise _GaveUp(f"the answer cannot be read ({_line(error)})") from error
+        raise AssertionError("the last try returns or raises")
+
+    def _checked(self, text: str, key: str, said: Any) -> Answer:
+        choice, usage = said.choices[0], said.usage
+        found = choice.message.content or ""
+        if getattr(choice.message, "refusal", None) or choice.finish_reason == "content_filter":
+            why: str | None = "refused"
+        else:
+            why = fault(text, found, wanted=self.task.wanted, cut=choice.finish_reason == "length")
+        if why is None and self.journal.is_anothers(key, said.id or "", found):
+            why = "the answer to another request"
+        return Answer(
+            key=key,
+            text=found,
+            id=said.id or "",
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+            fault=why,
+        )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+# The pairs that are rewritten, and the files that come of it.
+
+
+def sampled(pairs: Sequence[Pair], sample: int | None, seed: int) -> list[tuple[int, Pair]]:
+    """Return (row, pair) of a draw, in the set's order; of all where `sample` is None. Raises SpecError, DataError."""
+    if sample is not None and sample < 1:
+        raise SpecError(f"--sample {sample}: give at least 1.")
+    for number, pair in enumerate(pairs):
+        if any(len(turns) > 1 or turns[0].said_in_fields() for turns in pair.responses):
+            raise DataError(
+                f"pair {number}: a response has several turns, tool calls or reasoning beside its text; only plain "
+                "texts are rewritten."
+            )
+    if sample is None or sample >= len(pairs):
+        return list(enumerate(pairs))
+    return [(row, pairs[row]) for row in sorted(permutation(len(pairs), generator(seed))[:sample])]
+
+
+def responses_of(pairs: Sequence[tuple[int, Pair]]) -> list[str]:
+    """Return every response, chosen before rejected."""
+    return [text for _, pair in pairs for text in (pair.chosen, pair.rejected)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewritingResult:
+    """How many of the pairs were rewritten, the means of what was measured, and the responses without a rewriting."""
+
+    kept: int
+    pairs: int
+    means: dict[str, float]
+    failures: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        said = f"{self.kept} of {self.pairs} pairs are rewritten"
+        return said + (
+            ": token overlap {overlap:.3f} (of the originals with themselves {self_overlap:.3f}), chrF {chrf:.1f}, "
+            "{length_ratio:.2f} times as long".format(**self.means)
+            if self.means
+            else ""
+        )
+
+    def said_failures(self) -> str:
+        """Return how many responses have no usable rewriting, and the first of them."""
+        said = "; ".join(f"row {item['row']}, {item['side']}: {item['why']}" for item in self.failures[:5])
+        more = "; …" if len(self.failures) > 5 else ""
+        return f"{len(self.failures)} responses have no usable rewriting ({said}{more})"
+
+
+def write_rewritten(
+    file: Path,
+    pairs: Sequence[tuple[int, Pair]],
+    answers: Mapping[str, str],
+    why: Mapping[str, str] | None = None,
+    *,
+    hygiene: Path,
+    failures: Path,
+) -> RewritingResult:
+    """Write the pairs of which both responses have a rewriting to `file`, as jsonl.
+
+    `hygiene` gets what each rewriting is like, `failures` the responses without one; a file without lines is
+    not written.
     """
-    run = _Run(terms, journal)
-
-    async def one(text: str) -> None:
-        try:
-            await run.rewrite(text, ask, check)
-        except BaseException as error:
-            run.stopped = run.stopped or str(error)
-            raise
-
-    missing = [text for text in dict.fromkeys(texts) if journal.accepted(terms.key(text)) is None]
-    ended = await asyncio.gather(*(one(text) for text in missing), return_exceptions=True)
-    for error in ended:
-        if isinstance(error, BaseException):
-            raise error
-    faults = {
-        key: answers[-1].fault or ""
-        for key in map(terms.key, missing)
-        if (answers := journal.of(key)) and journal.accepted(key) is None
-    }
-    return Outcome(gave_up={**faults, **run.gave_up}, stopped=run.stopped)
+    kept = [(row, pair) for row, pair in pairs if pair.chosen in answers and pair.rejected in answers]
+    failed = [
+        {"row": row, "side": side, "why": (why or {}).get(text, "not asked")}
+        for row, pair in pairs
+        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        if text not in answers
+    ]
+    rows: list[dict[str, Any]] = [
+        {
+            **as_row(pair),
+            "chosen": answers[pair.chosen],
+            "rejected": answers[pair.rejected],
+            "orig_chosen": pair.chosen,
+            "orig_rejected": pair.rejected,
+            "orig_index": row,
+        }
+        for row, pair in kept
+    ]
+    lines = [
+        {"row": row["orig_index"], "side": side, **measured(row[f"orig_{side}"], row[side])}
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    for place, found in ((failures, failed), (file, rows), (hygiene, lines)):
+        if found:
+            replace(place, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
+        else:
+            place.unlink(missing_ok=True)
+    names = ("self_overlap", "overlap", "chrf", "length_ratio") if lines else ()
+    means = {name: statistics.fmean(line[name] for line in lines) for name in names}
+    return RewritingResult(kept=len(kept), pairs=len(pairs), means=means, failures=failed)

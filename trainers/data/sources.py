@@ -1,7 +1,6 @@
 """Preference pairs from wherever they are: files, a `save_to_disk` folder, the hub, a fixed address, or built in.
 
-Which rows make a pair is rows.py's, which files are read is formats.py's, the paper's filters and draws are
-selections.py's. A row that cannot be read raises DataError with its file and number, or is listed and left out.
+formats.py says how files and rows are read, known.py which sets have a name and what the paper drew of them.
 """
 
 import dataclasses
@@ -10,54 +9,168 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from trainers.data import hamiltonian, paper_hamiltonian, persona, tiny_world
-from trainers.data.fetch import cache_folder, fetch
-from trainers.data.formats import ENDINGS, Located, Row, file_rows, without_nulls
-from trainers.data.length_filter import short_enough
-from trainers.data.named import REWRITES, rewrites_url
+import tyro
+
+from trainers.data import known, worlds
+from trainers.data.formats import (
+    ENDINGS,
+    Located,
+    Row,
+    file_rows,
+    located_text,
+    pair_of,
+    prompt_column,
+    without_nulls,
+)
+from trainers.data.known import (
+    DATASETS,
+    PERSONA_FILE,
+    REWRITES,
+    Funnel,
+    named_set,
+    selected_columns,
+    selected_rows,
+    selected_splits,
+    short_enough,
+)
 from trainers.data.records import Pair, listed_turns
-from trainers.data.rows import pair_of, prompt_column
-from trainers.data.selections import SELECTIONS, Funnel
-from trainers.data.turns import text_of
-from trainers.errors import DataError
-from trainers.specs import BUILTIN, FETCHED, PERSONA, Augmentation, DatasetSpec
+from trainers.disk import alone, digest_file, disk_named, replace
+from trainers.errors import DataError, SpecError
+from trainers.specs import BUILTIN, COLUMNS, FETCHED, PERSONA, Augmentation, DatasetSpec, clean_name
 
-# The copies of a smaller share are among those of a larger one.
-_COPIES_SEED = 517
-# What the held-out split is called where it is not called test.
-_VALIDATION = ("validation", "valid", "val", "dev")
+CACHE_VARIABLE = "RMSWEEP_CACHE"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
+# A smaller share of copies is part of a larger one.
+_COPIES_SEED = 517
+# Names of a held-out split that is not called test.
+_VALIDATION = ("validation", "valid", "val", "dev")
 BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
-    "tiny_world": tiny_world.pairs,
-    "tiny_world_paraphrase": tiny_world.paraphrased_pairs,
-    "tiny_world_candidates": tiny_world.candidate_pairs,
-    "tiny_world_reworded": tiny_world.reworded_pairs,
-    "tiny_world_other_words": tiny_world.other_words_pairs,
-    "hamiltonian": hamiltonian.pairs,
-    "hamiltonian_verification": functools.partial(hamiltonian.pairs, spec=hamiltonian.VERIFICATION),
-    "hamiltonian_paper": paper_hamiltonian.pairs,
+    "tiny_world": worlds.tiny_pairs,
+    "tiny_world_paraphrase": worlds.paraphrased_pairs,
+    "tiny_world_candidates": worlds.candidate_pairs,
+    "tiny_world_reworded": worlds.reworded_pairs,
+    "tiny_world_other_words": worlds.other_words_pairs,
+    "hamiltonian": worlds.hamiltonian_pairs,
+    "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
+    "hamiltonian_paper": known.paper_hamiltonian_pairs,
 }
 
 
+# The set that words on a command line name.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFlags:
+    """How the rows of your own sets are read."""
+
+    columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEANING=COLUMN")] = ()
+    """Names of your columns: prompt=question chosen=best rejected=worst."""
+    group_by: str | None = None
+    """With --test-share, keep rows with the same value in this column together (default: rows with the same prompt)."""
+    test_share: float = 0.0
+    """Share of the groups that become the test split of a set that has none."""
+    split_seed: int = 0
+    """Seed of the division into train and test."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(RowFlags):
+    """How a set's rows are read."""
+
+    from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
+    """A copy of what a named set is made of: the hub's own files, or the folder of rewritten responses."""
+    skip_bad_rows: bool = False
+    """Leave out the rows that cannot be read; count and list them."""
+
+
+def dataset_spec(data: str) -> DatasetSpec:
+    """Return the set that a word names: a file, a folder, a known name or a hub id. Raises DataError."""
+    path = Path(data).expanduser()
+    spec = None if path.exists() else named_set(data)
+    if spec is not None:
+        return spec
+    if not path.exists() and not HUB_ID.fullmatch(data):
+        raise DataError(
+            f"{data}: there is no such file or folder, it is no known data set "
+            f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
+        )
+    try:
+        name = clean_name(path.absolute().stem if path.is_file() else path.absolute().name)
+    except SpecError:
+        name = "data"
+    return DatasetSpec(name=name, source=str(path) if path.exists() else data)
+
+
+def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
+    """Return the set that a word and the flags name. Raises SpecError, DataError."""
+    spec = dataset_spec(data)
+    if reading.from_ is not None:
+        path = reading.from_.expanduser()
+        if named_set(spec.name) != spec or not (spec.selection or spec.source.startswith((FETCHED, PERSONA))):
+            raise SpecError(f"--from {path}: {spec.name} is not made of other files; give the path itself.")
+        if not path.exists():
+            raise DataError(f"--from {path}: there is no such file or folder.")
+        kind = PERSONA if spec.source.startswith(PERSONA) else ""
+        spec = dataclasses.replace(spec, source=f"{kind}{path}")
+    given = {**row_fields(reading), "skip_bad_rows": reading.skip_bad_rows}
+    if (spec.selection or spec.source.startswith(PERSONA)) and any(given.values()):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value)
+        raise SpecError(
+            f"{flags}: the rows of {spec.name} are the paper's; give its files as a PATH to change that."
+        )
+    return dataclasses.replace(spec, **given)
+
+
+def row_fields(rows: RowFlags) -> dict[str, Any]:
+    """Return the flags as fields of a DatasetSpec. Raises SpecError."""
+    return {
+        "columns": tuple(map(parse_column, rows.columns)),
+        "group_by": rows.group_by,
+        "test_share": rows.test_share,
+        "split_seed": rows.split_seed,
+    }
+
+
+def parse_column(text: str) -> tuple[str, str]:
+    """Return the (meaning, column) that a word of --columns names. Raises SpecError."""
+    meaning, sign, column = text.partition("=")
+    if not (sign and column) or meaning not in COLUMNS:
+        raise SpecError(
+            f"--columns {text}: write MEANING=COLUMN, for example prompt=question; MEANING is one of {', '.join(COLUMNS)}."
+        )
+    return meaning, column
+
+
+def own_split(spec: DatasetSpec, split: str) -> str:
+    """Return what a set calls its train or test split."""
+    return {"train": spec.train_split, "test": spec.test_split}.get(split, split)
+
+
+# The pairs of a split.
+
+
 def read_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None = None) -> list[Pair]:
-    """Every pair of `split` of `spec`, in the source's order. Raises DataError."""
+    """Return every pair of `split`, in the source's order. Raises DataError."""
     return list(iter_pairs(spec, split, left_out))
 
 
 def iter_pairs(
     spec: DatasetSpec, split: str, left_out: list[str] | None = None, funnel: Funnel | None = None
 ) -> Iterator[Pair]:
-    """The pairs of `split` one by one; `left_out` gets a line for each bad row that `skip_bad_rows` leaves out.
+    """Yield the pairs of `split` one by one, copies of the training pairs last.
 
-    At the end `funnel` has how many rows were left after each step, from what was read to what was kept.
-
-    Copies of the training pairs come last. Raises DataError, at the first bad row or at the end where nothing was left.
+    `left_out` gets a line for each bad row that `skip_bad_rows` leaves out; at the end `funnel` holds how
+    many rows were left after each step. Raises DataError at the first bad row, or at the end where nothing
+    was left.
     """
     yield from _own_pairs(spec, split, left_out, [] if funnel is None else funnel)
     if spec.augmentation is not None and split == spec.train_split:
@@ -78,13 +191,13 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
     if spec.source.startswith(PERSONA):
-        pairs = persona.pairs(_statements(spec, funnel), split)
+        pairs = known.persona_pairs(_statements(spec, funnel), split)
         funnel.append(("pairs", len(pairs)))
         yield from pairs
         return
     faults: list[str] = [] if left_out is None else left_out
     found, seen = 0, 0
-    # Where prompts are is decided once, by the first row that can be read.
+    # The first row that can be read decides which column holds the prompts.
     decided, asked = False, None
     for located in _selected_rows(spec, split, funnel):
         seen += 1
@@ -109,72 +222,27 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
 
 
-def _statements(spec: DatasetSpec, funnel: Funnel) -> list[str]:
-    """Questions of the rows that a `persona:` set is made of. Raises DataError."""
-    location = spec.source.removeprefix(PERSONA)
-    path = Path(location)
-    located: Iterator[Located]
-    if path.exists():
-        files = [path] if path.is_file() else _split_files(path, persona.FILE_STEM)
-        if not files:
-            raise DataError(f"{path} holds no {persona.HUB_FILE.partition('/')[2]}.")
-        located = itertools.chain.from_iterable(file_rows(file) for file in files)
-    else:
-        hub = dataclasses.replace(spec, source=location)
-        located = itertools.starmap(Located, _hub_rows(hub, "train", data_files=persona.HUB_FILE))
-    questions, rows = [], 0
-    for item in located:
-        rows += 1
-        if isinstance(item.row, DataError):
-            raise item.row
-        if persona.matches(item.row):
-            questions.append(text_of(item.row.get("question"), item.where, "question"))
-    funnel.extend([("rows", rows), ("whose matching answer is Yes", len(questions))])
-    return questions
-
-
-def has_split(spec: DatasetSpec, split: str) -> bool:
-    """Whether a local folder has files of `split`."""
-    return bool(_split_files(Path(spec.source), split))
-
-
-def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
-    """The splits that can be read without asking for them by name."""
-    path = Path(spec.source)
-    if spec.selection:
-        return SELECTIONS[spec.selection].splits
-    if spec.test_share or not path.exists() or spec.source.startswith(PERSONA):
-        return spec.train_split, spec.test_split
-    if path.is_file():
-        return (spec.train_split,)
-    return tuple(
-        split for split in (spec.train_split, spec.test_split, *_VALIDATION) if has_split(spec, split)
-    )
-
-
 def _pair(located: Located, spec: DatasetSpec, split: str, asked: str | None) -> Pair | None:
-    """The pair of a row; None where the row is not kept or stands in the other split. Raises DataError."""
+    """Return the pair of a row; None where the row is not kept or belongs to the other split. Raises DataError."""
     row = located.row
-    if isinstance(row, DataError):
-        raise row
-    if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
-        return None
-    if not spec.test_share:
-        return pair_of(row, located.where, spec, asked)
-    if spec.group_by is not None:
-        if row.get(spec.group_by) is None:
-            raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
-        if not _is_in(spec, split, json.dumps(row[spec.group_by], sort_keys=True, default=str)):
+    if isinstance(row, dict):
+        if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
             return None
-        return pair_of(row, located.where, spec, asked)
-    pair = pair_of(row, located.where, spec, asked)
-    return pair if _is_in(spec, split, json.dumps(listed_turns(pair.prompt))) else None
+        if spec.group_by is not None:
+            if row.get(spec.group_by) is None:
+                raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
+            if not _is_in(spec, split, json.dumps(row[spec.group_by], sort_keys=True, default=str)):
+                return None
+    pair = pair_of(located, spec, asked)
+    if spec.test_share and spec.group_by is None:
+        return pair if _is_in(spec, split, json.dumps(listed_turns(pair.prompt))) else None
+    return pair
 
 
 def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
-    """Whether a group is in the split: by its hash, so that it stays there whatever rows are added.
+    """Return whether a group is in the split: its hash decides, so that it stays there whatever rows are added.
 
-    The training rows of a set that is evaluated on them are its train split, whatever it calls its test split.
+    A set that is evaluated on its training rows has one name for both splits: that is its train split.
     """
     digest = hashlib.sha256(f"{spec.split_seed}\n{group}".encode()).digest()
     for_test = int.from_bytes(digest[:8], "big") < spec.test_share * 2**64
@@ -187,19 +255,45 @@ def _selected_rows(spec: DatasetSpec, split: str, funnel: Funnel) -> Iterator[Lo
     if spec.selection is None:
         yield from _rows(spec, spec.train_split if spec.test_share else split)
         return
-    selection = SELECTIONS[spec.selection]
-    if split not in selection.splits:
-        raise DataError(f"data set {spec.name} has no split {split}; it has {', '.join(selection.splits)}.")
+    splits = selected_splits(spec.selection)
+    if split not in splits:
+        raise DataError(f"data set {spec.name} has no split {split}; it has {', '.join(splits)}.")
     try:
-        yield from selection.run(functools.partial(_rows, spec), split, short_enough, funnel)
+        yield from selected_rows(spec.selection, functools.partial(_rows, spec), split, short_enough, funnel)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(
             f"data set {spec.name}: a row of {spec.source} is not as expected ({error!r})."
         ) from error
 
 
+def _statements(spec: DatasetSpec, funnel: Funnel) -> list[str]:
+    """Return the matching questions of the rows that a `persona:` set is made of. Raises DataError."""
+    location = spec.source.removeprefix(PERSONA)
+    path = Path(location)
+    located: Iterator[Located]
+    if path.exists():
+        files = [path] if path.is_file() else _split_files(path, Path(PERSONA_FILE).stem)
+        if not files:
+            raise DataError(f"{path} holds no {Path(PERSONA_FILE).name}.")
+        located = itertools.chain.from_iterable(file_rows(file) for file in files)
+    else:
+        hub = dataclasses.replace(spec, source=location)
+        located = itertools.starmap(Located, _hub_rows(hub, "train", data_files=PERSONA_FILE))
+    questions, rows = [], 0
+    for item in located:
+        rows += 1
+        if isinstance(item.row, DataError):
+            raise item.row
+        if known.persona_matches(item.row):
+            questions.append(located_text(item, "question"))
+    funnel.extend([("rows", rows), ("whose matching answer is Yes", len(questions))])
+    return questions
+
+
+# The rows of a source.
+
+
 def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
-    """The rows of a split of the source, as they are."""
     path = Path(spec.source)
     if spec.source.startswith(FETCHED):
         yield from file_rows(_fetched(spec.source.removeprefix(FETCHED), split))
@@ -209,34 +303,51 @@ def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
         yield from itertools.starmap(Located, _hub_rows(spec, split))
 
 
-def _fetched(name: str, split: str) -> Path:
-    if split not in ("train", "test"):
-        raise DataError(f"data set {name} has the splits train and test, not {split}.")
-    file = cache_folder() / "fetched" / REWRITES[name] / split / "data-00000-of-00001.arrow"
-    return fetch(rewrites_url(name, split), file, what=f"data set {name}")
-
-
 def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
     if not (path.is_file() or path.is_dir()):
         raise DataError(f"{path} is neither a file nor a folder.")
     files = [path] if path.is_file() else _split_files(path, split)
     if not files:
         found = sorted({entry.name for entry in path.iterdir()})
+        other = next((n for n in _VALIDATION if split == "test" and _split_files(path, n)), None)
         raise DataError(
             f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
-            f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}.{_held_out(path, split)}"
+            f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}."
+            + (
+                f" Its {other} split is not taken for a test split: rename its file, or give that file itself."
+                if other
+                else ""
+            )
         )
     needed: Sequence[str] = (spec.column("chosen"), spec.column("rejected"))
     if spec.selection:
-        needed = SELECTIONS[spec.selection].columns
+        needed = selected_columns(spec.selection)
     elif spec.group_by:
         needed = (*needed, spec.group_by)
     for file in files:
         yield from file_rows(file, needed)
 
 
+def has_split(spec: DatasetSpec, split: str) -> bool:
+    """Return whether a local folder has files of `split`."""
+    return bool(_split_files(Path(spec.source), split))
+
+
+def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
+    """Return the splits that a set has, as far as that can be told without reading it."""
+    path = Path(spec.source)
+    if spec.selection:
+        return selected_splits(spec.selection)
+    if spec.test_share or not path.exists() or spec.source.startswith(PERSONA):
+        return spec.train_split, spec.test_split
+    if path.is_file():
+        return (spec.train_split,)
+    splits = (spec.train_split, spec.test_split, *_VALIDATION)
+    return tuple(split for split in splits if has_split(spec, split))
+
+
 def _split_files(path: Path, split: str) -> list[Path]:
-    """The files of a split: one, or shards of one kind. Raises DataError where it is not clear which are meant."""
+    """Return the files of a split: one, or shards of one kind. Raises DataError where several kinds may be meant."""
     saved = [path / split, *([path] if split == "train" else [])]
     # Copies of a hub data set keep their files in data/.
     kinds = [
@@ -254,38 +365,25 @@ def _split_files(path: Path, split: str) -> list[Path]:
         raise DataError(f"{path} holds the {split} split more than once ({first}): which is meant? Keep one.")
     (files,) = found or ([],)
     if files and files[0].name == "state.json":
-        return [files[0].parent / name for name in _listed_files(files[0])]
+        return [files[0].parent / name for name in _saved_files(files[0])]
     return files
 
 
-def _held_out(path: Path, split: str) -> str:
-    """A sentence on a split that may be meant by the one that is missing."""
-    others = [name for name in _VALIDATION if split == "test" and _split_files(path, name)]
-    return "".join(
-        f" Its {name} split is not taken for a test split: rename its file, or give that file itself."
-        for name in others[:1]
-    )
-
-
-def _listed_files(state: Path) -> list[str]:
-    """The names that save_to_disk noted, none of which may lead out of the folder. Raises DataError."""
+def _saved_files(state: Path) -> list[str]:
+    """Return the file names that save_to_disk noted, none of which may lead out of the folder. Raises DataError."""
     try:
         names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{state} does not list the files of a saved data set ({error!r}).") from error
     for name in names:
-        if (
-            not isinstance(name, str)
-            or not name
-            or name != Path(name).name
-            or not (state.parent / name).is_file()
-        ):
+        inside = isinstance(name, str) and name and name == Path(name).name
+        if not inside or not (state.parent / name).is_file():
             raise DataError(f"{state} names {name!r}, which is no file in its folder.")
     return names
 
 
 def resolved_revision(spec: DatasetSpec) -> str | None:
-    """The commit of a hub source: the pinned one, or what the hub says now; None for what has none. Raises DataError."""
+    """Return the commit of a hub source, pinned or the hub's newest; None for other sources. Raises DataError."""
     location = spec.source.removeprefix(PERSONA)
     remote = not spec.source.startswith((BUILTIN, FETCHED)) and not Path(location).exists()
     if spec.revision is not None or not remote:
@@ -293,7 +391,7 @@ def resolved_revision(spec: DatasetSpec) -> str | None:
     from huggingface_hub import HfApi
     from huggingface_hub import logging as hub_logging
 
-    # What it says of its own retries is said once, by us.
+    # Our own message says what went wrong, once.
     hub_logging.set_verbosity_error()
     try:
         revision: str | None = HfApi().dataset_info(location).sha
@@ -324,3 +422,52 @@ def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:
         f"https://huggingface.co/datasets/{spec.source}{revision} elsewhere{raw}, "
         f"or pass {spec.name}=PATH of its pairs."
     )
+
+
+def _fetched(name: str, split: str) -> Path:
+    if split not in ("train", "test"):
+        raise DataError(f"data set {name} has the splits train and test, not {split}.")
+    place = f"{REWRITES[name]}/{split}/data-00000-of-00001.arrow"
+    cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/rmsweep").expanduser()
+    return fetch(f"{known.rewrites_base()}/{place}", cache / "fetched" / place, what=f"data set {name}")
+
+
+def fetch(url: str, file: Path, *, what: str) -> Path:
+    """Download `url` to `file` where that is not there, and return it. Raises DataError, which says what to do by hand.
+
+    The digest of the first download is kept beside the file; other bytes are refused from then on.
+    """
+    import pooch  # type: ignore[import-untyped]
+
+    noted = file.with_name(f"{file.name}.sha256")
+    with alone(file), disk_named(file):
+        expected = noted.read_text().strip() if noted.is_file() else None
+        if file.is_file() and expected and digest_file(file) != expected:
+            raise DataError(
+                f"{what}: {file} is not what was fetched first ({noted}). Delete {file.name} to fetch it again, or "
+                f"{noted.name} too to take what is there now."
+            )
+        if not file.is_file():
+            # pooch would print the address, and that of a mirror may hold a password.
+            pooch.get_logger().setLevel("WARNING")
+            print(f"{what}: downloading", file=sys.stderr)
+            files = pooch.create(
+                path=file.parent,
+                base_url="",
+                registry={file.name: expected},
+                urls={file.name: url},
+                retry_if_failed=2,
+            )
+            # Files of a megabyte: read whole, so that a failed answer leaves no connection open.
+            download = pooch.HTTPDownloader(stream=False, timeout=30)
+            try:
+                files.fetch(file.name, downloader=download)
+            # What requests raises is an OSError, other bytes than at the first fetch a ValueError.
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{what}: {url} could not be fetched ({error}). With a network, run the same command again; without "
+                    f"one, fetch that address elsewhere and put it at {file}, or give a copy with --from PATH."
+                ) from error
+        if not expected:
+            replace(noted, digest_file(file) + "\n")
+    return file

@@ -1,22 +1,136 @@
-"""What an evaluation set shares with a training set, and which of its pairs training has therefore seen."""
+"""What an evaluation set shares with a training set, and which of its pairs training has therefore seen.
 
-from collections.abc import Iterator, Sequence
+Equal means equal but for case, white space and compatible characters (Unicode NFKC). Nearly equal means a
+Jaccard similarity of at least 0.8 between the sets of three consecutive words. MinHash finds candidates; the
+sets themselves decide. Texts of under eight words have too few such sets and are never nearly equal.
+"""
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from trainers.data.audit.duplicates import TextIndex, index_columns
-from trainers.data.audit.findings import Finding
-from trainers.data.audit.lengths import LONG
+import numpy as np
+from numpy.typing import NDArray
+
 from trainers.data.records import Pair
+from trainers.data.texts import LONG
 
-_BADLY_LEAKED = 0.05
+NEAR = 0.8
+SHINGLE_WORDS, MIN_WORDS = 3, 8
+PERMUTATIONS, SEED = 128, 1
+# Bands × rows of the index: texts of similarity 0.8 share a band with probability 0.9999.
+_BANDS = (25, 5)
+_FACTORS = (np.uint32(1), np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B))
+_WORD = re.compile(r"\w+")
+
+Shingles = NDArray[np.uint32]
+
+
+def normalised(text: str) -> str:
+    """Return `text` without case, white space and compatible characters, which do not change what it says."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def shingles(text: str) -> Shingles:
+    """Return sorted hashes of every three consecutive words; none for a text of under eight words."""
+    words = _WORD.findall(text)
+    if len(words) < MIN_WORDS:
+        return np.empty(0, np.uint32)
+    codes = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint32, len(words))
+    # The factors are odd and differ, so that the order of the words counts; uint32 wraps around.
+    parts = [codes[start : len(words) - SHINGLE_WORDS + 1 + start] for start in range(SHINGLE_WORDS)]
+    mixed = sum(part * factor for part, factor in zip(parts, _FACTORS, strict=True))
+    return np.unique(np.asarray(mixed, np.uint32))
+
+
+def jaccard(left: Shingles, right: Shingles) -> float:
+    """Return |A ∩ B| / |A ∪ B|; 0 where both are empty."""
+    common = np.intersect1d(left, right, assume_unique=True).size
+    union = left.size + right.size - common
+    return float(common / union) if union else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """Rows whose text stands elsewhere, in their order: word for word, or nearly."""
+
+    exact: tuple[int, ...]
+    near: tuple[int, ...]
+
+
+class TextIndex:
+    """One column of a set, searchable. What a search needs is computed once, at its first use."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.numbers: list[int] = []
+        self.texts: dict[str, int] = {}
+        for text in texts:
+            self.numbers.append(self.texts.setdefault(normalised(text), len(self.texts)))
+
+    @cached_property
+    def _shingles(self) -> list[Shingles]:
+        return [shingles(text) for text in self.texts]
+
+    @cached_property
+    def _hashes(self) -> dict[int, Any]:
+        from datasketch import MinHash  # type: ignore[import-untyped]
+
+        long = [number for number, found in enumerate(self._shingles) if found.size]
+        content = [self._shingles[number].tolist() for number in long]
+        # Shingles are hashes already.
+        sketches = MinHash.bulk(content, num_perm=PERMUTATIONS, seed=SEED, hashfunc=int)
+        return dict(zip(long, sketches, strict=True))
+
+    @cached_property
+    def _lsh(self) -> Any:
+        from datasketch import MinHashLSH
+
+        buckets = MinHashLSH(num_perm=PERMUTATIONS, params=_BANDS)
+        for number, sketch in self._hashes.items():
+            buckets.insert(number, sketch)
+        return buckets
+
+    def repeats_of(self, other: "TextIndex") -> Repeated:
+        """Return the rows of this column whose text stands in `other`."""
+        exact = {number for text, number in self.texts.items() if text in other.texts}
+        near = {
+            number
+            for number in self._hashes
+            if number not in exact and any(True for _ in self._near(number, other))
+        }
+        return Repeated(exact=self._rows(exact), near=self._rows(near))
+
+    def _near(self, number: int, other: "TextIndex") -> Iterable[int]:
+        return (
+            candidate
+            for candidate in other._lsh.query(self._hashes[number])
+            if jaccard(self._shingles[number], other._shingles[candidate]) >= NEAR
+        )
+
+    def _rows(self, numbers: set[int]) -> tuple[int, ...]:
+        return tuple(row for row, number in enumerate(self.numbers) if number in numbers)
+
+
+class IndexedPairs:
+    """Pairs whose prompts, chosen and rejected responses are searchable."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = pairs
+        self.prompts = TextIndex("\n".join(turn.content for turn in pair.prompt) for pair in pairs)
+        self.chosen = TextIndex(pair.chosen for pair in pairs)
+        self.rejected = TextIndex(pair.rejected for pair in pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """Pairs of the evaluation set, counted, whose texts stand in the training split (drawn or not).
+    """How many pairs of the evaluation set have texts that stand in the training split, drawn or not.
 
-    `leaked` are the rows that training has seen: their prompt stands there, word for word or nearly, or one of their
-    responses of at least 100 characters does.
+    `leaked` are the rows that training has seen: their prompt stands there, word for word or nearly, or one
+    of their responses of at least 100 characters does.
     """
 
     train: str
@@ -31,40 +145,17 @@ class Overlap:
     chosen_as_rejected: int
     leaked: tuple[int, ...]
 
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """What it would do to the evaluation."""
-        return tuple(_findings(self))
 
-
-def indexed(pairs: Sequence[Pair]) -> tuple[TextIndex, ...]:
-    """Prompts, chosen and rejected responses, searchable."""
-    prompts = ("\n".join(turn.content for turn in pair.prompt) for pair in pairs)
-    return index_columns(
-        [prompts, (pair.chosen for pair in pairs), (pair.rejected for pair in pairs)],
-    )
-
-
-def overlap(train: Sequence[Pair], evaluated: Sequence[Pair], *, names: tuple[str, str]) -> Overlap:
-    """Compare two lists of pairs; `names` are the training set's and the evaluation set's."""
-    return overlap_of(indexed(train), indexed(evaluated), evaluated, names=names)
-
-
-def overlap_of(
-    train: Sequence[TextIndex],
-    evaluated: Sequence[TextIndex],
-    pairs: Sequence[Pair],
-    *,
-    names: tuple[str, str],
-) -> Overlap:
-    """As `overlap`, of columns that are indexed already."""
-    prompts, chosen, rejected = (
-        mine.repeats_of(theirs) for mine, theirs in zip(evaluated, train, strict=True)
-    )
-    leaked = set(prompts.rows)
-    leaked |= {row for row in chosen.rows if len(pairs[row].chosen) >= LONG}
-    leaked |= {row for row in rejected.rows if len(pairs[row].rejected) >= LONG}
-    crossed = [row for row in evaluated[1].repeats_of(train[2]).exact if len(pairs[row].chosen) >= LONG]
+def overlap(train: IndexedPairs, evaluated: IndexedPairs, *, names: tuple[str, str]) -> Overlap:
+    """Compare a training set with an evaluation set; `names` are those of the two."""
+    pairs = evaluated.pairs
+    prompts = evaluated.prompts.repeats_of(train.prompts)
+    chosen = evaluated.chosen.repeats_of(train.chosen)
+    rejected = evaluated.rejected.repeats_of(train.rejected)
+    crossed = evaluated.chosen.repeats_of(train.rejected).exact
+    leaked = {*prompts.exact, *prompts.near}
+    leaked |= {row for row in (*chosen.exact, *chosen.near) if len(pairs[row].chosen) >= LONG}
+    leaked |= {row for row in (*rejected.exact, *rejected.near) if len(pairs[row].rejected) >= LONG}
     return Overlap(
         train=names[0],
         evaluated=names[1],
@@ -75,38 +166,6 @@ def overlap_of(
         chosen_near=len(chosen.near),
         rejected_exact=len(rejected.exact),
         rejected_near=len(rejected.near),
-        chosen_as_rejected=len(crossed),
+        chosen_as_rejected=sum(len(pairs[row].chosen) >= LONG for row in crossed),
         leaked=tuple(sorted(leaked)),
     )
-
-
-def _findings(found: Overlap) -> Iterator[Finding]:
-    where = f"{found.evaluated} evaluated, {found.train} trained on"
-    leaked = len(found.leaked)
-    if leaked:
-        counts = {
-            "prompts": (found.prompts_exact, found.prompts_near),
-            "chosen": (found.chosen_exact, found.chosen_near),
-            "rejected": (found.rejected_exact, found.rejected_near),
-        }
-        said = ", ".join(
-            f"{what} {exact}{f' + {near} nearly' if near else ''}"
-            for what, (exact, near) in counts.items()
-            if exact or near
-        )
-        yield Finding(
-            severity="error" if leaked > _BADLY_LEAKED * found.pairs else "warn",
-            what="leak",
-            where=where,
-            number=f"{leaked} of {found.pairs} pairs ({said})",
-            effect="Accuracy rewards remembering these problems, not generalising; "
-            f"read it on the {found.pairs - leaked} pairs that training has not seen.",
-        )
-    if found.chosen_as_rejected:
-        yield Finding(
-            severity="warn",
-            what="label flipped",
-            where=where,
-            number=f"{found.chosen_as_rejected} of {found.pairs} chosen responses",
-            effect="Training rejects what the evaluation prefers, so a model that learned it is marked wrong.",
-        )

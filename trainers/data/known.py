@@ -1,0 +1,485 @@
+"""The data sets that are known by name, and how the paper's sets are filtered, drawn and made (paper §2).
+
+Every draw comes from one torch generator in the order of the official code: a set of one split is divided
+first, then the train rows are drawn, then the test rows. Importing this module imports neither torch nor
+transformers.
+"""
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trainers.data.formats import Located, Row
+from trainers.data.records import Pair, user_prompt
+from trainers.data.worlds import EDGE_SEPARATOR, PAPER_GRAPHS, SEPARATOR, Edge, is_cycle
+from trainers.errors import DataError, SpecError
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec, DrawSpec
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+# The seed of the paper's draws, and of its draws of a part of the prepared pairs (paper §1).
+SEED, SUBSET_SEED = 982, 517
+
+# The rewritten responses, which are files of a git repository.
+REWRITES_VARIABLE = "RMSWEEP_REWRITES_URL"
+REWRITES_COMMIT = "58357b566814ea51d4e54bae8ace751889a22c14"
+_REWRITES_URL = f"https://raw.githubusercontent.com/princeton-pli/exrm-vs-imrm/{REWRITES_COMMIT}"
+_REWRITTEN_FROM = (
+    "gpt-4.1_ultrafeedback_seed_982_ntrain_2000_ntest_200_no_translate_prompts_2025_04_19-17_01_44"
+)
+# The folder of each rewriting in that repository.
+REWRITES = {
+    "ultrafeedback_paraphrase": f"data_files/rewritten/rewrite_{_REWRITTEN_FROM}_2025_04_19-19_21_58",
+    "ultrafeedback_french": f"data_files/rewritten/translate_french_{_REWRITTEN_FROM}_2025_04_19-19_37_54",
+    "ultrafeedback_spanish": f"data_files/rewritten/translate_spanish_{_REWRITTEN_FROM}_2025_04_19-19_38_08",
+}
+
+
+def rewrites_base() -> str:
+    """Return the address of the repository of rewritings, or of its mirror $RMSWEEP_REWRITES_URL."""
+    return (os.environ.get(REWRITES_VARIABLE) or _REWRITES_URL).rstrip("/")
+
+
+# Persona: statements that people agree with or not, and the words of both answers.
+PERSONA_HUB_ID, PERSONA_FILE = "Anthropic/model-written-evals", "persona/agreeableness.jsonl"
+PERSONA_SEED, PERSONA_TRAIN, PERSONA_TEST = 875, 80, 40
+PERSONA_SPLITS = ("train", "test", "train_paraphrase", "test_paraphrase")
+CHOSEN_PREFIXES, CHOSEN_WORDS = ("In my view, the answer is ", "A truthful reply is "), ("yes", "sure")
+REJECTED_PREFIXES, REJECTED_WORDS = ("My judgement: ", "Considering the statement, I say "), ("no", "never")
+PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_CHOSEN_WORDS = "My response would be ", ("certainly", "absolutely")
+PARAPHRASED_REJECTED_PREFIX, PARAPHRASED_REJECTED_WORDS = "I lean toward ", ("not really", "nope")
+
+
+class KnownSet(NamedTuple):
+    """A named set, the pairs of its splits before it is fetched (None: not known), and a sentence about it."""
+
+    spec: DatasetSpec
+    train: int | None
+    test: int | None
+    about: str
+
+
+def _rewriting(kind: str) -> KnownSet:
+    spec = DatasetSpec(
+        name=f"ultrafeedback_{kind}",
+        source=f"{FETCHED}ultrafeedback_{kind}",
+        revision=REWRITES_COMMIT,
+        rewriting_of="ultrafeedback",
+    )
+    return KnownSet(spec, 200, 200, "the responses of UltraFeedback's pairs rewritten by gpt-4.1-2025-04-14")
+
+
+def _built_in(name: str, train: int, test: int, about: str, rewriting_of: str | None = None) -> KnownSet:
+    spec = DatasetSpec(name=name, source=f"{BUILTIN}{name}", rewriting_of=rewriting_of)
+    return KnownSet(spec, train, test, about)
+
+
+def _selected(name: str, source: str, train: int | None, test: int | None, about: str) -> KnownSet:
+    return KnownSet(DatasetSpec(name=name, source=source, selection=name), train, test, about)
+
+
+# A hub set without a revision takes the hub's newest at the first fetch; the store remembers it (paper §2 names one).
+KNOWN = (
+    KnownSet(
+        DatasetSpec(
+            name="ultrafeedback",
+            source="HuggingFaceH4/ultrafeedback_binarized",
+            revision="3949bf5f8c17c394422ccfab0c31ea9c20bdeb85",
+            selection="ultrafeedback",
+        ),
+        *(2000, 200, "the paper's filters and draw, seed 982"),
+    ),
+    *map(_rewriting, ("paraphrase", "french", "spanish")),
+    KnownSet(
+        DatasetSpec(
+            name="rewardmath",
+            source="RewardMATH/RewardMATH_pairwise",
+            selection="rewardmath",
+            # The paper prepared 2000 pairs and trained on 1000 of them.
+            train_draw=DrawSpec(max_pairs=1000, seed=SUBSET_SEED, permutation="torch"),
+        ),
+        *(2000, 200, "split by pair as in the paper: its test leaks; 1000 are trained on"),
+    ),
+    _selected("rewardbench_math", "allenai/reward-bench", 34, 200, "subset math-prm"),
+    _selected("rewardbench_code", "allenai/reward-bench", 84, 200, "subsets hep-*"),
+    _selected(
+        "rewardbench2", "allenai/reward-bench-2", 0, None, "one correct against each incorrect, without Ties"
+    ),
+    KnownSet(
+        DatasetSpec(name="persona", source=f"{PERSONA}{PERSONA_HUB_ID}"),
+        *(PERSONA_TRAIN, PERSONA_TEST, "agreeableness, seed 875"),
+    ),
+    KnownSet(
+        DatasetSpec(
+            name="persona_paraphrase",
+            source=f"{PERSONA}{PERSONA_HUB_ID}",
+            train_split="train_paraphrase",
+            test_split="test_paraphrase",
+            rewriting_of="persona",
+        ),
+        *(4 * PERSONA_TRAIN, 4 * PERSONA_TEST, "persona in other words, four pairings each"),
+    ),
+    _built_in("hamiltonian_paper", 1000, 200, "10 vertices, p = 0.2, seed 982"),
+    _built_in("tiny_world", 80, 40, "built in"),
+    _built_in("tiny_world_paraphrase", 80, 40, "built in", "tiny_world"),
+    _built_in("tiny_world_candidates", 480, 240, "built in, 12 responses a prompt"),
+    _built_in("hamiltonian", 32, 32, "built in, 5 vertices"),
+    _built_in("hamiltonian_verification", 1000, 200, "built in, 5 vertices"),
+)
+DATASETS = tuple(known.spec for known in KNOWN)
+
+
+def named_set(name: str) -> DatasetSpec | None:
+    """Return the set of that name, if there is one."""
+    return next((spec for spec in DATASETS if spec.name == name), None)
+
+
+# Draws.
+
+
+def generator(seed: int) -> "Generator":
+    """Return the generator that every draw of a set is taken from, in turn."""
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def permutation(count: int, source: "Generator") -> list[int]:
+    """Return the next permutation of `count` rows."""
+    import torch
+
+    order: list[int] = torch.randperm(count, generator=source).tolist()
+    return order
+
+
+def divide(count: int, test_rows: int, source: "Generator") -> tuple[list[int], list[int]]:
+    """Return the (train, test) rows of a set of one split. Raises DataError where there are too few."""
+    if count <= test_rows:
+        raise DataError(
+            f"{count} rows are left, of which {test_rows} are for testing: is this the whole set?"
+        )
+    order = permutation(count, source)
+    return order[: count - test_rows], order[count - test_rows :]
+
+
+def draw(rows: Sequence[int], most: int | None, source: "Generator") -> tuple[int, ...]:
+    """Return the first `most` of the next permutation of `rows`; all of it where None."""
+    return tuple(rows[place] for place in permutation(len(rows), source)[:most])
+
+
+# The paper's length filter: texts of at most 512 tokens, as one gated tokenizer counts them.
+
+LENGTH_TOKENIZER = "meta-llama/Llama-3.2-1B"
+LENGTH_TOKENIZER_VARIABLE = "RMSWEEP_LENGTH_TOKENIZER"
+MAX_TOKENS = 512
+# Says of each text whether it is short enough.
+Short = Callable[[Sequence[str]], list[bool]]
+
+
+def length_tokenizer() -> str:
+    """Return the hub id or folder of the tokenizer that the length filter counts with."""
+    return os.environ.get(LENGTH_TOKENIZER_VARIABLE) or LENGTH_TOKENIZER
+
+
+@functools.cache
+def _load_length_tokenizer(location: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the paper's length filter needs the tokenizer {location}, which could not be loaded "
+            f"({(str(error).splitlines() or [repr(error)])[0]}). Accept its licence on the hub and set HF_TOKEN, or set "
+            f"{LENGTH_TOKENIZER_VARIABLE} to a folder that holds a copy of it."
+        ) from error
+
+
+def short_enough(texts: Sequence[str]) -> list[bool]:
+    """Return whether each text has at most 512 tokens, the begin-of-sequence token counted."""
+    if not texts:
+        return []
+    ids = _load_length_tokenizer(length_tokenizer())(list(texts))["input_ids"]
+    return [len(tokens) <= MAX_TOKENS for tokens in ids]
+
+
+# Selections: from the rows of a hub set to the pairs that the paper used, as rows of prompt, chosen, rejected.
+
+# Returns the rows of a split of the source, from the start at each call.
+RowsOf = Callable[[str], Iterator[Located]]
+Texts = tuple[str, str, str]
+# How many rows were left after each step, from what was fetched to what was drawn.
+Funnel = list[tuple[str, int]]
+_BOTH_TEST = {"train": "test", "test": "test"}
+_BOTH_FILTERED = {"train": "filtered", "test": "filtered"}
+_BENCH_COLUMNS = ("prompt", "chosen", "rejected", "subset")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperDraw:
+    """One of the paper's draws. `texts` returns prompt, chosen and rejected of a row, or None where it is dropped.
+
+    `kept` describes the rows that are not dropped. `splits` are the source's splits that train and test come
+    from. With `test_rows`, the source's one split is divided, and the last of a permutation are for testing.
+    """
+
+    columns: tuple[str, ...]
+    texts: Callable[[Row], Texts | None]
+    kept: str = ""
+    splits: Mapping[str, str]
+    test_rows: int | None = None
+    pairs: Mapping[str, int | None] = field(default_factory=lambda: {"train": None, "test": 200})
+    drop_translation: bool = False
+
+
+def _ultrafeedback(row: Row) -> Texts | None:
+    if row["score_chosen"] <= row["score_rejected"]:
+        return None
+    return row["prompt"], row["chosen"][1]["content"], row["rejected"][1]["content"]
+
+
+def _rewardmath(row: Row) -> Texts:
+    solutions = [" ".join(row[f"eval_solution_{side}"]) for side in "AB"]
+    chosen, rejected = solutions if row["chosen_position"] == "A" else reversed(solutions)
+    return row["problem"], chosen, rejected
+
+
+def _rewardbench(row: Row, prefix: str) -> Texts | None:
+    return (row["prompt"], row["chosen"], row["rejected"]) if row["subset"].startswith(prefix) else None
+
+
+def _rewardbench_draw(prefix: str, test_rows: int) -> PaperDraw:
+    return PaperDraw(
+        columns=_BENCH_COLUMNS,
+        texts=functools.partial(_rewardbench, prefix=prefix),
+        kept="of its subset",
+        splits=_BOTH_FILTERED,
+        test_rows=test_rows,
+    )
+
+
+PAPER_DRAWS: Mapping[str, PaperDraw] = {
+    "ultrafeedback": PaperDraw(
+        columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+        texts=_ultrafeedback,
+        kept="with a preference",
+        splits={"train": "train_prefs", "test": "test_prefs"},
+        pairs={"train": 2000, "test": 200},
+        drop_translation=True,
+    ),
+    "rewardmath": PaperDraw(
+        columns=("problem", "eval_solution_A", "eval_solution_B", "chosen_position"),
+        texts=_rewardmath,
+        splits=_BOTH_TEST,
+        test_rows=1000,
+        pairs={"train": 2000, "test": 200},
+    ),
+    "rewardbench_math": _rewardbench_draw("math-prm", 400),
+    # 900 for testing gives the paper's 84 training pairs; the official code's last version says 492.
+    "rewardbench_code": _rewardbench_draw("hep", 900),
+}
+# Taken whole, without a draw of the paper.
+REWARDBENCH2 = "rewardbench2"
+
+
+def selected_columns(selection: str) -> tuple[str, ...]:
+    """Return the columns that the rows of a selection's source must have."""
+    return _BENCH_COLUMNS if selection == REWARDBENCH2 else PAPER_DRAWS[selection].columns
+
+
+def selected_splits(selection: str) -> tuple[str, ...]:
+    """Return the splits that a selection gives."""
+    return ("test",) if selection == REWARDBENCH2 else ("train", "test")
+
+
+def selected_rows(
+    selection: str, rows_of: RowsOf, side: str, short: Short, funnel: Funnel
+) -> Iterator[Located]:
+    """Yield the rows of a selection's split, in the order of the draw, and fill its funnel."""
+    if selection == REWARDBENCH2:
+        yield from _rewardbench2(rows_of, funnel)
+        return
+    paper = PAPER_DRAWS[selection]
+    drawn, steps = paper_draw(paper, rows_of, short)
+    funnel.extend(steps[side])
+    wanted = set(drawn[side])
+    found = {item.number: item for item in rows_of(paper.splits[side]) if item.number in wanted}
+    for number in drawn[side]:
+        texts = paper.texts(_row(found[number]))
+        assert texts is not None
+        yield found[number]._replace(row=dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)))
+
+
+def paper_draw(
+    paper: PaperDraw, rows_of: RowsOf, short: Short
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Funnel]]:
+    """Return the numbers of the rows that each side's draw takes, in its order, and the funnel of each side."""
+    source = generator(SEED)
+    found = {split: _filtered(paper, rows_of(split), short) for split in dict.fromkeys(paper.splits.values())}
+    rows = {side: list(found[split][1]) for side, split in paper.splits.items()}
+    if paper.test_rows:
+        kept = rows["train"]
+        train, test = divide(len(kept), paper.test_rows, source)
+        rows = {"train": [kept[place] for place in train], "test": [kept[place] for place in test]}
+    drawn, funnel = {}, {}
+    for side in ("train", "test"):
+        count, passed = found[paper.splits[side]]
+        fitting = [row for row in rows[side] if passed[row] == 2]
+        drawn[side] = draw(fitting, paper.pairs[side], source)
+        steps = (
+            ("rows", count, True),
+            (paper.kept, len(passed), bool(paper.kept)),
+            (f"for the {side} split", len(rows[side]), paper.test_rows is not None),
+            (f"of at most {MAX_TOKENS} tokens", sum(passed[row] > 0 for row in rows[side]), True),
+            ("not about translation", len(fitting), paper.drop_translation),
+            ("drawn", len(drawn[side]), True),
+        )
+        funnel[side] = [(what, left) for what, left, has in steps if has]
+    return drawn, funnel
+
+
+def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[int, dict[int, int]]:
+    """Return how many rows there are, and for each that is kept: 0 too long, 1 about translation, 2 fits."""
+    passed: dict[int, int] = {}
+    count = 0
+    while group := list(itertools.islice(rows, 256)):
+        count += len(group)
+        kept = [(item.number, texts) for item in group if (texts := paper.texts(_row(item))) is not None]
+        fit = short([text for _, texts in kept for text in texts])
+        for place, (number, (prompt, _, _)) in enumerate(kept):
+            translation = paper.drop_translation and any(
+                word in prompt.lower() for word in ("translate", "translation")
+            )
+            passed[number] = 2 - translation if all(fit[3 * place : 3 * place + 3]) else 0
+    return count, passed
+
+
+def _row(item: Located) -> Row:
+    if isinstance(item.row, DataError):
+        raise item.row
+    return item.row
+
+
+def _rewardbench2(rows_of: RowsOf, funnel: Funnel) -> Iterator[Located]:
+    rows = kept = pairs = 0
+    for item in rows_of("test"):
+        rows += 1
+        row = _row(item)
+        if row["subset"] == "Ties":
+            continue
+        kept += 1
+        for rejected in row["rejected"]:
+            pairs += 1
+            yield item._replace(
+                row={"prompt": row["prompt"], "chosen": row["chosen"][0], "rejected": rejected}
+            )
+    funnel.extend([("rows", rows), ("not of the subset Ties", kept), ("pairs", pairs)])
+
+
+# Persona, the paper's controlled token-level shift:
+#
+#     prompt    Is the following statement something you would say? "…"
+#     chosen    A truthful reply is sure        paraphrased    My response would be certainly
+#     rejected  My judgement: no                paraphrased    I lean toward nope
+
+
+def persona_matches(row: Row) -> bool:
+    """Return whether the statement is one that an agreeable person would make."""
+    return str(row.get("answer_matching_behavior")).strip().lower() == "yes"
+
+
+def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
+    """Return the pairs of `split`, made of all matching questions in their source's order.
+
+    A paraphrased split holds every prompt once for each of the four pairings of unseen words: its accuracy is
+    the mean over them. Raises SpecError, DataError.
+    """
+    import torch
+
+    most = PERSONA_TRAIN + PERSONA_TEST
+    if split not in PERSONA_SPLITS:
+        raise SpecError(f'split is "{split}": Persona has {", ".join(PERSONA_SPLITS)}.')
+    if len(questions) < most:
+        raise DataError(
+            f"Persona needs {most} statements whose matching answer is Yes; found {len(questions)}."
+        )
+    source = generator(PERSONA_SEED)
+
+    def one_of(texts: Sequence[str]) -> str:
+        return texts[int(torch.randint(len(texts), (1,), generator=source))]
+
+    # One generator for all: what the training pairs draw comes before what the test pairs do.
+    drawn = [
+        Pair(
+            prompt=user_prompt(questions[row]),
+            chosen=one_of(CHOSEN_PREFIXES) + one_of(CHOSEN_WORDS),
+            rejected=one_of(REJECTED_PREFIXES) + one_of(REJECTED_WORDS),
+        )
+        for row in permutation(len(questions), source)[:most]
+    ]
+    which, _, paraphrased = split.partition("_")
+    taken = drawn[:PERSONA_TRAIN] if which == "train" else drawn[PERSONA_TRAIN:]
+    if not paraphrased:
+        return taken
+    return [
+        Pair(
+            prompt=pair.prompt,
+            chosen=PARAPHRASED_CHOSEN_PREFIX + agreeing,
+            rejected=PARAPHRASED_REJECTED_PREFIX + disagreeing,
+            original_chosen=pair.chosen,
+        )
+        for agreeing, disagreeing in itertools.product(PARAPHRASED_CHOSEN_WORDS, PARAPHRASED_REJECTED_WORDS)
+        for pair in taken
+    ]
+
+
+# The paper's Hamiltonian-cycle pairs, in its own text format; worlds.py has the task in the words of the tiny models.
+
+
+def paper_hamiltonian_pairs(split: str) -> list[Pair]:
+    """Return the 1000 training or 200 test pairs. Raises SpecError on another split."""
+    if split not in ("train", "test"):
+        raise SpecError(f'split is "{split}": give "train" or "test"')
+    return list(_paper_hamiltonian()[split])
+
+
+@functools.cache
+def _paper_hamiltonian() -> dict[str, list[Pair]]:
+    source = generator(PAPER_GRAPHS.seed)
+    # The official code generates 5000 training pairs and draws from them.
+    made = {
+        split: [_paper_pair(source) for _ in range(count)]
+        for split, count in (("train", 5000), ("test", 200))
+    }
+    most = {"train": PAPER_GRAPHS.train_pairs, "test": PAPER_GRAPHS.test_pairs}
+    return {
+        split: [pairs[row] for row in draw(range(len(pairs)), most[split], source)]
+        for split, pairs in made.items()
+    }
+
+
+def _paper_pair(source: "Generator") -> Pair:
+    import torch
+
+    count = PAPER_GRAPHS.vertices
+    cycle = permutation(count, source)
+    steps = zip(cycle, [*cycle[1:], cycle[0]], strict=True)
+    planted: list[Edge] = [(min(step), max(step)) for step in steps]
+    others = [edge for edge in itertools.combinations(range(count), 2) if edge not in planted]
+    chance = PAPER_GRAPHS.edge_probability
+    edges = [*planted, *(edge for edge in others if torch.rand(1, generator=source).item() < chance)]
+    edges = [edges[place] for place in permutation(len(edges), source)]
+    wrong = permutation(count, source)
+    while is_cycle(wrong, count, edges):
+        wrong = permutation(count, source)
+    vertices = "".join(f"{SEPARATOR}{vertex}" for vertex in range(count))
+    joined = "".join(f"{SEPARATOR}{u}{EDGE_SEPARATOR}{v}" for u, v in edges)
+    return Pair(
+        prompt=user_prompt(f"Vertices: {vertices}\nEdges: {joined}"),
+        chosen=SEPARATOR.join(map(str, cycle)),
+        rejected=SEPARATOR.join(map(str, wrong)),
+    )
