@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.report.audit import pairs_of
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import PrepareStage, PretrainStage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.store.artifacts import Store

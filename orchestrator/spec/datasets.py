@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
 from trainers.data.length_filter import LENGTH_TOKENIZER, length_tokenizer
-from trainers.data.records import Digest, written
+from trainers.data.records import Digest, Pair, read_written_pairs, written
 from trainers.disk import disk_named, replace
 from trainers.errors import DataError, StorageError
 from trainers.objects import Location
@@ -167,6 +167,16 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
 def _location(spec: DatasetSpec) -> str:
     """Path or hub id: of the statements, where the set is made of some."""
     return spec.source.removeprefix(PERSONA)
+
+
+def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
+    """The rows of a split that a driver has read; none where they are not in the store, or damaged."""
+    try:
+        if not store.complete("dataset", digest):
+            return ()
+        return read_written_pairs(store.read_file("dataset", digest, "pairs.jsonl"))
+    except StorageError:
+        return ()
 
 
 def _has_files(spec: DatasetSpec, split: str) -> bool:

@@ -28,13 +28,7 @@ from orchestrator.tracking import mlflow
 from orchestrator.tracking.embedded import EXPERIMENT
 from orchestrator.tracking.mlflow import Tracker, default_uri, sync
 from orchestrator.tracking.run_content import DIGEST_TAG
-from tests.faults.tracking_server import (
-    free_port,
-    runs_of,
-    snapshot,
-    tracking_server,
-    without_sweep,
-)
+from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
 from trainers.disk import replace as replace_text
 from trainers.errors import TrackingError
 
@@ -283,7 +277,7 @@ def test_the_tracker_ends_where_sync_ends(uri: str, store: Store, sweep_name: st
     two_trials(store)
     for trial in followed.trials:
         tracker.ended(trial.key, failed=False)
-    folder, _, _ = write_report(followed, store)
+    folder, *_ = write_report(followed, store)
     tracker.report(folder, complete=True)
     assert tracker.close() is None
     rebuilt = replace(followed, sweep=f"{sweep_name}_rebuilt")
@@ -309,7 +303,7 @@ def test_a_failed_trial_is_failed_and_reopened_by_its_retry(database: str, store
     tracker = Tracker(database, store, declared)
     tracker.started(trial.key)
     tracker.ended(trial.key, failed=True)
-    folder, _, _ = write_report(declared, store)
+    folder, *_ = write_report(declared, store)
     tracker.report(folder, complete=False)
     assert tracker.close() is None
     parent, child = snapshot(database, "demo")
