@@ -111,7 +111,8 @@ def rebuilt_s(uri: str, store: Store, declared: Declaration) -> float:
     """Seconds of reading every artifact, and writing the view."""
     started = time.perf_counter()
     folder = store.sweep_dir(declared.sweep) / "report"
-    sync(uri, store, declared, Written(folder=folder, rows=[], results=sweep_results(declared, store)))
+    results = sweep_results(declared, store)
+    sync(uri, store, declared, Written(folder=folder, rows=[], results=results, compared=results))
     return time.perf_counter() - started
 
 

@@ -10,20 +10,16 @@ python sweeps/domain_shift.py --sweep NAME
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.analyses import main
 from orchestrator.cli.session import Session
-from orchestrator.report.scored import (
-    ScoredOptions,
-    declare_scored,
-    rests_on,
-    results_of,
-    write_analysis,
-    write_figure,
-)
+from orchestrator.report.house_style import write_figure
+from orchestrator.report.results import results_of
+from orchestrator.report.scored import ScoredOptions, declare_scored
+from orchestrator.report.tables import Table, write_summary
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt, Store
 
@@ -48,12 +44,12 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     import pyarrow as pa
     from pyarrow import parquet
 
-    from orchestrator.report.controls import by_category, controlled
-    from orchestrator.report.per_pair import set_outcomes
-    from orchestrator.report.preference import TITLE, preference
+    from orchestrator.report.comparison import by_category, controlled, set_outcomes
+    from orchestrator.report.conclusions import PREFERENCE, preference
     from trainers.errors import DataError
 
-    outcomes = set_outcomes(results_of(stage.parameters, inputs.store), inputs.store)
+    scored, basis = results_of(stage.parameters, inputs.store)
+    outcomes = set_outcomes(scored)
     if not outcomes:
         raise DataError(
             "no model and seed of this sweep has learned with both EX-RM and IM-RM; train both, or look at its report."
@@ -63,23 +59,25 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "pairs.parquet")
     controls = controlled(outcomes)
     regressions = [
-        _regressions(found, [described[id(item)] for item in found]) for found in by_category(outcomes)
+        row
+        for found in by_category(outcomes)
+        for row in _regressions(found, [described[id(item)] for item in found])
     ]
     advice = preference(controls)
-    tables = (_control_table(controls), _regression_table([row for found in regressions for row in found]))
+    tables = (_control_table(controls), _regression_table(regressions))
     paragraphs = [
-        rests_on(stage.parameters, inputs.store),
+        basis,
         *_unknown(outcomes, described),
-        f"{TITLE}. {advice}",
+        f"{PREFERENCE}. {advice}",
     ]
-    write_analysis(attempt.directory, "domain_shift", paragraphs, tables)
+    write_summary(attempt.directory, "domain_shift", paragraphs, tables)
     results = {
         "preference": advice,
-        "controls": [_plain(item) for item in controls],
-        "regressions": [_plain_row(row) for found in regressions for row in found],
+        "controls": [asdict(item) for item in controls],
+        "regressions": [_plain_row(row) for row in regressions],
     }
     (attempt.directory / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
-    write_figure(attempt.directory, "domain_shift", lambda: _draw(tables[1]))
+    write_figure(attempt.directory, "domain_shift", lambda: _draw(regressions))
     attempt.info.update(results=results)
 
 
@@ -124,7 +122,7 @@ def _regressions(found: Sequence[Any], features: Sequence[dict[str, Any]]) -> li
     """Both outcomes of a category's pairs on the features that all of its sets have, sets told apart."""
     import numpy as np
 
-    from orchestrator.report.controls import drawn_pairs, regression
+    from orchestrator.report.comparison import drawn_pairs, regression
 
     counts = np.concatenate(drawn_pairs(found), axis=1)
     names = [name for name in FEATURES if all(name in here for here in features)]
@@ -148,57 +146,53 @@ def _regressions(found: Sequence[Any], features: Sequence[dict[str, Any]]) -> li
     return rows
 
 
-def _control_table(controls: Sequence[Any]) -> Any:
-    from orchestrator.report.tables import Table, columns
-
+def _control_table(controls: Sequence[Any]) -> Table:
     return Table(
         name="controls",
         title="EX−IM of accuracy and its controls",
         note="Mean over a category's sets, 95 % intervals over test pairs. Matched lengths: docs/report.md. "
         "Not seen: pairs whose prompt and long responses stand nowhere in the training split.",
-        columns=columns(
-            ("train_set", "trained on"),
-            ("category", "category"),
-            ("pairs", "pairs a set"),
-            ("difference", "EX−IM", "+.3f"),
-            ("length_controlled", "at matched lengths", "+.3f"),
-            ("unseen", "pairs not seen"),
-            ("leak_free", "on those", "+.3f"),
-        ),
-        rows=tuple(
-            (item.train_set, item.category, item.pairs, item.plain, item.length, item.unseen, item.leak_free)
+        columns="train_set category pairs difference length_controlled unseen leak_free",
+        titles={
+            "pairs": "pairs a set",
+            "length_controlled": "at matched lengths",
+            "unseen": "pairs not seen",
+            "leak_free": "on those",
+        },
+        rows=[
+            {
+                **{
+                    name: getattr(item, name)
+                    for name in ("train_set", "category", "pairs", "unseen", "leak_free")
+                },
+                "difference": item.plain,
+                "length_controlled": item.length,
+            }
             for item in controls
-        ),
+        ],
+        forms=dict.fromkeys(("difference", "length_controlled", "leak_free"), "+.3f"),
     )
 
 
-def _regression_table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report.tables import Table, columns
-
+def _regression_table(rows: Sequence[dict[str, Any]]) -> Table:
+    names = {name: name.replace(" ", "_") for name in FEATURES}
     return Table(
         name="regressions",
         title="EX−IM per pair by what the pair is like",
         note="Least squares with an intercept for each set: the change of EX−IM by one standard deviation of a feature, the others "
         "held; – where a feature does not vary or follows from the others. Margins are in standard deviations of a set's rewards.",
-        columns=columns(
-            ("train_set", "trained on"),
-            ("category", "category"),
-            ("outcome", "EX−IM of"),
-            *((name.replace(" ", "_"), name, "+.3f") for name in FEATURES),
-            ("explained", "R²"),
-            ("pairs", "pairs"),
-        ),
-        rows=tuple(
-            (
-                row["train_set"],
-                row["category"],
-                row["outcome"],
-                *(row["fitted"].coefficients.get(name) for name in FEATURES),
-                row["fitted"].explained,
-                row["fitted"].pairs,
-            )
+        columns=f"train_set category outcome {' '.join(names.values())} explained pairs",
+        titles={"outcome": "EX−IM of", "explained": "R²"},
+        rows=[
+            {
+                **row,
+                **{column: row["fitted"].coefficients.get(name) for name, column in names.items()},
+                "explained": row["fitted"].explained,
+                "pairs": row["fitted"].pairs,
+            }
             for row in rows
-        ),
+        ],
+        forms=dict.fromkeys(names.values(), "+.3f"),
     )
 
 
@@ -214,34 +208,29 @@ def _unknown(outcomes: Sequence[Any], described: dict[int, dict[str, Any]]) -> l
     )
 
 
-def _plain(item: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(item)
-
-
 def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "fitted": _plain(row["fitted"])}
+    return {**row, "fitted": asdict(row["fitted"])}
 
 
-def _draw(table: Any) -> Any:
+def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """Coefficients of accuracy with their intervals, a panel per training set and category."""
-    from orchestrator.report.house_style import panels
+    from orchestrator.report.house_style import GREY, panels, whiskers
 
-    rows = [row for row in table.rows if row[2] == "accuracy"]
+    rows = [row for row in rows if row["outcome"] == "accuracy"]
     if not rows:
         return None
     figure, axes = panels(len(rows), 1, 5.0, 1.7)
     for axis, row in zip(axes, rows, strict=True):
-        values = row[3 : 3 + len(FEATURES)]
-        for place, value in enumerate(values):
-            if value is not None:
-                axis.plot([value.low, value.high], [place, place], color="black", linewidth=1.2)
-                axis.plot([value.value], [place], "o", color="black", markersize=5)
-        axis.axvline(0, color="#555555", linewidth=0.9, linestyle=":")
+        coefficients = row["fitted"].coefficients
+        known = {place: coefficients[name] for place, name in enumerate(FEATURES) if name in coefficients}
+        if known:
+            values = list(known.values())
+            middle = [value.value for value in values]
+            axis.errorbar(middle, list(known), xerr=whiskers(values), fmt="o", color="black", markersize=5)
+        axis.axvline(0, color=GREY, linewidth=0.9, linestyle=":")
         axis.set_yticks(range(len(FEATURES)), FEATURES)
         axis.set_ylim(len(FEATURES) - 0.5, -0.5)
-        axis.set_title(f"{row[0]}: {row[1]}")
+        axis.set_title(f"{row['train_set']}: {row['category']}")
     axes[-1].set_xlabel("change of EX−IM by one standard deviation")
     return figure
 

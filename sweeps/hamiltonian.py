@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.main import main
+from orchestrator.report.tables import Table, write_summary
 from orchestrator.spec import catalog
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.spec.catalog import Profile
@@ -114,7 +114,8 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     }
     parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "answers.parquet")
     (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    (attempt.directory / SUMMARY).write_text(_summary(results))
+    said = f"Correct cycles written, share of {results['prompts']} prompts; best of {SAMPLES} by the trained model's reward."
+    write_summary(attempt.directory, stage.analysis, [said, _table(results).markdown()])
     attempt.info.update(results=results)
 
 
@@ -230,21 +231,22 @@ def _shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _summary(results: dict[str, Any]) -> str:
-    columns = ("one sample", "greedy", f"best of {SAMPLES} by its reward", f"any of {SAMPLES}")
-    lines = [
-        f"# {results['name']}",
-        "",
-        f"Correct cycles written, share of {results['prompts']} prompts; best of {SAMPLES} by the trained model's reward.",
-        "",
-        f"| written by | {' | '.join(columns)} |",
-        f"|{'---|' * (len(columns) + 1)}",
-    ]
-    for name in ("base", "trained"):
-        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in results[name].values())} |")
+def _table(results: dict[str, Any]) -> Table:
+    rows = [{"by": name, **results[name]} for name in ("base", "trained")]
     random, best = results["random_order"], results["random_order_best"]
-    lines.append(f"| orders at random | {random:.3f} | {random:.3f} | – | {best:.3f} |")
-    return "\n".join(lines) + "\n"
+    rows.append({"by": "orders at random", "sampled": random, "greedy": random, "any_of_k": best})
+    return Table(
+        name="correct",
+        title="",
+        columns="by sampled greedy best_of_k any_of_k",
+        rows=rows,
+        titles={
+            "by": "written by",
+            "sampled": "one sample",
+            "best_of_k": f"best of {SAMPLES} by its reward",
+            "any_of_k": f"any of {SAMPLES}",
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -15,14 +15,16 @@ from typing import Any
 
 from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
 from orchestrator.cli.analyses import main
-from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.session import Session
+from orchestrator.report.house_style import write_figure
+from orchestrator.report.tables import Table, write_summary
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 
 # Raise when the analysis computes something else from the same parameters.
 VERSION = 1
 STATISTICS = ("mean", "min", "first_quartile", "median", "third_quartile", "max", "share_positive")
+MEASURES = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,41 +71,33 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     ]
     parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "statistics.parquet")
     (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    (attempt.directory / SUMMARY).write_text(_summary(rows, inputs))
-    _draw(values, attempt.directory)
+    said = f"Untrained, {len(inputs.pairs[SEEN])} training pairs."
+    write_summary(attempt.directory, inputs.name, [said, _table(rows).markdown()])
+    write_figure(attempt.directory, "hidden_representations", lambda: _draw(values))
     attempt.info.update(results=results)
 
 
-def _summary(rows: Sequence[dict[str, Any]], inputs: AnalysisInputs) -> str:
-    columns = ("unseen set", "of", *(name.replace("_", " ") for name in STATISTICS))
-    shown = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
-    lines = [
-        f"# {inputs.name}",
-        "",
-        f"Untrained, {len(inputs.pairs[SEEN])} training pairs.",
-        "",
-        f"| {' | '.join(columns)} |",
-        f"|{'---|' * len(columns)}",
-    ]
-    for row in rows:
-        numbers = " | ".join(f"{row[name]:.3f}" for name in STATISTICS)
-        lines.append(f"| {row['set']} | {shown[row['measure']]} | {numbers} |")
-    return "\n".join(lines) + "\n"
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        name="statistics",
+        title="",
+        columns=f"set measure {' '.join(STATISTICS)}",
+        titles={"set": "unseen set", "measure": "of"},
+        rows=[{**row, "measure": MEASURES[row["measure"]]} for row in rows],
+    )
 
 
-def _draw(values: dict[str, dict[str, Any]], folder: Path) -> None:
-    from trainers.theory.figures import new_figure, save_figure
+def _draw(values: dict[str, dict[str, Any]]) -> Any:
+    from orchestrator.report.house_style import GREY, panels
 
-    figure, axes = new_figure(2)
-    for axis, (measure, title) in zip(
-        axes, (("inner_product", "⟨D_seen, D_unseen⟩"), ("cosine", "cos(w, D_unseen)")), strict=True
-    ):
+    figure, axes = panels(1, len(MEASURES), 5.0, 4.0)
+    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for name, measures in values.items():
             axis.hist(measures[measure].numpy(), bins=40, density=True, histtype="step", label=name)
-        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.axvline(0, color=GREY, linewidth=0.8)
         axis.set(title=title)
         axis.legend()
-    save_figure(figure, folder, "hidden_representations")
+    return figure
 
 
 if __name__ == "__main__":

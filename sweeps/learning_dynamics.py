@@ -19,8 +19,9 @@ import tyro
 
 from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
 from orchestrator.cli.analyses import main
-from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.session import Session
+from orchestrator.report.house_style import write_figure
+from orchestrator.report.tables import Table, write_summary
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 from trainers.errors import SpecError
@@ -81,8 +82,14 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         for kind in KINDS
     }
     (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    (attempt.directory / SUMMARY).write_text(_summary(results, inputs, stage.parameters))
-    _draw(rows, results, attempt.directory)
+    paragraphs = [
+        f"One step of η = {stage.parameters.step_size:g} on each of {min(stage.parameters.steps_on, len(inputs.pairs[SEEN]))} "
+        "training pairs; the change of r⁺ − r⁻ of unseen pairs. Error: ‖measured − predicted‖ / ‖measured‖, the output layer "
+        "alone taking the step. Rises: share of the pairs whose r⁺ − r⁻ rises.",
+        _table(results).markdown(),
+    ]
+    write_summary(attempt.directory, inputs.name, paragraphs)
+    write_figure(attempt.directory, "learning_dynamics", lambda: _draw(rows, list(results["im_rm"])))
     attempt.info.update(results=results)
 
 
@@ -185,47 +192,38 @@ def _statistics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     return found
 
 
-def _summary(results: dict[str, Any], inputs: AnalysisInputs, parameters: Parameters) -> str:
-    lines = [
-        f"# {inputs.name}",
-        "",
-        f"One step of η = {parameters.step_size:g} on each of {min(parameters.steps_on, len(inputs.pairs[SEEN]))} training "
-        "pairs; the change of r⁺ − r⁻ of unseen pairs. Error: ‖measured − predicted‖ / ‖measured‖, the output layer "
-        "alone taking the step. Rises: share of the pairs whose r⁺ − r⁻ rises.",
-        "",
-        "| | unseen set | error | predicted to rise | rises | rises, all weights | correlation, all weights | "
-        "share of token matches |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for kind, sets in results.items():
-        for name, found in sets.items():
-            cells = [found[key] for key in _SHOWN]
-            shown = ["–" if cell is None else f"{cell:.3f}" for cell in cells]
-            lines.append(f"| {kind} | {name} | {found['relative_error']:.1e} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n"
+def _table(results: dict[str, Any]) -> Table:
+    return Table(
+        name="errors",
+        title="",
+        columns="reward set relative_error predicted_to_rise rises rises_all_weights correlation_all_weights share_of_token_matches",
+        titles={
+            "reward": "",
+            "set": "unseen set",
+            "relative_error": "error",
+            "rises_all_weights": "rises, all weights",
+            "correlation_all_weights": "correlation, all weights",
+        },
+        rows=[
+            {"reward": kind, "set": name, **found}
+            for kind, sets in results.items()
+            for name, found in sets.items()
+        ],
+        forms={"relative_error": ".1e"},
+    )
 
 
-_SHOWN = (
-    "predicted_to_rise",
-    "rises",
-    "rises_all_weights",
-    "correlation_all_weights",
-    "share_of_token_matches",
-)
+def _draw(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
+    from orchestrator.report.house_style import GREY, panels
 
-
-def _draw(rows: Sequence[dict[str, Any]], results: dict[str, Any], folder: Path) -> None:
-    from trainers.theory.figures import new_figure, save_figure
-
-    figure, axes = new_figure(3)
-    names = list(results["im_rm"])
+    figure, axes = panels(1, 3, 5.0, 4.0)
     for axis, kind in zip(axes, KINDS, strict=False):
         for name in names:
             points = [row for row in rows if (row["reward"], row["set"]) == (kind, name)]
             axis.scatter(
                 [row["predicted"] for row in points], [row["measured"] for row in points], s=8, label=name
             )
-        axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
+        axis.axline((0, 0), slope=1, color=GREY, linewidth=0.8)
         axis.set(xlabel="predicted change of r⁺ − r⁻", ylabel="measured", title=kind)
         axis.legend()
     for offset, part in ((-0.2, "token_matches"), (0.2, "other_tokens")):
@@ -235,11 +233,11 @@ def _draw(rows: Sequence[dict[str, Any]], results: dict[str, Any], folder: Path)
             means.append(sum(values) / len(values))
         places = [place + offset for place in range(len(names))]
         axes[2].bar(places, means, width=0.4, label=part.replace("_", " "))
-    axes[2].axhline(0, color="grey", linewidth=0.8)
+    axes[2].axhline(0, color=GREY, linewidth=0.8)
     axes[2].set_xticks(range(len(names)), names, rotation=15)
     axes[2].set(title="im_rm: mean predicted change by tokens")
     axes[2].legend()
-    save_figure(figure, folder, "learning_dynamics")
+    return figure
 
 
 if __name__ == "__main__":

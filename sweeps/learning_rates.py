@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.main import main
-from orchestrator.report.summary import reward_title
+from orchestrator.report.tables import reward_title
 from orchestrator.spec import catalog
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.spec.selection import Selection
@@ -109,7 +109,7 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Write a row for each rate: validation accuracy by seed, and the accuracy on every evaluation set."""
-    from orchestrator.report.accuracies import seeds_accuracy
+    from orchestrator.report.results import seeds_accuracy
 
     trainings = [item for item in stage.reads if isinstance(item, TrainStage)]
     evaluations = [item for item in stage.reads if isinstance(item, EvaluateStage)]

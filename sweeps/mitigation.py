@@ -11,17 +11,15 @@ python sweeps/mitigation.py --train-sets ultrafeedback=DIR --eval-sets ultrafeed
 Of the evaluation sets, the first that rewrites the training set gives the copies, by its training split.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.main import main
-from orchestrator.report.summary import reward_title
+from orchestrator.report.house_style import write_figure
+from orchestrator.report.tables import Table, reward_title, write_summary
 from orchestrator.spec import catalog
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.spec.selection import Selection
@@ -195,10 +193,7 @@ def _points(plan: TrialPlan) -> Iterator[tuple[Point, EvaluateStage]]:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The curve as table, CSV and figure."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    from orchestrator.report.accuracies import seeds_accuracy
+    from orchestrator.report.results import seeds_accuracy
 
     evaluations = [item for item in stage.reads if isinstance(item, EvaluateStage)]
     rows: list[dict[str, Any]] = []
@@ -215,69 +210,59 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         )
     rows.sort(key=lambda row: (row["model"], row["evaluation_set"], row["reward"], row["share"]))
     results = {"name": "mitigation", "curve": rows}
-    parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "curve.parquet")
-    (attempt.directory / "curve.csv").write_text(_csv(rows))
+    curve = Table(name="curve", title="", columns=" ".join(rows[0]), rows=rows)
+    (attempt.directory / "curve.parquet").write_bytes(curve.parquet())
+    (attempt.directory / "curve.csv").write_text(curve.csv())
     (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    (attempt.directory / SUMMARY).write_text(_summary(rows))
-    _draw(rows, attempt.directory)
+    write_summary(
+        attempt.directory,
+        "Accuracy by share of training pairs with a rewritten copy",
+        ["Mean over seeds, 95 % interval over test pairs and seeds.", _by_share(rows).markdown()],
+    )
+    write_figure(attempt.directory, "mitigation", lambda: _draw(rows))
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+def _estimate(row: dict[str, Any]) -> Any:
+    from orchestrator.report.statistics import Estimate
+
+    return Estimate(value=row["accuracy"], low=row["low"], high=row["high"])
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> str:
-    shares = sorted({row["share"] for row in rows})
-    lines = [
-        "# Accuracy by share of training pairs with a rewritten copy",
-        "",
-        "Mean over seeds, 95 % interval over test pairs and seeds.",
-        "",
-        f"| model | evaluated on | reward | {' | '.join(f'{share:g}' for share in shares)} |",
-        f"|{'---|' * (len(shares) + 3)}",
-    ]
-    by_line: dict[tuple[str, str, str], dict[float, str]] = {}
+def _by_share(rows: Sequence[dict[str, Any]]) -> Table:
+    """A column for each share."""
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:
         evaluated = f"{row['evaluation_set']}{' (trained with)' if row['trained_with'] else ''}"
-        line = by_line.setdefault((row["model"], evaluated, reward_title(row["reward"])), {})
-        line[row["share"]] = f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    for names, line in by_line.items():
-        lines.append(f"| {' | '.join(names)} | {' | '.join(line.get(share, '–') for share in shares)} |")
-    return "\n".join(lines) + "\n"
+        place = (row["model"], evaluated, reward_title(row["reward"]))
+        lines.setdefault(place, {})[f"{row['share']:g}"] = _estimate(row)
+    shares = " ".join(f"{share:g}" for share in sorted({row["share"] for row in rows}))
+    shown = [
+        {"model": model, "evaluation_set": name, "reward": reward, **line}
+        for (model, name, reward), line in lines.items()
+    ]
+    return Table(name="shares", title="", columns=f"model evaluation_set reward {shares}", rows=shown)
 
 
-def _draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    from trainers.theory.figures import new_figure, save_figure
+def _draw(rows: Sequence[dict[str, Any]]) -> Any:
+    """A row per model and a column per evaluation set."""
+    from orchestrator.report.house_style import GREY, legend, panels, points
 
-    sets = sorted({row["evaluation_set"] for row in rows})
-    figure, axes = new_figure(len(sets))
-    for axis, name in zip(axes, sets, strict=True):
-        for model, reward in sorted({(row["model"], row["reward"]) for row in rows}):
+    models, sets, kinds = (
+        sorted({row[name] for row in rows}) for name in ("model", "evaluation_set", "reward")
+    )
+    figure, axes = panels(len(models), len(sets), 5.0, 4.0)
+    places = [(model, name) for model in models for name in sets]
+    for axis, place in zip(axes, places, strict=True):
+        for kind in kinds:
             line = [
-                row
-                for row in rows
-                if (row["evaluation_set"], row["model"], row["reward"]) == (name, model, reward)
+                row for row in rows if (row["model"], row["evaluation_set"], row["reward"]) == (*place, kind)
             ]
-            values = [row["accuracy"] for row in line]
-            below = [row["accuracy"] - row["low"] for row in line]
-            above = [row["high"] - row["accuracy"] for row in line]
-            label = f"{model}, {reward_title(reward)}"
-            axis.errorbar(
-                [row["share"] for row in line],
-                values,
-                yerr=[below, above],
-                marker="o",
-                capsize=3,
-                label=label,
-            )
-        axis.axhline(0.5, color="grey", linewidth=0.8)
-        axis.set(title=name, xlabel="share of pairs with a copy", ylabel="accuracy", ylim=(-0.03, 1.03))
-        axis.legend()
-    save_figure(figure, folder, "mitigation")
+            points(axis, [row["share"] for row in line], [_estimate(row) for row in line], kind, kinds)
+        axis.axhline(0.5, color=GREY, linewidth=0.8)
+        title = " · ".join(reversed(place))
+        axis.set(title=title, xlabel="share of pairs with a copy", ylabel="accuracy", ylim=(-0.03, 1.03))
+    legend(figure, axes)
+    return figure
 
 
 if __name__ == "__main__":

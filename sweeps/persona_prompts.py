@@ -21,14 +21,10 @@ import tyro
 
 from orchestrator.cli.analyses import main
 from orchestrator.cli.session import Session
-from orchestrator.report.scored import (
-    ScoredOptions,
-    declare_scored,
-    rests_on,
-    results_of,
-    write_analysis,
-    write_figure,
-)
+from orchestrator.report.house_style import write_figure
+from orchestrator.report.results import by_seeds, results_of
+from orchestrator.report.scored import ScoredOptions, declare_scored
+from orchestrator.report.tables import Table, reward_title, write_summary
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt, Store
 from sweeps.persona import ON_TRAINING_PROMPTS
@@ -55,10 +51,10 @@ def declare(options: PersonaPromptsOptions, session: Session) -> Sequence[Analys
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """A two by two table for every model, reward type and rewriting."""
-    results = [item for item in results_of(stage.parameters, inputs.store) if item.learned]
+    results, basis = results_of(stage.parameters, inputs.store)
     rows = [
         _row(trials, rewritten, inputs.store)
-        for trials in _groups(results)
+        for trials in by_seeds([item for item in results if item.learned])
         for rewritten in _rewritings(trials[0])
     ]
     if not rows:
@@ -67,10 +63,10 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
             "rewritten responses; run sweeps/persona.py."
         )
     table = _table(rows)
-    write_analysis(
+    write_summary(
         attempt.directory,
         "persona_prompts",
-        [rests_on(stage.parameters, inputs.store), *_said(rows)],
+        [basis, *_said(rows)],
         (table,),
     )
     plain = [{**row, **{name: asdict(row[name]) for name in (*CELLS, CONTRAST)}} for row in rows]
@@ -79,15 +75,6 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     )
     write_figure(attempt.directory, "persona_prompts", lambda: _draw(rows))
     attempt.info.update(results={"cells": plain})
-
-
-def _groups(results: Sequence[Any]) -> list[list[Any]]:
-    """The seeds of each training set, model and reward type."""
-    found: dict[tuple[str, str, str], list[Any]] = {}
-    for item in results:
-        record = item.record
-        found.setdefault((record.train_set, record.model, record.reward), []).append(item)
-    return list(found.values())
 
 
 def _rewritings(trial: Any) -> list[str]:
@@ -107,8 +94,7 @@ def _row(trials: Sequence[Any], rewritten: str, store: Store) -> dict[str, Any]:
     """Accuracies of one model and reward type, and what new prompts leave of it over what new responses leave."""
     import numpy as np
 
-    from orchestrator.report.controls import gap_estimate
-    from orchestrator.report.statistics import accuracy_estimate, generator, seed_weights
+    from orchestrator.report.statistics import accuracy_estimate, gap_estimate, generator, over_seeds
 
     record = trials[0].record
     sets = {
@@ -117,40 +103,27 @@ def _row(trials: Sequence[Any], rewritten: str, store: Store) -> dict[str, Any]:
         "new_responses": f"{rewritten}{ON_TRAINING_PROMPTS}",
         "both_new": rewritten,
     }
-    weights_BS = seed_weights(len(trials), _draws(), generator("seeds", record.train_set, record.model))
-    values, draws, prompts = {}, {}, {}
+    found, prompts = {}, {}
     for name, dataset in sets.items():
         # The same prompts are drawn for original and rewritten responses.
         side = "test" if name in ("new_prompts", "both_new") else "training"
-        by_seed = [_by_prompt(trial, dataset, store) for trial in trials]
-        values[name] = [float(found_Q.mean()) for found_Q in by_seed]
-        prompts[name] = len(by_seed[0])
-        counts_BQ = _prompt_counts(prompts[name], side) / prompts[name]
-        drawn_BS = np.stack([counts_BQ @ found_Q for found_Q in by_seed], axis=1)
-        draws[name] = (weights_BS * drawn_BS).sum(axis=1)
-    cells = {
-        name: accuracy_estimate(float(np.mean(values[name])), draws[name], prompts[name], values[name])
-        for name in CELLS
-    }
-    gaps = np.subtract(values["new_prompts"], values["new_responses"])
-    fewest = min(prompts["new_prompts"], prompts["new_responses"])
-    contrast = gap_estimate(
-        float(gaps.mean()), draws["new_prompts"] - draws["new_responses"], fewest, gaps.tolist()
+        right_SQ = np.stack([_by_prompt(trial, dataset, store) for trial in trials])
+        seeds = generator("seeds", record.train_set, record.model)
+        found[name], prompts[name] = (
+            over_seeds(right_SQ, generator("prompts", side), seeds),
+            right_SQ.shape[1],
+        )
+    cells = {}
+    for name, (value, draws_B, by_seed) in found.items():
+        cells[name] = accuracy_estimate(value, draws_B, prompts[name], by_seed)
+    (prompt, prompt_B, prompt_S), (response, response_B, response_S) = (
+        found[name] for name in ("new_prompts", "new_responses")
     )
+    fewest = min(prompts["new_prompts"], prompts["new_responses"])
+    gaps = np.subtract(prompt_S, response_S).tolist()
+    contrast = gap_estimate(prompt - response, prompt_B - response_B, fewest, gaps)
     labels = {"train_set": record.train_set, "model": record.model, "reward": record.reward}
     return {**labels, "rewriting": rewritten, "seeds": len(trials), **cells, CONTRAST: contrast}
-
-
-def _draws() -> int:
-    from orchestrator.report.statistics import DRAWS
-
-    return DRAWS
-
-
-def _prompt_counts(prompts: int, side: str) -> Any:
-    from orchestrator.report.statistics import generator, pair_counts
-
-    return pair_counts(prompts, _draws(), generator("prompts", side))
 
 
 def _by_prompt(trial: Any, dataset: str, store: Store) -> Any:
@@ -161,12 +134,7 @@ def _by_prompt(trial: Any, dataset: str, store: Store) -> Any:
     from orchestrator.spec.datasets import pairs_of
 
     (result,) = [item for item in trial.final if item.dataset == dataset]
-    (record,) = [
-        item
-        for item in trial.record.evaluations
-        if (item.dataset, item.epoch) == (dataset, trial.last_epoch or item.epoch)
-    ]
-    pairs, scores = pairs_of(store, record.dataset_digest), result.scores
+    pairs, scores = pairs_of(store, result.dataset_digest), result.scores
     # Without the rows every pair is taken for a prompt of its own.
     asked = [pairs[row].prompt if pairs else row for row in scores.index]
     numbers: dict[Any, int] = {}
@@ -176,8 +144,6 @@ def _by_prompt(trial: Any, dataset: str, store: Store) -> Any:
 
 def _said(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence on each row."""
-    from orchestrator.report.summary import reward_title
-
     found = []
     for row in rows:
         who = f"{row['model']}, {reward_title(row['reward'])}, {row['rewriting']}"
@@ -196,73 +162,45 @@ def _said(rows: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report.summary import reward_title
-    from orchestrator.report.tables import Table, columns
-
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table(
         name="persona_prompts",
         title="New prompts and new responses",
         note="Accuracy after the last epoch, mean over seeds ± their standard deviation, 95 % intervals over prompts and seeds. "
         "The last column is new prompts with the same responses minus new responses on the same prompts.",
-        columns=columns(
-            ("model", "model"),
-            ("reward", "reward"),
-            ("rewriting", "rewriting"),
-            ("seeds", "seeds"),
-            ("seen", "training prompts, original responses"),
-            ("new_prompts", "test prompts, original responses"),
-            ("new_responses", "training prompts, new responses"),
-            ("both_new", "test prompts, new responses"),
-            (CONTRAST, "difference", "+.3f"),
-        ),
-        rows=tuple(
-            (
-                row["model"],
-                reward_title(row["reward"]),
-                row["rewriting"],
-                row["seeds"],
-                *(row[name] for name in (*CELLS, CONTRAST)),
-            )
-            for row in rows
-        ),
+        columns=f"model reward rewriting seeds seen new_prompts new_responses both_new {CONTRAST}",
+        titles={
+            "seen": "training prompts, original responses",
+            "new_prompts": "test prompts, original responses",
+            "new_responses": "training prompts, new responses",
+            "both_new": "test prompts, new responses",
+            CONTRAST: "difference",
+        },
+        rows=[{**row, "reward": reward_title(row["reward"])} for row in rows],
+        forms={CONTRAST: "+.3f"},
     )
 
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A panel per model and rewriting: original responses left, new ones right, test prompts hollow."""
-    from orchestrator.report.house_style import look, panels
-    from orchestrator.report.summary import reward_title
+    from orchestrator.report.house_style import legend, panels, points
 
     where = list(dict.fromkeys((row["model"], row["rewriting"]) for row in rows))
     kinds = list(dict.fromkeys(row["reward"] for row in rows))
     figure, axes = panels(1, len(where), 3.6, 2.8)
     for axis, place in zip(axes, where, strict=True):
         for number, row in enumerate(row for row in rows if (row["model"], row["rewriting"]) == place):
-            drawn = look(row["reward"], kinds)
-            for cells, full, shift in (
-                (("seen", "new_responses"), drawn.colour, 0),
-                (("new_prompts", "both_new"), "white", 0.1),
-            ):
-                at = [left + shift + 0.2 * number for left in (0, 1)]
-                values = [row[name] for name in cells]
-                axis.vlines(at, [v.low for v in values], [v.high for v in values], color=drawn.colour)
-                prompts = "test prompts" if shift else "training prompts"
-                axis.plot(
-                    at,
-                    [value.value for value in values],
-                    drawn.line,
-                    marker=drawn.marker,
-                    color=drawn.colour,
-                    markerfacecolor=full,
-                    label=f"{reward_title(row['reward'])}, {prompts}",
-                )
+            kind, title = row["reward"], reward_title(row["reward"])
+            at = [left + 0.2 * number for left in (0, 1)]
+            seen, new = ([row[name] for name in names] for names in (CELLS[::2], CELLS[1::2]))
+            points(axis, at, seen, kind, kinds, label=f"{title}, training prompts")
+            beside = [left + 0.1 for left in at]
+            points(axis, beside, new, kind, kinds, label=f"{title}, test prompts", markerfacecolor="white")
         axis.set_xticks([0.15, 1.15], ["original responses", "new responses"])
         axis.set_ylim(-0.05, 1.05)
         axis.set_title(" · ".join(place))
     axes[0].set_ylabel("accuracy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    legend(figure, axes, columns=1)
     return figure
 
 

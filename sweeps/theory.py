@@ -18,8 +18,9 @@ from typing import Annotated, Any
 import tyro
 
 from orchestrator.cli.analyses import AnalysisOptions, main
-from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.session import Session
+from orchestrator.report.house_style import write_figure
+from orchestrator.report.tables import Table, write_summary
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 from trainers.errors import SpecError
@@ -106,8 +107,8 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         "separator_unseen_accuracy": _mean(row["separator_unseen_accuracy"] for row in second),
     }
     (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    (attempt.directory / SUMMARY).write_text(_summary(results, first, parameters))
-    _draw(first, curves, parameters, attempt.directory)
+    write_summary(attempt.directory, "theory", _summary(results, first, parameters))
+    write_figure(attempt.directory, "theory", lambda: _draw(first, curves, parameters))
     attempt.info.update(results=results)
 
 
@@ -167,45 +168,46 @@ def _mean(values: Any) -> float:
     return float(sum(found) / len(found))
 
 
-def _summary(results: dict[str, float], first: list[dict[str, Any]], parameters: Parameters) -> str:
+def _summary(results: dict[str, float], first: list[dict[str, Any]], parameters: Parameters) -> list[str]:
     seldom = [row for row in first if row["log_correct"] < math.log(1e-3)] or first
     rare = max(seldom, key=lambda row: row["delta"])
-    return "\n".join(
-        [
-            "# theory",
-            "",
-            f"Theorem 1, {results['theorem_1_points']:.0f} points of β, δ and π_ref(C): the witness separates by δ up to a "
-            f"relative error of {results['theorem_1_largest_margin_error']:.1e}; "
-            f"{results['theorem_1_points_above_bound']:.0f} points are above the bound e^(δ/β) π_ref(C).",
-            f"At β = {rare['beta']}, δ = {rare['delta']} every pair is ranked right and a correct response is "
-            f"generated with probability {math.exp(rare['log_correct']):.2e}.",
-            "",
-            f"Theorem 2, {len(parameters.seeds)} worlds of {parameters.pairs} pairs in {parameters.width} dimensions:",
-            "",
-            "| | IM-RM | EX-RM |",
-            "|---|---|---|",
-            f"| accuracy on pairs of unseen tokens | {results['im_rm_unseen_accuracy']:.3f} | "
-            f"{results['ex_rm_unseen_accuracy']:.3f} (the separator: {results['separator_unseen_accuracy']:.3f}) |",
-            f"| largest change of their reward difference | {results['im_rm_largest_unseen_difference']:.1e} | |",
-            f"| cosine of the head with the max-margin separator, least | | {results['ex_rm_cosine']:.5f} |",
-            "",
-        ]
+    explicit = (
+        f"{results['ex_rm_unseen_accuracy']:.3f} (the separator: {results['separator_unseen_accuracy']:.3f})"
     )
+    rows = (
+        ("accuracy on pairs of unseen tokens", f"{results['im_rm_unseen_accuracy']:.3f}", explicit),
+        (
+            "largest change of their reward difference",
+            f"{results['im_rm_largest_unseen_difference']:.1e}",
+            "",
+        ),
+        ("cosine of the head with the max-margin separator, least", "", f"{results['ex_rm_cosine']:.5f}"),
+    )
+    shown = [dict(zip(("what", "im_rm", "ex_rm"), row, strict=True)) for row in rows]
+    return [
+        f"Theorem 1, {results['theorem_1_points']:.0f} points of β, δ and π_ref(C): the witness separates by δ up to a "
+        f"relative error of {results['theorem_1_largest_margin_error']:.1e}; "
+        f"{results['theorem_1_points_above_bound']:.0f} points are above the bound e^(δ/β) π_ref(C).",
+        f"At β = {rare['beta']}, δ = {rare['delta']} every pair is ranked right and a correct response is "
+        f"generated with probability {math.exp(rare['log_correct']):.2e}.",
+        f"Theorem 2, {len(parameters.seeds)} worlds of {parameters.pairs} pairs in {parameters.width} dimensions:",
+        Table(
+            name="theorem_2", title="", columns="what im_rm ex_rm", rows=shown, titles={"what": ""}
+        ).markdown(),
+    ]
 
 
-def _draw(
-    first: list[dict[str, Any]], curves: list[dict[str, Any]], parameters: Parameters, folder: Path
-) -> None:
-    from trainers.theory.figures import new_figure, save_figure
+def _draw(first: list[dict[str, Any]], curves: list[dict[str, Any]], parameters: Parameters) -> Any:
+    from orchestrator.report.house_style import GREY, panels
 
-    figure, (left, right) = new_figure(2)
+    figure, (left, right) = panels(1, 2, 5.0, 4.0)
     for mass in parameters.masses:
         rows = sorted(
             (row for row in first if row["mass"] == mass), key=lambda row: row["delta"] / row["beta"]
         )
         ratio = [row["delta"] / row["beta"] for row in rows]
         left.plot(ratio, [row["log_correct"] for row in rows], "o-", label=f"π_ref(C) = {mass:g}")
-        left.plot(ratio, [min(0.0, row["log_bound"]) for row in rows], ":", color="grey")
+        left.plot(ratio, [min(0.0, row["log_bound"]) for row in rows], ":", color=GREY)
     left.set(xscale="log", xlabel="δ/β", ylabel="ln π(C)", title="Theorem 1: margin δ, seldom correct")
     left.legend()
     for seed in parameters.seeds:
@@ -221,7 +223,7 @@ def _draw(
         title="Theorem 2: EX-RM head",
     )
     right.legend(title="seed")
-    save_figure(figure, folder, "theory")
+    return figure
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ import tyro
 from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
 from orchestrator.cli.analyses import main
 from orchestrator.cli.session import Session
-from orchestrator.report.scored import Scored, rests_on, results_of, scored, write_analysis, write_figure
+from orchestrator.report.house_style import write_figure
+from orchestrator.report.results import Scored, results_of, scored
+from orchestrator.report.tables import COMPARED, Table, reward_title, write_summary
 from orchestrator.spec import selection
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
 from orchestrator.spec.declaration import read_declaration
@@ -79,13 +81,10 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     import pyarrow as pa
     from pyarrow import parquet
 
-    from orchestrator.report.per_pair import set_outcomes
+    from orchestrator.report.comparison import set_outcomes
 
-    outcomes = {
-        item.dataset: item
-        for item in set_outcomes(results_of(stage.parameters, inputs.store), inputs.store)
-        if item.dataset in inputs.pairs
-    }
+    results, basis = results_of(stage.parameters, inputs.store)
+    outcomes = {item.dataset: item for item in set_outcomes(results) if item.dataset in inputs.pairs}
     if not outcomes:
         raise DataError(
             f"the sweep has scored none of {', '.join(name for name in inputs.pairs if name != SEEN)} with both EX-RM and "
@@ -102,22 +101,22 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     for name in [*outcomes, *([TOGETHER] if len(outcomes) > 1 else [])]:
         here = [row for row in pairs if name in (TOGETHER, row["set"])]
         for measure, _ in MEASURES:
-            for kind in ("ex_rm", "im_rm"):
+            for kind in COMPARED:
                 labels = {"set": name, "measure": measure, "reward": kind}
                 deciles += [{**labels, **row} for row in _deciles(here, measure, kind)]
                 relations.append(
                     {**labels, "pairs": len(here), "correlation": _correlation(here, measure, kind)}
                 )
     tables = (_relation_table(relations), _decile_table(deciles))
-    paragraphs = [rests_on(stage.parameters, inputs.store), *_said(relations, pairs)]
-    write_analysis(attempt.directory, inputs.name, paragraphs, tables)
-    results = {
+    paragraphs = [basis, *_said(relations, pairs)]
+    write_summary(attempt.directory, inputs.name, paragraphs, tables)
+    found = {
         "deciles": [{**row, "accuracy": asdict(row["accuracy"])} for row in deciles],
         "correlations": relations,
     }
-    (attempt.directory / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    (attempt.directory / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
     write_figure(attempt.directory, "token_overlap", lambda: _draw(deciles))
-    attempt.info.update(results=results)
+    attempt.info.update(results=found)
 
 
 def _measured(inputs: AnalysisInputs, names: Sequence[str]) -> dict[str, dict[int, tuple[float, float]]]:
@@ -169,20 +168,16 @@ def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[Any]:
 
 
 def _deciles(rows: Sequence[dict[str, Any]], measure: str, kind: str) -> list[dict[str, Any]]:
-    from orchestrator.report.deciles import by_decile
+    from orchestrator.report.statistics import by_decile
 
     return by_decile(*_columns(rows, measure, kind))
 
 
 def _correlation(rows: Sequence[dict[str, Any]], measure: str, kind: str) -> float | None:
     """Spearman's, of the measure with being right; None where one of them does not vary."""
-    import numpy as np
-    from scipy.stats import spearmanr
+    from orchestrator.report.statistics import rank_correlation
 
-    values, right = _columns(rows, measure, kind)
-    if len(rows) < 3 or np.ptp(values) == 0 or np.ptp(right) == 0:
-        return None
-    return float(spearmanr(values, right).statistic)
+    return rank_correlation(*_columns(rows, measure, kind))
 
 
 def _said(relations: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[str]:
@@ -203,94 +198,54 @@ def _said(relations: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) 
     return said
 
 
-def _relation_table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report.summary import reward_title
-    from orchestrator.report.tables import Table, columns
+def _shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    titles = dict(MEASURES)
+    return [{**row, "measure": titles[row["measure"]], "reward": reward_title(row["reward"])} for row in rows]
 
-    shown = dict(MEASURES)
+
+def _relation_table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table(
         name="correlations",
         title="Being right by nearness to training",
         note="Spearman's rank correlation over pairs, – where one side does not vary. A pair's accuracy is its mean over seeds.",
-        columns=columns(
-            ("set", "set"),
-            ("measure", "by"),
-            ("reward", "reward"),
-            ("pairs", "pairs"),
-            ("correlation", "correlation", "+.3f"),
-        ),
-        rows=tuple(
-            (row["set"], shown[row["measure"]], reward_title(row["reward"]), row["pairs"], row["correlation"])
-            for row in rows
-        ),
+        columns="set measure reward pairs correlation",
+        titles={"measure": "by"},
+        rows=_shown(rows),
+        forms={"correlation": "+.3f"},
     )
 
 
-def _decile_table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report.summary import reward_title
-    from orchestrator.report.tables import Table, columns
-
-    shown = dict(MEASURES)
+def _decile_table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table(
         name="deciles",
         title="Accuracy by tenths of nearness to training",
         note="Pairs of equal nearness stay together, so there may be fewer than ten; 95 % intervals over a tenth's pairs.",
-        columns=columns(
-            ("set", "set"),
-            ("measure", "by"),
-            ("reward", "reward"),
-            ("decile", "tenth"),
-            ("from", "from", ".5f"),
-            ("to", "to", ".5f"),
-            ("pairs", "pairs"),
-            ("accuracy", "accuracy"),
-        ),
-        rows=tuple(
-            (
-                row["set"],
-                shown[row["measure"]],
-                reward_title(row["reward"]),
-                row["decile"],
-                row["from"],
-                row["to"],
-                row["pairs"],
-                row["accuracy"],
-            )
-            for row in rows
-        ),
+        columns="set measure reward decile from to pairs accuracy",
+        titles={"measure": "by", "decile": "tenth"},
+        rows=_shown(rows),
+        forms={"from": ".5f", "to": ".5f"},
     )
 
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A row per set and a column per measure; points at the middle of each tenth's values."""
-    from orchestrator.report.house_style import look, panels
-    from orchestrator.report.summary import reward_title
+    from orchestrator.report.house_style import legend, panels, points
 
-    names, kinds = list(dict.fromkeys(row["set"] for row in rows)), ("ex_rm", "im_rm")
+    names = list(dict.fromkeys(row["set"] for row in rows))
     figure, axes = panels(len(names), len(MEASURES), 3.6, 2.3)
     places = [(name, *measure) for name in names for measure in MEASURES]
     for axis, (name, measure, title) in zip(axes, places, strict=True):
-        for kind in kinds:
+        for kind in COMPARED:
             here = [
                 row for row in rows if (row["set"], row["measure"], row["reward"]) == (name, measure, kind)
             ]
-            drawn, at = look(kind, kinds), [(row["from"] + row["to"]) / 2 for row in here]
-            values = [row["accuracy"] for row in here]
-            axis.vlines(at, [v.low for v in values], [v.high for v in values], color=drawn.colour)
-            axis.plot(
-                at,
-                [value.value for value in values],
-                drawn.line,
-                marker=drawn.marker,
-                color=drawn.colour,
-                label=reward_title(kind),
-            )
+            at = [(row["from"] + row["to"]) / 2 for row in here]
+            points(axis, at, [row["accuracy"] for row in here], kind, COMPARED)
         axis.set_ylim(-0.05, 1.05)
         axis.set_title(name)
         axis.set_xlabel(title)
     axes[0].set_ylabel("accuracy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    legend(figure, axes)
     return figure
 
 

@@ -64,17 +64,34 @@ def accuracy_length_controlled(
     of unequal lengths. None where one side has under five pairs: then length and preference cannot be told apart.
     """
     wins_P = (chosen_P > rejected_P) + 0.5 * (chosen_P == rejected_P)
-    if not longer_P.any():
-        return float(wins_P.mean())
-    strata_P = length_strata(longer_P)
-    if strata_P is None:
-        return None
-    total = float(wins_P[longer_P == 0].sum())
-    for stratum in np.unique(strata_P[longer_P != 0]):
-        here_P = (strata_P == stratum) & (longer_P != 0)
-        sides = [float(wins_P[here_P & side_P].mean()) for side_P in (longer_P > 0, longer_P < 0)]
-        total += float(here_P.sum()) * sum(sides) / 2
-    return total / len(wins_P)
+    found = length_controlled(wins_P, longer_P, np.ones((1, len(wins_P))))
+    return None if found is None else float(found[0])
+
+
+def length_controlled(
+    values_P: Rewards, longer_P: NDArray[Any], weights_BP: Rewards
+) -> NDArray[np.float64] | None:
+    """Return the same of any values of pairs, [B], a number for each row of the pairs' weights.
+
+    The strata are those of all pairs; not a number where a row has weights on one side of a stratum alone.
+    """
+    parts = [longer_P == 0]
+    if longer_P.any():
+        strata_P = length_strata(longer_P)
+        if strata_P is None:
+            return None
+        parts += [(strata_P == stratum) & (longer_P != 0) for stratum in np.unique(strata_P[longer_P != 0])]
+    total_B = weights_BP[:, parts[0]] @ values_P[parts[0]]
+    with np.errstate(invalid="ignore"):
+        for here_P in parts[1:]:
+            sides = [here_P & (longer_P > 0), here_P & (longer_P < 0)]
+            means = [
+                weights_BP[:, side_P] @ values_P[side_P] / weights_BP[:, side_P].sum(axis=1)
+                for side_P in sides
+            ]
+            total_B = total_B + weights_BP[:, here_P].sum(axis=1) * (means[0] + means[1]) / 2
+        found: NDArray[np.float64] = total_B / weights_BP.sum(axis=1)
+    return found
 
 
 def length_strata(longer_P: NDArray[Any]) -> NDArray[np.int64] | None:

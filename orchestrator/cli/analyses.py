@@ -202,7 +202,7 @@ def _show_in_mlflow(session: Session, stages: Sequence[AnalyseStage]) -> None:
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, _declaration(session, stages))
         complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-        trouble = tracker.close(Written(folder=folder, rows=[], results=[]), complete=complete)
+        trouble = tracker.close(Written(folder=folder, rows=[], results=[], compared=[]), complete=complete)
     if trouble:
         session.console.print(
             f"warning: the MLflow view is incomplete ({trouble}); `sync` completes it",

@@ -1,6 +1,7 @@
 """Commands that train nothing: what a sweep is doing and lacks, its MLflow view, and the store's garbage."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -246,7 +247,7 @@ def sync(session: Session) -> int:
     """Rebuild the MLflow view."""
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
-    written = write_full_report(declaration, session.store, session.console)
+    written = write_full_report(declaration, session.store, functools.partial(late_bar, session.console))
     with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
         seconds = rebuild_view(session.tracking_uri, session.store, declaration, written, step)
     place = shown_uri(session.tracking_uri)

@@ -9,21 +9,18 @@ from orchestrator.cli import eviction, gc, joining, outlook_table
 from orchestrator.cli.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
 from orchestrator.cli.follow_up import run_follow_up, show_analyses, with_analyses
 from orchestrator.cli.inspect import say_holes
-from orchestrator.cli.layout import fitting
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import Phases, Place, catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, say_left_out, select
-from orchestrator.cli.terminal_report import print_report, say
+from orchestrator.cli.terminal import late_bar
+from orchestrator.cli.terminal_report import print_comparison, print_report, say_audit
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.outlook import architectures, outlook, too_long
-from orchestrator.report.audit_page import say_audit
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
-from orchestrator.report.compare_sweeps import terminal_table as comparison_table
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import TrialResult, sweep_results
 from orchestrator.report.summary import json_rows
-from orchestrator.report.tables import records
 from orchestrator.run.compute import REAL
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
@@ -155,7 +152,9 @@ def _run(
             written = run_missing(session, declaration, todo, done, place, sweep.retries, phases)
         else:
             gc.clear_up(session.store, session.sweep_name)
-            written = write_full_report(declaration, session.store, session.console)
+            written = write_full_report(
+                declaration, session.store, functools.partial(late_bar, session.console)
+            )
             catch_up(session, declaration, written)
         computed = run_follow_up(session, declaration, resolved.plans)
         print_report(session, written)
@@ -242,18 +241,20 @@ def report(session: Session, compare: str | None) -> int:
     """Write and print the report of what the last command declared, and beside it that of another sweep."""
     declaration = read_declaration(session.sweep_name, session.store)
     other = None if compare is None else other_sweep(compare, session.store)
-    written = write_full_report(declaration, session.store, session.console, anew=True)
-    beside = other and write_comparison(declaration, session.store, *other, session.console)
+    written = write_full_report(
+        declaration, session.store, functools.partial(late_bar, session.console), anew=True
+    )
+    beside = other and write_comparison(
+        declaration, session.store, *other, functools.partial(late_bar, session.console)
+    )
     if session.options.json:
         rows = json_rows(written.rows)
-        dump_json({"rows": rows, "comparison": records(beside.table)} if beside else rows)
+        dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
     print_report(session, written)
     show_analyses(session, declaration)
     if beside is not None:
-        session.console.print(fitting(comparison_table(beside.table), session.console))
-        say(session, beside.conclusions)
-        session.console.print(f"comparison: {beside.file}", highlight=False, soft_wrap=True)
+        print_comparison(session, beside)
     return say_holes(session, written.results)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.gc import clear_up, remove_finished_checkpoints
 from orchestrator.cli.session import Session
-from orchestrator.cli.terminal import Progress, quiet
+from orchestrator.cli.terminal import Progress, late_bar, quiet
 from orchestrator.plan.durations import measured_rates
 from orchestrator.report.page import write_full_report
 from orchestrator.report.summary import Written
@@ -100,7 +101,7 @@ def run_missing(
             raise
         # Of a process that was killed the driver may have gone on without it.
         remove_finished_checkpoints(store)
-        written = write_full_report(declaration, store, terminal)
+        written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
         trouble = _end_view(tracker, written)
         phases.end("mlflow")
     _warn(session, trouble)

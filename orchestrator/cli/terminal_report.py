@@ -1,4 +1,4 @@
-"""The report as the terminal shows it: its table and conclusions, where the whole of it is, and how to see the runs."""
+"""The report as the terminal shows it: its tables and conclusions, where the whole of it is, and how to see the runs."""
 
 import os
 import shlex
@@ -9,34 +9,50 @@ from rich.console import Console
 
 from orchestrator.cli.layout import fitting
 from orchestrator.cli.session import Session
-from orchestrator.report.common_pairs import left_out_lines, on_common_pairs
-from orchestrator.report.epochs import epoch_rows, epoch_table
+from orchestrator.report.audit import audit_sweep
+from orchestrator.report.compare_sweeps import Comparison, without_intervals
 from orchestrator.report.page import HTML, said_conclusions
-from orchestrator.report.summary import Written, terminal_table
+from orchestrator.report.results import left_out_lines
+from orchestrator.report.summary import Written, accuracy_table, epoch_table
+from orchestrator.report.tables import Table
+from orchestrator.spec.declaration import Declaration
 from orchestrator.spec.redaction import shown_uri
+from orchestrator.store.artifacts import Store
+
+# Of a table of epochs, as many as a terminal has room for.
+EPOCHS_SHOWN = 8
 
 
 def print_report(session: Session, written: Written) -> None:
-    """The table, what follows from it, and where to see more."""
-    session.console.print(fitting(terminal_table(written.rows), session.console))
-    if by_epoch := epoch_rows(on_common_pairs(written.results)):
-        session.console.print(epoch_table(by_epoch))
-    print_left_out(session.console, written)
-    say(session, said_conclusions(written.folder))
-    session.console.print(f"report: {written.folder / HTML}", highlight=False, soft_wrap=True)
-    session.console.print(f"MLflow: {_ui_command(session)}", highlight=False, soft_wrap=True)
+    """The tables, what follows from them, and where to see more."""
+    _print_table(session.console, accuracy_table(written.rows), labels=3, merged=2)
+    if by_epoch := epoch_table(written.compared, most=EPOCHS_SHOWN):
+        session.console.print(by_epoch.terminal(labels=4))
+    say(session.console, left_out_lines(written.results, written.compared), style="yellow")
+    say(session.console, said_conclusions(written.folder))
+    say(session.console, [f"report: {written.folder / HTML}", f"MLflow: {_ui_command(session)}"])
 
 
-def print_left_out(console: Console, written: Written) -> None:
-    """Print how many pairs of which set were over the length limits."""
-    for line in left_out_lines(written.results):
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+def print_comparison(session: Session, found: Comparison) -> None:
+    """Two sweeps side by side, and what follows."""
+    _print_table(session.console, without_intervals(found.table), labels=4)
+    say(session.console, [*found.conclusions, f"comparison: {found.file}"])
 
 
-def say(session: Session, sentences: Sequence[str]) -> None:
-    """Each sentence on a line of its own, as it is."""
+def say_audit(declaration: Declaration, store: Store, console: Console) -> None:
+    """Name what is wrong with the data while nothing has been spent on it; the report has it all."""
+    errors = [item.said for item in audit_sweep(declaration, store).findings if item.severity == "error"]
+    say(console, errors, style="yellow")
+
+
+def say(console: Console, sentences: Sequence[str], style: str | None = None) -> None:
+    """Print each sentence on a line of its own, as it is."""
     for sentence in sentences:
-        session.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        console.print(sentence, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_table(console: Console, table: Table, labels: int, merged: int = 0) -> None:
+    console.print(fitting(table.terminal(labels, merged), console))
 
 
 def _ui_command(session: Session) -> str:

@@ -6,7 +6,7 @@ A file that is not what was written is made again.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.spec.datasets import pairs_of
+from orchestrator.spec.declaration import Declaration
 from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import audit
@@ -21,6 +22,72 @@ from trainers.disk import SEAL, replace, seal
 
 # What this process has read or computed, by root and key: a grid asks for each overlap once per trial.
 _known: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def audit_sweep(declaration: Declaration, store: Store) -> audit.Audit:
+    """The audit of the rows that a sweep trains and is evaluated on; sets whose rows are not in the store are left out."""
+    # Names and digests: what trains, and by each what is evaluated after it.
+    asked: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+    for trial in declaration.trials:
+        evaluated = asked.setdefault((trial.train_set, trial.train_digest), {})
+        evaluated.update(dict.fromkeys((item.dataset, item.dataset_digest) for item in trial.evaluations))
+    every = dict.fromkeys(
+        (item.dataset, item.dataset_digest) for trial in declaration.trials for item in trial.evaluations
+    )
+    sets = [set_audit(store, f"{name}/train", digest, "train") for name, digest in asked]
+    sets += [
+        set_audit(store, f"{name}/test", digest, "eval", _originals(declaration, name, digest))
+        for name, digest in every
+    ]
+    between = [
+        overlap(store, (f"{trained[0]}/train", trained[1]), (f"{name}/test", digest))
+        for trained, evaluated in asked.items()
+        for name, digest in evaluated
+    ]
+    return audit.Audit(
+        sets=tuple(item for item in sets if item is not None),
+        between=tuple(item for item in between if item is not None),
+        tokens=tuple(_token_findings(declaration, store)),
+    )
+
+
+def _originals(declaration: Declaration, name: str, digest: str) -> list[str]:
+    """Digests of the splits whose responses an evaluation set rewrites; none where no trial says that it does."""
+    found: set[str] = set()
+    for trial in declaration.trials:
+        if any(
+            (item.dataset, item.dataset_digest, item.category) == (name, digest, "token-level shift")
+            for item in trial.evaluations
+        ):
+            found.add(trial.train_digest)
+            found.update(
+                item.dataset_digest for item in trial.evaluations if item.category == "in-distribution"
+            )
+    return sorted(found)
+
+
+def _token_findings(declaration: Declaration, store: Store) -> Iterator[audit.Finding]:
+    """What was found in the sets as models read them: once for all models of which it is the same."""
+    # Tokenising is no business of planning.
+    from trainers.pairs import read_counts
+
+    models: dict[tuple[str, str], list[str]] = {}
+    for trial in declaration.trials:
+        prepared = [(f"{item.dataset}/test", item.prepared) for item in trial.evaluations]
+        for place in ((f"{trial.train_set}/train", trial.prepared), *prepared):
+            models.setdefault(place, []).append(trial.model)
+    found: dict[audit.Finding, list[str]] = {}
+    for (name, key), readers in models.items():
+        # A damaged manifest is said where its stage is made again.
+        manifest = store.sound_manifest("prepare", key)
+        info = manifest["info"] if manifest else {}
+        if (counts := read_counts(info)) is not None:
+            for finding in audit.token_findings(name, counts, info["pairs"]):
+                found.setdefault(finding, []).extend(readers)
+    for finding, readers in found.items():
+        yield dataclasses.replace(
+            finding, where=f"{finding.where}, read by {', '.join(dict.fromkeys(readers))}"
+        )
 
 
 def leaked_rows(store: Store, train_digest: str, eval_digest: str) -> NDArray[np.int64] | None:

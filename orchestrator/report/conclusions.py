@@ -1,36 +1,39 @@
-"""The three sentences that a report begins with, computed from its numbers.
+"""The sentences of a report, computed from its numbers: what is concluded, and when to prefer which reward type.
 
-Who is ahead where and by how much; how surely; what could be fooling us.
+It begins with three: who is ahead where and by how much; how surely; what could be fooling us.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from orchestrator.report import published
-from orchestrator.report.answers import SIDE_METRICS
-from orchestrator.report.comparison import Analysis, Difference
+from orchestrator.report.comparison import Analysis, Controlled, Difference, Scope
 from orchestrator.report.results import TrialResult
-from orchestrator.report.scopes import Scope
-from orchestrator.report.statistics import Estimate, WinRate, half_width
-from orchestrator.report.summary import COMPARED, reward_title
+from orchestrator.report.statistics import Estimate, half_width
+from orchestrator.report.summary import SIDE_METRICS
+from orchestrator.report.tables import COMPARED, EXPLICIT, IMPLICIT, interval, reward_title
 
-EXPLICIT, IMPLICIT = map(reward_title, COMPARED)
+PREFERENCE = "When to prefer which"
 # A control that moves EX−IM by less than this says nothing new.
 MOVED = 0.02
 
 
 def conclusions(analysis: Analysis) -> tuple[str, str, str]:
     """The answer, its support, and its doubts."""
-    found = {scope: analysis.difference(scope, "accuracy") for scope in _asked(analysis)}
-    known = {scope: item for scope, item in found.items() if item is not None}
+    known = {
+        scope: found
+        for scope in _asked(analysis)
+        if (found := analysis.difference(scope, "accuracy")) is not None
+    }
     if not known:
         counted = [result for result in analysis.results if result.learned and result.final]
-        return (_uncompared(analysis), _size(counted), _doubts(analysis, known))
+        return (_uncompared(analysis), f"{_size(counted)}.", _doubts(analysis, known))
     return (_answer(analysis, known), _support(analysis, known), _doubts(analysis, known))
 
 
-def _asked(analysis: Analysis) -> Iterator[Scope]:
+def _asked(analysis: Analysis) -> list[Scope]:
     """The categories that say how a type generalises: training pairs do not."""
-    return (scope for scope in analysis.categories() if scope.category != "training pairs")
+    return [scope for scope in analysis.categories() if scope.category != "training pairs"]
 
 
 def _answer(analysis: Analysis, known: dict[Scope, Difference]) -> str:
@@ -43,15 +46,18 @@ def _answer(analysis: Analysis, known: dict[Scope, Difference]) -> str:
 
 
 def _verdicts(found: dict[Scope, Difference]) -> str:
+    """Where each type is ahead, by how much, and where that cannot be told."""
     ahead: dict[str, list[str]] = {EXPLICIT: [], IMPLICIT: [], "": []}
     for scope, item in found.items():
-        winner = "" if not item.told_apart else EXPLICIT if item.estimate.value > 0 else IMPLICIT
-        value = item.estimate if winner != IMPLICIT else _turned(item.estimate)
-        ahead[winner].append(f"{_where(scope)} ({_shown(value)})")
+        value = item.estimate
+        winner = "" if not item.told_apart else EXPLICIT if value.value > 0 else IMPLICIT
+        if winner == IMPLICIT:
+            value = replace(value, value=-value.value, low=-value.high, high=-value.low)
+        ahead[winner].append(f"{_under(scope.category)} ({interval(value)})")
     parts = [
-        f"{winner} is ahead of {IMPLICIT if winner == EXPLICIT else EXPLICIT} {_listed(places)}"
-        for winner, places in ahead.items()
-        if winner and places
+        f"{winner} is ahead of {other} {_listed(ahead[winner])}"
+        for winner, other in ((EXPLICIT, IMPLICIT), (IMPLICIT, EXPLICIT))
+        if ahead[winner]
     ]
     if ahead[""]:
         parts.append(f"no difference of {EXPLICIT} from {IMPLICIT} can be told {_listed(ahead[''], 'or')}")
@@ -59,50 +65,40 @@ def _verdicts(found: dict[Scope, Difference]) -> str:
 
 
 def _support(analysis: Analysis, known: dict[Scope, Difference]) -> str:
+    """Win-rates, how much there is to go by, and whether the signs are the paper's where it gives both numbers."""
     won = [analysis.win_rate(scope) for scope in known]
-    total = WinRate(
-        ahead=sum(item.ahead for item in won),
-        ties=sum(item.ties for item in won),
-        behind=sum(item.behind for item in won),
-    )
+    size = _size([result for scope in known for result in analysis.compared(scope)])
     parts = [
-        f"{EXPLICIT} is ahead in {total.ahead} of {total.cells} cells of model, seed and set, tied within a point "
-        f"in {total.ties} and behind in {total.behind}",
-        _size([result for scope in known for result in analysis.compared(scope)])
-        .removesuffix(".")
-        .replace("This rests", "this rests"),
+        f"{EXPLICIT} is ahead in {sum(item.ahead for item in won)} of {sum(item.cells for item in won)} cells of model, "
+        f"seed and set, tied within a point in {sum(item.ties for item in won)} and behind in "
+        f"{sum(item.behind for item in won)}",
+        size[:1].lower() + size[1:],
     ]
-    if agreed := _beside_paper(analysis, known):
-        parts.append(agreed)
-    return _sentence("; ".join(parts))
-
-
-def _size(counted: Sequence[TrialResult]) -> str:
-    if not counted:
-        return "No trial has been trained, learned and evaluated yet."
-    models = len({result.record.model for result in counted})
-    seeds = len({result.record.seed for result in counted})
-    pairs = [len(item.scores.index) for result in counted for item in result.final]
-    few = min(pairs)
-    text = f"This rests on {_count(models, 'model')}, {_count(seeds, 'seed')} and {_range(pairs)} test pairs a set, "
-    text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
-    if seeds == 1:
-        return f"{text}, and one seed says nothing about others."
-    if seeds < 5:
-        return f"{text}, and {seeds} seeds say little about others."
-    return f"{text}."
-
-
-def _beside_paper(analysis: Analysis, known: dict[Scope, Difference]) -> str:
-    """In how many categories the sign is the paper's, where it gives both numbers."""
     signs = []
     for scope, item in known.items():
         theirs = [published.number(scope.train_set, scope.sets, kind, "accuracy") for kind in COMPARED]
         if theirs[0] is not None and theirs[1] is not None and theirs[0] != theirs[1]:
             signs.append((theirs[0] - theirs[1]) * item.estimate.value > 0)
-    if not signs:
-        return ""
-    return f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {len(signs)} categories"
+    if signs:
+        parts.append(
+            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {len(signs)} categories"
+        )
+    return _sentence("; ".join(parts))
+
+
+def _size(counted: Sequence[TrialResult]) -> str:
+    if not counted:
+        return "No trial has been trained, learned and evaluated yet"
+    models = len({result.record.model for result in counted})
+    seeds = len({result.record.seed for result in counted})
+    pairs = sorted({len(item.scores.index) for result in counted for item in result.final})
+    few = pairs[0]
+    span = str(few) if len(pairs) == 1 else f"{few} to {pairs[-1]}"
+    text = f"This rests on {_count(models, 'model')}, {_count(seeds, 'seed')} and {span} test pairs a set, "
+    text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
+    if seeds == 1:
+        return f"{text}, and one seed says nothing about others"
+    return f"{text}, and {seeds} seeds say little about others" if seeds < 5 else text
 
 
 def _doubts(analysis: Analysis, known: dict[Scope, Difference]) -> str:
@@ -129,17 +125,14 @@ def _holes(analysis: Analysis) -> Iterator[str]:
     unlearned = [result for result in analysis.results if result.trained and not result.learned]
     if unlearned:
         kinds = sorted({reward_title(result.record.reward) for result in unlearned})
-        yield f"{_count(len(unlearned), 'trial')} ({', '.join(kinds)}) did not learn and {_enters(unlearned)} no mean"
-
-
-def _enters(items: Sequence[object]) -> str:
-    return "enters" if len(items) == 1 else "enter"
+        enter = "enters" if len(unlearned) == 1 else "enter"
+        yield f"{_count(len(unlearned), 'trial')} ({', '.join(kinds)}) did not learn and {enter} no mean"
 
 
 def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[str]:
     """Where length or leaks account for some of a difference, and where nobody looked."""
     unmeasured = []
-    for metric, title in SIDE_METRICS:
+    for metric, title in SIDE_METRICS.items():
         gaps = {
             scope: found for scope in known if (found := analysis.side_differences(scope, metric)) is not None
         }
@@ -147,11 +140,8 @@ def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[st
             unmeasured.append(title)
         for scope, (gap, plain) in gaps.items():
             if abs(gap - plain) >= MOVED:
-                where = (
-                    _where(scope)
-                    if len(analysis.train_sets) == 1
-                    else f"{_where(scope)} of {scope.train_set}"
-                )
+                where = _under(scope.category)
+                where += f" of {scope.train_set}" if len(analysis.train_sets) > 1 else ""
                 yield f"{title}, EX−IM is {gap:+.3f} {where} where it was {plain:+.3f}"
     if unmeasured:
         verb = "was" if len(unmeasured) == 1 else "were"
@@ -176,6 +166,7 @@ def _languages(analysis: Analysis) -> Iterator[str]:
 
 
 def _uncompared(analysis: Analysis) -> str:
+    """How each type does by itself, and why there is nothing to compare."""
     parts = []
     for scope in _asked(analysis):
         for kind in analysis.rewards:
@@ -184,47 +175,72 @@ def _uncompared(analysis: Analysis) -> str:
                 value = found.estimate
                 parts.append(
                     f"trained on {scope.train_set}, {reward_title(kind)} ranks {value.value:.3f} "
-                    f"[{value.low:.3f}, {value.high:.3f}] of the pairs right {_where(scope)}"
+                    f"[{value.low:.3f}, {value.high:.3f}] of the pairs right {_under(scope.category)}"
                 )
     if not parts:
         why = "no trial has been trained, learned and evaluated"
         if any(result.learned and result.final for result in analysis.results):
             why = "no model has every reward type trained, learned and evaluated on all sets of a category"
         return f"Nothing can be concluded yet: {why}."
-    return _sentence("; ".join(parts) + f"; there is nothing to compare, as {_alone(analysis)}")
-
-
-def _alone(analysis: Analysis) -> str:
+    alone = f"the sweep does not hold both {EXPLICIT} and {IMPLICIT}"
     if analysis.both:
-        return f"no model and seed has learned with both {EXPLICIT} and {IMPLICIT}"
-    return f"the sweep does not hold both {EXPLICIT} and {IMPLICIT}"
+        alone = f"no model and seed has learned with both {EXPLICIT} and {IMPLICIT}"
+    return _sentence("; ".join(parts) + f"; there is nothing to compare, as {alone}")
 
 
-def _where(scope: Scope) -> str:
-    return scope.category if scope.category == "in-distribution" else f"under {scope.category}"
+def preference(found: Sequence[Controlled]) -> str:
+    """When to prefer which reward type: what EX−IM and its controls advise, and what is not known."""
+    asked = [item for item in found if item.category != "training pairs"]
+    if not asked:
+        return (
+            f"Nothing can be advised: no model and seed has learned with both {EXPLICIT} and {IMPLICIT} "
+            "and was evaluated with both."
+        )
+    return " ".join(_advice(item) for item in asked) + (
+        " Brackets are 95 % intervals over test pairs, given these models and seeds."
+    )
 
 
-def _shown(value: Estimate) -> str:
-    return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+def _advice(item: Controlled) -> str:
+    """Who leads, and whether that stays without what length and leaks lend to it; or a lead that only a control shows."""
+    where, plain = f"Trained on {item.train_set}, {_under(item.category)}", item.plain
+    controls = {"at matched lengths": item.length, "on pairs that training has not seen": item.leak_free}
+    if plain.excludes_zero:
+        said = [f"{title} {_survives(value, plain)}" for title, value in controls.items()]
+        return f"{where}: prefer {_ahead(plain)} (EX−IM {interval(plain)}); {', '.join(said)}."
+    shown = [
+        f"{title} {_ahead(value)} leads ({interval(value)})"
+        for title, value in controls.items()
+        if value is not None and value.excludes_zero
+    ]
+    masked = f"; {', '.join(shown)}" if shown else ""
+    return f"{where}: neither is to be preferred (EX−IM {interval(plain)}){masked}."
 
 
-def _turned(value: Estimate) -> Estimate:
-    return Estimate(value=-value.value, low=-value.high, high=-value.low)
+def _survives(value: Estimate | None, plain: Estimate) -> str:
+    if value is None:
+        return "it cannot be told"
+    if not value.excludes_zero:
+        return f"no lead can be told ({interval(value)})"
+    if value.value * plain.value > 0:
+        return f"the lead stays ({interval(value)})"
+    return f"the other one leads ({interval(value)}), so the lead is not one of quality"
+
+
+def _ahead(value: Estimate) -> str:
+    return EXPLICIT if value.value > 0 else IMPLICIT
+
+
+def _under(category: str) -> str:
+    return category if category == "in-distribution" else f"under {category}"
 
 
 def _listed(items: Sequence[str], word: str = "and") -> str:
-    if len(items) == 1:
-        return items[0]
-    return f"{', '.join(items[:-1])} {word} {items[-1]}"
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _range(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _sentence(text: str) -> str:

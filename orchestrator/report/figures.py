@@ -1,78 +1,429 @@
-"""Every figure of a report, in its order."""
+"""Every figure of a report: accuracy and its differences, margins, training, learning dynamics.
 
-from collections.abc import Callable, Iterator, Sequence
+Each function draws one matplotlib Figure from numbers, or returns None where there is nothing to draw.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report.accuracy_figures import (
-    accuracy_by_category,
-    accuracy_by_model,
-    accuracy_by_set,
-    differences,
-    win_rates,
+import numpy as np
+
+from orchestrator.report import published
+from orchestrator.report.comparison import Analysis, Difference, Scope
+from orchestrator.report.house_style import (
+    GREY,
+    DrawnFigure,
+    legend,
+    line_style,
+    look,
+    panels,
+    rendered,
+    whiskers,
+    wrapped,
 )
-from orchestrator.report.comparison import Analysis
-from orchestrator.report.house_style import Drawn, rendered
-from orchestrator.report.reward_figures import margin_distributions, reliability
-from orchestrator.report.training_figures import Curves, learning_dynamics, training_curves
+from orchestrator.report.statistics import Calibration, Estimate, Floats
+from orchestrator.report.tables import COMPARED, MEAN, reward_title
+from orchestrator.spec.trials import CATEGORIES
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# The rows of each training's log, by training set, model, reward type and seed.
+Curves = dict[tuple[str, str, str, int], list[dict[str, Any]]]
 
-def every_figure(analysis: Analysis, curves: Curves, dynamics: Sequence[dict[str, Any]]) -> Iterator[Drawn]:
+
+def _per_category(
+    analysis: Analysis,
+    ask: Callable[[Scope, str], Any],
+    draw: "Callable[[Axes, str, Any], None]",
+    height: float,
+    kinds: Sequence[str],
+    **more: Any,
+) -> "tuple[Figure, list[Axes]] | None":
+    """A row per training set and a column per category of which there is anything; in each, what is known of every kind."""
+    found = {
+        scope: {kind: item for kind in kinds if (item := ask(scope, kind)) is not None}
+        for scope in analysis.categories()
+    }
+    known = {scope: items for scope, items in found.items() if items}
+    if not known:
+        return None
+    train_sets = list(dict.fromkeys(scope.train_set for scope in known))
+    categories = [name for name in CATEGORIES if any(scope.category == name for scope in known)]
+    figure, axes = panels(len(train_sets), len(categories), 3.1, height, **more)
+    for axis in axes:
+        axis.set_visible(False)
+        # Shared axes are labelled in the last row only, where there may be no panel.
+        axis.tick_params(labelbottom=True)
+    shown = []
+    for scope, items in known.items():
+        axis = axes[train_sets.index(scope.train_set) * len(categories) + categories.index(scope.category)]
+        axis.set_visible(True)
+        axis.set_title(f"{scope.train_set}: {scope.category}")
+        for kind, item in items.items():
+            draw(axis, kind, item)
+        shown.append(axis)
+    return figure, shown
+
+
+def _rows(axis: "Axes", names: Sequence[str]) -> None:
+    """A row for each name, from the top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+
+
+def _beside(number: int, of: int, width: float) -> float:
+    """How far the bar or dot of one reward type stands from the middle of all."""
+    return (number - (of - 1) / 2) * width
+
+
+def accuracy_by_category(analysis: Analysis) -> "Figure | None":
+    """Bars by category and reward type, mean over models; the paper's means as diamonds."""
+    return _accuracy_bars(analysis, list(analysis.categories()), lambda scope: scope.category)
+
+
+def _accuracy_by_set(analysis: Analysis) -> "Figure | None":
+    """Bars by evaluation set, Spanish beside French."""
+    return _accuracy_bars(analysis, list(analysis.single_sets()), lambda scope: scope.dataset)
+
+
+def _accuracy_bars(
+    analysis: Analysis, scopes: Sequence[Scope], label: Callable[[Scope], str]
+) -> "Figure | None":
+    found = {
+        (scope, kind): mean.estimate
+        for scope in scopes
+        for kind in analysis.rewards
+        if (mean := analysis.mean_of_models(scope, kind, "accuracy")) is not None
+    }
+    train_sets = [name for name in analysis.train_sets if any(scope.train_set == name for scope, _ in found)]
+    if not train_sets:
+        return None
+    widest = max(sum(scope.train_set == name for scope in scopes) for name in train_sets)
+    figure, axes = panels(len(train_sets), 1, max(5.0, 1.15 * widest + 1.5), 2.5)
+    for axis, train_set in zip(axes, train_sets, strict=True):
+        here = [scope for scope in scopes if scope.train_set == train_set]
+        for kind in analysis.rewards:
+            _bars(axis, here, found, kind, analysis.rewards)
+        axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+        axis.set_xticks(range(len(here)), [wrapped(label(scope)) for scope in here])
+        axis.set_ylim(0, 1.05)
+        axis.grid(axis="x", visible=False)
+        axis.set_ylabel("accuracy")
+        axis.set_title(f"trained on {train_set} (dotted: chance)")
+    legend(figure, axes)
+    return figure
+
+
+def _bars(
+    axis: "Axes",
+    scopes: Sequence[Scope],
+    found: Mapping[tuple[Scope, str], Estimate],
+    kind: str,
+    rewards: Sequence[str],
+) -> None:
+    drawn, width = look(kind, rewards), 0.8 / len(rewards)
+    shift = _beside(rewards.index(kind), len(rewards), width)
+    bars = {place + shift: scope for place, scope in enumerate(scopes) if (scope, kind) in found}
+    values = [found[scope, kind] for scope in bars.values()]
+    axis.bar(
+        list(bars),
+        [value.value for value in values],
+        width * 0.92,
+        color=drawn.colour,
+        edgecolor="black",
+        linewidth=0.6,
+        hatch=drawn.hatch,
+        yerr=whiskers(values),
+        error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": "black"},
+        label=reward_title(kind),
+    )
+    quoted = {
+        at: value
+        for at, scope in bars.items()
+        if not scope.dataset
+        and (value := published.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
+    }
+    if quoted:
+        axis.plot(
+            list(quoted),
+            list(quoted.values()),
+            linestyle="none",
+            marker="D",
+            markersize=5,
+            markerfacecolor="white",
+            markeredgecolor="black",
+            label=f"the paper's mean, {published.SOURCE}",
+            zorder=5,
+        )
+
+
+def _win_rates(analysis: Analysis) -> "Figure | None":
+    """Stacked bars: EX-RM ahead, tied, IM-RM ahead."""
+    if not analysis.both:
+        return None
+    won = {scope: found for scope in analysis.categories() if (found := analysis.win_rate(scope)).cells}
+    if not won:
+        return None
+    figure, (axis,) = panels(1, 1, 6.6, 0.42 * len(won) + 0.8)
+    explicit, implicit = (look(kind, analysis.rewards) for kind in COMPARED)
+    parts = (
+        ("EX-RM ahead", explicit.colour, explicit.hatch, [found.ahead for found in won.values()]),
+        ("within one point", "#eeeeee", "", [found.ties for found in won.values()]),
+        ("IM-RM ahead", implicit.colour, implicit.hatch, [found.behind for found in won.values()]),
+    )
+    left, cells = np.zeros(len(won)), np.array([found.cells for found in won.values()])
+    for label, colour, hatch, counts in parts:
+        shares = np.array(counts) / cells
+        axis.barh(
+            [f"{scope.train_set}: {scope.category}" for scope in won],
+            shares,
+            left=left,
+            color=colour,
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.6,
+            label=label,
+        )
+        for row, (share, count) in enumerate(zip(shares, counts, strict=True)):
+            if count:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
+                at = left[row] + share / 2
+                axis.text(at, row, str(count), ha="center", va="center", fontsize=8, bbox=box)
+        left = left + shares
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share of cells (model × seed × set); in the bars: how many")
+    legend(figure, [axis])
+    return figure
+
+
+def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
+    """Dots with intervals, one row per model, a panel per category."""
+    models, rewards = analysis.models, analysis.rewards
+
+    def means(scope: Scope, kind: str) -> dict[int, Estimate] | None:
+        found = {row: analysis.mean(scope, model, kind, "accuracy") for row, model in enumerate(models)}
+        return {row: mean.estimate for row, mean in found.items() if mean is not None} or None
+
+    def draw(axis: "Axes", kind: str, rows: dict[int, Estimate]) -> None:
+        style = {**line_style(kind, rewards), "linestyle": "none", "markersize": 5}
+        shift = _beside(rewards.index(kind), len(rewards), 0.3)
+        axis.errorbar(
+            [value.value for value in rows.values()],
+            [row + shift for row in rows],
+            xerr=whiskers(list(rows.values())),
+            elinewidth=1.2,
+            capsize=2,
+            label=reward_title(kind),
+            **style,
+        )
+
+    grid = _per_category(analysis, means, draw, 0.32 * len(models) + 0.7, rewards, sharex=True)
+    if grid is None:
+        return None
+    for axis in grid[1]:
+        axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+        _rows(axis, models)
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_xlabel("accuracy")
+    legend(*grid)
+    return grid[0]
+
+
+def _differences(analysis: Analysis) -> "Figure | None":
+    """EX−IM with intervals, one row per model and their mean, a panel per category."""
+    names = [*analysis.models, MEAN]
+
+    def gap(scope: Scope, name: str) -> Difference | None:
+        return analysis.difference(scope, "accuracy", None if name == MEAN else [name])
+
+    def draw(axis: "Axes", name: str, found: Difference) -> None:
+        mean = name == MEAN
+        axis.errorbar(
+            [found.estimate.value],
+            [names.index(name)],
+            xerr=whiskers([found.estimate]),
+            color="black",
+            marker="D" if mean else "o",
+            markersize=6 if mean else 4.5,
+            markerfacecolor="black" if mean else "white",
+            elinewidth=1.6 if mean else 1.0,
+            capsize=2.5,
+        )
+
+    grid = _per_category(analysis, gap, draw, 0.3 * len(names) + 0.7, names, sharex=True)
+    if grid is None:
+        return None
+    for axis in grid[1]:
+        axis.axvline(0, color=GREY, linewidth=1.0)
+        _rows(axis, names)
+        axis.set_xlabel("EX−IM (right of 0: EX-RM ahead)")
+    return grid[0]
+
+
+def _margins(analysis: Analysis) -> "Figure | None":
+    """Histograms of margins over their rewards' standard deviation."""
+    edges = np.linspace(-4, 4, 49)
+
+    def margins(scope: Scope, kind: str) -> Floats | None:
+        found = analysis.margins(scope, kind, scaled=True)
+        return found if len(found) else None
+
+    def draw(axis: "Axes", kind: str, found: Floats) -> None:
+        drawn, title = look(kind, analysis.rewards), reward_title(kind)
+        heights, _ = np.histogram(np.clip(found, -4, 4), edges, density=True)
+        axis.stairs(heights, edges, fill=True, color=drawn.colour, alpha=0.25)
+        axis.stairs(heights, edges, color=drawn.colour, linewidth=1.5, linestyle=drawn.line, label=title)
+
+    grid = _per_category(analysis, margins, draw, 1.9, analysis.rewards)
+    if grid is None:
+        return None
+    for axis in grid[1]:
+        axis.axvline(0, color=GREY, linewidth=0.9, linestyle=":")
+        axis.set_xlabel("margin / standard deviation of rewards")
+        axis.set_yticks([])
+    legend(*grid)
+    return grid[0]
+
+
+def reliability(analysis: Analysis) -> "Figure | None":
+    """Accuracy against confidence, ten bins of equally many pairs."""
+
+    def draw(axis: "Axes", kind: str, curve: Calibration) -> None:
+        style = line_style(kind, analysis.rewards)
+        axis.plot(curve.confidence, curve.accuracy, label=reward_title(kind), **style)
+
+    grid = _per_category(analysis, analysis.calibration, draw, 2.4, analysis.rewards)
+    if grid is None:
+        return None
+    for axis in grid[1]:
+        axis.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=0.9, linestyle=":", zorder=1.9)
+        axis.set_xlim(0.49, 1.01)
+        axis.set_ylim(-0.02, 1.02)
+        axis.set_xlabel("confidence σ(|margin|)")
+        axis.set_ylabel("share ranked right")
+    legend(*grid)
+    return grid[0]
+
+
+def _training_curves(curves: Curves, rewards: Sequence[str]) -> "Figure | None":
+    """Loss and accuracy by step: a thin line per training, a thick one for the median of a reward type."""
+    known = {key: rows for key, rows in curves.items() if rows}
+    train_sets = list(dict.fromkeys(train_set for train_set, *_ in known))
+    if not train_sets:
+        return None
+    figure, axes = panels(len(train_sets), 2, 3.9, 2.2)
+    wanted = [(name, metric) for name in train_sets for metric in ("loss", "accuracy")]
+    for axis, (train_set, metric) in zip(axes, wanted, strict=True):
+        for kind in rewards:
+            lines = [
+                (
+                    np.array([row["step"] for row in rows]),
+                    np.array([row.get(metric, math.nan) for row in rows]),
+                )
+                for key, rows in known.items()
+                if (key[0], key[2]) == (train_set, kind)
+            ]
+            if lines:
+                _median_curve(axis, lines, kind, rewards)
+        axis.set_title(f"trained on {train_set}: {metric}")
+        axis.set_xlabel("optimiser step")
+    legend(figure, axes)
+    return figure
+
+
+def _median_curve(
+    axis: "Axes", lines: list[tuple[Floats, Floats]], kind: str, rewards: Sequence[str]
+) -> None:
+    style = line_style(kind, rewards)
+    for steps, values in lines:
+        axis.plot(steps, values, color=style["color"], alpha=0.25, linewidth=0.7)
+    at = np.linspace(min(steps[0] for steps, _ in lines), max(steps[-1] for steps, _ in lines), 60)
+    # A training that is still under way says nothing of later steps.
+    drawn_to = [np.interp(at, steps, _smooth(values), right=math.nan) for steps, values in lines]
+    known = ~np.isnan(drawn_to).all(axis=0)
+    median = np.nanmedian(np.array(drawn_to)[:, known], axis=0)
+    axis.plot(at[known], median, linewidth=2.0, markevery=12, label=f"{reward_title(kind)}, median", **style)
+
+
+def _smooth(values: Floats, width: int = 5) -> Floats:
+    """Moving mean over the neighbours that there are."""
+    if len(values) < width:
+        return values
+    kernel = np.ones(width)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def learning_dynamics(rows: Sequence[dict[str, Any]], rewards: Sequence[str]) -> "Figure | None":
+    """Predicted against measured change of reward on unseen pairs, a panel per reward type (the reference's §5)."""
+    kinds = [kind for kind in rewards if any(row["reward"] == kind for row in rows)]
+    if not kinds:
+        return None
+    figure, axes = panels(1, len(kinds), 3.4, 3.0)
+    for axis, kind in zip(axes, kinds, strict=True):
+        drawn = look(kind, rewards)
+        here = [row for row in rows if row["reward"] == kind]
+        predicted, measured = ([row[name] for row in here] for name in ("predicted", "measured"))
+        ends = [min(*predicted, *measured), max(*predicted, *measured)]
+        axis.plot(ends, ends, color=GREY, linewidth=0.9, linestyle=":")
+        axis.scatter(
+            predicted,
+            measured,
+            s=14,
+            color=drawn.colour,
+            marker=drawn.marker,
+            edgecolor="black",
+            linewidth=0.3,
+        )
+        axis.set_title(reward_title(kind))
+        axis.set_xlabel("predicted change of reward")
+        axis.set_ylabel("measured")
+    return figure
+
+
+def every_figure(
+    analysis: Analysis, curves: Curves, dynamics: Sequence[dict[str, Any]]
+) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
-    wanted: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
-        (
-            "accuracy_by_category",
-            "Accuracy by category",
-            "Mean over models, with 95 % intervals.",
-            lambda: accuracy_by_category(analysis),
-        ),
-        (
-            "differences",
-            "EX−IM by model",
-            "Paired by seed and pair, with 95 % intervals.",
-            lambda: differences(analysis),
-        ),
-        (
-            "accuracy_by_set",
-            "Accuracy by evaluation set",
-            "Mean over models, with 95 % intervals.",
-            lambda: accuracy_by_set(analysis),
-        ),
-        ("win_rates", "Win-rate", "Cells in which a type is ahead.", lambda: win_rates(analysis)),
+    mean_of_models = "Mean over models, with 95 % intervals."
+    sure = "On the dotted line confidence and accuracy agree; below it the model is too sure."
+    of_scores: tuple[tuple[str, str, str, Callable[[Analysis], Figure | None]], ...] = (
+        ("accuracy_by_category", "Accuracy by category", mean_of_models, accuracy_by_category),
+        ("differences", "EX−IM by model", "Paired by seed and pair, with 95 % intervals.", _differences),
+        ("accuracy_by_set", "Accuracy by evaluation set", mean_of_models, _accuracy_by_set),
+        ("win_rates", "Win-rate", "Cells in which a type is ahead.", _win_rates),
         (
             "accuracy_by_model",
             "Accuracy by model",
             "Mean over seeds, with 95 % intervals.",
-            lambda: accuracy_by_model(analysis),
+            _accuracy_by_model,
         ),
         (
             "margins",
             "Margins",
             "Of every pair, model and seed; what lies beyond ±4 stands at the edge.",
-            lambda: margin_distributions(analysis),
+            _margins,
         ),
-        (
-            "reliability",
-            "Reliability",
-            "On the dotted line confidence and accuracy agree; below it the model is too sure.",
-            lambda: reliability(analysis),
-        ),
-        (
-            "training_curves",
-            "Training curves",
-            "On the training pairs: a thin line per training, a thick one for their median, a mean of five points.",
-            lambda: training_curves(curves, analysis.rewards),
-        ),
+        ("reliability", "Reliability", sure, reliability),
+    )
+    curved = "On the training pairs: a thin line per training, a thick one for their median, a mean of five points."
+    exact = "On the dotted line the prediction is exact."
+    wanted: list[tuple[str, str, str, Callable[[], Figure | None]]] = [
+        *((name, title, said, partial(draw, analysis)) for name, title, said, draw in of_scores),
+        ("training_curves", "Training curves", curved, partial(_training_curves, curves, analysis.rewards)),
         (
             "learning_dynamics",
             "Learning dynamics",
-            "On the dotted line the prediction is exact.",
-            lambda: learning_dynamics(dynamics, analysis.rewards),
+            exact,
+            partial(learning_dynamics, dynamics, analysis.rewards),
         ),
-    )
-    for name, title, caption, draw in wanted:
-        found = rendered(name, title, caption, draw)
-        if found is not None:
-            yield found
+    ]
+    for name, title, caption, draw_it in wanted:
+        if drawn := rendered(name, title, caption, draw_it):
+            yield drawn

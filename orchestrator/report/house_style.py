@@ -6,17 +6,16 @@ No pyplot: no state is shared, and nothing opens a window. The same numbers give
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.report.comparison import Analysis
-from orchestrator.report.scopes import Scope
 from orchestrator.report.statistics import Estimate, Floats
-from orchestrator.spec.trials import CATEGORIES
+from orchestrator.report.tables import reward_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +68,7 @@ GREY = "#555555"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class DrawnFigure:
     """A figure as files: `name` without ending, a title, and what it shows, for those who do not see it."""
 
     name: str
@@ -87,7 +86,20 @@ def look(reward: str, rewards: Sequence[str]) -> Look:
     return _OTHERS[others.index(reward) % len(_OTHERS)]
 
 
-def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | None]") -> Drawn | None:
+def line_style(reward: str, rewards: Sequence[str]) -> dict[str, Any]:
+    """How matplotlib draws a reward type's line with its markers."""
+    drawn = look(reward, rewards)
+    return {
+        "color": drawn.colour,
+        "linestyle": drawn.line,
+        "marker": drawn.marker,
+        "markersize": 4,
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.5,
+    }
+
+
+def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | None]") -> DrawnFigure | None:
     """Draw in the house style; None where there is nothing to draw."""
     files, lacking = _files(draw, [STYLE["font.family"]])
     if lacking:
@@ -95,7 +107,15 @@ def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | N
     if lacking:
         letters = " ".join(sorted(map(chr, lacking)))
         caption += f" Boxes stand for letters that no font of the machine has which drew this: {letters}."
-    return files and Drawn(name=name, title=title, caption=caption, png=files[0], svg=files[1])
+    return files and DrawnFigure(name=name, title=title, caption=caption, png=files[0], svg=files[1])
+
+
+def write_figure(folder: Path, name: str, draw: "Callable[[], Figure | None]") -> None:
+    """Write figures/`name` of an analysis as PNG and SVG, where there is something to draw."""
+    if drawn := rendered(name, name, "", draw):
+        (folder / "figures").mkdir(exist_ok=True)
+        (folder / "figures" / f"{name}.png").write_bytes(drawn.png)
+        (folder / "figures" / f"{name}.svg").write_bytes(drawn.svg)
 
 
 def _files(
@@ -149,28 +169,6 @@ def panels(rows: int, columns: int, width: float, height: float, **more: Any) ->
     return figure, list(axes.flat)
 
 
-def category_panels(
-    analysis: Analysis, scopes: set[Scope], height: float, **more: Any
-) -> "tuple[Figure, dict[Scope, Axes]] | None":
-    """A row per training set and a column per category that there is; titles say which."""
-    ordered = [scope for scope in analysis.categories() if scope in scopes]
-    if not ordered:
-        return None
-    train_sets = list(dict.fromkeys(scope.train_set for scope in ordered))
-    categories = [name for name in CATEGORIES if any(scope.category == name for scope in ordered)]
-    figure, axes = panels(len(train_sets), len(categories), 3.1, height, **more)
-    placed: dict[Scope, Axes] = {}
-    for scope in ordered:
-        where = train_sets.index(scope.train_set) * len(categories) + categories.index(scope.category)
-        placed[scope] = axes[where]
-        axes[where].set_title(f"{scope.train_set}: {scope.category}")
-    for axis in axes:
-        axis.set_visible(axis in placed.values())
-        # Shared axes are labelled in the last row only, where there may be no panel.
-        axis.tick_params(labelbottom=True)
-    return figure, placed
-
-
 def whiskers(values: Sequence[Estimate]) -> Floats:
     """Lengths of the error bars, [2, n]; a percentile interval may lie beside its estimate."""
     return np.array(
@@ -181,14 +179,31 @@ def whiskers(values: Sequence[Estimate]) -> Floats:
     )
 
 
-def legend(figure: "Figure", axes: "Sequence[Axes] | Any") -> None:
-    """One legend for all panels, below them."""
+def points(
+    axis: "Axes",
+    at: Sequence[float],
+    values: Sequence[Estimate],
+    reward: str,
+    rewards: Sequence[str],
+    **more: Any,
+) -> None:
+    """A line through estimates of a reward type, each with its interval."""
+    style = {"label": reward_title(reward), **line_style(reward, rewards), **more}
+    axis.vlines(at, [item.low for item in values], [item.high for item in values], color=style["color"])
+    axis.plot(at, [item.value for item in values], **style)
+
+
+def legend(figure: "Figure", axes: "Iterable[Axes]", columns: int = 4) -> None:
+    """One legend for all panels, below them, in so many columns at most."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, max(1, len(handles)))
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(columns, max(1, len(handles))),
     )
 
 

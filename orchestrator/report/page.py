@@ -1,54 +1,87 @@
-"""The whole report of a sweep: statistics, figures, report.html. Written again only where something has changed.
+"""The page of a sweep's report: statistics, figures and where the numbers come from, in one self-contained HTML file.
 
 <storage>/sweeps/<sweep>/report/summary.md  report.html  report.json  figures/*.png|svg  tables/*.csv|parquet
 <storage>/sweeps/<sweep>/report/compare-<other>/compare.html  figures/  tables/
 <storage>/sweeps/learning_dynamics/report/           drawn where sweeps/learning_dynamics.py has written it
 """
 
+import base64
+import collections
+import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from orchestrator.cli.terminal import late_bar
-from orchestrator.report import preference
-from orchestrator.report.answers import statistics_tables
-from orchestrator.report.audit_page import audit_sweep, audit_tables
-from orchestrator.report.common_pairs import left_out_lines, left_out_table, on_common_pairs
-from orchestrator.report.comparison import Analysis
-from orchestrator.report.conclusions import conclusions
-from orchestrator.report.controls import controlled
+from orchestrator.report.audit import audit_sweep
+from orchestrator.report.comparison import Analysis, Resampled, controlled, set_outcomes
+from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.curves import curve_rows
-from orchestrator.report.figures import every_figure
-from orchestrator.report.pages import Line, Page, Section, write_page
-from orchestrator.report.per_pair import set_outcomes
-from orchestrator.report.provenance import holes_table, made_with, report_command, run_command, trials_table
+from orchestrator.report.figures import Curves, every_figure
+from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
-from orchestrator.report.resampling import Resampled
-from orchestrator.report.results import TrialResult, sweep_results
-from orchestrator.report.summary import Written, table_rows, write_report
-from orchestrator.report.training_figures import Curves
+from orchestrator.report.results import TrialResult, left_out_lines, on_common_pairs, sweep_results
+from orchestrator.report.summary import Written, audit_tables, statistics_tables, table_rows, write_report
+from orchestrator.report.tables import Table
 from orchestrator.spec.declaration import Declaration
 from orchestrator.store.artifacts import Store
 from orchestrator.store.manifests import versions
-from orchestrator.store.records import SweepState, read_state
+from orchestrator.store.records import SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
-from trainers.disk import digest_file, replace
-from trainers.errors import DataError
+from trainers.disk import digest_file, replace, replace_bytes
+from trainers.errors import Damaged, DataError
 
 # Raised by hand when the same results would give other pages.
-VERSION = 3
+VERSION = 4
 NOTE = "report.json"
 HTML = "report.html"
+PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 DYNAMICS = ("learning_dynamics", "changes.parquet")
+_KEPT_FLAGS = ("--storage", "--name", "--profile")
+
+# Opens a bar of that label, which is told how many are done of how many.
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@contextlib.contextmanager
+def no_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show nothing."""
+    yield lambda done, total: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class Section:
+    """What stands below the tables of statistics; `lines` are labels and texts to copy."""
+
+    title: str
+    anchor: str
+    text: str = ""
+    lines: tuple[tuple[str, str], ...] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Conclusions first; `warning` says what the page lacks, `command` makes it again."""
+
+    title: str
+    lead: str
+    conclusions: Sequence[str]
+    warning: str
+    command: str
+    figures: Sequence[DrawnFigure]
+    tables: Sequence[Table]
+    sections: Sequence[Section] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportInputs:
     """Everything that a report is made of; `compared` are the results on the pairs that all models have."""
 
     declaration: Declaration
@@ -60,28 +93,33 @@ class Inputs:
 
 
 def write_full_report(
-    declaration: Declaration, store: Store, console: Console | None = None, *, anew: bool = False
+    declaration: Declaration, store: Store, bar: Bar = no_bar, *, anew: bool = False
 ) -> Written:
     """Write the report where it is not that of these results already, or in any case where `anew`.
 
-    `console` shows how far it is. Raises DataError where a table of learning dynamics is not what it should be.
+    Raises DataError where a table of learning dynamics is not what it should be.
     """
-    inputs = read_inputs(declaration, store)
+    inputs = _read(declaration, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     key = _key(inputs)
     if not anew and _is_fresh(folder, key):
-        return Written(folder=folder, rows=table_rows(inputs.compared), results=inputs.results)
+        return Written(
+            folder=folder,
+            rows=table_rows(inputs.compared),
+            results=inputs.results,
+            compared=inputs.compared,
+        )
     audit = audit_sweep(declaration, store)
-    analysis = analysed(inputs.compared, console)
-    page = _page(inputs, analysis, audit, store, console)
+    page = _page(inputs, audit, store, bar)
     written = write_report(
         declaration,
         store,
         inputs.results,
+        inputs.compared,
         audit,
         conclusions=page.conclusions,
         tables=page.tables[:1],
-        ending=f"\n{preference.TITLE}. {page.sections[-1].text}\n",
+        ending=f"\n{PREFERENCE}. {page.sections[-1].text}\n",
     )
     write_page(folder, page, HTML)
     note = {
@@ -98,10 +136,50 @@ def write_full_report(
     return written
 
 
-def read_inputs(declaration: Declaration, store: Store) -> Inputs:
-    """What the store holds of a sweep."""
+def said_conclusions(folder: Path) -> list[str]:
+    """The sentences of the report in `folder`; none where there is no report."""
+    return [str(sentence) for sentence in _note(folder).get("conclusions", ())]
+
+
+def analysed(results: Sequence[TrialResult], bar: Bar = no_bar) -> Analysis:
+    """The results with their bootstrap draws."""
+    with bar("bootstrap over pairs and seeds") as step:
+        return Analysis(results, Resampled(results, step=step))
+
+
+def write_page(folder: Path, page: Page, html: str) -> None:
+    """Write the page as `html`, its tables and its figures into `folder`; figures of before go."""
+    files: dict[Path, bytes] = {folder / html: _template().render(page=page, paper=PAPER_LINK).encode()}
+    for table in (*page.tables, *(table for section in page.sections for table in section.tables)):
+        files[folder / "tables" / f"{table.name}.csv"] = table.csv().encode()
+        files[folder / "tables" / f"{table.name}.parquet"] = table.parquet()
+    for figure in page.figures:
+        files[folder / "figures" / f"{figure.name}.png"] = figure.png
+        files[folder / "figures" / f"{figure.name}.svg"] = figure.svg
+    for file, content in files.items():
+        replace_bytes(file, content)
+    for file in (folder / "figures").glob("*.*"):
+        if file not in files:
+            file.unlink()
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=False,
+    )
+    environment.globals["encoded"] = lambda svg: base64.b64encode(svg).decode()
+    return environment.get_template("report.html.jinja")
+
+
+def _read(declaration: Declaration, store: Store) -> ReportInputs:
     results = sweep_results(declaration, store)
-    return Inputs(
+    return ReportInputs(
         declaration=declaration,
         results=results,
         compared=on_common_pairs(results),
@@ -116,21 +194,7 @@ def read_inputs(declaration: Declaration, store: Store) -> Inputs:
     )
 
 
-def analysed(results: Sequence[TrialResult], console: Console | None) -> Analysis:
-    """The results with their bootstrap draws."""
-    with late_bar(console, "bootstrap over pairs and seeds") as step:
-        return Analysis(results, Resampled(results, step=step))
-
-
-def said_conclusions(folder: Path) -> list[str]:
-    """The sentences of the report in `folder`."""
-    try:
-        return [str(sentence) for sentence in json.loads((folder / NOTE).read_text())["conclusions"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _key(inputs: Inputs) -> str:
+def _key(inputs: ReportInputs) -> str:
     """Changes with whatever could change a page."""
     parts = [
         VERSION,
@@ -156,65 +220,67 @@ def _key(inputs: Inputs) -> str:
 
 
 def _is_fresh(folder: Path, key: str) -> bool:
-    files = [folder / "summary.md", folder / HTML, folder.parent / "trials.parquet"]
+    files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
+    return _note(folder).get("key") == key and all(file.is_file() for file in files)
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """What report.json says; nothing where it cannot be read."""
     try:
-        return bool(json.loads((folder / NOTE).read_text())["key"] == key) and all(map(Path.is_file, files))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        found = json.loads((folder / NOTE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _page(inputs: Inputs, analysis: Analysis, audit: Audit, store: Store, console: Console | None) -> Page:
-    results, state = inputs.results, inputs.state
+def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
+    analysis = analysed(inputs.compared, bar)
+    results, state, sweep = inputs.results, inputs.state, inputs.declaration.sweep
     complete = sum(result.complete for result in results)
-    sweep = inputs.declaration.sweep
-    found = conclusions(analysis)
-    left_out = left_out_table(results)
-    computed = tuple(statistics_tables(analysis))
-    with late_bar(console, "figures") as step:
-        figures = []
+    tables = tuple(statistics_tables(analysis))
+    figures = []
+    with bar("figures") as step:
         for figure in every_figure(analysis, inputs.curves, _dynamics(inputs.dynamics)):
             figures.append(figure)
             step(len(figures), 9)
     command = report_command(state, sweep)
-    ran = run_command(state)
+    ran = (("Trained and evaluated by", shlex.join(("python", *state.command))),) if state.command else ()
     return Page(
         title=sweep,
         lead=f"{complete} of {len(results)} trials complete: {', '.join(analysis.models)}; "
         f"trained on {', '.join(analysis.train_sets)}.",
-        conclusions=found,
-        warning=_warning(results, complete),
+        conclusions=conclusions(analysis),
+        warning=_warning(inputs, complete),
         command=command,
-        figures=tuple(figures),
-        tables=computed,
+        figures=figures,
+        tables=tables,
         sections=(
             Section(
                 title="What could be fooling us",
                 anchor="audit",
-                tables=(*([left_out] if left_out.rows else []), *audit_tables(audit, inputs.compared)),
+                tables=audit_tables(audit, inputs.compared),
             ),
-            Section(title="Beside the paper", anchor="paper", tables=(spec_difference(results),)),
+            Section(title="Beside the paper", anchor="paper", tables=[spec_difference(results)]),
             Section(
                 title="How it was made",
                 anchor="made",
-                lines=(
-                    *([Line(label="Trained and evaluated by", text=ran)] if ran else []),
-                    Line(label="This report", text=command),
-                ),
-                tables=(made_with(results, store), trials_table(results)),
+                lines=(*ran, ("This report", command)),
+                tables=[_made_with(results, store), _trials_table(results)],
             ),
-            Section(title="Holes", anchor="missing", tables=(holes_table(results, state),)),
+            Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
             Section(
-                title=preference.TITLE,
+                title=PREFERENCE,
                 anchor="prefer",
-                text=preference.preference(controlled(set_outcomes(inputs.compared, store))),
+                text=preference(controlled(set_outcomes(inputs.compared))),
             ),
         ),
     )
 
 
-def _warning(results: Sequence[TrialResult], complete: int) -> str:
+def _warning(inputs: ReportInputs, complete: int) -> str:
     """What is not in the numbers: missing trials, and pairs over the length limits."""
-    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results)]
+    results = inputs.results
+    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, inputs.compared)]
     if complete < len(results):
         missing = f"{len(results) - complete} of {len(results)} trials are missing"
         said.insert(
@@ -236,3 +302,106 @@ def _dynamics(files: Sequence[Path]) -> list[dict[str, Any]]:
                 f"{file} is no table of reward, predicted and measured ({error}); run sweeps/learning_dynamics.py again."
             ) from error
     return rows
+
+
+def report_command(state: SweepState, sweep: str) -> str:
+    """The command that makes the report again."""
+    script, *words = state.command or ("sweeps/full_grid.py", "--name", sweep)
+    kept: list[str] = []
+    for word, value in itertools.pairwise((*words, "")):
+        flag, given, _ = word.partition("=")
+        if flag in _KEPT_FLAGS:
+            kept += [word] if given else [word, value]
+    return shlex.join(("python", script, "report", *kept))
+
+
+def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
+    """Library versions and hardware of every training and evaluation, from their manifests."""
+    seen: dict[str, collections.Counter[str]] = {}
+    for stage, key in _artifacts(results):
+        # A damaged manifest is said among the holes.
+        with contextlib.suppress(Damaged):
+            for what, value in _facts(stage, store.manifest(stage, key)):
+                seen.setdefault(what, collections.Counter())[value] += 1
+    return Table(
+        name="made_with",
+        title="Versions and hardware",
+        note="From the manifests of all trainings and evaluations; where several values stand, they differ.",
+        columns="what value artifacts",
+        rows=[
+            {"what": what, "value": value, "artifacts": count}
+            for what, values in seen.items()
+            for value, count in sorted(values.items())
+        ],
+    )
+
+
+def _artifacts(results: Sequence[TrialResult]) -> Iterator[tuple[str, str]]:
+    for result in results:
+        if result.trained:
+            yield "train", result.record.key
+        wanted = {(item.dataset, item.epoch): item.key for item in result.record.evaluations}
+        for item in result.evaluations:
+            yield "evaluate", wanted[item.dataset, item.epoch]
+
+
+def _facts(stage: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if manifest is None:
+        return
+    yield from manifest["versions"].items()
+    yield f"host ({stage})", manifest["host"]
+    if laid := manifest["info"].get("placement"):
+        said = f"{laid.get('world_size')} × {laid.get('device')}, ZeRO {laid.get('zero_stage')}"
+        yield "placement (train)", said
+    if "backend" in manifest["info"]:
+        yield "backend (train)", manifest["info"]["backend"]
+
+
+def _trials_table(results: Sequence[TrialResult]) -> Table:
+    """Every trial with its training."""
+    return Table(
+        name="trials",
+        title="Trials",
+        note="Learned: the last epoch's training accuracy lies two standard errors above ½. "
+        "What was not learned enters no mean.",
+        columns="model reward train_set seed state learned train_accuracy evaluations pairs_per_s peak_mem_gb",
+        titles={
+            "train_accuracy": "training accuracy",
+            "evaluations": "sets evaluated",
+            "pairs_per_s": "pairs/s",
+            "peak_mem_gb": "peak memory, GB",
+        },
+        rows=[
+            {
+                **{name: getattr(result.record, name) for name in ("model", "reward", "train_set", "seed")},
+                "state": "complete" if result.complete else "missing",
+                "learned": result.learned if result.trained else None,
+                "train_accuracy": result.train_accuracy,
+                "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
+                **{name: result.perf.get(name) for name in ("pairs_per_s", "peak_mem_gb")},
+            }
+            for result in results
+        ],
+        forms={"pairs_per_s": ".1f", "peak_mem_gb": ".2f"},
+    )
+
+
+def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:
+    """What the report lacks, and why."""
+    rows = []
+    for result in (item for item in results if not item.complete):
+        found = {(item.dataset, item.epoch) for item in result.evaluations}
+        lacks = [] if result.trained else ["training"]
+        lacks += dict.fromkeys(
+            item.dataset for item in result.record.evaluations if (item.dataset, item.epoch) not in found
+        )
+        note = state.trials.get(result.record.key, TrialNote())
+        cause = note.message or "; ".join(result.faults) or "not run"
+        rows.append({"trial": result.record.name, "lacks": ", ".join(lacks), "cause": cause})
+    return Table(
+        name="holes",
+        title="What is missing",
+        note="Nothing is filled in for it: every number above is of what is there.",
+        columns="trial lacks cause",
+        rows=rows,
+    )

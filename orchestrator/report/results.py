@@ -1,8 +1,11 @@
-"""What the store holds of each trial, read from manifests and scores.parquet: the source of every table."""
+"""What the store holds of each trial, and on which pairs models are compared: the source of every table.
+
+A model's tokenizer decides which pairs are over the length limits, so models may have scored different pairs of one set.
+"""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
@@ -12,32 +15,37 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from orchestrator.report.audit import leaked_rows
-from orchestrator.spec.declaration import Declaration, EvaluationRecord, TrialRecord
+from orchestrator.report.statistics import Estimate, accuracy_estimate, generator, over_seeds, right
+from orchestrator.spec.declaration import (
+    Declaration,
+    EvaluationRecord,
+    TrialRecord,
+    declared_sweeps,
+    read_declaration,
+)
+from orchestrator.spec.stages import EvaluateStage
 from orchestrator.spec.trials import CATEGORIES, Category
 from orchestrator.store.artifacts import Store
 from orchestrator.store.manifests import weights_digest
 from trainers import metrics
-from trainers.errors import Damaged
+from trainers.errors import Damaged, SpecError
 from trainers.scores import PairScores, read_pair_scores
+from trainers.specs import given_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationResult:
-    """One evaluation set of one trial; metrics are computed anew from its scores. `finished` is a Unix time.
+class EvaluationResult(EvaluationRecord):
+    """A finished evaluation; its metrics are computed anew from its scores. `finished` is a Unix time.
 
-    `epoch` is as in the record, `weights` the digest of the training's weights that were scored, where it is known;
-    `leaked` are the pairs that training has seen, None where that is not known; `left_out` counts the pairs that were
-    over the length limits.
+    `leaked` are the pairs that training has seen, None where that is not known; `left_out` counts the pairs over the length
+    limits; `weights` is the digest of the training's weights that were scored, where it is known.
     """
 
-    dataset: str
-    category: Category
     metrics: dict[str, float]
     finished: float
     scores: PairScores = field(compare=False, repr=False)
     leaked: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
     left_out: int = 0
-    epoch: int | None = None
     weights: str | None = None
 
 
@@ -92,38 +100,54 @@ class TrialResult:
         found: dict[Category, float] = {}
         last, final = self.last_epoch, self.final
         for category in CATEGORIES:
-            declared = [
-                item for item in self.record.evaluations if (item.category, item.epoch) == (category, last)
-            ]
+            wanted = sum((item.category, item.epoch) == (category, last) for item in self.record.evaluations)
             values = [item.metrics["accuracy"] for item in final if item.category == category]
-            if values and len(values) == len(declared):
+            if values and len(values) == wanted:
                 found[category] = sum(values) / len(values)
         return found
 
 
-# Of a manifest: how many pairs of the set that it was made with were over the length limits.
-_LeftOut = Callable[[dict[str, Any]], int]
+# How many pairs the length limits took from the prepared set of this key.
+_TooLong = Callable[[str], int]
 
 
-def trial_result(record: TrialRecord, store: Store, left_out: _LeftOut | None = None) -> TrialResult:
+def _too_long_in(store: Store) -> _TooLong:
+    @cache
+    def too_long(prepared: str) -> int:
+        manifest = store.sound_manifest("prepare", prepared)
+        return int(manifest["info"].get("too_long", 0)) if manifest else 0
+
+    return too_long
+
+
+def sweep_results(declaration: Declaration, store: Store) -> Sequence[TrialResult]:
+    """Every trial of a sweep, in plan order."""
+    too_long = _too_long_in(store)
+    return [trial_result(record, store, too_long) for record in declaration.trials]
+
+
+def trial_result(record: TrialRecord, store: Store, too_long: _TooLong | None = None) -> TrialResult:
     """Read one trial."""
-    left_out = left_out or _left_out_in(store)
-    manifest, evaluations, faults = None, [], list[str]()
+    too_long = too_long or _too_long_in(store)
+    manifest, evaluations, faults = None, list[EvaluationResult](), list[str]()
     try:
         manifest = store.manifest("train", record.key)
     except Damaged as error:
         faults.append(str(error))
-    info: dict[str, Any] = manifest["info"] if manifest else {}
     for wanted in record.evaluations:
         try:
-            found = _evaluation(wanted, record.train_digest, store, left_out)
+            found = _evaluation(wanted, record.train_digest, store, too_long)
         except Damaged as error:
             faults.append(str(error))
         else:
             evaluations += [found] if found else []
-    stale = _stale(evaluations, weights_digest(manifest))
+    # Where it was scored with several weights, only the scores of those that it has now count.
+    now = weights_digest(manifest)
+    mixed = len({item.weights for item in evaluations} - {None}) > 1
+    stale = [item for item in evaluations if mixed and item.weights not in (None, now)]
     if stale:
         faults.append(f"{of_other_weights([item.dataset for item in stale])}; run the sweep again")
+    info: dict[str, Any] = manifest["info"] if manifest else {}
     return TrialResult(
         record=record,
         trained=manifest is not None,
@@ -134,84 +158,58 @@ def trial_result(record: TrialRecord, store: Store, left_out: _LeftOut | None = 
         started=manifest["started"] if manifest else None,
         trained_at=_committed(manifest) if manifest else 0.0,
         faults=tuple(faults),
-        train_left_out=left_out(manifest) if manifest else 0,
+        train_left_out=too_long(manifest["inputs"].get("data", "")) if manifest else 0,
     )
 
 
-def _stale(evaluations: Sequence[EvaluationResult], now: str | None) -> list[EvaluationResult]:
-    """Where a trial was scored with several weights, the evaluations that are not of those that it has `now`."""
-    mixed = len({item.weights for item in evaluations} - {None}) > 1
-    return [item for item in evaluations if mixed and item.weights not in (None, now)]
+def _evaluation(
+    wanted: EvaluationRecord, train_digest: str, store: Store, too_long: _TooLong
+) -> EvaluationResult | None:
+    found = store.manifest_and_file("evaluate", wanted.key, "scores.parquet")
+    if found is None:
+        return None
+    manifest, file = found
+    scores = read_pair_scores(file)
+    rows = leaked_rows(store, train_digest, wanted.dataset_digest)
+    leaked = None if rows is None else np.isin(scores.index, rows)
+    return EvaluationResult(
+        **{item.name: getattr(wanted, item.name) for item in fields(wanted)},
+        metrics=_metrics(scores, leaked),
+        finished=_committed(manifest),
+        scores=scores,
+        leaked=leaked,
+        left_out=too_long(manifest["inputs"].get("data", "")),
+        weights=manifest["info"].get("weights"),
+    )
 
 
-def of_other_weights(datasets: Sequence[str]) -> str:
-    """That scores on these sets do not count."""
-    sets = ", ".join(dict.fromkeys(datasets))
-    return f"the scores on {sets} are of weights of before: it was trained again since, to other last bits"
-
-
-def _left_out_in(store: Store) -> _LeftOut:
-    @cache
-    def of_prepared(key: str) -> int:
-        prepared = store.sound_manifest("prepare", key)
-        return int(prepared["info"].get("too_long", 0)) if prepared else 0
-
-    return lambda manifest: of_prepared(manifest["inputs"].get("data", ""))
-
-
-def pair_metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[str, float]:
-    """Every metric of a set."""
+def _metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[str, float]:
     return {
         **metrics.summary(scores.chosen, scores.rejected),
         **metrics.controlled(scores.chosen, scores.rejected, scores.longer, leaked),
     }
 
 
-def _evaluation(
-    wanted: EvaluationRecord, train_digest: str, store: Store, left_out: _LeftOut
-) -> EvaluationResult | None:
-    found = store.manifest_and_file("evaluate", wanted.key, "scores.parquet")
-    if found is None:
-        return None
-    evaluated, file = found
-    scores = read_pair_scores(file)
-    leaked = leaked_rows(store, train_digest, wanted.dataset_digest)
-    seen = None if leaked is None else np.isin(scores.index, leaked)
-    return EvaluationResult(
-        dataset=wanted.dataset,
-        category=wanted.category,
-        metrics=pair_metrics(scores, seen),
-        finished=_committed(evaluated),
-        scores=scores,
-        leaked=seen,
-        left_out=left_out(evaluated),
-        epoch=wanted.epoch,
-        weights=evaluated["info"].get("weights"),
-    )
-
-
-def all_scores(result: TrialResult, store: Store) -> pa.Table:
-    """One row per evaluated pair of a trial, with the set that it is of and the epoch after which it was scored."""
-    keys = {(item.dataset, item.epoch): item.key for item in result.record.evaluations}
-    tables = []
-    for item in result.evaluations:
-        file = store.read_file("evaluate", keys[item.dataset, item.epoch], "scores.parquet")
-        scores = parquet.read_table(file).replace_schema_metadata(None)
-        names = pa.array([item.dataset] * len(scores))
-        epochs = pa.array([item.epoch] * len(scores), pa.int64())
-        scores = scores.set_column(scores.column_names.index("dataset"), "dataset", names)
-        tables.append(scores.append_column("epoch", epochs))
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
 def _committed(manifest: dict[str, Any]) -> float:
     return float(manifest["started"] + manifest["seconds"])
 
 
-def sweep_results(declaration: Declaration, store: Store) -> Sequence[TrialResult]:
-    """Every trial of a sweep, in plan order."""
-    left_out = _left_out_in(store)
-    return [trial_result(record, store, left_out) for record in declaration.trials]
+def of_other_weights(datasets: Sequence[str]) -> str:
+    """Say that scores on these sets do not count."""
+    sets = ", ".join(dict.fromkeys(datasets))
+    return f"the scores on {sets} are of weights of before: it was trained again since, to other last bits"
+
+
+def all_scores(result: TrialResult, store: Store) -> pa.Table:
+    """One row per evaluated pair of a trial, with the set that it is of and the epoch after which it was scored."""
+    tables = []
+    for item in result.evaluations:
+        file = store.read_file("evaluate", item.key, "scores.parquet")
+        scores = parquet.read_table(file).replace_schema_metadata(None)
+        names = pa.array([item.dataset] * len(scores))
+        scores = scores.set_column(scores.column_names.index("dataset"), "dataset", names)
+        tables.append(scores.append_column("epoch", pa.array([item.epoch] * len(scores), pa.int64())))
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
@@ -219,34 +217,174 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for result in results:
         record = result.record
+        said = ("model", "reward", "train_set", "seed", "lr", "epochs")
         spec = {
             "trial": record.name,
             "key": record.key,
-            **{
-                name: record.parameters.get(name)
-                for name in ("model", "reward", "train_set", "seed", "lr", "epochs")
-            },
+            **{name: record.parameters.get(name) for name in said},
             "parameters": json.dumps(record.parameters, sort_keys=True),
             "state": "complete" if result.complete else "missing",
             "learned": result.learned,
             "train_accuracy": result.train_accuracy,
             "train_left_out": result.train_left_out,
         }
-        found = {(item.dataset, item.epoch): item.metrics for item in result.evaluations}
-        left_out = {(item.dataset, item.epoch): item.left_out for item in result.evaluations}
-        rows += [
-            {
-                **spec,
-                "evaluation_set": wanted.dataset,
-                "category": wanted.category,
-                "epoch": wanted.epoch,
-                "evaluated": (wanted.dataset, wanted.epoch) in found,
-                "left_out": left_out.get((wanted.dataset, wanted.epoch)),
-                **{
-                    name: found.get((wanted.dataset, wanted.epoch), {}).get(name)
-                    for name in (*metrics.METRICS, *metrics.CONTROLLED)
-                },
-            }
-            for wanted in record.evaluations
-        ]
+        done = {item.key: item for item in result.evaluations}
+        for wanted in record.evaluations:
+            found = done.get(wanted.key)
+            values = found.metrics if found else {}
+            rows.append(
+                {
+                    **spec,
+                    "evaluation_set": wanted.dataset,
+                    "category": wanted.category,
+                    "epoch": wanted.epoch,
+                    "evaluated": found is not None,
+                    "left_out": found.left_out if found else None,
+                    **{name: values.get(name) for name in (*metrics.METRICS, *metrics.CONTROLLED)},
+                }
+            )
     return rows
+
+
+def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
+    """The trials that differ in their seed alone, by training set, model and reward type."""
+    found: dict[tuple[str, str, str], list[TrialResult]] = {}
+    for item in results:
+        record = item.record
+        found.setdefault((record.train_set, record.model, record.reward), []).append(item)
+    return list(found.values())
+
+
+def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estimate:
+    """Mean accuracy of trainings that differ in their seed, all evaluated on one set, with its 95 % interval."""
+    scores = [
+        read_pair_scores(store.read_file("evaluate", stage.key, "scores.parquet")) for stage in evaluations
+    ]
+    right_SP = np.stack([right(item.chosen, item.rejected) for item in scores])
+    pairs, seeds = generator("pairs", evaluations[0].prepared.key), generator("seeds", str(len(scores)))
+    value, draws_B, by_seed = over_seeds(right_SP, pairs, seeds)
+    return accuracy_estimate(value, draws_B, right_SP.shape[1], by_seed)
+
+
+def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """The results with every set's numbers over the pairs that all trials of its training set have of it.
+
+    A set of which they have no pair in common is in none of them.
+    """
+    placed = [
+        [(item, (result.record.train_set, item.dataset, item.dataset_digest)) for item in result.evaluations]
+        for result in results
+    ]
+    common: dict[tuple[str, str, str], NDArray[np.int64]] = {}
+    for item, place in (found for items in placed for found in items):
+        common[place] = np.intersect1d(common.get(place, item.scores.index), item.scores.index)
+    shared = []
+    for result, items in zip(results, placed, strict=True):
+        if all(len(common[place]) == len(item.scores.index) for item, place in items):
+            shared.append(result)
+            continue
+        nothing = {item.dataset for item, place in items if not len(common[place])}
+        wanted = tuple(item for item in result.record.evaluations if item.dataset not in nothing)
+        evaluations = tuple(_on(item, common[place]) for item, place in items if len(common[place]))
+        shared.append(
+            replace(result, record=replace(result.record, evaluations=wanted), evaluations=evaluations)
+        )
+    return shared
+
+
+def _on(item: EvaluationResult, rows: NDArray[np.int64]) -> EvaluationResult:
+    kept = np.isin(item.scores.index, rows)
+    if kept.all():
+        return item
+    scores = PairScores(**{name: getattr(item.scores, name)[kept] for name in PairScores.__slots__})
+    leaked = None if item.leaked is None else item.leaked[kept]
+    return replace(item, scores=scores, leaked=leaked, metrics=_metrics(scores, leaked))
+
+
+# A model's pairs of a set; how many more were left out for length; on how many models are compared.
+_Use = tuple[int, int, int]
+_LEFT_OUT = "left out for length"
+
+
+def left_out_lines(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> list[str]:
+    """Say for each set how many pairs each model lacks, and on how many all models are compared.
+
+    `compared` are the results on common pairs. Nothing is said of sets of which all models have the same pairs, and all.
+    """
+    sets: dict[tuple[str, str], dict[str, _Use]] = {}
+    for result, shared in zip(results, compared, strict=True):
+        record = result.record
+        if result.trained:
+            trained = (result.train_pairs, result.train_left_out, result.train_pairs)
+            sets.setdefault((record.train_set, ""), {})[record.model] = trained
+        common = {item.dataset: len(item.scores.index) for item in shared.evaluations}
+        for item in result.evaluations:
+            use = (len(item.scores.index), item.left_out, common.get(item.dataset, 0))
+            sets.setdefault((record.train_set, item.dataset), {})[record.model] = use
+    trained_on: dict[str, list[str]] = {}
+    for (train_set, evaluated), uses in sets.items():
+        if any(left_out or pairs != shared for pairs, left_out, shared in uses.values()):
+            place = f"evaluated on {evaluated}" if evaluated else f"trained on {train_set}"
+            trained_on.setdefault(f"{_LEFT_OUT}, {place}{_left_out(uses)}", []).append(train_set)
+    # What is evaluated after every training set alike is said once.
+    several = len({result.record.train_set for result in results}) > 1
+    return [
+        f"{line} (trained on {', '.join(names)})"
+        if several and not line.startswith(f"{_LEFT_OUT}, trained on")
+        else line
+        for line, names in trained_on.items()
+    ]
+
+
+def _left_out(uses: Mapping[str, _Use]) -> str:
+    counts = {
+        model: f"{left_out} of {pairs + left_out} pairs" for model, (pairs, left_out, _) in uses.items()
+    }
+    said = ", ".join(f"{count} for {model}" for model, count in counts.items())
+    if len(uses) > 1 and len(set(counts.values())) == 1:
+        said = f"{next(iter(counts.values()))} for every model"
+    shared = next(iter(uses.values()))[2]
+    if all(pairs == shared for pairs, _, shared in uses.values()):
+        return f": {said}"
+    if not shared:
+        return f": {said}; no pair is left that all have, so this set is in no comparison"
+    having = ", ".join(f"{model} has {pairs}" for model, (pairs, _, _) in uses.items())
+    return f": {said}; compared on the {shared} pairs that all have ({having})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What an analysis of a sweep's scores depends on: its complete trials, whole, and how many others there are."""
+
+    trials: tuple[TrialRecord, ...]
+    missing: int
+
+
+def scored(store: Store, sweep: str) -> Scored:
+    """The sweep's complete trials. Raises SpecError where there is none."""
+    name = given_name("--sweep", sweep)
+    if name not in declared_sweeps(store):
+        known = ", ".join(declared_sweeps(store)) or "none"
+        raise SpecError(
+            f"--sweep {sweep}: {store.root} knows no sweep of that name (it knows {known}); run it first."
+        )
+    trials = read_declaration(name, store).trials
+    # What a result was trained with is in its key.
+    complete = tuple(replace(trial, parameters={}) for trial in trials if trial.whole(store))
+    if not complete:
+        raise SpecError(f"--sweep {sweep}: none of its {len(trials)} trials is complete; run it first.")
+    return Scored(trials=complete, missing=len(trials) - len(complete))
+
+
+def results_of(parameters: Scored, store: Store) -> tuple[list[TrialResult], str]:
+    """The trials with their scores on the pairs that all of them have, and sentences on how much was read."""
+    models, seeds = (
+        sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")
+    )
+    said = [f"{len(parameters.trials)} trials: {', '.join(models)}; seeds {', '.join(seeds)}."]
+    if parameters.missing:
+        said.append(f"Missing: {parameters.missing} trials, and nothing stands in for them.")
+    results = sweep_results(Declaration(sweep="", trials=parameters.trials), store)
+    compared = on_common_pairs(results)
+    said += [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, compared)]
+    return compared, " ".join(said)

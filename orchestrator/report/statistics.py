@@ -1,15 +1,20 @@
-"""Statistics of per-pair rewards: bootstrap over test pairs and seeds, paired permutation tests, win-rates, calibration.
+"""Statistics of per-pair rewards: bootstrap over test pairs and seeds, permutation tests, win-rates, calibration, best of n.
 
 Pure numpy; scipy only in `permutation_p`, imported there. What each number means: docs/report.md.
-Shapes: P pairs of one set, U different pairs of sets that share them, S seeds, B draws of the bootstrap.
+Shapes: P pairs of one set, U units (different pairs or prompts), S seeds, B draws of the bootstrap, C candidates of a prompt.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainers.data.records import Pair
+from trainers.scores import PairScores
 
 Floats = NDArray[np.float64]
 
@@ -18,6 +23,7 @@ LEVEL = 0.95
 PERMUTATIONS = 1999
 TIE = 0.01
 BINS = 10
+TENTHS = 10
 RESAMPLED = ("accuracy", "loss", "abs_margin")
 _NORMAL_95 = 1.959963984540054
 
@@ -97,7 +103,7 @@ def resampled_metrics(chosen_P: Floats, rejected_P: Floats, counts_BP: Floats) -
     margin = chosen_P - rejected_P
     terms = np.stack(
         [
-            (margin > 0) + 0.5 * (margin == 0),
+            right(chosen_P, rejected_P),
             np.logaddexp(0.0, -margin),
             np.abs(margin),
             above + below,
@@ -107,12 +113,12 @@ def resampled_metrics(chosen_P: Floats, rejected_P: Floats, counts_BP: Floats) -
     )
     total_B1 = counts_BP.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        right, loss, gap, first, second = (counts_BP @ terms / total_B1).T
+        accuracy, loss, gap, first, second = (counts_BP @ terms / total_B1).T
         variance = pairs * (second - first**2 / 2.0) / (2.0 * pairs - 1.0)
         spread = np.sqrt(np.maximum(variance, 0.0))
         flat = spread <= 1e-12 * max(1.0, float(np.abs(terms[:, 2]).max()))
         scaled = np.where(flat, 0.0, gap / np.where(flat, 1.0, spread))
-    return dict(zip(RESAMPLED, (right, loss, scaled), strict=True))
+    return dict(zip(RESAMPLED, (accuracy, loss, scaled), strict=True))
 
 
 def estimate(value: float, draws_B: Floats, seed_values: Sequence[float] = ()) -> Estimate:
@@ -154,6 +160,30 @@ def difference_estimate(
     return found
 
 
+def gap_estimate(value: float, draws_B: Floats, pairs: int, seed_values: Sequence[float] = ()) -> Estimate:
+    """`difference_estimate`, with `unanimous_bound` also where all pairs are ranked right by one of the two alone."""
+    # Equal means may differ in their last bit.
+    found = difference_estimate(round(value, 12), np.round(draws_B, 12), pairs, seed_values)
+    if abs(found.value) < 1.0:
+        return found
+    inner = found.value * (1.0 - unanimous_bound(pairs))
+    return replace(found, low=min(found.low, inner), high=max(found.high, inner))
+
+
+def over_seeds(
+    values_SU: Floats, units: np.random.Generator, seeds: np.random.Generator
+) -> tuple[float, Floats, list[float]]:
+    """Return the mean of values by seed and unit, its draws [B] over both, and the mean of each seed.
+
+    Rounded, as equal means may differ in their last bit, and their interval then has no width.
+    """
+    count_S, count_U = values_SU.shape
+    drawn_BS = pair_counts(count_U, DRAWS, units) @ values_SU.T / count_U
+    draws_B = (seed_weights(count_S, DRAWS, seeds) * drawn_BS).sum(axis=1)
+    by_seed = values_SU.mean(axis=1)
+    return round(float(by_seed.mean()), 12), np.round(draws_B, 12), by_seed.tolist()
+
+
 def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
     """Two-sided p of a paired permutation test: signs of paired differences are flipped, their sum is compared.
 
@@ -176,6 +206,15 @@ def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
     return float(found.pvalue)
 
 
+def rank_correlation(first_P: Floats, second_P: Floats) -> float | None:
+    """Spearman's; None of fewer than three, or where one of them does not vary."""
+    from scipy.stats import spearmanr
+
+    if len(first_P) < 3 or np.ptp(first_P) == 0 or np.ptp(second_P) == 0:
+        return None
+    return float(spearmanr(first_P, second_P).statistic)
+
+
 def win_rate(differences: Sequence[float], tie: float = TIE) -> WinRate:
     """Count differences of accuracy; those within `tie` (0.01: one point) are ties (the paper's §3 of the reference)."""
     # Accuracies are sums of binary fractions: a difference of exactly one point may read 0.0100000000000001.
@@ -191,21 +230,18 @@ def calibration(margins_P: Floats, bins: int = BINS) -> Calibration:
     higher, σ(|margin|) ≥ ½. Bins hold equally many pairs, since implicit rewards are often all close to ½. Brier is
     the mean of (1 − σ(margin))²; a coin scores 0.25.
     """
-    order = np.argsort(np.abs(margins_P), kind="stable")
-    sorted_P = margins_P[order]
+    sorted_P = margins_P[np.argsort(np.abs(margins_P), kind="stable")]
     confidence_P = 1.0 / (1.0 + np.exp(-np.abs(sorted_P)))
-    right_P = (sorted_P > 0) + 0.5 * (sorted_P == 0)
+    right_P = right(sorted_P, np.zeros(len(sorted_P)))
     filled = [rows for rows in np.array_split(np.arange(len(sorted_P)), bins) if len(rows)]
-    confidence = [float(confidence_P[rows].mean()) for rows in filled]
-    accuracy = [float(right_P[rows].mean()) for rows in filled]
-    weights = [len(rows) / len(sorted_P) for rows in filled]
-    gaps = (w * abs(a - c) for w, a, c in zip(weights, accuracy, confidence, strict=True))
-    miss_P = np.exp(-np.logaddexp(0.0, margins_P))
+    confidence = tuple(float(confidence_P[rows].mean()) for rows in filled)
+    accuracy = tuple(float(right_P[rows].mean()) for rows in filled)
+    gaps = [abs(a - c) for a, c in zip(accuracy, confidence, strict=True)]
     return Calibration(
-        confidence=tuple(confidence),
-        accuracy=tuple(accuracy),
-        expected_error=float(sum(gaps)),
-        brier=float(np.mean(miss_P**2)),
+        confidence=confidence,
+        accuracy=accuracy,
+        expected_error=float(np.average(gaps, weights=[len(rows) for rows in filled])),
+        brier=float(np.mean(np.exp(-np.logaddexp(0.0, margins_P)) ** 2)),
         pairs=len(margins_P),
     )
 
@@ -224,3 +260,83 @@ def scaled_margins(chosen_P: Floats, rejected_P: Floats) -> Floats:
     """Margins over the standard deviation of all 2P rewards, so that reward types can be laid over one another."""
     spread = float(np.std(np.concatenate([chosen_P, rejected_P]), ddof=1))
     return (chosen_P - rejected_P) / spread if spread > 0 else np.zeros(len(chosen_P))
+
+
+def decile_of(values_P: Floats) -> NDArray[np.int64]:
+    """The tenth of each pair, 0 for the smallest values; equal values are in the same, that of the first of them."""
+    # By how many pairs have a smaller value, not by quantiles, which may fall between equal values.
+    below_P = np.searchsorted(np.sort(values_P), values_P, side="left")
+    found: NDArray[np.int64] = (below_P * TENTHS) // len(values_P)
+    return found
+
+
+def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
+    """Return of each tenth that there is its number from 1, its range of values, its pairs and their accuracy."""
+    tenth_P, rows = decile_of(values_P), list[dict[str, Any]]()
+    for number in np.unique(tenth_P):
+        here_P = tenth_P == number
+        count = int(here_P.sum())
+        random = generator("decile", str(number), str(count))
+        value, draws_B, _ = over_seeds(right_P[None, here_P], random, random)
+        rows.append(
+            {
+                "decile": int(number) + 1,
+                "from": float(values_P[here_P].min()),
+                "to": float(values_P[here_P].max()),
+                "pairs": count,
+                "accuracy": accuracy_estimate(value, draws_B, count),
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidates:
+    """The distinct responses that a set holds of one prompt; `quality` is the share of its pairs in which one is chosen."""
+
+    reward: Floats
+    quality: Floats
+
+
+def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[Candidates]:
+    """Return the candidates of each prompt, as prompts first stand in the scores; `pairs` are the rows of the split."""
+    prompts: dict[object, dict[str, list[tuple[float, float]]]] = {}
+    for row, chosen, rejected in zip(scores.index, scores.chosen, scores.rejected, strict=True):
+        said = prompts.setdefault(pairs[row].prompt, {})
+        said.setdefault(pairs[row].chosen, []).append((chosen, 1.0))
+        said.setdefault(pairs[row].rejected, []).append((rejected, 0.0))
+    # One text is scored once per pair, equal up to rounding.
+    means = [np.array([np.mean(found, axis=0) for found in said.values()]) for said in prompts.values()]
+    return [
+        Candidates(reward=reward_C, quality=quality_C) for reward_C, quality_C in (item.T for item in means)
+    ]
+
+
+def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
+    """Expected quality of the best by reward of n candidates drawn without replacement, 1 ≤ n ≤ C.
+
+    Of C(C, n) draws, C(m + t, n) − C(m, n) have their best among t candidates of equal reward above m others; each of
+    the t is then picked as often.
+    """
+    every, expected, below = comb(len(reward_C), n), 0.0, 0
+    for value in np.unique(reward_C):
+        here_C = reward_C == value
+        count = int(here_C.sum())
+        share = (comb(below + count, n) - comb(below, n)) / every
+        expected += share * float(quality_C[here_C].mean())
+        below += count
+    return expected
+
+
+def share_within(found: Sequence[Candidates]) -> float:
+    """The share of the variance of all candidates' rewards that lies within prompts; 0 where rewards do not vary."""
+    everything = np.concatenate([item.reward for item in found])
+    total = float(everything.var() * len(everything))
+    within = sum(float(item.reward.var() * len(item.reward)) for item in found)
+    return within / total if total > 1e-24 * max(1.0, float(everything.mean()) ** 2) else 0.0
+
+
+def spreads(found: Sequence[Candidates]) -> Floats:
+    """Of each prompt: the standard deviation of its candidates' rewards over that of all candidates."""
+    spread = float(np.concatenate([item.reward for item in found]).std())
+    return np.array([item.reward.std() / spread if spread > 0 else 0.0 for item in found])

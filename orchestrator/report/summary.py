@@ -1,41 +1,52 @@
-"""The sweep's answer: model × reward type × category, mean ± std over seeds, and EX−IM; read from scores.parquet.
+"""What a sweep's scores say, as tables and as summary.md: accuracy by category, by epoch, without length and leaks.
 
-A trial whose training accuracy is at chance is printed as not learned and enters no mean.
+A trial whose training accuracy is at chance is shown as not learned and enters no mean.
 """
 
-import csv
-import io
 import itertools
+import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
-from rich.table import Table
 
-from orchestrator.report.audit_page import audit_section, audit_sweep
-from orchestrator.report.common_pairs import left_out_lines, on_common_pairs
-from orchestrator.report.epochs import epoch_lines, epoch_rows
-from orchestrator.report.results import TrialResult, sweep_results, trial_rows
-from orchestrator.report.tables import Table as StatisticsTable
-from orchestrator.report.tables import markdown
+from orchestrator.report import published
+from orchestrator.report.audit import audit_sweep
+from orchestrator.report.comparison import Analysis, Mean, Scope
+from orchestrator.report.results import (
+    TrialResult,
+    left_out_lines,
+    on_common_pairs,
+    sweep_results,
+    trial_rows,
+)
+from orchestrator.report.statistics import LEVEL, half_width
+from orchestrator.report.tables import COMPARED, MEAN, NOTHING, Table, Value, mean_label, reward_title
 from orchestrator.spec.declaration import Declaration
 from orchestrator.spec.trials import CATEGORIES, Category
 from orchestrator.store.artifacts import Store
 from trainers.data.audit import Audit
+from trainers.data.audit.findings import share
+from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
 from trainers.disk import replace, replace_bytes
+from trainers.specs import clean_name
 
 NOT_LEARNED = "not learned"
-MEAN = "mean"
-# The reward types that always have a column, and whose difference is shown.
-COMPARED = ("ex_rm", "im_rm")
+METRIC_TITLES = {
+    "accuracy": "Accuracy",
+    "loss": "Loss, mean of −ln σ(r⁺ − r⁻)",
+    "abs_margin": "Absolute margin, mean |r⁺ − r⁻| over the rewards' standard deviation",
+}
+SIDE_METRICS = {"accuracy_length_controlled": "length-controlled", "accuracy_leak_free": "leak-free"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class SeedAccuracies:
     """Accuracy of one model, reward type, training set and category: one value per trained seed.
 
     `seeds` are those that learned, in their values' order; `missing` counts the trials that are not there.
@@ -57,19 +68,19 @@ class Cell:
         return statistics.stdev(self.learned) if len(self.learned) > 1 else None
 
     def __str__(self) -> str:
-        if self.mean is None:
-            if not self.not_learned:
-                return "–"
+        if self.mean is not None:
+            text = f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
+            text += f", {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else ""
+        elif self.not_learned:
             text = f"{statistics.fmean(self.not_learned):.3f} {NOT_LEARNED}"
-            return f"{text}, {self.missing} missing" if self.missing else text
-        text = f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
-        text += f", {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else ""
+        else:
+            return NOTHING
         return f"{text}, {self.missing} missing" if self.missing else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of the table: a cell for each reward type.
+class AccuracyRow:
+    """One line of the table of accuracies: a cell for each reward type.
 
     `paired` are the means of EX-RM and IM-RM over what both have: over `paired_over` seeds, or in a line that is a mean
     over models. There `models` counts those of each type's mean, and `model` says how many they are.
@@ -78,7 +89,7 @@ class Row:
     train_set: str
     category: Category
     model: str
-    cells: dict[str, Cell]
+    cells: dict[str, SeedAccuracies]
     paired: tuple[float, float] | None
     paired_over: int
     models: dict[str, int]
@@ -88,81 +99,63 @@ class Row:
         """EX−IM over what both have; None where that is nothing."""
         return None if self.paired is None else self.paired[0] - self.paired[1]
 
-    def texts(self) -> tuple[str, ...]:
-        """The line as printed; the difference says over how many it is where a mean is over more."""
-        difference = "–" if self.difference is None else f"{self.difference:+.3f}"
+    @property
+    def difference_text(self) -> str:
+        """EX−IM, and over how many it is where a mean is over more."""
+        if self.difference is None:
+            return NOTHING
         counts = self.models or {kind: len(cell.learned) for kind, cell in self.cells.items()}
-        if self.paired and any(counts.get(kind) != self.paired_over for kind in COMPARED):
-            unit = "model" if self.models else "seed"
-            difference += f" over {self.paired_over} {unit}{'s' if self.paired_over > 1 else ''}"
-        return (self.train_set, self.category, self.model, *map(str, self.cells.values()), difference)
+        if all(counts.get(kind) == self.paired_over for kind in COMPARED):
+            return f"{self.difference:+.3f}"
+        unit = "model" if self.models else "seed"
+        plural = "s" if self.paired_over > 1 else ""
+        return f"{self.difference:+.3f} over {self.paired_over} {unit}{plural}"
 
 
-def header(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Column names: `ex_rm` is printed as EX-RM, `im_rm_no_reference` as IM-RM no reference."""
-    kinds = list(rows[0].cells) if rows else list(COMPARED)
-    return ("trained on", "category", "model", *map(reward_title, kinds), "EX−IM")
-
-
-def reward_title(reward: str) -> str:
-    """`ex_rm` as the field writes it: EX-RM."""
-    for kind in ("ex_grm", "ex_rm", "im_rm"):
-        if reward.startswith(kind):
-            return kind.upper().replace("_", "-") + reward.removeprefix(kind).replace("_", " ")
-    return reward
-
-
-def table_rows(results: Sequence[TrialResult]) -> list[Row]:
+def table_rows(results: Sequence[TrialResult]) -> list[AccuracyRow]:
     """Every (training set, category, model) with at least one score, each category closed by its mean."""
-    rows: list[Row] = []
-    for train_set in _unique(result.record.train_set for result in results):
-        for category in CATEGORIES:
-            found = [
-                row
-                for model in _unique(result.record.model for result in results)
-                if (row := _row(results, train_set, category, model)) is not None
-            ]
-            rows += found
-            if len(found) > 1 and (mean := _mean(found)) is not None:
-                rows.append(mean)
+    rows: list[AccuracyRow] = []
+    models = list(dict.fromkeys(result.record.model for result in results))
+    train_sets = dict.fromkeys(result.record.train_set for result in results)
+    for train_set, category in itertools.product(train_sets, CATEGORIES):
+        found = [row for model in models if (row := _row(results, train_set, category, model)) is not None]
+        rows += found
+        if len(found) > 1 and (mean := _mean(found)) is not None:
+            rows.append(mean)
     return rows
 
 
-def _row(results: Sequence[TrialResult], train_set: str, category: Category, model: str) -> Row | None:
-    asked = [
-        item
-        for item in results
-        if (item.record.train_set, item.record.model) == (train_set, model)
-        and any(wanted.category == category for wanted in item.record.evaluations)
-    ]
-
-    def cell(reward: str) -> Cell:
-        trials = [item for item in asked if item.record.reward == reward]
-        found = [
-            (item, accuracy)
-            for item in trials
-            if (accuracy := item.category_accuracy().get(category)) is not None
-        ]
-        return Cell(
-            learned=tuple(accuracy for item, accuracy in found if item.learned),
-            not_learned=tuple(accuracy for item, accuracy in found if not item.learned),
-            seeds=tuple(item.record.seed for item, _ in found if item.learned),
-            missing=len(trials) - len(found),
-        )
-
+def _row(
+    results: Sequence[TrialResult], train_set: str, category: Category, model: str
+) -> AccuracyRow | None:
+    cells: dict[str, SeedAccuracies] = {}
     others = sorted({result.record.reward for result in results} - set(COMPARED))
-    cells = {kind: cell(kind) for kind in (*COMPARED, *others)}
+    for kind in (*COMPARED, *others):
+        asked = [
+            item
+            for item in results
+            if (item.record.train_set, item.record.model, item.record.reward) == (train_set, model, kind)
+            and any(wanted.category == category for wanted in item.record.evaluations)
+        ]
+        found = [(item, item.category_accuracy().get(category)) for item in asked]
+        known = [(item, accuracy) for item, accuracy in found if accuracy is not None]
+        cells[kind] = SeedAccuracies(
+            learned=tuple(accuracy for item, accuracy in known if item.learned),
+            not_learned=tuple(accuracy for item, accuracy in known if not item.learned),
+            seeds=tuple(item.record.seed for item, _ in known if item.learned),
+            missing=len(asked) - len(known),
+        )
     if not any(cell.learned or cell.not_learned for cell in cells.values()):
         return None
-    by_seed = [dict(zip(cells[kind].seeds, cells[kind].learned, strict=True)) for kind in COMPARED]
-    both = [seed for seed in by_seed[0] if seed in by_seed[1]]
-    return Row(
+    explicit, implicit = (dict(zip(cells[kind].seeds, cells[kind].learned, strict=True)) for kind in COMPARED)
+    pairs = [(explicit[seed], implicit[seed]) for seed in explicit if seed in implicit]
+    return AccuracyRow(
         train_set=train_set,
         category=category,
         model=model,
         cells=cells,
-        paired=_pair_means([(by_seed[0][seed], by_seed[1][seed]) for seed in both]),
-        paired_over=len(both),
+        paired=_pair_means(pairs),
+        paired_over=len(pairs),
         models={},
     )
 
@@ -174,10 +167,18 @@ def _pair_means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | N
     return statistics.fmean(explicit), statistics.fmean(implicit)
 
 
-def _mean(rows: Sequence[Row]) -> Row | None:
+def _mean(rows: Sequence[AccuracyRow]) -> AccuracyRow | None:
     """Over the models that have every reward type that they were asked for; one that no model has is not waited for."""
     known = {kind for row in rows for kind, cell in row.cells.items() if cell.learned}
-    whole = [row for row in rows if _has(row, known)]
+    whole = [
+        row
+        for row in rows
+        if all(
+            cell.learned or not (cell.not_learned or cell.missing)
+            for kind, cell in row.cells.items()
+            if kind in known
+        )
+    ]
     means = {
         kind: [mean for row in whole if (mean := row.cells[kind].mean) is not None] for kind in rows[0].cells
     }
@@ -185,12 +186,13 @@ def _mean(rows: Sequence[Row]) -> Row | None:
     if not models:
         return None
     paired = [row.paired for row in rows if row.paired is not None]
-    return Row(
+    return AccuracyRow(
         train_set=rows[0].train_set,
         category=rows[0].category,
         model=mean_label(models),
         cells={
-            kind: Cell(learned=(statistics.fmean(found),) if found else ()) for kind, found in means.items()
+            kind: SeedAccuracies(learned=(statistics.fmean(found),) if found else ())
+            for kind, found in means.items()
         },
         paired=_pair_means(paired),
         paired_over=len(paired),
@@ -198,109 +200,367 @@ def _mean(rows: Sequence[Row]) -> Row | None:
     )
 
 
-def _has(row: Row, kinds: Iterable[str]) -> bool:
-    cells = [row.cells[kind] for kind in kinds]
-    return all(cell.learned or not (cell.not_learned or cell.missing) for cell in cells)
-
-
-def mean_label(models: Mapping[str, int]) -> str:
-    """`mean of 3`, or how many models each reward type's mean is over where they differ."""
-    counts = set(models.values())
-    if len(counts) == 1:
-        return f"{MEAN} of {counts.pop()}"
-    return f"{MEAN} of {', '.join(f'{count} {reward_title(kind)}' for kind, count in models.items())}"
-
-
-def _unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
-def terminal_table(rows: Sequence[Row]) -> Table:
-    """For a terminal."""
-    table = Table(title="accuracy by category", title_justify="left")
-    for number, name in enumerate(header(rows)):
-        table.add_column(name, justify="left" if number < 3 else "right", overflow="fold")
-    above: Row | None = None
-    for row, below in itertools.zip_longest(rows, rows[1:]):
-        train_set, category, *rest = row.texts()
-        if above is not None and above.train_set == row.train_set:
-            category = "" if above.category == row.category else category
-            train_set = ""
-        ends = below is None or (below.train_set, below.category) != (row.train_set, row.category)
-        table.add_row(train_set, category, *rest, end_section=ends)
-        above = row
-    return table
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """For a document."""
-    names = header(rows)
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(row.texts()) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def csv_table(rows: Sequence[Row]) -> str:
-    """For a spreadsheet: numbers apart, not-learned seeds counted."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+def accuracy_table(rows: Sequence[AccuracyRow]) -> Table:
+    """The rows as people read them."""
     kinds = list(rows[0].cells) if rows else list(COMPARED)
-    columns = [
-        f"{kind}_{what}" for kind in kinds for what in ("mean", "std", "seeds", "not_learned", "missing")
-    ]
-    end = ("ex_minus_im", "ex_minus_im_seeds", "ex_minus_im_models")
-    writer.writerow(["train_set", "category", "model", *columns, *end])
+    return Table(
+        name="accuracy",
+        title="accuracy by category",
+        columns=f"train_set category model {' '.join(kinds)} difference",
+        rows=[
+            {
+                "train_set": row.train_set,
+                "category": row.category,
+                "model": row.model,
+                **{kind: str(cell) for kind, cell in row.cells.items()},
+                "difference": row.difference_text,
+            }
+            for row in rows
+        ],
+    )
+
+
+def accuracy_csv(rows: Sequence[AccuracyRow]) -> str:
+    """The rows for a spreadsheet: numbers apart, seeds counted."""
+    kinds = list(rows[0].cells) if rows else list(COMPARED)
+    parts = ("mean", "std", "seeds", "not_learned", "missing")
+    names = ("train_set", "category", "model", *(f"{kind}_{part}" for kind in kinds for part in parts))
+    names = (*names, "ex_minus_im", "ex_minus_im_seeds", "ex_minus_im_models")
+    flat: list[dict[str, Value]] = []
     for row in rows:
-        cells = [
-            value
-            for cell in row.cells.values()
+        values: list[Value] = [row.train_set, row.category, row.model]
+        for cell in row.cells.values():
+            counts = (len(cell.learned), len(cell.not_learned), cell.missing)
             # A mean over models has no seeds of its own.
-            for value in (cell.mean, cell.std, *([""] * 3 if row.models else _counts(cell)))
-        ]
-        over = ("", row.paired_over) if row.models else (row.paired_over, "")
-        writer.writerow([row.train_set, row.category, row.model, *cells, row.difference, *over])
-    return out.getvalue()
+            values += [cell.mean, cell.std, *([None] * 3 if row.models else counts)]
+        over = (None, row.paired_over) if row.models else (row.paired_over, None)
+        flat.append(dict(zip(names, (*values, row.difference, *over), strict=True)))
+    return Table(name="accuracy", title="", columns=" ".join(names), rows=flat).csv()
 
 
-def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For a program: every seed's value, and the difference."""
+def json_rows(rows: Sequence[AccuracyRow]) -> list[dict[str, Any]]:
+    """The rows for a program: every seed's value, and the difference."""
     return [{**asdict(row), "difference": row.difference} for row in rows]
 
 
-def _counts(cell: Cell) -> tuple[int, int, int]:
-    return len(cell.learned), len(cell.not_learned), cell.missing
+def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Table | None:
+    """Accuracy after each epoch, of sets that are evaluated after several; None where there is none.
+
+    What did not learn by its last epoch is in no mean. Of `most` epochs, evenly spaced, the first and the last are shown.
+    """
+    labels = ("train_set", "model", "reward", "evaluation_set")
+    found: dict[tuple[str, ...], dict[int, list[float]]] = {}
+    seeds: Counter[tuple[str, ...]] = Counter()
+    for result in results:
+        record = result.record
+        if len({item.epoch for item in record.evaluations}) < 2 or (result.trained and not result.learned):
+            continue
+        seeds[record.train_set, record.model, record.reward] += 1
+        for item in result.evaluations:
+            line = (record.train_set, record.model, record.reward, item.dataset)
+            found.setdefault(line, {}).setdefault(item.epoch or 0, []).append(item.metrics["accuracy"])
+    if not found:
+        return None
+    epochs = sorted({epoch for values in found.values() for epoch in values})
+    if most is not None and len(epochs) > most:
+        epochs = [epochs[round(place * (len(epochs) - 1) / (most - 1))] for place in range(most)]
+
+    def text(values: Sequence[float], asked: int) -> str:
+        missing = asked - len(values)
+        return f"{statistics.fmean(values):.3f}" + (f", {missing} missing" if missing else "")
+
+    return Table(
+        name="epochs",
+        title="accuracy by epoch",
+        columns=f"{' '.join(labels)} {' '.join(map(str, epochs))}",
+        rows=[
+            {
+                **dict(zip(labels, line, strict=True)),
+                **{str(epoch): text(values, seeds[line[:3]]) for epoch, values in by_epoch.items()},
+            }
+            for line, by_epoch in found.items()
+        ],
+    )
+
+
+def statistics_tables(analysis: Analysis) -> Iterator[Table]:
+    """Every table of statistics, the answer first."""
+    if analysis.both:
+        yield differences(analysis)
+        yield win_rates(analysis)
+    for metric in METRIC_TITLES:
+        yield by_category(analysis, metric)
+    yield by_set(analysis)
+    yield calibrations(analysis)
+
+
+def _place(scope: Scope) -> dict[str, Value]:
+    return {"train_set": scope.train_set, "category": scope.category}
+
+
+def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
+    return {name: item.estimate if item else None for name, item in found.items()}
+
+
+def by_category(analysis: Analysis, metric: str) -> Table:
+    """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
+    theirs = {
+        (scope, kind): number
+        for scope in analysis.categories()
+        for kind in analysis.rewards
+        if (number := published.number(scope.train_set, scope.sets, kind, metric)) is not None
+    }
+    rows: list[dict[str, Value]] = []
+    for scope in analysis.categories():
+        for model in analysis.models:
+            means = {kind: analysis.mean(scope, model, kind, metric) for kind in analysis.rewards}
+            if any(means.values()):
+                rows.append({**_place(scope), "model": model, **_estimates(means)})
+        over = {kind: analysis.mean_of_models(scope, kind, metric) for kind in analysis.rewards}
+        if any(over.values()):
+            label = mean_label({kind: len(mean.models) for kind, mean in over.items() if mean})
+            said = {f"{kind}_paper": number for (place, kind), number in theirs.items() if place == scope}
+            rows.append({**_place(scope), "model": label, **_estimates(over), **said})
+    quoted = [kind for kind in analysis.rewards if any(kind == other for _, other in theirs)]
+    note = (
+        "Each: mean over the scope's sets, then over seeds ± standard deviation over seeds, "
+        f"[{LEVEL:.0%} interval: bootstrap over test pairs and seeds]. "
+        f"{MEAN.capitalize()} of n: the models that have every reward type."
+    )
+    if quoted:
+        note += f" {published.SOURCE}: a second-hand summary; the mean of six models of 1B to 8B, on sets of these names."
+    return Table(
+        name=f"{metric}_by_category",
+        title=f"{METRIC_TITLES[metric]}, by category",
+        note=note,
+        columns=" ".join(
+            ("train_set category model", *analysis.rewards, *(f"{kind}_paper" for kind in quoted))
+        ),
+        titles={f"{kind}_paper": f"{reward_title(kind)}, the paper [S]" for kind in quoted},
+        rows=rows,
+    )
+
+
+def differences(analysis: Analysis) -> Table:
+    """EX−IM by category and model."""
+    rows: list[dict[str, Value]] = []
+    choices: list[list[str] | None] = [*([model] for model in analysis.models), None]
+    for scope, models in itertools.product(analysis.categories(), choices):
+        found = analysis.difference(scope, "accuracy", models)
+        if found is None:
+            continue
+        others = {metric: analysis.difference(scope, metric, models) for metric in ("loss", "abs_margin")}
+        rows.append(
+            {
+                **_place(scope),
+                "model": models[0] if models else f"{MEAN} of {len(found.models)}",
+                "accuracy": found.estimate,
+                "p_pairs": found.p_pairs,
+                "p_trainings": found.p_runs,
+                "trainings": found.runs,
+                "pairs": found.pairs,
+                **_estimates(others),
+            }
+        )
+    return Table(
+        name="differences",
+        title="EX−IM, paired by model, seed and pair",
+        note="Above 0 in accuracy: EX-RM ranks more pairs right. p (pairs): signs flipped test pair by test pair, "
+        "would other pairs say the same; p (trainings): flipped training by training, would other seeds and models; "
+        "n trainings cannot give less than 2/2ⁿ. Not corrected for the number of rows.",
+        columns="train_set category model accuracy p_pairs p_trainings trainings pairs loss abs_margin",
+        titles={
+            "p_pairs": "p (pairs)",
+            "p_trainings": "p (trainings)",
+            "trainings": "trainings of each type",
+            "pairs": "pairs a set",
+        },
+        rows=rows,
+        forms={**dict.fromkeys(METRIC_TITLES, "+.3f"), "p_pairs": ".4f", "p_trainings": ".4f"},
+    )
+
+
+def win_rates(analysis: Analysis) -> Table:
+    """Which type is ahead in how many cells."""
+    scopes = (*analysis.categories(), *analysis.single_sets())
+    return Table(
+        name="win_rates",
+        title="Win-rate of EX-RM over IM-RM",
+        note="Cells of model, seed and evaluation set; within one point of accuracy is a tie.",
+        columns="train_set category evaluation_set cells ex_rm_ahead ties im_rm_ahead share",
+        titles={"share": "share ahead"},
+        rows=[
+            {
+                **_place(scope),
+                "evaluation_set": scope.dataset or "all",
+                "cells": found.cells,
+                "ex_rm_ahead": found.ahead,
+                "ties": found.ties,
+                "im_rm_ahead": found.behind,
+                "share": found.share,
+            }
+            for scope in scopes
+            if (found := analysis.win_rate(scope)).cells
+        ],
+        forms={"share": ".0%"},
+    )
+
+
+def by_set(analysis: Analysis) -> Table:
+    """Every evaluation set: accuracies of all kinds, loss and margin, by reward type."""
+    rows: list[dict[str, Value]] = []
+    for scope, model, kind in itertools.product(analysis.single_sets(), analysis.models, analysis.rewards):
+        means = {name: analysis.mean(scope, model, kind, name) for name in METRIC_TITLES}
+        if accuracy := means["accuracy"]:
+            rows.append(
+                {
+                    **_place(scope),
+                    "evaluation_set": scope.dataset,
+                    "model": model,
+                    "reward": reward_title(kind),
+                    **_estimates(means),
+                    **{name: analysis.side_metric(scope, model, kind, name) for name in SIDE_METRICS},
+                    "seeds": accuracy.seeds,
+                    "pairs": accuracy.pairs,
+                    "half_width": f"± {half_width(accuracy.pairs):.2f}",
+                }
+            )
+    return Table(
+        name="sets",
+        title="Every evaluation set",
+        note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
+        "not hold (docs/audit.md); – where it was not measured. The last column: what the number of pairs alone leaves open at "
+        "an accuracy of 0.75.",
+        columns=f"train_set category evaluation_set model reward accuracy {' '.join(SIDE_METRICS)} loss abs_margin seeds pairs half_width",
+        titles={"half_width": "± by pairs"},
+        rows=rows,
+    )
+
+
+def calibrations(analysis: Analysis) -> Table:
+    """Expected calibration error and Brier score, by category and reward type."""
+    scopes = (*analysis.categories(), *analysis.single_sets())
+    return Table(
+        name="calibration",
+        title="Calibration of σ(margin)",
+        note="Over the pairs of all models and seeds. ECE: |accuracy − confidence| over ten bins of equally many "
+        "pairs. Brier: mean (1 − σ(r⁺ − r⁻))², 0.25 for a coin.",
+        columns="train_set category evaluation_set reward ece brier scores",
+        titles={"ece": "ECE", "brier": "Brier"},
+        rows=[
+            {
+                **_place(scope),
+                "evaluation_set": scope.dataset or "all",
+                "reward": reward_title(kind),
+                "ece": found.expected_error,
+                "brier": found.brier,
+                "scores": found.pairs,
+            }
+            for scope, kind in itertools.product(scopes, analysis.rewards)
+            if (found := analysis.calibration(scope, kind)) is not None
+        ],
+    )
+
+
+def audit_tables(audit: Audit, results: Sequence[TrialResult]) -> list[Table]:
+    """Accuracy without length and leaks, the audited sets, and the findings; those with no row are left out."""
+
+    def table(
+        name: str, title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+    ) -> Table:
+        titles = {clean_name(title): title for title in header}
+        shown = [dict(zip(titles, row, strict=True)) for row in rows]
+        return Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=shown)
+
+    found = (
+        table(
+            "controlled",
+            "Accuracy without length and leaks",
+            "Means over trials that learned. Length-controlled: matched strata of the length difference; leak-free: "
+            "pairs that the training split does not hold; longer wins: what length alone reaches, in tokens. "
+            "See docs/audit.md.",
+            (
+                *("trained on", "evaluated on", "reward", "accuracy", "length-controlled"),
+                *("leak-free", "pairs", "leak-free pairs", "longer wins", "trainings"),
+            ),
+            _controlled_rows(results),
+        ),
+        table("audit_sets", "Sets", "Lengths in characters and words.", SETS, sets_rows(audit.sets)),
+        table("audit_findings", "Findings", "The worst first.", FINDINGS, findings_rows(audit)),
+    )
+    return [item for item in found if item.rows]
+
+
+def _controlled_rows(results: Sequence[TrialResult]) -> list[tuple[str, ...]]:
+    """A row per training set, evaluation set and reward type of which a trial learned."""
+    cells: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for result in results:
+        for item in result.final if result.learned else ():
+            cell = (result.record.train_set, item.dataset, result.record.reward)
+            cells.setdefault(cell, []).append(item.metrics)
+    # Each name stands where the sweep has it first.
+    orders = [list(dict.fromkeys(names)) for names in zip(*cells, strict=True)]
+
+    def place(cell: tuple[str, str, str]) -> list[int]:
+        return [order.index(name) for order, name in zip(orders, cell, strict=True)]
+
+    return [(*cell, *_controlled_means(cells[cell])) for cell in sorted(cells, key=place)]
+
+
+def _controlled_means(metrics: Sequence[dict[str, float]]) -> Iterator[str]:
+    for name in ("accuracy", *SIDE_METRICS):
+        values = [item[name] for item in metrics if name in item]
+        # A mean over some of them could not be held against the plain one.
+        yield share(statistics.fmean(values)) if len(values) == len(metrics) else NOTHING
+    for name in ("n", "n_leak_free"):
+        counts = [item[name] for item in metrics if name in item]
+        yield f"{min(counts):.0f}" if counts else NOTHING
+    yield share(statistics.fmean(item["longer_wins"] for item in metrics))
+    yield str(len(metrics))
 
 
 class Written(NamedTuple):
     """A report's folder, and what it was written from."""
 
     folder: Path
-    rows: list[Row]
+    rows: list[AccuracyRow]
     results: Sequence[TrialResult]
+    compared: Sequence[TrialResult]
 
 
 def write_report(
     declaration: Declaration,
     store: Store,
     results: Sequence[TrialResult] | None = None,
+    compared: Sequence[TrialResult] | None = None,
     audit: Audit | None = None,
     *,
     conclusions: Sequence[str] = (),
-    tables: Sequence[StatisticsTable] = (),
+    tables: Sequence[Table] = (),
     ending: str = "",
 ) -> Written:
-    """Write summary.md, tables/accuracy.csv and trials.parquet; `results` and `audit` where they are there already.
+    """Write summary.md, tables/accuracy.csv, audit.json and trials.parquet; what of the
+    rest is there already is not read again.
 
     The summary begins with `conclusions`, holds `tables` below that of accuracies, and ends with `ending`.
     """
     results = sweep_results(declaration, store) if results is None else results
     audit = audit_sweep(declaration, store) if audit is None else audit
-    compared = on_common_pairs(results)
+    compared = on_common_pairs(results) if compared is None else compared
     rows = table_rows(compared)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    said = _summary(declaration, results, compared, rows, conclusions, tables)
-    replace(folder / "summary.md", said + audit_section(audit, compared, folder) + ending)
-    replace(folder / "tables" / "accuracy.csv", csv_table(rows))
+    summary = "\n".join(
+        [
+            *(f"# {declaration.sweep}", ""),
+            *(line for sentence in conclusions for line in (sentence, "")),
+            *_results_section(results, compared, rows, tables),
+            *_audit_section(audit, compared),
+        ]
+    )
+    replace(folder / "summary.md", f"{summary}\n{ending}")
+    replace(folder / "tables" / "accuracy.csv", accuracy_csv(rows))
+    if audit.sets:
+        replace(folder / "audit.json", json.dumps(audit.as_json(), indent=1, ensure_ascii=False) + "\n")
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(trial_rows(results)), sink)
@@ -308,38 +568,40 @@ def write_report(
     replace_bytes(trials, sink.getvalue().to_pybytes())
     for written in (folder, trials):
         store.share(written)
-    return Written(folder=folder, rows=rows, results=results)
+    return Written(folder=folder, rows=rows, results=results, compared=compared)
 
 
-def _summary(
-    declaration: Declaration,
+def _results_section(
     results: Sequence[TrialResult],
     compared: Sequence[TrialResult],
-    rows: Sequence[Row],
-    conclusions: Sequence[str],
-    tables: Sequence[StatisticsTable],
-) -> str:
-    """What is concluded, accuracy by category, more tables, and what is missing."""
+    rows: Sequence[AccuracyRow],
+    tables: Sequence[Table],
+) -> Iterator[str]:
+    """Accuracy by category, more tables, and what is missing."""
     complete = sum(result.complete for result in results)
-    lines = [
-        f"# {declaration.sweep}",
-        "",
-        *(line for sentence in conclusions for line in (sentence, "")),
-        f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then",
-        "mean ± standard deviation over seeds; EX−IM is over the seeds and models that have both.",
-        "",
-        markdown_table(rows),
-    ]
-    if left_out := left_out_lines(results):
-        lines += ["", *(f"- {line}" for line in left_out)]
+    yield f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then"
+    yield "mean ± standard deviation over seeds; EX−IM is over the seeds and models that have both."
+    yield from ("", accuracy_table(rows).markdown())
+    if left_out := left_out_lines(results, compared):
+        yield from ("", *(f"- {line}" for line in left_out))
     for table in tables:
-        lines += ["", f"{table.title}. {table.note}", "", markdown(table)]
-    lines += epoch_lines(epoch_rows(compared))
+        yield from ("", f"{table.title}. {table.note}", "", table.markdown())
+    if by_epoch := epoch_table(compared):
+        yield from ("", "Accuracy after each epoch, mean over seeds:", "", by_epoch.markdown())
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
-        lines += ["", "Not learned (training accuracy at chance; in no mean):", ""]
-        lines += [f"- {name}" for name in unlearned]
+        yield from ("", "Not learned (training accuracy at chance; in no mean):", "")
+        yield from (f"- {name}" for name in unlearned)
     holes = [result.record.name for result in results if not result.complete]
     if holes:
-        lines += ["", "Missing:", "", *(f"- {name}" for name in holes)]
-    return "\n".join(lines) + "\n"
+        yield from ("", "Missing:", "", *(f"- {name}" for name in holes))
+
+
+def _audit_section(audit: Audit, results: Sequence[TrialResult]) -> Iterator[str]:
+    tables = {table.name: table for table in audit_tables(audit, results)}
+    if controlled := tables.get("controlled"):
+        yield from ("", f"## {controlled.title}", "", controlled.note, "", controlled.markdown())
+    if audit.sets:
+        findings = tables.get("audit_findings")
+        yield from ("", "## Audit of the data", "", tables["audit_sets"].markdown())
+        yield from ("", findings.markdown() if findings else "No findings.")

@@ -1,123 +1,197 @@
-"""A table of a report, held once and written as CSV, parquet, markdown and HTML cells."""
+"""A table of a report: its rows, and how they look as CSV, parquet, markdown, HTML and in a terminal.
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Union
+Also the names that all tables, figures and sentences use for reward types and means.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from orchestrator.report.statistics import Estimate
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table as TerminalTable
+
 Value = Union[str, int, float, bool, Estimate, None]
 NOTHING = "–"
+MEAN = "mean"
+# The reward types that always have a column, and whose difference is shown.
+COMPARED = ("ex_rm", "im_rm")
+EXPLICIT, IMPLICIT = "EX-RM", "IM-RM"
+# Of columns whose title is not their name.
+_TITLES = {
+    "train_set": "trained on",
+    "evaluation_set": "evaluated on",
+    "difference": "EX−IM",
+    "abs_margin": "absolute margin",
+    "accuracy_length_controlled": "length-controlled",
+    "accuracy_leak_free": "leak-free",
+}
+# Longer texts are broken into lines in a page.
+_LONG = 60
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """`name` is for machines, `title` for people; `form` is the format of its numbers."""
+def reward_title(reward: str) -> str:
+    """`ex_rm` as the field writes it: EX-RM; `im_rm_no_reference` is IM-RM no reference."""
+    for kind in ("ex_grm", *COMPARED):
+        if reward.startswith(kind):
+            return kind.upper().replace("_", "-") + reward.removeprefix(kind).replace("_", " ")
+    return reward
 
-    name: str
-    title: str
-    form: str = ".3f"
+
+def mean_label(models: Mapping[str, int]) -> str:
+    """`mean of 3`, or how many models each reward type's mean is over where they differ."""
+    counts = set(models.values())
+    if len(counts) == 1:
+        return f"{MEAN} of {counts.pop()}"
+    return f"{MEAN} of {', '.join(f'{count} {reward_title(kind)}' for kind, count in models.items())}"
+
+
+def interval(value: Estimate) -> str:
+    """A difference with its interval, for a sentence: `+0.225 [+0.130, +0.323]`."""
+    return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+
+
+class ShownValue(NamedTuple):
+    """A value in a page: what its column is sorted by, its CSS class, and its text."""
+
+    sort: str
+    css: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of values under columns; `note` says how they came about."""
+    """Rows of values by column name; a value that a row lacks is shown as –. `note` says how the rows came about.
+
+    `columns` are their names, parted by spaces; `titles` and `forms` say the title of a column and the format of its
+    numbers where these are not the usual ones.
+    """
 
     name: str
     title: str
-    note: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Value, ...], ...]
+    note: str = ""
+    columns: str
+    rows: Sequence[Mapping[str, Value]]
+    titles: Mapping[str, str] = field(default_factory=dict)
+    forms: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """The columns' names."""
+        return self.columns.split()
 
-def text(value: Value, column: Column) -> str:
-    """A value as people read it: an estimate with its interval, and ± its standard deviation over seeds."""
-    if value is None:
-        return NOTHING
-    if isinstance(value, Estimate):
-        spread = "" if value.std is None else f" ± {value.std:.3f}"
-        form = column.form
-        return f"{value.value:{form}}{spread} [{value.low:{form}}, {value.high:{form}}]"
-    if isinstance(value, float):
-        return f"{value:{column.form}}"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    def title_of(self, name: str) -> str:
+        """A column's title."""
+        return self.titles.get(name, _TITLES.get(name, reward_title(name).replace("_", " ")))
 
+    def text(self, row: Mapping[str, Value], name: str) -> str:
+        """A value as people read it: an estimate with ± its standard deviation over seeds, and its interval."""
+        value, form = row.get(name), self.forms.get(name, ".3f")
+        if value is None:
+            return NOTHING
+        if isinstance(value, Estimate):
+            spread = "" if value.std is None else f" ± {value.std:.3f}"
+            return f"{value.value:{form}}{spread} [{value.low:{form}}, {value.high:{form}}]"
+        if isinstance(value, float):
+            return f"{value:{form}}"
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
-def sort_key(value: Value) -> str:
-    """What a column is sorted by in a page: a plain number, or the text."""
-    if isinstance(value, Estimate):
-        return repr(value.value)
-    return "" if value is None else str(value)
+    def texts(self) -> list[tuple[str, ...]]:
+        """All rows as people read them."""
+        return [tuple(self.text(row, name) for name in self.names) for row in self.rows]
 
-
-def records(table: Table) -> list[dict[str, Any]]:
-    """One flat dictionary per row: an estimate becomes name, name_std, name_low and name_high."""
-    estimates = {
-        column.name
-        for number, column in enumerate(table.columns)
-        if any(isinstance(row[number], Estimate) for row in table.rows)
-    }
-    return [
-        {
-            name: flat
-            for column, value in zip(table.columns, row, strict=True)
-            for name, flat in _flat(column.name, value, column.name in estimates)
+    def records(self) -> list[dict[str, Any]]:
+        """Flat rows for programs: an estimate becomes name, name_std, name_low and name_high."""
+        estimated = {
+            name for name in self.names if any(isinstance(row.get(name), Estimate) for row in self.rows)
         }
-        for row in table.rows
-    ]
+
+        def flat(name: str, value: Value) -> dict[str, Any]:
+            if name not in estimated:
+                return {name: value}
+            known = isinstance(value, Estimate)
+            parts = {"": "value", "_std": "std", "_low": "low", "_high": "high"}
+            return {
+                f"{name}{end}": getattr(value, attribute) if known else None
+                for end, attribute in parts.items()
+            }
+
+        return [
+            {key: item for name in self.names for key, item in flat(name, row.get(name)).items()}
+            for row in self.rows
+        ]
+
+    def frame(self) -> "pd.DataFrame":
+        """The flat rows, each value as it is."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records(), columns=None if self.rows else self.names, dtype=object)
+
+    def csv(self) -> str:
+        """The flat rows for a spreadsheet."""
+        return str(self.frame().to_csv(index=False, lineterminator="\n"))
+
+    def parquet(self) -> bytes:
+        """The flat rows for pandas and the like."""
+        return bytes(self.frame().to_parquet(index=False))
+
+    def markdown(self) -> str:
+        """The rows for a document; what a cell holds is shown, not read as columns."""
+        lines = [tuple(map(self.title_of, self.names)), ("",) * len(self.names), *self.texts()]
+        cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
+        drawn = ["| " + " | ".join(line) + " |" for line in cells]
+        drawn[1] = "|" + "---|" * len(self.names)
+        return "\n".join(drawn)
+
+    def terminal(self, labels: int, merged: int = 0) -> "TerminalTable":
+        """The rows for a terminal: `labels` columns stand left, the others right.
+
+        The first `merged` columns say only what differs from the line above, and a line between parts them.
+        """
+        from rich.table import Table as TerminalTable
+
+        shown, lines = TerminalTable(title=self.title, title_justify="left"), self.texts()
+        for number, name in enumerate(self.names):
+            shown.add_column(
+                self.title_of(name), justify="left" if number < labels else "right", overflow="fold"
+            )
+        for above, line, below in zip((None, *lines), lines, (*lines[1:], None), strict=False):
+            same = next((n for n in range(merged) if above is None or above[n] != line[n]), merged)
+            ends = merged > 0 and (below is None or below[:merged] != line[:merged])
+            shown.add_row(*[""] * same, *line[same:], end_section=ends)
+        return shown
+
+    def cells(self) -> Iterator[tuple[bool, list[ShownValue]]]:
+        """The rows for a page; whether each is a mean over models."""
+        for row in self.rows:
+            mean = any(isinstance(value, str) and value.startswith(f"{MEAN} of ") for value in row.values())
+            yield mean, [self._cell(row, name) for name in self.names]
+
+    def _cell(self, row: Mapping[str, Value], name: str) -> ShownValue:
+        value = row.get(name)
+        plain = value.value if isinstance(value, Estimate) else value
+        text = self.text(row, name)
+        if isinstance(value, str):
+            return ShownValue(value, "wide" if len(value) > _LONG else "", text)
+        return ShownValue(
+            "" if plain is None else str(plain), "" if isinstance(value, bool) else "number", text
+        )
+
+    def head(self, name: str) -> str:
+        """The CSS class of a column: that of its first value."""
+        found = [row for row in self.rows if row.get(name) is not None]
+        return "number" if found and self._cell(found[0], name).css == "number" else ""
 
 
-def _flat(name: str, value: Value, is_estimate: bool) -> list[tuple[str, Any]]:
-    if not is_estimate:
-        return [(name, value)]
-    found = value if isinstance(value, Estimate) else None
-    return [
-        (name, found and found.value),
-        (f"{name}_std", found and found.std),
-        (f"{name}_low", found and found.low),
-        (f"{name}_high", found and found.high),
-    ]
-
-
-def csv_text(table: Table) -> str:
-    """For a spreadsheet."""
-    out = io.StringIO()
-    rows = records(table)
-    names = list(rows[0]) if rows else [column.name for column in table.columns]
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def parquet_bytes(table: Table) -> bytes:
-    """For pandas and the like."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    sink = io.BytesIO()
-    rows = records(table)
-    if rows:
-        parquet.write_table(pa.Table.from_pylist(rows), sink)
-    else:
-        parquet.write_table(pa.table({column.name: [] for column in table.columns}), sink)
-    return sink.getvalue()
-
-
-def markdown(table: Table) -> str:
-    """For a document."""
-    lines = [[column.title for column in table.columns]]
-    lines += [
-        [text(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows
-    ]
-    drawn = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([drawn[0], "|" + "---|" * len(table.columns), *drawn[1:]])
-
-
-def columns(*described: Sequence[str]) -> tuple[Column, ...]:
-    """Columns of (name, title) or (name, title, format)."""
-    return tuple(
-        Column(name=item[0], title=item[1], form=item[2] if len(item) > 2 else ".3f") for item in described
-    )
+def write_summary(folder: Path, title: str, paragraphs: Iterable[str], tables: Sequence[Table] = ()) -> None:
+    """Write summary.md of an analysis, paragraphs and then tables, and each table as parquet."""
+    lines = [f"# {title}", ""]
+    for paragraph in paragraphs:
+        lines += [paragraph, ""]
+    for table in tables:
+        lines += [f"{table.title}. {table.note}", "", table.markdown(), ""]
+        (folder / f"{table.name}.parquet").write_bytes(table.parquet())
+    (folder / "summary.md").write_text("\n".join(lines))

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import REVERSED, STRENGTHS, ULTRAFEEDBACK, simulated_sweep
-from orchestrator.report import answers
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import (
+    Analysis,
+    Resampled,
+    Scope,
+    cells,
+    pair_groups,
+    spanish_beside_french,
+)
 from orchestrator.report.conclusions import conclusions
-from orchestrator.report.resampling import Resampled, pair_groups
 from orchestrator.report.results import TrialResult, sweep_results
-from orchestrator.report.scopes import Scope, spanish_beside_french
-from orchestrator.report.tables import Table, records
+from orchestrator.report.summary import by_category, by_set, statistics_tables
+from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store
 
 EVEN = dict.fromkeys(STRENGTHS, 0.5)
@@ -38,7 +43,7 @@ def test_a_mean_is_over_sets_then_seeds_with_the_standard_deviation_of_the_seeds
     here = scope(analysis, "domain shift")
     by_seed = [
         np.mean([item.metrics["accuracy"] for item in trial.evaluations if item.category == "domain shift"])
-        for trial in analysis.trials(here, "llama-64", "ex_rm").values()
+        for (trial,) in cells(analysis.results, here, "llama-64", ["ex_rm"]).values()
     ]
     found = analysis.mean(here, "llama-64", "ex_rm", "accuracy")
     assert found.estimate.value == pytest.approx(np.mean(by_seed))
@@ -51,7 +56,9 @@ def test_differences_are_paired_so_that_hard_pairs_cancel(simulated):
     analysis = simulated(models=("llama-64",), seeds=(0,), pairs=400, strengths=EVEN)
     here = scope(analysis, "in-distribution")
     explicit, implicit = (analysis.mean(here, "llama-64", kind, "loss") for kind in ("ex_rm", "im_rm"))
-    paired = np.std(analysis.difference(here, "loss").draws)
+    found = analysis.difference(here, "loss")
+    assert found.draws == pytest.approx(explicit.draws - implicit.draws)
+    paired = np.std(found.draws)
     apart = np.hypot(np.std(explicit.draws), np.std(implicit.draws))
     # Of the variance of a pair, 0.36 of 1.0 is the pair's own.
     assert paired == pytest.approx(apart * np.sqrt(0.64), rel=0.12)
@@ -60,7 +67,7 @@ def test_differences_are_paired_so_that_hard_pairs_cancel(simulated):
 def test_rewritings_of_a_pair_are_drawn_with_it(store: Store):
     """The same scores three times over are no more evidence than once."""
     sets = (("ultrafeedback", "in-distribution"), *((name, "token-level shift") for name in ("a", "b", "c")))
-    declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), sets=sets)
+    declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), sets=sets, strengths=EVEN)
     results = list(sweep_results(declared, store))
     copied = []
     for result in results:
@@ -80,6 +87,7 @@ def test_rewritings_of_a_pair_are_drawn_with_it(store: Store):
     three, one = (analysis.mean(item, "llama-64", "ex_rm", "accuracy").estimate for item in (whole, alone))
     assert (three.low, three.high) == pytest.approx((one.low, one.high))
     three_p, one_p = (analysis.difference(item, "accuracy").p_pairs for item in (whole, alone))
+    assert one_p > 0.02
     assert three_p == pytest.approx(one_p, abs=2e-3)
 
 
@@ -109,7 +117,8 @@ def test_seeds_that_only_one_type_has_enter_no_difference(store: Store):
     declared = simulated_sweep(store, models=("llama-64",), pairs=40, missing=1)
     analysis = analysis_of(list(sweep_results(declared, store)))
     here = scope(analysis, "domain shift")
-    assert set(analysis.trials(here, "llama-64", "ex_rm")) == {0, 1, 2}
+    trials = {kind: cells(analysis.results, here, "llama-64", [kind]) for kind in ("ex_rm", "im_rm")}
+    assert set(trials["ex_rm"]) == {0, 1, 2}
     assert analysis.mean(here, "llama-64", "im_rm", "accuracy").seeds == 2
     found = analysis.difference(here, "accuracy")
     assert found.runs == 2
@@ -119,7 +128,7 @@ def test_seeds_that_only_one_type_has_enter_no_difference(store: Store):
             [
                 item.metrics["accuracy"]
                 for seed in (0, 1)
-                for item in analysis.trials(here, "llama-64", kind)[seed].evaluations
+                for item in trials[kind][seed][0].evaluations
                 if item.category == "domain shift"
             ]
         )
@@ -218,7 +227,7 @@ def test_a_single_reward_type_is_reported_and_not_compared(simulated):
     assert "IM-RM ranks" in said
     # Nothing was compared, so nothing is said of what did not move it.
     assert conclusions(analysis)[2] == "Every trial is complete and learned."
-    assert [table.name for table in answers.statistics_tables(analysis)][:2] == [
+    assert [table.name for table in statistics_tables(analysis)][:2] == [
         "accuracy_by_category",
         "loss_by_category",
     ]
@@ -266,9 +275,9 @@ def test_length_controlled_and_leak_free_accuracy_stand_beside_the_plain_one(sto
     results = list(sweep_results(simulated_sweep(store, models=("llama-64",), pairs=60), store))
     without, plain = analysis_of(results), conclusions(analysis_of(results))
     assert "length-controlled and leak-free accuracy were not measured" in plain[2]
-    assert {row["accuracy_leak_free"] for row in records(answers.by_set(without))} == {None}
+    assert {row["accuracy_leak_free"] for row in by_set(without).records()} == {None}
     controlled = analysis_of(with_side_metrics(results, 0.5, 0.5))
-    assert {row["accuracy_length_controlled"] for row in records(answers.by_set(controlled))} == {0.5}
+    assert {row["accuracy_length_controlled"] for row in by_set(controlled).records()} == {0.5}
     said = conclusions(controlled)[2]
     assert "length-controlled, EX−IM is +0.000 in-distribution where it was +0." in said
     assert "leak-free" not in said
@@ -281,28 +290,26 @@ def test_length_controlled_and_leak_free_accuracy_stand_beside_the_plain_one(sto
 
 
 def rows(table: Table) -> list[dict[str, object]]:
-    return [row for row in records(table) if str(row["model"]).startswith("mean")]
+    return [row for row in table.records() if str(row["model"]).startswith("mean")]
 
 
 def test_the_papers_numbers_stand_beside_ours_where_the_sets_are_its(simulated):
-    found = rows(answers.by_category(simulated(pairs=30, seeds=(0,)), "accuracy"))
+    found = rows(by_category(simulated(pairs=30, seeds=(0,)), "accuracy"))
     assert [(row["category"], row["ex_rm_paper"], row["im_rm_paper"]) for row in found] == [
         ("in-distribution", 0.752, 0.646),
         ("token-level shift", 0.665, 0.602),
         ("domain shift", 0.621, 0.720),
     ]
-    margins = rows(answers.by_category(simulated(name="again", pairs=30, seeds=(0,)), "abs_margin"))
+    margins = rows(by_category(simulated(name="again", pairs=30, seeds=(0,)), "abs_margin"))
     assert margins[0]["im_rm_paper"] == 0.813
 
 
 def test_other_sets_and_other_training_sets_have_no_number_of_the_paper(simulated):
-    fewer = answers.by_category(simulated(pairs=30, seeds=(0,), sets=ULTRAFEEDBACK[:-1]), "accuracy")
+    fewer = by_category(simulated(pairs=30, seeds=(0,), sets=ULTRAFEEDBACK[:-1]), "accuracy")
     found = {row["category"]: row["ex_rm_paper"] for row in rows(fewer)}
     assert found == {"in-distribution": 0.752, "token-level shift": 0.665, "domain shift": None}
-    other = answers.by_category(
-        simulated(name="other", pairs=30, seeds=(0,), train_sets=("rewardmath",)), "accuracy"
-    )
-    assert not any("paper" in column.name for column in other.columns)
+    other = by_category(simulated(name="other", pairs=30, seeds=(0,), train_sets=("rewardmath",)), "accuracy")
+    assert "paper" not in other.columns
     assert "paper" not in " ".join(
         conclusions(simulated(name="third", pairs=30, seeds=(0,), train_sets=("rewardmath",)))
     )

@@ -14,9 +14,10 @@ from pyarrow import parquet
 from rich.console import Console
 from sweep_samples import commit_train, commit_trial, dataset_folder, declaration, record, rows
 
+from orchestrator.cli.terminal_report import say_audit
 from orchestrator.report import audit as audits
 from orchestrator.report import page as full_report
-from orchestrator.report.audit_page import audit_sweep, say_audit
+from orchestrator.report.audit import audit_sweep
 from orchestrator.report.results import trial_result
 from orchestrator.report.summary import write_report
 from orchestrator.spec.datasets import DatasetReader
@@ -164,7 +165,7 @@ def test_trials_parquet_has_the_columns(store: Store, splits: dict[str, Split]):
 def test_the_report_has_the_audit_and_both_accuracies(store: Store, splits: dict[str, Split]):
     trial = trial_on(splits)
     commit_length_reward(store, trial)
-    folder, _, _ = write_report(declaration(trial), store)
+    folder, *_ = write_report(declaration(trial), store)
     said = json.loads((folder / "audit.json").read_text())
     assert [item["name"] for item in said["sets"]] == ["seen/train", "seen/test", "rewritten/test"]
     assert [len(item["leaked"]) for item in said["between"]] == [LEAKED, LEAKED]
@@ -292,7 +293,7 @@ def test_what_is_not_learned_is_in_no_mean(store: Store, splits: dict[str, Split
     commit_length_reward(store, learned)
     commit_train(store, not_learned.key, accuracy=0.5)
     commit_rewards(store, not_learned.evaluations[0].key, np.zeros(PAIRS), [0] * PAIRS)
-    folder, _, _ = write_report(declaration(learned, not_learned), store)
+    folder, *_ = write_report(declaration(learned, not_learned), store)
     assert "| seen | seen | ex_rm | 0.750 | 0.500 |" in (folder / "summary.md").read_text()
 
 

@@ -10,13 +10,11 @@ from rich.console import Console
 from sweep_samples import commit_prepared, commit_scores, commit_train, commit_trial, declaration, record
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator.cli.terminal_report import print_left_out
+from orchestrator.cli.terminal_report import say
 from orchestrator.report import page
-from orchestrator.report.common_pairs import left_out_lines, on_common_pairs
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.page import write_full_report
-from orchestrator.report.results import sweep_results
-from orchestrator.report.scored import Scored, rests_on, results_of
+from orchestrator.report.results import Scored, left_out_lines, on_common_pairs, results_of, sweep_results
 from orchestrator.report.summary import table_rows
 from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.store.artifacts import Store
@@ -75,7 +73,7 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
     with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
     terminal = io.StringIO()
-    print_left_out(Console(width=60, file=terminal), written)
+    say(Console(width=60, file=terminal), left_out_lines(written.results, written.compared))
     views = {
         "terminal": terminal.getvalue(),
         "summary": (written.folder / "summary.md").read_text(),
@@ -97,12 +95,13 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
 
 def test_an_analysis_of_scores_is_of_the_common_pairs_and_says_so(store: Store, declared: Declaration):
     parameters = Scored(trials=declared.trials, missing=0)
-    found = [item for result in results_of(parameters, store) for item in result.final]
+    results, said = results_of(parameters, store)
+    found = [item for result in results for item in result.final]
     assert {(item.dataset, len(item.scores.index)) for item in found} == {
         ("tiny_world", 20),
         ("hamiltonian", 10),
     }
-    assert "compared on the 10 pairs that all have" in rests_on(parameters, store)
+    assert "compared on the 10 pairs that all have" in said
 
 
 def test_what_all_models_lack_is_said_once(store: Store):
@@ -116,7 +115,8 @@ def test_what_all_models_lack_is_said_once(store: Store):
         commit_train(store, trial.key, pairs=20)
     for item in trials[0].evaluations[1:], trials[1].evaluations[1:], trials[2].evaluations[1:]:
         commit_scores(store, item[0].key, right=9, prepared="half")
-    assert left_out_lines(sweep_results(declaration(*trials, *other), store)) == [
+    results = sweep_results(declaration(*trials, *other), store)
+    assert left_out_lines(results, on_common_pairs(results)) == [
         "left out for length, evaluated on hamiltonian: 10 of 20 pairs for every model (trained on tiny_world, other)"
     ]
 
@@ -127,7 +127,7 @@ def test_where_all_have_the_same_pairs_nothing_changes_and_nothing_is_said(store
         commit_trial(store, trial, 9, 5)
     results = sweep_results(declaration(*trials), store)
     assert all(one is other for one, other in zip(on_common_pairs(results), results, strict=True))
-    assert left_out_lines(results) == []
+    assert left_out_lines(results, on_common_pairs(results)) == []
 
 
 def test_models_without_a_pair_in_common_are_not_compared_on_the_set(store: Store):
@@ -137,8 +137,9 @@ def test_models_without_a_pair_in_common_are_not_compared_on_the_set(store: Stor
         commit_scores(store, trial.evaluations[0].key, right=9)
         commit_scores(store, trial.evaluations[1].key, right=9, first=10 * number)
     results = sweep_results(declaration(*trials), store)
-    assert {row.category for row in table_rows(on_common_pairs(results))} == {"in-distribution"}
-    assert "no pair is left that all have" in left_out_lines(results)[0]
+    compared = on_common_pairs(results)
+    assert {row.category for row in table_rows(compared)} == {"in-distribution"}
+    assert "no pair is left that all have" in left_out_lines(results, compared)[0]
 
 
 def test_sweeps_are_compared_on_the_pairs_sets_and_models_that_both_have(store: Store):
@@ -149,7 +150,7 @@ def test_sweeps_are_compared_on_the_pairs_sets_and_models_that_both_have(store: 
     found = write_comparison(ours, store, *other_sweep("few", store))
     scores = next(item.scores for item in sweep_results(ours, store)[0].evaluations if item.dataset == "a")
     expected = float((scores.chosen > scores.rejected)[:30].mean())
-    rows = {row[2:4]: row for row in found.table.rows}
-    assert rows["llama-64", "EX-RM"][4].value == expected
-    assert rows["mean", "EX-RM"][4].value == expected
+    rows = {(row["model"], row["what"]): row for row in found.table.rows}
+    assert rows["llama-64", "EX-RM"]["here"].value == expected
+    assert rows["mean", "EX-RM"]["here"].value == expected
     assert "that all models of both have: a (30)" in found.table.note

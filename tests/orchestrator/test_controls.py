@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator.report.controls import controlled, length_controlled, regression
-from orchestrator.report.per_pair import SetOutcomes, set_outcomes
-from orchestrator.report.preference import preference
+from orchestrator.report.comparison import SetOutcomes, controlled, regression, set_outcomes
+from orchestrator.report.conclusions import preference
 from orchestrator.report.results import sweep_results
 from orchestrator.report.statistics import generator, pair_counts
 from orchestrator.store.artifacts import Store
-from trainers.metrics import accuracy_length_controlled
 
 PAIRS = 400
 
@@ -30,7 +28,6 @@ def outcomes(explicit, implicit, longer, leaked=None, category="domain shift"):
         margin={kind: values - 0.5 for kind, values in right.items()},
         longer=np.asarray(longer, float),
         leaked=leaked,
-        models=("one",),
         cells=1,
     )
 
@@ -62,14 +59,6 @@ def test_a_lead_of_quality_survives_matched_lengths(longer):
     assert found.length.low > 0.1
     assert "prefer EX-RM" in preference([found])
     assert "at matched lengths the lead stays" in preference([found])
-
-
-def test_the_control_of_one_types_accuracy_is_the_evaluations_own(longer):
-    chosen, rejected = np.random.default_rng(3).normal(size=(2, PAIRS))
-    right = (chosen > rejected).astype(float)
-    found = length_controlled(right, longer.astype(float), np.ones((1, PAIRS)))
-    assert found is not None
-    assert found[0] == pytest.approx(accuracy_length_controlled(chosen, rejected, longer), abs=1e-12)
 
 
 def test_unanimous_pairs_leave_an_interval_of_some_width():
@@ -121,7 +110,7 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
     store = Store(tmp_path / "store")
     # The last trial, of seed 2, is an im_rm that has not learned: that cell has no partner.
     declared = simulated_sweep(store, pairs=50, unlearned=1)
-    found = {item.dataset: item for item in set_outcomes(sweep_results(declared, store), store)}
+    found = {item.dataset: item for item in set_outcomes(sweep_results(declared, store))}
     assert found["rewardmath"].cells == 5
     assert len(found["rewardmath"].gap) == 50
     advice = preference(controlled(list(found.values())))
@@ -132,9 +121,21 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
 def test_the_sets_of_a_category_are_averaged_over_the_same_cells(store: Store):
     whole = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
     part = [item for item in whole[0].evaluations if item.dataset != "rewardmath"]
-    found = set_outcomes([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]], store)
+    found = set_outcomes([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]])
     cells = {item.dataset: item.cells for item in found}
     assert (cells["rewardbench_math"], cells["rewardmath"], cells["ultrafeedback"]) == (1, 1, 2)
+
+
+def test_leaks_are_known_where_every_training_knows_them(store: Store):
+    results = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
+
+    def told(result, leaked):
+        evaluations = tuple(dataclasses.replace(item, leaked=leaked) for item in result.evaluations)
+        return dataclasses.replace(result, evaluations=evaluations)
+
+    known = [told(result, np.arange(20) < 5) for result in results]
+    assert [item.leaked.sum() for item in set_outcomes(known)] == [5] * 7
+    assert {item.leaked for item in set_outcomes([*known[:-1], told(results[-1], None)])} == {None}
 
 
 def test_nothing_is_advised_without_both_types():

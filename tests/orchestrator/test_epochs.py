@@ -19,9 +19,8 @@ from sweep_samples import (
 from orchestrator.cli import session
 from orchestrator.cli.eviction import evict
 from orchestrator.cli.options import Options
-from orchestrator.report.epochs import epoch_rows
 from orchestrator.report.results import sweep_results, trial_result
-from orchestrator.report.summary import write_report
+from orchestrator.report.summary import epoch_table, write_report
 from orchestrator.spec import catalog
 from orchestrator.spec.declaration import EvaluationRecord, TrialRecord
 from orchestrator.spec.resolve import resolve
@@ -108,8 +107,10 @@ def test_an_epochs_mean_is_over_the_seeds_that_learned_and_says_which_are_missin
         commit_train(store, item.key, accuracy=accuracy)
         for wanted, right in zip(item.evaluations, rights, strict=False):
             commit_scores(store, wanted.key, right=right)
-    (row,) = epoch_rows(sweep_results(declaration(*items), store))
-    assert row.texts((1, 2))[-2:] == ("0.400, 1 missing", "0.900, 2 missing")
+    found = epoch_table(sweep_results(declaration(*items), store))
+    assert found is not None
+    (line,) = found.texts()
+    assert line[-2:] == ("0.400, 1 missing", "0.900, 2 missing")
 
 
 def test_a_sweep_without_kept_epochs_has_no_table_of_them(store: Store):

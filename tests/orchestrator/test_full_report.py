@@ -16,12 +16,11 @@ from sweep_samples import commit_train
 from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from orchestrator.cli.main import main
 from orchestrator.cli.terminal import late_bar
-from orchestrator.report import accuracy_figures, house_style, reward_figures, training_figures
+from orchestrator.report import figures, house_style
 from orchestrator.report import page as full_report
 from orchestrator.report import summary as report
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
-from orchestrator.report.page import analysed, said_conclusions, write_full_report
-from orchestrator.report.pages import PAPER_LINK
+from orchestrator.report.page import PAPER_LINK, analysed, said_conclusions, write_full_report
 from orchestrator.report.results import sweep_results
 from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.store.artifacts import Store
@@ -90,8 +89,8 @@ def test_types_stay_apart_in_grey():
 
 def test_the_same_numbers_give_the_same_bytes(whole):
     store, declared, folder = whole
-    analysis = analysed(sweep_results(declared, store), None)
-    for draw in (accuracy_figures.accuracy_by_category, reward_figures.reliability):
+    analysis = analysed(sweep_results(declared, store))
+    for draw in (figures.accuracy_by_category, figures.reliability):
         name = draw.__name__
         again = house_style.rendered(name, "", "", lambda draw=draw: draw(analysis))
         assert again.png == (folder / "figures" / f"{name}.png").read_bytes()
@@ -146,10 +145,10 @@ def test_the_summary_begins_with_the_conclusions(whole):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_summary_ends_with_the_audit_and_what_to_prefer(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(report, "audit_section", lambda *_: "what the audit says")
+    monkeypatch.setattr(report, "_audit_section", lambda *_: ["what the audit says"])
     folder = write_full_report(simulated_sweep(store, missing=4, **SMALL), store).folder
     ending = (folder / "summary.md").read_text().partition("what the audit says")[2]
-    assert ending.startswith("\nWhen to prefer which. Nothing can be advised: ")
+    assert ending.startswith("\n\nWhen to prefer which. Nothing can be advised: ")
     assert (folder / "report.html").read_text().rpartition("<h2")[2].startswith(' id="prefer">When to prefer')
 
 
@@ -215,14 +214,10 @@ def test_learning_dynamics_are_drawn_where_they_were_computed():
     rows = [
         {"reward": kind, "predicted": x, "measured": 2 * x} for kind in ("ex_rm", "im_rm") for x in (0.1, 0.2)
     ]
-    drawn = house_style.rendered(
-        "d", "", "", lambda: training_figures.learning_dynamics(rows, ["ex_rm", "im_rm"])
-    )
+    drawn = house_style.rendered("d", "", "", lambda: figures.learning_dynamics(rows, ["ex_rm", "im_rm"]))
     assert drawn is not None
     assert len(drawn.png) > 5_000
-    assert (
-        house_style.rendered("d", "", "", lambda: training_figures.learning_dynamics([], ["ex_rm"])) is None
-    )
+    assert house_style.rendered("d", "", "", lambda: figures.learning_dynamics([], ["ex_rm"])) is None
 
 
 def test_dynamics_that_cannot_be_read_are_named(store: Store):
@@ -243,10 +238,13 @@ def test_two_sweeps_stand_side_by_side(store: Store):
     page = found.file.read_text()
     assert "Incomplete: turned lacks 1 of 4 trials" in page
     assert "EX−IM changes its sign in 2 of the 2 categories" in found.conclusions[2]
-    gaps = {row[:4]: row for row in found.table.rows}
-    row = gaps["ultrafeedback", "in-distribution", "mean", "EX-RM"]
-    assert row[6].value == pytest.approx(row[5].value - row[4].value)
-    assert row[6].high < 0
+    (row,) = [
+        row
+        for row in found.table.rows
+        if (row["category"], row["model"], row["what"]) == ("in-distribution", "mean", "EX-RM")
+    ]
+    assert row["there_minus_here"].value == pytest.approx(row["there"].value - row["here"].value)
+    assert row["there_minus_here"].high < 0
     assert (found.file.parent / "tables" / "comparison.csv").is_file()
     assert (found.file.parent / "figures" / "both.png").stat().st_size > 5_000
 

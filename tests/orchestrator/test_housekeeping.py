@@ -611,8 +611,7 @@ NO_SCORES = PairScores(
 def result(seed: int, accuracy: float) -> TrialResult:
     evaluations = [
         EvaluationResult(
-            dataset=item.dataset,
-            category=item.category,
+            **dataclasses.asdict(item),
             metrics={"accuracy": accuracy},
             finished=0.0,
             scores=NO_SCORES,

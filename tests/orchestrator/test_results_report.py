@@ -10,7 +10,7 @@ from rich.console import Console
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record
 
 from orchestrator.report.results import sweep_results, trial_result
-from orchestrator.report.summary import Row, json_rows, table_rows, terminal_table, write_report
+from orchestrator.report.summary import AccuracyRow, accuracy_table, json_rows, table_rows, write_report
 from orchestrator.spec.declaration import Declaration, read_declaration, write_declaration
 from orchestrator.store.artifacts import Store
 from trainers.errors import SpecError
@@ -22,7 +22,7 @@ TOKENS = (
 )
 
 
-def rows_of(store: Store, declared: Declaration) -> dict[tuple[str, str], Row]:
+def rows_of(store: Store, declared: Declaration) -> dict[tuple[str, str], AccuracyRow]:
     return {(row.category, row.model): row for row in table_rows(sweep_results(declared, store))}
 
 
@@ -109,14 +109,14 @@ def test_ex_minus_im_is_the_difference_of_the_means(store: Store):
         commit_trial(store, trial, 10, right)
     row = rows_of(store, declaration(*trials))["domain shift", "llama-64"]
     assert row.difference == pytest.approx(0.4)
-    assert row.texts()[-1] == "+0.400"
+    assert row.difference_text == "+0.400"
 
 
 def test_without_one_reward_type_there_is_no_difference(store: Store):
     commit_trial(store, record(), 9, 5)
     row = rows_of(store, declaration(record()))["domain shift", "llama-64"]
     assert row.difference is None
-    assert row.texts()[-2:] == ("–", "–")
+    assert (str(row.cells["im_rm"]), row.difference_text) == ("–", "–")
 
 
 def test_a_cell_that_did_not_learn_is_shown_as_such_and_has_no_difference(store: Store):
@@ -158,8 +158,8 @@ def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: 
 
 def shown(store: Store, declared: Declaration, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """The mean over models in domain shift, as each of the four views says it."""
-    folder, rows, _ = write_report(declared, store)
-    Console(width=200).print(terminal_table(rows))
+    folder, rows, *_ = write_report(declared, store)
+    Console(width=200).print(accuracy_table(rows).terminal(3, 2))
     texts = {"terminal": capsys.readouterr().out, "summary": (folder / "summary.md").read_text()}
     lines = {
         name: next(line for line in text[text.index("domain shift") :].splitlines() if "mean of" in line)
@@ -192,11 +192,8 @@ def test_a_reward_type_that_was_not_asked_for_has_no_number(store: Store, capsys
     trials = [record(model=model, reward="im_rm") for model in ("llama-64", "qwen2-64")]
     for trial in trials:
         commit_trial(store, trial, 9, 9)
-    assert rows_of(store, declaration(*trials))["domain shift", "mean of 2"].texts()[-3:] == (
-        "–",
-        "0.900",
-        "–",
-    )
+    row = rows_of(store, declaration(*trials))["domain shift", "mean of 2"]
+    assert accuracy_table([row]).texts()[0][-3:] == ("–", "0.900", "–")
     assert not [view for view, text in shown(store, declaration(*trials), capsys).items() if "0.0" in text]
 
 
@@ -213,7 +210,10 @@ def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
             commit_trial(store, trial, 10, right)
     rows = rows_of(store, declaration(*trials))
     assert rows["domain shift", "llama-64"].difference == pytest.approx(0.2)
-    assert rows["domain shift", "llama-64"].texts()[-2:] == ("0.800, 1 missing", "+0.200 over 1 seed")
+    assert accuracy_table([rows["domain shift", "llama-64"]]).texts()[0][-2:] == (
+        "0.800, 1 missing",
+        "+0.200 over 1 seed",
+    )
     assert rows["domain shift", "mean of 2"].difference == pytest.approx(0.25)
     assert rows["domain shift", "mean of 2"].cells["ex_rm"].mean == pytest.approx(0.8)
 
@@ -244,9 +244,9 @@ def test_the_terminal_and_the_summary_show_the_same_cells(store: Store):
     explicit, implicit = record(), record(reward="im_rm")
     commit_trial(store, explicit, 9, 9)
     commit_trial(store, implicit, 10, 4)
-    folder, rows, _ = write_report(declaration(explicit, implicit), store)
+    folder, rows, *_ = write_report(declaration(explicit, implicit), store)
     terminal = io.StringIO()
-    Console(width=200, file=terminal).print(terminal_table(rows))
+    Console(width=200, file=terminal).print(accuracy_table(rows).terminal(3, 2))
     shown, written = terminal.getvalue(), (folder / "summary.md").read_text()
     for text in ("0.900", "0.400", "+0.500", "EX−IM", "llama-64", "domain shift"):
         assert text in shown
@@ -255,7 +255,7 @@ def test_the_terminal_and_the_summary_show_the_same_cells(store: Store):
 
 def test_a_complete_sweep_misses_nothing(store: Store):
     commit_trial(store, record(), 9, 5)
-    folder, _, results = write_report(declaration(record()), store)
+    folder, _, results, _ = write_report(declaration(record()), store)
     summary = (folder / "summary.md").read_text()
     assert "1 of 1 trials complete" in summary
     assert "Missing" not in summary
@@ -267,7 +267,7 @@ def test_an_incomplete_sweep_says_what_is_missing(store: Store):
     done, half, untouched = record(), record(seed=1), record(seed=2)
     commit_trial(store, done, 9, 5)
     commit_trial(store, half, 9)
-    folder, _, _ = write_report(declaration(done, half, untouched), store)
+    folder, *_ = write_report(declaration(done, half, untouched), store)
     summary = (folder / "summary.md").read_text()
     assert "1 of 3 trials complete" in summary
     missing = summary.split("Missing:")[1]
@@ -278,12 +278,12 @@ def test_an_incomplete_sweep_says_what_is_missing(store: Store):
 
 def test_the_summary_names_the_trials_that_did_not_learn(store: Store):
     commit_trial(store, record(), 5, 5, accuracy=0.5)
-    folder, _, _ = write_report(declaration(record()), store)
+    folder, *_ = write_report(declaration(record()), store)
     assert f"- {record().name}" in (folder / "summary.md").read_text().split("Not learned")[1]
 
 
 def test_a_sweep_of_which_nothing_is_there_yet_has_a_report(store: Store):
-    folder, rows, _ = write_report(declaration(record()), store)
+    folder, rows, *_ = write_report(declaration(record()), store)
     assert rows == []
     assert "0 of 1 trials complete" in (folder / "summary.md").read_text()
 
@@ -292,7 +292,7 @@ def test_the_csv_holds_numbers_and_counts(store: Store):
     trials = [record(seed=seed) for seed in range(3)]
     for trial, (right, accuracy) in zip(trials, ((8, 1.0), (10, 1.0), (1, 0.5)), strict=True):
         commit_trial(store, trial, right, 5, accuracy=accuracy)
-    folder, _, _ = write_report(declaration(*trials), store)
+    folder, *_ = write_report(declaration(*trials), store)
     with (folder / "tables" / "accuracy.csv").open() as file:
         first = next(csv.DictReader(file))
     assert float(first["ex_rm_mean"]) == pytest.approx(0.9)
@@ -346,7 +346,7 @@ def test_trials_parquet_keeps_its_metrics_when_the_first_trial_is_missing(store:
 
 def test_a_report_written_again_is_the_same(store: Store):
     commit_trial(store, record(), 9, 5)
-    folder, _, _ = write_report(declaration(record()), store)
+    folder, *_ = write_report(declaration(record()), store)
     files = [file for file in sorted(folder.parent.rglob("*")) if file.is_file()]
     before = [file.read_bytes() for file in files]
     write_report(declaration(record()), Store(store.root))

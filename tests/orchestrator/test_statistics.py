@@ -11,6 +11,7 @@ from orchestrator.report.statistics import (
     estimate,
     generator,
     half_width,
+    over_seeds,
     pair_counts,
     permutation_p,
     resampled_metrics,
@@ -68,6 +69,13 @@ def test_resampled_seeds_vary_as_their_mean_does(seeds: int):
 
 def test_one_seed_has_nothing_to_resample():
     assert seed_weights(1, 3, generator("one")).tolist() == [[1.0]] * 3
+
+
+def test_a_mean_over_seeds_varies_with_the_seeds_where_all_pairs_agree():
+    values = np.repeat([[0.2], [0.4], [0.9]], 30, axis=1)
+    value, draws, by_seed = over_seeds(values, generator("pairs"), generator("seeds"))
+    assert (value, by_seed) == (0.5, pytest.approx([0.2, 0.4, 0.9]))
+    assert np.var(draws) == pytest.approx(np.var([0.2, 0.4, 0.9], ddof=1) / 3, rel=0.1)
 
 
 @pytest.mark.parametrize(("seeds", "at_least"), [(3, 0.86), (8, 0.92)])

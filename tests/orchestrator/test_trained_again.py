@@ -10,18 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from sweep_samples import (
-    HAMILTONIAN,
-    TINY_WORLD,
-    commit_scores,
-    declaration,
-    record,
-    trial,
-)
+from sweep_samples import HAMILTONIAN, TINY_WORLD, commit_scores, declaration, record, trial
 
 from orchestrator.cli import eviction
 from orchestrator.cli.damage import say_damage
-from orchestrator.report.provenance import holes_table
+from orchestrator.report.page import holes_table
 from orchestrator.report.results import of_other_weights, sweep_results
 from orchestrator.report.summary import write_report
 from orchestrator.run.compute import StageFunctions, TrainCall
@@ -184,4 +177,4 @@ def test_a_row_of_old_and_new_weights_is_a_hole_that_says_why(store: Store, evic
     summary = (write_report(declaration(item), store).folder / "summary.md").read_text()
     assert "0 of 1 trials complete" in summary
     assert f"- {item.name}" in summary
-    assert result.faults[0] in holes_table([result], SweepState()).rows[0]
+    assert result.faults[0] in holes_table([result], SweepState()).rows[0]["cause"]

@@ -1,0 +1,67 @@
+"""One table and its five looks: an estimate in each, what a row lacks, and names that are not to be read as markup."""
+
+import csv
+import io
+
+from pyarrow import parquet
+from rich.console import Console
+
+from orchestrator.report.statistics import Estimate
+from orchestrator.report.tables import Table, write_summary
+
+HALF = Estimate(value=0.5, low=0.25, high=0.75, std=0.125)
+TABLE = Table(
+    name="some",
+    title="Some",
+    note="A note",
+    columns="train_set model ex_rm learned pairs p",
+    rows=[
+        {"train_set": "a|b", "model": "one", "ex_rm": HALF, "learned": True, "pairs": 7, "p": 0.04321},
+        {"train_set": "a|b", "model": "mean of 2", "pairs": 8},
+    ],
+    titles={"p": "p (pairs)"},
+    forms={"p": ".4f"},
+)
+FLAT = {"ex_rm": 0.5, "ex_rm_std": 0.125, "ex_rm_low": 0.25, "ex_rm_high": 0.75}
+
+
+def test_programs_read_an_estimate_in_four_columns():
+    first, second = parquet.read_table(io.BytesIO(TABLE.parquet())).to_pylist()
+    assert first == {"train_set": "a|b", "model": "one", **FLAT, "learned": True, "pairs": 7, "p": 0.04321}
+    assert second == {**dict.fromkeys(first), "train_set": "a|b", "model": "mean of 2", "pairs": 8}
+    (line, _) = csv.DictReader(io.StringIO(TABLE.csv()))
+    assert line == {name: str(value) for name, value in first.items()}
+    empty = Table(name="none", title="", columns="a b", rows=[])
+    assert (empty.csv(), parquet.read_table(io.BytesIO(empty.parquet())).column_names) == (
+        "a,b\n",
+        ["a", "b"],
+    )
+
+
+def test_people_read_an_interval_and_a_dash_for_what_is_not_there(tmp_path):
+    write_summary(tmp_path, "title", ["Said."], [TABLE])
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    assert lines[:6] == ["# title", "", "Said.", "", "Some. A note", ""]
+    assert lines[6:10] == [
+        "| trained on | model | EX-RM | learned | pairs | p (pairs) |",
+        "|---|---|---|---|---|---|",
+        "| a\\|b | one | 0.500 ± 0.125 [0.250, 0.750] | yes | 7 | 0.0432 |",
+        "| a\\|b | mean of 2 | – | – | 8 | – |",
+    ]
+    assert (tmp_path / "some.parquet").is_file()
+
+
+def test_a_terminal_says_once_what_repeats():
+    out = io.StringIO()
+    Console(file=out, width=120).print(TABLE.terminal(labels=2, merged=1))
+    assert out.getvalue().count("a|b") == 1
+    assert "0.500 ± 0.125" in out.getvalue()
+
+
+def test_a_page_sorts_by_numbers_and_knows_means():
+    (is_mean, first), (second_is_mean, second) = TABLE.cells()
+    assert (is_mean, second_is_mean) == (False, True)
+    assert [value.sort for value in first] == ["a|b", "one", "0.5", "True", "7", "0.04321"]
+    assert [value.css for value in first] == ["", "", "number", "", "number", "number"]
+    assert second[2] == ("", "number", "–")
+    assert [TABLE.head(name) for name in TABLE.names] == ["", "", "number", "", "number", "number"]
