@@ -112,21 +112,14 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     ]
     return BaseModel(
         name=spec.name,
-        key=content_key(
-            "model", 1, files=_digests([path / "config.json", *weights], path), **_code(code, path)
-        ),
-        tokenizer_key=content_key("tokenizer", 1, files=_digests(tokenizer, path), **_code(code, path)),
+        # Code that is run can change every result.
+        key=content_key("model", 1, files=_digests([path / "config.json", *weights, *code], path)),
+        tokenizer_key=content_key("tokenizer", 1, files=_digests([*tokenizer, *code], path)),
         precision=spec.precision,
         location=str(path.absolute()),
         origin=None,
         trust=spec.trust,
     )
-
-
-def _code(files: Iterable[Path], folder: Path) -> dict[str, dict[str, str]]:
-    """Code that is run can change every result; where none is, keys are what they were before there was a choice."""
-    digests = _digests(files, folder)
-    return {"code": digests} if digests else {}
 
 
 def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:

@@ -27,7 +27,6 @@ from orchestrator.resolve import resolve
 from orchestrator.results import sweep_results, trial_result
 from orchestrator.selection import parse_keep_epochs
 from sweeps.persona import LAPTOP, persona
-from trainers import versions
 from trainers.errors import SpecError
 from trainers.specs import OptimSpec
 
@@ -42,15 +41,6 @@ def test_kept_epochs_are_in_the_keys_of_training_and_evaluations():
     assert [stage.epoch for stage in kept.evaluations] == [1, 1, 3, 3, 5, 5]
     assert len({stage.key for stage in kept.evaluations}) == 6
     assert kept.train.keep_epochs == (1, 3)
-
-
-def test_keys_of_trials_that_keep_no_epoch_are_those_of_earlier_artifacts(monkeypatch):
-    # As computed before there was a choice, at the versions of then.
-    for stage, version in {"PREPARE": 2, "REFERENCE": 1, "TRAIN": 1, "EVALUATE": 1}.items():
-        monkeypatch.setattr(versions, stage, version)
-    plain = plan(trial())
-    assert plain.key == "de012ff52c07f1963b51dd9ce610dcfa"
-    assert plain.evaluations[0].key == "6ce28c4ba84218544af8a05aceb9c1b3"
 
 
 def test_an_epoch_that_the_training_does_not_have_is_refused():
