@@ -17,9 +17,8 @@ from trainers.data.records import Pair, read_written_pairs, write_pairs
 from trainers.data.sources import read_pairs
 from trainers.errors import DataError
 from trainers.models import convert_gguf
-from trainers.pairs import TokenPair, tokenize_pairs
+from trainers.pairs import TokenPair, read_tokens, tokenize_pairs, write_tokens
 from trainers.specs import DatasetSpec, DrawSpec
-from trainers.token_files import read_tokens, write_tokens
 
 MAX_PROMPT_TOKENS = 512
 MAX_RESPONSE_TOKENS = 512

@@ -32,13 +32,13 @@ from tokenizers.models import WordLevel
 
 from benchmarks.load_stages import AT_ONCE
 from benchmarks.turns import resident_bytes
-from orchestrator import commands, joining
-from orchestrator.artifacts import Store
-from orchestrator.declaration import read_declaration
-from orchestrator.options import Options
-from orchestrator.results import sweep_results
-from orchestrator.session import Session
-from orchestrator.tracking import default_uri, is_pending
+from orchestrator.cli import joining, run
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import Session
+from orchestrator.report.results import sweep_results
+from orchestrator.spec.declaration import read_declaration
+from orchestrator.store.artifacts import Store
+from orchestrator.tracking.mlflow import default_uri, is_pending
 from sweeps.full_grid import full_grid
 
 NAME = "load"
@@ -143,7 +143,7 @@ def run_again(session: Session) -> float:
     """Seconds that the command takes when nothing is left to do, every file checked as by another process."""
     fresh = dataclasses.replace(session, store=Store(session.store.root))
     began = time.perf_counter()
-    code = commands.run(fresh, full_grid)
+    code = run.run(fresh, full_grid)
     assert code == 0, f"exit code {code}"
     return time.perf_counter() - began
 
@@ -179,7 +179,7 @@ def main(load: Load) -> None:
     ):
         session = make_session(load, folder)
         with Driver() as driver:
-            code = commands.run(session, full_grid)
+            code = run.run(session, full_grid)
         if code:
             sys.exit(f"exit code {code}: {session.console.file.getvalue()}")
         phases = json.loads((session.store.sweep_dir(NAME) / "phases.json").read_text())

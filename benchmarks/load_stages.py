@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.artifacts import Store
-from orchestrator.compute import StageFunctions, TakeRow, TrainCall
-from orchestrator.stages import EvaluateStage, SharedStage, TrainStage
+from orchestrator.run.compute import StageFunctions, TakeRow, TrainCall
+from orchestrator.spec.stages import EvaluateStage, SharedStage, TrainStage
+from orchestrator.store.artifacts import Store
 from trainers.pairs import TokenPair
 from trainers.scores import write_scores
 

@@ -1,27 +1,25 @@
-"""Stages that only take time: a training sleeps in one actor that holds its gang's GPUs. Ray's workers import them."""
+"""Stages that only take time: a training sleeps in one task that holds its gang's GPUs. Ray's workers import them."""
 
 import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmarks.load_stages import evaluate_at_once, shared_at_once, train_at_once
-from orchestrator import estimate
-from orchestrator.artifacts import Store
-from orchestrator.compute import StageFunctions, TakeRow, TrainCall, checkpoint_folder
-from orchestrator.durations import UNSEEN_LENGTHS, Durations
-from orchestrator.events import StageBegan
-from orchestrator.hardware import gpu_kind
-from orchestrator.memory_model import PairTokens, Training
-from orchestrator.ray_backend import GrantedTraining
-from orchestrator.spec import TrialSpec
-from orchestrator.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.plan.durations import UNSEEN_LENGTHS, Durations, step_s
+from orchestrator.plan.hardware import gpu_kind
+from orchestrator.plan.memory import PairTokens, Training
+from orchestrator.run.compute import StageFunctions, TakeRow, TrainCall
+from orchestrator.run.events import StageBegan
+from orchestrator.run.ray.backend import GrantedTraining
+from orchestrator.spec.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import TrialSpec
+from orchestrator.store.artifacts import Store
 from trainers.architecture import Architecture
 from trainers.specs import Placement, Precision
 
@@ -31,7 +29,6 @@ KIND = gpu_kind("H100")
 # Of no account to time.
 LONGEST = PairTokens(prompt=1, chosen=1, rejected=1)
 EVALUATION_S = REFERENCE_S = 1.0
-STEP_S = 1.0
 
 
 def planned_s(
@@ -41,8 +38,7 @@ def planned_s(
     training = Training(
         architecture=architecture, reward=spec.reward, optim=spec.optim, precision=precision, pair=LONGEST
     )
-    step_s = estimate.step_s(training, UNSEEN_LENGTHS, placement, KIND)
-    return step_s * math.ceil(PAIRS / spec.optim.effective_batch)
+    return step_s(training, UNSEEN_LENGTHS, placement, KIND) * math.ceil(PAIRS / spec.optim.effective_batch)
 
 
 def takes_s(
@@ -61,27 +57,11 @@ def takes_s(
     return scale * planned_s(shapes[spec.model.name], spec, spec.model.precision, placement)
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
-class SleepingGang:
-    """In the place of a gang. What it has slept is kept every second, as a training keeps checkpoints."""
-
-    def train(self, stage: TrainStage, call: TrainCall, store: Store, seconds: float) -> None:
-        """Sleep for the rest of `seconds`, then commit."""
-        folder = checkpoint_folder(store, stage.key)
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / "slept"
-        began = time.monotonic() - _slept(kept)
-        while (left := began + seconds - time.monotonic()) > 0:
-            time.sleep(min(left, STEP_S))
-            kept.write_text(str(time.monotonic() - began))
-        train_at_once(stage, call, store, lambda row: None)
-
-
-def _slept(kept: Path) -> float:
-    try:
-        return float(kept.read_text())
-    except (OSError, ValueError):
-        return 0.0
+@ray.remote(num_cpus=0, max_retries=0)
+def sleep_as_a_gang(stage: TrainStage, call: TrainCall, store: Store, seconds: float) -> None:
+    """Hold a gang's GPUs for so many seconds, then commit."""
+    time.sleep(seconds)
+    train_at_once(stage, call, store, lambda row: None)
 
 
 def sleep_on_grant(training: GrantedTraining, *, scale: float, shapes: Mapping[str, Architecture]) -> None:
@@ -90,16 +70,12 @@ def sleep_on_grant(training: GrantedTraining, *, scale: float, shapes: Mapping[s
     placement = training.placement
     base = training.stage.base
     seconds = scale * planned_s(shapes[base.name], training.stage, base.precision, placement)
-    on = NodeAffinitySchedulingStrategy(node, soft=False)
     gpus = placement.world_size if placement.device == "cuda" else 0
-    actor = SleepingGang.options(num_gpus=gpus, scheduling_strategy=on).remote()
-    provenance: dict[str, Any] = {"node": node, "world_size": placement.world_size}
-    call = TrainCall(placement=placement, provenance=provenance)
+    call = TrainCall(placement=placement, provenance={"node": node, "world_size": placement.world_size})
     training.coordinator.post.remote(StageBegan(trial=training.stage.key, stage="train"))
-    try:
-        ray.get(actor.train.remote(training.stage, call, training.execution.store, seconds))
-    finally:
-        ray.kill(actor)
+    on = NodeAffinitySchedulingStrategy(node, soft=False)
+    gang = sleep_as_a_gang.options(num_gpus=gpus, scheduling_strategy=on)
+    ray.get(gang.remote(training.stage, call, training.execution.store, seconds))
 
 
 def shared_in_time(stage: SharedStage, store: Store, report: TakeRow) -> None:

@@ -1,15 +1,18 @@
-"""The memory model (orchestrator/memory_model.py) against measurement: peak resident memory of trainings on a CPU.
+"""The memory model (orchestrator/plan/memory.py) against measurement: peak resident memory of trainings on a CPU.
 
     python -m benchmarks.memory_model
 
 Random models of 60 to 150 million parameters are built from their configs; each configuration trains two steps in
-fresh processes, one a rank, from loading the model to saving it. Peak resident memory less that after imports and a
-tiny training is what is compared, the larger of two ranks. None of these configurations has set a constant of the
+fresh processes, one a rank, from loading the model to saving it. What is compared is the peak of resident memory above
+that after a tiny training of the same architecture and placement, so that imports, compiled kernels and the gang's
+sockets are in neither; of two ranks the larger. None of these configurations has set a constant of the
 model: all of them are counted from the code that is run. Linux only; 15 minutes of two cores.
 """
 
+import gc
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,18 +22,18 @@ from typing import Any
 
 import tyro
 
-from benchmarks.memory_model_rank import arguments
-from orchestrator.memory_model import PairTokens, Training, footprint
+from orchestrator.plan.memory import PairTokens, Training, footprint
 from trainers import architecture
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 
 EX_RM, IM_RM = RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=0.01)
 TOLERANCE = 0.2
+AT_LEAST_GB = 1.0
+_STEPS = 2
 # By itself the C library keeps freed pieces of up to 32 MB for later: what is resident is then what was alive at
 # different times. Told to give them back at once, what is resident is what is alive, which is what is predicted.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-AT_LEAST_GB = 1.0
 
 LLAMA = {
     "model_type": "llama",
@@ -56,22 +59,29 @@ GEMMA = {
     "tie_word_embeddings": True,
 }
 MODELS = {"llama": LLAMA, "gemma2": GEMMA}
-_SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 4}
-_SMALL_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64}
+_SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "head_dim": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 64,
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Case:
-    """One configuration."""
+    """One configuration; `lengths` are the tokens of a pair's prompt, chosen and rejected response."""
 
     model: str
     reward: RewardSpec
+    lengths: tuple[int, int, int]
     placement: Placement
-    pair: PairTokens
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """What the table calls it."""
         at = self.placement
         recomputed = ", recomputed" if at.checkpointing else ""
         ranks = f"{at.world_size} rank{'s' if at.world_size > 1 else ''}"
@@ -79,27 +89,19 @@ class Case:
         return f"{self.model}, {self.reward.name}, ZeRO {at.zero_stage}, {ranks}, {batch}{recomputed}"
 
 
-def _case(
-    model: str, reward: RewardSpec, micro_batch: int, *lengths: int, accumulation: int = 1, **at: Any
-) -> Case:
-    placement = Placement(micro_batch=micro_batch, accumulation=accumulation, **at)
-    return Case(
-        model=model,
-        reward=reward,
-        placement=placement,
-        pair=PairTokens(prompt=lengths[0], chosen=lengths[1], rejected=lengths[2]),
-    )
+def _laid(micro_batch: int, accumulation: int = 1, **at: Any) -> Placement:
+    return Placement(micro_batch=micro_batch, accumulation=accumulation, **at)
 
 
 CASES = (
-    _case("llama", EX_RM, 2, 128, 256, 256),
-    _case("llama", IM_RM, 2, 128, 256, 256, accumulation=2),
-    _case("llama", EX_RM, 2, 128, 256, 256, zero_stage=3, world_size=2),
-    _case("llama", IM_RM, 4, 256, 256, 256, zero_stage=3, world_size=1, checkpointing=True),
-    _case("gemma2", EX_RM, 1, 256, 384, 384),
-    _case("gemma2", IM_RM, 2, 256, 256, 256, checkpointing=True),
-    _case("gemma2", EX_RM, 2, 64, 320, 320, zero_stage=3, world_size=1),
-    _case("gemma2", IM_RM, 1, 256, 256, 256, zero_stage=3, world_size=2, checkpointing=True),
+    Case("llama", EX_RM, (128, 256, 256), _laid(2)),
+    Case("llama", IM_RM, (128, 256, 256), _laid(2, 2)),
+    Case("llama", EX_RM, (128, 256, 256), _laid(2, zero_stage=3, world_size=2)),
+    Case("llama", IM_RM, (256, 256, 256), _laid(4, zero_stage=3, checkpointing=True)),
+    Case("gemma2", EX_RM, (256, 384, 384), _laid(1)),
+    Case("gemma2", IM_RM, (256, 256, 256), _laid(2, checkpointing=True)),
+    Case("gemma2", EX_RM, (64, 320, 320), _laid(2, zero_stage=3)),
+    Case("gemma2", IM_RM, (256, 256, 256), _laid(1, zero_stage=3, world_size=2, checkpointing=True)),
 )
 
 
@@ -108,61 +110,43 @@ def main(cases: tuple[int, ...] = tuple(range(len(CASES)))) -> None:
     print("| configuration | pair, tokens | measured, GB | predicted, GB | predicted / measured |")
     print("|---|---|---:|---:|---:|", flush=True)
     for number in cases:
-        case = CASES[number]
-        measured, predicted = measure(case, MODELS[case.model]), predict(case, MODELS[case.model])
-        lengths = f"{case.pair.prompt} + {case.pair.chosen} + {case.pair.rejected}"
-        cells = (case.name, lengths, f"{measured:.2f}", f"{predicted:.2f}", f"{predicted / measured:.2f}")
-        print("| " + " | ".join(cells) + " |", flush=True)
+        measured, predicted = measure(number), predict(CASES[number])
+        lengths = " + ".join(map(str, CASES[number].lengths))
+        cells = (CASES[number].name, lengths, f"{measured:.2f}", f"{predicted:.2f}")
+        print("| " + " | ".join([*cells, f"{predicted / measured:.2f}"]) + " |", flush=True)
 
 
-def training(case: Case, config: dict[str, Any]) -> Training:
-    """The configuration as the memory model takes it."""
-    shapes = architecture.of_config(config)
-    assert shapes is not None
-    optim = OptimSpec(effective_batch=case.placement.effective_batch)
-    return Training(architecture=shapes, reward=case.reward, optim=optim, precision="fp32", pair=case.pair)
-
-
-def predict(case: Case, config: dict[str, Any]) -> float:
+def predict(case: Case) -> float:
     """GB of a rank by the model."""
-    return footprint(training(case, config), case.placement).total
+    shapes = architecture.of_config(MODELS[case.model])
+    assert shapes is not None
+    prompt, chosen, rejected = case.lengths
+    training = Training(
+        architecture=shapes,
+        reward=case.reward,
+        optim=OptimSpec(effective_batch=case.placement.effective_batch),
+        precision="fp32",
+        pair=PairTokens(prompt=prompt, chosen=chosen, rejected=rejected),
+    )
+    return footprint(training, case.placement).total
 
 
-def measure(case: Case, config: dict[str, Any]) -> float:
+def measure(number: int) -> float:
     """GB that the larger rank's peak lies above its baseline."""
+    case, environment = CASES[number], {**os.environ, **_ENVIRONMENT}
+    config = MODELS[case.model]
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        _build({"model": config, "small": {**config, **_SMALL, **_SMALL_HEADS}}, out)
-        word = arguments(
-            model=str(out / "model"),
-            small=str(out / "small"),
-            vocabulary=_SMALL_HEADS["vocab_size"],
-            reward=case.reward,
-            placement=case.placement,
-            pair=[case.pair.prompt, case.pair.chosen, case.pair.rejected],
-            out=str(out),
-        )
+        # Built by a process that is gone when they are measured.
+        configs = json.dumps({"model": config, "small": {**config, **_SMALL}})
+        subprocess.run([sys.executable, "-c", _BUILD, configs, folder], check=True, capture_output=True)
         launcher = [sys.executable]
-        if case.placement.world_size > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone"]
-            launcher += [f"--nproc-per-node={case.placement.world_size}"]
-        done = subprocess.run(
-            [*launcher, "-m", "benchmarks.memory_model_rank", word],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **_ENVIRONMENT},
-            check=False,
-        )
+        if (ranks := case.placement.world_size) > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        words = [*launcher, "-m", "benchmarks.memory_model", "rank", str(number), folder]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 0:
             raise RuntimeError(done.stderr[-4000:])
-        return max(json.loads(file.read_text())["peak"] for file in out.glob("rank*.json"))
-
-
-def _build(configs: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Random models with those configs, built by a process that is gone when they are measured."""
-    subprocess.run(
-        [sys.executable, "-c", _BUILD, json.dumps(configs), str(folder)], check=True, capture_output=True
-    )
+        return max(float(file.read_text()) for file in Path(folder).glob("rank*.peak"))
 
 
 _BUILD = """
@@ -178,5 +162,55 @@ for name, config in json.loads(sys.argv[1]).items():
 """
 
 
+def rank(case: Case, folder: Path) -> None:
+    """Be one rank: train the small model and the measured one, and write the peak above the first in GB."""
+    import torch
+
+    from trainers.memory import forget_peak_memory, peak_memory_gb
+
+    torch.set_num_threads(1)
+    if case.placement.world_size > 1:
+        torch.distributed.init_process_group("gloo")
+    _train(case, folder / "small", (8, 8, 8))
+    gc.collect()
+    forget_peak_memory()
+    baseline = peak_memory_gb()
+    _train(case, folder / "model", case.lengths)
+    file = folder / f"rank{os.environ.get('RANK', '0')}.peak"
+    file.write_text(str(peak_memory_gb() - baseline))
+
+
+def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
+    from trainers.train import TrainInputs
+    from trainers.pairs import TokenPair
+    from trainers.train import train
+
+    draws = random.Random(0)
+    pairs = [
+        TokenPair(index=number, prompt=prompt, chosen=chosen, rejected=rejected)
+        for number in range(case.placement.effective_batch * _STEPS)
+        for prompt, chosen, rejected in [
+            [[draws.randrange(1, _SMALL["vocab_size"]) for _ in range(length)] for length in lengths]
+        ]
+    ]
+    inputs = TrainInputs(
+        name="random",
+        location=str(model),
+        revision=None,
+        precision="fp32",
+        reward=case.reward,
+        optim=OptimSpec(epochs=1, effective_batch=case.placement.effective_batch),
+        placement=case.placement,
+        seed=0,
+        pairs=pairs,
+        reference={pair.index: (-100.0, -100.0) for pair in pairs} if case.reward.uses_reference else None,
+    )
+    with tempfile.TemporaryDirectory() as out:
+        train(inputs, report=lambda row: None, out_dir=Path(out))
+
+
 if __name__ == "__main__":
-    tyro.cli(main)
+    if sys.argv[1:2] == ["rank"]:
+        rank(CASES[int(sys.argv[2])], Path(sys.argv[3]))
+    else:
+        tyro.cli(main)

@@ -11,18 +11,16 @@ from benchmarks.data import parameter_bytes
 from benchmarks.naive import pretend_trained
 from benchmarks.turns import BETA, EFFECTIVE_BATCH, HEAD_SEED, LEARNING_RATE, Job
 from trainers.engine import make_engine, process_group
-from trainers.evaluate import score_pairs
-from trainers.inputs import TrainInputs
+from trainers.evaluate import compute_reference, score_pairs
 from trainers.layouts import layout_of
 from trainers.models import load_model
 from trainers.packing import References
 from trainers.pairs import TokenPair
-from trainers.reference import compute_reference
 from trainers.rewards import RewardSpec
 from trainers.scoring import RewardModule
 from trainers.specs import OptimSpec, Placement
-from trainers.step import optimiser_step
 from trainers.templates import load_tokenizer
+from trainers.train import TrainInputs, optimiser_step
 
 
 class OurContender:

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
+from orchestrator.spec.declaration import Declaration, EvaluationRecord, TrialRecord
+from orchestrator.store.artifacts import Store
 
 ULTRAFEEDBACK = (
     ("ultrafeedback", "in-distribution"),

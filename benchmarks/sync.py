@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
-from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration
-from orchestrator.report import Written, write_report
-from orchestrator.results import sweep_results
-from orchestrator.tracking import default_uri, sync
+from orchestrator.report.results import sweep_results
+from orchestrator.report.summary import Written, write_report
+from orchestrator.spec.declaration import Declaration
+from orchestrator.store.artifacts import Store
+from orchestrator.tracking.mlflow import default_uri, sync
 
 MODELS = (
     "pythia-1b",

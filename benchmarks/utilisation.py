@@ -3,9 +3,8 @@
     python -m benchmarks.utilisation --model MODEL
 
 The matrix rate is measured in the same run, between the steps, on the model's own largest layer at the step's own
-number of tokens. Model FLOPs are those that the definition needs: 6 a weight and token (2 forward, 4 backward), the
-prompt once, the unembedding at response positions only, attention over what a token may see; the recomputation of
-logits is not counted as useful.
+number of tokens. Operations are those that the definition needs, as `plan` counts them (orchestrator/plan/durations.py), but
+without the recomputation of logits.
 """
 
 import statistics
@@ -19,8 +18,13 @@ import tyro
 
 from benchmarks.data import load, prepared
 from benchmarks.ours import OurContender
-from benchmarks.turns import EFFECTIVE_BATCH, Kind
+from benchmarks.turns import BETA, EFFECTIVE_BATCH, Kind
+from orchestrator.plan.durations import BACKWARD, forward_flops, unembedding_flops
+from orchestrator.plan.memory import PairTokens, Training
+from trainers.architecture import of_config
 from trainers.pairs import TokenPair
+from trainers.rewards import RewardSpec
+from trainers.specs import OptimSpec
 
 _MATRIX_REPEATS = 10
 _LISTED = 8
@@ -78,24 +82,22 @@ def matrix_rate(config: Any, tokens: int) -> float:
 
 
 def step_flops(model: Any, kind: Kind, batch: Sequence[TokenPair]) -> float:
-    """What the definition needs, forward and backward."""
-    embeddings = model.get_input_embeddings().weight
-    matrices = sum(weight.numel() for weight in model.base_model.parameters() if weight.dim() == 2)
-    matrices -= embeddings.numel()
-    tokens = sum(pair.tokens for pair in batch)
-    responses = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
-    unembedding = 0 if kind == "ex_rm" else 6 * embeddings.numel() * responses
-    seen = sum(map(_seen, batch))
-    # Scores and weighted values, 2 FLOPs each forward and twice that backward.
-    attention = 12 * model.config.num_hidden_layers * model.config.hidden_size * seen
-    return 6.0 * matrices * tokens + unembedding + attention
-
-
-def _seen(pair: TokenPair) -> int:
-    """(query, key) pairs of tokens that may see one another."""
-    prompt, chosen, rejected = len(pair.prompt), len(pair.chosen), len(pair.rejected)
-    whole = prompt + chosen
-    return whole * (whole + 1) // 2 + rejected * prompt + rejected * (rejected + 1) // 2
+    """What the definition needs, forward and twice that backward."""
+    shapes = of_config(model.config.to_dict())
+    assert shapes is not None
+    lengths = [
+        PairTokens(prompt=len(pair.prompt), chosen=len(pair.chosen), rejected=len(pair.rejected))
+        for pair in batch
+    ]
+    training = Training(
+        architecture=shapes,
+        reward=RewardSpec(kind=kind, beta=BETA if kind == "im_rm" else None),
+        optim=OptimSpec(),
+        precision="fp32",
+        pair=lengths[0],
+    )
+    forward = sum(forward_flops(training, pair) + unembedding_flops(training, pair) for pair in lengths)
+    return (1 + BACKWARD) * forward
 
 
 if __name__ == "__main__":

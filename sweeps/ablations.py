@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator import catalog
-from orchestrator.cli import main
-from orchestrator.selection import Selection
-from orchestrator.spec import Recipe, Sweep, TrialSpec, grid, only
+from orchestrator.cli.main import main
+from orchestrator.spec import catalog
+from orchestrator.spec.selection import Selection
+from orchestrator.spec.trials import Recipe, Sweep, TrialSpec, grid, only
 from trainers.rewards import RewardSpec
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Part
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
-from orchestrator.analyses import main
-from orchestrator.artifacts import Attempt, Store
-from orchestrator.scored import (
+from orchestrator.cli.analyses import main
+from orchestrator.cli.session import Session
+from orchestrator.report.scored import (
     ScoredOptions,
     declare_scored,
     rests_on,
@@ -25,7 +24,8 @@ from orchestrator.scored import (
     write_analysis,
     write_figure,
 )
-from orchestrator.session import Session
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.store.artifacts import Attempt, Store
 
 # Raise when the analysis computes something else from the same scores.
 VERSION = 2
@@ -48,9 +48,9 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     import pyarrow as pa
     from pyarrow import parquet
 
-    from orchestrator.controls import by_category, controlled
-    from orchestrator.per_pair import set_outcomes
-    from orchestrator.preference import TITLE, preference
+    from orchestrator.report.controls import by_category, controlled
+    from orchestrator.report.per_pair import set_outcomes
+    from orchestrator.report.preference import TITLE, preference
     from trainers.errors import DataError
 
     outcomes = set_outcomes(results_of(stage.parameters, inputs.store), inputs.store)
@@ -87,7 +87,7 @@ def _features(item: Any, store: Store) -> dict[str, Any]:
     """Each feature of each pair; those that need rows are left out where the store does not hold them."""
     import numpy as np
 
-    from orchestrator.audits import pairs_of
+    from orchestrator.spec.datasets import pairs_of
     from trainers.data.audit.texts import similarity, words
     from trainers.data.nearest import bag, nearest
 
@@ -125,7 +125,7 @@ def _regressions(found: Sequence[Any], features: Sequence[dict[str, Any]]) -> li
     """Both outcomes of a category's pairs on the features that all of its sets have, sets told apart."""
     import numpy as np
 
-    from orchestrator.controls import drawn_pairs, regression
+    from orchestrator.report.controls import drawn_pairs, regression
 
     counts = np.concatenate(drawn_pairs(found), axis=1)
     names = [name for name in FEATURES if all(name in here for here in features)]
@@ -150,7 +150,7 @@ def _regressions(found: Sequence[Any], features: Sequence[dict[str, Any]]) -> li
 
 
 def _control_table(controls: Sequence[Any]) -> Any:
-    from orchestrator.tables import Table, columns
+    from orchestrator.report.tables import Table, columns
 
     return Table(
         name="controls",
@@ -174,7 +174,7 @@ def _control_table(controls: Sequence[Any]) -> Any:
 
 
 def _regression_table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.tables import Table, columns
+    from orchestrator.report.tables import Table, columns
 
     return Table(
         name="regressions",
@@ -227,7 +227,7 @@ def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _draw(table: Any) -> Any:
     """Coefficients of accuracy with their intervals, a panel per training set and category."""
-    from orchestrator.house_style import panels
+    from orchestrator.report.house_style import panels
 
     rows = [row for row in table.rows if row[2] == "accuracy"]
     if not rows:

@@ -7,9 +7,9 @@ python sweeps/full_grid.py plan --models NAME=PATH --train-sets DIR --eval-sets 
 
 from pathlib import Path
 
-from orchestrator.cli import main
-from orchestrator.selection import Selection
-from orchestrator.spec import Sweep, grid, only
+from orchestrator.cli.main import main
+from orchestrator.spec.selection import Selection
+from orchestrator.spec.trials import Sweep, grid, only
 
 
 def full_grid(chosen: Selection) -> Sweep:

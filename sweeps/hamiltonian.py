@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import catalog
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp
-from orchestrator.artifacts import Attempt
-from orchestrator.catalog import Profile
-from orchestrator.cli import main
-from orchestrator.follow_up import SUMMARY
-from orchestrator.stages import PrepareStage, TrainStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.main import main
+from orchestrator.spec import catalog
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
+from orchestrator.spec.catalog import Profile
+from orchestrator.spec.stages import PrepareStage, TrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.artifacts import Attempt
 from sweeps.full_grid import full_grid
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
 
@@ -198,8 +198,8 @@ def _rewards(
 def _log_prob_sums(
     location: str, stage: AnalyseStage, pairs: Sequence[Any], revision: str | None
 ) -> list[float]:
+    from trainers.evaluate import compute_reference
     from trainers.models import device, load_model
-    from trainers.reference import compute_reference
     from trainers.templates import load_tokenizer
 
     base = stage.base

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
-from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.analyses import main
-from orchestrator.artifacts import Attempt
-from orchestrator.follow_up import SUMMARY
-from orchestrator.session import Session
+from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.analyses import main
+from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.session import Session
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.store.artifacts import Attempt
 from trainers.errors import SpecError
 from trainers.rewards import PAPER_BETA
 

@@ -14,15 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import catalog
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp
-from orchestrator.artifacts import Attempt
-from orchestrator.cli import main
-from orchestrator.follow_up import SUMMARY
-from orchestrator.selection import Selection
-from orchestrator.spec import Sweep, TrialSpec, only
-from orchestrator.stages import TrainStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.main import main
+from orchestrator.spec import catalog
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
+from orchestrator.spec.selection import Selection
+from orchestrator.spec.stages import TrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import Sweep, TrialSpec, only
+from orchestrator.store.artifacts import Attempt
 from sweeps.full_grid import full_grid
 from trainers.specs import ValidationSpec
 

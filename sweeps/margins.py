@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
-from orchestrator.analyses import main
-from orchestrator.artifacts import Attempt, Store
-from orchestrator.scored import (
+from orchestrator.cli.analyses import main
+from orchestrator.cli.session import Session
+from orchestrator.report.scored import (
     ScoredOptions,
     declare_scored,
     rests_on,
@@ -26,7 +25,8 @@ from orchestrator.scored import (
     write_analysis,
     write_figure,
 )
-from orchestrator.session import Session
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.store.artifacts import Attempt, Store
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
@@ -97,8 +97,8 @@ def _metric(trial: Any, dataset: str, metric: str) -> float:
 
 
 def _candidates(trial: Any, dataset: str, store: Store) -> list[Any]:
-    from orchestrator.audits import pairs_of
-    from orchestrator.best_of import candidates
+    from orchestrator.report.best_of import candidates
+    from orchestrator.spec.datasets import pairs_of
 
     (scores,) = [item.scores for item in trial.final if item.dataset == dataset]
     digest = next(item.dataset_digest for item in trial.record.evaluations if item.dataset == dataset)
@@ -110,8 +110,8 @@ def _curve(seeds: Sequence[Sequence[Any]], labels: dict[str, Any]) -> list[dict[
     """By n: expected quality of the pick, resampled over prompts and seeds; what chance and the best pick would have."""
     import numpy as np
 
-    from orchestrator.best_of import best_of
-    from orchestrator.statistics import DRAWS, accuracy_estimate, generator, pair_counts, seed_weights
+    from orchestrator.report.best_of import best_of
+    from orchestrator.report.statistics import DRAWS, accuracy_estimate, generator, pair_counts, seed_weights
 
     where = (labels["train_set"], labels["evaluation_set"])
     weights_BS = seed_weights(len(seeds), DRAWS, generator("seeds", labels["train_set"], labels["model"]))
@@ -147,7 +147,7 @@ def _variance(seeds: Sequence[Sequence[Any]], margins: Sequence[float]) -> dict[
     import numpy as np
     from scipy.stats import spearmanr
 
-    from orchestrator.best_of import best_of, share_within, spreads
+    from orchestrator.report.best_of import best_of, share_within, spreads
 
     spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
     picked_Q = np.mean(
@@ -163,8 +163,8 @@ def _variance(seeds: Sequence[Sequence[Any]], margins: Sequence[float]) -> dict[
 
 
 def _curve_table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report import reward_title
-    from orchestrator.tables import Table, columns
+    from orchestrator.report.summary import reward_title
+    from orchestrator.report.tables import Table, columns
 
     return Table(
         name="best_of",
@@ -201,8 +201,8 @@ def _curve_table(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _variance_table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report import reward_title
-    from orchestrator.tables import Table, columns
+    from orchestrator.report.summary import reward_title
+    from orchestrator.report.tables import Table, columns
 
     return Table(
         name="variance",
@@ -238,8 +238,8 @@ def _variance_table(rows: Sequence[dict[str, Any]]) -> Any:
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A panel per evaluation set and model, for those whose prompts have more than two candidates."""
-    from orchestrator.house_style import look, panels
-    from orchestrator.report import reward_title
+    from orchestrator.report.house_style import look, panels
+    from orchestrator.report.summary import reward_title
 
     several = {(row["train_set"], row["evaluation_set"], row["model"]) for row in rows if row["n"] > 2}
     where = list(dict.fromkeys((row["train_set"], row["evaluation_set"], row["model"]) for row in rows))

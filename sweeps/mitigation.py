@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import catalog
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs, FollowUp
-from orchestrator.artifacts import Attempt
-from orchestrator.cli import main
-from orchestrator.follow_up import SUMMARY
-from orchestrator.report import reward_title
-from orchestrator.selection import Selection
-from orchestrator.spec import Category, Recipe, Sweep, TrialSpec, grid, only
-from orchestrator.stages import EvaluateStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.main import main
+from orchestrator.report.summary import reward_title
+from orchestrator.spec import catalog
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
+from orchestrator.spec.selection import Selection
+from orchestrator.spec.stages import EvaluateStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import Category, Recipe, Sweep, TrialSpec, grid, only
+from orchestrator.store.artifacts import Attempt
 from trainers.errors import SpecError
 from trainers.specs import BUILTIN, Augmentation, DatasetSpec, ModelSpec, OptimSpec
 
@@ -198,7 +198,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     import pyarrow as pa
     from pyarrow import parquet
 
-    from orchestrator.accuracies import seeds_accuracy
+    from orchestrator.report.accuracies import seeds_accuracy
 
     evaluations = [item for item in stage.reads if isinstance(item, EvaluateStage)]
     rows: list[dict[str, Any]] = []

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator import catalog
-from orchestrator.catalog import Profile
-from orchestrator.cli import main
-from orchestrator.selection import Selection
-from orchestrator.spec import Category, Sweep, grid, only
+from orchestrator.cli.main import main
+from orchestrator.spec import catalog
+from orchestrator.spec.catalog import Profile
+from orchestrator.spec.selection import Selection
+from orchestrator.spec.trials import Category, Sweep, grid, only
 from trainers.specs import BUILTIN, PERSONA, DatasetSpec, ModelSpec, OptimSpec
 
 ON_TRAINING_PROMPTS = "_train"

@@ -19,10 +19,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
-from orchestrator.analyses import main
-from orchestrator.artifacts import Attempt, Store
-from orchestrator.scored import (
+from orchestrator.cli.analyses import main
+from orchestrator.cli.session import Session
+from orchestrator.report.scored import (
     ScoredOptions,
     declare_scored,
     rests_on,
@@ -30,7 +29,8 @@ from orchestrator.scored import (
     write_analysis,
     write_figure,
 )
-from orchestrator.session import Session
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.store.artifacts import Attempt, Store
 from sweeps.persona import ON_TRAINING_PROMPTS
 from trainers.errors import DataError
 
@@ -107,8 +107,8 @@ def _row(trials: Sequence[Any], rewritten: str, store: Store) -> dict[str, Any]:
     """Accuracies of one model and reward type, and what new prompts leave of it over what new responses leave."""
     import numpy as np
 
-    from orchestrator.controls import gap_estimate
-    from orchestrator.statistics import accuracy_estimate, generator, seed_weights
+    from orchestrator.report.controls import gap_estimate
+    from orchestrator.report.statistics import accuracy_estimate, generator, seed_weights
 
     record = trials[0].record
     sets = {
@@ -142,13 +142,13 @@ def _row(trials: Sequence[Any], rewritten: str, store: Store) -> dict[str, Any]:
 
 
 def _draws() -> int:
-    from orchestrator.statistics import DRAWS
+    from orchestrator.report.statistics import DRAWS
 
     return DRAWS
 
 
 def _prompt_counts(prompts: int, side: str) -> Any:
-    from orchestrator.statistics import generator, pair_counts
+    from orchestrator.report.statistics import generator, pair_counts
 
     return pair_counts(prompts, _draws(), generator("prompts", side))
 
@@ -157,8 +157,8 @@ def _by_prompt(trial: Any, dataset: str, store: Store) -> Any:
     """The accuracy on each prompt's pairs, in the order in which prompts first stand in the set."""
     import numpy as np
 
-    from orchestrator.audits import pairs_of
-    from orchestrator.statistics import right
+    from orchestrator.report.statistics import right
+    from orchestrator.spec.datasets import pairs_of
 
     (result,) = [item for item in trial.final if item.dataset == dataset]
     (record,) = [
@@ -176,7 +176,7 @@ def _by_prompt(trial: Any, dataset: str, store: Store) -> Any:
 
 def _said(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence on each row."""
-    from orchestrator.report import reward_title
+    from orchestrator.report.summary import reward_title
 
     found = []
     for row in rows:
@@ -197,8 +197,8 @@ def _said(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report import reward_title
-    from orchestrator.tables import Table, columns
+    from orchestrator.report.summary import reward_title
+    from orchestrator.report.tables import Table, columns
 
     return Table(
         name="persona_prompts",
@@ -231,8 +231,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A panel per model and rewriting: original responses left, new ones right, test prompts hollow."""
-    from orchestrator.house_style import look, panels
-    from orchestrator.report import reward_title
+    from orchestrator.report.house_style import look, panels
+    from orchestrator.report.summary import reward_title
 
     where = list(dict.fromkeys((row["model"], row["rewriting"]) for row in rows))
     kinds = list(dict.fromkeys(row["reward"] for row in rows))

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from orchestrator import selection
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
-from orchestrator.analyses import AnalysisOptions, main
-from orchestrator.artifacts import Attempt, Store
-from orchestrator.datasets import DatasetReader
-from orchestrator.follow_up import SUMMARY
-from orchestrator.identity import identify_model
-from orchestrator.options import Plan
-from orchestrator.session import Session, say_left_out
-from orchestrator.spec import content_key
-from orchestrator.stages import BaseModel
+from orchestrator.cli.analyses import AnalysisOptions, main
+from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.options import Plan
+from orchestrator.cli.session import Session, say_left_out
+from orchestrator.spec import selection
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.models import identify_model
+from orchestrator.spec.stages import BaseModel
+from orchestrator.spec.trials import content_key
+from orchestrator.store.artifacts import Attempt, Store
 from trainers.data import rewritten
 from trainers.data.choosing import Reading, chosen_spec
 from trainers.data.hygiene import LANGUAGES

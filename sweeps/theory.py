@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
-from orchestrator.analyses import AnalysisOptions, main
-from orchestrator.artifacts import Attempt
-from orchestrator.follow_up import SUMMARY
-from orchestrator.session import Session
+from orchestrator.cli.analyses import AnalysisOptions, main
+from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.session import Session
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.store.artifacts import Attempt
 from trainers.errors import SpecError
 
 # Raise when the analysis computes something else from the same parameters.

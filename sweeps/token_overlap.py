@@ -16,14 +16,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator import selection
-from orchestrator.analyse_stage import AnalyseStage, AnalysisInputs
-from orchestrator.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.analyses import main
-from orchestrator.artifacts import Attempt
-from orchestrator.declaration import read_declaration
-from orchestrator.scored import Scored, rests_on, results_of, scored, write_analysis, write_figure
-from orchestrator.session import Session
+from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.analyses import main
+from orchestrator.cli.session import Session
+from orchestrator.report.scored import Scored, rests_on, results_of, scored, write_analysis, write_figure
+from orchestrator.spec import selection
+from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.spec.declaration import read_declaration
+from orchestrator.store.artifacts import Attempt
 from trainers.errors import DataError, SpecError
 from trainers.specs import given_name
 
@@ -79,7 +79,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     import pyarrow as pa
     from pyarrow import parquet
 
-    from orchestrator.per_pair import set_outcomes
+    from orchestrator.report.per_pair import set_outcomes
 
     outcomes = {
         item.dataset: item
@@ -169,7 +169,7 @@ def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[Any]:
 
 
 def _deciles(rows: Sequence[dict[str, Any]], measure: str, kind: str) -> list[dict[str, Any]]:
-    from orchestrator.deciles import by_decile
+    from orchestrator.report.deciles import by_decile
 
     return by_decile(*_columns(rows, measure, kind))
 
@@ -204,8 +204,8 @@ def _said(relations: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) 
 
 
 def _relation_table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report import reward_title
-    from orchestrator.tables import Table, columns
+    from orchestrator.report.summary import reward_title
+    from orchestrator.report.tables import Table, columns
 
     shown = dict(MEASURES)
     return Table(
@@ -227,8 +227,8 @@ def _relation_table(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _decile_table(rows: Sequence[dict[str, Any]]) -> Any:
-    from orchestrator.report import reward_title
-    from orchestrator.tables import Table, columns
+    from orchestrator.report.summary import reward_title
+    from orchestrator.report.tables import Table, columns
 
     shown = dict(MEASURES)
     return Table(
@@ -263,8 +263,8 @@ def _decile_table(rows: Sequence[dict[str, Any]]) -> Any:
 
 def _draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A row per set and a column per measure; points at the middle of each tenth's values."""
-    from orchestrator.house_style import look, panels
-    from orchestrator.report import reward_title
+    from orchestrator.report.house_style import look, panels
+    from orchestrator.report.summary import reward_title
 
     names, kinds = list(dict.fromkeys(row["set"] for row in rows)), ("ex_rm", "im_rm")
     figure, axes = panels(len(names), len(MEASURES), 3.6, 2.3)

@@ -80,9 +80,9 @@ def smollm2(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_storage(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage that holds SmolLM2 as a sweep converts it, and nothing else."""
-    from orchestrator.artifacts import Store
-    from orchestrator.compute import run_shared
-    from orchestrator.stages import ConvertStage
+    from orchestrator.run.compute import run_shared
+    from orchestrator.spec.stages import ConvertStage
+    from orchestrator.store.artifacts import Store
     from trainers.disk import digest_file
 
     def convert(storage: Path) -> None:

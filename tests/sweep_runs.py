@@ -8,9 +8,10 @@ from unittest import mock
 import pytest
 from pyarrow import parquet
 
-from orchestrator import analyses, cli, full_report
-from orchestrator.analyses import AnalysisOptions
-from orchestrator.artifacts import Store
+from orchestrator.cli import analyses, main
+from orchestrator.cli.analyses import AnalysisOptions
+from orchestrator.report import page
+from orchestrator.store.artifacts import Store
 
 
 def run_sweep(
@@ -27,9 +28,9 @@ def run_sweep(
     Only where it `draws` has the report its figures, which take seconds; a follow-up's own are always drawn.
     """
     words = [*arguments, "--profile", "laptop", "--backend", "inline", "--storage", str(storage)]
-    undrawn = mock.patch.object(full_report, "every_figure", return_value=())
+    undrawn = mock.patch.object(page, "every_figure", return_value=())
     with pytest.raises(SystemExit) as ended, contextlib.nullcontext() if draws else undrawn:
-        cli.main(name, build, storage.parent, words, profiles=profiles, follow_up=follow_up)
+        main.main(name, build, storage.parent, words, profiles=profiles, follow_up=follow_up)
     return int(ended.value.code or 0)
 
 

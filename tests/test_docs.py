@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import catalog, cli
+from orchestrator.cli import main
+from orchestrator.spec import catalog
 from sweeps import rewrite
 from sweeps.full_grid import full_grid
 from tests.sweep_runs import run_analysis, run_sweep, trial_rows
@@ -141,7 +142,7 @@ def test_files_that_are_named_are_there(page):
 
 def ended(storage: Path, *words: str) -> int:
     with pytest.raises(SystemExit) as exit_:
-        cli.main("full_grid", full_grid, storage.parent, [*words, "--storage", str(storage)])
+        main.main("full_grid", full_grid, storage.parent, [*words, "--storage", str(storage)])
     return int(exit_.value.code or 0)
 
 
@@ -187,7 +188,7 @@ SWEEPS_ON_DATA = [
 @pytest.mark.parametrize("command", SWEEPS_ON_DATA)
 def test_a_sweep_takes_data_as_the_page_says(command, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("orchestrator.analyses._show_in_mlflow", lambda *_: None)
+    monkeypatch.setattr("orchestrator.cli.analyses._show_in_mlflow", lambda *_: None)
     Path("chat-model").symlink_to(tiny_model)
     rows = [{"question": f"q{n}", "best": f"good {n}", "worst": "bad", "problem": n // 2} for n in range(24)]
     Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))

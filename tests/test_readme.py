@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli, commands
-from orchestrator.artifacts import Store
-from orchestrator.declaration import declared_sweeps, read_declaration
+from orchestrator.cli import main
+from orchestrator.cli import run as commands
+from orchestrator.spec.declaration import declared_sweeps, read_declaration
+from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
 from tests.cluster import documented
 from tests.cluster.machine import free_port
@@ -185,7 +186,7 @@ def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
         # That one is made while one follows docs/adding_a_reward_type.md.
         words = [{"simpo": "ex_rm"}.get(word, word) for word in shlex.split(text)]
         with pytest.raises(SystemExit) as ended:
-            cli.main("full_grid", full_grid, ROOT / "sweeps", [*words, "--backend", "inline"])
+            main.main("full_grid", full_grid, ROOT / "sweeps", [*words, "--backend", "inline"])
         assert ended.value.code == 0, text
     store = Store(yours / "rmsweep-store")
     assert len(read_declaration("full_grid", store).trials) == 24

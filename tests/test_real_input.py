@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from trainers.data.sources import read_pairs
 from trainers.pairs import tokenize_pairs
-from trainers.scores import read_scores
+from trainers.scores import read_pair_scores
 from trainers.specs import DatasetSpec, DrawSpec
 from trainers.templates import load_tokenizer
 
@@ -75,7 +75,8 @@ def test_a_gguf_model_is_trained_and_evaluated_on_real_pairs(swept):
     # What another test may have converted is what the command would have.
     assert len(artifacts(storage, "convert")) == 1
     for folder in artifacts(storage, "evaluate"):
-        chosen, rejected = read_scores(folder / "scores.parquet")
+        scores = read_pair_scores(folder / "scores.parquet")
+        chosen, rejected = scores.chosen, scores.rejected
         assert len(chosen) == len(rejected) == 2
         assert abs(chosen).max() > 0
 

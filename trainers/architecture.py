@@ -1,8 +1,8 @@
-"""The numbers of a language model that its memory and its work follow from; for most, read off config.json alone.
+"""The numbers of a language model that decide its memory and its work, read from config.json alone where possible.
 
     python -m trainers.architecture MODEL      the same as JSON, for any architecture, from its config on the meta device
 
-Parameters of the families in `FAMILIES` are counted by formula, which a test holds against the meta device; of others
+Parameters of the families in `FAMILIES` are counted by a formula, which a test compares with the meta device. For others
 a process of its own asks the meta device, since planning imports no torch. No weights are read or downloaded.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainers.errors import ModelError
-from trainers.rewards import Output
+from trainers.specs import Output
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2", "gpt_neox")
 _META_TIMEOUT_S = 120
@@ -23,7 +23,7 @@ _META_TIMEOUT_S = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A causal language model; `parameters` with its unembedding, tied matrices counted once.
+    """A causal language model; `parameters` includes its unembedding, and counts tied matrices once.
 
     `intermediate` is the width of the feed-forward layer, `head_width` that of one attention head.
     """
@@ -41,7 +41,7 @@ class Architecture:
 
     @property
     def gated(self) -> bool:
-        """Whether the feed-forward layer has a gate beside its way up."""
+        """Whether the feed-forward layer has a gate beside its first matrix."""
         return self.family != "gpt_neox"
 
     @property
@@ -50,7 +50,7 @@ class Architecture:
         return self.family == "gemma2"
 
     def trained(self, output: Output) -> int:
-        """Parameters with that output layer: EX-RM has a head of its own in the place of the unembedding."""
+        """Return the parameters with that output layer: EX-RM has a head in the place of the unembedding."""
         if output == "unembedding":
             return self.parameters
         unembedding = 0 if self.tied else self.vocabulary * self.hidden
@@ -58,7 +58,7 @@ class Architecture:
 
 
 def of_config(config: Mapping[str, Any]) -> Architecture | None:
-    """The architecture that a config.json describes; None where its family is not one of FAMILIES, or numbers lack."""
+    """Return the architecture that a config.json describes; None for another family, or where a number is missing."""
     family = config.get("model_type")
     if family not in FAMILIES:
         return None
@@ -79,15 +79,13 @@ def of_config(config: Mapping[str, Any]) -> Architecture | None:
     except (KeyError, TypeError, ValueError):
         return None
     biased = config.get("attention_bias") or config.get("mlp_bias")
-    return None if biased and family in ("llama", "gemma2") else _counted(found)
-
-
-def _counted(numbers: Architecture) -> Architecture:
-    return dataclasses.replace(numbers, parameters=count_parameters(numbers))
+    if biased and family in ("llama", "gemma2"):
+        return None
+    return dataclasses.replace(found, parameters=count_parameters(found))
 
 
 def count_parameters(numbers: Architecture) -> int:
-    """Parameters of a family of FAMILIES, from the other numbers."""
+    """Return the parameters of a model of FAMILIES, from its other numbers."""
     hidden, wide = numbers.hidden, numbers.intermediate
     queries, keys = numbers.heads * numbers.head_width, numbers.key_heads * numbers.head_width
     if numbers.family == "gpt_neox":
@@ -104,7 +102,7 @@ def count_parameters(numbers: Architecture) -> int:
 
 
 def on_meta_device(location: str, revision: str | None = None) -> Architecture:
-    """The same for any architecture that transformers knows, asked in a process of its own. Raises ModelError."""
+    """Return the architecture of any model that transformers knows, from a process of its own. Raises ModelError."""
     command = [sys.executable, "-m", "trainers.architecture", location, *([revision] if revision else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_META_TIMEOUT_S, check=False)

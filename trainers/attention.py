@@ -1,31 +1,54 @@
-"""Attention over packed pairs, registered with transformers as `packed_pairs`.
+"""How a language model computes packed pairs: its attention, its positions, its hidden states.
 
-Of a pair `[prompt | chosen | rejected]` the chosen half is ordinary causal attention; the rejected response attends
+The attention is registered with transformers as `packed_pairs`. Of a pair `[prompt | chosen | rejected]` the chosen half is ordinary causal attention; the rejected response attends
 to the prompt and to itself. On the CPU each pair is two calls of torch's fused kernel, on a GPU a micro-batch is one
 call of FlexAttention. Sliding windows go by a token's position in its own response, not by its place in the row.
 
-Shapes: H query heads, K key heads, N tokens of the packed row, Q queries, S keys, D head width.
+Rotary positions that depend on how long a row is ("dynamic", "longrope") are computed for each row alone: transformers
+takes the frequencies of the longest row of a forward for all of them, and "dynamic" ones keep those of the longest row
+that they have seen.
+
+Shapes: H query heads, K key heads, N tokens of the batch, Q queries, S keys, D width of a head or of the hidden states.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainers.packing import CHOSEN, PROMPT, REJECTED, PairLayout
+from trainers.packing import CHOSEN, PROMPT, REJECTED, MicroBatch, PairLayout
 
 PACKED_PAIRS = "packed_pairs"
 Kernel = Callable[..., Tensor]
-# What models hand to any attention, and what changes nothing here: positions are the layout's, there is no dropout.
+# What models hand to any attention and what changes nothing here: positions are the layout's, and nothing drops out.
 _WITHOUT_EFFECT = ("dropout", "output_attentions", "position_ids", "use_cache")
 
 
+def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
+    """Return the last layer's normalised hidden states of all tokens of the batch, [N, D]."""
+    layout = {} if batch.layout is None else {"pair_layout": batch.layout}
+    position_ids_BT = batch.position_ids_BT
+    if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
+        # Padding stands at a row's last position, so that it makes no row longer.
+        position_ids_BT = batch.attention_mask_BT.cumsum(1) - 1
+    output = model.base_model(
+        input_ids=batch.input_ids_BT,
+        position_ids=position_ids_BT,
+        attention_mask=batch.attention_mask_BT,
+        use_cache=False,
+        **layout,
+    )
+    hidden_BTD: Tensor = output.last_hidden_state
+    return hidden_BTD.flatten(0, 1)
+
+
 def register() -> None:
-    """Make `attn_implementation="packed_pairs"` known to transformers; it gets no mask, the layout says it all."""
+    """Make `attn_implementation="packed_pairs"` known to transformers. It gets no mask: the layout says it all."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED_PAIRS, pair_attention)
@@ -92,7 +115,7 @@ def _pairwise_attention(
 def _suffix_mask(
     layout: PairLayout, before: int, queries: int, window: int | None, like: Tensor
 ) -> Tensor | None:
-    """Additive [Q, S] mask of the last Q of S = before + Q tokens; None where plain causal attention is meant."""
+    """Return the additive [Q, S] mask of the last Q of S = before + Q tokens; None for plain causal attention."""
     keys = before + queries
     if window is not None and window >= keys:
         window = None
@@ -121,7 +144,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, sc
 def _softcapped(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, softcap: float
 ) -> Tensor:
-    """Written out, since the fused kernel has no soft-capping: c·tanh(q·k / c) before the softmax."""
+    """Compute attention with c·tanh(q·k / c) before the softmax, which the fused kernel does not have."""
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
     if mask is None:
         size = query.shape[2]
@@ -131,7 +154,7 @@ def _softcapped(
 
 
 def visible(layout: PairLayout, window: int | None, device: torch.device) -> Callable[..., Tensor]:
-    """FlexAttention's mask function of the packed row: (batch, head, query, key) → may the query see the key."""
+    """Return FlexAttention's mask function of the packed row: (batch, head, query, key) → may the query see the key."""
     pair, part, position = [], [], []
     for number, span in enumerate(layout.spans):
         lengths = (span.prompt, span.chosen, span.rejected)
@@ -159,7 +182,7 @@ def _flex_attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """One FlexAttention call for the whole row; the block mask is shared by the layers of a forward."""
+    """Compute the whole row in one FlexAttention call; the layers of a forward share its block mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     name = ("flex", window)
@@ -186,7 +209,54 @@ def _flex_attention(
 
 @functools.cache
 def _flex_kernel(compiled: bool) -> Any:
-    """Compiled for a GPU; as plain torch operations on the CPU, where only tests call it."""
+    """Return FlexAttention: compiled for a GPU, as plain torch operations on the CPU, where only tests call it."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+
+
+def separate_rows(model: nn.Module) -> None:
+    """Make rotary embeddings that depend on length compute each row alone, from one position 0 to the next."""
+    for module in _by_length(model):
+        module.forward = MethodType(_each_row_alone, module)  # type: ignore[method-assign]
+
+
+def shared_tokens(model: nn.Module) -> int | None:
+    """Return the tokens up to which rows have the same frequencies, and so can share a prompt; None for any number."""
+    return min((length for lengths in _by_length(model).values() for length in lengths), default=None)
+
+
+def _by_length(model: nn.Module) -> dict[Any, list[int]]:
+    """Return the rotary embeddings that depend on length, each with the lengths up to which its layers do not."""
+    found: dict[Any, list[int]] = {}
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for layer, kind in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
+            if isinstance(kind, str) and "dynamic" in kind:
+                found.setdefault(module, []).append(int(module.original_max_seq_len))  # type: ignore[arg-type]
+            elif kind == "longrope":
+                parameters: Any = module.config.rope_parameters  # type: ignore[union-attr]
+                of_layer = parameters if layer is None else parameters[layer]
+                found.setdefault(module, []).append(int(of_layer["original_max_position_embeddings"]))
+    return found
+
+
+def _each_row_alone(self: Any, x: Tensor, position_ids: Tensor, *others: Any, **named: Any) -> Any:
+    compute = type(self).forward
+    found = []
+    for position_1T in position_ids.split(1):
+        begins = (position_1T[0, 1:] == 0) & (position_1T[0, :-1] > 0)
+        parts = []
+        for position_1L in position_1T.tensor_split((begins.nonzero()[:, 0] + 1).tolist(), dim=1):
+            # A row of one token makes it forget longer ones.
+            compute(self, x, torch.zeros_like(position_1L[:, :1]), *others, **named)
+            parts.append(compute(self, x, position_1L, *others, **named))
+        found.append(_joined(parts, -2))
+    return _joined(found, 0)
+
+
+def _joined(parts: list[Any], dim: int) -> Any:
+    """Join cosines and sines, or one tensor of both."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts, dim)
+    return tuple(torch.cat(some, dim) for some in zip(*parts, strict=True))

@@ -1,4 +1,6 @@
-"""Checkpoints inside a training: DeepSpeed's own, each complete only when its marker stands beside it.
+"""What a training keeps until it is complete: checkpoints to go on from, and the weights of chosen epochs.
+
+A checkpoint is DeepSpeed's own, and complete only when its marker stands beside it.
 
     <folder>/<tag>/…            DeepSpeed's files
     <folder>/<tag>.json         the step, the placement, the log so far, and every file's digest; written last, by rank 0
@@ -8,38 +10,46 @@ The two newest are kept: one that was damaged since is passed over for the one b
 writers of one folder never share a file. With a mirror, files and markers are kept in a bucket under the same names, and
 `folder` is where every node writes and reads them. At the placement it was written with a checkpoint is loaded bit for
 bit; at another world size it is converted first. The ZeRO stage must be the one it was written at.
+
+The weights of chosen epochs wait beside the checkpoints, so that a training that goes on still has those of its earlier
+epochs; without checkpoints they go to the output folder at once. In a bucket, a sealed note of their files' digests is
+put last.
 """
 
 import contextlib
-import itertools
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from trainers.disk import DRAFT, SEAL, digest_file, disk_named, replace, require_room, seal
 from trainers.errors import SpecError, StorageError, Unreachable
-from trainers.mirror import clear_together, fetch_together, upload_together
+from trainers.mirror import clear_together, fetch_together, on_node, upload_together
 from trainers.objects import Location, ObjectPath, matching
-from trainers.transfer import remove_tree
+from trainers.saving import full_weights, save_model
+from trainers.transfer import fetch, files_below, remove_tree, upload
 
 KEPT = 2
 EVERY_S = 600.0
 _TAG = re.compile(r"step\d+-[0-9a-f]+")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """Where checkpoints are kept, and how often one is written: every ten minutes, or after so many optimiser steps.
+    """Where checkpoints are kept, and how often one is written: every ten minutes, or every so many optimiser steps.
 
-    With `mirror` they are kept there, and `folder` is a local one that nobody else needs to see.
+    With a `mirror` they are kept in that bucket, and `folder` is one of this node alone.
     """
 
     folder: Path
@@ -53,17 +63,17 @@ class Checkpoints:
 
     @property
     def kept(self) -> Location:
-        """Where markers are."""
+        """The folder or bucket that holds the markers."""
         return self.folder if self.mirror is None else self.mirror
 
     def due(self, step: int, since_s: float) -> bool:
-        """Whether one is due after `step` steps, `since_s` seconds after the last."""
+        """Whether a checkpoint is due after `step` steps, `since_s` seconds after the last one."""
         return since_s >= self.every_s if self.every_steps is None else step % self.every_steps == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint: the optimiser steps done of `total`, their log, by what it was written and how long that took."""
+    """A complete checkpoint: the optimiser steps done of `total` and their log, what wrote it, and how long that took."""
 
     step: int
     total: int
@@ -76,78 +86,72 @@ class Checkpoint:
     write_s: float
 
     def fits(self, world_size: int, zero_stage: int) -> bool:
-        """Whether it can be loaded as it is. Without ZeRO every rank holds everything, at any world size."""
+        """Whether it can be loaded as it is. Without ZeRO, every rank holds everything at any world size."""
         if self.zero_stage == zero_stage == 0:
             return True
         return (self.world_size, self.zero_stage) == (world_size, zero_stage)
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint in `folder` that is as it was written, and what is wrong with those passed over."""
-    faults: list[str] = []
-    for marker in _markers(folder):
-        checkpoint = _read(marker)
-        fault = "its marker is unreadable" if checkpoint is None else _fault(folder, checkpoint)
-        if checkpoint is not None and fault is None:
-            return checkpoint, faults
-        faults.append(f"the checkpoint {folder / marker.stem} is damaged ({fault}) and is passed over")
-    return None, faults
+    """Return the newest checkpoint in `folder` that is as it was written, and what is wrong with newer ones."""
+    found = [(marker.stem, _read(marker)) for marker in _markers(folder)]
+    return _newest_sound(folder, found, lambda checkpoint: _fault(folder, checkpoint))
 
 
 def agreed_latest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str]]:
-    """What `latest` finds on rank 0, on every rank; from a mirror with its files in `folder`. A collective.
+    """Return what `latest` finds on rank 0, on every rank; from a mirror, fetch its files, too. A collective.
 
-    What a crash left half-written goes first: it would take the room of the next checkpoint.
+    What a crash left half-written goes first: it would take the room of the next checkpoint. Raises StorageError.
     """
-    folder = checkpoints.folder
+    folder, mirror = checkpoints.folder, checkpoints.mirror
     if dist.get_rank() == 0:
         with contextlib.suppress(OSError, StorageError):
             _drop_old(checkpoints.kept)
-    if checkpoints.mirror is not None:
-        return _fetched_latest(folder, checkpoints.mirror)
-    found: list[Any] = [latest(folder) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    checkpoint, faults = found[0]
-    return checkpoint, faults
-
-
-def _fetched_latest(folder: Path, mirror: ObjectPath) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a bucket whose files are as written on every node. Raises StorageError."""
+    if mirror is None:
+        return _on_first(lambda: latest(folder))
     clear_together(folder)
+    found = _on_first(lambda: [(marker.stem, _read(marker)) for marker in _markers(mirror)])
+    return _newest_sound(
+        mirror,
+        found,
+        lambda checkpoint: fetch_together(mirror / checkpoint.tag, checkpoint.files, folder / checkpoint.tag),
+    )
+
+
+def _newest_sound(
+    folder: Location,
+    found: Sequence[tuple[str, Checkpoint | None]],
+    fault_of: Callable[[Checkpoint], str | None],
+) -> tuple[Checkpoint | None, list[str]]:
     faults: list[str] = []
-    for number in itertools.count():
-        offered: list[Any] = [None]
-        if dist.get_rank() == 0:
-            offered = [_offered(mirror, number)]
-        dist.broadcast_object_list(offered)
-        tag, checkpoint, fault = offered[0]
-        if tag is None and fault is not None:
-            raise StorageError(fault)
-        if tag is None:
-            break
-        if checkpoint is not None:
-            fault = fetch_together(mirror / tag, checkpoint.files, folder / tag)
-            if fault is None:
-                return checkpoint, faults
-        faults.append(f"the checkpoint {mirror / tag} is damaged ({fault}) and is passed over")
+    for tag, checkpoint in found:
+        fault = "its marker is unreadable" if checkpoint is None else fault_of(checkpoint)
+        if fault is None:
+            return checkpoint, faults
+        faults.append(f"the checkpoint {folder / tag} is damaged ({fault}) and is passed over")
     return None, faults
 
 
-def _offered(mirror: ObjectPath, number: int) -> tuple[str | None, Checkpoint | None, str | None]:
-    """Tag, checkpoint and fault of the newest marker (0) or an older one; no tag where there is none."""
-    try:
-        markers = _markers(mirror)
-        if number >= len(markers):
-            return None, None, None
-        checkpoint = _read(markers[number])
-    except Unreachable as error:
-        # The other ranks wait for what is found here.
-        return None, None, str(error)
-    return markers[number].stem, checkpoint, None if checkpoint else "its marker is unreadable"
+def _on_first(act: Callable[[], Found]) -> Found:
+    """Act on rank 0, and give every rank what it found. A collective.
+
+    Raises StorageError on all of them where it failed: the others would wait for it.
+    """
+    said: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            said = [act(), None]
+        except (OSError, StorageError) as error:
+            said = [None, str(error)]
+    dist.broadcast_object_list(said)
+    if said[1] is not None:
+        raise StorageError(said[1])
+    found: Found = said[0]
+    return found
 
 
 def _markers(folder: Location) -> list[Location]:
-    """Markers, the newest first."""
+    """Return the markers in a folder, the newest first."""
     return [file for file in matching(folder, "*.json") if _TAG.fullmatch(file.stem)][::-1]
 
 
@@ -181,12 +185,10 @@ def save(
     total: int,
     training: dict[str, str],
 ) -> float:
-    """Write a checkpoint and drop the third last; seconds taken. A collective. Raises StorageError."""
+    """Write a checkpoint, drop the third last, and return the seconds taken. A collective. Raises StorageError."""
     began = time.perf_counter()
     folder, step = checkpoints.folder, len(log)
-    named = [f"step{step:08d}-{uuid.uuid4().hex[:8]}"]
-    dist.broadcast_object_list(named)
-    tag = named[0]
+    tag = _on_first(lambda: f"step{step:08d}-{uuid.uuid4().hex[:8]}")
     need = _bytes_of(engine)
     _require_room_together(folder, need)
     try:
@@ -196,10 +198,8 @@ def save(
         shutil.rmtree(folder / tag, ignore_errors=True)
         raise
     dist.barrier()
-    if checkpoints.mirror is None:
-        files = _digests_together(folder / tag)
-    else:
-        files = upload_together(folder, tag, checkpoints.mirror)
+    mirror = checkpoints.mirror
+    files = _digests_together(folder / tag) if mirror is None else upload_together(folder, tag, mirror)
     write_s = time.perf_counter() - began
     if dist.get_rank() == 0:
         marker = {
@@ -229,7 +229,7 @@ def complete(folder: Location, marker: dict[str, Any]) -> None:
 
 
 def _bytes_of(engine: Any) -> int:
-    """Upper bound of a checkpoint's size: weights, and two moments and a master copy in fp32 of what is trained."""
+    """Return an upper bound of a checkpoint's size: weights, and two moments and a master copy in fp32 of those trained."""
     parameters = [*engine.module.parameters(), *engine.module.buffers()]
     count = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters)
     trained = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters if item.requires_grad)
@@ -237,28 +237,19 @@ def _bytes_of(engine: Any) -> int:
 
 
 def _require_room_together(folder: Path, need: int) -> None:
-    """Every rank raises StorageError where rank 0 finds too little room; one alone would leave the others waiting."""
-    error: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            require_room(folder, need)
-        except (StorageError, OSError) as found:
-            error = [str(found)]
-    dist.broadcast_object_list(error)
-    if error[0] is not None:
-        raise StorageError(error[0])
+    def look() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder, need)
+
+    _on_first(look)
 
 
 def _digests_together(folder: Path) -> dict[str, str]:
-    """Digest of every file, each rank reading its share."""
-    listed: list[Any] = [
-        sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    ]
-    dist.broadcast_object_list(listed)
+    """Return the digest of every file, each rank reading its share."""
+    names = _on_first(lambda: files_below(folder))
     rank, world_size = dist.get_rank(), dist.get_world_size()
     shares: list[Any] = [None] * world_size
-    dist.all_gather_object(shares, {name: digest_file(folder / name) for name in listed[0][rank::world_size]})
+    dist.all_gather_object(shares, {name: digest_file(folder / name) for name in names[rank::world_size]})
     return {name: digest for share in shares for name, digest in share.items()}
 
 
@@ -271,3 +262,124 @@ def _drop_old(folder: Location) -> None:
                 remove_tree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def prepare(checkpoint: Checkpoint, checkpoints: Checkpoints, zero_stage: int) -> bool:
+    """Make the checkpoint fit this placement, and say whether it had to be made universal. A collective.
+
+    Raises SpecError where it was written at another ZeRO stage, StorageError.
+    """
+    if checkpoint.fits(dist.get_world_size(), zero_stage):
+        return False
+    if checkpoint.zero_stage != zero_stage:
+        raise SpecError(
+            f"the checkpoint in {checkpoints.kept} was written at ZeRO {checkpoint.zero_stage} and cannot go on at {zero_stage}; "
+            f"use --zero-stage {checkpoint.zero_stage}, or remove it to start anew."
+        )
+    converts = dist.get_rank() if checkpoints.mirror is None else on_node()[0]
+    if converts == 0:
+        _convert(checkpoints.folder, checkpoint.tag)
+    dist.barrier()
+    return True
+
+
+def load(engine: Any, checkpoint: Checkpoint, checkpoints: Checkpoints, *, universal: bool) -> None:
+    """Load weights, optimiser and counters into the engine. A collective. Raises StorageError."""
+    folder = checkpoints.folder
+    found, _ = engine.load_checkpoint(str(folder / "universal" if universal else folder), tag=checkpoint.tag)
+    if found is None:
+        raise StorageError(
+            f"{folder / checkpoint.tag} is not a checkpoint of this training; remove {checkpoints.kept}."
+        )
+    if checkpoints.mirror is not None:
+        clear_together(folder)
+
+
+def _convert(folder: Path, tag: str) -> None:
+    target = folder / "universal"
+    if (target / tag).is_dir():
+        return
+    draft = target / f"{tag}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(folder / tag), "--output_folder", str(draft)]
+    # In a process of its own that is no rank: it forks its own workers.
+    alone = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise StorageError(f"{folder / tag} could not be converted for this placement: {last}")
+    draft.replace(target / tag)
+
+
+def model_folder(epoch: int, epochs: int) -> str:
+    """Return the name of the folder that holds the model after `epoch` (from 1) of `epochs`."""
+    return "model" if epoch == epochs else f"model-epoch-{epoch}"
+
+
+def keep_epoch(
+    model: Any,
+    files: Mapping[str, bytes],
+    folder: Path,
+    epoch: int,
+    epochs: int,
+    mirror: ObjectPath | None = None,
+) -> None:
+    """Write the model as it is into `folder` or `mirror`, whole or not at all. A collective. Raises StorageError."""
+    weights = full_weights(model)
+    if dist.get_rank() > 0:
+        return
+    target = folder / model_folder(epoch, epochs)
+    draft = folder / f"{DRAFT}{target.name}"
+    for left in (draft, target):
+        shutil.rmtree(left, ignore_errors=True)
+    save_model(weights, files, draft)
+    draft.rename(target)
+    if mirror is not None:
+        names = files_below(target)
+        upload(target, names, mirror / target.name)
+        note = {"files": {name: digest_file(target / name) for name in names}}
+        replace(mirror / f"{target.name}.json", json.dumps({**note, SEAL: seal(note)}))
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def collect_epochs(
+    folder: Path, out_dir: Path, kept: tuple[int, ...], epochs: int, mirror: ObjectPath | None = None
+) -> None:
+    """Put the models that `keep_epoch` left into `out_dir`. Raises StorageError where one is gone."""
+    if folder == out_dir:
+        return
+    if mirror is not None:
+        for name in (model_folder(epoch, epochs) for epoch in kept):
+            _fetch_kept(mirror, name, out_dir)
+        return
+    for epoch in kept:
+        name = model_folder(epoch, epochs)
+        if not (folder / name).is_dir():
+            raise StorageError(
+                f"the weights kept after epoch {epoch} are gone from {folder}; remove it and run the same command again."
+            )
+        shutil.copytree(folder / name, out_dir / name, copy_function=_link_or_copy)
+
+
+def _fetch_kept(mirror: ObjectPath, name: str, out_dir: Path) -> None:
+    wrong = ["its note"]
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        note = json.loads((mirror / f"{name}.json").read_text())
+        if note.get(SEAL) == seal(note):
+            wrong = fetch(mirror / name, note["files"], out_dir / name)
+    if wrong:
+        raise StorageError(
+            f"the weights kept in {mirror / name} are gone or not what was written ({wrong[0]}); remove {mirror} and run "
+            "the same command again."
+        )
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Make a second name for the file, which the first outlives; where the file system cannot, make a copy."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)

@@ -1,36 +1,63 @@
-"""What the commands of this package share: models and data by the words of a command line, errors as exit codes.
+"""What every command line of rmsweep shares: flags, text on any terminal, errors as exit codes, models and data by name.
 
 Exit codes: 0 done · 1 a defect · 2 wrong usage or input, said before anything starts · 3 it started and failed.
 """
 
+import codecs
 import contextlib
+import dataclasses
+import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import types
+import typing
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from trainers.data.named import DATASETS, named_set
 from trainers.data.sources import HUB_ID, read_pairs
 from trainers.errors import DataError, Interrupted, SpecError, SweepError, TrialFailed
-from trainers.flags import parse
-from trainers.pairs import Counts
+from trainers.pairs import Counts, TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DatasetSpec, DrawSpec, clean_name
-from trainers.terminal import write_any_text
+from trainers.specs import DatasetSpec, DrawSpec, Precision, Trust, clean_name
+from trainers.templates import load_tokenizer
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
+Takes = Literal["nothing", "one", "several", "subcommand"]
+
+READABLE = "rmsweep-readable"
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("·•", "*"),
+        **dict.fromkeys("─━–—−", "-"),
+        **dict.fromkeys("│┃", "|"),
+        **dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┡┩┳╇", "+"),
+        "×": "x",
+        "±": "+-",
+        "β": "beta",
+        "σ": "sigma",
+        "√": "sqrt",
+        "≤": "<=",
+        "≥": ">=",
+        "→": "->",
+        "…": "...",
+        "’": "'",
+    }
+)
 
 
 def command(
     parsed: type[Arguments], run: Callable[[Arguments], None], name: str, *, models: bool = True
 ) -> None:
-    """Parse the command line, run, and exit with the contract's code; a SweepError is said without a traceback.
+    """Parse the command line, run, and exit with the code that the outcome has; a SweepError prints no traceback.
 
-    A command that has to do with no `models` is not kept waiting for transformers.
+    A command without `models` does not wait for transformers to be imported.
     """
     import tyro
 
@@ -60,24 +87,102 @@ def _quieten_transformers() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # That took the hub's bars away, too; a download is long, and one rank shows it where somebody looks.
+    # That disabled the hub's bars, too. A download is long, so the first rank shows it on a terminal.
     watched = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
     if watched and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         enable_progress_bars()
 
 
-def named_reward(name: str, beta: float | None) -> RewardSpec:
-    """A reward type or ablation by name. Raises SpecError."""
-    known = reward_variants(PAPER_BETA if beta is None else beta)
-    if name not in known:
-        raise SpecError(f"--reward {name} is not one of {', '.join(known)}.")
-    if beta is not None and known[name].beta is None:
-        raise SpecError(f"--beta is given, but {name} has no beta.")
-    return known[name]
+def write_any_text() -> None:
+    """Let stdout and stderr take every text: signs that their encoding lacks are written in ASCII."""
+    codecs.register_error(READABLE, _readable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not is_utf(stream.encoding):
+            stream.reconfigure(errors=READABLE)
+
+
+def is_utf(encoding: str | None) -> bool:
+    """Whether an encoding has every sign. Text in memory, which has no encoding, does."""
+    return encoding is None or encoding.lower().startswith("utf")
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_ascii, error.object[error.start : error.end])), error.end
+
+
+def _ascii(sign: str) -> str:
+    plain = unicodedata.normalize("NFKD", sign.translate(_SIGNS))
+    return plain.encode("ascii", "ignore").decode() or "?"
+
+
+def parse(kind: type[Arguments], words: Sequence[str], *, prog: str, config: Sequence[Any]) -> Arguments:
+    """Return the words of a command line as a `kind`; exit with 2 where they are wrong."""
+    import tyro
+
+    try:
+        words = added_up(kind, words)
+    except SpecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    return tyro.cli(kind, args=words, prog=prog, config=tuple(config))
+
+
+def added_up(kind: type, words: Sequence[str]) -> list[str]:
+    """Move the values of a repeated flag behind its first ones, since tyro would take the last ones alone.
+
+    Raises SpecError where a flag that takes one value is given twice.
+    """
+    takes = dict(_takes("", kind))
+    into: list[str] = []
+    groups, first = [into], dict[str, list[str]]()
+    for word in words:
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-") if word.startswith("--") else word
+        if takes.get(flag) == "subcommand" and not (len(into) == 1 and takes.get(into[0]) == "one"):
+            # Only the first time: after that the same word is a value.
+            del takes[flag]
+            into = [word]
+            groups.append(into)
+        elif word.startswith("--") and flag in first:
+            if takes[flag] == "one":
+                raise SpecError(
+                    f"{flag} is given twice; it takes one value, and one of the two would be lost."
+                )
+            into = first[flag]
+            into.extend([value] if equals else [])
+        elif word.startswith("--"):
+            into = [word]
+            groups.append(into)
+            if flag in takes:
+                first[flag] = into
+        else:
+            into.append(word)
+    return [word for group in groups for word in group]
+
+
+def _takes(name: str, hint: Any) -> Iterator[tuple[str, Takes]]:
+    """Yield each flag and subcommand of a type hint, and what follows it on a command line."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Annotated:
+        names = [item.name for item in parts[1:] if getattr(item, "name", None)]
+        yield from _takes(names[0] if names else name, parts[0])
+    elif dataclasses.is_dataclass(hint):
+        for field, inner in typing.get_type_hints(hint, include_extras=True).items():
+            yield from _takes(field, inner)
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType) and type(None) not in parts:
+        for part in parts:
+            (command,) = typing.get_args(part)[:1] or (part,)
+            yield command.__name__.lower(), "subcommand"
+            yield from _takes(name, part)
+    else:
+        several = typing.get_origin(hint) is tuple and Ellipsis in parts
+        yield f"--{name.replace('_', '-')}", "nothing" if hint is bool else "several" if several else "one"
 
 
 def dataset_spec(data: str) -> DatasetSpec:
-    """The set that a word means: a file, a folder, a known name or a hub id."""
+    """Return the set that a word names: a file, a folder, a known name or a hub id. Raises DataError."""
     path = Path(data).expanduser()
     known = None if path.exists() else named_set(data)
     if known is not None:
@@ -91,17 +196,9 @@ def dataset_spec(data: str) -> DatasetSpec:
     return DatasetSpec(name=name, source=str(path) if path.exists() else data)
 
 
-def read_named_pairs(data: str, split: str) -> tuple[str, list[Any]]:
-    """(name, pairs) of a file, a folder, a known set or a hub id. Raises DataError."""
-    spec = dataset_spec(data)
-    # A known set may call its splits otherwise.
-    called = {"train": spec.train_split, "test": spec.test_split}
-    return spec.name, read_pairs(spec, called.get(split, split))
-
-
 @contextlib.contextmanager
 def model_folder(model: str) -> Iterator[str]:
-    """Where to load `model` from: a folder or hub id as it is, a GGUF file (or its folder) converted for the while.
+    """Give the place to load `model` from: a GGUF file (or its folder) is converted for as long as the block runs.
 
     Raises ModelError.
     """
@@ -117,24 +214,84 @@ def model_folder(model: str) -> Iterator[str]:
         yield str(Path(scratch) / "model")
 
 
-def say_counts(counts: Counts, kept: int, draw: DrawSpec, model: str) -> None:
-    """Tell how many pairs were left out for their length, and how many have nothing to choose between."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if counts.too_long:
-        print(
-            f"{counts.too_long} pairs left out: over {draw.max_prompt_tokens} prompt or {draw.max_response_tokens} "
-            "response tokens",
-            file=sys.stderr,
+@dataclass(frozen=True, kw_only=True)
+class OnPairs:
+    """The flags of a command that takes a model and preference pairs."""
+
+    model: str
+    """Folder, GGUF file or hub id."""
+    reward: str
+    """ex_rm, im_rm, ex_grm, or an ablation: ex_rm_mean, im_rm_no_reference."""
+    data: str
+    """File, folder, built-in set or hub id of prompt, chosen, rejected."""
+    beta: float | None = None
+    """β of im_rm (default 0.01)."""
+    split: str
+    """Split of a folder or hub set."""
+    max_pairs: int | None = None
+    """Use the first N of a seeded permutation."""
+    seed: int = 0
+    """Seed of the permutation; in a training also of the head and of the order of pairs."""
+    max_prompt_tokens: int = 1024
+    """Pairs with a longer prompt are left out and counted, never cut."""
+    max_response_tokens: int = 1024
+    """Pairs with a longer response are left out and counted, never cut."""
+    precision: Precision = "fp32"
+    """Precision of the weights. In bf16, heads and log-probabilities are still fp32, and training keeps fp32 weights."""
+    allow_pickle: bool = False
+    """Read pickled weights where there are no safetensors. Danger: a pickle can run any code of its author."""
+    trust_remote_code: bool = False
+    """Run the Python files of a model's folder. Danger: any code of its author runs with your rights."""
+
+    @property
+    def trust(self) -> Trust:
+        """What may run on loading a model."""
+        return Trust(allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
+
+    def reward_spec(self) -> RewardSpec:
+        """Return the reward type or ablation that is named. Raises SpecError."""
+        known = reward_variants(PAPER_BETA if self.beta is None else self.beta)
+        if self.reward not in known:
+            raise SpecError(f"--reward {self.reward} is not one of {', '.join(known)}.")
+        if self.beta is not None and known[self.reward].beta is None:
+            raise SpecError(f"--beta is given, but {self.reward} has no beta.")
+        return known[self.reward]
+
+    def read_pairs(self) -> tuple[str, list[Any]]:
+        """Return the name and the pairs of a file, a folder, a known set or a hub id. Raises DataError."""
+        spec = dataset_spec(self.data)
+        # A known set may give its splits other names.
+        called = {"train": spec.train_split, "test": spec.test_split}
+        return spec.name, read_pairs(spec, called.get(self.split, self.split))
+
+    def tokenize(self, rows: Sequence[Any], location: str) -> list[TokenPair]:
+        """Return the drawn pairs as tokens of the model at `location`, and say once what was left out and is alike."""
+        draw = DrawSpec(
+            max_pairs=self.max_pairs,
+            seed=self.seed,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
         )
-    if counts.identical:
-        print(ties(counts.identical, kept, model), file=sys.stderr)
-    if counts.many_unknown:
-        print(unknown(counts, model), file=sys.stderr)
+        rendering = self.reward_spec().type.rendering
+        pairs, counts = tokenize_pairs(rows, load_tokenizer(location, trust=self.trust), draw, rendering)
+        said = []
+        if counts.too_long:
+            said.append(
+                f"{counts.too_long} pairs left out: over {self.max_prompt_tokens} prompt or "
+                f"{self.max_response_tokens} response tokens"
+            )
+        if counts.identical:
+            said.append(ties(counts.identical, len(pairs), self.model))
+        if counts.many_unknown:
+            said.append(unknown(counts, self.model))
+        if os.environ.get("RANK", "0") == "0":
+            for line in said:
+                print(line, file=sys.stderr)
+        return pairs
 
 
 def ties(identical: int, kept: int, model: str) -> str:
-    """One line about pairs whose two sides are the same tokens."""
+    """Return a line about pairs whose two sides are the same tokens."""
     return (
         f"{identical} of {kept} pairs have the same tokens on both sides under the chat template of {model}: "
         "ties, from which nothing is learned"
@@ -142,7 +299,7 @@ def ties(identical: int, kept: int, model: str) -> str:
 
 
 def unknown(counts: Counts, model: str) -> str:
-    """One line about texts that a tokenizer hardly knows."""
+    """Return a line about texts that a tokenizer hardly knows."""
     return (
         f"{counts.unknown_tokens} of {counts.tokens} tokens are unknown to the tokenizer of {model}: it gives all such "
         "words one id, so that texts that differ only in them are the same to the model"
@@ -150,7 +307,7 @@ def unknown(counts: Counts, model: str) -> str:
 
 
 def plain_name(text: str, otherwise: str) -> str:
-    """A name for cards and columns; `otherwise` where the text has no letter that may stand there."""
+    """Return the text as a name for cards and columns, or `otherwise` where it has no letter for one."""
     try:
         return clean_name(text)
     except SpecError:
@@ -158,5 +315,5 @@ def plain_name(text: str, otherwise: str) -> str:
 
 
 def dump(values: dict[str, float]) -> str:
-    """Metrics for people and machines alike."""
+    """Return metrics as one line of JSON."""
     return json.dumps({name: round(value, 6) for name, value in values.items()})

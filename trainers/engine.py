@@ -1,4 +1,4 @@
-"""DeepSpeed around a reward module: the process group, the optimiser, the engine."""
+"""DeepSpeed around a reward module: the process group, the optimiser, the engine. Private interfaces: versions.py."""
 
 import contextlib
 import functools
@@ -18,15 +18,15 @@ from trainers.specs import OptimSpec, Placement, Precision
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Make this process a rank: of the gang that launched it, or a world of its own that ends with the block."""
+    """Make this process a rank of the gang that launched it, or a world of its own, for as long as the block runs."""
     import deepspeed
     from deepspeed.comm import comm
 
-    # DeepSpeed would compile a shared-memory op (45–100 s); gloo does without.
+    # DeepSpeed would compile it (45–100 s).
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        # Before any collective: on one device, NCCL refuses two ranks.
+        # Before any collective: NCCL refuses two ranks on one device.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     own = not dist.is_initialized()
     named = os.environ.get("GLOO_SOCKET_IFNAME")
@@ -49,7 +49,7 @@ def process_group() -> Iterator[None]:
 
 
 def gloo_on_loopback() -> None:
-    """Keep the sockets that gloo listens on off the network, for ranks that all run on this machine."""
+    """Keep gloo's sockets off the network, where all ranks run on this machine."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
 
 
@@ -61,7 +61,7 @@ def make_engine(
     precision: Precision,
     universal: bool = False,
 ) -> Any:
-    """The DeepSpeed engine that trains `module`; `universal` says that it will load a universal checkpoint."""
+    """Make the DeepSpeed engine that trains `module`; `universal` says that it will load a universal checkpoint."""
     import deepspeed
 
     # In evaluation mode: a dropout would make the result depend on rank, placement and process.
@@ -78,7 +78,7 @@ def make_engine(
         "zero_allow_untested_optimizer": True,
         # torch's fused AdamW serves offloaded state; DeepSpeed's own would be compiled first.
         "zero_force_ds_cpu_optimizer": False,
-        # Not given, DeepSpeed would clip to norm 1.
+        # DeepSpeed's default clips to norm 1.
         "gradient_clipping": optim.clip or 0.0,
         "bf16": {"enabled": precision == "bf16"},
         "checkpoint": {"load_universal": universal},
@@ -89,7 +89,7 @@ def make_engine(
 
 
 def effective_zero_stage(placement: Placement, precision: Precision) -> int:
-    """ZeRO stage that DeepSpeed is given: in bf16 without ZeRO it would keep no fp32 master weights, ZeRO-1 does."""
+    """Return the ZeRO stage for DeepSpeed: in bf16 at least 1, since without ZeRO it keeps no fp32 master weights."""
     return max(placement.zero_stage, 1) if precision == "bf16" else placement.zero_stage
 
 
@@ -114,7 +114,7 @@ def _optimizer(module: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
 
 
 def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
-    """Learning rate of optimiser step `step` (from 0) of `steps`."""
+    """Return the learning rate of optimiser step `step` (from 0) of `steps`."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     if optim.schedule == "constant":
@@ -126,7 +126,7 @@ def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
 
 
 def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
-    """Recompute each layer in the backward pass: the layer alone is in training mode, and not while it computes."""
+    """Recompute each layer in the backward pass. Only the layer is in training mode, and not while it computes."""
     from transformers import PreTrainedModel
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -146,7 +146,7 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
 
 
 def _checkpoint_evaluating(layer: nn.Module, checkpoint: Any, forward: Any, *inputs: Any) -> Any:
-    """What `checkpoint` gives for the layer in evaluation mode: OPT's own forward would drop out, others skip layers."""
+    """Run `checkpoint` with the layer in evaluation mode: in training mode OPT drops out, and others skip layers."""
 
     def evaluate(*again: Any) -> Any:
         layer.training = False

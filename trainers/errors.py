@@ -1,23 +1,4 @@
-"""Every error that rmsweep raises on purpose.
-
-    SweepError
-    ├── SpecError        a spec or a flag that cannot be meant
-    ├── DataError        preference data that cannot be read or trained on
-    ├── ModelError       a model that cannot be found, loaded or scored
-    ├── PlanError        work that does not fit the machine or cluster
-    ├── StorageError     the artifact store cannot be read or written
-    │   ├── Damaged      an artifact is not what was written
-    │   └── Unreachable  an object store does not answer, or refuses
-    ├── TrackingError    MLflow cannot be reached
-    ├── Interrupted      stopped on request; what is there stays
-    └── TrialFailed      a stage that started and did not end well
-        ├── OutOfMemory
-        ├── Diverged
-        ├── WorkerLost
-        └── Timeout
-
-A message says what was wrong, where (file, row, flag), and what to do.
-"""
+"""Every error that rmsweep raises on purpose. A message says what was wrong, where (file, row, flag), and what to do."""
 
 
 class SweepError(Exception):
@@ -56,7 +37,7 @@ class Damaged(StorageError):
 
 
 class Unreachable(StorageError, OSError):
-    """An object store does not answer or refuses; caught as an OSError where a disk's would be."""
+    """An object store does not answer or refuses; it is caught as an OSError where a disk's error would be."""
 
 
 class TrackingError(SweepError):

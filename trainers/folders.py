@@ -1,4 +1,4 @@
-"""A model's folder judged by its files, without torch or transformers: what may be loaded, and whether it can be.
+"""Checks of a model's folder, without torch or transformers: what may be loaded, and whether it can be.
 
 Only safetensors and JSON are read; pickles and Python files only where the user trusts them (specs.Trust).
 """
@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,17 @@ _MODEL_TYPE = re.compile(r'\(\s*"([\w.-]+)",\s*"\w+"')
 
 
 def require_sound_model(folder: Path, trust: Trust) -> list[Path]:
-    """The files that hold the weights. Raises ModelError where they, the configuration or the tokenizer are unsound."""
+    """Return the files of weights. Raises ModelError where they, the configuration or the tokenizer are unsound."""
     weights = weight_files(folder, trust)
     config = _json_object(folder / "config.json")
     _require_known_architecture(config, folder, trust)
-    _require_named_weights(config, weights, folder)
-    _require_sizes(config, folder)
-    shapes = _shapes(weights)
-    if shapes:
-        _require_fit(config, shapes, folder)
+    _require_config_of(config, weights, folder)
     _require_tokenizer(folder)
     return weights
 
 
 def weight_files(folder: Path, trust: Trust) -> list[Path]:
-    """Safetensors, or pickles where there are none and they are allowed. Raises ModelError."""
+    """Return safetensors files, or pickles where there are none and they are allowed. Raises ModelError."""
     found = sorted(folder.glob("*.safetensors"))
     if found:
         index = folder / "model.safetensors.index.json"
@@ -55,7 +51,7 @@ def weight_files(folder: Path, trust: Trust) -> list[Path]:
 
 
 def _complete(shards: list[Path], index: Path) -> list[Path]:
-    """The shards, once the index of them names no other file; one lone file needs none."""
+    """Return the shards. Raises ModelError where their index names another file; a single file needs no index."""
     if not index.is_file():
         if len(shards) == 1:
             return shards
@@ -70,7 +66,7 @@ def _complete(shards: list[Path], index: Path) -> list[Path]:
 
 
 def code_files(folder: Path) -> list[Path]:
-    """The Python files in a model's folder, which `trust_remote_code` may run."""
+    """Return the Python files in a model's folder, which `trust_remote_code` may run."""
     return sorted(file for file in folder.rglob("*.py") if file.is_file())
 
 
@@ -104,31 +100,43 @@ def _require_known_architecture(config: dict[str, Any], folder: Path, trust: Tru
 
 @functools.cache
 def _known_model_types() -> frozenset[str]:
-    """Read off transformers' own table: importing the library takes seconds."""
+    """Return the types in transformers' own table, read as text: importing the library takes seconds."""
     spec = importlib.util.find_spec("transformers")
     folder = Path((spec.submodule_search_locations or [""])[0]) if spec else Path()
     table = (folder / "models" / "auto" / "auto_mappings.py").read_text(encoding="utf-8")
     return frozenset(_MODEL_TYPE.findall(table.partition("CONFIG_MAPPING_NAMES")[2])) | {"gpt-sw3"}
 
 
-def _require_named_weights(config: dict[str, Any], weights: Iterable[Path], folder: Path) -> None:
+def _require_config_of(config: dict[str, Any], weights: Sequence[Path], folder: Path) -> None:
+    """Raise ModelError where the configuration is not that of these weights."""
+    file = folder / "config.json"
     named = config.get("transformers_weights")
-    if named is not None and named not in {file.name for file in weights}:
-        raise ModelError(
-            f"{folder / 'config.json'}: transformers_weights {named!r} is no file of weights here."
-        )
-
-
-def _require_sizes(config: dict[str, Any], folder: Path) -> None:
+    if named is not None and named not in {weight.name for weight in weights}:
+        raise ModelError(f"{file}: transformers_weights {named!r} is no file of weights here.")
     for name in _SIZES:
         value = config.get(name, 1)
         # Some architectures give one value per layer.
         if not isinstance(value, list) and (type(value) is not int or value < 1):
-            raise ModelError(f"{folder / 'config.json'}: {name} is {value!r}, not a positive integer.")
+            raise ModelError(f"{file}: {name} is {value!r}, not a positive integer.")
+    vocabulary, width, layers = map(config.get, ("vocab_size", "hidden_size", "num_hidden_layers"))
+    last_layer = -1
+    for name, shape in _shapes(weights).items():
+        embeddings = name.endswith("embed_tokens.weight") and None not in (vocabulary, width)
+        if embeddings and shape != [vocabulary, width]:
+            raise ModelError(
+                f"{folder}: config.json says vocab_size {vocabulary} and hidden_size {width}, "
+                f"but {name} is {' × '.join(map(str, shape))}."
+            )
+        if match := _LAYER.search(name):
+            last_layer = max(last_layer, int(match[1]))
+    if last_layer >= 0 and isinstance(layers, int) and layers > last_layer + 1:
+        raise ModelError(
+            f"{folder}: config.json says num_hidden_layers {layers}, but there are weights for {last_layer + 1}."
+        )
 
 
 def _shapes(weights: Iterable[Path]) -> dict[str, list[int]]:
-    """Shapes by tensor name; safetensors checks its header and offsets against the file. Empty for pickles."""
+    """Return shapes by tensor name, none for pickles; safetensors checks its header and offsets against the file."""
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, list[int]] = {}
@@ -143,27 +151,6 @@ def _shapes(weights: Iterable[Path]) -> dict[str, list[int]]:
     return shapes
 
 
-def _require_fit(config: dict[str, Any], shapes: dict[str, list[int]], folder: Path) -> None:
-    vocabulary, width, layers = (
-        config.get(name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")
-    )
-    for name, shape in shapes.items():
-        if (
-            name.endswith("embed_tokens.weight")
-            and None not in (vocabulary, width)
-            and shape != [vocabulary, width]
-        ):
-            raise ModelError(
-                f"{folder}: config.json says vocab_size {vocabulary} and hidden_size {width}, "
-                f"but {name} is {' × '.join(map(str, shape))}."
-            )
-    numbers = [int(match[1]) for name in shapes if (match := _LAYER.search(name))]
-    if numbers and isinstance(layers, int) and layers > max(numbers) + 1:
-        raise ModelError(
-            f"{folder}: config.json says num_hidden_layers {layers}, but there are weights for {max(numbers) + 1}."
-        )
-
-
 def _require_tokenizer(folder: Path) -> None:
     names = [file.name for file in folder.iterdir() if file.is_file()]
     if not any(
@@ -173,19 +160,16 @@ def _require_tokenizer(folder: Path) -> None:
     for name in (*_OBJECTS, "generation_config.json"):
         if (folder / name).is_file():
             _json_object(folder / name)
-    if (folder / "tokenizer.json").is_file():
-        _require_tokenizer_json(folder / "tokenizer.json")
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer
 
-
-def _require_tokenizer_json(file: Path) -> None:
-    from tokenizers import Tokenizer
-
-    _json_object(file)
-    try:
-        Tokenizer.from_file(str(file))
-    # The library raises nothing more precise.
-    except Exception as error:
-        raise ModelError(f"{file} is no tokenizer: {error}.") from error
+        _json_object(file)
+        try:
+            Tokenizer.from_file(str(file))
+        # The library raises nothing more precise.
+        except Exception as error:
+            raise ModelError(f"{file} is no tokenizer: {error}.") from error
 
 
 def _json_object(file: Path) -> dict[str, Any]:

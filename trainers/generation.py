@@ -1,37 +1,29 @@
-"""Answers that a causal language model writes: left-padded batches, keys and values cached, seeded row by row.
-
-Shapes: B rows of a batch, T tokens of the longest prompt, V vocabulary.
-"""
+"""Answers that a causal language model writes to prompts, by transformers' own `generate`."""
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from trainers.attention import separate_rows
 from trainers.layouts import padded_attention
 from trainers.memory import memory_named
-from trainers.models import device, make_rows_for
-from trainers.ropes import separate_rows
+from trainers.models import DTYPES, device, make_rows_for
 from trainers.specs import Precision, Trust
 from trainers.templates import load_tokenizer, padding_token
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 def load_generator(location: str, *, revision: str | None, precision: Precision, trust: Trust) -> Any:
-    """A causal language model as transformers has it, on a GPU where there is one, with its tokenizer's pad id."""
+    """Load a causal language model as transformers has it, on a GPU where there is one, with its tokenizer's pad id."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = load_tokenizer(location, revision, trust)
     options = {"revision": revision, "trust_remote_code": trust.trust_remote_code}
-    config = AutoConfig.from_pretrained(location, **options)
     model = AutoModelForCausalLM.from_pretrained(
         location,
-        dtype=_DTYPES[precision],
-        attn_implementation=padded_attention(config),
+        dtype=DTYPES[precision],
+        attn_implementation=padded_attention(AutoConfig.from_pretrained(location, **options)),
         use_safetensors=None if trust.allow_pickle else True,
         weights_only=True,
         **options,
@@ -52,93 +44,50 @@ def generate(
     max_new_tokens: int,
     seed: int,
     batch: int = 64,
-    names: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
-    """`samples` answers to each prompt, each without its `end` token; one that does not end is cut and kept whole.
+    """Return `samples` answers to each prompt, each without its `end` token; one that does not end is cut.
 
-    Temperature 0 takes the likeliest token. What is drawn for a prompt depends on its name (default: its place in
-    `prompts`), the sample's number and the seed, not on `batch`. Raises OutOfMemory.
+    Temperature 0 takes the likeliest token. What is drawn hangs on the seed, on `batch` (answers at once) and on the
+    other prompts. The caller's random state is as before. Raises OutOfMemory.
     """
-    ends = torch.tensor([end] if isinstance(end, int) else sorted(end))
-    rows = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
-    # Prompts of like length together: padding is computed, too.
-    rows.sort(key=lambda row: len(prompts[row[0]]))
-    found: dict[tuple[int, int], list[int]] = {}
-    for start in range(0, len(rows), batch):
-        some = rows[start : start + batch]
-        draws_BN = np.stack(
-            [_draws(seed, names[row] if names else row, sample, max_new_tokens) for row, sample in some]
-        )
-        with torch.inference_mode(), memory_named(f"{len(some)} answers at once do not fit in memory."):
-            tokens = _generate_batch(
-                model, [prompts[number] for number, _ in some], draws_BN, ends, temperature
-            )
-        found.update(zip(some, tokens, strict=True))
-    return [[found[number, sample] for sample in range(samples)] for number in range(len(prompts))]
+    from transformers import GenerationConfig
 
-
-def _draws(seed: int, number: int, sample: int, count: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """Uniform numbers of one row, one for each token."""
-    return np.random.default_rng([seed, number, sample]).random(count)
-
-
-def _generate_batch(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    draws_BN: "np.ndarray[Any, np.dtype[np.float64]]",
-    ends: Tensor,
-    temperature: float,
-) -> list[list[int]]:
-    longest = max(map(len, prompts))
-    padded = [[model.config.pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    ids_BT = torch.tensor(padded, device=model.device)
-    mask_BT = torch.tensor(
-        [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device
+    ends = [end] if isinstance(end, int) else sorted(end)
+    how = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=samples,
+        do_sample=temperature > 0,
+        # None of transformers' own defaults: every token may be drawn.
+        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
+        eos_token_id=ends,
+        pad_token_id=model.config.pad_token_id,
     )
-    steps = []
-    ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    ends = ends.to(model.device)
-    for token_B in _decode(model, ids_BT, mask_BT, torch.from_numpy(draws_BN).to(model.device), temperature):
-        steps.append(token_B)
-        ended_B |= torch.isin(token_B, ends)
-        if ended_B.all():
-            break
-    return [_before(row, set(ends.tolist())) for row in torch.stack(steps, dim=1).tolist()]
-
-
-def _decode(
-    model: Any, ids_BT: Tensor, mask_BT: Tensor, draws_BN: Tensor, temperature: float
-) -> Iterator[Tensor]:
-    """Endless in principle, one column of tokens a step; rows that have ended go on, and are cut later."""
-    cache = None
-    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-    for column in range(draws_BN.shape[1]):
-        output = model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = output.past_key_values
-        token_B = choose(output.logits[:, -1], draws_BN[:, column], temperature)
-        yield token_B
-        ids_BT = token_B[:, None]
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
-        positions_BT = positions_BT[:, -1:] + 1
-
-
-def choose(logits_BV: Tensor, draw_B: Tensor, temperature: float) -> Tensor:
-    """A token for each row: the likeliest at temperature 0, else that in which the draw falls of softmax(logits / T)."""
-    if temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    below_BV = (logits_BV.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
-    # The last sum may miss 1 by rounding.
-    below_BV[:, -1] = 1.0
-    found_B1 = torch.searchsorted(below_BV, draw_B.double()[:, None].contiguous(), right=True)
-    return found_B1[:, 0].clamp(max=logits_BV.shape[1] - 1)
-
-
-def _before(tokens: list[int], ends: set[int]) -> list[int]:
-    return list(itertools.takewhile(lambda token: token not in ends, tokens))
+    found: dict[int, list[list[int]]] = {}
+    # Prompts of like length together: padding is computed, too.
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    at_once = max(1, batch // samples)
+    with (
+        torch.random.fork_rng(),
+        torch.inference_mode(),
+        memory_named(f"{batch} answers at once do not fit."),
+    ):
+        torch.manual_seed(seed)
+        for some in (order[start : start + at_once] for start in range(0, len(order), at_once)):
+            longest = max(len(prompts[number]) for number in some)
+            missing = [longest - len(prompts[number]) for number in some]
+            ids = [
+                [how.pad_token_id] * count + list(prompts[number])
+                for count, number in zip(missing, some, strict=True)
+            ]
+            mask = [[0] * count + [1] * (longest - count) for count in missing]
+            answers = model.generate(
+                torch.tensor(ids, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                generation_config=how,
+            )
+            rows = [
+                list(itertools.takewhile(lambda token: token not in ends, row))
+                for row in answers[:, longest:].tolist()
+            ]
+            found.update({number: rows[samples * place :][:samples] for place, number in enumerate(some)})
+    return [found[number] for number in range(len(prompts))]

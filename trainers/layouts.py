@@ -1,7 +1,7 @@
 """Which layout a model can take: packed pairs where it is exact with them, else two padded rows a pair.
 
-That is tried on a tiny random model of the same class and config, never on the loaded weights: those may hide what
-others show, and windows of real configs are longer than any row that one would want to try.
+Both are tried on a tiny random model of the same class and config. The loaded weights could hide an error that others
+would show, and the windows of real configs are longer than any row that one would want to try.
 
 Shapes: R = 2P rows of the P pairs that are tried (chosen ones first), L tokens of a row, N of a batch, M of responses.
 """
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from trainers import attention
+from trainers.attention import separate_rows, shared_tokens
 from trainers.errors import ModelError
 from trainers.packing import Layout, collate
 from trainers.pairs import TokenPair
-from trainers.ropes import separate_rows, shared_tokens
 from trainers.scoring import hidden_states, token_log_probs
 from trainers.templates import first_line
 from trainers.tiny_copy import ORDINARY_TOKENS, Wide, tiny_copy
@@ -27,7 +27,7 @@ from trainers.unembedding import Unembedding
 
 logger = logging.getLogger(__name__)
 
-# Of float64, element by element.
+# Of each element, in float64.
 _TOLERANCE = 1e-8
 _OTHER_STATES = "it gives other hidden states than each row alone"
 # Tokens of prompt, chosen and rejected: rows longer than a tiny model's windows, and on both sides of its rope's length.
@@ -35,19 +35,19 @@ _LENGTHS = ((9, 7, 4), (5, 3, 8), (4, 3, 2), (6, 6, 1))
 
 
 class Verdict(NamedTuple):
-    """What a kind of model may be used with, or None where it may not be used; and why it is not packed."""
+    """The layout that a kind of model may be used with (None: it may not be used), and why it is not packed."""
 
     layout: Layout | None
     why: str
 
 
 def layout_of(model: Any) -> Layout:
-    """How pairs are laid out for `model`."""
+    """Return how pairs are laid out for `model`."""
     return "packed" if model.config._attn_implementation == attention.PACKED_PAIRS else "rows"
 
 
 def padded_attention(config: Any) -> str | None:
-    """transformers' attention for padded rows: its default, but only the eager one applies Gemma 2's soft-capping."""
+    """Return transformers' attention for padded rows: its default, or the eager one, which alone applies soft-capping."""
     return None if getattr(config, "attn_logit_softcapping", None) is None else "eager"
 
 
@@ -65,7 +65,7 @@ def settle_layout(model: Any, location: str) -> None:
 
 
 def tokens_are_rows(model: Any) -> bool:
-    """Whether a token is nothing to `model` but its row of the embeddings, so rows can be added. Raises ModelError."""
+    """Whether `model` knows a token only by its row of the embeddings, so that rows can be added. Raises ModelError."""
     one, other, *_ = ORDINARY_TOKENS
     try:
         with torch.inference_mode(), Wide():
@@ -73,7 +73,7 @@ def tokens_are_rows(model: Any) -> bool:
             weight = tiny.get_input_embeddings().weight
             weight[other] = weight[one]
             return _close(_row(tiny, [one] * 3), _row(tiny, [one, other, one]))
-    # The code of an architecture that it does not know may raise anything.
+    # An unknown architecture's code may raise anything.
     except Exception as error:
         raise ModelError(
             f"a {type(model).__name__} with this config.json cannot be given its tokenizer's new tokens: "
@@ -100,7 +100,7 @@ def _verdict(model: Any) -> Verdict:
 
 
 def _tried(model: Any, gives_log_probs: bool) -> Verdict:
-    # The code of an architecture that it does not know may raise anything.
+    # An unknown architecture's code may raise anything.
     try:
         tiny = tiny_copy(model)
         with Wide():
@@ -132,7 +132,7 @@ def _said(error: Exception) -> str:
 
 
 def _variants() -> list[list[TokenPair]]:
-    """Pairs to try, and the same with other tokens in one part of each, or in all of some."""
+    """Return pairs to try, and the same with other tokens in one part of each, or in all parts of some."""
     pairs = [
         TokenPair(
             index=number,
@@ -158,24 +158,24 @@ def _tokens(count: int, seed: int) -> list[int]:
 
 
 def _other(pair: TokenPair, part: str) -> TokenPair:
-    """The pair with other tokens in one part."""
+    """Return the pair with other tokens in one part."""
     first, span = ORDINARY_TOKENS[0], len(ORDINARY_TOKENS)
     moved: dict[str, Any] = {part: [first + (token - first + 1) % span for token in getattr(pair, part)]}
     return dataclasses.replace(pair, **moved)
 
 
 def _fresh(model: Any) -> Any:
-    """The model as if it had seen no row: some go on with the frequencies of a longer one."""
+    """Return the model as if it had seen no row: some keep the frequencies of a longer one."""
     return model if shared_tokens(model) is None else copy.deepcopy(model)
 
 
 def _row(model: Any, row: list[int]) -> Tensor:
-    """Hidden states of one row as transformers gives them, [L, D]."""
+    """Return the hidden states of one row as transformers gives them, [L, D]."""
     return _fresh(model).base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
 
 
 def _by_row(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
-    """States of the response tokens, then of those that predict them, each row computed alone: [2M, D]."""
+    """Return the states of response tokens, then of those that predict them, each row computed alone: [2M, D]."""
     rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
     states = [(len(prompt), _row(model, prompt + response)) for prompt, response in rows]
     return torch.cat(
@@ -184,7 +184,7 @@ def _by_row(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
 
 
 def _why_refused(model: Any, gives_log_probs: bool) -> str:
-    """Why a kind of model may not be used even row by row, or nothing."""
+    """Say why a kind of model may not be used even row by row; "" where it may."""
     pair, other = (variant[0] for variant in _variants()[:2])
     start, row, other_row = len(pair.prompt), pair.prompt + pair.chosen, pair.prompt + other.chosen
     row_LD = _row(model, row)
@@ -210,7 +210,7 @@ def _why_refused(model: Any, gives_log_probs: bool) -> str:
 
 
 def _why_not(model: Any, layout: Layout, expected: Sequence[Tensor]) -> str:
-    """Why `layout` does not give the states of each row alone, or nothing."""
+    """Say why `layout` does not give the states of each row alone; "" where it does."""
     try:
         with Wide():
             for pairs, states in zip(_variants(), expected, strict=True):

@@ -1,4 +1,4 @@
-"""Memory of this process or its GPU: its maximum, and a name for its end."""
+"""Memory of this process or its GPU: the most that was used, and a named error where there is none left."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ _NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 
 @contextlib.contextmanager
 def memory_named(message: str) -> Iterator[None]:
-    """Turn an allocation that fails, on a GPU or on the CPU, into OutOfMemory with that message."""
+    """Raise OutOfMemory with `message` where an allocation fails, on a GPU or on the CPU."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -25,7 +25,7 @@ def memory_named(message: str) -> Iterator[None]:
 
 
 def forget_peak_memory() -> None:
-    """Start a new maximum: a reused process would report that of an earlier training."""
+    """Start a new maximum, so that a reused process does not report that of an earlier training."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -33,7 +33,7 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory_gb() -> float:
-    """Of the GPU where there is one, else the process's resident memory (Linux; NaN elsewhere)."""
+    """Return the most memory that was used, of the GPU where there is one, else of the process (Linux; NaN elsewhere)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status")

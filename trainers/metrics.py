@@ -11,33 +11,36 @@ from numpy.typing import NDArray
 Rewards = NDArray[np.float64]
 
 METRICS = ("accuracy", "loss", "abs_margin", "chosen_reward", "rejected_reward", "n")
-# What is derived when scores are read; a value that cannot be estimated is not there.
+# Derived when scores are read; a value that cannot be estimated is left out.
 CONTROLLED = ("accuracy_length_controlled", "longer_wins", "accuracy_leak_free", "n_leak_free")
 
-# Of the length-controlled accuracy: strata of the length difference, and pairs that each needs on either side.
+# The length-controlled accuracy: strata by the difference in length, and pairs that each needs on either side.
 STRATA = 5
 PAIRS_PER_SIDE = 5
 
 
 def accuracy(chosen_P: Rewards, rejected_P: Rewards) -> float:
-    """Share of pairs ranked right; a tie counts one half."""
+    """Return the share of pairs that are ranked right; a tie counts one half."""
     return float(np.mean((chosen_P > rejected_P) + 0.5 * (chosen_P == rejected_P)))
 
 
 def loss(chosen_P: Rewards, rejected_P: Rewards) -> float:
-    """Mean of −ln σ(r⁺ − r⁻), computed without overflow."""
+    """Return the mean of −ln σ(r⁺ − r⁻), computed without overflow."""
     return float(np.mean(np.logaddexp(0.0, rejected_P - chosen_P)))
 
 
 def absolute_margin(chosen_P: Rewards, rejected_P: Rewards) -> float:
-    """Mean |r⁺ − r⁻| over the unbiased standard deviation of all 2P rewards (paper §4: iid Gaussian gives 2/√π)."""
+    """Return the mean |r⁺ − r⁻| over the unbiased standard deviation of all 2P rewards (paper §4).
+
+    Rewards that are independent and Gaussian give 2/√π.
+    """
     spread = float(np.std(np.concatenate([chosen_P, rejected_P]), ddof=1))
     gap = float(np.mean(np.abs(chosen_P - rejected_P)))
     return gap / spread if spread > 0 else 0.0
 
 
 def summary(chosen_P: Rewards, rejected_P: Rewards) -> dict[str, float]:
-    """Every metric of one evaluation set."""
+    """Return every metric of one evaluation set."""
     values = (
         accuracy(chosen_P, rejected_P),
         loss(chosen_P, rejected_P),
@@ -52,7 +55,7 @@ def summary(chosen_P: Rewards, rejected_P: Rewards) -> dict[str, float]:
 def accuracy_length_controlled(
     chosen_P: Rewards, rejected_P: Rewards, longer_P: NDArray[np.int64]
 ) -> float | None:
-    """Accuracy where the longer response is as often the chosen as the rejected one, by matched strata.
+    """Return the accuracy as if the longer response were as often the chosen as the rejected one, by matched strata.
 
     `longer_P` is by how much the chosen response is longer, in tokens. Pairs of unequal lengths are sorted by
     |difference| into strata (five, or fewer, so that each holds five pairs whose chosen response is longer and five
@@ -75,7 +78,7 @@ def accuracy_length_controlled(
 
 
 def length_strata(longer_P: NDArray[Any]) -> NDArray[np.int64] | None:
-    """The stratum of each pair by |difference|, equal ones together; None where not even one has enough of both sides."""
+    """Return the stratum of each pair by |difference|, or None where not even one has enough pairs of both sides."""
     size_P = np.abs(longer_P)
     for parts in range(STRATA, 0, -1):
         inner = np.quantile(size_P[longer_P != 0], np.arange(1, parts) / parts)
@@ -88,7 +91,7 @@ def length_strata(longer_P: NDArray[Any]) -> NDArray[np.int64] | None:
 
 
 def longer_wins(longer_P: NDArray[np.int64]) -> float:
-    """Accuracy of "the longer response wins"; a tie counts one half."""
+    """Return the accuracy of the rule that the longer response wins; a tie counts one half."""
     return float(np.mean((longer_P > 0) + 0.5 * (longer_P == 0)))
 
 
@@ -98,7 +101,7 @@ def controlled(
     longer_P: NDArray[np.int64],
     leaked_P: NDArray[np.bool_] | None,
 ) -> dict[str, float]:
-    """Accuracy without what length and leaks lend to it; `leaked_P` is None where the training rows are not known.
+    """Return accuracies without the help of length and of leaks; `leaked_P` is None where training rows are not known.
 
     Values that cannot be estimated are left out.
     """
@@ -115,8 +118,8 @@ def controlled(
 
 
 def chance_bound(pairs: int) -> float:
-    """Accuracy on `pairs` training pairs up to which a model counts as not learned: two standard errors above ½.
+    """Return the accuracy on `pairs` training pairs up to which nothing counts as learned: two standard errors above ½.
 
-    With four pairs or fewer only all right is learned.
+    With four pairs or fewer, all of them must be right.
     """
     return min(0.999, 0.5 + 2.0 * (0.25 / pairs) ** 0.5)

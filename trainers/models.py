@@ -17,16 +17,15 @@ from trainers.errors import ModelError
 from trainers.folders import require_own_code, weight_files
 from trainers.gguf_header import require_sound_gguf
 from trainers.layouts import padded_attention, settle_layout, tokens_are_rows
-from trainers.rewards import Output
 from trainers.saving import folder_files, persistent_buffers, save_model
-from trainers.specs import UNTRUSTED, Part, Precision, Trust
+from trainers.specs import UNTRUSTED, Output, Part, Precision, Trust
 from trainers.templates import first_line
 from trainers.unembedding import Unembedding, widened
 
 HEAD_STD = 0.02
-# Rows for marker tokens are the base model's, the same for its reference pass and for every seed.
+# Rows for marker tokens belong to the base model: the same in its reference pass and for every seed.
 _NEW_ROWS_SEED = 0
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_model(
@@ -39,7 +38,7 @@ def load_model(
     head_seed: int | None = None,
     trust: Trust = UNTRUSTED,
 ) -> Any:
-    """A sequence classifier (head) or causal LM (unembedding), in evaluation mode on the CPU. Raises ModelError.
+    """Load a sequence classifier (head) or causal LM (unembedding), in evaluation mode on the CPU. Raises ModelError.
 
     With `head_seed` the head is drawn anew; without, the model must bring one.
     """
@@ -64,7 +63,7 @@ def load_model(
             location,
             config=config,
             revision=revision,
-            dtype=_DTYPES[precision],
+            dtype=DTYPES[precision],
             attn_implementation=padded_attention(config),
             # None: pickles where there are no safetensors; torch's restricted unpickler reads them.
             use_safetensors=None if trust.allow_pickle else True,
@@ -102,7 +101,7 @@ def _require_weights(missing: Iterable[str], output: Output, head_seed: int | No
 
 
 def device() -> str:
-    """A GPU where there is one."""
+    """Return the name of a GPU where there is one, else of the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -137,11 +136,11 @@ def freeze(model: Any, parts: tuple[Part, ...]) -> None:
 def convert_gguf(file: Path, out_dir: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder in fp32. Raises ModelError."""
     require_sound_gguf(file)
-    # Alone in a folder: what lies beside the file is no part of its key, and may name code.
+    # In a folder of its own: what lies beside the file is no part of its key, and may name code.
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / file.name).symlink_to(file.absolute())
         tokenizer, model = _load_gguf(Path(alone), file)
-    # The config still says "quantised", which would make the folder unloadable.
+    # A config that still says "quantised" would make the folder unloadable.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()} | persistent_buffers(model)
@@ -161,7 +160,7 @@ def _load_gguf(folder: Path, file: Path) -> tuple[Any, Any]:
 
 
 def make_rows_for(model: Any, tokenizer: Any) -> None:
-    """Give the tokenizer's marker tokens rows of the embeddings, drawn like those that are there. Raises ModelError."""
+    """Add rows for the tokenizer's marker tokens to the embeddings, drawn like the rows there. Raises ModelError."""
     embeddings = model.get_input_embeddings()
     count = embeddings.weight.shape[0]
     if len(tokenizer) <= count:

@@ -1,25 +1,78 @@
-"""Micro-batches: pairs laid end to end with no padding, or as two padded rows each for models that need them.
+"""From pairs to micro-batches: which pairs a forward computes, and how their tokens are laid out for the model.
 
 Packed, a pair is `[prompt | chosen | rejected]` in one row: the prompt is computed once, the responses are blind
-to each other (attention.py), and the positions of the rejected response restart after the prompt.
+to each other (attention.py), and the positions of the rejected response restart after the prompt. Nothing is padded.
+A model that cannot take this gets two padded rows a pair.
 
 Shapes: P pairs, R = 2P responses (chosen ones first, then rejected), T tokens of a row, B rows, M response tokens.
 Positions named `_R` and `_M` index the B × T tokens of the batch laid end to end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainers.pairs import TokenPair
 
 Layout = Literal["packed", "rows"]
+# Row of a pair in its source split → log-prob sums of (chosen, rejected) under the reference model.
 References = dict[int, tuple[float, float]]
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
+
+# Tokens of a scoring forward: enough to fill a device, and few enough for the activations of an 8B model.
+_SCORING_TOKENS = 4096
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """Return the order of an epoch's pairs, which is the same for every reward type at one seed."""
+    return [int(i) for i in np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)]
+
+
+def steps_of_epoch(order: Sequence[int], effective_batch: int) -> list[list[int]]:
+    """Divide an epoch into effective batches. The last may be short; no pair is dropped."""
+    return [list(order[start : start + effective_batch]) for start in range(0, len(order), effective_batch)]
+
+
+def split_step(
+    step: Sequence[int], lengths: Mapping[int, int], *, world_size: int, accumulation: int
+) -> list[list[list[int]]]:
+    """Return [rank][forward] → positions, with about as many tokens in each forward.
+
+    The longest pair goes first, always into the forward with the fewest tokens. Every rank gets `accumulation`
+    forwards, so that collectives match; a forward may be empty.
+    """
+    forwards = world_size * accumulation
+    most_pairs = -(-len(step) // forwards)
+    groups: list[list[int]] = [[] for _ in range(forwards)]
+    tokens = [0] * forwards
+    for position in sorted(step, key=lambda position: (-lengths[position], position)):
+        open_groups = (number for number in range(forwards) if len(groups[number]) < most_pairs)
+        lightest = min(open_groups, key=lambda number: (tokens[number], number))
+        groups[lightest].append(position)
+        tokens[lightest] += lengths[position]
+    # Every second lap runs backwards, so that no rank always gets the longer forward.
+    laps = [groups[start : start + world_size] for start in range(0, forwards, world_size)]
+    laps = [lap if number % 2 == 0 else lap[::-1] for number, lap in enumerate(laps)]
+    return [[lap[rank] for lap in laps] for rank in range(world_size)]
+
+
+def scoring_groups(pairs: Sequence[TokenPair], tokens: int = _SCORING_TOKENS) -> Iterator[list[TokenPair]]:
+    """Yield groups of about `tokens` tokens, longest pairs first: what does not fit in memory fails at once."""
+    group: list[TokenPair] = []
+    size = 0
+    for pair in sorted(pairs, key=lambda pair: (-pair.tokens, pair.index)):
+        if group and size + pair.tokens > tokens:
+            yield group
+            group, size = [], 0
+        group.append(pair)
+        size += pair.tokens
+    if group:
+        yield group
 
 
 class Span(NamedTuple):
@@ -32,18 +85,18 @@ class Span(NamedTuple):
 
     @property
     def rejected_start(self) -> int:
-        """Where the rejected response starts."""
+        """The place of the rejected response's first token."""
         return self.start + self.prompt + self.chosen
 
     @property
     def end(self) -> int:
-        """One past its last token."""
+        """The place after the pair's last token."""
         return self.rejected_start + self.rejected
 
 
 @dataclass(frozen=True, slots=True)
 class PairLayout:
-    """Which tokens of a packed row belong together; travels through the model's forward as a keyword argument.
+    """Which tokens of a packed row belong together; it travels through the model's forward as a keyword argument.
 
     `masks` keeps what attention derives from the spans, so that every layer of a forward shares it.
     """
@@ -54,9 +107,11 @@ class PairLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What a forward needs. `reference_R` holds the reference model's log-prob sums, where a reward has one.
+    """The pairs of one forward as tensors.
 
-    `same_P` says whose two responses are the same tokens.
+    `last_R` is the place of each response's last token. The M response tokens are `target_M`, at places `response_M`,
+    each predicted at `predictor_M`, in response `owner_M`. `same_P` marks pairs whose two responses are the same
+    tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one.
     """
 
     input_ids_BT: Tensor
@@ -68,7 +123,6 @@ class MicroBatch:
     predictor_M: Tensor
     target_M: Tensor
     owner_M: Tensor
-    weight_P: Tensor
     same_P: Tensor
     reference_R: Tensor | None
     indices: tuple[int, ...]
@@ -76,11 +130,21 @@ class MicroBatch:
 
 
 class _Response(NamedTuple):
-    """Where a response stands in the batch: the position before its first token, its first position, its tokens."""
+    """A response in the batch: the place before its first token, the place of its first token, its tokens."""
 
     before: int
     start: int
     ids: list[int]
+
+
+class _Inputs(NamedTuple):
+    """What the model reads: ids, positions and padding mask, [B, T], and which tokens are a pair."""
+
+    ids: Tensor
+    positions: Tensor | None
+    mask: Tensor | None
+    layout: PairLayout | None
+    tokens: int
 
 
 def collate(
@@ -89,46 +153,35 @@ def collate(
     layout: Layout = "packed",
     shared_tokens: int | None = None,
     pad_id: int = 0,
-    weight: float = 1.0,
     reference: References | None = None,
     device: str = "cpu",
 ) -> MicroBatch:
-    """One micro-batch; `reference` maps a pair's index to its (chosen, rejected) log-prob sums.
-
-    Packed, a prompt stands once before both responses, unless one of them ends after `shared_tokens`.
-    """
+    """Make one micro-batch. Packed, a pair shares its prompt unless one of its rows is longer than `shared_tokens`."""
     inputs, responses = _packed(pairs, shared_tokens) if layout == "packed" else _rows(pairs, pad_id)
     counts = torch.tensor([len(response.ids) for response in responses])
     starts_M = torch.repeat_interleave(torch.tensor([response.start for response in responses]), counts)
     within_M = torch.cat([torch.arange(len(response.ids)) for response in responses])
     before_M = torch.repeat_interleave(torch.tensor([response.before for response in responses]), counts)
     response_M = starts_M + within_M
-    fields = {
-        "last_R": torch.tensor([response.start + len(response.ids) - 1 for response in responses]),
-        "response_M": response_M,
-        "predictor_M": torch.where(within_M == 0, before_M, response_M - 1),
-        "target_M": torch.tensor([token for response in responses for token in response.ids]),
-        "owner_M": torch.repeat_interleave(torch.arange(len(responses)), counts),
-        "weight_P": torch.full((len(pairs),), weight),
-        "same_P": torch.tensor([pair.chosen == pair.rejected for pair in pairs]),
-        "reference_R": None if reference is None else _reference_sums(pairs, reference),
-    }
-    moved: dict[str, Any] = {
-        name: None if value is None else value.to(device)
-        for name, value in {**inputs.tensors, **fields}.items()
-    }
+    reference_R = None
+    if reference is not None:
+        reference_P2 = torch.tensor([reference[pair.index] for pair in pairs], dtype=torch.float64)
+        reference_R = reference_P2.T.flatten().to(device)
     return MicroBatch(
-        **moved,
+        input_ids_BT=inputs.ids.to(device),
+        position_ids_BT=None if inputs.positions is None else inputs.positions.to(device),
+        attention_mask_BT=None if inputs.mask is None else inputs.mask.to(device),
         layout=inputs.layout,
+        last_R=torch.tensor([response.start + len(response.ids) - 1 for response in responses]).to(device),
+        response_M=response_M.to(device),
+        predictor_M=torch.where(within_M == 0, before_M, response_M - 1).to(device),
+        target_M=torch.tensor([token for response in responses for token in response.ids]).to(device),
+        owner_M=torch.repeat_interleave(torch.arange(len(responses)), counts).to(device),
+        same_P=torch.tensor([pair.chosen == pair.rejected for pair in pairs]).to(device),
+        reference_R=reference_R,
         indices=tuple(pair.index for pair in pairs),
         tokens=inputs.tokens,
     )
-
-
-class _Inputs(NamedTuple):
-    tensors: dict[str, Tensor | None]
-    layout: PairLayout | None
-    tokens: int
 
 
 def _packed(pairs: Sequence[TokenPair], shared_tokens: int | None) -> tuple[_Inputs, list[_Response]]:
@@ -155,34 +208,22 @@ def _packed(pairs: Sequence[TokenPair], shared_tokens: int | None) -> tuple[_Inp
         before = first.start + first.prompt - 1
         chosen.append(_Response(before, before + 1, pair.chosen))
         rejected.append(_Response(second.start + second.prompt - 1, second.rejected_start, pair.rejected))
-    tensors: dict[str, Tensor | None] = {
-        "input_ids_BT": torch.tensor([ids]),
-        "position_ids_BT": torch.cat(positions)[None],
-        "attention_mask_BT": None,
-    }
-    return _Inputs(tensors, PairLayout(tuple(spans)), len(ids)), chosen + rejected
+    inputs = _Inputs(
+        torch.tensor([ids]), torch.cat(positions)[None], None, PairLayout(tuple(spans)), len(ids)
+    )
+    return inputs, chosen + rejected
 
 
 def _rows(pairs: Sequence[TokenPair], pad_id: int) -> tuple[_Inputs, list[_Response]]:
     halves = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
     width = max(len(prompt) + len(response) for prompt, response in halves)
-    input_ids = torch.full((len(halves), width), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(halves), width), dtype=torch.long)
+    ids = torch.full((len(halves), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(halves), width), dtype=torch.long)
     responses = []
     for number, (prompt, response) in enumerate(halves):
         row = prompt + response
-        input_ids[number, : len(row)] = torch.tensor(row)
-        attention_mask[number, : len(row)] = 1
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
         start = number * width + len(prompt)
         responses.append(_Response(start - 1, start, response))
-    tensors: dict[str, Tensor | None] = {
-        "input_ids_BT": input_ids,
-        "position_ids_BT": None,
-        "attention_mask_BT": attention_mask,
-    }
-    return _Inputs(tensors, None, int(attention_mask.sum())), responses
-
-
-def _reference_sums(pairs: Sequence[TokenPair], reference: References) -> Tensor:
-    sums = [reference[pair.index] for pair in pairs]
-    return torch.tensor([c for c, _ in sums] + [r for _, r in sums], dtype=torch.float64)
+    return _Inputs(ids, None, mask, None, int(mask.sum())), responses

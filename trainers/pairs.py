@@ -1,26 +1,31 @@
-"""Preference pairs → tokens.
+"""Preference pairs → tokens, and the file that keeps them.
 
 A response is what the chat template adds after the generation prompt, its end-of-turn token included (paper §3). Of
 a response of several turns (assistant, tool, assistant) that is all of them, what the tool answered too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import compute as columns
 
 from trainers.data.records import Message, Pair
-from trainers.data.selections import generator, permutation
 from trainers.errors import DataError, ModelError
-from trainers.rewards import Rendering
-from trainers.specs import DrawSpec, ValidationSpec
+from trainers.specs import DrawSpec, Rendering, ValidationSpec
 from trainers.templates import left_out, render, tool_left_out, unknown_token
 
-# Enough for every thread of the tokenizer, few enough for memory to be flat.
+# Enough to keep every thread of the tokenizer busy, and few enough for memory to stay flat.
 _PAIRS_AT_ONCE = 256
-# Names and signs that a tokenizer lacks stay far below; above it whole texts come to the model as one token repeated.
+_PAIRS_OF_A_BATCH = 1024
+# Names and signs that a tokenizer lacks stay far below this share; above it, whole texts become one token repeated.
 _MANY_UNKNOWN = 0.05
+_PARTS = ("prompt", "chosen", "rejected")
+_SCHEMA = pa.schema([("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,27 +43,73 @@ class TokenPair:
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
+def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
+    """Write pairs as an Arrow file, in a stream, and return how many there were."""
+    count, rest = 0, iter(tokens)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        while group := list(itertools.islice(rest, _PAIRS_OF_A_BATCH)):
+            arrays = [
+                pa.array([getattr(pair, field.name) for pair in group], field.type) for field in _SCHEMA
+            ]
+            writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
+            count += len(group)
+    return count
+
+
+class TokenFile(Sequence[TokenPair]):
+    """The pairs that `write_tokens` wrote: the file is memory-mapped, and a pair is made when it is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        self._index, self._parts = table["index"], {part: table[part] for part in _PARTS}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @overload
+    def __getitem__(self, place: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[TokenPair]: ...
+    def __getitem__(self, place: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(len(self))[place]]
+        row = range(len(self))[place]
+        ids = {part: column[row].values.to_numpy().tolist() for part, column in self._parts.items()}
+        return TokenPair(index=self._index[row].as_py(), **ids)
+
+    def mean_tokens(self) -> dict[str, float]:
+        """Return the mean lengths of prompts, chosen and rejected responses."""
+        lengths = {part: columns.list_value_length(column) for part, column in self._parts.items()}
+        return {part: columns.mean(length).as_py() for part, length in lengths.items()}
+
+    def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
+        return type(self), (self.file,)
+
+
+def read_tokens(file: Path) -> TokenFile:
+    """Open a file that `write_tokens` wrote."""
+    return TokenFile(file)
+
+
 def draw_order(count: int, draw: DrawSpec) -> list[int]:
-    """Row numbers in the order in which they are tried: as stored, or a seeded permutation."""
+    """Return row numbers in the order in which they are tried: as stored, or a seeded permutation."""
     if draw.max_pairs is None:
         return list(range(count))
     if draw.permutation == "torch":
-        return permutation(count, generator(draw.seed))
+        import torch
+
+        drawn: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(draw.seed)).tolist()
+        return drawn
     return [int(row) for row in np.random.Generator(np.random.PCG64(draw.seed)).permutation(count)]
-
-
-def tokenize_pairs(
-    pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering = "response"
-) -> tuple[list[TokenPair], "Counts"]:
-    """The drawn pairs as tokens, and what was counted on the way. Raises DataError, ModelError."""
-    counts = Counts()
-    return list(iter_tokens(pairs, tokenizer, draw, rendering, counts)), counts
 
 
 @dataclass(slots=True)
 class Counts:
-    """What tokenising has met so far: pairs left out as `too_long`; among the pairs kept, those `identical` on both
-    sides, their `tokens` (a prompt counted once), and how many of these the tokenizer does not know.
+    """What tokenising has met so far.
+
+    `too_long` pairs were left out. Among the pairs that were kept, `identical` have the same tokens on both sides;
+    of their `tokens` (a prompt counted once), the tokenizer does not know `unknown_tokens`.
     """
 
     too_long: int = 0
@@ -68,35 +119,28 @@ class Counts:
 
     @property
     def many_unknown(self) -> bool:
-        """Whether so many tokens are unknown that a reward can hardly be of the texts."""
+        """Whether so many tokens are unknown that a reward can hardly tell the texts apart."""
         return self.unknown_tokens > _MANY_UNKNOWN * self.tokens
-
-    def add(self, pair: TokenPair, rendering: Rendering, unknown: int | None) -> None:
-        """Count a pair that is kept."""
-        self.identical += identical(pair, rendering)
-        self.tokens += pair.tokens
-        if unknown is not None:
-            self.unknown_tokens += sum(
-                ids.count(unknown) for ids in (pair.prompt, pair.chosen, pair.rejected)
-            )
 
 
 def read_counts(noted: Mapping[str, Any]) -> Counts | None:
-    """What was counted, from where it was noted; None where it was not."""
+    """Return the counts that a manifest holds, or None where it holds none."""
     names = [field.name for field in fields(Counts)]
     return Counts(**{name: noted[name] for name in names}) if all(name in noted for name in names) else None
 
 
-def identical(pair: TokenPair, rendering: Rendering) -> bool:
-    """Whether both sides are the same tokens, so that no model can prefer one; a verification ends in its answer."""
-    end = -1 if rendering == "verification" else None
-    return pair.chosen[:end] == pair.rejected[:end]
+def tokenize_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering = "response"
+) -> tuple[list[TokenPair], Counts]:
+    """Return the drawn pairs as tokens, and what was counted on the way. Raises DataError, ModelError."""
+    counts = Counts()
+    return list(iter_tokens(pairs, tokenizer, draw, rendering, counts)), counts
 
 
 def iter_tokens(
     pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering, counts: Counts
 ) -> Iterator[TokenPair]:
-    """The drawn pairs as tokens, one by one. Raises DataError, ModelError.
+    """Yield the drawn pairs as tokens, and add to `counts`. Raises DataError, ModelError.
 
     The limits are on prompt and response whatever the rendering, so that every reward type draws the same pairs.
     """
@@ -110,7 +154,12 @@ def iter_tokens(
                 counts.too_long += 1
                 continue
             made = tokens if rendering == "response" else _verification(pair, tokens.index, tokenizer)
-            counts.add(made, rendering, unknown)
+            # A verification ends in its answer, which always differs.
+            end = -1 if rendering == "verification" else None
+            counts.identical += made.chosen[:end] == made.rejected[:end]
+            counts.tokens += made.tokens
+            if unknown is not None:
+                counts.unknown_tokens += sum(getattr(made, part).count(unknown) for part in _PARTS)
             yield made
             kept += 1
             if kept == draw.max_pairs:
@@ -126,7 +175,7 @@ def iter_tokens(
 def held_out(
     pairs: Sequence[TokenPair], validation: ValidationSpec | None
 ) -> tuple[list[TokenPair], list[TokenPair]]:
-    """(pairs to train on, pairs to validate with), each in the order given. Raises DataError where one is empty."""
+    """Return (pairs to train on, pairs to validate with), each in the order given. Raises DataError where one is empty."""
     if validation is None:
         return list(pairs), []
     order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(pairs))
@@ -142,7 +191,7 @@ def held_out(
 
 
 class _Asked(NamedTuple):
-    """A rendered prompt with its tokens, and what the template adds to it for a response."""
+    """A rendered prompt with its tokens, and the text that the template adds to it for a response."""
 
     row: int
     prompt: str
@@ -171,7 +220,7 @@ def _tokenize(pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any) -> lis
 def _rendered(
     messages: Sequence[Message], responses: Sequence[Sequence[Message]], tools: str, row: int, tokenizer: Any
 ) -> tuple[str, list[str]]:
-    """The rendered prompt, and what the template adds to it for each response."""
+    """Return the rendered prompt, and the text that the template adds to it for each response."""
     try:
         prompt = _prompt(messages, tools, tokenizer)
         return prompt, [_added(messages, prompt, response, tools, tokenizer) for response in responses]
@@ -207,7 +256,7 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 def _added(
     messages: Sequence[Message], prompt: str, response: Sequence[Message], tools: str, tokenizer: Any
 ) -> str:
-    """What the template adds to the rendered prompt for a response."""
+    """Return the text that the template adds to the rendered prompt for a response."""
     whole = render(tokenizer, (*messages, *response), add_generation_prompt=False, tools=tools)
     if not whole.startswith(prompt):
         raise ModelError(
@@ -219,13 +268,13 @@ def _added(
 
 
 def _responses(asked: Sequence[_Asked], tokenizer: Any) -> list[list[int]]:
-    """The tokens that each response adds to its prompt's."""
+    """Return the tokens that each response adds to those of its prompt."""
     dividing = _dividing_tokens(tokenizer)
     tails = [_tail(one.prompt, one.prompt_ids, dividing) for one in asked]
     pieces = _encode([text + one.added for (text, _), one in zip(tails, asked, strict=True)], tokenizer)
     found = []
     for one, (_, tail), piece in zip(asked, tails, pieces, strict=True):
-        # Where the boundary merges: the response's own tokens, which follow the prompt when it is generated.
+        # Where tokens merge across the boundary, the response's own are taken: a model generates it that way.
         ids = piece[len(tail) :] if piece[: len(tail)] == tail else _encode([one.added], tokenizer)[0]
         if not ids:
             raise DataError(f"row {one.row}: a response has no tokens under {tokenizer.name_or_path}.")
@@ -234,7 +283,7 @@ def _responses(asked: Sequence[_Asked], tokenizer: Any) -> list[list[int]]:
 
 
 def _dividing_tokens(tokenizer: Any) -> dict[int, str]:
-    """Special tokens: a tokenizer takes them out of a text first, so that nothing merges across them."""
+    """Return the special tokens. A tokenizer takes them out of a text first, so that nothing merges across them."""
     return {
         number: str(token.content)
         for number, token in tokenizer.added_tokens_decoder.items()
@@ -243,16 +292,16 @@ def _dividing_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def _tail(prompt: str, prompt_ids: list[int], dividing: dict[int, str]) -> tuple[str, list[int]]:
-    """The end of a prompt from its last special token on, as text and as tokens: all that a response could change."""
+    """Return the prompt from its last special token on, as text and as tokens: all that a response could change."""
     place = next((n for n in reversed(range(len(prompt_ids))) if prompt_ids[n] in dividing), None)
     at = -1 if place is None else prompt.rfind(dividing[prompt_ids[place]])
     return (prompt, prompt_ids) if place is None or at < 0 else (prompt[at:], prompt_ids[place:])
 
 
 def _verification(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
-    """The question whether each response is correct, answered "Yes" for the chosen and "No" for the other (paper §3).
+    """Ask whether each response is correct, with "Yes" for the chosen and "No" for the other as answers (paper §3).
 
-    What both conversations begin with is the prompt; the answers are one token each, the last.
+    What both conversations begin with becomes the prompt; an answer is one token, the last.
     """
     *before, last = pair.prompt
     if last.role != "user":

@@ -1,6 +1,6 @@
-"""Trained models as ordinary Hugging Face folders: safetensors, config, tokenizer with its template, model card.
+"""Trained models as ordinary Hugging Face folders: safetensors, config, tokenizer with its template.
 
-All but the weights is written on trial before a training starts, so that nothing is left that could lose it.
+All but the weights is written once before a training starts: a training is not lost because its model cannot be saved.
 """
 
 import json
@@ -16,14 +16,12 @@ from torch import nn
 from trainers.data.records import Message
 from trainers.disk import disk_named, require_room
 from trainers.errors import ModelError
-from trainers.rewards import RewardSpec
 from trainers.templates import first_line, padding_token, render
 
-CARD = "README.md"
 _PROBE = " Größe:\t1234567.89 – it's “naïve” (don't), x_y/z <b>\n\n  日本語, привет 🙂 …  "
 _PROBE_TOKENS = 500
-# AutoTokenizer takes the class of config.json's model type in the place of a saved one. The first line makes it read
-# tokenizer.json as it is for most types; the second for those that transformers calls wrong on the hub (qwen2, phi3, …).
+# AutoTokenizer loads the class of config.json's model type instead of the saved one. With the first of these it reads
+# tokenizer.json as it is for most types, with the second for those that are wrong on the hub (qwen2, phi3, …).
 _AS_IT_IS: tuple[dict[str, Any], ...] = (
     {"tokenizer_class": "TokenizersBackend"},
     {"tokenizer_class": "TokenizersBackend", "auto_map": {"AutoTokenizer": [None, None]}},
@@ -31,16 +29,16 @@ _AS_IT_IS: tuple[dict[str, Any], ...] = (
 
 
 def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and persistent buffer on the CPU, gathered where ZeRO-3 has partitioned it; tied ones once.
+    """Return every parameter and persistent buffer on the CPU, gathered where ZeRO-3 has partitioned it; tied ones once.
 
     A collective: every rank calls it, rank 0 gets them.
     """
-    from deepspeed.runtime.zero import GatheredParameters
+    import deepspeed
 
     weights: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         gathered = [parameter] if hasattr(parameter, "ds_id") else []
-        with GatheredParameters(gathered, enabled=bool(gathered)):
+        with deepspeed.zero.GatheredParameters(gathered, enabled=bool(gathered)):
             if torch.distributed.get_rank() == 0:
                 weights[name] = parameter.detach().cpu().clone()
     if torch.distributed.get_rank() == 0:
@@ -49,13 +47,13 @@ def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a model needs besides its parameters: bias corrections of a router, scalars of a layer, …"""
+    """Return what a model needs besides its parameters: bias corrections of a router, scalars of a layer, …"""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {name: value for name, value in model.state_dict().items() if name not in parameters}
 
 
 def save_model(weights: Mapping[str, torch.Tensor], files: Mapping[str, bytes], out_dir: Path) -> None:
-    """Write the folder, the weights first. Raises StorageError where there is no room."""
+    """Write a model's folder, the weights first. Raises StorageError where there is no room."""
     need = sum(weight.numel() * weight.element_size() for weight in weights.values())
     need += sum(map(len, files.values()))
     require_room(out_dir, need)
@@ -69,7 +67,7 @@ def save_model(weights: Mapping[str, torch.Tensor], files: Mapping[str, bytes], 
 
 
 def folder_files(model: Any, tokenizer: Any) -> dict[str, bytes]:
-    """Name and content of each file of the model's folder but its weights and card. Raises ModelError.
+    """Return the content of each file of the model's folder but its weights and card. Raises ModelError.
 
     The pad token is one that no response ends in.
     """
@@ -83,7 +81,7 @@ def folder_files(model: Any, tokenizer: Any) -> dict[str, bytes]:
             settle_tokenizer(tokenizer, folder, trusted=bool(getattr(model, "_auto_class", None)))
         except ModelError:
             raise
-        # Code of any model's author: nobody knows what it may raise.
+        # A model's own code may raise anything.
         except Exception as error:
             raise ModelError(
                 f"{tokenizer.name_or_path} can be loaded, but not saved again ({first_line(error)}), so its training "
@@ -105,19 +103,19 @@ def _write_configs(model: Any, tokenizer: Any, folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.pad_token_id = pad_id
     if getattr(model, "_auto_class", None):
-        # Code that the user trusts goes with the weights, which nothing else can load.
+        # Code that the user trusts is saved with the weights: nothing else can load them.
         custom_object_save(model, folder, config=model.config)
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.pad_token_id = pad_id
-        # save_pretrained would refuse what many models of the hub say, such as a temperature and no sampling.
+        # save_pretrained refuses the settings of many models on the hub, such as a temperature without sampling.
         model.generation_config.to_json_file(
             folder / "generation_config.json", keys_to_pop=["compile_config"]
         )
 
 
 def settle_tokenizer(tokenizer: Any, folder: Path, *, trusted: bool = False) -> None:
-    """Make AutoTokenizer give the ids of `tokenizer`, saved in `folder` beside its config.json. Raises ModelError."""
+    """Make AutoTokenizer load from `folder` what was saved there: the ids of `tokenizer`. Raises ModelError."""
     trusted = trusted or bool(tokenizer._auto_class)
     known = sorted(tokenizer.get_vocab().values())
     words = tokenizer.decode(known[:: len(known) // _PROBE_TOKENS + 1])
@@ -137,13 +135,13 @@ def settle_tokenizer(tokenizer: Any, folder: Path, *, trusted: bool = False) -> 
 
 
 def _difference(folder: Path, words: str, expected: list[list[int] | None], trusted: bool) -> str | None:
-    """How the tokenizer that AutoTokenizer finds in `folder` differs from the one that was saved there, or None."""
+    """Return how the tokenizer that AutoTokenizer loads from `folder` differs from the saved one, or None."""
     from transformers import AutoTokenizer
 
     try:
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
         ids = _ids(found, words)
-    # It is another one whatever it raises.
+    # Whatever it raises, it is not the same tokenizer.
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     for after, before in zip(ids, expected, strict=True):
@@ -153,7 +151,7 @@ def _difference(folder: Path, words: str, expected: list[list[int] | None], trus
 
 
 def _ids(tokenizer: Any, words: str) -> list[list[int] | None]:
-    """What must not change: padding, text as a user would encode it, a conversation, and `words`."""
+    """Return the ids that must not change: of padding, a text as a user would encode it, a conversation, and `words`."""
     turns = (Message("user", _PROBE), Message("assistant", _PROBE))
     chat = render(tokenizer, turns, add_generation_prompt=False)
     return [
@@ -165,29 +163,10 @@ def _ids(tokenizer: Any, words: str) -> list[list[int] | None]:
 
 
 def _encoded(tokenizer: Any, text: str, **options: bool) -> list[int] | None:
-    """Ids, or None where the tokenizer cannot encode the text: it need not know every character."""
+    """Return ids, or None where the tokenizer cannot encode the text: it need not know every character."""
     try:
         ids: list[int] = tokenizer(text, verbose=False, **options)["input_ids"]
     # tokenizers raises nothing more precise.
     except Exception:
         return None
     return ids
-
-
-def model_card(base: str, reward: RewardSpec, facts: Mapping[str, object]) -> str:
-    """README.md of a trained model: what it is, how its reward is read, and what its training came to."""
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [reward-model, rmsweep]",
-        "---",
-        "",
-        f"# {reward.name} on {base}",
-        "",
-        f"A reward model of type `{reward.name}`, trained by rmsweep. {reward.type.usage(reward)}",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.items()),
-    ]
-    return "\n".join(lines) + "\n"

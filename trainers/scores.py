@@ -1,4 +1,4 @@
-"""scores.parquet: one row per pair of an evaluation set. Imports no torch, so that results are read in no time."""
+"""scores.parquet: one row per pair of an evaluation set. Importing this imports no torch, so that results load fast."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def write_scores(
     file: Path, dataset: str, pairs: "Sequence[TokenPair]", chosen: Rewards, rejected: Rewards
 ) -> dict[str, float]:
-    """Write per-pair rewards as parquet, one row per pair; the metrics, which stand in its metadata, too."""
+    """Write per-pair rewards as parquet with the metrics in its metadata, and return the metrics."""
     metrics = summary(chosen, rejected)
     table = pa.table(
         {
@@ -38,7 +38,7 @@ def write_scores(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PairScores:
-    """Of the pairs of a set: rewards, rows in the source split, and by how many tokens chosen is longer."""
+    """Rewards of a set's pairs, their rows in the source split, and by how many tokens the chosen response is longer."""
 
     chosen: Rewards
     rejected: Rewards
@@ -46,14 +46,8 @@ class PairScores:
     longer: NDArray[np.int64]
 
 
-def read_scores(file: Path) -> tuple[Rewards, Rewards]:
-    """(chosen, rejected) rewards that `write_scores` wrote."""
-    found = read_pair_scores(file)
-    return found.chosen, found.rejected
-
-
 def read_pair_scores(file: Path) -> PairScores:
-    """Everything that `write_scores` wrote of each pair."""
+    """Read everything that `write_scores` wrote of each pair."""
     names = ["chosen_reward", "rejected_reward", "index", "chosen_tokens", "rejected_tokens"]
     # A report reads thousands of small files: opened one by one, without threads, each takes a sixth of the time.
     with parquet.ParquetFile(file) as opened:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.attention import hidden_states as hidden_states
 from trainers.packing import MicroBatch
-from trainers.rewards import PairScores, Rendering, RewardSpec
-from trainers.ropes import shared_tokens
+from trainers.rewards import BatchScores, RewardSpec
+from trainers.unembedding import token_log_probs as token_log_probs
 
 
 class RewardModule(nn.Module):
@@ -23,57 +24,25 @@ class RewardModule(nn.Module):
         self.model = model
         self.spec = spec
 
-    def forward(self, batch: MicroBatch) -> PairScores:
-        """Rewards and losses of the batch's pairs; a pair of the same tokens twice is a tie, whatever its type."""
+    def forward(self, batch: MicroBatch) -> BatchScores:
+        """Score the batch's pairs; a pair whose two responses look the same to the model is a tie."""
         scores = self.spec.type.score(self.model, batch, self.spec)
-        same_P = _same_input(batch, self.spec.type.rendering)
+        same_P = batch.same_P
+        if self.spec.type.rendering == "verification":
+            # A question that is asked twice leaves nothing of a response but the answer after it.
+            same_P = (batch.owner_M.bincount() == 1).view(2, -1).all(0)
         return scores._replace(rejected_P=torch.where(same_P, scores.chosen_P, scores.rejected_P))
 
 
-def _same_input(batch: MicroBatch, rendering: Rendering) -> Tensor:
-    """Say for each pair whether the model reads the same tokens for both responses, [P].
-
-    A question that is asked twice leaves nothing of a response but the answer after it.
-    """
-    if rendering == "response":
-        return batch.same_P
-    return (batch.owner_M.bincount() == 1).view(2, -1).all(0)
-
-
-def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
-    """Last layer's normalised hidden states of all tokens of the batch, [N, D]."""
-    layout = {} if batch.layout is None else {"pair_layout": batch.layout}
-    position_ids_BT = batch.position_ids_BT
-    if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
-        # Padding stands at a row's last position: it makes no row longer.
-        position_ids_BT = batch.attention_mask_BT.cumsum(1) - 1
-    output = model.base_model(
-        input_ids=batch.input_ids_BT,
-        position_ids=position_ids_BT,
-        attention_mask=batch.attention_mask_BT,
-        use_cache=False,
-        **layout,
-    )
-    hidden_BTD: Tensor = output.last_hidden_state
-    return hidden_BTD.flatten(0, 1)
-
-
-def token_log_probs(model: Any, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
-    """ln π of each target token after its hidden state, [M]."""
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    log_prob_M: Tensor = model.get_output_embeddings()(hidden_MD, target_M, softcap)
-    return log_prob_M
-
-
 def log_prob_sums(model: Any, batch: MicroBatch) -> Tensor:
-    """ln π(y|x) of each response, summed over its tokens, [R]; no other position meets the unembedding."""
+    """Return ln π(y|x) of each response, summed over its tokens, [R]; no other position meets the unembedding."""
     hidden_ND = hidden_states(model, batch)
     log_prob_M = token_log_probs(model, hidden_ND[batch.predictor_M], batch.target_M)
     return _sum_by_response(log_prob_M, batch)
 
 
 def mean_by_response(value_M: Tensor, batch: MicroBatch) -> Tensor:
-    """Mean of a value over the tokens of each response, [R]."""
+    """Return the mean of a value over the tokens of each response, [R]."""
     return _sum_by_response(value_M, batch) / batch.owner_M.bincount()
 
 
@@ -83,14 +52,15 @@ def _sum_by_response(value_M: Tensor, batch: MicroBatch) -> Tensor:
 
 
 def by_pair(reward_R: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Rewards of the chosen and rejected responses, [P] each; of a pair of the same tokens twice one reward serves both.
+    """Return the rewards of the chosen and the rejected responses, [P] each.
 
-    Computed at two places of a batch they differ in their last bits, which would rank the pair and train on noise.
+    A pair of the same tokens twice gets one reward for both: computed at two places of a batch they differ in their
+    last bits, which would rank the pair and train on noise.
     """
     chosen_P, rejected_P = reward_R.chunk(2)
     return chosen_P, torch.where(batch.same_P, chosen_P, rejected_P)
 
 
-def bradley_terry(chosen_P: Tensor, rejected_P: Tensor) -> PairScores:
-    """The rewards with the loss −ln σ(r⁺ − r⁻) of each pair (paper §3)."""
-    return PairScores(chosen_P, rejected_P, -F.logsigmoid(chosen_P - rejected_P))
+def bradley_terry(chosen_P: Tensor, rejected_P: Tensor) -> BatchScores:
+    """Return the rewards with the loss −ln σ(r⁺ − r⁻) of each pair (paper §3)."""
+    return BatchScores(chosen_P, rejected_P, -F.logsigmoid(chosen_P - rejected_P))

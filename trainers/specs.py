@@ -6,16 +6,19 @@ Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world ex
 import math
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from trainers.errors import SpecError
-from trainers.options import ADDED
 
 Precision = Literal["fp32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "linear", "cosine"]
 Part = Literal["backbone", "embeddings", "unembedding"]
+# The output layer that a model is loaded with: a new linear head, or its own unembedding.
+Output = Literal["head", "unembedding"]
+# What is tokenised: the prompt and the response, or the question whether the response is correct.
+Rendering = Literal["response", "verification"]
 
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
@@ -31,7 +34,10 @@ def _require(condition: bool, message: str) -> None:
 
 
 def clean_name(text: str) -> str:
-    """`text` as a name that is safe in run names and file names: letters and digits of every script stay."""
+    """Return `text` as a name that is safe in run names and file names. Raises SpecError.
+
+    Letters and digits of every script stay.
+    """
     composed = unicodedata.normalize("NFC", text)
     name = "".join(letter if _may_stand(letter) else " " for letter in composed)
     name = re.sub(" +", "_", name).strip("._-")
@@ -49,7 +55,7 @@ def clean_name(text: str) -> str:
 
 
 def given_name(flag: str, text: str) -> str:
-    """A name that the user gives, as it is: two that clean to one are never taken for each other. Raises SpecError."""
+    """Return a name that the user gave. Raises SpecError where it is not clean: two such could become the same."""
     _require(any(map(str.isalnum, text)), f"{flag} {text!r}: a name needs a letter or digit.")
     name = clean_name(text)
     _require(
@@ -66,7 +72,7 @@ def _may_stand(letter: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """What may run on loading a model beyond our own code: nothing, unless the user says so.
+    """What code may run when a model is loaded besides our own: none, unless the user says so.
 
     `allow_pickle` reads weights that are pickles, `trust_remote_code` runs the Python files of the model's folder.
     """
@@ -90,7 +96,7 @@ class ModelSpec:
     revision: str | None = None
     precision: Precision = "fp32"
     parameters: int | None = None
-    trust: Trust = field(default=UNTRUSTED, metadata=ADDED)
+    trust: Trust = UNTRUSTED
 
     def __post_init__(self) -> None:
         _require(
@@ -121,8 +127,8 @@ class DatasetSpec:
     paper's filters and draws (trainers/data/selections.py), `columns` says which column is prompt, chosen or rejected.
     With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
     `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error.
-    `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of training pairs, taken where
-    nobody asks for another number.
+    `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of
+    training pairs, for a sweep that asks for no other number.
     """
 
     name: str
@@ -138,8 +144,8 @@ class DatasetSpec:
     test_share: float = 0.0
     split_seed: int = 0
     skip_bad_rows: bool = False
-    augmentation: Augmentation | None = field(default=None, metadata=ADDED)
-    train_draw: "DrawSpec | None" = field(default=None, metadata=ADDED)
+    augmentation: Augmentation | None = None
+    train_draw: "DrawSpec | None" = None
 
     def __post_init__(self) -> None:
         meant = [name for name, _ in self.columns]
@@ -172,7 +178,7 @@ class DrawSpec:
 
     max_pairs: int | None = None
     seed: int = 0
-    permutation: Literal["numpy", "torch"] = field(default="numpy", metadata=ADDED)
+    permutation: Literal["numpy", "torch"] = "numpy"
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
 
@@ -185,7 +191,7 @@ class DrawSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimSpec:
-    """How weights are moved; the defaults are the paper's (paper §1). `effective_batch` is in pairs per step.
+    """How weights are trained; the defaults are the paper's (paper §1). `effective_batch` is in pairs per step.
 
     `betas` are AdamW's, `momentum` is SGD's and RMSprop's. The learning rate rises linearly from 0 over
     `warmup_steps`, then stays, or falls to 0 at the end linearly or as a cosine. `clip` bounds the gradient's norm.
@@ -193,18 +199,18 @@ class OptimSpec:
     of two tied matrices unties them.
     """
 
-    optimizer: Optimizer = field(default="adamw", metadata=ADDED)
+    optimizer: Optimizer = "adamw"
     lr: float = 1e-6
-    schedule: Schedule = field(default="constant", metadata=ADDED)
-    warmup_steps: int = field(default=0, metadata=ADDED)
-    clip: float | None = field(default=None, metadata=ADDED)
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    clip: float | None = None
     epochs: int = 5
     effective_batch: int = 32
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = field(default=0.0, metadata=ADDED)
+    momentum: float = 0.0
     eps: float = 1e-8
-    freeze: tuple[Part, ...] = field(default=(), metadata=ADDED)
+    freeze: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.lr) and 0 < self.lr < 1, f"--lr {self.lr} is outside (0, 1).")
@@ -237,7 +243,7 @@ class ValidationSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """How a training is laid on devices; no part of any key, results agree within 1e-5 in fp32.
+    """How a training is divided over devices; not part of any key, since results agree within 1e-5 in fp32.
 
     micro_batch × accumulation × world_size = effective batch, in pairs. `checkpointing` recomputes activations
     in the backward pass; `offload_optimizer` keeps the optimiser's state in the host's memory.

@@ -16,12 +16,12 @@ StopLeft = Callable[[], float | None]
 
 
 def never() -> float | None:
-    """Nobody asks to stop."""
+    """Never ask to stop."""
     return None
 
 
 class StopRequest:
-    """Whether to stop, and the seconds left for it. Use `deferred` around work that stops by itself when asked."""
+    """A request to stop, and the seconds left for it. Use `deferred` around work that stops by itself when asked."""
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self.grace_s = grace_s
@@ -30,7 +30,7 @@ class StopRequest:
         self._deferring = self._raised = False
 
     def left_s(self) -> float | None:
-        """None while nobody has asked to stop; else the seconds of grace that are left."""
+        """Return None while nobody has asked to stop, else the seconds of grace that are left."""
         return max(0.0, self._deadline - time.monotonic()) if self.asked.is_set() else None
 
     @contextlib.contextmanager

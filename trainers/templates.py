@@ -1,5 +1,4 @@
-"""Tokenizers made ready: a chat template for models that have none, and an id to pad with that ends no response;
-conversations as text, and what a template leaves out of them.
+"""Tokenizers and their chat templates: conversations become text, and what a template leaves out is found.
 
 A model without a template gets two marker tokens (paper §3): `<|user|>` and `<|assistant|>` before each turn, and
 its end-of-sequence token, where it has one, after each response. Turns of any other role stand after `<|user|>`.
@@ -18,7 +17,6 @@ from jinja2 import TemplateError
 
 from trainers.data.records import REASONING_FIELDS, Message
 from trainers.errors import DataError, ModelError
-from trainers.folders import code_files
 from trainers.specs import UNTRUSTED, Trust
 
 # Templates that print today's date (Llama 3) would tokenise differently every day.
@@ -36,11 +34,11 @@ _MARKED_TURNS = (
 
 
 def load_tokenizer(location: str, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
-    """The tokenizer at a hub id or folder, with a chat template of markers where it has none. Raises ModelError."""
+    """Load the tokenizer of a hub id or folder, with a chat template of markers where it has none. Raises ModelError."""
     from transformers import AutoTokenizer
 
-    # A folder without code of its own needs no trust; where its tokenizer_config.json says so, transformers fails.
-    codeless = Path(location).is_dir() and not code_files(Path(location))
+    # A folder without code needs no trust, and transformers fails where its tokenizer_config.json names code.
+    codeless = Path(location).is_dir() and not any(Path(location).rglob("*.py"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=trust.trust_remote_code and not codeless
@@ -53,7 +51,7 @@ def load_tokenizer(location: str, revision: str | None = None, trust: Trust = UN
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its type."""
+    """Return the first line of an error's message, or its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -72,14 +70,14 @@ _LABELS = ("id", "type", "index")
 _REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
 
 
-# A template that meets a form that it does not expect also adds up, or loops over, what it cannot.
+# What a template raises that meets an unexpected form: it adds, loops over or looks up what it cannot.
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def render(
     tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool, tools: str = ""
 ) -> str:
-    """A conversation as text; `tools` is a JSON list. Raises DataError where the template refuses it."""
+    """Return a conversation as text; `tools` is a JSON list. Raises DataError where the template refuses it."""
     offered = json.loads(tools) if tools else None
 
     def applied(arguments: Callable[[Any], Any]) -> str:
@@ -106,7 +104,7 @@ def render(
 
 
 def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any]:
-    """The turn as templates take it: arguments of calls as objects (transformers), or as JSON texts (DeepSeek)."""
+    """Return a turn as templates expect it: arguments of calls as objects (transformers), or as JSON texts (DeepSeek)."""
     turn = message.as_dict()
     for call in turn.get("tool_calls") or ():
         function = call.get("function", call)
@@ -116,20 +114,20 @@ def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any
 
 
 def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | None:
-    """Name the first thing that `turns` say and `text` does not; None where all stands there in order.
+    """Name the first thing that `turns` say and `text` does not; None where `text` says all of it in order.
 
     The turns are a prompt's, or the response's to `prompt`, with which the text then begins. White space does not
     count, what is escaped as JSON does, and a system turn may stand anywhere. Templates drop the reasoning of turns
     before the last user turn on purpose, and some that between <think> and </think> of every turn of a prompt.
     """
-    # Nearly always all stands there as it is.
+    # Nearly always the text holds everything as it is.
     if _missing(turns, text, prompt, squeezed=False) is None:
         return None
     return _missing(turns, _squeezed(text), _squeezed(prompt), squeezed=True)
 
 
 def tool_left_out(tools: str, text: str, without: str) -> str | None:
-    """Name the first of the tools whose name `text` says no more often than the conversation `without` them."""
+    """Name the first tool that `text` does not name more often than the same conversation `without` tools."""
     for tool in json.loads(tools):
         function = tool.get("function")
         name = str((function if isinstance(function, dict) else tool).get("name"))
@@ -159,13 +157,13 @@ def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool
             fields = fields if what == "the text" else what
             ends.append(min(found))
         if turn.role != "system":
-            # No later than where the turn does end, as all is looked for from where the turn before it ended.
+            # Never behind the turn's true end, since everything is searched from the end of the turn before it.
             at = max(ends)
     return None
 
 
 def _said(turn: Message, *, in_prompt: bool, before: bool) -> Iterator[tuple[str, str]]:
-    """(what it is, the text) of all that a template has to write of a turn; `before`: a later turn is the user's."""
+    """Yield (what it is, the text) of all that a template has to write of a turn; `before` the last user turn or not."""
     past = in_prompt and turn.role == "assistant" and "</think>" in turn.content
     for piece in _REASONING.split(turn.content) if past else [turn.content]:
         yield "the text", piece
@@ -176,7 +174,7 @@ def _said(turn: Message, *, in_prompt: bool, before: bool) -> Iterator[tuple[str
 
 
 def _leaves(value: Any, labels: Sequence[str]) -> Iterator[str]:
-    """The texts and numbers in a JSON value, as a template may write them; arguments may be JSON in a text."""
+    """Yield the texts and numbers in a JSON value, as a template may write them; arguments may be JSON in a text."""
     match value:
         case dict():
             for key, inner in value.items():
@@ -210,14 +208,14 @@ def _squeezed(text: str) -> str:
 
 
 def _forms(said: str) -> set[str]:
-    """A text without white space, as it is and as templates write it into JSON."""
+    """Return a text without white space, as it is and as templates write it into JSON."""
     escaped = (json.dumps(said.strip(), ensure_ascii=only_ascii)[1:-1] for only_ascii in (False, True))
     return {_squeezed(form) for form in (said, *escaped)}
 
 
 @functools.cache
 def _dated(template: str, name: str) -> str:
-    """The template with every date that it writes pinned. Raises ModelError where one cannot be."""
+    """Replace every date that a template writes by a fixed one. Raises ModelError where that cannot be done."""
     pinned = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call["format"])), template)
     if re.search(r"strftime_now\s*\(", pinned):
         raise ModelError(
@@ -228,22 +226,22 @@ def _dated(template: str, name: str) -> str:
 
 
 def unknown_token(tokenizer: Any) -> int | None:
-    """The id that stands for words that the tokenizer does not know; None where it only ends or begins texts (GPT-2)."""
+    """Return the id of words that the tokenizer does not know; None where that id also ends or begins texts (GPT-2)."""
     token = tokenizer.unk_token_id
     return None if token in (tokenizer.bos_token_id, tokenizer.eos_token_id) else token
 
 
 def padding_token(tokenizer: Any) -> int:
-    """An id that no response ends in: a reader of padded rows then finds a response's last token by its id alone.
+    """Return an id that no response ends in, so that a reader of padded rows finds each response's last token.
 
-    The tokenizer's own where it will do (id 0 is an id); else another special token; else the first that will do.
+    It is the tokenizer's own where possible, else another special token, else the first id that will do.
     """
     turns = (Message("user", "a"), Message("assistant", "a"))
     text = render(tokenizer, turns, add_generation_prompt=False)
     special = sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder))
     ends = {tokenizer(text, add_special_tokens=False)["input_ids"][-1], tokenizer.eos_token_id}
     if not ends & set(special):
-        # Where nothing ends a turn, a word that the tokenizer does not know may.
+        # Where nothing ends a turn, an unknown word may be the last.
         ends.add(tokenizer.unk_token_id)
     candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, *special, *range(len(tokenizer))]
     return next(int(token) for token in candidates if token is not None and token not in ends)

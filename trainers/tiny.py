@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# Raise when `pretrain`, the tokenizer or the documents change what a model learns, or what its folder says.
+# Raise it when `pretrain`, the tokenizer or the documents change what a model learns, or what its folder says.
 VERSION = 2
 
 Architecture = Literal["llama", "qwen2", "gemma2"]
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyModel:
-    """All that decides a tiny model's weights, beside `VERSION`."""
+    """Everything that decides a tiny model's weights, besides `VERSION`."""
 
     architecture: Architecture
     width: int
@@ -53,7 +53,7 @@ class TinyModel:
 
     @property
     def numbers(self) -> architectures.Architecture:
-        """What its memory follows from."""
+        """The numbers that decide its memory."""
         specials = 7
         known = architectures.Architecture(
             family=self.architecture,
@@ -85,7 +85,7 @@ TINY_MODELS: Mapping[str, TinyModel] = _named(
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """One token per word of the tiny world; the end-of-turn token is the eos token."""
+    """Make a tokenizer with one token per word of the tiny world; the end-of-turn token is the eos token."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -127,7 +127,7 @@ def pretrain(model: TinyModel, out_dir: Path, report: Callable[[dict[str, float]
 
     tokenizer = build_tokenizer()
     threads = torch.get_num_threads()
-    # One thread: the same sums in the same order on every run.
+    # With one thread, sums have the same order on every run.
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -158,7 +158,7 @@ def _build_network(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> "P
         num_hidden_layers=model.layers,
         num_attention_heads=model.heads,
         num_key_value_heads=model.heads,
-        # Tied, a word's logit would move with what the word implies once it is read.
+        # If they were tied, a word's logit would move with what the word means once it is read.
         tie_word_embeddings=False,
         max_position_embeddings=MAX_POSITIONS,
         pad_token_id=tokenizer.pad_token_id,
@@ -205,7 +205,7 @@ def _fit(
 
 
 def _batches(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> Iterator["torch.Tensor"]:
-    """Endless rows of token ids, one document each, padded at the right: causal needs no mask."""
+    """Yield endless batches of token ids, one document a row, padded at the right; a causal model needs no mask."""
     import torch
 
     number = tokenizer.get_vocab()

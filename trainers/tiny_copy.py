@@ -23,7 +23,7 @@ _POSITIONS = 64
 _LAYERS, _HEADS, _HEAD_DIM = 4, 4, 16
 _WIDTH = _HEADS * _HEAD_DIM
 
-# By name, the first pattern that is found: what an integer of a config becomes. Others stay.
+# What an integer of a config becomes, by the first pattern that its name contains. Others stay.
 _INTEGERS: tuple[tuple[str, int], ...] = (
     (r"original_max_position", ROPE_LENGTH),
     (
@@ -59,7 +59,7 @@ _INTEGERS: tuple[tuple[str, int], ...] = (
 
 
 class Wide(TorchFunctionMode):
-    """Where a model asks for float32 it gets float64: transformers computes norms and ropes in float32 otherwise."""
+    """Give float64 where a model asks for float32, in which transformers computes norms and ropes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
@@ -74,7 +74,7 @@ class Wide(TorchFunctionMode):
 
 
 def tiny_copy(model: Any) -> Any:
-    """A tiny random model of the class of `model`, on the CPU, in evaluation mode."""
+    """Make a tiny random model of the class of `model`, on the CPU, in evaluation mode."""
     config = scaled_down(model.config)
     # Only the CPU's generator: touching a GPU's would start it.
     with torch.random.fork_rng(devices=[]), Wide():
@@ -85,7 +85,7 @@ def tiny_copy(model: Any) -> Any:
 
 
 def scaled_down(config: Any) -> Any:
-    """A copy of `config` whose model is tiny."""
+    """Return a copy of `config` whose model is tiny."""
     scaled = copy.deepcopy(config)
     scaled.__dict__.pop("quantization_config", None)
     _scale(scaled)
@@ -95,7 +95,7 @@ def scaled_down(config: Any) -> Any:
 def _scale(config: Any) -> None:
     from transformers import PreTrainedConfig
 
-    # Past the setters: they would check each change against what is still large.
+    # Without the setters, which would check each change against what is still large.
     values = vars(config)
     # torch's grouped matrix product of experts knows no float64.
     values["_experts_implementation_internal"] = "eager"
@@ -122,7 +122,7 @@ def _scale(config: Any) -> None:
 
 
 def _kept_layers(values: dict[str, Any], layers: Any) -> list[int]:
-    """The first four layers, or the first and last of each kind where lists of the config say of which kind a layer is."""
+    """Return the first four layers, or the first and last of each kind where lists of the config give the kinds."""
     if not isinstance(layers, int):
         return []
     lists = [value for value in values.values() if isinstance(value, list) and len(value) == layers]
@@ -137,7 +137,7 @@ def _kept_layers(values: dict[str, Any], layers: Any) -> list[int]:
 
 
 def _integer(name: str, value: Any, heads: Any, width: Any) -> Any:
-    """What a number of the config becomes; anything else stays."""
+    """Return what a number of the config becomes; anything else stays."""
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     if re.search(r"_(id|index|ids)$", name) and "altup" not in name:
@@ -157,7 +157,7 @@ def _integer(name: str, value: Any, heads: Any, width: Any) -> Any:
 
 
 def _scale_mamba(values: dict[str, Any]) -> None:
-    """Heads times their width are the inner width of a Mamba layer."""
+    """Make heads times their width the inner width of a Mamba layer."""
     heads = values.get("mamba_n_heads") or values.get("n_mamba_heads")
     for name in ("mamba_d_head", "mamba_headdim"):
         if heads and name in values:
@@ -182,11 +182,11 @@ def _scale_rope(values: dict[str, Any], rope: dict[str, Any]) -> None:
 
 
 def _randomise(model: nn.Module) -> None:
-    """Weights so large that attention is sharp and every part shows in the output; gates and biases too."""
+    """Draw weights so large that attention is sharp and every part shows in the output; gates and biases, too."""
     generator = torch.Generator().manual_seed(0)
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
-        # A buffer of many values is a table that the architecture is built on; of one, it waits to be learned.
+        # A buffer of different values is a table that the architecture needs; one of a single value is to be learned.
         if not tensor.is_floating_point() or (
             name not in learned and not bool((tensor == tensor.flatten()[:1]).all())
         ):

@@ -1,48 +1,82 @@
 """The training loop: one reward model, one set of pairs, one seed. The same code for one process or a gang.
 
-torchrun --nproc-per-node 2 -m trainers.train --model MODEL --data DATA --reward ex_rm --out OUT
+    torchrun --nproc-per-node 2 -m trainers.train --model MODEL --data DATA --reward ex_rm --out OUT
+
+Every pair of an effective batch weighs the same, short last batches included, and no pair is dropped: the loss of
+a forward is Σ over its pairs × world size × accumulation / pairs in the effective batch, since DeepSpeed averages
+gradients over ranks and divides by the accumulation.
 """
 
+import hashlib
 import math
+import runpy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from trainers import checkpoints as saved
-from trainers.batching import epoch_order, steps_of_epoch
-from trainers.checkpoints import Checkpoints
-from trainers.engine import learning_rate, process_group
-from trainers.epochs import collect_epochs, keep_epoch
-from trainers.errors import Diverged, Interrupted
+from trainers.attention import shared_tokens
+from trainers.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    agreed_latest,
+    collect_epochs,
+    keep_epoch,
+    load,
+    prepare,
+    save,
+)
+from trainers.engine import effective_zero_stage, learning_rate, make_engine, process_group
+from trainers.errors import Diverged, Interrupted, ModelError
 from trainers.evaluate import score_pairs
-from trainers.inputs import TrainInputs
 from trainers.layouts import layout_of
 from trainers.memory import forget_peak_memory, memory_named, peak_memory_gb
 from trainers.metrics import accuracy
 from trainers.models import freeze, load_model
-from trainers.packing import Layout
-from trainers.resuming import Start, identity, start
-from trainers.saving import CARD, folder_files, full_weights, model_card, save_model
-from trainers.step import optimiser_step
+from trainers.packing import Layout, References, collate, epoch_order, split_step, steps_of_epoch
+from trainers.pairs import TokenPair
+from trainers.rewards import RewardSpec
+from trainers.saving import folder_files, full_weights, persistent_buffers, save_model
+from trainers.scoring import RewardModule
+from trainers.specs import UNTRUSTED, OptimSpec, Placement, Precision, Trust
 from trainers.stopping import StopLeft, never
 from trainers.templates import load_tokenizer
 
 Report = Callable[[dict[str, Any]], None]
-GoesOn = Callable[[int, float], bool]
+CARD = "README.md"
+_FINGERPRINT_VALUES = 16
 
 
-def always(epoch: int, accuracy: float) -> bool:
-    """Nobody ends a training early."""
-    return True
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainInputs:
+    """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called.
+
+    After `keep_epochs` (from 1, the last not among them) the weights are kept as well. `validation` pairs are scored
+    after every epoch; `reference` covers them.
+    """
+
+    name: str
+    location: str
+    revision: str | None
+    precision: Precision
+    reward: RewardSpec
+    optim: OptimSpec
+    placement: Placement
+    seed: int
+    pairs: Sequence[TokenPair]
+    reference: References | None
+    trust: Trust = UNTRUSTED
+    keep_epochs: tuple[int, ...] = ()
+    validation: Sequence[TokenPair] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """The training log, one row a step with the indices of its pairs, and what it cost."""
+    """The training log, one row a step with the indices of its pairs, and the training's cost."""
 
     log: list[dict[str, Any]]
     train_accuracy: float
@@ -51,13 +85,12 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeping:
-    """Where a training keeps checkpoints, under which identity, who may ask it to stop, and what ends an epoch."""
+    """Where a training keeps checkpoints and under which identity, who may stop it, and what ends an epoch."""
 
     checkpoints: Checkpoints | None
     identity: dict[str, str]
     stop: StopLeft
     end_epoch: Callable[[int], None]
-    goes_on: GoesOn
 
 
 def train(
@@ -67,55 +100,15 @@ def train(
     out_dir: Path,
     checkpoints: Checkpoints | None = None,
     stop: StopLeft = never,
-    goes_on: GoesOn = always,
 ) -> TrainResult:
     """Train and, on rank 0, write the final model into `out_dir`/model, and those of kept epochs beside it.
 
     `report` is called on rank 0 with the row of each finished step, and with {"notice": text}. Where `checkpoints`
-    holds one, training goes on from it; it ends early where `goes_on` says no of an epoch (from 1) and its accuracy on the
-    validation pairs, which every rank must be told alike. Raises Diverged, OutOfMemory, ModelError, StorageError; Interrupted where
-    `stop` asked.
+    holds one, training goes on from it. Raises Diverged, OutOfMemory, ModelError, StorageError; Interrupted where `stop`
+    asked.
     """
     started = time.perf_counter()
     forget_peak_memory()
-    model, tokenizer = _loaded(inputs)
-    # Before anything is trained: what cannot be saved would lose a training.
-    files = {**folder_files(model, tokenizer), CARD: _card(inputs, {})}
-    kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
-    epochs, kept = inputs.optim.epochs, inputs.keep_epochs
-
-    def end_epoch(epoch: int) -> None:
-        if epoch in kept:
-            keep_epoch(model, files, kept_in, epoch, epochs, mirror)
-
-    with process_group():
-        named = {} if checkpoints is None else identity(model, inputs)
-        keeping = Keeping(
-            checkpoints=checkpoints, identity=named, stop=stop, end_epoch=end_epoch, goes_on=goes_on
-        )
-        too_large = _too_large(inputs)
-        with memory_named(too_large):
-            begun = start(model, inputs, checkpoints, keeping.identity)
-        try:
-            _tell(begun.notices, report)
-            loop_started = time.perf_counter()
-            with memory_named(too_large):
-                log = _loop(begun, inputs, layout_of(model), report, keeping)
-                loop_s = time.perf_counter() - loop_started
-                weights = full_weights(model)
-            perf = _performance(log[len(begun.log) :], set_up_s=loop_started - started, loop_s=loop_s)
-            result = TrainResult(log=log, train_accuracy=_last_epoch_accuracy(log), perf=perf)
-            if dist.get_rank() == 0:
-                card = _card(inputs, _facts(inputs, result))
-                save_model(weights, {**files, CARD: card}, out_dir / "model")
-                collect_epochs(kept_in, out_dir, kept, epochs, mirror)
-        finally:
-            begun.engine.destroy()
-    return result
-
-
-def _loaded(inputs: TrainInputs) -> tuple[Any, Any]:
-    """The model to train, and its tokenizer."""
     tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust)
     model = load_model(
         inputs.location,
@@ -127,22 +120,118 @@ def _loaded(inputs: TrainInputs) -> tuple[Any, Any]:
         trust=inputs.trust,
     )
     freeze(model, inputs.optim.freeze)
-    return model, tokenizer
+    # Before the training, which would be lost if its model could not be saved.
+    files = {**folder_files(model, tokenizer), CARD: model_card(inputs.name, inputs.reward, {})}
+    kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
+    epochs, kept = inputs.optim.epochs, inputs.keep_epochs
+
+    def end_epoch(epoch: int) -> None:
+        if epoch in kept:
+            keep_epoch(model, files, kept_in, epoch, epochs, mirror)
+
+    with process_group():
+        first = dist.get_rank() == 0
+        keeping = Keeping(
+            checkpoints=checkpoints,
+            identity={} if checkpoints is None else _identity(model, inputs),
+            stop=stop,
+            end_epoch=end_epoch,
+        )
+        too_large = _too_large(inputs)
+        with memory_named(too_large):
+            engine, found, notices = _start(model, inputs, keeping)
+            done = 0 if found is None else len(found.log)
+        try:
+            for notice in notices if first else ():
+                report({"notice": notice})
+            loop_started = time.perf_counter()
+            with memory_named(too_large):
+                log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
+                loop_s = time.perf_counter() - loop_started
+                weights = full_weights(model)
+            perf = _performance(log[done:], set_up_s=loop_started - started, loop_s=loop_s)
+            last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
+            right = sum(row["accuracy"] * row["pairs"] for row in last)
+            result = TrainResult(log=log, train_accuracy=right / sum(row["pairs"] for row in last), perf=perf)
+            if first:
+                card = model_card(inputs.name, inputs.reward, _facts(inputs, result))
+                save_model(weights, {**files, CARD: card}, out_dir / "model")
+                collect_epochs(kept_in, out_dir, kept, epochs, mirror)
+        finally:
+            engine.destroy()
+    return result
 
 
-def _tell(notices: Sequence[str], report: Report) -> None:
-    if dist.get_rank() == 0:
-        for notice in notices:
-            report({"notice": notice})
+def _start(model: Any, inputs: TrainInputs, keeping: Keeping) -> tuple[Any, Checkpoint | None, list[str]]:
+    """Make the engine, at the beginning or as the newest sound checkpoint left it. A collective.
+
+    Returns the engine, the checkpoint, and what there is to say about checkpoints. Raises ModelError where the
+    checkpoint is of another training, SpecError where it is of another ZeRO stage, StorageError.
+    """
+    checkpoints = keeping.checkpoints
+    found, notices = (None, []) if checkpoints is None else agreed_latest(checkpoints)
+    universal = False
+    if checkpoints is not None and found is not None:
+        different = "; ".join(
+            f"{name}: {found.training.get(name)}, not {value}"
+            for name, value in keeping.identity.items()
+            if found.training.get(name) != value
+        )
+        if different:
+            raise ModelError(
+                f"the checkpoint in {checkpoints.kept} is of another training ({different}); remove it to start anew."
+            )
+        universal = prepare(found, checkpoints, effective_zero_stage(inputs.placement, inputs.precision))
+    engine = make_engine(
+        RewardModule(model, inputs.reward),
+        optim=inputs.optim,
+        placement=inputs.placement,
+        precision=inputs.precision,
+        universal=universal,
+    )
+    if checkpoints is not None and found is not None:
+        try:
+            load(engine, found, checkpoints, universal=universal)
+        except BaseException:
+            engine.destroy()
+            raise
+        notices = [*notices, f"resumed at step {found.step} of {found.total}"]
+    return engine, found, notices
+
+
+def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
+    """Return what a checkpoint must have in common with the training that goes on from it; `model` is untrained."""
+    shapes = getattr(model.config, "hidden_size", 0), getattr(model.config, "num_hidden_layers", 0)
+    # A few values of each tensor tell two base models apart without reading all of their weights.
+    tensors = (*model.parameters(), *persistent_buffers(model).values())
+    values = (tensor.detach().flatten()[:_FINGERPRINT_VALUES].tolist() for tensor in tensors)
+    return {
+        "architecture": f"{type(model).__name__} {shapes[0]}x{shapes[1]}, vocabulary {model.config.vocab_size}",
+        "reward": str(inputs.reward),
+        "optimiser": str(inputs.optim),
+        "seed": str(inputs.seed),
+        "precision": inputs.precision,
+        "base model": _digest(values),
+        "pairs": _digest((pair.index, pair.prompt, pair.chosen, pair.rejected) for pair in inputs.pairs),
+        "reference": _digest(sorted((inputs.reference or {}).items())),
+    }
+
+
+def _digest(values: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(repr(value).encode())
+    return digest.hexdigest()[:12]
 
 
 def _loop(
-    begun: Start, inputs: TrainInputs, layout: Layout, report: Report, keeping: Keeping
+    engine: Any, inputs: TrainInputs, keeping: Keeping, found: Checkpoint | None, report: Report
 ) -> list[dict[str, Any]]:
-    """Train to the end; the whole log, the part behind a checkpoint included."""
-    engine, optim, pairs, log = begun.engine, inputs.optim, inputs.pairs, list(begun.log)
-    total = optim.epochs * _steps_of_one_epoch(inputs)
-    saved_at, write_s = time.monotonic(), begun.write_s
+    """Train to the end, from `found` on, and return the whole log."""
+    optim, pairs, log = inputs.optim, inputs.pairs, [] if found is None else list(found.log)
+    layout, of_epoch = layout_of(engine.module.model), _steps_of_one_epoch(inputs)
+    total = optim.epochs * of_epoch
+    saved_at, write_s = time.monotonic(), 0.0 if found is None else found.write_s
     for number, (epoch, step) in enumerate(_steps(inputs, len(log)), len(log)):
         began = time.perf_counter()
         lr = learning_rate(optim, number, total)
@@ -150,8 +239,12 @@ def _loop(
             group["lr"] = lr
         wishes = _wishes(keeping, number + 1, time.monotonic() - saved_at, write_s)
         sums, grad_norm = optimiser_step(engine, inputs, step, layout, wishes)
+        indices = [pairs[position].index for position in step]
         if not (all(map(math.isfinite, sums)) and math.isfinite(grad_norm)):
-            raise _diverged(inputs, step, number + 1, lr)
+            raise Diverged(
+                f"the loss or its gradient is not finite at optimiser step {number + 1} (learning rate {lr}, pairs "
+                f"{indices}); lower --lr, or look at those pairs."
+            )
         row: dict[str, Any] = {
             "step": float(number + 1),
             "epoch": float(epoch),
@@ -164,25 +257,21 @@ def _loop(
             "lr": lr,
             "time": time.time(),
             "step_s": time.perf_counter() - began,
-            "indices": [pairs[position].index for position in step],
+            "indices": indices,
         }
-        ends_epoch = (number + 1) % _steps_of_one_epoch(inputs) == 0
+        ends_epoch = (number + 1) % of_epoch == 0
         if inputs.validation:
             row["validation_accuracy"] = _validated(engine.module, inputs) if ends_epoch else None
         log.append(row)
-        if dist.get_rank() == 0:
-            report({**row, "total": total})
-        if ends_epoch and inputs.validation and not keeping.goes_on(epoch + 1, row["validation_accuracy"]):
-            return log
+        report({**row, "total": total})
         if ends_epoch:
-            # Before the checkpoint: who goes on from that finds what was kept of earlier epochs.
+            # Before the checkpoint: a training that goes on from it must find what earlier epochs have kept.
             keeping.end_epoch(epoch + 1)
         write, stop = (wish > 0 for wish in sums[4:])
         if write and keeping.checkpoints is not None and len(log) < total:
-            write_s = saved.save(engine, keeping.checkpoints, log, total=total, training=keeping.identity)
+            write_s = save(engine, keeping.checkpoints, log, total=total, training=keeping.identity)
             saved_at = time.monotonic()
-            if dist.get_rank() == 0:
-                report({"checkpoint": number + 1})
+            report({"checkpoint": number + 1})
         if stop and len(log) < total:
             raise Interrupted(f"stopped on request after step {number + 1} of {total}.")
     return log
@@ -193,7 +282,7 @@ def _steps_of_one_epoch(inputs: TrainInputs) -> int:
 
 
 def _steps(inputs: TrainInputs, done: int) -> Iterator[tuple[int, list[int]]]:
-    """Epoch and positions of the pairs of each step after the first `done`; an epoch is drawn when it begins."""
+    """Yield the epoch and the positions of the pairs of each step after the first `done`."""
     first, within = divmod(done, _steps_of_one_epoch(inputs))
     for epoch in range(first, inputs.optim.epochs):
         order = epoch_order(len(inputs.pairs), inputs.seed, epoch)
@@ -202,9 +291,53 @@ def _steps(inputs: TrainInputs, done: int) -> Iterator[tuple[int, list[int]]]:
         within = 0
 
 
+def optimiser_step(
+    engine: Any, inputs: TrainInputs, step: Sequence[int], layout: Layout, wishes: Sequence[float]
+) -> tuple[list[float], float]:
+    """Take one optimiser step: each rank computes its share of the pairs, in forwards.
+
+    Returns the sums over all pairs of loss, right rankings, margin and tokens, and over ranks of `wishes`; and the
+    gradient's norm.
+    """
+    placement = inputs.placement
+    world_size, accumulation = placement.world_size, placement.accumulation
+    lengths = {position: inputs.pairs[position].tokens for position in step}
+    forwards = split_step(step, lengths, world_size=world_size, accumulation=accumulation)[dist.get_rank()]
+    sums = torch.tensor([0.0] * 4 + list(wishes), dtype=torch.float64)
+    norm, shared_length = 0.0, shared_tokens(engine.module)
+    # Without ZeRO, DeepSpeed does not know the norm.
+    own_norm = effective_zero_stage(placement, inputs.precision) == 0
+    for positions in forwards:
+        # Every rank must run every collective: a forward without pairs runs one of weight 0.
+        weight = world_size * accumulation / len(step) if positions else 0.0
+        batch = collate(
+            [inputs.pairs[position] for position in positions or step[:1]],
+            layout=layout,
+            shared_tokens=shared_length,
+            reference=inputs.reference,
+            device=str(engine.device),
+        )
+        scores = engine(batch)
+        engine.backward(weight * scores.loss_P.sum())
+        if own_norm and engine.is_gradient_accumulation_boundary():
+            # Of the averaged gradients, before they are clipped and applied.
+            gradients = [found.grad for found in engine.module.parameters() if found.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+        engine.step()
+        if positions:
+            margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
+            right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
+            totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
+            sums[:3] += torch.stack(totals).cpu()
+            sums[3] += batch.tokens
+    shared = sums.to(engine.device)
+    dist.all_reduce(shared)
+    return shared.tolist(), norm if own_norm else float(engine.get_global_grad_norm())
+
+
 def _validated(reward: Any, inputs: TrainInputs) -> float:
-    """Accuracy on the validation pairs with the weights as they are. Every rank scores all of them."""
-    # Only layers that recompute their activations; to put the whole in training mode would start its dropouts.
+    """Return the accuracy on the validation pairs with the weights as they are. Every rank scores all of them."""
+    # Only layers that recompute their activations: in training mode the whole model would start its dropouts.
     training = [module for module in reward.modules() if module.training]
     chosen_P, rejected_P = score_pairs(
         reward, inputs.validation, reference=inputs.reference, report=lambda row: None
@@ -215,7 +348,7 @@ def _validated(reward: Any, inputs: TrainInputs) -> float:
 
 
 def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list[float]:
-    """[write a checkpoint after this step, stop after it], which the step's own collective makes everyone's.
+    """Return [write a checkpoint after this step, stop after it], which the step's own collective makes everyone's.
 
     Rank 0 says when to write; any rank may have been asked to stop, and rank 0 knows whether a checkpoint still fits.
     """
@@ -224,14 +357,6 @@ def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list
         return [0.0, float(left is not None)]
     due = keeping.checkpoints.due(step, since_s)
     return [float(due if left is None else write_s < left), float(left is not None)]
-
-
-def _diverged(inputs: TrainInputs, step: Sequence[int], number: int, lr: float) -> Diverged:
-    at = [inputs.pairs[position].index for position in step]
-    return Diverged(
-        f"the loss or its gradient is not finite at optimiser step {number} (learning rate {lr}, pairs {at}); "
-        "lower --lr, or look at those pairs."
-    )
 
 
 def _too_large(inputs: TrainInputs) -> str:
@@ -244,12 +369,20 @@ def _too_large(inputs: TrainInputs) -> str:
     )
 
 
-def _card(inputs: TrainInputs, facts: dict[str, object]) -> bytes:
-    return model_card(inputs.name, inputs.reward, facts).encode()
+def _performance(log: Sequence[dict[str, Any]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
+    if not log:
+        return {"set_up_s": set_up_s, "peak_mem_gb": peak_memory_gb()}
+    return {
+        "tokens_per_s": sum(row["tokens"] for row in log) / loop_s,
+        "pairs_per_s": sum(row["pairs"] for row in log) / loop_s,
+        "step_s": loop_s / len(log),
+        "set_up_s": set_up_s,
+        "peak_mem_gb": peak_memory_gb(),
+    }
 
 
 def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:
-    """What a model card tells."""
+    """Return what a model card tells of a training."""
     optim, last = inputs.optim, result.log[-1]
     return {
         "base model": inputs.name,
@@ -265,25 +398,24 @@ def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:
     }
 
 
-def _last_epoch_accuracy(log: Sequence[dict[str, Any]]) -> float:
-    last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
-    return sum(row["accuracy"] * row["pairs"] for row in last) / sum(row["pairs"] for row in last)
-
-
-def _performance(log: Sequence[dict[str, Any]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
-    if not log:
-        return {"set_up_s": set_up_s, "peak_mem_gb": peak_memory_gb()}
-    return {
-        "tokens_per_s": sum(row["tokens"] for row in log) / loop_s,
-        "pairs_per_s": sum(row["pairs"] for row in log) / loop_s,
-        "step_s": loop_s / len(log),
-        "set_up_s": set_up_s,
-        "peak_mem_gb": peak_memory_gb(),
-    }
+def model_card(base: str, reward: RewardSpec, facts: Mapping[str, object]) -> bytes:
+    """Return the README.md of a trained model: what it is, how its reward is read, and what its training came to."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [reward-model, rmsweep]",
+        "---",
+        "",
+        f"# {reward.name} on {base}",
+        "",
+        f"A reward model of type `{reward.name}`, trained by rmsweep. {reward.type.usage(reward)}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+    ]
+    return ("\n".join(lines) + "\n").encode()
 
 
 if __name__ == "__main__":
-    from trainers.command import command
-    from trainers.train_command import Train, run
-
-    command(Train, run, "trainers.train")
+    runpy.run_module("trainers.train_command", run_name="__main__", alter_sys=True)

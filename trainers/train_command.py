@@ -13,54 +13,28 @@ import torch.distributed as dist
 from pyarrow import parquet
 
 from trainers.checkpoints import Checkpoints
-from trainers.command import (
-    dump,
-    model_folder,
-    named_reward,
-    plain_name,
-    read_named_pairs,
-    say_counts,
-)
+from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.engine import process_group
 from trainers.errors import SpecError
-from trainers.inputs import TrainInputs
+from trainers.evaluate import compute_reference
 from trainers.models import device, load_model
 from trainers.packing import References
-from trainers.pairs import TokenPair, tokenize_pairs
-from trainers.reference import compute_reference
-from trainers.specs import DrawSpec, OptimSpec, Placement, Precision, Trust
+from trainers.pairs import TokenPair
+from trainers.specs import OptimSpec, Placement
 from trainers.stopping import GRACE_S, StopRequest
 from trainers.templates import load_tokenizer
-from trainers.train import TrainResult, train
+from trainers.train import TrainInputs, train
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(OnPairs):
     """Train a reward model; ranks are the launcher's. Run again, it goes on from its last checkpoint."""
 
-    model: str
-    """Folder, GGUF file or hub id; also the reference of im_rm."""
-    reward: str
-    """ex_rm, im_rm, ex_grm, or an ablation: ex_rm_mean, im_rm_no_reference."""
-    data: str
-    """File, folder, built-in set or hub id of prompt, chosen, rejected."""
     out: Path
     """Folder for model/, log.parquet and, meanwhile, checkpoints/."""
     split: str = "train"
     """Split of a folder or hub set."""
-    beta: float | None = None
-    """β of im_rm (default 0.01)."""
     optim: OptimSpec = field(default_factory=OptimSpec)
-    seed: int = 0
-    """Of the head, the order of pairs, and the draw."""
-    max_pairs: int | None = None
-    """Train on the first N of a seeded permutation."""
-    max_prompt_tokens: int = 1024
-    """Pairs with a longer prompt are left out and counted, never cut."""
-    max_response_tokens: int = 1024
-    """Pairs with a longer response are left out and counted, never cut."""
-    precision: Precision = "fp32"
-    """bf16 keeps fp32 master weights."""
     zero_stage: int = 0
     """ZeRO stage of DeepSpeed."""
     micro_batch: int = 4
@@ -73,10 +47,6 @@ class Train:
     """Optimiser steps between checkpoints (default: one every ten minutes)."""
     grace_s: float = GRACE_S
     """Seconds that SIGINT or SIGTERM leave for a last checkpoint."""
-    allow_pickle: bool = False
-    """Read pickled weights where there are no safetensors. Danger: a pickle can run any code of its author."""
-    trust_remote_code: bool = False
-    """Run the Python files of a model's folder. Danger: any code of its author runs with your rights."""
     # The deepspeed launcher gives it to every rank; the environment says the same.
     local_rank: int = 0
     """Given by the deepspeed launcher."""
@@ -88,21 +58,13 @@ def run(arguments: Train) -> None:
     final, draft = arguments.out / "model", arguments.out / "draft"
     if final.exists():
         raise SpecError(f"{final} is there already; give another --out.")
-    reward = named_reward(arguments.reward, arguments.beta)
+    reward = arguments.reward_spec()
     placement = _placement(arguments, world_size)
-    limits = DrawSpec(
-        max_pairs=arguments.max_pairs,
-        seed=arguments.seed,
-        max_prompt_tokens=arguments.max_prompt_tokens,
-        max_response_tokens=arguments.max_response_tokens,
-    )
-    trust = Trust(allow_pickle=arguments.allow_pickle, trust_remote_code=arguments.trust_remote_code)
-    _name, rows = read_named_pairs(arguments.data, arguments.split)
+    _name, rows = arguments.read_pairs()
+    checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
+    request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
-        pairs, counts = tokenize_pairs(
-            rows, load_tokenizer(location, trust=trust), limits, reward.type.rendering
-        )
-        say_counts(counts, len(pairs), limits, arguments.model)
+        pairs = arguments.tokenize(rows, location)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
             location=location,
@@ -113,29 +75,21 @@ def run(arguments: Train) -> None:
             placement=placement,
             seed=arguments.seed,
             pairs=pairs,
-            reference=_reference(location, arguments.precision, pairs, trust)
-            if reward.uses_reference
-            else None,
-            trust=trust,
+            reference=_reference(arguments, location, pairs) if reward.uses_reference else None,
+            trust=arguments.trust,
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)
-        checkpoints = Checkpoints(
-            folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps
-        )
-        result = _train(inputs, draft, checkpoints, arguments.grace_s)
+        with request.listening(), request.deferred():
+            result = train(
+                inputs, report=_say_step, out_dir=draft, checkpoints=checkpoints, stop=request.left_s
+            )
     if first:
         parquet.write_table(pa.Table.from_pylist(result.log), arguments.out / "log.parquet")
         (draft / "model").rename(final)
         draft.rmdir()
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         print(dump({"train_accuracy": result.train_accuracy, **result.perf}))
-
-
-def _train(inputs: TrainInputs, out_dir: Path, checkpoints: Checkpoints, grace_s: float) -> TrainResult:
-    request = StopRequest(grace_s)
-    with request.listening(), request.deferred():
-        return train(inputs, report=_say_step, out_dir=out_dir, checkpoints=checkpoints, stop=request.left_s)
 
 
 def _placement(arguments: Train, world_size: int) -> Placement:
@@ -158,14 +112,14 @@ def _placement(arguments: Train, world_size: int) -> Placement:
     )
 
 
-def _reference(location: str, precision: Precision, pairs: Sequence[TokenPair], trust: Trust) -> References:
-    """Reference log-prob sums, each rank computing its share."""
+def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> References:
+    """Return the base model's log-prob sums, each rank computing its share."""
     model = load_model(
         location,
-        tokenizer=load_tokenizer(location, trust=trust),
+        tokenizer=load_tokenizer(location, trust=arguments.trust),
         output="unembedding",
-        precision=precision,
-        trust=trust,
+        precision=arguments.precision,
+        trust=arguments.trust,
     )
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine = compute_reference(model.to(device()), pairs[rank::world_size], report=lambda row: None)
@@ -175,12 +129,14 @@ def _reference(location: str, precision: Precision, pairs: Sequence[TokenPair], 
 
 
 def _say_step(row: dict[str, Any]) -> None:
-    if "step" not in row:
-        print(row.get("notice", f"checkpoint at step {row.get('checkpoint')}"), file=sys.stderr, flush=True)
-        return
-    print(
-        f"step {row['step']:.0f}/{row['total']}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
-        f"margin {row['margin']:+.4f}  {row['step_s']:.1f} s",
-        file=sys.stderr,
-        flush=True,
-    )
+    said = row.get("notice", f"checkpoint at step {row.get('checkpoint')}")
+    if "step" in row:
+        said = (
+            f"step {row['step']:.0f}/{row['total']}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
+            f"margin {row['margin']:+.4f}  {row['step_s']:.1f} s"
+        )
+    print(said, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command(Train, run, "trainers.train")

@@ -20,7 +20,7 @@ _SMALLEST_BLOCK = 256
 
 
 class Unembedding(nn.Linear):
-    """A language model's output layer that, asked with targets, answers with their log-probabilities.
+    """A language model's output layer that returns the log-probabilities of targets, where it is given any.
 
     One module called once per forward, so that ZeRO-3 gathers its weight once. Without targets it is a linear layer.
     """
@@ -33,8 +33,15 @@ class Unembedding(nn.Linear):
         return log_prob_M
 
 
+def token_log_probs(model: Any, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
+    """Return ln π of each target token after its hidden state, [M]."""
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    log_prob_M: Tensor = model.get_output_embeddings()(hidden_MD, target_M, softcap)
+    return log_prob_M
+
+
 def widened(values: Tensor) -> Tensor:
-    """Half precision as fp32; fp32 and fp64 as they are."""
+    """Return half precision as fp32, and fp32 and fp64 as they are."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
@@ -57,7 +64,7 @@ class _TokenLogProbs(torch.autograd.Function):
             sums_M = logits_MC.sub_(higher_M[:, None]).exp_().sum(1)
             total_M = total_M * (highest_M - higher_M).exp() + sums_M
             highest_M = higher_M
-            # Before the next block is made, not after: one block is alive at a time.
+            # So that only one block is alive at a time.
             del logits_MC, picked_M
         normaliser_M = highest_M + total_M.log()
         ctx.save_for_backward(hidden, weight, bias, target_M, normaliser_M)
@@ -94,7 +101,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _blocks(hidden_MD: Tensor, vocabulary: int) -> Iterator[slice]:
-    """The vocabulary in blocks, so large that a block's logits stay within what is held at a time."""
+    """Divide the vocabulary into blocks, as large as the logits that are held at a time allow."""
     held = _BLOCK_ELEMENTS_ON_CPU if hidden_MD.device.type == "cpu" else _BLOCK_ELEMENTS
     size = max(_SMALLEST_BLOCK, held // max(1, len(hidden_MD)))
     for start in range(0, vocabulary, size):
@@ -104,7 +111,7 @@ def _blocks(hidden_MD: Tensor, vocabulary: int) -> Iterator[slice]:
 def _logits(
     hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, block: slice
 ) -> Tensor:
-    """Logits of a block of the vocabulary, [M, C]."""
+    """Return the logits of a block of the vocabulary, [M, C]."""
     logits_MC = hidden_MD @ widened(weight_VD[block]).T
     if bias_V is not None:
         logits_MC += widened(bias_V[block])

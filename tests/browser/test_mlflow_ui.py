@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 from selenium import webdriver
 
 from benchmarks.sync import Rebuild, paper_sweep
-from orchestrator.artifacts import Store
-from orchestrator.declaration import write_declaration
-from orchestrator.full_report import write_full_report
-from orchestrator.tracking import default_uri, sync
+from orchestrator.report.page import write_full_report
+from orchestrator.spec.declaration import write_declaration
+from orchestrator.store.artifacts import Store
+from orchestrator.tracking.mlflow import default_uri, sync
 from tests.browser import page
 from tests.faults.tracking_server import free_port, runs_of
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator import session
-from orchestrator.artifacts import Store
-from orchestrator.options import Options
+from orchestrator.cli import session
+from orchestrator.cli.options import Options
+from orchestrator.store.artifacts import Store
 from sweeps.ablations import LAPTOP, PAPER, PROFILES, ablations
 from tests.conftest import save_tiny_llama
 from tests.sweep_runs import run_sweep, trial_rows

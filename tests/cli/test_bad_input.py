@@ -13,7 +13,7 @@ GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
 
 def command(folder, words):
     """`python sweeps/full_grid.py` in a folder."""
-    from orchestrator.cli import main
+    from orchestrator.cli.main import main
     from sweeps.full_grid import full_grid
 
     os.chdir(folder)

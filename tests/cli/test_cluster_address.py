@@ -46,7 +46,7 @@ def somebody(kind):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    from orchestrator import cluster
+    from orchestrator.run.ray import cluster
 
     for name, seconds in (("SAY_AFTER_S", 0.2), ("GIVE_UP_AFTER_S", 0.6), ("PROBE_S", 0.3)):
         monkeypatch.setattr(cluster, name, seconds)
@@ -78,7 +78,7 @@ def test_a_head_that_answers_is_joined_without_a_word(cluster, monkeypatch):
 def with_address(address, say_after_s, give_up_after_s):
     """What a command does first that has this RAY_ADDRESS and less patience."""
     os.environ["RAY_ADDRESS"] = address
-    from orchestrator import cluster
+    from orchestrator.run.ray import cluster
 
     cluster.SAY_AFTER_S, cluster.GIVE_UP_AFTER_S = say_after_s, give_up_after_s
 

@@ -6,17 +6,16 @@ import shutil
 import pytest
 import torch
 
-from orchestrator.analyse_stage import FollowUp
-from orchestrator.artifacts import Store
-from orchestrator.declaration import read_declaration
-from orchestrator.housekeeping import garbage, kept_sweeps
+from orchestrator.cli.gc import garbage, kept_sweeps
+from orchestrator.spec.analyses import FollowUp
+from orchestrator.spec.declaration import read_declaration
+from orchestrator.store.artifacts import Store
 from sweeps import learning_rates
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.errors import DataError, Diverged
-from trainers.pairs import TokenPair, held_out
+from trainers.pairs import TokenPair, held_out, read_tokens
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, ValidationSpec
-from trainers.token_files import read_tokens
 
 EPOCHS = 2
 RATES = [1e-5, 5e-5, 2.5e-4, 1e-3]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import catalog
+from orchestrator.spec import catalog
 from sweeps.full_grid import full_grid
 from tests.conftest import save_tiny_llama
 from tests.sweep_runs import run_sweep, trial_rows

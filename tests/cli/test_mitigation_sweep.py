@@ -4,10 +4,10 @@ import csv
 
 import pytest
 
-from orchestrator.analyse_stage import FollowUp
-from orchestrator.artifacts import Store
-from orchestrator.resolve import resolve
-from orchestrator.spec import Sweep
+from orchestrator.spec.analyses import FollowUp
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.trials import Sweep
+from orchestrator.store.artifacts import Store
 from sweeps import mitigation
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.data import tiny_world
@@ -91,8 +91,8 @@ def test_rewritings_are_token_level_shifts_whatever_the_share(storage):
 def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
     from dataclasses import replace
 
-    from orchestrator.options import Options
-    from orchestrator.session import select
+    from orchestrator.cli.options import Options
+    from orchestrator.cli.session import select
 
     chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.LAPTOP, "keys")
     sweep = mitigation.mitigation(chosen)

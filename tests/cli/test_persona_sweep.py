@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.artifacts import Store
+from orchestrator.store.artifacts import Store
 from sweeps.persona import PROFILES, persona
 from tests.sweep_runs import run_sweep, trial_rows
 

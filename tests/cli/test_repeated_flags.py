@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import analyses, cli
+from orchestrator.cli import analyses, main
 from sweeps.full_grid import full_grid
 from sweeps.theory import TheoryOptions
 from trainers.command import command
@@ -21,9 +21,9 @@ def parsed(monkeypatch):
     found = []
 
     def sweep(*words):
-        monkeypatch.setattr(cli, "execute", lambda options, *rest: found.append(options) or 0)
+        monkeypatch.setattr(main, "execute", lambda options, *rest: found.append(options) or 0)
         with pytest.raises(SystemExit) as ended:
-            cli.main("full_grid", full_grid, Path(), words)
+            main.main("full_grid", full_grid, Path(), words)
         assert ended.value.code == 0
         return found.pop()
 
@@ -71,7 +71,7 @@ def test_values_add_up_in_the_other_commands(parsed):
 @pytest.mark.parametrize("place", [["--lr", "1", "--lr", "2"], ["--lr=1", "plan", "--lr", "2"]])
 def test_of_two_values_for_one_neither_is_dropped(parsed, place, capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.main("full_grid", full_grid, Path(), place)
+        main.main("full_grid", full_grid, Path(), place)
     assert ended.value.code == 2
     assert "--lr is given twice" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from orchestrator.artifacts import Store
-from orchestrator.datasets import DatasetReader
+from orchestrator.spec.datasets import DatasetReader
+from orchestrator.store.artifacts import Store
 from sweeps import rewrite
 from tests.sweep_runs import artifacts, run_analysis
 from trainers.data import hygiene, local_rewriting
@@ -26,7 +26,7 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def _without_mlflow(monkeypatch):
     """Seconds a store, and what it shows is tested with the other analyses."""
-    monkeypatch.setattr("orchestrator.analyses._show_in_mlflow", lambda *_: None)
+    monkeypatch.setattr("orchestrator.cli.analyses._show_in_mlflow", lambda *_: None)
 
 
 @pytest.fixture

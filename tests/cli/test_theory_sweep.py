@@ -5,8 +5,8 @@ import json
 import pytest
 from pyarrow import parquet
 
-from orchestrator.artifacts import Store
-from orchestrator.housekeeping import garbage, kept_sweeps
+from orchestrator.cli.gc import garbage, kept_sweeps
+from orchestrator.store.artifacts import Store
 from sweeps import theory
 from tests.sweep_runs import artifacts, run_analysis
 

@@ -6,7 +6,7 @@ import pytest
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.worker import _merge_runtime_env
 
-from orchestrator.cluster import ray_options
+from orchestrator.run.ray.cluster import ray_options
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.artifacts import Store
-from orchestrator.claims import Claims
-from orchestrator.compute import checkpoint_folder
-from orchestrator.events import Event
-from orchestrator.fanout import run_on_ray
-from orchestrator.resolve import resolve
-from orchestrator.spec import RetryPolicy, Sweep, grid
-from orchestrator.trial import Execution
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.run.compute import checkpoint_folder
+from orchestrator.run.events import Event
+from orchestrator.run.ray.sweep import run_on_ray
+from orchestrator.run.trial import Execution
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import RetryPolicy, Sweep, grid
+from orchestrator.store.artifacts import Store
+from orchestrator.store.leases import Claims
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, Placement
 from trainers.stopping import StopRequest

@@ -15,14 +15,14 @@ def all_of(*hooks: Callable[[], None]) -> None:
 
 def impatient() -> None:
     """Wait hardly at all between two attempts."""
-    from orchestrator.inline import InlineBackend
+    from orchestrator.run.inline import InlineBackend
 
     InlineBackend.pause = lambda self, seconds: time.sleep(min(seconds, 0.05))
 
 
 def trace(file: Path) -> None:
     """Append `stage key pid` for every stage that this process starts to compute."""
-    from orchestrator.artifacts import Store
+    from orchestrator.store.artifacts import Store
 
     write = Store.write
 

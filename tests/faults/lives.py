@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.artifacts import Store
+from orchestrator.store.artifacts import Store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Of a log, what the clock and the machine say.
@@ -78,12 +78,12 @@ def _live(log: Path, main: Callable[..., None], arguments: tuple[Any, ...]) -> N
 def _grid_command(words: list[str], folder: Path, before: Callable[[], None] | None) -> None:
     if before is not None:
         before()
-    from orchestrator import full_report
-    from orchestrator.cli import main
+    from orchestrator.cli.main import main
+    from orchestrator.report import page
     from sweeps.full_grid import full_grid
 
     # Dozens of lives end with a report, and each would draw for seconds what tests/orchestrator looks at.
-    full_report.every_figure = lambda *_: iter(())
+    page.every_figure = lambda *_: iter(())
 
     sys.argv = [str(ROOT / "sweeps" / "full_grid.py"), *words]
     main("full_grid", full_grid, folder, words)

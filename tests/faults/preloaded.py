@@ -6,8 +6,14 @@ import torch
 import transformers
 
 MODULES = (
-    *("deepspeed", "mlflow", "orchestrator.commands", "orchestrator.inline", "orchestrator.tracking"),
-    *("matplotlib.figure", "scipy.stats", "orchestrator.full_report"),
+    *(
+        "deepspeed",
+        "mlflow",
+        "orchestrator.cli.run",
+        "orchestrator.run.inline",
+        "orchestrator.tracking.mlflow",
+    ),
+    *("matplotlib.figure", "scipy.stats", "orchestrator.report.page"),
     *("trainers.evaluate", "trainers.tiny", "trainers.train"),
 )
 # transformers imports these when they are first named.

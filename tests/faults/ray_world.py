@@ -41,7 +41,7 @@ def running_world() -> Iterator[RayWorld]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from orchestrator.cluster import ray_options
+    from orchestrator.run.ray.cluster import ray_options
 
     # A node is given up after ten silent seconds, where Ray by itself takes half a minute.
     patience = {"health_check_period_ms": 1000, "health_check_failure_threshold": 10}

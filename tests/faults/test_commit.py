@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.artifacts import Store
+from orchestrator.store.artifacts import Store
 from tests.faults.lives import forked, output
 from trainers.checkpoints import Checkpoints, latest, save
 
@@ -19,7 +19,7 @@ CONTENT = {"model/weights.bin": b"w" * 5000, "log.parquet": b"l" * 300}
 
 def dies_at(number):
     """Make this process kill itself right before (odd numbers) or right after (even ones) a call that matters."""
-    import orchestrator.artifacts
+    import orchestrator.store.artifacts
     import trainers.checkpoints
 
     calls = []
@@ -43,7 +43,7 @@ def dies_at(number):
         (Path, "open"),
         (shutil, "rmtree"),
         (torch, "save"),
-        (orchestrator.artifacts, "digest_file"),
+        (orchestrator.store.artifacts, "digest_file"),
         (trainers.checkpoints, "digest_file"),
     ):
         setattr(owner, name, deadly(getattr(owner, name)))

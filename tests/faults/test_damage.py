@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from orchestrator.artifacts import MANIFEST, Store
+from orchestrator.store.artifacts import MANIFEST, Store
 from tests.faults.lives import artifacts, lived
 
 

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from orchestrator.artifacts import MANIFEST, Store
-from orchestrator.state import read_state
+from orchestrator.store.artifacts import MANIFEST, Store
+from orchestrator.store.records import read_state
 from tests.conftest import missing
 from tests.faults.hooks import all_of, impatient
 from tests.faults.lives import artifacts, leftovers, lived
@@ -113,15 +113,15 @@ def test_no_room_in_the_middle_of_a_checkpoint(disk, one, whole):
 
 def no_room_for_pairs(filler):
     """The disk fills up right before the pairs are written."""
-    from trainers import token_files
+    import trainers.pairs
 
-    write = token_files.write_tokens
+    write = trainers.pairs.write_tokens
 
     def filled(tokens, file):
         fill(filler, 0)
         return write(tokens, file)
 
-    token_files.write_tokens = filled
+    trainers.pairs.write_tokens = filled
 
 
 def test_not_a_byte_of_room_from_the_preparation_on(disk, one, whole):

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from safetensors.torch import load_file, save_file
 
-from orchestrator.artifacts import Store
+from orchestrator.store.artifacts import Store
 from tests.faults.hooks import at_step, signalled, trace, traced
 from tests.faults.lives import artifacts, leftovers, lived
 

@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from orchestrator import cli, commands
-from orchestrator.session import USAGE
+from orchestrator.cli import main, run
+from orchestrator.cli.session import USAGE
 from sweeps import full_grid
 from tests.faults.mutations import ROWS, all_cases
 
@@ -26,7 +26,7 @@ def outcome(arguments: list[str], folder: Path) -> tuple[object, str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            cli.main("full_grid", full_grid.full_grid, folder, arguments)
+            main.main("full_grid", full_grid.full_grid, folder, arguments)
         except SystemExit as ended:
             return ended.code, said.getvalue()
         except Started:
@@ -39,7 +39,7 @@ def started(*arguments: object) -> None:
 
 
 def test_every_spoilt_input_is_refused_by_name_before_anything_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "run_missing", started)
+    monkeypatch.setattr(run, "run_missing", started)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for split in ("train", "test"):

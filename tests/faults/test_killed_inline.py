@@ -81,8 +81,10 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
 @pytest.mark.parametrize(
     ("module", "function"),
     [
-        pytest.param("orchestrator.compute", "remove_tree", id="a training and the end of its checkpoints"),
-        pytest.param("orchestrator.running", "write_full_report", id="the last trial and the report"),
+        pytest.param(
+            "orchestrator.run.compute", "remove_tree", id="a training and the end of its checkpoints"
+        ),
+        pytest.param("orchestrator.cli.running", "write_full_report", id="the last trial and the report"),
     ],
 )
 def test_killed_between_two_ends_nothing_is_left(command, module, function, empty_database, tmp_path):

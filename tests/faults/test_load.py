@@ -17,18 +17,19 @@ from pyarrow import parquet
 from benchmarks.load import NAME, Load, make_session
 from benchmarks.load_stages import CHATTY, CHATTY_ROWS
 from benchmarks.no_view import NoView
-from orchestrator import commands, joining
-from orchestrator.artifacts import Store
-from orchestrator.claims import Claims
-from orchestrator.coordinator import Coordinator
-from orchestrator.durations import Durations
-from orchestrator.events import Completed, Failed, RowsLogged
-from orchestrator.inline import run_inline
-from orchestrator.placement import place
-from orchestrator.plan import local_capacity
-from orchestrator.stages import PrepareStage
-from orchestrator.state import read_state
-from orchestrator.trial import Execution
+from orchestrator.cli import joining
+from orchestrator.cli import run as commands
+from orchestrator.plan.durations import Durations
+from orchestrator.plan.hardware import local_capacity
+from orchestrator.plan.placement import place
+from orchestrator.run.events import Completed, Failed, RowsLogged
+from orchestrator.run.inline import run_inline
+from orchestrator.run.ray.coordinator import Coordinator
+from orchestrator.run.trial import Execution
+from orchestrator.spec.stages import PrepareStage
+from orchestrator.store.artifacts import Store
+from orchestrator.store.leases import Claims
+from orchestrator.store.records import read_state
 from sweeps.full_grid import full_grid
 from tests.orchestrator.sweep_samples import EX_RM, plan, trial
 from trainers.stopping import StopRequest
@@ -53,7 +54,7 @@ def assert_every_row(storage: Path, trials: int, sets: int) -> None:
 
 
 def test_a_thousand_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestrator.tracking.Tracker", NoView)
+    monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
     monkeypatch.setattr(joining, "cluster_address", lambda: None)
     session = make_session(Load(trials=1000, sets=2, backend="inline"), tmp_path)
     assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
@@ -61,7 +62,7 @@ def test_a_thousand_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, mo
     before = {stage: manifests(session.store.root, stage) for stage in ("prepare", "train", "evaluate")}
     # Another process would have checked no file yet; a cluster that is up is nothing to it.
     monkeypatch.setattr(joining, "cluster_address", lambda: "127.0.0.1:6379")
-    monkeypatch.setitem(sys.modules, "orchestrator.cluster", None)
+    monkeypatch.setitem(sys.modules, "orchestrator.run.ray.cluster", None)
     again = make_session(Load(trials=1000, sets=2), tmp_path)
     began = time.monotonic()
     assert commands.run(again, full_grid) == 0

@@ -6,18 +6,18 @@ from functools import partial
 import pyarrow.parquet as parquet
 import pytest
 
-from orchestrator.artifacts import Store
-from orchestrator.state import read_state
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import read_state
 from tests.faults.hooks import all_of, impatient
 from tests.faults.lives import leftovers, lived
 
 
 def four_pairs_a_forward():
     """Place as on a GPU; on CPUs a forward of a model from a folder has one pair."""
-    import orchestrator.placement
+    import orchestrator.plan.placement
 
-    split = orchestrator.placement._split
-    orchestrator.placement._split = lambda batch, world, zero, wanted, device: split(
+    split = orchestrator.plan.placement._split
+    orchestrator.plan.placement._split = lambda batch, world, zero, wanted, device: split(
         batch, world, zero, 4, device
     )
 

@@ -135,7 +135,7 @@ def forget(bucket, stage):
 
 def runs_on_ray(words, environment):
     enter(environment)
-    from orchestrator.cli import main
+    from orchestrator.cli.main import main
     from sweeps.full_grid import full_grid
     from tests.faults.lives import ROOT
 

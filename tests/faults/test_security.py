@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment
 
-from orchestrator.artifacts import Store
-from orchestrator.redaction import MASK, redacted, scrub, take_credentials
-from orchestrator.selection import parse_model
+from orchestrator.spec.redaction import MASK, redacted, scrub, take_credentials
+from orchestrator.spec.selection import parse_model
+from orchestrator.store.artifacts import Store
 from tests.conftest import save_tiny_llama
 from tests.faults.watching import LOOPBACK, leaks, listening
 from tests.processes import command_line, processes
@@ -247,7 +247,7 @@ def fail(*arguments, **named):
     raise {error}(told)
 broken.{function} = fail
 from pathlib import Path
-from orchestrator import cli
+from orchestrator.cli import main
 from sweeps.full_grid import full_grid
 cli.main("full_grid", full_grid, Path({root!r}) / "sweeps")
 """

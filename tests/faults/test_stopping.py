@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from safetensors.torch import load_file
 
-from orchestrator.artifacts import Store
-from orchestrator.state import read_state
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import read_state
 from tests.faults.conftest import STEPS
 from tests.faults.hooks import at_step, before_each, signalled
 from tests.faults.lives import artifacts, forked, leftovers, lived, output
@@ -81,9 +81,7 @@ def test_without_grace_the_last_checkpoint_stays_the_last(one, whole, tmp_path):
 def test_a_last_checkpoint_is_written_where_it_fits_the_grace(monkeypatch, tmp_path, left_s, write_s, wishes):
     monkeypatch.setattr(train.dist, "get_rank", lambda: 0)
     kept = Checkpoints(folder=tmp_path, every_steps=3)
-    keeping = train.Keeping(
-        checkpoints=kept, identity={}, stop=lambda: left_s, end_epoch=lambda epoch: None, goes_on=train.always
-    )
+    keeping = train.Keeping(checkpoints=kept, identity={}, stop=lambda: left_s, end_epoch=lambda epoch: None)
     assert train._wishes(keeping, 4, 1.0, write_s) == wishes
 
 

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.artifacts import Store
-from orchestrator.curves import CURVE_POINTS, CURVES
-from orchestrator.declaration import Declaration, write_declaration
-from orchestrator.embedded import EXPERIMENT
-from orchestrator.options import Options
-from orchestrator.redaction import shown_uri, without_credentials
-from orchestrator.report import write_report
-from orchestrator.running import catch_up
-from orchestrator.session import Session
-from orchestrator.tracking import PENDING, Tracker, default_uri, is_pending, sync
-from orchestrator.view import View
+from orchestrator.cli.options import Options
+from orchestrator.cli.running import catch_up
+from orchestrator.cli.session import Session
+from orchestrator.report.curves import CURVE_POINTS, CURVES
+from orchestrator.report.summary import write_report
+from orchestrator.spec.declaration import Declaration, write_declaration
+from orchestrator.spec.redaction import shown_uri, without_credentials
+from orchestrator.store.artifacts import Store
+from orchestrator.tracking.embedded import EXPERIMENT
+from orchestrator.tracking.mlflow import PENDING, Tracker, default_uri, is_pending, sync
+from orchestrator.tracking.view import View
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import (
     free_port,
@@ -217,7 +217,7 @@ def test_runs_that_were_created_though_the_answer_was_lost_are_kept_once(
 def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
     server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in ("orchestrator.view", "tests.faults.tracking_server"):
+    for module in ("orchestrator.tracking.view", "tests.faults.tracking_server"):
         monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
     proxy.behave("lost", only="experiments/create", times=1)
     sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store))
@@ -307,9 +307,9 @@ def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from orchestrator.artifacts import Store
-from orchestrator.declaration import read_declaration
-from orchestrator.tracking import Tracker
+from orchestrator.store.artifacts import Store
+from orchestrator.spec.declaration import read_declaration
+from orchestrator.tracking.mlflow import Tracker
 uri, root, sweep = sys.argv[1:]
 store = Store(Path(root))
 declared = read_declaration(sweep, store)

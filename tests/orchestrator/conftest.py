@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from orchestrator.artifacts import Store
+from orchestrator.store.artifacts import Store
 
 # Wall time on a busy machine says nothing about these functions.
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, EvaluationRecord, TrialRecord
-from orchestrator.spec import Sweep, TrialSpec, grid
-from orchestrator.stages import BaseModel, Split
-from orchestrator.trial_plan import TrialPlan, plan_trial
+from orchestrator.spec.declaration import Declaration, EvaluationRecord, TrialRecord
+from orchestrator.spec.stages import BaseModel, Split
+from orchestrator.spec.trial_plan import TrialPlan, plan_trial
+from orchestrator.spec.trials import Sweep, TrialSpec, grid
+from orchestrator.store.artifacts import Store
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import REVERSED, STRENGTHS, ULTRAFEEDBACK, simulated_sweep
-from orchestrator import answers
-from orchestrator.analysis import Analysis
-from orchestrator.artifacts import Store
-from orchestrator.conclusions import conclusions
-from orchestrator.resampling import Resampled, pair_groups
-from orchestrator.results import TrialResult, sweep_results
-from orchestrator.scopes import Scope, spanish_beside_french
-from orchestrator.tables import Table, records
+from orchestrator.report import answers
+from orchestrator.report.comparison import Analysis
+from orchestrator.report.conclusions import conclusions
+from orchestrator.report.resampling import Resampled, pair_groups
+from orchestrator.report.results import TrialResult, sweep_results
+from orchestrator.report.scopes import Scope, spanish_beside_french
+from orchestrator.report.tables import Table, records
+from orchestrator.store.artifacts import Store
 
 EVEN = dict.fromkeys(STRENGTHS, 0.5)
 

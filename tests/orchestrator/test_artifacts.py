@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.artifacts import MANIFEST, Store
-from orchestrator.housekeeping import clear_up
+from orchestrator.cli.gc import clear_up
+from orchestrator.store.artifacts import MANIFEST, Store
 from trainers import disk
 from trainers.disk import publish, replace
 from trainers.errors import StorageError

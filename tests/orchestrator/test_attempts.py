@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.failures import Failure, describe_fewer, next_attempt, on_fewer, with_less_memory
-from orchestrator.spec import RetryPolicy
+from orchestrator.run.failures import Failure, describe_fewer, next_attempt, on_fewer, with_less_memory
+from orchestrator.spec.trials import RetryPolicy
 from trainers.specs import Placement
 
 POLICY = RetryPolicy(

@@ -14,15 +14,16 @@ from pyarrow import parquet
 from rich.console import Console
 from sweep_samples import commit_train, commit_trial, dataset_folder, declaration, record, rows
 
-from orchestrator import audits, full_report
-from orchestrator.artifacts import Store
-from orchestrator.audit_page import audit_sweep, say_audit
-from orchestrator.datasets import DatasetReader
-from orchestrator.declaration import EvaluationRecord, TrialRecord
-from orchestrator.report import write_report
-from orchestrator.results import trial_result
-from orchestrator.run_content import EVALUATION_METRICS, MOST_KEYS, run_content
-from orchestrator.stages import Split
+from orchestrator.report import audit as audits
+from orchestrator.report import page as full_report
+from orchestrator.report.audit_page import audit_sweep, say_audit
+from orchestrator.report.results import trial_result
+from orchestrator.report.summary import write_report
+from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.declaration import EvaluationRecord, TrialRecord
+from orchestrator.spec.stages import Split
+from orchestrator.store.artifacts import Store
+from orchestrator.tracking.run_content import EVALUATION_METRICS, MOST_KEYS, run_content
 
 PAIRS = 40
 LEAKED = 10

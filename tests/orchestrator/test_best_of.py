@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.best_of import Candidates, best_of, candidates, share_within
+from orchestrator.report.best_of import Candidates, best_of, candidates, share_within
 from trainers.data import tiny_world
 from trainers.data.records import Pair, user_prompt
 from trainers.scores import PairScores

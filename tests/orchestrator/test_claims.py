@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import claims
-from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
+from orchestrator.store import leases
+from orchestrator.store.leases import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
 
 LEASE_S = 0.4
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(claims, "POLL_S", 0.02)
-    monkeypatch.setattr(claims, "BEAT_S", 0.05)
+    monkeypatch.setattr(leases, "POLL_S", 0.02)
+    monkeypatch.setattr(leases, "BEAT_S", 0.05)
 
 
 def elsewhere(root: Path, driver: str = "far", counter: int = 7) -> None:
     """The record of a driver on another machine."""
     file = root / "drivers" / f"{driver}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    claims.replace(file, json.dumps({"machine": "another", "pid": 1, "process": "1", "counter": counter}))
+    leases.replace(file, json.dumps({"machine": "another", "pid": 1, "process": "1", "counter": counter}))
 
 
 class Beating:
@@ -105,7 +105,7 @@ def test_a_claim_renewed_between_the_look_and_the_taking_stays(tmp_path, monkeyp
 
     def renewed_first(self, name, was, watch):
         # Another waiter was quicker.
-        claims.replace(tmp_path / "claims" / "x.json", json.dumps({"driver": "third"}))
+        leases.replace(tmp_path / "claims" / "x.json", json.dumps({"driver": "third"}))
         return take_from(self, name, was, watch)
 
     monkeypatch.setattr(Claims, "_take_from", renewed_first)
@@ -117,7 +117,7 @@ def test_a_claim_renewed_between_the_look_and_the_taking_stays(tmp_path, monkeyp
 def test_a_turn_whose_taker_died_is_given_to_the_next(tmp_path):
     dead = Claims(tmp_path, "dead")
     assert dead.take("x", dead.watch())
-    claims.publish(tmp_path / "claims" / ".turn-x", json.dumps({"driver": "dead too"}))
+    leases.publish(tmp_path / "claims" / ".turn-x", json.dumps({"driver": "dead too"}))
     assert taken_within(Claims(tmp_path, "near", LEASE_S), 30.0) is not None
     assert [file.name for file in (tmp_path / "claims").iterdir()] == ["x.json"]
 
@@ -207,10 +207,10 @@ def test_another_machines_driver_lives_while_its_counter_moves(tmp_path, monkeyp
         elsewhere(tmp_path, "far", counter=8)
 
     with monkeypatch.context() as patched:
-        patched.setattr(claims.time, "sleep", beats_meanwhile)
+        patched.setattr(leases.time, "sleep", beats_meanwhile)
         assert list(live_drivers(tmp_path)) == ["far"]
     (seconds,) = paused
-    assert seconds >= 2 * claims.BEAT_S
+    assert seconds >= 2 * leases.BEAT_S
     forget_dead_drivers(tmp_path)
     # One cannot know whether it is dead or slow.
     assert {file.stem for file in (tmp_path / "drivers").glob("*.json")} == {"far", "still"}

@@ -10,16 +10,16 @@ from rich.console import Console
 from sweep_samples import commit_prepared, commit_scores, commit_train, commit_trial, declaration, record
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator import full_report
-from orchestrator.artifacts import Store
-from orchestrator.common_pairs import left_out_lines, on_common_pairs
-from orchestrator.compare import other_sweep, write_comparison
-from orchestrator.declaration import Declaration, write_declaration
-from orchestrator.full_report import write_full_report
-from orchestrator.report import table_rows
-from orchestrator.results import sweep_results
-from orchestrator.scored import Scored, rests_on, results_of
-from orchestrator.terminal_report import print_left_out
+from orchestrator.cli.terminal_report import print_left_out
+from orchestrator.report import page
+from orchestrator.report.common_pairs import left_out_lines, on_common_pairs
+from orchestrator.report.compare_sweeps import other_sweep, write_comparison
+from orchestrator.report.page import write_full_report
+from orchestrator.report.results import sweep_results
+from orchestrator.report.scored import Scored, rests_on, results_of
+from orchestrator.report.summary import table_rows
+from orchestrator.spec.declaration import Declaration, write_declaration
+from orchestrator.store.artifacts import Store
 
 SETS = (("tiny_world", "in-distribution"), ("hamiltonian", "domain shift"))
 
@@ -51,7 +51,7 @@ def declared(store: Store) -> Declaration:
 
 
 def test_models_are_compared_on_the_pairs_that_all_of_them_have(store: Store, declared: Declaration):
-    with mock.patch.object(full_report, "every_figure", return_value=()):
+    with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
     rows = {row.model: row for row in written.rows if row.category == "domain shift"}
     assert [rows[name].cells["ex_rm"].mean for name in ("llama-64", "qwen2-64", "mean of 2")] == [1.0] * 3
@@ -62,7 +62,7 @@ def test_models_are_compared_on_the_pairs_that_all_of_them_have(store: Store, de
 
 
 def test_what_a_trial_has_scored_stays_in_its_own_row(store: Store, declared: Declaration):
-    with mock.patch.object(full_report, "every_figure", return_value=()):
+    with mock.patch.object(page, "every_figure", return_value=()):
         write_full_report(declared, store)
     rows = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
     found = {(row["model"], row["evaluation_set"]): row for row in rows}
@@ -72,7 +72,7 @@ def test_what_a_trial_has_scored_stays_in_its_own_row(store: Store, declared: De
 
 
 def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
-    with mock.patch.object(full_report, "every_figure", return_value=()):
+    with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
     terminal = io.StringIO()
     print_left_out(Console(width=60, file=terminal), written)

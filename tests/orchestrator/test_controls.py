@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator.artifacts import Store
-from orchestrator.controls import controlled, length_controlled, regression
-from orchestrator.per_pair import SetOutcomes, set_outcomes
-from orchestrator.preference import preference
-from orchestrator.results import sweep_results
-from orchestrator.statistics import generator, pair_counts
+from orchestrator.report.controls import controlled, length_controlled, regression
+from orchestrator.report.per_pair import SetOutcomes, set_outcomes
+from orchestrator.report.preference import preference
+from orchestrator.report.results import sweep_results
+from orchestrator.report.statistics import generator, pair_counts
+from orchestrator.store.artifacts import Store
 from trainers.metrics import accuracy_length_controlled
 
 PAIRS = 400

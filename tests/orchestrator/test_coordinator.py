@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import coordinator as coordinating
-from orchestrator.artifacts import Store
-from orchestrator.claims import Claims
-from orchestrator.coordinator import Coordinator
-from orchestrator.durations import Durations
-from orchestrator.gate import Request
-from orchestrator.hardware import gpu_kind
-from orchestrator.plan import Node
-from orchestrator.trial import Execution
+from orchestrator.plan.durations import Durations
+from orchestrator.plan.hardware import Node, gpu_kind
+from orchestrator.plan.schedule import Request
+from orchestrator.run.ray import coordinator as coordinating
+from orchestrator.run.ray.coordinator import Coordinator
+from orchestrator.run.trial import Execution
+from orchestrator.store.artifacts import Store
+from orchestrator.store.leases import Claims
 
 NODE = Node(id="a", cpus=2)
 

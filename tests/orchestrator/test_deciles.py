@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from orchestrator.deciles import by_decile, decile_of
+from orchestrator.report.deciles import by_decile, decile_of
 from trainers.data.nearest import bag, nearest
 
 

@@ -1,23 +1,48 @@
 """How long stages take: by size where nothing was measured, by the mean of finished trainings where something was."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
-from sweep_samples import LLAMA, plan, trial
+from sweep_samples import LLAMA, plan, record, trial
 
-from orchestrator import catalog, estimate
-from orchestrator.artifacts import Store
-from orchestrator.durations import UNSEEN_LENGTHS, Durations, expected_s, measured_rates, rate_name, slowest
-from orchestrator.estimate import Lengths, Rate
-from orchestrator.gate import UNKNOWN_S
-from orchestrator.hardware import GpuKind, NodeGroup, gpu_kind
-from orchestrator.placement import need_of
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.cli import inspect
+from orchestrator.plan import durations
+from orchestrator.plan.durations import (
+    UNSEEN_LENGTHS,
+    Durations,
+    Rate,
+    expected_s,
+    measured_rates,
+    rate_name,
+    slowest,
+    time_left_s,
+)
+from orchestrator.plan.hardware import GpuKind, gpu_kind, read_cluster
+from orchestrator.plan.memory import PairTokens, Training
+from orchestrator.plan.placement import training_of
+from orchestrator.plan.schedule import UNKNOWN_S
+from orchestrator.report.results import trial_result
+from orchestrator.spec import catalog
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import TrialNote
+from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 
 H100, L4 = gpu_kind("H100"), gpu_kind("L4")
 KNOWN = catalog.PAPER_MODELS[0]
+EX_RM, IM_RM = RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=0.01)
+SHAPES = catalog.ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"]
+LENGTHS = PairTokens(prompt=100, chosen=100, rejected=100)
+TRAINING = Training(
+    architecture=SHAPES,
+    reward=EX_RM,
+    optim=OptimSpec(),
+    precision="fp32",
+    pair=PairTokens(prompt=1024, chosen=1024, rejected=1024),
+)
+PLACED = Placement(micro_batch=4, accumulation=8, device="cuda")
 
 
 def sized(pairs: int = 64, epochs: int = 1, model: ModelSpec = KNOWN) -> TrialPlan:
@@ -35,13 +60,35 @@ def laid(world_size: int = 1) -> Placement:
     return Placement(world_size=world_size, micro_batch=1, accumulation=32 // world_size, device="cuda")
 
 
+def test_a_forward_is_two_operations_a_weight_and_token_and_the_attention():
+    matrices = SHAPES.parameters - SHAPES.vocabulary * SHAPES.hidden
+    attention = 4 * 2048 * 16 * (200**2 / 2 + 100 * 150)
+    assert durations.forward_flops(TRAINING, LENGTHS) == pytest.approx(2 * matrices * 300 + attention)
+
+
+def test_only_log_probabilities_meet_the_unembedding_and_recomputation_adds_a_forward():
+    assert durations.unembedding_flops(TRAINING, LENGTHS) == 0
+    assert durations.unembedding_flops(replace(TRAINING, reward=IM_RM), LENGTHS) == 2 * 128_256 * 2048 * 200
+    forward = durations.forward_flops(TRAINING, LENGTHS)
+    usual, more = (durations.train_flops(TRAINING, LENGTHS, checkpointing=flag) for flag in (False, True))
+    assert (usual, more) == (pytest.approx(3 * forward), pytest.approx(4 * forward))
+
+
+def test_a_step_takes_its_operations_at_the_stated_utilisation():
+    work = 32 * durations.train_flops(TRAINING, LENGTHS, checkpointing=False)
+    expected = work / (67e12 * 0.60) + 8 * 0.03
+    assert durations.step_s(TRAINING, LENGTHS, PLACED, H100) == pytest.approx(expected)
+    halves = replace(TRAINING, precision="bf16")
+    assert durations.step_s(halves, LENGTHS, PLACED, H100) < expected
+
+
 def test_the_gate_expects_what_the_plan_says(store: Store):
-    """Both go by estimate.py, a step and a set-up at a time."""
+    """The set-up, and steps at the rate that the size of the model gives."""
     item = sized(pairs=64, epochs=3)
-    training = need_of(item.spec).training
+    training = training_of(item.spec)
     rows = min(64, item.train.prepared.split.rows)
-    step_s = estimate.step_s(training, UNSEEN_LENGTHS, laid(), H100)
-    expected = estimate.SET_UP_S["cuda"] + 3 * math.ceil(rows / 32) * step_s
+    step_s = durations.step_s(training, UNSEEN_LENGTHS, laid(), H100)
+    expected = durations.SET_UP_S["cuda"] + 3 * math.ceil(rows / 32) * step_s
     found = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
     assert found == pytest.approx(expected)
 
@@ -53,7 +100,7 @@ def test_more_epochs_take_longer_and_more_or_faster_gpus_shorter(store: Store):
     assert expected_s(sized(), "train", laid(2), fast) < once
     assert expected_s(sized(), "train", laid(), slow) > once
     largest = max(catalog.PAPER_MODELS, key=lambda model: model.parameters or 0)
-    larger = dataclasses.replace(largest, precision=KNOWN.precision)
+    larger = replace(largest, precision=KNOWN.precision)
     assert expected_s(sized(model=larger), "train", laid(), fast) > once
     alone = Placement(micro_batch=1, accumulation=32)
     tiny = plan(trial(model=LLAMA))
@@ -66,11 +113,11 @@ def test_a_prepared_set_says_how_many_pairs_it_has_and_how_long(store: Store):
     before = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
     with store.write("prepare", item.train.prepared.key) as attempt:
         attempt.info.update(pairs=320, mean_tokens={"prompt": 10.0, "chosen": 5.0, "rejected": 5.0})
-    step_s = estimate.step_s(
-        need_of(item.spec).training, Lengths(prompt=10, chosen=5, rejected=5), laid(), H100
+    step_s = durations.step_s(
+        training_of(item.spec), PairTokens(prompt=10, chosen=5, rejected=5), laid(), H100
     )
     after = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
-    assert after == pytest.approx(estimate.SET_UP_S["cuda"] + 10 * step_s)
+    assert after == pytest.approx(durations.SET_UP_S["cuda"] + 10 * step_s)
     assert after != before
 
 
@@ -104,7 +151,33 @@ def test_rates_are_read_of_what_the_store_has(store: Store):
 
 
 def test_a_gang_may_get_the_slowest_gpus_there_are():
-    groups = [NodeGroup(count=1, cpus=8, gpus=8, kind=kind) for kind in (H100, L4)]
-    assert isinstance(slowest(groups), GpuKind)
-    assert slowest(groups) == L4
-    assert slowest([NodeGroup(count=1, cpus=8)]) is None
+    assert isinstance(H100, GpuKind)
+    assert slowest(read_cluster("1x8xH100,1x8xL4")) == L4
+    assert slowest([]) is None
+
+
+def test_time_left_goes_by_what_finished_trials_took():
+    assert time_left_s({}, {"a": 3}, 2) is None
+    assert time_left_s({"a": 10.0, "b": 30.0}, {"a": 3, "b": 1, "c": 1}, 2) == pytest.approx(
+        (30 + 30 + 20) / 2
+    )
+    assert time_left_s({"a": 10.0}, {}, 2) == 0
+
+
+def test_the_status_counts_what_runs_and_waits_by_what_is_trained(store: Store):
+    trials = [record(reward=reward, seed=seed) for reward in ("ex_rm", "im_rm") for seed in (0, 1, 2)]
+    results = [trial_result(trial, store) for trial in trials]
+    done = {"ex_rm": 100.0, "im_rm": 300.0}
+    results = [
+        replace(result, trained=True, started=0.0, trained_at=done[result.record.reward])
+        if result.record.seed == 0
+        else result
+        for result in results
+    ]
+    notes = {trial.key: TrialNote() for trial in trials}
+    assert inspect.time_left_s(results, {}) == 0
+    # Half of one is behind it, one has not started, and one has failed.
+    notes[trials[1].key] = TrialNote(state="running", stage="train", step=5, total=10)
+    notes[trials[4].key] = TrialNote(state="running", stage="prepare")
+    notes[trials[5].key] = TrialNote(state="failed")
+    assert inspect.time_left_s(results, notes) == pytest.approx((50 + 100 + 300) / 2)

@@ -16,16 +16,17 @@ from sweep_samples import (
     trial,
 )
 
-from orchestrator import catalog, session
-from orchestrator.artifacts import Store
-from orchestrator.declaration import EvaluationRecord, TrialRecord
-from orchestrator.epochs import epoch_rows
-from orchestrator.eviction import evict
-from orchestrator.options import Options
-from orchestrator.report import write_report
-from orchestrator.resolve import resolve
-from orchestrator.results import sweep_results, trial_result
-from orchestrator.selection import parse_keep_epochs
+from orchestrator.cli import session
+from orchestrator.cli.eviction import evict
+from orchestrator.cli.options import Options
+from orchestrator.report.epochs import epoch_rows
+from orchestrator.report.results import sweep_results, trial_result
+from orchestrator.report.summary import write_report
+from orchestrator.spec import catalog
+from orchestrator.spec.declaration import EvaluationRecord, TrialRecord
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.selection import parse_keep_epochs
+from orchestrator.store.artifacts import Store
 from sweeps.persona import LAPTOP, persona
 from trainers.errors import SpecError
 from trainers.specs import OptimSpec

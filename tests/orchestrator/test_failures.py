@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from orchestrator.failures import classify, damage, interrupted, is_final
+from orchestrator.run.failures import classify, damage, interrupted, is_final
 from trainers.errors import Damaged, Diverged, Interrupted, OutOfMemory, WorkerLost
 
 

@@ -14,15 +14,17 @@ from rich.console import Console
 from sweep_samples import commit_train
 
 from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
-from orchestrator import accuracy_figures, full_report, house_style, report, reward_figures, training_figures
-from orchestrator.artifacts import Store
-from orchestrator.cli import main
-from orchestrator.compare import other_sweep, write_comparison
-from orchestrator.declaration import Declaration, write_declaration
-from orchestrator.full_report import analysed, said_conclusions, write_full_report
-from orchestrator.pages import PAPER_LINK
-from orchestrator.progress import late_bar
-from orchestrator.results import sweep_results
+from orchestrator.cli.main import main
+from orchestrator.cli.terminal import late_bar
+from orchestrator.report import accuracy_figures, house_style, reward_figures, training_figures
+from orchestrator.report import page as full_report
+from orchestrator.report import summary as report
+from orchestrator.report.compare_sweeps import other_sweep, write_comparison
+from orchestrator.report.page import analysed, said_conclusions, write_full_report
+from orchestrator.report.pages import PAPER_LINK
+from orchestrator.report.results import sweep_results
+from orchestrator.spec.declaration import Declaration, write_declaration
+from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
 from trainers.errors import DataError, SpecError
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.hardware import describe, gpu_kind, groups_of, label, nodes_of, read_cluster
-from orchestrator.plan import Node
+from orchestrator.plan.hardware import Node, describe, gpu_kind, listed_kind, local_capacity, read_cluster
 from trainers.errors import PlanError
 
 CLUSTER = """
@@ -29,14 +28,14 @@ available_node_types:
 """
 
 
-def test_groups_of_nodes_are_read_with_their_gpus_and_prices():
-    first, second = read_cluster("2x8xH100-80GB, 1x4xA100-40GB@2.50")
-    assert (first.count, first.gpus, first.price) == (2, 8, None)
-    assert first.kind is not None
-    assert (label(first.kind), first.kind.bf16_tflops) == ("H100-80GB", 989)
-    assert (second.count, second.gpus, second.price) == (1, 4, 2.5)
-    nodes = nodes_of([first, second])
-    assert [node.gpu_gb for node in nodes] == [80, 80, 40]
+def test_nodes_are_read_with_their_gpus_and_prices():
+    nodes = read_cluster("2x8xH100-80GB, 1x4xA100-40GB@2.50")
+    assert [(node.gpus, node.gpu_kind, node.gpu_gb, node.price) for node in nodes] == [
+        (8, "H100-80GB", 80, None),
+        (8, "H100-80GB", 80, None),
+        (4, "A100-40GB", 40, 2.5),
+    ]
+    assert [node.kind.bf16_tflops for node in nodes if node.kind] == [989, 989, 312]
     assert len({node.id for node in nodes}) == 3
 
 
@@ -53,7 +52,7 @@ def test_groups_of_nodes_are_read_with_their_gpus_and_prices():
 def test_a_kind_may_leave_out_its_memory_or_have_another(text: str, name: str):
     kind = gpu_kind(text)
     assert kind is not None
-    assert label(kind) == name
+    assert kind.label == name
 
 
 @pytest.mark.parametrize(
@@ -81,16 +80,31 @@ def test_words_that_do_not_parse_are_refused_with_the_part_and_an_example(text: 
 def test_a_ray_cluster_is_what_it_may_grow_to(tmp_path: Path):
     file = tmp_path / "cluster.yaml"
     file.write_text(CLUSTER)
-    head, h100, a100, labelled = read_cluster(str(file))
-    assert (head.count, head.cpus, head.gpus) == (1, 8, 0)
-    assert (h100.count, h100.cpus, h100.gpus) == (4, 192, 8)
-    assert (a100.count, a100.cpus, a100.gpus) == (2, 32, 4)
+    nodes = read_cluster(str(file))
+    assert describe(nodes) == "1 × 8 CPUs, 4 × 8 × H100-80GB, 2 × 4 × A100-40GB, 1 × 1 × L4-24GB"
     # The cluster's own max_workers caps all types together, those with most GPUs first.
-    assert (labelled.count, labelled.gpus) == (1, 1)
-    assert [label(group.kind) for group in (h100, a100, labelled) if group.kind] == [
-        "H100-80GB",
-        "A100-40GB",
-        "L4-24GB",
+    assert [node.id for node in nodes] == [
+        "head 0",
+        *(f"h100 {n}" for n in range(4)),
+        "a100 0",
+        "a100 1",
+        "labelled 0",
+    ]
+    assert [(node.cpus, node.head) for node in (nodes[0], nodes[1], nodes[5])] == [
+        (8, True),
+        (192, False),
+        (32, False),
+    ]
+
+
+def test_the_head_may_have_workers_of_its_own_type(tmp_path: Path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(CLUSTER.replace("head:\n    node_config", "head:\n    max_workers: 1\n    node_config"))
+    assert [node.id for node in read_cluster(str(file)) if not node.gpus] == ["head 0"]
+    file.write_text(file.read_text().replace("max_workers: 7", "max_workers: 10"))
+    assert [(node.id, node.head) for node in read_cluster(str(file)) if not node.gpus] == [
+        ("head 0", True),
+        ("head 1", False),
     ]
 
 
@@ -124,14 +138,35 @@ def test_a_yaml_without_the_fields_is_refused_with_the_field(tmp_path: Path, tex
         assert wanted in str(raised.value)
 
 
-def test_nodes_that_are_there_become_groups_and_go_back():
+def test_a_gpu_of_an_unknown_kind_is_as_slow_as_the_slowest():
     nodes = [
         Node(id="a", cpus=16, gpus=2, gpu_gb=80, gpu_kind="H100-80GB"),
         Node(id="b", cpus=16, gpus=2, gpu_gb=80, gpu_kind="H100-80GB"),
         Node(id="c", cpus=4),
         Node(id="d", cpus=4, gpus=1, gpu_gb=24, gpu_kind="some new one"),
     ]
-    groups = groups_of(nodes)
-    assert [(group.count, group.gpus) for group in groups] == [(2, 2), (1, 0), (1, 1)]
-    assert describe(groups) == "2 × 2 × H100-80GB, 1 × 4 CPUs, 1 × 1 × GPU-24GB"
-    assert [node.gpus for node in nodes_of(groups)] == [2, 2, 0, 1]
+    assert describe(nodes) == "2 × 2 × H100-80GB, 1 × 4 CPUs, 1 × 1 × GPU-24GB"
+    assert nodes[3].kind is not None
+    assert nodes[3].kind.bf16_tflops == 70
+
+
+def test_the_local_machine_has_at_least_one_cpu():
+    (node,) = local_capacity()
+    assert node.cpus >= 1
+
+
+@pytest.mark.parametrize(
+    ("listed", "label"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100-80GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
+        ("NVIDIA H200", "H200-141GB"),
+        ("NVIDIA L40S", "L40S-48GB"),
+        ("NVIDIA L40", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_the_drivers_listing_names_the_kind(listed: str, label: str | None):
+    kind = listed_kind(f"Model: \t\t {listed}\nIRQ:   \t\t 24\n")
+    assert (kind and kind.label) == label

@@ -27,9 +27,10 @@ from sweep_samples import (
     trial,
 )
 
-from orchestrator import eviction, housekeeping
-from orchestrator.artifacts import EVICTED, MANIFEST, Store
-from orchestrator.declaration import (
+from orchestrator.cli import eviction, gc
+from orchestrator.cli.gc import Found, Garbage
+from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
+from orchestrator.spec.declaration import (
     Declaration,
     TrialRecord,
     adopt,
@@ -39,12 +40,11 @@ from orchestrator.declaration import (
     read_declaration,
     write_declaration,
 )
-from orchestrator.housekeeping import Found, Garbage
-from orchestrator.resolve import ResolvedSweep
-from orchestrator.results import EvaluationResult, TrialResult, sweep_results
-from orchestrator.spec import Sweep
-from orchestrator.stages import PretrainStage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.spec.resolve import ResolvedSweep
+from orchestrator.spec.stages import PretrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import Sweep
+from orchestrator.store.artifacts import EVICTED, MANIFEST, Store
 from trainers.errors import SpecError, StorageError
 from trainers.scores import PairScores
 from trainers.specs import DatasetSpec
@@ -144,7 +144,7 @@ def test_gc_keeps_whatever_a_sweep_was_declared_to_be_and_no_trial_leaves_it_by_
             assert len({item.name for item in declared.trials}) == len(declared.trials)
             # They are one cell of the table: nobody sees that its mean is of two learning rates.
             assert len({item.parameters["lr"] for item in declared.trials}) == 1
-        (kept,) = housekeeping.kept_sweeps(store)
+        (kept,) = gc.kept_sweeps(store)
         left_out = accepted - {*kept.artifacts, *kept.earlier}
         # Of a part of the sweep no analysis is made.
         assert all(item.startswith("analyse/") for item in left_out)
@@ -206,7 +206,7 @@ def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(st
 def test_a_sweep_to_keep_that_the_store_does_not_know_is_an_error(store: Store):
     declare_names(store, "full_grid")
     with pytest.raises(SpecError, match=r"--keep ful_grid: .* did you mean full_grid"):
-        housekeeping.kept_sweeps(store, ["full_grid", "ful_grid"])
+        gc.kept_sweeps(store, ["full_grid", "ful_grid"])
 
 
 def test_what_no_kept_sweep_needs_is_listed_with_its_size_and_nothing_is_changed(store: Store):
@@ -214,9 +214,9 @@ def test_what_no_kept_sweep_needs_is_listed_with_its_size_and_nothing_is_changed
     first = declare_names(store, "first", "train/a", "prepare/shared")
     second = declare_names(store, "second", "train/b", "prepare/shared", "evaluate/not-yet")
     before = sorted(store.root.rglob("*"))
-    only_first = housekeeping.garbage(store, [first])
+    only_first = gc.garbage(store, [first])
     assert paths(only_first) == ["artifacts/reference/b", "artifacts/train/b"]
-    assert paths(housekeeping.garbage(store, [first, second])) == ["artifacts/reference/b"]
+    assert paths(gc.garbage(store, [first, second])) == ["artifacts/reference/b"]
     for item in only_first:
         files = [file for file in (store.root / item.found.path).rglob("*") if file.is_file()]
         assert item.found.bytes == sum(file.stat().st_size for file in files) > 0
@@ -237,7 +237,7 @@ FOUND = st.builds(
 
 @given(found=FOUND, kept=st.frozensets(NAMES))
 def test_an_artifact_that_is_kept_never_goes_and_no_other_stays(found: Found, kept: frozenset[str]):
-    why = housekeeping.why_removable(found, kept)
+    why = gc.why_removable(found, kept)
     if found.kind in ("artifact", "unreadable"):
         assert (why is None) == (found.owner in kept)
     elif found.kind == "checkpoint":
@@ -272,15 +272,15 @@ def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
         for stage in item.missing(store):
             commit(store, f"{stage.kind}/{stage.key}")
     everything = {f"{stage.kind}/{stage.key}" for item in plans for stage in item.stages()}
-    items = housekeeping.garbage(store, [keep])
+    items = gc.garbage(store, [keep])
     assert {item.found.owner for item in items} == everything - set(keep.artifacts)
-    assert len(housekeeping.remove(store, items, busy=True)) == len(items)
+    assert len(gc.remove(store, items, busy=True)) == len(items)
     for choice in kept:
         assert pretrained_plan(**choice).complete(store)
     left = {str(file.parent.relative_to(folder(store, ""))) for file in store.root.rglob(MANIFEST)}
     assert left == everything & set(keep.artifacts)
     assert {f"{item.parent.name}/{item.name}" for item in folder(store, "").glob("*/*")} == left
-    assert housekeeping.garbage(store, [keep]) == []
+    assert gc.garbage(store, [keep]) == []
 
 
 def litter(store: Store) -> Declaration:
@@ -295,7 +295,7 @@ def litter(store: Store) -> Declaration:
 
 
 def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
-    items = housekeeping.garbage(store, [litter(store)])
+    items = gc.garbage(store, [litter(store)])
     assert {item.found.path: item.why for item in items} == {
         "artifacts/train/done/.draft-1": "left by a process that did not finish",
         "artifacts/train/done/killed": "left by a process that did not finish",
@@ -305,11 +305,11 @@ def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
         "scratch/run-1": "scratch of a run that ended",
     }
     assert [item.found.bytes for item in items] == [1, 10, 10, 10, 10, 10]
-    assert housekeeping.remove(store, items, busy=False) == items
+    assert gc.remove(store, items, busy=False) == items
     assert store.read("train", "done")
     assert (store.root / "checkpoints" / "half" / "file").is_file()
     assert not folder(store, "train/half").exists()
-    assert housekeeping.garbage(store, [read_declaration("demo", store)]) == []
+    assert gc.garbage(store, [read_declaration("demo", store)]) == []
 
 
 def test_checkpoints_of_complete_trainings_go_by_themselves(store: Store):
@@ -317,7 +317,7 @@ def test_checkpoints_of_complete_trainings_go_by_themselves(store: Store):
     commit_weights(store, "evicted")
     eviction.evict(store, "evicted")
     (store.root / "checkpoints" / "evicted").mkdir()
-    housekeeping.remove_finished_checkpoints(store)
+    gc.remove_finished_checkpoints(store)
     left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
     assert left == ["evicted", "half", "undeclared"]
 
@@ -327,8 +327,8 @@ def test_what_a_live_driver_may_be_writing_stays(store: Store):
     commit(store, "evaluate/undeclared")
     attempt = folder(store, "evaluate/undeclared") / "being-written"
     attempt.mkdir()
-    items = housekeeping.garbage(store, [read_declaration("demo", store)])
-    removed = housekeeping.remove(store, items, busy=True)
+    items = gc.garbage(store, [read_declaration("demo", store)])
+    removed = gc.remove(store, items, busy=True)
     assert paths(removed) == ["artifacts/evaluate/undeclared", "checkpoints/done"]
     assert list(folder(store, "evaluate/undeclared").iterdir()) == [attempt]
     for item in items:
@@ -343,25 +343,25 @@ def interrupted(*_: Any, **__: Any) -> None:
 
 def test_the_manifest_goes_before_the_files(store: Store, monkeypatch: pytest.MonkeyPatch):
     commit(store, "train/a")
-    items = housekeeping.garbage(store, [])
+    items = gc.garbage(store, [])
     with monkeypatch.context() as patch:
-        patch.setattr(housekeeping.shutil, "rmtree", interrupted)
+        patch.setattr(gc.shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            housekeeping.remove(store, items, busy=False)
+            gc.remove(store, items, busy=False)
     assert not store.complete("train", "a")
-    (rest,) = housekeeping.garbage(store, [declare_names(store, "demo", "train/a")])
+    (rest,) = gc.garbage(store, [declare_names(store, "demo", "train/a")])
     assert rest.found.kind == "attempt"
-    housekeeping.remove(store, [rest], busy=False)
+    gc.remove(store, [rest], busy=False)
     assert not folder(store, "train/a").exists()
 
 
 def test_an_unreadable_manifest_goes_only_with_its_artifact(store: Store):
     commit(store, "train/a")
     (folder(store, "train/a") / MANIFEST).write_text("{")
-    assert housekeeping.garbage(store, [declare_names(store, "demo", "train/a")]) == []
-    items = housekeeping.garbage(store, [])
-    assert housekeeping.remove(store, items, busy=True) == []
-    housekeeping.remove(store, items, busy=False)
+    assert gc.garbage(store, [declare_names(store, "demo", "train/a")]) == []
+    items = gc.garbage(store, [])
+    assert gc.remove(store, items, busy=True) == []
+    gc.remove(store, items, busy=False)
     assert not folder(store, "train/a").exists()
 
 
@@ -371,9 +371,9 @@ def test_what_cannot_be_removed_is_an_error_that_names_it(store: Store, monkeypa
     def refuse(path: Path) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(housekeeping.shutil, "rmtree", refuse)
+    monkeypatch.setattr(gc.shutil, "rmtree", refuse)
     with pytest.raises(StorageError, match=r"train/a/.* cannot be removed .not yours"):
-        housekeeping.remove(store, housekeeping.garbage(store, []), busy=False)
+        gc.remove(store, gc.garbage(store, []), busy=False)
 
 
 def test_evicted_weights_are_gone_and_everything_else_is_left(store: Store):
@@ -443,10 +443,10 @@ def test_an_eviction_that_was_cut_short_is_ended_by_the_next_or_by_gc(
             store.read("train", key)
     assert eviction.evict(store, "a") == 2000
     everything = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
-    assert sum(item.found.bytes for item in housekeeping.garbage(store, [])) == everything
-    items = housekeeping.garbage(store, [declare_names(store, "demo", "train/a", "train/b")])
+    assert sum(item.found.bytes for item in gc.garbage(store, [])) == everything
+    items = gc.garbage(store, [declare_names(store, "demo", "train/a", "train/b")])
     assert [(item.found.kind, item.found.bytes) for item in items] == [("weights", 1000)] * 2
-    housekeeping.remove(store, items, busy=True)
+    gc.remove(store, items, busy=True)
     assert list(folder(store, "train/b").rglob("*.safetensors")) == []
     assert store.read_file("train", "b", "log.parquet")
 
@@ -508,9 +508,9 @@ def test_an_interrupt_between_the_new_manifest_and_the_old_folder_leaves_a_good_
     reader = Store(store.root)
     assert reader.evicted("train", "a") is None
     assert (reader.read("train", "a") / "log.parquet").read_text() == "second"
-    items = housekeeping.garbage(reader, [declare_names(store, "demo", "train/a")])
+    items = gc.garbage(reader, [declare_names(store, "demo", "train/a")])
     assert sorted(paths(items)) == [f"artifacts/train/a/{old.name}", f"artifacts/train/a/{EVICTED}"]
-    housekeeping.remove(reader, items, busy=False)
+    gc.remove(reader, items, busy=False)
     assert reader.read("train", "a")
 
 
@@ -518,9 +518,9 @@ def test_the_checkpoint_of_a_training_that_runs_again_is_no_leftover(store: Stor
     commit_weights(store, "a")
     (store.root / "checkpoints" / "a").mkdir(parents=True)
     declared = declare_names(store, "demo", "train/a")
-    assert paths(housekeeping.garbage(store, [declared])) == ["checkpoints/a"]
+    assert paths(gc.garbage(store, [declared])) == ["checkpoints/a"]
     eviction.evict(store, "a")
-    assert housekeeping.garbage(store, [declared]) == []
+    assert gc.garbage(store, [declared]) == []
 
 
 def trained_plan(store: Store, **changes: Any) -> TrialPlan:
@@ -556,7 +556,7 @@ def test_evicted_weights_are_missing_only_where_an_evaluation_is(store: Store, r
 def test_inputs_of_an_evicted_training_are_asked_for_when_it_runs_again(store: Store):
     item = trained_plan(store, reward=EX_RM)
     prepared = item.train.prepared
-    housekeeping._remove_artifact(store, f"prepare/{prepared.key}")
+    gc._remove_artifact(store, f"prepare/{prepared.key}")
     assert item.complete(store)
     labels = [stage.label for stage in pretrained_plan(reward=EX_RM, eval_sets=SETS).missing(store)]
     assert labels.index("prepare tiny_world/train") < labels.index(item.train.label)

@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks.load import Load, make_session
 from benchmarks.no_view import NoView
-from orchestrator import commands, joining
-from orchestrator.artifacts import Store
-from orchestrator.plan import Node
-from orchestrator.session import Session
+from orchestrator.cli import joining, run
+from orchestrator.cli.session import Session
+from orchestrator.plan.hardware import Node
+from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
 from trainers.errors import StorageError
 
@@ -24,17 +24,17 @@ def folder(tmp_path_factory) -> Path:
     """Where a sweep is complete, its models and data sets beside the store."""
     folder = tmp_path_factory.mktemp("complete")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.tracking.Tracker", NoView)
+        patch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
         patch.setattr(joining, "cluster_address", lambda: None)
         session = make_session(LOAD, folder)
-        assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
+        assert run.run(session, full_grid) == 0, session.console.file.getvalue()
     return folder
 
 
 @pytest.fixture
 def complete(folder, tmp_path, monkeypatch) -> Session:
     """The same sweep on Ray, with a store of its own, where a cluster is up."""
-    monkeypatch.setattr("orchestrator.tracking.Tracker", NoView)
+    monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
     monkeypatch.setattr(joining, "cluster_address", lambda: "127.0.0.1:6379")
     shutil.copytree(folder / "store", tmp_path / "store")
     session = make_session(dataclasses.replace(LOAD, backend="ray"), folder)
@@ -51,37 +51,37 @@ def refuse(*_: object):
 
 def test_a_complete_sweep_has_nothing_to_do_with_a_cluster(complete, monkeypatch):
     # None in the place of a module is one that cannot be imported.
-    monkeypatch.setitem(sys.modules, "orchestrator.cluster", None)
-    monkeypatch.delattr("orchestrator.cluster", raising=False)
-    assert commands.run(complete, full_grid) == 0
+    monkeypatch.setitem(sys.modules, "orchestrator.run.ray.cluster", None)
+    monkeypatch.delattr("orchestrator.run.ray.cluster", raising=False)
+    assert run.run(complete, full_grid) == 0
     assert "all 2 trials are complete" in complete.console.file.getvalue()
 
 
 def test_where_the_profile_is_open_the_cluster_is_looked_at_and_not_joined(complete, monkeypatch):
-    from orchestrator import cluster
+    from orchestrator.run.ray import cluster
 
     looked = []
     monkeypatch.setattr(cluster, "look", lambda: looked.append(1) or (Node(id="n", cpus=4),))
     monkeypatch.setattr(cluster, "join_ray", refuse)
-    assert commands.run(with_profile(complete, "auto"), full_grid) == 0
+    assert run.run(with_profile(complete, "auto"), full_grid) == 0
     assert looked
     assert "all 2 trials are complete" in complete.console.file.getvalue()
 
 
 def test_a_sweep_with_something_missing_or_damaged_joins(complete, monkeypatch):
-    from orchestrator import cluster
+    from orchestrator.run.ray import cluster
 
     monkeypatch.setattr(cluster, "join_ray", refuse)
     evaluated = next((complete.store.root / "artifacts" / "evaluate").glob("*/*/scores.parquet"))
     evaluated.write_bytes(b"half")
     with pytest.raises(StorageError, match="joined"):
-        commands.run(complete, full_grid)
+        run.run(complete, full_grid)
 
 
 def test_models_of_the_hub_are_fetched_before_the_trials_run(tmp_path, monkeypatch):
     seen: list[object] = []
     monkeypatch.setattr(joining, "cluster_address", lambda: None)
-    monkeypatch.setattr(commands, "fetch_models_here", lambda session, todo: seen.append(len(todo)))
-    monkeypatch.setattr(commands, "run_missing", lambda *_: seen.append("run") or refuse())
-    commands.run(make_session(LOAD, tmp_path), full_grid)
+    monkeypatch.setattr(run, "fetch_models_here", lambda session, todo: seen.append(len(todo)))
+    monkeypatch.setattr(run, "run_missing", lambda *_: seen.append("run") or refuse())
+    run.run(make_session(LOAD, tmp_path), full_grid)
     assert seen == [LOAD.trials, "run"]

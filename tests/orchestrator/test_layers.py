@@ -19,16 +19,16 @@ HEAVY = (
     "scipy",
 )
 PLANNING = (
-    "orchestrator.cli",
-    "orchestrator.commands",
-    "orchestrator.resolve",
-    "orchestrator.outlook",
-    "orchestrator.plan",
-    "orchestrator.report",
-    "orchestrator.inline",
-    "orchestrator.tracking",
-    "orchestrator.full_report",
-    "orchestrator.compare",
+    "orchestrator.cli.main",
+    "orchestrator.cli.run",
+    "orchestrator.spec.resolve",
+    "orchestrator.plan.outlook",
+    "orchestrator.plan.hardware",
+    "orchestrator.report.summary",
+    "orchestrator.run.inline",
+    "orchestrator.tracking.mlflow",
+    "orchestrator.report.page",
+    "orchestrator.report.compare_sweeps",
     "sweeps.full_grid",
 )
 IMPORT_EVERY_TRAINER = """
@@ -50,14 +50,15 @@ print(*[name for name in {heavy!r} if name in sys.modules])
 RESOLVE_AND_REPORT = """
 import sys
 from pathlib import Path
-from orchestrator import catalog, session
-from orchestrator.artifacts import Store
-from orchestrator.declaration import declare
-from orchestrator.options import Options
-from orchestrator.placement import place
-from orchestrator.plan import local_capacity
-from orchestrator.report import write_report
-from orchestrator.resolve import missing_trials, resolve
+from orchestrator.spec import catalog
+from orchestrator.cli import session
+from orchestrator.store.artifacts import Store
+from orchestrator.spec.declaration import declare
+from orchestrator.cli.options import Options
+from orchestrator.plan.placement import place
+from orchestrator.plan.hardware import local_capacity
+from orchestrator.report.summary import write_report
+from orchestrator.spec.resolve import missing_trials, resolve
 from sweeps.full_grid import full_grid
 
 store = Store(Path({store!r}))
@@ -74,12 +75,12 @@ NOTHING_TO_CATCH_UP_WITH = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from orchestrator.artifacts import Store
-from orchestrator.session import Session
-from orchestrator.options import Options
-from orchestrator.declaration import Declaration
-from orchestrator.report import write_report
-from orchestrator.running import catch_up
+from orchestrator.store.artifacts import Store
+from orchestrator.cli.session import Session
+from orchestrator.cli.options import Options
+from orchestrator.spec.declaration import Declaration
+from orchestrator.report.summary import write_report
+from orchestrator.cli.running import catch_up
 
 store = Store(Path({store!r}))
 session = Session(

@@ -9,19 +9,19 @@ import time
 import moto.settings
 import pytest
 
-from orchestrator import claims
-from orchestrator.artifacts import MANIFEST, Store
-from orchestrator.claims import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
-from orchestrator.cli import execute
-from orchestrator.declaration import Declaration, write_declaration
-from orchestrator.events import Failed
-from orchestrator.eviction import evict
-from orchestrator.failures import NextAttempt, classify, next_attempt
-from orchestrator.housekeeping import garbage, remove
-from orchestrator.options import Gc, Options, Run, Status
-from orchestrator.session import USAGE
-from orchestrator.spec import RetryPolicy
-from orchestrator.state import StateWriter, read_state
+from orchestrator.cli.eviction import evict
+from orchestrator.cli.gc import garbage, remove
+from orchestrator.cli.main import execute
+from orchestrator.cli.options import Gc, Options, Run, Status
+from orchestrator.cli.session import USAGE
+from orchestrator.run.events import Failed
+from orchestrator.run.failures import NextAttempt, classify, next_attempt
+from orchestrator.spec.declaration import Declaration, write_declaration
+from orchestrator.spec.trials import RetryPolicy
+from orchestrator.store import leases
+from orchestrator.store.artifacts import MANIFEST, Store
+from orchestrator.store.leases import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
+from orchestrator.store.records import StateWriter, read_state
 from tests.object_store import SECRET
 from trainers import transfer
 from trainers.disk import replace
@@ -91,7 +91,7 @@ def test_a_reader_finds_nothing_or_all_at_every_moment_of_a_write(store, tmp_pat
 def test_a_write_that_fails_half_way_leaves_no_artifact_and_the_next_one_succeeds(
     store, fails_at, monkeypatch
 ):
-    put, publish = transfer._put, "orchestrator.artifacts.publish"
+    put, publish = transfer._put, "orchestrator.store.artifacts.publish"
 
     def failing(file, *arguments):
         if str(file).endswith(fails_at):
@@ -234,7 +234,7 @@ def test_names_below_a_place(store):
 
 def test_one_of_two_claims_that_are_put_at_once_gives_way(store, monkeypatch):
     """Each looked before the other put its claim: both believe it is free, and look again after a while."""
-    monkeypatch.setattr(claims, "SETTLE", 10.0)
+    monkeypatch.setattr(leases, "SETTLE", 10.0)
     meeting, taken = threading.Barrier(2), []
     look = type(store.root).is_file
 
@@ -260,7 +260,7 @@ def test_one_of_two_claims_that_are_put_at_once_gives_way(store, monkeypatch):
 
 
 def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT_S", 0.5)
+    monkeypatch.setattr(leases, "BEAT_S", 0.5)
     far = {"machine": "another", "pid": 1, "process": "1", "counter": 7}
     replace(store.root / "drivers" / "far.json", json.dumps(far))
     assert Claims(store.root, "far").take("x", Claims(store.root, "far").watch())

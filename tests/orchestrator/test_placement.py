@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_samples import EX_RM, IM_RM, LLAMA, trial
 
-from orchestrator import catalog
-from orchestrator.hardware import nodes_of, read_cluster
-from orchestrator.placement import fits_gpus, misfits, need_of, place, predicted, require_fit
-from orchestrator.plan import Node
-from orchestrator.spec import PlacementRule, TrialSpec
+from orchestrator.plan.hardware import Node, read_cluster
+from orchestrator.plan.memory import footprint
+from orchestrator.plan.placement import fits_gpus, misfits, place, require_fit, training_of
+from orchestrator.spec import catalog
+from orchestrator.spec.trials import PlacementRule, TrialSpec
 from trainers.errors import PlanError
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 
@@ -33,9 +33,9 @@ def rule(world_size: int, zero_stage: int = 2) -> PlacementRule:
 
 
 def peak_gb(spec: TrialSpec, placement: Placement) -> float:
-    need = need_of(spec)
-    assert need is not None
-    return predicted(need, placement).total
+    training = training_of(spec)
+    assert training is not None
+    return footprint(training, placement).total
 
 
 def paper_trial(name: str, **changes) -> TrialSpec:
@@ -135,7 +135,7 @@ def test_activations_are_recomputed_before_the_optimiser_is_offloaded():
 
 
 def test_a_gang_is_sized_for_the_smallest_gpu_of_a_mixed_cluster():
-    mixed = nodes_of(read_cluster("1x8xH100-80GB,1x4xA100-40GB"))
+    mixed = read_cluster("1x8xH100-80GB,1x4xA100-40GB")
     spec = paper_trial("llama-3.1-8b")
     assert peak_gb(spec, place(spec, mixed)) <= 40
 

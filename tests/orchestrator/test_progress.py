@@ -13,16 +13,15 @@ from rich.table import Table
 from sweep_samples import EX_RM, LLAMA, TINY_WORLD, trial
 from sweep_samples import plan as plan_of
 
-from orchestrator import pace
-from orchestrator.artifacts import Store
-from orchestrator.compute import run_shared
-from orchestrator.durations import Durations
-from orchestrator.events import Event, Notice, RowsLogged, StageBegan, Started
-from orchestrator.layout import fitting
-from orchestrator.pace import Pace, duration
-from orchestrator.progress import Progress, late_bar
-from orchestrator.resolve import resolve
-from orchestrator.spec import Sweep, grid
+from orchestrator.cli.layout import fitting
+from orchestrator.cli.terminal import Progress, duration, late_bar, pace_cells
+from orchestrator.plan import durations
+from orchestrator.plan.durations import Durations, Pace
+from orchestrator.run.compute import run_shared
+from orchestrator.run.events import Event, Notice, RowsLogged, StageBegan, Started
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.trials import Sweep, grid
+from orchestrator.store.artifacts import Store
 from trainers.errors import DataError
 from trainers.specs import DatasetSpec, DrawSpec, OptimSpec
 
@@ -33,7 +32,7 @@ NAME = "llama-3.2-1b · im_rm · ultrafeedback · s0"
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, as the first element."""
     now = [100.0]
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(durations.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -42,7 +41,7 @@ def test_the_time_left_of_a_training_is_at_its_own_pace(clock: list[float]):
     seen.begin("train")
     clock[0] += 30.0
     seen.take("train", {"step": 10.0, "total": 40, "loss": 0.25, "pairs": 8, "step_s": 2.0})
-    assert seen.cells() == ("train", "10/40", "0.2500", "4.0", "90 s")
+    assert pace_cells(seen) == ("train", "10/40", "0.2500", "4.0", "90 s")
 
 
 def test_each_set_of_an_evaluation_starts_anew(clock: list[float]):
@@ -55,10 +54,10 @@ def test_each_set_of_an_evaluation_starts_anew(clock: list[float]):
     # What was done before the first word took nobody knows how long.
     assert (seen.rate, seen.left_s) == (5.0, 10.0)
     seen.take("evaluate", {"done": 1, "total": 50, "dataset": "b"})
-    assert seen.cells() == ("evaluate", "1/50", "", "", "")
+    assert pace_cells(seen) == ("evaluate", "1/50", "", "", "")
     clock[0] += 5.0
     seen.take("evaluate", {"done": 26, "total": 50, "dataset": "b"})
-    assert seen.cells() == ("evaluate", "26/50", "", "5.0", "5 s")
+    assert pace_cells(seen) == ("evaluate", "26/50", "", "5.0", "5 s")
 
 
 def test_stages_side_by_side_each_keep_their_pace(clock: list[float]):
@@ -68,14 +67,14 @@ def test_stages_side_by_side_each_keep_their_pace(clock: list[float]):
     for done in (10, 20, 30):
         clock[0] += 1.0
         seen.take("pretrain", {"done": done, "total": 100})
-        assert seen.cells() == ("pretrain", f"{done}/100", "", "10.0", duration(10 - done / 10))
+        assert pace_cells(seen) == ("pretrain", f"{done}/100", "", "10.0", duration(10 - done / 10))
         seen.take("reference", {"done": 2 * done, "total": 200})
-        assert seen.cells() == ("reference", f"{2 * done}/200", "", "20.0", duration(10 - done / 10))
+        assert pace_cells(seen) == ("reference", f"{2 * done}/200", "", "20.0", duration(10 - done / 10))
 
 
 def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store):
     """On Ray it is computed once, in a task that knows no trial. What is to be read is said once."""
-    from orchestrator.coordinator import Coordinator
+    from orchestrator.run.ray.coordinator import Coordinator
 
     stage, row = plan_of(trial()).train.prepared, RowsLogged(stage="prepare", rows=[{"done": 1}])
     notice = Notice(text="data: unknown tokens")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import catalog, session
-from orchestrator.artifacts import Store
-from orchestrator.datasets import DatasetReader
-from orchestrator.options import Options
-from orchestrator.reading import ReadingOptions, read_as
-from orchestrator.resolve import resolve
-from orchestrator.selection import parse_dataset
+from orchestrator.cli import session
+from orchestrator.cli.options import Options
+from orchestrator.spec import catalog
+from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.reading import ReadingOptions, read_as
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.selection import parse_dataset
+from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
 from trainers.errors import DataError, SpecError
 

@@ -9,10 +9,10 @@ from pyarrow import parquet
 from rich.console import Console
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record
 
-from orchestrator.artifacts import Store
-from orchestrator.declaration import Declaration, read_declaration, write_declaration
-from orchestrator.report import Row, json_rows, table_rows, terminal_table, write_report
-from orchestrator.results import sweep_results, trial_result
+from orchestrator.report.results import sweep_results, trial_result
+from orchestrator.report.summary import Row, json_rows, table_rows, terminal_table, write_report
+from orchestrator.spec.declaration import Declaration, read_declaration, write_declaration
+from orchestrator.store.artifacts import Store
 from trainers.errors import SpecError
 
 TOKENS = (

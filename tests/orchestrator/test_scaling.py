@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.coordinator import Nodes
-from orchestrator.gate import Grant, Request
-from orchestrator.options import Options
-from orchestrator.plan import Node
-from orchestrator.scaling import Scaling, all_workers, node_types, own_description, still_absent
-from orchestrator.session import profile_for
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import profile_for
+from orchestrator.plan.hardware import Node
+from orchestrator.plan.schedule import Grant, Request
+from orchestrator.run.ray.coordinator import Nodes
+from orchestrator.run.ray.scaling import Scaling, all_workers, node_types, own_description, still_absent
 from trainers.errors import PlanError
 
 GPU_WORKER = {"resources": {"CPU": 96, "GPU": 8, "accelerator_type:H100": 1}, "max_workers": 4}

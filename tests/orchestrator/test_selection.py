@@ -4,10 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import catalog, cli, selection, session
-from orchestrator.options import Options
-from orchestrator.plan import Node
-from orchestrator.selection import parse_categories, parse_dataset, parse_model, parse_only, parse_rewards
+from orchestrator.cli import main, session
+from orchestrator.cli.options import Options
+from orchestrator.plan.hardware import Node
+from orchestrator.spec import catalog, selection
+from orchestrator.spec.selection import (
+    parse_categories,
+    parse_dataset,
+    parse_model,
+    parse_only,
+    parse_rewards,
+)
 from sweeps.full_grid import full_grid
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
@@ -231,7 +238,7 @@ def test_flags_override_the_profile():
 
 
 def test_the_paper_trains_on_2000_pairs_of_ultrafeedback_and_its_own_1000_of_rewardmath():
-    trials = full_grid(session.select(cli.Options(), catalog.PAPER, "demo")).trials
+    trials = full_grid(session.select(main.Options(), catalog.PAPER, "demo")).trials
     draws = {trial.train_set.name: trial.train_draw for trial in trials}
     assert draws == {
         "ultrafeedback": DrawSpec(max_pairs=2000),
@@ -247,7 +254,7 @@ def test_the_paper_trains_on_2000_pairs_of_ultrafeedback_and_its_own_1000_of_rew
 
 
 def test_another_number_of_pairs_is_drawn_from_every_set_in_the_usual_way():
-    chosen = session.select(cli.Options(max_train_pairs=8), catalog.PAPER, "demo")
+    chosen = session.select(main.Options(max_train_pairs=8), catalog.PAPER, "demo")
     assert {trial.train_draw for trial in full_grid(chosen).trials} == {DrawSpec(max_pairs=8)}
     # Trained on and evaluated, it is one set.
     assert {spec.name: spec for spec in chosen.train_sets}["rewardmath"] in chosen.eval_sets

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, QWEN, TINY_WORLD, trial
 
-from orchestrator.spec import Sweep, TrialSpec, content_key, grid, only
+from orchestrator.spec.trials import Sweep, TrialSpec, content_key, grid, only
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec
@@ -97,9 +97,9 @@ def test_an_empty_sweep_is_refused():
         Sweep(name="demo", trials=only(small_grid(), [("model", "nothing*")]))
 
 
-GOLDEN = "8b831c37781324d2bb12ae54fc6264cb"
+GOLDEN = "1dad65af1f5a1b11b274d31276099826"
 EXAMPLE = """
-from orchestrator.spec import content_key
+from orchestrator.spec.trials import content_key
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec
 key = content_key(

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, PARAPHRASE, QWEN, TINY_WORLD, plan, trial
 
-from orchestrator.artifacts import Store
-from orchestrator.stages import PretrainStage, Stage
-from orchestrator.trial_plan import TrialPlan
+from orchestrator.spec.stages import PretrainStage, Stage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.artifacts import Store
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec
 from trainers.tiny import TINY_MODELS

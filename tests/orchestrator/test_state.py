@@ -4,9 +4,7 @@ import dataclasses
 
 import pytest
 
-from orchestrator import state
-from orchestrator.artifacts import Store
-from orchestrator.events import (
+from orchestrator.run.events import (
     Completed,
     Event,
     Failed,
@@ -18,7 +16,9 @@ from orchestrator.events import (
     Started,
     Stopped,
 )
-from orchestrator.state import StateWriter, SweepState, TrialNote, read_state
+from orchestrator.store import records
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import StateWriter, SweepState, TrialNote, read_state
 
 
 def told(store: Store, *events: Event, todo: tuple[str, ...] = ("a",)) -> dict[str, TrialNote]:
@@ -64,8 +64,8 @@ def test_what_still_ran_or_waited_at_the_end_is_stopped(store: Store):
 
 def test_each_write_says_what_is_so_by_then_and_makes_anew_only_what_changed(store: Store, monkeypatch):
     made: list[str] = []
-    monkeypatch.setattr(state, "WRITE_EVERY_S", 0.0)
-    monkeypatch.setattr(state, "asdict", lambda note: made.append(note.state) or dataclasses.asdict(note))
+    monkeypatch.setattr(records, "WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr(records, "asdict", lambda note: made.append(note.state) or dataclasses.asdict(note))
     trials = tuple(f"t{number}" for number in range(50))
     writer = StateWriter("s", store, "driver-1", [], trials)
     assert len(made) == 50

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from orchestrator import statistics
-from orchestrator.statistics import (
+from orchestrator.report import statistics
+from orchestrator.report.statistics import (
     accuracy_estimate,
     calibration,
     difference_estimate,

@@ -17,17 +17,17 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
 
-from orchestrator import tracking
-from orchestrator.artifacts import Store
-from orchestrator.curves import CURVE_POINTS, thinned
-from orchestrator.declaration import Declaration, TrialRecord
-from orchestrator.embedded import EXPERIMENT
-from orchestrator.events import Failed
-from orchestrator.report import write_report
-from orchestrator.results import TrialResult
-from orchestrator.run_content import DIGEST_TAG
-from orchestrator.state import StateWriter
-from orchestrator.tracking import Tracker, default_uri, sync
+from orchestrator.report.curves import CURVE_POINTS, thinned
+from orchestrator.report.results import TrialResult
+from orchestrator.report.summary import write_report
+from orchestrator.run.events import Failed
+from orchestrator.spec.declaration import Declaration, TrialRecord
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import StateWriter
+from orchestrator.tracking import mlflow
+from orchestrator.tracking.embedded import EXPERIMENT
+from orchestrator.tracking.mlflow import Tracker, default_uri, sync
+from orchestrator.tracking.run_content import DIGEST_TAG
 from tests.faults.tracking_server import (
     free_port,
     runs_of,
@@ -433,12 +433,12 @@ def test_a_report_that_a_killed_driver_did_not_come_to_is_owed(database: str, st
     killed = Tracker(database, store, declaration(trial))
     killed.started(trial.key)
     assert killed.close() is None
-    assert tracking.is_pending(database, store, "demo")
+    assert mlflow.is_pending(database, store, "demo")
     written = write_report(declaration(trial), store)
     tracker = Tracker(database, store, declaration(trial))
     tracker.report(written.folder, complete=True)
     assert tracker.close() is None
-    assert not tracking.is_pending(database, store, "demo")
+    assert not mlflow.is_pending(database, store, "demo")
 
 
 def test_a_tracker_with_nothing_to_say_says_nothing(nobody: str, store: Store):
@@ -463,7 +463,7 @@ def test_the_pause_between_tries_grows_to_its_limit(store: Store, monkeypatch: p
         tries.append(time.monotonic())
         raise ConnectionRefusedError("refused")
 
-    monkeypatch.setattr(tracking, "View", refuse)
+    monkeypatch.setattr(mlflow, "View", refuse)
     tracker = Tracker("http://host", store, declaration(record()), pause_s=0.05, longest_pause_s=0.2)
     began = time.monotonic()
     tracker.started(record().key)
@@ -484,7 +484,7 @@ def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch:
         tries.append(arguments)
         raise ConnectionRefusedError("refused")
 
-    monkeypatch.setattr(tracking, "View", refuse)
+    monkeypatch.setattr(mlflow, "View", refuse)
     tracker = Tracker("http://host", store, declaration(record()), pause_s=60.0)
     tracker.started(record().key)
     while not tries:
@@ -506,7 +506,7 @@ def test_what_is_said_of_a_trial_while_it_is_being_logged_is_logged_as_well(
         entered.set()
         go_on.wait(10.0)
 
-    monkeypatch.setattr(tracking, "View", lambda *arguments: FakeView(wait))
+    monkeypatch.setattr(mlflow, "View", lambda *arguments: FakeView(wait))
     tracker = Tracker("http://host", store, declaration(record()))
     tracker.started(record().key)
     assert entered.wait(10.0)
@@ -528,20 +528,20 @@ def test_one_trial_that_cannot_be_logged_keeps_no_other_from_it(
             raise OSError("its artifact is damaged")
         told.append(key)
 
-    monkeypatch.setattr(tracking, "View", lambda *arguments: FakeView(refuse))
+    monkeypatch.setattr(mlflow, "View", lambda *arguments: FakeView(refuse))
     tracker = Tracker("http://host", store, declaration(broken, sound))
     tracker.started(broken.key)
     tracker.started(sound.key)
     assert tracker.close() == "http://host: OSError: its artifact is damaged"
     assert told == [sound.key]
-    entries = json.loads((store.sweep_dir("demo") / tracking.PENDING).read_text())
+    entries = json.loads((store.sweep_dir("demo") / mlflow.PENDING).read_text())
     assert entries["http://host"]["trials"] == {broken.key: "RUNNING"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"http://host": 3}', '{"http://host": {"trials": 3}}'])
 def test_a_damaged_list_of_what_is_pending_is_none(content: str, nobody: str, store: Store):
-    replace_text(store.sweep_dir("demo") / tracking.PENDING, content)
-    assert not tracking.is_pending("http://host", store, "demo")
+    replace_text(store.sweep_dir("demo") / mlflow.PENDING, content)
+    assert not mlflow.is_pending("http://host", store, "demo")
     assert Tracker(nobody, store, declaration(record())).close() is None
 
 

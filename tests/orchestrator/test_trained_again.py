@@ -19,25 +19,25 @@ from sweep_samples import (
     trial,
 )
 
-from orchestrator import eviction
-from orchestrator.artifacts import Attempt, Store
-from orchestrator.claims import Claims
-from orchestrator.compute import StageFunctions, TrainCall
-from orchestrator.damage import say_damage
-from orchestrator.declaration import declare
-from orchestrator.inline import InlineBackend
-from orchestrator.manifests import weights_digest
-from orchestrator.provenance import holes_table
-from orchestrator.report import write_report
-from orchestrator.resolve import ResolvedSweep, resolve
-from orchestrator.results import of_other_weights, sweep_results
-from orchestrator.spec import RetryPolicy, Sweep
-from orchestrator.stages import TrainStage
-from orchestrator.state import SweepState
-from orchestrator.trial import Execution, complete_trial
-from orchestrator.trial_plan import TrialPlan, unscored
+from orchestrator.cli import eviction
+from orchestrator.cli.damage import say_damage
+from orchestrator.report.provenance import holes_table
+from orchestrator.report.results import of_other_weights, sweep_results
+from orchestrator.report.summary import write_report
+from orchestrator.run.compute import StageFunctions, TrainCall
+from orchestrator.run.inline import InlineBackend
+from orchestrator.run.trial import Execution, complete_trial
+from orchestrator.spec.declaration import declare
+from orchestrator.spec.resolve import ResolvedSweep, resolve
+from orchestrator.spec.stages import TrainStage
+from orchestrator.spec.trial_plan import TrialPlan, unscored
+from orchestrator.spec.trials import RetryPolicy, Sweep
+from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.leases import Claims
+from orchestrator.store.manifests import weights_digest
+from orchestrator.store.records import SweepState
 from trainers.rewards import RewardSpec
-from trainers.scores import read_scores
+from trainers.scores import read_pair_scores
 from trainers.specs import DrawSpec, ModelSpec, Placement
 from trainers.stopping import StopRequest
 
@@ -93,9 +93,9 @@ def complete(plan: TrialPlan, store: Store, train: Any) -> None:
 
 def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:
     return {
-        stage.prepared.split.name: read_scores(store.read(stage.kind, stage.key) / "scores.parquet")[
-            0
-        ].tolist()
+        stage.prepared.split.name: read_pair_scores(
+            store.read(stage.kind, stage.key) / "scores.parquet"
+        ).chosen.tolist()
         for stage in plan.evaluations
     }
 

@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 from sweep_samples import commit_scores, commit_trial, declaration, record
 
-from orchestrator import upkeep
-from orchestrator.artifacts import Store
-from orchestrator.declaration import write_declaration
-from orchestrator.events import RowsLogged, Started
-from orchestrator.options import Options
-from orchestrator.session import HOLES, Session
-from orchestrator.state import StateWriter
+from orchestrator.cli import inspect
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import HOLES, Session
+from orchestrator.run.events import RowsLogged, Started
+from orchestrator.spec.declaration import write_declaration
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import StateWriter
 from trainers.errors import SpecError
 
 
@@ -40,7 +40,7 @@ def test_watching_says_each_change_and_ends_with_the_driver(store: Store, monkey
     writer = StateWriter("demo", store, "driver-1", [], [trial.key])
     writer.on_event(Started(trial=trial.key))
     row = {"step": 1, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
-    monkeypatch.setattr("orchestrator.state.WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr("orchestrator.store.records.WRITE_EVERY_S", 0.0)
     changes = iter(
         [
             lambda: None,
@@ -50,10 +50,10 @@ def test_watching_says_each_change_and_ends_with_the_driver(store: Store, monkey
         ]
     )
     drivers = {"driver-1": {}}
-    monkeypatch.setattr(upkeep, "live_drivers", lambda root: drivers)
-    monkeypatch.setattr(upkeep.time, "sleep", lambda seconds: next(changes)())
+    monkeypatch.setattr(inspect, "live_drivers", lambda root: drivers)
+    monkeypatch.setattr(inspect.time, "sleep", lambda seconds: next(changes)())
     watched, said = session(store)
-    assert upkeep.status(watched, watch=True) == 0
+    assert inspect.status(watched, watch=True) == 0
     tables = said.getvalue().split("demo in ")[1:]
     assert len(tables) == 3
     assert "1/2" in tables[0]
@@ -66,15 +66,15 @@ def test_without_watch_a_running_sweep_is_told_once(store: Store, monkeypatch: p
     trial = record()
     write_declaration(declaration(trial), store)
     StateWriter("demo", store, "driver-1", [], [trial.key])
-    monkeypatch.setattr(upkeep, "live_drivers", lambda root: {"driver-1": {}})
+    monkeypatch.setattr(inspect, "live_drivers", lambda root: {"driver-1": {}})
     asked, said = session(store)
-    assert upkeep.status(asked) == HOLES
+    assert inspect.status(asked) == HOLES
     assert said.getvalue().count("its driver is at work") == 1
 
 
 def test_the_page_of_a_server_is_named_without_its_password(store: Store):
     asked, said = session(store, "https://user:word@host:8443")
-    assert upkeep.ui(asked, 5000) == 0
+    assert inspect.ui(asked, 5000) == 0
     assert "host:8443" in said.getvalue()
     assert "word" not in said.getvalue()
 
@@ -85,4 +85,4 @@ def test_a_port_that_is_taken_is_refused(store: Store):
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(SpecError, match=f"--port {port}"):
-            upkeep.ui(session(store, "sqlite:////nowhere.db")[0], port)
+            inspect.ui(session(store, "sqlite:////nowhere.db")[0], port)

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from orchestrator.workers import make_room
+from orchestrator.run.workers import make_room
 
 
 class Engine:

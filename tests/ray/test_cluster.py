@@ -54,7 +54,7 @@ def nodes(address: str) -> str:
 
 LOOK = """
 import ray
-from orchestrator import cluster
+from orchestrator.run.ray import cluster
 print([node.cpus for node in cluster.look() or ()], ray.is_initialized())
 """
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.events import Completed, Retried, RowsLogged
+from orchestrator.run.events import Completed, Retried, RowsLogged
 from tests.faults.cells import EX_RM, GANG, IM_RM, Run, cells
 from tests.faults.ray_world import running_world
 

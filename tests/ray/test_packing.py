@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.artifacts import Store
-from orchestrator.state import read_state
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import read_state
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRIALS = 12

@@ -13,13 +13,13 @@ import pytest
 
 from benchmarks.load import model_folder
 from benchmarks.makespan_stages import sleeping
-from orchestrator.artifacts import Store
-from orchestrator.catalog import ARCHITECTURES
-from orchestrator.claims import Claims
-from orchestrator.events import Completed, Notice, Replanned
-from orchestrator.plan import Node
-from orchestrator.spec import RetryPolicy
-from orchestrator.trial import Execution
+from orchestrator.plan.hardware import Node
+from orchestrator.run.events import Completed, Notice, Replanned
+from orchestrator.run.trial import Execution
+from orchestrator.spec.catalog import ARCHITECTURES
+from orchestrator.spec.trials import RetryPolicy
+from orchestrator.store.artifacts import Store
+from orchestrator.store.leases import Claims
 from tests.faults.cells import cells
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
@@ -40,7 +40,7 @@ def head():
     import ray
     from ray.cluster_utils import Cluster
 
-    from orchestrator.cluster import ray_options
+    from orchestrator.run.ray.cluster import ray_options
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     # A node that is added from a thread can set no signal handler; the shutdown below ends it all the same.
@@ -57,7 +57,7 @@ def head():
 
 def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event) -> dict[str, Any]:
     """One trial of a second's sleep."""
-    from orchestrator.fanout import run_on_ray
+    from orchestrator.run.ray.sweep import run_on_ray
 
     store = Store(storage)
     plans = cells(storage, Path(model_folder(storage / "model", 0)), epochs=1)

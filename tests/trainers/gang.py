@@ -20,16 +20,15 @@ from tests.faults.lives import forked, output
 from trainers.checkpoints import Checkpoints
 from trainers.data import tiny_world
 from trainers.errors import Interrupted
-from trainers.inputs import TrainInputs
+from trainers.evaluate import compute_reference
 from trainers.models import load_model
 from trainers.objects import parse_uri
 from trainers.pairs import TokenPair, tokenize_pairs
-from trainers.reference import compute_reference
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec, Placement
 from trainers.stopping import never
 from trainers.templates import load_tokenizer
-from trainers.train import train
+from trainers.train import TrainInputs, train
 
 EX_RM = RewardSpec(kind="ex_rm")
 IM_RM = RewardSpec(kind="im_rm", beta=0.1)

@@ -120,22 +120,18 @@ def test_the_default_scale_is_that_of_the_head_width():
     assert torch.equal(found, expected)
 
 
-def test_attention_without_layout_is_refused():
-    with pytest.raises(ValueError, match="without pair_layout"):
-        attention.pair_attention(None, *states(), None)
-
-
 @pytest.mark.parametrize(
-    "named", [{"s_aux": torch.zeros(HEADS)}, {"position_bias": torch.zeros(1)}, {"is_causal": False}]
+    ("what", "mask", "named"),
+    [
+        ("s_aux", None, {"s_aux": torch.zeros(HEADS)}),
+        ("position_bias", None, {"position_bias": torch.zeros(1)}),
+        ("is_causal", None, {"is_causal": False}),
+        ("a mask", torch.zeros(1), {}),
+    ],
 )
-def test_what_attention_would_have_to_ignore_is_refused(named):
-    with pytest.raises(ValueError, match=f"does not know {next(iter(named))}"):
-        attention.pair_attention(None, *states(), None, pair_layout=layout(), **named)
-
-
-def test_a_mask_is_refused():
-    with pytest.raises(ValueError, match="does not know a mask"):
-        attention.pair_attention(None, *states(), torch.zeros(1), pair_layout=layout())
+def test_what_attention_would_have_to_ignore_is_refused(what, mask, named):
+    with pytest.raises(ValueError, match=f"does not know {what}"):
+        attention.pair_attention(None, *states(), mask, pair_layout=layout(), **named)
 
 
 def test_a_packed_model_called_without_layout_is_refused(models):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers import train
-from trainers.batching import epoch_order, scoring_groups, split_step, steps_of_epoch
+from trainers.packing import epoch_order, scoring_groups, split_step, steps_of_epoch
 from trainers.pairs import TokenPair
 from trainers.specs import OptimSpec
 

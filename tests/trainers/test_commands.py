@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.cluster.machine import free_port
 from trainers.errors import ModelError, SweepError
-from trainers.evaluate import Evaluate, run_evaluate
-from trainers.scores import read_scores
+from trainers.evaluate_command import Evaluate, run_evaluate
+from trainers.scores import read_pair_scores
 
 # What a machine without them answers to an import, and to the question whether they are there.
 BLOCK = 'import sys; sys.modules["ray"] = sys.modules["mlflow"] = None'
@@ -95,7 +95,8 @@ def test_scores_carry_their_metrics(environment, trained, tiny_model, tmp_path):
     assert json.loads(table.schema.metadata[b"metrics"])["accuracy"] == pytest.approx(
         printed["accuracy"], abs=1e-6
     )
-    chosen, rejected = read_scores(out)
+    scores = read_pair_scores(out)
+    chosen, rejected = scores.chosen, scores.rejected
     assert printed["n"] == len(chosen) == 40
     assert printed["accuracy"] == pytest.approx(
         ((chosen > rejected) + 0.5 * (chosen == rejected)).mean(), abs=1e-6

@@ -10,10 +10,9 @@ from pyarrow import parquet
 from tests.trainers.command_line import said
 from trainers.data.records import content_digest
 from trainers.data.sources import read_pairs
-from trainers.pairs import tokenize_pairs
+from trainers.pairs import read_tokens, tokenize_pairs
 from trainers.specs import DatasetSpec, DrawSpec
 from trainers.tiny import build_tokenizer
-from trainers.token_files import read_tokens
 
 GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
 

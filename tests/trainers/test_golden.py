@@ -12,16 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.trainers.architectures import VOCABULARY, small_tokenizer
 from trainers import versions
 from trainers.data.records import Message, Pair, content_digest
-from trainers.evaluate import score_pairs
-from trainers.inputs import TrainInputs
+from trainers.evaluate import compute_reference, score_pairs
 from trainers.models import load_model
 from trainers.pairs import TokenPair, tokenize_pairs
-from trainers.reference import compute_reference
 from trainers.rewards import RewardSpec
 from trainers.scoring import RewardModule
 from trainers.specs import DrawSpec, OptimSpec, Placement
 from trainers.tiny import build_tokenizer
-from trainers.train import train
+from trainers.train import TrainInputs, train
 
 BETA = 0.1
 

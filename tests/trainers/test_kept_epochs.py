@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 
 from trainers.checkpoints import Checkpoints
 from trainers.errors import Interrupted, StorageError
-from trainers.inputs import TrainInputs
 from trainers.pairs import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
-from trainers.train import train
+from trainers.train import TrainInputs, train
 
 PAIRS = [TokenPair(index=i, prompt=[1, 5 + i], chosen=[3, 6 + i], rejected=[4, 9]) for i in range(4)]
 

@@ -18,13 +18,13 @@ from tests.trainers.architectures import (
     word_tokenizer,
 )
 from trainers import layouts
+from trainers.attention import shared_tokens
 from trainers.engine import _checkpoint_activations
 from trainers.errors import ModelError
 from trainers.evaluate import scoring_batches
 from trainers.layouts import layout_of, settle_layout
 from trainers.models import load_model
 from trainers.packing import collate
-from trainers.ropes import shared_tokens
 from trainers.scoring import RewardModule
 from trainers.train import _validated
 from trainers.unembedding import Unembedding

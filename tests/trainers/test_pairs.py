@@ -8,10 +8,9 @@ import pytest
 from trainers.data import tiny_world
 from trainers.errors import DataError
 from trainers.packing import collate
-from trainers.pairs import draw_order, tokenize_pairs
+from trainers.pairs import TokenFile, draw_order, read_tokens, tokenize_pairs, write_tokens
 from trainers.specs import DrawSpec
 from trainers.tiny import build_tokenizer
-from trainers.token_files import TokenFile, read_tokens, write_tokens
 
 
 @pytest.fixture(scope="module")

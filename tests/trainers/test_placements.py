@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from tests.trainers import gang, naive
 from tests.trainers.gang import Job
-from trainers.batching import epoch_order, steps_of_epoch
 from trainers.models import load_model
+from trainers.packing import epoch_order, steps_of_epoch
 from trainers.specs import OptimSpec
 from trainers.templates import load_tokenizer
 

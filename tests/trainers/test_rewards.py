@@ -24,15 +24,13 @@ from tests.trainers.architectures import (
     save_architecture,
 )
 from trainers import evaluate, metrics, rewards
-from trainers.batching import scoring_groups
 from trainers.data import tiny_world
 from trainers.errors import SpecError
-from trainers.evaluate import score_pairs
+from trainers.evaluate import compute_reference, read_reference, score_pairs, write_reference
 from trainers.layouts import layout_of
 from trainers.models import load_model
-from trainers.packing import collate
+from trainers.packing import collate, scoring_groups
 from trainers.pairs import tokenize_pairs
-from trainers.reference import compute_reference, read_reference, write_reference
 from trainers.rewards import RewardSpec, reward_types
 from trainers.saving import folder_files, save_model
 from trainers.scoring import RewardModule
@@ -182,7 +180,7 @@ def test_a_pair_of_the_same_tokens_twice_is_a_tie_and_trains_nothing(folders, ki
 def test_whatever_a_type_computes_the_same_tokens_are_a_tie(kind, layout):
     def noisy(model, batch, spec):
         right_P = torch.ones(len(batch.indices))
-        return rewards.PairScores(right_P, right_P - 1e-7, right_P)
+        return rewards.BatchScores(right_P, right_P - 1e-7, right_P)
 
     known = dataclasses.replace(SPECS[kind].type, score=noisy)
     pairs = [*twice(kind, 3), random_pairs(kind)[0]]
@@ -329,13 +327,13 @@ def test_planning_imports_no_torch():
 
 
 LENGTH_TYPE = """
-from trainers.rewards import PairScores, RewardType
+from trainers.rewards import BatchScores, RewardType
 
 
 def score(model, batch, spec):
     counts_R = batch.owner_M.bincount().float()
     chosen_P, rejected_P = counts_R.chunk(2)
-    return PairScores(chosen_P, rejected_P, rejected_P - chosen_P)
+    return BatchScores(chosen_P, rejected_P, rejected_P - chosen_P)
 
 
 REWARD_TYPE = RewardType(kind="length", output="head", score=score, usage=lambda spec: "Count.")

@@ -23,15 +23,15 @@ from trainers import tiny
 from trainers.data import tiny_world
 from trainers.errors import ModelError
 from trainers.evaluate import score_pairs
-from trainers.inputs import TrainInputs
 from trainers.models import load_model
 from trainers.pairs import tokenize_pairs
 from trainers.rewards import RewardSpec
-from trainers.saving import folder_files, full_weights, model_card
+from trainers.saving import folder_files, full_weights
 from trainers.scoring import RewardModule
 from trainers.specs import DrawSpec, OptimSpec, Placement, Trust
 from trainers.templates import load_tokenizer
 from trainers.tiny import build_tokenizer
+from trainers.train import TrainInputs, model_card
 
 KINDS = ("ex_rm", "im_rm", "ex_grm")
 BETA = 0.1
@@ -177,7 +177,7 @@ def test_a_folder_holds_template_and_card(trained):
 
 
 def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not():
-    card = model_card("base", RewardSpec(kind="ex_rm", pooling="mean"), {})
+    card = model_card("base", RewardSpec(kind="ex_rm", pooling="mean"), {}).decode()
     assert "not" in card
     assert "--reward ex_rm_mean" in card
 

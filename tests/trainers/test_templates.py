@@ -19,7 +19,6 @@ from trainers.pairs import tokenize_pairs
 from trainers.saving import folder_files, save_model
 from trainers.specs import DrawSpec
 from trainers.templates import ASSISTANT_MARKER, USER_MARKER, load_tokenizer, padding_token, render
-from trainers.token_files import read_tokens, write_tokens
 
 WORDS = [
     *("<unk>", "<s>", "</s>", "<pad>"),
@@ -333,12 +332,6 @@ def test_every_rendering_draws_the_same_pairs(asking, most):
     assert [pair.index for pair in asked] == [pair.index for pair in answered]
     assert counted_asked.too_long == counted.too_long
     assert counted.too_long > 0 or most is not None
-
-
-def test_verifications_survive_their_file(asking, tmp_path):
-    tokens, _ = verify(verification_pairs(), asking)
-    write_tokens(tokens, tmp_path / "pairs.arrow")
-    assert list(read_tokens(tmp_path / "pairs.arrow")) == tokens
 
 
 def test_answers_are_the_first_byte_where_a_tokenizer_has_no_longer_tokens(tmp_path):

@@ -1,6 +1,5 @@
 """Rewriting by a causal chat model on this machine: answers are journaled batch by batch, so that none is asked for twice."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,8 +152,6 @@ def _answers(
     journal: Journal,
     writer: Writer,
 ) -> list[list[int]]:
-    # What is drawn hangs on the text and on how often it was asked for, not on who is asked for beside it.
-    names = [_number(f"{terms.key(text)}-{len(journal.of(terms.key(text)))}") for text in texts]
     drawn = generate(
         writer.model,
         [asked[text] for text in texts],
@@ -164,13 +161,8 @@ def _answers(
         max_new_tokens=terms.max_tokens,
         seed=drawing.seed,
         batch=len(texts),
-        names=names,
     )
     return [answer for (answer,) in drawn]
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def _keep(

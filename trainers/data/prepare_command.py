@@ -148,8 +148,7 @@ def _tokenize(arguments: Prepare, splits: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(pairs: Iterable[Pair], tokenizer: Any, limits: DrawSpec, file: Path) -> dict[str, int]:
-    from trainers.pairs import Counts, iter_tokens
-    from trainers.token_files import write_tokens
+    from trainers.pairs import Counts, iter_tokens, write_tokens
 
     counts = Counts()
     with tempfile.TemporaryDirectory(dir=file.parent) as folder, disk_named(file):

@@ -1,7 +1,7 @@
-"""Reward types (paper §3): one file each, registered by being here.
+"""Reward types (paper §3): every file of this folder is one.
 
-A new type is a file in this folder whose `REWARD_TYPE` says what it needs and how a micro-batch is scored, and a
-line in the tests. Importing this package and its files imports no torch, so that planning is quick.
+Its `REWARD_TYPE` says what the type needs and how a micro-batch is scored; a line in the tests makes the new type
+complete. Importing this package and its files imports no torch, so that planning is quick.
 """
 
 import functools
@@ -9,28 +9,24 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trainers.errors import SpecError
-from trainers.options import ADDED
+from trainers.specs import Output, Rendering
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.packing import MicroBatch
 
-# Which output layer a model is loaded with: a new linear head, or its own unembedding.
-Output = Literal["head", "unembedding"]
-# What is tokenised: prompt and response, or the question whether a response is correct.
-Rendering = Literal["response", "verification"]
 Pooling = Literal["last", "mean"]
 # Paper §1.
 PAPER_BETA = 0.01
 
 
-class PairScores(NamedTuple):
+class BatchScores(NamedTuple):
     """Rewards of the preferred and dispreferred responses of P pairs, and the loss of each pair."""
 
     chosen_P: "Tensor"
@@ -48,8 +44,8 @@ class RewardSpec:
 
     kind: str
     beta: float | None = None
-    pooling: Pooling = field(default="last", metadata=ADDED)
-    reference: bool = field(default=True, metadata=ADDED)
+    pooling: Pooling = "last"
+    reference: bool = True
 
     def __post_init__(self) -> None:
         options = reward_type(self.kind).options
@@ -63,7 +59,7 @@ class RewardSpec:
 
     @property
     def type(self) -> "RewardType":
-        """What the kind means."""
+        """The reward type of this kind."""
         return reward_type(self.kind)
 
     @property
@@ -73,7 +69,7 @@ class RewardSpec:
 
     @property
     def name(self) -> str:
-        """`ex_rm`, or with what differs from the kind's usual form: `ex_rm_mean`, `im_rm_no_reference`."""
+        """The kind, with an ablation behind it: `ex_rm`, `ex_rm_mean`, `im_rm_no_reference`."""
         parts = [self.kind]
         parts += ["mean"] if self.pooling == "mean" else []
         parts += ["no_reference"] if not self.reference else []
@@ -82,21 +78,21 @@ class RewardSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardType:
-    """What a reward type needs, and `score(model, batch, spec)`: the rewards and losses of a micro-batch.
+    """The needs of a reward type, and `score(model, batch, spec)`: the rewards and losses of a micro-batch.
 
-    `options` are the fields of RewardSpec that it has; `usage` says in a model card how the reward is read.
+    `options` are the fields of RewardSpec that it has; `usage` tells readers of a model card how to get the reward.
     """
 
     kind: str
     output: Output
-    score: "Callable[[Any, MicroBatch, RewardSpec], PairScores]"
+    score: "Callable[[Any, MicroBatch, RewardSpec], BatchScores]"
     usage: Callable[[RewardSpec], str]
     rendering: Rendering = "response"
     options: frozenset[str] = frozenset()
 
 
 def reward_variants(beta: float) -> dict[str, RewardSpec]:
-    """Every reward type and its ablations by name; `beta` is that of every one with a β."""
+    """Return every reward type and its ablations by name, with this `beta` where a type has one."""
     found: list[RewardSpec] = []
     for kind, reward in reward_types().items():
         usual = RewardSpec(kind=kind, beta=beta if "beta" in reward.options else None)
@@ -110,7 +106,7 @@ def reward_variants(beta: float) -> dict[str, RewardSpec]:
 
 @functools.cache
 def reward_types() -> Mapping[str, RewardType]:
-    """Every reward type by its kind, in the order of their names."""
+    """Return every reward type by its kind, in the order of their names."""
     modules = [
         importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)
     ]
@@ -119,7 +115,7 @@ def reward_types() -> Mapping[str, RewardType]:
 
 
 def reward_type(kind: str) -> RewardType:
-    """The reward type of that kind. Raises SpecError."""
+    """Return the reward type of that kind. Raises SpecError."""
     try:
         return reward_types()[kind]
     except KeyError:

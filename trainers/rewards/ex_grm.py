@@ -6,13 +6,13 @@ A prepared pair ends in the token "Yes" where it is chosen and "No" where it is 
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.rewards import PairScores, RewardSpec, RewardType
+from trainers.rewards import BatchScores, RewardSpec, RewardType
 
 if TYPE_CHECKING:
     from trainers.packing import MicroBatch
 
 
-def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> PairScores:
+def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
     from torch import cat
 
     from trainers.scoring import hidden_states, token_log_probs
@@ -25,7 +25,7 @@ def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> PairScores:
     log_probs = token_log_probs(model, hidden_ND[at_A], answer_A)
     chosen_yes_P, rejected_yes_P, rejected_no_P = log_probs.chunk(3)
     loss_P = -(chosen_yes_P + rejected_no_P) / 2
-    return PairScores(chosen_yes_P.exp(), rejected_yes_P.exp(), loss_P)
+    return BatchScores(chosen_yes_P.exp(), rejected_yes_P.exp(), loss_P)
 
 
 def _usage(spec: RewardSpec) -> str:

@@ -6,13 +6,13 @@ over the response's tokens.
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.rewards import PairScores, RewardSpec, RewardType
+from trainers.rewards import BatchScores, RewardSpec, RewardType
 
 if TYPE_CHECKING:
     from trainers.packing import MicroBatch
 
 
-def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> PairScores:
+def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
     from trainers.scoring import bradley_terry, by_pair, hidden_states, mean_by_response
 
     hidden_ND = hidden_states(model, batch)

@@ -5,13 +5,13 @@ The ablation `reference=False` leaves ln π_ref out.
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.rewards import PairScores, RewardSpec, RewardType
+from trainers.rewards import BatchScores, RewardSpec, RewardType
 
 if TYPE_CHECKING:
     from trainers.packing import MicroBatch
 
 
-def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> PairScores:
+def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
     from trainers.scoring import bradley_terry, by_pair, log_prob_sums
 
     assert spec.beta is not None

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainers.attention import shared_tokens
 from trainers.evaluate import score_pairs
 from trainers.layouts import layout_of
 from trainers.packing import References, collate
 from trainers.pairs import TokenPair
-from trainers.ropes import shared_tokens
 from trainers.scoring import RewardModule
 
 Margins = dict[str, NDArray[np.float64]]
@@ -78,6 +78,6 @@ def stepped(
 
 
 def _own(reward: RewardModule, pair: TokenPair) -> References | None:
-    from trainers.reference import compute_reference
+    from trainers.evaluate import compute_reference
 
     return compute_reference(reward.model, [pair], report=_silent) if reward.spec.uses_reference else None

@@ -1,0 +1,287 @@
+"""Commands that train nothing: what a sweep is doing and lacks, its MLflow view, and the store's garbage."""
+
+import contextlib
+import itertools
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.cli import gc as housekeeping
+from orchestrator.cli.damage import say_damaged_logs
+from orchestrator.cli.layout import fitting
+from orchestrator.cli.session import HOLES, Session, dump_json
+from orchestrator.cli.terminal import duration, late_bar, quiet
+from orchestrator.plan import durations
+from orchestrator.report.page import write_full_report
+from orchestrator.report.results import TrialResult, trial_result
+from orchestrator.spec.declaration import read_declaration
+from orchestrator.spec.redaction import shown_uri
+from orchestrator.store.leases import live_drivers
+from orchestrator.store.records import TrialNote, read_state
+from orchestrator.tracking.embedded import EXPERIMENT, follow_storage
+from trainers.errors import SpecError
+
+WATCH_EVERY_S = 2.0
+
+
+def status(session: Session, *, watch: bool = False) -> int:
+    """Print the state of each trial: from the artifacts, and from what the driver noted of those that run or failed.
+
+    With `watch`, again whenever it changes, until no driver of the sweep is at work.
+    """
+    known: dict[str, TrialResult] = {}
+    shown: list[dict[str, Any]] | None = None
+    while True:
+        declaration = read_declaration(session.sweep_name, session.store)
+        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in declaration.trials]
+        known = {result.record.key: result for result in results if result.complete}
+        state = read_state(session.sweep_name, session.store)
+        running = state.driver in live_drivers(session.store.root)
+        rows = [
+            _status_row(result, state.trials.get(result.record.key, TrialNote()), running)
+            for result in results
+        ]
+        if rows != shown:
+            left_s = time_left_s(results, state.trials) if running else None
+            _show_status(session, rows, _driver(running, left_s), clear=watch)
+            shown = rows
+        if running and watch:
+            time.sleep(WATCH_EVERY_S)
+            continue
+        if running or session.options.json:
+            return 0 if len(known) == len(results) else HOLES
+        # The table has named every cause.
+        return _say_ways_on(session, {result.record.key for result in results if not result.complete})
+
+
+def _driver(running: bool, left_s: float | None) -> str:
+    if not running:
+        return "no driver is at work"
+    left = "" if left_s is None else f", about {left_s / 60:.0f} min of training left"
+    return f"its driver is at work{left}"
+
+
+def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, *, clear: bool) -> None:
+    if session.options.json:
+        dump_json(rows)
+        return
+    if clear and session.console.is_terminal:
+        session.console.clear()
+    title = f"{session.sweep_name} in {session.store.root}: {driver}"
+    table = Table(title=title, title_justify="left")
+    # What nothing is known of takes no room.
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", 0) for row in rows)]
+    for column in columns:
+        table.add_column(column, style="red" if column == "cause" else None)
+    for row in rows:
+        table.add_row(*(escape(str(row[column])) for column in columns))
+    session.console.print(fitting(table, session.console))
+
+
+def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) -> float | None:
+    """Seconds until what runs and waits is trained, by what finished trainings of each model and reward type took."""
+    took: dict[str, list[float]] = {}
+    left: dict[str, float] = {}
+    running = 0
+    for result in results:
+        kind = f"{result.record.model} {result.record.reward}"
+        note = notes.get(result.record.key)
+        if result.trained and result.started is not None:
+            took.setdefault(kind, []).append(result.trained_at - result.started)
+        elif note is not None and not result.trained and note.state in ("running", "waiting"):
+            running += note.state == "running"
+            left[kind] = (
+                left.get(kind, 0.0)
+                + 1
+                - (note.step / note.total if note.total and note.stage == "train" else 0.0)
+            )
+    means = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
+    return durations.time_left_s(means, left, running)
+
+
+def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:
+    known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
+    runs = known == "running" and not result.complete
+    return {
+        "trial": result.record.name,
+        "state": "complete" if result.complete else known,
+        "stage": f"{note.stage} {note.step}/{note.total}".removesuffix(" 0/0") if runs else "",
+        "loss": f"{note.loss:.4f}" if runs and note.loss is not None else "",
+        "pairs/s": f"{note.pairs_per_s:.1f}" if runs and note.pairs_per_s is not None else "",
+        "left": duration(note.left_s) if runs else "",
+        "trained": result.trained,
+        "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
+        "retries": len(note.retries),
+        "cause": "" if result.complete else _cause(result, note, runs),
+    }
+
+
+def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
+    """Why it is not complete; of one that runs, why it runs again."""
+    before = "" if runs else note.message
+    return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
+
+
+def say_holes(
+    session: Session,
+    results: Sequence[TrialResult],
+    *,
+    told: Collection[str] = (),
+) -> int:
+    """Name what is missing and why, and the commands that mend it. `told` are trials whose failure was said already."""
+    state = read_state(session.sweep_name, session.store)
+    holes = {result.record.key: result for result in results if not result.complete}
+    for key, result in holes.items():
+        note = state.trials.get(key, TrialNote())
+        cause = note.message or "; ".join(result.faults) or "not run"
+        if note.state == "failed" and key in told:
+            cause = "it failed, as said above"
+        said = f"missing: {result.record.name}: {cause}"
+        session.console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+    return _say_ways_on(session, holes)
+
+
+def _say_ways_on(session: Session, holes: Collection[str]) -> int:
+    """The commands that mend the holes, which are keys of trials; the exit code."""
+    if not holes:
+        return 0
+    state = read_state(session.sweep_name, session.store)
+    failed = any(note.cause for key, note in state.trials.items() if key in holes)
+    for line in _ways_on(state.command, failed, session.driver_log.parent):
+        session.console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return HOLES
+
+
+def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
+    lines = [f"the same command runs what is missing; logs: {logs}"]
+    if failed and command:
+        # `run` is the only command that is left out of a retry; as a value it follows its flag.
+        words = [
+            word
+            for before, word in itertools.pairwise(command)
+            if word not in ("run", "retry") or before.startswith("--")
+        ]
+        retry = [os.path.relpath(sys.executable), command[0], "retry", *words]
+        lines.append(f"what failed is run again by: {shlex.join(retry)}")
+    return lines
+
+
+def ui(session: Session, port: int) -> int:
+    """Run MLflow's server in the foreground, on loopback. Raises SpecError where the port is taken."""
+    if session.tracking_uri.startswith("http"):
+        session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}", soft_wrap=True)
+        return 0
+    _require_free(port)
+    with contextlib.suppress(OSError):
+        # The server says better what is wrong with a database.
+        follow_storage(session.tracking_uri)
+    address = f"http://127.0.0.1:{port}"
+    session.console.print(f"MLflow on {address} (stop with Ctrl-C)", soft_wrap=True)
+    command = [sys.executable, "-m", "mlflow", "server"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
+    environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": session.tracking_uri,
+    }
+    with subprocess.Popen(command, env=environment) as server:
+        try:
+            experiment = _experiment(address, server)
+            if experiment is not None:
+                runs = f"{address}/#/experiments/{experiment}/runs?{_sweep_filter(session.sweep_name)}"
+                session.console.print(f"its runs: {runs}", soft_wrap=True, markup=False)
+            return server.wait()
+        except BaseException:
+            server.kill()
+            raise
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        # As the server itself will: what lingers of an earlier one is no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise SpecError(f"--port {port} cannot be served ({error}); give another.") from error
+
+
+def _experiment(address: str, server: subprocess.Popen[bytes]) -> str | None:
+    """The id of our experiment once the server answers; None where it has none, or ends first."""
+    asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                return str(json.load(answer)["experiment"]["experiment_id"])
+        except urllib.error.HTTPError:
+            return None
+        except OSError:
+            time.sleep(0.2)
+    return None
+
+
+def _sweep_filter(sweep: str) -> str:
+    """The query of a page that shows a sweep's runs; without the first part MLflow opens pages for chat programs."""
+    wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
+    return urllib.parse.urlencode({"workflowType": "machine_learning", "searchFilter": wanted})
+
+
+def sync(session: Session) -> int:
+    """Rebuild the MLflow view."""
+    from orchestrator.tracking import mlflow
+
+    declaration = read_declaration(session.sweep_name, session.store)
+    say_damaged_logs(session, [trial.key for trial in declaration.trials])
+    written = write_full_report(declaration, session.store, session.console)
+    with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
+        seconds = mlflow.sync(session.tracking_uri, session.store, declaration, written, step)
+    place = shown_uri(session.tracking_uri)
+    session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
+    return 0
+
+
+def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
+    """List what no kept sweep needs; with `delete`, remove it."""
+    store, console = session.store, session.console
+    items = housekeeping.garbage(store, housekeeping.kept_sweeps(store, keep))
+    removed = set(housekeeping.remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
+    if session.options.json:
+        dump_json(
+            [
+                {"path": item.found.path, "kind": item.found.kind, "bytes": item.found.bytes}
+                | {"why": item.why, "removed": item in removed}
+                for item in items
+            ]
+        )
+        return 0
+    if not items:
+        console.print(f"nothing to remove in {store.root}", highlight=False, soft_wrap=True)
+        return 0
+    table = Table(title=f"not needed in {store.root}", title_justify="left")
+    for column in ("what", "GB", "why"):
+        table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
+    for item in items:
+        table.add_row(item.found.path, housekeeping.gigabytes(item.found.bytes), item.why)
+    console.print(fitting(table, console))
+    total = housekeeping.gigabytes(sum(item.found.bytes for item in items))
+    if not delete:
+        console.print(f"{len(items)} items, {total} GB; nothing is removed without --delete", highlight=False)
+        return 0
+    freed = housekeeping.gigabytes(sum(item.found.bytes for item in removed))
+    console.print(f"{len(removed)} of {len(items)} items removed, {freed} GB freed", highlight=False)
+    return 0

@@ -1,0 +1,227 @@
+"""Running what is missing of a sweep: the backend, the live table, and MLflow's one writer, wired together."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli.gc import clear_up, remove_finished_checkpoints
+from orchestrator.cli.session import Session
+from orchestrator.cli.terminal import Progress, quiet
+from orchestrator.plan.durations import measured_rates
+from orchestrator.report.page import write_full_report
+from orchestrator.report.summary import Written
+from orchestrator.run.events import (
+    CheckpointWritten,
+    Completed,
+    Event,
+    Failed,
+    Notice,
+    Post,
+    Retried,
+    Started,
+)
+from orchestrator.run.trial import Execution
+from orchestrator.run.workers import set_ray_environment
+from orchestrator.spec.declaration import Declaration
+from orchestrator.spec.redaction import redacted
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import RetryPolicy
+from orchestrator.store.leases import Claims, Heartbeat
+from orchestrator.store.records import StateWriter
+from trainers.disk import replace
+from trainers.errors import StorageError
+from trainers.specs import Placement
+from trainers.stopping import StopRequest
+from trainers.transfer import remove_tree
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.mlflow import Tracker
+
+
+STOPPING_S = 5.0
+
+Place = Callable[[TrialPlan], Placement]
+RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
+
+
+@dataclasses.dataclass(slots=True)
+class Phases:
+    """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
+
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    _since: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def end(self, phase: str) -> None:
+        """Everything since the last end was `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
+        self._since = now
+
+
+def run_missing(
+    session: Session,
+    declaration: Declaration,
+    todo: Sequence[TrialPlan],
+    complete: int,
+    place: Place,
+    retries: RetryPolicy,
+    phases: Phases,
+) -> Written:
+    """Run the trials, then write the report: what was written. `complete` trials are done before.
+
+    Raises KeyboardInterrupt when stopped, all notes made.
+    """
+    from orchestrator.tracking.mlflow import Tracker
+
+    store, sweep = session.store, session.sweep_name
+    stop = StopRequest(session.options.grace_s)
+    with (
+        quiet(session.driver_log, session.console.width) as terminal,
+        stop.listening(),
+        Heartbeat(store.root, sweep) as heartbeat,
+    ):
+        clear_up(store, sweep, heartbeat.driver)
+        execution = Execution(
+            store=store,
+            claims=Claims(store.root, heartbeat.driver),
+            retries=retries,
+            checkpoint_steps=session.options.checkpoint_steps,
+            stages=session.stages,
+        )
+        tracker = Tracker(session.tracking_uri, store, declaration)
+        try:
+            with _backend(session, declaration, execution, stop, phases) as run_trials:
+                names = {item.key: item.spec.name for item in todo}
+                placements = {item.key: place(item) for item in todo}
+                state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
+                progress = Progress(terminal, names, complete)
+                with contextlib.closing(state), progress:
+                    run_trials(todo, placements, _follower(session, progress, state, tracker))
+        except KeyboardInterrupt:
+            # What it cannot take in that time, the next command logs.
+            tracker.close(STOPPING_S)
+            raise
+        # Of a process that was killed the driver may have gone on without it.
+        remove_finished_checkpoints(store)
+        written = write_full_report(declaration, store, terminal)
+        trouble = _end_view(tracker, written)
+        phases.end("mlflow")
+    _warn(session, trouble)
+    return written
+
+
+def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
+    """Log what an earlier command could not; MLflow is not imported where nothing is pending."""
+    from orchestrator.tracking.mlflow import is_pending
+
+    if is_pending(session.tracking_uri, session.store, declaration.sweep):
+        show_report(session, declaration, written)
+
+
+def show_report(session: Session, declaration: Declaration, written: Written) -> None:
+    """Log the report as it is now, and whatever is pending."""
+    from orchestrator.tracking.mlflow import Tracker
+
+    with quiet(session.driver_log, session.console.width):
+        tracker = Tracker(session.tracking_uri, session.store, declaration)
+        trouble = _end_view(tracker, written)
+    _warn(session, trouble)
+
+
+def _end_view(tracker: "Tracker", written: Written) -> str | None:
+    """Give the view its report, and wait for it; why it lacks something, if it does."""
+    tracker.report(written.folder, complete=all(result.complete for result in written.results))
+    return tracker.close()
+
+
+def _warn(session: Session, trouble: str | None) -> None:
+    if trouble:
+        session.console.print(
+            f"warning: the MLflow view is incomplete ({redacted(trouble)}); the next run or `sync` completes it",
+            style="yellow",
+            markup=False,
+        )
+
+
+def _follower(session: Session, progress: Progress, state: StateWriter, tracker: "Tracker") -> Post:
+    """Who is told of each event: the terminal, the state file, MLflow, and a log for each failed trial."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Failed | Retried | Notice):
+            event = _redacted(event)
+        progress.on_event(event)
+        state.on_event(event)
+        if isinstance(event, Failed) and event.detail:
+            # A full disk may be what the trial failed of; it must not end the others.
+            with contextlib.suppress(OSError, StorageError):
+                replace(session.driver_log.with_name(f"{event.trial}.log"), event.detail)
+        if not tracker.shows(event.trial):
+            return
+        match event:
+            case Started():
+                tracker.started(event.trial)
+            case CheckpointWritten():
+                tracker.checkpointed(event.trial)
+            case Completed() | Failed():
+                tracker.ended(event.trial, failed=isinstance(event, Failed))
+
+    return on_event
+
+
+def _redacted(event: Failed | Retried | Notice) -> Event:
+    texts = [item.name for item in dataclasses.fields(event) if item.type is str]
+    clean: dict[str, Any] = {name: redacted(getattr(event, name)) for name in texts}
+    return dataclasses.replace(event, **clean)
+
+
+@contextlib.contextmanager
+def _backend(
+    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
+) -> Iterator[RunTrials]:
+    """What runs trials; the Ray that it starts for the first is up until the block ends."""
+    if session.options.backend == "inline":
+        from orchestrator.run.inline import run_inline
+
+        def in_process(
+            todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post
+        ) -> None:
+            run_inline(todo, placements, execution, on_event, stop)
+            phases.end("trials")
+
+        yield in_process
+        return
+    set_ray_environment()
+    import ray
+
+    from orchestrator.run.ray.cluster import start_ray
+    from orchestrator.run.ray.scaling import all_workers
+    from orchestrator.run.ray.sweep import run_on_ray
+
+    scratches = session.store.local / "scratch"
+    scratches.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
+    try:
+        workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
+
+        def on_ray(todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post) -> None:
+            start_ray(len(os.sched_getaffinity(0)))
+            named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+            measured = measured_rates(named, execution.store)
+            phases.end("start ray")
+            # Ray's own handler would end the process with the signal's number.
+            with stop.listening():
+                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
+            phases.end("trials")
+
+        yield on_ray
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+        remove_tree(session.store.root / "scratch" / scratch.name)
+    phases.end("stop ray")

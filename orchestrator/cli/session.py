@@ -1,0 +1,199 @@
+"""What a command works on, and how it speaks: the session, the exit codes, lines and JSON on the terminal."""
+
+from collections.abc import Sequence
+import dataclasses
+from dataclasses import dataclass
+from dataclasses import field
+import json
+import math
+from orchestrator.cli.options import Command
+from orchestrator.cli.options import Gc
+from orchestrator.cli.options import Options
+from orchestrator.cli.options import Retry
+from orchestrator.cli.options import Run
+from orchestrator.cli.options import Sync
+from orchestrator.cli.options import Ui
+from orchestrator.plan import placement
+from orchestrator.plan.hardware import Node
+from orchestrator.run.compute import REAL
+from orchestrator.run.compute import StageFunctions
+from orchestrator.spec import catalog
+from orchestrator.spec import selection
+from orchestrator.spec.analyses import FollowUp
+from orchestrator.spec.catalog import Profile
+from orchestrator.spec.catalog import Profiles
+from orchestrator.spec.reading import read_as
+from orchestrator.spec.redaction import redacted
+from orchestrator.spec.redaction import take_credentials
+from orchestrator.spec.selection import Selection
+from orchestrator.store.artifacts import Store
+import os
+from pathlib import Path
+from rich.console import Console
+import sys
+from trainers.command import is_utf
+from trainers.errors import SpecError
+from trainers.errors import StorageError
+from trainers.objects import Location
+from trainers.objects import ObjectPath
+from trainers.objects import SCHEME
+from trainers.objects import parse_uri
+from trainers.objects import require_access
+from trainers.specs import DatasetSpec
+from trainers.specs import DrawSpec
+from trainers.specs import Trust
+from trainers.specs import given_name
+
+
+DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
+PIPE_WIDTH = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One invocation: what a command works on."""
+
+    options: Options
+    sweep_name: str
+    store: Store
+    tracking_uri: str
+    folder: Path
+    console: Console
+    command: tuple[str, ...] = ()
+    stages: StageFunctions = REAL
+    profiles: Profiles = field(default_factory=lambda: catalog.PROFILES)
+    follow_up: FollowUp | None = None
+
+    @property
+    def driver_log(self) -> Path:
+        """Where everybody else's chatter goes; logs of failed trials stand beside it."""
+        return self.store.local_sweep_dir(self.sweep_name) / "logs" / "driver.log"
+
+
+def say_left_out(session: Session, lines: Sequence[str]) -> None:
+    """Tell people of the bad rows that were left out."""
+    for line in () if session.options.json else lines:
+        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def dump_json(value: object) -> None:
+    """Print a value for machines."""
+    print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))
+
+
+def open_session(options: Options, name: str, folder: Path) -> Session:
+    """What the options say of storage and tracking. Raises StorageError, SpecError."""
+    from orchestrator.tracking.mlflow import default_uri
+
+    storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
+    store = Store(_root(storage))
+    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not uri and (isinstance(store.root, Path) or _shows_runs(options.command)):
+        uri = default_uri(store)
+    if isinstance(store.root, ObjectPath):
+        require_access(store.root, write=_writes(options.command))
+    return Session(
+        options=options,
+        sweep_name=name if options.name is None else given_name("--name", options.name),
+        store=store,
+        tracking_uri=take_credentials(uri),
+        folder=folder,
+        console=_console(),
+        command=tuple(map(redacted, sys.argv)),
+    )
+
+
+def _shows_runs(command: Command) -> bool:
+    return isinstance(command, Run | Retry | Sync | Ui)
+
+
+def _writes(command: Command) -> bool:
+    return isinstance(command, Run | Retry | Sync) or (isinstance(command, Gc) and command.delete)
+
+
+def _root(storage: str) -> Location:
+    """The storage folder, or the place in a bucket. Raises StorageError where nothing could be called that."""
+    if storage.startswith(SCHEME):
+        return parse_uri(storage)
+    if "://" in storage:
+        scheme = storage.partition("://")[0]
+        raise StorageError(f"--storage {scheme}://… is not known; give a folder or s3://BUCKET/PREFIX.")
+    try:
+        path = Path(storage).expanduser()
+        # Asking finds names that are too long or hold a NUL byte.
+        path.lstat()
+    except FileNotFoundError:
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StorageError(
+            f"--storage {storage[:200]!r} cannot be a folder ({error}); choose another."
+        ) from error
+    return path
+
+
+def _console() -> Console:
+    """The terminal, or wide lines where the output goes into a file or pipe and nobody has set COLUMNS."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
+
+
+def profile_for(
+    options: Options, capacity: Sequence[Node], profiles: Profiles = catalog.PROFILES
+) -> tuple[Profile, str]:
+    """The profile, and why where it was chosen for the user."""
+    if options.profile != "auto":
+        return profiles[options.profile], ""
+    if placement.fits_gpus(profiles["paper"].models, capacity):
+        return profiles["paper"], "profile paper: these GPUs hold its largest model"
+    gpus = sum(node.gpus for node in capacity)
+    return profiles["laptop"], f"profile laptop: {gpus} GPUs here do not hold the paper's models"
+
+
+def select(options: Options, profile: Profile, name: str) -> Selection:
+    """The profile's choices, overridden by the flags. Raises SpecError."""
+    train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
+    eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
+    train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
+
+    def limited(draw: DrawSpec) -> DrawSpec:
+        return selection.with_limits(draw, options.max_prompt_tokens, options.max_response_tokens)
+
+    def drawn(spec: DatasetSpec) -> DatasetSpec:
+        spec = selection.drawn(spec, options.max_train_pairs)
+        return (
+            spec
+            if spec.train_draw is None
+            else dataclasses.replace(spec, train_draw=limited(spec.train_draw))
+        )
+
+    train_sets, eval_sets = (tuple(map(drawn, sets)) for sets in (train_sets, eval_sets))
+    models = tuple(selection.parse_model(text) for text in options.models) or profile.models
+    trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
+    for flag, value in (
+        ("--max-trials", options.max_trials),
+        ("--checkpoint-steps", options.checkpoint_steps),
+    ):
+        if value is not None and value < 1:
+            raise SpecError(f"{flag} {value}: give at least 1.")
+    if not 0 <= options.grace_s < math.inf:
+        raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
+    return Selection(
+        name=name,
+        models=tuple(dataclasses.replace(model, trust=trust) for model in models),
+        rewards=selection.parse_rewards(options.rewards or profile.rewards, options.beta),
+        train_sets=train_sets,
+        eval_sets=eval_sets,
+        seeds=selection.unique("--seeds", options.seeds) or profile.seeds,
+        train_draw=limited(
+            selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs)
+        ),
+        eval_draw=limited(selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs)),
+        recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch, profile.recipe),
+        categories=selection.parse_categories(
+            options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]
+        ),
+        only=selection.parse_only(options.only),
+        max_trials=options.max_trials,
+        placements=profile.placements,
+        keep_epochs=selection.parse_keep_epochs(options.keep_epochs) or profile.keep_epochs,
+    )

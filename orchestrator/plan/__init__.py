@@ -1,0 +1,1 @@
+"""What would run where, in how much memory, how long and at what price: pure functions."""

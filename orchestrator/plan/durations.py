@@ -1,0 +1,244 @@
+"""How long work takes: operations → seconds at first, then what finished trainings took. Numbers of docs/planning.md.
+
+`plan`, the order of the trainings, the gate and the time that is left all go by this file. Times in seconds.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from orchestrator.plan.hardware import GpuKind, Node
+from orchestrator.plan.memory import PairTokens, Training
+from orchestrator.plan.placement import training_of
+from orchestrator.plan.schedule import UNKNOWN_S
+from orchestrator.spec.stages import PrepareStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.artifacts import Store
+from trainers.specs import Placement
+
+# Share of the peak rate that a training reaches: ASSUMED, untested on a GPU.
+UTILISATION = {"bf16": 0.35, "fp32": 0.60}
+# One thread of a CPU at fp32: of the 0.2 TFLOP/s of two threads (benchmarks/README.md), the share a training reached.
+CPU_TFLOPS, CPU_UTILISATION = 0.1, 0.69
+# What a forward costs beside its operations, and what a process costs before its first step: ASSUMED.
+FORWARD_S = {"cpu": 0.01, "cuda": 0.03}
+SET_UP_S = {"cpu": 1.0, "cuda": 90.0}
+# A backward pass does twice the operations of a forward pass.
+BACKWARD = 2
+# Where a set is not prepared yet: UltraFeedback's test pairs have 515 tokens on the mean (measured), of which a third
+# is taken to be the prompt; the tiny world's have about 30. A set whose rows were never seen is taken to have so many.
+UNSEEN_LENGTHS = PairTokens(prompt=135, chosen=190, rejected=190)
+TINY_LENGTHS = PairTokens(prompt=14, chosen=8, rejected=8)
+UNSEEN_PAIRS = 2000
+
+
+def forward_flops(training: Training, lengths: PairTokens) -> float:
+    """Operations of one pair's forward pass without the unembedding: 2 a weight and token, and the attention's."""
+    shapes = training.architecture
+    tables = 1 if shapes.tied else 2
+    matrices = shapes.parameters - tables * shapes.vocabulary * shapes.hidden
+    first = (lengths.prompt + lengths.chosen) ** 2 / 2
+    second = lengths.rejected * (lengths.prompt + lengths.rejected / 2)
+    attention = 4 * shapes.heads * shapes.head_width * (first + second) * shapes.layers
+    return 2 * matrices * lengths.total + attention
+
+
+def unembedding_flops(training: Training, lengths: PairTokens) -> float:
+    """Operations of one pair's log-probabilities, forward."""
+    reward, shapes = training.reward.type, training.architecture
+    if reward.output == "head":
+        return 0.0
+    tokens = lengths.responses if reward.rendering == "response" else 3
+    return 2.0 * shapes.vocabulary * shapes.hidden * tokens
+
+
+def train_flops(training: Training, lengths: PairTokens, *, checkpointing: bool) -> float:
+    """Operations of one pair's forward and backward pass; blocks of logits are always computed twice."""
+    passes = 1 + BACKWARD + (1 if checkpointing else 0)
+    return passes * forward_flops(training, lengths) + (2 + BACKWARD) * unembedding_flops(training, lengths)
+
+
+def flops_per_s(kind: GpuKind | None, precision: str) -> float:
+    """Operations per second that one device is taken to reach; `kind` is None for one CPU thread."""
+    if kind is None:
+        return CPU_TFLOPS * CPU_UTILISATION * 1e12
+    peak = kind.bf16_tflops if precision == "bf16" else kind.fp32_tflops
+    return peak * UTILISATION[precision] * 1e12
+
+
+def step_s(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:
+    """Seconds of one optimiser step."""
+    pairs = placement.micro_batch * placement.accumulation
+    work = pairs * train_flops(training, lengths, checkpointing=placement.checkpointing)
+    overhead = placement.accumulation * FORWARD_S[placement.device]
+    return work / flops_per_s(kind, training.precision) + overhead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Seconds of a step, and of what comes before the first one; the mean of so many `trainings`."""
+
+    step_s: float
+    set_up_s: float
+    trainings: int = 1
+
+    def __add__(self, other: "Rate") -> "Rate":
+        both = self.trainings + other.trainings
+        return Rate(
+            step_s=(self.step_s * self.trainings + other.step_s * other.trainings) / both,
+            set_up_s=(self.set_up_s * self.trainings + other.set_up_s * other.trainings) / both,
+            trainings=both,
+        )
+
+
+# Model, reward type, and how the training is laid out.
+RateName = tuple[str, str, Placement]
+
+
+def rate_name(plan: TrialPlan, placement: Placement) -> RateName:
+    """Return what trainings of one rate have in common."""
+    return (plan.spec.model.name, plan.spec.reward_name, placement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """What times are taken from: prepared sets, the kind of GPU (None: CPUs), and the rates of finished trainings."""
+
+    store: Store
+    kind: GpuKind | None = None
+    measured: Mapping[RateName, Rate] = field(default_factory=dict)
+
+    def having(self, measured: Mapping[RateName, Rate]) -> "Durations":
+        """Add finished trainings; of those of one name, the mean counts."""
+        return replace(self, measured=_mean([*self.measured.items(), *measured.items()]))
+
+    def rate(self, plan: TrialPlan, placement: Placement) -> Rate | None:
+        """At which a plan's training goes when it is laid out like this; None where nobody knows the model's size."""
+        measured = self.measured.get(rate_name(plan, placement))
+        training = training_of(plan.spec, plan.architecture)
+        if measured is not None or training is None:
+            return measured
+        _, lengths = _prepared(plan.train.prepared, self.store)
+        seconds = step_s(training, lengths, placement, self.kind)
+        return Rate(step_s=seconds, set_up_s=SET_UP_S[placement.device])
+
+    def train_s(self, plan: TrialPlan, placement: Placement) -> float:
+        """Seconds of the whole training; UNKNOWN_S where nobody knows its rate."""
+        rate = self.rate(plan, placement)
+        if rate is None:
+            return UNKNOWN_S
+        pairs, _ = _prepared(plan.train.prepared, self.store)
+        steps = plan.train.optim.epochs * math.ceil(pairs / plan.train.optim.effective_batch)
+        return rate.set_up_s + steps * rate.step_s
+
+    def scoring_s(self, plan: TrialPlan, stages: Iterable[PrepareStage], placement: Placement) -> float:
+        """Seconds of a process that scores these sets by the plan's model, one after another on one device."""
+        training = training_of(plan.spec, plan.architecture)
+        if training is None:
+            return UNKNOWN_S
+        seconds = SET_UP_S[placement.device]
+        for pairs, lengths in (_prepared(stage, self.store) for stage in stages):
+            work = pairs * (forward_flops(training, lengths) + unembedding_flops(training, lengths))
+            seconds += work / flops_per_s(self.kind, training.precision)
+        return seconds
+
+
+def expected_s(
+    plan: TrialPlan, kind: Literal["train", "evaluate"], placement: Placement, durations: Durations
+) -> float:
+    """Seconds that the gate is told of a trial's training or evaluation."""
+    if kind == "train":
+        return durations.train_s(plan, placement)
+    return durations.scoring_s(plan, [stage.prepared for stage in plan.evaluations], placement)
+
+
+def measured_rates(trained: Mapping[str, tuple[str, str]], store: Store) -> dict[RateName, Rate]:
+    """Read the rates of those of these trainings (key → model and reward name) that are finished."""
+    found = []
+    for key, (model, reward) in trained.items():
+        manifest = store.sound_manifest("train", key)
+        info = manifest["info"] if manifest else {}
+        perf, laid = info.get("perf", {}), info.get("placement")
+        if laid and "step_s" in perf:
+            rate = Rate(step_s=perf["step_s"], set_up_s=perf.get("set_up_s", 0.0))
+            found.append(((model, reward, Placement(**laid)), rate))
+    return _mean(found)
+
+
+def _mean(rates: Iterable[tuple[RateName, Rate]]) -> dict[RateName, Rate]:
+    means: dict[RateName, Rate] = {}
+    for name, rate in rates:
+        means[name] = means[name] + rate if name in means else rate
+    return means
+
+
+def slowest(nodes: Iterable[Node]) -> GpuKind | None:
+    """Return the kind of GPU that a gang may get at worst; None without GPUs."""
+    kinds = [kind for node in nodes if (kind := node.kind) is not None]
+    return min(kinds, key=lambda kind: kind.bf16_tflops, default=None)
+
+
+def _prepared(stage: PrepareStage, store: Store) -> tuple[int, PairTokens]:
+    """How many pairs a prepared set has, and their mean lengths; an assumption where it is not prepared."""
+    manifest = store.sound_manifest(stage.kind, stage.key)
+    info = manifest["info"] if manifest else {}
+    lengths = TINY_LENGTHS if stage.base.origin is not None and not stage.base.location else UNSEEN_LENGTHS
+    if "mean_tokens" in info:
+        lengths = PairTokens(**info["mean_tokens"])
+    if "pairs" in info:
+        return int(info["pairs"]), lengths
+    rows = stage.split.rows if stage.split.fetched else None
+    return min((n for n in (rows, stage.draw.max_pairs) if n is not None), default=UNSEEN_PAIRS), lengths
+
+
+def time_left_s(seconds: Mapping[str, float], left: Mapping[str, float], at_once: int) -> float | None:
+    """Seconds to the end of a sweep by the mean time of its finished trainings of each kind; None before the first.
+
+    `left` counts those of each kind that are not finished, one under way as what is left of it; a kind of which none
+    is finished is taken to need the mean of all.
+    """
+    if not seconds:
+        return None
+    usual = sum(seconds.values()) / len(seconds)
+    work = sum(seconds.get(kind, usual) * count for kind, count in left.items())
+    return work / max(1, at_once)
+
+
+@dataclass(slots=True, kw_only=True)
+class Pace:
+    """How far one stage of a trial is, and how fast it goes. Rates are pairs per second; a training's is its last step's.
+
+    Shared stages may run side by side: what is shown is the one that reported last.
+    """
+
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+    rate: float | None = None
+    left_s: float | None = None
+    # By stage and data set: when it was first heard of, and how much of it was done then.
+    _first: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
+
+    def begin(self, stage: str) -> None:
+        """Take in that a stage has begun, of which nothing else is known yet."""
+        self.stage, self.done, self.total = stage, 0, 0
+        self.loss = self.rate = self.left_s = None
+        self._first = {known: first for known, first in self._first.items() if known[0] != stage}
+        self._first[stage, ""] = time.monotonic(), 0
+
+    def take(self, stage: str, row: Mapping[str, Any]) -> None:
+        """Take in the last row: {step, total, loss, pairs, step_s} of a training, {done, total} of pairs elsewhere."""
+        done = row.get("step", row.get("done"))
+        if done is None or "total" not in row:
+            return
+        self.stage, self.done, self.total, self.loss = stage, int(done), int(row["total"]), row.get("loss")
+        now = time.monotonic()
+        began, before = self._first.setdefault((stage, row.get("dataset", "")), (now, self.done))
+        per_s = (self.done - before) / max(now - began, 1e-3) or None
+        self.left_s = None if per_s is None else (self.total - self.done) / per_s
+        self.rate = per_s
+        if "step" in row:
+            self.rate = row["pairs"] / row["step_s"] if row.get("step_s") and "pairs" in row else None

@@ -1,0 +1,265 @@
+"""The machines a sweep may run on, and what their GPUs can do.
+
+Nodes are read from a `--cluster` string, from a Ray cluster's YAML, or from this machine:
+
+    2x8xH100-80GB                          two nodes with eight H100 each
+    2x8xH100-80GB,1x4xA100-40GB@2.50       and one with four A100, at 2.50 $ per GPU-hour
+    cluster.yaml                           max_workers of each node type, in the format of `ray up`
+
+Nothing here asks Ray or torch.
+"""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainers.errors import PlanError
+
+EXAMPLE = "2x8xH100-80GB, mixed 2x8xH100-80GB,1x4xA100-40GB, or with a price per GPU-hour 1x8xH100-80GB@2.50"
+# CPUs that a node is taken to have beside each GPU where nobody says; preparing data and Ray's actors need few.
+CPUS_PER_GPU = 8
+MOST_NODES = 10_000
+# Memory of a GPU of unknown kind.
+DEFAULT_GPU_GB = 24.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuKind:
+    """A GPU: memory in GB, dense TFLOP/s in bf16 and in plain fp32 (no TF32: torch's default), $ per GPU-hour."""
+
+    name: str
+    gb: float
+    bf16_tflops: float
+    fp32_tflops: float
+    price: float
+
+    @property
+    def label(self) -> str:
+        """Name and memory, as in `H100-80GB`."""
+        return f"{self.name}-{self.gb:g}GB"
+
+
+# Memory and peak rates from NVIDIA's data sheets (SXM where there is a choice; rates without sparsity). TF32 would be
+# 495 (H100), 156 (A100), 1100 (B200), 183 (L40S), 35 (A10G), 60 (L4); training in fp32 does not turn it on.
+# Prices are an ASSUMPTION: AWS on demand, us-east-1, as of 2025-06, recalled and not looked up; give --price.
+PRICES_ASSUMED = "AWS on demand, us-east-1, as of 2025-06, not looked up"
+GPU_KINDS = (
+    GpuKind(name="H100", gb=80, bf16_tflops=989, fp32_tflops=67, price=6.88),
+    GpuKind(name="H200", gb=141, bf16_tflops=989, fp32_tflops=67, price=7.91),
+    GpuKind(name="B200", gb=180, bf16_tflops=2250, fp32_tflops=75, price=14.24),
+    GpuKind(name="A100", gb=40, bf16_tflops=312, fp32_tflops=19.5, price=2.75),
+    GpuKind(name="A100", gb=80, bf16_tflops=312, fp32_tflops=19.5, price=3.43),
+    GpuKind(name="L40S", gb=48, bf16_tflops=362, fp32_tflops=91.6, price=1.86),
+    GpuKind(name="A10G", gb=24, bf16_tflops=70, fp32_tflops=31.5, price=1.01),
+    GpuKind(name="L4", gb=24, bf16_tflops=121, fp32_tflops=30.3, price=0.80),
+)
+# AWS instance types (EC2's own tables): kind of GPU, GPUs, virtual CPUs.
+INSTANCES: Mapping[str, tuple[str, int, int]] = {
+    "p6-b200.48xlarge": ("B200-180GB", 8, 192),
+    "p5.48xlarge": ("H100-80GB", 8, 192),
+    "p5.4xlarge": ("H100-80GB", 1, 16),
+    "p5e.48xlarge": ("H200-141GB", 8, 192),
+    "p5en.48xlarge": ("H200-141GB", 8, 192),
+    "p4d.24xlarge": ("A100-40GB", 8, 96),
+    "p4de.24xlarge": ("A100-80GB", 8, 96),
+    **{f"g5.{size}xlarge": ("A10G-24GB", 1, 4 * size) for size in (2, 4, 8, 16)},
+    "g5.xlarge": ("A10G-24GB", 1, 4),
+    "g5.12xlarge": ("A10G-24GB", 4, 48),
+    "g5.24xlarge": ("A10G-24GB", 4, 96),
+    "g5.48xlarge": ("A10G-24GB", 8, 192),
+    **{f"g6.{size}xlarge": ("L4-24GB", 1, 4 * size) for size in (2, 4, 8, 16)},
+    "g6.xlarge": ("L4-24GB", 1, 4),
+    "g6.12xlarge": ("L4-24GB", 4, 48),
+    "g6.48xlarge": ("L4-24GB", 8, 192),
+    "g6e.xlarge": ("L40S-48GB", 1, 4),
+    "g6e.12xlarge": ("L40S-48GB", 4, 48),
+    "g6e.48xlarge": ("L40S-48GB", 8, 192),
+}
+_NAMES = "|".join(dict.fromkeys(kind.name for kind in GPU_KINDS))
+_KIND = re.compile(rf"(?P<name>{_NAMES})(?:-(?P<gb>\d+)GB?)?")
+_GROUP = re.compile(r"(?P<nodes>[^x]+)x(?P<gpus>[^x]+)x(?P<kind>[^@]+)(?:@(?P<price>.*))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine with whole CPUs and GPUs: in a capacity all that it has, in a gate's state those that are free.
+
+    `gpu_kind` is the label of a GpuKind, "" where it is not known; `price` is in $ per GPU-hour where it was given.
+    """
+
+    id: str
+    cpus: int
+    gpus: int = 0
+    gpu_gb: float = DEFAULT_GPU_GB
+    gpu_kind: str = ""
+    price: float | None = None
+    head: bool = False
+
+    @property
+    def kind(self) -> GpuKind | None:
+        """The node's GPUs, None where it has none. An unknown kind is taken to be as slow as the slowest known one."""
+        if not self.gpus:
+            return None
+        slowest_known = min(GPU_KINDS, key=lambda kind: kind.bf16_tflops)
+        return gpu_kind(self.gpu_kind) or replace(slowest_known, name="GPU", gb=self.gpu_gb)
+
+
+def read_cluster(text: str, flag: str = "--cluster") -> tuple[Node, ...]:
+    """Return the nodes that the flag's value describes. Raises PlanError naming the part that does not parse."""
+    if text.endswith((".yaml", ".yml")):
+        return _of_yaml(Path(text).expanduser(), flag)
+    groups = [_group(part.strip(), text, flag) for part in text.split(",")]
+    return tuple(
+        replace(node, id=f"group{number} {place}")
+        for number, (count, node) in enumerate(groups)
+        for place in range(count)
+    )
+
+
+def local_capacity() -> tuple[Node, ...]:
+    """Return this machine as one node: the GPUs that the driver lists, narrowed by CUDA_VISIBLE_DEVICES."""
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    kinds = [listed_kind(file.read_text()) for file in files]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = len(files) if visible is None else len([item for item in visible.split(",") if item])
+    gpu_gb, label = min(
+        ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds),
+        default=(DEFAULT_GPU_GB, ""),
+    )
+    cpus = len(os.sched_getaffinity(0))
+    return (Node(id="local", cpus=cpus, gpus=min(len(files), wanted), gpu_gb=gpu_gb, gpu_kind=label),)
+
+
+def listed_kind(information: str) -> GpuKind | None:
+    """Return the kind that NVIDIA's driver names in its listing of a GPU, as in `NVIDIA A100-SXM4-80GB`."""
+    name = re.search(rf"\b({_NAMES})\b", information)
+    memory = re.search(r"\b(\d+)GB\b", information)
+    return None if name is None else gpu_kind(name[0] + (f"-{memory[1]}GB" if memory else ""))
+
+
+def gpu_kind(text: str) -> GpuKind | None:
+    """Return the kind called `H100-80GB`, `H100`, or Ray's `A100-80G`; None where it is not known.
+
+    Where the text gives another memory than the table, the text's counts.
+    """
+    match = _KIND.fullmatch(text.strip().upper())
+    if match is None:
+        return None
+    alike = [kind for kind in GPU_KINDS if kind.name == match["name"]]
+    gb = float(match["gb"] or alike[0].gb)
+    return replace(min(alike, key=lambda kind: abs(kind.gb - gb)), gb=gb) if gb > 0 else None
+
+
+def kind_in(resources: Iterable[str]) -> GpuKind | None:
+    """Return the kind that Ray's name of a resource gives, as in `accelerator_type:H100`; None where none is known."""
+    names = (name.partition("accelerator_type:")[2] for name in resources)
+    return next((kind for name in names if (kind := gpu_kind(name))), None)
+
+
+def describe(nodes: Iterable[Node]) -> str:
+    """Say how many nodes of which kind there are: `2 × 8 × H100-80GB, 1 × 4 CPUs`."""
+    kinds = (
+        f"{node.gpus} × {node.kind.label}" if node.kind is not None else f"{node.cpus} CPUs" for node in nodes
+    )
+    return ", ".join(f"{count} × {kind}" for kind, count in Counter(kinds).items())
+
+
+def _group(part: str, text: str, flag: str) -> tuple[int, Node]:
+    """Return how many nodes a part like `2x8xH100-80GB` asks for, and what each of them is."""
+
+    def refused(why: str) -> PlanError:
+        return PlanError(
+            f"{flag} {text}: {part!r} {why}. Give NODESxGPUSxKIND, as in {EXAMPLE}; or a YAML file."
+        )
+
+    match = _GROUP.fullmatch(part)
+    if match is None:
+        raise refused("is not NODESxGPUSxKIND")
+    for what in ("nodes", "gpus"):
+        if not re.fullmatch(r"[0-9]{1,6}", match[what]) or not 1 <= int(match[what]) <= MOST_NODES:
+            raise refused(f"has {match[what]!r} in the place of its number of {what}")
+    kind = gpu_kind(match["kind"])
+    if kind is None:
+        known = ", ".join(kind.label for kind in GPU_KINDS)
+        raise refused(f"names {match['kind']!r}, and the kinds of GPU that are known are {known}")
+    price = match["price"]
+    if price is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", price):
+        raise refused(f"has {price!r} in the place of a price in $ per GPU-hour")
+    gpus = int(match["gpus"])
+    return int(match["nodes"]), Node(
+        id="",
+        cpus=gpus * CPUS_PER_GPU,
+        gpus=gpus,
+        gpu_gb=kind.gb,
+        gpu_kind=kind.label,
+        price=None if price is None else float(price),
+    )
+
+
+def _of_yaml(file: Path, flag: str) -> tuple[Node, ...]:
+    """Return the most nodes that the cluster may have up at once; where it caps them, those with most GPUs come first."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise PlanError(f"{flag} {file}: it cannot be read as YAML ({why}).") from error
+    types = loaded.get("available_node_types") if isinstance(loaded, dict) else None
+    if not isinstance(types, dict) or not types:
+        raise PlanError(
+            f"{flag} {file}: it has no available_node_types, as a file for `ray up` has; or give {EXAMPLE}."
+        )
+    head, most = loaded.get("head_node_type"), loaded.get("max_workers")
+    read = {
+        str(name): _node_type(
+            f"{flag} {file}: available_node_types.{name}", fields, 0 if name == head else most
+        )
+        for name, fields in types.items()
+    }
+    left = most if isinstance(most, int) else math.inf
+    counts: dict[str, int] = {}
+    for name, (workers, _) in sorted(read.items(), key=lambda item: -item[1][1].gpus):
+        counts[name] = int(min(workers, left))
+        left -= counts[name]
+    return tuple(
+        replace(node, id=f"{name} {place}", head=name == head and place == 0)
+        for name, (_, node) in read.items()
+        for place in range(counts[name] + (name == head))
+    )
+
+
+def _node_type(at: str, fields: Any, usual: Any) -> tuple[int, Node]:
+    """Return how many workers of a node type there may be (`usual` where it does not say), and what each of them is."""
+    if not isinstance(fields, dict):
+        raise PlanError(f"{at} must hold fields (resources, max_workers, node_config).")
+    resources, config = fields.get("resources") or {}, fields.get("node_config") or {}
+    if not isinstance(resources, dict) or not isinstance(config, dict):
+        raise PlanError(f"{at}: resources and node_config must hold fields.")
+    instance = INSTANCES.get(str(config.get("InstanceType")))
+    workers = _count(fields.get("max_workers", usual), f"{at}.max_workers")
+    gpus = _count(resources.get("GPU", instance[1] if instance else 0), f"{at}.resources.GPU")
+    cpus = instance[2] if instance else max(1, gpus * CPUS_PER_GPU)
+    cpus = _count(resources.get("CPU", cpus), f"{at}.resources.CPU")
+    if not gpus:
+        return workers, Node(id="", cpus=cpus)
+    labels = fields.get("labels")
+    label = str(labels.get("ray.io/accelerator-type")) if isinstance(labels, dict) else ""
+    kind = kind_in(map(str, resources)) or gpu_kind(label) or gpu_kind(instance[0] if instance else "")
+    if kind is None:
+        raise PlanError(
+            f"{at} has {gpus} GPUs of no known kind: give resources a field accelerator_type:H100 (one of "
+            f"{_NAMES.replace('|', ', ')}), or node_config an InstanceType that is known ({', '.join(list(INSTANCES)[:4])}, …)."
+        )
+    return workers, Node(id="", cpus=cpus, gpus=gpus, gpu_gb=kind.gb, gpu_kind=kind.label)
+
+
+def _count(value: Any, at: str) -> int:
+    if type(value) in (int, float) and 0 <= value <= MOST_NODES and value == int(value):
+        return int(value)
+    raise PlanError(f"{at} is {value!r}, not a whole number from 0 to {MOST_NODES}.")

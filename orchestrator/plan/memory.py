@@ -1,0 +1,215 @@
+"""Peak memory of one rank of a training, from numbers alone. Each term and its source stands in docs/planning.md.
+
+A step has three moments at which memory peaks: the beginning of the backward pass (all activations, few gradients), its
+end (all gradients, no activations), and the update. The peak is what is always there plus the largest of the three.
+
+Units: bytes inside, GB (10⁹ bytes) outside. `width` is the bytes of a weight: 4 in fp32, 2 in bf16.
+"""
+
+from dataclasses import dataclass, replace
+
+from trainers.architecture import Architecture
+from trainers.rewards import RewardSpec
+from trainers.specs import OptimSpec, Placement, Precision
+
+GB = 1e9
+# Fixed by DeepSpeed 0.19.8 where trainers/engine.py says nothing: elements of a reduction bucket, of a ZeRO-3
+# sub-group, of what is prefetched, and of weights that stay gathered because they are needed again.
+BUCKET = 500_000_000
+SUB_GROUP = 1_000_000_000
+PREFETCHED = 50_000_000
+REUSED = 500_000_000
+# trainers/unembedding.py: elements of a block of logits, and its fewest vocabulary entries.
+LOGITS_BLOCK, LOGITS_BLOCK_ON_CPU, SMALLEST_BLOCK = 1 << 24, 1 << 21, 256
+# CUDA context, NCCL's buffers, FlexAttention's workspace; fragmentation. Only a GPU shows them: unmeasured.
+UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairTokens:
+    """Tokens of the parts of a pair: of the longest one, or on the mean."""
+
+    prompt: float
+    chosen: float
+    rejected: float
+
+    @property
+    def total(self) -> float:
+        """Tokens of the packed pair, its prompt counted once."""
+        return self.prompt + self.chosen + self.rejected
+
+    @property
+    def responses(self) -> float:
+        """Tokens whose log-probabilities IM-RM wants."""
+        return self.chosen + self.rejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What is trained: all that memory and time depend on beside the placement. `pair` is the longest that can come."""
+
+    architecture: Architecture
+    reward: RewardSpec
+    optim: OptimSpec
+    precision: Precision
+    pair: PairTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """GB of one rank, by what takes them. `unmeasured` is a margin, 0 on a CPU."""
+
+    weights: float
+    masters: float
+    optimizer: float
+    gradients: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    gathered: float = 0.0
+    buckets: float = 0.0
+    unmeasured: float = 0.0
+
+    @property
+    def state(self) -> float:
+        """GB of weights, gradients and the optimiser's state."""
+        return self.weights + self.masters + self.optimizer + self.gradients
+
+    @property
+    def total(self) -> float:
+        """GB of the whole rank."""
+        work = self.activations + self.logits + self.gathered + self.buckets
+        return self.state + work + self.unmeasured
+
+
+def footprint(training: Training, placement: Placement) -> Footprint:
+    """Predict what one rank holds at its peak."""
+    shapes, output = training.architecture, training.reward.type.output
+    width = 4 if training.precision == "fp32" else 2
+    # Half precision without ZeRO is run as ZeRO-1 (trainers/engine.py).
+    stage = max(placement.zero_stage, 1) if width == 2 else placement.zero_stage
+    on_gpu = placement.device == "cuda"
+    hosted = placement.offload_optimizer and on_gpu
+    count = shapes.trained(output)
+    share = count / placement.world_size if stage else count
+    table = shapes.vocabulary * shapes.hidden * width
+
+    copied = stage in (1, 2) or (stage == 3 and (width == 2 or placement.offload_optimizer))
+    always = Footprint(
+        weights=width * (share if stage == 3 else count) / GB,
+        masters=4 * share / GB if copied and not hosted else 0.0,
+        optimizer=0.0 if hosted else _moments_bytes(training.optim) * share / GB,
+    )
+
+    # Allocated whole, but on a CPU only what is written to is there.
+    bucket = float(width * (BUCKET if on_gpu else min(count, BUCKET)))
+    kept = 0.0 if hosted and stage >= 2 else float(width * (count if stage <= 1 else share))
+    gathered = 0.0
+    if stage == 3 and placement.world_size > 1:
+        gathered = width * min(count, REUSED + PREFETCHED + shapes.vocabulary * shapes.hidden)
+    backward_begins = replace(
+        always,
+        gradients=kept / GB if placement.accumulation > 1 or stage == 3 else 0.0,
+        activations=_activation_bytes(training, placement, width) / GB,
+        logits=_logit_bytes(training, placement, width) / GB,
+        gathered=gathered / GB,
+        buckets=bucket / GB if stage >= 2 else 0.0,
+    )
+    # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied.
+    last = table if shapes.tied and output == "unembedding" else 0.0
+    backward_ends = replace(
+        always,
+        gradients=(kept + last) / GB,
+        gathered=min(gathered, table) / GB,
+        buckets=bucket / GB if stage >= 1 else 0.0,
+    )
+    # A flat copy of the gradients; in half precision it is made before it is widened.
+    flat = (width * min(count, BUCKET), 4 * share, 4 * share, 4 * min(share, SUB_GROUP))[stage]
+    widening = 1.5 if stage and width == 2 else 1.0
+    copies = (bucket if stage == 3 else 0.0) + (0.0 if hosted else widening * flat)
+    update = replace(always, gradients=kept / GB, buckets=copies / GB)
+
+    peak = max(backward_begins, backward_ends, update, key=lambda moment: moment.total)
+    return replace(peak, unmeasured=UNMEASURED_GB + UNMEASURED_SHARE * peak.total) if on_gpu else peak
+
+
+def _moments_bytes(optim: OptimSpec) -> int:
+    """Bytes of optimiser state per parameter, all of it in fp32."""
+    if optim.optimizer == "adamw":
+        return 8
+    momentum = 4 if optim.momentum else 0
+    return momentum if optim.optimizer == "sgd" else 4 + momentum
+
+
+def _activation_bytes(training: Training, placement: Placement, width: int) -> float:
+    """Bytes that the forward pass keeps for the backward pass, and those in which one layer is undone."""
+    shapes, pair = training.architecture, training.pair
+    tokens = placement.micro_batch * pair.total
+    scores = _score_bytes(shapes, pair, placement.device)
+    layer = tokens * _layer_bytes_per_token(shapes, pair, width, placement.device)
+    layer += placement.micro_batch * scores
+    layers = shapes.layers * layer
+    if placement.checkpointing:
+        layers = shapes.layers * tokens * shapes.hidden * width + layer
+    final_norm = tokens * shapes.hidden * _norm_bytes(shapes, width, before=True)
+    masks = 0.0
+    if placement.device == "cpu":
+        masks = placement.micro_batch * pair.rejected * (pair.prompt + pair.rejected) * width
+    work = max(tokens * (3 * shapes.intermediate + 2 * shapes.hidden) * width, scores)
+    return layers + final_norm + masks + work
+
+
+def _layer_bytes_per_token(shapes: Architecture, pair: PairTokens, width: int, device: str) -> float:
+    queries, keys = shapes.heads * shapes.head_width, shapes.key_heads * shapes.head_width
+    if shapes.family == "gpt_neox":
+        # Two layer norms of the same input: it and both outputs.
+        norms = 3 * width * shapes.hidden
+    else:
+        after = 2 if shapes.family == "gemma2" else 0
+        norms = shapes.hidden * (
+            2 * _norm_bytes(shapes, width, before=True) + after * _norm_bytes(shapes, width, before=False)
+        )
+    if device == "cuda":
+        # FlexAttention reads grouped keys and values as they are; its output is copied once.
+        attention = 1.0 * width * (3 * queries + 2 * keys)
+    else:
+        # Keys and values are repeated for every head, and those of the prompt once more beside the rejected ones.
+        again = (pair.prompt + pair.rejected) / pair.total
+        attention = width * queries * (5 + 2 * again)
+    feed_forward = width * shapes.intermediate * (4 if shapes.gated else 2)
+    return norms + attention + feed_forward
+
+
+def _norm_bytes(shapes: Architecture, width: int, *, before: bool) -> int:
+    """Bytes per element that an RMS norm keeps: its input, the normalised input, its output where a matrix reads it."""
+    if width == 4:
+        return 12 if before else 8
+    # In half precision it works on an fp32 copy; Gemma's normalised input stays fp32, too.
+    normalised = 4 if shapes.family == "gemma2" else 2
+    return 4 + normalised + (2 if before else 0)
+
+
+def _score_bytes(shapes: Architecture, pair: PairTokens, device: str) -> float:
+    """Bytes of a pair's attention scores, which stay only where they are soft-capped without a fused kernel."""
+    if not shapes.softcapped or device == "cuda":
+        return 0.0
+    first = (pair.prompt + pair.chosen) ** 2
+    second = pair.rejected * (pair.prompt + pair.rejected)
+    # Capped scores and their softmax: 8 bytes in either precision.
+    return 8.0 * shapes.heads * (first + second)
+
+
+def _logit_bytes(training: Training, placement: Placement, width: int) -> float:
+    """Bytes of the unembedding's backward pass: a block of logits, and the gradients of what it multiplies."""
+    shapes, reward = training.architecture, training.reward.type
+    if reward.output == "head":
+        return 0.0
+    # The generative reward asks for three answers a pair only.
+    asked = training.pair.responses if reward.rendering == "response" else 3
+    tokens = placement.micro_batch * asked
+    held = LOGITS_BLOCK_ON_CPU if placement.device == "cpu" else LOGITS_BLOCK
+    block = min(shapes.vocabulary, max(SMALLEST_BLOCK, held // tokens))
+    logits = 4 * tokens * block * (2 if shapes.softcapped else 1)
+    hidden = tokens * shapes.hidden * (width + 4 + (4 if width == 2 else 0))
+    products = 4 * block * shapes.hidden * (2 if width == 2 else 1)
+    table = shapes.vocabulary * shapes.hidden * width
+    return logits + hidden + products + table

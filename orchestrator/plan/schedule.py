@@ -1,0 +1,383 @@
+"""The gate: which waiting requests start now, on which nodes; and what that comes to for a whole sweep. No Ray.
+
+One queue: what others wait for and evaluations first, then trainings by rank, then the longest and widest. The first
+request that does not fit keeps a place at the time when it is expected to, and what is behind it starts now only where
+that place stays free (EASY backfilling; Lifka 1995, "The ANL/IBM SP scheduling system"). What runs longer than expected
+counts as about to end, so that a place, once kept, is given to nobody else: none starves.
+
+A run asks `decide`; a plan, and the search for a good order of the trainings, `simulate` it.
+"""
+
+import functools
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from orchestrator.plan.hardware import Node
+from trainers.specs import Placement
+
+# What is expected of a request that says nothing: rather too short, since overdue work only holds others back.
+UNKNOWN_S = 60.0
+# A schedule this close to the lower bound is good enough to look no further.
+CLOSE = 1.03
+# Up to so many requests, where rules of thumb may be far off, turns are exchanged one by one.
+FEW = 12
+
+RequestKind = Literal["shared", "evaluate", "train"]
+# Free CPUs and GPUs of each node.
+Room = dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """`workers` processes of `cpus` and `gpus` each, wanted by one stage of one trial for about `expected_s` seconds.
+
+    Of two trainings the one of lower `rank` comes first; of equal ranks the longer and wider one.
+    """
+
+    id: str
+    kind: RequestKind
+    workers: int = 1
+    cpus: int = 1
+    gpus: int = 0
+    expected_s: float = UNKNOWN_S
+    rank: int = 0
+
+    @classmethod
+    def of(
+        cls, kind: RequestKind, key: str, placement: Placement, expected_s: float = UNKNOWN_S, rank: int = 0
+    ) -> "Request":
+        """What a trial asks for under that placement: a training a process for each rank, anything else one."""
+        return cls(
+            id=f"{kind} {key}",
+            kind=kind,
+            workers=placement.world_size if kind == "train" else 1,
+            gpus=1 if placement.device == "cuda" else 0,
+            expected_s=expected_s,
+            rank=rank,
+        )
+
+    @property
+    def width(self) -> int:
+        """What it occupies: GPUs where it asks for any, else CPUs."""
+        return self.workers * (self.gpus or self.cpus)
+
+    @property
+    def weight(self) -> float:
+        """How early it should start: long work makes a late end, wide work finds a place only while much is free."""
+        return self.expected_s * math.sqrt(self.width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """The node of each worker of a request."""
+
+    request: Request
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A grant in use, and when it is expected to end, in seconds on the clock of `decide`'s `now_s`."""
+
+    grant: Grant
+    until_s: float
+
+
+Fit = Callable[[Room, Request], Grant | None]
+
+
+def precedence(request: Request) -> tuple[bool, int, float]:
+    """The order of the queue; of equals, first come, first served."""
+    if request.kind != "train":
+        return (False, 0, 0.0)
+    return (True, request.rank, -request.weight)
+
+
+def decide(
+    free: Sequence[Node],
+    waiting: Sequence[Request],
+    running: Sequence[Running] = (),
+    now_s: float = 0.0,
+    absent: Collection[str] = (),
+) -> list[Grant]:
+    """Return which waiting requests (given in order of arrival) start now on what is free.
+
+    `absent` names the nodes of `free` that are yet to come; they are used where the others do not do.
+    """
+    return _decide({node.id: (node.cpus, node.gpus) for node in free}, waiting, running, now_s, absent)
+
+
+def _decide(
+    free: Room,
+    waiting: Iterable[Request],
+    running: Sequence[Running] = (),
+    now_s: float = 0.0,
+    absent: Collection[str] = (),
+) -> list[Grant]:
+    room, total = dict(free), dict(free)
+    for item in running:
+        _give_back(total, item.grant)
+    fit = functools.partial(_fit, total=total, absent=absent)
+    queue = deque(sorted(waiting, key=precedence))
+    grants: list[Grant] = []
+    while queue and (grant := fit(room, queue[0])) is not None:
+        _take(room, grant)
+        grants.append(grant)
+        queue.popleft()
+    if len(queue) > 1:
+        started = [Running(grant=item, until_s=now_s + item.request.expected_s) for item in grants]
+        grants += _backfill(room, queue, [*running, *started], now_s, fit)
+    return grants
+
+
+def _backfill(
+    room: Room, queue: Iterable[Request], running: Sequence[Running], now_s: float, fit: Fit
+) -> list[Grant]:
+    """Return what starts now of those behind the first of `queue`, without making it wait longer than it has to."""
+    first, *rest = queue
+    kept = _kept_place(room, first, running, now_s, fit)
+    if kept is None:
+        return []
+    first_at_s, later = kept
+    beside = {id: _least(room[id], later[id]) for id in room}
+    grants: list[Grant] = []
+    # What does not fit beside it now does not fit after more was granted.
+    too_large: set[tuple[int, int, int]] = set()
+    for request in rest:
+        shape = (request.workers, request.cpus, request.gpus)
+        grant = None if shape in too_large else fit(beside, request)
+        if grant is not None:
+            _take(later, grant)
+        else:
+            too_large.add(shape)
+            ends_in_time = now_s + request.expected_s <= first_at_s
+            grant = fit(room, request) if ends_in_time else None
+            if grant is None:
+                continue
+        _take(room, grant)
+        beside |= {id: _least(room[id], later[id]) for id in grant.nodes}
+        grants.append(grant)
+    return grants
+
+
+def _kept_place(
+    room: Room, request: Request, running: Sequence[Running], now_s: float, fit: Fit
+) -> tuple[float, Room] | None:
+    """When the request is expected to fit, and what is free then beside it; None where no end of running work does."""
+    later = dict(room)
+    for item in sorted(running, key=lambda item: item.until_s):
+        _give_back(later, item.grant)
+        grant = fit(later, request)
+        if grant is not None:
+            _take(later, grant)
+            return max(now_s, item.until_s), later
+    return None
+
+
+def _least(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
+    return (min(left[0], right[0]), min(left[1], right[1]))
+
+
+def _take(room: Room, grant: Grant) -> None:
+    for id in grant.nodes:
+        cpus, gpus = room[id]
+        room[id] = (cpus - grant.request.cpus, gpus - grant.request.gpus)
+
+
+def _give_back(room: Room, grant: Grant) -> None:
+    for id in grant.nodes:
+        # A node that is gone took what it had with it.
+        if id in room:
+            cpus, gpus = room[id]
+            room[id] = (cpus + grant.request.cpus, gpus + grant.request.gpus)
+
+
+def _fit(room: Room, request: Request, total: Room, absent: Collection[str]) -> Grant | None:
+    """Place all workers on the fullest node that holds them; spread them only where no node is large enough.
+
+    `total` is what the nodes hold when nothing runs: between nodes a gang is slow, so it waits for one that holds it.
+    """
+    slots = {id: _slots(free, request) for id, free in room.items()}
+    whole = [id for id, count in slots.items() if count >= request.workers]
+    if whole:
+        best = min(whole, key=lambda id: (id in absent, slots[id], id))
+        return Grant(request=request, nodes=(best,) * request.workers)
+    if sum(slots.values()) < request.workers:
+        return None
+    if any(_slots(all_of, request) >= request.workers for all_of in total.values()):
+        return None
+    chosen: list[str] = []
+    for id in sorted(slots, key=lambda id: (id in absent, -slots[id], id)):
+        chosen += [id] * min(slots[id], request.workers - len(chosen))
+    return Grant(request=request, nodes=tuple(chosen))
+
+
+def _slots(free: tuple[int, int], request: Request) -> int:
+    """How many of the request's workers fit; the whole number where a resource is not asked for."""
+    count = free[0] // request.cpus if request.cpus else request.workers
+    if request.gpus:
+        count = min(count, free[1] // request.gpus)
+    return max(0, count)
+
+
+def bundles(grants: Iterable[Grant]) -> list[dict[str, float]]:
+    """What the grants hold on each of their nodes, as Ray's autoscaler wants to be told."""
+    held: list[dict[str, float]] = []
+    for grant in grants:
+        for id in dict.fromkeys(grant.nodes):
+            workers = grant.nodes.count(id)
+            sizes = {"CPU": float(workers * grant.request.cpus), "GPU": float(workers * grant.request.gpus)}
+            held.append({name: size for name, size in sizes.items() if size})
+    return held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Work to simulate: what it asks for once all that it comes `after` has ended, and how long it really takes.
+
+    It asks no sooner than at `at_s`, and where it belongs to a `trial`, no sooner than that is under way.
+    """
+
+    request: Request
+    takes_s: float
+    after: tuple[str, ...] = ()
+    at_s: float = 0.0
+    trial: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """When a simulated job asked, started and ended, in seconds, and the node of each of its workers."""
+
+    asked_s: float
+    started_s: float
+    ended_s: float
+    nodes: tuple[str, ...]
+
+
+def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = None) -> dict[str, Ran]:
+    """Play the gate through, at most `at_once` trials under way at a time; return what ran, by the requests' ids.
+
+    Left out is what fits nowhere, and what comes after it.
+    """
+    room: Room = {node.id: (node.cpus, node.gpus) for node in nodes}
+    out = {job.request.id for job in jobs if not _decide(room, [job.request])}
+    while more := {job.request.id for job in jobs if not out.isdisjoint(job.after)} - out:
+        out |= more
+    unfinished = {job.request.id: job for job in jobs if job.request.id not in out}
+    to_come = list(unfinished.values())
+    trials = dict.fromkeys(job.trial for job in to_come if job.trial)
+    under_way: set[str] = set()
+    waiting: dict[str, tuple[Request, float]] = {}
+    running: dict[str, Running] = {}
+    ran: dict[str, Ran] = {}
+    now_s = 0.0
+
+    def start() -> None:
+        requests = [request for request, _ in waiting.values()]
+        for grant in _decide(room, requests, list(running.values()), now_s):
+            request, asked_s = waiting.pop(grant.request.id)
+            _take(room, grant)
+            running[request.id] = Running(grant=grant, until_s=now_s + request.expected_s)
+            ends_s = now_s + unfinished[request.id].takes_s
+            ran[request.id] = Ran(asked_s=asked_s, started_s=now_s, ended_s=ends_s, nodes=grant.nodes)
+
+    def may_ask(job: Job) -> bool:
+        comes = job.at_s <= now_s and unfinished.keys().isdisjoint(job.after)
+        return comes and (not job.trial or job.trial in under_way)
+
+    while unfinished:
+        ended = [id for id in running if ran[id].ended_s <= now_s]
+        for id in ended:
+            _give_back(room, running.pop(id).grant)
+            del unfinished[id]
+        if ended:
+            # What is free again may go to others before what comes next has asked for it.
+            start()
+        if to_come:
+            left = {job.trial for job in unfinished.values()}
+            under_way = set([trial for trial in trials if trial in left][:at_once])
+        if asking := [job for job in to_come if may_ask(job)]:
+            waiting |= {job.request.id: (job.request, now_s) for job in asking}
+            to_come = [job for job in to_come if job.request.id not in waiting]
+            start()
+        if unfinished:
+            arrivals = [job.at_s for job in to_come if job.at_s > now_s]
+            now_s = min([*arrivals, *(ran[id].ended_s for id in running)])
+    return ran
+
+
+def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
+    """Return the trainings in an order that ends soon, their `rank` set to it.
+
+    A few rules of thumb are played through, and the order that ends first is taken.
+    """
+    enough = CLOSE * lower_bound_s([_job(request) for request in requests], nodes)
+    best: list[Request] = []
+    best_s = math.inf
+    rules: tuple[Callable[[Request], float], ...] = (
+        lambda request: request.weight,
+        lambda request: request.expected_s,
+        lambda request: request.expected_s * request.width,
+    )
+    for rule in rules:
+        tried = _in_order(sorted(requests, key=rule, reverse=True))
+        took_s = predicted_s(tried, nodes)
+        if took_s < best_s:
+            best, best_s = tried, took_s
+        if best_s <= enough:
+            return best
+    better = len(best) <= FEW
+    while better:
+        better = False
+        for left, right in itertools.combinations(range(len(best)), 2):
+            swapped = list(best)
+            swapped[left], swapped[right] = best[right], best[left]
+            tried = _in_order(swapped)
+            took_s = predicted_s(tried, nodes)
+            if took_s < best_s:
+                best, best_s, better = tried, took_s, True
+    return best
+
+
+def _in_order(requests: Iterable[Request]) -> list[Request]:
+    return [replace(request, rank=rank) for rank, request in enumerate(requests)]
+
+
+def _job(request: Request) -> Job:
+    return Job(request=request, takes_s=request.expected_s)
+
+
+def predicted_s(requests: Iterable[Request], nodes: Sequence[Node]) -> float:
+    """Seconds until all requests have run, if each takes as long as expected and is asked for at once."""
+    return makespan_s(simulate([_job(request) for request in requests], nodes))
+
+
+def makespan_s(ran: dict[str, Ran]) -> float:
+    """When the last job ends."""
+    return max((item.ended_s for item in ran.values()), default=0.0)
+
+
+def lower_bound_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
+    """Seconds that no schedule beats: all the work over all the GPUs or over all the CPUs, and the longest chain."""
+    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
+    gpu_s = sum(job.takes_s * job.request.workers * job.request.gpus for job in jobs)
+    cpu_s = sum(job.takes_s * job.request.workers * job.request.cpus for job in jobs)
+    by_id = {job.request.id: job for job in jobs}
+
+    @functools.cache
+    def ends_s(id: str) -> float:
+        return by_id[id].takes_s + max(map(ends_s, by_id[id].after), default=0.0)
+
+    return max(
+        gpu_s / gpus if gpus else 0.0, cpu_s / cpus if cpus else 0.0, max(map(ends_s, by_id), default=0.0)
+    )
+
+
+def window(slots: int) -> int:
+    """Trials under way at once: those that run, and some that get ready. Each is a process, so few on a laptop."""
+    return slots + max(1, min(8, slots // 2))

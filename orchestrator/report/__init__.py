@@ -1,0 +1,1 @@
+"""Results, statistics, tables, figures and the page of a sweep."""

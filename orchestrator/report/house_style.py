@@ -1,0 +1,202 @@
+"""The house style of figures: Okabe–Ito colours, told apart in grey by marker and hatch as well.
+
+No pyplot: no state is shared, and nothing opens a window. The same numbers give the same bytes.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.report.comparison import Analysis
+from orchestrator.report.scopes import Scope
+from orchestrator.report.statistics import Estimate, Floats
+from orchestrator.spec.trials import CATEGORIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "rmsweep",
+    "svg.fonttype": "path",
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How a reward type is drawn."""
+
+    colour: str
+    marker: str
+    hatch: str
+    line: str
+
+
+# Blue and orange differ most in lightness among Okabe and Ito's colours, so that they stay apart in grey.
+_LOOKS = {
+    "ex_rm": Look(colour="#0072B2", marker="o", hatch="", line="-"),
+    "im_rm": Look(colour="#E69F00", marker="s", hatch="///", line="--"),
+    "ex_grm": Look(colour="#009E73", marker="^", hatch="...", line="-."),
+}
+
+
+_OTHERS = (
+    Look(colour="#CC79A7", marker="D", hatch="xxx", line=":"),
+    Look(colour="#56B4E9", marker="v", hatch="\\\\\\", line="-."),
+    Look(colour="#D55E00", marker="P", hatch="++", line=":"),
+)
+GREY = "#555555"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A figure as files: `name` without ending, a title, and what it shows, for those who do not see it."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    svg: bytes
+
+
+def look(reward: str, rewards: Sequence[str]) -> Look:
+    """The look of a reward type among those of a sweep."""
+    if reward in _LOOKS:
+        return _LOOKS[reward]
+    others = [kind for kind in rewards if kind not in _LOOKS]
+    return _OTHERS[others.index(reward) % len(_OTHERS)]
+
+
+def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | None]") -> Drawn | None:
+    """Draw in the house style; None where there is nothing to draw."""
+    files, lacking = _files(draw, [STYLE["font.family"]])
+    if lacking:
+        files, lacking = _files(draw, [STYLE["font.family"], *_fonts_with(frozenset(lacking))])
+    if lacking:
+        letters = " ".join(sorted(map(chr, lacking)))
+        caption += f" Boxes stand for letters that no font of the machine has which drew this: {letters}."
+    return files and Drawn(name=name, title=title, caption=caption, png=files[0], svg=files[1])
+
+
+def _files(
+    draw: "Callable[[], Figure | None]", fonts: Sequence[str]
+) -> tuple[tuple[bytes, bytes] | None, set[int]]:
+    """The figure as PNG and SVG, None where there is nothing to draw; and the letters that none of the fonts has."""
+    import matplotlib
+
+    # Over matplotlib's defaults: a user's own matplotlibrc changes nothing.
+    style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg", "font.family": fonts}
+    with matplotlib.rc_context(style), warnings.catch_warnings(record=True) as said:
+        warnings.filterwarnings("always", "Glyph ")
+        figure = draw()
+        if figure is None:
+            return None, set()
+        # The layout is found once, not once more for each file.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    lacking = {int(found[1]) for item in said if (found := re.match(r"Glyph (\d+)", str(item.message)))}
+    for item in said:
+        if not str(item.message).startswith("Glyph "):
+            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+    return (png.getvalue(), svg.getvalue()), lacking
+
+
+@cache
+def _fonts_with(letters: frozenset[int]) -> tuple[str, ...]:
+    """Families of this machine that have the letters, as few as come first."""
+    from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
+
+    found: list[str] = []
+    # One that comes with matplotlib has a box for every letter.
+    fonts = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
+    for font in sorted(fonts, key=lambda font: font.name):
+        if letters and (had := letters & FT2Font(font.fname).get_charmap().keys()):
+            letters -= had
+            found.append(font.name)
+    return tuple(found)
+
+
+def panels(rows: int, columns: int, width: float, height: float, **more: Any) -> "tuple[Figure, list[Axes]]":
+    """A figure of equal panels, `width` × `height` inches each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **more)
+    return figure, list(axes.flat)
+
+
+def category_panels(
+    analysis: Analysis, scopes: set[Scope], height: float, **more: Any
+) -> "tuple[Figure, dict[Scope, Axes]] | None":
+    """A row per training set and a column per category that there is; titles say which."""
+    ordered = [scope for scope in analysis.categories() if scope in scopes]
+    if not ordered:
+        return None
+    train_sets = list(dict.fromkeys(scope.train_set for scope in ordered))
+    categories = [name for name in CATEGORIES if any(scope.category == name for scope in ordered)]
+    figure, axes = panels(len(train_sets), len(categories), 3.1, height, **more)
+    placed: dict[Scope, Axes] = {}
+    for scope in ordered:
+        where = train_sets.index(scope.train_set) * len(categories) + categories.index(scope.category)
+        placed[scope] = axes[where]
+        axes[where].set_title(f"{scope.train_set}: {scope.category}")
+    for axis in axes:
+        axis.set_visible(axis in placed.values())
+        # Shared axes are labelled in the last row only, where there may be no panel.
+        axis.tick_params(labelbottom=True)
+    return figure, placed
+
+
+def whiskers(values: Sequence[Estimate]) -> Floats:
+    """Lengths of the error bars, [2, n]; a percentile interval may lie beside its estimate."""
+    return np.array(
+        [
+            [max(0.0, item.value - item.low) for item in values],
+            [max(0.0, item.high - item.value) for item in values],
+        ]
+    )
+
+
+def legend(figure: "Figure", axes: "Sequence[Axes] | Any") -> None:
+    """One legend for all panels, below them."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, max(1, len(handles)))
+    )
+
+
+def wrapped(name: str, width: int = 13) -> str:
+    """A name in lines of at most `width` letters, broken at its spaces and underscores."""
+    lines = [""]
+    for word in re.findall(r"[^ _]+[ _]?", name):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,285 @@
+"""Computing the stages: each reads its inputs from the store and commits one artifact. Plain functions, no Ray.
+
+Imports that cost seconds stand inside the functions, so that planning never pays for them.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.plan.durations import Durations, expected_s
+from orchestrator.run.events import TakeRow
+from orchestrator.run.workers import prepare_worker
+from orchestrator.spec.stages import (
+    ConvertStage,
+    EvaluateStage,
+    PrepareStage,
+    PretrainStage,
+    ReferenceStage,
+    SharedStage,
+    TrainStage,
+)
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.manifests import weights_digest
+from trainers import tiny
+from trainers.data.records import read_written_pairs
+from trainers.errors import DataError
+from trainers.objects import Location, ObjectPath
+from trainers.specs import Placement
+from trainers.stopping import StopLeft, never
+from trainers.transfer import remove_tree
+
+if TYPE_CHECKING:
+    from trainers.checkpoints import Checkpoints
+    from trainers.packing import References
+    from trainers.pairs import TokenPair
+    from trainers.train import TrainResult
+
+# Tokenising takes less time a pair than telling of it.
+PAIRS_A_ROW = 50
+
+
+def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
+    """Compute a stage that trials share; nothing happens where it is complete."""
+    if store.complete(stage.kind, stage.key):
+        return
+    match stage:
+        case ConvertStage():
+            _run_convert(stage, store)
+        case PretrainStage():
+            _run_pretrain(stage, store, report)
+        case PrepareStage():
+            _run_prepare(stage, store, report)
+        case ReferenceStage():
+            _run_reference(stage, store, report)
+
+
+def _run_convert(stage: ConvertStage, store: Store) -> None:
+    from trainers.models import convert_gguf
+
+    with store.write(stage.kind, stage.key, gguf=stage.digest, name=stage.name) as attempt:
+        convert_gguf(Path(stage.file), attempt.directory / "model")
+
+
+def _run_pretrain(stage: PretrainStage, store: Store, report: TakeRow) -> None:
+    with store.write(stage.kind, stage.key, name=stage.name) as attempt:
+        tiny.pretrain(stage.model, attempt.directory / "model", report)
+
+
+def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
+    from trainers.data.audit import token_findings
+    from trainers.pairs import Counts, TokenFile, iter_tokens, write_tokens
+    from trainers.templates import load_tokenizer
+
+    inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
+    with store.write(stage.kind, stage.key, **inputs) as attempt:
+        pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
+        if isinstance(stage.base.origin, PretrainStage):
+            tokenizer = tiny.build_tokenizer()
+        else:
+            tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
+        counts = Counts()
+        tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, counts)
+        total = min(len(pairs), stage.draw.max_pairs or len(pairs))
+        counted = _counted(tokens, total, report)
+        try:
+            count = write_tokens(counted, attempt.directory / "pairs.arrow")
+        except DataError as error:
+            raise DataError(f"data set {stage.split.name}, split {stage.split.split}, {error}") from error
+        means = TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
+        attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
+    where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"
+    for finding in token_findings(where, counts, count):
+        report({"notice": finding.said})
+
+
+def _counted(tokens: "Iterable[TokenPair]", total: int, report: TakeRow) -> "Iterator[TokenPair]":
+    """The pairs, told of as they pass; those that are left out are told of at the end."""
+    for done, pair in enumerate(tokens, 1):
+        yield pair
+        if done % PAIRS_A_ROW == 0:
+            report({"done": done, "total": total})
+    report({"done": total, "total": total})
+
+
+def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None:
+    from trainers.evaluate import compute_reference, write_reference
+    from trainers.models import device, load_model
+    from trainers.pairs import read_tokens
+    from trainers.templates import load_tokenizer
+
+    base = stage.base
+    with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
+        location = base.found_at(store)
+        model = load_model(
+            location,
+            tokenizer=load_tokenizer(location, base.revision, base.trust),
+            output="unembedding",
+            precision=base.precision,
+            revision=base.revision,
+            trust=base.trust,
+        )
+        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
+        sums = compute_reference(model.to(device()), pairs, report=report)
+        write_reference(sums, attempt.directory / "reference.parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainCall:
+    """What a rank trains with besides its stage; `provenance` goes into the manifest."""
+
+    placement: Placement
+    checkpoint_steps: int | None = None
+    stop: StopLeft = never
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_folder(store: Store, train_key: str) -> Location:
+    """Where a training keeps its checkpoints until it is complete."""
+    return store.root / "checkpoints" / train_key
+
+
+def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints":
+    from trainers.checkpoints import Checkpoints
+
+    kept = checkpoint_folder(store, train_key)
+    if isinstance(kept, ObjectPath):
+        local = store.local / "checkpoints" / train_key
+        return Checkpoints(folder=local, mirror=kept, every_steps=every_steps)
+    return Checkpoints(folder=kept, every_steps=every_steps)
+
+
+def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
+    """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
+    from trainers.pairs import held_out
+    from trainers.train import TrainInputs, train
+
+    placement = call.placement
+    pairs, reference = _tokens(stage, store)
+    pairs, validation = held_out(pairs, stage.validation)
+    inputs = TrainInputs(
+        name=stage.base.name,
+        location=stage.base.found_at(store),
+        revision=stage.base.revision,
+        trust=stage.base.trust,
+        precision=stage.base.precision,
+        reward=stage.reward,
+        optim=stage.optim,
+        placement=placement,
+        seed=stage.seed,
+        pairs=pairs,
+        reference=reference,
+        keep_epochs=stage.keep_epochs,
+        validation=validation,
+    )
+    kept = _kept(store, stage.key, call.checkpoint_steps)
+    run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)
+    if int(os.environ.get("RANK", "0")) > 0:
+        run(out_dir=Path())
+        return
+    with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
+        attempt.info.update(pairs=len(pairs), **call.provenance)
+        _note(run(out_dir=attempt.directory), stage, placement, attempt)
+    remove_tree(checkpoint_folder(store, stage.key))
+
+
+def _note(result: "TrainResult", stage: TrainStage, placement: Placement, attempt: Attempt) -> None:
+    """The training log beside the weights, and what the manifest says of them."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(result.log), attempt.directory / "log.parquet")
+    if stage.validation is not None:
+        validated = [row["validation_accuracy"] for row in result.log]
+        attempt.info.update(validation_accuracy=[value for value in validated if value is not None])
+    attempt.info.update(
+        train_accuracy=result.train_accuracy,
+        perf=result.perf,
+        placement={name: getattr(placement, name) for name in Placement.__slots__},
+    )
+
+
+def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
+    """Score one trained model on several sets: each epoch's weights are loaded once, each set is an artifact."""
+    missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
+    for epoch in sorted({stage.epoch for stage in missing}):
+        _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
+    for train in {stage.train.key for stage in missing}:
+        # Nobody else reads weights, and the next training's need the room.
+        store.forget_fetched("train", train)
+
+
+def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
+    from trainers.checkpoints import model_folder
+    from trainers.evaluate import score_pairs
+    from trainers.models import device, load_model
+    from trainers.scores import write_scores
+    from trainers.scoring import RewardModule
+    from trainers.templates import load_tokenizer
+
+    train = missing[0].train
+    folder = model_folder(missing[0].epoch, train.optim.epochs)
+    # A training is not done again for the sake of its log.
+    trained, found = store.manifest_and_folder("train", train.key, folder)
+    location = str(found / folder)
+    model = load_model(
+        location,
+        tokenizer=load_tokenizer(location, trust=train.base.trust),
+        output=train.reward.type.output,
+        precision=train.base.precision,
+        trust=train.base.trust,
+    )
+    reward = RewardModule(model.to(device()), train.reward)
+    for stage in missing:
+        name = stage.prepared.split.name
+        with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:
+            pairs, reference = _tokens(stage, store)
+            chosen, rejected = score_pairs(
+                reward,
+                pairs,
+                reference=reference,
+                report=functools.partial(_of_dataset, report, name),
+            )
+            metrics = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
+            attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(trained))
+
+
+def _tokens(
+    stage: TrainStage | EvaluateStage, store: Store
+) -> "tuple[Sequence[TokenPair], References | None]":
+    """The stage's pairs, and for im_rm their reference log-probs."""
+    from trainers.evaluate import read_reference
+    from trainers.pairs import read_tokens
+
+    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
+    if stage.reference is None:
+        return pairs, None
+    return pairs, read_reference(store.read("reference", stage.reference.key) / "reference.parquet", pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFunctions:
+    """What computes each kind of stage; benchmarks and tests give their own. Sent to other processes.
+
+    `prepare_process` comes first in each process on Ray; `expected_s` is how long a trial's training or evaluation
+    takes, for the gate; `gang` runs a granted training on Ray in the place of Train (it takes gang.GrantedTraining).
+    """
+
+    shared: Callable[[SharedStage, Store, TakeRow], None] = run_shared
+    train: Callable[[TrainStage, TrainCall, Store, TakeRow], None] = run_train
+    evaluate: Callable[[Sequence[EvaluateStage], Store, TakeRow], None] = run_evaluations
+    prepare_process: Callable[[], None] = prepare_worker
+    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement, Durations], float] = expected_s
+    gang: Callable[[Any], None] | None = None
+
+
+REAL = StageFunctions()
+
+
+def _of_dataset(report: TakeRow, name: str, row: dict[str, Any]) -> None:
+    report({**row, "dataset": name})

@@ -1,0 +1,175 @@
+"""What went wrong with a trial, and what follows: another attempt, after how long, with which placement.
+
+Errors are classified by the tree of trainers/errors.py, through the wrappers of Ray and Train, without importing these.
+"""
+
+import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.spec.trials import RetryPolicy
+from trainers.errors import Damaged, Diverged, Interrupted, OutOfMemory, SweepError, WorkerLost
+from trainers.specs import Placement
+
+# Ray's and Train's names for a process, node or worker group that is gone.
+_LOST = frozenset(
+    {
+        *("RayActorError", "ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "NodeDiedError"),
+        *("LocalRayletDiedError", "ActorUnschedulableError", "TaskUnschedulableError", "ObjectLostError"),
+        *("OwnerDiedError", "WorkerHealthCheckTimeoutError", "WorkerHealthCheckFailedError"),
+        *("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError", "ActorPlacementGroupRemoved"),
+    }
+)
+# What a rank says whose peer is gone.
+_LOST_PEER = (
+    *("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout"),
+    *("connection refused", "timed out waiting", "nccl", "gloo"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A failed attempt: the name of its error class, and its message."""
+
+    cause: str
+    message: str
+
+
+def classify(error: BaseException) -> Failure:
+    """Return the failure that an error stands for; an error that the tree does not name is classified by its own class."""
+    causes = list(_causes(error))
+    # A rank that lost its peer often reports first; the rank that knows why says more.
+    cause = next((item for item in causes if isinstance(item, SweepError)), None)
+    if cause is not None:
+        return Failure(cause=type(cause).__name__, message=str(cause))
+    if any("OutOfMemory" in type(item).__name__ or isinstance(item, MemoryError) for item in causes):
+        return Failure(cause=OutOfMemory.__name__, message=f"out of memory: {_first_line(causes[0])}")
+    lost = next((item for item in causes if _is_lost(item)), None)
+    if lost is not None:
+        return Failure(
+            cause=WorkerLost.__name__,
+            message=f"a process of the trial died or stopped answering ({_first_line(lost)})",
+        )
+    first = causes[0]
+    return Failure(cause=type(first).__name__, message=f"{type(first).__name__}: {_first_line(first)}")
+
+
+def damage(error: BaseException) -> Damaged | None:
+    """Return the error's cause where it is a damaged artifact."""
+    return next((item for item in _causes(error) if isinstance(item, Damaged)), None)
+
+
+def lost(error: BaseException) -> bool:
+    """Whether a process, or the node that it was on, is gone."""
+    return classify(error).cause == WorkerLost.__name__
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether the error is a stop that was asked for."""
+    return any(isinstance(item, Interrupted) for item in _causes(error))
+
+
+def is_final(cause: str) -> bool:
+    """Whether the same training would fail the same way again."""
+    return cause == Diverged.__name__
+
+
+def _is_lost(error: BaseException) -> bool:
+    if {kind.__name__ for kind in type(error).__mro__} & _LOST:
+        return True
+    said = str(error).lower()
+    broken = isinstance(error, RuntimeError) or type(error).__module__.startswith(("torch.", "ray."))
+    if isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED):
+        return True
+    return broken and any(sign in said for sign in _LOST_PEER)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors at the bottom of RayTaskError.cause, WorkerGroupError, ControllerError and their tracebacks."""
+    ranks = getattr(error, "worker_failures", None)
+    inner = [ranks[rank] for rank in sorted(ranks)] if isinstance(ranks, dict) else []
+    inner += [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
+    wrapped = [item for item in inner if isinstance(item, BaseException) and item is not error]
+    if not wrapped:
+        yield error
+    for item in wrapped:
+        yield from _causes(item)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextAttempt:
+    """The next attempt at a trial: after how many seconds, and with which placement."""
+
+    wait_s: float
+    placement: Placement
+
+
+def next_attempt(
+    failures: Sequence[Failure], placement: Placement, policy: RetryPolicy
+) -> NextAttempt | None:
+    """Return the attempt that follows the last of `failures`; None where the policy allows no more of its kind."""
+    cause = failures[-1].cause
+    times = sum(failure.cause == cause for failure in failures)
+    if times > policy.limit(cause):
+        return None
+    wait_s = min(policy.back_off_s * 2 ** (times - 1), policy.back_off_most_s)
+    if cause != "OutOfMemory":
+        return NextAttempt(wait_s=wait_s, placement=placement)
+    smaller = with_less_memory(placement)
+    # Another placement is another attempt at once; waiting would free nothing.
+    return None if smaller is None else NextAttempt(wait_s=0.0, placement=smaller)
+
+
+def with_less_memory(placement: Placement) -> Placement | None:
+    """Halve the micro-batch and double the accumulation, then recompute activations: the effective batch stays.
+
+    An odd micro-batch shrinks to its largest proper divisor. None where nothing is left to give up.
+    """
+    micro_batch = placement.micro_batch
+    if micro_batch > 1:
+        smaller = max(size for size in range(1, micro_batch // 2 + 1) if micro_batch % size == 0)
+        accumulation = placement.accumulation * micro_batch // smaller
+        return replace(placement, micro_batch=smaller, accumulation=accumulation)
+    return None if placement.checkpointing else replace(placement, checkpointing=True)
+
+
+def on_fewer(placement: Placement, fresh: Placement) -> Placement | None:
+    """Return `fresh`, planned for fewer devices, as small as earlier attempts made `placement`; None where it has no fewer.
+
+    The effective batch is that of both.
+    """
+    if fresh.world_size >= placement.world_size or fresh.device != placement.device:
+        return None
+    # A micro-batch that was too large for the planned gang is too large for each rank of a smaller one.
+    most = min(fresh.micro_batch, placement.micro_batch)
+    per_rank = fresh.micro_batch * fresh.accumulation
+    micro_batch = next(size for size in range(most, 0, -1) if per_rank % size == 0)
+    checkpointing = fresh.checkpointing or placement.checkpointing
+    # A checkpoint goes on at another world size, not at another stage; a higher one never needs more memory.
+    zero_stage = max(fresh.zero_stage, placement.zero_stage)
+    return replace(
+        fresh,
+        micro_batch=micro_batch,
+        accumulation=per_rank // micro_batch,
+        checkpointing=checkpointing,
+        zero_stage=zero_stage,
+    )
+
+
+def describe_fewer(planned: Placement, fewer: Placement) -> str:
+    """Say that a training goes on with fewer devices than planned."""
+    what = "GPUs" if planned.device == "cuda" else "processes"
+    return (
+        f"planned for {planned.world_size} {what}, which the cluster no longer has; on {fewer.world_size}: "
+        f"{describe_split(fewer)}, effective batch {fewer.effective_batch} as before"
+    )
+
+
+def describe_split(placement: Placement) -> str:
+    """Say how a step is split, as in `micro-batch 2 × accumulation 4`."""
+    recomputed = ", activations recomputed" if placement.checkpointing else ""
+    return f"micro-batch {placement.micro_batch} × accumulation {placement.accumulation}{recomputed}"

@@ -1,0 +1,251 @@
+"""What one trial computes with on the cluster: tasks and gangs, each where the coordinator's gate has granted it."""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.plan.durations import Durations, measured_rates
+from orchestrator.plan.placement import place
+from orchestrator.plan.schedule import Grant, Request
+from orchestrator.run import failures
+from orchestrator.run.compute import TrainCall
+from orchestrator.run.events import Event, Replanned, posting_for, reporting
+from orchestrator.run.ray.coordinator import Work
+from orchestrator.run.trial import Execution
+from orchestrator.spec.redaction import without_secrets
+from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.artifacts import Store
+from trainers.errors import Interrupted, PlanError
+from trainers.objects import ObjectPath
+from trainers.specs import Placement
+
+ASK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RayBackend:
+    """Computes on the cluster, for one trial."""
+
+    work: Work
+    execution: Execution
+    coordinator: ActorHandle
+    scratch: Path
+
+    def post(self, event: Event) -> None:
+        """Tell the driver, through the coordinator."""
+        ray.get(self.coordinator.post.remote(replace(event, trial=self.work.plan.key)))
+
+    def pause(self, seconds: float) -> None:
+        """Wait, as long as nobody asks to stop."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if ray.get(self.coordinator.stop_left.remote()) is not None:
+                raise Interrupted("stopped on request while waiting.")
+            time.sleep(min(left, ASK_EVERY_S))
+
+    def shared(self, stages: Sequence[Stage]) -> None:
+        """Ask the coordinator for each."""
+        ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])
+
+    def train(self, stage: TrainStage, placement: Placement) -> None:
+        """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""
+        while True:
+            durations = ray.get(self.coordinator.durations.remote())
+            request = training(self.work.plan, placement, self.execution, durations, self.work.rank)
+            with self._granted(request) as grant:
+                if grant is not None:
+                    run = self.execution.stages.gang or run_gang
+                    run(
+                        GrantedTraining(
+                            stage=stage,
+                            placement=placement,
+                            grant=grant,
+                            execution=self.execution,
+                            coordinator=self.coordinator,
+                            scratch=self.scratch,
+                        )
+                    )
+                    spec = self.work.plan.spec
+                    trained = {stage.key: (spec.model.name, spec.reward_name)}
+                    self.coordinator.took.remote(measured_rates(trained, self.execution.store))
+                    return
+            placement = self._on_fewer(placement)
+
+    def _on_fewer(self, placement: Placement) -> Placement:
+        """Another layout of the training for what the cluster has left. Raises PlanError where there is none."""
+        nodes, late = ray.get(self.coordinator.room.remote())
+        lost = f"; no node of type {', '.join(late)} came in time" if late else ""
+        plan = self.work.plan
+        try:
+            fewer = failures.on_fewer(placement, place(plan.spec, nodes, architecture=plan.architecture))
+        except PlanError as error:
+            raise PlanError(f"{error}{lost}") from error
+        if fewer is None:
+            raise PlanError(
+                f"{placement.world_size} workers at once ({placement.device}) fit nowhere on this cluster, and no "
+                f"smaller number will do{lost}. Add nodes, and give `retry`."
+            )
+        self.post(Replanned(text=failures.describe_fewer(placement, fewer)))
+        return fewer
+
+    def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
+        """One task for all sets."""
+        durations = ray.get(self.coordinator.durations.remote())
+        expected_s = self.execution.stages.expected_s(plan, "evaluate", placement, durations)
+        request = Request.of("evaluate", plan.key, placement, expected_s)
+        with self._granted(request) as grant:
+            if grant is None:
+                raise PlanError(
+                    f"no node with a {'GPU' if request.gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
+                )
+            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
+            task = _evaluate_task.options(num_cpus=1, num_gpus=request.gpus, scheduling_strategy=pinned)
+            ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
+
+    @contextlib.contextmanager
+    def _granted(self, request: Request) -> Iterator[Grant | None]:
+        """What the gate grants, waited for without holding anything, and given back however the block ends."""
+        grant: Grant | None = ray.get(self.coordinator.acquire.remote(request))
+        lost = False
+        try:
+            yield grant
+        except Exception as error:
+            lost = failures.lost(error)
+            raise
+        finally:
+            ray.get(self.coordinator.release.remote(request.id, lost))
+
+
+def training_id(plan: TrialPlan) -> str:
+    """How the gate calls a trial's training."""
+    return f"train {plan.key}"
+
+
+def training(
+    plan: TrialPlan, placement: Placement, execution: Execution, durations: Durations, rank: int = 0
+) -> Request:
+    """What a trial's training asks of the gate."""
+    expected_s = execution.stages.expected_s(plan, "train", placement, durations)
+    return Request.of("train", plan.key, placement, expected_s, rank)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _evaluate_task(
+    stages: list[EvaluateStage], execution: Execution, coordinator: ActorHandle, trial: str
+) -> None:
+    execution.stages.prepare_process()
+    post = posting_for(trial, coordinator.post.remote)
+    with without_secrets(), reporting("evaluate", post) as report:
+        execution.stages.evaluate(stages, execution.store, report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantedTraining:
+    """A training that may start: on the nodes of its grant, with whom to tell, and where Train may leave its files."""
+
+    stage: TrainStage
+    placement: Placement
+    grant: Grant
+    execution: Execution
+    coordinator: ActorHandle
+    scratch: Path
+
+
+def run_gang(training: GrantedTraining) -> None:
+    """Run it to its end. Raises what Train raises."""
+    # Seconds of imports, which a process that evaluates, or only waits, does not need.
+    from ray import tune
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from orchestrator.run.ray.rendezvous import LoopbackTorchConfig
+
+    placement, grant = training.placement, training.grant
+    on_gpus = placement.device == "cuda"
+    here = ray.get_runtime_context().get_node_id()
+    in_process = not on_gpus and grant.nodes == (here,)
+    if in_process:
+        scaling = ScalingConfig(num_workers=0)
+    else:
+        scaling = ScalingConfig(
+            num_workers=placement.world_size,
+            use_gpu=on_gpus,
+            resources_per_worker={"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1},
+            label_selector=[{"ray.io/node-id": node} for node in grant.nodes],
+        )
+    # A name of its own each time: Train would go on from the state in which the last attempt failed.
+    name = f"train-{training.stage.key}-{uuid.uuid4().hex[:8]}"
+    provenance = {
+        "backend": "ray",
+        "tune_trial_id": tune.get_context().get_trial_id(),
+        "train_run_name": name,
+        "local_mode": in_process,
+    }
+    TorchTrainer(
+        _train_rank,
+        train_loop_config={
+            "stage": training.stage,
+            "placement": placement,
+            "execution": training.execution,
+            "coordinator": training.coordinator,
+            "provenance": provenance,
+        },
+        torch_config=LoopbackTorchConfig(),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=name,
+            **_train_storage(training.execution.store, training.scratch),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=1
+            ),
+        ),
+    ).fit()
+
+
+def _train_storage(store: Store, scratch: Path) -> dict[str, Any]:
+    """Where Train keeps what it writes of a run, which every node must see."""
+    if not isinstance(store.root, ObjectPath):
+        return {"storage_path": str(scratch)}
+    place = store.root / "scratch" / scratch.name
+    return {"storage_path": place.in_bucket, "storage_filesystem": place.filesystem()}
+
+
+def _train_rank(config: dict[str, Any]) -> None:
+    """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
+    stage: TrainStage = config["stage"]
+    execution: Execution = config["execution"]
+    coordinator = config["coordinator"]
+    execution.stages.prepare_process()
+    call = TrainCall(
+        placement=config["placement"],
+        checkpoint_steps=execution.checkpoint_steps,
+        stop=_StopLeft(coordinator),
+        provenance=config["provenance"],
+    )
+    post = posting_for(stage.key, coordinator.post.remote)
+    with without_secrets(), reporting("train", post) as report:
+        execution.stages.train(stage, call, execution.store, report)
+
+
+class _StopLeft:
+    """Seconds that the coordinator leaves a training to stop in; asked at most once a second."""
+
+    def __init__(self, coordinator: ActorHandle) -> None:
+        self._coordinator = coordinator
+        self._asked = 0.0
+
+    def __call__(self) -> float | None:
+        if time.monotonic() - self._asked < ASK_EVERY_S:
+            return None
+        self._asked = time.monotonic()
+        left: float | None = ray.get(self._coordinator.stop_left.remote())
+        return left

@@ -1,0 +1,418 @@
+"""The one actor of a sweep on Ray: it starts what waits as devices come free, runs each shared stage once, passes events on.
+
+Trials ask it for a shared stage or for devices, and hold nothing while they wait. Who starts next is decided by
+`gate.decide`, a pure function that `plan` uses too; the coordinator keeps the books that the decision reads: the nodes,
+what runs on them, what waits. It holds no CPU and computes nothing itself.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.plan.durations import Durations, Rate, RateName
+from orchestrator.plan.hardware import Node
+from orchestrator.plan.schedule import Grant, Request, Running, bundles, decide
+from orchestrator.run import failures
+from orchestrator.run.events import Event, Notice, reporting
+from orchestrator.run.ray.cluster import capacity, lives
+from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
+from orchestrator.run.trial import Execution, compute_claimed
+from orchestrator.spec.redaction import without_secrets
+from orchestrator.spec.stages import SharedStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.store.leases import POLL_S
+from trainers.errors import Interrupted, PlanError
+from trainers.specs import Placement
+
+REFRESH_EVERY_S = 2.0
+# A node on which a process was lost is asked so often whether it lives, and trusted again after so long: longer than
+# Ray takes to give up a dead node, which it lists for a while as if it lived.
+ASK_EVERY_S = 2.0
+SUSPECTED_S = 90.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A trial to run: its stages, the placement of its training, and its turn among the trainings."""
+
+    plan: TrialPlan
+    placement: Placement
+    rank: int
+
+
+class Nodes:
+    """The cluster's nodes: those that are up, what of them is free, and those that the autoscaler may still add."""
+
+    def __init__(self, up: Sequence[Node], scaling: Scaling) -> None:
+        self._up = {node.id: node for node in up}
+        self._free = dict(self._up)
+        self.scaling = scaling
+        self.absent = still_absent(scaling.nodes, up)
+        self.suspected: set[str] = set()
+        # Types of node that were waited for in vain.
+        self.late: list[str] = []
+
+    def whole(self) -> list[Node]:
+        """Return every node, up or still to come, as if nothing ran."""
+        return [*self._up.values(), *self.absent.values()]
+
+    def free(self) -> list[Node]:
+        """Return every node with what is free of it, without those that may be dead."""
+        trusted = [node for id, node in self._free.items() if id not in self.suspected]
+        return [*trusted, *self.absent.values()]
+
+    def fits(self, request: Request) -> bool:
+        """Whether the request could be granted if nothing ran."""
+        return bool(decide(self.whole(), [request]))
+
+    def hold(self, grant: Grant, sign: int = -1) -> None:
+        """Take what is granted; with sign +1, give it back."""
+        for id in grant.nodes:
+            # A node that is gone took what it had with it.
+            if (node := self._free.get(id)) is not None:
+                cpus, gpus = sign * grant.request.cpus, sign * grant.request.gpus
+                self._free[id] = replace(node, cpus=node.cpus + cpus, gpus=node.gpus + gpus)
+
+    def suspect(self, grant: Grant) -> set[str]:
+        """Start nothing more on the grant's nodes; return those that were trusted until now."""
+        new = self._up.keys() & set(grant.nodes) - self.suspected
+        self.suspected |= new
+        return new
+
+    def follow(self, up: Sequence[Node]) -> None:
+        """Forget nodes that are lost, and take in those that have joined."""
+        live = {node.id: node for node in up}
+        for id in self._up.keys() - live.keys():
+            logger.warning("node %s is gone", id)
+            del self._up[id], self._free[id]
+            self.suspected.discard(id)
+        for id in live.keys() - self._up.keys():
+            self._up[id] = self._free[id] = live[id]
+        self.absent = still_absent(self.scaling.nodes, up)
+
+    def absent_types(self, grant: Grant) -> str:
+        """Name the types of the grant's nodes that are still to come."""
+        return node_types(id for id in grant.nodes if id in self.absent)
+
+    def give_up(self, grant: Grant) -> None:
+        """Count no longer on the types of the grant's absent nodes; one that comes later is welcome."""
+        self.late.append(self.absent_types(grant))
+        self.scaling = self.scaling.without(id for id in grant.nodes if id in self.absent)
+        self.absent = still_absent(self.scaling.nodes, list(self._up.values()))
+
+
+class Coordinator:
+    """Run it as an async actor with 0 CPUs: `ray.remote(Coordinator).remote(…)`."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        capacity: Sequence[Node],
+        work: Mapping[str, Work],
+        durations: Durations,
+        scaling: Scaling = NOTHING_SCALES,
+    ) -> None:
+        self._execution = execution
+        self._durations = durations
+        self._work = work
+        self._nodes = Nodes(capacity, scaling)
+        self._waiting: dict[str, tuple[Request, asyncio.Future[Grant | None]]] = {}
+        self._granted: dict[str, Running] = {}
+        # Requests whose nodes the autoscaler has been asked for, with the time since when.
+        self._promised: dict[str, tuple[Grant, float]] = {}
+        self._asked: list[dict[str, float]] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._shared: dict[str, asyncio.Task[None]] = {}
+        self._askers: dict[str, list[str]] = {}
+        self._events: list[Event] = []
+        self._beats: dict[str, tuple[float, str, int]] = {}
+        self._stop_at: float | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._looking: set[asyncio.Task[None]] = set()
+
+    async def work(self, trial: str) -> Work:
+        """Return what one trial has to do; no trial needs the plans of all."""
+        return self._work[trial]
+
+    async def durations(self) -> Durations:
+        """Return how long stages take, by what trainings have taken up to now."""
+        return self._durations
+
+    async def took(self, rates: Mapping[RateName, Rate]) -> None:
+        """Take in the rate of a training that has ended."""
+        self._durations = self._durations.having(rates)
+
+    # Devices: asked for, granted, given back.
+
+    async def acquire(self, request: Request) -> Grant | None:
+        """Wait until the request is granted; None where it fits nowhere, now or since a node was lost.
+
+        Raises Interrupted when stopping.
+        """
+        self._require_going_on()
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._keep_refreshing())
+        # Who asks may have just lost a node; a grant on it would wait in vain.
+        await self._refresh()
+        if not self._nodes.fits(request):
+            return None
+        future: asyncio.Future[Grant | None] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = (request, future)
+        self._decide()
+        return await future
+
+    async def room(self) -> tuple[list[Node], list[str]]:
+        """Return all nodes that are up or may still come, and the types of node that were waited for in vain."""
+        return self._nodes.whole(), self._nodes.late
+
+    async def release(self, request_id: str, lost: bool = False) -> None:
+        """Take back what was granted; nothing happens where it was given back before.
+
+        Where a process was `lost`, nothing else starts on its nodes until they have answered.
+        """
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is not None:
+            waiting[1].cancel()
+        running = self._granted.pop(request_id, None)
+        if running is not None:
+            self._nodes.hold(running.grant, +1)
+            for node in self._nodes.suspect(running.grant) if lost else ():
+                task = asyncio.create_task(self._suspect(node))
+                self._looking.add(task)
+                task.add_done_callback(self._looking.discard)
+        self._decide()
+
+    async def forget(self, trial: str) -> None:
+        """Take back whatever a trial that died holds or waits for."""
+        self._beats.pop(trial, None)
+        for kind in ("train", "evaluate"):
+            await self.release(f"{kind} {trial}")
+
+    def _decide(self) -> None:
+        now_s = time.monotonic()
+        waiting = [request for request, _ in self._waiting.values()]
+        running = list(self._granted.values())
+        promised = []
+        for grant in decide(self._nodes.free(), waiting, running, now_s, self._nodes.absent):
+            if not self._nodes.absent.keys().isdisjoint(grant.nodes):
+                promised.append(grant)
+                continue
+            _, future = self._waiting.pop(grant.request.id)
+            self._granted[grant.request.id] = Running(grant=grant, until_s=now_s + grant.request.expected_s)
+            self._nodes.hold(grant)
+            if not future.done():
+                future.set_result(grant)
+        self._promise(promised, now_s)
+
+    async def _keep_refreshing(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_EVERY_S)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        """Follow nodes that are lost and nodes that join; who waits for what is gone for good is told."""
+        try:
+            live = await asyncio.to_thread(capacity)
+        except Exception:
+            logger.exception("the cluster's nodes cannot be listed")
+            return
+        self._nodes.follow(live)
+        self._give_up_late()
+        for id, (request, future) in list(self._waiting.items()):
+            if not self._nodes.fits(request):
+                del self._waiting[id]
+                if not future.done():
+                    future.set_result(None)
+        self._decide()
+
+    async def _suspect(self, node: str) -> None:
+        """Ask a node on which a process was lost until it answers; else it would take an attempt of every trial."""
+        logger.warning("node %s may be dead; nothing starts there until it answers", node)
+        give_up_at = time.monotonic() + SUSPECTED_S
+        try:
+            while node in self._nodes.suspected and not await lives(node) and time.monotonic() < give_up_at:
+                await asyncio.sleep(ASK_EVERY_S)
+        finally:
+            # It lives, or is gone, or is listed still: then the retry policy has the last word.
+            self._nodes.suspected.discard(node)
+            self._decide()
+
+    # Nodes that the autoscaler may add.
+
+    def _promise(self, promised: Sequence[Grant], now_s: float) -> None:
+        """Have the nodes come that these wait for; they hold nothing, and are decided on anew until they start."""
+        before = self._promised
+        for grant in promised:
+            if grant.request.id not in before:
+                types, wait_s = self._nodes.absent_types(grant), self._nodes.scaling.wait_s
+                self._say(grant, f"waits for a node of type {types}, {wait_s:.0f} s at most")
+        self._promised = {
+            grant.request.id: (grant, before.get(grant.request.id, (grant, now_s))[1]) for grant in promised
+        }
+        if self._nodes.scaling.nodes and self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        """Tell the autoscaler what is held and promised; what it no longer hears of it may take down."""
+        try:
+            while (wanted := self._wanted()) != self._asked:
+                await asyncio.to_thread(ask_for, wanted)
+                self._asked = wanted
+        except Exception:
+            logger.exception("the autoscaler cannot be asked for nodes")
+        finally:
+            self._asking = None
+
+    def _wanted(self) -> list[dict[str, float]]:
+        held = [running.grant for running in self._granted.values()]
+        return bundles([*held, *(grant for grant, _ in self._promised.values())])
+
+    def _give_up_late(self) -> None:
+        """Count no longer on the types of node that did not come in time."""
+        now_s, wait_s = time.monotonic(), self._nodes.scaling.wait_s
+        for grant, since_s in self._promised.values():
+            late = self._nodes.absent_types(grant)
+            if late and now_s - since_s > wait_s:
+                self._say(grant, f"no node of type {late} came within {wait_s:.0f} s")
+                self._nodes.give_up(grant)
+
+    def _say(self, grant: Grant, text: str) -> None:
+        kind, _, trial = grant.request.id.partition(" ")
+        logger.warning("%s: %s", grant.request.id, text)
+        if kind != "shared":
+            self._events.append(Notice(trial=trial, text=text))
+
+    # Stages that several trials need.
+
+    async def shared(self, stage: SharedStage, trial: str) -> None:
+        """Return when the stage is in the store; the first trial that asks starts it. Raises what it raised."""
+        askers = self._askers.setdefault(stage.key, [])
+        askers.append(trial)
+        try:
+            await self._once(stage)
+        finally:
+            askers.remove(trial)
+
+    async def _once(self, stage: SharedStage) -> None:
+        known = self._shared.get(stage.key)
+        if known is None or (known.done() and self._worth_another(known, stage)):
+            self._shared[stage.key] = asyncio.create_task(self._run_shared(stage))
+        await asyncio.shield(self._shared[stage.key])
+
+    def _worth_another(self, ended: asyncio.Task[None], stage: SharedStage) -> bool:
+        """Whether a stage that was done is no longer, or failed for a reason that may have passed."""
+        error = ended.exception()
+        if error is None:
+            return not self._execution.store.complete(stage.kind, stage.key)
+        damaged = failures.damage(error) is not None
+        return damaged or self._execution.retries.limit(failures.classify(error).cause) > 0
+
+    async def _run_shared(self, stage: SharedStage) -> None:
+        """Compute what the stage needs, then the stage, or wait for another driver that does."""
+        for need in stage.needs:
+            await self._once(need)  # type: ignore[arg-type]
+        claims, store, name = self._execution.claims, self._execution.store, f"{stage.kind}-{stage.key}"
+        watch = claims.watch()
+        while not store.complete(stage.kind, stage.key):
+            self._require_going_on()
+            if not claims.take(name, watch):
+                await asyncio.sleep(POLL_S)
+                continue
+            try:
+                # The last holder may have finished between the two looks.
+                if not store.complete(stage.kind, stage.key):
+                    await self._compute_shared(stage)
+            finally:
+                claims.release(name)
+
+    async def _compute_shared(self, stage: SharedStage) -> None:
+        """Compute the stage in a task on the CPU or GPU that it is granted."""
+        has_gpus = any(node.gpus for node in self._nodes.whole())
+        gpus = 1 if has_gpus and stage.kind == "reference" else 0
+        request = Request(id=f"shared {stage.key}", kind="shared", gpus=gpus)
+        grant = await self.acquire(request)
+        if grant is None:
+            raise PlanError(
+                f"{stage.label} needs a {'GPU' if gpus else 'CPU'}, and the cluster has none left."
+            )
+        lost = False
+        try:
+            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
+            task = shared_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
+            await task.remote(stage, self._execution, ray.get_runtime_context().current_actor)
+        except Exception as error:
+            lost = failures.lost(error)
+            raise
+        finally:
+            await self.release(request.id, lost)
+
+    # Events on their way to the driver, and signs of life.
+
+    async def post(self, event: Event) -> None:
+        """Note an event for the driver."""
+        self._events.append(event)
+
+    async def post_shared(self, key: str, event: Event) -> None:
+        """Note an event of a shared stage, for each trial that waits for it; what is to be read, for one of them."""
+        # Each once: the call of a process that died lives on.
+        trials = list(dict.fromkeys(self._askers.get(key, ())))
+        told = trials[:1] if isinstance(event, Notice) else trials
+        self._events += [replace(event, trial=trial) for trial in told]
+
+    async def drain(self) -> list[Event]:
+        """Return the events since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    async def beat(self, trial: str, node: str, pid: int) -> None:
+        """Note a sign of life of the process that drives a trial; pid 0 is its last."""
+        self._beats[trial] = (time.monotonic(), node, pid)
+        if not pid:
+            del self._beats[trial]
+
+    async def silent(self, timeout_s: float) -> list[tuple[str, str, int]]:
+        """Return (trial, node, pid) of trials whose process gave no sign for longer than that."""
+        now = time.monotonic()
+        return [(trial, node, pid) for trial, (at, node, pid) in self._beats.items() if now - at > timeout_s]
+
+    # The end.
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask everything to end within `grace_s` seconds; nothing new starts."""
+        self._stop_at = time.monotonic() + grace_s
+        for _, future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Interrupted("stopped on request while waiting."))
+        self._waiting.clear()
+
+    async def stop_left(self) -> float | None:
+        """Return None while nobody has asked to stop, else the seconds that are left."""
+        return None if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
+
+    async def training(self) -> int:
+        """Return how many trainings hold devices."""
+        return sum(running.grant.request.kind == "train" for running in self._granted.values())
+
+    def _require_going_on(self) -> None:
+        if self._stop_at is not None:
+            raise Interrupted("stopped on request.")
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHandle) -> None:
+    """Compute one shared stage on the device that was granted; the trials that wait for it see how far it is."""
+    execution.stages.prepare_process()
+
+    def post(event: Event) -> None:
+        coordinator.post_shared.remote(stage.key, event)
+
+    with without_secrets(), reporting(stage.kind, post) as report:
+        compute_claimed(stage, execution, report)

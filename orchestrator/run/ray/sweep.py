@@ -1,0 +1,296 @@
+"""Ray: Tune fans the trials out, Train runs each gang, tasks evaluate; the coordinator's gate says when.
+
+A trial function is only a driver: it holds a sliver of the head node, never a CPU or GPU, so no trial can keep
+another from starting. On a CPU a training of world size 1 runs in the trial's own reused process (Train's local
+mode), which the gate counts as one CPU; everything else starts tasks and gangs where the gate has granted them.
+The gate's queue goes by the durations that the stages' `expected_s` gives, and by gate.ranked.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.tune.execution import class_cache
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from orchestrator.plan.durations import Durations, Rate, RateName, slowest
+from orchestrator.plan.hardware import Node
+from orchestrator.plan.schedule import ranked, window
+from orchestrator.run import failures
+from orchestrator.run.events import Completed, Event, Failed, Post, Retried, Started, Stopped
+from orchestrator.run.ray.backend import RayBackend, training, training_id
+from orchestrator.run.ray.cluster import capacity
+from orchestrator.run.ray.coordinator import Coordinator, Work
+from orchestrator.run.ray.scaling import ask_for, scaling, still_absent
+from orchestrator.run.trial import Execution, complete_trial
+from orchestrator.run.workers import make_room
+from orchestrator.spec.redaction import is_secret_name
+from orchestrator.spec.trial_plan import TrialPlan
+from trainers.errors import WorkerLost
+from trainers.specs import Placement
+from trainers.stopping import StopRequest
+
+# Holding a piece of the head node's own resource works on clusters that we did not start, too.
+SLIVER = {"node:__internal_head__": 0.001}
+BEAT_EVERY_S = 2.0
+DRAIN_EVERY_S = 0.3
+# How long the end of a sweep waits for what its coordinator has still to say.
+LAST_WORDS_S = 60.0
+# A process that gives no sign of life for so long hangs; RMSWEEP_SILENCE_S sets another time.
+SILENCE_S = 120.0
+DIED = "the process of the trial died or stopped answering"
+
+logger = logging.getLogger(__name__)
+
+
+def run_on_ray(
+    plans: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
+    execution: Execution,
+    on_event: Post,
+    scratch: Path,
+    stop: StopRequest,
+    workers: Sequence[Node] = (),
+    measured: Mapping[RateName, Rate] | None = None,
+) -> None:
+    """Run what is missing of each plan on the Ray that is up; what fails is an event.
+
+    `workers` are all that the autoscaler may have up at once, `measured` the rates of the sweep's finished trainings.
+    Raises KeyboardInterrupt when stopped.
+    """
+    live = capacity()
+    nodes = [*live, *still_absent(workers, live).values()]
+    durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
+    work = _in_turn(plans, placements, execution, durations, nodes)
+    # On the head, as the trial functions are: the loss of another node must not take it.
+    coordinator = ray.remote(Coordinator).options(
+        num_cpus=0,
+        resources=SLIVER,
+        max_concurrency=10_000,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+    )
+    handle = coordinator.remote(execution, live, work, durations, scaling(workers))
+    slots = sum(node.gpus or node.cpus for node in nodes)
+    tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
+    with Events(handle, on_event):
+        try:
+            with stop.deferred(lambda: stop_gracefully(handle, stop)):
+                tuner.fit()
+        finally:
+            with contextlib.suppress(RayActorError):
+                ray.get(handle.stop.remote(0.0))
+            if workers:
+                # Ray keeps a wish for nodes until it hears another.
+                ask_for([])
+    ray.kill(handle)
+
+
+def _in_turn(
+    plans: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
+    execution: Execution,
+    durations: Durations,
+    nodes: Sequence[Node],
+) -> dict[str, Work]:
+    """What each trial is to do, in the order in which their trainings should start."""
+    asked = [training(plan, placements[plan.key], execution, durations) for plan in plans]
+    by_request = {training_id(plan): plan for plan in plans}
+    return {
+        plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
+        for request in ranked(asked, nodes)
+        for plan in [by_request[request.id]]
+    }
+
+
+def _tuner(
+    trials: Sequence[str],
+    execution: Execution,
+    coordinator: ActorHandle,
+    scratch: Path,
+    *,
+    at_once: int,
+) -> tune.Tuner:
+    """Tune's part: a function for each trial, so many at once, in processes that are used again."""
+    # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
+    class_cache.ENV_VARS_TO_PROPAGATE -= set(filter(is_secret_name, class_cache.ENV_VARS_TO_PROPAGATE))
+    trial = tune.with_parameters(
+        run_trial, execution=execution, coordinator=coordinator, scratch=str(scratch)
+    )
+    # A trial function never raises: what Tune sees fail is a process that died, and its trial goes on in another.
+    deaths = tune.FailureConfig(max_failures=execution.retries.worker_lost)
+    return tune.Tuner(
+        tune.with_resources(trial, SLIVER),
+        param_space={"trial": tune.grid_search(list(trials))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+        run_config=tune.RunConfig(
+            storage_path=str(scratch),
+            # Rounds of one command share their scratch.
+            name=f"tune-{uuid.uuid4().hex[:8]}",
+            verbose=0,
+            callbacks=[TrialDeaths(coordinator)],
+            failure_config=deaths,
+        ),
+    )
+
+
+def run_trial(
+    config: dict[str, Any],
+    *,
+    execution: Execution,
+    coordinator: ActorHandle,
+    scratch: str,
+) -> None:
+    """One Tune trial. What fails is an event, not an error."""
+    work: Work = ray.get(coordinator.work.remote(config["trial"]))
+    plan = work.plan
+    backend = RayBackend(work, execution, coordinator, Path(scratch))
+    backend.post(Started())
+    try:
+        with _beating(plan.key, coordinator):
+            complete_trial(plan, work.placement, backend, execution)
+        backend.post(Completed())
+    except Exception as error:
+        if failures.interrupted(error):
+            backend.post(Stopped())
+        else:
+            logger.exception("trial %s", plan.spec.name)
+            failure, detail = failures.classify(error), traceback.format_exc()
+            backend.post(Failed(cause=failure.cause, message=failure.message, detail=detail))
+    make_room()
+    tune.report({"done_stages": 1})
+
+
+@contextlib.contextmanager
+def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
+    """Signs of life from a thread, so that a process that hangs as a whole is found out."""
+    done = threading.Event()
+    node, pid = ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def beat() -> None:
+        while not done.wait(BEAT_EVERY_S):
+            coordinator.beat.remote(trial, node, pid)
+
+    threading.Thread(target=beat, name="signs-of-life", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        coordinator.beat.remote(trial, node, 0)
+
+
+class Events:
+    """Carries events from the coordinator to the driver, from a thread; a context manager, drained at its end.
+
+    A trial that ends without a word is reported as failed.
+    """
+
+    def __init__(self, coordinator: ActorHandle, on_event: Post) -> None:
+        self._coordinator, self._on_event = coordinator, on_event
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._drain, name="event-drain", daemon=True)
+        self._silence_s = float(os.environ.get("RMSWEEP_SILENCE_S", SILENCE_S))
+
+    def __enter__(self) -> "Events":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(timeout=LAST_WORDS_S)
+        if self._thread.is_alive():
+            logger.error("the coordinator did not answer within %s s; its last events are lost", LAST_WORDS_S)
+
+    def _drain(self) -> None:
+        looked = time.monotonic()
+        last, asked = False, None
+        while True:
+            if asked is None:
+                last = self._done.wait(DRAIN_EVERY_S)
+                asked = self._coordinator.drain.remote()
+            try:
+                events = ray.get(asked, timeout=10)
+            except GetTimeoutError:
+                # Asked for again it would be an empty answer: the events are in this one and nowhere else.
+                logger.warning("the coordinator is slow to answer")
+                continue
+            except RayError:
+                logger.exception("the coordinator does not answer")
+                return
+            asked = None
+            self._tell(events)
+            if last:
+                return
+            if time.monotonic() - looked > min(5.0, self._silence_s / 4):
+                looked = time.monotonic()
+                self._end_silent()
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        for event in events:
+            try:
+                self._on_event(event)
+            # Rich wants to exit where nobody reads its output any more; the sweep goes on.
+            except (Exception, SystemExit):
+                logger.exception("event %s", event)
+
+    def _end_silent(self) -> None:
+        try:
+            for trial, node, pid in ray.get(self._coordinator.silent.remote(self._silence_s), timeout=30):
+                logger.warning(
+                    "trial %s has been silent for %s s; its process %s is ended", trial, self._silence_s, pid
+                )
+                pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+                ray.get(_end_process.options(scheduling_strategy=pinned).remote(pid), timeout=30)
+                ray.get(self._coordinator.beat.remote(trial, node, 0), timeout=30)
+        except RayError:
+            logger.exception("silent trials are looked for again")
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _end_process(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+class TrialDeaths(tune.Callback):
+    """Gives back what a trial held whose process died under it, and says so."""
+
+    def __init__(self, coordinator: ActorHandle) -> None:
+        self._coordinator = coordinator
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook: the trial starts again in another process."""
+        key = trial.config["trial"]
+        how = "again in another process"
+        self._note(Retried(trial=key, cause=WorkerLost.__name__, message=DIED, how=how))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook: the trial has died too often."""
+        self._note(Failed(trial=trial.config["trial"], cause=WorkerLost.__name__, message=DIED))
+
+    def _note(self, event: Event) -> None:
+        ray.get(self._coordinator.forget.remote(event.trial))
+        ray.get(self._coordinator.post.remote(event))
+
+
+def stop_gracefully(coordinator: ActorHandle, stop: StopRequest) -> None:
+    """Ask trainings for a last checkpoint, and return when none is left or the grace period is over."""
+    try:
+        ray.get(coordinator.stop.remote(stop.left_s() or 0.0), timeout=10)
+        while (stop.left_s() or 0.0) > 0 and ray.get(coordinator.training.remote(), timeout=10):
+            time.sleep(0.2)
+        # What trials have to say about it comes with the next drain.
+        time.sleep(2 * DRAIN_EVERY_S)
+    except RayError:
+        logger.exception("the coordinator does not answer")

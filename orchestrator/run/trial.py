@@ -1,0 +1,127 @@
+"""One trial, whatever runs it: shared stages → training → evaluation, and again after what can be mended."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orchestrator.run import failures
+from orchestrator.run.compute import REAL, StageFunctions
+from orchestrator.run.events import Event, Notice, Retried, StageBegan, TakeRow
+from orchestrator.run.failures import Failure
+from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage
+from orchestrator.spec.trial_plan import TrialPlan, usable
+from orchestrator.spec.trials import RetryPolicy
+from orchestrator.store.artifacts import Store
+from orchestrator.store.leases import Claims
+from trainers.specs import Placement
+
+# An artifact that is damaged again and again is on a disk that no retry mends.
+HEALS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How missing stages are computed: where they go, who claims them, how often again, and by which functions."""
+
+    store: Store
+    claims: Claims
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    checkpoint_steps: int | None = None
+    stages: StageFunctions = REAL
+
+
+class Backend(Protocol):
+    """What computes stages, and carries events to the driver. Methods raise what computing raised."""
+
+    def shared(self, stages: Sequence[Stage]) -> None:
+        """Return when all of them are in the store."""
+
+    def train(self, stage: TrainStage, placement: Placement) -> None:
+        """Train, and commit the artifact."""
+
+    def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
+        """Score the trained model on every set of `stages`."""
+
+    def pause(self, seconds: float) -> None:
+        """Wait, holding nothing. Raises Interrupted where the sweep is asked to stop."""
+
+    def post(self, event: Event) -> None:
+        """Tell the driver."""
+
+
+def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
+    """Compute what is missing of a trial. Raises the error that the retry policy does not cover, and Interrupted."""
+    failed: list[Failure] = []
+    healed = 0
+    while True:
+        try:
+            return _complete(plan, placement, backend, execution)
+        except Exception as error:
+            if failures.interrupted(error):
+                raise
+            damage = failures.damage(error)
+            if damage is not None and healed < HEALS:
+                healed += 1
+                execution.store.discard(damage.stage, damage.key, damage.attempt)
+                backend.post(Notice(text=f"{damage}; it is computed again"))
+                continue
+            failed.append(failures.classify(error))
+            retry = failures.next_attempt(failed, placement, execution.retries)
+            if retry is None:
+                raise
+            how = f"again in {retry.wait_s:.0f} s"
+            if retry.placement != placement:
+                how = f"again with {failures.describe_split(retry.placement)}"
+            placement = retry.placement
+            last = failed[-1]
+            backend.post(Retried(cause=last.cause, message=last.message, how=how))
+        backend.pause(retry.wait_s)
+
+
+def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
+    store, claims = execution.store, execution.claims
+    if any(isinstance(stage, TrainStage) for stage in plan.missing(store)):
+        backend.post(StageBegan(stage="prepare"))
+        backend.shared(plan.train.needs)
+        backend.post(StageBegan(stage="waiting"))
+        with claims.held(f"train-{plan.key}", lambda: _trained(plan, store), backend.pause) as ours:
+            if ours:
+                store.remove_leftovers("train", plan.key)
+                backend.train(plan.train, placement)
+    evaluations = plan.unscored(store)
+    if not evaluations:
+        return
+    backend.shared([need for stage in evaluations for need in stage.needs if need != plan.train])
+    backend.post(StageBegan(stage="waiting"))
+    with claims.held(f"evaluate-{plan.key}", lambda: not plan.unscored(store), backend.pause) as ours:
+        if ours:
+            missing = plan.unscored(store)
+            for stage in missing:
+                if (old := store.sound_manifest(stage.kind, stage.key)) is not None:
+                    store.discard(stage.kind, stage.key, old["attempt"])
+                store.remove_leftovers(stage.kind, stage.key)
+            backend.evaluate(plan, missing, placement)
+
+
+def _trained(plan: TrialPlan, store: Store) -> bool:
+    """Whether its weights can be read, or nobody needs them."""
+    return usable(plan.train, store) or not any(
+        isinstance(stage, TrainStage) for stage in plan.missing(store)
+    )
+
+
+def compute_shared(
+    stage: SharedStage, execution: Execution, pause: Callable[[float], None], report: TakeRow
+) -> None:
+    """Compute a shared stage under a claim; its needs are there. Nothing happens where it is complete."""
+    store = execution.store
+    name = f"{stage.kind}-{stage.key}"
+    with execution.claims.held(name, lambda: store.complete(stage.kind, stage.key), pause) as ours:
+        if ours:
+            compute_claimed(stage, execution, report)
+
+
+def compute_claimed(stage: SharedStage, execution: Execution, report: TakeRow) -> None:
+    """Compute a shared stage whose claim is held, where nothing of an earlier attempt is left."""
+    execution.store.remove_leftovers(stage.kind, stage.key)
+    execution.stages.shared(stage, execution.store, report)

@@ -1,0 +1,1 @@
+"""What is asked for: trials, models, data sets, stages and their keys."""

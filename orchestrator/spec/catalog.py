@@ -1,0 +1,164 @@
+"""Named models, data sets and profiles.
+
+Profile `paper` is the grid of arXiv 2507.07981 (paper §1, §2); profile `laptop` is built in, needs no download and
+runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (identity.py).
+The data sets, with the paper's filters and draws, are trainers/data/named.py's.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
+from trainers.architecture import Architecture, count_parameters
+from trainers.data.named import named_set
+from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
+from trainers.tiny import TINY_MODELS
+
+PAPER_OPTIM = OptimSpec()
+
+# Chosen by experiment at laptop size, the same for both reward types; what depends on them is in docs/tiny_world.md.
+_TINY_OPTIM = {
+    "tiny_world": OptimSpec(lr=5e-5, epochs=12, effective_batch=32),
+    "hamiltonian": OptimSpec(lr=1e-3, epochs=80, effective_batch=16),
+}
+
+
+def _shapes(
+    family: str, layers: int, hidden: int, intermediate: int, heads: tuple[int, int, int], vocabulary: int
+) -> Architecture:
+    """`heads` are query heads, key heads and a head's width."""
+    numbers = Architecture(
+        family=family,
+        parameters=0,
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads[0],
+        key_heads=heads[1],
+        head_width=heads[2],
+        vocabulary=vocabulary,
+        tied=family != "gpt_neox" and (family, layers) != ("llama", 32),
+    )
+    return dataclasses.replace(numbers, parameters=count_parameters(numbers))
+
+
+# From the models' own config.json, so that planning works offline and for gated models. The 8B and Pythia are untied.
+ARCHITECTURES = {
+    "meta-llama/Llama-3.2-1B-Instruct": _shapes("llama", 16, 2048, 8192, (32, 8, 64), 128_256),
+    "meta-llama/Llama-3.2-1B": _shapes("llama", 16, 2048, 8192, (32, 8, 64), 128_256),
+    "EleutherAI/pythia-1b": _shapes("gpt_neox", 16, 2048, 8192, (8, 8, 256), 50_304),
+    "meta-llama/Llama-3.2-3B-Instruct": _shapes("llama", 28, 3072, 8192, (24, 8, 128), 128_256),
+    "meta-llama/Llama-3.1-8B-Instruct": _shapes("llama", 32, 4096, 14_336, (32, 8, 128), 128_256),
+    "google/gemma-2-2b-it": _shapes("gemma2", 26, 2304, 9216, (8, 4, 256), 256_000),
+    "Qwen/Qwen2.5-1.5B-Instruct": _shapes("qwen2", 28, 1536, 8960, (12, 2, 128), 151_936),
+    "Qwen/Qwen2.5-3B-Instruct": _shapes("qwen2", 36, 2048, 11_008, (16, 2, 128), 151_936),
+}
+
+
+def _hub_model(name: str, source: str, precision: Precision = "fp32") -> ModelSpec:
+    return ModelSpec(
+        name=name, source=source, parameters=ARCHITECTURES[source].parameters, precision=precision
+    )
+
+
+PAPER_MODELS = (
+    _hub_model("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct"),
+    _hub_model("llama-3.2-3b", "meta-llama/Llama-3.2-3B-Instruct"),
+    _hub_model("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "bf16"),
+    _hub_model("gemma-2-2b", "google/gemma-2-2b-it"),
+    _hub_model("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct"),
+    _hub_model("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct"),
+)
+TINY = tuple(ModelSpec(name=name, source=f"{BUILTIN}{name}") for name in TINY_MODELS)
+
+
+def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
+    """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
+    if not model.source.startswith(BUILTIN):
+        return PAPER_OPTIM
+    return _TINY_OPTIM.get(train_set.name, _TINY_OPTIM["tiny_world"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What an experiment is made of where the command line does not say otherwise."""
+
+    name: str
+    models: tuple[ModelSpec, ...]
+    train_sets: tuple[DatasetSpec, ...]
+    eval_sets: tuple[DatasetSpec, ...]
+    seeds: tuple[int, ...]
+    max_train_pairs: int | None
+    max_eval_pairs: int | None
+    placements: tuple[PlacementRule, ...] = ()
+    rewards: tuple[str, ...] = ("ex_rm", "im_rm")
+    recipe: Recipe = recipe
+    keep_epochs: KeepEpochs = ()
+
+
+Profiles = Mapping[str, Profile]
+
+
+def dataset(name: str) -> DatasetSpec:
+    """The catalog's data set of that name. Raises KeyError."""
+    found = named_set(name)
+    if found is None:
+        raise KeyError(name)
+    return found
+
+
+def _datasets(names: Iterable[str]) -> tuple[DatasetSpec, ...]:
+    return tuple(dataset(name) for name in names)
+
+
+PAPER = Profile(
+    name="paper",
+    models=PAPER_MODELS,
+    train_sets=_datasets(["ultrafeedback", "rewardmath"]),
+    eval_sets=_datasets(
+        [
+            "ultrafeedback",
+            "ultrafeedback_paraphrase",
+            "ultrafeedback_french",
+            "ultrafeedback_spanish",
+            "rewardbench_math",
+            "rewardbench_code",
+            "rewardmath",
+        ]
+    ),
+    seeds=(0, 1, 2),
+    max_train_pairs=2000,
+    max_eval_pairs=200,
+)
+LAPTOP = Profile(
+    name="laptop",
+    models=TINY,
+    train_sets=_datasets(["tiny_world", "hamiltonian"]),
+    eval_sets=_datasets(["tiny_world", "tiny_world_paraphrase", "hamiltonian"]),
+    seeds=(0,),
+    max_train_pairs=None,
+    max_eval_pairs=None,
+    # Two cells as gangs, so that a laptop too exercises what a cluster does.
+    placements=(
+        PlacementRule(
+            match=(("model", "gemma2-64"), ("reward", "ex_rm"), ("train", "tiny_world")),
+            world_size=2,
+            zero_stage=3,
+        ),
+        PlacementRule(
+            match=(("model", "gemma2-64"), ("reward", "im_rm"), ("train", "tiny_world")),
+            world_size=2,
+            zero_stage=2,
+        ),
+    ),
+)
+PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
+MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
+
+
+def architecture(model: ModelSpec) -> Architecture | None:
+    """The numbers of a model of the catalog, by its source; None for another."""
+    if not model.source.startswith(BUILTIN):
+        return ARCHITECTURES.get(model.source)
+    return TINY_MODELS[model.source.removeprefix(BUILTIN)].numbers

@@ -1,0 +1,204 @@
+"""Who a data set is: its rows, whatever file they came in. What the hub gave is remembered in the store."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec.models import HUB_ID
+from orchestrator.spec.stages import Split
+from orchestrator.spec.trials import content_key
+from orchestrator.store.artifacts import Store
+from trainers.data import sources
+from trainers.data.length_filter import LENGTH_TOKENIZER, length_tokenizer
+from trainers.data.records import Digest, Pair, read_written_pairs, written
+from trainers.disk import disk_named, replace
+from trainers.errors import DataError, StorageError
+from trainers.objects import Location
+from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
+
+# What says which rows of a source are meant; at these defaults it is not in a source's key.
+_ROWS_MEANT = (
+    "augmentation",
+    "selection",
+    "columns",
+    "group_by",
+    "test_share",
+    "split_seed",
+    "skip_bad_rows",
+)
+
+
+class DatasetReader:
+    """Reads each split once; knows it by its rows afterwards. `left_out` are the bad rows of each (set, split) read."""
+
+    def __init__(self, store: Store, *, fetch: bool = True) -> None:
+        self._store = store
+        self._fetch = fetch
+        self._splits: dict[tuple[DatasetSpec, str], Split] = {}
+        self._chosen: dict[tuple[DatasetSpec, str], frozenset[str]] = {}
+        self._originals: dict[tuple[DatasetSpec, str], frozenset[str]] = {}
+        self.left_out: dict[tuple[str, str], list[str]] = {}
+
+    def split(self, spec: DatasetSpec, split: str) -> Split:
+        """The split's identity. With `fetch` its rows are in the store afterwards; without, it may be unfetched.
+
+        Raises DataError.
+        """
+        if (spec, split) not in self._splits:
+            remote = not spec.source.startswith(BUILTIN) and not Path(_location(spec)).exists()
+            self._splits[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
+        return self._splits[spec, split]
+
+    def rewrites(self, eval_set: DatasetSpec, train_set: DatasetSpec) -> bool:
+        """Whether `eval_set` declares, by name or by its rows' originals, that it rewrites `train_set`."""
+        if eval_set.rewriting_of is not None:
+            return eval_set.rewriting_of == train_set.name
+        originals = self._originals.get((eval_set, eval_set.test_split), frozenset())
+        if not originals:
+            return False
+        splits = [
+            split
+            for split in (train_set.train_split, train_set.test_split)
+            if (train_set, split) in self._splits or _has_files(train_set, split)
+        ]
+        for split in splits:
+            self.split(train_set, split)
+        texts = frozenset[str]().union(*(self._chosen.get((train_set, split), ()) for split in splits))
+        return 2 * len(originals & texts) >= len(originals)
+
+    def said_left_out(self, most: int = 5) -> tuple[str, ...]:
+        """A line on each split that was read without its bad rows: how many those are, and which come first."""
+        return tuple(
+            f"data set {name}, split {split}: {len(lines)} bad rows left out: {'; '.join(lines[:most])}"
+            + (f"; and {len(lines) - most} more" if len(lines) > most else "")
+            for (name, split), lines in sorted(self.left_out.items())
+        )
+
+    def _read(self, spec: DatasetSpec, split: str) -> Split:
+        """Read the rows once, in a stream: who they are, and where they are to be kept, a copy of them."""
+        digest, chosen, originals = Digest(), set[str](), set[str]()
+        left_out: list[str] = []
+        with self._spool() as spool:
+            for pair in written(sources.iter_pairs(spec, split, left_out), spool):
+                digest.add(pair)
+                chosen.add(_short_digest(pair.chosen))
+                if pair.original_chosen:
+                    originals.add(_short_digest(pair.original_chosen))
+            found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
+            if left_out:
+                self.left_out[spec.name, split] = left_out
+            self._chosen[spec, split] = frozenset(chosen)
+            self._originals[spec, split] = frozenset(originals)
+            if spool is not None:
+                self._keep(found, spool, left_out)
+        return found
+
+    def _remote(self, spec: DatasetSpec, split: str) -> Split:
+        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(_location(spec)):
+            raise DataError(
+                f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
+            )
+        key = _source_key(spec, split)
+        record = self._store.root / "sources" / f"{key}.json"
+        known = _read_record(record) if record.is_file() else None
+        # The rows of a remembered set may have been collected as garbage; then it is fetched again.
+        if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
+            self._chosen[spec, split] = frozenset(known["chosen"])
+            self._originals[spec, split] = frozenset(known["originals"])
+            return Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"])
+        if not self._fetch:
+            return Split(name=spec.name, split=split, digest=f"not fetched {key}", rows=0)
+        # What was fetched before is fetched again as it was, whatever the hub has now.
+        revision = (known or {}).get("revision") or sources.resolved_revision(spec)
+        found = self._read(dataclasses.replace(spec, revision=revision), split)
+        for kept in (self._chosen, self._originals):
+            kept[spec, split] = kept[dataclasses.replace(spec, revision=revision), split]
+        remembered = {
+            "source": spec.source,
+            "set": spec.name,
+            "split": split,
+            "revision": revision,
+            "digest": found.digest,
+            "rows": found.rows,
+            "chosen": sorted(self._chosen[spec, split]),
+            "originals": sorted(self._originals[spec, split]),
+        }
+        replace(record, json.dumps(remembered))
+        return found
+
+    @contextlib.contextmanager
+    def _spool(self) -> Iterator[Path | None]:
+        """A file for the rows on the way to the store; none where nothing is kept."""
+        if not self._fetch:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="rmsweep-rows-") as folder, disk_named(Path(folder)):
+            yield Path(folder) / "pairs.jsonl"
+
+    def _keep(self, split: Split, spool: Path, left_out: list[str]) -> None:
+        if self._store.complete("dataset", split.digest):
+            return
+        with self._store.write("dataset", split.digest, name=split.name, split=split.split) as attempt:
+            shutil.copyfile(spool, attempt.directory / "pairs.jsonl")
+            attempt.info["rows"] = split.rows
+            if left_out:
+                attempt.info["left_out"] = len(left_out)
+
+
+def _source_key(spec: DatasetSpec, split: str) -> str:
+    meant = {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if field.name in _ROWS_MEANT and getattr(spec, field.name) != field.default
+    }
+    if spec.selection and length_tokenizer() != LENGTH_TOKENIZER:
+        meant["length_tokenizer"] = length_tokenizer()
+    return content_key(
+        "source", 2, id=spec.source, revision=spec.revision, keep=spec.keep, split=split, **meant
+    )
+
+
+def _location(spec: DatasetSpec) -> str:
+    """Path or hub id: of the statements, where the set is made of some."""
+    return spec.source.removeprefix(PERSONA)
+
+
+def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
+    """The rows of a split that a driver has read; none where they are not in the store, or damaged."""
+    try:
+        if not store.complete("dataset", digest):
+            return ()
+        return read_written_pairs(store.read_file("dataset", digest, "pairs.jsonl"))
+    except StorageError:
+        return ()
+
+
+def _has_files(spec: DatasetSpec, split: str) -> bool:
+    """Whether a split that nobody asked for can be read without a network."""
+    place, read_from = Path(spec.source), spec.train_split if spec.test_share else split
+    return (
+        spec.source.startswith(BUILTIN)
+        or place.is_file()
+        or (place.is_dir() and sources.has_split(spec, read_from))
+    )
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_record(file: Location) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads(file.read_text())
+        _ = known["digest"], known["rows"], known["chosen"], known["originals"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{file} is unreadable ({error}); delete it to fetch the data set again."
+        ) from error
+    return known

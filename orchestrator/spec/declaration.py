@@ -1,0 +1,283 @@
+"""What a sweep's commands declared, as plain records in <storage>/sweeps/<sweep>/sweep.json.
+
+The report, the status and MLflow are views of these records and of the artifacts that they name; gc keeps those. A
+declaration grows; it is replaced only where the user says so, and gc keeps what it needed even then.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from orchestrator.spec.redaction import redacted
+from orchestrator.spec.resolve import ResolvedSweep
+from orchestrator.spec.stages import PrepareStage
+from orchestrator.spec.trial_plan import TrialPlan, unscored
+from orchestrator.spec.trials import Category
+from orchestrator.store.artifacts import Store
+from trainers.disk import alone, replace
+from trainers.errors import SpecError
+from trainers.specs import DrawSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """One evaluation of a trial; `dataset_digest` is that of the rows, `prepared` the key of their tokens.
+
+    `epoch` is that after which it was evaluated, None where an older rmsweep has written the file: the last.
+    """
+
+    dataset: str
+    key: str
+    category: Category
+    dataset_digest: str
+    epoch: int | None = None
+    prepared: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs."""
+
+    name: str
+    key: str
+    model: str
+    reward: str
+    train_set: str
+    train_digest: str
+    seed: int
+    parameters: dict[str, Any]
+    evaluations: tuple[EvaluationRecord, ...]
+    prepared: str = ""
+
+    def whole(self, store: Store) -> bool:
+        """Whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
+        evaluated = not unscored(store, self.key, [item.key for item in self.evaluations])
+        return evaluated and store.complete("train", self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """The sweep's trials, in plan order, and every artifact that they come to, as stage/key.
+
+    `earlier` are artifacts that only earlier declarations of the sweep came to.
+    """
+
+    sweep: str
+    trials: tuple[TrialRecord, ...]
+    artifacts: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
+
+
+def declare(resolved: ResolvedSweep) -> Declaration:
+    """The records of a resolved sweep."""
+    # The same few words stand in every trial, and each is compared with the whole environment.
+    said = cache(redacted)
+    return Declaration(
+        sweep=resolved.sweep.name,
+        trials=tuple(_trial(plan, resolved.categories, said) for plan in resolved.plans),
+        artifacts=tuple(sorted(artifacts_of(resolved.plans))),
+    )
+
+
+def _in_turn(first: Sequence[str], then: Iterable[str]) -> tuple[str, ...]:
+    """Each once: of two analyses with one name the report shows the one that was declared last."""
+    return tuple(dict.fromkeys((*first, *sorted(then))))
+
+
+def artifacts_of(plans: Iterable[TrialPlan]) -> set[str]:
+    """Every artifact that the trials come to, as stage/key."""
+    named: set[str] = set()
+    for stage in (stage for plan in plans for stage in plan.stages()):
+        named.add(f"{stage.kind}/{stage.key}")
+        if isinstance(stage, PrepareStage):
+            named.add(f"dataset/{stage.split.digest}")
+    return named
+
+
+def _trial(
+    plan: TrialPlan, categories: Mapping[tuple[str, str], Category], said: Callable[[str], str]
+) -> TrialRecord:
+    spec = plan.spec
+    return TrialRecord(
+        name=spec.name,
+        key=plan.key,
+        model=spec.model.name,
+        reward=spec.reward_name,
+        train_set=spec.train_set.name,
+        train_digest=plan.train.prepared.split.digest,
+        seed=spec.seed,
+        parameters=_parameters(plan, said),
+        evaluations=tuple(
+            EvaluationRecord(
+                dataset=stage.prepared.split.name,
+                key=stage.key,
+                category=categories[spec.train_set.name, stage.prepared.split.name],
+                dataset_digest=stage.prepared.split.digest,
+                epoch=stage.epoch,
+                prepared=stage.prepared.key,
+            )
+            for stage in plan.evaluations
+        ),
+        prepared=plan.train.prepared.key,
+    )
+
+
+def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
+    spec = plan.spec
+    parameters: dict[str, Any] = {
+        "model": spec.model.name,
+        "model_source": spec.model.source,
+        "model_revision": plan.train.base.revision,
+        "precision": spec.model.precision,
+        "reward": spec.reward_name,
+        "beta": spec.reward.beta,
+        "train_set": spec.train_set.name,
+        "seed": spec.seed,
+        "lr": spec.optim.lr,
+        "validation_share": spec.validation and spec.validation.share,
+        "epochs": spec.optim.epochs,
+        "effective_batch": spec.optim.effective_batch,
+        "weight_decay": spec.optim.weight_decay,
+        "freeze": ", ".join(spec.optim.freeze) or None,
+        "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
+        "max_train_pairs": spec.train_draw.max_pairs,
+        "max_eval_pairs": spec.eval_draw.max_pairs,
+        **{
+            name: limit
+            for name in ("max_prompt_tokens", "max_response_tokens")
+            if (limit := getattr(spec.train_draw, name)) != getattr(DrawSpec(), name)
+        },
+    }
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return {name: said(value) if isinstance(value, str) else value for name, value in given.items()}
+
+
+def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+    """Write what `adopted` makes of `new`; of drivers that add to one sweep at a time none loses what another added."""
+    with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
+        declaration = adopted(new, store, adds=adds, replaces=replaces)
+        write_declaration(declaration, store)
+    return declaration
+
+
+def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+    """What the sweep's name stands for from now on: `new` where it has all that it stood for before, as it must.
+
+    Where it `adds`, what it lacks stays declared; where it `replaces`, only the artifacts stay. Raises SpecError.
+    """
+    if new.sweep not in declared_sweeps(store):
+        return new
+    earlier = read_declaration(new.sweep, store)
+    both = _both(earlier, new)
+    clash = list(dict.fromkeys((*_lost(earlier, both), *_of_other_settings(earlier, new))))
+    if (lost := clash if adds else _lost(earlier, new)) and not replaces:
+        raise SpecError(_refusal(new, store, lost, can_extend=not clash))
+    if adds and not replaces:
+        new = both
+    needed = {*earlier.artifacts, *earlier.earlier} - {*new.artifacts}
+    return dataclasses.replace(new, earlier=tuple(sorted(needed)))
+
+
+def _lost(earlier: Declaration, new: Declaration) -> list[str]:
+    """What `earlier` declares and `new` does not, for people."""
+    kept = {trial.key: {item.key for item in trial.evaluations} for trial in new.trials}
+    lost: list[str] = []
+    for trial in earlier.trials:
+        if trial.key not in kept:
+            lost.append(trial.name)
+            continue
+        gone = [item.dataset for item in trial.evaluations if item.key not in kept[trial.key]]
+        lost += [f"{trial.name} on {dataset}" for dataset in dict.fromkeys(gone)]
+    return lost
+
+
+def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
+    """Trials of `new` that would enter one mean over seeds with earlier ones of other data or settings, for people."""
+    known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for trial in earlier.trials:
+        known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))
+    return [
+        trial.name
+        for trial in new.trials
+        if (others := known.get((trial.model, trial.reward, trial.train_set)))
+        and _settings(trial) not in others
+    ]
+
+
+def _settings(trial: TrialRecord) -> dict[str, Any]:
+    apart = ("seed", "model_source", "keep_epochs", "max_eval_pairs")
+    settings = {name: value for name, value in trial.parameters.items() if name not in apart}
+    return {**settings, "train_digest": trial.train_digest}
+
+
+def _both(earlier: Declaration, new: Declaration) -> Declaration:
+    """The trials and evaluations of both, in the order in which they came; of two with one name the new one."""
+    known = {trial.key: trial for trial in earlier.trials}
+    added = {trial.key for trial in new.trials}
+    trials = {trial.name: trial for trial in earlier.trials if trial.key not in added}
+    for trial in new.trials:
+        before = known[trial.key].evaluations if trial.key in known else ()
+        evaluations = {(item.dataset, item.epoch): item for item in (*before, *trial.evaluations)}
+        trials[trial.name] = dataclasses.replace(trial, evaluations=tuple(evaluations.values()))
+    place = {key: index for index, key in enumerate(known)}
+    artifacts = new.artifacts
+    if added <= known.keys():
+        # In the report an analysis of some of the trials would stand in the place of that of all.
+        artifacts = tuple(item for item in artifacts if not item.startswith("analyse/"))
+    return dataclasses.replace(
+        new,
+        trials=tuple(sorted(trials.values(), key=lambda trial: place.get(trial.key, len(place)))),
+        artifacts=_in_turn(earlier.artifacts, artifacts),
+    )
+
+
+def _refusal(new: Declaration, store: Store, lost: Sequence[str], *, can_extend: bool) -> str:
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    ways = [f"give it a name of its own (--name {free_name(new.sweep, store)})"]
+    if new.trials:
+        ways += ["add it to the sweep (--extend)"] if can_extend else []
+        ways += ["let it take the sweep's place (--replace)"]
+    return (
+        f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "
+        f"settings: {', '.join(lost[:3])}{more}. Nothing was started: {', or '.join(ways)}."
+    )
+
+
+def free_name(sweep: str, store: Store) -> str:
+    """A name near to `sweep` that no sweep of the store has."""
+    taken = declared_sweeps(store)
+    return next(name for n in itertools.count(2) if (name := f"{sweep}-{n}") not in taken)
+
+
+def write_declaration(declaration: Declaration, store: Store) -> None:
+    """Make this what the sweep is from now on."""
+    file = store.sweep_dir(declaration.sweep) / "sweep.json"
+    replace(file, json.dumps(dataclasses.asdict(declaration), indent=1, ensure_ascii=False))
+
+
+def read_declaration(sweep: str, store: Store) -> Declaration:
+    """What the sweep's commands declared. Raises SpecError where there was none."""
+    file = store.sweep_dir(sweep) / "sweep.json"
+    if not file.is_file():
+        raise SpecError(f"{store.root} knows no sweep {sweep!r}; run it first, or give --name or --storage.")
+    loaded = json.loads(file.read_text())
+    return Declaration(
+        sweep=loaded["sweep"],
+        trials=tuple(map(_read_trial, loaded["trials"])),
+        artifacts=tuple(loaded["artifacts"]),
+        earlier=tuple(loaded["earlier"]),
+    )
+
+
+def _read_trial(loaded: dict[str, Any]) -> TrialRecord:
+    evaluations = tuple(EvaluationRecord(**item) for item in loaded["evaluations"])
+    return TrialRecord(**{**loaded, "evaluations": evaluations})
+
+
+def declared_sweeps(store: Store) -> list[str]:
+    """Names of the sweeps that the store knows."""
+    return sorted(file.parent.name for file in (store.root / "sweeps").glob("*/sweep.json"))

@@ -1,0 +1,151 @@
+"""From what the user asked for to stages with keys: every model and data set is identified, every fault said at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.models import REVISION_LOCK, identify_model
+from orchestrator.spec.stages import Split
+from orchestrator.spec.trial_plan import TrialPlan, plan_trial
+from orchestrator.spec.trials import Category, Sweep
+from orchestrator.store.artifacts import Store
+from trainers.errors import DataError, ModelError, SpecError, SweepError
+from trainers.specs import DatasetSpec
+
+Named = TypeVar("Named")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedSweep:
+    """A sweep whose every trial is a list of keyed stages; `categories` is by (training set, evaluation set).
+
+    `left_out` says of each split that was read without its bad rows how many those are, and which.
+    """
+
+    sweep: Sweep
+    plans: tuple[TrialPlan, ...]
+    categories: dict[tuple[str, str], Category]
+    left_out: tuple[str, ...] = ()
+
+
+def resolve(
+    sweep: Sweep, store: Store, *, fetch: bool = True, allow_overlap: bool = False, lock: Path = REVISION_LOCK
+) -> ResolvedSweep:
+    """Identify everything. Raises ModelError, DataError or SpecError with every fault of its kind in one message."""
+    trials = sweep.trials
+    reader = DatasetReader(store, fetch=fetch)
+    models = _all(
+        {trial.model for trial in trials},
+        lambda model: identify_model(model, store, lock=lock, fetch=fetch),
+        ModelError,
+    )
+    train_sets = {trial.train_set for trial in trials}
+    eval_sets = {dataset for trial in trials for dataset in trial.eval_sets}
+    wanted = {(dataset, dataset.train_split) for dataset in train_sets}
+    wanted |= {(dataset, dataset.test_split) for dataset in eval_sets}
+    splits = _all(wanted, lambda item: reader.split(*item), DataError)
+    train_splits = {dataset: splits[dataset, dataset.train_split] for dataset in train_sets}
+    eval_splits = {dataset: splits[dataset, dataset.test_split] for dataset in eval_sets}
+    _require_distinct_names(sweep)
+    overrides = {(train, evaluated): category for train, evaluated, category in sweep.categories}
+    if not allow_overlap:
+        _refuse_training_rows(train_splits, eval_splits, overrides)
+    categories = {
+        (train.name, evaluated.name): overrides.get((train.name, evaluated.name))
+        or _category(train, evaluated, reader)
+        for train in train_sets
+        for evaluated in eval_sets
+    }
+    plans = tuple(
+        plan_trial(
+            trial,
+            models[trial.model],
+            train_splits[trial.train_set],
+            [eval_splits[item] for item in trial.eval_sets],
+        )
+        for trial in trials
+    )
+    _require_distinct_keys(plans)
+    return ResolvedSweep(sweep=sweep, plans=plans, categories=categories, left_out=reader.said_left_out())
+
+
+def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepError]) -> dict[Named, Found]:
+    found: dict[Named, Found] = {}
+    faults: list[str] = []
+    for item in sorted(wanted, key=str):
+        try:
+            found[item] = find(item)
+        except kind as error:
+            faults.append(str(error))
+    if faults:
+        raise kind("\n".join(faults))
+    return found
+
+
+def _require_distinct_names(sweep: Sweep) -> None:
+    for what, specs in (
+        ("models", {trial.model for trial in sweep.trials}),
+        (
+            "data sets",
+            {trial.train_set for trial in sweep.trials}
+            | {dataset for trial in sweep.trials for dataset in trial.eval_sets},
+        ),
+    ):
+        names = [spec.name for spec in specs]
+        twice = sorted(f"{spec.name} ({spec.source})" for spec in specs if names.count(spec.name) > 1)
+        if twice:
+            raise SpecError(
+                f"two {what} of one name: {', '.join(twice)}; give them apart with NAME=PATH or NAME=ID."
+            )
+
+
+def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:
+    names: dict[str, str] = {}
+    for plan in plans:
+        if plan.key in names:
+            raise SpecError(
+                f"trials {names[plan.key]!r} and {plan.spec.name!r} are the same training; drop one."
+            )
+        names[plan.key] = plan.spec.name
+
+
+def _refuse_training_rows(
+    train: dict[DatasetSpec, Split],
+    evaluated: dict[DatasetSpec, Split],
+    declared: dict[tuple[str, str], Category],
+) -> None:
+    """What is declared to be training pairs is evaluated on purpose."""
+    trained_on: dict[str, str] = {split.digest: dataset.name for dataset, split in train.items()}
+    for dataset, split in evaluated.items():
+        trained = trained_on.get(split.digest)
+        if trained is not None and declared.get((trained, dataset.name)) != "training pairs":
+            raise SpecError(
+                f"evaluation set {dataset.name} holds the very rows that {trained} trains on; "
+                "give a folder with a test split, or say --allow-overlap."
+            )
+
+
+def _category(train: DatasetSpec, evaluated: DatasetSpec, reader: DatasetReader) -> Category:
+    if evaluated.rewriting_of == train.name:
+        return "token-level shift"
+    same_rows = (train.keep, train.selection) == (evaluated.keep, evaluated.selection)
+    if same_rows and _same_source(train.source, evaluated.source):
+        return "in-distribution"
+    if reader.rewrites(evaluated, train):
+        return "token-level shift"
+    return "domain shift"
+
+
+def _same_source(left: str, right: str) -> bool:
+    paths = Path(left), Path(right)
+    if all(path.exists() for path in paths):
+        return paths[0].resolve() == paths[1].resolve()
+    return left == right
+
+
+def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
+    """The trials that have anything left to compute."""
+    return tuple(plan for plan in plans if not plan.complete(store))

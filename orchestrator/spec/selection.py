@@ -1,0 +1,206 @@
+"""From the words on a command line to the models, data sets and draws of a grid. Every fault is a SpecError."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.spec import catalog
+from orchestrator.spec.models import HUB_ID, nearest
+from orchestrator.spec.trials import CATEGORIES, Category, KeepEpochs, PlacementRule, Recipe
+from trainers.data.named import DATASETS
+from trainers.errors import SpecError
+from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
+from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
+
+_NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What an experiment file builds its sweep from: the profile's choices, overridden by flags."""
+
+    name: str
+    models: tuple[ModelSpec, ...]
+    rewards: tuple[RewardSpec, ...]
+    train_sets: tuple[DatasetSpec, ...]
+    eval_sets: tuple[DatasetSpec, ...]
+    seeds: tuple[int, ...]
+    train_draw: DrawSpec
+    eval_draw: DrawSpec
+    recipe: Recipe
+    categories: tuple[tuple[str, str, Category], ...]
+    only: tuple[tuple[str, str], ...]
+    max_trials: int | None
+    placements: tuple[PlacementRule, ...]
+    keep_epochs: KeepEpochs = ()
+
+
+def parse_model(text: str) -> ModelSpec:
+    """`[NAME=]ID|PATH`, where ID is a catalog name or a hub id."""
+    name, source = _split_name(text)
+    if source in catalog.MODELS:
+        known = catalog.MODELS[source]
+        return dataclasses.replace(known, name=name or known.name)
+    path = _found(source)
+    if path is not None:
+        stem = path.absolute().stem if path.is_file() else path.absolute().name
+        return ModelSpec(name=name or clean_name(stem), source=str(path))
+    if _looks_like_path(source) or not HUB_ID.fullmatch(source):
+        raise SpecError(
+            f"--models {source}: no such file or folder, and no known model; {nearest(source, catalog.MODELS)}"
+        )
+    return ModelSpec(name=name or clean_name(source.split("/")[-1].lower()), source=source)
+
+
+def parse_dataset(text: str, flag: str) -> DatasetSpec:
+    """`[NAME=]NAME|PATH|ID`. A catalog NAME in front of a path keeps what the catalog declares of it."""
+    name, source = _split_name(text)
+    given = name
+    known = {spec.name: spec for spec in DATASETS}
+    if source in known:
+        return dataclasses.replace(known[source], name=name or source)
+    path = _found(source)
+    if path is None and (_looks_like_path(source) or not HUB_ID.fullmatch(source)):
+        raise SpecError(
+            f"{flag} {source}: no such file or folder, and no known data set; {nearest(source, known)}"
+        )
+    if not name:
+        place = (path or Path(source)).absolute()
+        name = clean_name((place.stem if place.is_file() else place.name).lower())
+    if path is not None and name in known and known[name].source.startswith(PERSONA):
+        return dataclasses.replace(known[name], source=f"{PERSONA}{path}")
+    rewriting_of = known[name].rewriting_of if name in known else None
+    # A folder may be called as a catalog set by chance.
+    train_draw = known[name].train_draw if given in known else None
+    return DatasetSpec(
+        name=name,
+        source=source if path is None else str(path),
+        rewriting_of=rewriting_of,
+        train_draw=train_draw,
+    )
+
+
+def drawn(spec: DatasetSpec, given: int | None) -> DatasetSpec:
+    """The set without a draw of its own where another number of training pairs is given."""
+    own = spec.train_draw
+    return (
+        spec if own is None or given in (None, own.max_pairs) else dataclasses.replace(spec, train_draw=None)
+    )
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    if not text.strip():
+        raise SpecError("an empty word names no model and no data set; is a shell variable unset?")
+    match = _NAMED.fullmatch(text)
+    if match is None or _found(text) is not None:
+        return "", text
+    return given_name("NAME", match[1]), match[2]
+
+
+def _found(text: str) -> Path | None:
+    """The file or folder of that name; None where there is none, or where no file could be called that."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
+
+
+def parse_rewards(kinds: Sequence[str], beta: float | None) -> tuple[RewardSpec, ...]:
+    """Reward types by name, `ex_rm_mean` and `im_rm_no_reference` among them; `beta` is that of every one with a β."""
+    known = reward_variants(PAPER_BETA if beta is None else beta)
+    for kind in kinds:
+        if kind not in known:
+            raise SpecError(f"--rewards {kind}: {nearest(kind, known)}")
+    chosen = tuple(spec for name, spec in known.items() if name in kinds)
+    if beta is not None and all(spec.beta is None for spec in chosen):
+        raise SpecError("--beta is given, but no trial would use it: im_rm has a beta.")
+    return chosen
+
+
+def parse_categories(
+    texts: Sequence[str], train_names: Iterable[str], eval_names: Iterable[str]
+) -> tuple[tuple[str, str, Category], ...]:
+    """`TRAIN/EVAL=VALUE`, where VALUE is a category, spaces or hyphens alike."""
+    by_text: Mapping[str, Category] = {category.replace(" ", "-"): category for category in CATEGORIES}
+    known = (("trains on", set(train_names)), ("evaluates on", set(eval_names)))
+    parsed: dict[tuple[str, str], Category] = {}
+    for text in texts:
+        pair, _, value = text.rpartition("=")
+        train, slash, evaluated = pair.partition("/")
+        category = by_text.get(value.strip().replace(" ", "-"))
+        if not slash or category is None:
+            raise SpecError(f"--category {text}: give TRAIN/EVAL=VALUE, VALUE one of {', '.join(by_text)}.")
+        for name, (role, names) in zip((train, evaluated), known, strict=True):
+            if name not in names:
+                raise SpecError(
+                    f"--category {text}: no set that this sweep {role} is {name}; {nearest(name, names)}"
+                )
+        if (train, evaluated) in parsed:
+            raise SpecError(f"--category {text}: {train}/{evaluated} is given twice.")
+        parsed[train, evaluated] = category
+    return tuple((train, evaluated, category) for (train, evaluated), category in parsed.items())
+
+
+def parse_only(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """`KEY=GLOB`."""
+    patterns = []
+    for text in texts:
+        key, equals, glob = text.partition("=")
+        if not equals or not glob:
+            raise SpecError(f"--only {text}: give KEY=GLOB, as in --only model=llama*.")
+        patterns.append((key, glob))
+    return tuple(patterns)
+
+
+def parse_keep_epochs(texts: Sequence[str]) -> KeepEpochs:
+    """`every`, or epochs from 1."""
+    if list(texts) == ["every"]:
+        return "every"
+    if not all(text.isdecimal() and int(text) >= 1 for text in texts):
+        raise SpecError(f"--keep-epochs {' '.join(texts)}: give epochs from 1, or the one word every.")
+    return unique("--keep-epochs", [int(text) for text in texts])
+
+
+def adjusted_recipe(
+    lr: float | None, epochs: int | None, effective_batch: int | None, base: Recipe = catalog.recipe
+) -> Recipe:
+    """A profile's recipe with the flags' values in place of its own."""
+    changes = {"lr": lr, "epochs": epochs, "effective_batch": effective_batch}
+    given = {name: value for name, value in changes.items() if value is not None}
+
+    def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
+        return dataclasses.replace(base(model, train_set), **given)  # type: ignore[arg-type]
+
+    return recipe
+
+
+def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:
+    """`values`, refused where one stands twice."""
+    if len(set(values)) != len(values):
+        raise SpecError(f"{what} {' '.join(map(str, values))}: a value stands twice.")
+    return tuple(values)
+
+
+def draw(flag: str, given: int | None, default: int | None) -> DrawSpec:
+    """A draw of at most as many pairs as given, else as the profile says."""
+    max_pairs = default if given is None else given
+    if max_pairs is not None and max_pairs < 1:
+        raise SpecError(f"{flag} {max_pairs}: give at least 1.")
+    return DrawSpec(max_pairs=max_pairs)
+
+
+def with_limits(draw: DrawSpec, max_prompt_tokens: int | None, max_response_tokens: int | None) -> DrawSpec:
+    """The draw with the token limits that are given."""
+    limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    for name, limit in given.items():
+        if limit < 1:
+            raise SpecError(f"--{name.replace('_', '-')} {limit}: give at least 1.")
+    return dataclasses.replace(draw, **given)  # type: ignore[arg-type]

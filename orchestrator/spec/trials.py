@@ -1,0 +1,218 @@
+"""What a user asks for: trials, the sweep that holds them, and the content key of any plain value.
+
+Grid algebra: `grid` is the full product, tuples of trials add, `only` filters, `Sweep` refuses duplicates.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Union
+
+from trainers.errors import SpecError
+from trainers.rewards import RewardSpec
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, ValidationSpec
+
+Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]
+CATEGORIES: tuple[Category, ...] = ("training pairs", "in-distribution", "token-level shift", "domain shift")
+
+Recipe = Callable[[ModelSpec, DatasetSpec], OptimSpec]
+# Epochs after which a model is evaluated besides the last.
+KeepEpochs = Union[tuple[int, ...], Literal["every"]]
+Stable = Union[str, int, float, bool, None, "list[Stable]", "dict[str, Stable]"]
+
+ONLY_KEYS = ("model", "reward", "train", "seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """One cell: one training with its evaluations.
+
+    Weights are kept, and evaluated, after `keep_epochs` (from 1) and after the last. `variant` tells trials apart that
+    differ in how they are trained only, such as what is frozen. `validation` pairs are held out of the training set, and
+    scored after each epoch.
+    """
+
+    model: ModelSpec
+    reward: RewardSpec
+    train_set: DatasetSpec
+    train_draw: DrawSpec
+    optim: OptimSpec
+    seed: int
+    eval_sets: tuple[DatasetSpec, ...]
+    eval_draw: DrawSpec
+    keep_epochs: tuple[int, ...] = ()
+    variant: str = ""
+    validation: ValidationSpec | None = None
+
+    def __post_init__(self) -> None:
+        outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
+        if outside:
+            raise SpecError(
+                f"--keep-epochs {outside[0]}: {self.name} has the epochs 1 to {self.optim.epochs}."
+            )
+
+    @property
+    def reward_name(self) -> str:
+        """`im_rm`, or with the variant: `im_rm_unembedding_only`."""
+        return "_".join(filter(None, (self.reward.name, self.variant)))
+
+    @property
+    def name(self) -> str:
+        """`llama-64 · im_rm · tiny_world · s0`, as MLflow and the tables show it."""
+        return f"{self.model.name} · {self.reward_name} · {self.train_set.name} · s{self.seed}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What `--only KEY=GLOB` matches against."""
+        values = (self.model.name, self.reward_name, self.train_set.name, str(self.seed))
+        return dict(zip(ONLY_KEYS, values, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementRule:
+    """Lays the CPU trials whose labels match on `world_size` processes under a ZeRO stage."""
+
+    match: tuple[tuple[str, str], ...]
+    world_size: int
+    zero_stage: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often a trial is tried again after each kind of failure; waits (seconds) double from one to the next.
+
+    What is not named here (a Diverged loss, bad data, a defect) fails at once.
+    """
+
+    worker_lost: int = 3
+    out_of_memory: int = 6
+    timeout: int = 2
+    storage: int = 1
+    unreachable: int = 3
+    back_off_s: float = 5.0
+    back_off_most_s: float = 300.0
+
+    def limit(self, cause: str) -> int:
+        """Retries after errors of the class `cause`."""
+        limits = {
+            "WorkerLost": self.worker_lost,
+            "OutOfMemory": self.out_of_memory,
+            "Timeout": self.timeout,
+            "StorageError": self.storage,
+            "Unreachable": self.unreachable,
+        }
+        return limits.get(cause, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A named set of trials. `categories` overrides the category of (training set, evaluation set) pairs."""
+
+    name: str
+    trials: tuple[TrialSpec, ...]
+    categories: tuple[tuple[str, str, Category], ...] = ()
+    placements: tuple[PlacementRule, ...] = ()
+    retries: RetryPolicy = RetryPolicy()
+
+    def __post_init__(self) -> None:
+        if not self.trials:
+            raise SpecError(
+                "the sweep holds no trial; check --only and the lists of models, rewards and seeds."
+            )
+        seen: dict[str, TrialSpec] = {}
+        for trial in self.trials:
+            if trial.name in seen:
+                first, second = (
+                    f"{item.model.source} on {item.train_set.source}" for item in (seen[trial.name], trial)
+                )
+                raise SpecError(
+                    f"trial {trial.name!r} is declared twice, as {first} and as {second}; give equal names apart "
+                    "with NAME=PATH or NAME=ID, and list every seed, model and training set once."
+                )
+            seen[trial.name] = trial
+
+
+def grid(
+    *,
+    models: Sequence[ModelSpec],
+    rewards: Sequence[RewardSpec],
+    train_sets: Sequence[DatasetSpec],
+    eval_sets: Sequence[DatasetSpec],
+    seeds: Sequence[int],
+    recipe: Recipe,
+    train_draw: DrawSpec,
+    eval_draw: DrawSpec,
+    keep_epochs: KeepEpochs = (),
+    variant: str = "",
+    validation: ValidationSpec | None = None,
+) -> tuple[TrialSpec, ...]:
+    """The full product, seeds outermost so that a first answer covers every model early.
+
+    A training set that has a draw of its own is drawn by it.
+    """
+
+    def trial(seed: int, model: ModelSpec, train_set: DatasetSpec, reward: RewardSpec) -> TrialSpec:
+        optim = recipe(model, train_set)
+        return TrialSpec(
+            model=model,
+            reward=reward,
+            train_set=train_set,
+            train_draw=train_set.train_draw or train_draw,
+            optim=optim,
+            seed=seed,
+            eval_sets=tuple(eval_sets),
+            eval_draw=eval_draw,
+            keep_epochs=tuple(range(1, optim.epochs + 1)) if keep_epochs == "every" else keep_epochs,
+            variant=variant,
+            validation=validation,
+        )
+
+    return tuple(
+        trial(seed, model, train_set, reward)
+        for seed, model, train_set, reward in itertools.product(seeds, models, train_sets, rewards)
+    )
+
+
+def matches(labels: dict[str, str], patterns: Sequence[tuple[str, str]]) -> bool:
+    """Whether every pattern's key is met by one of its globs: `model=a model=b` means a or b."""
+    keys = {key for key, _ in patterns}
+    return all(
+        any(fnmatch.fnmatchcase(labels[key], glob) for name, glob in patterns if name == key) for key in keys
+    )
+
+
+def only(trials: Sequence[TrialSpec], patterns: Sequence[tuple[str, str]]) -> tuple[TrialSpec, ...]:
+    """The trials that meet the patterns. Raises SpecError on an unknown key."""
+    for key, _ in patterns:
+        if key not in ONLY_KEYS:
+            raise SpecError(f"--only {key}=…: the keys are {', '.join(ONLY_KEYS)}.")
+    return tuple(trial for trial in trials if matches(trial.labels, patterns))
+
+
+def stable(value: object) -> Stable:
+    """`value` as plain JSON values. Raises SpecError where it has no stable identity."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise SpecError(f"{value} cannot be part of a key.")
+        # 0 and 0.0 are equal as specs, so they are equal as keys.
+        return int(value) if value.is_integer() else value
+    if isinstance(value, tuple | list):
+        return [stable(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: stable(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    raise SpecError(f"a {type(value).__name__} has no stable identity and cannot be part of a key.")
+
+
+def content_key(stage: str, version: int, **inputs: object) -> str:
+    """Hash of exactly the inputs that can change a stage's result: 32 hexadecimal digits."""
+    canonical = json.dumps([stage, version, stable(inputs)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Artifacts by content key, the records of a sweep, and leases."""

@@ -1,0 +1,83 @@
+"""What a plan comes to on nodes, and how many pairs it expects to leave out for length, by what is at hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sweep_samples import EX_RM, commit_prepared, dataset_folder, plan, rows, trial
+
+from orchestrator.plan import outlook
+from orchestrator.plan.hardware import read_cluster
+from orchestrator.plan.outlook import too_long
+from orchestrator.spec import catalog
+from orchestrator.spec.resolve import ResolvedSweep
+from orchestrator.spec.stages import PretrainStage
+from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.trials import Sweep
+from orchestrator.store.artifacts import Store
+from trainers import tiny
+from trainers.specs import DrawSpec
+
+
+def planned(folder: Path, draw: DrawSpec, *, built_in: bool) -> TrialPlan:
+    """A trial on 8 pairs that fit and 4 of 1,500 words, each 3 letters and a space."""
+    long = [{**row, "chosen": "abc " * 1500} for row in rows(4, "long")]
+    data = dataset_folder(folder / "mine", train=[*long, *rows(8, "short")], test=rows(8, "test"))
+    spec = trial(train_set=data, eval_sets=(data,), train_draw=draw)
+    if not built_in:
+        return plan(spec)
+    name = next(iter(tiny.TINY_MODELS))
+    return plan(spec, location="", origin=PretrainStage(name=name, model=tiny.TINY_MODELS[name]))
+
+
+@pytest.mark.parametrize(
+    ("draw", "built_in", "expected"),
+    [
+        # 1,500 words are 1,500 tokens to the tiny tokenizer; 6,000 bytes are taken for as many.
+        (DrawSpec(), True, (4, 12, "counted")),
+        (DrawSpec(), False, (4, 12, "estimated")),
+        (DrawSpec(max_response_tokens=1600), True, None),
+        (DrawSpec(max_response_tokens=1), True, (12, 12, "counted")),
+    ],
+)
+def test_pairs_are_counted_where_the_tokenizer_is_at_hand_else_estimated(
+    store: Store, tmp_path: Path, draw: DrawSpec, built_in: bool, expected: tuple[int, int, str] | None
+):
+    found = too_long([planned(tmp_path, draw, built_in=built_in)] * 2, store)
+    assert [(item.too_long, item.pairs, item.known) for item in found] == ([expected] if expected else [])
+    if found:
+        assert f"left out: {found[0].too_long} of 12 pairs of mine/train for llama-64" in str(found[0])
+
+
+def test_of_a_large_set_the_first_that_are_drawn_are_looked_at(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outlook, "MOST", 6)
+    (found,) = too_long([planned(tmp_path, DrawSpec(), built_in=True)], store)
+    assert (found.too_long, found.pairs, found.known) == (4, 6, "sampled")
+    assert "of the first 6 that are drawn" in str(found)
+
+
+def test_of_a_prepared_set_it_is_known(store: Store, tmp_path: Path):
+    item = planned(tmp_path, DrawSpec(), built_in=False)
+    commit_prepared(store, item.train.prepared.key, too_long=3, pairs=9)
+    (found,) = too_long([item], store)
+    assert (found.too_long, found.pairs, found.known) == (3, 12, "prepared")
+
+
+def test_a_gang_that_waits_for_a_node_of_its_own_waits_in_a_plan_too(store: Store):
+    """Of six GPUs, three gangs of two leave none idle; on nodes of three, one gang a node does."""
+    model = catalog.MODELS["llama-3.2-3b"]
+    trials = tuple(trial(model=model, reward=EX_RM, seed=seed) for seed in range(3))
+    # Scored before: what is left are the trainings.
+    plans = tuple(replace(plan(spec), evaluations=()) for spec in trials)
+    sweep = ResolvedSweep(sweep=Sweep(name="demo", trials=trials), plans=plans, categories={})
+    together, apart = (
+        outlook.outlook(sweep, read_cluster(words), store) for words in ("1x6xH100", "2x3xH100")
+    )
+    (group,) = apart.cells
+    assert (group.trials, group.placement and group.placement.world_size) == (3, 2)
+    assert group.device_hours == pytest.approx(apart.device_hours)
+    assert together.makespan_h == pytest.approx(together.lower_bound_h)
+    assert apart.lower_bound_h == pytest.approx(together.lower_bound_h)
+    assert apart.makespan_h == pytest.approx(2 * together.makespan_h)

@@ -1,0 +1,100 @@
+"""`python -m trainers.evaluate`: score any reward model, or a policy with its reference, on any preference pairs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from trainers.command import OnPairs, command, dump, model_folder
+from trainers.errors import ModelError, SpecError
+from trainers.evaluate import Report, compute_reference, score_pairs
+from trainers.metrics import controlled
+from trainers.models import device, load_model
+from trainers.packing import References
+from trainers.pairs import TokenPair
+from trainers.scores import write_scores
+from trainers.scoring import RewardModule
+from trainers.specs import Output
+from trainers.templates import first_line, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(OnPairs):
+    """Score a reward model, or a policy with its reference, on preference pairs."""
+
+    out: Path
+    """Where scores are written, as parquet; the metrics stand in the file's metadata."""
+    reference: str | None = None
+    """The reference model of im_rm."""
+    split: str = "test"
+    """Split of a folder or hub set."""
+    device: str | None = None
+    """cpu, cuda or cuda:N (default: a GPU where there is one)."""
+
+
+def run_evaluate(arguments: Evaluate) -> None:
+    """Score, write `out`, and print the metrics. Raises SweepError, and then leaves nothing half-written."""
+    reward = arguments.reward_spec()
+    if reward.uses_reference and arguments.reference is None:
+        raise SpecError(f"{reward.name} needs --reference MODEL, or use --reward {reward.kind}_no_reference.")
+    if arguments.reference is not None and not reward.uses_reference:
+        raise SpecError(f"--reference is given, but {reward.name} uses none.")
+    try:
+        torch.empty(0, device=arguments.device or "cpu")
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"--device {arguments.device}: {first_line(error)}") from error
+    if arguments.out.is_dir():
+        raise SpecError(f"--out {arguments.out} is a folder; name a file in it.")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    name, rows = arguments.read_pairs()
+    with model_folder(arguments.model) as location, Progress(console=Console(stderr=True)) as bars:
+        pairs = arguments.tokenize(rows, location)
+        reference = _reference(arguments, location, pairs, _follow(bars, "reference"))
+        model = _load(arguments, location, reward.type.output)
+        chosen, rejected = score_pairs(
+            RewardModule(model, reward), pairs, reference=reference, report=_follow(bars, "scores")
+        )
+    draft = arguments.out.with_name(f"{arguments.out.name}.draft")
+    metrics = write_scores(draft, name, pairs, chosen, rejected)
+    draft.replace(arguments.out)
+    longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+    print(dump({**metrics, **controlled(chosen, rejected, longer, None)}))
+
+
+def _load(arguments: Evaluate, location: str, output: Output) -> Any:
+    model = load_model(
+        location,
+        tokenizer=load_tokenizer(location, trust=arguments.trust),
+        output=output,
+        precision=arguments.precision,
+        trust=arguments.trust,
+    )
+    return model.to(arguments.device or device())
+
+
+def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report: Report) -> References | None:
+    """Return the reference model's log-probabilities. Raises ModelError where it gives tokens other ids."""
+    if arguments.reference is None:
+        return None
+    with model_folder(arguments.reference) as location:
+        own, other = (load_tokenizer(at, trust=arguments.trust).get_vocab() for at in (policy, location))
+        if own != other:
+            raise ModelError(
+                f"the reference {location} has another vocabulary ({len(other)} tokens) than the policy {policy} "
+                f"({len(own)}); name the model that the policy was trained from."
+            )
+        return compute_reference(_load(arguments, location, "unembedding"), pairs, report=report)
+
+
+def _follow(bars: Progress, name: str) -> Report:
+    """Return a report whose rows of {done, total} move a bar, which is shown from the first row on."""
+    task = bars.add_task(name, visible=False)
+    return lambda row: bars.update(task, completed=row["done"], total=row["total"], visible=True)
+
+
+if __name__ == "__main__":
+    command(Evaluate, run_evaluate, "trainers.evaluate")
