@@ -29,10 +29,9 @@ def main(storage: Path = Path("rmsweep-store"), name: str = "full_grid") -> None
     for file in (storage / "artifacts").glob("*/*/manifest.json"):
         manifest = json.loads(file.read_text())
         seconds_of[manifest["stage"]].append(manifest["seconds"])
-        perf = manifest["info"].get("perf")
-        if manifest["stage"] != "train" or perf is None:
-            # A training of a search that diverged has none.
+        if manifest["stage"] != "train":
             continue
+        perf = manifest["info"]["perf"]
         set_up.append(perf["set_up_s"])
         if manifest["info"].get("local_mode"):
             peaks.append((manifest["started"], perf["peak_mem_gb"]))

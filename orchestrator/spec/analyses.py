@@ -27,16 +27,15 @@ class AnalyseStage(Keyed):
 
     def _content_key(self) -> str:
         """Hash of the parameters, the model, the pairs, and what is read of a sweep."""
-        model = {} if self.base is None else {"model": self.base.key, "precision": self.base.precision}
-        read = {"reads": [stage.key for stage in self.reads]} if self.reads else {}
         return content_key(
             self.kind,
             self.version,
             analysis=self.analysis,
             parameters=self.parameters,
             data={name: stage.key for name, stage in self.prepared},
-            **model,
-            **read,
+            model=self.base and self.base.key,
+            precision=self.base and self.base.precision,
+            reads=[stage.key for stage in self.reads],
         )
 
     @property

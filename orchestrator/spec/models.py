@@ -101,7 +101,8 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model: it has no config.json and no .gguf file.")
     weights = require_sound_model(path, spec.trust)
-    code = code_files(path) if spec.trust.trust_remote_code else []
+    # Code that is run can change every result; a file that is only there is no part of it.
+    ran = _digests(code_files(path) if spec.trust.trust_remote_code else [], path)
     # Tokenizers come in many files: all that is not weights, their configuration or prose may be part of one.
     tokenizer = [
         file
@@ -112,21 +113,13 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     ]
     return BaseModel(
         name=spec.name,
-        key=content_key(
-            "model", 1, files=_digests([path / "config.json", *weights], path), **_code(code, path)
-        ),
-        tokenizer_key=content_key("tokenizer", 1, files=_digests(tokenizer, path), **_code(code, path)),
+        key=content_key("model", 1, files=_digests([path / "config.json", *weights], path), code=ran),
+        tokenizer_key=content_key("tokenizer", 1, files=_digests(tokenizer, path), code=ran),
         precision=spec.precision,
         location=str(path.absolute()),
         origin=None,
         trust=spec.trust,
     )
-
-
-def _code(files: Iterable[Path], folder: Path) -> dict[str, dict[str, str]]:
-    """Code that is run can change every result; where none is, keys are what they were before there was a choice."""
-    digests = _digests(files, folder)
-    return {"code": digests} if digests else {}
 
 
 def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:

@@ -148,8 +148,7 @@ class PrepareStage(Keyed):
             dataset=self.split.digest,
             draw=self.draw,
             tokenizer=self.base.tokenizer_key,
-            # Prepared sets were keyed before there was a choice.
-            **({} if self.rendering == "response" else {"rendering": self.rendering}),
+            rendering=self.rendering,
         )
 
     @property
@@ -218,9 +217,8 @@ class TrainStage(Keyed):
             reward=self.reward,
             optim=self.optim,
             seed=self.seed,
-            # Trainings were keyed before there was a choice.
-            **({"keep_epochs": self.keep_epochs} if self.keep_epochs else {}),
-            **({} if self.validation is None else {"validation": self.validation}),
+            keep_epochs=self.keep_epochs,
+            validation=self.validation,
         )
 
     @property

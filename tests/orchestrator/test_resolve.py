@@ -256,7 +256,7 @@ def test_what_is_trusted_is_in_no_key_of_a_folder_without_code(store: Store, tmp
     spec = folder_model(tmp_path / "one")
     base = identify_model(spec, store)
     files = {name: digest_file(tmp_path / "one" / name) for name in ("config.json", "model.safetensors")}
-    assert base.key == content_key("model", 1, files=files)
+    assert base.key == content_key("model", 1, files=files, code={})
     trusted = identify_model(replace(spec, trust=Trust(allow_pickle=True, trust_remote_code=True)), store)
     assert (trusted.key, trusted.tokenizer_key) == (base.key, base.tokenizer_key)
 
@@ -272,6 +272,15 @@ def test_code_that_may_run_is_part_of_the_keys(store: Store, tmp_path: Path):
         keys += [base.key, base.tokenizer_key]
         assert base.trust.trust_remote_code
     assert len(set(keys)) == 6
+
+
+def test_code_that_runs_has_other_keys_than_the_same_file_that_does_not(store: Store, tmp_path: Path):
+    spec = folder_model(tmp_path / "one")
+    (tmp_path / "one" / "tokenization.py").write_text("x = 1")
+    still = identify_model(spec, store)
+    runs = identify_model(replace(spec, trust=Trust(trust_remote_code=True)), store)
+    assert still.key != runs.key
+    assert still.tokenizer_key != runs.tokenizer_key
 
 
 def test_a_pickle_is_a_model_only_where_it_is_allowed_and_then_part_of_its_key(store: Store, tmp_path: Path):
