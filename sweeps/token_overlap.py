@@ -22,8 +22,8 @@ from orchestrator.cli.session import Session
 from orchestrator.report.scored import Scored, rests_on, results_of, scored, write_analysis, write_figure
 from orchestrator.spec import selection
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
-from orchestrator.spec.declaration import read_declaration
 from orchestrator.store.artifacts import Attempt
+from orchestrator.store.records import read_declaration
 from trainers.errors import DataError, SpecError
 from trainers.specs import given_name
 

@@ -24,11 +24,21 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainers.disk import DRAFT, SEAL, digest_file, disk_named, replace, require_room, seal
+from trainers.disk import (
+    DRAFT,
+    SEAL,
+    Location,
+    ObjectPath,
+    digest_file,
+    disk_named,
+    matching,
+    remove_tree,
+    replace,
+    require_room,
+    seal,
+)
 from trainers.errors import SpecError, StorageError, Unreachable
 from trainers.mirror import clear_together, fetch_together, upload_together
-from trainers.objects import Location, ObjectPath, matching
-from trainers.transfer import remove_tree
 
 KEPT = 2
 EVERY_S = 600.0

@@ -15,11 +15,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainers.disk import DRAFT, SEAL, digest_file, replace, seal
+from trainers.disk import DRAFT, SEAL, ObjectPath, digest_file, fetch, files_below, replace, seal, upload
 from trainers.errors import StorageError
-from trainers.objects import ObjectPath
 from trainers.saving import full_weights, save_model
-from trainers.transfer import fetch, files_below, upload
 
 
 def model_folder(epoch: int, epochs: int) -> str:

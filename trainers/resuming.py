@@ -13,11 +13,11 @@ from typing import Any
 import torch.distributed as dist
 
 from trainers.checkpoints import Checkpoint, Checkpoints, agreed_latest
+from trainers.disk import Location
 from trainers.engine import effective_zero_stage, make_engine
 from trainers.errors import ModelError, SpecError, StorageError
 from trainers.inputs import TrainInputs
 from trainers.mirror import clear_together, on_node
-from trainers.objects import Location
 from trainers.saving import persistent_buffers
 from trainers.scoring import RewardModule
 

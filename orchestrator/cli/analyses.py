@@ -25,8 +25,9 @@ from orchestrator.cli.options import Options as SweepOptions
 from orchestrator.cli.session import HOLES, Session, dump_json, open_session
 from orchestrator.cli.terminal import quiet
 from orchestrator.spec.analyses import AnalyseStage, Compute
-from orchestrator.spec.declaration import Declaration, adopt, adopted
+from orchestrator.spec.declaration import adopt, adopted
 from orchestrator.spec.stages import PrepareStage
+from orchestrator.store.records import Declaration
 from trainers.flags import parse
 
 Command = Run | Plan | Report | Ui | Sync | Gc

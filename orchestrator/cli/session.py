@@ -22,8 +22,8 @@ from orchestrator.spec.reading import read_as
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.spec.selection import Selection
 from orchestrator.store.artifacts import Store
+from trainers.disk import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.errors import SpecError, StorageError
-from trainers.objects import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.specs import DatasetSpec, DrawSpec, Trust, given_name
 from trainers.terminal import is_utf
 

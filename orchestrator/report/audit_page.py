@@ -15,8 +15,8 @@ from rich.console import Console
 from orchestrator.report import audit as audits
 from orchestrator.report.results import TrialResult
 from orchestrator.report.tables import Column, Table
-from orchestrator.spec.declaration import Declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit, Finding, token_findings
 from trainers.data.audit.rules import share
 from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, markdown, sets_rows

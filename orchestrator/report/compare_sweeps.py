@@ -20,11 +20,9 @@ from orchestrator.report.scopes import Scope
 from orchestrator.report.statistics import Estimate, Floats
 from orchestrator.report.summary import COMPARED, MEAN, reward_title
 from orchestrator.report.tables import Column, Table, columns, text
-from orchestrator.spec.declaration import Declaration, declared_sweeps, read_declaration
-from orchestrator.spec.models import nearest
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import read_state
-from trainers.errors import SpecError
+from orchestrator.store.records import Declaration, declared_sweeps, read_declaration, read_state
+from trainers.errors import SpecError, nearest
 from trainers.specs import clean_name
 
 if TYPE_CHECKING:

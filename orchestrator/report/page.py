@@ -32,10 +32,8 @@ from orchestrator.report.resampling import Resampled
 from orchestrator.report.results import TrialResult, sweep_results
 from orchestrator.report.summary import Written, table_rows, write_report
 from orchestrator.report.training_figures import Curves
-from orchestrator.spec.declaration import Declaration
-from orchestrator.store.artifacts import Store
-from orchestrator.store.manifests import versions
-from orchestrator.store.records import SweepState, read_state
+from orchestrator.store.artifacts import Store, versions
+from orchestrator.store.records import Declaration, SweepState, read_state
 from trainers.data.audit import Audit
 from trainers.disk import digest_file, replace
 from trainers.errors import DataError

@@ -15,9 +15,9 @@ from orchestrator.report.audit import leaked_rows
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Floats
 from orchestrator.report.summary import COMPARED
-from orchestrator.spec.declaration import EvaluationRecord
 from orchestrator.spec.trials import CATEGORIES, Category
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import EvaluationRecord
 from trainers.scores import PairScores
 
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from orchestrator.report.audit import leaked_rows
-from orchestrator.spec.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec.trials import CATEGORIES, Category
-from orchestrator.store.artifacts import Store
-from orchestrator.store.manifests import weights_digest
+from orchestrator.store.artifacts import Store, weights_digest
+from orchestrator.store.records import Declaration, EvaluationRecord, TrialRecord
 from trainers import metrics
 from trainers.errors import Damaged
 from trainers.scores import PairScores, read_pair_scores
@@ -170,11 +169,11 @@ def pair_metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[s
 def _evaluation(
     wanted: EvaluationRecord, train_digest: str, store: Store, left_out: _LeftOut
 ) -> EvaluationResult | None:
-    found = store.manifest_and_file("evaluate", wanted.key, "scores.parquet")
+    found = store.found("evaluate", wanted.key, "scores.parquet")
     if found is None:
         return None
-    evaluated, file = found
-    scores = read_pair_scores(file)
+    evaluated, folder = found
+    scores = read_pair_scores(folder / "scores.parquet")
     leaked = leaked_rows(store, train_digest, wanted.dataset_digest)
     seen = None if leaked is None else np.isin(scores.index, leaked)
     return EvaluationResult(

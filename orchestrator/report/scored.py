@@ -13,8 +13,8 @@ from orchestrator.report.common_pairs import left_out_lines, on_common_pairs
 from orchestrator.report.results import TrialResult, sweep_results
 from orchestrator.report.tables import Table, markdown, parquet_bytes
 from orchestrator.spec.analyses import AnalyseStage
-from orchestrator.spec.declaration import Declaration, TrialRecord, declared_sweeps, read_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, TrialRecord, declared_sweeps, read_declaration
 from trainers.errors import SpecError
 from trainers.specs import given_name
 

@@ -22,9 +22,9 @@ from orchestrator.report.epochs import epoch_lines, epoch_rows
 from orchestrator.report.results import TrialResult, sweep_results, trial_rows
 from orchestrator.report.tables import Table as StatisticsTable
 from orchestrator.report.tables import markdown
-from orchestrator.spec.declaration import Declaration
 from orchestrator.spec.trials import CATEGORIES, Category
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
 from trainers.disk import replace, replace_bytes
 

@@ -17,14 +17,12 @@ from typing import Any
 
 from orchestrator.report.results import trial_result
 from orchestrator.report.summary import Written
-from orchestrator.spec.declaration import Declaration
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import read_state
+from orchestrator.store.records import Declaration, read_state
 from orchestrator.tracking.view import View
-from trainers.disk import replace
+from trainers.disk import Location, replace
 from trainers.errors import SpecError, StorageError, SweepError, TrackingError
-from trainers.objects import Location
 
 PENDING = "tracking_pending.json"
 

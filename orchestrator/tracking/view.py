@@ -17,9 +17,9 @@ from pyarrow import parquet
 
 from orchestrator.report.curves import curve_rows
 from orchestrator.report.results import TrialResult, all_scores, trial_result
-from orchestrator.spec.declaration import Declaration, TrialRecord
 from orchestrator.spec.redaction import take_credentials
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, TrialRecord
 from orchestrator.tracking.embedded import EXPERIMENT, artifacts_beside, follow_storage, make_database
 from orchestrator.tracking.run_content import DIGEST_TAG, Point, RunContent, milliseconds, run_content
 from trainers.disk import digest_file

@@ -22,20 +22,14 @@ from orchestrator.cli.running import catch_up
 from orchestrator.cli.session import Session
 from orchestrator.report.curves import CURVE_POINTS, CURVES
 from orchestrator.report.summary import write_report
-from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, write_declaration
 from orchestrator.tracking.embedded import EXPERIMENT
 from orchestrator.tracking.mlflow import PENDING, Tracker, default_uri, is_pending, sync
 from orchestrator.tracking.view import View
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.tracking_server import (
-    free_port,
-    runs_of,
-    snapshot,
-    tracking_server,
-    without_sweep,
-)
+from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
 from tests.orchestrator.sweep_samples import commit_train, commit_trial, declaration, record
 from trainers.errors import TrackingError
 
@@ -308,7 +302,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from orchestrator.store.artifacts import Store
-from orchestrator.spec.declaration import read_declaration
+from orchestrator.store.records import read_declaration
 from orchestrator.tracking.mlflow import Tracker
 uri, root, sweep = sys.argv[1:]
 store = Store(Path(root))

@@ -18,8 +18,8 @@ from orchestrator.report.page import write_full_report
 from orchestrator.report.results import sweep_results
 from orchestrator.report.scored import Scored, rests_on, results_of
 from orchestrator.report.summary import table_rows
-from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, write_declaration
 
 SETS = (("tiny_world", "in-distribution"), ("hamiltonian", "domain shift"))
 

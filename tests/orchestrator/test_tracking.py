@@ -17,24 +17,18 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
 
+from orchestrator.cli.running import StateWriter
 from orchestrator.report.curves import CURVE_POINTS, thinned
 from orchestrator.report.results import TrialResult
 from orchestrator.report.summary import write_report
 from orchestrator.run.events import Failed
-from orchestrator.spec.declaration import Declaration, TrialRecord
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import StateWriter
+from orchestrator.store.records import Declaration, TrialRecord
 from orchestrator.tracking import mlflow
 from orchestrator.tracking.embedded import EXPERIMENT
 from orchestrator.tracking.mlflow import Tracker, default_uri, sync
 from orchestrator.tracking.run_content import DIGEST_TAG
-from tests.faults.tracking_server import (
-    free_port,
-    runs_of,
-    snapshot,
-    tracking_server,
-    without_sweep,
-)
+from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
 from trainers.disk import replace as replace_text
 from trainers.errors import TrackingError
 

@@ -19,10 +19,10 @@ import torch
 from tests.faults.lives import forked, output
 from trainers.checkpoints import Checkpoints
 from trainers.data import tiny_world
+from trainers.disk import parse_uri
 from trainers.errors import Interrupted
 from trainers.inputs import TrainInputs
 from trainers.models import load_model
-from trainers.objects import parse_uri
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.reference import compute_reference
 from trainers.rewards import RewardSpec

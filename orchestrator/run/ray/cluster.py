@@ -24,8 +24,8 @@ from orchestrator.plan.capacity import DEFAULT_GPU_GB, Node
 from orchestrator.plan.hardware import gpu_kind, label
 from orchestrator.run.workers import LOOPBACK, PROBE_S, WORKER_ENVIRONMENT, answers, cluster_address
 from orchestrator.store.artifacts import Store
+from trainers.disk import Location
 from trainers.errors import PlanError, StorageError
-from trainers.objects import Location
 from trainers.stopping import StopRequest
 
 IDLE_WORKER_S = 60
