@@ -2,7 +2,7 @@
 
 python -m benchmarks.load --trials 1000 --sets 10 --backend ray
 
-Everything but the stages is the real thing: planning, claims, the gate, the state file, MLflow's writer, the report.
+Everything but the stages is the real thing: planning, leases, the gate, the state file, MLflow's writer, the report.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ from orchestrator.cli import joining, run
 from orchestrator.cli.options import Options
 from orchestrator.cli.session import Session
 from orchestrator.report.results import sweep_results
-from orchestrator.spec.declaration import read_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import read_declaration
 from orchestrator.tracking.mlflow import SHOWN, default_uri
 from sweeps.full_grid import full_grid
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.makespan
 
-Tune, the coordinator, the gate, placement, claims, the store and the state file are the real ones. Each gang is one
+Tune, the coordinator, the gate, placement, leases, the store and the state file are the real ones. Each gang is one
 task that holds its GPUs and sleeps; what it sleeps is planned from model size, scaled to --lower-bound-s.
 """
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.spec.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, EvaluationRecord, TrialRecord
 
 ULTRAFEEDBACK = (
     ("ultrafeedback", "in-distribution"),

@@ -26,8 +26,8 @@ from rich.table import Table
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.report.results import sweep_results
 from orchestrator.report.summary import Written, write_report
-from orchestrator.spec.declaration import Declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration
 from orchestrator.tracking.mlflow import default_uri, sync
 
 MODELS = (

@@ -17,8 +17,8 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli import run as commands
-from orchestrator.spec.declaration import declared_sweeps, read_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import declared_sweeps, read_declaration
 from sweeps.full_grid import full_grid
 from tests.cluster import documented
 from tests.cluster.machine import free_port

@@ -32,12 +32,25 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from trainers.disk import DRAFT, SEAL, digest_file, disk_named, replace, require_room, seal
+from trainers.disk import (
+    DRAFT,
+    SEAL,
+    Location,
+    ObjectPath,
+    digest_file,
+    disk_named,
+    fetch,
+    files_below,
+    matching,
+    remove_tree,
+    replace,
+    require_room,
+    seal,
+    upload,
+)
 from trainers.errors import SpecError, StorageError, Unreachable
 from trainers.mirror import clear_together, fetch_together, on_node, upload_together
-from trainers.objects import Location, ObjectPath, matching
 from trainers.saving import full_weights, save_model
-from trainers.transfer import fetch, files_below, remove_tree, upload
 
 KEPT = 2
 EVERY_S = 600.0

@@ -1,4 +1,11 @@
-"""Files: digests, text that appears whole or not at all, and a disk without room as one named error."""
+"""Folders and object stores: text that appears whole or not at all, files up and down, a disk without room as one error.
+
+    ObjectPath("s3://results", "sweeps/demo") / "state.json"
+
+A store is a folder, or a prefix in a bucket whose objects have names like those of files; the code that only looks and
+writes notes is the same for both. Objects go through obstore. Folders do not: libraries write weights and shards right
+into them, and obstore neither syncs what it writes there nor names a full disk by its number.
+"""
 
 import contextlib
 import errno
@@ -6,18 +13,31 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urlencode, urlsplit
 
-from trainers.errors import StorageError
-from trainers.objects import Location, ObjectPath
+from trainers.errors import StorageError, Unreachable
 
 # Where a record holds its own digest, and how a file is called until it is whole.
 SEAL = "sha256"
 DRAFT = ".draft-"
+SCHEME = "s3://"
+CACHE_VARIABLE = "RMSWEEP_CACHE"
+AT_ONCE = 8
+# Of a large object S3 takes at most 10,000 parts: these make up 320 GB.
+PART_BYTES = 32 * 2**20
+RETRIES = 10
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # What libraries say when a write comes back short: Rust's, PyTorch's zip writer, Arrow's.
 _NO_ROOM = (
     "no space left",
@@ -27,93 +47,384 @@ _NO_ROOM = (
     "pytorchstreamwriter",
     "iostream error",
 )
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, order=True)
+class ObjectPath:
+    """The name of an object, or of all below it, and where its bucket is; holds no credentials, can be sent anywhere.
+
+    It has what is used of pathlib's Path. Reading raises FileNotFoundError where there is no such object; what the
+    object store refuses or does not answer is Unreachable.
+    """
+
+    bucket: str
+    key: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+
+    def __truediv__(self, name: object) -> "ObjectPath":
+        return changed(self, key="/".join(part for part in (self.key, str(name).strip("/")) if part))
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.key).stem
+
+    @property
+    def parent(self) -> "ObjectPath":
+        return changed(self, key=self.key.rpartition("/")[0])
+
+    def with_name(self, name: str) -> "ObjectPath":
+        return self.parent / name
+
+    def relative_to(self, other: "ObjectPath") -> PurePosixPath:
+        return PurePosixPath(self.key).relative_to(other.key)
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a bucket has no folders."""
+
+    def read_bytes(self) -> bytes:
+        with self.asked("read") as (obstore, client):
+            return bytes(obstore.get(client, self.key).bytes())
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def write_text(self, text: str) -> None:
+        """Put the object in the place of whatever was there."""
+        with self.asked("written") as (obstore, client):
+            obstore.put(client, self.key, text.encode())
+
+    def create(self, text: str) -> bool:
+        """Put the object; False where there is one. Also False, rarely, where the answer to our own request was lost."""
+        with self.asked("written") as (obstore, client):
+            try:
+                obstore.put(client, self.key, text.encode(), mode="create")
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def upload(self, file: Path) -> None:
+        """Put a file's content: at once, also where it goes up in parts."""
+        with self.asked("written") as (obstore, client):
+            obstore.put(client, self.key, file, chunk_size=PART_BYTES, max_concurrency=2)
+
+    def download(self, file: Path) -> str:
+        """Write the object into a file and return its SHA-256."""
+        digest = hashlib.sha256()
+        with self.asked("read") as (obstore, client), file.open("wb") as sink:
+            for block in obstore.get(client, self.key):
+                digest.update(block)
+                sink.write(block)
+        return digest.hexdigest()
+
+    def is_file(self) -> bool:
+        with contextlib.suppress(FileNotFoundError), self.asked("read") as (obstore, client):
+            obstore.head(client, self.key)
+            return True
+        return False
+
+    def is_dir(self) -> bool:
+        """Return whether there are objects below this name."""
+        return any(True for _ in self.iterdir())
+
+    def iterdir(self) -> Iterator["ObjectPath"]:
+        return self.glob("*")
+
+    def glob(self, pattern: str) -> Iterator["ObjectPath"]:
+        """Yield what matches part by part; with a slash at the end only what has objects below it."""
+        wanted = pattern.rstrip("/").split("/")
+        below: dict[tuple[str, ...], bool] = {}
+        for name in self._names() if len(wanted) > 1 else self._names_right_below():
+            parts = name.split("/")
+            if len(parts) >= len(wanted):
+                below[tuple(parts[: len(wanted)])] = len(parts) > len(wanted)
+        for found, is_folder in below.items():
+            if (is_folder or not pattern.endswith("/")) and all(map(fnmatchcase, found, wanted)):
+                yield self / "/".join(found)
+
+    def sizes(self) -> dict["ObjectPath", int]:
+        """Return the bytes of every object of or below this name."""
+        with self.asked("listed") as (obstore, client):
+            found = [item for page in obstore.list(client, self.key or None) for item in page]
+            if self.key and not found:
+                with contextlib.suppress(FileNotFoundError):
+                    found = [obstore.head(client, self.key)]
+        return {changed(self, key=item["path"]): int(item["size"]) for item in found}
+
+    def unlink(self, missing_ok: bool = True) -> None:
+        """Delete the object; nothing happens where there is none."""
+        with self.asked("removed") as (obstore, client), contextlib.suppress(FileNotFoundError):
+            obstore.delete(client, self.key)
+
+    def remove_below(self) -> None:
+        """Delete every object below this name."""
+        paths = [path.key for path in self.sizes()]
+        with self.asked("removed") as (obstore, client), contextlib.suppress(FileNotFoundError):
+            obstore.delete(client, paths)
+
+    def _names(self) -> list[str]:
+        return [path.key.removeprefix(self.key).lstrip("/") for path in self.sizes()]
+
+    def _names_right_below(self) -> list[str]:
+        """Return the names of objects right below, and those of what has objects below it with a slash at the end."""
+        with self.asked("listed") as (obstore, client):
+            found = obstore.list_with_delimiter(client, self.key or None)
+        names = [item["path"] for item in found["objects"]]
+        return [
+            name.removeprefix(self.key).lstrip("/")
+            for name in (*names, *(f"{path}/" for path in found["common_prefixes"]))
+        ]
+
+    def arrow_uri(self) -> str:
+        """Return what pyarrow calls it, and with it Ray."""
+        address = urlsplit(self.endpoint or "")
+        where = {"region": self.region, "scheme": address.scheme, "endpoint_override": address.netloc}
+        given = {name: value for name, value in where.items() if value}
+        return f"{self}?{urlencode(given)}" if given else str(self)
+
+    @contextlib.contextmanager
+    def asked(self, done: str) -> Iterator[tuple[Any, Any]]:
+        """Give obstore and a client of the bucket; what the object store answers in the block becomes Unreachable."""
+        import obstore
+
+        try:
+            yield obstore, _client(self.bucket, self.endpoint, self.region)
+        except (FileNotFoundError, obstore.exceptions.BaseError) as error:
+            if isinstance(error, FileNotFoundError) and done == "read":
+                raise FileNotFoundError(f"{self} is not there") from error
+            place = self.endpoint or "AWS"
+            said = f"{self} at {place} cannot be {done} ({_reason(error)}); see to the bucket, and run again."
+            raise Unreachable(said) from error
+
+
+# Where a store may be: all but attempts at artifacts, checkpoints and logs, which are local, is in one of these.
+Location: TypeAlias = Path | ObjectPath
+
+
+@cache
+def _client(bucket: str, endpoint: str | None, region: str | None) -> Any:
+    """Return obstore's client, one for each process; credentials are found as boto3 finds them."""
+    import boto3
+    from botocore.exceptions import BotoCoreError
+    from obstore.auth.boto3 import Boto3CredentialProvider
+    from obstore.store import S3Store
+
+    try:
+        session = boto3.Session(region_name=region)
+        credentials = Boto3CredentialProvider(session)
+    except (BotoCoreError, ValueError) as error:
+        raise Unreachable(
+            f"there are no credentials for {SCHEME}{bucket} ({error}); see docs/storage.md."
+        ) from error
+    where: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    return S3Store(
+        bucket,
+        region=session.region_name or "us-east-1",
+        credential_provider=credentials,
+        # Not the whole of a large object must come within a time, but some of it again and again.
+        client_options={
+            "connect_timeout": "10s",
+            "timeout": "1 day",
+            "read_timeout": "2 minutes",
+            "allow_http": True,
+        },
+        retry_config={"max_retries": RETRIES},
+        **where,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Return the part of obstore's many lines that tells why."""
+    said = str(error)
+    for told in (r"<Code>(.+?)</Code>\s*<Message>(.+?)</Message>", r'message: "(.+?)"', r"^(.+?)$"):
+        if found := re.search(told, said, re.MULTILINE):
+            return ": ".join(found.groups()).rstrip(".:")
+    return type(error).__name__
+
+
+def parse_uri(uri: str) -> ObjectPath:
+    """Return the place that `s3://bucket/prefix` names, at $AWS_ENDPOINT_URL_S3, $AWS_ENDPOINT_URL or AWS. Raises StorageError."""
+    bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
+    parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+    if "@" in uri or "?" in uri or "#" in uri:
+        # Not repeated: it may hold a secret.
+        raise StorageError(
+            "--storage s3://… takes a bucket and a prefix only; give credentials in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY or ~/.aws, and another endpoint than AWS's in AWS_ENDPOINT_URL."
+        )
+    if not _BUCKET.fullmatch(bucket) or any(part in ("", ".", "..") for part in parts) or "\0" in uri:
+        raise StorageError(f"--storage {uri[:200]!r} names no bucket and prefix; give s3://BUCKET/PREFIX.")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    if endpoint is not None:
+        address = urlsplit(endpoint)
+        if (
+            address.scheme not in ("http", "https")
+            or not address.hostname
+            or "@" in address.netloc
+            or address.query
+        ):
+            raise StorageError(
+                "AWS_ENDPOINT_URL must be http://HOST:PORT or https://HOST, without credentials."
+            )
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+    return ObjectPath(bucket, "/".join(parts), endpoint, region)
+
+
+def require_access(root: ObjectPath, *, write: bool) -> None:
+    """List what is below `root` and, to `write`, put and delete an object there. Raises StorageError."""
+    try:
+        list(root.iterdir())
+        if write:
+            probe = root / f".probe-{uuid.uuid4().hex}"
+            probe.write_text(probe.name)
+            probe.unlink()
+    except Unreachable as error:
+        place = root.endpoint or f"AWS ({root.region or 'the region of your profile'})"
+        raise StorageError(
+            f"--storage {root}: bucket {root.bucket} at {place} cannot be used ({_reason(error.__cause__ or error)}); see "
+            "that the bucket exists, that AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or ~/.aws, or the machine's role) "
+            "may list, read, write and delete in it, and that AWS_REGION and AWS_ENDPOINT_URL are right."
+        ) from error
+
+
+def matching(place: Location, pattern: str) -> list[Location]:
+    """Return what matches below a folder or a name in a bucket, sorted."""
+    found: list[Location] = [*place.glob(pattern)]
+    return sorted(found, key=lambda path: str(path).split("/"))
+
+
+def files_below(folder: Path) -> list[str]:
+    """Return the names of the files in a folder, sorted."""
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def remove_tree(path: Location) -> None:
+    """Remove a folder and all below it, as far as that goes: what stays is gc's."""
+    if isinstance(path, Path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.remove_below()
+
+
+def cache_of(root: ObjectPath) -> Path:
+    """Return the folder on this machine for what is fetched from a place in a bucket; $RMSWEEP_CACHE says where."""
+    place = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rmsweep"
+    digest = hashlib.sha256(f"{root.endpoint} {root}".encode()).hexdigest()
+    return Path(place).absolute() / f"{root.bucket}-{digest[:12]}"
+
+
+def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> None:
+    """Put the files `names` of a folder below `target`. Raises Unreachable; what is up by then stays."""
+    at_once(lambda name: (target / name).upload(folder / name), names)
+
+
+def fetch(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> list[str]:
+    """Have the objects `digests` (name → SHA-256) below `source` in a folder; return those that are not as written.
+
+    What the folder holds already is not fetched again. Raises Unreachable, StorageError where there is no room.
+    """
+    sound = at_once(lambda name: _have(source / name, folder / name, digests[name]), digests)
+    return [name for name, well in zip(digests, sound, strict=True) if not well]
+
+
+def at_once(act: Callable[[Given], Found], items: Iterable[Given]) -> list[Found]:
+    """Return what `act` makes of each item, a few of them at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(act, items))
+
+
+def _have(source: ObjectPath, file: Path, digest: str) -> bool:
+    if is_written(file, digest):
+        return True
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}")
+    try:
+        with disk_named(file):
+            found = source.download(draft)
+        if found != digest:
+            return False
+        draft.replace(file)
+    except FileNotFoundError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
 
 
 def digest_file(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_written(file: Path, digest: str) -> bool:
+    """Return whether a file is there and has this digest."""
+    return file.is_file() and digest_file(file) == digest
+
+
 def seal(record: dict[str, Any]) -> str:
-    """Digest of what a record says, its own digest left out."""
+    """Return the digest of what a record says, its own digest left out."""
     content = {name: value for name, value in record.items() if name != SEAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def publish(file: Location, text: str, *, durable: bool = True) -> bool:
-    """Make `file` appear whole or not at all; False where it was there first.
-
-    What is not `durable` may be empty after a power cut. Of two that put the same object at once, both are told True,
-    and the last one's stays.
-    """
+def publish(file: Location, text: str) -> bool:
+    """Make `file` appear whole or not at all; False where one was there first. Of many at once one is told True."""
     if isinstance(file, ObjectPath):
-        if file.is_file():
-            return False
-        file.write_text(text)
-        return True
-
-    def link(draft: Path) -> None:
+        return file.create(text)
+    with _draft(file, text.encode()) as draft:
         try:
             os.link(draft, file)
-        except (FileExistsError, FileNotFoundError):
-            raise
+        except FileExistsError:
+            return False
         except OSError as error:
             raise StorageError(f"{file} cannot be written ({error}); choose another --storage.") from error
-
-    try:
-        _put(file, text, link, durable=durable)
-    except FileExistsError:
-        return False
     return True
-
-
-def replace_bytes(file: Path, content: bytes) -> None:
-    """`replace`, for what is no text."""
-    with disk_named(file, len(content)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _put(file, content, lambda draft: draft.replace(file))
 
 
 def replace(file: Location, text: str) -> None:
     """Put `text` in the place of whatever `file` held, at once."""
     if isinstance(file, ObjectPath):
         file.write_text(text)
-        return
-    replace_bytes(file, text.encode())
+    else:
+        replace_bytes(file, text.encode())
 
 
-def _put(file: Path, content: str | bytes, move: Callable[[Path], object], *, durable: bool = True) -> None:
-    """Write a draft and `move` it to where it belongs; a second one where the first was taken for a dead driver's."""
-    for again in (False, True):
-        draft = _draft(file, content, durable=durable)
-        try:
-            move(draft)
-            return
-        except FileNotFoundError:
-            if again:
-                raise
-        finally:
-            draft.unlink(missing_ok=True)
+def replace_bytes(file: Path, content: bytes) -> None:
+    """Put `content` in the place of whatever `file` held, at once."""
+    with disk_named(file, len(content)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _draft(file, content) as draft:
+            draft.replace(file)
 
 
-def _draft(file: Path, text: str | bytes, *, durable: bool = True) -> Path:
+@contextlib.contextmanager
+def _draft(file: Path, content: bytes) -> Iterator[Path]:
+    """Give a file beside `file` with this content, which outlives a power cut; it is removed afterwards."""
     # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}")
     try:
-        with disk_named(file, len(text)), draft.open("xb") as stream:
-            stream.write(text.encode() if isinstance(text, str) else text)
+        with disk_named(file, len(content)), draft.open("xb") as stream:
+            stream.write(content)
             stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-    except BaseException:
+            os.fsync(stream.fileno())
+        yield draft
+    finally:
         draft.unlink(missing_ok=True)
-        raise
-    return draft
 
 
 def free_bytes(path: Path) -> int:
-    """Room on the file system of `path`, or of the nearest folder above it that exists."""
+    """Return the room on the file system of `path`, or of the nearest folder above it that exists."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
@@ -159,7 +470,7 @@ def _message(path: Path, need: int) -> str:
 
 @contextlib.contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """One process of this machine at a time has to do with `file`; others wait."""
+    """Let one process of this machine at a time have to do with `file`; others wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(f"{file.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

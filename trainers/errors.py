@@ -1,5 +1,8 @@
 """Every error that rmsweep raises on purpose. A message says what was wrong, where (file, row, flag), and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class SweepError(Exception):
     """Root of the tree; its message is written for the user and printed without a traceback."""
@@ -66,3 +69,10 @@ class WorkerLost(TrialFailed):
 
 class Timeout(TrialFailed):
     """Something took longer than it was given."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `did you mean …?` for the known names nearest to a mistyped one, else the list of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names)}."

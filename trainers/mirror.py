@@ -11,10 +11,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from trainers.disk import digest_file
+from trainers.disk import ObjectPath, digest_file, fetch, files_below, upload
 from trainers.errors import StorageError
-from trainers.objects import ObjectPath
-from trainers.transfer import fetch, files_below, upload
 
 Found = TypeVar("Found")
 

@@ -20,18 +20,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli import gc as housekeeping
-from orchestrator.cli.damage import say_damaged_logs
 from orchestrator.cli.layout import fitting
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import duration, late_bar, quiet
 from orchestrator.plan import durations
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import TrialResult, trial_result
-from orchestrator.spec.declaration import read_declaration
 from orchestrator.spec.redaction import shown_uri
+from orchestrator.store import gc as housekeeping
 from orchestrator.store.leases import live_drivers
-from orchestrator.store.records import TrialNote, read_state
+from orchestrator.store.records import TrialNote, read_declaration, read_state
 from orchestrator.tracking.mlflow import EXPERIMENT, follow_storage
 from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
@@ -255,15 +253,28 @@ def sync(session: Session) -> int:
     return 0
 
 
+def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
+    """Name the logs of complete trainings that cannot be shown; nothing is trained again for their sake."""
+    for key in keys:
+        error = housekeeping.damage(session.store, "train", key, "log.parquet")
+        if error is not None:
+            warn(session, f"damaged: {error}; MLflow is not given its curve, weights and scores are sound")
+
+
+def warn(session: Session, text: str) -> None:
+    """Print a warning on one line."""
+    session.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
     """List what no kept sweep needs; with `delete`, remove it."""
     store, console = session.store, session.console
-    items = housekeeping.garbage(store, housekeeping.kept_sweeps(store, keep))
+    items = housekeeping.garbage(store, housekeeping.kept_artifacts(store, keep))
     removed = set(housekeeping.remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
     if session.options.json:
         dump_json(
             [
-                {"path": item.found.path, "kind": item.found.kind, "bytes": item.found.bytes}
+                {"path": item.path, "kind": item.kind, "bytes": item.bytes}
                 | {"why": item.why, "removed": item in removed}
                 for item in items
             ]
@@ -276,12 +287,17 @@ def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
     for column in ("what", "GB", "why"):
         table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
     for item in items:
-        table.add_row(item.found.path, housekeeping.gigabytes(item.found.bytes), item.why)
+        table.add_row(item.path, gigabytes(item.bytes), item.why)
     console.print(fitting(table, console))
-    total = housekeeping.gigabytes(sum(item.found.bytes for item in items))
+    total = gigabytes(sum(item.bytes for item in items))
     if not delete:
         console.print(f"{len(items)} items, {total} GB; nothing is removed without --delete", highlight=False)
         return 0
-    freed = housekeeping.gigabytes(sum(item.found.bytes for item in removed))
+    freed = gigabytes(sum(item.bytes for item in removed))
     console.print(f"{len(removed)} of {len(items)} items removed, {freed} GB freed", highlight=False)
     return 0
+
+
+def gigabytes(size: int) -> str:
+    """Return bytes as GB for people."""
+    return f"{size / 1e9:,.1f}" if size >= 1e9 else f"{size / 1e9:.4f}"

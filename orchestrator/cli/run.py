@@ -5,10 +5,9 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 
-from orchestrator.cli import eviction, gc, joining, outlook_table
-from orchestrator.cli.damage import discard_damaged_rows, discard_damaged_scores, say_damage, say_damaged_logs
+from orchestrator.cli import joining, outlook_table
 from orchestrator.cli.follow_up import run_follow_up, show_analyses, with_analyses
-from orchestrator.cli.inspect import say_holes
+from orchestrator.cli.inspect import gigabytes, say_damaged_logs, say_holes, warn
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import Phases, Place, catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, say_left_out, select
@@ -19,21 +18,23 @@ from orchestrator.plan.hardware import Node
 from orchestrator.plan.outlook import architectures, outlook, too_long
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult, sweep_results
+from orchestrator.report.results import TrialResult, of_other_weights, sweep_results
 from orchestrator.report.summary import json_rows
 from orchestrator.run.compute import REAL
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
 from orchestrator.spec import access
-from orchestrator.spec.declaration import Declaration, adopt, declare, declared_sweeps, read_declaration
+from orchestrator.spec.declaration import adopt, declare
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.spec.selection import Selection
+from orchestrator.spec.stages import PrepareStage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import Sweep
-from orchestrator.store.records import TrialNote, read_state
+from orchestrator.store import gc
+from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_declaration, read_state
 from trainers.disk import replace
-from trainers.errors import SpecError, StorageError, SweepError
+from trainers.errors import Damaged, SpecError, StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -104,7 +105,7 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
     placement.require_fit(sweep.trials, capacity)
     access.require([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
-    if discard_damaged_rows(session, resolved.plans):
+    if _set_aside(session, _rows_to_read(session, resolved.plans)):
         resolved = _resolve(session, sweep, fetch=True)
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in capacity))
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
@@ -112,7 +113,7 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
         _place(sweep, capacity, item)
-    discard_damaged_scores(session, resolved.plans)
+    _set_aside(session, _scores(resolved.plans))
     return sweep, resolved, functools.partial(_place, sweep, capacity)
 
 
@@ -129,7 +130,7 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
     except SweepError:
         # Said where it is resolved for good.
         return None
-    discard_damaged_scores(session, resolved.plans)
+    _set_aside(session, _scores(resolved.plans))
     return None if missing_trials(resolved.plans, session.store) else resolved
 
 
@@ -295,7 +296,55 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
 
 def _evict_weights(session: Session, results: Sequence[TrialResult]) -> None:
     keep = session.options.keep_weights
-    freed = eviction.evict_weights(session.store, session.sweep_name, results, keep)
+    gone = gc.evictable(map(_ranked, results), keep)
+    freed = gc.evict_weights(session.store, session.sweep_name, gone)
     if freed:
-        said = f"{gc.gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
+        said = f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
         session.console.print(said, highlight=False, soft_wrap=True)
+
+
+def _ranked(result: TrialResult) -> gc.Ranked:
+    record, accuracies = result.record, [item.metrics["accuracy"] for item in result.final]
+    mean = sum(accuracies) / len(accuracies) if accuracies else 0.0
+    return gc.Ranked(
+        key=record.key,
+        group=(record.model, record.train_set, record.reward),
+        seed=record.seed,
+        accuracy=mean if result.complete else None,
+    )
+
+
+def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
+    """Name the manifests that are not what was written, and scores of other weights; their stages count as missing."""
+    for kind, key in sorted(
+        {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
+    ):
+        try:
+            session.store.manifest(kind, key)
+        except Damaged as error:
+            warn(session, f"damaged: {error}; it is made again")
+    for item in missing:
+        unscored = item.unscored(session.store)
+        old = [s.prepared.split.name for s in unscored if session.store.complete(s.kind, s.key)]
+        if old:
+            warn(session, f"{item.spec.name}: {of_other_weights(old)}; they are made again")
+
+
+def _scores(plans: Sequence[TrialPlan]) -> list[tuple[str, str, str]]:
+    """Return the scores of trials, as stage, key and file: the report would be the first to read them."""
+    return [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.evaluations]
+
+
+def _rows_to_read(session: Session, plans: Sequence[TrialPlan]) -> list[tuple[str, str, str]]:
+    """Return the rows of data sets that a preparation is about to read, as stage, key and file."""
+    missing = (stage for plan in plans for stage in plan.missing(session.store))
+    digests = sorted({stage.split.digest for stage in missing if isinstance(stage, PrepareStage)})
+    return [("dataset", digest, "pairs.jsonl") for digest in digests]
+
+
+def _set_aside(session: Session, files: Sequence[tuple[str, str, str]]) -> bool:
+    """Make artifacts with a damaged file count as missing, and say so; return whether there was one."""
+    found = gc.set_aside(session.store, files)
+    for error in found:
+        warn(session, f"damaged: {error}; it is made again")
+    return bool(found)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import shutil
 import tempfile
@@ -11,32 +12,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.gc import clear_up, remove_finished_checkpoints
 from orchestrator.cli.session import Session
 from orchestrator.cli.terminal import Progress, late_bar, quiet
-from orchestrator.plan.durations import measured_rates
+from orchestrator.plan.durations import Pace, measured_rates
 from orchestrator.report.page import write_full_report
 from orchestrator.report.summary import Written
-from orchestrator.run.events import Completed, Event, Failed, Notice, Post, Retried, RowsLogged, Started
+from orchestrator.run.events import (
+    Completed,
+    Event,
+    Failed,
+    Notice,
+    Post,
+    Replanned,
+    Retried,
+    RowsLogged,
+    StageBegan,
+    Started,
+    Stopped,
+)
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
-from orchestrator.spec.declaration import Declaration
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import RetryPolicy
-from orchestrator.store.leases import Claims, Heartbeat
-from orchestrator.store.records import StateWriter
-from trainers.disk import replace
+from orchestrator.store.artifacts import Store
+from orchestrator.store.gc import clear_up, remove_finished_checkpoints
+from orchestrator.store.leases import Heartbeat
+from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state, write_state
+from trainers.disk import remove_tree, replace
 from trainers.errors import StorageError
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
-from trainers.transfer import remove_tree
 
 if TYPE_CHECKING:
     from orchestrator.tracking.mlflow import Tracker
 
 
 STOPPING_S = 5.0
+WRITE_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 Place = Callable[[TrialPlan], Placement]
 RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
@@ -54,6 +69,83 @@ class Phases:
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
         self._since = now
+
+
+def _begun_again(note: TrialNote) -> TrialNote:
+    """Return a fresh note, which keeps why the trial failed before: until it is complete, that is why it is not."""
+    return TrialNote(cause=note.cause, message=note.message)
+
+
+class StateWriter:
+    """Follows events of trials; writes at most once a second, failures at once, and at `close`. What earlier commands noted stays."""
+
+    def __init__(
+        self, sweep: str, store: Store, driver: str, command: Sequence[str], todo: Sequence[str]
+    ) -> None:
+        self._sweep, self._store = sweep, store
+        self._driver, self._command = driver, tuple(command)
+        earlier = read_state(sweep, store).trials
+        self._trials = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
+        self._paces: dict[str, Pace] = {}
+        self._written = 0.0
+        self._write()
+
+    def on_event(self, event: Event) -> None:
+        """Take in one event of a trial."""
+        note = self._trials.get(event.trial)
+        if note is None:
+            return
+        match event:
+            case Started():
+                note.state = "running"
+            case StageBegan():
+                self._begin(event.trial, event.stage)
+            case RowsLogged():
+                self._take(event.trial, event.stage, event.rows[-1])
+            case Retried():
+                note.retries.append(f"{event.cause}: {event.message}")
+            case Replanned():
+                note.replanned.append(event.text)
+            case Completed():
+                note.state, note.cause, note.message = "complete", "", ""
+            case Stopped():
+                note.state = "stopped"
+            case Failed():
+                note.state, note.cause, note.message = "failed", event.cause, event.message
+        if isinstance(event, Completed | Failed | Stopped):
+            note.pairs_per_s = note.left_s = None
+        # Of a failure that is not noted a later command knows nothing.
+        if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
+            self._write()
+
+    def _begin(self, trial: str, stage: str) -> None:
+        self._paces.setdefault(trial, Pace()).begin(stage)
+        self._note_pace(trial)
+
+    def _take(self, trial: str, stage: str, row: Mapping[str, Any]) -> None:
+        self._paces.setdefault(trial, Pace()).take(stage, row)
+        self._note_pace(trial)
+
+    def _note_pace(self, trial: str) -> None:
+        note, pace = self._trials[trial], self._paces[trial]
+        note.stage, note.step, note.total = pace.stage, pace.done, pace.total
+        note.loss, note.pairs_per_s, note.left_s = pace.loss, pace.rate, pace.left_s
+
+    def close(self) -> None:
+        """Write the last word; what still ran is stopped."""
+        for note in self._trials.values():
+            if note.state in ("running", "waiting"):
+                note.state = "stopped"
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        state = SweepState(driver=self._driver, command=self._command, trials=self._trials)
+        try:
+            write_state(self._sweep, self._store, state)
+        except (OSError, StorageError) as error:
+            # A full disk must not end the sweep for the sake of its note.
+            logger.warning("the state of %s cannot be noted: %s", self._sweep, error)
 
 
 def run_missing(
@@ -76,12 +168,12 @@ def run_missing(
     with (
         quiet(session.driver_log, session.console.width) as terminal,
         stop.listening(),
-        Heartbeat(store.root, sweep) as heartbeat,
+        Heartbeat(store.root) as heartbeat,
     ):
-        clear_up(store, sweep, heartbeat.driver)
+        clear_up(store, sweep, heartbeat.leases)
         execution = Execution(
             store=store,
-            claims=Claims(store.root, heartbeat.driver),
+            leases=heartbeat.leases,
             retries=retries,
             checkpoint_steps=session.options.checkpoint_steps,
             stages=session.stages,

@@ -15,9 +15,9 @@ from orchestrator.report.page import HTML, said_conclusions
 from orchestrator.report.results import left_out_lines
 from orchestrator.report.summary import Written, accuracy_table, epoch_table
 from orchestrator.report.tables import Table
-from orchestrator.spec.declaration import Declaration
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration
 
 # Of a table of epochs, as many as a terminal has room for.
 EPOCHS_SHOWN = 8

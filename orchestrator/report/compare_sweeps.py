@@ -13,11 +13,9 @@ from orchestrator.report.page import Bar, Page, analysed, no_bar, report_command
 from orchestrator.report.results import TrialResult, on_common_pairs, sweep_results
 from orchestrator.report.statistics import Estimate
 from orchestrator.report.tables import COMPARED, MEAN, Table, interval, reward_title
-from orchestrator.spec.declaration import Declaration, declared_sweeps, read_declaration
-from orchestrator.spec.models import nearest
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import read_state
-from trainers.errors import SpecError
+from orchestrator.store.records import Declaration, declared_sweeps, read_declaration, read_state
+from trainers.errors import SpecError, nearest
 from trainers.specs import clean_name
 
 if TYPE_CHECKING:

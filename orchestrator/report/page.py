@@ -29,10 +29,8 @@ from orchestrator.report.published import spec_difference
 from orchestrator.report.results import TrialResult, left_out_lines, on_common_pairs, sweep_results
 from orchestrator.report.summary import Written, audit_tables, statistics_tables, table_rows, write_report
 from orchestrator.report.tables import Table
-from orchestrator.spec.declaration import Declaration
-from orchestrator.store.artifacts import Store
-from orchestrator.store.manifests import versions
-from orchestrator.store.records import SweepState, TrialNote, read_state
+from orchestrator.store.artifacts import Store, versions
+from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
 from trainers.disk import digest_file, replace, replace_bytes
 from trainers.errors import Damaged, DataError

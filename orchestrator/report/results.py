@@ -16,17 +16,16 @@ from pyarrow import parquet
 
 from orchestrator.report.audit import leaked_rows
 from orchestrator.report.statistics import Estimate, accuracy_estimate, generator, over_seeds, right
-from orchestrator.spec.declaration import (
+from orchestrator.spec.stages import EvaluateStage
+from orchestrator.spec.trials import CATEGORIES, Category
+from orchestrator.store.artifacts import Store, weights_digest
+from orchestrator.store.records import (
     Declaration,
     EvaluationRecord,
     TrialRecord,
     declared_sweeps,
     read_declaration,
 )
-from orchestrator.spec.stages import EvaluateStage
-from orchestrator.spec.trials import CATEGORIES, Category
-from orchestrator.store.artifacts import Store
-from orchestrator.store.manifests import weights_digest
 from trainers import metrics
 from trainers.errors import Damaged, SpecError
 from trainers.scores import PairScores, read_pair_scores
@@ -165,11 +164,11 @@ def trial_result(record: TrialRecord, store: Store, too_long: _TooLong | None = 
 def _evaluation(
     wanted: EvaluationRecord, train_digest: str, store: Store, too_long: _TooLong
 ) -> EvaluationResult | None:
-    found = store.manifest_and_file("evaluate", wanted.key, "scores.parquet")
+    found = store.found("evaluate", wanted.key, "scores.parquet")
     if found is None:
         return None
-    manifest, file = found
-    scores = read_pair_scores(file)
+    manifest, folder = found
+    scores = read_pair_scores(folder / "scores.parquet")
     rows = leaked_rows(store, train_digest, wanted.dataset_digest)
     leaked = None if rows is None else np.isin(scores.index, rows)
     return EvaluationResult(

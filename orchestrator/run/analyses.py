@@ -1,4 +1,4 @@
-"""Computes analyses: one after the other in this process, each under a claim, from the store and into it."""
+"""Computes analyses: one after the other in this process, each under a lease, from the store and into it."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from orchestrator.run.inline import InlineBackend
 from orchestrator.run.trial import Execution
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, Compute
 from orchestrator.store.artifacts import Store
-from orchestrator.store.leases import Claims, Heartbeat
+from orchestrator.store.leases import Heartbeat
 from trainers.stopping import StopRequest
 
 Say = Callable[[str], None]
@@ -19,8 +19,8 @@ def compute_analyses(
 ) -> None:
     """Compute the stages that are missing, and what they need. What an analysis says while it computes goes to `say`."""
     stop = StopRequest(0.0)
-    with stop.listening(), Heartbeat(store.root, sweep) as heartbeat:
-        execution = Execution(store=store, claims=Claims(store.root, heartbeat.driver))
+    with stop.listening(), Heartbeat(store.root) as heartbeat:
+        execution = Execution(store=store, leases=heartbeat.leases)
         backend = InlineBackend(execution, _ignore, stop)
         for stage in stages:
             _compute_missing(stage, backend, compute, say)
@@ -31,10 +31,10 @@ def _ignore(event: Event) -> None:
 
 
 def _compute_missing(stage: AnalyseStage, backend: InlineBackend, compute: Compute, say: Say) -> None:
-    store, claims = backend.execution.store, backend.execution.claims
+    store, leases = backend.execution.store, backend.execution.leases
     backend.shared(stage.needs)
     name = f"{stage.kind}-{stage.key}"
-    with claims.held(name, lambda: store.complete(stage.kind, stage.key), backend.pause) as ours:
+    with leases.held(name, lambda: store.complete(stage.kind, stage.key), backend.pause) as ours:
         if ours:
             store.remove_leftovers(stage.kind, stage.key)
             parameters = dataclasses.asdict(stage.parameters)

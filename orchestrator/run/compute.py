@@ -24,15 +24,13 @@ from orchestrator.spec.stages import (
     TrainStage,
 )
 from orchestrator.spec.trial_plan import TrialPlan
-from orchestrator.store.artifacts import Attempt, Store
-from orchestrator.store.manifests import weights_digest
+from orchestrator.store.artifacts import Attempt, Store, weights_digest
 from trainers import tiny
 from trainers.data.records import read_written_pairs
+from trainers.disk import Location, ObjectPath, remove_tree
 from trainers.errors import DataError
-from trainers.objects import Location, ObjectPath
 from trainers.specs import Placement
 from trainers.stopping import StopLeft, never
-from trainers.transfer import remove_tree
 
 if TYPE_CHECKING:
     from trainers.checkpoints import Checkpoints

@@ -12,7 +12,7 @@ from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainSta
 from orchestrator.spec.trial_plan import TrialPlan, usable
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
-from orchestrator.store.leases import Claims
+from orchestrator.store.leases import Leases
 from trainers.specs import Placement
 
 # An artifact that is damaged again and again is on a disk that no retry mends.
@@ -21,10 +21,10 @@ HEALS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How missing stages are computed: where they go, who claims them, how often again, and by which functions."""
+    """How missing stages are computed: where they go, under whose leases, how often again, and by which functions."""
 
     store: Store
-    claims: Claims
+    leases: Leases
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     checkpoint_steps: int | None = None
     stages: StageFunctions = REAL
@@ -79,12 +79,12 @@ def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, exec
 
 
 def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
-    store, claims = execution.store, execution.claims
+    store, leases = execution.store, execution.leases
     if any(isinstance(stage, TrainStage) for stage in plan.missing(store)):
         backend.post(StageBegan(stage="prepare"))
         backend.shared(plan.train.needs)
         backend.post(StageBegan(stage="waiting"))
-        with claims.held(f"train-{plan.key}", lambda: _trained(plan, store), backend.pause) as ours:
+        with leases.held(f"train-{plan.key}", lambda: _trained(plan, store), backend.pause) as ours:
             if ours:
                 store.remove_leftovers("train", plan.key)
                 backend.train(plan.train, placement)
@@ -93,7 +93,7 @@ def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution
         return
     backend.shared([need for stage in evaluations for need in stage.needs if need != plan.train])
     backend.post(StageBegan(stage="waiting"))
-    with claims.held(f"evaluate-{plan.key}", lambda: not plan.unscored(store), backend.pause) as ours:
+    with leases.held(f"evaluate-{plan.key}", lambda: not plan.unscored(store), backend.pause) as ours:
         if ours:
             missing = plan.unscored(store)
             for stage in missing:
@@ -113,15 +113,15 @@ def _trained(plan: TrialPlan, store: Store) -> bool:
 def compute_shared(
     stage: SharedStage, execution: Execution, pause: Callable[[float], None], report: TakeRow
 ) -> None:
-    """Compute a shared stage under a claim; its needs are there. Nothing happens where it is complete."""
+    """Compute a shared stage under a lease; its needs are there. Nothing happens where it is complete."""
     store = execution.store
     name = f"{stage.kind}-{stage.key}"
-    with execution.claims.held(name, lambda: store.complete(stage.kind, stage.key), pause) as ours:
+    with execution.leases.held(name, lambda: store.complete(stage.kind, stage.key), pause) as ours:
         if ours:
-            compute_claimed(stage, execution, report)
+            compute_leased(stage, execution, report)
 
 
-def compute_claimed(stage: SharedStage, execution: Execution, report: TakeRow) -> None:
-    """Compute a shared stage whose claim is held, where nothing of an earlier attempt is left."""
+def compute_leased(stage: SharedStage, execution: Execution, report: TakeRow) -> None:
+    """Compute a shared stage whose lease is held, where nothing of an earlier attempt is left."""
     execution.store.remove_leftovers(stage.kind, stage.key)
     execution.stages.shared(stage, execution.store, report)

@@ -1,4 +1,4 @@
-"""What a sweep's commands declared, as plain records in <storage>/sweeps/<sweep>/sweep.json.
+"""What a sweep's commands declare: its records made from its resolved trials, and how a declaration grows.
 
 The report, the status and MLflow are views of these records and of the artifacts that they name; gc keeps those. A
 declaration grows; it is replaced only where the user says so, and gc keeps what it needed even then.
@@ -6,70 +6,27 @@ declaration grows; it is replaced only where the user says so, and gc keeps what
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PrepareStage
-from orchestrator.spec.trial_plan import TrialPlan, unscored
+from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import Category
 from orchestrator.store.artifacts import Store
-from trainers.disk import alone, replace
+from orchestrator.store.records import (
+    Declaration,
+    EvaluationRecord,
+    TrialRecord,
+    declared_sweeps,
+    read_declaration,
+    write_declaration,
+)
+from trainers.disk import alone
 from trainers.errors import SpecError
 from trainers.specs import DrawSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationRecord:
-    """One evaluation of a trial; `dataset_digest` is that of the rows, `prepared` the key of their tokens.
-
-    `epoch` is that after which it was evaluated, None where an older rmsweep has written the file: the last.
-    """
-
-    dataset: str
-    key: str
-    category: Category
-    dataset_digest: str
-    epoch: int | None = None
-    prepared: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialRecord:
-    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs."""
-
-    name: str
-    key: str
-    model: str
-    reward: str
-    train_set: str
-    train_digest: str
-    seed: int
-    parameters: dict[str, Any]
-    evaluations: tuple[EvaluationRecord, ...]
-    prepared: str = ""
-
-    def whole(self, store: Store) -> bool:
-        """Whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
-        evaluated = not unscored(store, self.key, [item.key for item in self.evaluations])
-        return evaluated and store.complete("train", self.key)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Declaration:
-    """The sweep's trials, in plan order, and every artifact that they come to, as stage/key.
-
-    `earlier` are artifacts that only earlier declarations of the sweep came to.
-    """
-
-    sweep: str
-    trials: tuple[TrialRecord, ...]
-    artifacts: tuple[str, ...] = ()
-    earlier: tuple[str, ...] = ()
 
 
 def declare(resolved: ResolvedSweep) -> Declaration:
@@ -251,33 +208,3 @@ def free_name(sweep: str, store: Store) -> str:
     """A name near to `sweep` that no sweep of the store has."""
     taken = declared_sweeps(store)
     return next(name for n in itertools.count(2) if (name := f"{sweep}-{n}") not in taken)
-
-
-def write_declaration(declaration: Declaration, store: Store) -> None:
-    """Make this what the sweep is from now on."""
-    file = store.sweep_dir(declaration.sweep) / "sweep.json"
-    replace(file, json.dumps(dataclasses.asdict(declaration), indent=1, ensure_ascii=False))
-
-
-def read_declaration(sweep: str, store: Store) -> Declaration:
-    """What the sweep's commands declared. Raises SpecError where there was none."""
-    file = store.sweep_dir(sweep) / "sweep.json"
-    if not file.is_file():
-        raise SpecError(f"{store.root} knows no sweep {sweep!r}; run it first, or give --name or --storage.")
-    loaded = json.loads(file.read_text())
-    return Declaration(
-        sweep=loaded["sweep"],
-        trials=tuple(map(_read_trial, loaded["trials"])),
-        artifacts=tuple(loaded["artifacts"]),
-        earlier=tuple(loaded["earlier"]),
-    )
-
-
-def _read_trial(loaded: dict[str, Any]) -> TrialRecord:
-    evaluations = tuple(EvaluationRecord(**item) for item in loaded["evaluations"])
-    return TrialRecord(**{**loaded, "evaluations": evaluations})
-
-
-def declared_sweeps(store: Store) -> list[str]:
-    """Names of the sweeps that the store knows."""
-    return sorted(file.parent.name for file in (store.root / "sweeps").glob("*/sweep.json"))

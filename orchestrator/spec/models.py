@@ -3,7 +3,6 @@
 A revision that the hub told is kept in sweeps/revisions.lock.json.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Iterable
@@ -160,10 +159,3 @@ def _read_lock(lock: Path) -> dict[str, str]:
     if not isinstance(locked, dict):
         raise ModelError(f"{lock} must hold an object, hub id to revision; delete it to ask the hub again.")
     return locked
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` for the known names nearest to a mistyped one, else the list of them."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names)}."

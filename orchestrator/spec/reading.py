@@ -10,9 +10,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from orchestrator.spec.models import nearest
 from trainers.data.sources import has_split, parse_column
-from trainers.errors import SpecError
+from trainers.errors import SpecError, nearest
 from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 
 Value = TypeVar("Value")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.spec import catalog
-from orchestrator.spec.models import HUB_ID, nearest
+from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.trials import CATEGORIES, Category, KeepEpochs, PlacementRule, Recipe
 from trainers.data.known import DATASETS
-from trainers.errors import SpecError
+from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
 

@@ -15,7 +15,7 @@ from orchestrator.spec.stages import (
 )
 from orchestrator.spec.trials import TrialSpec
 from orchestrator.store.artifacts import Store
-from orchestrator.store.manifests import weights_digest
+from orchestrator.store.records import unscored
 from trainers.architecture import Architecture
 from trainers.specs import DrawSpec
 
@@ -54,10 +54,10 @@ class TrialPlan:
 
     def trains_again_s(self, store: Store) -> float | None:
         """Seconds that the training took whose weights were evicted and are needed again; None where none are."""
-        evicted = store.evicted(self.train.kind, self.train.key)
-        if evicted is None or self.complete(store):
+        trained = store.sound_manifest(self.train.kind, self.train.key)
+        if trained is None or not store.evicted(self.train.kind, self.train.key) or self.complete(store):
             return None
-        return float(evicted["train_seconds"])
+        return float(trained["seconds"])
 
     def complete(self, store: Store) -> bool:
         """Whether nothing is missing."""
@@ -72,30 +72,7 @@ def usable(stage: Stage, store: Store) -> bool:
     """Whether what needs the stage can read it: committed, and its weights not evicted."""
     if not store.complete(stage.kind, stage.key):
         return False
-    return stage.kind != "train" or store.evicted(stage.kind, stage.key) is None
-
-
-def unscored(
-    store: Store, train: str, evaluations: Sequence[str], trained: Mapping[str, Any] | None = None
-) -> set[str]:
-    """Return the keys of a training's evaluations that are missing, or of other weights than it has now.
-
-    Weights that are trained again, on other hardware, may differ in their last bits. What was scored before them is out
-    of date, unless all evaluations are of one kind and the new weights are evicted, too. `trained` is the training's
-    manifest where it was read already. Nothing but manifests is read.
-    """
-    found = {key: store.sound_manifest("evaluate", key) for key in evaluations}
-    # Evaluations that do not say what they scored are taken for what they should be.
-    scored = {key: manifest["info"].get("weights") for key, manifest in found.items() if manifest}
-    missing, known = set(evaluations) - scored.keys(), {*scored.values()} - {None}
-    if not known:
-        return missing
-    now = weights_digest(trained or store.sound_manifest("train", train))
-    if now is None or known == {now}:
-        return missing
-    if not missing and len(known) == 1 and store.evicted("train", train):
-        return set()
-    return missing | {key for key, weights in scored.items() if weights not in (None, now)}
+    return stage.kind != "train" or not store.evicted(stage.kind, stage.key)
 
 
 def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:

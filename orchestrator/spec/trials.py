@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Union
 
+from orchestrator.store.records import Category as Category
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, ValidationSpec
 
-Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]
 CATEGORIES: tuple[Category, ...] = ("training pairs", "in-distribution", "token-level shift", "domain shift")
 
 Recipe = Callable[[ModelSpec, DatasetSpec], OptimSpec]

@@ -1,36 +1,53 @@
-"""The artifact store: content key → committed directory, on the local (or a shared) file system or in an S3 bucket.
+"""The artifact store: content key → files, committed at once and never edited, in a folder or a bucket.
 
-    <root>/artifacts/<stage>/<key>/manifest.json     written last and at once: no manifest, no artifact
+    <root>/artifacts/<stage>/<key>/manifest.json     put last, where none is: no manifest, no artifact
     <root>/artifacts/<stage>/<key>/<attempt>/…       the files that the manifest names, with sizes and digests
-    <root>/artifacts/<stage>/<key>/evicted.json      where weights were removed to free their space: which, of which attempt
+    <root>/artifacts/<stage>/<key>/evicted           names the attempt whose weights were removed to free their space
 
 Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only an artifact
-whose weights were evicted is written again: the new manifest takes the place of the old one at once.
+that is damaged, or whose weights were evicted, is written again: the new manifest takes the place of the old one at once.
 
 In a bucket (docs/storage.md) an attempt is made in a local folder, put below its own name, and then its manifest is put;
 what is read is fetched into that folder, `local`, and compared with its digest there.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator.store.manifests import is_written, read_manifest, versions
-from trainers.disk import DRAFT, SEAL, digest_file, disk_named, publish, replace, seal
+from trainers.disk import (
+    CACHE_VARIABLE,
+    DRAFT,
+    SEAL,
+    Location,
+    ObjectPath,
+    cache_of,
+    digest_file,
+    disk_named,
+    fetch,
+    files_below,
+    is_written,
+    publish,
+    remove_tree,
+    replace,
+    seal,
+    upload,
+)
 from trainers.errors import Damaged, StorageError, Unreachable
-from trainers.objects import Location, ObjectPath
-from trainers.transfer import CACHE_VARIABLE, cache_of, fetch, files_below, remove_tree, upload
 
 MANIFEST = "manifest.json"
-EVICTED = "evicted.json"
+EVICTED = "evicted"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,131 +59,133 @@ class Attempt:
 
 
 class Store:
-    """Artifacts under one root folder."""
+    """Artifacts below one root."""
 
     def __init__(self, root: Location) -> None:
         self.root = root.absolute() if isinstance(root, Path) else root
         self._sound: set[Path] = set()
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[Location]]:
+        # What this process has checked says nothing to the process that it is sent to.
+        return Store, (self.root,)
 
     @property
     def local(self) -> Path:
         """The root of what is local to this machine: the store itself, or the cache of one in a bucket."""
         return self.root if isinstance(self.root, Path) else cache_of(self.root)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # What this process has checked says nothing to the process that it is sent to.
-        return {"root": self.root, "_sound": set()}
-
     def sweep_dir(self, sweep: str) -> Location:
-        """Where a sweep keeps its notes, table and report."""
+        """Return where a sweep keeps its notes, table and report."""
         return self.root / "sweeps" / sweep
 
     def local_sweep_dir(self, sweep: str) -> Path:
-        """Where the table and report are written before they are shared, and logs are kept."""
+        """Return where the table and report are written before they are shared, and logs are kept."""
         return self.local / "sweeps" / sweep
 
     def share(self, path: Path) -> None:
         """Put a local file, or all files of a folder, where other machines find them. Raises Unreachable."""
-        if not isinstance(self.root, ObjectPath):
-            return
-        names = files_below(path) if path.is_dir() else [""]
-        inside = [str((path / name).relative_to(self.local)) for name in names]
-        upload(self.local, inside, self.root)
+        if isinstance(self.root, ObjectPath):
+            names = files_below(path) if path.is_dir() else [""]
+            upload(self.local, [str((path / name).relative_to(self.local)) for name in names], self.root)
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
-        """The manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
-        return read_manifest(self._folder(stage, key) / MANIFEST, stage, key)
-
-    def complete(self, stage: str, key: str) -> bool:
-        """Whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
-        return self.sound_manifest(stage, key) is not None
+        """Return the manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
+        file = self._folder(stage, key) / MANIFEST
+        try:
+            loaded = json.loads(file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Unreachable:
+            raise
+        except OSError as error:
+            raise StorageError(f"{file} cannot be read ({error}); see to the disk, and run again.") from error
+        except ValueError:
+            loaded = None
+        if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
+            raise Damaged(f"{file} is not what was written", stage, key)
+        for name in (loaded["attempt"], *loaded["files"]):
+            if not _inside(name):
+                raise StorageError(
+                    f"{file} names {name!r}, which leads out of its folder; delete {file.parent}."
+                )
+        return loaded
 
     def sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
-        """The manifest, None where there is none or it is damaged. Raises StorageError."""
-        try:
+        """Return the manifest, None where there is none or it is damaged. Raises StorageError."""
+        with contextlib.suppress(Damaged):
             return self.manifest(stage, key)
-        except Damaged:
-            return None
-
-    def fault(self, stage: str, key: str) -> str | None:
-        """What is wrong with the artifact's manifest, None where nothing is or there is none."""
-        try:
-            self.manifest(stage, key)
-        except Damaged as error:
-            return str(error)
         return None
 
+    def complete(self, stage: str, key: str) -> bool:
+        """Return whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
+        return self.sound_manifest(stage, key) is not None
+
     def discard(self, stage: str, key: str, attempt: str) -> None:
-        """Take an artifact that is damaged or out of date out of the store, unless another attempt stands there by now."""
-        file = self._folder(stage, key) / MANIFEST
+        """Make an artifact that is damaged or out of date count as missing, unless another attempt stands there by now.
+
+        A manifest that is itself damaged names no attempt: ''.
+        """
         manifest = self.sound_manifest(stage, key)
-        # A manifest that is itself damaged names no attempt.
-        if (manifest["attempt"] if manifest else "") != attempt:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            if isinstance(file, ObjectPath):
-                file.unlink()
-            else:
-                file.rename(file.with_name(f"{uuid.uuid4().hex}.damaged"))
+        if (manifest["attempt"] if manifest else "") == attempt:
+            (self._folder(stage, key) / MANIFEST).unlink(missing_ok=True)
 
     def read(self, stage: str, key: str, within: str = "") -> Path:
-        """The artifact's folder, its files (those below `within`) checked against their digests once per process.
-
-        Raises Damaged, StorageError.
-        """
+        """Return the artifact's folder, its files checked as by `found`. Raises Damaged, StorageError."""
         return self.manifest_and_folder(stage, key, within)[1]
 
-    def manifest_and_folder(self, stage: str, key: str, within: str = "") -> tuple[dict[str, Any], Path]:
-        """The manifest and what `read` gives, of one attempt whoever writes meanwhile. Raises Damaged, StorageError."""
-        manifest = self.manifest(stage, key)
-        if manifest is None:
-            raise StorageError(f"artifact {stage}/{key} is not in {self.root}.")
-        self._refuse_evicted(stage, key)
-        names = [name for name in manifest["files"] if name.startswith(within and f"{within}/")]
-        return manifest, self._verified(stage, key, manifest, names)
-
     def read_file(self, stage: str, key: str, name: str) -> Path:
-        """One file of an artifact, checked alone and once per process; evicted weights do not matter to the others.
+        """Return one file of an artifact, checked alone; evicted weights do not matter to the others.
 
         Raises Damaged, StorageError.
         """
-        found = self.manifest_and_file(stage, key, name)
+        return self.manifest_and_folder(stage, key, name)[1] / name
+
+    def manifest_and_folder(self, stage: str, key: str, within: str = "") -> tuple[dict[str, Any], Path]:
+        """Return what `found` returns. Raises StorageError also where there is no such artifact."""
+        found = self.found(stage, key, within)
         if found is None:
-            raise StorageError(f"{name} of artifact {stage}/{key} is not in {self.root}.")
-        return found[1]
+            raise StorageError(f"{within and f'{within} of '}artifact {stage}/{key} is not in {self.root}.")
+        return found
 
-    def manifest_and_file(self, stage: str, key: str, name: str) -> tuple[dict[str, Any], Path] | None:
-        """A manifest and what `read_file` gives, the manifest read once; None where there is no such artifact.
+    def found(self, stage: str, key: str, within: str = "") -> tuple[dict[str, Any], Path] | None:
+        """Return the manifest and the folder of one attempt, whoever writes meanwhile; None where there is no artifact.
 
+        Its files, or those of and below the name `within`, are compared with their digests, each once per process.
         Raises Damaged, StorageError.
         """
         manifest = self.manifest(stage, key)
         if manifest is None:
             return None
-        if name not in manifest["files"]:
-            raise StorageError(f"{name} of artifact {stage}/{key} is not in {self.root}.")
-        self._refuse_evicted(stage, key, name)
-        return manifest, self._verified(stage, key, manifest, [name]) / name
-
-    def _verified(self, stage: str, key: str, manifest: dict[str, Any], names: Iterable[str]) -> Path:
-        """The attempt's folder, once each of `names` in it was compared with its digest. Raises Damaged."""
-        attempt = manifest["attempt"]
-        source, folder = self._folder(stage, key) / attempt, self._local_folder(stage, key) / attempt
-        fetched = isinstance(source, ObjectPath)
-        digests = {
-            name: manifest["files"][name]["sha256"]
-            for name in names
-            # What was fetched may be gone again: other processes of the machine share the cache, and make room in it.
-            if folder / name not in self._sound or (fetched and not (folder / name).is_file())
+        wanted = {
+            name: said["sha256"]
+            for name, said in manifest["files"].items()
+            if not within or f"{name}/".startswith(f"{within}/")
+        }
+        if within and not wanted:
+            raise StorageError(f"{within} of artifact {stage}/{key} is not in {self.root}.")
+        # One request less for all that holds no weights.
+        if any(map(holds_weights, wanted)) and self.evicted(stage, key):
+            raise StorageError(
+                f"the weights of {stage}/{key} were evicted after evaluation; to have them again, delete "
+                f"{self._folder(stage, key)} and run again: the training took {manifest['seconds']:,.0f} s."
+            )
+        source = self._folder(stage, key) / manifest["attempt"]
+        folder = self._local_folder(stage, key) / manifest["attempt"]
+        # What was fetched may be gone again: other processes of the machine share the cache, and make room in it.
+        unread = {
+            name: digest
+            for name, digest in wanted.items()
+            if folder / name not in self._sound or not (source == folder or (folder / name).is_file())
         }
         if isinstance(source, ObjectPath):
-            wrong = fetch(source, digests, folder)
+            wrong = fetch(source, unread, folder)
         else:
-            wrong = [name for name, digest in digests.items() if not is_written(folder / name, digest)]
+            wrong = [name for name, digest in unread.items() if not is_written(folder / name, digest)]
         if wrong:
-            raise Damaged(f"{source / wrong[0]} is missing or not what was written", stage, key, attempt)
-        self._sound |= {folder / name for name in digests}
-        return folder
+            said = f"{source / wrong[0]} is missing or not what was written"
+            raise Damaged(said, stage, key, manifest["attempt"])
+        self._sound |= {folder / name for name in unread}
+        return manifest, folder
 
     def forget_fetched(self, stage: str, key: str) -> None:
         """Remove the models that were fetched of an artifact, to make room; where the store is local nothing was.
@@ -175,40 +194,19 @@ class Store:
         """
         if isinstance(self.root, ObjectPath):
             for model in self._local_folder(stage, key).glob("*/*/"):
-                shutil.rmtree(model, ignore_errors=True)
+                remove_tree(model)
 
-    def evicted(self, stage: str, key: str) -> dict[str, Any] | None:
-        """What was removed of the committed attempt to free its space: {attempt, files, bytes, train_seconds}.
-
-        None where nothing was, or where the artifact was written again since. Raises StorageError.
-        """
-        file = self._folder(stage, key) / EVICTED
+    def evicted(self, stage: str, key: str) -> bool:
+        """Return whether the weights of the committed attempt were removed to free their space. Raises StorageError."""
         try:
-            record: dict[str, Any] = json.loads(file.read_text())
-            _ = [record[name] for name in ("attempt", "files", "bytes", "train_seconds")]
-        except FileNotFoundError:
-            return None
-        except Unreachable:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{file} is unreadable ({error}); delete {file.parent} and run again."
-            ) from error
+            attempt = (self._folder(stage, key) / EVICTED).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
         manifest = self.manifest(stage, key)
-        return record if manifest is not None and manifest["attempt"] == record["attempt"] else None
-
-    def _refuse_evicted(self, stage: str, key: str, name: str | None = None) -> None:
-        """Raises StorageError where the file `name`, or without one any file, was evicted."""
-        record = self.evicted(stage, key)
-        if record is None or (name is not None and name not in record["files"]):
-            return
-        raise StorageError(
-            f"the weights of {stage}/{key} were evicted after evaluation; to have them again, delete "
-            f"{self._folder(stage, key)} and run again: the training took {record['train_seconds']:,.0f} s."
-        )
+        return manifest is not None and manifest["attempt"].encode() == attempt
 
     def remove_leftovers(self, stage: str, key: str) -> None:
-        """Remove attempts that came to nothing; for who holds the claim on the stage, since nobody else writes."""
+        """Remove attempts that came to nothing; for who holds the lease on the stage, since nobody else writes."""
         committed = self.sound_manifest(stage, key)
         for parent in {self._folder(stage, key), self._local_folder(stage, key)}:
             for path in parent.iterdir() if parent.is_dir() else ():
@@ -219,31 +217,28 @@ class Store:
 
     @contextlib.contextmanager
     def write(self, stage: str, key: str, **inputs: Any) -> Iterator[Attempt]:
-        """An attempt at an artifact; committed when the block ends well, removed otherwise."""
+        """Give an attempt at an artifact; it is committed when the block ends well, and removed otherwise."""
         folder = self._local_folder(stage, key) / f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir(parents=True)
         except OSError as error:
+            choice = "--storage" if self.local == self.root else CACHE_VARIABLE
             raise StorageError(
-                f"{self.local} cannot be written to ({error}); choose another {self._choice}."
+                f"{self.local} cannot be written to ({error}); choose another {choice}."
             ) from error
-        attempt = Attempt(directory=folder)
-        started = time.time()
+        attempt, started, committed = Attempt(directory=folder), time.time(), False
         try:
             with disk_named(folder):
                 yield attempt
                 committed = self._commit(stage, key, attempt, started, inputs)
-        except BaseException:
+        finally:
             # An interrupt may come between the manifest and the end of the block.
-            if isinstance(self.root, ObjectPath) or not self._names(stage, key, folder.name):
+            stays = self.local == self.root and (committed or self._stands(stage, key, folder.name))
+            if not stays:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if isinstance(self.root, ObjectPath):
-            shutil.rmtree(folder, ignore_errors=True)
-        if not committed:
-            remove_tree(self._folder(stage, key) / folder.name)
 
     def _commit(self, stage: str, key: str, attempt: Attempt, started: float, inputs: dict[str, Any]) -> bool:
+        """Put the manifest; False where another attempt was committed first."""
         names = files_below(attempt.directory)
         manifest = {
             "stage": stage,
@@ -266,34 +261,28 @@ class Store:
         text = json.dumps({**manifest, SEAL: seal(manifest)}, indent=1, sort_keys=True)
         folder = self._folder(stage, key)
         if isinstance(folder, ObjectPath):
-            # What is up when this fails is left to who holds the claim next, or to gc: a manifest whose answer was
+            # What is up when this fails is left to who holds the lease next, or to gc: a manifest whose answer was
             # lost may name it.
             upload(attempt.directory, names, folder / attempt.directory.name)
-        file = folder / MANIFEST
-        if publish(file, text) or self._supersede(stage, key, text):
+        if publish(folder / MANIFEST, text) or self._stands(stage, key, attempt.directory.name):
             return True
-        if self.fault(stage, key) is None:
+        standing = self.sound_manifest(stage, key)
+        if standing is not None and not self.evicted(stage, key):
+            remove_tree(folder / attempt.directory.name)
             return False
-        replace(file, text)
+        replace(folder / MANIFEST, text)
+        if standing is not None:
+            # From here on readers find the new attempt; what a crash leaves of the old one is gc's.
+            (folder / EVICTED).unlink(missing_ok=True)
+            remove_tree(folder / standing["attempt"])
         return True
 
-    def _names(self, stage: str, key: str, attempt: str) -> bool:
+    def _stands(self, stage: str, key: str, attempt: str) -> bool:
+        """Return whether the manifest is that of an attempt."""
         with contextlib.suppress(StorageError):
             manifest = self.manifest(stage, key)
             return manifest is not None and manifest["attempt"] == attempt
         return False
-
-    def _supersede(self, stage: str, key: str, text: str) -> bool:
-        """Put a new manifest in the place of one whose weights were evicted; False where none were."""
-        record = self.evicted(stage, key)
-        if record is None:
-            return False
-        folder = self._folder(stage, key)
-        replace(folder / MANIFEST, text)
-        # From here on readers find the new attempt; what a crash leaves of the old one is gc's.
-        (folder / EVICTED).unlink(missing_ok=True)
-        remove_tree(folder / record["attempt"])
-        return True
 
     def _folder(self, stage: str, key: str) -> Location:
         return self.root / f"artifacts/{stage}/{key}"
@@ -301,6 +290,28 @@ class Store:
     def _local_folder(self, stage: str, key: str) -> Path:
         return self.local / f"artifacts/{stage}/{key}"
 
-    @property
-    def _choice(self) -> str:
-        return "--storage" if isinstance(self.root, Path) else CACHE_VARIABLE
+
+def _inside(name: object) -> bool:
+    """Return whether a name of a manifest stays in the artifact's folder."""
+    text = name if isinstance(name, str) else ""
+    parts = text.split("/")
+    return bool(text.strip("./") and parts[0]) and ".." not in parts and "\\" not in text and "\0" not in text
+
+
+def holds_weights(name: str) -> bool:
+    """Return whether a file of a training holds weights, after its last epoch or an earlier one."""
+    return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
+
+
+def weights_digest(trained: Mapping[str, Any] | None) -> str | None:
+    """Return one digest of all weights that a training's manifest names, evicted or not; None where there are none."""
+    named = trained["files"].items() if trained else ()
+    files = sorted((name, said["sha256"]) for name, said in named if holds_weights(name))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that a result may owe its last digits to."""
+    names = ("rmsweep", "torch", "transformers", "deepspeed", "ray", "tokenizers", "pyarrow", "mlflow")
+    return {name: metadata.version(name) for name in names}

@@ -1,35 +1,128 @@
-"""What a sweep is doing, for `status` and for whoever comes back: <storage>/sweeps/<sweep>/state.json.
+"""The records of a sweep in the store: what it was declared to be, and what it is doing.
 
-The artifacts say what is complete; this file adds what only the driver knows: what runs, what failed and why.
+    <storage>/sweeps/<sweep>/sweep.json   what its commands declared: its trials, and every artifact that they come to
+    <storage>/sweeps/<sweep>/state.json   what only its driver knows: what runs, what failed and why
+
+The report, the status and MLflow are views of these records and of the artifacts that they name; gc keeps those.
 """
 
+import dataclasses
 import json
-import logging
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from orchestrator.plan.durations import Pace
-from orchestrator.run.events import (
-    Completed,
-    Event,
-    Failed,
-    Replanned,
-    Retried,
-    RowsLogged,
-    StageBegan,
-    Started,
-    Stopped,
-)
-from orchestrator.store.artifacts import Store
-from trainers.disk import replace
-from trainers.errors import StorageError
-from trainers.objects import Location
+from orchestrator.store.artifacts import Store, weights_digest
+from trainers.disk import Location, replace
+from trainers.errors import SpecError
 
-WRITE_EVERY_S = 1.0
+# How a training set and an evaluation set are related.
+Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """One evaluation of a trial; `dataset_digest` is that of the rows, `prepared` the key of their tokens.
+
+    `epoch` is that after which it was evaluated, None for the last.
+    """
+
+    dataset: str
+    key: str
+    category: Category
+    dataset_digest: str
+    epoch: int | None = None
+    prepared: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs."""
+
+    name: str
+    key: str
+    model: str
+    reward: str
+    train_set: str
+    train_digest: str
+    seed: int
+    parameters: dict[str, Any]
+    evaluations: tuple[EvaluationRecord, ...]
+    prepared: str = ""
+
+    def whole(self, store: Store) -> bool:
+        """Return whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
+        evaluated = not unscored(store, self.key, [item.key for item in self.evaluations])
+        return evaluated and store.complete("train", self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """The sweep's trials, in plan order, and every artifact that they come to, as stage/key.
+
+    `earlier` are artifacts that only earlier declarations of the sweep came to.
+    """
+
+    sweep: str
+    trials: tuple[TrialRecord, ...]
+    artifacts: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
+
+
+def unscored(
+    store: Store, train: str, evaluations: Sequence[str], trained: Mapping[str, Any] | None = None
+) -> set[str]:
+    """Return the keys of a training's evaluations that are missing, or of other weights than it has now.
+
+    Weights that are trained again, on other hardware, may differ in their last bits. What was scored before them is out
+    of date, unless all evaluations are of one kind and the new weights are evicted, too. `trained` is the training's
+    manifest where it was read already. Nothing but manifests is read.
+    """
+    found = {key: store.sound_manifest("evaluate", key) for key in evaluations}
+    # Evaluations that do not say what they scored are taken for what they should be.
+    scored = {key: manifest["info"].get("weights") for key, manifest in found.items() if manifest}
+    missing, known = set(evaluations) - scored.keys(), {*scored.values()} - {None}
+    if not known:
+        return missing
+    now = weights_digest(trained or store.sound_manifest("train", train))
+    if now is None or known == {now}:
+        return missing
+    if not missing and len(known) == 1 and store.evicted("train", train):
+        return set()
+    return missing | {key for key, weights in scored.items() if weights not in (None, now)}
+
+
+def write_declaration(declaration: Declaration, store: Store) -> None:
+    """Make this what the sweep is from now on."""
+    file = store.sweep_dir(declaration.sweep) / "sweep.json"
+    replace(file, json.dumps(dataclasses.asdict(declaration), indent=1, ensure_ascii=False))
+
+
+def read_declaration(sweep: str, store: Store) -> Declaration:
+    """Return what the sweep's commands declared. Raises SpecError where there was none."""
+    file = store.sweep_dir(sweep) / "sweep.json"
+    try:
+        loaded = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise SpecError(
+            f"{store.root} knows no sweep {sweep!r}; run it first, or give --name or --storage."
+        ) from None
+    return Declaration(
+        sweep=loaded["sweep"],
+        trials=tuple(map(_read_trial, loaded["trials"])),
+        artifacts=tuple(loaded["artifacts"]),
+        earlier=tuple(loaded["earlier"]),
+    )
+
+
+def _read_trial(loaded: dict[str, Any]) -> TrialRecord:
+    evaluations = tuple(EvaluationRecord(**item) for item in loaded["evaluations"])
+    return TrialRecord(**{**loaded, "evaluations": evaluations})
+
+
+def declared_sweeps(store: Store) -> list[str]:
+    """Return the names of the sweeps that the store knows."""
+    return sorted(file.parent.name for file in (store.root / "sweeps").glob("*/sweep.json"))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +142,9 @@ class TrialNote:
     replanned: list[str] = field(default_factory=list)
 
 
+NOTED = tuple(field.name for field in dataclasses.fields(TrialNote))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepState:
     """The last command's driver, the words that were its command line, and a note of each trial by key."""
@@ -59,7 +155,7 @@ class SweepState:
 
 
 def read_state(sweep: str, store: Store) -> SweepState:
-    """What the last command noted; nothing where there was none or its note is unreadable."""
+    """Return what the last command noted; nothing where there was none or its note is unreadable."""
     try:
         loaded = json.loads(_file(sweep, store).read_text())
         trials = {key: TrialNote(**note) for key, note in loaded["trials"].items()}
@@ -68,89 +164,12 @@ def read_state(sweep: str, store: Store) -> SweepState:
         return SweepState()
 
 
-def _begun_again(note: TrialNote) -> TrialNote:
-    """A fresh note, which keeps why the trial failed before: until it is complete, that is why it is not."""
-    return TrialNote(cause=note.cause, message=note.message)
-
-
-class StateWriter:
-    """Follows events of trials; writes at most once a second, failures at once, and at `close`. What earlier commands noted stays."""
-
-    def __init__(
-        self, sweep: str, store: Store, driver: str, command: Sequence[str], todo: Sequence[str]
-    ) -> None:
-        self._path = _file(sweep, store)
-        self._driver, self._command = driver, tuple(command)
-        earlier = read_state(sweep, store).trials
-        self._trials = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
-        # Each note as it is written; at a thousand trials, writing all of them anew takes longer than the trials.
-        self._texts: dict[str, str] = {}
-        self._paces: dict[str, Pace] = {}
-        self._written = 0.0
-        self._write()
-
-    def on_event(self, event: Event) -> None:
-        """Take in one event of a trial."""
-        note = self._trials.get(event.trial)
-        if note is None:
-            return
-        self._texts.pop(event.trial, None)
-        match event:
-            case Started():
-                note.state = "running"
-            case StageBegan():
-                self._begin(event.trial, event.stage)
-            case RowsLogged():
-                self._take(event.trial, event.stage, event.rows[-1])
-            case Retried():
-                note.retries.append(f"{event.cause}: {event.message}")
-            case Replanned():
-                note.replanned.append(event.text)
-            case Completed():
-                note.state, note.cause, note.message = "complete", "", ""
-            case Stopped():
-                note.state = "stopped"
-            case Failed():
-                note.state, note.cause, note.message = "failed", event.cause, event.message
-        if isinstance(event, Completed | Failed | Stopped):
-            note.pairs_per_s = note.left_s = None
-        # Of a failure that is not noted a later command knows nothing.
-        if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
-            self._write()
-
-    def _begin(self, trial: str, stage: str) -> None:
-        self._paces.setdefault(trial, Pace()).begin(stage)
-        self._note_pace(trial)
-
-    def _take(self, trial: str, stage: str, row: Mapping[str, Any]) -> None:
-        self._paces.setdefault(trial, Pace()).take(stage, row)
-        self._note_pace(trial)
-
-    def _note_pace(self, trial: str) -> None:
-        note, pace = self._trials[trial], self._paces[trial]
-        note.stage, note.step, note.total = pace.stage, pace.done, pace.total
-        note.loss, note.pairs_per_s, note.left_s = pace.loss, pace.rate, pace.left_s
-
-    def close(self) -> None:
-        """Write the last word; what still ran is stopped."""
-        for note in self._trials.values():
-            if note.state in ("running", "waiting"):
-                note.state = "stopped"
-        self._texts.clear()
-        self._write()
-
-    def _write(self) -> None:
-        self._written = time.monotonic()
-        for key in self._trials.keys() - self._texts.keys():
-            self._texts[key] = json.dumps(asdict(self._trials[key]))
-        head = json.dumps({"driver": self._driver, "command": self._command})
-        trials = ", ".join(f"{json.dumps(key)}: {self._texts[key]}" for key in self._trials)
-        text = f'{head[:-1]}, "trials": {{{trials}}}}}'
-        try:
-            replace(self._path, text)
-        except (OSError, StorageError) as error:
-            # A full disk must not end the sweep for the sake of its note.
-            logger.warning("%s cannot be written: %s", self._path, error)
+def write_state(sweep: str, store: Store, state: SweepState) -> None:
+    """Note what a command does. Raises StorageError."""
+    trials = {key: {name: getattr(note, name) for name in NOTED} for key, note in state.trials.items()}
+    replace(
+        _file(sweep, store), json.dumps({"driver": state.driver, "command": state.command, "trials": trials})
+    )
 
 
 def _file(sweep: str, store: Store) -> Location:

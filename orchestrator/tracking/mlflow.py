@@ -29,14 +29,12 @@ from pyarrow import parquet
 from orchestrator.report.curves import CURVE_POINTS, CURVES, curve_rows, thinned
 from orchestrator.report.results import TrialResult, all_scores, trial_result
 from orchestrator.report.summary import Written
-from orchestrator.spec.declaration import Declaration
 from orchestrator.spec.redaction import redacted, shown_uri, take_credentials, without_credentials
 from orchestrator.spec.trials import CATEGORIES
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import read_state
-from trainers.disk import DRAFT, digest_file, replace
+from orchestrator.store.records import Declaration, read_state
+from trainers.disk import DRAFT, Location, digest_file, replace
 from trainers.errors import SpecError, StorageError, SweepError, TrackingError
-from trainers.objects import Location
 
 EXPERIMENT = "rmsweep"
 DIGEST_TAG = "rmsweep.digest"

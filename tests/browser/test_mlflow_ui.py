@@ -18,8 +18,8 @@ from selenium import webdriver
 
 from benchmarks.sync import Rebuild, paper_sweep
 from orchestrator.report.page import write_full_report
-from orchestrator.spec.declaration import write_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import write_declaration
 from orchestrator.tracking.mlflow import default_uri, sync
 from tests.browser import page
 from tests.faults.tracking_server import free_port, runs_of

@@ -71,7 +71,7 @@ def test_weights_go_and_come_back_and_garbage_goes(small, storage):
     second = trainings(storage)
     assert {key for key in second if second[key] == first[key]} == kept
     assert with_weights(storage) == set(second) == set(first)
-    assert not list(storage.rglob("evicted.json"))
+    assert not list(storage.rglob("evicted"))
     for key, manifest in second.items():
         assert manifest["info"]["train_accuracy"] == first[key]["info"]["train_accuracy"]
         assert {item.name for item in (storage / "artifacts" / "train" / key).iterdir()} == {

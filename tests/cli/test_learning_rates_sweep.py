@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
-from orchestrator.cli.gc import garbage, kept_sweeps
 from orchestrator.spec.analyses import FollowUp
-from orchestrator.spec.declaration import read_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.gc import garbage, kept_artifacts
+from orchestrator.store.records import read_declaration
 from sweeps import learning_rates
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.errors import DataError, Diverged
@@ -100,7 +100,7 @@ def test_the_report_has_a_row_for_each_rate_and_evaluation_set(storage):
 
 def test_nothing_of_it_is_garbage_and_nothing_is_trained_twice(storage, tiny_model, capsys):
     store = Store(storage)
-    assert garbage(store, kept_sweeps(store)) == []
+    assert garbage(store, kept_artifacts(store)) == []
     before = {lr: item["attempt"] for lr, item in trainings(storage).items()}
     shutil.rmtree(storage / "artifacts" / "analyse")
     capsys.readouterr()

@@ -15,13 +15,13 @@ from rich.console import Console
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.cli.inspect import say_holes
 from orchestrator.cli.options import Options
+from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import HOLES, Session
 from orchestrator.cli.terminal import Progress
 from orchestrator.report.results import sweep_results
 from orchestrator.run.events import Failed
-from orchestrator.spec.declaration import read_declaration, write_declaration
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import StateWriter
+from orchestrator.store.records import read_declaration, write_declaration
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRID = ROOT / "sweeps" / "full_grid.py"

@@ -5,8 +5,8 @@ import json
 import pytest
 from pyarrow import parquet
 
-from orchestrator.cli.gc import garbage, kept_sweeps
 from orchestrator.store.artifacts import Store
+from orchestrator.store.gc import garbage, kept_artifacts
 from sweeps import theory
 from tests.sweep_runs import artifacts, run_analysis
 
@@ -76,10 +76,8 @@ def test_a_second_command_computes_nothing_and_another_parameter_only_its_own(st
 
 def test_gc_keeps_what_the_last_command_declared(storage):
     store = Store(storage)
-    assert not [
-        item for item in garbage(store, kept_sweeps(store)) if item.found.owner.startswith("analyse/")
-    ]
-    assert [item.found.owner for item in garbage(store, [])] == [
+    assert not [item for item in garbage(store, kept_artifacts(store)) if item.owner.startswith("analyse/")]
+    assert [item.owner for item in garbage(store, frozenset())] == [
         f"analyse/{key}" for key in artifacts(storage)
     ]
 

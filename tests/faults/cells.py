@@ -17,7 +17,7 @@ from orchestrator.spec.resolve import resolve
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import RetryPolicy, Sweep, grid
 from orchestrator.store.artifacts import Store
-from orchestrator.store.leases import Claims
+from orchestrator.store.leases import Leases
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, Placement
 from trainers.stopping import StopRequest
@@ -72,7 +72,7 @@ class Run:
         self.ended = False
         self._fault: BaseException | None = None
         self._inject = inject
-        values = {"claims": Claims(storage, "test"), "retries": RETRIES, "checkpoint_steps": 5}
+        values = {"leases": Leases(storage, "test"), "retries": RETRIES, "checkpoint_steps": 5}
         execution = Execution(store=self.store, **{**values, **changes})
         scratch = storage / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)

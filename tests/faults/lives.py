@@ -117,5 +117,5 @@ def leftovers(storage: Path) -> list[str]:
         if folder.is_dir() and folder.name not in (folder.parent / "manifest.json").read_text()
     ]
     drafts = list(storage.rglob(".draft-*")) + list((storage / "checkpoints").glob("*"))
-    claims = list((storage / "claims").glob("*")) + list((storage / "drivers").glob("*"))
-    return sorted(str(path.relative_to(storage)) for path in [*attempts, *drafts, *claims])
+    leases = list((storage / "leases").glob("*")) + list((storage / "drivers").glob("*"))
+    return sorted(str(path.relative_to(storage)) for path in [*attempts, *drafts, *leases])

@@ -1,6 +1,5 @@
 """Killed at every point of a commit and of a checkpoint's write: readers find nothing or all, and the next one writes."""
 
-import json
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ from tests.faults.lives import forked, output
 from trainers.checkpoints import Checkpoints, latest, save
 
 KEY = "0" * 32
-CONTENT = {"model/weights.bin": b"w" * 5000, "log.parquet": b"l" * 300}
+CONTENT = {"model/weights.safetensors": b"w" * 5000, "log.parquet": b"l" * 300}
 
 
 def dies_at(number):
@@ -50,7 +49,7 @@ def dies_at(number):
 
 
 def write_artifact(root):
-    """One writer: removes what others left, as who holds the claim, and writes."""
+    """One writer: removes what others left, as who holds the lease, and writes."""
     write(Store(root))
 
 
@@ -106,7 +105,7 @@ def test_killed_while_an_artifact_is_committed(tmp_path, over):
     seen = {"nothing": 0, "whole": 0}
     for root in deaths(tmp_path, write_artifact):
         store = Store(root)
-        committed = store.complete("train", KEY) and store.evicted("train", KEY) is None
+        committed = store.complete("train", KEY) and not store.evicted("train", KEY)
         seen["whole" if committed else "nothing"] += 1
         assert not committed or whole(root)
         if committed:
@@ -116,7 +115,7 @@ def test_killed_while_an_artifact_is_committed(tmp_path, over):
         assert whole(root)
         folder = root / "artifacts" / "train" / KEY
         # A note on an evicted attempt that is superseded says nothing any more.
-        left = [path.name for path in folder.iterdir() if path.name != "evicted.json"]
+        left = [path.name for path in folder.iterdir() if path.name != "evicted"]
         assert sorted(left) == sorted(["manifest.json", Store(root).read("train", KEY).name]), root
     assert seen["nothing"] > 5
     assert seen["whole"] > 1
@@ -130,10 +129,8 @@ def prepare(store, over):
         manifest.write_bytes(manifest.read_bytes()[:100])
         return
     attempt = store.manifest("train", KEY)["attempt"]
-    name = "model/weights.bin"
-    (manifest.parent / attempt / name).unlink()
-    record = {"attempt": attempt, "files": [name], "bytes": 5000, "train_seconds": 1.0}
-    (manifest.parent / "evicted.json").write_text(json.dumps(record))
+    (manifest.parent / attempt / "model" / "weights.safetensors").unlink()
+    (manifest.parent / "evicted").write_text(attempt)
 
 
 class Engine:

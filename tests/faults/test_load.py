@@ -28,7 +28,7 @@ from orchestrator.run.ray.coordinator import Coordinator
 from orchestrator.run.trial import Execution
 from orchestrator.spec.stages import PrepareStage
 from orchestrator.store.artifacts import Store
-from orchestrator.store.leases import Claims
+from orchestrator.store.leases import Leases
 from orchestrator.store.records import read_state
 from sweeps.full_grid import full_grid
 from tests.orchestrator.sweep_samples import EX_RM, plan, trial
@@ -112,8 +112,8 @@ def test_sixteen_trials_at_once_lose_no_row_and_report_once_a_second(tmp_path, c
     actor, ask = coordinator
     plans = [plan(trial(reward=EX_RM, seed=seed)) for seed in range(AT_ONCE)]
     store = Store(tmp_path)
-    execution = Execution(store=store, claims=Claims(store.root, "driver"), stages=CHATTY)
-    # Threads of one driver would share each other's claims on what all of them need.
+    execution = Execution(store=store, leases=Leases(store.root, "driver"), stages=CHATTY)
+    # Threads of one driver would share each other's leases on what all of them need.
     for stage in {stage for item in plans for stage in item.stages() if isinstance(stage, PrepareStage)}:
         CHATTY.shared(stage, store, print)
     sent: dict[str, list[float]] = {item.key: [] for item in plans}

@@ -47,21 +47,21 @@ def enter(environment):
 
 def killed_before_putting(name):
     """SIGKILL this process when it is about to put an object of a training's artifact, another of which is up."""
-    from trainers import transfer
+    from trainers.disk import ObjectPath
 
-    put, another = transfer._put, threading.Event()
+    put, another = ObjectPath.upload, threading.Event()
 
-    def deadly(file, target):
+    def deadly(target, file):
         of_training = "/artifacts/train/" in str(target)
         if target.name == name and of_training:
             # Objects are put side by side.
             assert another.wait(60)
             os.kill(os.getpid(), signal.SIGKILL)
-        put(file, target)
+        put(target, file)
         if of_training:
             another.set()
 
-    transfer._put = deadly
+    ObjectPath.upload = deadly
 
 
 def committed(bucket):
@@ -86,7 +86,7 @@ def test_killed_in_an_upload_it_goes_on_elsewhere_and_ends_as_if_undisturbed(
     assert committed(bucket) == undisturbed
     assert "nothing to run" in first.runs(one)
     left = [str(path.relative_to(bucket.root)) for path in bucket.root.sizes()]
-    assert not [name for name in left if name.startswith(("checkpoints/", "claims/"))]
+    assert not [name for name in left if name.startswith(("checkpoints/", "leases/"))]
     assert {"sweeps/full_grid/report/summary.md", "sweeps/full_grid/trials.parquet"} <= set(left)
     # An embedded database of runs keeps their files beside it, as there is no storage folder.
     assert list(tmp_path.glob("*/mlruns")) == []
@@ -125,8 +125,8 @@ def test_objects_that_are_damaged_are_computed_again(one, undisturbed, bucket, t
 def harm(file):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    with file.filesystem().open_output_stream(file.in_bucket) as stream:
-        stream.write(bytes(data))
+    with file.asked("written") as (obstore, client):
+        obstore.put(client, file.key, bytes(data))
 
 
 def forget(bucket, stage):

@@ -22,9 +22,9 @@ from orchestrator.cli.running import catch_up
 from orchestrator.cli.session import Session
 from orchestrator.report.curves import CURVE_POINTS, CURVES
 from orchestrator.report.summary import Written, write_report
-from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, write_declaration
 from orchestrator.tracking.mlflow import EXPERIMENT, SHOWN, Tracker, View, default_uri, is_shown, sync
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
@@ -312,9 +312,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from orchestrator.store.artifacts import Store
-from orchestrator.spec.declaration import read_declaration
 from orchestrator.run.events import Failed
-from orchestrator.store.records import StateWriter
+from orchestrator.cli.running import StateWriter
+from orchestrator.store.records import read_declaration
 from orchestrator.tracking.mlflow import Tracker
 uri, root, sweep = sys.argv[1:]
 store = Store(Path(root))

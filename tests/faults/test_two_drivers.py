@@ -67,7 +67,7 @@ def appeared(file, life, storage):
     raise AssertionError(f"{file} never appeared")
 
 
-def test_a_killed_driver_loses_its_claims_to_the_other(four, whole, tmp_path):
+def test_a_killed_driver_loses_its_leases_to_the_other(four, whole, tmp_path):
     storage, log, sign = tmp_path / "store", tmp_path / "trace", tmp_path / "sign"
     killed = grid_life(storage, four, tracing(log, partial(stops_at_step, 8, sign)))
     appeared(sign, killed, storage)
@@ -121,7 +121,7 @@ def test_drivers_whose_clocks_are_an_hour_off(one, whole, tmp_path):
             while "to run: " not in said.read_text():
                 assert other.poll() is None, said.read_text()
                 time.sleep(0.1)
-        # Long enough for them to look at the claim several times.
+        # Long enough for them to look at the lease several times.
         time.sleep(3)
         assert [other.poll() for other in others.values()] == [None, None]
         go.touch()

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.spec.declaration import Declaration, EvaluationRecord, TrialRecord
 from orchestrator.spec.stages import BaseModel, Split
 from orchestrator.spec.trial_plan import TrialPlan, plan_trial
 from orchestrator.spec.trials import Sweep, TrialSpec, grid
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, EvaluationRecord, TrialRecord
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.gc import clear_up
 from orchestrator.store.artifacts import MANIFEST, Store
-from trainers import disk
+from orchestrator.store.gc import clear_up
 from trainers.disk import publish, replace
 from trainers.errors import StorageError
 
@@ -181,7 +180,7 @@ def test_what_is_published_can_be_read_by_others(tmp_path: Path):
 
 def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path):
     store = Store(tmp_path)
-    folders = [tmp_path, tmp_path / "claims", tmp_path / "sources", tmp_path / "audits"]
+    folders = [tmp_path, tmp_path / "leases", tmp_path / "sources", tmp_path / "audits"]
     folders += [store.sweep_dir("demo"), store.sweep_dir("demo") / "report" / "tables"]
     for folder in folders:
         replace(folder / "note", "{}")
@@ -189,7 +188,7 @@ def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path):
     (tmp_path / "scratch" / "demo-1" / "tune").mkdir(parents=True)
     (tmp_path / "drivers").mkdir()
     another = tmp_path / "drivers" / "another.json"
-    another.write_text("{}")
+    another.write_text('{"machine": "another"}')
     clear_up(store, "demo")
     assert all((folder / ".draft-0a").is_file() for folder in folders)
     assert list((tmp_path / "scratch").iterdir())
@@ -198,19 +197,3 @@ def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path):
     for folder in folders:
         assert [file.name for file in folder.iterdir() if file.is_file()] == ["note"]
     assert list((tmp_path / "scratch").iterdir()) == []
-
-
-@pytest.mark.parametrize("put", [publish, replace])
-def test_a_draft_that_another_driver_took_for_a_dead_one_is_written_again(tmp_path, monkeypatch, put):
-    make, made = disk._draft, []
-
-    def taken_once(*arguments, **named):
-        made.append(make(*arguments, **named))
-        if len(made) == 1:
-            made[0].unlink()
-        return made[-1]
-
-    monkeypatch.setattr(disk, "_draft", taken_once)
-    put(tmp_path / "file", "text")
-    assert (tmp_path / "file").read_text() == "text"
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -21,9 +21,9 @@ from orchestrator.report.audit import audit_sweep
 from orchestrator.report.results import trial_result
 from orchestrator.report.summary import write_report
 from orchestrator.spec.datasets import DatasetReader
-from orchestrator.spec.declaration import EvaluationRecord, TrialRecord
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import EvaluationRecord, TrialRecord
 from orchestrator.tracking.mlflow import EVALUATION_METRICS, MOST_KEYS, run_content
 
 PAIRS = 40

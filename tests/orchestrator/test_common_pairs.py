@@ -16,8 +16,8 @@ from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import Scored, left_out_lines, on_common_pairs, results_of, sweep_results
 from orchestrator.report.summary import table_rows
-from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, write_declaration
 
 SETS = (("tiny_world", "in-distribution"), ("hamiltonian", "domain shift"))
 

@@ -12,7 +12,7 @@ from orchestrator.run.ray import coordinator as coordinating
 from orchestrator.run.ray.coordinator import Coordinator
 from orchestrator.run.trial import Execution
 from orchestrator.store.artifacts import Store
-from orchestrator.store.leases import Claims
+from orchestrator.store.leases import Leases
 
 NODE = Node(id="a", cpus=2)
 
@@ -38,7 +38,7 @@ async def granted_after_a_loss(root: Path, answers: list[bool | Exception]) -> l
 
     coordinating.lives = lives  # type: ignore[assignment]
     store = Store(root)
-    execution = Execution(store=store, claims=Claims(root, "driver"))
+    execution = Execution(store=store, leases=Leases(root, "driver"))
     durations = Durations(store=store, kind=gpu_kind("H100"))
     held = Coordinator(execution, [NODE], {}, durations)
     assert await held.acquire(train("lost")) is not None

@@ -17,15 +17,15 @@ from sweep_samples import (
 )
 
 from orchestrator.cli import session
-from orchestrator.cli.eviction import evict
 from orchestrator.cli.options import Options
 from orchestrator.report.results import sweep_results, trial_result
 from orchestrator.report.summary import epoch_table, write_report
 from orchestrator.spec import catalog
-from orchestrator.spec.declaration import EvaluationRecord, TrialRecord
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.selection import parse_keep_epochs
 from orchestrator.store.artifacts import Store
+from orchestrator.store.gc import evict
+from orchestrator.store.records import EvaluationRecord, TrialRecord
 from sweeps.persona import LAPTOP, persona
 from trainers.errors import SpecError
 from trainers.specs import OptimSpec

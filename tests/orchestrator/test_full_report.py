@@ -22,8 +22,8 @@ from orchestrator.report import summary as report
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.page import PAPER_LINK, analysed, said_conclusions, write_full_report
 from orchestrator.report.results import sweep_results
-from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
 from trainers.errors import DataError, SpecError
 

@@ -1,14 +1,13 @@
 """What gc and the eviction of weights take, and above all what they leave."""
 
 import dataclasses
-import json
+import itertools
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,26 +26,24 @@ from sweep_samples import (
     trial,
 )
 
-from orchestrator.cli import eviction, gc
-from orchestrator.cli.gc import Found, Garbage
-from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
-from orchestrator.spec.declaration import (
-    Declaration,
-    TrialRecord,
-    adopt,
-    adopted,
-    declare,
-    declared_sweeps,
-    read_declaration,
-    write_declaration,
-)
+from orchestrator.cli.run import _ranked
+from orchestrator.report.results import sweep_results
+from orchestrator.spec.declaration import adopt, adopted, declare
 from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PretrainStage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import Sweep
+from orchestrator.store import gc
 from orchestrator.store.artifacts import EVICTED, MANIFEST, Store
+from orchestrator.store.gc import Found, Ranked
+from orchestrator.store.records import (
+    Declaration,
+    TrialRecord,
+    declared_sweeps,
+    read_declaration,
+    write_declaration,
+)
 from trainers.errors import SpecError, StorageError
-from trainers.scores import PairScores
 from trainers.specs import DatasetSpec
 from trainers.tiny import TINY_MODELS
 
@@ -96,8 +93,13 @@ def declare_names(store: Store, sweep: str, *names: str, trials: tuple[TrialReco
     return declared
 
 
-def paths(items: list[Garbage]) -> list[str]:
-    return [item.found.path for item in items]
+def needed(*declarations: Declaration) -> frozenset[str]:
+    """The artifacts of declarations as stage/key."""
+    return frozenset(name for item in declarations for name in item.artifacts)
+
+
+def paths(items: list[Found]) -> list[str]:
+    return [item.path for item in items]
 
 
 def grown(seeds: Iterable[int], sets: Iterable[str], lr: float) -> Declaration:
@@ -144,8 +146,7 @@ def test_gc_keeps_whatever_a_sweep_was_declared_to_be_and_no_trial_leaves_it_by_
             assert len({item.name for item in declared.trials}) == len(declared.trials)
             # They are one cell of the table: nobody sees that its mean is of two learning rates.
             assert len({item.parameters["lr"] for item in declared.trials}) == 1
-        (kept,) = gc.kept_sweeps(store)
-        left_out = accepted - {*kept.artifacts, *kept.earlier}
+        left_out = accepted - gc.kept_artifacts(store)
         # Of a part of the sweep no analysis is made.
         assert all(item.startswith("analyse/") for item in left_out)
 
@@ -206,7 +207,7 @@ def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(st
 def test_a_sweep_to_keep_that_the_store_does_not_know_is_an_error(store: Store):
     declare_names(store, "full_grid")
     with pytest.raises(SpecError, match=r"--keep ful_grid: .* did you mean full_grid"):
-        gc.kept_sweeps(store, ["full_grid", "ful_grid"])
+        gc.kept_artifacts(store, ["full_grid", "ful_grid"])
 
 
 def test_what_no_kept_sweep_needs_is_listed_with_its_size_and_nothing_is_changed(store: Store):
@@ -214,12 +215,12 @@ def test_what_no_kept_sweep_needs_is_listed_with_its_size_and_nothing_is_changed
     first = declare_names(store, "first", "train/a", "prepare/shared")
     second = declare_names(store, "second", "train/b", "prepare/shared", "evaluate/not-yet")
     before = sorted(store.root.rglob("*"))
-    only_first = gc.garbage(store, [first])
+    only_first = gc.garbage(store, needed(first))
     assert paths(only_first) == ["artifacts/reference/b", "artifacts/train/b"]
-    assert paths(gc.garbage(store, [first, second])) == ["artifacts/reference/b"]
+    assert paths(gc.garbage(store, needed(first, second))) == ["artifacts/reference/b"]
     for item in only_first:
-        files = [file for file in (store.root / item.found.path).rglob("*") if file.is_file()]
-        assert item.found.bytes == sum(file.stat().st_size for file in files) > 0
+        files = [file for file in (store.root / item.path).rglob("*") if file.is_file()]
+        assert item.bytes == sum(file.stat().st_size for file in files) > 0
         assert item.why == "no kept sweep needs it"
     assert sorted(store.root.rglob("*")) == before
 
@@ -272,15 +273,15 @@ def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
         for stage in item.missing(store):
             commit(store, f"{stage.kind}/{stage.key}")
     everything = {f"{stage.kind}/{stage.key}" for item in plans for stage in item.stages()}
-    items = gc.garbage(store, [keep])
-    assert {item.found.owner for item in items} == everything - set(keep.artifacts)
+    items = gc.garbage(store, needed(keep))
+    assert {item.owner for item in items} == everything - set(keep.artifacts)
     assert len(gc.remove(store, items, busy=True)) == len(items)
     for choice in kept:
         assert pretrained_plan(**choice).complete(store)
     left = {str(file.parent.relative_to(folder(store, ""))) for file in store.root.rglob(MANIFEST)}
     assert left == everything & set(keep.artifacts)
     assert {f"{item.parent.name}/{item.name}" for item in folder(store, "").glob("*/*")} == left
-    assert gc.garbage(store, [keep]) == []
+    assert gc.garbage(store, needed(keep)) == []
 
 
 def litter(store: Store) -> Declaration:
@@ -295,8 +296,8 @@ def litter(store: Store) -> Declaration:
 
 
 def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
-    items = gc.garbage(store, [litter(store)])
-    assert {item.found.path: item.why for item in items} == {
+    items = gc.garbage(store, needed(litter(store)))
+    assert {item.path: item.why for item in items} == {
         "artifacts/train/done/.draft-1": "left by a process that did not finish",
         "artifacts/train/done/killed": "left by a process that did not finish",
         "artifacts/train/half/killed": "left by a process that did not finish",
@@ -304,18 +305,18 @@ def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
         "checkpoints/undeclared": "no kept sweep declares its training",
         "scratch/run-1": "scratch of a run that ended",
     }
-    assert [item.found.bytes for item in items] == [1, 10, 10, 10, 10, 10]
+    assert [item.bytes for item in items] == [1, 10, 10, 10, 10, 10]
     assert gc.remove(store, items, busy=False) == items
     assert store.read("train", "done")
     assert (store.root / "checkpoints" / "half" / "file").is_file()
     assert not folder(store, "train/half").exists()
-    assert gc.garbage(store, [read_declaration("demo", store)]) == []
+    assert gc.garbage(store, needed(read_declaration("demo", store))) == []
 
 
 def test_checkpoints_of_complete_trainings_go_by_themselves(store: Store):
     litter(store)
     commit_weights(store, "evicted")
-    eviction.evict(store, "evicted")
+    gc.evict(store, "evicted")
     (store.root / "checkpoints" / "evicted").mkdir()
     gc.remove_finished_checkpoints(store)
     left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
@@ -327,13 +328,13 @@ def test_what_a_live_driver_may_be_writing_stays(store: Store):
     commit(store, "evaluate/undeclared")
     attempt = folder(store, "evaluate/undeclared") / "being-written"
     attempt.mkdir()
-    items = gc.garbage(store, [read_declaration("demo", store)])
+    items = gc.garbage(store, needed(read_declaration("demo", store)))
     removed = gc.remove(store, items, busy=True)
     assert paths(removed) == ["artifacts/evaluate/undeclared", "checkpoints/done"]
     assert list(folder(store, "evaluate/undeclared").iterdir()) == [attempt]
     for item in items:
-        assert (store.root / item.found.path).exists() == (
-            item not in removed or attempt.is_relative_to(store.root / item.found.path)
+        assert (store.root / item.path).exists() == (
+            item not in removed or attempt.is_relative_to(store.root / item.path)
         )
 
 
@@ -343,14 +344,14 @@ def interrupted(*_: Any, **__: Any) -> None:
 
 def test_the_manifest_goes_before_the_files(store: Store, monkeypatch: pytest.MonkeyPatch):
     commit(store, "train/a")
-    items = gc.garbage(store, [])
+    items = gc.garbage(store, frozenset())
     with monkeypatch.context() as patch:
         patch.setattr(gc.shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
             gc.remove(store, items, busy=False)
     assert not store.complete("train", "a")
-    (rest,) = gc.garbage(store, [declare_names(store, "demo", "train/a")])
-    assert rest.found.kind == "attempt"
+    (rest,) = gc.garbage(store, needed(declare_names(store, "demo", "train/a")))
+    assert rest.kind == "attempt"
     gc.remove(store, [rest], busy=False)
     assert not folder(store, "train/a").exists()
 
@@ -358,8 +359,8 @@ def test_the_manifest_goes_before_the_files(store: Store, monkeypatch: pytest.Mo
 def test_an_unreadable_manifest_goes_only_with_its_artifact(store: Store):
     commit(store, "train/a")
     (folder(store, "train/a") / MANIFEST).write_text("{")
-    assert gc.garbage(store, [declare_names(store, "demo", "train/a")]) == []
-    items = gc.garbage(store, [])
+    assert gc.garbage(store, needed(declare_names(store, "demo", "train/a"))) == []
+    items = gc.garbage(store, frozenset())
     assert gc.remove(store, items, busy=True) == []
     gc.remove(store, items, busy=False)
     assert not folder(store, "train/a").exists()
@@ -373,13 +374,13 @@ def test_what_cannot_be_removed_is_an_error_that_names_it(store: Store, monkeypa
 
     monkeypatch.setattr(gc.shutil, "rmtree", refuse)
     with pytest.raises(StorageError, match=r"train/a/.* cannot be removed .not yours"):
-        gc.remove(store, gc.garbage(store, []), busy=False)
+        gc.remove(store, gc.garbage(store, frozenset()), busy=False)
 
 
 def test_evicted_weights_are_gone_and_everything_else_is_left(store: Store):
     attempt = commit_weights(store, "a")
     before = (folder(store, "train/a") / MANIFEST).read_bytes()
-    assert eviction.evict(store, "a") == 2000
+    assert gc.evict(store, "a") == 2000
     assert sorted(file.name for file in attempt.rglob("*") if file.is_file()) == [
         "README.md",
         "config.json",
@@ -388,23 +389,20 @@ def test_evicted_weights_are_gone_and_everything_else_is_left(store: Store):
         "tokenizer.json",
     ]
     assert (folder(store, "train/a") / MANIFEST).read_bytes() == before
-    evicted = store.evicted("train", "a")
-    assert evicted["attempt"] == attempt.name
-    assert evicted["bytes"] == 2000
-    assert len(evicted["files"]) == 2
-    assert evicted["train_seconds"] == store.manifest("train", "a")["seconds"]
+    assert store.evicted("train", "a")
     assert store.complete("train", "a")
-    assert eviction.evict(store, "a") == 0
+    assert gc.evict(store, "a") == 0
 
 
 @pytest.mark.parametrize("same_process", [True, False])
 def test_reading_evicted_weights_says_what_they_cost_and_the_log_still_reads(
-    store: Store, same_process: bool
+    store: Store, same_process: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    commit_weights(store, "a")
-    eviction.evict(store, "a")
-    marker = folder(store, "train/a") / EVICTED
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "train_seconds": 71.6}))
+    clock = itertools.chain([1000.0], itertools.repeat(1071.6))
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.store.artifacts.time.time", lambda: next(clock))
+        commit_weights(store, "a")
+    gc.evict(store, "a")
     reader = store if same_process else Store(store.root)
     with pytest.raises(StorageError, match=r"train/a were evicted .* took 72 s"):
         reader.read("train", "a")
@@ -435,17 +433,17 @@ def test_an_eviction_that_was_cut_short_is_ended_by_the_next_or_by_gc(
     for key in ("a", "b"):
         attempt = commit_weights(store, key)
         with monkeypatch.context() as patch:
-            patch.setattr(eviction, "delete", interrupted)
+            patch.setattr(gc, "delete", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                eviction.evict(store, key)
+                gc.evict(store, key)
         assert len(list(attempt.rglob("*.safetensors"))) == 2
         with pytest.raises(StorageError, match="were evicted"):
             store.read("train", key)
-    assert eviction.evict(store, "a") == 2000
+    assert gc.evict(store, "a") == 2000
     everything = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
-    assert sum(item.found.bytes for item in gc.garbage(store, [])) == everything
-    items = gc.garbage(store, [declare_names(store, "demo", "train/a", "train/b")])
-    assert [(item.found.kind, item.found.bytes) for item in items] == [("weights", 1000)] * 2
+    assert sum(item.bytes for item in gc.garbage(store, frozenset())) == everything
+    items = gc.garbage(store, needed(declare_names(store, "demo", "train/a", "train/b")))
+    assert [(item.kind, item.bytes) for item in items] == [("weights", 1000)] * 2
     gc.remove(store, items, busy=True)
     assert list(folder(store, "train/b").rglob("*.safetensors")) == []
     assert store.read_file("train", "b", "log.parquet")
@@ -453,13 +451,13 @@ def test_an_eviction_that_was_cut_short_is_ended_by_the_next_or_by_gc(
 
 def test_a_training_made_again_takes_the_place_of_the_evicted_one(store: Store):
     old = commit_weights(store, "a")
-    eviction.evict(store, "a")
+    gc.evict(store, "a")
     new = commit_weights(store, "a", "second")
     assert new != old
     assert (new / "log.parquet").read_text() == "second"
     assert len(list(new.rglob("*.safetensors"))) == 2
     assert sorted(item.name for item in folder(store, "train/a").iterdir()) == sorted([MANIFEST, new.name])
-    assert store.evicted("train", "a") is None
+    assert not store.evicted("train", "a")
     assert Store(store.root).read("train", "a") == new
     # A third writer finds weights, and gives way as ever.
     assert commit_weights(store, "a", "third") == new
@@ -467,7 +465,7 @@ def test_a_training_made_again_takes_the_place_of_the_evicted_one(store: Store):
 
 def test_a_training_made_again_is_checked_again(store: Store):
     commit_weights(store, "a")
-    eviction.evict(store, "a")
+    gc.evict(store, "a")
     with store.write("train", "a") as attempt:
         (attempt.directory / "file").write_text("as written")
     (attempt.directory / "file").write_text("flipped")
@@ -477,7 +475,7 @@ def test_a_training_made_again_is_checked_again(store: Store):
 
 def test_a_training_that_fails_again_leaves_the_evicted_one_as_it_was(store: Store):
     commit_weights(store, "a")
-    eviction.evict(store, "a")
+    gc.evict(store, "a")
     before = sorted(folder(store, "train/a").rglob("*"))
 
     def fail() -> None:
@@ -495,7 +493,7 @@ def test_an_interrupt_between_the_new_manifest_and_the_old_folder_leaves_a_good_
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     old = commit_weights(store, "a")
-    eviction.evict(store, "a")
+    gc.evict(store, "a")
     unlink = Path.unlink
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -506,9 +504,9 @@ def test_an_interrupt_between_the_new_manifest_and_the_old_folder_leaves_a_good_
         with pytest.raises(KeyboardInterrupt):
             commit_weights(store, "a", "second")
     reader = Store(store.root)
-    assert reader.evicted("train", "a") is None
+    assert not reader.evicted("train", "a")
     assert (reader.read("train", "a") / "log.parquet").read_text() == "second"
-    items = gc.garbage(reader, [declare_names(store, "demo", "train/a")])
+    items = gc.garbage(reader, needed(declare_names(store, "demo", "train/a")))
     assert sorted(paths(items)) == [f"artifacts/train/a/{old.name}", f"artifacts/train/a/{EVICTED}"]
     gc.remove(reader, items, busy=False)
     assert reader.read("train", "a")
@@ -518,9 +516,9 @@ def test_the_checkpoint_of_a_training_that_runs_again_is_no_leftover(store: Stor
     commit_weights(store, "a")
     (store.root / "checkpoints" / "a").mkdir(parents=True)
     declared = declare_names(store, "demo", "train/a")
-    assert paths(gc.garbage(store, [declared])) == ["checkpoints/a"]
-    eviction.evict(store, "a")
-    assert gc.garbage(store, [declared]) == []
+    assert paths(gc.garbage(store, needed(declared))) == ["checkpoints/a"]
+    gc.evict(store, "a")
+    assert gc.garbage(store, needed(declared)) == []
 
 
 def trained_plan(store: Store, **changes: Any) -> TrialPlan:
@@ -531,7 +529,7 @@ def trained_plan(store: Store, **changes: Any) -> TrialPlan:
             commit_weights(store, stage.key)
         else:
             commit(store, f"{stage.kind}/{stage.key}")
-    eviction.evict(store, item.key)
+    gc.evict(store, item.key)
     return item
 
 
@@ -556,7 +554,7 @@ def test_evicted_weights_are_missing_only_where_an_evaluation_is(store: Store, r
 def test_inputs_of_an_evicted_training_are_asked_for_when_it_runs_again(store: Store):
     item = trained_plan(store, reward=EX_RM)
     prepared = item.train.prepared
-    gc._remove_artifact(store, f"prepare/{prepared.key}")
+    gc.delete(folder(store, f"prepare/{prepared.key}"))
     assert item.complete(store)
     labels = [stage.label for stage in pretrained_plan(reward=EX_RM, eval_sets=SETS).missing(store)]
     assert labels.index("prepare tiny_world/train") < labels.index(item.train.label)
@@ -594,48 +592,25 @@ RIGHTS = {
     ],
 )
 def test_the_best_of_a_group_is_kept_and_a_group_with_a_hole_is_not_judged(
-    store: Store, keep: eviction.KeepWeights, gone: set[str]
+    store: Store, keep: gc.KeepWeights, gone: set[str]
 ):
     declared = declaration(*trials_of(store, RIGHTS))
     write_declaration(declared, store)
-    freed = eviction.evict_weights(store, "demo", sweep_results(declared, store), keep)
+    gone_keys = gc.evictable(map(_ranked, sweep_results(declared, store)), keep)
+    freed = gc.evict_weights(store, "demo", gone_keys)
     assert {item.key for item in declared.trials if store.evicted("train", item.key)} == gone
     assert freed == 2000 * len(gone)
 
 
-NO_SCORES = PairScores(
-    chosen=np.zeros(0), rejected=np.zeros(0), index=np.zeros(0, int), longer=np.zeros(0, int)
-)
-
-
-def result(seed: int, accuracy: float) -> TrialResult:
-    evaluations = [
-        EvaluationResult(
-            **dataclasses.asdict(item),
-            metrics={"accuracy": accuracy},
-            finished=0.0,
-            scores=NO_SCORES,
-        )
-        for item in record().evaluations
-    ]
-    return TrialResult(
-        record=record(seed=seed),
-        trained=True,
-        train_accuracy=1.0,
-        train_pairs=100,
-        perf={},
-        evaluations=tuple(evaluations),
-        started=0.0,
-        trained_at=0.0,
-    )
-
-
 @given(accuracies=st.dictionaries(st.integers(0, 5), st.sampled_from([0.25, 0.5, 0.75]), min_size=1))
 def test_of_a_complete_group_exactly_one_is_kept_and_none_is_better(accuracies: dict[int, float]):
-    results = [result(seed, accuracy) for seed, accuracy in accuracies.items()]
-    gone = eviction.evictable(results, "best")
-    (kept,) = [item.record for item in results if item.record.key not in gone]
-    assert (accuracies[kept.seed], -kept.seed) == max((value, -seed) for seed, value in accuracies.items())
+    trials = [
+        Ranked(key=str(seed), group=("a",), seed=seed, accuracy=accuracy)
+        for seed, accuracy in accuracies.items()
+    ]
+    gone = gc.evictable(trials, "best")
+    (kept,) = [item.seed for item in trials if item.key not in gone]
+    assert (accuracies[kept], -kept) == max((value, -seed) for seed, value in accuracies.items())
 
 
 def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
@@ -644,11 +619,11 @@ def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
     waiting = declaration(record(seed=0, sets=sets), record(seed=1), name="other")
     write_declaration(waiting, store)
     write_declaration(declaration(*trials), store)
-    results = sweep_results(declaration(*trials), store)
-    assert eviction.evict_weights(store, "demo", results, "none") == 2000
-    assert [store.evicted("train", item.key) is None for item in trials] == [True, False]
+    keys = [item.key for item in trials]
+    assert gc.evict_weights(store, "demo", keys) == 2000
+    assert [store.evicted("train", item.key) for item in trials] == [False, True]
     commit_scores(store, waiting.trials[0].evaluations[1].key, right=3)
-    assert eviction.evict_weights(store, "demo", results, "none") == 2000
+    assert gc.evict_weights(store, "demo", keys) == 2000
     assert store.evicted("train", trials[0].key)
 
 
@@ -657,10 +632,8 @@ def test_the_results_of_an_evicted_trial_are_those_from_before(store: Store):
     commit_trial(store, item, 7, 8)
     (before,) = sweep_results(declaration(item), store)
     commit_weights(store, "other")
-    marker = {"attempt": store.manifest("train", item.key)["attempt"], "files": ["model/model.safetensors"]}
-    (folder(store, f"train/{item.key}") / EVICTED).write_text(
-        json.dumps({**marker, "bytes": 1, "train_seconds": 1.0})
-    )
+    attempt = store.manifest("train", item.key)["attempt"]
+    (folder(store, f"train/{item.key}") / EVICTED).write_text(attempt)
     reader = Store(store.root)
     assert sweep_results(declaration(item), reader) == [before]
     assert parquet.read_table(reader.read_file("train", item.key, "log.parquet")).num_rows == 3

@@ -79,7 +79,7 @@ from rich.console import Console
 from orchestrator.store.artifacts import Store
 from orchestrator.cli.session import Session
 from orchestrator.cli.options import Options
-from orchestrator.spec.declaration import Declaration
+from orchestrator.store.records import Declaration
 from orchestrator.report.summary import write_report
 from orchestrator.cli.running import catch_up
 

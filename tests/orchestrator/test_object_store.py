@@ -2,31 +2,31 @@
 
 import json
 import pickle
+import random
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import moto.settings
 import pytest
 
-from orchestrator.cli.eviction import evict
-from orchestrator.cli.gc import garbage, remove
 from orchestrator.cli.main import execute
 from orchestrator.cli.options import Gc, Options, Run, Status
+from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import USAGE
 from orchestrator.run.events import Failed
 from orchestrator.run.failures import NextAttempt, classify, next_attempt
-from orchestrator.spec.declaration import Declaration, write_declaration
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store import leases
 from orchestrator.store.artifacts import MANIFEST, Store
-from orchestrator.store.leases import Claims, Heartbeat, forget_dead_drivers, is_alone, live_drivers
-from orchestrator.store.records import StateWriter, read_state
+from orchestrator.store.gc import evict, garbage, kept_artifacts, remove
+from orchestrator.store.leases import Heartbeat, Leases, live_drivers
+from orchestrator.store.records import Declaration, read_state, write_declaration
 from tests.object_store import SECRET
-from trainers import transfer
-from trainers.disk import replace
+from trainers import disk
+from trainers.disk import ObjectPath, matching, parse_uri, publish, replace, require_access
 from trainers.errors import Damaged, StorageError, Unreachable
-from trainers.objects import ObjectPath, matching, parse_uri, require_access
 from trainers.specs import Placement
 
 KEY = "0" * 32
@@ -74,14 +74,14 @@ def test_what_one_machine_writes_another_reads_and_nothing_stays_where_it_was_ma
 
 def test_a_reader_finds_nothing_or_all_at_every_moment_of_a_write(store, tmp_path, monkeypatch):
     """A look before and after each object that is put: until the manifest is there, there is no artifact."""
-    seen, put = [], transfer._put
+    seen, put = [], ObjectPath.upload
 
-    def looked(file, target):
+    def looked(target, file):
         seen.append(store.complete("train", KEY))
-        put(file, target)
+        put(target, file)
         seen.append(store.complete("train", KEY))
 
-    monkeypatch.setattr(transfer, "_put", looked)
+    monkeypatch.setattr(ObjectPath, "upload", looked)
     write(store)
     assert seen == [False] * (2 * len(CONTENT))
     assert read(store) == CONTENT
@@ -91,17 +91,17 @@ def test_a_reader_finds_nothing_or_all_at_every_moment_of_a_write(store, tmp_pat
 def test_a_write_that_fails_half_way_leaves_no_artifact_and_the_next_one_succeeds(
     store, fails_at, monkeypatch
 ):
-    put, publish = transfer._put, "orchestrator.store.artifacts.publish"
+    put = ObjectPath.upload
 
-    def failing(file, *arguments):
-        if str(file).endswith(fails_at):
+    def failing(target, *arguments):
+        if str(target).endswith(fails_at):
             raise Unreachable("the line is cut")
-        return put(file, *arguments)
+        return put(target, *arguments)
 
     with monkeypatch.context() as cut:
-        cut.setattr(transfer, "_put", failing)
+        cut.setattr(ObjectPath, "upload", failing)
         if fails_at == MANIFEST:
-            cut.setattr(publish, failing)
+            cut.setattr(ObjectPath, "create", failing)
         with pytest.raises(StorageError, match="the line is cut"):
             write(store)
     assert not store.complete("train", KEY)
@@ -126,12 +126,9 @@ def gone(file) -> None:
     file.unlink()
 
 
-objects_of = ObjectPath.filesystem
-
-
 def put_bytes(file, data: bytes) -> None:
-    with objects_of(file).open_output_stream(file.in_bucket) as stream:
-        stream.write(data)
+    with file.asked("written") as (obstore, client):
+        obstore.put(client, file.key, data)
 
 
 @pytest.mark.parametrize("harm", [flipped, cut, gone])
@@ -175,51 +172,69 @@ def test_the_first_of_two_writers_stays_and_the_second_leaves_nothing(store):
     assert len({name.split("/")[3] for name in objects(store)}) == 2  # the attempt and its manifest
 
 
-def test_of_two_that_commit_at_once_readers_see_one_whole(store, monkeypatch):
-    """Both looked before either put its manifest: the last one's stays, and the first one's files stay, too."""
-    meeting = threading.Barrier(2)
-    look = type(store.root).is_file
+def test_of_many_that_commit_at_once_one_stays_whole_and_the_others_leave_nothing(store):
+    gate = threading.Barrier(6)
 
-    def together(path):
-        found = look(path)
-        if path.name == MANIFEST:
-            meeting.wait(20)
-        return found
+    def commit(number: int) -> None:
+        with Store(store.root).write("train", KEY) as attempt:
+            (attempt.directory / "log.parquet").write_bytes(b"%d" % number)
+            gate.wait(20)
 
-    monkeypatch.setattr(type(store.root), "is_file", together)
-    contents = [{"log.parquet": b"one"}, {"log.parquet": b"two"}]
-    writers = [threading.Thread(target=write, args=(Store(store.root), content)) for content in contents]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
-    assert read(store) in contents
-    store.remove_leftovers("train", KEY)
-    assert read(Store(store.root)) in contents
+    with ThreadPoolExecutor(6) as writers:
+        list(writers.map(commit, range(6)))
+    assert read(store) in [{"log.parquet": b"%d" % number} for number in range(6)]
     assert len(objects(store)) == 2
 
 
-class Replacing:
-    """A file system on which an object is replaced each time after pyarrow has asked for its size."""
+def test_a_manifest_whose_answer_was_lost_is_ours_and_its_files_stay(store, monkeypatch):
+    """The request is repeated and then finds what it has itself put."""
+    create = ObjectPath.create
 
-    def __init__(self, filesystem, texts):
-        self._filesystem, self._texts = filesystem, texts
+    def twice(path, text):
+        return create(path, text) and create(path, text)
 
-    def open_input_stream(self, path):
-        stream = self._filesystem.open_input_stream(path)
-        if self._texts:
-            put_bytes(self._texts[0][0], self._texts.pop(0)[1])
-        return stream
+    monkeypatch.setattr(ObjectPath, "create", twice)
+    write(store)
+    assert read(store) == CONTENT
 
 
-@pytest.mark.parametrize("texts", [[b"long " * 50], [b"s"], [b"one", b"two " * 9, b"three"]])
-def test_a_note_that_is_replaced_while_it_is_read_is_read_whole(store, monkeypatch, texts):
-    """pyarrow asks for the size and then for the bytes: an object put in between would be read cut, or run over."""
-    file = store.root / "state.json"
-    replace(file, "short")
-    replacing = Replacing(file.filesystem(), [(file, text) for text in texts])
-    monkeypatch.setattr(type(file), "filesystem", lambda path: replacing)
-    assert file.read_bytes() == texts[-1]
+def test_a_large_file_goes_up_in_parts_and_comes_back(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "PART_BYTES", 5 * 2**20)
+    content = {"model/weights.safetensors": random.Random(0).randbytes(12 * 2**20), "empty": b""}
+    write(store, content)
+    assert read(elsewhere(monkeypatch, store, tmp_path, "other")) == content
+
+
+def test_a_bucket_that_is_gone_is_named(store):
+    gone = ObjectPath("no-such-bucket", "x", store.root.endpoint, store.root.region)
+    for act in (lambda: replace(gone, "x"), lambda: publish(gone, "x"), lambda: matching(gone, "*")):
+        with pytest.raises(Unreachable, match=r"s3://no-such-bucket/x .* \(NoSuchBucket"):
+            act()
+    gone.unlink()
+
+
+def test_credentials_are_found_in_a_profile(store, tmp_path, monkeypatch):
+    file = tmp_path / "credentials"
+    file.write_text(f"[mine]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {SECRET}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    with pytest.raises(StorageError, match=r"cannot be used .*AWS_ACCESS_KEY_ID"):
+        require_access(store.root, write=False)
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    with pytest.raises(StorageError, match=r"config profile \(none\) could not be found"):
+        require_access(store.root, write=False)
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    require_access(store.root, write=True)
+
+
+@pytest.mark.parametrize("name", ["s p ace.json", "偏好.json", "50%.json", "a+b=c#d?.json"])
+def test_names_are_as_they_were_given(store, name):
+    replace(store.root / "sweeps" / "demo" / name, "x")
+    (found,) = matching(store.root / "sweeps", "*/*.json")
+    assert (found.name, found.read_text(), objects(store)) == (name, "x", [f"sweeps/demo/{name}"])
+    (store.root / "sweeps").remove_below()
+    assert objects(store) == []
 
 
 def test_names_below_a_place(store):
@@ -232,58 +247,40 @@ def test_names_below_a_place(store):
     assert not (store.root / "drivers").is_file()
 
 
-def test_one_of_two_claims_that_are_put_at_once_gives_way(store, monkeypatch):
-    """Each looked before the other put its claim: both believe it is free, and look again after a while."""
-    monkeypatch.setattr(leases, "SETTLE", 10.0)
-    meeting, taken = threading.Barrier(2), []
-    look = type(store.root).is_file
-
-    def together(path):
-        found = look(path)
-        if path.parent.name == "claims":
-            meeting.wait(20)
-        return found
-
-    monkeypatch.setattr(type(store.root), "is_file", together)
-
-    def take(driver):
-        if Claims(store.root, driver)._claim("x") is None:
-            taken.append(driver)
-
-    threads = [threading.Thread(target=take, args=(driver,)) for driver in ("one", "two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    (winner,) = taken
-    assert json.loads((store.root / "claims" / "x.json").read_text()) == {"driver": winner}
-
-
 def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, monkeypatch):
     monkeypatch.setattr(leases, "BEAT_S", 0.5)
-    far = {"machine": "another", "pid": 1, "process": "1", "counter": 7}
+    far = {"machine": "another", "pid": 1, "started": "1", "counter": 7}
     replace(store.root / "drivers" / "far.json", json.dumps(far))
-    assert Claims(store.root, "far").take("x", Claims(store.root, "far").watch())
-    with Heartbeat(store.root, "demo") as heart:
-        assert not is_alone(store.root, heart.driver)
-        assert set(live_drivers(store.root)) == {heart.driver}
-        near = Claims(store.root, heart.driver, 0.5)
-        watch = near.watch()
-        assert not near.take("x", watch)
+    assert Leases(store.root, "far").take("x")
+    with Heartbeat(store.root, lease_s=0.5) as heart:
+        assert heart.leases.others() == {"far"}
+        assert live_drivers(store.root) == {heart.driver}
+        assert not heart.leases.take("x")
         time.sleep(0.6)
-        assert near.take("x", watch)
-        near.release("x")
-        (store.root / "drivers" / "far.json").unlink()
-        forget_dead_drivers(store.root)
-        assert is_alone(store.root, heart.driver)
-    assert [name for name in objects(store) if not name.startswith("claims/.turn")] == []
+        assert heart.leases.take("x")
+        heart.leases.release("x")
+        heart.leases.forget_dead_drivers()
+        assert heart.leases.others() == set()
+    assert objects(store) == []
+
+
+def test_of_many_that_lease_at_once_on_a_bucket_one_gets_it(store):
+    gate = threading.Barrier(8)
+
+    def take(number: int) -> bool:
+        driver = {"machine": "another", "pid": 1, "started": "1", "counter": 7}
+        replace(store.root / "drivers" / f"{number}.json", json.dumps(driver))
+        gate.wait()
+        return Leases(store.root, str(number)).take("x")
+
+    with ThreadPoolExecutor(8) as drivers:
+        assert sum(drivers.map(take, range(8))) == 1
 
 
 def test_a_bucket_that_does_not_answer_makes_nobody_dead(store, monkeypatch):
     replace(store.root / "drivers" / "far.json", json.dumps({"machine": "another", "counter": 1}))
-    watch = Claims(store.root, "near", 0.0).watch()
     monkeypatch.setattr(type(store.root), "read_text", unreachable)
-    assert watch.alive("far")
+    assert Leases(store.root, "near", 0.0).alive("far")
 
 
 def unreachable(path):
@@ -313,19 +310,19 @@ def test_garbage_is_listed_without_a_change_and_then_removed(store):
     kept = Declaration(sweep="demo", trials=(), artifacts=(f"train/{KEY}",))
     write_declaration(kept, store)
     before = objects(store)
-    items = garbage(store, [kept])
-    assert {(item.found.kind, item.found.path) for item in items} == {
+    items = garbage(store, kept_artifacts(store))
+    assert {(item.kind, item.path) for item in items} == {
         ("artifact", f"artifacts/train/{'1' * 32}"),
         ("attempt", f"artifacts/train/{KEY}/20200101T000000-dead"),
         ("checkpoint", "checkpoints/old"),
     }
-    assert min(item.found.bytes for item in items) == 10
+    assert min(item.bytes for item in items) == 10
     assert objects(store) == before
     assert len(remove(store, items, busy=False)) == 3
     left = [name for name in objects(store) if name.startswith(("artifacts", "checkpoints"))]
     assert {name.split("/")[2] for name in left} == {KEY}
     assert read(Store(store.root)) == CONTENT
-    assert garbage(store, [kept]) == []
+    assert garbage(store, kept_artifacts(store)) == []
 
 
 def test_evicted_weights_free_their_room_and_the_rest_is_read(store, tmp_path, monkeypatch):
@@ -365,7 +362,7 @@ def test_a_bucket_that_is_not_there_is_refused(bucket, tmp_path, capsys, command
     said = refused(
         capsys, tmp_path, command=command, storage="s3://no-such-bucket/x", tracking_uri="sqlite:///x"
     )
-    for word in ("no-such-bucket", bucket.endpoint, "NO_SUCH_BUCKET", "AWS_ACCESS_KEY_ID"):
+    for word in ("no-such-bucket", bucket.endpoint, "NoSuchBucket", "AWS_ACCESS_KEY_ID"):
         assert word in said, said
 
 
@@ -374,27 +371,26 @@ def test_credentials_that_are_wrong_are_refused_and_not_shown(bucket, tmp_path, 
     said = refused(capsys, tmp_path, storage=bucket.uri, tracking_uri="sqlite:///x")
     assert bucket.name in said
     assert bucket.endpoint in said
-    assert "INVALID_ACCESS_KEY_ID" in said
+    assert "InvalidAccessKeyId" in said
     assert bucket.environment["AWS_ACCESS_KEY_ID"] not in said
 
 
 def test_a_bucket_that_may_only_be_read_is_refused_to_who_writes(store, monkeypatch):
     def denied(path, text):
-        with path.named("written"):
-            raise OSError("When uploading: AWS Error ACCESS_DENIED during PutObject operation: Access Denied")
+        raise Unreachable(f"{path} cannot be written (AccessDenied: Access Denied)")
 
     monkeypatch.setattr(type(store.root), "write_text", denied)
     require_access(store.root, write=False)
-    with pytest.raises(StorageError, match="ACCESS_DENIED during PutObject"):
+    with pytest.raises(StorageError, match="AccessDenied"):
         require_access(store.root, write=True)
 
 
 def test_an_endpoint_where_nobody_answers_is_refused(bucket, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr("trainers.objects._ATTEMPTS", 1)
+    monkeypatch.setattr("trainers.disk.RETRIES", 1)
     said = refused(capsys, tmp_path, storage=bucket.uri, tracking_uri="sqlite:///x")
     assert "http://127.0.0.1:1" in said
-    assert "Could not connect" in said
+    assert "Connection refused" in said
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ from sweep_samples import (
     write_jsonl,
 )
 
-from orchestrator.cli.gc import garbage, remove
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.models import identify_model
 from orchestrator.spec.resolve import ResolvedSweep, resolve
 from orchestrator.spec.trials import PlacementRule, content_key
 from orchestrator.store.artifacts import Store, digest_file
+from orchestrator.store.gc import garbage, remove
 from tests.loopback import Loopback, Quiet
 from tests.model_files import write_gguf, write_model
 from trainers.data.__main__ import remembered
@@ -496,7 +496,7 @@ def test_rows_of_a_hub_data_set_that_were_collected_as_garbage_are_fetched_again
     monkeypatch.setattr(sources, "resolved_revision", lambda spec: "c0ffee")
     spec = DatasetSpec(name="prefs", source="acme/prefs")
     first = DatasetReader(store).split(spec, "train")
-    remove(store, garbage(store, []), busy=False)
+    remove(store, garbage(store, frozenset()), busy=False)
     assert not store.complete("dataset", first.digest)
     assert DatasetReader(store, fetch=False).split(spec, "train") == first
     assert DatasetReader(store).split(spec, "train") == first

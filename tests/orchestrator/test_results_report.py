@@ -11,8 +11,8 @@ from sweep_samples import commit_scores, commit_train, commit_trial, declaration
 
 from orchestrator.report.results import sweep_results, trial_result
 from orchestrator.report.summary import AccuracyRow, accuracy_table, json_rows, table_rows, write_report
-from orchestrator.spec.declaration import Declaration, read_declaration, write_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, read_declaration, write_declaration
 from trainers.errors import SpecError
 
 TOKENS = (

@@ -8,8 +8,8 @@ from pyarrow import parquet
 
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.report.results import sweep_results
-from orchestrator.spec.declaration import read_declaration, write_declaration
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import read_declaration, write_declaration
 from sweeps import domain_shift, margins, persona_prompts, token_overlap
 from tests.sweep_runs import artifacts, run_analysis
 from trainers.data.records import Pair, user_prompt, write_pairs

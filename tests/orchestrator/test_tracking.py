@@ -17,13 +17,13 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
 
+from orchestrator.cli.running import StateWriter
 from orchestrator.report.curves import CURVE_POINTS, thinned
 from orchestrator.report.results import TrialResult
 from orchestrator.report.summary import write_report
 from orchestrator.run.events import Failed
-from orchestrator.spec.declaration import Declaration, TrialRecord
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import StateWriter
+from orchestrator.store.records import Declaration, TrialRecord
 from orchestrator.tracking import mlflow
 from orchestrator.tracking.mlflow import DIGEST_TAG, EXPERIMENT, SHOWN, Tracker, default_uri, is_shown, sync
 from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep

@@ -12,8 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from sweep_samples import HAMILTONIAN, TINY_WORLD, commit_scores, declaration, record, trial
 
-from orchestrator.cli import eviction
-from orchestrator.cli.damage import say_damage
+from orchestrator.cli.run import say_damage
 from orchestrator.report.page import holes_table
 from orchestrator.report.results import of_other_weights, sweep_results
 from orchestrator.report.summary import write_report
@@ -25,9 +24,9 @@ from orchestrator.spec.resolve import ResolvedSweep, resolve
 from orchestrator.spec.stages import TrainStage
 from orchestrator.spec.trial_plan import TrialPlan, unscored
 from orchestrator.spec.trials import RetryPolicy, Sweep
-from orchestrator.store.artifacts import Attempt, Store
-from orchestrator.store.leases import Claims
-from orchestrator.store.manifests import weights_digest
+from orchestrator.store import gc
+from orchestrator.store.artifacts import Attempt, Store, weights_digest
+from orchestrator.store.leases import Leases
 from orchestrator.store.records import SweepState
 from trainers.rewards import RewardSpec
 from trainers.scores import read_pair_scores
@@ -72,7 +71,7 @@ def train_on(hardware: int, first: Callable[[Store, TrainStage], None] = lambda 
 def complete(plan: TrialPlan, store: Store, train: Any) -> None:
     execution = Execution(
         store=store,
-        claims=Claims(store.root, "me"),
+        leases=Leases(store.root, "me"),
         retries=RetryPolicy(),
         stages=StageFunctions(train=train),
     )
@@ -109,7 +108,7 @@ def test_a_set_that_is_added_after_eviction_takes_the_others_along(store: Store,
     complete(narrow, store, train_on(1))
     first = scores(narrow, store)
     assert of_now(narrow, store)
-    eviction.evict(store, narrow.key)
+    gc.evict(store, narrow.key)
     wide = resolved(store, tiny_model, TINY_WORLD, HAMILTONIAN)
     (plan,) = wide.plans
     assert kinds(plan, store) == ["evaluate", "prepare", "train"]
@@ -129,14 +128,14 @@ def test_what_is_there_is_scored_anew_only_where_its_weights_are_others(
     (plan,) = resolved(store, tiny_model, TINY_WORLD).plans
     complete(plan, store, train_on(1))
     before = store.manifest("evaluate", plan.evaluations[0].key)
-    eviction.evict(store, plan.key)
+    gc.evict(store, plan.key)
     train_on(again)(plan.train, None, store, print)
     assert kinds(plan, store) == ([] if again == 1 else ["evaluate"])
     said = io.StringIO()
     say_damage(SimpleNamespace(store=store, console=Console(file=said)), [plan])
     assert (of_other_weights(["tiny_world"]) in said.getvalue()) == (again == 2)
     # Evicted, too, the new weights leave nothing to hold scores of the old ones against.
-    eviction.evict(store, plan.key)
+    gc.evict(store, plan.key)
     assert plan.missing(store) == []
     train_on(again)(plan.train, None, store, print)
     complete(plan, store, train_on(3))
@@ -163,7 +162,7 @@ def test_a_row_of_old_and_new_weights_is_a_hole_that_says_why(store: Store, evic
         (attempt.directory / "model" / "model.safetensors").write_text("new")
         attempt.info.update(pairs=100, train_accuracy=1.0)
     if evicted:
-        eviction.evict(store, item.key)
+        gc.evict(store, item.key)
     now = weights_digest(store.manifest("train", item.key))
     for evaluation, weights in zip(item.evaluations, ("old", now), strict=True):
         commit_scores(store, evaluation.key, right=7, weights=weights)

@@ -10,11 +10,11 @@ from sweep_samples import commit_scores, commit_trial, declaration, record
 
 from orchestrator.cli import inspect
 from orchestrator.cli.options import Options
+from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import HOLES, Session
 from orchestrator.run.events import RowsLogged, Started
-from orchestrator.spec.declaration import write_declaration
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import StateWriter
+from orchestrator.store.records import write_declaration
 from trainers.errors import SpecError
 
 
@@ -40,7 +40,7 @@ def test_watching_says_each_change_and_ends_with_the_driver(store: Store, monkey
     writer = StateWriter("demo", store, "driver-1", [], [trial.key])
     writer.on_event(Started(trial=trial.key))
     row = {"step": 1, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
-    monkeypatch.setattr("orchestrator.store.records.WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr("orchestrator.cli.running.WRITE_EVERY_S", 0.0)
     changes = iter(
         [
             lambda: None,

@@ -19,7 +19,7 @@ from orchestrator.run.trial import Execution
 from orchestrator.spec.catalog import ARCHITECTURES
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
-from orchestrator.store.leases import Claims
+from orchestrator.store.leases import Leases
 from tests.faults.cells import cells
 from trainers.specs import Placement
 from trainers.stopping import StopRequest
@@ -62,8 +62,8 @@ def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event
     store = Store(storage)
     plans = cells(storage, Path(model_folder(storage / "model", 0)), epochs=1)
     stages = sleeping(0.002, {"tiny": ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"]})
-    claims = Claims(storage, "test")
-    execution = Execution(store=store, claims=claims, retries=RetryPolicy(back_off_s=0.5), stages=stages)
+    leases = Leases(storage, "test")
+    execution = Execution(store=store, leases=leases, retries=RetryPolicy(back_off_s=0.5), stages=stages)
     (storage / "scratch").mkdir()
     placements = {plan.key: placement for plan in plans}
     seen = []

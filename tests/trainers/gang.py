@@ -19,10 +19,10 @@ import torch
 from tests.faults.lives import forked, output
 from trainers.checkpoints import Checkpoints
 from trainers.data import worlds
+from trainers.disk import parse_uri
 from trainers.errors import Interrupted
 from trainers.evaluate import compute_reference
 from trainers.models import load_model
-from trainers.objects import parse_uri
 from trainers.pairs import TokenPair, tokenize_pairs
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec, Placement

@@ -24,8 +24,8 @@ from orchestrator.spec.redaction import without_secrets
 from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.store.artifacts import Store
+from trainers.disk import ObjectPath
 from trainers.errors import Interrupted, PlanError
-from trainers.objects import ObjectPath
 from trainers.specs import Placement
 
 ASK_EVERY_S = 1.0
@@ -215,8 +215,7 @@ def _train_storage(store: Store, scratch: Path) -> dict[str, Any]:
     """Where Train keeps what it writes of a run, which every node must see."""
     if not isinstance(store.root, ObjectPath):
         return {"storage_path": str(scratch)}
-    place = store.root / "scratch" / scratch.name
-    return {"storage_path": place.in_bucket, "storage_filesystem": place.filesystem()}
+    return {"storage_path": (store.root / "scratch" / scratch.name).arrow_uri()}
 
 
 def _train_rank(config: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.plan.hardware import DEFAULT_GPU_GB, Node, kind_in
 from orchestrator.run.workers import LOOPBACK, PROBE_S, WORKER_ENVIRONMENT, answers, cluster_address
 from orchestrator.store.artifacts import Store
+from trainers.disk import Location
 from trainers.errors import PlanError, StorageError
-from trainers.objects import Location
 from trainers.stopping import StopRequest
 
 IDLE_WORKER_S = 60

@@ -22,7 +22,7 @@ from orchestrator.run import failures
 from orchestrator.run.events import Event, Notice, reporting
 from orchestrator.run.ray.cluster import capacity, lives
 from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
-from orchestrator.run.trial import Execution, compute_claimed
+from orchestrator.run.trial import Execution, compute_leased
 from orchestrator.spec.redaction import without_secrets
 from orchestrator.spec.stages import SharedStage
 from orchestrator.spec.trial_plan import TrialPlan
@@ -319,11 +319,10 @@ class Coordinator:
         """Compute what the stage needs, then the stage, or wait for another driver that does."""
         for need in stage.needs:
             await self._once(need)  # type: ignore[arg-type]
-        claims, store, name = self._execution.claims, self._execution.store, f"{stage.kind}-{stage.key}"
-        watch = claims.watch()
+        leases, store, name = self._execution.leases, self._execution.store, f"{stage.kind}-{stage.key}"
         while not store.complete(stage.kind, stage.key):
             self._require_going_on()
-            if not claims.take(name, watch):
+            if not leases.take(name):
                 await asyncio.sleep(POLL_S)
                 continue
             try:
@@ -331,7 +330,7 @@ class Coordinator:
                 if not store.complete(stage.kind, stage.key):
                     await self._compute_shared(stage)
             finally:
-                claims.release(name)
+                leases.release(name)
 
     async def _compute_shared(self, stage: SharedStage) -> None:
         """Compute the stage in a task on the CPU or GPU that it is granted."""
@@ -415,4 +414,4 @@ def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHand
         coordinator.post_shared.remote(stage.key, event)
 
     with without_secrets(), reporting(stage.kind, post) as report:
-        compute_claimed(stage, execution, report)
+        compute_leased(stage, execution, report)

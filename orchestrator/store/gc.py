@@ -1,0 +1,296 @@
+"""What of a store can go: artifacts that no kept sweep needs, leftovers, evaluated weights, and what is damaged.
+
+What may go is decided by pure functions on plain values; commands list it, say why, and have it removed.
+Manifests are never edited; what goes was declared by nobody or can be computed again.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.store.artifacts import EVICTED, MANIFEST, Store, holds_weights
+from orchestrator.store.leases import Leases
+from orchestrator.store.records import declared_sweeps, read_declaration, unscored
+from trainers.disk import DRAFT, Location, ObjectPath, matching, remove_tree, replace
+from trainers.errors import Damaged, SpecError, StorageError, Unreachable, nearest
+
+KeepWeights = Literal["all", "best", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Something that takes room: `path` is relative to the store's root, `owner` the stage/key that it belongs to.
+
+    `finished` says that the owner is committed, with all of its weights; `why`, why it can go.
+    """
+
+    kind: Literal["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]
+    path: str
+    bytes: int
+    owner: str = ""
+    finished: bool = False
+    why: str = ""
+
+
+def kept_artifacts(store: Store, sweeps: Sequence[str] = ()) -> frozenset[str]:
+    """Return the artifacts, as stage/key, that the named sweeps need, or all sweeps with what they were earlier.
+
+    Raises SpecError for a sweep that the store does not know.
+    """
+    known = declared_sweeps(store)
+    for name in sweeps:
+        if name not in known:
+            hint = nearest(name, known) if known else "it knows none."
+            raise SpecError(f"--keep {name}: {store.root} knows no such sweep; {hint}")
+    declarations = [read_declaration(name, store) for name in sweeps or known]
+    return frozenset(
+        artifact for item in declarations for artifact in (*item.artifacts, *(() if sweeps else item.earlier))
+    )
+
+
+def garbage(store: Store, kept: frozenset[str]) -> list[Found]:
+    """Return all that can go where the artifacts of `kept` must stay, in the order of its paths. Nothing is changed."""
+    return [
+        changed(found, why=why) for found in listing(store) if (why := why_removable(found, kept)) is not None
+    ]
+
+
+def why_removable(found: Found, kept: frozenset[str]) -> str | None:
+    """Return why something can go where the artifacts of `kept` must stay; None where it must stay, too."""
+    match found.kind:
+        case "artifact" | "unreadable":
+            return None if found.owner in kept else "no kept sweep needs it"
+        case "attempt":
+            return "left by a process that did not finish"
+        case "weights":
+            return "evicted, but not removed yet"
+        case "checkpoint" if found.finished:
+            return "its training is complete"
+        case "checkpoint":
+            return None if found.owner in kept else "no kept sweep declares its training"
+        case "scratch":
+            return "scratch of a run that ended"
+
+
+def listing(store: Store) -> Iterator[Found]:
+    """Yield everything in the store that could ever go."""
+
+    def found(kind: str, path: Location, owner: str = "", finished: bool = False) -> Found:
+        name = str(path).removeprefix(f"{store.root}/")
+        return Found(kind=kind, path=name, bytes=_size(path), owner=owner, finished=finished)  # type: ignore[arg-type]
+
+    for folder in matching(store.root / "artifacts", "*/*/"):
+        stage, key = folder.parent.name, folder.name
+        owner = f"{stage}/{key}"
+        try:
+            entries = matching(folder, "*")
+            manifest = store.manifest(stage, key)
+            evicted = folder / EVICTED in entries and store.evicted(stage, key)
+        except FileNotFoundError:
+            continue
+        except Unreachable:
+            raise
+        except StorageError:
+            yield found("unreadable", folder, owner)
+            continue
+        attempt = folder / manifest["attempt"] if manifest else None
+        named = {folder / MANIFEST, attempt, folder / EVICTED if evicted else None} if manifest else set()
+        rest = [found("attempt", item, owner) for item in entries if item not in named]
+        if attempt and manifest and evicted:
+            weights = [attempt / name for name in manifest["files"] if holds_weights(name)]
+            files = [file for file in weights if file.is_file()]
+            rest += [found("weights", file, owner) for file in files]
+        if attempt:
+            whole = found("artifact", folder, owner, finished=not evicted)
+            yield changed(whole, bytes=whole.bytes - sum(item.bytes for item in rest))
+        yield from rest
+    for folder in matching(store.root / "checkpoints", "*"):
+        yield found("checkpoint", folder, f"train/{folder.name}", _finished(store, folder.name))
+    for item in matching(store.root / "scratch", "*"):
+        yield found("scratch", item)
+
+
+def remove(store: Store, items: Iterable[Found], *, busy: bool) -> list[Found]:
+    """Remove what `garbage` listed and return what was removed. Raises StorageError.
+
+    While a driver is `busy` on the store, what it may be writing stays: attempts, scratch, and checkpoints of
+    trainings that are not complete.
+    """
+    removed = [item for item in items if not busy or _safe_while_busy(item)]
+    for item in removed:
+        path = store.root / item.path
+        if item.kind == "artifact":
+            _remove_artifact(store, path, *item.owner.split("/"))
+            continue
+        if item.kind == "unreadable":
+            delete(path / MANIFEST)
+        delete(path)
+        if item.kind == "attempt":
+            _drop_empty(path.parent)
+    return removed
+
+
+def _safe_while_busy(found: Found) -> bool:
+    return found.kind in ("artifact", "weights") or (found.kind == "checkpoint" and found.finished)
+
+
+def _remove_artifact(store: Store, folder: Location, stage: str, key: str) -> None:
+    """Remove the manifest first, so that no reader sees half an artifact; attempts that it does not name stay."""
+    manifest = store.manifest(stage, key)
+    if manifest is not None:
+        for name in (MANIFEST, EVICTED, manifest["attempt"]):
+            delete(folder / name)
+        _drop_empty(folder)
+
+
+def _drop_empty(folder: Location) -> None:
+    # A bucket has no folders: who asked whether one is empty would race who writes into it.
+    with contextlib.suppress(OSError):
+        if isinstance(folder, Path):
+            folder.rmdir()
+
+
+def delete(path: Location) -> int:
+    """Remove a file or folder, which may be gone already, and return the bytes freed. Raises StorageError."""
+    size = _size(path)
+    try:
+        if isinstance(path, ObjectPath):
+            path.remove_below()
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return 0
+    except Unreachable:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} cannot be removed ({error}); check whose it is.") from error
+    return size
+
+
+def _size(path: Location) -> int:
+    """Return the bytes of a file, or of everything below a folder; what vanishes meanwhile counts nothing."""
+    if isinstance(path, ObjectPath):
+        return sum(path.sizes().values())
+    below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    size = 0
+    for file in [path] if path.is_symlink() or path.is_file() else below:
+        with contextlib.suppress(OSError):
+            size += file.lstat().st_size
+    return size
+
+
+def clear_up(store: Store, sweep: str, leases: Leases | None = None) -> None:
+    """Remove what killed drivers left; `leases` are those of this driver, where it has said that it is here."""
+    leases = leases or Leases(store.root, "")
+    leases.forget_dead_drivers()
+    # What is there before one looks whether one is alone is not that of a driver that comes.
+    notes = (
+        store.local_sweep_dir(sweep),
+        *(store.local / name for name in ("sources", "audits", "leases", "drivers")),
+    )
+    left: list[Location] = [draft for folder in notes for draft in folder.rglob(f"{DRAFT}*")]
+    # MLflow's database, as long as it is made.
+    left += store.local.glob(f"{DRAFT}*")
+    left += [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
+    for path in () if leases.others() else left:
+        # What cannot be removed hinders nobody, and gc says why.
+        with contextlib.suppress(StorageError):
+            delete(path)
+    remove_finished_checkpoints(store)
+
+
+def remove_finished_checkpoints(store: Store) -> None:
+    """Remove what a process left that was killed between committing its training and removing its checkpoints."""
+    for folder in matching(store.root / "checkpoints", "*"):
+        # What is wrong with a training of another sweep is said where that is run.
+        with contextlib.suppress(StorageError):
+            if _finished(store, folder.name):
+                remove_tree(folder)
+
+
+def _finished(store: Store, train_key: str) -> bool:
+    """Return whether nobody goes on from a training's checkpoints; one that runs again since it was evicted does."""
+    return store.complete("train", train_key) and not store.evicted("train", train_key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """A trial by its training's key, the trials that it is compared with, and its accuracy: None until it is complete."""
+
+    key: str
+    group: tuple[str, ...]
+    seed: int
+    accuracy: float | None
+
+
+def evictable(trials: Iterable[Ranked], keep: KeepWeights) -> list[str]:
+    """Return the keys of complete trainings whose weights go: none, all, or all but the most accurate of each group.
+
+    A group is judged when all of its trials are complete; among equals the lowest seed is the best.
+    """
+    groups: dict[tuple[str, ...], list[Ranked]] = {}
+    for trial in trials:
+        groups.setdefault(trial.group if keep == "best" else (trial.key,), []).append(trial)
+    gone: list[str] = []
+    for group in groups.values():
+        ranks = {trial.key: (trial.accuracy, -trial.seed) for trial in group if trial.accuracy is not None}
+        if keep != "all" and len(ranks) == len(group):
+            best = max(ranks, key=lambda key: ranks[key]) if keep == "best" else None
+            gone += [key for key in ranks if key != best]
+    return gone
+
+
+def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:
+    """Evict the weights of trainings, but for those that other sweeps have yet to evaluate; return the bytes freed.
+
+    Raises StorageError.
+    """
+    keys = list(keys)
+    others = [read_declaration(name, store) for name in declared_sweeps(store) if keys and name != sweep]
+    wanted = {
+        trial.key
+        for other in others
+        for trial in other.trials
+        if unscored(store, trial.key, [item.key for item in trial.evaluations])
+    }
+    return sum(evict(store, key) for key in keys if key not in wanted)
+
+
+def evict(store: Store, key: str) -> int:
+    """Remove the weights of a committed training and return the bytes freed. Its log, card and manifest stay.
+
+    The marker is written first: a removal that was cut short is ended by the next call, or by gc. Raises StorageError.
+    """
+    manifest = store.manifest("train", key)
+    if manifest is None:
+        raise StorageError(f"artifact train/{key} is not in {store.root}; there are no weights to evict.")
+    weights = [name for name in manifest["files"] if holds_weights(name)]
+    folder = store.root / "artifacts" / "train" / key
+    if weights:
+        replace(folder / EVICTED, manifest["attempt"])
+    return sum(delete(folder / manifest["attempt"] / name) for name in weights)
+
+
+def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
+    """Return what is wrong with one file of a committed artifact, None where nothing is."""
+    try:
+        store.found(stage, key, name)
+    except Damaged as error:
+        # A manifest that is itself damaged names no attempt; its stage is missing already.
+        return error if error.attempt else None
+    return None
+
+
+def set_aside(store: Store, files: Iterable[tuple[str, str, str]]) -> list[Damaged]:
+    """Make artifacts count as missing of which a file (stage, key, name) is damaged, and return what is wrong with them."""
+    found = [error for file in files if (error := damage(store, *file)) is not None]
+    for error in found:
+        store.discard(error.stage, error.key, error.attempt)
+    return found
