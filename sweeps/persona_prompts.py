@@ -19,11 +19,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.cli.analyses import main
+from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.results import by_seeds, results_of
-from orchestrator.report.scored import ScoredOptions, declare_scored
 from orchestrator.report.tables import Table, reward_title, write_summary
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt, Store

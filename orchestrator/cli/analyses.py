@@ -24,6 +24,7 @@ from orchestrator.cli.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.cli.options import Options as SweepOptions
 from orchestrator.cli.session import HOLES, Session, dump_json, open_session
 from orchestrator.cli.terminal import quiet
+from orchestrator.report.results import scored
 from orchestrator.report.summary import Written
 from orchestrator.spec.analyses import AnalyseStage, Compute
 from orchestrator.spec.declaration import adopt, adopted
@@ -47,6 +48,14 @@ class AnalysisOptions:
     """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
     json: bool = False
     """Machine-readable output of plan, report and gc."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredOptions(AnalysisOptions):
+    """What every analysis of a sweep's scores takes."""
+
+    sweep: Annotated[str, tyro.conf.arg(metavar="NAME")] = "full_grid"
+    """The sweep in the same storage whose scores are read."""
 
 
 Options = TypeVar("Options", bound=AnalysisOptions)
@@ -210,3 +219,11 @@ def _show_in_mlflow(session: Session, stages: Sequence[AnalyseStage]) -> None:
             style="yellow",
             markup=False,
         )
+
+
+def declare_scored(
+    options: ScoredOptions, session: Session, *, analysis: str, version: int
+) -> Sequence[AnalyseStage]:
+    """One analysis of the sweep's complete trials. Raises SpecError where there is none."""
+    parameters = scored(session.store, options.sweep)
+    return [AnalyseStage(analysis=analysis, version=version, parameters=parameters)]
