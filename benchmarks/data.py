@@ -16,8 +16,8 @@ from benchmarks.turns import Job, Kind, Task
 from trainers.data.records import Pair, read_written_pairs, write_pairs
 from trainers.data.sources import read_pairs
 from trainers.errors import DataError
-from trainers.models import convert_gguf
-from trainers.pairs import TokenPair, read_tokens, tokenize_pairs, write_tokens
+from trainers.models.loading import convert_gguf
+from trainers.pairs.tokens import TokenPair, read_tokens, tokenize_pairs, write_tokens
 from trainers.specs import DatasetSpec, DrawSpec
 
 MAX_PROMPT_TOKENS = 512

@@ -13,8 +13,8 @@ from pyarrow import parquet
 from orchestrator.run.compute import StageFunctions, TakeRow, TrainCall
 from orchestrator.spec.stages import EvaluateStage, SharedStage, TrainStage
 from orchestrator.store.artifacts import Store
-from trainers.pairs import TokenPair
-from trainers.scores import write_scores
+from trainers.evaluate.scores import write_scores
+from trainers.pairs.tokens import TokenPair
 
 STEPS = 3
 PAIRS = 8

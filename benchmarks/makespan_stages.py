@@ -20,7 +20,7 @@ from orchestrator.spec.stages import EvaluateStage, ReferenceStage, SharedStage,
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import TrialSpec
 from orchestrator.store.artifacts import Store
-from trainers.architecture import Architecture
+from trainers.models.architecture import Architecture
 from trainers.specs import Placement, Precision
 
 # The paper's: 2,000 pairs, five epochs.

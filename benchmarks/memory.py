@@ -18,7 +18,7 @@ import tyro
 from benchmarks.data import Drawn, Inputs, prepared, save
 from benchmarks.interleave import OURS, measure
 from benchmarks.turns import EFFECTIVE_BATCH
-from trainers.pairs import TokenPair
+from trainers.pairs.tokens import TokenPair
 
 _TENSORS_PER_WEIGHT = 4
 _STEPS = 2
@@ -59,7 +59,7 @@ def _random_inputs(folder: Path, vocabulary: int, response_tokens: int) -> Input
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from trainers.tiny import build_tokenizer
+    from trainers.models.tiny import build_tokenizer
 
     torch.manual_seed(0)
     config = LlamaConfig(

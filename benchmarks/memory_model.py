@@ -23,7 +23,7 @@ from typing import Any
 import tyro
 
 from orchestrator.plan.memory import PairTokens, Training, footprint
-from trainers import architecture
+from trainers.models import architecture
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 
@@ -152,7 +152,7 @@ def measure(number: int) -> float:
 _BUILD = """
 import json, sys, torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from trainers.tiny import build_tokenizer
+from trainers.models.tiny import build_tokenizer
 torch.manual_seed(0)
 for name, config in json.loads(sys.argv[1]).items():
     made = AutoConfig.for_model(config.pop("model_type"), pad_token_id=0, **config)
@@ -166,7 +166,7 @@ def rank(case: Case, folder: Path) -> None:
     """Be one rank: train the small model and the measured one, and write the peak above the first in GB."""
     import torch
 
-    from trainers.memory import forget_peak_memory, peak_memory_gb
+    from trainers.models.memory import forget_peak_memory, peak_memory_gb
 
     torch.set_num_threads(1)
     if case.placement.world_size > 1:
@@ -181,8 +181,8 @@ def rank(case: Case, folder: Path) -> None:
 
 
 def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
-    from trainers.pairs import TokenPair
-    from trainers.train import TrainInputs, train
+    from trainers.pairs.tokens import TokenPair
+    from trainers.train.loop import TrainInputs, train
 
     draws = random.Random(0)
     pairs = [

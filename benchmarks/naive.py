@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from benchmarks.data import pad_id_of, parameter_bytes
 from benchmarks.turns import BETA, EFFECTIVE_BATCH, HEAD_SEED, LEARNING_RATE, Job, Kind
-from trainers.models import initialise_head
-from trainers.pairs import TokenPair
+from trainers.models.loading import initialise_head
+from trainers.pairs.tokens import TokenPair
 
 # Where a trained model is scored, its weights differ from the reference's: margins of 0 would compare nothing.
 _TRAINED = 1.001

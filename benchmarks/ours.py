@@ -1,4 +1,4 @@
-"""This project's trainer as a contender: its model, its engine and its optimiser step, as `trainers.train` runs them."""
+"""This project's trainer as a contender: its model, its engine and its optimiser step, as `trainers.train.loop` runs them."""
 
 import contextlib
 import time
@@ -10,17 +10,17 @@ import deepspeed  # noqa: F401
 from benchmarks.data import parameter_bytes
 from benchmarks.naive import pretend_trained
 from benchmarks.turns import BETA, EFFECTIVE_BATCH, HEAD_SEED, LEARNING_RATE, Job
-from trainers.engine import make_engine, process_group
-from trainers.evaluate import compute_reference, score_pairs
-from trainers.layouts import layout_of
-from trainers.models import load_model
-from trainers.packing import References
-from trainers.pairs import TokenPair
+from trainers.evaluate.scoring import compute_reference, score_pairs
+from trainers.models.layouts import layout_of
+from trainers.models.loading import load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.pairs.packing import References
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
-from trainers.scoring import RewardModule
 from trainers.specs import OptimSpec, Placement
-from trainers.templates import load_tokenizer
-from trainers.train import TrainInputs, optimiser_step
+from trainers.train.engine import make_engine, process_group
+from trainers.train.loop import TrainInputs, optimiser_step
 
 
 class OurContender:

@@ -106,7 +106,7 @@ def _write_rows(arguments: Arguments, file: Path) -> None:
 
 
 def _tokenizer(arguments: Arguments) -> dict[str, float]:
-    from trainers.templates import load_tokenizer
+    from trainers.pairs.templates import load_tokenizer
 
     tokenizer, wall_s, cpu_s = load_tokenizer(str(arguments.model)), 0.0, 0.0
     with arguments.rows.open() as lines:
@@ -123,8 +123,8 @@ def _prepare(arguments: Arguments) -> dict[str, float]:
     from trainers.token_files import write_tokens
 
     from trainers.data.records import Digest, read_written_pairs, written
-    from trainers.pairs import Counts, iter_tokens
-    from trainers.templates import load_tokenizer
+    from trainers.pairs.templates import load_tokenizer
+    from trainers.pairs.tokens import Counts, iter_tokens
 
     tokenizer, limits = (
         load_tokenizer(str(arguments.model)),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainers.pairs import TokenPair
+from trainers.pairs.tokens import TokenPair
 
 Kind = Literal["ex_rm", "im_rm"]
 Task = Literal["train", "score"]

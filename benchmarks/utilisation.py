@@ -21,8 +21,8 @@ from benchmarks.ours import OurContender
 from benchmarks.turns import BETA, EFFECTIVE_BATCH, Kind
 from orchestrator.plan.durations import BACKWARD, forward_flops, unembedding_flops
 from orchestrator.plan.memory import PairTokens, Training
-from trainers.architecture import of_config
-from trainers.pairs import TokenPair
+from trainers.models.architecture import of_config
+from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.turns import EFFECTIVE_BATCH, Job, Turns, resident_bytes
-from trainers.pairs import TokenPair
+from trainers.pairs.tokens import TokenPair
 
 
 def steps_of(pairs: Sequence[TokenPair], job: Job) -> list[Sequence[TokenPair]]:

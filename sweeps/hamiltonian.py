@@ -132,8 +132,8 @@ def _answers(
 ) -> list[dict[str, Any]]:
     """A row for each prompt and answer: the likeliest as sample −1, then those drawn at temperature 1."""
     from trainers.data.worlds import is_correct
-    from trainers.generation import generate, load_generator
-    from trainers.templates import load_tokenizer
+    from trainers.models.generation import generate, load_generator
+    from trainers.pairs.templates import load_tokenizer
 
     base, pairs, parameters = stage.base, inputs.pairs["prompts"], stage.parameters
     assert base is not None
@@ -169,7 +169,7 @@ def _rewards(
     stage: AnalyseStage, inputs: AnalysisInputs, answers: Sequence[Sequence[list[int]]], asked: dict[str, Any]
 ) -> list[list[float]]:
     """The trained IM-RM's reward of each answer; one that was cut has no end to be rewarded for."""
-    from trainers.pairs import TokenPair
+    from trainers.pairs.tokens import TokenPair
 
     (training,) = stage.reads
     assert isinstance(training, TrainStage)
@@ -198,9 +198,9 @@ def _rewards(
 def _log_prob_sums(
     location: str, stage: AnalyseStage, pairs: Sequence[Any], revision: str | None
 ) -> list[float]:
-    from trainers.evaluate import compute_reference
-    from trainers.models import device, load_model
-    from trainers.templates import load_tokenizer
+    from trainers.evaluate.scoring import compute_reference
+    from trainers.models.loading import device, load_model
+    from trainers.pairs.templates import load_tokenizer
 
     base = stage.base
     assert base is not None

@@ -94,9 +94,9 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 
 def _rows(kind: str, inputs: AnalysisInputs, parameters: Parameters) -> list[dict[str, Any]]:
-    from trainers.models import freeze
+    from trainers.models.loading import freeze
+    from trainers.models.reward_parts import RewardModule
     from trainers.rewards import RewardSpec
-    from trainers.scoring import RewardModule
     from trainers.theory.one_step import margins, stepped
     from trainers.theory.states import pair_states, plain_unembedding
 

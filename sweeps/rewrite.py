@@ -41,9 +41,9 @@ from trainers.data.rewriting import (
 )
 from trainers.data.sources import Reading, chosen_spec, own_split
 from trainers.data.worlds import rewritten_by_rules, rules_digest
-from trainers.disk import alone
 from trainers.errors import SpecError
 from trainers.specs import clean_name
+from trainers.storage import alone
 
 # Raise when the same model and words give other rewritings, or other answers are taken.
 VERSION = 2

@@ -83,7 +83,7 @@ def smollm2_storage(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from orchestrator.run.compute import run_shared
     from orchestrator.spec.stages import ConvertStage
     from orchestrator.store.artifacts import Store
-    from trainers.disk import digest_file
+    from trainers.storage import digest_file
 
     def convert(storage: Path) -> None:
         (file,) = smollm2.glob("*.gguf")
@@ -125,7 +125,7 @@ def save_tiny_llama(folder: Path, tokenizer: Any, *, seed: int, tied: bool, **op
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama with the tiny world's tokenizer and tied embeddings."""
-    from trainers.tiny import build_tokenizer
+    from trainers.models.tiny import build_tokenizer
 
     def save(folder: Path) -> None:
         save_tiny_llama(folder, build_tokenizer(), seed=0, tied=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.disk import ObjectPath, parse_uri
+from trainers.storage import ObjectPath, parse_uri
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 _numbers = itertools.count(1)

@@ -11,10 +11,10 @@ import pytest
 from pyarrow import parquet
 
 from trainers.data.sources import read_pairs
-from trainers.pairs import tokenize_pairs
-from trainers.scores import read_pair_scores
+from trainers.evaluate.scores import read_pair_scores
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import tokenize_pairs
 from trainers.specs import DatasetSpec, DrawSpec
-from trainers.templates import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,10 +21,10 @@ from typing import Any, Literal, TypeVar
 
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
-from trainers.pairs import Counts, TokenPair, tokenize_pairs
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import Counts, TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DrawSpec, Precision, Trust, clean_name
-from trainers.templates import load_tokenizer
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
@@ -191,7 +191,7 @@ def model_folder(model: str) -> Iterator[str]:
     if not found or (path.is_dir() and list(path.glob("*.safetensors"))):
         yield str(path) if path.exists() else model
         return
-    from trainers.models import convert_gguf
+    from trainers.models.loading import convert_gguf
 
     with tempfile.TemporaryDirectory() as scratch:
         convert_gguf(found[0], Path(scratch) / "model")

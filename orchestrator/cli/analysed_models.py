@@ -93,8 +93,8 @@ def _placed(item: DatasetSpec, trained: DatasetSpec) -> DatasetSpec:
 
 def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
     """The base model in float64, on a GPU where there is one; the head of an EX-RM is drawn from seed 0."""
-    from trainers.models import device, load_model
-    from trainers.templates import load_tokenizer
+    from trainers.models.loading import device, load_model
+    from trainers.pairs.templates import load_tokenizer
 
     base = inputs.base
     assert base is not None

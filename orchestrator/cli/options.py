@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from orchestrator.spec.reading import ReadingOptions
-from trainers.stopping import GRACE_S
+from trainers.train.stopping import GRACE_S
 
 
 @dataclass(frozen=True)

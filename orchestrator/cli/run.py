@@ -33,9 +33,9 @@ from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_declaration, read_state
-from trainers.disk import replace
 from trainers.errors import Damaged, SpecError, StorageError, SweepError
 from trainers.specs import Placement
+from trainers.storage import replace
 
 Build = Callable[[Selection], Sweep]
 

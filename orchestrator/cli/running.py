@@ -39,10 +39,10 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import clear_up, remove_finished_checkpoints
 from orchestrator.store.leases import Heartbeat
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state, write_state
-from trainers.disk import remove_tree, replace
 from trainers.errors import StorageError
 from trainers.specs import Placement
-from trainers.stopping import StopRequest
+from trainers.storage import remove_tree, replace
+from trainers.train.stopping import StopRequest
 
 if TYPE_CHECKING:
     from orchestrator.tracking.mlflow import Tracker

@@ -23,9 +23,9 @@ from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.spec.selection import Selection
 from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
-from trainers.disk import SCHEME, Location, ObjectPath, parse_uri, require_access
 from trainers.errors import SpecError, StorageError
 from trainers.specs import DatasetSpec, DrawSpec, Trust, given_name
+from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
 PIPE_WIDTH = 120

@@ -8,18 +8,18 @@ Units: bytes inside, GB (10⁹ bytes) outside. `width` is the bytes of a weight:
 
 from dataclasses import dataclass, replace
 
-from trainers.architecture import Architecture
+from trainers.models.architecture import Architecture
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement, Precision
 
 GB = 1e9
-# Fixed by DeepSpeed 0.19.8 where trainers/engine.py says nothing: elements of a reduction bucket, of a ZeRO-3
+# Fixed by DeepSpeed 0.19.8 where trainers/train/engine.py says nothing: elements of a reduction bucket, of a ZeRO-3
 # sub-group, of what is prefetched, and of weights that stay gathered because they are needed again.
 BUCKET = 500_000_000
 SUB_GROUP = 1_000_000_000
 PREFETCHED = 50_000_000
 REUSED = 500_000_000
-# trainers/unembedding.py: elements of a block of logits, and its fewest vocabulary entries.
+# trainers/models/unembedding.py: elements of a block of logits, and its fewest vocabulary entries.
 LOGITS_BLOCK, LOGITS_BLOCK_ON_CPU, SMALLEST_BLOCK = 1 << 24, 1 << 21, 256
 # CUDA context, NCCL's buffers, FlexAttention's workspace; fragmentation. Only a GPU shows them: unmeasured.
 UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
@@ -85,7 +85,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     """Predict what one rank holds at its peak."""
     shapes, output = training.architecture, training.reward.type.output
     width = 4 if training.precision == "fp32" else 2
-    # Half precision without ZeRO is run as ZeRO-1 (trainers/engine.py).
+    # Half precision without ZeRO is run as ZeRO-1 (trainers/train/engine.py).
     stage = max(placement.zero_stage, 1) if width == 2 else placement.zero_stage
     on_gpu = placement.device == "cuda"
     hosted = placement.offload_optimizer and on_gpu

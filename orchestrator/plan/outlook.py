@@ -16,10 +16,10 @@ from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PrepareStage, PretrainStage, ReferenceStage, Stage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.store.artifacts import Store
-from trainers.architecture import Architecture
 from trainers.data import sources
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, ModelError, PlanError
+from trainers.models.architecture import Architecture
 from trainers.specs import BUILTIN, PERSONA, DatasetSpec, DrawSpec, ModelSpec, Placement
 
 # Of more pairs so many are looked at for their length, the first that are drawn.
@@ -296,7 +296,7 @@ def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair
 
 def _counted(stage: PrepareStage, pairs: Sequence[Pair]) -> tuple[int, int, Known]:
     """How many pairs are too long, of how many that were looked at, and how that is known."""
-    from trainers.pairs import Counts, draw_order, iter_tokens
+    from trainers.pairs.tokens import Counts, draw_order, iter_tokens
 
     draw = stage.draw
     if not any(_over(pair, draw, bytes_per_token=1, added=TEMPLATE_TOKENS) for pair in pairs):
@@ -335,8 +335,8 @@ def _over(pair: Pair, draw: DrawSpec, *, bytes_per_token: int, added: int) -> bo
 
 def _tokenizer(stage: PrepareStage) -> Any:
     """The tokenizer where it is on this machine; None elsewhere."""
-    from trainers import tiny
-    from trainers.templates import load_tokenizer
+    from trainers.models import tiny
+    from trainers.pairs.templates import load_tokenizer
 
     base = stage.base
     if isinstance(base.origin, PretrainStage):

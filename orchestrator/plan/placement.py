@@ -14,9 +14,9 @@ from orchestrator.plan.hardware import GPU_KINDS, Node
 from orchestrator.plan.memory import Footprint, PairTokens, Training, footprint
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec, matches
-from trainers import tiny
-from trainers.architecture import Architecture
 from trainers.errors import PlanError
+from trainers.models import tiny
+from trainers.models.architecture import Architecture
 from trainers.rewards import RewardSpec
 from trainers.specs import BUILTIN, DrawSpec, ModelSpec, OptimSpec, Placement
 

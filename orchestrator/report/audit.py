@@ -18,7 +18,7 @@ from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
 from trainers.data import audit
-from trainers.disk import SEAL, replace, seal
+from trainers.storage import SEAL, replace, seal
 
 # What this process has read or computed, by root and key: a grid asks for each overlap once per trial.
 _known: dict[tuple[str, str], dict[str, Any]] = {}
@@ -69,7 +69,7 @@ def _originals(declaration: Declaration, name: str, digest: str) -> list[str]:
 def _token_findings(declaration: Declaration, store: Store) -> Iterator[audit.Finding]:
     """What was found in the sets as models read them: once for all models of which it is the same."""
     # Tokenising is no business of planning.
-    from trainers.pairs import read_counts
+    from trainers.pairs.tokens import read_counts
 
     models: dict[tuple[str, str], list[str]] = {}
     for trial in declaration.trials:

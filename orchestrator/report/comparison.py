@@ -28,8 +28,8 @@ from orchestrator.report.statistics import (
 )
 from orchestrator.report.tables import COMPARED
 from orchestrator.spec.trials import CATEGORIES, Category
-from trainers.metrics import length_controlled
-from trainers.scores import PairScores
+from trainers.evaluate.metrics import length_controlled
+from trainers.evaluate.scores import PairScores
 
 # Numbers held at once while pairs are drawn: 32 MB.
 _BLOCK = 4_000_000

@@ -9,8 +9,8 @@ from typing import Any
 from pyarrow import parquet
 
 from orchestrator.store.artifacts import Store
-from trainers.disk import Location, matching
 from trainers.errors import Damaged
+from trainers.storage import Location, matching
 
 CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
 CURVE_POINTS = 100

@@ -32,8 +32,8 @@ from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
-from trainers.disk import digest_file, replace, replace_bytes
 from trainers.errors import Damaged, DataError
+from trainers.storage import digest_file, replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
 VERSION = 4

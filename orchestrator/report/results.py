@@ -26,9 +26,9 @@ from orchestrator.store.records import (
     declared_sweeps,
     read_declaration,
 )
-from trainers import metrics
 from trainers.errors import Damaged, SpecError
-from trainers.scores import PairScores, read_pair_scores
+from trainers.evaluate import metrics
+from trainers.evaluate.scores import PairScores, read_pair_scores
 from trainers.specs import given_name
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.data.records import Pair
-from trainers.scores import PairScores
+from trainers.evaluate.scores import PairScores
 
 Floats = NDArray[np.float64]
 

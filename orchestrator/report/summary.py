@@ -33,8 +33,8 @@ from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
 from trainers.data.audit.findings import share
 from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
-from trainers.disk import replace, replace_bytes
 from trainers.specs import clean_name
+from trainers.storage import replace, replace_bytes
 
 NOT_LEARNED = "not learned"
 METRIC_TITLES = {

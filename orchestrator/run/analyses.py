@@ -9,7 +9,7 @@ from orchestrator.run.trial import Execution
 from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, Compute
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Heartbeat
-from trainers.stopping import StopRequest
+from trainers.train.stopping import StopRequest
 
 Say = Callable[[str], None]
 
@@ -43,7 +43,7 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend, compute: Compu
 
 
 def _inputs(stage: AnalyseStage, store: Store, say: Say) -> AnalysisInputs:
-    from trainers.pairs import read_tokens
+    from trainers.pairs.tokens import read_tokens
 
     return AnalysisInputs(
         name=stage.label,

@@ -25,18 +25,18 @@ from orchestrator.spec.stages import (
 )
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.store.artifacts import Attempt, Store, weights_digest
-from trainers import tiny
 from trainers.data.records import read_written_pairs
-from trainers.disk import Location, ObjectPath, remove_tree
 from trainers.errors import DataError
+from trainers.models import tiny
 from trainers.specs import Placement
-from trainers.stopping import StopLeft, never
+from trainers.storage import Location, ObjectPath, remove_tree
+from trainers.train.stopping import StopLeft, never
 
 if TYPE_CHECKING:
-    from trainers.checkpoints import Checkpoints
-    from trainers.packing import References
-    from trainers.pairs import TokenPair
-    from trainers.train import TrainResult
+    from trainers.pairs.packing import References
+    from trainers.pairs.tokens import TokenPair
+    from trainers.train.checkpoints import Checkpoints
+    from trainers.train.loop import TrainResult
 
 # Tokenising takes less time a pair than telling of it.
 PAIRS_A_ROW = 50
@@ -58,7 +58,7 @@ def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
 
 
 def _run_convert(stage: ConvertStage, store: Store) -> None:
-    from trainers.models import convert_gguf
+    from trainers.models.loading import convert_gguf
 
     with store.write(stage.kind, stage.key, gguf=stage.digest, name=stage.name) as attempt:
         convert_gguf(Path(stage.file), attempt.directory / "model")
@@ -71,8 +71,8 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: TakeRow) -> None:
 
 def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
     from trainers.data.audit import token_findings
-    from trainers.pairs import Counts, TokenFile, iter_tokens, write_tokens
-    from trainers.templates import load_tokenizer
+    from trainers.pairs.templates import load_tokenizer
+    from trainers.pairs.tokens import Counts, TokenFile, iter_tokens, write_tokens
 
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
     with store.write(stage.kind, stage.key, **inputs) as attempt:
@@ -106,10 +106,10 @@ def _counted(tokens: "Iterable[TokenPair]", total: int, report: TakeRow) -> "Ite
 
 
 def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None:
-    from trainers.evaluate import compute_reference, write_reference
-    from trainers.models import device, load_model
-    from trainers.pairs import read_tokens
-    from trainers.templates import load_tokenizer
+    from trainers.evaluate.scoring import compute_reference, write_reference
+    from trainers.models.loading import device, load_model
+    from trainers.pairs.templates import load_tokenizer
+    from trainers.pairs.tokens import read_tokens
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
@@ -143,7 +143,7 @@ def checkpoint_folder(store: Store, train_key: str) -> Location:
 
 
 def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints":
-    from trainers.checkpoints import Checkpoints
+    from trainers.train.checkpoints import Checkpoints
 
     kept = checkpoint_folder(store, train_key)
     if isinstance(kept, ObjectPath):
@@ -154,8 +154,8 @@ def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints
 
 def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
     """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
-    from trainers.pairs import held_out
-    from trainers.train import TrainInputs, train
+    from trainers.pairs.tokens import held_out
+    from trainers.train.loop import TrainInputs, train
 
     placement = call.placement
     pairs, reference = _tokens(stage, store)
@@ -213,12 +213,12 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeR
 
 
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
-    from trainers.checkpoints import model_folder
-    from trainers.evaluate import score_pairs
-    from trainers.models import device, load_model
-    from trainers.scores import write_scores
-    from trainers.scoring import RewardModule
-    from trainers.templates import load_tokenizer
+    from trainers.evaluate.scores import write_scores
+    from trainers.evaluate.scoring import score_pairs
+    from trainers.models.loading import device, load_model
+    from trainers.models.reward_parts import RewardModule
+    from trainers.pairs.templates import load_tokenizer
+    from trainers.train.checkpoints import model_folder
 
     train = missing[0].train
     folder = model_folder(missing[0].epoch, train.optim.epochs)
@@ -251,8 +251,8 @@ def _tokens(
     stage: TrainStage | EvaluateStage, store: Store
 ) -> "tuple[Sequence[TokenPair], References | None]":
     """The stage's pairs, and for im_rm their reference log-probs."""
-    from trainers.evaluate import read_reference
-    from trainers.pairs import read_tokens
+    from trainers.evaluate.scoring import read_reference
+    from trainers.pairs.tokens import read_tokens
 
     pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
     if stage.reference is None:

@@ -12,7 +12,7 @@ from orchestrator.run.trial import Execution, complete_trial, compute_shared
 from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage
 from orchestrator.spec.trial_plan import TrialPlan
 from trainers.specs import Placement
-from trainers.stopping import StopRequest
+from trainers.train.stopping import StopRequest
 
 
 def run_inline(

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from orchestrator.spec import catalog
-from trainers.architecture import Architecture, of_config, on_meta_device
 from trainers.errors import ModelError
-from trainers.gguf_header import architecture_numbers
+from trainers.models.architecture import Architecture, of_config, on_meta_device
+from trainers.models.gguf_header import architecture_numbers
 from trainers.specs import ModelSpec
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
-from trainers.architecture import Architecture, count_parameters
 from trainers.data.known import named_set
+from trainers.models.architecture import Architecture, count_parameters
+from trainers.models.tiny import TINY_MODELS
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
-from trainers.tiny import TINY_MODELS
 
 PAPER_OPTIM = OptimSpec()
 

@@ -17,9 +17,9 @@ from orchestrator.store.artifacts import Store
 from trainers.data import sources
 from trainers.data.known import LENGTH_TOKENIZER, length_tokenizer
 from trainers.data.records import Digest, Pair, read_written_pairs, written
-from trainers.disk import Location, disk_named, replace
 from trainers.errors import DataError, StorageError
 from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
+from trainers.storage import Location, disk_named, replace
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
 _ROWS_MEANT = (

@@ -24,9 +24,9 @@ from orchestrator.store.records import (
     read_declaration,
     write_declaration,
 )
-from trainers.disk import alone
 from trainers.errors import SpecError
 from trainers.specs import DrawSpec
+from trainers.storage import alone
 
 
 def declare(resolved: ResolvedSweep) -> Declaration:

@@ -12,12 +12,12 @@ from orchestrator.spec.stages import BaseModel, ConvertStage, PretrainStage
 from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import worlds
-from trainers.disk import digest_file, replace
 from trainers.errors import ModelError
-from trainers.folders import code_files, require_sound_model
-from trainers.gguf_header import require_sound_gguf
+from trainers.models.folders import code_files, require_sound_model
+from trainers.models.gguf_header import require_sound_gguf
+from trainers.models.tiny import CHAT_TEMPLATE, TINY_MODELS
 from trainers.specs import BUILTIN, ModelSpec
-from trainers.tiny import CHAT_TEMPLATE, TINY_MODELS
+from trainers.storage import digest_file, replace
 
 REVISION_LOCK = Path("sweeps/revisions.lock.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")

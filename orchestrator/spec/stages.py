@@ -12,10 +12,11 @@ from typing import Union
 
 from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
-from trainers import tiny, versions
+from trainers import versions
+from trainers.models import tiny
+from trainers.models.tiny import TinyModel
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Rendering, Trust, ValidationSpec
-from trainers.tiny import TinyModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

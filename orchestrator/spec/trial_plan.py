@@ -16,7 +16,7 @@ from orchestrator.spec.stages import (
 from orchestrator.spec.trials import TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import unscored
-from trainers.architecture import Architecture
+from trainers.models.architecture import Architecture
 from trainers.specs import DrawSpec
 
 

@@ -26,7 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainers.disk import (
+from trainers.errors import Damaged, StorageError, Unreachable
+from trainers.storage import (
     CACHE_VARIABLE,
     DRAFT,
     SEAL,
@@ -44,7 +45,6 @@ from trainers.disk import (
     seal,
     upload,
 )
-from trainers.errors import Damaged, StorageError, Unreachable
 
 MANIFEST = "manifest.json"
 EVICTED = "evicted"

@@ -16,8 +16,8 @@ from typing import Literal
 from orchestrator.store.artifacts import EVICTED, MANIFEST, Store, holds_weights
 from orchestrator.store.leases import Leases
 from orchestrator.store.records import declared_sweeps, read_declaration, unscored
-from trainers.disk import DRAFT, Location, ObjectPath, matching, remove_tree, replace
 from trainers.errors import Damaged, SpecError, StorageError, Unreachable, nearest
+from trainers.storage import DRAFT, Location, ObjectPath, matching, remove_tree, replace
 
 KeepWeights = Literal["all", "best", "none"]
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainers.disk import Location, publish, replace
 from trainers.errors import StorageError, Unreachable
+from trainers.storage import Location, publish, replace
 
 BEAT_S = 2.0
 LEASE_S = 20.0

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.store.artifacts import Store, weights_digest
-from trainers.disk import Location, replace
 from trainers.errors import SpecError
+from trainers.storage import Location, replace
 
 # How a training set and an evaluation set are related.
 Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]

@@ -33,8 +33,8 @@ from orchestrator.spec.redaction import redacted, shown_uri, take_credentials, w
 from orchestrator.spec.trials import CATEGORIES
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_state
-from trainers.disk import DRAFT, Location, digest_file, replace
 from trainers.errors import SpecError, StorageError, SweepError, TrackingError
+from trainers.storage import DRAFT, Location, digest_file, replace
 
 EXPERIMENT = "rmsweep"
 DIGEST_TAG = "rmsweep.digest"

@@ -10,8 +10,8 @@ from orchestrator.store.artifacts import Store
 from sweeps.ablations import LAPTOP, PAPER, PROFILES, ablations
 from tests.conftest import save_tiny_llama
 from tests.sweep_runs import run_sweep, trial_rows
-from trainers.models import HEAD_STD
-from trainers.tiny import build_tokenizer
+from trainers.models.loading import HEAD_STD
+from trainers.models.tiny import build_tokenizer
 
 ALL = {
     *("ex_rm", "im_rm", "ex_rm_mean", "im_rm_no_reference", "ex_grm"),

@@ -8,7 +8,7 @@ import torch
 from sweeps import hidden_representations
 from tests.sweep_runs import artifacts, run_analysis
 from trainers.data import worlds
-from trainers.tiny import build_tokenizer
+from trainers.models.tiny import build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def last_states(model, tokenizer, pairs, side):
 def test_the_statistics_are_those_of_the_untrained_models_last_hidden_states(folder, tiny_model):
     from transformers import AutoModelForCausalLM
 
-    from trainers.pairs import draw_order
+    from trainers.pairs.tokens import draw_order
     from trainers.specs import DrawSpec
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)

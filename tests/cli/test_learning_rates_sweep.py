@@ -13,7 +13,7 @@ from orchestrator.store.records import read_declaration
 from sweeps import learning_rates
 from tests.sweep_runs import artifacts, run_sweep, trial_rows
 from trainers.errors import DataError, Diverged
-from trainers.pairs import TokenPair, held_out, read_tokens
+from trainers.pairs.tokens import TokenPair, held_out, read_tokens
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, ValidationSpec
 
@@ -72,11 +72,11 @@ def test_the_best_rate_is_the_lowest_of_those_with_the_best_validation_accuracy(
 
 
 def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
-    from trainers.evaluate import score_pairs
-    from trainers.metrics import accuracy
-    from trainers.models import load_model
-    from trainers.scoring import RewardModule
-    from trainers.templates import load_tokenizer
+    from trainers.evaluate.metrics import accuracy
+    from trainers.evaluate.scoring import score_pairs
+    from trainers.models.loading import load_model
+    from trainers.models.reward_parts import RewardModule
+    from trainers.pairs.templates import load_tokenizer
 
     item = trainings(storage)[max(RATES)]
     store = Store(storage)
@@ -113,7 +113,7 @@ def test_nothing_of_it_is_garbage_and_nothing_is_trained_twice(storage, tiny_mod
 def test_a_rate_that_diverges_is_a_hole_that_the_comparison_goes_on_without(
     tiny_model, tmp_path, monkeypatch, capsys
 ):
-    from trainers import train as training
+    from trainers.train import loop as training
 
     folder, train = tmp_path / "store", training.train
 

@@ -9,7 +9,7 @@ from orchestrator.spec import catalog
 from sweeps.full_grid import full_grid
 from tests.conftest import save_tiny_llama
 from tests.sweep_runs import run_sweep, trial_rows
-from trainers.tiny import build_tokenizer
+from trainers.models.tiny import build_tokenizer
 
 
 @pytest.fixture

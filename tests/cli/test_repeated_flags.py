@@ -10,7 +10,7 @@ from sweeps.full_grid import full_grid
 from sweeps.theory import TheoryOptions
 from trainers.command import command
 from trainers.data.__main__ import Data
-from trainers.train_command import Train
+from trainers.train.__main__ import Train
 
 TRAIN = ["--model", "m", "--reward", "ex_rm", "--data", "d", "--out", "o"]
 

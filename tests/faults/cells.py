@@ -20,7 +20,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, Placement
-from trainers.stopping import StopRequest
+from trainers.train.stopping import StopRequest
 
 Told = TypeVar("Told", bound=Event)
 

@@ -42,9 +42,9 @@ def traced(file: Path) -> list[str]:
 
 def at_step(number: int, act: Callable[[], None]) -> None:
     """Call `act` before the `number`-th optimiser step of this process."""
-    import trainers.train
+    import trainers.train.loop
 
-    step, done = trainers.train.optimiser_step, []
+    step, done = trainers.train.loop.optimiser_step, []
 
     def counted(*arguments):
         done.append(1)
@@ -52,7 +52,7 @@ def at_step(number: int, act: Callable[[], None]) -> None:
             act()
         return step(*arguments)
 
-    trainers.train.optimiser_step = counted
+    trainers.train.loop.optimiser_step = counted
 
 
 def before_each(module: str, name: str, act: Callable[[], None]) -> None:

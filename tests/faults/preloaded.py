@@ -14,7 +14,7 @@ MODULES = (
         "orchestrator.tracking.mlflow",
     ),
     *("matplotlib.figure", "scipy.stats", "orchestrator.report.page"),
-    *("trainers.evaluate", "trainers.tiny", "trainers.train"),
+    *("trainers.evaluate.scoring", "trainers.models.tiny", "trainers.train.loop"),
 )
 # transformers imports these when they are first named.
 CLASSES = ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "LlamaForSequenceClassification")

@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.store.artifacts import Store
 from tests.faults.lives import forked, output
-from trainers.checkpoints import Checkpoints, latest, save
+from trainers.train.checkpoints import Checkpoints, latest, save
 
 KEY = "0" * 32
 CONTENT = {"model/weights.safetensors": b"w" * 5000, "log.parquet": b"l" * 300}
@@ -19,7 +19,7 @@ CONTENT = {"model/weights.safetensors": b"w" * 5000, "log.parquet": b"l" * 300}
 def dies_at(number):
     """Make this process kill itself right before (odd numbers) or right after (even ones) a call that matters."""
     import orchestrator.store.artifacts
-    import trainers.checkpoints
+    import trainers.train.checkpoints
 
     calls = []
 
@@ -43,7 +43,7 @@ def dies_at(number):
         (shutil, "rmtree"),
         (torch, "save"),
         (orchestrator.store.artifacts, "digest_file"),
-        (trainers.checkpoints, "digest_file"),
+        (trainers.train.checkpoints, "digest_file"),
     ):
         setattr(owner, name, deadly(getattr(owner, name)))
 
@@ -149,7 +149,7 @@ class Engine:
 
 def write_checkpoint(folder, step=4):
     """Save a checkpoint as a world of one."""
-    from trainers.engine import process_group
+    from trainers.train.engine import process_group
 
     with process_group():
         log = [{"step": number + 1} for number in range(step)]

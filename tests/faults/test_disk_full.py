@@ -42,12 +42,12 @@ def fill(filler, leave):
 
 def fills_before_saving(filler, leave):
     """Somebody else takes the room between the look at it and DeepSpeed's write."""
-    import trainers.checkpoints
+    import trainers.train.checkpoints
 
     def filled(folder, need):
         fill(filler, leave)
 
-    trainers.checkpoints._require_room_together = filled
+    trainers.train.checkpoints._require_room_together = filled
 
 
 def weights_bytes(whole):
@@ -113,15 +113,15 @@ def test_no_room_in_the_middle_of_a_checkpoint(disk, one, whole):
 
 def no_room_for_pairs(filler):
     """The disk fills up right before the pairs are written."""
-    import trainers.pairs
+    import trainers.pairs.tokens
 
-    write = trainers.pairs.write_tokens
+    write = trainers.pairs.tokens.write_tokens
 
     def filled(tokens, file):
         fill(filler, 0)
         return write(tokens, file)
 
-    trainers.pairs.write_tokens = filled
+    trainers.pairs.tokens.write_tokens = filled
 
 
 def test_not_a_byte_of_room_from_the_preparation_on(disk, one, whole):

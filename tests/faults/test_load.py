@@ -32,7 +32,7 @@ from orchestrator.store.leases import Leases
 from orchestrator.store.records import read_state
 from sweeps.full_grid import full_grid
 from tests.orchestrator.sweep_samples import EX_RM, plan, trial
-from trainers.stopping import StopRequest
+from trainers.train.stopping import StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 AT_ONCE = 16

@@ -24,10 +24,10 @@ def four_pairs_a_forward():
 
 def out_of_memory_above(micro_batch):
     """Training with a larger micro-batch finds no memory, in its second step."""
-    import trainers.train
+    import trainers.train.loop
     from trainers.errors import OutOfMemory
 
-    step, done = trainers.train.optimiser_step, []
+    step, done = trainers.train.loop.optimiser_step, []
 
     def limited(engine, inputs, *rest):
         done.append(1)
@@ -35,7 +35,7 @@ def out_of_memory_above(micro_batch):
             raise OutOfMemory(f"a micro-batch of {inputs.placement.micro_batch} pairs does not fit")
         return step(engine, inputs, *rest)
 
-    trainers.train.optimiser_step = limited
+    trainers.train.loop.optimiser_step = limited
 
 
 def memory_limited_above(micro_batch):
@@ -43,9 +43,9 @@ def memory_limited_above(micro_batch):
     import resource
     from pathlib import Path
 
-    import trainers.train
+    import trainers.train.loop
 
-    loop = trainers.train._loop
+    loop = trainers.train.loop._loop
     unlimited = resource.getrlimit(resource.RLIMIT_DATA)
 
     def limited(begun, inputs, *rest):
@@ -59,7 +59,7 @@ def memory_limited_above(micro_batch):
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, unlimited)
 
-    trainers.train._loop = limited
+    trainers.train.loop._loop = limited
 
 
 def the_cell(storage):

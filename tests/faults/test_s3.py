@@ -47,7 +47,7 @@ def enter(environment):
 
 def killed_before_putting(name):
     """SIGKILL this process when it is about to put an object of a training's artifact, another of which is up."""
-    from trainers.disk import ObjectPath
+    from trainers.storage import ObjectPath
 
     put, another = ObjectPath.upload, threading.Event()
 

@@ -24,10 +24,10 @@ from tests.conftest import save_tiny_llama
 from tests.faults.watching import LOOPBACK, leaks, listening
 from tests.processes import command_line, processes
 from trainers.data.records import Message
-from trainers.disk import seal
 from trainers.errors import DataError, SpecError, StorageError
+from trainers.pairs.templates import load_tokenizer, render
 from trainers.specs import clean_name
-from trainers.templates import load_tokenizer, render
+from trainers.storage import seal
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ROOT / "sweeps" / "full_grid.py"
@@ -101,7 +101,7 @@ class Pickled:
 @pytest.fixture
 def trapped(tmp_path: Path) -> Path:
     """A sound tiny llama whose folder holds every kind of code that a loader might run; it would make `sprung`."""
-    from trainers.tiny import build_tokenizer
+    from trainers.models.tiny import build_tokenizer
 
     folder = tmp_path / "trapped"
     save_tiny_llama(folder, build_tokenizer(), seed=0, tied=True)

@@ -14,8 +14,8 @@ from orchestrator.store.records import read_state
 from tests.faults.conftest import STEPS
 from tests.faults.hooks import at_step, before_each, signalled
 from tests.faults.lives import artifacts, forked, leftovers, lived, output
-from trainers import train
-from trainers.checkpoints import Checkpoints, latest
+from trainers.train import loop
+from trainers.train.checkpoints import Checkpoints, latest
 
 STOPPED = "interrupted; the same command goes on where this one stopped"
 
@@ -79,10 +79,10 @@ def test_without_grace_the_last_checkpoint_stays_the_last(one, whole, tmp_path):
     ],
 )
 def test_a_last_checkpoint_is_written_where_it_fits_the_grace(monkeypatch, tmp_path, left_s, write_s, wishes):
-    monkeypatch.setattr(train.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)
     kept = Checkpoints(folder=tmp_path, every_steps=3)
-    keeping = train.Keeping(checkpoints=kept, identity={}, stop=lambda: left_s, end_epoch=lambda epoch: None)
-    assert train._wishes(keeping, 4, 1.0, write_s) == wishes
+    keeping = loop.Keeping(checkpoints=kept, identity={}, stop=lambda: left_s, end_epoch=lambda epoch: None)
+    assert loop._wishes(keeping, 4, 1.0, write_s) == wishes
 
 
 def test_a_second_signal_ends_at_once(one, tmp_path):
@@ -96,7 +96,7 @@ def test_a_second_signal_ends_at_once(one, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "name", "left"),
-    [("trainers.pairs", "iter_tokens", 0), ("trainers.evaluate", "score_pairs", 1)],
+    [("trainers.pairs.tokens", "iter_tokens", 0), ("trainers.evaluate.scoring", "score_pairs", 1)],
     ids=["preparation", "evaluation"],
 )
 def test_what_has_no_checkpoint_ends_at_once(one, whole, tmp_path, module, name, left):
@@ -118,9 +118,9 @@ def train_command(words, before=None):
 
     if before is not None:
         before()
-    sys.modules.pop("trainers.train_command", None)
+    sys.modules.pop("trainers.train.__main__", None)
     sys.argv = ["trainers.train", *words]
-    runpy.run_module("trainers.train", run_name="__main__")
+    runpy.run_module("trainers.train", run_name="__main__", alter_sys=True)
 
 
 def test_trainers_train_stops_and_goes_on(tiny_model, tmp_path):

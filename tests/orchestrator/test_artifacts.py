@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator.store.artifacts import MANIFEST, Store
 from orchestrator.store.gc import clear_up
-from trainers.disk import publish, replace
 from trainers.errors import StorageError
+from trainers.storage import publish, replace
 
 KEY = "0" * 32
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.report.statistics import Candidates, best_of, candidates, share_within
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
-from trainers.scores import PairScores
+from trainers.evaluate.scores import PairScores
 
 
 def enumerated(reward, quality, n):

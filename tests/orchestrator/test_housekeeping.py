@@ -44,8 +44,8 @@ from orchestrator.store.records import (
     write_declaration,
 )
 from trainers.errors import SpecError, StorageError
+from trainers.models.tiny import TINY_MODELS
 from trainers.specs import DatasetSpec
-from trainers.tiny import TINY_MODELS
 
 WEIGHTS = b"w" * 1000
 SETS = (TINY_WORLD, HAMILTONIAN, PARAPHRASE)

@@ -10,7 +10,7 @@ from orchestrator.plan.memory import PairTokens, Training, footprint
 from orchestrator.spec import catalog
 from orchestrator.spec.architectures import architecture_of
 from tests.model_files import write_gguf, write_model
-from trainers.architecture import FAMILIES, Architecture, of_config
+from trainers.models.architecture import FAMILIES, Architecture, of_config
 from trainers.rewards import RewardSpec
 from trainers.specs import ModelSpec, OptimSpec, Placement
 

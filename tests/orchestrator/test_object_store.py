@@ -24,10 +24,10 @@ from orchestrator.store.gc import evict, garbage, kept_artifacts, remove
 from orchestrator.store.leases import Heartbeat, Leases, live_drivers
 from orchestrator.store.records import Declaration, read_state, write_declaration
 from tests.object_store import SECRET
-from trainers import disk
-from trainers.disk import ObjectPath, matching, parse_uri, publish, replace, require_access
+from trainers import storage
 from trainers.errors import Damaged, StorageError, Unreachable
 from trainers.specs import Placement
+from trainers.storage import ObjectPath, matching, parse_uri, publish, replace, require_access
 
 KEY = "0" * 32
 CONTENT = {"model/weights.safetensors": b"w" * 5000, "log.parquet": b"l" * 300}
@@ -199,7 +199,7 @@ def test_a_manifest_whose_answer_was_lost_is_ours_and_its_files_stay(store, monk
 
 
 def test_a_large_file_goes_up_in_parts_and_comes_back(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(storage, "PART_BYTES", 5 * 2**20)
     content = {"model/weights.safetensors": random.Random(0).randbytes(12 * 2**20), "empty": b""}
     write(store, content)
     assert read(elsewhere(monkeypatch, store, tmp_path, "other")) == content
@@ -387,7 +387,7 @@ def test_a_bucket_that_may_only_be_read_is_refused_to_who_writes(store, monkeypa
 
 def test_an_endpoint_where_nobody_answers_is_refused(bucket, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr("trainers.disk.RETRIES", 1)
+    monkeypatch.setattr("trainers.storage.RETRIES", 1)
     said = refused(capsys, tmp_path, storage=bucket.uri, tracking_uri="sqlite:///x")
     assert "http://127.0.0.1:1" in said
     assert "Connection refused" in said

@@ -15,7 +15,7 @@ from orchestrator.spec.stages import PretrainStage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
-from trainers import tiny
+from trainers.models import tiny
 from trainers.specs import DrawSpec
 
 

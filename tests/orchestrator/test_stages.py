@@ -8,9 +8,9 @@ from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, PARAPHRASE, QWEN, TI
 from orchestrator.spec.stages import PretrainStage, Stage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.store.artifacts import Store
+from trainers.models.tiny import TINY_MODELS
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec
-from trainers.tiny import TINY_MODELS
 
 
 def commit(store: Store, stage: Stage) -> None:

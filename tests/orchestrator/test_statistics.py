@@ -19,7 +19,7 @@ from orchestrator.report.statistics import (
     unanimous_bound,
     win_rate,
 )
-from trainers import metrics
+from trainers.evaluate import metrics
 
 RANDOM = np.random.default_rng(7)
 

@@ -27,8 +27,8 @@ from orchestrator.store.records import Declaration, TrialRecord
 from orchestrator.tracking import mlflow
 from orchestrator.tracking.mlflow import DIGEST_TAG, EXPERIMENT, SHOWN, Tracker, default_uri, is_shown, sync
 from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
-from trainers.disk import replace as replace_text
 from trainers.errors import TrackingError
+from trainers.storage import replace as replace_text
 
 # MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
 pytestmark = pytest.mark.filterwarnings("default")

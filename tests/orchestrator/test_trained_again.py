@@ -28,10 +28,10 @@ from orchestrator.store import gc
 from orchestrator.store.artifacts import Attempt, Store, weights_digest
 from orchestrator.store.leases import Leases
 from orchestrator.store.records import SweepState
+from trainers.evaluate.scores import read_pair_scores
 from trainers.rewards import RewardSpec
-from trainers.scores import read_pair_scores
 from trainers.specs import DrawSpec, ModelSpec, Placement
-from trainers.stopping import StopRequest
+from trainers.train.stopping import StopRequest
 
 REWARD = RewardSpec(kind="im_rm", beta=0.1, reference=False)
 

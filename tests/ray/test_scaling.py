@@ -22,7 +22,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases
 from tests.faults.cells import cells
 from trainers.specs import Placement
-from trainers.stopping import StopRequest
+from trainers.train.stopping import StopRequest
 
 pytestmark = [
     pytest.mark.ray,

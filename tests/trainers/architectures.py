@@ -11,10 +11,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from trainers.models import load_model
-from trainers.pairs import TokenPair
+from trainers.models.loading import load_model
+from trainers.models.saving import persistent_buffers
+from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
-from trainers.saving import persistent_buffers
 
 VOCABULARY = 64
 YES, NO = 40, 41

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 
 from tests.faults.lives import forked, output
-from trainers.checkpoints import Checkpoints
 from trainers.data import worlds
-from trainers.disk import parse_uri
 from trainers.errors import Interrupted
-from trainers.evaluate import compute_reference
-from trainers.models import load_model
-from trainers.pairs import TokenPair, tokenize_pairs
+from trainers.evaluate.scoring import compute_reference
+from trainers.models.loading import load_model
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec, Placement
-from trainers.stopping import never
-from trainers.templates import load_tokenizer
-from trainers.train import TrainInputs, train
+from trainers.storage import parse_uri
+from trainers.train.checkpoints import Checkpoints
+from trainers.train.loop import TrainInputs, train
+from trainers.train.stopping import never
 
 EX_RM = RewardSpec(kind="ex_rm")
 IM_RM = RewardSpec(kind="im_rm", beta=0.1)

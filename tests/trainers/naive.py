@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.pairs import TokenPair
+from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.trainers.architectures import SPECS, load_architecture, random_pairs, save_architecture
-from trainers import attention
-from trainers.packing import PairLayout, Span, collate
-from trainers.scoring import RewardModule
+from trainers.models import attention
+from trainers.models.reward_parts import RewardModule
+from trainers.pairs.packing import PairLayout, Span, collate
 
 # Of the last two one response stands alone.
 LENGTHS = ((5, 3, 4), (7, 1, 6), (1, 6, 1), (9, 2, 2), (4, 2, 0), (4, 0, 3))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers import train
-from trainers.packing import epoch_order, scoring_groups, split_step, steps_of_epoch
-from trainers.pairs import TokenPair
+from trainers.pairs.packing import epoch_order, scoring_groups, split_step, steps_of_epoch
+from trainers.pairs.tokens import TokenPair
 from trainers.specs import OptimSpec
+from trainers.train import loop
 
 
 @given(
@@ -104,4 +104,4 @@ def test_a_training_that_goes_on_draws_the_steps_that_were_left(pairs: int, batc
         for step in steps_of_epoch(epoch_order(pairs, 3, epoch), batch)
     ]
     for done in range(len(whole) + 1):
-        assert list(train._steps(inputs, done)) == whole[done:]
+        assert list(loop._steps(inputs, done)) == whole[done:]

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from tests.trainers import gang
 from tests.trainers.gang import Job
-from trainers.checkpoints import complete, latest
-from trainers.disk import digest_file
+from trainers.storage import digest_file
+from trainers.train.checkpoints import complete, latest
 
 PAIRS, EFFECTIVE_BATCH, EPOCHS = 10, 4, 3
 STOPPED_AT = 4

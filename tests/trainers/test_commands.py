@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.cluster.machine import free_port
 from trainers.errors import ModelError, SweepError
-from trainers.evaluate_command import Evaluate, run_evaluate
-from trainers.scores import read_pair_scores
+from trainers.evaluate.__main__ import Evaluate, run_evaluate
+from trainers.evaluate.scores import read_pair_scores
 
 # What a machine without them answers to an import, and to the question whether they are there.
 BLOCK = 'import sys; sys.modules["ray"] = sys.modules["mlflow"] = None'

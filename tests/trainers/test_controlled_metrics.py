@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from trainers.metrics import accuracy, accuracy_length_controlled, controlled, longer_wins
+from trainers.evaluate.metrics import accuracy, accuracy_length_controlled, controlled, longer_wins
 
 
 def synthetic(pairs: int = 20_000, *, skew: float = -30.0, seed: int = 0):

@@ -19,17 +19,17 @@ from tests.trainers.architectures import (
     random_pairs,
     save_architecture,
 )
-from trainers import attention, layouts
 from trainers.data.sources import read_pairs
-from trainers.engine import _checkpoint_activations
 from trainers.errors import ModelError
-from trainers.layouts import layout_of
-from trainers.models import load_model
-from trainers.packing import collate
-from trainers.pairs import tokenize_pairs
-from trainers.scoring import RewardModule, log_prob_sums
+from trainers.models import attention, layouts
+from trainers.models.layouts import layout_of
+from trainers.models.loading import load_model
+from trainers.models.reward_parts import RewardModule, log_prob_sums
+from trainers.pairs.packing import collate
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import tokenize_pairs
 from trainers.specs import DatasetSpec, DrawSpec
-from trainers.templates import load_tokenizer
+from trainers.train.engine import _checkpoint_activations
 
 SOFTMAX = torch.nn.functional.softmax
 
@@ -257,7 +257,9 @@ def test_a_model_that_fails_the_probe_gets_rows_and_says_so(load_unpackable, cap
     with caplog.at_level(logging.WARNING):
         model = load_unpackable("unembedding", wrong)
     assert layout_of(model) == "rows"
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "trainers.layouts"]
+    (warning,) = [
+        record.getMessage() for record in caplog.records if record.name == "trainers.models.layouts"
+    ]
     assert "two padded rows" in warning
     assert WRONG_ATTENTION[wrong][1] in warning
     assert "Mistral" in warning

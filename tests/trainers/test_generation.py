@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.conftest import save_tiny_llama
-from trainers.generation import generate, load_generator
+from trainers.models.generation import generate, load_generator
+from trainers.models.tiny import build_tokenizer
 from trainers.specs import UNTRUSTED
-from trainers.tiny import build_tokenizer
 
 PROMPTS = [[2, 5, 9, 7], [2, 11], [2, 8, 8, 20, 6, 30, 12], [2, 13, 4]]
 END, LENGTH = 3, 6

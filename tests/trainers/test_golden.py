@@ -12,14 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.trainers.architectures import VOCABULARY, small_tokenizer
 from trainers import versions
 from trainers.data.records import Message, Pair, content_digest
-from trainers.evaluate import compute_reference, score_pairs
-from trainers.models import load_model
-from trainers.pairs import TokenPair, tokenize_pairs
+from trainers.evaluate.scoring import compute_reference, score_pairs
+from trainers.models.loading import load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.models.tiny import build_tokenizer
+from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import RewardSpec
-from trainers.scoring import RewardModule
 from trainers.specs import DrawSpec, OptimSpec, Placement
-from trainers.tiny import build_tokenizer
-from trainers.train import TrainInputs, train
+from trainers.train.loop import TrainInputs, train
 
 BETA = 0.1
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.checkpoints import Checkpoints
 from trainers.errors import Interrupted, StorageError
-from trainers.pairs import TokenPair
+from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
-from trainers.train import TrainInputs, train
+from trainers.train.checkpoints import Checkpoints
+from trainers.train.loop import TrainInputs, train
 
 PAIRS = [TokenPair(index=i, prompt=[1, 5 + i], chosen=[3, 6 + i], rejected=[4, 9]) for i in range(4)]
 

@@ -17,17 +17,17 @@ from tests.trainers.architectures import (
     small_tokenizer,
     word_tokenizer,
 )
-from trainers import layouts
-from trainers.attention import shared_tokens
-from trainers.engine import _checkpoint_activations
 from trainers.errors import ModelError
-from trainers.evaluate import scoring_batches
-from trainers.layouts import layout_of, settle_layout
-from trainers.models import load_model
-from trainers.packing import collate
-from trainers.scoring import RewardModule
-from trainers.train import _validated
-from trainers.unembedding import Unembedding
+from trainers.evaluate.scoring import scoring_batches
+from trainers.models import layouts
+from trainers.models.attention import shared_tokens
+from trainers.models.layouts import layout_of, settle_layout
+from trainers.models.loading import load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.models.unembedding import Unembedding
+from trainers.pairs.packing import collate
+from trainers.train.engine import _checkpoint_activations
+from trainers.train.loop import _validated
 
 CONV = ["conv", "conv", "full_attention", "conv"]
 LONG = {
@@ -255,8 +255,8 @@ def test_ropes_that_depend_on_length_take_each_row_alone(tmp_path, rope, layout)
 
 def test_a_model_is_searched_for_ropes_once_a_scoring_not_once_a_batch(monkeypatch):
     searched = []
-    monkeypatch.setattr("trainers.evaluate.shared_tokens", searched.append)
-    monkeypatch.setattr("trainers.evaluate.scoring_groups", lambda pairs: [[pair] for pair in pairs])
+    monkeypatch.setattr("trainers.evaluate.scoring.shared_tokens", searched.append)
+    monkeypatch.setattr("trainers.evaluate.scoring.scoring_groups", lambda pairs: [[pair] for pair in pairs])
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=16, n_head=2))
     assert len(list(scoring_batches(model, random_pairs()))) == 4
     assert searched == [model]
@@ -337,7 +337,7 @@ def test_layers_still_recompute_after_a_validation(monkeypatch):
         reward.eval()
         return np.ones(1), np.zeros(1)
 
-    monkeypatch.setattr("trainers.train.score_pairs", evaluated)
+    monkeypatch.setattr("trainers.train.loop.score_pairs", evaluated)
     model = without_weights("opt", {})
     module = RewardModule(model, SPECS["ex_rm"]).eval()
     _checkpoint_activations(module, zero_stage=0)

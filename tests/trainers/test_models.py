@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainers.errors import ModelError
-from trainers.models import load_model
+from trainers.models.loading import load_model
+from trainers.pairs.templates import load_tokenizer
 from trainers.specs import Trust
-from trainers.templates import load_tokenizer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = f"""
-from trainers.models import load_model
-from trainers.templates import load_tokenizer
+from trainers.models.loading import load_model
+from trainers.pairs.templates import load_tokenizer
 tokenizer = load_tokenizer("acme/tiny", "{REVISION}")
 options = dict(tokenizer=tokenizer, precision="fp32", revision="{REVISION}")
 print(type(load_model("acme/tiny", output="head", head_seed=0, **options)).__name__)

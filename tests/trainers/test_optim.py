@@ -8,21 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import trainers.train
+import trainers.train.loop
 from tests.conftest import save_tiny_llama
 from tests.trainers import gang
-from trainers import attention
-from trainers.checkpoints import Checkpoints
-from trainers.engine import learning_rate
 from trainers.errors import Diverged, ModelError, OutOfMemory, SpecError
-from trainers.models import freeze, load_model
-from trainers.packing import collate
+from trainers.models import attention
+from trainers.models.loading import freeze, load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.models.tiny import build_tokenizer
+from trainers.pairs.packing import collate
+from trainers.pairs.templates import load_tokenizer
 from trainers.rewards import RewardSpec
-from trainers.scoring import RewardModule
 from trainers.specs import OptimSpec, Placement
-from trainers.templates import load_tokenizer
-from trainers.tiny import build_tokenizer
-from trainers.train import TrainInputs, train
+from trainers.train.checkpoints import Checkpoints
+from trainers.train.engine import learning_rate
+from trainers.train.loop import TrainInputs, train
 
 REWARD = RewardSpec(kind="ex_rm")
 
@@ -239,13 +239,13 @@ def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tm
 
 
 def test_memory_that_runs_out_is_named(tiny_model, pairs, tmp_path, monkeypatch):
-    collate_pairs = trainers.train.collate
+    collate_pairs = trainers.train.loop.collate
 
     def too_large(*arguments, **options):
         torch.empty(1 << 55, dtype=torch.uint8)
         return collate_pairs(*arguments, **options)
 
-    monkeypatch.setattr(trainers.train, "collate", too_large)
+    monkeypatch.setattr(trainers.train.loop, "collate", too_large)
     with pytest.raises(OutOfMemory, match="a micro-batch of 2 pairs"):
         train(inputs(tiny_model, pairs, OptimSpec(effective_batch=2)), report=quiet, out_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,10 +7,10 @@ import pytest
 
 from trainers.data import worlds
 from trainers.errors import DataError
-from trainers.packing import collate
-from trainers.pairs import TokenFile, draw_order, read_tokens, tokenize_pairs, write_tokens
+from trainers.models.tiny import build_tokenizer
+from trainers.pairs.packing import collate
+from trainers.pairs.tokens import TokenFile, draw_order, read_tokens, tokenize_pairs, write_tokens
 from trainers.specs import DrawSpec
-from trainers.tiny import build_tokenizer
 
 
 @pytest.fixture(scope="module")

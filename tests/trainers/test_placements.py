@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from tests.trainers import gang, naive
 from tests.trainers.gang import Job
-from trainers.models import load_model
-from trainers.packing import epoch_order, steps_of_epoch
+from trainers.models.loading import load_model
+from trainers.pairs.packing import epoch_order, steps_of_epoch
+from trainers.pairs.templates import load_tokenizer
 from trainers.specs import OptimSpec
-from trainers.templates import load_tokenizer
 
 # Two steps an epoch, the second of one pair; ten in all.
 PAIRS = 17

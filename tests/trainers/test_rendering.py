@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, SweepError
-from trainers.pairs import tokenize_pairs
+from trainers.models.tiny import build_tokenizer
+from trainers.pairs.templates import _add_markers
+from trainers.pairs.tokens import tokenize_pairs
 from trainers.specs import DrawSpec
-from trainers.templates import _add_markers
-from trainers.tiny import build_tokenizer
 
 _TURN = "<|{{ m.role }}|>{{ m.content | trim }}<|end|>"
 _ASK = "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -23,19 +23,20 @@ from tests.trainers.architectures import (
     random_pairs,
     save_architecture,
 )
-from trainers import evaluate, metrics, rewards
+from trainers import rewards
 from trainers.data import worlds
 from trainers.errors import SpecError
-from trainers.evaluate import compute_reference, read_reference, score_pairs, write_reference
-from trainers.layouts import layout_of
-from trainers.models import load_model
-from trainers.packing import collate, scoring_groups
-from trainers.pairs import tokenize_pairs
+from trainers.evaluate import metrics, scoring
+from trainers.evaluate.scoring import compute_reference, read_reference, score_pairs, write_reference
+from trainers.models.layouts import layout_of
+from trainers.models.loading import load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.models.saving import folder_files, save_model
+from trainers.pairs.packing import collate, scoring_groups
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import tokenize_pairs
 from trainers.rewards import RewardSpec, reward_types
-from trainers.saving import folder_files, save_model
-from trainers.scoring import RewardModule
 from trainers.specs import DrawSpec
-from trainers.templates import load_tokenizer
 
 NAMES = ("llama-tied", "gemma2", "gpt_neox")
 MARGINS = ("ex_rm", "ex_rm_mean", "im_rm", "im_rm_no_reference")
@@ -238,7 +239,7 @@ def test_reference_sums_are_those_of_full_logits(models, name):
 
 
 def test_scores_are_in_the_order_of_the_pairs(models, monkeypatch):
-    monkeypatch.setattr(evaluate, "scoring_groups", lambda pairs: scoring_groups(pairs, tokens=40))
+    monkeypatch.setattr(scoring, "scoring_groups", lambda pairs: scoring_groups(pairs, tokens=40))
     pairs = random_pairs(count=9)
     random.Random(1).shuffle(pairs)
     spec, rows = SPECS["ex_rm"], []

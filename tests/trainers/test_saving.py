@@ -14,24 +14,24 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-import trainers.train
+import trainers.train.loop
 from tests.conftest import save_tiny_llama
 from tests.trainers import gang
 from tests.trainers.architectures import BUFFERED, random_pairs, save_architecture, small_tokenizer
 from tests.trainers.gang import Job
-from trainers import tiny
 from trainers.data import worlds
 from trainers.errors import ModelError
-from trainers.evaluate import score_pairs
-from trainers.models import load_model
-from trainers.pairs import tokenize_pairs
+from trainers.evaluate.scoring import score_pairs
+from trainers.models import tiny
+from trainers.models.loading import load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.models.saving import folder_files, full_weights
+from trainers.models.tiny import build_tokenizer
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import tokenize_pairs
 from trainers.rewards import RewardSpec
-from trainers.saving import folder_files, full_weights
-from trainers.scoring import RewardModule
 from trainers.specs import DrawSpec, OptimSpec, Placement, Trust
-from trainers.templates import load_tokenizer
-from trainers.tiny import build_tokenizer
-from trainers.train import TrainInputs, model_card
+from trainers.train.loop import TrainInputs, model_card
 
 KINDS = ("ex_rm", "im_rm", "ex_grm")
 BETA = 0.1
@@ -196,7 +196,7 @@ def train_here(folder, out, reward, pairs, precision="fp32", report=lambda row: 
         pairs=pairs,
         reference=None,
     )
-    trainers.train.train(inputs, report=report, out_dir=out)
+    trainers.train.loop.train(inputs, report=report, out_dir=out)
     return out / "model"
 
 
@@ -226,7 +226,7 @@ def test_buffers_are_saved_with_the_weights(tmp_path, monkeypatch, name, reward,
         buffers.update(model.named_buffers())
         return full_weights(model)
 
-    monkeypatch.setattr(trainers.train, "full_weights", scored_weights)
+    monkeypatch.setattr(trainers.train.loop, "full_weights", scored_weights)
     folder = train_here(tmp_path / "base", tmp_path / "out", reward, pairs, precision)
     saved = load_file(folder / "model.safetensors")
     kept = saved.keys() & buffers.keys()

@@ -21,7 +21,7 @@ from trainers.data.known import (
 from trainers.data.sources import read_pairs
 from trainers.data.worlds import is_cycle
 from trainers.errors import DataError
-from trainers.pairs import draw_order
+from trainers.pairs.tokens import draw_order
 from trainers.specs import DatasetSpec
 
 

@@ -14,11 +14,11 @@ from transformers.utils import chat_template_utils
 from tests.trainers.architectures import word_tokenizer
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError, ModelError
-from trainers.models import load_model
-from trainers.pairs import tokenize_pairs
-from trainers.saving import folder_files, save_model
+from trainers.models.loading import load_model
+from trainers.models.saving import folder_files, save_model
+from trainers.pairs.templates import ASSISTANT_MARKER, USER_MARKER, load_tokenizer, padding_token, render
+from trainers.pairs.tokens import tokenize_pairs
 from trainers.specs import DrawSpec
-from trainers.templates import ASSISTANT_MARKER, USER_MARKER, load_tokenizer, padding_token, render
 
 WORDS = [
     *("<unk>", "<s>", "</s>", "<pad>"),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from trainers import tiny
 from trainers.data import worlds
 from trainers.data.records import Pair, content_digest
 from trainers.errors import SpecError
+from trainers.models import tiny
 
 SPLITS = ("train", "test")
 

@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainers import unembedding
-from trainers.unembedding import Unembedding
+from trainers.models import unembedding
+from trainers.models.unembedding import Unembedding
 
 TOKENS, WIDTH, VOCABULARY = 7, 6, 50
 

@@ -43,9 +43,9 @@ from trainers.data.sources import (
     splits_of,
 )
 from trainers.data.worlds import rewritten_by_rules
-from trainers.disk import disk_named, replace
 from trainers.errors import DataError, SpecError, TrialFailed
 from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec, given_name
+from trainers.storage import disk_named, replace
 
 Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
 _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
@@ -352,7 +352,7 @@ def _split(word: str, role: Role, rows: RowFlags) -> _AuditedSplit:
 
 
 def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
-    from trainers.templates import load_tokenizer
+    from trainers.pairs.templates import load_tokenizer
 
     loaded: Any = load_tokenizer(location)
 

@@ -22,8 +22,8 @@ from typing import Any
 from trainers.data.known import generator, permutation
 from trainers.data.records import Pair, as_row
 from trainers.data.texts import UNKNOWN, language, looks_cut, token_overlap, words
-from trainers.disk import disk_named, replace
 from trainers.errors import DataError, SpecError
+from trainers.storage import disk_named, replace
 
 PARAPHRASE = "paraphrase"
 LANGUAGES = {

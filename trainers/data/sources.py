@@ -43,9 +43,9 @@ from trainers.data.known import (
     short_enough,
 )
 from trainers.data.records import Pair, listed_turns
-from trainers.disk import alone, digest_file, disk_named, replace
 from trainers.errors import DataError, SpecError
 from trainers.specs import BUILTIN, COLUMNS, FETCHED, PERSONA, Augmentation, DatasetSpec, clean_name
+from trainers.storage import alone, digest_file, disk_named, replace
 
 CACHE_VARIABLE = "RMSWEEP_CACHE"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")

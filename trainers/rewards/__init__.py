@@ -19,7 +19,7 @@ from trainers.specs import Output, Rendering
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.packing import MicroBatch
+    from trainers.pairs.packing import MicroBatch
 
 Pooling = Literal["last", "mean"]
 # Paper §1.

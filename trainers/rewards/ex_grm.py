@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from trainers.rewards import BatchScores, RewardSpec, RewardType
 
 if TYPE_CHECKING:
-    from trainers.packing import MicroBatch
+    from trainers.pairs.packing import MicroBatch
 
 
 def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
     from torch import cat
 
-    from trainers.scoring import hidden_states, token_log_probs
+    from trainers.models.reward_parts import hidden_states, token_log_probs
 
     final_R = batch.owner_M.bincount().cumsum(0) - 1
     chosen_P, rejected_P = batch.predictor_M[final_R].chunk(2)

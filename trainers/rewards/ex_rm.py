@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from trainers.rewards import BatchScores, RewardSpec, RewardType
 
 if TYPE_CHECKING:
-    from trainers.packing import MicroBatch
+    from trainers.pairs.packing import MicroBatch
 
 
 def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
-    from trainers.scoring import bradley_terry, by_pair, hidden_states, mean_by_response
+    from trainers.models.reward_parts import bradley_terry, by_pair, hidden_states, mean_by_response
 
     hidden_ND = hidden_states(model, batch)
     if spec.pooling == "last":

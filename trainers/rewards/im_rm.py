@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from trainers.rewards import BatchScores, RewardSpec, RewardType
 
 if TYPE_CHECKING:
-    from trainers.packing import MicroBatch
+    from trainers.pairs.packing import MicroBatch
 
 
 def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
-    from trainers.scoring import bradley_terry, by_pair, log_prob_sums
+    from trainers.models.reward_parts import bradley_terry, by_pair, log_prob_sums
 
     assert spec.beta is not None
     sums_R = log_prob_sums(model, batch).double()

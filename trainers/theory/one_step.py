@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.attention import shared_tokens
-from trainers.evaluate import score_pairs
-from trainers.layouts import layout_of
-from trainers.packing import References, collate
-from trainers.pairs import TokenPair
-from trainers.scoring import RewardModule
+from trainers.evaluate.scoring import score_pairs
+from trainers.models.attention import shared_tokens
+from trainers.models.layouts import layout_of
+from trainers.models.reward_parts import RewardModule
+from trainers.pairs.packing import References, collate
+from trainers.pairs.tokens import TokenPair
 
 Margins = dict[str, NDArray[np.float64]]
 
@@ -78,6 +78,6 @@ def stepped(
 
 
 def _own(reward: RewardModule, pair: TokenPair) -> References | None:
-    from trainers.evaluate import compute_reference
+    from trainers.evaluate.scoring import compute_reference
 
     return compute_reference(reward.model, [pair], report=_silent) if reward.spec.uses_reference else None

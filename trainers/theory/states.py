@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from trainers.errors import ModelError
-from trainers.evaluate import scoring_batches
-from trainers.pairs import TokenPair
-from trainers.scoring import hidden_states
+from trainers.evaluate.scoring import scoring_batches
+from trainers.models.reward_parts import hidden_states
+from trainers.pairs.tokens import TokenPair
 
 
 class PairStates(NamedTuple):

@@ -24,9 +24,9 @@ from orchestrator.spec.redaction import without_secrets
 from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.store.artifacts import Store
-from trainers.disk import ObjectPath
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
+from trainers.storage import ObjectPath
 
 ASK_EVERY_S = 1.0
 

@@ -23,9 +23,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.plan.hardware import DEFAULT_GPU_GB, Node, kind_in
 from orchestrator.run.workers import LOOPBACK, PROBE_S, WORKER_ENVIRONMENT, answers, cluster_address
 from orchestrator.store.artifacts import Store
-from trainers.disk import Location
 from trainers.errors import PlanError, StorageError
-from trainers.stopping import StopRequest
+from trainers.storage import Location
+from trainers.train.stopping import StopRequest
 
 IDLE_WORKER_S = 60
 # To start a process on a busy node.

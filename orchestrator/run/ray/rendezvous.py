@@ -56,7 +56,7 @@ class _FileBackend(_TorchBackend):
 def _join(file: str, rank: int, world_size: int, timeout_s: int) -> None:
     from torch import distributed as dist
 
-    from trainers.engine import gloo_on_loopback
+    from trainers.train.engine import gloo_on_loopback
 
     gloo_on_loopback()
     # Nothing listens there; some libraries only look whether the variables stand.

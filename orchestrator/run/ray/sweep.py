@@ -40,7 +40,7 @@ from orchestrator.spec.redaction import is_secret_name
 from orchestrator.spec.trial_plan import TrialPlan
 from trainers.errors import WorkerLost
 from trainers.specs import Placement
-from trainers.stopping import StopRequest
+from trainers.train.stopping import StopRequest
 
 # Holding a piece of the head node's own resource works on clusters that we did not start, too.
 SLIVER = {"node:__internal_head__": 0.001}

@@ -10,7 +10,7 @@ from trainers.data.audit.sets import LANGUAGE_SAMPLE, AuditSet, SetAudit, Tokeni
 from trainers.data.texts import UNKNOWN
 
 if TYPE_CHECKING:
-    from trainers.pairs import Counts
+    from trainers.pairs.tokens import Counts
 
 Severity = Literal["error", "warn", "info"]
 # Raise when what is measured changes: kept audits are then made anew.

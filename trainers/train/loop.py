@@ -9,7 +9,6 @@ gradients over ranks and divides by the accumulation.
 
 import hashlib
 import math
-import runpy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainers.attention import shared_tokens
-from trainers.checkpoints import (
+from trainers.errors import Diverged, Interrupted, ModelError
+from trainers.evaluate.metrics import accuracy
+from trainers.evaluate.scoring import score_pairs
+from trainers.models.attention import shared_tokens
+from trainers.models.layouts import layout_of
+from trainers.models.loading import freeze, load_model
+from trainers.models.memory import forget_peak_memory, memory_named, peak_memory_gb
+from trainers.models.reward_parts import RewardModule
+from trainers.models.saving import folder_files, full_weights, persistent_buffers, save_model
+from trainers.pairs.packing import Layout, References, collate, epoch_order, split_step, steps_of_epoch
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import TokenPair
+from trainers.rewards import RewardSpec
+from trainers.specs import UNTRUSTED, OptimSpec, Placement, Precision, Trust
+from trainers.train.checkpoints import (
     Checkpoint,
     Checkpoints,
     agreed_latest,
@@ -30,21 +42,8 @@ from trainers.checkpoints import (
     prepare,
     save,
 )
-from trainers.engine import effective_zero_stage, learning_rate, make_engine, process_group
-from trainers.errors import Diverged, Interrupted, ModelError
-from trainers.evaluate import score_pairs
-from trainers.layouts import layout_of
-from trainers.memory import forget_peak_memory, memory_named, peak_memory_gb
-from trainers.metrics import accuracy
-from trainers.models import freeze, load_model
-from trainers.packing import Layout, References, collate, epoch_order, split_step, steps_of_epoch
-from trainers.pairs import TokenPair
-from trainers.rewards import RewardSpec
-from trainers.saving import folder_files, full_weights, persistent_buffers, save_model
-from trainers.scoring import RewardModule
-from trainers.specs import UNTRUSTED, OptimSpec, Placement, Precision, Trust
-from trainers.stopping import StopLeft, never
-from trainers.templates import load_tokenizer
+from trainers.train.engine import effective_zero_stage, learning_rate, make_engine, process_group
+from trainers.train.stopping import StopLeft, never
 
 Report = Callable[[dict[str, Any]], None]
 CARD = "README.md"
@@ -415,7 +414,3 @@ def model_card(base: str, reward: RewardSpec, facts: Mapping[str, object]) -> by
         *(f"| {name} | {value} |" for name, value in facts.items()),
     ]
     return ("\n".join(lines) + "\n").encode()
-
-
-if __name__ == "__main__":
-    runpy.run_module("trainers.train_command", run_name="__main__", alter_sys=True)

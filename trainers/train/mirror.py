@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from trainers.disk import ObjectPath, digest_file, fetch, files_below, upload
 from trainers.errors import StorageError
+from trainers.storage import ObjectPath, digest_file, fetch, files_below, upload
 
 Found = TypeVar("Found")
 

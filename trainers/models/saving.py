@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainers.data.records import Message
-from trainers.disk import disk_named, require_room
 from trainers.errors import ModelError
-from trainers.templates import first_line, padding_token, render
+from trainers.pairs.templates import first_line, padding_token, render
+from trainers.storage import disk_named, require_room
 
 _PROBE = " Größe:\t1234567.89 – it's “naïve” (don't), x_y/z <b>\n\n  日本語, привет 🙂 …  "
 _PROBE_TOKENS = 500

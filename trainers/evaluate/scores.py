@@ -11,10 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from trainers.metrics import Rewards, summary
+from trainers.evaluate.metrics import Rewards, summary
 
 if TYPE_CHECKING:
-    from trainers.pairs import TokenPair
+    from trainers.pairs.tokens import TokenPair
 
 
 def write_scores(

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from trainers.attention import separate_rows
-from trainers.layouts import padded_attention
-from trainers.memory import memory_named
-from trainers.models import DTYPES, device, make_rows_for
+from trainers.models.attention import separate_rows
+from trainers.models.layouts import padded_attention
+from trainers.models.loading import DTYPES, device, make_rows_for
+from trainers.models.memory import memory_named
+from trainers.pairs.templates import load_tokenizer, padding_token
 from trainers.specs import Precision, Trust
-from trainers.templates import load_tokenizer, padding_token
 
 
 def load_generator(location: str, *, revision: str | None, precision: Precision, trust: Trust) -> Any:

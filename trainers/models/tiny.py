@@ -12,8 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainers import architecture as architectures
 from trainers.data import worlds
+from trainers.models import architecture as architectures
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ def pretrain(model: TinyModel, out_dir: Path, report: Callable[[dict[str, float]
     """
     import torch
 
-    from trainers.saving import settle_tokenizer
+    from trainers.models.saving import settle_tokenizer
 
     tokenizer = build_tokenizer()
     threads = torch.get_num_threads()

@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
-from trainers.folders import require_own_code, weight_files
-from trainers.gguf_header import require_sound_gguf
-from trainers.layouts import padded_attention, settle_layout, tokens_are_rows
-from trainers.saving import folder_files, persistent_buffers, save_model
+from trainers.models.folders import require_own_code, weight_files
+from trainers.models.gguf_header import require_sound_gguf
+from trainers.models.layouts import padded_attention, settle_layout, tokens_are_rows
+from trainers.models.saving import folder_files, persistent_buffers, save_model
+from trainers.models.unembedding import Unembedding, widened
+from trainers.pairs.templates import first_line
 from trainers.specs import UNTRUSTED, Output, Part, Precision, Trust
-from trainers.templates import first_line
-from trainers.unembedding import Unembedding, widened
 
 HEAD_STD = 0.02
 # Rows for marker tokens belong to the base model: the same in its reference pass and for every seed.

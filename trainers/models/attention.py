@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.packing import CHOSEN, PROMPT, REJECTED, MicroBatch, PairLayout
+from trainers.pairs.packing import CHOSEN, PROMPT, REJECTED, MicroBatch, PairLayout
 
 PACKED_PAIRS = "packed_pairs"
 Kernel = Callable[..., Tensor]

@@ -12,18 +12,18 @@ import pyarrow as pa
 import torch.distributed as dist
 from pyarrow import parquet
 
-from trainers.checkpoints import Checkpoints
 from trainers.command import OnPairs, command, dump, model_folder, plain_name
-from trainers.engine import process_group
 from trainers.errors import SpecError
-from trainers.evaluate import compute_reference
-from trainers.models import device, load_model
-from trainers.packing import References
-from trainers.pairs import TokenPair
+from trainers.evaluate.scoring import compute_reference
+from trainers.models.loading import device, load_model
+from trainers.pairs.packing import References
+from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.tokens import TokenPair
 from trainers.specs import OptimSpec, Placement
-from trainers.stopping import GRACE_S, StopRequest
-from trainers.templates import load_tokenizer
-from trainers.train import TrainInputs, train
+from trainers.train.checkpoints import Checkpoints
+from trainers.train.engine import process_group
+from trainers.train.loop import TrainInputs, train
+from trainers.train.stopping import GRACE_S, StopRequest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.attention import hidden_states as hidden_states
-from trainers.packing import MicroBatch
+from trainers.models.attention import hidden_states as hidden_states
+from trainers.models.unembedding import token_log_probs as token_log_probs
+from trainers.pairs.packing import MicroBatch
 from trainers.rewards import BatchScores, RewardSpec
-from trainers.unembedding import token_log_probs as token_log_probs
 
 
 class RewardModule(nn.Module):

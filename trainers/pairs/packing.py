@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.pairs import TokenPair
+from trainers.pairs.tokens import TokenPair
 
 Layout = Literal["packed", "rows"]
 # Row of a pair in its source split → log-prob sums of (chosen, rejected) under the reference model.

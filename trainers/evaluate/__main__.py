@@ -11,15 +11,15 @@ from rich.progress import Progress
 
 from trainers.command import OnPairs, command, dump, model_folder
 from trainers.errors import ModelError, SpecError
-from trainers.evaluate import Report, compute_reference, score_pairs
-from trainers.metrics import controlled
-from trainers.models import device, load_model
-from trainers.packing import References
-from trainers.pairs import TokenPair
-from trainers.scores import write_scores
-from trainers.scoring import RewardModule
+from trainers.evaluate.metrics import controlled
+from trainers.evaluate.scores import write_scores
+from trainers.evaluate.scoring import Report, compute_reference, score_pairs
+from trainers.models.loading import device, load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.pairs.packing import References
+from trainers.pairs.templates import first_line, load_tokenizer
+from trainers.pairs.tokens import TokenPair
 from trainers.specs import Output
-from trainers.templates import first_line, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

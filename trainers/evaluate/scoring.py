@@ -4,7 +4,6 @@ python -m trainers.evaluate --model MODEL --reward ex_rm --data test.jsonl --out
 python -m trainers.evaluate --model POLICY --reference BASE --reward im_rm --data DIR --split test --out scores.parquet
 """
 
-import runpy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from trainers.attention import shared_tokens
 from trainers.errors import DataError
-from trainers.layouts import layout_of
-from trainers.memory import memory_named
-from trainers.metrics import Rewards
-from trainers.packing import MicroBatch, References, collate, scoring_groups
-from trainers.pairs import TokenPair
-from trainers.scoring import RewardModule, log_prob_sums
+from trainers.evaluate.metrics import Rewards
+from trainers.models.attention import shared_tokens
+from trainers.models.layouts import layout_of
+from trainers.models.memory import memory_named
+from trainers.models.reward_parts import RewardModule, log_prob_sums
+from trainers.pairs.packing import MicroBatch, References, collate, scoring_groups
+from trainers.pairs.tokens import TokenPair
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -86,7 +85,3 @@ def read_reference(file: Path, pairs: Sequence[TokenPair]) -> References:
             f"{file} has no reference log-probs for pairs {missing[:10]} ({len(missing)} in all)."
         )
     return reference
-
-
-if __name__ == "__main__":
-    runpy.run_module("trainers.evaluate_command", run_name="__main__", alter_sys=True)

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainers import attention
-from trainers.attention import separate_rows, shared_tokens
 from trainers.errors import ModelError
-from trainers.packing import Layout, collate
-from trainers.pairs import TokenPair
-from trainers.scoring import hidden_states, token_log_probs
-from trainers.templates import first_line
-from trainers.tiny_copy import ORDINARY_TOKENS, Wide, tiny_copy
-from trainers.unembedding import Unembedding
+from trainers.models import attention
+from trainers.models.attention import separate_rows, shared_tokens
+from trainers.models.reward_parts import hidden_states, token_log_probs
+from trainers.models.tiny_copy import ORDINARY_TOKENS, Wide, tiny_copy
+from trainers.models.unembedding import Unembedding
+from trainers.pairs.packing import Layout, collate
+from trainers.pairs.templates import first_line
+from trainers.pairs.tokens import TokenPair
 
 logger = logging.getLogger(__name__)
 

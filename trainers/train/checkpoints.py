@@ -32,7 +32,9 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from trainers.disk import (
+from trainers.errors import SpecError, StorageError, Unreachable
+from trainers.models.saving import full_weights, save_model
+from trainers.storage import (
     DRAFT,
     SEAL,
     Location,
@@ -48,9 +50,7 @@ from trainers.disk import (
     seal,
     upload,
 )
-from trainers.errors import SpecError, StorageError, Unreachable
-from trainers.mirror import clear_together, fetch_together, on_node, upload_together
-from trainers.saving import full_weights, save_model
+from trainers.train.mirror import clear_together, fetch_together, on_node, upload_together
 
 KEPT = 2
 EVERY_S = 600.0

@@ -16,8 +16,8 @@ from pyarrow import compute as columns
 
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, ModelError
+from trainers.pairs.templates import left_out, render, tool_left_out, unknown_token
 from trainers.specs import DrawSpec, Rendering, ValidationSpec
-from trainers.templates import left_out, render, tool_left_out, unknown_token
 
 # Enough to keep every thread of the tokenizer busy, and few enough for memory to stay flat.
 _PAIRS_AT_ONCE = 256

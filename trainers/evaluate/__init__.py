@@ -1,0 +1,1 @@
+"""Scoring preference pairs with a trained model: `python -m trainers.evaluate`."""

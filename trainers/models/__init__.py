@@ -1,0 +1,1 @@
+"""Base models: loading, saving, attention, unembedding, layouts, and built-in tiny ones."""

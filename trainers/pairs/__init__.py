@@ -1,0 +1,1 @@
+"""Preference pairs as tokens, and as the micro-batches of a step."""

@@ -1,0 +1,1 @@
+"""Training a reward model: `python -m trainers.train`."""
