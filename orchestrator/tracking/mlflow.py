@@ -421,7 +421,7 @@ def _identity(point: Point) -> tuple[Any, ...]:
 
 def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialResult]) -> bool:
     """Whether the view at `uri` was whole, and nothing has come since."""
-    shown = _read_shown(store.sweep_dir(sweep) / SHOWN).get(shown_uri(uri), {})
+    shown = _read_shown(store.sweep_dir(sweep) / SHOWN).get(shown_uri(uri))
     return shown == _marks(results, _failed(sweep, store))
 
 
