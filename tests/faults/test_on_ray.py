@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.run.events import Completed, Notice, Retried
 from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal
 
 # Tune leaves files open that its own process would close at its end.
@@ -22,16 +23,16 @@ EPOCHS = 40
 def undisturbed_gang(ray_world, tiny_model, tmp_path_factory):
     storage = tmp_path_factory.mktemp("undisturbed")
     run = Run(storage, cells(storage, tiny_model, epochs=EPOCHS), GANG)
-    assert run.of("complete"), run.events
+    assert run.of(Completed), run.events
     return run
 
 
 def resumed(run: Run) -> list[str]:
-    return [event["text"] for event in run.of("notice") if event["text"].startswith("resumed at step")]
+    return [event.text for event in run.of(Notice) if event.text.startswith("resumed at step")]
 
 
 def causes(run: Run) -> list[str]:
-    return [event["cause"] for event in run.of("retry")]
+    return [event.cause for event in run.of(Retried)]
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
@@ -57,7 +58,7 @@ def test_a_killed_rank_is_replaced_and_the_weights_are_those_of_the_undisturbed(
     run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
     assert causes(run) == ["WorkerLost"], run.events
     assert len(resumed(run)) == 1
-    assert run.of("complete")
+    assert run.of(Completed)
     assert equal(run.weights(), undisturbed_gang.weights())
     assert not list((tmp_path / "checkpoints").glob("*"))
 
@@ -75,7 +76,7 @@ def test_a_node_that_is_lost_takes_no_trial_with_it(ray_world, tiny_model, tmp_p
     # No second attempt is sent to the dead node before Ray has given it up.
     assert causes(run) == ["WorkerLost"], run.events
     assert len(resumed(run)) == 1
-    assert run.of("complete")
+    assert run.of(Completed)
     assert equal(run.weights(), undisturbed_gang.weights())
 
 
@@ -90,7 +91,7 @@ def test_a_stopped_rank_is_noticed_and_replaced(ray_world, tiny_model, tmp_path,
 
     run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
     assert causes(run) == ["WorkerLost"], run.events
-    assert run.of("complete")
+    assert run.of(Completed)
     assert equal(run.weights(), undisturbed_gang.weights())
     assert stopped[0] not in ray_world.pids("")
 
@@ -108,7 +109,7 @@ def test_a_trial_process_that_is_killed_or_hangs_is_replaced(ray_world, tiny_mod
     assert causes(run) == ["WorkerLost"], run.events
     # A training on another node goes on while the process that drives it hangs.
     assert number == signal.SIGSTOP or len(resumed(run)) == 1
-    assert run.of("complete")
+    assert run.of(Completed)
 
 
 @pytest.mark.slow
@@ -123,4 +124,4 @@ def test_an_interrupted_sweep_leaves_a_checkpoint_and_goes_on_from_it(ray_world,
         Run(tmp_path, plans, ALONE, inject)
     run = Run(tmp_path, plans, ALONE)
     assert resumed(run)
-    assert len(run.of("complete")) == 2
+    assert len(run.of(Completed)) == 2
