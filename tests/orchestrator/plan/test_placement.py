@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sweep_samples import EX_RM, IM_RM, LLAMA, trial
 
 from orchestrator.plan.hardware import Node, read_cluster
 from orchestrator.plan.memory import footprint
 from orchestrator.plan.placement import fits_gpus, misfits, place, require_fit, training_of
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec
+from tests.orchestrator.sweep_samples import EX_RM, IM_RM, LLAMA, trial
 from trainers.errors import PlanError
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 

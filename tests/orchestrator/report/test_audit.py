@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from rich.console import Console
-from sweep_samples import commit_train, commit_trial, dataset_folder, declaration, record, rows
 
 from orchestrator.cli.terminal_report import say_audit
 from orchestrator.report import audit as audits
@@ -25,6 +24,14 @@ from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord, TrialRecord
 from orchestrator.tracking.mlflow import EVALUATION_METRICS, MOST_KEYS, run_content
+from tests.orchestrator.sweep_samples import (
+    commit_train,
+    commit_trial,
+    dataset_folder,
+    declaration,
+    record,
+    rows,
+)
 
 PAIRS = 40
 LEAKED = 10

@@ -9,7 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from sweep_samples import (
+
+from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.models import identify_model
+from orchestrator.spec.resolve import ResolvedSweep, resolve
+from orchestrator.spec.trials import PlacementRule, content_key
+from orchestrator.store.artifacts import Store, digest_file
+from orchestrator.store.gc import garbage, remove
+from tests.loopback import Loopback, Quiet
+from tests.model_files import write_gguf, write_model
+from tests.orchestrator.sweep_samples import (
     HAMILTONIAN,
     LLAMA,
     PARAPHRASE,
@@ -20,15 +29,6 @@ from sweep_samples import (
     sweep,
     write_jsonl,
 )
-
-from orchestrator.spec.datasets import DatasetReader
-from orchestrator.spec.models import identify_model
-from orchestrator.spec.resolve import ResolvedSweep, resolve
-from orchestrator.spec.trials import PlacementRule, content_key
-from orchestrator.store.artifacts import Store, digest_file
-from orchestrator.store.gc import garbage, remove
-from tests.loopback import Loopback, Quiet
-from tests.model_files import write_gguf, write_model
 from trainers.data.__main__ import remembered
 from trainers.errors import DataError, ModelError, SpecError
 from trainers.specs import DatasetSpec, ModelSpec, Trust

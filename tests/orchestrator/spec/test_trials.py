@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, QWEN, TINY_WORLD, trial
 
 from orchestrator.spec.trials import Sweep, TrialSpec, content_key, grid, only
+from tests.orchestrator.sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, QWEN, TINY_WORLD, trial
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec
@@ -114,7 +114,7 @@ def test_a_content_key_is_the_golden_one_here_and_in_another_process():
     exec(EXAMPLE, here)
     there = subprocess.run(
         [sys.executable, "-c", EXAMPLE + "print(key)"],
-        env={"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
         check=True,

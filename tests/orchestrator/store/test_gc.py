@@ -12,19 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from sweep_samples import (
-    EX_RM,
-    HAMILTONIAN,
-    IM_RM,
-    PARAPHRASE,
-    TINY_WORLD,
-    commit_scores,
-    commit_trial,
-    declaration,
-    plan,
-    record,
-    trial,
-)
 
 from orchestrator.cli.run import _ranked
 from orchestrator.report.results import sweep_results
@@ -42,6 +29,19 @@ from orchestrator.store.records import (
     declared_sweeps,
     read_declaration,
     write_declaration,
+)
+from tests.orchestrator.sweep_samples import (
+    EX_RM,
+    HAMILTONIAN,
+    IM_RM,
+    PARAPHRASE,
+    TINY_WORLD,
+    commit_scores,
+    commit_trial,
+    declaration,
+    plan,
+    record,
+    trial,
 )
 from trainers.errors import SpecError, StorageError
 from trainers.models.tiny import TINY_MODELS

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from pyarrow import parquet
-from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record, with_parameters
 
 from orchestrator.cli.running import StateWriter
 from orchestrator.report.curves import CURVE_POINTS, thinned
@@ -27,6 +26,14 @@ from orchestrator.store.records import Declaration, TrialRecord
 from orchestrator.tracking import mlflow
 from orchestrator.tracking.mlflow import DIGEST_TAG, EXPERIMENT, SHOWN, Tracker, default_uri, is_shown, sync
 from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
+from tests.orchestrator.sweep_samples import (
+    commit_scores,
+    commit_train,
+    commit_trial,
+    declaration,
+    record,
+    with_parameters,
+)
 from trainers.errors import TrackingError
 from trainers.storage import replace as replace_text
 

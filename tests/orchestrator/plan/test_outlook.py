@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sweep_samples import EX_RM, commit_prepared, dataset_folder, plan, rows, trial
 
 from orchestrator.plan import outlook
 from orchestrator.plan.hardware import read_cluster
@@ -15,6 +14,7 @@ from orchestrator.spec.stages import PretrainStage
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
+from tests.orchestrator.sweep_samples import EX_RM, commit_prepared, dataset_folder, plan, rows, trial
 from trainers.models import tiny
 from trainers.specs import DrawSpec
 

@@ -7,7 +7,6 @@ from unittest import mock
 import pytest
 from pyarrow import parquet
 from rich.console import Console
-from sweep_samples import commit_prepared, commit_scores, commit_train, commit_trial, declaration, record
 
 from benchmarks.simulated import simulated_sweep
 from orchestrator.cli.terminal_report import say
@@ -18,6 +17,14 @@ from orchestrator.report.results import Scored, left_out_lines, on_common_pairs,
 from orchestrator.report.summary import table_rows
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
+from tests.orchestrator.sweep_samples import (
+    commit_prepared,
+    commit_scores,
+    commit_train,
+    commit_trial,
+    declaration,
+    record,
+)
 
 SETS = (("tiny_world", "in-distribution"), ("hamiltonian", "domain shift"))
 

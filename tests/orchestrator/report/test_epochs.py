@@ -4,17 +4,6 @@ from dataclasses import replace
 
 import pytest
 from pyarrow import parquet
-from sweep_samples import (
-    PARAPHRASE,
-    TINY_WORLD,
-    commit_scores,
-    commit_train,
-    declaration,
-    plan,
-    record,
-    sweep,
-    trial,
-)
 
 from orchestrator.cli import session
 from orchestrator.cli.options import Options
@@ -27,6 +16,17 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import evict
 from orchestrator.store.records import EvaluationRecord, TrialRecord
 from sweeps.persona import LAPTOP, persona
+from tests.orchestrator.sweep_samples import (
+    PARAPHRASE,
+    TINY_WORLD,
+    commit_scores,
+    commit_train,
+    declaration,
+    plan,
+    record,
+    sweep,
+    trial,
+)
 from trainers.errors import SpecError
 from trainers.specs import OptimSpec
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from sweep_samples import HAMILTONIAN, TINY_WORLD, commit_scores, declaration, record, trial
 
 from orchestrator.cli.run import say_damage
 from orchestrator.report.page import holes_table
@@ -28,6 +27,14 @@ from orchestrator.store import gc
 from orchestrator.store.artifacts import Attempt, Store, weights_digest
 from orchestrator.store.leases import Leases
 from orchestrator.store.records import SweepState
+from tests.orchestrator.sweep_samples import (
+    HAMILTONIAN,
+    TINY_WORLD,
+    commit_scores,
+    declaration,
+    record,
+    trial,
+)
 from trainers.evaluate.scores import read_pair_scores
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, Placement

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from sweep_samples import commit_scores, commit_trial, declaration, record
 
 from orchestrator.cli import inspect
 from orchestrator.cli.options import Options
@@ -15,6 +14,7 @@ from orchestrator.cli.session import HOLES, Session
 from orchestrator.run.events import RowsLogged, Started
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import write_declaration
+from tests.orchestrator.sweep_samples import commit_scores, commit_trial, declaration, record
 from trainers.errors import SpecError
 
 

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.table import Table
-from sweep_samples import EX_RM, LLAMA, TINY_WORLD, trial
-from sweep_samples import plan as plan_of
 
 from orchestrator.cli.layout import fitting
 from orchestrator.cli.terminal import Progress, duration, late_bar, pace_cells
@@ -22,6 +20,8 @@ from orchestrator.run.events import Event, Notice, RowsLogged, StageBegan, Start
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.trials import Sweep, grid
 from orchestrator.store.artifacts import Store
+from tests.orchestrator.sweep_samples import EX_RM, LLAMA, TINY_WORLD, trial
+from tests.orchestrator.sweep_samples import plan as plan_of
 from trainers.errors import DataError
 from trainers.specs import DatasetSpec, DrawSpec, OptimSpec
 

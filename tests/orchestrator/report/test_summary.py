@@ -7,12 +7,12 @@ import json
 import pytest
 from pyarrow import parquet
 from rich.console import Console
-from sweep_samples import commit_scores, commit_train, commit_trial, declaration, record
 
 from orchestrator.report.results import sweep_results, trial_result
 from orchestrator.report.summary import AccuracyRow, accuracy_table, json_rows, table_rows, write_report
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_declaration, write_declaration
+from tests.orchestrator.sweep_samples import commit_scores, commit_train, commit_trial, declaration, record
 from trainers.errors import SpecError
 
 TOKENS = (

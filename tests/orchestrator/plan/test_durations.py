@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from sweep_samples import LLAMA, plan, record, trial
 
 from orchestrator.cli import inspect
 from orchestrator.plan import durations
@@ -27,6 +26,7 @@ from orchestrator.spec import catalog
 from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
+from tests.orchestrator.sweep_samples import LLAMA, plan, record, trial
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from pyarrow import Table, parquet
 from rich.console import Console
-from sweep_samples import commit_train
 
 from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from orchestrator.cli.main import main
@@ -25,6 +24,7 @@ from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
+from tests.orchestrator.sweep_samples import commit_train
 from trainers.errors import DataError, SpecError
 
 FIGURES = {
