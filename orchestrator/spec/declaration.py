@@ -12,11 +12,10 @@ from typing import Any
 
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PrepareStage
-from orchestrator.spec.trial_plan import TrialPlan
-from orchestrator.spec.trials import Category
+from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import (
+    Category,
     Declaration,
     EvaluationRecord,
     TrialRecord,

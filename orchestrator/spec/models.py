@@ -4,17 +4,21 @@ A revision that the hub told is kept in sweeps/revisions.lock.json.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from orchestrator.spec import catalog
+from orchestrator.spec.keys import content_key
 from orchestrator.spec.stages import BaseModel, ConvertStage, PretrainStage
-from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import worlds
 from trainers.errors import ModelError
+from trainers.models.architecture import Architecture, of_config, on_meta_device
 from trainers.models.folders import code_files, require_sound_model
-from trainers.models.gguf_header import require_sound_gguf
+from trainers.models.gguf_header import architecture_numbers, require_sound_gguf
 from trainers.models.tiny import CHAT_TEMPLATE, TINY_MODELS
 from trainers.specs import BUILTIN, ModelSpec
 from trainers.storage import digest_file, replace
@@ -159,3 +163,88 @@ def _read_lock(lock: Path) -> dict[str, str]:
     if not isinstance(locked, dict):
         raise ModelError(f"{lock} must hold an object, hub id to revision; delete it to ask the hub again.")
     return locked
+
+
+def require_access(models: Iterable[ModelSpec]) -> None:
+    """Raises ModelError that names every model to which the hub denies access; nothing happens offline."""
+    found = denied_models(models)
+    if found:
+        raise ModelError(denial(found))
+
+
+def denied_models(models: Iterable[ModelSpec]) -> dict[str, str]:
+    """Name of each hub model that we may not have → why. What the hub does not answer is not in it."""
+    wanted = [model for model in dict.fromkeys(models) if _is_remote(model)]
+    if not wanted or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return {}
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        answers = list(pool.map(_why_denied, [model.source for model in wanted]))
+    return {model.name: why for model, why in zip(wanted, answers, strict=True) if why}
+
+
+def denial(found: dict[str, str]) -> str:
+    """What the user is told, one line for each model."""
+    lines = [f"{name}: {why}" for name, why in sorted(found.items())]
+    return "\n".join(
+        [
+            "these models cannot be had from the hub:",
+            *lines,
+            "Accept the licences on the models' pages, and set HF_TOKEN; or give local folders with --models NAME=PATH.",
+        ]
+    )
+
+
+def _is_remote(model: ModelSpec) -> bool:
+    local = model.source.startswith(BUILTIN) or Path(model.source).exists()
+    return not local and HUB_ID.fullmatch(model.source) is not None
+
+
+def _why_denied(source: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        HfApi().auth_check(source)
+    except GatedRepoError:
+        return f"{source} is gated, and its licence is not accepted by the account of the token (or there is none)"
+    except RepositoryNotFoundError:
+        return f"the hub knows no {source}, or not for this token"
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        return f"the token is refused for {source}" if status in (401, 403) else ""
+    # Offline, in whatever way: nothing is known, and nothing is refused.
+    except Exception:
+        return ""
+    return ""
+
+
+def architecture_of(model: ModelSpec, *, ask: bool = False) -> Architecture | None:
+    """The numbers of a model; None where they are not known.
+
+    With `ask`, an architecture that no formula counts is built on the meta device by another process, which takes
+    seconds, and for a hub model fetches its config.json.
+    """
+    known = catalog.architecture(model)
+    if known is not None:
+        return known
+    path = Path(model.source)
+    if path.exists():
+        known = _of_files(path)
+    if known is not None or not ask or path.is_file():
+        return known
+    try:
+        return on_meta_device(model.source, model.revision)
+    except ModelError:
+        return None
+
+
+def _of_files(path: Path) -> Architecture | None:
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    config = path / "config.json"
+    if config.is_file():
+        try:
+            loaded = json.loads(config.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return of_config(loaded) if isinstance(loaded, dict) else None
+    return of_config(architecture_numbers(files[0])) if len(files) == 1 else None

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.models import REVISION_LOCK, identify_model
-from orchestrator.spec.stages import Split
-from orchestrator.spec.trial_plan import TrialPlan, plan_trial
-from orchestrator.spec.trials import Category, Sweep
+from orchestrator.spec.stages import Split, TrialPlan, plan_trial
+from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Category
 from trainers.errors import DataError, ModelError, SpecError, SweepError
 from trainers.specs import DatasetSpec
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from orchestrator.spec import catalog
 from orchestrator.spec.models import HUB_ID
-from orchestrator.spec.trials import CATEGORIES, Category, KeepEpochs, PlacementRule, Recipe
+from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
+from orchestrator.store.records import CATEGORIES, Category
 from trainers.data.known import DATASETS
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants

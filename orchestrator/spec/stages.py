@@ -5,15 +5,18 @@
 Computing them is compute.py's; each is computed once, whoever asks, and is done when its artifact is committed.
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
-from orchestrator.spec.trials import content_key
-from orchestrator.store.artifacts import Store
+from orchestrator.spec.keys import Keyed, content_key
+from orchestrator.spec.trials import TrialSpec
+from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.records import unscored
 from trainers import versions
 from trainers.models import tiny
+from trainers.models.architecture import Architecture
 from trainers.models.tiny import TinyModel
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Rendering, Trust, ValidationSpec
@@ -34,26 +37,6 @@ class Split:
         return self.rows > 0
 
 
-class Keyed(ABC):
-    """A value whose key is computed when it is first asked for, and kept: a sweep asks for each dozens of times."""
-
-    __slots__ = ("_key",)
-    _key: str
-
-    @property
-    def key(self) -> str:
-        """Hash of exactly what can change the stage's result."""
-        try:
-            return self._key
-        except AttributeError:
-            object.__setattr__(self, "_key", self._content_key())
-            return self._key
-
-    @abstractmethod
-    def _content_key(self) -> str:
-        """Hash of what can change the stage's result."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertStage(Keyed):
     """GGUF → safetensors."""
@@ -64,17 +47,14 @@ class ConvertStage(Keyed):
     kind = "convert"
 
     def _content_key(self) -> str:
-        """Hash of the file's content."""
         return content_key(self.kind, versions.CONVERT, gguf=self.digest)
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"convert {self.name}"
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """Nothing."""
         return ()
 
 
@@ -87,17 +67,14 @@ class PretrainStage(Keyed):
     kind = "pretrain"
 
     def _content_key(self) -> str:
-        """Hash of the model's configuration and of what it is pretrained on."""
         return content_key(self.kind, tiny.VERSION, model=self.model)
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"pretrain {self.name}"
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """Nothing."""
         return ()
 
 
@@ -142,7 +119,6 @@ class PrepareStage(Keyed):
     kind = "prepare"
 
     def _content_key(self) -> str:
-        """Hash of rows, draw, tokenizer and what is rendered."""
         return content_key(
             self.kind,
             versions.PREPARE,
@@ -154,7 +130,6 @@ class PrepareStage(Keyed):
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"prepare {self.split.name}/{self.split.split}"
 
     @property
@@ -172,7 +147,6 @@ class ReferenceStage(Keyed):
     kind = "reference"
 
     def _content_key(self) -> str:
-        """Hash of model, precision and prepared set."""
         return content_key(
             self.kind,
             versions.REFERENCE,
@@ -183,7 +157,6 @@ class ReferenceStage(Keyed):
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"reference {self.base.name} on {self.prepared.split.name}/{self.prepared.split.split}"
 
     @property
@@ -207,7 +180,6 @@ class TrainStage(Keyed):
     kind = "train"
 
     def _content_key(self) -> str:
-        """Hash of model, pairs, reward, optimiser, precision, seed, kept epochs, validation; placement is not in it."""
         return content_key(
             self.kind,
             versions.TRAIN,
@@ -224,7 +196,6 @@ class TrainStage(Keyed):
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"train {self.reward.name} on {self.base.name}, {self.prepared.split.name}, seed {self.seed}"
 
     @property
@@ -245,7 +216,6 @@ class EvaluateStage(Keyed):
     kind = "evaluate"
 
     def _content_key(self) -> str:
-        """Hash of training, epoch and prepared set."""
         return content_key(
             self.kind,
             versions.EVALUATE,
@@ -257,7 +227,6 @@ class EvaluateStage(Keyed):
 
     @property
     def label(self) -> str:
-        """For people."""
         after = f" after epoch {self.epoch}" if self.epoch < self.train.optim.epochs else ""
         return f"evaluate on {self.prepared.split.name}{after}"
 
@@ -270,3 +239,173 @@ class EvaluateStage(Keyed):
 
 Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]
 SharedStage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialPlan:
+    """A trial as the stages that it comes to; `key` is that of its training.
+
+    `architecture` is that of its model where it is known, told since a node may not see what the driver sees.
+    """
+
+    spec: TrialSpec
+    train: TrainStage
+    evaluations: tuple[EvaluateStage, ...]
+    architecture: Architecture | None = None
+
+    @property
+    def key(self) -> str:
+        """The trial's identity: its training's key."""
+        return self.train.key
+
+    def missing(self, store: Store) -> list[Stage]:
+        """Stages not in the store that this trial needs, in an order in which they can run.
+
+        A training whose weights were evicted is one of them only where an evaluation of it is.
+        """
+        trained = store.sound_manifest(self.train.kind, self.train.key)
+        wanted = self.unscored(store, trained)
+        untrained = [] if trained else [self.train]
+        return list(_below([*untrained, *wanted], lambda stage: stage not in wanted and usable(stage, store)))
+
+    def unscored(self, store: Store, trained: Mapping[str, Any] | None = None) -> list[EvaluateStage]:
+        """Evaluations that are missing, or of weights of before; `trained` as in the function of that name."""
+        keys = unscored(store, self.key, [stage.key for stage in self.evaluations], trained)
+        return [stage for stage in self.evaluations if stage.key in keys]
+
+    def trains_again_s(self, store: Store) -> float | None:
+        """Seconds that the training took whose weights were evicted and are needed again; None where none are."""
+        trained = store.sound_manifest(self.train.kind, self.train.key)
+        if trained is None or not store.evicted(self.train.kind, self.train.key) or self.complete(store):
+            return None
+        return float(trained["seconds"])
+
+    def complete(self, store: Store) -> bool:
+        """Whether nothing is missing."""
+        return not self.missing(store)
+
+    def stages(self) -> list[Stage]:
+        """Everything that this trial comes to, in an order in which it can run."""
+        return list(_below([self.train, *self.evaluations], lambda stage: False))
+
+
+def usable(stage: Stage, store: Store) -> bool:
+    """Whether what needs the stage can read it: committed, and its weights not evicted."""
+    if not store.complete(stage.kind, stage.key):
+        return False
+    return stage.kind != "train" or not store.evicted(stage.kind, stage.key)
+
+
+def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:
+    """The stages and what they need that is not `done`, each once and after its needs."""
+    seen: set[str] = set()
+
+    def visit(stage: Stage) -> Iterator[Stage]:
+        if stage.key in seen or done(stage):
+            return
+        seen.add(stage.key)
+        for need in stage.needs:
+            yield from visit(need)
+        yield stage
+
+    for stage in stages:
+        yield from visit(stage)
+
+
+def plan_trial(
+    spec: TrialSpec, base: BaseModel, train_split: Split, eval_splits: Sequence[Split]
+) -> TrialPlan:
+    """The stages of one trial."""
+
+    def prepare(split: Split, draw: DrawSpec) -> PrepareStage:
+        return PrepareStage(base=base, split=split, draw=draw, rendering=spec.reward.type.rendering)
+
+    def reference(prepared: PrepareStage) -> ReferenceStage | None:
+        return ReferenceStage(base=base, prepared=prepared) if spec.reward.uses_reference else None
+
+    last = spec.optim.epochs
+    kept = tuple(sorted({epoch for epoch in spec.keep_epochs if epoch < last}))
+    prepared = prepare(train_split, spec.train_draw)
+    train = TrainStage(
+        base=base,
+        prepared=prepared,
+        reference=reference(prepared),
+        reward=spec.reward,
+        optim=spec.optim,
+        seed=spec.seed,
+        keep_epochs=kept,
+        validation=spec.validation,
+    )
+    eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
+    evaluations = tuple(
+        EvaluateStage(train=train, prepared=item, reference=reference(item), epoch=epoch)
+        for epoch in (*kept, last)
+        for item in eval_sets
+    )
+    return TrialPlan(spec=spec, train=train, evaluations=evaluations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyseStage(Keyed):
+    """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by the name it has for them.
+
+    `reads` are trainings and evaluations of a sweep, in the order in which the analysis wants them.
+    """
+
+    analysis: str
+    version: int
+    parameters: Any
+    base: BaseModel | None = None
+    prepared: tuple[tuple[str, PrepareStage], ...] = ()
+    reads: tuple[TrainStage | EvaluateStage, ...] = ()
+    kind = "analyse"
+
+    def _content_key(self) -> str:
+        return content_key(
+            self.kind,
+            self.version,
+            analysis=self.analysis,
+            parameters=self.parameters,
+            data={name: stage.key for name, stage in self.prepared},
+            model=self.base and self.base.key,
+            precision=self.base and self.base.precision,
+            reads=[stage.key for stage in self.reads],
+        )
+
+    @property
+    def label(self) -> str:
+        return self.analysis if self.base is None else f"{self.analysis} of {self.base.name}"
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """The model and the pairs."""
+        model = () if self.base is None else self.base.needs
+        return (*model, *(stage for _, stage in self.prepared))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisInputs:
+    """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs.
+
+    From `store` it may read what its parameters name by key. What it `say`s appears on the terminal while it computes.
+    """
+
+    name: str
+    location: str
+    base: BaseModel | None
+    pairs: dict[str, list[Any]]
+    store: Store
+    say: Callable[[str], None]
+
+
+# Fills the attempt's folder, summary.md at the least; what it notes goes into the manifest.
+Compute = Callable[[AnalyseStage, AnalysisInputs, Attempt], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowUp:
+    """Which analyses a sweep's trials come to, what computes one, and whether that loads weights."""
+
+    declare: Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]
+    compute: Compute
+    loads_weights: bool = False

@@ -24,7 +24,7 @@ from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.report.results import trial_result
 from orchestrator.spec import catalog
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
 from trainers.rewards import RewardSpec

@@ -30,8 +30,7 @@ from orchestrator.cli.run import _ranked
 from orchestrator.report.results import sweep_results
 from orchestrator.spec.declaration import adopt, adopted, declare
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PretrainStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import PretrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import EVICTED, MANIFEST, Store

@@ -11,8 +11,7 @@ from orchestrator.plan.hardware import read_cluster
 from orchestrator.plan.outlook import too_long
 from orchestrator.spec import catalog
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PretrainStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import PretrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from trainers.models import tiny

@@ -22,9 +22,10 @@ from sweep_samples import (
 )
 
 from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.keys import content_key
 from orchestrator.spec.models import identify_model
 from orchestrator.spec.resolve import ResolvedSweep, resolve
-from orchestrator.spec.trials import PlacementRule, content_key
+from orchestrator.spec.trials import PlacementRule
 from orchestrator.store.artifacts import Store, digest_file
 from orchestrator.store.gc import garbage, remove
 from tests.loopback import Loopback, Quiet

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, QWEN, TINY_WORLD, trial
 
-from orchestrator.spec.trials import Sweep, TrialSpec, content_key, grid, only
+from orchestrator.spec.keys import content_key
+from orchestrator.spec.trials import Sweep, TrialSpec, grid, only
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec
@@ -99,7 +100,7 @@ def test_an_empty_sweep_is_refused():
 
 GOLDEN = "1dad65af1f5a1b11b274d31276099826"
 EXAMPLE = """
-from orchestrator.spec.trials import content_key
+from orchestrator.spec.keys import content_key
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec
 key = content_key(

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, PARAPHRASE, QWEN, TINY_WORLD, plan, trial
 
-from orchestrator.spec.stages import PretrainStage, Stage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import PretrainStage, Stage, TrialPlan
 from orchestrator.store.artifacts import Store
 from trainers.models.tiny import TINY_MODELS
 from trainers.rewards import RewardSpec

@@ -21,13 +21,12 @@ from orchestrator.run.inline import InlineBackend
 from orchestrator.run.trial import Execution, complete_trial
 from orchestrator.spec.declaration import declare
 from orchestrator.spec.resolve import ResolvedSweep, resolve
-from orchestrator.spec.stages import TrainStage
-from orchestrator.spec.trial_plan import TrialPlan, unscored
+from orchestrator.spec.stages import TrainStage, TrialPlan
 from orchestrator.spec.trials import RetryPolicy, Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import Attempt, Store, weights_digest
 from orchestrator.store.leases import Leases
-from orchestrator.store.records import SweepState
+from orchestrator.store.records import SweepState, unscored
 from trainers.evaluate.scores import read_pair_scores
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, Placement
