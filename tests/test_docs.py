@@ -275,3 +275,15 @@ def test_the_code_of_the_pages_is_as_tidy_as_ours():
     for page in (ROOT / "README.md", *DOCS):
         for block in blocks(page, "python"):
             assert max(map(len, block.splitlines())) <= length
+
+
+def test_functions_that_the_walk_along_a_trial_links_to_are_defined_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\[`(\w+)`\]\(\.\./([\w/]+\.py)\)", text)
+    assert len(linked) >= 12
+    missing = [
+        (name, file)
+        for name, file in linked
+        if not re.search(rf"^\s*(?:async )?def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.M)
+    ]
+    assert missing == []

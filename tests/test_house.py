@@ -1,12 +1,14 @@
 """The rooms of the house: arrows between packages point one way, and no import runs in a circle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+RAY_ROOM = ROOT / "orchestrator" / "run" / "ray" / "__init__.py"
 # What each room of orchestrator/ may import besides itself and trainers.
 MAY_IMPORT = {
     "store": set(),
@@ -93,3 +95,18 @@ def test_no_import_runs_in_a_circle():
     while left and (free := left.keys() - set.union(*left.values())):
         left = {name: targets for name, targets in left.items() if name not in free}
     assert sorted(left) == []
+
+
+def test_private_interfaces_of_ray_are_imported_in_one_room_and_listed_there():
+    listed = set(re.findall(r"\bray(?:\.\w+)+", str(ast.get_docstring(ast.parse(RAY_ROOM.read_text())))))
+    private = re.compile(
+        r"^\s*from (ray[.\w]*\._\w[.\w]*|ray\.train\.torch\.config|ray\.tune\.execution) import (\w+)", re.M
+    )
+    used = {
+        (name, module, item)
+        for name, file in MODULES.items()
+        for module, item in private.findall(file.read_text(encoding="utf-8"))
+    }
+    assert len(used) >= 7
+    assert {room(name) for name, _, _ in used} == {"run.ray"}
+    assert [use for use in used if not {use[1], f"{use[1]}.{use[2]}"} & listed] == []

@@ -131,7 +131,7 @@ def test_not_a_byte_of_room_from_the_preparation_on(disk, one, whole):
     (line,) = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert f"no room to write {storage}/artifacts/prepare/" in line
     # The first file of the report that is written.
-    assert f"error: no room to write {storage}/sweeps/full_grid/report/audit.json: about" in said, said
+    assert f"error: no room to write {storage}/sweeps/full_grid/report/summary.md: about" in said, said
     assert "missing: " in said
     assert half_written(storage) == []
     assert not list((storage / "artifacts").glob(f"prepare/*/{MANIFEST}"))

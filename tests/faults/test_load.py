@@ -142,7 +142,7 @@ def test_sixteen_trials_at_once_lose_no_row_and_report_once_a_second(tmp_path, c
             drain()
             time.sleep(0.3)
     drain()
-    assert ended == ["complete"] * AT_ONCE
+    assert ended == ["Completed"] * AT_ONCE
     assert set(map(tuple, seen.values())) == {tuple(range(1, CHATTY_ROWS + 1))}
     for moments in sent.values():
         *regular, _ = moments

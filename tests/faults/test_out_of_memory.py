@@ -40,6 +40,7 @@ def out_of_memory_above(micro_batch):
 
 def memory_limited_above(micro_batch):
     """Training with a larger micro-batch has 1 MB left for its steps, by the system's own limit."""
+    import contextlib
     import resource
     from pathlib import Path
 
@@ -54,6 +55,11 @@ def memory_limited_above(micro_batch):
         status = Path("/proc/self/status").read_text().splitlines()
         (kilobytes,) = [int(line.split()[1]) for line in status if line.startswith("VmData")]
         resource.setrlimit(resource.RLIMIT_DATA, (kilobytes * 1024 + 2**20, unlimited[1]))
+        # What the heap holds free from before is no room either.
+        ballast = []
+        with contextlib.suppress(MemoryError):
+            while True:
+                ballast.append(bytearray(2**18))
         try:
             return loop(begun, inputs, *rest)
         finally:

@@ -247,9 +247,9 @@ def fail(*arguments, **named):
     raise {error}(told)
 broken.{function} = fail
 from pathlib import Path
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from sweeps.full_grid import full_grid
-cli.main("full_grid", full_grid, Path({root!r}) / "sweeps")
+main("full_grid", full_grid, Path({root!r}) / "sweeps")
 """
 URI = f"http://user:{PASSWORD}@127.0.0.1:9/"
 
@@ -283,7 +283,7 @@ def test_no_secret_is_written_by_a_sweep_that_completes(tiny_model: Path, tmp_pa
 
 
 def test_no_secret_is_written_by_a_trial_that_fails_or_a_tracking_server_that_does_not_answer(tmp_path: Path):
-    script = injected(tmp_path, "compute", "_tokens")
+    script = injected(tmp_path, "run.compute", "_tokens")
     flags = ("run", "--models", "llama-64", *SMALL, *INLINE, "--tracking-uri", URI)
     done = grid(tmp_path, *flags, script=script, **CANARIES)
     assert done.returncode == 3, done.stdout
@@ -297,7 +297,7 @@ def test_no_secret_is_written_by_a_trial_that_fails_or_a_tracking_server_that_do
 
 @pytest.mark.parametrize(("error", "code"), [("RuntimeError", 1), ("broken.SpecError", 2)])
 def test_no_secret_is_written_by_a_defect_or_a_refusal(tmp_path: Path, error: str, code: int):
-    script = injected(tmp_path, "resolve", "_require_distinct_names", error)
+    script = injected(tmp_path, "spec.resolve", "_require_distinct_names", error)
     database = f"postgresql://user:{PASSWORD}@127.0.0.1:9/db"
     flags = ("run", "--models", "llama-64", *SMALL, *INLINE, "--tracking-uri", database)
     done = grid(tmp_path, *flags, script=script, **CANARIES)

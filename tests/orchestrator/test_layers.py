@@ -88,6 +88,9 @@ session = Session(
     options=Options(), sweep_name="demo", store=store, tracking_uri="http://host", folder=Path(), console=Console()
 )
 declared = Declaration(sweep="demo", trials=())
+note = store.sweep_dir("demo") / "mlflow.json"
+note.parent.mkdir(parents=True, exist_ok=True)
+note.write_text('{{"http://host": {{}}}}')
 catch_up(session, declared, write_report(declared, store))
 print(*[name for name in {heavy!r} if name in sys.modules])
 """

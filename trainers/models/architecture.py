@@ -1,6 +1,6 @@
 """The numbers of a language model that decide its memory and its work, read from config.json alone where possible.
 
-    python -m trainers.architecture MODEL      the same as JSON, for any architecture, from its config on the meta device
+    python -m trainers.models.architecture MODEL      the same as JSON, for any architecture, from its config on the meta device
 
 Parameters of the families in `FAMILIES` are counted by a formula, which a test compares with the meta device. For others
 a process of its own asks the meta device, since planning imports no torch. No weights are read or downloaded.
@@ -103,7 +103,13 @@ def count_parameters(numbers: Architecture) -> int:
 
 def on_meta_device(location: str, revision: str | None = None) -> Architecture:
     """Return the architecture of any model that transformers knows, from a process of its own. Raises ModelError."""
-    command = [sys.executable, "-m", "trainers.architecture", location, *([revision] if revision else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "trainers.models.architecture",
+        location,
+        *([revision] if revision else []),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_META_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
