@@ -6,54 +6,34 @@ again. <storage>/sweeps/<sweep>/mlflow.json says what a whole view has shown of 
 anything else in the store, it completes the view.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
-from dataclasses import asdict
-from dataclasses import dataclass
 import hashlib
 import json
 import logging
 import math
-from orchestrator.report.curves import CURVES
-from orchestrator.report.curves import CURVE_POINTS
-from orchestrator.report.curves import curve_rows
-from orchestrator.report.curves import thinned
-from orchestrator.report.results import TrialResult
-from orchestrator.report.results import all_scores
-from orchestrator.report.results import trial_result
-from orchestrator.report.summary import Written
-from orchestrator.spec.redaction import redacted
-from orchestrator.spec.redaction import shown_uri
-from orchestrator.spec.redaction import take_credentials
-from orchestrator.spec.redaction import without_credentials
-from orchestrator.store.artifacts import Store
-from orchestrator.store.records import CATEGORIES
-from orchestrator.store.records import Declaration
-from orchestrator.store.records import read_state
 import os
-from pathlib import Path
-from pyarrow import parquet
 import re
 import sqlite3
 import tempfile
 import threading
 import time
 import traceback
-from trainers.errors import SpecError
-from trainers.errors import StorageError
-from trainers.errors import SweepError
-from trainers.errors import TrackingError
-from trainers.storage import DRAFT
-from trainers.storage import Location
-from trainers.storage import digest_file
-from trainers.storage import replace
-from typing import Any
-from typing import NamedTuple
 import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from pyarrow import parquet
+
+from orchestrator.report.curves import CURVE_POINTS, CURVES, curve_rows, thinned
+from orchestrator.report.results import TrialResult, all_scores, trial_result
+from orchestrator.report.summary import Written
+from orchestrator.spec.redaction import redacted, shown_uri, take_credentials, without_credentials
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import CATEGORIES, Declaration, read_state
+from trainers.errors import SpecError, StorageError, SweepError, TrackingError
+from trainers.storage import DRAFT, Location, digest_file, replace
 
 EXPERIMENT = "rmsweep"
 DIGEST_TAG = "rmsweep.digest"
