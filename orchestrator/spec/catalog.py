@@ -1,7 +1,7 @@
 """Named models, data sets and profiles.
 
 Profile `paper` is the grid of arXiv 2507.07981 (paper §1, §2); profile `laptop` is built in, needs no download and
-runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (identity.py).
+runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (models.py).
 The data sets, with the paper's filters and draws, are trainers/data/known.py's.
 """
 

@@ -1,4 +1,8 @@
-"""Who a data set is: its rows, whatever file they came in. What the hub gave is remembered in the store."""
+"""A data set is known by its rows, whatever file they came in; here they are read, and given their digest.
+
+What the hub gave is remembered in the store. The flags say which rows of one's own sets are meant, so they enter a key
+only as far as they change the rows.
+"""
 
 import contextlib
 import dataclasses
@@ -20,20 +24,14 @@ from orchestrator.store.artifacts import Store
 from trainers.data import sources
 from trainers.data.known import LENGTH_TOKENIZER, length_tokenizer
 from trainers.data.records import Digest, Pair, read_written_pairs, written
-from trainers.data.sources import has_split, parse_column
 from trainers.errors import DataError, SpecError, StorageError, nearest
 from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 from trainers.storage import Location, disk_named, replace
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
 _ROWS_MEANT = (
-    "augmentation",
-    "selection",
-    "columns",
-    "group_by",
-    "test_share",
-    "split_seed",
-    "skip_bad_rows",
+    *("augmentation", "selection", "columns", "group_by"),
+    *("test_share", "split_seed", "skip_bad_rows"),
 )
 
 
@@ -84,7 +82,7 @@ class DatasetReader:
         )
 
     def _read(self, spec: DatasetSpec, split: str) -> Split:
-        """Read the rows once, in a stream: who they are, and where they are to be kept, a copy of them."""
+        """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
         with self._spool() as spool:
@@ -168,7 +166,7 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
 
 
 def _location(spec: DatasetSpec) -> str:
-    """Path or hub id: of the statements, where the set is made of some."""
+    """The path or hub id; of a persona set, that of its statements."""
     return spec.source.removeprefix(PERSONA)
 
 
@@ -221,7 +219,7 @@ class ReadingOptions:
     group_by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]COLUMN")] = ()
     """With --test-share, rows with one value in this column stay together (default: rows with one prompt)."""
     split_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Of that division."""
+    """Seed by which --test-share divides the rows."""
     skip_bad_rows: bool = False
     """Leave out, count and list the rows of one's own sets that cannot be read."""
 
@@ -233,29 +231,29 @@ def read_as(
 
     A division concerns what is trained on; a set that is only evaluated is evaluated whole, unless it is named.
     """
-    own = {spec.name: spec for spec in (*eval_sets, *train_sets) if _is_own(spec)}
-    given = [
-        flag
-        for flag, value in (
-            ("--columns", options.columns),
-            ("--test-share", options.test_share),
-            ("--group-by", options.group_by),
-            ("--skip-bad-rows", options.skip_bad_rows),
-        )
-        if value
-    ]
+    own = {
+        spec.name: spec
+        for spec in (*eval_sets, *train_sets)
+        if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED, PERSONA))
+    }
+    flags = ("columns", "test_share", "group_by", "skip_bad_rows")
+    given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
     if given and not own:
         raise SpecError(
             f"{', '.join(given)}: every set here is the catalog's, whose rows are read one way; give a PATH or hub id."
         )
-    columns = _by_set("--columns", options.columns, own, parse_column)
+    columns = _by_set("--columns", options.columns, own, sources.parse_column)
     shares = _by_set("--test-share", options.test_share, own, _share)
     groups = _by_set("--group-by", options.group_by, own, str)
     if groups and not shares:
         raise SpecError(
             f"--group-by {' '.join(options.group_by)}: groups stay together in a division; give --test-share."
         )
-    divided = {spec.name for spec in train_sets if spec.name in own and not _has_test_split(spec)}
+    divided = {
+        spec.name
+        for spec in train_sets
+        if spec.name in own and not (Path(spec.source).is_dir() and sources.has_split(spec, spec.test_split))
+    }
     if "" in shares and not divided:
         raise SpecError(
             f"--test-share {' '.join(options.test_share)}: no training set of one's own lacks a test split; "
@@ -282,14 +280,6 @@ def _of(found: dict[str, list[Value]], name: str, *, general: bool) -> Value | N
     """What was said of the set, else what was said of all, where that concerns it."""
     words = found.get(name) or (found.get("") if general else None)
     return words[0] if words else None
-
-
-def _is_own(spec: DatasetSpec) -> bool:
-    return spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED, PERSONA))
-
-
-def _has_test_split(spec: DatasetSpec) -> bool:
-    return Path(spec.source).is_dir() and has_split(spec, spec.test_split)
 
 
 def _by_set(

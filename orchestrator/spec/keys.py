@@ -48,7 +48,6 @@ class Keyed(ABC):
 
     @property
     def key(self) -> str:
-        """Hash of exactly what can change the stage's result."""
         try:
             return self._key
         except AttributeError:
@@ -57,4 +56,4 @@ class Keyed(ABC):
 
     @abstractmethod
     def _content_key(self) -> str:
-        """Hash of what can change the stage's result."""
+        """Hash exactly what can change the stage's result."""

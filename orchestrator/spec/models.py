@@ -1,6 +1,7 @@
-"""Who a model is: its hub id and revision, or the digest of its local files; found without torch.
+"""A model before any weights are loaded: its identity, whether the hub gives it to us, and its architecture.
 
-A revision that the hub told is kept in sweeps/revisions.lock.json.
+A model is known by its hub id and revision, or by the digest of its local files; torch is not needed. A revision that
+the hub told is kept in sweeps/revisions.lock.json.
 """
 
 import json
@@ -174,7 +175,13 @@ def require_access(models: Iterable[ModelSpec]) -> None:
 
 def denied_models(models: Iterable[ModelSpec]) -> dict[str, str]:
     """Name of each hub model that we may not have → why. What the hub does not answer is not in it."""
-    wanted = [model for model in dict.fromkeys(models) if _is_remote(model)]
+    wanted = [
+        model
+        for model in dict.fromkeys(models)
+        if not model.source.startswith(BUILTIN)
+        and not Path(model.source).exists()
+        and HUB_ID.fullmatch(model.source)
+    ]
     if not wanted or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return {}
     with ThreadPoolExecutor(max_workers=8) as pool:
@@ -183,20 +190,12 @@ def denied_models(models: Iterable[ModelSpec]) -> dict[str, str]:
 
 
 def denial(found: dict[str, str]) -> str:
-    """What the user is told, one line for each model."""
-    lines = [f"{name}: {why}" for name, why in sorted(found.items())]
-    return "\n".join(
-        [
-            "these models cannot be had from the hub:",
-            *lines,
-            "Accept the licences on the models' pages, and set HF_TOKEN; or give local folders with --models NAME=PATH.",
-        ]
+    """The message on models that are denied, one line for each."""
+    lines = "".join(f"{name}: {why}\n" for name, why in sorted(found.items()))
+    return (
+        f"these models cannot be had from the hub:\n{lines}"
+        "Accept the licences on the models' pages, and set HF_TOKEN; or give local folders with --models NAME=PATH."
     )
-
-
-def _is_remote(model: ModelSpec) -> bool:
-    local = model.source.startswith(BUILTIN) or Path(model.source).exists()
-    return not local and HUB_ID.fullmatch(model.source) is not None
 
 
 def _why_denied(source: str) -> str:

@@ -86,14 +86,9 @@ def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepErr
 
 
 def _require_distinct_names(sweep: Sweep) -> None:
-    for what, specs in (
-        ("models", {trial.model for trial in sweep.trials}),
-        (
-            "data sets",
-            {trial.train_set for trial in sweep.trials}
-            | {dataset for trial in sweep.trials for dataset in trial.eval_sets},
-        ),
-    ):
+    models = {trial.model for trial in sweep.trials}
+    datasets = {dataset for trial in sweep.trials for dataset in (trial.train_set, *trial.eval_sets)}
+    for what, specs in (("models", models), ("data sets", datasets)):
         names = [spec.name for spec in specs]
         twice = sorted(f"{spec.name} ({spec.source})" for spec in specs if names.count(spec.name) > 1)
         if twice:

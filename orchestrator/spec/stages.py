@@ -2,13 +2,14 @@
 
     convert, pretrain → prepare → reference → train → evaluate
 
-Computing them is compute.py's; each is computed once, whoever asks, and is done when its artifact is committed.
+A TrialPlan holds the stages of one trial; an AnalyseStage reads what trials computed. Each stage is computed once,
+whoever asks (orchestrator/run/compute.py), and is done when its artifact is committed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 from orchestrator.spec.keys import Keyed, content_key
 from orchestrator.spec.trials import TrialSpec
@@ -53,9 +54,7 @@ class ConvertStage(Keyed):
     def label(self) -> str:
         return f"convert {self.name}"
 
-    @property
-    def needs(self) -> "tuple[Stage, ...]":
-        return ()
+    needs: ClassVar["tuple[Stage, ...]"] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +72,7 @@ class PretrainStage(Keyed):
     def label(self) -> str:
         return f"pretrain {self.name}"
 
-    @property
-    def needs(self) -> "tuple[Stage, ...]":
-        return ()
+    needs: ClassVar["tuple[Stage, ...]"] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +101,6 @@ class BaseModel:
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The stage that makes its weights, if one does."""
         return () if self.origin is None else (self.origin,)
 
 
@@ -161,7 +157,6 @@ class ReferenceStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The model and the pairs."""
         return (*self.base.needs, self.prepared)
 
 
@@ -200,7 +195,6 @@ class TrainStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The model, the pairs, and for im_rm their reference log-probs."""
         reference = () if self.reference is None else (self.reference,)
         return (*self.base.needs, self.prepared, *reference)
 
@@ -232,7 +226,6 @@ class EvaluateStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The training, the pairs, and for im_rm their reference log-probs."""
         reference = () if self.reference is None else (self.reference,)
         return (self.train, self.prepared, *reference)
 
@@ -255,7 +248,6 @@ class TrialPlan:
 
     @property
     def key(self) -> str:
-        """The trial's identity: its training's key."""
         return self.train.key
 
     def missing(self, store: Store) -> list[Stage]:
@@ -281,7 +273,6 @@ class TrialPlan:
         return float(trained["seconds"])
 
     def complete(self, store: Store) -> bool:
-        """Whether nothing is missing."""
         return not self.missing(store)
 
     def stages(self) -> list[Stage]:
@@ -315,8 +306,6 @@ def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[S
 def plan_trial(
     spec: TrialSpec, base: BaseModel, train_split: Split, eval_splits: Sequence[Split]
 ) -> TrialPlan:
-    """The stages of one trial."""
-
     def prepare(split: Split, draw: DrawSpec) -> PrepareStage:
         return PrepareStage(base=base, split=split, draw=draw, rendering=spec.reward.type.rendering)
 
@@ -378,7 +367,6 @@ class AnalyseStage(Keyed):
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        """The model and the pairs."""
         model = () if self.base is None else self.base.needs
         return (*model, *(stage for _, stage in self.prepared))
 
