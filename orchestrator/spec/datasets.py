@@ -35,15 +35,22 @@ _ROWS_MEANT = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A split with short digests of its chosen responses, and of those that its responses rewrite."""
+
+    split: Split
+    chosen: frozenset[str] = frozenset()
+    originals: frozenset[str] = frozenset()
+
+
 class DatasetReader:
     """Reads each split once; knows it by its rows afterwards. `left_out` are the bad rows of each (set, split) read."""
 
     def __init__(self, store: Store, *, fetch: bool = True) -> None:
         self._store = store
         self._fetch = fetch
-        self._splits: dict[tuple[DatasetSpec, str], Split] = {}
-        self._chosen: dict[tuple[DatasetSpec, str], frozenset[str]] = {}
-        self._originals: dict[tuple[DatasetSpec, str], frozenset[str]] = {}
+        self._known: dict[tuple[DatasetSpec, str], _Known] = {}
         self.left_out: dict[tuple[str, str], list[str]] = {}
 
     def split(self, spec: DatasetSpec, split: str) -> Split:
@@ -51,26 +58,23 @@ class DatasetReader:
 
         Raises DataError.
         """
-        if (spec, split) not in self._splits:
+        if (spec, split) not in self._known:
             remote = not spec.source.startswith(BUILTIN) and not Path(_location(spec)).exists()
-            self._splits[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
-        return self._splits[spec, split]
+            self._known[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
+        return self._known[spec, split].split
 
     def rewrites(self, eval_set: DatasetSpec, train_set: DatasetSpec) -> bool:
         """Whether `eval_set` declares, by name or by its rows' originals, that it rewrites `train_set`."""
         if eval_set.rewriting_of is not None:
             return eval_set.rewriting_of == train_set.name
-        originals = self._originals.get((eval_set, eval_set.test_split), frozenset())
-        if not originals:
+        known = self._known.get((eval_set, eval_set.test_split))
+        if known is None or not known.originals:
             return False
-        splits = [
-            split
-            for split in (train_set.train_split, train_set.test_split)
-            if (train_set, split) in self._splits or _has_files(train_set, split)
-        ]
-        for split in splits:
-            self.split(train_set, split)
-        texts = frozenset[str]().union(*(self._chosen.get((train_set, split), ()) for split in splits))
+        originals, texts = known.originals, set[str]()
+        for split in (train_set.train_split, train_set.test_split):
+            if (train_set, split) in self._known or _has_files(train_set, split):
+                self.split(train_set, split)
+                texts |= self._known[train_set, split].chosen
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:
@@ -81,7 +85,7 @@ class DatasetReader:
             for (name, split), lines in sorted(self.left_out.items())
         )
 
-    def _read(self, spec: DatasetSpec, split: str) -> Split:
+    def _read(self, spec: DatasetSpec, split: str) -> _Known:
         """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
@@ -94,13 +98,11 @@ class DatasetReader:
             found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
             if left_out:
                 self.left_out[spec.name, split] = left_out
-            self._chosen[spec, split] = frozenset(chosen)
-            self._originals[spec, split] = frozenset(originals)
             if spool is not None:
                 self._keep(found, spool, left_out)
-        return found
+        return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
-    def _remote(self, spec: DatasetSpec, split: str) -> Split:
+    def _remote(self, spec: DatasetSpec, split: str) -> _Known:
         if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(_location(spec)):
             raise DataError(
                 f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
@@ -110,25 +112,25 @@ class DatasetReader:
         known = _read_record(record) if record.is_file() else None
         # The rows of a remembered set may have been collected as garbage; then it is fetched again.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
-            self._chosen[spec, split] = frozenset(known["chosen"])
-            self._originals[spec, split] = frozenset(known["originals"])
-            return Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"])
+            return _Known(
+                split=Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"]),
+                chosen=frozenset(known["chosen"]),
+                originals=frozenset(known["originals"]),
+            )
         if not self._fetch:
-            return Split(name=spec.name, split=split, digest=f"not fetched {key}", rows=0)
+            return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {key}", rows=0))
         # What was fetched before is fetched again as it was, whatever the hub has now.
         revision = (known or {}).get("revision") or sources.resolved_revision(spec)
         found = self._read(dataclasses.replace(spec, revision=revision), split)
-        for kept in (self._chosen, self._originals):
-            kept[spec, split] = kept[dataclasses.replace(spec, revision=revision), split]
         remembered = {
             "source": spec.source,
             "set": spec.name,
             "split": split,
             "revision": revision,
-            "digest": found.digest,
-            "rows": found.rows,
-            "chosen": sorted(self._chosen[spec, split]),
-            "originals": sorted(self._originals[spec, split]),
+            "digest": found.split.digest,
+            "rows": found.split.rows,
+            "chosen": sorted(found.chosen),
+            "originals": sorted(found.originals),
         }
         replace(record, json.dumps(remembered))
         return found

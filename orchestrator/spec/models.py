@@ -54,16 +54,7 @@ def identify_model(
     # The revision names the code, too; that it is run is what the key adds.
     trusted = {"code": True} if spec.trust.trust_remote_code else {}
     key = content_key("model", 1, id=spec.source, revision=revision, **trusted)
-    return BaseModel(
-        name=spec.name,
-        key=key,
-        tokenizer_key=key,
-        precision=spec.precision,
-        location=spec.source,
-        revision=revision,
-        origin=None,
-        trust=spec.trust,
-    )
+    return _loaded_from(spec, spec.source, key, key, revision)
 
 
 def _tiny_model(spec: ModelSpec) -> BaseModel:
@@ -115,13 +106,21 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
         and file.name not in _CONFIGURATIONS
         and not file.name.endswith(_NO_TOKENIZER_ENDINGS)
     ]
+    key = content_key("model", 1, files=_digests([path / "config.json", *weights], path), code=ran)
+    tokenizer_key = content_key("tokenizer", 1, files=_digests(tokenizer, path), code=ran)
+    return _loaded_from(spec, str(path.absolute()), key, tokenizer_key)
+
+
+def _loaded_from(
+    spec: ModelSpec, location: str, key: str, tokenizer_key: str, revision: str | None = None
+) -> BaseModel:
     return BaseModel(
         name=spec.name,
-        key=content_key("model", 1, files=_digests([path / "config.json", *weights], path), code=ran),
-        tokenizer_key=content_key("tokenizer", 1, files=_digests(tokenizer, path), code=ran),
+        key=key,
+        tokenizer_key=tokenizer_key,
         precision=spec.precision,
-        location=str(path.absolute()),
-        origin=None,
+        location=location,
+        revision=revision,
         trust=spec.trust,
     )
 

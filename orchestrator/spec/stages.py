@@ -85,7 +85,7 @@ class BaseModel:
     precision: Precision
     location: str = ""
     revision: str | None = None
-    origin: ConvertStage | PretrainStage | None
+    origin: ConvertStage | PretrainStage | None = None
     trust: Trust = UNTRUSTED
 
     @property

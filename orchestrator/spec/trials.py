@@ -149,14 +149,13 @@ def grid(
     A training set that has a draw of its own is drawn by it.
     """
 
-    def trial(seed: int, model: ModelSpec, train_set: DatasetSpec, reward: RewardSpec) -> TrialSpec:
-        optim = recipe(model, train_set)
-        return TrialSpec(
+    return tuple(
+        TrialSpec(
             model=model,
             reward=reward,
             train_set=train_set,
             train_draw=train_set.train_draw or train_draw,
-            optim=optim,
+            optim=(optim := recipe(model, train_set)),
             seed=seed,
             eval_sets=tuple(eval_sets),
             eval_draw=eval_draw,
@@ -164,9 +163,6 @@ def grid(
             variant=variant,
             validation=validation,
         )
-
-    return tuple(
-        trial(seed, model, train_set, reward)
         for seed, model, train_set, reward in itertools.product(seeds, models, train_sets, rewards)
     )
 
