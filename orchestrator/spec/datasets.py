@@ -45,7 +45,7 @@ class _Known:
 
 
 class DatasetReader:
-    """Reads each split once; knows it by its rows afterwards. `left_out` are the bad rows of each (set, split) read."""
+    """Reads each split once and remembers it. `left_out` lists the bad rows of each (set, split) that was read."""
 
     def __init__(self, store: Store, *, fetch: bool = True) -> None:
         self._store = store
@@ -54,7 +54,7 @@ class DatasetReader:
         self.left_out: dict[tuple[str, str], list[str]] = {}
 
     def split(self, spec: DatasetSpec, split: str) -> Split:
-        """The split's identity. With `fetch` its rows are in the store afterwards; without, it may be unfetched.
+        """Identify a split. With `fetch` its rows are in the store afterwards; without, it may be unfetched.
 
         Raises DataError.
         """
@@ -78,7 +78,7 @@ class DatasetReader:
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:
-        """A line on each split that was read without its bad rows: how many those are, and which come first."""
+        """Say of each split with bad rows how many were left out, and list the first of them."""
         return tuple(
             f"data set {name}, split {split}: {len(lines)} bad rows left out: {'; '.join(lines[:most])}"
             + (f"; and {len(lines) - most} more" if len(lines) > most else "")
@@ -137,7 +137,7 @@ class DatasetReader:
 
     @contextlib.contextmanager
     def _spool(self) -> Iterator[Path | None]:
-        """A file for the rows on the way to the store; none where nothing is kept."""
+        """Make a file for the rows on their way to the store; None where rows are not kept."""
         if not self._fetch:
             yield None
             return
@@ -173,7 +173,7 @@ def _location(spec: DatasetSpec) -> str:
 
 
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
-    """The rows of a split that a driver has read; none where they are not in the store, or damaged."""
+    """Read the rows of a split from the store; no rows where it lacks them, or where they are damaged."""
     try:
         if not store.complete("dataset", digest):
             return ()
@@ -183,7 +183,7 @@ def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
 
 
 def _has_files(spec: DatasetSpec, split: str) -> bool:
-    """Whether a split that nobody asked for can be read without a network."""
+    """Whether a split can be read without a network."""
     place, read_from = Path(spec.source), spec.train_split if spec.test_share else split
     return (
         spec.source.startswith(BUILTIN)
@@ -229,7 +229,7 @@ class ReadingOptions:
 def read_as(
     train_sets: Sequence[DatasetSpec], eval_sets: Sequence[DatasetSpec], options: ReadingOptions
 ) -> tuple[tuple[DatasetSpec, ...], tuple[DatasetSpec, ...]]:
-    """The sets as the flags say. The catalog's are left as they are. Raises SpecError.
+    """Apply the flags to one's own sets; those of the catalog stay as they are. Raises SpecError.
 
     A division concerns what is trained on; a set that is only evaluated is evaluated whole, unless it is named.
     """
@@ -279,7 +279,7 @@ def read_as(
 
 
 def _of(found: dict[str, list[Value]], name: str, *, general: bool) -> Value | None:
-    """What was said of the set, else what was said of all, where that concerns it."""
+    """The value given for this set, else, where it is `general`, the value given for all sets."""
     words = found.get(name) or (found.get("") if general else None)
     return words[0] if words else None
 
@@ -287,7 +287,7 @@ def _of(found: dict[str, list[Value]], name: str, *, general: bool) -> Value | N
 def _by_set(
     flag: str, texts: Sequence[str], own: dict[str, DatasetSpec], parse: Callable[[str], Value]
 ) -> dict[str, list[Value]]:
-    """The words for each set, those for all under the empty name. Raises SpecError."""
+    """Sort a flag's values by set; values for all sets stand under the empty name. Raises SpecError."""
     found: dict[str, list[Value]] = {}
     for text in texts:
         name, slash, word = text.partition("/")

@@ -103,7 +103,7 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
 
 
 def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
-    """Write what `adopted` makes of `new`; of drivers that add to one sweep at a time none loses what another added."""
+    """Write what `adopted` returns. Of drivers that add to one sweep at a time none loses what another added."""
     with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
         declaration = adopted(new, store, adds=adds, replaces=replaces)
         write_declaration(declaration, store)
@@ -111,7 +111,7 @@ def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool 
 
 
 def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
-    """What the sweep's name stands for from now on: `new` where it has all that it stood for before, as it must.
+    """The declaration that the sweep has from now on: `new`, which must hold all that was declared before.
 
     Where it `adds`, what it lacks stays declared; where it `replaces`, only the artifacts stay. Raises SpecError.
     """
@@ -142,7 +142,7 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
 
 
 def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
-    """Trials of `new` that would enter one mean over seeds with earlier ones of other data or settings."""
+    """Trials of `new` that a mean over seeds would mix with earlier trials of other data or settings."""
     known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for trial in earlier.trials:
         known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))

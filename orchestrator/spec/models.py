@@ -36,7 +36,7 @@ _NO_TOKENIZER_ENDINGS = (
 def identify_model(
     spec: ModelSpec, store: Store, *, lock: Path = REVISION_LOCK, fetch: bool = True
 ) -> BaseModel:
-    """The base model with its key. Raises ModelError where it cannot be found.
+    """Find a model and give it its key. Raises ModelError where it cannot be found.
 
     Without `fetch`, a hub model of unknown revision has a key that no artifact has; see `BaseModel.fetched`.
     """
@@ -67,7 +67,7 @@ def _tiny_model(spec: ModelSpec) -> BaseModel:
 
 
 def _gguf_file(path: Path) -> Path | None:
-    """The GGUF file that `path` is or holds; a folder with safetensors beside it is taken as that."""
+    """Find the GGUF file that `path` is or holds; None in a folder that holds safetensors, too, which are preferred."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(
@@ -130,7 +130,7 @@ def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:
 
 
 def hub_revision(spec: ModelSpec, lock: Path) -> str:
-    """The commit that a hub id stands for as the hub says now; locked from then on. Raises ModelError."""
+    """Ask the hub for the newest commit of a model, and lock it in the file. Raises ModelError."""
     from huggingface_hub import HfApi
 
     try:
@@ -166,14 +166,14 @@ def _read_lock(lock: Path) -> dict[str, str]:
 
 
 def require_access(models: Iterable[ModelSpec]) -> None:
-    """Raises ModelError that names every model to which the hub denies access; nothing happens offline."""
+    """Raise ModelError that names every model to which the hub denies access; offline, none is denied."""
     found = denied_models(models)
     if found:
         raise ModelError(denial(found))
 
 
 def denied_models(models: Iterable[ModelSpec]) -> dict[str, str]:
-    """Name of each hub model that we may not have → why. What the hub does not answer is not in it."""
+    """Ask the hub which models it denies to us: name → why. A model of which it says nothing is not among them."""
     wanted = [
         model
         for model in dict.fromkeys(models)
@@ -189,7 +189,7 @@ def denied_models(models: Iterable[ModelSpec]) -> dict[str, str]:
 
 
 def denial(found: dict[str, str]) -> str:
-    """The message on models that are denied, one line for each."""
+    """Write the message on models that are denied, one line for each."""
     lines = "".join(f"{name}: {why}\n" for name, why in sorted(found.items()))
     return (
         f"these models cannot be had from the hub:\n{lines}"
@@ -217,7 +217,7 @@ def _why_denied(source: str) -> str:
 
 
 def architecture_of(model: ModelSpec, *, ask: bool = False) -> Architecture | None:
-    """The numbers of a model; None where they are not known.
+    """Find the architecture of a model without its weights; None where it is not known.
 
     With `ask`, an architecture that no formula counts is built on the meta device by another process, which takes
     seconds, and for a hub model fetches its config.json.

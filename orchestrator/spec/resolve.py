@@ -34,7 +34,10 @@ class ResolvedSweep:
 def resolve(
     sweep: Sweep, store: Store, *, fetch: bool = True, allow_overlap: bool = False, lock: Path = REVISION_LOCK
 ) -> ResolvedSweep:
-    """Identify everything. Raises ModelError, DataError or SpecError with every fault of its kind in one message."""
+    """Identify every model and split of a sweep, and plan its trials.
+
+    Raises ModelError, DataError or SpecError with every fault of its kind in one message.
+    """
     trials = sweep.trials
     reader = DatasetReader(store, fetch=fetch)
     models = _all(
@@ -112,7 +115,7 @@ def _refuse_training_rows(
     evaluated: dict[DatasetSpec, Split],
     declared: dict[tuple[str, str], Category],
 ) -> None:
-    """What is declared to be training pairs is evaluated on purpose."""
+    """Refuse to evaluate on the rows of a training, unless they are declared to be training pairs."""
     trained_on: dict[str, str] = {split.digest: dataset.name for dataset, split in train.items()}
     for dataset, split in evaluated.items():
         trained = trained_on.get(split.digest)
@@ -142,5 +145,5 @@ def _same_source(left: str, right: str) -> bool:
 
 
 def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
-    """The trials that have anything left to compute."""
+    """The trials of which something is left to compute."""
     return tuple(plan for plan in plans if not plan.complete(store))

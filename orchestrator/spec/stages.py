@@ -34,13 +34,13 @@ class Split:
 
     @property
     def fetched(self) -> bool:
-        """Whether its rows have been seen; planned without them, it has a digest that no rows have."""
+        """Whether its rows have been read; a split that is planned without them has a digest that no rows have."""
         return self.rows > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertStage(Keyed):
-    """GGUF → safetensors."""
+    """The conversion of a GGUF file to safetensors."""
 
     file: str
     digest: str
@@ -90,7 +90,7 @@ class BaseModel:
 
     @property
     def fetched(self) -> bool:
-        """Whether it is known which weights these are; only a hub model of unknown revision is not."""
+        """Whether it is known which weights these are; False only for a hub model of unknown revision."""
         return bool(self.origin or self.revision or Path(self.location).is_absolute())
 
     def found_at(self, store: Store) -> str:
@@ -130,7 +130,7 @@ class PrepareStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """Where the tokenizer comes from; a built-in one needs no weights."""
+        """The stage that makes the tokenizer; a built-in tokenizer needs none."""
         return () if isinstance(self.base.origin, PretrainStage) else self.base.needs
 
 
@@ -236,7 +236,7 @@ SharedStage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialPlan:
-    """A trial as the stages that it comes to; `key` is that of its training.
+    """A trial as its stages; its key is that of its training.
 
     `architecture` is that of its model where it is known, told since a node may not see what the driver sees.
     """
@@ -261,12 +261,12 @@ class TrialPlan:
         return list(_below([*untrained, *wanted], lambda stage: stage not in wanted and usable(stage, store)))
 
     def unscored(self, store: Store, trained: Mapping[str, Any] | None = None) -> list[EvaluateStage]:
-        """Evaluations that are missing, or of weights of before; `trained` as in the function of that name."""
+        """Evaluations that are missing, or that scored earlier weights; `trained` is the training's manifest, if at hand."""
         keys = unscored(store, self.key, [stage.key for stage in self.evaluations], trained)
         return [stage for stage in self.evaluations if stage.key in keys]
 
     def trains_again_s(self, store: Store) -> float | None:
-        """Seconds that the training took whose weights were evicted and are needed again; None where none are."""
+        """Seconds that training again will take, where evicted weights are needed; None where they are not."""
         trained = store.sound_manifest(self.train.kind, self.train.key)
         if trained is None or not store.evicted(self.train.kind, self.train.key) or self.complete(store):
             return None
@@ -276,19 +276,19 @@ class TrialPlan:
         return not self.missing(store)
 
     def stages(self) -> list[Stage]:
-        """Everything that this trial comes to, in an order in which it can run."""
+        """Every stage of this trial, in an order in which they can run."""
         return list(_below([self.train, *self.evaluations], lambda stage: False))
 
 
 def usable(stage: Stage, store: Store) -> bool:
-    """Whether what needs the stage can read it: committed, and its weights not evicted."""
+    """Whether a later stage can read this one: it is committed, and its weights are not evicted."""
     if not store.complete(stage.kind, stage.key):
         return False
     return stage.kind != "train" or not store.evicted(stage.kind, stage.key)
 
 
 def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:
-    """The stages and what they need that is not `done`, each once and after its needs."""
+    """Yield the stages and what they need, each once and after its needs; stop at what is `done`."""
     seen: set[str] = set()
 
     def visit(stage: Stage) -> Iterator[Stage]:
