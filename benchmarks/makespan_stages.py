@@ -16,8 +16,7 @@ from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.run.compute import StageFunctions, TakeRow, TrainCall
 from orchestrator.run.events import StageBegan
 from orchestrator.run.ray.backend import GrantedTraining
-from orchestrator.spec.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage, TrialPlan
 from orchestrator.spec.trials import TrialSpec
 from orchestrator.store.artifacts import Store
 from trainers.models.architecture import Architecture

@@ -17,10 +17,15 @@ from typing import Any
 from orchestrator.cli.main import main
 from orchestrator.report.tables import Table, write_summary
 from orchestrator.spec import catalog
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.spec.catalog import Profile
-from orchestrator.spec.stages import PrepareStage, TrainStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import (
+    AnalyseStage,
+    AnalysisInputs,
+    FollowUp,
+    PrepareStage,
+    TrainStage,
+    TrialPlan,
+)
 from orchestrator.store.artifacts import Attempt
 from sweeps.full_grid import full_grid
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec

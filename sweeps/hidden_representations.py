@@ -18,7 +18,7 @@ from orchestrator.cli.analyses import main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.tables import Table, write_summary
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 
 # Raise when the analysis computes something else from the same parameters.

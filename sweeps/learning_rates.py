@@ -17,10 +17,8 @@ from typing import Any
 from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.main import main
 from orchestrator.spec import catalog
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.stages import TrainStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, FollowUp, TrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep, TrialSpec, only
 from orchestrator.store.artifacts import Attempt
 from sweeps.full_grid import full_grid

@@ -20,7 +20,7 @@ from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.results import by_seeds, results_of
 from orchestrator.report.tables import Table, reward_title, write_summary
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt, Store
 from trainers.errors import DataError
 

@@ -21,12 +21,11 @@ from orchestrator.cli.main import main
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.tables import Table, reward_title, write_summary
 from orchestrator.spec import catalog
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, FollowUp
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.stages import EvaluateStage
-from orchestrator.spec.trial_plan import TrialPlan
-from orchestrator.spec.trials import Category, Recipe, Sweep, TrialSpec, grid, only
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, EvaluateStage, FollowUp, TrialPlan
+from orchestrator.spec.trials import Recipe, Sweep, TrialSpec, grid, only
 from orchestrator.store.artifacts import Attempt
+from orchestrator.store.records import Category
 from trainers.errors import SpecError
 from trainers.specs import BUILTIN, Augmentation, DatasetSpec, ModelSpec, OptimSpec
 

@@ -16,7 +16,8 @@ from orchestrator.cli.main import main
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profile
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.trials import Category, Sweep, grid, only
+from orchestrator.spec.trials import Sweep, grid, only
+from orchestrator.store.records import Category
 from trainers.specs import BUILTIN, PERSONA, DatasetSpec, ModelSpec, OptimSpec
 
 ON_TRAINING_PROMPTS = "_train"

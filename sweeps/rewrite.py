@@ -21,9 +21,9 @@ from orchestrator.cli.analyses import AnalysisOptions, main
 from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.options import Plan
 from orchestrator.cli.session import Session, say_left_out
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
 from orchestrator.spec.datasets import DatasetReader
-from orchestrator.spec.trials import content_key
+from orchestrator.spec.keys import content_key
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 from trainers.data.known import SUBSET_SEED
 from trainers.data.records import read_written_pairs

@@ -23,7 +23,7 @@ from orchestrator.report.house_style import write_figure
 from orchestrator.report.results import Scored, results_of, scored
 from orchestrator.report.tables import COMPARED, Table, reward_title, write_summary
 from orchestrator.spec import selection
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 from orchestrator.store.records import read_declaration
 from trainers.errors import DataError, SpecError

@@ -10,11 +10,9 @@ from orchestrator.cli.analyses import AnalysisOptions
 from orchestrator.cli.options import Plan
 from orchestrator.cli.session import Session, say_left_out
 from orchestrator.spec import selection
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs
-from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.datasets import DatasetReader, ReadingOptions, read_as
 from orchestrator.spec.models import identify_model
-from orchestrator.spec.reading import ReadingOptions, read_as
-from orchestrator.spec.stages import PrepareStage
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, PrepareStage
 from trainers.data.known import DATASETS
 from trainers.errors import SpecError
 from trainers.specs import PERSONA, DatasetSpec, DrawSpec, Output

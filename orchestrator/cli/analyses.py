@@ -26,9 +26,8 @@ from orchestrator.cli.session import HOLES, Session, dump_json, open_session
 from orchestrator.cli.terminal import quiet
 from orchestrator.report.results import scored
 from orchestrator.report.summary import Written
-from orchestrator.spec.analyses import AnalyseStage, Compute
 from orchestrator.spec.declaration import adopt, adopted
-from orchestrator.spec.stages import PrepareStage
+from orchestrator.spec.stages import AnalyseStage, Compute, PrepareStage
 from orchestrator.store.records import Declaration
 from trainers.command import parse
 

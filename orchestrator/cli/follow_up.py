@@ -13,9 +13,7 @@ from orchestrator.cli.session import Session
 from orchestrator.cli.terminal import quiet
 from orchestrator.run.analyses import compute_analyses
 from orchestrator.run.failures import is_final
-from orchestrator.spec.analyses import AnalyseStage, Compute
-from orchestrator.spec.stages import EvaluateStage, TrainStage
-from orchestrator.spec.trial_plan import TrialPlan, usable
+from orchestrator.spec.stages import AnalyseStage, Compute, EvaluateStage, TrainStage, TrialPlan, usable
 from orchestrator.store.records import Declaration, read_state
 from trainers.specs import clean_name
 

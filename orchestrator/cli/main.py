@@ -19,10 +19,10 @@ from orchestrator.cli.help import is_asked_for, short_help
 from orchestrator.cli.options import Command, Gc, Options, Plan, Report, Retry, Run, Status, Sync, Ui
 from orchestrator.cli.session import DEFECT, INTERRUPTED, PIPE_WIDTH, USAGE, Session, open_session
 from orchestrator.spec import catalog
-from orchestrator.spec.analyses import FollowUp
 from orchestrator.spec.catalog import Profiles
 from orchestrator.spec.redaction import RedactingFormatter, redacted
 from orchestrator.spec.selection import Selection
+from orchestrator.spec.stages import FollowUp
 from orchestrator.spec.trials import Sweep
 from trainers.command import parse, write_any_text
 from trainers.errors import SweepError

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestrator.spec.reading import ReadingOptions
+from orchestrator.spec.datasets import ReadingOptions
 from trainers.train.stopping import GRACE_S
 
 

@@ -23,13 +23,12 @@ from orchestrator.report.summary import json_rows
 from orchestrator.run.compute import REAL
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
-from orchestrator.spec import access
 from orchestrator.spec.declaration import adopt, declare
+from orchestrator.spec.models import denial, denied_models, require_access
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.stages import PrepareStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_declaration, read_state
@@ -103,7 +102,7 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
         return sweep, complete, functools.partial(_place, sweep, ())
     capacity = joining.joined(session) or joining.capacity(session)
     placement.require_fit(sweep.trials, capacity)
-    access.require([trial.model for trial in sweep.trials])
+    require_access([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
     if _set_aside(session, _rows_to_read(session, resolved.plans)):
         resolved = _resolve(session, sweep, fetch=True)
@@ -212,7 +211,7 @@ def plan_only(session: Session, build: Build) -> int:
     resolved = _resolve(session, sweep, fetch=False)
     found = outlook(resolved, joining.capacity(session), session.store, price=price)
     long = too_long(resolved.plans, session.store)
-    denied = access.denied([trial.model for trial in sweep.trials])
+    denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
             {
@@ -234,7 +233,7 @@ def plan_only(session: Session, build: Build) -> int:
     if again := _trains_again(resolved.plans, session):
         session.console.print(again, highlight=False)
     if denied:
-        session.console.print(access.message(denied), style="yellow", markup=False, soft_wrap=True)
+        session.console.print(denial(denied), style="yellow", markup=False, soft_wrap=True)
     return 0
 
 

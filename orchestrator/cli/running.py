@@ -33,7 +33,7 @@ from orchestrator.run.events import (
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.redaction import redacted
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import TrialPlan
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import clear_up, remove_finished_checkpoints

@@ -16,11 +16,11 @@ from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
 from orchestrator.run.compute import REAL, StageFunctions
 from orchestrator.spec import catalog, selection
-from orchestrator.spec.analyses import FollowUp
 from orchestrator.spec.catalog import Profile, Profiles
-from orchestrator.spec.reading import read_as
+from orchestrator.spec.datasets import read_as
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.spec.selection import Selection
+from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
 from trainers.errors import SpecError, StorageError

@@ -13,8 +13,7 @@ from orchestrator.plan.hardware import GpuKind, Node
 from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
-from orchestrator.spec.stages import PrepareStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from trainers.specs import Placement
 

@@ -10,11 +10,10 @@ from orchestrator.plan.durations import Durations, measured_rates, rate_name, sl
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.memory import footprint
 from orchestrator.plan.schedule import Job, Request, lower_bound_s, makespan_s, ranked, simulate, window
-from orchestrator.spec.architectures import architecture_of
 from orchestrator.spec.datasets import pairs_of
+from orchestrator.spec.models import architecture_of
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PrepareStage, PretrainStage, ReferenceStage, Stage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import PrepareStage, PretrainStage, ReferenceStage, Stage, TrialPlan
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
 from trainers.data.records import Message, Pair

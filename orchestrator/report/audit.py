@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.spec.datasets import pairs_of
-from orchestrator.spec.trials import content_key
+from orchestrator.spec.keys import content_key
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
 from trainers.data import audit

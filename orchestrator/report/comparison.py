@@ -27,7 +27,7 @@ from orchestrator.report.statistics import (
     pair_counts,
 )
 from orchestrator.report.tables import COMPARED
-from orchestrator.spec.trials import CATEGORIES, Category
+from orchestrator.store.records import CATEGORIES, Category
 from trainers.evaluate.metrics import length_controlled
 from trainers.evaluate.scores import PairScores
 

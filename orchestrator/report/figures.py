@@ -25,7 +25,7 @@ from orchestrator.report.house_style import (
 )
 from orchestrator.report.statistics import Calibration, Estimate, Floats
 from orchestrator.report.tables import COMPARED, MEAN, reward_title
-from orchestrator.spec.trials import CATEGORIES
+from orchestrator.store.records import CATEGORIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

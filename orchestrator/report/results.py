@@ -17,9 +17,10 @@ from pyarrow import parquet
 from orchestrator.report.audit import leaked_rows
 from orchestrator.report.statistics import Estimate, accuracy_estimate, generator, over_seeds, right
 from orchestrator.spec.stages import EvaluateStage
-from orchestrator.spec.trials import CATEGORIES, Category
 from orchestrator.store.artifacts import Store, weights_digest
 from orchestrator.store.records import (
+    CATEGORIES,
+    Category,
     Declaration,
     EvaluationRecord,
     TrialRecord,

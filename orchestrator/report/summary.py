@@ -27,9 +27,8 @@ from orchestrator.report.results import (
 )
 from orchestrator.report.statistics import LEVEL, half_width
 from orchestrator.report.tables import COMPARED, MEAN, NOTHING, Table, Value, mean_label, reward_title
-from orchestrator.spec.trials import CATEGORIES, Category
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import Declaration
+from orchestrator.store.records import CATEGORIES, Category, Declaration
 from trainers.data.audit import Audit
 from trainers.data.audit.findings import share
 from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows

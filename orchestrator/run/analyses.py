@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from orchestrator.run.events import Event
 from orchestrator.run.inline import InlineBackend
 from orchestrator.run.trial import Execution
-from orchestrator.spec.analyses import AnalyseStage, AnalysisInputs, Compute
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, Compute
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Heartbeat
 from trainers.train.stopping import StopRequest

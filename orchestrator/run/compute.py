@@ -22,8 +22,8 @@ from orchestrator.spec.stages import (
     ReferenceStage,
     SharedStage,
     TrainStage,
+    TrialPlan,
 )
-from orchestrator.spec.trial_plan import TrialPlan
 from orchestrator.store.artifacts import Attempt, Store, weights_digest
 from trainers.data.records import read_written_pairs
 from trainers.errors import DataError

@@ -5,8 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.spec.stages import BaseModel, ReferenceStage, TrainStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import BaseModel, ReferenceStage, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
 
 # What loading a model reads of its repository. Pickles are left to that: where there are safetensors, nobody wants them.

@@ -9,8 +9,7 @@ from orchestrator.run import failures
 from orchestrator.run.compute import TrainCall
 from orchestrator.run.events import Completed, Failed, Post, Started, posting_for, reporting
 from orchestrator.run.trial import Execution, complete_trial, compute_shared
-from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
 

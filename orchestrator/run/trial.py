@@ -8,8 +8,7 @@ from orchestrator.run import failures
 from orchestrator.run.compute import REAL, StageFunctions
 from orchestrator.run.events import Event, Notice, Retried, StageBegan, TakeRow
 from orchestrator.run.failures import Failure
-from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage
-from orchestrator.spec.trial_plan import TrialPlan, usable
+from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan, usable
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases

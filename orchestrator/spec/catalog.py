@@ -1,7 +1,7 @@
 """Named models, data sets and profiles.
 
 Profile `paper` is the grid of arXiv 2507.07981 (paper §1, §2); profile `laptop` is built in, needs no download and
-runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (identity.py).
+runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (models.py).
 The data sets, with the paper's filters and draws, are trainers/data/known.py's.
 """
 
@@ -82,7 +82,7 @@ def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What an experiment is made of where the command line does not say otherwise."""
+    """An experiment's defaults, which flags override."""
 
     name: str
     models: tuple[ModelSpec, ...]
@@ -101,7 +101,7 @@ Profiles = Mapping[str, Profile]
 
 
 def dataset(name: str) -> DatasetSpec:
-    """The catalog's data set of that name. Raises KeyError."""
+    """Find a data set of the catalog. Raises KeyError."""
     found = named_set(name)
     if found is None:
         raise KeyError(name)
@@ -158,7 +158,7 @@ MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
 
 
 def architecture(model: ModelSpec) -> Architecture | None:
-    """The numbers of a model of the catalog, by its source; None for another."""
+    """The architecture of a model of the catalog, found by its source; None for any other model."""
     if not model.source.startswith(BUILTIN):
         return ARCHITECTURES.get(model.source)
     return TINY_MODELS[model.source.removeprefix(BUILTIN)].numbers

@@ -1,4 +1,8 @@
-"""Who a data set is: its rows, whatever file they came in. What the hub gave is remembered in the store."""
+"""A data set is known by its rows, whatever file they came in; here they are read, and given their digest.
+
+What the hub gave is remembered in the store. The flags say which rows of one's own sets are meant, so they enter a key
+only as far as they change the rows.
+"""
 
 import contextlib
 import dataclasses
@@ -6,81 +10,83 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import tyro
+
+from orchestrator.spec.keys import content_key
 from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.stages import Split
-from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
 from trainers.data.known import LENGTH_TOKENIZER, length_tokenizer
 from trainers.data.records import Digest, Pair, read_written_pairs, written
-from trainers.errors import DataError, StorageError
+from trainers.errors import DataError, SpecError, StorageError, nearest
 from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
 from trainers.storage import Location, disk_named, replace
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
 _ROWS_MEANT = (
-    "augmentation",
-    "selection",
-    "columns",
-    "group_by",
-    "test_share",
-    "split_seed",
-    "skip_bad_rows",
+    *("augmentation", "selection", "columns", "group_by"),
+    *("test_share", "split_seed", "skip_bad_rows"),
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A split with short digests of its chosen responses, and of those that its responses rewrite."""
+
+    split: Split
+    chosen: frozenset[str] = frozenset()
+    originals: frozenset[str] = frozenset()
+
+
 class DatasetReader:
-    """Reads each split once; knows it by its rows afterwards. `left_out` are the bad rows of each (set, split) read."""
+    """Reads each split once and remembers it. `left_out` lists the bad rows of each (set, split) that was read."""
 
     def __init__(self, store: Store, *, fetch: bool = True) -> None:
         self._store = store
         self._fetch = fetch
-        self._splits: dict[tuple[DatasetSpec, str], Split] = {}
-        self._chosen: dict[tuple[DatasetSpec, str], frozenset[str]] = {}
-        self._originals: dict[tuple[DatasetSpec, str], frozenset[str]] = {}
+        self._known: dict[tuple[DatasetSpec, str], _Known] = {}
         self.left_out: dict[tuple[str, str], list[str]] = {}
 
     def split(self, spec: DatasetSpec, split: str) -> Split:
-        """The split's identity. With `fetch` its rows are in the store afterwards; without, it may be unfetched.
+        """Identify a split. With `fetch` its rows are in the store afterwards; without, it may be unfetched.
 
         Raises DataError.
         """
-        if (spec, split) not in self._splits:
+        if (spec, split) not in self._known:
             remote = not spec.source.startswith(BUILTIN) and not Path(_location(spec)).exists()
-            self._splits[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
-        return self._splits[spec, split]
+            self._known[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
+        return self._known[spec, split].split
 
     def rewrites(self, eval_set: DatasetSpec, train_set: DatasetSpec) -> bool:
         """Whether `eval_set` declares, by name or by its rows' originals, that it rewrites `train_set`."""
         if eval_set.rewriting_of is not None:
             return eval_set.rewriting_of == train_set.name
-        originals = self._originals.get((eval_set, eval_set.test_split), frozenset())
-        if not originals:
+        known = self._known.get((eval_set, eval_set.test_split))
+        if known is None or not known.originals:
             return False
-        splits = [
-            split
-            for split in (train_set.train_split, train_set.test_split)
-            if (train_set, split) in self._splits or _has_files(train_set, split)
-        ]
-        for split in splits:
-            self.split(train_set, split)
-        texts = frozenset[str]().union(*(self._chosen.get((train_set, split), ()) for split in splits))
+        originals, texts = known.originals, set[str]()
+        for split in (train_set.train_split, train_set.test_split):
+            if (train_set, split) in self._known or _has_files(train_set, split):
+                self.split(train_set, split)
+                texts |= self._known[train_set, split].chosen
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:
-        """A line on each split that was read without its bad rows: how many those are, and which come first."""
+        """Say of each split with bad rows how many were left out, and list the first of them."""
         return tuple(
             f"data set {name}, split {split}: {len(lines)} bad rows left out: {'; '.join(lines[:most])}"
             + (f"; and {len(lines) - most} more" if len(lines) > most else "")
             for (name, split), lines in sorted(self.left_out.items())
         )
 
-    def _read(self, spec: DatasetSpec, split: str) -> Split:
-        """Read the rows once, in a stream: who they are, and where they are to be kept, a copy of them."""
+    def _read(self, spec: DatasetSpec, split: str) -> _Known:
+        """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
         with self._spool() as spool:
@@ -92,13 +98,11 @@ class DatasetReader:
             found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
             if left_out:
                 self.left_out[spec.name, split] = left_out
-            self._chosen[spec, split] = frozenset(chosen)
-            self._originals[spec, split] = frozenset(originals)
             if spool is not None:
                 self._keep(found, spool, left_out)
-        return found
+        return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
-    def _remote(self, spec: DatasetSpec, split: str) -> Split:
+    def _remote(self, spec: DatasetSpec, split: str) -> _Known:
         if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(_location(spec)):
             raise DataError(
                 f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
@@ -108,32 +112,32 @@ class DatasetReader:
         known = _read_record(record) if record.is_file() else None
         # The rows of a remembered set may have been collected as garbage; then it is fetched again.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
-            self._chosen[spec, split] = frozenset(known["chosen"])
-            self._originals[spec, split] = frozenset(known["originals"])
-            return Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"])
+            return _Known(
+                split=Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"]),
+                chosen=frozenset(known["chosen"]),
+                originals=frozenset(known["originals"]),
+            )
         if not self._fetch:
-            return Split(name=spec.name, split=split, digest=f"not fetched {key}", rows=0)
+            return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {key}", rows=0))
         # What was fetched before is fetched again as it was, whatever the hub has now.
         revision = (known or {}).get("revision") or sources.resolved_revision(spec)
         found = self._read(dataclasses.replace(spec, revision=revision), split)
-        for kept in (self._chosen, self._originals):
-            kept[spec, split] = kept[dataclasses.replace(spec, revision=revision), split]
         remembered = {
             "source": spec.source,
             "set": spec.name,
             "split": split,
             "revision": revision,
-            "digest": found.digest,
-            "rows": found.rows,
-            "chosen": sorted(self._chosen[spec, split]),
-            "originals": sorted(self._originals[spec, split]),
+            "digest": found.split.digest,
+            "rows": found.split.rows,
+            "chosen": sorted(found.chosen),
+            "originals": sorted(found.originals),
         }
         replace(record, json.dumps(remembered))
         return found
 
     @contextlib.contextmanager
     def _spool(self) -> Iterator[Path | None]:
-        """A file for the rows on the way to the store; none where nothing is kept."""
+        """Make a file for the rows on their way to the store; None where rows are not kept."""
         if not self._fetch:
             yield None
             return
@@ -164,12 +168,12 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
 
 
 def _location(spec: DatasetSpec) -> str:
-    """Path or hub id: of the statements, where the set is made of some."""
+    """The path or hub id; of a persona set, that of its statements."""
     return spec.source.removeprefix(PERSONA)
 
 
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
-    """The rows of a split that a driver has read; none where they are not in the store, or damaged."""
+    """Read the rows of a split from the store; no rows where it lacks them, or where they are damaged."""
     try:
         if not store.complete("dataset", digest):
             return ()
@@ -179,7 +183,7 @@ def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
 
 
 def _has_files(spec: DatasetSpec, split: str) -> bool:
-    """Whether a split that nobody asked for can be read without a network."""
+    """Whether a split can be read without a network."""
     place, read_from = Path(spec.source), spec.train_split if spec.test_share else split
     return (
         spec.source.startswith(BUILTIN)
@@ -201,3 +205,113 @@ def _read_record(file: Location) -> dict[str, Any]:
             f"{file} is unreadable ({error}); delete it to fetch the data set again."
         ) from error
     return known
+
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """Flags on the rows of sets that are given by a path or a hub id."""
+
+    columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]MEANING=COLUMN")] = ()
+    """Which column of one's own sets is which: prompt=question chosen=best; SET/prompt=… of one set alone."""
+    test_share: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]X")] = ()
+    """Share that makes the test split of one's own training sets that have none; SET/X of one set alone."""
+    group_by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]COLUMN")] = ()
+    """With --test-share, rows with one value in this column stay together (default: rows with one prompt)."""
+    split_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Seed by which --test-share divides the rows."""
+    skip_bad_rows: bool = False
+    """Leave out, count and list the rows of one's own sets that cannot be read."""
+
+
+def read_as(
+    train_sets: Sequence[DatasetSpec], eval_sets: Sequence[DatasetSpec], options: ReadingOptions
+) -> tuple[tuple[DatasetSpec, ...], tuple[DatasetSpec, ...]]:
+    """Apply the flags to one's own sets; those of the catalog stay as they are. Raises SpecError.
+
+    A division concerns what is trained on; a set that is only evaluated is evaluated whole, unless it is named.
+    """
+    own = {
+        spec.name: spec
+        for spec in (*eval_sets, *train_sets)
+        if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED, PERSONA))
+    }
+    flags = ("columns", "test_share", "group_by", "skip_bad_rows")
+    given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
+    if given and not own:
+        raise SpecError(
+            f"{', '.join(given)}: every set here is the catalog's, whose rows are read one way; give a PATH or hub id."
+        )
+    columns = _by_set("--columns", options.columns, own, sources.parse_column)
+    shares = _by_set("--test-share", options.test_share, own, _share)
+    groups = _by_set("--group-by", options.group_by, own, str)
+    if groups and not shares:
+        raise SpecError(
+            f"--group-by {' '.join(options.group_by)}: groups stay together in a division; give --test-share."
+        )
+    divided = {
+        spec.name
+        for spec in train_sets
+        if spec.name in own and not (Path(spec.source).is_dir() and sources.has_split(spec, spec.test_split))
+    }
+    if "" in shares and not divided:
+        raise SpecError(
+            f"--test-share {' '.join(options.test_share)}: no training set of one's own lacks a test split; "
+            "give SET/X to divide one all the same."
+        )
+
+    def read(spec: DatasetSpec) -> DatasetSpec:
+        if spec.name not in own:
+            return spec
+        share = _of(shares, spec.name, general=spec.name in divided)
+        return dataclasses.replace(
+            spec,
+            columns=tuple({**dict(columns.get("", [])), **dict(columns.get(spec.name, []))}.items()),
+            test_share=share or 0.0,
+            group_by=_of(groups, spec.name, general=share is not None),
+            split_seed=options.split_seed,
+            skip_bad_rows=options.skip_bad_rows,
+        )
+
+    return tuple(map(read, train_sets)), tuple(map(read, eval_sets))
+
+
+def _of(found: dict[str, list[Value]], name: str, *, general: bool) -> Value | None:
+    """The value given for this set, else, where it is `general`, the value given for all sets."""
+    words = found.get(name) or (found.get("") if general else None)
+    return words[0] if words else None
+
+
+def _by_set(
+    flag: str, texts: Sequence[str], own: dict[str, DatasetSpec], parse: Callable[[str], Value]
+) -> dict[str, list[Value]]:
+    """Sort a flag's values by set; values for all sets stand under the empty name. Raises SpecError."""
+    found: dict[str, list[Value]] = {}
+    for text in texts:
+        name, slash, word = text.partition("/")
+        if slash and name in own:
+            found.setdefault(name, []).append(parse(word))
+            continue
+        # A column may be called so; what comes before a meaning or a share is a set's name.
+        if slash and flag != "--group-by" and "=" not in name:
+            raise SpecError(f"{flag} {text}: no set of one's own here is {name}; {nearest(name, own)}")
+        found.setdefault("", []).append(parse(text))
+    for name, words in found.items():
+        said = [word[0] if isinstance(word, tuple) else flag for word in words]
+        if len(set(said)) < len(said):
+            raise SpecError(
+                f"{flag} {' '.join(texts)}: two values for {name or 'all sets'}; give each one once."
+            )
+    return found
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise SpecError(f"--test-share {text}: give a share above 0 and below 1.")
+    return share

@@ -6,17 +6,16 @@ declaration grows; it is replaced only where the user says so, and gc keeps what
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PrepareStage
-from orchestrator.spec.trial_plan import TrialPlan
-from orchestrator.spec.trials import Category
+from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import (
+    Category,
     Declaration,
     EvaluationRecord,
     TrialRecord,
@@ -30,29 +29,16 @@ from trainers.storage import alone
 
 
 def declare(resolved: ResolvedSweep) -> Declaration:
-    """The records of a resolved sweep."""
     # The same few words stand in every trial, and each is compared with the whole environment.
     said = cache(redacted)
+    stages = [stage for plan in resolved.plans for stage in plan.stages()]
+    artifacts = {f"{stage.kind}/{stage.key}" for stage in stages}
+    artifacts |= {f"dataset/{stage.split.digest}" for stage in stages if isinstance(stage, PrepareStage)}
     return Declaration(
         sweep=resolved.sweep.name,
         trials=tuple(_trial(plan, resolved.categories, said) for plan in resolved.plans),
-        artifacts=tuple(sorted(artifacts_of(resolved.plans))),
+        artifacts=tuple(sorted(artifacts)),
     )
-
-
-def _in_turn(first: Sequence[str], then: Iterable[str]) -> tuple[str, ...]:
-    """Each once: of two analyses with one name the report shows the one that was declared last."""
-    return tuple(dict.fromkeys((*first, *sorted(then))))
-
-
-def artifacts_of(plans: Iterable[TrialPlan]) -> set[str]:
-    """Every artifact that the trials come to, as stage/key."""
-    named: set[str] = set()
-    for stage in (stage for plan in plans for stage in plan.stages()):
-        named.add(f"{stage.kind}/{stage.key}")
-        if isinstance(stage, PrepareStage):
-            named.add(f"dataset/{stage.split.digest}")
-    return named
 
 
 def _trial(
@@ -109,12 +95,15 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
             if (limit := getattr(spec.train_draw, name)) != getattr(DrawSpec(), name)
         },
     }
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return {name: said(value) if isinstance(value, str) else value for name, value in given.items()}
+    return {
+        name: said(value) if isinstance(value, str) else value
+        for name, value in parameters.items()
+        if value is not None
+    }
 
 
 def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
-    """Write what `adopted` makes of `new`; of drivers that add to one sweep at a time none loses what another added."""
+    """Write what `adopted` returns. Of drivers that add to one sweep at a time none loses what another added."""
     with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
         declaration = adopted(new, store, adds=adds, replaces=replaces)
         write_declaration(declaration, store)
@@ -122,7 +111,7 @@ def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool 
 
 
 def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
-    """What the sweep's name stands for from now on: `new` where it has all that it stood for before, as it must.
+    """The declaration that the sweep has from now on: `new`, which must hold all that was declared before.
 
     Where it `adds`, what it lacks stays declared; where it `replaces`, only the artifacts stay. Raises SpecError.
     """
@@ -140,7 +129,7 @@ def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: boo
 
 
 def _lost(earlier: Declaration, new: Declaration) -> list[str]:
-    """What `earlier` declares and `new` does not, for people."""
+    """What `earlier` declares and `new` does not."""
     kept = {trial.key: {item.key for item in trial.evaluations} for trial in new.trials}
     lost: list[str] = []
     for trial in earlier.trials:
@@ -153,7 +142,7 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
 
 
 def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
-    """Trials of `new` that would enter one mean over seeds with earlier ones of other data or settings, for people."""
+    """Trials of `new` that a mean over seeds would mix with earlier trials of other data or settings."""
     known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for trial in earlier.trials:
         known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))
@@ -188,13 +177,16 @@ def _both(earlier: Declaration, new: Declaration) -> Declaration:
     return dataclasses.replace(
         new,
         trials=tuple(sorted(trials.values(), key=lambda trial: place.get(trial.key, len(place)))),
-        artifacts=_in_turn(earlier.artifacts, artifacts),
+        # Of two analyses with one name the report shows the one that was declared last.
+        artifacts=tuple(dict.fromkeys((*earlier.artifacts, *sorted(artifacts)))),
     )
 
 
 def _refusal(new: Declaration, store: Store, lost: Sequence[str], *, can_extend: bool) -> str:
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    ways = [f"give it a name of its own (--name {free_name(new.sweep, store)})"]
+    taken = declared_sweeps(store)
+    free = next(name for n in itertools.count(2) if (name := f"{new.sweep}-{n}") not in taken)
+    ways = [f"give it a name of its own (--name {free})"]
     if new.trials:
         ways += ["add it to the sweep (--extend)"] if can_extend else []
         ways += ["let it take the sweep's place (--replace)"]
@@ -202,9 +194,3 @@ def _refusal(new: Declaration, store: Store, lost: Sequence[str], *, can_extend:
         f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "
         f"settings: {', '.join(lost[:3])}{more}. Nothing was started: {', or '.join(ways)}."
     )
-
-
-def free_name(sweep: str, store: Store) -> str:
-    """A name near to `sweep` that no sweep of the store has."""
-    taken = declared_sweeps(store)
-    return next(name for n in itertools.count(2) if (name := f"{sweep}-{n}") not in taken)

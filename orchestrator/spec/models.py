@@ -1,20 +1,25 @@
-"""Who a model is: its hub id and revision, or the digest of its local files; found without torch.
+"""A model before any weights are loaded: its identity, whether the hub gives it to us, and its architecture.
 
-A revision that the hub told is kept in sweeps/revisions.lock.json.
+A model is known by its hub id and revision, or by the digest of its local files; torch is not needed. A revision that
+the hub told is kept in sweeps/revisions.lock.json.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from orchestrator.spec import catalog
+from orchestrator.spec.keys import content_key
 from orchestrator.spec.stages import BaseModel, ConvertStage, PretrainStage
-from orchestrator.spec.trials import content_key
 from orchestrator.store.artifacts import Store
 from trainers.data import worlds
 from trainers.errors import ModelError
+from trainers.models.architecture import Architecture, of_config, on_meta_device
 from trainers.models.folders import code_files, require_sound_model
-from trainers.models.gguf_header import require_sound_gguf
+from trainers.models.gguf_header import architecture_numbers, require_sound_gguf
 from trainers.models.tiny import CHAT_TEMPLATE, TINY_MODELS
 from trainers.specs import BUILTIN, ModelSpec
 from trainers.storage import digest_file, replace
@@ -31,7 +36,7 @@ _NO_TOKENIZER_ENDINGS = (
 def identify_model(
     spec: ModelSpec, store: Store, *, lock: Path = REVISION_LOCK, fetch: bool = True
 ) -> BaseModel:
-    """The base model with its key. Raises ModelError where it cannot be found.
+    """Find a model and give it its key. Raises ModelError where it cannot be found.
 
     Without `fetch`, a hub model of unknown revision has a key that no artifact has; see `BaseModel.fetched`.
     """
@@ -49,16 +54,7 @@ def identify_model(
     # The revision names the code, too; that it is run is what the key adds.
     trusted = {"code": True} if spec.trust.trust_remote_code else {}
     key = content_key("model", 1, id=spec.source, revision=revision, **trusted)
-    return BaseModel(
-        name=spec.name,
-        key=key,
-        tokenizer_key=key,
-        precision=spec.precision,
-        location=spec.source,
-        revision=revision,
-        origin=None,
-        trust=spec.trust,
-    )
+    return _loaded_from(spec, spec.source, key, key, revision)
 
 
 def _tiny_model(spec: ModelSpec) -> BaseModel:
@@ -71,7 +67,7 @@ def _tiny_model(spec: ModelSpec) -> BaseModel:
 
 
 def _gguf_file(path: Path) -> Path | None:
-    """The GGUF file that `path` is or holds; a folder with safetensors beside it is taken as that."""
+    """Find the GGUF file that `path` is or holds; None in a folder that holds safetensors, too, which are preferred."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(
@@ -110,13 +106,21 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
         and file.name not in _CONFIGURATIONS
         and not file.name.endswith(_NO_TOKENIZER_ENDINGS)
     ]
+    key = content_key("model", 1, files=_digests([path / "config.json", *weights], path), code=ran)
+    tokenizer_key = content_key("tokenizer", 1, files=_digests(tokenizer, path), code=ran)
+    return _loaded_from(spec, str(path.absolute()), key, tokenizer_key)
+
+
+def _loaded_from(
+    spec: ModelSpec, location: str, key: str, tokenizer_key: str, revision: str | None = None
+) -> BaseModel:
     return BaseModel(
         name=spec.name,
-        key=content_key("model", 1, files=_digests([path / "config.json", *weights], path), code=ran),
-        tokenizer_key=content_key("tokenizer", 1, files=_digests(tokenizer, path), code=ran),
+        key=key,
+        tokenizer_key=tokenizer_key,
         precision=spec.precision,
-        location=str(path.absolute()),
-        origin=None,
+        location=location,
+        revision=revision,
         trust=spec.trust,
     )
 
@@ -126,7 +130,7 @@ def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:
 
 
 def hub_revision(spec: ModelSpec, lock: Path) -> str:
-    """The commit that a hub id stands for as the hub says now; locked from then on. Raises ModelError."""
+    """Ask the hub for the newest commit of a model, and lock it in the file. Raises ModelError."""
     from huggingface_hub import HfApi
 
     try:
@@ -159,3 +163,86 @@ def _read_lock(lock: Path) -> dict[str, str]:
     if not isinstance(locked, dict):
         raise ModelError(f"{lock} must hold an object, hub id to revision; delete it to ask the hub again.")
     return locked
+
+
+def require_access(models: Iterable[ModelSpec]) -> None:
+    """Raise ModelError that names every model to which the hub denies access; offline, none is denied."""
+    found = denied_models(models)
+    if found:
+        raise ModelError(denial(found))
+
+
+def denied_models(models: Iterable[ModelSpec]) -> dict[str, str]:
+    """Ask the hub which models it denies to us: name → why. A model of which it says nothing is not among them."""
+    wanted = [
+        model
+        for model in dict.fromkeys(models)
+        if not model.source.startswith(BUILTIN)
+        and not Path(model.source).exists()
+        and HUB_ID.fullmatch(model.source)
+    ]
+    if not wanted or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return {}
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        answers = list(pool.map(_why_denied, [model.source for model in wanted]))
+    return {model.name: why for model, why in zip(wanted, answers, strict=True) if why}
+
+
+def denial(found: dict[str, str]) -> str:
+    """Write the message on models that are denied, one line for each."""
+    lines = "".join(f"{name}: {why}\n" for name, why in sorted(found.items()))
+    return (
+        f"these models cannot be had from the hub:\n{lines}"
+        "Accept the licences on the models' pages, and set HF_TOKEN; or give local folders with --models NAME=PATH."
+    )
+
+
+def _why_denied(source: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        HfApi().auth_check(source)
+    except GatedRepoError:
+        return f"{source} is gated, and its licence is not accepted by the account of the token (or there is none)"
+    except RepositoryNotFoundError:
+        return f"the hub knows no {source}, or not for this token"
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        return f"the token is refused for {source}" if status in (401, 403) else ""
+    # Offline, in whatever way: nothing is known, and nothing is refused.
+    except Exception:
+        return ""
+    return ""
+
+
+def architecture_of(model: ModelSpec, *, ask: bool = False) -> Architecture | None:
+    """Find the architecture of a model without its weights; None where it is not known.
+
+    With `ask`, an architecture that no formula counts is built on the meta device by another process, which takes
+    seconds, and for a hub model fetches its config.json.
+    """
+    known = catalog.architecture(model)
+    if known is not None:
+        return known
+    path = Path(model.source)
+    if path.exists():
+        known = _of_files(path)
+    if known is not None or not ask or path.is_file():
+        return known
+    try:
+        return on_meta_device(model.source, model.revision)
+    except ModelError:
+        return None
+
+
+def _of_files(path: Path) -> Architecture | None:
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    config = path / "config.json"
+    if config.is_file():
+        try:
+            loaded = json.loads(config.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return of_config(loaded) if isinstance(loaded, dict) else None
+    return of_config(architecture_numbers(files[0])) if len(files) == 1 else None

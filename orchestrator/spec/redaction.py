@@ -36,7 +36,7 @@ _LOOKS = re.compile(
 
 
 def redacted(text: str) -> str:
-    """`text` with `***` in the place of every secret; pure, given the environment."""
+    """Put `***` in the place of every secret of a text."""
     for value in _secret_values():
         text = text.replace(value, MASK)
     text = _URL_PASSWORD.sub(rf"\g<before>{MASK}", text)
@@ -53,7 +53,6 @@ class RedactingFormatter(logging.Formatter):
     """A formatter whose lines, tracebacks included, hold no secret."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's line."""
         return redacted(super().format(record))
 
 
@@ -83,7 +82,7 @@ def scrub(file: Path) -> None:
 
 
 def take_credentials(uri: str) -> str:
-    """`uri` of an HTTP tracking server without its user and password, which move to MLflow's own variables."""
+    """Move the user and password of an HTTP tracking server from its URI to MLflow's own variables."""
     parts = urlsplit(uri)
     if not parts.scheme.startswith("http") or "@" not in parts.netloc:
         return uri
@@ -104,7 +103,7 @@ def shown_uri(uri: str) -> str:
 
 
 def without_credentials(text: str, uri: str) -> str:
-    """A text of MLflow's, without what `shown_uri` leaves out of the URI."""
+    """Take out of a text of MLflow's what `shown_uri` leaves out of the URI."""
     shown = shown_uri(uri)
     if shown == uri:
         return text

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.models import REVISION_LOCK, identify_model
-from orchestrator.spec.stages import Split
-from orchestrator.spec.trial_plan import TrialPlan, plan_trial
-from orchestrator.spec.trials import Category, Sweep
+from orchestrator.spec.stages import Split, TrialPlan, plan_trial
+from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Category
 from trainers.errors import DataError, ModelError, SpecError, SweepError
 from trainers.specs import DatasetSpec
 
@@ -34,7 +34,10 @@ class ResolvedSweep:
 def resolve(
     sweep: Sweep, store: Store, *, fetch: bool = True, allow_overlap: bool = False, lock: Path = REVISION_LOCK
 ) -> ResolvedSweep:
-    """Identify everything. Raises ModelError, DataError or SpecError with every fault of its kind in one message."""
+    """Identify every model and split of a sweep, and plan its trials.
+
+    Raises ModelError, DataError or SpecError with every fault of its kind in one message.
+    """
     trials = sweep.trials
     reader = DatasetReader(store, fetch=fetch)
     models = _all(
@@ -86,14 +89,9 @@ def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepErr
 
 
 def _require_distinct_names(sweep: Sweep) -> None:
-    for what, specs in (
-        ("models", {trial.model for trial in sweep.trials}),
-        (
-            "data sets",
-            {trial.train_set for trial in sweep.trials}
-            | {dataset for trial in sweep.trials for dataset in trial.eval_sets},
-        ),
-    ):
+    models = {trial.model for trial in sweep.trials}
+    datasets = {dataset for trial in sweep.trials for dataset in (trial.train_set, *trial.eval_sets)}
+    for what, specs in (("models", models), ("data sets", datasets)):
         names = [spec.name for spec in specs]
         twice = sorted(f"{spec.name} ({spec.source})" for spec in specs if names.count(spec.name) > 1)
         if twice:
@@ -117,7 +115,7 @@ def _refuse_training_rows(
     evaluated: dict[DatasetSpec, Split],
     declared: dict[tuple[str, str], Category],
 ) -> None:
-    """What is declared to be training pairs is evaluated on purpose."""
+    """Refuse to evaluate on the rows of a training, unless they are declared to be training pairs."""
     trained_on: dict[str, str] = {split.digest: dataset.name for dataset, split in train.items()}
     for dataset, split in evaluated.items():
         trained = trained_on.get(split.digest)
@@ -147,5 +145,5 @@ def _same_source(left: str, right: str) -> bool:
 
 
 def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
-    """The trials that have anything left to compute."""
+    """The trials of which something is left to compute."""
     return tuple(plan for plan in plans if not plan.complete(store))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from orchestrator.spec import catalog
 from orchestrator.spec.models import HUB_ID
-from orchestrator.spec.trials import CATEGORIES, Category, KeepEpochs, PlacementRule, Recipe
+from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
+from orchestrator.store.records import CATEGORIES, Category
 from trainers.data.known import DATASETS
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
@@ -83,7 +84,7 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
 
 
 def drawn(spec: DatasetSpec, given: int | None) -> DatasetSpec:
-    """The set without a draw of its own where another number of training pairs is given."""
+    """Drop the set's own draw where another number of training pairs is given."""
     own = spec.train_draw
     return (
         spec if own is None or given in (None, own.max_pairs) else dataclasses.replace(spec, train_draw=None)
@@ -100,7 +101,7 @@ def _split_name(text: str) -> tuple[str, str]:
 
 
 def _found(text: str) -> Path | None:
-    """The file or folder of that name; None where there is none, or where no file could be called that."""
+    """Find a file or folder; None where there is none, or where no file could have that name."""
     try:
         path = Path(text).expanduser()
         return path if path.exists() else None
@@ -113,7 +114,7 @@ def _looks_like_path(text: str) -> bool:
 
 
 def parse_rewards(kinds: Sequence[str], beta: float | None) -> tuple[RewardSpec, ...]:
-    """Reward types by name, `ex_rm_mean` and `im_rm_no_reference` among them; `beta` is that of every one with a β."""
+    """Reward types by name, variants such as `ex_rm_mean` included; `beta` is set on every one that has a β."""
     known = reward_variants(PAPER_BETA if beta is None else beta)
     for kind in kinds:
         if kind not in known:
@@ -171,7 +172,7 @@ def parse_keep_epochs(texts: Sequence[str]) -> KeepEpochs:
 def adjusted_recipe(
     lr: float | None, epochs: int | None, effective_batch: int | None, base: Recipe = catalog.recipe
 ) -> Recipe:
-    """A profile's recipe with the flags' values in place of its own."""
+    """Put the flags' values in place of those of a profile's recipe."""
     changes = {"lr": lr, "epochs": epochs, "effective_batch": effective_batch}
     given = {name: value for name, value in changes.items() if value is not None}
 
@@ -182,14 +183,14 @@ def adjusted_recipe(
 
 
 def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:
-    """`values`, refused where one stands twice."""
+    """Refuse a list of values in which one stands twice."""
     if len(set(values)) != len(values):
         raise SpecError(f"{what} {' '.join(map(str, values))}: a value stands twice.")
     return tuple(values)
 
 
 def draw(flag: str, given: int | None, default: int | None) -> DrawSpec:
-    """A draw of at most as many pairs as given, else as the profile says."""
+    """Draw at most as many pairs as given, else as the profile says."""
     max_pairs = default if given is None else given
     if max_pairs is not None and max_pairs < 1:
         raise SpecError(f"{flag} {max_pairs}: give at least 1.")
@@ -197,7 +198,7 @@ def draw(flag: str, given: int | None, default: int | None) -> DrawSpec:
 
 
 def with_limits(draw: DrawSpec, max_prompt_tokens: int | None, max_response_tokens: int | None) -> DrawSpec:
-    """The draw with the token limits that are given."""
+    """Set the token limits that are given on a draw."""
     limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
     given = {name: limit for name, limit in limits.items() if limit is not None}
     for name, limit in given.items():

@@ -2,18 +2,22 @@
 
     convert, pretrain → prepare → reference → train → evaluate
 
-Computing them is compute.py's; each is computed once, whoever asks, and is done when its artifact is committed.
+A TrialPlan holds the stages of one trial; an AnalyseStage reads what trials computed. Each stage is computed once,
+whoever asks (orchestrator/run/compute.py), and is done when its artifact is committed.
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Any, ClassVar, Union
 
-from orchestrator.spec.trials import content_key
-from orchestrator.store.artifacts import Store
+from orchestrator.spec.keys import Keyed, content_key
+from orchestrator.spec.trials import TrialSpec
+from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.records import unscored
 from trainers import versions
 from trainers.models import tiny
+from trainers.models.architecture import Architecture
 from trainers.models.tiny import TinyModel
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Rendering, Trust, ValidationSpec
@@ -30,33 +34,13 @@ class Split:
 
     @property
     def fetched(self) -> bool:
-        """Whether its rows have been seen; planned without them, it has a digest that no rows have."""
+        """Whether its rows have been read; a split that is planned without them has a digest that no rows have."""
         return self.rows > 0
-
-
-class Keyed(ABC):
-    """A value whose key is computed when it is first asked for, and kept: a sweep asks for each dozens of times."""
-
-    __slots__ = ("_key",)
-    _key: str
-
-    @property
-    def key(self) -> str:
-        """Hash of exactly what can change the stage's result."""
-        try:
-            return self._key
-        except AttributeError:
-            object.__setattr__(self, "_key", self._content_key())
-            return self._key
-
-    @abstractmethod
-    def _content_key(self) -> str:
-        """Hash of what can change the stage's result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertStage(Keyed):
-    """GGUF → safetensors."""
+    """The conversion of a GGUF file to safetensors."""
 
     file: str
     digest: str
@@ -64,18 +48,13 @@ class ConvertStage(Keyed):
     kind = "convert"
 
     def _content_key(self) -> str:
-        """Hash of the file's content."""
         return content_key(self.kind, versions.CONVERT, gguf=self.digest)
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"convert {self.name}"
 
-    @property
-    def needs(self) -> "tuple[Stage, ...]":
-        """Nothing."""
-        return ()
+    needs: ClassVar["tuple[Stage, ...]"] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +66,13 @@ class PretrainStage(Keyed):
     kind = "pretrain"
 
     def _content_key(self) -> str:
-        """Hash of the model's configuration and of what it is pretrained on."""
         return content_key(self.kind, tiny.VERSION, model=self.model)
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"pretrain {self.name}"
 
-    @property
-    def needs(self) -> "tuple[Stage, ...]":
-        """Nothing."""
-        return ()
+    needs: ClassVar["tuple[Stage, ...]"] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +85,12 @@ class BaseModel:
     precision: Precision
     location: str = ""
     revision: str | None = None
-    origin: ConvertStage | PretrainStage | None
+    origin: ConvertStage | PretrainStage | None = None
     trust: Trust = UNTRUSTED
 
     @property
     def fetched(self) -> bool:
-        """Whether it is known which weights these are; only a hub model of unknown revision is not."""
+        """Whether it is known which weights these are; False only for a hub model of unknown revision."""
         return bool(self.origin or self.revision or Path(self.location).is_absolute())
 
     def found_at(self, store: Store) -> str:
@@ -127,7 +101,6 @@ class BaseModel:
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The stage that makes its weights, if one does."""
         return () if self.origin is None else (self.origin,)
 
 
@@ -142,7 +115,6 @@ class PrepareStage(Keyed):
     kind = "prepare"
 
     def _content_key(self) -> str:
-        """Hash of rows, draw, tokenizer and what is rendered."""
         return content_key(
             self.kind,
             versions.PREPARE,
@@ -154,12 +126,11 @@ class PrepareStage(Keyed):
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"prepare {self.split.name}/{self.split.split}"
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """Where the tokenizer comes from; a built-in one needs no weights."""
+        """The stage that makes the tokenizer; a built-in tokenizer needs none."""
         return () if isinstance(self.base.origin, PretrainStage) else self.base.needs
 
 
@@ -172,7 +143,6 @@ class ReferenceStage(Keyed):
     kind = "reference"
 
     def _content_key(self) -> str:
-        """Hash of model, precision and prepared set."""
         return content_key(
             self.kind,
             versions.REFERENCE,
@@ -183,12 +153,10 @@ class ReferenceStage(Keyed):
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"reference {self.base.name} on {self.prepared.split.name}/{self.prepared.split.split}"
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The model and the pairs."""
         return (*self.base.needs, self.prepared)
 
 
@@ -207,7 +175,6 @@ class TrainStage(Keyed):
     kind = "train"
 
     def _content_key(self) -> str:
-        """Hash of model, pairs, reward, optimiser, precision, seed, kept epochs, validation; placement is not in it."""
         return content_key(
             self.kind,
             versions.TRAIN,
@@ -224,12 +191,10 @@ class TrainStage(Keyed):
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"train {self.reward.name} on {self.base.name}, {self.prepared.split.name}, seed {self.seed}"
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The model, the pairs, and for im_rm their reference log-probs."""
         reference = () if self.reference is None else (self.reference,)
         return (*self.base.needs, self.prepared, *reference)
 
@@ -245,7 +210,6 @@ class EvaluateStage(Keyed):
     kind = "evaluate"
 
     def _content_key(self) -> str:
-        """Hash of training, epoch and prepared set."""
         return content_key(
             self.kind,
             versions.EVALUATE,
@@ -257,16 +221,179 @@ class EvaluateStage(Keyed):
 
     @property
     def label(self) -> str:
-        """For people."""
         after = f" after epoch {self.epoch}" if self.epoch < self.train.optim.epochs else ""
         return f"evaluate on {self.prepared.split.name}{after}"
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The training, the pairs, and for im_rm their reference log-probs."""
         reference = () if self.reference is None else (self.reference,)
         return (self.train, self.prepared, *reference)
 
 
 Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]
 SharedStage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialPlan:
+    """A trial as its stages; its key is that of its training.
+
+    `architecture` is that of its model where it is known, told since a node may not see what the driver sees.
+    """
+
+    spec: TrialSpec
+    train: TrainStage
+    evaluations: tuple[EvaluateStage, ...]
+    architecture: Architecture | None = None
+
+    @property
+    def key(self) -> str:
+        return self.train.key
+
+    def missing(self, store: Store) -> list[Stage]:
+        """Stages not in the store that this trial needs, in an order in which they can run.
+
+        A training whose weights were evicted is one of them only where an evaluation of it is.
+        """
+        trained = store.sound_manifest(self.train.kind, self.train.key)
+        wanted = self.unscored(store, trained)
+        untrained = [] if trained else [self.train]
+        return list(_below([*untrained, *wanted], lambda stage: stage not in wanted and usable(stage, store)))
+
+    def unscored(self, store: Store, trained: Mapping[str, Any] | None = None) -> list[EvaluateStage]:
+        """Evaluations that are missing, or that scored earlier weights; `trained` is the training's manifest, if at hand."""
+        keys = unscored(store, self.key, [stage.key for stage in self.evaluations], trained)
+        return [stage for stage in self.evaluations if stage.key in keys]
+
+    def trains_again_s(self, store: Store) -> float | None:
+        """Seconds that training again will take, where evicted weights are needed; None where they are not."""
+        trained = store.sound_manifest(self.train.kind, self.train.key)
+        if trained is None or not store.evicted(self.train.kind, self.train.key) or self.complete(store):
+            return None
+        return float(trained["seconds"])
+
+    def complete(self, store: Store) -> bool:
+        return not self.missing(store)
+
+    def stages(self) -> list[Stage]:
+        """Every stage of this trial, in an order in which they can run."""
+        return list(_below([self.train, *self.evaluations], lambda stage: False))
+
+
+def usable(stage: Stage, store: Store) -> bool:
+    """Whether a later stage can read this one: it is committed, and its weights are not evicted."""
+    if not store.complete(stage.kind, stage.key):
+        return False
+    return stage.kind != "train" or not store.evicted(stage.kind, stage.key)
+
+
+def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:
+    """Yield the stages and what they need, each once and after its needs; stop at what is `done`."""
+    seen: set[str] = set()
+
+    def visit(stage: Stage) -> Iterator[Stage]:
+        if stage.key in seen or done(stage):
+            return
+        seen.add(stage.key)
+        for need in stage.needs:
+            yield from visit(need)
+        yield stage
+
+    for stage in stages:
+        yield from visit(stage)
+
+
+def plan_trial(
+    spec: TrialSpec, base: BaseModel, train_split: Split, eval_splits: Sequence[Split]
+) -> TrialPlan:
+    def prepare(split: Split, draw: DrawSpec) -> PrepareStage:
+        return PrepareStage(base=base, split=split, draw=draw, rendering=spec.reward.type.rendering)
+
+    def reference(prepared: PrepareStage) -> ReferenceStage | None:
+        return ReferenceStage(base=base, prepared=prepared) if spec.reward.uses_reference else None
+
+    last = spec.optim.epochs
+    kept = tuple(sorted({epoch for epoch in spec.keep_epochs if epoch < last}))
+    prepared = prepare(train_split, spec.train_draw)
+    train = TrainStage(
+        base=base,
+        prepared=prepared,
+        reference=reference(prepared),
+        reward=spec.reward,
+        optim=spec.optim,
+        seed=spec.seed,
+        keep_epochs=kept,
+        validation=spec.validation,
+    )
+    eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
+    evaluations = tuple(
+        EvaluateStage(train=train, prepared=item, reference=reference(item), epoch=epoch)
+        for epoch in (*kept, last)
+        for item in eval_sets
+    )
+    return TrialPlan(spec=spec, train=train, evaluations=evaluations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyseStage(Keyed):
+    """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by the name it has for them.
+
+    `reads` are trainings and evaluations of a sweep, in the order in which the analysis wants them.
+    """
+
+    analysis: str
+    version: int
+    parameters: Any
+    base: BaseModel | None = None
+    prepared: tuple[tuple[str, PrepareStage], ...] = ()
+    reads: tuple[TrainStage | EvaluateStage, ...] = ()
+    kind = "analyse"
+
+    def _content_key(self) -> str:
+        return content_key(
+            self.kind,
+            self.version,
+            analysis=self.analysis,
+            parameters=self.parameters,
+            data={name: stage.key for name, stage in self.prepared},
+            model=self.base and self.base.key,
+            precision=self.base and self.base.precision,
+            reads=[stage.key for stage in self.reads],
+        )
+
+    @property
+    def label(self) -> str:
+        return self.analysis if self.base is None else f"{self.analysis} of {self.base.name}"
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        model = () if self.base is None else self.base.needs
+        return (*model, *(stage for _, stage in self.prepared))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisInputs:
+    """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs.
+
+    From `store` it may read what its parameters name by key. What it `say`s appears on the terminal while it computes.
+    """
+
+    name: str
+    location: str
+    base: BaseModel | None
+    pairs: dict[str, list[Any]]
+    store: Store
+    say: Callable[[str], None]
+
+
+# Fills the attempt's folder, summary.md at the least; what it notes goes into the manifest.
+Compute = Callable[[AnalyseStage, AnalysisInputs, Attempt], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowUp:
+    """Which analyses a sweep's trials come to, what computes one, and whether that loads weights."""
+
+    declare: Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]
+    compute: Compute
+    loads_weights: bool = False

@@ -1,29 +1,22 @@
-"""What a user asks for: trials, the sweep that holds them, and the content key of any plain value.
+"""What a user asks for: trials, and the sweep that holds them.
 
 Grid algebra: `grid` is the full product, tuples of trials add, `only` filters, `Sweep` refuses duplicates.
 """
 
-import dataclasses
 import fnmatch
-import hashlib
 import itertools
-import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Union
 
-from orchestrator.store.records import Category as Category
+from orchestrator.store.records import Category
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, ValidationSpec
 
-CATEGORIES: tuple[Category, ...] = ("training pairs", "in-distribution", "token-level shift", "domain shift")
-
 Recipe = Callable[[ModelSpec, DatasetSpec], OptimSpec]
 # Epochs after which a model is evaluated besides the last.
 KeepEpochs = Union[tuple[int, ...], Literal["every"]]
-Stable = Union[str, int, float, bool, None, "list[Stable]", "dict[str, Stable]"]
 
 ONLY_KEYS = ("model", "reward", "train", "seed")
 
@@ -156,14 +149,13 @@ def grid(
     A training set that has a draw of its own is drawn by it.
     """
 
-    def trial(seed: int, model: ModelSpec, train_set: DatasetSpec, reward: RewardSpec) -> TrialSpec:
-        optim = recipe(model, train_set)
-        return TrialSpec(
+    return tuple(
+        TrialSpec(
             model=model,
             reward=reward,
             train_set=train_set,
             train_draw=train_set.train_draw or train_draw,
-            optim=optim,
+            optim=(optim := recipe(model, train_set)),
             seed=seed,
             eval_sets=tuple(eval_sets),
             eval_draw=eval_draw,
@@ -171,9 +163,6 @@ def grid(
             variant=variant,
             validation=validation,
         )
-
-    return tuple(
-        trial(seed, model, train_set, reward)
         for seed, model, train_set, reward in itertools.product(seeds, models, train_sets, rewards)
     )
 
@@ -192,27 +181,3 @@ def only(trials: Sequence[TrialSpec], patterns: Sequence[tuple[str, str]]) -> tu
         if key not in ONLY_KEYS:
             raise SpecError(f"--only {key}=…: the keys are {', '.join(ONLY_KEYS)}.")
     return tuple(trial for trial in trials if matches(trial.labels, patterns))
-
-
-def stable(value: object) -> Stable:
-    """`value` as plain JSON values. Raises SpecError where it has no stable identity."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise SpecError(f"{value} cannot be part of a key.")
-        # 0 and 0.0 are equal as specs, so they are equal as keys.
-        return int(value) if value.is_integer() else value
-    if isinstance(value, tuple | list):
-        return [stable(item) for item in value]
-    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        return {name: stable(item) for name, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    raise SpecError(f"a {type(value).__name__} has no stable identity and cannot be part of a key.")
-
-
-def content_key(stage: str, version: int, **inputs: object) -> str:
-    """Hash of exactly the inputs that can change a stage's result: 32 hexadecimal digits."""
-    canonical = json.dumps([stage, version, stable(inputs)], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]

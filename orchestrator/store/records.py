@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from orchestrator.store.artifacts import Store, weights_digest
 from trainers.errors import SpecError
@@ -18,6 +18,7 @@ from trainers.storage import Location, replace
 
 # How a training set and an evaluation set are related.
 Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]
+CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

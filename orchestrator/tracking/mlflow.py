@@ -30,9 +30,8 @@ from orchestrator.report.curves import CURVE_POINTS, CURVES, curve_rows, thinned
 from orchestrator.report.results import TrialResult, all_scores, trial_result
 from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import redacted, shown_uri, take_credentials, without_credentials
-from orchestrator.spec.trials import CATEGORIES
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import Declaration, read_state
+from orchestrator.store.records import CATEGORIES, Declaration, read_state
 from trainers.errors import SpecError, StorageError, SweepError, TrackingError
 from trainers.storage import DRAFT, Location, digest_file, replace
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from pyarrow import parquet
 
-from orchestrator.spec.analyses import FollowUp
+from orchestrator.spec.stages import FollowUp
 from sweeps import hamiltonian
 from sweeps.full_grid import full_grid
 from tests.sweep_runs import artifacts, run_sweep

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from orchestrator.spec.analyses import FollowUp
+from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import garbage, kept_artifacts
 from orchestrator.store.records import read_declaration

@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from orchestrator.spec.analyses import FollowUp
 from orchestrator.spec.resolve import resolve
+from orchestrator.spec.stages import FollowUp
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from sweeps import mitigation

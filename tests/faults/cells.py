@@ -14,7 +14,7 @@ from orchestrator.run.events import Event
 from orchestrator.run.ray.sweep import run_on_ray
 from orchestrator.run.trial import Execution
 from orchestrator.spec.resolve import resolve
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import TrialPlan
 from orchestrator.spec.trials import RetryPolicy, Sweep, grid
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases

@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.spec.stages import BaseModel, Split
-from orchestrator.spec.trial_plan import TrialPlan, plan_trial
+from orchestrator.spec.stages import BaseModel, Split, TrialPlan, plan_trial
 from orchestrator.spec.trials import Sweep, TrialSpec, grid
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, EvaluationRecord, TrialRecord

@@ -21,8 +21,7 @@ from orchestrator.run.events import Event, Replanned, posting_for, reporting
 from orchestrator.run.ray.coordinator import Work
 from orchestrator.run.trial import Execution
 from orchestrator.spec.redaction import without_secrets
-from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement

@@ -24,8 +24,7 @@ from orchestrator.run.ray.cluster import capacity, lives
 from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.run.trial import Execution, compute_leased
 from orchestrator.spec.redaction import without_secrets
-from orchestrator.spec.stages import SharedStage
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import SharedStage, TrialPlan
 from orchestrator.store.leases import POLL_S
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement

@@ -37,7 +37,7 @@ from orchestrator.run.ray.scaling import ask_for, scaling, still_absent
 from orchestrator.run.trial import Execution, complete_trial
 from orchestrator.run.workers import make_room
 from orchestrator.spec.redaction import is_secret_name
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import TrialPlan
 from trainers.errors import WorkerLost
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest

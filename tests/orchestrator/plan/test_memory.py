@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.plan.memory import PairTokens, Training, footprint
 from orchestrator.spec import catalog
-from orchestrator.spec.architectures import architecture_of
+from orchestrator.spec.models import architecture_of
 from tests.model_files import write_gguf, write_model
 from trainers.models.architecture import FAMILIES, Architecture, of_config
 from trainers.rewards import RewardSpec

@@ -12,7 +12,7 @@ from orchestrator.cli.options import Options
 from orchestrator.cli.run import fetch_models_here
 from orchestrator.cli.session import Session
 from orchestrator.run.compute import REAL, StageFunctions
-from orchestrator.spec.trial_plan import TrialPlan
+from orchestrator.spec.stages import TrialPlan
 from orchestrator.store.artifacts import Store
 from tests.loopback import Loopback, Quiet
 from tests.orchestrator.sweep_samples import plan, trial

@@ -9,8 +9,7 @@ import pytest
 from orchestrator.cli import session
 from orchestrator.cli.options import Options
 from orchestrator.spec import catalog
-from orchestrator.spec.datasets import DatasetReader
-from orchestrator.spec.reading import ReadingOptions, read_as
+from orchestrator.spec.datasets import DatasetReader, ReadingOptions, read_as
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.selection import parse_dataset
 from orchestrator.store.artifacts import Store

@@ -1,18 +1,28 @@
 """Grid algebra and content keys."""
 
 import dataclasses
+from orchestrator.spec.keys import content_key
+from orchestrator.spec.trials import Sweep
+from orchestrator.spec.trials import TrialSpec
+from orchestrator.spec.trials import grid
+from orchestrator.spec.trials import only
+from pathlib import Path
+import pytest
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
-
-import pytest
-
-from orchestrator.spec.trials import Sweep, TrialSpec, content_key, grid, only
-from tests.orchestrator.sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, QWEN, TINY_WORLD, trial
+from tests.orchestrator.sweep_samples import EX_RM
+from tests.orchestrator.sweep_samples import HAMILTONIAN
+from tests.orchestrator.sweep_samples import IM_RM
+from tests.orchestrator.sweep_samples import LLAMA
+from tests.orchestrator.sweep_samples import QWEN
+from tests.orchestrator.sweep_samples import TINY_WORLD
+from tests.orchestrator.sweep_samples import trial
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec, ModelSpec, OptimSpec
+from trainers.specs import DrawSpec
+from trainers.specs import ModelSpec
+from trainers.specs import OptimSpec
+from typing import Any
 
 
 def small_grid() -> tuple[TrialSpec, ...]:
@@ -99,7 +109,7 @@ def test_an_empty_sweep_is_refused():
 
 GOLDEN = "1dad65af1f5a1b11b274d31276099826"
 EXAMPLE = """
-from orchestrator.spec.trials import content_key
+from orchestrator.spec.keys import content_key
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec
 key = content_key(

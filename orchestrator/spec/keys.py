@@ -1,0 +1,59 @@
+"""The key of a stage: a hash of exactly what can change its result, and of nothing else.
+
+What is at a spec's default counts like any other value. Names, places and devices are left out: two sweeps that
+would compute the same share one artifact. A stage whose computation changes raises its version.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from typing import Union
+
+from trainers.errors import SpecError
+
+Stable = Union[str, int, float, bool, None, "list[Stable]", "dict[str, Stable]"]
+
+
+def stable(value: object) -> Stable:
+    """`value` as plain JSON values. Raises SpecError where it has no stable identity."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise SpecError(f"{value} cannot be part of a key.")
+        # 0 and 0.0 are equal as specs, so they are equal as keys.
+        return int(value) if value.is_integer() else value
+    if isinstance(value, tuple | list):
+        return [stable(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: stable(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    raise SpecError(f"a {type(value).__name__} has no stable identity and cannot be part of a key.")
+
+
+def content_key(stage: str, version: int, **inputs: object) -> str:
+    """Hash of exactly the inputs that can change a stage's result: 32 hexadecimal digits."""
+    canonical = json.dumps([stage, version, stable(inputs)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+class Keyed(ABC):
+    """A value whose key is computed when it is first asked for, and kept: a sweep asks for each dozens of times."""
+
+    __slots__ = ("_key",)
+    _key: str
+
+    @property
+    def key(self) -> str:
+        try:
+            return self._key
+        except AttributeError:
+            object.__setattr__(self, "_key", self._content_key())
+            return self._key
+
+    @abstractmethod
+    def _content_key(self) -> str:
+        """Hash exactly what can change the stage's result."""
