@@ -1,22 +1,24 @@
 """How long stages take: by size where nothing was measured, by the mean of finished trainings where something was."""
 
-from dataclasses import replace
 import math
+from dataclasses import replace
+
+import pytest
+
 from orchestrator.cli import inspect
 from orchestrator.plan import durations
-from orchestrator.plan.durations import Durations
-from orchestrator.plan.durations import Rate
-from orchestrator.plan.durations import UNSEEN_LENGTHS
-from orchestrator.plan.durations import expected_s
-from orchestrator.plan.durations import measured_rates
-from orchestrator.plan.durations import rate_name
-from orchestrator.plan.durations import slowest
-from orchestrator.plan.durations import time_left_s
-from orchestrator.plan.hardware import GpuKind
-from orchestrator.plan.hardware import gpu_kind
-from orchestrator.plan.hardware import read_cluster
-from orchestrator.plan.memory import PairTokens
-from orchestrator.plan.memory import Training
+from orchestrator.plan.durations import (
+    UNSEEN_LENGTHS,
+    Durations,
+    Rate,
+    expected_s,
+    measured_rates,
+    rate_name,
+    slowest,
+    time_left_s,
+)
+from orchestrator.plan.hardware import GpuKind, gpu_kind, read_cluster
+from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.report.results import trial_result
@@ -24,17 +26,9 @@ from orchestrator.spec import catalog
 from orchestrator.spec.stages import TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
-import pytest
-from tests.orchestrator.sweep_samples import LLAMA
-from tests.orchestrator.sweep_samples import plan
-from tests.orchestrator.sweep_samples import record
-from tests.orchestrator.sweep_samples import trial
+from tests.orchestrator.sweep_samples import LLAMA, plan, record, trial
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec
-from trainers.specs import ModelSpec
-from trainers.specs import OptimSpec
-from trainers.specs import Placement
-
+from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 
 H100, L4 = gpu_kind("H100"), gpu_kind("L4")
 KNOWN = catalog.PAPER_MODELS[0]

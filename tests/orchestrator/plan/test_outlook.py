@@ -1,23 +1,19 @@
 """What a plan comes to on nodes, and how many pairs it expects to leave out for length, by what is at hand."""
 
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
 from orchestrator.plan import outlook
 from orchestrator.plan.hardware import read_cluster
 from orchestrator.plan.outlook import too_long
 from orchestrator.spec import catalog
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PretrainStage
-from orchestrator.spec.stages import TrialPlan
+from orchestrator.spec.stages import PretrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
-from pathlib import Path
-import pytest
-from tests.orchestrator.sweep_samples import EX_RM
-from tests.orchestrator.sweep_samples import commit_prepared
-from tests.orchestrator.sweep_samples import dataset_folder
-from tests.orchestrator.sweep_samples import plan
-from tests.orchestrator.sweep_samples import rows
-from tests.orchestrator.sweep_samples import trial
+from tests.orchestrator.sweep_samples import EX_RM, commit_prepared, dataset_folder, plan, rows, trial
 from trainers.models import tiny
 from trainers.specs import DrawSpec
 

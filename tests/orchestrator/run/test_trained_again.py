@@ -1,52 +1,43 @@
 """Weights that are trained again, to other last bits: no row of a report is of the old and the new ones."""
 
-from collections.abc import Callable
 import io
-from orchestrator.cli.run import say_damage
-from orchestrator.report.page import holes_table
-from orchestrator.report.results import of_other_weights
-from orchestrator.report.results import sweep_results
-from orchestrator.report.summary import write_report
-from orchestrator.run.compute import StageFunctions
-from orchestrator.run.compute import TrainCall
-from orchestrator.run.inline import InlineBackend
-from orchestrator.run.trial import Execution
-from orchestrator.run.trial import complete_trial
-from orchestrator.spec.declaration import declare
-from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.resolve import resolve
-from orchestrator.spec.stages import TrainStage
-from orchestrator.spec.stages import TrialPlan
-from orchestrator.spec.trials import RetryPolicy
-from orchestrator.spec.trials import Sweep
-from orchestrator.store import gc
-from orchestrator.store.artifacts import Attempt
-from orchestrator.store.artifacts import Store
-from orchestrator.store.artifacts import weights_digest
-from orchestrator.store.leases import Leases
-from orchestrator.store.records import SweepState
-from orchestrator.store.records import unscored
-from pathlib import Path
-import pytest
-from rich.console import Console
-from safetensors.torch import load_file
-from safetensors.torch import save_file
 import shutil
-from tests.orchestrator.sweep_samples import HAMILTONIAN
-from tests.orchestrator.sweep_samples import TINY_WORLD
-from tests.orchestrator.sweep_samples import commit_scores
-from tests.orchestrator.sweep_samples import declaration
-from tests.orchestrator.sweep_samples import record
-from tests.orchestrator.sweep_samples import trial
-from trainers.evaluate.scores import read_pair_scores
-from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec
-from trainers.specs import ModelSpec
-from trainers.specs import Placement
-from trainers.train.stopping import StopRequest
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from orchestrator.cli.run import say_damage
+from orchestrator.report.page import holes_table
+from orchestrator.report.results import of_other_weights, sweep_results
+from orchestrator.report.summary import write_report
+from orchestrator.run.compute import StageFunctions, TrainCall
+from orchestrator.run.inline import InlineBackend
+from orchestrator.run.trial import Execution, complete_trial
+from orchestrator.spec.declaration import declare
+from orchestrator.spec.resolve import ResolvedSweep, resolve
+from orchestrator.spec.stages import TrainStage, TrialPlan
+from orchestrator.spec.trials import RetryPolicy, Sweep
+from orchestrator.store import gc
+from orchestrator.store.artifacts import Attempt, Store, weights_digest
+from orchestrator.store.leases import Leases
+from orchestrator.store.records import SweepState, unscored
+from tests.orchestrator.sweep_samples import (
+    HAMILTONIAN,
+    TINY_WORLD,
+    commit_scores,
+    declaration,
+    record,
+    trial,
+)
+from trainers.evaluate.scores import read_pair_scores
+from trainers.rewards import RewardSpec
+from trainers.specs import DrawSpec, ModelSpec, Placement
+from trainers.train.stopping import StopRequest
 
 REWARD = RewardSpec(kind="im_rm", beta=0.1, reference=False)
 

@@ -1,44 +1,38 @@
 """Who models and data sets are, which shift is which, and that every fault is said at once."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
-import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.models import identify_model
-from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.resolve import resolve
+from orchestrator.spec.resolve import ResolvedSweep, resolve
 from orchestrator.spec.trials import PlacementRule
-from orchestrator.store.artifacts import Store
-from orchestrator.store.artifacts import digest_file
-from orchestrator.store.gc import garbage
-from orchestrator.store.gc import remove
-from pathlib import Path
-import pyarrow as pa
-from pyarrow import parquet
-import pytest
-from tests.loopback import Loopback
-from tests.loopback import Quiet
-from tests.model_files import write_gguf
-from tests.model_files import write_model
-from tests.orchestrator.sweep_samples import HAMILTONIAN
-from tests.orchestrator.sweep_samples import LLAMA
-from tests.orchestrator.sweep_samples import PARAPHRASE
-from tests.orchestrator.sweep_samples import QWEN
-from tests.orchestrator.sweep_samples import TINY_WORLD
-from tests.orchestrator.sweep_samples import dataset_folder
-from tests.orchestrator.sweep_samples import rows
-from tests.orchestrator.sweep_samples import sweep
-from tests.orchestrator.sweep_samples import write_jsonl
+from orchestrator.store.artifacts import Store, digest_file
+from orchestrator.store.gc import garbage, remove
+from tests.loopback import Loopback, Quiet
+from tests.model_files import write_gguf, write_model
+from tests.orchestrator.sweep_samples import (
+    HAMILTONIAN,
+    LLAMA,
+    PARAPHRASE,
+    QWEN,
+    TINY_WORLD,
+    dataset_folder,
+    rows,
+    sweep,
+    write_jsonl,
+)
 from trainers.data.__main__ import remembered
-from trainers.errors import DataError
-from trainers.errors import ModelError
-from trainers.errors import SpecError
-from trainers.specs import DatasetSpec
-from trainers.specs import ModelSpec
-from trainers.specs import Trust
-from typing import Any
-
+from trainers.errors import DataError, ModelError, SpecError
+from trainers.specs import DatasetSpec, ModelSpec, Trust
 
 HUB_MODEL = ModelSpec(name="acme", source="acme/tiny-model")
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -1,24 +1,25 @@
 """Which inputs enter which key, and what is missing of a trial."""
 
-from orchestrator.spec.stages import PretrainStage
-from orchestrator.spec.stages import Stage
-from orchestrator.spec.stages import TrialPlan
-from orchestrator.store.artifacts import Store
+from typing import Any
+
 import pytest
-from tests.orchestrator.sweep_samples import EX_RM
-from tests.orchestrator.sweep_samples import HAMILTONIAN
-from tests.orchestrator.sweep_samples import IM_RM
-from tests.orchestrator.sweep_samples import LLAMA
-from tests.orchestrator.sweep_samples import PARAPHRASE
-from tests.orchestrator.sweep_samples import QWEN
-from tests.orchestrator.sweep_samples import TINY_WORLD
-from tests.orchestrator.sweep_samples import plan
-from tests.orchestrator.sweep_samples import trial
+
+from orchestrator.spec.stages import PretrainStage, Stage, TrialPlan
+from orchestrator.store.artifacts import Store
+from tests.orchestrator.sweep_samples import (
+    EX_RM,
+    HAMILTONIAN,
+    IM_RM,
+    LLAMA,
+    PARAPHRASE,
+    QWEN,
+    TINY_WORLD,
+    plan,
+    trial,
+)
 from trainers.models.tiny import TINY_MODELS
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec
-from trainers.specs import OptimSpec
-from typing import Any
+from trainers.specs import DrawSpec, OptimSpec
 
 
 def commit(store: Store, stage: Stage) -> None:

@@ -1,28 +1,19 @@
 """Grid algebra and content keys."""
 
 import dataclasses
-from orchestrator.spec.keys import content_key
-from orchestrator.spec.trials import Sweep
-from orchestrator.spec.trials import TrialSpec
-from orchestrator.spec.trials import grid
-from orchestrator.spec.trials import only
-from pathlib import Path
-import pytest
 import subprocess
 import sys
-from tests.orchestrator.sweep_samples import EX_RM
-from tests.orchestrator.sweep_samples import HAMILTONIAN
-from tests.orchestrator.sweep_samples import IM_RM
-from tests.orchestrator.sweep_samples import LLAMA
-from tests.orchestrator.sweep_samples import QWEN
-from tests.orchestrator.sweep_samples import TINY_WORLD
-from tests.orchestrator.sweep_samples import trial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.spec.keys import content_key
+from orchestrator.spec.trials import Sweep, TrialSpec, grid, only
+from tests.orchestrator.sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, QWEN, TINY_WORLD, trial
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec
-from trainers.specs import ModelSpec
-from trainers.specs import OptimSpec
-from typing import Any
+from trainers.specs import DrawSpec, ModelSpec, OptimSpec
 
 
 def small_grid() -> tuple[TrialSpec, ...]:

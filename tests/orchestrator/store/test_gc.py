@@ -1,53 +1,50 @@
 """What gc and the eviction of weights take, and above all what they leave."""
 
+import dataclasses
+import itertools
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-import dataclasses
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
-import itertools
-from orchestrator.cli.run import _ranked
-from orchestrator.report.results import sweep_results
-from orchestrator.spec.declaration import adopt
-from orchestrator.spec.declaration import adopted
-from orchestrator.spec.declaration import declare
-from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PretrainStage
-from orchestrator.spec.stages import TrialPlan
-from orchestrator.spec.trials import Sweep
-from orchestrator.store import gc
-from orchestrator.store.artifacts import EVICTED
-from orchestrator.store.artifacts import MANIFEST
-from orchestrator.store.artifacts import Store
-from orchestrator.store.gc import Found
-from orchestrator.store.gc import Ranked
-from orchestrator.store.records import Declaration
-from orchestrator.store.records import TrialRecord
-from orchestrator.store.records import declared_sweeps
-from orchestrator.store.records import read_declaration
-from orchestrator.store.records import write_declaration
 from pathlib import Path
-from pyarrow import parquet
-import pytest
-import tempfile
-from tests.orchestrator.sweep_samples import EX_RM
-from tests.orchestrator.sweep_samples import HAMILTONIAN
-from tests.orchestrator.sweep_samples import IM_RM
-from tests.orchestrator.sweep_samples import PARAPHRASE
-from tests.orchestrator.sweep_samples import TINY_WORLD
-from tests.orchestrator.sweep_samples import commit_scores
-from tests.orchestrator.sweep_samples import commit_trial
-from tests.orchestrator.sweep_samples import declaration
-from tests.orchestrator.sweep_samples import plan
-from tests.orchestrator.sweep_samples import record
-from tests.orchestrator.sweep_samples import trial
-from trainers.errors import SpecError
-from trainers.errors import StorageError
-from trainers.models.tiny import TINY_MODELS
-from trainers.specs import DatasetSpec
 from typing import Any
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from orchestrator.cli.run import _ranked
+from orchestrator.report.results import sweep_results
+from orchestrator.spec.declaration import adopt, adopted, declare
+from orchestrator.spec.resolve import ResolvedSweep
+from orchestrator.spec.stages import PretrainStage, TrialPlan
+from orchestrator.spec.trials import Sweep
+from orchestrator.store import gc
+from orchestrator.store.artifacts import EVICTED, MANIFEST, Store
+from orchestrator.store.gc import Found, Ranked
+from orchestrator.store.records import (
+    Declaration,
+    TrialRecord,
+    declared_sweeps,
+    read_declaration,
+    write_declaration,
+)
+from tests.orchestrator.sweep_samples import (
+    EX_RM,
+    HAMILTONIAN,
+    IM_RM,
+    PARAPHRASE,
+    TINY_WORLD,
+    commit_scores,
+    commit_trial,
+    declaration,
+    plan,
+    record,
+    trial,
+)
+from trainers.errors import SpecError, StorageError
+from trainers.models.tiny import TINY_MODELS
+from trainers.specs import DatasetSpec
 
 WEIGHTS = b"w" * 1000
 SETS = (TINY_WORLD, HAMILTONIAN, PARAPHRASE)
