@@ -196,7 +196,7 @@ def _regression_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _unknown(outcomes: Sequence[Any], described: dict[int, dict[str, Any]]) -> list[str]:
-    """What is not known of which set."""
+    """Say which feature is unknown for which set."""
     lacking = [
         f"{item.dataset} after {item.train_set} lacks {', '.join(missing)}"
         for item in outcomes

@@ -120,7 +120,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 
 def _measured(inputs: AnalysisInputs, names: Sequence[str]) -> dict[str, dict[int, tuple[float, float]]]:
-    """Of each set, by row: overlap with the nearest training pair, and the largest cosine with one."""
+    """Return by set and row the overlap with the nearest training pair and the largest cosine with one."""
     from trainers.data.texts import bag, nearest_overlap
     from trainers.theory.states import differences, pair_states
 
@@ -181,7 +181,7 @@ def _correlation(rows: Sequence[dict[str, Any]], measure: str, kind: str) -> flo
 
 
 def _said(relations: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[str]:
-    """What cannot be told, for want of variation."""
+    """Say what cannot be told for want of variation."""
     flat = [
         f"{name}: {title}"
         for name in dict.fromkeys(row["set"] for row in pairs)

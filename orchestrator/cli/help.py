@@ -83,7 +83,7 @@ def _flag(name: str, hint: Any) -> str:
 
 
 def _attribute_docs(kind: type) -> dict[str, str]:
-    """What stands below each attribute of a class and of the dataclasses that it is made of."""
+    """Return the docstring below each attribute of a dataclass and of those that it inherits from."""
     parts = [item for item in kind.__mro__ if dataclasses.is_dataclass(item)]
     return {name: text for part in parts for name, text in _own_attribute_docs(part).items()}
 

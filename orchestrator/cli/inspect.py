@@ -130,7 +130,7 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
 
 
 def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
-    """Why it is not complete; of one that runs, why it runs again."""
+    """Say why a trial is not complete, or, where it runs, why it runs again."""
     before = "" if runs else note.message
     return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
 

@@ -15,7 +15,7 @@ def may_join(session: Session) -> bool:
 
 
 def capacity(session: Session) -> tuple[Node, ...]:
-    """What --cluster says, else the running cluster with what it may yet add, else this machine; nothing is joined."""
+    """Return the nodes of --cluster, else of the running cluster with those it may still add, else this machine; join nothing."""
     options = session.options
     given = read_cluster(options.cluster) if options.cluster else ()
     if given and isinstance(options.command, Plan):

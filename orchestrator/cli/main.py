@@ -79,7 +79,7 @@ def execute(
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """What `run` returns, or the contract's exit code for what it raises, said on stderr."""
+    """Return what `run` returns, or the exit code for the error that it raises, which is printed on stderr."""
     errors = Console(stderr=True)
     if logging.lastResort is not None:
         # Libraries that warn where nobody has set up logging.

@@ -288,7 +288,7 @@ def _headline(plans: Sequence[TrialPlan], todo: Sequence[TrialPlan], session: Se
 
 
 def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
-    """What is paid a second time, "" where nothing is."""
+    """Say how many trainings run a second time, and how long they took; "" where none does."""
     took_s = [took for item in plans if (took := item.trains_again_s(session.store)) is not None]
     return f"{len(took_s)} train again: weights evicted, took {sum(took_s):,.0f} s" if took_s else ""
 

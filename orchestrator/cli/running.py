@@ -233,7 +233,7 @@ def _warn(session: Session, trouble: str | None) -> None:
 
 
 def _follower(session: Session, progress: Progress, state: StateWriter, tracker: "Tracker") -> Post:
-    """Who is told of each event: the terminal, the state file, MLflow, and a log for each failed trial."""
+    """Return a function that passes each event to the terminal, the state file and MLflow, and logs a failed trial."""
 
     def on_event(event: Event) -> None:
         if isinstance(event, Failed | Retried | Notice):
@@ -267,7 +267,7 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
 def _backend(
     session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
 ) -> Iterator[RunTrials]:
-    """What runs trials; the Ray that it starts for the first is up until the block ends."""
+    """Yield a function that runs trials; a Ray that it starts is up until the block ends."""
     if session.options.backend == "inline":
         from orchestrator.run.inline import run_inline
 

@@ -48,7 +48,7 @@ class Session:
 
     @property
     def driver_log(self) -> Path:
-        """Where everybody else's chatter goes; logs of failed trials stand beside it."""
+        """The log of all that libraries print; logs of failed trials stand beside it."""
         return self.store.local_sweep_dir(self.sweep_name) / "logs" / "driver.log"
 
 
@@ -64,7 +64,7 @@ def dump_json(value: object) -> None:
 
 
 def open_session(options: Options, name: str, folder: Path) -> Session:
-    """What the options say of storage and tracking. Raises StorageError, SpecError."""
+    """Open the storage and the tracking server that the options name. Raises StorageError, SpecError."""
     from orchestrator.tracking.mlflow import default_uri
 
     storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"

@@ -40,7 +40,7 @@ BAR_AFTER_S = 2.0
 
 
 class _Rate(progress.ProgressColumn):
-    """How many are done in a second."""
+    """A column with the number of items done per second."""
 
     def render(self, task: progress.Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -122,7 +122,7 @@ def late_bar(
 
 @dataclass(slots=True)
 class TrialState:
-    """What is known of a trial while it runs."""
+    """The state, pace and last message of a trial that runs."""
 
     name: str
     state: str = "waiting"
@@ -186,7 +186,7 @@ class Progress:
                 self._plain(event, trial)
 
     def counts(self) -> dict[str, int]:
-        """How many trials are in which state, those complete before included."""
+        """Count the trials in each state, those that were complete before included."""
         states = [trial.state for trial in self._trials.values()]
         counts = {state: states.count(state) for state in STATES}
         counts["complete"] += self._complete_before

@@ -273,7 +273,7 @@ class Analysis:
         return float(values[0] - sum(values[1:])), draws[0] - sum(draws[1:])
 
     def _by_pair(self, scope: Scope, found: Mapping[str, Mapping[int, tuple[TrialResult, ...]]]) -> Floats:
-        """What each test pair adds to EX−IM: one number per pair, since seeds and models add no test pairs."""
+        """Return what each test pair adds to EX−IM: one number per pair, since seeds and models add no test pairs."""
         added: dict[tuple[str, int], float] = {}
         for name in scope.sets:
             item = _outcomes(scope, name, list(found.values()))
@@ -338,7 +338,7 @@ class Analysis:
         return np.concatenate(found) if found else np.zeros(0)
 
     def calibration(self, scope: Scope, reward: str) -> Calibration | None:
-        """Of every pair of every trial that counts; None where there is none."""
+        """Return the calibration over every pair of every trial that counts; None where there is none."""
         margins = self.margins(scope, reward, scaled=False)
         return statistics.calibration(margins) if len(margins) else None
 
@@ -487,7 +487,7 @@ def by_category(outcomes: Sequence[SetOutcomes]) -> list[list[SetOutcomes]]:
 
 
 def drawn_pairs(outcomes: Sequence[SetOutcomes], draws: int = DRAWS) -> list[Floats]:
-    """How often each pair of each set is drawn, [B, P]: the same pairs of a set and of its rewritings."""
+    """Draw pairs of each set with replacement: counts [B, P], alike for a set and its rewritings."""
     names = [item.train_set if item.category in _OF_TRAINING_SET else item.dataset for item in outcomes]
     counts = {}
     for name in dict.fromkeys(names):

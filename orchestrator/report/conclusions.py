@@ -46,7 +46,7 @@ def _answer(analysis: Analysis, known: dict[Scope, Difference]) -> str:
 
 
 def _verdicts(found: dict[Scope, Difference]) -> str:
-    """Where each type is ahead, by how much, and where that cannot be told."""
+    """Say where each reward type is ahead, by how much, and where that cannot be told."""
     ahead: dict[str, list[str]] = {EXPLICIT: [], IMPLICIT: [], "": []}
     for scope, item in found.items():
         value = item.estimate
@@ -130,7 +130,7 @@ def _holes(analysis: Analysis) -> Iterator[str]:
 
 
 def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[str]:
-    """Where length or leaks account for some of a difference, and where nobody looked."""
+    """Say where length or leaks account for some of a difference, and where that was not checked."""
     unmeasured = []
     for metric, title in SIDE_METRICS.items():
         gaps = {
@@ -202,7 +202,7 @@ def preference(found: Sequence[Controlled]) -> str:
 
 
 def _advice(item: Controlled) -> str:
-    """Who leads, and whether that stays without what length and leaks lend to it; or a lead that only a control shows."""
+    """Say which reward type leads, and whether the lead stays once length and leaks are controlled for."""
     where, plain = f"Trained on {item.train_set}, {_under(item.category)}", item.plain
     controls = {"at matched lengths": item.length, "on pairs that training has not seen": item.leak_free}
     if plain.excludes_zero:

@@ -77,7 +77,7 @@ def _rows(axis: "Axes", names: Sequence[str]) -> None:
 
 
 def _beside(number: int, of: int, width: float) -> float:
-    """How far the bar or dot of one reward type stands from the middle of all."""
+    """Return the offset of one reward type's bar or dot from the middle of all."""
     return (number - (of - 1) / 2) * width
 
 

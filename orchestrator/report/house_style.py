@@ -43,7 +43,7 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How a reward type is drawn."""
+    """Colour, marker and line of a reward type."""
 
     colour: str
     marker: str

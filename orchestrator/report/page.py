@@ -223,7 +223,7 @@ def _is_fresh(folder: Path, key: str) -> bool:
 
 
 def _note(folder: Path) -> dict[str, Any]:
-    """What report.json says; nothing where it cannot be read."""
+    """Read report.json; empty where it cannot be read."""
     try:
         found = json.loads((folder / NOTE).read_text())
     except (OSError, ValueError):
@@ -276,7 +276,7 @@ def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
 
 
 def _warning(inputs: ReportInputs, complete: int) -> str:
-    """What is not in the numbers: missing trials, and pairs over the length limits."""
+    """Say what the numbers lack: missing trials, and pairs over the length limits."""
     results = inputs.results
     said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, inputs.compared)]
     if complete < len(results):
@@ -385,7 +385,7 @@ def _trials_table(results: Sequence[TrialResult]) -> Table:
 
 
 def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:
-    """What the report lacks, and why."""
+    """Return a table of the trials that the report lacks, and why."""
     rows = []
     for result in (item for item in results if not item.complete):
         found = {(item.dataset, item.epoch) for item in result.evaluations}

@@ -79,7 +79,7 @@ def generator(*name: str) -> np.random.Generator:
 
 
 def pair_counts(units: int, draws: int, random: np.random.Generator) -> Floats:
-    """How often each pair is drawn, with replacement: [B, U], each row sums to U."""
+    """Draw pairs with replacement: how often each comes, [B, U]; each row sums to U."""
     return random.multinomial(units, np.full(units, 1.0 / units), size=draws).astype(np.float64)
 
 
@@ -337,6 +337,6 @@ def share_within(found: Sequence[Candidates]) -> float:
 
 
 def spreads(found: Sequence[Candidates]) -> Floats:
-    """Of each prompt: the standard deviation of its candidates' rewards over that of all candidates."""
+    """Return for each prompt the standard deviation of its candidates' rewards, divided by that of all candidates."""
     spread = float(np.concatenate([item.reward for item in found]).std())
     return np.array([item.reward.std() / spread if spread > 0 else 0.0 for item in found])

@@ -138,7 +138,7 @@ class TrainCall:
 
 
 def checkpoint_folder(store: Store, train_key: str) -> Location:
-    """Where a training keeps its checkpoints until it is complete."""
+    """Return the folder in which a training keeps its checkpoints until it is complete."""
     return store.root / "checkpoints" / train_key
 
 

@@ -129,7 +129,7 @@ def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: boo
 
 
 def _lost(earlier: Declaration, new: Declaration) -> list[str]:
-    """What `earlier` declares and `new` does not."""
+    """Name the trials and evaluations that `earlier` declares and `new` does not."""
     kept = {trial.key: {item.key for item in trial.evaluations} for trial in new.trials}
     lost: list[str] = []
     for trial in earlier.trials:

@@ -39,7 +39,7 @@ def _nothing(pairs: Sequence[TokenPair]) -> References:
 
 
 def _silent(row: dict[str, Any]) -> None:
-    """Nobody waits for progress."""
+    """Take a progress row and ignore it."""
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def clear_together(folder: Path) -> None:
 
 
 def _together(act: Callable[[], Found]) -> list[Found]:
-    """What every rank found; raises StorageError on all of them where one failed, as the others would wait for it."""
+    """Return what every rank found. Raises StorageError on all of them where one failed, as the others would wait for it."""
     mine: tuple[Found | None, str | None]
     try:
         mine = act(), None

@@ -112,7 +112,7 @@ class RayBackend:
 
     @contextlib.contextmanager
     def _granted(self, request: Request) -> Iterator[Grant | None]:
-        """What the gate grants, waited for without holding anything, and given back however the block ends."""
+        """Yield what the gate grants, waited for without holding anything; it is given back however the block ends."""
         grant: Grant | None = ray.get(self.coordinator.acquire.remote(request))
         lost = False
         try:
@@ -125,14 +125,14 @@ class RayBackend:
 
 
 def training_id(plan: TrialPlan) -> str:
-    """How the gate calls a trial's training."""
+    """Return the gate's name for a trial's training."""
     return f"train {plan.key}"
 
 
 def training(
     plan: TrialPlan, placement: Placement, execution: Execution, durations: Durations, rank: int = 0
 ) -> Request:
-    """What a trial's training asks of the gate."""
+    """Return the request for devices that a trial's training makes."""
     expected_s = execution.stages.expected_s(plan, "train", placement, durations)
     return Request.of("train", plan.key, placement, expected_s, rank)
 
@@ -211,7 +211,7 @@ def run_gang(training: GrantedTraining) -> None:
 
 
 def _train_storage(store: Store, scratch: Path) -> dict[str, Any]:
-    """Where Train keeps what it writes of a run, which every node must see."""
+    """Return where Train writes its own files of a run, a place that every node must see."""
     if not isinstance(store.root, ObjectPath):
         return {"storage_path": str(scratch)}
     return {"storage_path": (store.root / "scratch" / scratch.name).arrow_uri()}

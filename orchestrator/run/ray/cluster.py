@@ -132,7 +132,7 @@ def _keep_token_private() -> None:
 
 
 def ray_options() -> dict[str, Any]:
-    """What every `ray.init` of ours says; the settings of workers stand in it."""
+    """Return the options of every `ray.init` of ours, with the environment of workers."""
     # Ray takes no variable from us that a submitted job has set, not even with the same value.
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     from_job = (job.get("runtime_env") or {}).get("env_vars") or {}

@@ -24,7 +24,7 @@ class Scaling:
     wait_s: float = WAIT_S
 
     def without(self, ids: Iterable[str]) -> "Scaling":
-        """The same, with no node of these nodes' types to come."""
+        """Return the same without any node of these nodes' types."""
         gone = set(map(node_type, ids))
         return replace(self, nodes=tuple(node for node in self.nodes if node_type(node.id) not in gone))
 
@@ -48,7 +48,7 @@ def scaling(nodes: Sequence[Node]) -> Scaling:
 
 
 def still_absent(nodes: Sequence[Node], live: Sequence[Node]) -> dict[str, Node]:
-    """Those of the nodes that are not up: a live node stands for one of its size."""
+    """Return the nodes that are not up, by id; a live node stands for one of its size."""
     missing = list(nodes)
     for up in live:
         match = next((node for node in missing if _size(node) == _size(up)), None)
@@ -58,7 +58,7 @@ def still_absent(nodes: Sequence[Node], live: Sequence[Node]) -> dict[str, Node]
 
 
 def _size(node: Node) -> tuple[int, int]:
-    """What tells types of node apart: machines report fewer CPUs or more than their type's description."""
+    """Return what tells types of node apart; machines report fewer CPUs or more than their type's description."""
     return (node.gpus, 0 if node.gpus else node.cpus)
 
 

@@ -104,7 +104,7 @@ def _in_turn(
     durations: Durations,
     nodes: Sequence[Node],
 ) -> dict[str, Work]:
-    """What each trial is to do, in the order in which their trainings should start."""
+    """Return the work of each trial, in the order in which the trainings should start."""
     asked = [training(plan, placements[plan.key], execution, durations) for plan in plans]
     by_request = {training_id(plan): plan for plan in plans}
     return {
