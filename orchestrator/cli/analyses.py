@@ -18,8 +18,8 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from orchestrator.cli import main as cli
 from orchestrator.cli.follow_up import SUMMARY, compute_missing
+from orchestrator.cli.main import guarded
 from orchestrator.cli.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.cli.options import Options as SweepOptions
 from orchestrator.cli.session import HOLES, Session, dump_json, open_session
@@ -80,7 +80,7 @@ def main(
             tyro.conf.FlagCreatePairsOff,
         ),
     )
-    sys.exit(cli.guarded(lambda: _dispatch(options, name, declare, compute, folder)))
+    sys.exit(guarded(lambda: _dispatch(options, name, declare, compute, folder)))
 
 
 def _dispatch(options: Options, name: str, declare: Declare[Options], compute: Compute, folder: Path) -> int:

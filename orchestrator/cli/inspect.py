@@ -27,7 +27,7 @@ from orchestrator.plan import durations
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import TrialResult, trial_result
 from orchestrator.spec.redaction import shown_uri
-from orchestrator.store import gc as housekeeping
+from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_declaration, read_state
 from orchestrator.tracking.mlflow import EXPERIMENT, follow_storage
@@ -256,7 +256,7 @@ def sync(session: Session) -> int:
 def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
     """Name the logs of complete trainings that cannot be shown; nothing is trained again for their sake."""
     for key in keys:
-        error = housekeeping.damage(session.store, "train", key, "log.parquet")
+        error = damage(session.store, "train", key, "log.parquet")
         if error is not None:
             warn(session, f"damaged: {error}; MLflow is not given its curve, weights and scores are sound")
 
@@ -269,8 +269,8 @@ def warn(session: Session, text: str) -> None:
 def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
     """List what no kept sweep needs; with `delete`, remove it."""
     store, console = session.store, session.console
-    items = housekeeping.garbage(store, housekeeping.kept_artifacts(store, keep))
-    removed = set(housekeeping.remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
+    items = garbage(store, kept_artifacts(store, keep))
+    removed = set(remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
     if session.options.json:
         dump_json(
             [

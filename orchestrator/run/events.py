@@ -35,13 +35,6 @@ class RowsLogged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointWritten(Event):
-    """The training can go on from this step."""
-
-    step: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(Event):
     """A sentence that must not pass unseen."""
 
@@ -105,9 +98,8 @@ class RowBuffer:
         """Take a row, or post at once what else a stage has to say."""
         if "notice" in row:
             self.post(Notice(text=row["notice"]))
-        elif "checkpoint" in row:
-            self.post(CheckpointWritten(step=row["checkpoint"]))
-        else:
+        # Nobody follows checkpoints of a sweep; `python -m trainers.train` says them.
+        elif "checkpoint" not in row:
             self._waiting.append(row)
             if time.monotonic() - self._sent >= self.every_s:
                 self.flush()
