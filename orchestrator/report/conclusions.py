@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from orchestrator.report import published
-from orchestrator.report.comparison import Analysis, Controlled, Difference, Scope
+from orchestrator.report.comparison import CONTROLS, Analysis, Difference, Scope
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
-from orchestrator.report.summary import SIDE_METRICS
 from orchestrator.report.tables import COMPARED, EXPLICIT, IMPLICIT, interval, reward_title
 
 PREFERENCE = "When to prefer which"
@@ -132,17 +131,16 @@ def _holes(analysis: Analysis) -> Iterator[str]:
 def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[str]:
     """Say where length or leaks account for some of a difference, and where that was not checked."""
     unmeasured = []
-    for metric, title in SIDE_METRICS.items():
-        gaps = {
-            scope: found for scope in known if (found := analysis.side_differences(scope, metric)) is not None
-        }
-        if known and not gaps:
+    for metric, title in CONTROLS.items():
+        found = {scope: analysis.control(scope, metric) for scope in known}
+        if known and not any(found.values()):
             unmeasured.append(title)
-        for scope, (gap, plain) in gaps.items():
-            if abs(gap - plain) >= MOVED:
+        for scope, gap in found.items():
+            plain = known[scope].value
+            if gap and abs(gap.value - plain) >= MOVED:
                 where = _under(scope.category)
                 where += f" of {scope.train_set}" if len(analysis.train_sets) > 1 else ""
-                yield f"{title}, EX−IM is {gap:+.3f} {where} where it was {plain:+.3f}"
+                yield f"{title}, EX−IM is {gap.value:+.3f} {where} where it was {plain:+.3f}"
     if unmeasured:
         verb = "was" if len(unmeasured) == 1 else "were"
         yield f"{_listed(unmeasured)} accuracy {verb} not measured"
@@ -188,24 +186,26 @@ def _uncompared(analysis: Analysis) -> str:
     return _sentence("; ".join(parts) + f"; there is nothing to compare, as {alone}")
 
 
-def preference(found: Sequence[Controlled]) -> str:
+def preference(analysis: Analysis) -> str:
     """When to prefer which reward type: what EX−IM and its controls advise, and what is not known."""
-    asked = [item for item in found if item.category != "training pairs"]
-    if not asked:
+    known = {scope: gap for scope in _asked(analysis) if (gap := analysis.difference(scope, "accuracy"))}
+    if not known:
         return (
             f"Nothing can be advised: no model and seed has learned with both {EXPLICIT} and {IMPLICIT} "
             "and was evaluated with both."
         )
-    return " ".join(_advice(item) for item in asked) + (
-        " Brackets are 95 % intervals over test pairs, given these models and seeds."
+    return " ".join(_advice(analysis, scope, gap) for scope, gap in known.items()) + (
+        " Brackets are 95 % intervals over test pairs and seeds, given these models."
     )
 
 
-def _advice(item: Controlled) -> str:
+def _advice(analysis: Analysis, scope: Scope, gap: Difference) -> str:
     """Say which reward type leads, and whether the lead stays once length and leaks are controlled for."""
-    where, plain = f"Trained on {item.train_set}, {_under(item.category)}", item.plain
-    controls = {"at matched lengths": item.length, "on pairs that training has not seen": item.leak_free}
-    if plain.excludes_zero:
+    where, plain = f"Trained on {scope.train_set}, {_under(scope.category)}", gap.estimate
+    titles = ("at matched lengths", "on pairs that training has not seen")
+    found = [analysis.control(scope, metric) for metric in CONTROLS]
+    controls = {title: item.estimate if item else None for title, item in zip(titles, found, strict=True)}
+    if gap.told_apart:
         said = [f"{title} {_survives(value, plain)}" for title, value in controls.items()]
         return f"{where}: prefer {_ahead(plain)} (EX−IM {interval(plain)}); {', '.join(said)}."
     shown = [

@@ -8,7 +8,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from orchestrator.report import published
 from orchestrator.report.audit import audit_sweep
-from orchestrator.report.comparison import Analysis, Mean, Scope
+from orchestrator.report.comparison import CONTROLS, Analysis, Difference, Mean, Scope, has, over_sets
 from orchestrator.report.results import (
     TrialResult,
     left_out_lines,
@@ -28,7 +28,7 @@ from orchestrator.report.results import (
 from orchestrator.report.statistics import LEVEL, half_width
 from orchestrator.report.tables import COMPARED, MEAN, NOTHING, Table, Value, mean_label, reward_title
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import CATEGORIES, Category, Declaration
+from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
 from trainers.data.audit.findings import share
 from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
@@ -41,34 +41,22 @@ METRIC_TITLES = {
     "loss": "Loss, mean of −ln σ(r⁺ − r⁻)",
     "abs_margin": "Absolute margin, mean |r⁺ − r⁻| over the rewards' standard deviation",
 }
-SIDE_METRICS = {"accuracy_length_controlled": "length-controlled", "accuracy_leak_free": "leak-free"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeedAccuracies:
-    """Accuracy of one model, reward type, training set and category: one value per trained seed.
+class Cell:
+    """One reward type in a line of the table of accuracies: the mean, and the trials that are not in it.
 
-    `seeds` are those that learned, in their values' order; `missing` counts the trials that are not there.
+    `not_learned` are the accuracies of those at chance in training; `missing` counts those that are not there.
     """
 
-    learned: tuple[float, ...] = ()
+    mean: Mean | None
     not_learned: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = ()
     missing: int = 0
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over learned seeds; None where no seed learned."""
-        return statistics.fmean(self.learned) if self.learned else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over learned seeds; None below two."""
-        return statistics.stdev(self.learned) if len(self.learned) > 1 else None
 
     def __str__(self) -> str:
         if self.mean is not None:
-            text = f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
+            text = f"{self.mean.value:.3f}" + ("" if self.mean.std is None else f" ± {self.mean.std:.3f}")
             text += f", {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else ""
         elif self.not_learned:
             text = f"{statistics.fmean(self.not_learned):.3f} {NOT_LEARNED}"
@@ -79,123 +67,71 @@ class SeedAccuracies:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyRow:
-    """One line of the table of accuracies: a cell for each reward type.
+    """One line of the table of accuracies: a model's, or the mean over models; a cell for each reward type."""
 
-    `paired` are the means of EX-RM and IM-RM over what both have: over `paired_over` seeds, or in a line that is a mean
-    over models. There `models` counts those of each type's mean, and `model` says how many they are.
-    """
-
-    train_set: str
-    category: Category
+    scope: Scope
     model: str
-    cells: dict[str, SeedAccuracies]
-    paired: tuple[float, float] | None
-    paired_over: int
-    models: dict[str, int]
+    cells: dict[str, Cell]
+    difference: Difference | None
+    over_models: bool
 
-    @property
-    def difference(self) -> float | None:
-        """EX−IM over what both have; None where that is nothing."""
-        return None if self.paired is None else self.paired[0] - self.paired[1]
+    def count(self, mean: Mean | None) -> int:
+        """Over how many seeds a number of the line is; in a mean over models, over how many models."""
+        if mean is None:
+            return 0
+        return len(mean.models) if self.over_models else mean.seeds
 
     @property
     def difference_text(self) -> str:
         """EX−IM, and over how many it is where a mean is over more."""
         if self.difference is None:
             return NOTHING
-        counts = self.models or {kind: len(cell.learned) for kind, cell in self.cells.items()}
-        if all(counts.get(kind) == self.paired_over for kind in COMPARED):
-            return f"{self.difference:+.3f}"
-        unit = "model" if self.models else "seed"
-        plural = "s" if self.paired_over > 1 else ""
-        return f"{self.difference:+.3f} over {self.paired_over} {unit}{plural}"
+        text, over = f"{self.difference.value:+.3f}", self.count(self.difference)
+        if all(self.count(self.cells[kind].mean) == over for kind in COMPARED):
+            return text
+        return f"{text} over {over} {'model' if self.over_models else 'seed'}{'s' if over > 1 else ''}"
 
 
-def table_rows(results: Sequence[TrialResult]) -> list[AccuracyRow]:
+def accuracy_rows(analysis: Analysis) -> list[AccuracyRow]:
     """Every (training set, category, model) with at least one score, each category closed by its mean."""
     rows: list[AccuracyRow] = []
-    models = list(dict.fromkeys(result.record.model for result in results))
-    train_sets = dict.fromkeys(result.record.train_set for result in results)
-    for train_set, category in itertools.product(train_sets, CATEGORIES):
-        found = [row for model in models if (row := _row(results, train_set, category, model)) is not None]
-        rows += found
-        if len(found) > 1 and (mean := _mean(found)) is not None:
-            rows.append(mean)
+    kinds = dict.fromkeys((*COMPARED, *analysis.rewards))
+    for scope in analysis.categories():
+        found = 0
+        for model in analysis.models:
+            cells = {kind: _cell(analysis, scope, model, kind) for kind in kinds}
+            if any(cell.mean or cell.not_learned for cell in cells.values()):
+                gap = analysis.difference(scope, "accuracy", [model])
+                rows.append(
+                    AccuracyRow(scope=scope, model=model, cells=cells, difference=gap, over_models=False)
+                )
+                found += 1
+        means = {kind: analysis.mean_of_models(scope, kind, "accuracy") for kind in kinds}
+        if found > 1 and any(means.values()):
+            rows.append(
+                AccuracyRow(
+                    scope=scope,
+                    model=mean_label({kind: len(mean.models) for kind, mean in means.items() if mean}),
+                    cells={kind: Cell(mean=mean) for kind, mean in means.items()},
+                    difference=analysis.difference(scope, "accuracy"),
+                    over_models=True,
+                )
+            )
     return rows
 
 
-def _row(
-    results: Sequence[TrialResult], train_set: str, category: Category, model: str
-) -> AccuracyRow | None:
-    cells: dict[str, SeedAccuracies] = {}
-    others = sorted({result.record.reward for result in results} - set(COMPARED))
-    for kind in (*COMPARED, *others):
-        asked = [
-            item
-            for item in results
-            if (item.record.train_set, item.record.model, item.record.reward) == (train_set, model, kind)
-            and any(wanted.category == category for wanted in item.record.evaluations)
-        ]
-        found = [(item, item.category_accuracy().get(category)) for item in asked]
-        known = [(item, accuracy) for item, accuracy in found if accuracy is not None]
-        cells[kind] = SeedAccuracies(
-            learned=tuple(accuracy for item, accuracy in known if item.learned),
-            not_learned=tuple(accuracy for item, accuracy in known if not item.learned),
-            seeds=tuple(item.record.seed for item, _ in known if item.learned),
-            missing=len(asked) - len(known),
-        )
-    if not any(cell.learned or cell.not_learned for cell in cells.values()):
-        return None
-    explicit, implicit = (dict(zip(cells[kind].seeds, cells[kind].learned, strict=True)) for kind in COMPARED)
-    pairs = [(explicit[seed], implicit[seed]) for seed in explicit if seed in implicit]
-    return AccuracyRow(
-        train_set=train_set,
-        category=category,
-        model=model,
-        cells=cells,
-        paired=_pair_means(pairs),
-        paired_over=len(pairs),
-        models={},
-    )
-
-
-def _pair_means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    if not pairs:
-        return None
-    explicit, implicit = zip(*pairs, strict=True)
-    return statistics.fmean(explicit), statistics.fmean(implicit)
-
-
-def _mean(rows: Sequence[AccuracyRow]) -> AccuracyRow | None:
-    """Over the models that have every reward type that they were asked for; one that no model has is not waited for."""
-    known = {kind for row in rows for kind, cell in row.cells.items() if cell.learned}
-    whole = [
-        row
-        for row in rows
-        if all(
-            cell.learned or not (cell.not_learned or cell.missing)
-            for kind, cell in row.cells.items()
-            if kind in known
-        )
+def _cell(analysis: Analysis, scope: Scope, model: str, kind: str) -> Cell:
+    asked = [
+        item
+        for item in analysis.results
+        if (item.record.train_set, item.record.model, item.record.reward) == (scope.train_set, model, kind)
+        and any(wanted.category == scope.category for wanted in item.record.evaluations)
     ]
-    means = {
-        kind: [mean for row in whole if (mean := row.cells[kind].mean) is not None] for kind in rows[0].cells
-    }
-    models = {kind: len(found) for kind, found in means.items() if found}
-    if not models:
-        return None
-    paired = [row.paired for row in rows if row.paired is not None]
-    return AccuracyRow(
-        train_set=rows[0].train_set,
-        category=rows[0].category,
-        model=mean_label(models),
-        cells={
-            kind: SeedAccuracies(learned=(statistics.fmean(found),) if found else ())
-            for kind, found in means.items()
-        },
-        paired=_pair_means(paired),
-        paired_over=len(paired),
-        models=models,
+    known = [item for item in asked if has(item, scope)]
+    return Cell(
+        mean=analysis.mean(scope, model, kind, "accuracy"),
+        not_learned=tuple(float(over_sets(item, scope)) for item in known if not item.learned),
+        missing=len(asked) - len(known),
     )
 
 
@@ -208,8 +144,7 @@ def accuracy_table(rows: Sequence[AccuracyRow]) -> Table:
         columns=f"train_set category model {' '.join(kinds)} difference",
         rows=[
             {
-                "train_set": row.train_set,
-                "category": row.category,
+                **_place(row.scope),
                 "model": row.model,
                 **{kind: str(cell) for kind, cell in row.cells.items()},
                 "difference": row.difference_text,
@@ -219,27 +154,35 @@ def accuracy_table(rows: Sequence[AccuracyRow]) -> Table:
     )
 
 
-def accuracy_csv(rows: Sequence[AccuracyRow]) -> str:
+def accuracy_numbers(rows: Sequence[AccuracyRow]) -> Table:
     """The rows for a spreadsheet: numbers apart, seeds counted."""
     kinds = list(rows[0].cells) if rows else list(COMPARED)
     parts = ("mean", "std", "seeds", "not_learned", "missing")
-    names = ("train_set", "category", "model", *(f"{kind}_{part}" for kind in kinds for part in parts))
-    names = (*names, "ex_minus_im", "ex_minus_im_seeds", "ex_minus_im_models")
+    names = [f"{kind}_{part}" for kind in kinds for part in parts]
     flat: list[dict[str, Value]] = []
     for row in rows:
-        values: list[Value] = [row.train_set, row.category, row.model]
-        for cell in row.cells.values():
-            counts = (len(cell.learned), len(cell.not_learned), cell.missing)
+        values: dict[str, Value] = {**_place(row.scope), "model": row.model}
+        for kind, cell in row.cells.items():
+            if cell.mean:
+                values |= {f"{kind}_mean": cell.mean.value, f"{kind}_std": cell.mean.std}
             # A mean over models has no seeds of its own.
-            values += [cell.mean, cell.std, *([None] * 3 if row.models else counts)]
-        over = (None, row.paired_over) if row.models else (row.paired_over, None)
-        flat.append(dict(zip(names, (*values, row.difference, *over), strict=True)))
-    return Table(name="accuracy", title="", columns=" ".join(names), rows=flat).csv()
+            if not row.over_models:
+                values[f"{kind}_seeds"] = row.count(cell.mean)
+                values[f"{kind}_not_learned"] = len(cell.not_learned)
+                values[f"{kind}_missing"] = cell.missing
+        values["ex_minus_im"] = row.difference.value if row.difference else None
+        values[f"ex_minus_im_{'models' if row.over_models else 'seeds'}"] = row.count(row.difference)
+        flat.append(values)
+    columns = f"train_set category model {' '.join(names)} ex_minus_im ex_minus_im_seeds ex_minus_im_models"
+    return Table(name="accuracy", title="", columns=columns, rows=flat)
 
 
 def json_rows(rows: Sequence[AccuracyRow]) -> list[dict[str, Any]]:
-    """The rows for a program: every seed's value, and the difference."""
-    return [{**asdict(row), "difference": row.difference} for row in rows]
+    """The rows for a program: the numbers of the spreadsheet, and by reward type and model every seed's accuracy."""
+    return [
+        {**flat, "by_seed": {kind: cell.mean.by_seed for kind, cell in row.cells.items() if cell.mean}}
+        for row, flat in zip(rows, accuracy_numbers(rows).records(), strict=True)
+    ]
 
 
 def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Table | None:
@@ -410,6 +353,7 @@ def by_set(analysis: Analysis) -> Table:
     rows: list[dict[str, Value]] = []
     for scope, model, kind in itertools.product(analysis.single_sets(), analysis.models, analysis.rewards):
         means = {name: analysis.mean(scope, model, kind, name) for name in METRIC_TITLES}
+        controls = {name: analysis.mean(scope, model, kind, name) for name in CONTROLS}
         if accuracy := means["accuracy"]:
             rows.append(
                 {
@@ -418,7 +362,7 @@ def by_set(analysis: Analysis) -> Table:
                     "model": model,
                     "reward": reward_title(kind),
                     **_estimates(means),
-                    **{name: analysis.side_metric(scope, model, kind, name) for name in SIDE_METRICS},
+                    **{name: found.value if found else None for name, found in controls.items()},
                     "seeds": accuracy.seeds,
                     "pairs": accuracy.pairs,
                     "half_width": f"± {half_width(accuracy.pairs):.2f}",
@@ -430,7 +374,7 @@ def by_set(analysis: Analysis) -> Table:
         note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
         "not hold (docs/audit.md); – where it was not measured. The last column: what the number of pairs alone leaves open at "
         "an accuracy of 0.75.",
-        columns=f"train_set category evaluation_set model reward accuracy {' '.join(SIDE_METRICS)} loss abs_margin seeds pairs half_width",
+        columns=f"train_set category evaluation_set model reward accuracy {' '.join(CONTROLS)} loss abs_margin seeds pairs half_width",
         titles={"half_width": "± by pairs"},
         rows=rows,
     )
@@ -507,7 +451,7 @@ def _controlled_rows(results: Sequence[TrialResult]) -> list[tuple[str, ...]]:
 
 
 def _controlled_means(metrics: Sequence[dict[str, float]]) -> Iterator[str]:
-    for name in ("accuracy", *SIDE_METRICS):
+    for name in ("accuracy", *CONTROLS):
         values = [item[name] for item in metrics if name in item]
         # A mean over some of them could not be held against the plain one.
         yield share(statistics.fmean(values)) if len(values) == len(metrics) else NOTHING
@@ -531,7 +475,7 @@ def write_report(
     declaration: Declaration,
     store: Store,
     results: Sequence[TrialResult] | None = None,
-    compared: Sequence[TrialResult] | None = None,
+    analysis: Analysis | None = None,
     audit: Audit | None = None,
     *,
     conclusions: Sequence[str] = (),
@@ -545,8 +489,8 @@ def write_report(
     """
     results = sweep_results(declaration, store) if results is None else results
     audit = audit_sweep(declaration, store) if audit is None else audit
-    compared = on_common_pairs(results) if compared is None else compared
-    rows = table_rows(compared)
+    analysis = Analysis(on_common_pairs(results)) if analysis is None else analysis
+    compared, rows = analysis.results, accuracy_rows(analysis)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     summary = "\n".join(
         [
@@ -557,7 +501,7 @@ def write_report(
         ]
     )
     replace(folder / "summary.md", f"{summary}\n{ending}")
-    replace(folder / "tables" / "accuracy.csv", accuracy_csv(rows))
+    replace(folder / "tables" / "accuracy.csv", accuracy_numbers(rows).csv())
     if audit.sets:
         replace(folder / "audit.json", json.dumps(audit.as_json(), indent=1, ensure_ascii=False) + "\n")
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"

@@ -8,8 +8,9 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import sweep_results, trial_result
-from orchestrator.report.summary import AccuracyRow, accuracy_table, json_rows, table_rows, write_report
+from orchestrator.report.summary import AccuracyRow, accuracy_rows, accuracy_table, json_rows, write_report
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_declaration, write_declaration
 from tests.orchestrator.sweep_samples import commit_scores, commit_train, commit_trial, declaration, record
@@ -23,7 +24,8 @@ TOKENS = (
 
 
 def rows_of(store: Store, declared: Declaration) -> dict[tuple[str, str], AccuracyRow]:
-    return {(row.category, row.model): row for row in table_rows(sweep_results(declared, store))}
+    rows = accuracy_rows(Analysis(sweep_results(declared, store)))
+    return {(row.scope.category, row.model): row for row in rows}
 
 
 def test_a_result_is_read_from_the_scores(store: Store):
@@ -84,15 +86,15 @@ def test_a_cell_is_mean_and_standard_deviation_over_seeds(store: Store):
     for trial, right in zip(trials, (8, 9, 10), strict=True):
         commit_trial(store, trial, right, 5)
     row = rows_of(store, declaration(*trials))["in-distribution", "llama-64"]
-    assert row.cells["ex_rm"].mean == pytest.approx(0.9)
-    assert row.cells["ex_rm"].std == pytest.approx(0.1)
+    assert row.cells["ex_rm"].mean.value == pytest.approx(0.9)
+    assert row.cells["ex_rm"].mean.std == pytest.approx(0.1)
     assert str(row.cells["ex_rm"]) == "0.900 ± 0.100"
 
 
 def test_one_seed_has_no_standard_deviation(store: Store):
     commit_trial(store, record(), 9, 5)
     row = rows_of(store, declaration(record()))["in-distribution", "llama-64"]
-    assert row.cells["ex_rm"].std is None
+    assert row.cells["ex_rm"].mean.std is None
     assert str(row.cells["ex_rm"]) == "0.900"
 
 
@@ -100,7 +102,7 @@ def test_a_category_is_the_mean_of_its_sets(store: Store):
     trial = record(sets=TOKENS)
     commit_trial(store, trial, 10, 4, 8)
     row = rows_of(store, declaration(trial))["token-level shift", "llama-64"]
-    assert row.cells["ex_rm"].mean == pytest.approx(0.6)
+    assert row.cells["ex_rm"].mean.value == pytest.approx(0.6)
 
 
 def test_ex_minus_im_is_the_difference_of_the_means(store: Store):
@@ -108,7 +110,7 @@ def test_ex_minus_im_is_the_difference_of_the_means(store: Store):
     for trial, right in zip(trials, (9, 10, 5, 6), strict=True):
         commit_trial(store, trial, 10, right)
     row = rows_of(store, declaration(*trials))["domain shift", "llama-64"]
-    assert row.difference == pytest.approx(0.4)
+    assert row.difference.value == pytest.approx(0.4)
     assert row.difference_text == "+0.400"
 
 
@@ -134,7 +136,7 @@ def test_a_seed_that_did_not_learn_is_kept_out_of_the_mean_and_counted(store: St
     for trial, (right, accuracy) in zip(trials, ((8, 1.0), (10, 1.0), (1, 0.5)), strict=True):
         commit_trial(store, trial, right, 5, accuracy=accuracy)
     row = rows_of(store, declaration(*trials))["in-distribution", "llama-64"]
-    assert row.cells["ex_rm"].mean == pytest.approx(0.9)
+    assert row.cells["ex_rm"].mean.value == pytest.approx(0.9)
     assert str(row.cells["ex_rm"]).endswith("1 not learned")
 
 
@@ -151,9 +153,9 @@ def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: 
     for trial, (right, accuracy) in zip(trials, plan.values(), strict=True):
         commit_trial(store, trial, 10, right, accuracy=accuracy)
     row = rows_of(store, declaration(*trials))["domain shift", "mean of 2"]
-    assert row.cells["ex_rm"].mean == pytest.approx(0.9)
-    assert row.cells["im_rm"].mean == pytest.approx(0.7)
-    assert row.difference == pytest.approx(0.2)
+    assert row.cells["ex_rm"].mean.value == pytest.approx(0.9)
+    assert row.cells["im_rm"].mean.value == pytest.approx(0.7)
+    assert row.difference.value == pytest.approx(0.2)
 
 
 def shown(store: Store, declared: Declaration, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -182,7 +184,8 @@ def test_a_trial_that_is_missing_enters_no_mean(
         if (trial.model, trial.reward) != ("qwen2-64", "im_rm") and trial.reward != "ex_grm":
             commit_trial(store, trial, 10, 10 if trial.model == "llama-64" else 8)
     row = rows_of(store, declaration(*trials))["domain shift", "mean of 1"]
-    assert (row.cells["ex_rm"].mean, row.cells["im_rm"].mean, row.difference) == (1.0, 1.0, 0.0)
+    found = (row.cells["ex_rm"].mean, row.cells["im_rm"].mean, row.difference)
+    assert [item.value for item in found] == [1.0, 1.0, 0.0]
     found = shown(store, declaration(*trials), capsys)
     assert not [view for view, text in found.items() if "mean of 1" not in text]
     assert not [view for view, text in found.items() if "0.5" in text]
@@ -209,13 +212,13 @@ def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
         if right is not None:
             commit_trial(store, trial, 10, right)
     rows = rows_of(store, declaration(*trials))
-    assert rows["domain shift", "llama-64"].difference == pytest.approx(0.2)
+    assert rows["domain shift", "llama-64"].difference.value == pytest.approx(0.2)
     assert accuracy_table([rows["domain shift", "llama-64"]]).texts()[0][-2:] == (
         "0.800, 1 missing",
         "+0.200 over 1 seed",
     )
-    assert rows["domain shift", "mean of 2"].difference == pytest.approx(0.25)
-    assert rows["domain shift", "mean of 2"].cells["ex_rm"].mean == pytest.approx(0.8)
+    assert rows["domain shift", "mean of 2"].difference.value == pytest.approx(0.25)
+    assert rows["domain shift", "mean of 2"].cells["ex_rm"].mean.value == pytest.approx(0.8)
 
 
 def test_a_mean_over_fewer_models_says_so(store: Store):
@@ -228,16 +231,16 @@ def test_a_mean_over_fewer_models_says_so(store: Store):
 
 def test_a_single_model_gets_no_mean_row(store: Store):
     commit_trial(store, record(), 9, 5)
-    assert {row.model for row in table_rows(sweep_results(declaration(record()), store))} == {"llama-64"}
+    assert {model for _, model in rows_of(store, declaration(record()))} == {"llama-64"}
 
 
 def test_rows_stand_by_training_set_and_category(store: Store):
     trials = [record(model=model) for model in ("llama-64", "qwen2-64")]
     for trial in trials:
         commit_trial(store, trial, 9, 5)
-    rows = table_rows(sweep_results(declaration(*trials), store))
-    assert [row.category for row in rows] == ["in-distribution"] * 3 + ["domain shift"] * 3
-    assert [row.model for row in rows[:3]] == ["llama-64", "qwen2-64", "mean of 2"]
+    rows = list(rows_of(store, declaration(*trials)))
+    assert [category for category, _ in rows] == ["in-distribution"] * 3 + ["domain shift"] * 3
+    assert [model for _, model in rows[:3]] == ["llama-64", "qwen2-64", "mean of 2"]
 
 
 def test_the_terminal_and_the_summary_show_the_same_cells(store: Store):
