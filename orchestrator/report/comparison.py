@@ -203,6 +203,11 @@ class Mean:
         """How many seeds each model has, at least."""
         return min(map(len, self.cells.values()))
 
+    @property
+    def runs(self) -> int:
+        """The cells of model and seed."""
+        return sum(map(len, self.cells.values()))
+
     @cached_property
     def by_seed(self) -> dict[str, dict[int, float]]:
         """By model and seed."""
@@ -275,11 +280,6 @@ class Difference(Mean):
     def value(self) -> float:
         """The mean itself, rounded: equal means may differ in their last bit."""
         return round(super().value, 12)
-
-    @property
-    def runs(self) -> int:
-        """The cells of model and seed."""
-        return sum(map(len, self.cells.values()))
 
     @cached_property
     def p_runs(self) -> float | None:

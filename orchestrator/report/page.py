@@ -27,7 +27,7 @@ from orchestrator.report.figures import Curves, every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
 from orchestrator.report.results import TrialResult, left_out_lines, on_common_pairs, sweep_results
-from orchestrator.report.summary import Written, accuracy_rows, audit_tables, statistics_tables, write_report
+from orchestrator.report.summary import Written, audit_tables, statistics_tables, write_report
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
@@ -101,12 +101,7 @@ def write_full_report(
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     key = _key(inputs)
     if not anew and _is_fresh(folder, key):
-        return Written(
-            folder=folder,
-            rows=accuracy_rows(Analysis(inputs.compared)),
-            results=inputs.results,
-            compared=inputs.compared,
-        )
+        return Written(folder=folder, results=inputs.results, analysis=Analysis(inputs.compared))
     audit = audit_sweep(declaration, store)
     analysis = analysed(inputs.compared, bar)
     page = _page(inputs, analysis, audit, store, bar)
@@ -258,7 +253,7 @@ def _page(inputs: ReportInputs, analysis: Analysis, audit: Audit, store: Store, 
             Section(
                 title="What could be fooling us",
                 anchor="audit",
-                tables=audit_tables(audit, inputs.compared),
+                tables=audit_tables(audit, analysis),
             ),
             Section(title="Beside the paper", anchor="paper", tables=[spec_difference(results)]),
             Section(

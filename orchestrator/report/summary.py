@@ -8,9 +8,8 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -26,13 +25,19 @@ from orchestrator.report.results import (
     trial_rows,
 )
 from orchestrator.report.statistics import LEVEL, half_width
-from orchestrator.report.tables import COMPARED, MEAN, NOTHING, Table, Value, mean_label, reward_title
+from orchestrator.report.tables import (
+    COMPARED,
+    MEAN,
+    Table,
+    Value,
+    mean_label,
+    reward_title,
+    table_of,
+)
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
-from trainers.data.audit.findings import share
 from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
-from trainers.specs import clean_name
 from trainers.storage import replace, replace_bytes
 
 NOT_LEARNED = "not learned"
@@ -43,146 +48,91 @@ METRIC_TITLES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One reward type in a line of the table of accuracies: the mean, and the trials that are not in it.
+def accuracies(analysis: Analysis) -> list[dict[str, Value]]:
+    """Accuracy by training set, category and model, each category closed by its mean: as numbers and as text.
 
-    `not_learned` are the accuracies of those at chance in training; `missing` counts those that are not there.
+    A model without a score in a category has no row there.
     """
-
-    mean: Mean | None
-    not_learned: tuple[float, ...] = ()
-    missing: int = 0
-
-    def __str__(self) -> str:
-        if self.mean is not None:
-            text = f"{self.mean.value:.3f}" + ("" if self.mean.std is None else f" ± {self.mean.std:.3f}")
-            text += f", {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else ""
-        elif self.not_learned:
-            text = f"{statistics.fmean(self.not_learned):.3f} {NOT_LEARNED}"
-        else:
-            return NOTHING
-        return f"{text}, {self.missing} missing" if self.missing else text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccuracyRow:
-    """One line of the table of accuracies: a model's, or the mean over models; a cell for each reward type."""
-
-    scope: Scope
-    model: str
-    cells: dict[str, Cell]
-    difference: Difference | None
-    over_models: bool
-
-    def count(self, mean: Mean | None) -> int:
-        """Over how many seeds a number of the line is; in a mean over models, over how many models."""
-        if mean is None:
-            return 0
-        return len(mean.models) if self.over_models else mean.seeds
-
-    @property
-    def difference_text(self) -> str:
-        """EX−IM, and over how many it is where a mean is over more."""
-        if self.difference is None:
-            return NOTHING
-        text, over = f"{self.difference.value:+.3f}", self.count(self.difference)
-        if all(self.count(self.cells[kind].mean) == over for kind in COMPARED):
-            return text
-        return f"{text} over {over} {'model' if self.over_models else 'seed'}{'s' if over > 1 else ''}"
-
-
-def accuracy_rows(analysis: Analysis) -> list[AccuracyRow]:
-    """Every (training set, category, model) with at least one score, each category closed by its mean."""
-    rows: list[AccuracyRow] = []
-    kinds = dict.fromkeys((*COMPARED, *analysis.rewards))
+    rows: list[dict[str, Value]] = []
+    kinds = _columns(analysis)
     for scope in analysis.categories():
-        found = 0
-        for model in analysis.models:
-            cells = {kind: _cell(analysis, scope, model, kind) for kind in kinds}
-            if any(cell.mean or cell.not_learned for cell in cells.values()):
-                gap = analysis.difference(scope, "accuracy", [model])
-                rows.append(
-                    AccuracyRow(scope=scope, model=model, cells=cells, difference=gap, over_models=False)
-                )
-                found += 1
-        means = {kind: analysis.mean_of_models(scope, kind, "accuracy") for kind in kinds}
-        if found > 1 and any(means.values()):
-            rows.append(
-                AccuracyRow(
-                    scope=scope,
-                    model=mean_label({kind: len(mean.models) for kind, mean in means.items() if mean}),
-                    cells={kind: Cell(mean=mean) for kind, mean in means.items()},
-                    difference=analysis.difference(scope, "accuracy"),
-                    over_models=True,
-                )
-            )
+        lines = [line for model in analysis.models if (line := _of_model(analysis, scope, model, kinds))]
+        found = {kind: analysis.mean_of_models(scope, kind, "accuracy") for kind in kinds}
+        means = {kind: mean for kind, mean in found.items() if mean}
+        if len(lines) > 1 and means:
+            counts = {kind: len(mean.models) for kind, mean in means.items()}
+            line: dict[str, Value] = {"model": mean_label(counts)}
+            for kind, mean in means.items():
+                line |= {kind: f"{mean.value:.3f}", f"{kind}_mean": mean.value}
+            lines.append(line | _ex_minus_im(analysis.difference(scope, "accuracy"), counts, "model"))
+        rows += [{**_place(scope), **line} for line in lines]
     return rows
 
 
-def _cell(analysis: Analysis, scope: Scope, model: str, kind: str) -> Cell:
-    asked = [
-        item
-        for item in analysis.results
-        if (item.record.train_set, item.record.model, item.record.reward) == (scope.train_set, model, kind)
-        and any(wanted.category == scope.category for wanted in item.record.evaluations)
-    ]
-    known = [item for item in asked if has(item, scope)]
-    return Cell(
-        mean=analysis.mean(scope, model, kind, "accuracy"),
-        not_learned=tuple(float(over_sets(item, scope)) for item in known if not item.learned),
-        missing=len(asked) - len(known),
-    )
+def _columns(analysis: Analysis) -> list[str]:
+    return list(dict.fromkeys((*COMPARED, *analysis.rewards)))
 
 
-def accuracy_table(rows: Sequence[AccuracyRow]) -> Table:
-    """The rows as people read them."""
-    kinds = list(rows[0].cells) if rows else list(COMPARED)
-    return Table(
-        name="accuracy",
-        title="accuracy by category",
-        columns=f"train_set category model {' '.join(kinds)} difference",
-        rows=[
-            {
-                **_place(row.scope),
-                "model": row.model,
-                **{kind: str(cell) for kind, cell in row.cells.items()},
-                "difference": row.difference_text,
-            }
-            for row in rows
-        ],
-    )
+def _of_model(analysis: Analysis, scope: Scope, model: str, kinds: Sequence[str]) -> dict[str, Value] | None:
+    """A model's row: the mean of each reward type, and the trials that are not in it."""
+    line: dict[str, Value] = {"model": model}
+    counts = {}
+    for kind in kinds:
+        asked = [
+            item
+            for item in analysis.results
+            if (item.record.train_set, item.record.model, item.record.reward)
+            == (scope.train_set, model, kind)
+            and any(wanted.category == scope.category for wanted in item.record.evaluations)
+        ]
+        known = [item for item in asked if has(item, scope)]
+        mean, missing = analysis.mean(scope, model, kind, "accuracy"), len(asked) - len(known)
+        not_learned = [float(over_sets(item, scope)) for item in known if not item.learned]
+        counts[kind] = mean.seeds if mean else 0
+        if mean:
+            line |= {f"{kind}_mean": mean.value, f"{kind}_std": mean.std}
+        if mean or not_learned:
+            line[kind] = _text(mean, not_learned, missing)
+        numbers = (counts[kind], len(not_learned), missing)
+        line |= zip((f"{kind}_seeds", f"{kind}_not_learned", f"{kind}_missing"), numbers, strict=True)
+    if not any(kind in line for kind in kinds):
+        return None
+    return line | _ex_minus_im(analysis.difference(scope, "accuracy", [model]), counts, "seed")
 
 
-def accuracy_numbers(rows: Sequence[AccuracyRow]) -> Table:
-    """The rows for a spreadsheet: numbers apart, seeds counted."""
-    kinds = list(rows[0].cells) if rows else list(COMPARED)
+def _text(mean: Mean | None, not_learned: Sequence[float], missing: int) -> str:
+    """A reward type's mean, how many trials did not learn (their accuracy, where none did), and how many are missing."""
+    if mean is None:
+        text = f"{statistics.fmean(not_learned):.3f} {NOT_LEARNED}"
+    else:
+        text = f"{mean.value:.3f}" + ("" if mean.std is None else f" ± {mean.std:.3f}")
+        text += f", {len(not_learned)} {NOT_LEARNED}" if not_learned else ""
+    return f"{text}, {missing} missing" if missing else text
+
+
+def _ex_minus_im(gap: Difference | None, counts: Mapping[str, int], unit: str) -> dict[str, Value]:
+    """EX−IM, and over how many seeds or models it is where a mean is over more."""
+    if gap is None:
+        return {f"ex_minus_im_{unit}s": 0}
+    over = len(gap.models) if unit == "model" else gap.seeds
+    text = f"{gap.value:+.3f}"
+    if any(counts.get(kind) != over for kind in COMPARED):
+        text += f" over {over} {unit}{'s' if over > 1 else ''}"
+    return {"difference": text, "ex_minus_im": gap.value, f"ex_minus_im_{unit}s": over}
+
+
+def accuracy_table(analysis: Analysis) -> Table:
+    """The accuracies as people read them."""
+    columns = f"train_set category model {' '.join(_columns(analysis))} difference"
+    return Table(name="accuracy", title="accuracy by category", columns=columns, rows=accuracies(analysis))
+
+
+def accuracy_numbers(analysis: Analysis) -> Table:
+    """The accuracies for programs: numbers apart, seeds counted."""
     parts = ("mean", "std", "seeds", "not_learned", "missing")
-    names = [f"{kind}_{part}" for kind in kinds for part in parts]
-    flat: list[dict[str, Value]] = []
-    for row in rows:
-        values: dict[str, Value] = {**_place(row.scope), "model": row.model}
-        for kind, cell in row.cells.items():
-            if cell.mean:
-                values |= {f"{kind}_mean": cell.mean.value, f"{kind}_std": cell.mean.std}
-            # A mean over models has no seeds of its own.
-            if not row.over_models:
-                values[f"{kind}_seeds"] = row.count(cell.mean)
-                values[f"{kind}_not_learned"] = len(cell.not_learned)
-                values[f"{kind}_missing"] = cell.missing
-        values["ex_minus_im"] = row.difference.value if row.difference else None
-        values[f"ex_minus_im_{'models' if row.over_models else 'seeds'}"] = row.count(row.difference)
-        flat.append(values)
+    names = [f"{kind}_{part}" for kind in _columns(analysis) for part in parts]
     columns = f"train_set category model {' '.join(names)} ex_minus_im ex_minus_im_seeds ex_minus_im_models"
-    return Table(name="accuracy", title="", columns=columns, rows=flat)
-
-
-def json_rows(rows: Sequence[AccuracyRow]) -> list[dict[str, Any]]:
-    """The rows for a program: the numbers of the spreadsheet, and by reward type and model every seed's accuracy."""
-    return [
-        {**flat, "by_seed": {kind: cell.mean.by_seed for kind, cell in row.cells.items() if cell.mean}}
-        for row, flat in zip(rows, accuracy_numbers(rows).records(), strict=True)
-    ]
+    return Table(name="accuracy", title="", columns=columns, rows=accuracies(analysis))
 
 
 def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Table | None:
@@ -405,70 +355,57 @@ def calibrations(analysis: Analysis) -> Table:
     )
 
 
-def audit_tables(audit: Audit, results: Sequence[TrialResult]) -> list[Table]:
+def without_length_and_leaks(analysis: Analysis) -> Table:
+    """Accuracies that neither length nor leaks can help, of every evaluation set and reward type."""
+    columns = ("accuracy", *CONTROLS, "n", "n_leak_free", "longer_wins")
+    rows: list[dict[str, Value]] = []
+    for scope, kind in itertools.product(analysis.single_sets(), analysis.rewards):
+        found = {name: analysis.mean_of_models(scope, kind, name) for name in columns}
+        if accuracy := found["accuracy"]:
+            values = {name: mean.value if mean else None for name, mean in found.items()}
+            place = {
+                "train_set": scope.train_set,
+                "evaluation_set": scope.dataset,
+                "reward": reward_title(kind),
+            }
+            rows.append({**place, **values, "trainings": accuracy.runs})
+    return Table(
+        name="controlled",
+        title="Accuracy without length and leaks",
+        note="Means over seeds, then models. Length-controlled: matched strata of the length difference; leak-free: "
+        "pairs that the training split does not hold; longer wins: what length alone reaches, in tokens. "
+        "See docs/audit.md.",
+        columns=f"train_set evaluation_set reward {' '.join(columns)} trainings",
+        titles={"n": "pairs", "n_leak_free": "leak-free pairs"},
+        rows=rows,
+        forms={"n": ".0f", "n_leak_free": ".0f"},
+    )
+
+
+def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
     """Accuracy without length and leaks, the audited sets, and the findings; those with no row are left out."""
-
-    def table(
-        name: str, title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]]
-    ) -> Table:
-        titles = {clean_name(title): title for title in header}
-        shown = [dict(zip(titles, row, strict=True)) for row in rows]
-        return Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=shown)
-
     found = (
-        table(
-            "controlled",
-            "Accuracy without length and leaks",
-            "Means over trials that learned. Length-controlled: matched strata of the length difference; leak-free: "
-            "pairs that the training split does not hold; longer wins: what length alone reaches, in tokens. "
-            "See docs/audit.md.",
-            (
-                *("trained on", "evaluated on", "reward", "accuracy", "length-controlled"),
-                *("leak-free", "pairs", "leak-free pairs", "longer wins", "trainings"),
-            ),
-            _controlled_rows(results),
+        without_length_and_leaks(analysis),
+        table_of(
+            SETS,
+            sets_rows(audit.sets),
+            name="audit_sets",
+            title="Sets",
+            note="Lengths in characters and words.",
         ),
-        table("audit_sets", "Sets", "Lengths in characters and words.", SETS, sets_rows(audit.sets)),
-        table("audit_findings", "Findings", "The worst first.", FINDINGS, findings_rows(audit)),
+        table_of(
+            FINDINGS, findings_rows(audit), name="audit_findings", title="Findings", note="The worst first."
+        ),
     )
     return [item for item in found if item.rows]
 
 
-def _controlled_rows(results: Sequence[TrialResult]) -> list[tuple[str, ...]]:
-    """A row per training set, evaluation set and reward type of which a trial learned."""
-    cells: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    for result in results:
-        for item in result.final if result.learned else ():
-            cell = (result.record.train_set, item.dataset, result.record.reward)
-            cells.setdefault(cell, []).append(item.metrics)
-    # Each name stands where the sweep has it first.
-    orders = [list(dict.fromkeys(names)) for names in zip(*cells, strict=True)]
-
-    def place(cell: tuple[str, str, str]) -> list[int]:
-        return [order.index(name) for order, name in zip(orders, cell, strict=True)]
-
-    return [(*cell, *_controlled_means(cells[cell])) for cell in sorted(cells, key=place)]
-
-
-def _controlled_means(metrics: Sequence[dict[str, float]]) -> Iterator[str]:
-    for name in ("accuracy", *CONTROLS):
-        values = [item[name] for item in metrics if name in item]
-        # A mean over some of them could not be held against the plain one.
-        yield share(statistics.fmean(values)) if len(values) == len(metrics) else NOTHING
-    for name in ("n", "n_leak_free"):
-        counts = [item[name] for item in metrics if name in item]
-        yield f"{min(counts):.0f}" if counts else NOTHING
-    yield share(statistics.fmean(item["longer_wins"] for item in metrics))
-    yield str(len(metrics))
-
-
 class Written(NamedTuple):
-    """A report's folder, and what it was written from."""
+    """A report's folder, the results that it is of, and their analysis on the pairs that all models have."""
 
     folder: Path
-    rows: list[AccuracyRow]
     results: Sequence[TrialResult]
-    compared: Sequence[TrialResult]
+    analysis: Analysis
 
 
 def write_report(
@@ -482,26 +419,24 @@ def write_report(
     tables: Sequence[Table] = (),
     ending: str = "",
 ) -> Written:
-    """Write summary.md, tables/accuracy.csv, audit.json and trials.parquet; what of the
-    rest is there already is not read again.
+    """Write summary.md, tables/accuracy.csv, audit.json and trials.parquet; what is given is not read again.
 
     The summary begins with `conclusions`, holds `tables` below that of accuracies, and ends with `ending`.
     """
     results = sweep_results(declaration, store) if results is None else results
     audit = audit_sweep(declaration, store) if audit is None else audit
     analysis = Analysis(on_common_pairs(results)) if analysis is None else analysis
-    compared, rows = analysis.results, accuracy_rows(analysis)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     summary = "\n".join(
         [
             *(f"# {declaration.sweep}", ""),
             *(line for sentence in conclusions for line in (sentence, "")),
-            *_results_section(results, compared, rows, tables),
-            *_audit_section(audit, compared),
+            *_results_section(results, analysis, tables),
+            *_audit_section(audit, analysis),
         ]
     )
     replace(folder / "summary.md", f"{summary}\n{ending}")
-    replace(folder / "tables" / "accuracy.csv", accuracy_numbers(rows).csv())
+    replace(folder / "tables" / "accuracy.csv", accuracy_numbers(analysis).csv())
     if audit.sets:
         replace(folder / "audit.json", json.dumps(audit.as_json(), indent=1, ensure_ascii=False) + "\n")
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
@@ -511,25 +446,22 @@ def write_report(
     replace_bytes(trials, sink.getvalue().to_pybytes())
     for written in (folder, trials):
         store.share(written)
-    return Written(folder=folder, rows=rows, results=results, compared=compared)
+    return Written(folder=folder, results=results, analysis=analysis)
 
 
 def _results_section(
-    results: Sequence[TrialResult],
-    compared: Sequence[TrialResult],
-    rows: Sequence[AccuracyRow],
-    tables: Sequence[Table],
+    results: Sequence[TrialResult], analysis: Analysis, tables: Sequence[Table]
 ) -> Iterator[str]:
     """Accuracy by category, more tables, and what is missing."""
     complete = sum(result.complete for result in results)
     yield f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then"
     yield "mean ± standard deviation over seeds; EX−IM is over the seeds and models that have both."
-    yield from ("", accuracy_table(rows).markdown())
-    if left_out := left_out_lines(results, compared):
+    yield from ("", accuracy_table(analysis).markdown())
+    if left_out := left_out_lines(results, analysis.results):
         yield from ("", *(f"- {line}" for line in left_out))
     for table in tables:
         yield from ("", f"{table.title}. {table.note}", "", table.markdown())
-    if by_epoch := epoch_table(compared):
+    if by_epoch := epoch_table(analysis.results):
         yield from ("", "Accuracy after each epoch, mean over seeds:", "", by_epoch.markdown())
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
@@ -540,8 +472,8 @@ def _results_section(
         yield from ("", "Missing:", "", *(f"- {name}" for name in holes))
 
 
-def _audit_section(audit: Audit, results: Sequence[TrialResult]) -> Iterator[str]:
-    tables = {table.name: table for table in audit_tables(audit, results)}
+def _audit_section(audit: Audit, analysis: Analysis) -> Iterator[str]:
+    tables = {table.name: table for table in audit_tables(audit, analysis)}
     if controlled := tables.get("controlled"):
         yield from ("", f"## {controlled.title}", "", controlled.note, "", controlled.markdown())
     if audit.sets:
