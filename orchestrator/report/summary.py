@@ -61,10 +61,10 @@ def accuracies(analysis: Analysis) -> list[dict[str, Value]]:
         means = {kind: mean for kind, mean in found.items() if mean}
         if len(lines) > 1 and means:
             counts = {kind: len(mean.models) for kind, mean in means.items()}
-            line: dict[str, Value] = {"model": mean_label(counts)}
+            last: dict[str, Value] = {"model": mean_label(counts)}
             for kind, mean in means.items():
-                line |= {kind: f"{mean.value:.3f}", f"{kind}_mean": mean.value}
-            lines.append(line | _ex_minus_im(analysis.difference(scope, "accuracy"), counts, "model"))
+                last |= {kind: f"{mean.value:.3f}", f"{kind}_mean": mean.value}
+            lines.append(last | _ex_minus_im(analysis.difference(scope, "accuracy"), counts, "model"))
         rows += [{**_place(scope), **line} for line in lines]
     return rows
 
