@@ -422,6 +422,51 @@ class Analysis:
         return (cell for model in self.models for cell in cells(self.results, scope, model, kinds).values())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controlled:
+    """EX−IM of accuracy over the sets of a category: as it is, at matched lengths, and on pairs that training has not seen.
+
+    The last two are None where one of the trials lacks them that are compared: of a set whose chosen responses are all longer,
+    say, or all of whose pairs leaked. `pairs` are those of the largest set, `unseen` those of all sets that did not leak.
+    """
+
+    train_set: str
+    category: Category
+    sets: tuple[str, ...]
+    pairs: int
+    unseen: int | None
+    plain: Estimate
+    told_apart: bool
+    length: Estimate | None
+    leak_free: Estimate | None
+
+
+def controlled(analysis: Analysis) -> list[Controlled]:
+    """One per training set and category in which EX-RM and IM-RM are compared."""
+    return [
+        _controlled(analysis, scope, plain)
+        for scope in analysis.categories()
+        if (plain := analysis.difference(scope, "accuracy"))
+    ]
+
+
+def _controlled(analysis: Analysis, scope: Scope, plain: Difference) -> Controlled:
+    length, leak_free = (analysis.control(scope, metric) for metric in CONTROLS)
+    trial = analysis.compared(scope)[0]
+    unseen = [_metric(trial, name, "n_leak_free") for name in scope.sets if has(trial, scope, "n_leak_free")]
+    return Controlled(
+        train_set=scope.train_set,
+        category=scope.category,
+        sets=scope.sets,
+        pairs=plain.pairs,
+        unseen=round(sum(unseen)) if unseen else None,
+        plain=plain.estimate,
+        told_apart=plain.told_apart,
+        length=length.estimate if length else None,
+        leak_free=leak_free.estimate if leak_free else None,
+    )
+
+
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:
     return [_item(trial, name) for name in scope.sets]
 

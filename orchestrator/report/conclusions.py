@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from orchestrator.report import published
-from orchestrator.report.comparison import CONTROLS, Analysis, Difference, Scope
+from orchestrator.report.comparison import CONTROLS, Analysis, Controlled, Difference, Scope
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
 from orchestrator.report.tables import COMPARED, EXPLICIT, IMPLICIT, interval, reward_title
@@ -186,26 +186,24 @@ def _uncompared(analysis: Analysis) -> str:
     return _sentence("; ".join(parts) + f"; there is nothing to compare, as {alone}")
 
 
-def preference(analysis: Analysis) -> str:
+def preference(found: Sequence[Controlled]) -> str:
     """When to prefer which reward type: what EX−IM and its controls advise, and what is not known."""
-    known = {scope: gap for scope in _asked(analysis) if (gap := analysis.difference(scope, "accuracy"))}
-    if not known:
+    asked = [item for item in found if item.category != "training pairs"]
+    if not asked:
         return (
             f"Nothing can be advised: no model and seed has learned with both {EXPLICIT} and {IMPLICIT} "
             "and was evaluated with both."
         )
-    return " ".join(_advice(analysis, scope, gap) for scope, gap in known.items()) + (
+    return " ".join(_advice(item) for item in asked) + (
         " Brackets are 95 % intervals over test pairs and seeds, given these models."
     )
 
 
-def _advice(analysis: Analysis, scope: Scope, gap: Difference) -> str:
+def _advice(item: Controlled) -> str:
     """Say which reward type leads, and whether the lead stays once length and leaks are controlled for."""
-    where, plain = f"Trained on {scope.train_set}, {_under(scope.category)}", gap.estimate
-    titles = ("at matched lengths", "on pairs that training has not seen")
-    found = [analysis.control(scope, metric) for metric in CONTROLS]
-    controls = {title: item.estimate if item else None for title, item in zip(titles, found, strict=True)}
-    if gap.told_apart:
+    where, plain = f"Trained on {item.train_set}, {_under(item.category)}", item.plain
+    controls = {"at matched lengths": item.length, "on pairs that training has not seen": item.leak_free}
+    if item.told_apart:
         said = [f"{title} {_survives(value, plain)}" for title, value in controls.items()]
         return f"{where}: prefer {_ahead(plain)} (EX−IM {interval(plain)}); {', '.join(said)}."
     shown = [

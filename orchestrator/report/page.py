@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.report.audit import audit_sweep
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import Analysis, controlled
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.curves import curve_rows
 from orchestrator.report.figures import Curves, every_figure
@@ -266,7 +266,7 @@ def _page(inputs: ReportInputs, analysis: Analysis, audit: Audit, store: Store, 
             Section(
                 title=PREFERENCE,
                 anchor="prefer",
-                text=preference(analysis),
+                text=preference(controlled(analysis)),
             ),
         ),
     )
