@@ -23,7 +23,7 @@ from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt, Store
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 2
+VERSION = 3
 FEATURES = ("length difference", "overlap with training", "similarity", "leaked")
 OUTCOMES = (("accuracy", "gap"), ("margin", "margin_gap"))
 
@@ -43,7 +43,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     import pyarrow as pa
     from pyarrow import parquet
 
-    from orchestrator.report.comparison import by_category, controlled, set_outcomes
+    from orchestrator.report.comparison import Analysis, by_category, controlled, set_outcomes
     from orchestrator.report.conclusions import PREFERENCE, preference
     from trainers.errors import DataError
 
@@ -56,7 +56,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     described = {id(item): _features(item, inputs.store) for item in outcomes}
     rows = [row for item in outcomes for row in _rows(item, described[id(item)])]
     parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "pairs.parquet")
-    controls = controlled(outcomes)
+    controls = controlled(Analysis(scored))
     regressions = [
         row
         for found in by_category(outcomes)
@@ -149,7 +149,7 @@ def _control_table(controls: Sequence[Any]) -> Table:
     return Table(
         name="controls",
         title="EX−IM of accuracy and its controls",
-        note="Mean over a category's sets, 95 % intervals over test pairs. Matched lengths: docs/report.md. "
+        note="Mean over a category's sets, 95 % intervals over test pairs and seeds. Matched lengths: docs/report.md. "
         "Not seen: pairs whose prompt and long responses stand nowhere in the training split.",
         columns="train_set category pairs difference length_controlled unseen leak_free",
         titles={
