@@ -19,9 +19,8 @@ from orchestrator.cli.main import main
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, FollowUp, TrainStage, TrialPlan
-from orchestrator.spec.trials import Sweep, TrialSpec, only
+from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Attempt
-from sweeps.full_grid import full_grid
 from trainers.specs import ValidationSpec
 
 # Raise when the analysis does otherwise with the same trainings.
@@ -29,27 +28,19 @@ VERSION = 4
 # Of the learning rate that the profile or --lr gives.
 MULTIPLES = (0.2, 1.0, 5.0, 20.0)
 
-LAPTOP = replace(
-    catalog.LAPTOP,
-    models=(catalog.MODELS["llama-64"],),
-    train_sets=(catalog.dataset("tiny_world"),),
-    eval_sets=(catalog.dataset("tiny_world"), catalog.dataset("tiny_world_paraphrase")),
-    seeds=(0,),
-    placements=(),
-)
-PROFILES = {"paper": catalog.PAPER, "laptop": LAPTOP}
+PROFILES = {"paper": catalog.PAPER, "laptop": catalog.ONE_MODEL}
 
 
 def learning_rates(chosen: Selection) -> Sweep:
     """The grid, once for each learning rate."""
-    grid = full_grid(replace(chosen, only=(), max_trials=None))
-    trials = [_at(trial, trial.optim.lr * multiple) for multiple in MULTIPLES for trial in grid.trials]
-    return replace(grid, trials=only(trials, chosen.only)[: chosen.max_trials])
-
-
-def _at(trial: TrialSpec, lr: float) -> TrialSpec:
-    optim = replace(trial.optim, lr=lr)
-    return replace(trial, optim=optim, variant=f"lr_{lr:g}", validation=ValidationSpec())
+    trials = []
+    for multiple in MULTIPLES:
+        for trial in chosen.trials():
+            optim = replace(trial.optim, lr=trial.optim.lr * multiple)
+            trials.append(
+                replace(trial, optim=optim, variant=f"lr_{optim.lr:g}", validation=ValidationSpec())
+            )
+    return chosen.sweep(trials)
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:

@@ -11,6 +11,7 @@ python sweeps/mitigation.py --train-sets ultrafeedback=DIR --eval-sets ultrafeed
 Of the evaluation sets, the first that rewrites the training set gives the copies, by its training split.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from orchestrator.report.tables import Table, reward_title, write_summary
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, EvaluateStage, FollowUp, TrialPlan
-from orchestrator.spec.trials import Recipe, Sweep, TrialSpec, grid, only
+from orchestrator.spec.trials import Recipe, Sweep, TrialSpec
 from orchestrator.store.artifacts import Attempt
 from orchestrator.store.records import Category
 from trainers.errors import SpecError
@@ -50,16 +51,13 @@ PAPER = replace(
     max_train_pairs=None,
 )
 LAPTOP = replace(
-    catalog.LAPTOP,
-    models=(catalog.MODELS["llama-64"],),
-    train_sets=(catalog.dataset("tiny_world"),),
+    catalog.ONE_MODEL,
     eval_sets=(
         catalog.dataset("tiny_world"),
         _rewriting("tiny_world_reworded"),
         _rewriting("tiny_world_other_words"),
     ),
     seeds=(0, 1, 2),
-    placements=(),
 )
 PROFILES = {"paper": PAPER, "laptop": LAPTOP}
 
@@ -91,30 +89,13 @@ def mitigation(chosen: Selection) -> Sweep:
     for original in chosen.train_sets:
         trained_with = _source_of_copies(original, chosen.eval_sets)
         augmented = [_with_copies(original, trained_with, share) for share in SHARES]
-        trials += grid(
-            models=chosen.models,
-            rewards=chosen.rewards,
-            train_sets=augmented,
-            eval_sets=chosen.eval_sets,
-            seeds=chosen.seeds,
-            recipe=_of_original(chosen.recipe, original),
-            train_draw=chosen.train_draw,
-            eval_draw=chosen.eval_draw,
-            keep_epochs=chosen.keep_epochs,
-        )
-        categories += [
-            (train_set.name, item.name, category)
-            for train_set in augmented
-            for item in chosen.eval_sets
-            if (category := _category(original, item)) is not None
-        ]
-    given = {(train, evaluated) for train, evaluated, _ in chosen.categories}
-    return Sweep(
-        name=chosen.name,
-        trials=only(trials, chosen.only)[: chosen.max_trials],
-        categories=(*(item for item in categories if item[:2] not in given), *chosen.categories),
-        placements=chosen.placements,
-    )
+        trials += chosen.trials(train_sets=augmented, recipe=_of_original(chosen.recipe, original))
+        for train_set, item in itertools.product(augmented, chosen.eval_sets):
+            if item.rewriting_of == original.name:
+                categories.append((train_set.name, item.name, "token-level shift"))
+            elif item.source == original.source:
+                categories.append((train_set.name, item.name, "in-distribution"))
+    return chosen.sweep(trials, categories)
 
 
 def _source_of_copies(original: DatasetSpec, eval_sets: Sequence[DatasetSpec]) -> DatasetSpec:
@@ -147,12 +128,6 @@ def _of_original(recipe: Recipe, original: DatasetSpec) -> Recipe:
         return recipe(model, original)
 
     return of
-
-
-def _category(original: DatasetSpec, evaluated: DatasetSpec) -> Category | None:
-    if evaluated.rewriting_of == original.name:
-        return "token-level shift"
-    return "in-distribution" if evaluated.source == original.source else None
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:

@@ -155,6 +155,14 @@ LAPTOP = Profile(
 )
 PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
 MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
+# The laptop profile of experiments that ask about training rather than about models.
+ONE_MODEL = dataclasses.replace(
+    LAPTOP,
+    models=(MODELS["llama-64"],),
+    train_sets=_datasets(["tiny_world"]),
+    eval_sets=_datasets(["tiny_world", "tiny_world_paraphrase"]),
+    placements=(),
+)
 
 
 def architecture(model: ModelSpec) -> Architecture | None:
