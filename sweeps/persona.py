@@ -33,8 +33,8 @@ def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
 PAPER = Profile(
     name="paper",
     models=(
-        ModelSpec(name="pythia-1b", source="EleutherAI/pythia-1b", parameters=1_011_781_632),
-        ModelSpec(name="llama-3.2-1b-base", source="meta-llama/Llama-3.2-1B", parameters=1_235_814_400),
+        catalog.PYTHIA_1B,
+        catalog.LLAMA_1B_BASE,
         catalog.MODELS["llama-3.2-1b"],
         catalog.MODELS["qwen2.5-1.5b"],
     ),
