@@ -8,14 +8,14 @@ rate. A training that diverges is a hole of the sweep, and its rate is never the
 python sweeps/learning_rates.py --profile laptop
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.follow_up import SUMMARY
 from orchestrator.cli.main import main
+from orchestrator.report.analysis_files import write_analysis
+from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, FollowUp, TrainStage, TrialPlan
@@ -58,30 +58,29 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Write the mean accuracy on held-out pairs at each rate, and which rate is the best."""
-    by_rate: dict[float, list[float | None]] = {}
+    found: dict[float, list[Any]] = {}
     for training in stage.reads:
         assert isinstance(training, TrainStage)
         manifest = inputs.store.manifest(training.kind, training.key)
         # Who has no manifest failed for good.
         last = None if manifest is None else float(manifest["info"]["validation_accuracy"][-1])
-        by_rate.setdefault(training.optim.lr, []).append(last)
-    means = {
-        lr: None if None in found else sum(value or 0.0 for value in found) / len(found)
-        for lr, found in sorted(by_rate.items())
-    }
+        found.setdefault(training.optim.lr, []).append(last)
+    means = {lr: None if None in last else sum(last) / len(last) for lr, last in sorted(found.items())}
     ranked = [(mean, -lr) for lr, mean in means.items() if mean is not None]
-    results: dict[str, Any] = {
-        "name": stage.analysis,
-        "best_lr": -max(ranked)[1] if ranked else None,
-        "rates": [{"lr": lr, "validation_accuracy": mean} for lr, mean in means.items()],
-    }
-    lines = [f"# {stage.analysis}", "", "| learning rate | accuracy on held-out pairs |", "|---|---|"]
-    for lr, mean in means.items():
-        best = ", the best" if lr == results["best_lr"] else ""
-        lines.append(f"| {lr:g} | {'diverged' if mean is None else f'{mean:.3f}{best}'} |")
-    (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    (attempt.directory / SUMMARY).write_text("\n".join(lines) + "\n")
-    attempt.info.update(results=results)
+    best = -max(ranked)[1] if ranked else None
+    shown = {lr: "diverged" if mean is None else f"{mean:.3f}" for lr, mean in means.items()}
+    table = Table(
+        name="rates",
+        title="",
+        columns="lr accuracy",
+        titles={"lr": "learning rate", "accuracy": "accuracy on held-out pairs"},
+        rows=[
+            {"lr": f"{lr:g}", "accuracy": text + ", the best" * (lr == best)} for lr, text in shown.items()
+        ],
+    )
+    rates = [{"lr": lr, "validation_accuracy": mean} for lr, mean in means.items()]
+    results = {"name": stage.analysis, "best_lr": best, "rates": rates}
+    write_analysis(attempt, stage.analysis, [table.markdown()], results=results)
 
 
 if __name__ == "__main__":
