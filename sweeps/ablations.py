@@ -16,9 +16,8 @@ A built-in model knows no word of EX-GRM's question, so that one needs `--models
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Recipe, Sweep, TrialSpec, grid, only
@@ -111,4 +110,4 @@ def _frozen(recipe: Recipe, frozen: tuple[Part, ...], alone: bool) -> Recipe:
 
 
 if __name__ == "__main__":
-    main("ablations", ablations, Path(__file__).parent, profiles=PROFILES)
+    main(Grid(build=ablations, profiles=PROFILES), __file__, __doc__)

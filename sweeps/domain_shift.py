@@ -11,10 +11,10 @@ python sweeps/domain_shift.py --sweep NAME
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
+from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.results import results_of
@@ -235,4 +235,4 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(DomainShiftOptions, "domain_shift", declare, compute, Path(__file__).parent)
+    main(Analyses(options=DomainShiftOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -10,11 +10,10 @@ python sweeps/hidden_representations.py --models PATH --train-set persona=FILE.j
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.cli.analyses import main
+from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.tables import Table, write_summary
@@ -101,4 +100,4 @@ def _draw(values: dict[str, dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(RepresentationsOptions, "hidden_representations", declare, compute, Path(__file__).parent)
+    main(Analyses(options=RepresentationsOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -12,13 +12,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.cli.analyses import main
+from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.tables import Table, write_summary
@@ -241,4 +240,4 @@ def _draw(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    main(DynamicsOptions, "learning_dynamics", declare, compute, Path(__file__).parent)
+    main(Analyses(options=DynamicsOptions, declare=declare, compute=compute), __file__, __doc__)

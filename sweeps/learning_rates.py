@@ -11,11 +11,10 @@ python sweeps/learning_rates.py --profile laptop
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.follow_up import SUMMARY
-from orchestrator.cli.main import main
+from orchestrator.cli.analyses import SUMMARY
+from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, FollowUp, TrainStage, TrialPlan
@@ -95,4 +94,4 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 if __name__ == "__main__":
     follow_up = FollowUp(declare=declare, compute=compute)
-    main("learning_rates", learning_rates, Path(__file__).parent, profiles=PROFILES, follow_up=follow_up)
+    main(Grid(build=learning_rates, profiles=PROFILES, follow_up=follow_up), __file__, __doc__)

@@ -14,10 +14,9 @@ Of the evaluation sets, the first that rewrites the training set gives the copie
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.tables import Table, reward_title, write_summary
 from orchestrator.spec import catalog
@@ -265,10 +264,5 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(
-        "mitigation",
-        mitigation,
-        Path(__file__).parent,
-        profiles=PROFILES,
-        follow_up=FollowUp(declare=declare, compute=compute),
-    )
+    follow_up = FollowUp(declare=declare, compute=compute)
+    main(Grid(build=mitigation, profiles=PROFILES, follow_up=follow_up), __file__, __doc__)

@@ -12,12 +12,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.cli.analyses import AnalysisOptions, main
+from orchestrator.cli.analyses import Analyses, AnalysisOptions
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.tables import Table, write_summary
@@ -227,4 +227,4 @@ def _draw(first: list[dict[str, Any]], curves: list[dict[str, Any]], parameters:
 
 
 if __name__ == "__main__":
-    main(TheoryOptions, "theory", declare, compute, Path(__file__).parent)
+    main(Analyses(options=TheoryOptions, declare=declare, compute=compute), __file__, __doc__)

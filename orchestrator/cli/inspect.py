@@ -1,4 +1,4 @@
-"""Commands that train nothing: what a sweep is doing and lacks, its MLflow view, and the store's garbage."""
+"""The commands that train nothing: status, report, ui, sync and gc."""
 
 import contextlib
 import functools
@@ -20,12 +20,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.layout import fitting
+from orchestrator.cli.analyses import show_analyses
 from orchestrator.cli.session import HOLES, Session, dump_json
-from orchestrator.cli.terminal import duration, late_bar, quiet
+from orchestrator.cli.terminal import duration, fitting, late_bar, quiet
 from orchestrator.plan import durations
-from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult, trial_result
+from orchestrator.report.compare_sweeps import other_sweep, without_intervals, write_comparison
+from orchestrator.report.page import HTML, said_conclusions, write_full_report
+from orchestrator.report.results import TrialResult, left_out_lines, trial_result
+from orchestrator.report.summary import Written, accuracy_table, epoch_table, json_rows
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -35,6 +37,8 @@ from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
+# As many columns of epochs as a terminal has room for.
+EPOCHS_SHOWN = 8
 
 
 def status(session: Session, *, watch: bool = False) -> int:
@@ -149,8 +153,7 @@ def say_holes(
         cause = note.message or "; ".join(result.faults) or "not run"
         if note.state == "failed" and key in told:
             cause = "it failed, as said above"
-        said = f"missing: {result.record.name}: {cause}"
-        session.console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+        session.say(f"missing: {result.record.name}: {cause}", style="red")
     return _say_ways_on(session, holes)
 
 
@@ -160,8 +163,7 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
         return 0
     state = read_state(session.sweep_name, session.store)
     failed = any(note.cause for key, note in state.trials.items() if key in holes)
-    for line in _ways_on(state.command, failed, session.driver_log.parent):
-        session.console.print(line, soft_wrap=True, highlight=False, markup=False)
+    session.say(*_ways_on(state.command, failed, session.driver_log.parent))
     return HOLES
 
 
@@ -179,17 +181,56 @@ def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
     return lines
 
 
+def report(session: Session, compare: str | None) -> int:
+    """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
+    declaration, store = read_declaration(session.sweep_name, session.store), session.store
+    bar = functools.partial(late_bar, session.console)
+    other = None if compare is None else other_sweep(compare, store)
+    written = write_full_report(declaration, store, bar, anew=True)
+    beside = other and write_comparison(declaration, store, *other, bar)
+    if session.options.json:
+        rows = json_rows(written.rows)
+        dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
+        return 0
+    print_report(session, written)
+    show_analyses(session, declaration)
+    if beside:
+        table = without_intervals(beside.table).terminal(labels=4)
+        session.console.print(fitting(table, session.console))
+        session.say(*beside.conclusions, f"comparison: {beside.file}")
+    return say_holes(session, written.results)
+
+
+def print_report(session: Session, written: Written) -> None:
+    """Print the report's tables and conclusions, and where to see more."""
+    console = session.console
+    console.print(fitting(accuracy_table(written.rows).terminal(labels=3, merged=2), console))
+    if by_epoch := epoch_table(written.compared, most=EPOCHS_SHOWN):
+        console.print(by_epoch.terminal(labels=4))
+    session.warn(*left_out_lines(written.results, written.compared))
+    session.say(*said_conclusions(written.folder))
+    session.say(f"report: {written.folder / HTML}", f"MLflow: {_ui_command(session)}")
+
+
+def _ui_command(session: Session) -> str:
+    options = session.options
+    words = [os.path.relpath(sys.executable), sys.argv[0], "ui", "--storage", str(session.store.root)]
+    words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
+    words += ["--name", options.name] if options.name else []
+    return shlex.join(words)
+
+
 def ui(session: Session, port: int) -> int:
     """Run MLflow's server in the foreground, on loopback. Raises SpecError where the port is taken."""
     if session.tracking_uri.startswith("http"):
-        session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}", soft_wrap=True)
+        session.say(f"the runs are on {shown_uri(session.tracking_uri)}")
         return 0
     _require_free(port)
     with contextlib.suppress(OSError):
         # The server says better what is wrong with a database.
         follow_storage(session.tracking_uri)
     address = f"http://127.0.0.1:{port}"
-    session.console.print(f"MLflow on {address} (stop with Ctrl-C)", soft_wrap=True)
+    session.say(f"MLflow on {address} (stop with Ctrl-C)")
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
@@ -204,7 +245,7 @@ def ui(session: Session, port: int) -> int:
             experiment = _experiment(address, server)
             if experiment is not None:
                 runs = f"{address}/#/experiments/{experiment}/runs?{_sweep_filter(session.sweep_name)}"
-                session.console.print(f"its runs: {runs}", soft_wrap=True, markup=False)
+                session.say(f"its runs: {runs}")
             return server.wait()
         except BaseException:
             server.kill()
@@ -249,7 +290,7 @@ def sync(session: Session) -> int:
     with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
         seconds = rebuild_view(session.tracking_uri, session.store, declaration, written, step)
     place = shown_uri(session.tracking_uri)
-    session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
+    session.say(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
     return 0
 
 
@@ -258,17 +299,12 @@ def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
     for key in keys:
         error = damage(session.store, "train", key, "log.parquet")
         if error is not None:
-            warn(session, f"damaged: {error}; MLflow is not given its curve, weights and scores are sound")
-
-
-def warn(session: Session, text: str) -> None:
-    """Print a warning on one line."""
-    session.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            session.warn(f"damaged: {error}; MLflow is not given its curve, weights and scores are sound")
 
 
 def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
     """List what no kept sweep needs; with `delete`, remove it."""
-    store, console = session.store, session.console
+    store = session.store
     items = garbage(store, kept_artifacts(store, keep))
     removed = set(remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
     if session.options.json:
@@ -281,20 +317,20 @@ def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
         )
         return 0
     if not items:
-        console.print(f"nothing to remove in {store.root}", highlight=False, soft_wrap=True)
+        session.say(f"nothing to remove in {store.root}")
         return 0
     table = Table(title=f"not needed in {store.root}", title_justify="left")
     for column in ("what", "GB", "why"):
         table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
     for item in items:
         table.add_row(item.path, gigabytes(item.bytes), item.why)
-    console.print(fitting(table, console))
+    session.console.print(fitting(table, session.console))
     total = gigabytes(sum(item.bytes for item in items))
     if not delete:
-        console.print(f"{len(items)} items, {total} GB; nothing is removed without --delete", highlight=False)
+        session.say(f"{len(items)} items, {total} GB; nothing is removed without --delete")
         return 0
     freed = gigabytes(sum(item.bytes for item in removed))
-    console.print(f"{len(removed)} of {len(items)} items removed, {freed} GB freed", highlight=False)
+    session.say(f"{len(removed)} of {len(items)} items removed, {freed} GB freed")
     return 0
 
 

@@ -69,22 +69,30 @@ Command = Run | Plan | Status | Report | Ui | Sync | Retry | Gc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ReadingOptions):
-    """Which kind of reward model generalises? A grid of trainings and evaluations, run where it is missing."""
+class CommonOptions:
+    """The flags of every file in sweeps/."""
 
     command: Command = field(default_factory=Run)
+    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Name of the sweep in the storage (default: the file's name)."""
+    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH|s3://…")] = None
+    """Folder or bucket that keeps the artifacts (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
+    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    """MLflow server or database (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
+    json: bool = False
+    """Print JSON. Commands plan, status, report and gc have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ReadingOptions, CommonOptions):
+    """The flags of every grid of trainings and evaluations."""
+
     profile: Literal["auto", "paper", "laptop"] = "auto"
     """What the grid is made of. auto: paper where the cluster's GPUs hold it, else laptop."""
     backend: Literal["ray", "inline"] = "ray"
     """inline: the same stages in this process, without Ray."""
     cluster: Annotated[str | None, tyro.conf.arg(metavar="2x8xH100-80GB|YAML")] = None
     """What it may run on (default: what Ray sees, else this machine); with a price per GPU-hour as …@2.50."""
-    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The sweep's name (default: the file's)."""
-    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH|s3://…")] = None
-    """Where artifacts are kept (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
-    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]ID|PATH")] = ()
     """Catalog names, hub ids, folders or GGUF files."""
     rewards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
@@ -135,5 +143,3 @@ class Options(ReadingOptions):
     """Evaluate on the very rows that are trained on."""
     keep_weights: Literal["all", "best", "none"] = "all"
     """Which trained weights stay when the sweep is evaluated. best: of each model, training set and reward type, one seed's."""
-    json: bool = False
-    """Machine-readable output of plan, status, report and gc."""

@@ -194,41 +194,38 @@ def run_missing(
         # Of a process that was killed the driver may have gone on without it.
         remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
-        trouble = _end_view(tracker, written)
+        trouble = tracker.close(written, complete=_complete(written))
         phases.end("mlflow")
-    _warn(session, trouble)
+    _say_view_lacks(session, trouble)
     return written
 
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
-    """Complete the view where it lacks anything; MLflow is not imported where it does not."""
+    """Complete the MLflow view where it lacks anything; MLflow is not imported where it does not."""
     from orchestrator.tracking.mlflow import is_shown
 
     if not is_shown(session.tracking_uri, session.store, declaration.sweep, written.results):
-        show_report(session, declaration, written)
+        show_report(session, declaration, written, complete=_complete(written))
 
 
-def show_report(session: Session, declaration: Declaration, written: Written) -> None:
-    """Log the report as it is now, and whatever else the view lacks."""
+def show_report(session: Session, declaration: Declaration, written: Written, *, complete: bool) -> None:
+    """Log the report as it is now, and whatever else the MLflow view lacks."""
     from orchestrator.tracking.mlflow import Tracker
 
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, declaration)
-        trouble = _end_view(tracker, written)
-    _warn(session, trouble)
+        trouble = tracker.close(written, complete=complete)
+    _say_view_lacks(session, trouble)
 
 
-def _end_view(tracker: "Tracker", written: Written) -> str | None:
-    """Give the view its report, and wait for it; why it lacks something, if it does."""
-    return tracker.close(written, complete=all(result.complete for result in written.results))
+def _complete(written: Written) -> bool:
+    return all(result.complete for result in written.results)
 
 
-def _warn(session: Session, trouble: str | None) -> None:
+def _say_view_lacks(session: Session, trouble: str | None) -> None:
     if trouble:
-        session.console.print(
-            f"warning: the MLflow view is incomplete ({redacted(trouble)}); the next run or `sync` completes it",
-            style="yellow",
-            markup=False,
+        session.warn(
+            f"warning: the MLflow view is incomplete ({redacted(trouble)}); the next run or `sync` completes it"
         )
 
 

@@ -1,4 +1,7 @@
-"""Progress for people: a live table on a terminal, plain lines elsewhere; everybody else's chatter goes to a log."""
+"""What commands print: lines, tables that fit the terminal, bars, and the live progress of trials.
+
+While trials run, what libraries print goes into a log.
+"""
 
 import contextlib
 import logging
@@ -11,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import progress
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.layout import fitting
 from orchestrator.plan.durations import Pace
 from orchestrator.run.events import (
     Completed,
@@ -37,6 +40,7 @@ SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
 PLAIN_EVERY_S = 15.0
 BAR_AFTER_S = 2.0
+_UNBOUNDED = 10_000
 
 
 class _Rate(progress.ProgressColumn):
@@ -54,6 +58,30 @@ _BAR = (
     _Rate(),
     progress.TimeRemainingColumn(),
 )
+
+
+def say(console: Console, *lines: str, style: str | None = None) -> None:
+    """Print each line as it is: nothing in it is markup, and only the terminal wraps it."""
+    for line in lines:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def fitting(table: Table, console: Console) -> RenderableType:
+    """Return the table; where it would break words, its rows as paragraphs, each value after its column's name."""
+    if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
+        return table
+    first, *others = ([_cell_text(cell) for cell in column.cells] for column in table.columns)
+    names = [_cell_text(column.header) for column in table.columns[1:]]
+    parts: list[RenderableType] = [Text(_cell_text(table.title), style="italic")] if table.title else []
+    for head, *values in zip(first, *others, strict=True):
+        parts.append(Text(head))
+        said = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True) if value)
+        parts.append(Padding(Text(said), (0, 0, 0, 2)))
+    return Group(*parts)
+
+
+def _cell_text(cell: object) -> str:
+    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
 
 
 @contextlib.contextmanager
@@ -193,20 +221,17 @@ class Progress:
         return counts
 
     def _say(self, trial: TrialState, text: str) -> None:
-        self._console.print(f"{trial.name}: {text}", markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"{trial.name}: {text}")
 
     def _plain(self, event: Event, trial: TrialState) -> None:
         if isinstance(event, Completed):
             counts = self.counts()
-            self._console.print(
-                f"{counts['complete']}/{sum(counts.values())} complete: {trial.name}", markup=False
-            )
+            say(self._console, f"{counts['complete']}/{sum(counts.values())} complete: {trial.name}")
         elif isinstance(event, Failed):
-            said = f"failed: {trial.name}: {trial.message}"
-            self._console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+            say(self._console, f"failed: {trial.name}: {trial.message}", style="red")
         elif isinstance(event, RowsLogged) and time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
-            self._console.print("  ".join([trial.name, *_cells(trial)]), markup=False, soft_wrap=True)
+            say(self._console, "  ".join([trial.name, *_cells(trial)]))
 
     def _table(self) -> RenderableType:
         with self._lock:

@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.layout import fitting
-from orchestrator.cli.terminal import Progress, duration, late_bar, pace_cells
+from orchestrator.cli.terminal import Progress, duration, fitting, late_bar, pace_cells
 from orchestrator.plan import durations
 from orchestrator.plan.durations import Durations, Pace
 from orchestrator.run.compute import run_shared
