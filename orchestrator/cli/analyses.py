@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync, Ui
+from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync, Ui, flag
 from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import quiet, say
@@ -70,11 +70,13 @@ class ModelOptions(ReadingOptions, AnalysisOptions):
     """Catalog names, hub ids, folders or GGUF files; one analysis each."""
     train_set: Annotated[str, tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = "tiny_world"
     """The set whose training pairs count as seen; persona=FILE gives Persona's."""
-    eval_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
-    """Sets whose test pairs count as unseen (default: the training set's test pairs and its paraphrases)."""
-    max_train_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    eval_sets: Annotated[
+        tuple[str, ...], flag("[NAME=]NAME|PATH", "the training set and its paraphrases")
+    ] = ()
+    """Sets whose test pairs count as unseen."""
+    max_train_pairs: Annotated[int | None, flag("N")] = None
     """Use the first N training pairs of a seeded permutation."""
-    max_eval_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    max_eval_pairs: Annotated[int | None, flag("N")] = None
     """Use the first N test pairs of a seeded permutation."""
 
 

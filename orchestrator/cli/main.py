@@ -7,7 +7,10 @@ starts · 3 the sweep ended with holes · 130 interrupted.
 import dataclasses
 import logging
 import os
+import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,7 +92,7 @@ def main(
         experiment.options,
         sys.argv[1:] if arguments is None else arguments,
         prog=f"python sweeps/{Path(file).name}",
-        description=doc,
+        description=doc and _opening(doc),
         config=(
             tyro.conf.CascadeSubcommandArgs,
             tyro.conf.OmitSubcommandPrefixes,
@@ -97,6 +100,19 @@ def main(
         ),
     )
     sys.exit(execute(experiment, options, Path(file)))
+
+
+def _opening(doc: str) -> str:
+    """Return a docstring for the top of the help: prose wrapped to the terminal, tables and examples line by line.
+
+    tyro joins lines unless they start with a space.
+    """
+    width = shutil.get_terminal_size().columns - 2
+    paragraphs = [
+        part if re.search("^(?: |python )", part, re.MULTILINE) else textwrap.fill(part, width)
+        for part in doc.strip().split("\n\n")
+    ]
+    return textwrap.indent("\n\n".join(paragraphs), "  ")
 
 
 def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
