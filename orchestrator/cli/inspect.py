@@ -22,7 +22,7 @@ from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
 from orchestrator.cli.session import HOLES, Session, dump_json
-from orchestrator.cli.terminal import duration, fitting, late_bar, quiet
+from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet
 from orchestrator.plan import durations
 from orchestrator.report.compare_sweeps import other_sweep, without_intervals, write_comparison
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
@@ -119,13 +119,14 @@ def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) 
 def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:
     known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
     runs = known == "running" and not result.complete
+    stage, step, loss, rate, left = progress_cells(note) if runs else ("",) * 5
     return {
         "trial": result.record.name,
         "state": "complete" if result.complete else known,
-        "stage": f"{note.stage} {note.step}/{note.total}".removesuffix(" 0/0") if runs else "",
-        "loss": f"{note.loss:.4f}" if runs and note.loss is not None else "",
-        "pairs/s": f"{note.pairs_per_s:.1f}" if runs and note.pairs_per_s is not None else "",
-        "left": duration(note.left_s) if runs else "",
+        "stage": f"{stage} {step}".strip(),
+        "loss": loss,
+        "pairs/s": rate,
+        "left": left,
         "trained": result.trained,
         "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
         "retries": len(note.retries),

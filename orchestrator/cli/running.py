@@ -77,7 +77,10 @@ def _begun_again(note: TrialNote) -> TrialNote:
 
 
 class StateWriter:
-    """Follows events of trials; writes at most once a second, failures at once, and at `close`. What earlier commands noted stays."""
+    """Keeps notes of trials from their events, and writes them: at most once a second, failures at once, and at `close`.
+
+    The notes of trials outside `todo` stay as earlier commands wrote them.
+    """
 
     def __init__(
         self, sweep: str, store: Store, driver: str, command: Sequence[str], todo: Sequence[str]
@@ -85,23 +88,21 @@ class StateWriter:
         self._sweep, self._store = sweep, store
         self._driver, self._command = driver, tuple(command)
         earlier = read_state(sweep, store).trials
-        self._trials = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
+        self.notes = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
         self._paces: dict[str, Pace] = {}
         self._written = 0.0
         self._write()
 
     def on_event(self, event: Event) -> None:
         """Take in one event of a trial."""
-        note = self._trials.get(event.trial)
+        note = self.notes.get(event.trial)
         if note is None:
             return
         match event:
             case Started():
                 note.state = "running"
-            case StageBegan():
-                self._begin(event.trial, event.stage)
-            case RowsLogged():
-                self._take(event.trial, event.stage, event.rows[-1])
+            case StageBegan() | RowsLogged():
+                self._note_pace(event, note)
             case Retried():
                 note.retries.append(f"{event.cause}: {event.message}")
             case Replanned():
@@ -118,29 +119,25 @@ class StateWriter:
         if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
 
-    def _begin(self, trial: str, stage: str) -> None:
-        self._paces.setdefault(trial, Pace()).begin(stage)
-        self._note_pace(trial)
-
-    def _take(self, trial: str, stage: str, row: Mapping[str, Any]) -> None:
-        self._paces.setdefault(trial, Pace()).take(stage, row)
-        self._note_pace(trial)
-
-    def _note_pace(self, trial: str) -> None:
-        note, pace = self._trials[trial], self._paces[trial]
+    def _note_pace(self, event: StageBegan | RowsLogged, note: TrialNote) -> None:
+        pace = self._paces.setdefault(event.trial, Pace())
+        if isinstance(event, StageBegan):
+            pace.begin(event.stage)
+        else:
+            pace.take(event.stage, event.rows[-1])
         note.stage, note.step, note.total = pace.stage, pace.done, pace.total
         note.loss, note.pairs_per_s, note.left_s = pace.loss, pace.rate, pace.left_s
 
     def close(self) -> None:
-        """Write the last word; what still ran is stopped."""
-        for note in self._trials.values():
+        """Note what still ran as stopped, and write all."""
+        for note in self.notes.values():
             if note.state in ("running", "waiting"):
                 note.state = "stopped"
         self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        state = SweepState(driver=self._driver, command=self._command, trials=self._trials)
+        state = SweepState(driver=self._driver, command=self._command, trials=self.notes)
         try:
             write_state(self._sweep, self._store, state)
         except (OSError, StorageError) as error:
@@ -184,7 +181,7 @@ def run_missing(
                 names = {item.key: item.spec.name for item in todo}
                 placements = {item.key: place(item) for item in todo}
                 state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
-                progress = Progress(terminal, names, complete)
+                progress = Progress(terminal, names, state.notes, complete)
                 with contextlib.closing(state), progress:
                     run_trials(todo, placements, _follower(session, progress, state, tracker))
         except KeyboardInterrupt:
@@ -235,8 +232,8 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
     def on_event(event: Event) -> None:
         if isinstance(event, Failed | Retried | Notice):
             event = _redacted(event)
-        progress.on_event(event)
         state.on_event(event)
+        progress.on_event(event)
         if isinstance(event, Failed) and event.detail:
             # A full disk may be what the trial failed of; it must not end the others.
             with contextlib.suppress(OSError, StorageError):

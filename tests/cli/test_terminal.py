@@ -24,7 +24,7 @@ from orchestrator.cli.terminal import Progress
 from orchestrator.report.results import sweep_results
 from orchestrator.run.events import Failed
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import read_declaration, write_declaration
+from orchestrator.store.records import TrialNote, read_declaration, write_declaration
 from sweeps import full_grid as full_grid_file
 from sweeps.full_grid import full_grid
 
@@ -193,7 +193,7 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
     )
     declared = read_declaration("full_grid", store)
     failed = declared.trials[-1]
-    with Progress(console, {failed.key: failed.name}, 3) as shown:
+    with Progress(console, {failed.key: failed.name}, {failed.key: TrialNote()}, 3) as shown:
         shown.on_event(Failed(trial=failed.key, cause="Diverged", message="loss is nan – step 3"))
     session = Session(
         options=Options(),
