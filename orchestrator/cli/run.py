@@ -11,7 +11,7 @@ from rich.table import Table
 from orchestrator.cli.analyses import run_follow_up, show_analyses, with_analyses
 from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
-from orchestrator.cli.running import Phases, Place, catch_up, run_missing, show_report
+from orchestrator.cli.running import Phases, all_complete, catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, select
 from orchestrator.cli.terminal import fitting, late_bar, quiet, say
 from orchestrator.plan import placement
@@ -50,20 +50,19 @@ def run(session: Session, build: Build) -> int:
             "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
         )
     phases = Phases()
-    sweep, resolved, place = _prepared(session, build)
-    known = resolved.plans
+    resolved, nodes = _prepared(session, build)
     declaration = adopt(
-        with_analyses(declare(resolved), session, known),
+        with_analyses(declare(resolved), session, resolved.plans),
         session.store,
         adds=options.extend or _narrowed(session),
         replaces=options.replace,
     )
     say_damaged_logs(session, [item.key for item in resolved.plans])
-    missing = missing_trials(known, session.store)
+    missing = missing_trials(resolved.plans, session.store)
     notes = read_state(session.sweep_name, session.store).trials
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
-    session.say(_headline(known, todo, session))
+    session.say(_headline(resolved.plans, todo, session))
     session.say_left_out(resolved.left_out)
     if diverged:
         session.say(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
@@ -71,12 +70,13 @@ def run(session: Session, build: Build) -> int:
     if todo:
         session.warn(*audit_errors(declaration, session.store))
     phases.end("plan")
-    return _run(session, sweep, resolved, declaration, todo, place, phases)
+    return _run(session, resolved, nodes, declaration, todo, phases)
 
 
 def retry(session: Session, build: Build) -> int:
-    """Run again the trials that failed, of those that the last command declared."""
-    sweep, resolved, place = _prepared(session, build)
+    """Run the failed trials again, among those that the sweep was declared to have."""
+    phases = Phases()
+    resolved, nodes = _prepared(session, build)
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
     declared = {trial.key for trial in declaration.trials}
@@ -87,21 +87,19 @@ def retry(session: Session, build: Build) -> int:
     ]
     names = ", ".join(item.spec.name for item in failed)
     session.say(f"again: {names}" if failed else "no trial of these has failed")
-    phases = Phases()
     phases.end("plan")
-    return _run(session, sweep, resolved, declaration, failed, place, phases)
+    return _run(session, resolved, nodes, declaration, failed, phases)
 
 
-def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Place]:
-    """The sweep, its stages, and what says where a trial is to be trained. Raises what the user has to mend.
+def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
+    """Return the sweep with its stages, and the nodes to run it on. Raises the errors that the user can mend.
 
-    Scores that are not what was written are no longer in the store, so that they count as missing. Where nothing is
-    left to run, no cluster is joined and no trial placed.
+    Damaged scores count as missing from here on. No cluster is joined where nothing is left to run: there are no nodes then.
     """
     sweep = _sweep(session, build)
     complete = _resolved_if_complete(session, sweep)
     if complete is not None:
-        return sweep, complete, functools.partial(_place, sweep, ())
+        return complete, ()
     nodes = joined(session) or capacity(session)
     placement.require_fit(sweep.trials, nodes)
     require_access([trial.model for trial in sweep.trials])
@@ -113,12 +111,12 @@ def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Pla
     resolved = dataclasses.replace(resolved, plans=tuple(plans))
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
-        _place(sweep, nodes, item)
+        _place(item, sweep, nodes)
     _set_aside(session, _scores(resolved.plans))
-    return sweep, resolved, functools.partial(_place, sweep, nodes)
+    return resolved, nodes
 
 
-def _place(sweep: Sweep, nodes: Sequence[Node], item: TrialPlan) -> Placement:
+def _place(item: TrialPlan, sweep: Sweep, nodes: Sequence[Node]) -> Placement:
     return placement.place(item.spec, nodes, sweep.placements, architecture=item.architecture)
 
 
@@ -189,21 +187,22 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
 
 def _run(
     session: Session,
-    sweep: Sweep,
     resolved: ResolvedSweep,
+    nodes: Sequence[Node],
     declaration: Declaration,
     todo: Sequence[TrialPlan],
-    place: Place,
     phases: Phases,
 ) -> int:
+    """Run `todo`, and what follows every run: the report, the analyses, the eviction of weights, the holes."""
     # Where there is no live table, each failure is said when it comes.
     told = [] if session.console.is_terminal else [item.key for item in todo]
-
     try:
         if todo:
             fetch_models_here(session, todo)
             done = len(resolved.plans) - len(todo)
-            written = run_missing(session, declaration, todo, done, place, sweep.retries, phases)
+            placements = {item.key: _place(item, resolved.sweep, nodes) for item in todo}
+            retries = resolved.sweep.retries
+            written = run_missing(session, declaration, todo, placements, done, retries, phases)
         else:
             gc.clear_up(session.store, session.sweep_name)
             bar = functools.partial(late_bar, session.console)
@@ -213,9 +212,7 @@ def _run(
         print_report(session, written)
         show_analyses(session, declaration)
         if computed:
-            show_report(
-                session, declaration, written, complete=all(item.complete for item in written.results)
-            )
+            show_report(session, declaration, written, complete=all_complete(written))
         _evict_weights(session, _asked(session, resolved, written.results))
     except SweepError as error:
         # The user's own mistakes were refused above; what fails from here on is not one.

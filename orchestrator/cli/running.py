@@ -53,7 +53,6 @@ WRITE_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
-Place = Callable[[TrialPlan], Placement]
 RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
 
 
@@ -149,14 +148,14 @@ def run_missing(
     session: Session,
     declaration: Declaration,
     todo: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
     complete: int,
-    place: Place,
     retries: RetryPolicy,
     phases: Phases,
 ) -> Written:
-    """Run the trials, then write the report: what was written. `complete` trials are done before.
+    """Run the trials, write the report and return it; `complete` trials were done before.
 
-    Raises KeyboardInterrupt when stopped, all notes made.
+    Raises KeyboardInterrupt when stopped, once all notes are written.
     """
     from orchestrator.tracking.mlflow import Tracker
 
@@ -179,7 +178,6 @@ def run_missing(
         try:
             with _backend(session, declaration, execution, stop, phases) as run_trials:
                 names = {item.key: item.spec.name for item in todo}
-                placements = {item.key: place(item) for item in todo}
                 state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
                 progress = Progress(terminal, names, state.notes, complete)
                 with contextlib.closing(state), progress:
@@ -191,7 +189,7 @@ def run_missing(
         # Of a process that was killed the driver may have gone on without it.
         remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
-        trouble = tracker.close(written, complete=_complete(written))
+        trouble = tracker.close(written, complete=all_complete(written))
         phases.end("mlflow")
     _say_view_lacks(session, trouble)
     return written
@@ -202,7 +200,7 @@ def catch_up(session: Session, declaration: Declaration, written: Written) -> No
     from orchestrator.tracking.mlflow import is_shown
 
     if not is_shown(session.tracking_uri, session.store, declaration.sweep, written.results):
-        show_report(session, declaration, written, complete=_complete(written))
+        show_report(session, declaration, written, complete=all_complete(written))
 
 
 def show_report(session: Session, declaration: Declaration, written: Written, *, complete: bool) -> None:
@@ -215,7 +213,8 @@ def show_report(session: Session, declaration: Declaration, written: Written, *,
     _say_view_lacks(session, trouble)
 
 
-def _complete(written: Written) -> bool:
+def all_complete(written: Written) -> bool:
+    """Whether every trial of the report is complete."""
     return all(result.complete for result in written.results)
 
 
