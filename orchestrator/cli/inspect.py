@@ -42,9 +42,9 @@ EPOCHS_SHOWN = 8
 
 
 def status(session: Session, *, watch: bool = False) -> int:
-    """Print the state of each trial: from the artifacts, and from what the driver noted of those that run or failed.
+    """Print the state of each trial, from its artifacts and from what the running command notes.
 
-    With `watch`, again whenever it changes, until no driver of the sweep is at work.
+    With `watch`, print it again whenever it changes, until the sweep ends.
     """
     known: dict[str, TrialResult] = {}
     shown: list[dict[str, Any]] | None = None
@@ -60,7 +60,7 @@ def status(session: Session, *, watch: bool = False) -> int:
         ]
         if rows != shown:
             left_s = time_left_s(results, state.trials) if running else None
-            _show_status(session, rows, _driver(running, left_s), clear=watch)
+            _show_status(session, rows, _running(running, left_s), clear=watch)
             shown = rows
         if running and watch:
             time.sleep(WATCH_EVERY_S)
@@ -71,22 +71,21 @@ def status(session: Session, *, watch: bool = False) -> int:
         return _say_ways_on(session, {result.record.key for result in results if not result.complete})
 
 
-def _driver(running: bool, left_s: float | None) -> str:
+def _running(running: bool, left_s: float | None) -> str:
     if not running:
-        return "no driver is at work"
-    left = "" if left_s is None else f", about {left_s / 60:.0f} min of training left"
-    return f"its driver is at work{left}"
+        return "not running"
+    return "running" if left_s is None else f"running, about {left_s / 60:.0f} min of training left"
 
 
-def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, *, clear: bool) -> None:
+def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str, *, clear: bool) -> None:
     if session.options.json:
         dump_json(rows)
         return
     if clear and session.console.is_terminal:
         session.console.clear()
-    title = f"{session.sweep_name} in {session.store.root}: {driver}"
+    title = f"{session.sweep_name} in {session.store.root}: {running}"
     table = Table(title=title, title_justify="left")
-    # What nothing is known of takes no room.
+    # A column without a value is left out.
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", 0) for row in rows)]
     for column in columns:
         table.add_column(column, style="red" if column == "cause" else None)
@@ -96,7 +95,7 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, 
 
 
 def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) -> float | None:
-    """Seconds until what runs and waits is trained, by what finished trainings of each model and reward type took."""
+    """Estimate the seconds until all is trained, by what trainings of the same model and reward type took."""
     took: dict[str, list[float]] = {}
     left: dict[str, float] = {}
     running = 0
@@ -135,7 +134,7 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
 
 
 def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
-    """Say why a trial is not complete, or, where it runs, why it runs again."""
+    """Return why a trial is not complete or, while it runs, why it runs again."""
     before = "" if runs else note.message
     return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
 
@@ -146,7 +145,10 @@ def say_holes(
     *,
     told: Collection[str] = (),
 ) -> int:
-    """Name what is missing and why, and the commands that mend it. `told` are trials whose failure was said already."""
+    """Print each missing trial with its cause, and the commands that run it; return the exit code.
+
+    The causes of the trials `told` were printed before.
+    """
     state = read_state(session.sweep_name, session.store)
     holes = {result.record.key: result for result in results if not result.complete}
     for key, result in holes.items():
@@ -159,7 +161,7 @@ def say_holes(
 
 
 def _say_ways_on(session: Session, holes: Collection[str]) -> int:
-    """The commands that mend the holes, which are keys of trials; the exit code."""
+    """Print the commands that run the missing trials, given by key, and return the exit code."""
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
@@ -169,7 +171,7 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
 
 
 def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
-    lines = [f"the same command runs what is missing; logs: {logs}"]
+    lines = [f"to run what is missing, give the same command again; logs: {logs}"]
     if failed and command:
         # `run` is the only command that is left out of a retry; as a value it follows its flag.
         words = [
@@ -178,7 +180,7 @@ def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
             if word not in ("run", "retry") or before.startswith("--")
         ]
         retry = [os.path.relpath(sys.executable), command[0], "retry", *words]
-        lines.append(f"what failed is run again by: {shlex.join(retry)}")
+        lines.append(f"to run the failed trials again: {shlex.join(retry)}")
     return lines
 
 
@@ -222,7 +224,7 @@ def _ui_command(session: Session) -> str:
 
 
 def ui(session: Session, port: int) -> int:
-    """Run MLflow's server in the foreground, on loopback. Raises SpecError where the port is taken."""
+    """Run MLflow's server for this machine until it is stopped. Raises SpecError where the port is taken."""
     if session.tracking_uri.startswith("http"):
         session.say(f"the runs are on {shown_uri(session.tracking_uri)}")
         return 0
@@ -264,7 +266,7 @@ def _require_free(port: int) -> None:
 
 
 def _experiment(address: str, server: subprocess.Popen[bytes]) -> str | None:
-    """The id of our experiment once the server answers; None where it has none, or ends first."""
+    """Wait for the server, and return the id of our experiment; None where it has none, or ends first."""
     asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     while server.poll() is None:
         try:
@@ -278,33 +280,33 @@ def _experiment(address: str, server: subprocess.Popen[bytes]) -> str | None:
 
 
 def _sweep_filter(sweep: str) -> str:
-    """The query of a page that shows a sweep's runs; without the first part MLflow opens pages for chat programs."""
+    """Return the query of the page with a sweep's runs; without its first part MLflow opens pages for chat programs."""
     wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
     return urllib.parse.urlencode({"workflowType": "machine_learning", "searchFilter": wanted})
 
 
 def sync(session: Session) -> int:
-    """Rebuild the MLflow view."""
+    """Write the sweep's runs to MLflow again."""
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
     written = write_full_report(declaration, session.store, functools.partial(late_bar, session.console))
     with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
         seconds = rebuild_view(session.tracking_uri, session.store, declaration, written, step)
     place = shown_uri(session.tracking_uri)
-    session.say(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
+    session.say(f"{len(declaration.trials)} trials in {place}, written in {seconds:.0f} s")
     return 0
 
 
 def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
-    """Name the logs of complete trainings that cannot be shown; nothing is trained again for their sake."""
+    """Name the damaged logs of complete trainings, for whose sake nothing is trained again."""
     for key in keys:
         error = damage(session.store, "train", key, "log.parquet")
         if error is not None:
-            session.warn(f"damaged: {error}; MLflow is not given its curve, weights and scores are sound")
+            session.warn(f"damaged: {error}; MLflow does not show its curve; weights and scores are sound")
 
 
 def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
-    """List what no kept sweep needs; with `delete`, remove it."""
+    """Print what no kept sweep needs; with `delete`, remove it."""
     store = session.store
     items = garbage(store, kept_artifacts(store, keep))
     removed = set(remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
@@ -336,5 +338,5 @@ def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
 
 
 def gigabytes(size: int) -> str:
-    """Return bytes as GB for people."""
+    """Write bytes as GB."""
     return f"{size / 1e9:,.1f}" if size >= 1e9 else f"{size / 1e9:.4f}"

@@ -137,7 +137,7 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
     except Exception:
         log = Path.cwd() / "rmsweep-error.log"
         log.write_text(redacted(traceback.format_exc()), encoding="utf-8")
-        say(errors, f"rmsweep met a defect; please report it with {log}", style="red")
+        say(errors, f"this is a defect of rmsweep; please report it with {log}", style="red")
         return DEFECT
     return code
 

@@ -65,7 +65,9 @@ def run(session: Session, build: Build) -> int:
     session.say(_headline(resolved.plans, todo, session))
     session.say_left_out(resolved.left_out)
     if diverged:
-        session.say(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
+        session.say(
+            f"{len(diverged)} trials failed for good before and are left out; `retry` runs them again"
+        )
     say_damage(session, missing)
     if todo:
         session.warn(*audit_errors(declaration, session.store))
@@ -86,7 +88,7 @@ def retry(session: Session, build: Build) -> int:
         if item.key in declared and notes.get(item.key, TrialNote()).cause
     ]
     names = ", ".join(item.spec.name for item in failed)
-    session.say(f"again: {names}" if failed else "no trial of these has failed")
+    session.say(f"running again: {names}" if failed else "no trial of these has failed")
     phases.end("plan")
     return _run(session, resolved, nodes, declaration, failed, phases)
 
@@ -173,13 +175,13 @@ def joined(session: Session) -> tuple[Node, ...]:
 
 
 def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | None:
-    """The sweep's stages where a cluster would be joined for none of them; what is damaged has to be made again."""
+    """Return the sweep with its stages if a cluster is up and all of them are complete, so that none has to be joined."""
     if not may_join(session) or session.sweep_name not in declared_sweeps(session.store):
         return None
     try:
         resolved = _resolve(session, sweep, fetch=False)
     except SweepError:
-        # Said where it is resolved for good.
+        # The caller resolves it again, and there the error is the user's to see.
         return None
     _set_aside(session, _scores(resolved.plans))
     return None if missing_trials(resolved.plans, session.store) else resolved
@@ -215,7 +217,7 @@ def _run(
             show_report(session, declaration, written, complete=all_complete(written))
         _evict_weights(session, _asked(session, resolved, written.results))
     except SweepError as error:
-        # The user's own mistakes were refused above; what fails from here on is not one.
+        # The user's mistakes were refused before; what fails from here on is none.
         session.say(f"error: {redacted(str(error))}", style="red")
         if not isinstance(error, StorageError):
             return DEFECT
@@ -231,7 +233,7 @@ def _run(
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
-    """Fetch the hub's models that trials need, where this machine runs them: a cluster's nodes fetch for themselves."""
+    """Download the models that trials need, unless they run on a cluster: its nodes download for themselves."""
     # Stages of a test or benchmark load no weights.
     if session.stages is REAL and not may_join(session):
         fetch_models(todo, session.store, lambda text, style: session.say(text, style=style))
@@ -250,7 +252,7 @@ def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialRes
 
 
 def plan_only(session: Session, build: Build) -> int:
-    """Print what is missing, where it would run, how long and at what price; start nothing."""
+    """Print what is missing, where it would run, for how long and at what price."""
     command = session.options.command
     price = command.price if isinstance(command, Plan) else None
     if price is not None and not 0 <= price < math.inf:
@@ -302,7 +304,7 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
 
 
 def _outlook_row(group: TrialGroup) -> dict[str, str]:
-    """One row of the table by column. A `~` marks an estimated time, a `?` what is not known."""
+    """Return one row of the table by column. A `~` marks an estimated time, a `?` what is not known."""
     placed = group.placement
     row = {
         "model · reward": f"{group.model} · {group.reward}",
@@ -367,7 +369,7 @@ def _hours(hours: float) -> str:
 
 
 def _sweep(session: Session, build: Build) -> Sweep:
-    """The sweep that the flags ask for; a cluster is only looked at where they leave the profile open."""
+    """Return the sweep that the flags ask for. The cluster is looked at only for --profile auto."""
     nodes = capacity(session) if session.options.profile == "auto" else ()
     profile, why = profile_for(session.options, nodes, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
@@ -396,9 +398,11 @@ def _headline(plans: Sequence[TrialPlan], todo: Sequence[TrialPlan], session: Se
 
 
 def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
-    """Say how many trainings run a second time, and how long they took; "" where none does."""
+    """Return how many trainings run a second time, and how long they took; "" where none does."""
     took_s = [took for item in plans if (took := item.trains_again_s(session.store)) is not None]
-    return f"{len(took_s)} train again: weights evicted, took {sum(took_s):,.0f} s" if took_s else ""
+    if not took_s:
+        return ""
+    return f"{len(took_s)} train again, as their weights were evicted; they took {sum(took_s):,.0f} s"
 
 
 def _evict_weights(session: Session, results: Sequence[TrialResult]) -> None:
@@ -421,12 +425,12 @@ def _ranked(result: TrialResult) -> gc.Ranked:
 
 
 def audit_errors(declaration: Declaration, store: Store) -> list[str]:
-    """Return what is wrong with the data, while nothing is spent on it yet; the report has all findings."""
+    """Return the errors that the audit finds in the data, before anything is spent on them."""
     return [item.said for item in audit_sweep(declaration, store).findings if item.severity == "error"]
 
 
 def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
-    """Name the manifests that are not what was written, and scores of other weights; their stages count as missing."""
+    """Name the damaged manifests and the scores of other weights, whose stages count as missing."""
     for kind, key in sorted(
         {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
     ):
@@ -442,12 +446,12 @@ def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
 
 
 def _scores(plans: Sequence[TrialPlan]) -> list[tuple[str, str, str]]:
-    """Return the scores of trials, as stage, key and file: the report would be the first to read them."""
+    """Return the scores of trials as stage, key and file. But for this check the report would be the first to read them."""
     return [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.evaluations]
 
 
 def _rows_to_read(session: Session, plans: Sequence[TrialPlan]) -> list[tuple[str, str, str]]:
-    """Return the rows of data sets that a preparation is about to read, as stage, key and file."""
+    """Return the data sets that a missing preparation reads, as stage, key and file."""
     missing = (stage for plan in plans for stage in plan.missing(session.store))
     digests = sorted({stage.split.digest for stage in missing if isinstance(stage, PrepareStage)})
     return [("dataset", digest, "pairs.jsonl") for digest in digests]

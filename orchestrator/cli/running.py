@@ -1,4 +1,4 @@
-"""Running what is missing of a sweep: the backend, the live table, and MLflow's one writer, wired together."""
+"""Runs the missing trials of a sweep on a backend, while the terminal, state.json and MLflow follow their events."""
 
 import contextlib
 import dataclasses
@@ -64,14 +64,14 @@ class Phases:
     _since: float = dataclasses.field(default_factory=time.perf_counter)
 
     def end(self, phase: str) -> None:
-        """Everything since the last end was `phase`."""
+        """Count the time since the last end as `phase`."""
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
         self._since = now
 
 
 def _begun_again(note: TrialNote) -> TrialNote:
-    """Return a fresh note, which keeps why the trial failed before: until it is complete, that is why it is not."""
+    """Return a fresh note that keeps why the trial failed before, which holds until it is complete."""
     return TrialNote(cause=note.cause, message=note.message)
 
 
@@ -93,7 +93,7 @@ class StateWriter:
         self._write()
 
     def on_event(self, event: Event) -> None:
-        """Take in one event of a trial."""
+        """Note what an event says of its trial."""
         note = self.notes.get(event.trial)
         if note is None:
             return
@@ -260,7 +260,7 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
 def _backend(
     session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
 ) -> Iterator[RunTrials]:
-    """Yield a function that runs trials; a Ray that it starts is up until the block ends."""
+    """Yield a function that runs trials. If it starts Ray, Ray ends with the block."""
     if session.options.backend == "inline":
         from orchestrator.run.inline import run_inline
 

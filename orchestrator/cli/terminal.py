@@ -74,7 +74,7 @@ def _cell_text(cell: object) -> str:
 
 @contextlib.contextmanager
 def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
-    """Send file descriptors 1 and 2 (Ray's, DeepSpeed's and MLflow's chatter) to `log`; yields the real terminal.
+    """Send what libraries print (file descriptors 1 and 2) to `log`, and yield the real terminal.
 
     Raises StorageError where the log's folder cannot be made.
     """
@@ -115,7 +115,7 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
 def late_bar(
     console: Console | None, label: str, after_s: float = BAR_AFTER_S
 ) -> Iterator[Callable[[int, int], None]]:
-    """Yields what takes (done, total); on a terminal a bar is shown once that has gone on for `after_s`."""
+    """Yield a function of (done, total) that draws a bar, on a terminal and once `after_s` have passed."""
     began = time.monotonic()
     bar: progress.Progress | None = None
 

@@ -140,7 +140,7 @@ def test_status_in_ascii_and_forty_columns_names_every_trial_and_the_cause_once(
     assert words.count("loss is nan - step 3") == 1
     assert words.count("state complete") == 3
     assert "evaluations 2/2" in words
-    assert "what failed is run again by: " in words
+    assert "to run the failed trials again: " in words
 
 
 def test_status_for_machines_is_whole_in_any_encoding(store: Store, tmp_path: Path):
