@@ -121,8 +121,8 @@ def run_show(arguments: Show) -> None:
         raise SpecError(f"--pairs {arguments.pairs}: give a number of at least 0.")
     spec = chosen_spec(arguments.data, arguments.reading)
     left_out: list[str] = []
-    digest, first = Digest(), []
-    for pair in iter_pairs(spec, own_split(spec, arguments.split), left_out):
+    digest, first, funnel = Digest(), [], Funnel()
+    for pair in iter_pairs(spec, own_split(spec, arguments.split), left_out, funnel):
         digest.add(pair)
         if digest.rows <= arguments.pairs:
             first.append(pair)
@@ -134,6 +134,7 @@ def run_show(arguments: Show) -> None:
         "rows": digest.rows,
         "digest": digest.hexdigest(),
         "left_out": left_out,
+        "funnel": funnel,
         "remembered": [] if arguments.storage is None else remembered(arguments.storage, spec.source),
     }
     if arguments.json:
@@ -146,12 +147,14 @@ def run_show(arguments: Show) -> None:
             f"in {arguments.storage}: split {record['split']} at revision {record['revision']}, "
             f"content {record['digest'][:16]}, {record['rows']} pairs"
         )
-    _say_left_out(left_out)
+    _say_what_was_left(funnel, left_out)
     for number, pair in enumerate(first):
         print(f"\n── {number} ──\n{_text(pair)}")
 
 
-def _say_left_out(left_out: list[str]) -> None:
+def _say_what_was_left(funnel: Funnel, left_out: list[str]) -> None:
+    if funnel:
+        print("  " + " → ".join(f"{count:,} {what}" for what, count in funnel))
     if left_out:
         print(f"{len(left_out)} bad rows left out:")
     for line in left_out[:20]:
@@ -229,9 +232,7 @@ def run_prepare(arguments: Prepare) -> None:
         return
     for split, facts in splits.items():
         print(f"{spec.name}, split {split}: {facts['rows']} pairs, content {facts['digest'][:16]}")
-        if len(facts["funnel"]) > 1:
-            print("  " + " → ".join(f"{count:,} {what}" for what, count in facts["funnel"]))
-        _say_left_out(facts["left_out"])
+        _say_what_was_left(facts["funnel"], facts["left_out"])
 
 
 def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
@@ -433,7 +434,7 @@ def run_rewrite(arguments: Rewrite) -> None:
     spec = chosen_spec(arguments.data, arguments.reading)
     left_out: list[str] = []
     rows = read_pairs(spec, own_split(spec, arguments.split), left_out)
-    _say_left_out(left_out)
+    _say_what_was_left([], left_out)
     pairs = sampled(rows, arguments.sample, arguments.sample_seed)
     texts = responses_of(pairs)
     out.parent.mkdir(parents=True, exist_ok=True)
