@@ -30,8 +30,7 @@ from orchestrator.report.tables import COMPARED, MEAN, NOTHING, Table, Value, me
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import CATEGORIES, Category, Declaration
 from trainers.data.audit import Audit
-from trainers.data.audit.findings import share
-from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
+from trainers.data.audit.findings import FINDINGS, SETS, set_row, share
 from trainers.specs import clean_name
 from trainers.storage import replace, replace_bytes
 
@@ -484,8 +483,14 @@ def audit_tables(audit: Audit, results: Sequence[TrialResult]) -> list[Table]:
             ),
             _controlled_rows(results),
         ),
-        table("audit_sets", "Sets", "Lengths in characters and words.", SETS, sets_rows(audit.sets)),
-        table("audit_findings", "Findings", "The worst first.", FINDINGS, findings_rows(audit)),
+        table("audit_sets", "Sets", "Lengths in characters and words.", SETS, [*map(set_row, audit.sets)]),
+        table(
+            "audit_findings",
+            "Findings",
+            "The worst first.",
+            FINDINGS,
+            [found.row for found in audit.findings],
+        ),
     )
     return [item for item in found if item.rows]
 
