@@ -19,7 +19,7 @@ from orchestrator.plan.hardware import Node, local_capacity, read_cluster
 from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outlook, too_long
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult, of_other_weights, sweep_results
+from orchestrator.report.results import TrialResult, TrialState, of_other_weights, trial_states, with_scores
 from orchestrator.run.compute import REAL
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
@@ -106,7 +106,8 @@ def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node
     placement.require_fit(sweep.trials, nodes)
     require_access([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
-    if _set_aside(session, _rows_to_read(session, resolved.plans)):
+    _set_aside(session, _scores(resolved.plans))
+    if _set_aside(session, _rows_to_read(session, missing_trials(resolved.plans, session.store))):
         resolved = _resolve(session, sweep, fetch=True)
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in nodes))
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
@@ -114,7 +115,6 @@ def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
         _place(item, sweep, nodes)
-    _set_aside(session, _scores(resolved.plans))
     return resolved, nodes
 
 
@@ -222,7 +222,7 @@ def _run(
         if not isinstance(error, StorageError):
             return DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        results = _asked(session, resolved, sweep_results(declaration, session.store))
+        results = _asked(session, resolved, trial_states(declaration.trials, session.store))
         return say_holes(session, results, told=told) or DEFECT
     phases.end("report")
     if todo:
@@ -243,7 +243,7 @@ def _narrowed(session: Session) -> bool:
     return bool(session.options.only or session.options.max_trials)
 
 
-def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialResult]) -> list[TrialResult]:
+def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialState]) -> list[TrialState]:
     """Return the results that the command is about: a narrowed run answers for its own trials only."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
@@ -405,9 +405,11 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
     return f"{len(took_s)} train again, as their weights were evicted; they took {sum(took_s):,.0f} s"
 
 
-def _evict_weights(session: Session, results: Sequence[TrialResult]) -> None:
+def _evict_weights(session: Session, results: Sequence[TrialState]) -> None:
     keep = session.options.keep_weights
-    gone = gc.evictable(map(_ranked, results), keep)
+    if keep == "all":
+        return
+    gone = gc.evictable(map(_ranked, with_scores(results, session.store)), keep)
     freed = gc.evict_weights(session.store, session.sweep_name, gone)
     if freed:
         session.say(f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay")

@@ -14,7 +14,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,15 @@ from orchestrator.report.curves import curve_rows
 from orchestrator.report.figures import Curves, every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
-from orchestrator.report.results import TrialResult, left_out_lines, on_common_pairs, sweep_results
-from orchestrator.report.summary import Written, audit_tables, statistics_tables, write_report
+from orchestrator.report.results import (
+    TrialResult,
+    TrialState,
+    left_out_lines,
+    on_common_pairs,
+    trial_states,
+    with_scores,
+)
+from orchestrator.report.summary import Shown, Written, audit_tables, statistics_tables, write_report
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
@@ -36,7 +43,7 @@ from trainers.errors import Damaged, DataError
 from trainers.storage import digest_file, replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 5
+VERSION = 6
 NOTE = "report.json"
 HTML = "report.html"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
@@ -97,11 +104,12 @@ def write_full_report(
 
     Raises DataError where a table of learning dynamics is not what it should be.
     """
-    inputs = _read(declaration, store)
+    states = trial_states(declaration.trials, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    key = _key(inputs)
+    key = _key(declaration, states, store)
     if not anew and _is_fresh(folder, key):
-        return Written(folder=folder, results=inputs.results, analysis=Analysis(inputs.compared))
+        return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
+    inputs = _read(declaration, states, store)
     audit = audit_sweep(declaration, store)
     analysis = analysed(inputs.compared, bar)
     page = _page(inputs, analysis, audit, store, bar)
@@ -122,6 +130,7 @@ def write_full_report(
         "trials": len(inputs.results),
         "complete": sum(result.complete for result in inputs.results),
         "conclusions": page.conclusions,
+        "shown": asdict(written.shown),
     }
     store.share(folder)
     # Last, as it says that the report is there.
@@ -173,8 +182,8 @@ def _template() -> Any:
     return environment.get_template("report.html.jinja")
 
 
-def _read(declaration: Declaration, store: Store) -> ReportInputs:
-    results = sweep_results(declaration, store)
+def _read(declaration: Declaration, states: Sequence[TrialState], store: Store) -> ReportInputs:
+    results = with_scores(states, store)
     return ReportInputs(
         declaration=declaration,
         results=results,
@@ -186,16 +195,21 @@ def _read(declaration: Declaration, store: Store) -> ReportInputs:
             for item in results
         },
         state=read_state(declaration.sweep, store),
-        dynamics=tuple(sorted((store.local_sweep_dir(DYNAMICS[0]) / "report").rglob(DYNAMICS[1]))),
+        dynamics=_dynamics_files(store),
     )
 
 
-def _key(inputs: ReportInputs) -> str:
-    """Changes with whatever could change a page."""
+def _dynamics_files(store: Store) -> tuple[Path, ...]:
+    return tuple(sorted((store.local_sweep_dir(DYNAMICS[0]) / "report").rglob(DYNAMICS[1])))
+
+
+def _key(declaration: Declaration, states: Sequence[TrialState], store: Store) -> str:
+    """Changes with whatever could change a page; no scores are read for it."""
+    noted = read_state(declaration.sweep, store)
     parts = [
         VERSION,
         versions()["rmsweep"],
-        inputs.declaration.sweep,
+        declaration.sweep,
         [
             (
                 repr(item.record),
@@ -205,12 +219,12 @@ def _key(inputs: ReportInputs) -> str:
                 item.train_accuracy,
                 item.train_left_out,
             )
-            for item in inputs.results
+            for item in states
         ],
-        [(key, len(rows)) for key, rows in inputs.curves.items()],
-        inputs.state.command,
-        {key: note.message for key, note in inputs.state.trials.items()},
-        [digest_file(file) for file in inputs.dynamics],
+        [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
+        noted.command,
+        {key: note.message for key, note in noted.trials.items()},
+        [digest_file(file) for file in _dynamics_files(store)],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -147,9 +147,11 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
 
 
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
-    """The trials with the scores of their evaluations."""
+    """The trials with the scores of their evaluations; what has them is taken as it is."""
     return [
-        TrialResult(
+        state
+        if isinstance(state, TrialResult)
+        else TrialResult(
             **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
             evaluations=tuple(_result(item, state.record, store) for item in state.evaluations),
         )
