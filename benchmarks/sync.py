@@ -28,7 +28,8 @@ from orchestrator.report.results import sweep_results
 from orchestrator.report.summary import Written, write_report
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
-from orchestrator.tracking.mlflow import default_uri, sync
+from orchestrator.tracking.database import default_uri
+from orchestrator.tracking.mlflow import sync
 
 MODELS = (
     "pythia-1b",
