@@ -389,21 +389,18 @@ def test_a_later_evaluation_adds_no_second_point_to_an_earlier_one(database: str
     assert set(counts.values()) == {1}, counts
 
 
-def test_a_sweep_declared_with_another_evaluation_draw_can_be_synced(database: str, store: Store):
-    """max_eval_pairs is in no training key: the trial, and so its run, is the same one."""
-    trial = with_parameters(record(), max_eval_pairs=20)
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("max_eval_pairs", 20, 40), ("model_source", "/old/place", "/new/place")]
+)
+def test_what_is_in_no_training_key_may_change_and_the_run_stays(
+    name: str, before: Any, after: Any, database: str, store: Store
+):
+    trial = with_parameters(record(), **{name: before})
     commit_trial(store, trial, 9, 5)
-    sync_all(database, store, declaration(trial))
-    sync_all(database, store, declaration(with_parameters(trial, max_eval_pairs=40)))
-    assert len(snapshot(database, "demo")) == 2
-
-
-def test_a_trial_whose_model_lies_elsewhere_now_can_be_synced(database: str, store: Store):
-    trial = with_parameters(record(), model_source="/old/place")
-    commit_trial(store, trial, 9, 5)
-    sync_all(database, store, declaration(trial))
-    sync_all(database, store, declaration(with_parameters(trial, model_source="/new/place")))
-    assert len(snapshot(database, "demo")) == 2
+    for changed in (trial, with_parameters(trial, **{name: after})):
+        sync_all(database, store, declaration(changed))
+    _, run = snapshot(database, "demo")
+    assert run["tags"][f"rmsweep.{name}"] == str(after)
 
 
 def test_one_trial_in_two_sweeps_is_a_run_in_each(database: str, store: Store):
@@ -528,16 +525,22 @@ class FakeView:
         self._told(result.record.key, status)
 
 
-def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a view was opened, on a server that refuses each time."""
     tries: list[float] = []
 
     def refuse(*arguments: object) -> None:
         tries.append(time.monotonic())
-        raise ConnectionRefusedError(f"refused {len(tries)} times")
+        raise ConnectionRefusedError("refused")
 
     monkeypatch.setattr(mlflow, "View", refuse)
+    return tries
+
+
+def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
+    store: Store, tries: list[float], caplog: pytest.LogCaptureFixture
+):
     tracker = Tracker("http://host", store, declaration(record()), every_s=0.01, again_s=0.2)
     began = time.monotonic()
     tracker.started(record().key)
@@ -549,14 +552,7 @@ def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
     assert len([said for said in caplog.messages if "to be tried again" in said]) == 1
 
 
-def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch: pytest.MonkeyPatch):
-    tries: list[object] = []
-
-    def refuse(*arguments: object) -> None:
-        tries.append(arguments)
-        raise ConnectionRefusedError("refused")
-
-    monkeypatch.setattr(mlflow, "View", refuse)
+def test_close_tries_once_more_and_waits_for_no_pause(store: Store, tries: list[float]):
     tracker = Tracker("http://host", store, declaration(record()), every_s=0.01)
     tracker.started(record().key)
     while not tries:
