@@ -31,7 +31,7 @@ MARK_TAG = "rmsweep.digest"
 _KEY_TAG = "rmsweep.key"
 _PARENT_TAG = "mlflow.parentRunId"
 _DESCRIPTION_TAG = "mlflow.note.content"
-# Without it MLflow's page takes the runs for those of a chat program, or asks.
+# Training, no chat program, for pages that ask. That of MLflow 3.17 goes by its address alone, which `ui` prints.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _CONFIG, _SCORES = "config.json", "scores.parquet"
 # Raised by hand when the same results would give another run, so that `sync` writes the runs that are there anew.

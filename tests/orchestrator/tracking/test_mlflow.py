@@ -220,7 +220,7 @@ def test_the_sweep_s_run_says_what_the_report_concludes(database: str, store: St
     assert said.split("\n\n") == said_conclusions(written.folder)
 
 
-def test_the_experiment_opens_in_the_view_for_models(database: str, store: Store):
+def test_the_experiment_is_of_the_kind_that_trains_models(database: str, store: Store):
     sync_all(database, store, declaration(*two_trials(store)))
     experiment = MlflowClient(tracking_uri=database).get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
