@@ -38,7 +38,8 @@ from orchestrator.cli.session import Session
 from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import read_declaration
-from orchestrator.tracking.mlflow import SHOWN, default_uri
+from orchestrator.tracking.database import default_uri
+from orchestrator.tracking.mlflow import SHOWN
 from sweeps.full_grid import full_grid
 
 NAME = "load"

@@ -35,6 +35,7 @@ from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import read_state
 from orchestrator.tracking import mlflow
+from orchestrator.tracking.database import default_uri
 from sweeps.full_grid import full_grid
 
 NAME = "makespan"
@@ -85,7 +86,7 @@ def make_session(asked: Makespan, folder: Path) -> Session:
         options=options,
         sweep_name=NAME,
         store=store,
-        tracking_uri=mlflow.default_uri(store),
+        tracking_uri=default_uri(store),
         folder=folder,
         console=Console(file=io.StringIO(), width=120),
     )

@@ -37,7 +37,7 @@ from orchestrator.spec.stages import TrialPlan
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import clear_up, remove_finished_checkpoints
-from orchestrator.store.leases import Heartbeat
+from orchestrator.store.leases import heartbeat
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state, write_state
 from trainers.errors import StorageError
 from trainers.specs import Placement
@@ -164,12 +164,12 @@ def run_missing(
     with (
         quiet(session.driver_log, session.console.width) as terminal,
         stop.listening(),
-        Heartbeat(store.root) as heartbeat,
+        heartbeat(store.root) as leases,
     ):
-        clear_up(store, sweep, heartbeat.leases)
+        clear_up(store, sweep, leases)
         execution = Execution(
             store=store,
-            leases=heartbeat.leases,
+            leases=leases,
             retries=retries,
             checkpoint_steps=session.options.checkpoint_steps,
             stages=session.stages,
@@ -178,7 +178,7 @@ def run_missing(
         try:
             with _backend(session, declaration, execution, stop, phases) as run_trials:
                 names = {item.key: item.spec.name for item in todo}
-                state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
+                state = StateWriter(sweep, store, leases.driver, session.command, list(names))
                 progress = Progress(terminal, names, state.notes, complete)
                 with contextlib.closing(state), progress:
                     run_trials(todo, placements, _follower(session, progress, state, tracker))

@@ -72,7 +72,7 @@ def dump_json(value: object) -> None:
 
 def open_session(options: CommonOptions, name: str, folder: Path) -> Session:
     """Open the storage and the tracking server that the options name. Raises StorageError, SpecError."""
-    from orchestrator.tracking.mlflow import default_uri
+    from orchestrator.tracking.database import default_uri
 
     storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
     store = Store(_root(storage))

@@ -234,7 +234,7 @@ def of_other_weights(datasets: Sequence[str]) -> str:
     return f"the scores on {sets} are of weights of before: it was trained again since, to other last bits"
 
 
-def all_scores(result: TrialResult, store: Store) -> pa.Table:
+def all_scores(result: TrialState, store: Store) -> pa.Table:
     """One row per evaluated pair of a trial, with the set that it is of and the epoch after which it was scored."""
     tables = []
     for item in result.evaluations:
