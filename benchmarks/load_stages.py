@@ -26,6 +26,7 @@ def shared_at_once(stage: SharedStage, store: Store, report: TakeRow) -> None:
     """An artifact that holds its key."""
     with store.write(stage.kind, stage.key) as attempt:
         (attempt.directory / "key.txt").write_text(stage.key)
+        attempt.info.update(pid=os.getpid())
 
 
 def train_at_once(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.durations import Durations, measured_rates
 from orchestrator.plan.placement import place
@@ -18,6 +17,7 @@ from orchestrator.plan.schedule import Grant, Request
 from orchestrator.run import failures
 from orchestrator.run.compute import TrainCall
 from orchestrator.run.events import Event, Replanned, posting_for, reporting
+from orchestrator.run.ray.cluster import granted_task
 from orchestrator.run.ray.coordinator import Work
 from orchestrator.run.trial import Execution
 from orchestrator.spec.redaction import without_secrets
@@ -106,8 +106,7 @@ class RayBackend:
                 raise PlanError(
                     f"no node with a {'GPU' if request.gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
                 )
-            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-            task = _evaluate_task.options(num_cpus=1, num_gpus=request.gpus, scheduling_strategy=pinned)
+            task = granted_task(evaluate_task, grant.nodes[0], on_gpu=request.gpus > 0)
             ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
 
     @contextlib.contextmanager
@@ -137,10 +136,10 @@ def training(
     return Request.of("train", plan.key, placement, expected_s, rank)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _evaluate_task(
+def evaluate_task(
     stages: list[EvaluateStage], execution: Execution, coordinator: ActorHandle, trial: str
 ) -> None:
+    """Score a trained model on the device that was granted."""
     execution.stages.prepare_process()
     post = posting_for(trial, coordinator.post.remote)
     with without_secrets(), reporting("evaluate", post) as report:

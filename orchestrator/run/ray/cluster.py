@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import GlobalState
 from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RayTaskError
+from ray.remote_function import RemoteFunction
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.hardware import DEFAULT_GPU_GB, Node, kind_in
@@ -162,6 +164,26 @@ async def lives(node: str) -> bool:
 @ray.remote(num_cpus=0, max_retries=0)
 def _nothing() -> None:
     pass
+
+
+def granted_task(function: Callable[..., None], node: str, *, on_gpu: bool) -> RemoteFunction:
+    """Return the function as a task of one CPU on a node, and of one GPU: then its process ends with it.
+
+    CUDA gives memory back only so, and a process that is used again keeps to the GPU that it saw first.
+    """
+    made = _on_gpu(function) if on_gpu else _on_cpu(function)
+    return made.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+
+
+# Ray knows a function by what declares it, and is told of each once. `options` can set no `max_calls`.
+@functools.cache
+def _on_cpu(function: Callable[..., None]) -> RemoteFunction:
+    return ray.remote(num_cpus=1, max_retries=0)(function)
+
+
+@functools.cache
+def _on_gpu(function: Callable[..., None]) -> RemoteFunction:
+    return ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=0)(function)
 
 
 def look() -> tuple[Node, ...] | None:

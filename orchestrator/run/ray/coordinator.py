@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.durations import Durations, Rate, RateName
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import Grant, Request, Running, bundles, decide
 from orchestrator.run import failures
 from orchestrator.run.events import Event, Notice, reporting
-from orchestrator.run.ray.cluster import capacity, lives
+from orchestrator.run.ray.cluster import capacity, granted_task, lives
 from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.run.trial import Execution, compute_leased
 from orchestrator.spec.redaction import without_secrets
@@ -343,8 +342,7 @@ class Coordinator:
             )
         lost = False
         try:
-            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-            task = shared_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
+            task = granted_task(shared_task, grant.nodes[0], on_gpu=gpus > 0)
             await task.remote(stage, self._execution, ray.get_runtime_context().current_actor)
         except Exception as error:
             lost = failures.lost(error)
@@ -404,7 +402,6 @@ class Coordinator:
             raise Interrupted("stopped on request.")
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHandle) -> None:
     """Compute one shared stage on the device that was granted; the trials that wait for it see how far it is."""
     execution.stages.prepare_process()
