@@ -1,5 +1,6 @@
 """The same stages in one process, in plan order, with no Ray: for debugging and tests."""
 
+import dataclasses
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -61,13 +62,8 @@ class InlineBackend:
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """Train as a world of one, with the accumulation that makes up for the other ranks."""
-        alone = Placement(
-            zero_stage=placement.zero_stage,
-            micro_batch=placement.micro_batch,
-            accumulation=placement.accumulation * placement.world_size,
-            checkpointing=placement.checkpointing,
-            device=placement.device,
-        )
+        accumulation = placement.accumulation * placement.world_size
+        alone = dataclasses.replace(placement, world_size=1, accumulation=accumulation)
         call = TrainCall(
             placement=alone,
             checkpoint_steps=self.execution.checkpoint_steps,
@@ -81,6 +77,10 @@ class InlineBackend:
         """Score in this process."""
         with reporting("evaluate", self.post) as report:
             self.execution.stages.evaluate(stages, self.execution.store, report)
+
+    def gpus(self) -> int:
+        """One at most: a training is a world of one."""
+        return 1
 
     def pause(self, seconds: float) -> None:
         """Sleep; a signal ends it."""

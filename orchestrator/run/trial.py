@@ -41,6 +41,9 @@ class Backend(Protocol):
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """Score the trained model on every set of `stages`."""
 
+    def gpus(self) -> int:
+        """How many GPUs one training could have."""
+
     def pause(self, seconds: float) -> None:
         """Wait, holding nothing. Raises Interrupted where the sweep is asked to stop."""
 
@@ -65,12 +68,12 @@ def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, exec
                 backend.post(Notice(text=f"{damage}; it is computed again"))
                 continue
             failed.append(failures.classify(error))
-            retry = failures.next_attempt(failed, placement, execution.retries)
+            retry = failures.next_attempt(failed, placement, execution.retries, backend.gpus())
             if retry is None:
                 raise
             how = f"again in {retry.wait_s:.0f} s"
             if retry.placement != placement:
-                how = f"again with {failures.describe_split(retry.placement)}"
+                how = f"again with {failures.describe_change(placement, retry.placement)}"
             placement = retry.placement
             last = failed[-1]
             backend.post(Retried(cause=last.cause, message=last.message, how=how))

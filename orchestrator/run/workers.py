@@ -10,11 +10,15 @@ from pathlib import Path
 PROBE_S = 3.0
 # One process of ours per core: more threads only fight (2 processes × 2 threads on 2 cores ran 3–8× slower).
 THREADS = "1"
+# torch reads the second name, too.
+ALLOCATOR, OLDER_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": THREADS,
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    # Forwards differ in their tokens: blocks of fixed sizes would leave gaps between them.
+    ALLOCATOR: "expandable_segments:True",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",

@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from orchestrator.plan.durations import Durations, measured_rates
-from orchestrator.plan.placement import place
+from orchestrator.plan.placement import gpus_of, place
 from orchestrator.plan.schedule import Grant, Request
 from orchestrator.run import failures
 from orchestrator.run.compute import TrainCall
@@ -50,6 +50,11 @@ class RayBackend:
             if ray.get(self.coordinator.stop_left.remote()) is not None:
                 raise Interrupted("stopped on request while waiting.")
             time.sleep(min(left, ASK_EVERY_S))
+
+    def gpus(self) -> int:
+        """All that the cluster has, or may still get."""
+        nodes, _ = ray.get(self.coordinator.room.remote())
+        return gpus_of(nodes)[0]
 
     def shared(self, stages: Sequence[Stage]) -> None:
         """Ask the coordinator for each."""

@@ -23,7 +23,15 @@ from ray.remote_function import RemoteFunction
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.hardware import DEFAULT_GPU_GB, Node, kind_in
-from orchestrator.run.workers import LOOPBACK, PROBE_S, WORKER_ENVIRONMENT, answers, cluster_address
+from orchestrator.run.workers import (
+    ALLOCATOR,
+    LOOPBACK,
+    OLDER_ALLOCATOR,
+    PROBE_S,
+    WORKER_ENVIRONMENT,
+    answers,
+    cluster_address,
+)
 from orchestrator.store.artifacts import Store
 from trainers.errors import PlanError, StorageError
 from trainers.storage import Location
@@ -138,9 +146,12 @@ def ray_options() -> dict[str, Any]:
     # Ray takes no variable from us that a submitted job has set, not even with the same value.
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     from_job = (job.get("runtime_env") or {}).get("env_vars") or {}
-    ours = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in from_job}
+    ours = dict(WORKER_ENVIRONMENT)
+    if OLDER_ALLOCATOR in os.environ or OLDER_ALLOCATOR in from_job:
+        ours[OLDER_ALLOCATOR] = ours.pop(ALLOCATOR)
     # What the user has set wins, there as here.
-    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in ours.items()}}
+    values = {name: os.environ.get(name, value) for name, value in ours.items() if name not in from_job}
+    runtime = {"env_vars": values}
     return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
 
 

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.run.failures import Failure, describe_fewer, next_attempt, on_fewer, with_less_memory
+from orchestrator.run.failures import (
+    Failure,
+    describe_change,
+    describe_fewer,
+    next_attempt,
+    on_fewer,
+    with_less_memory,
+)
 from orchestrator.spec.trials import RetryPolicy
 from trainers.specs import Placement
 
@@ -36,6 +43,34 @@ def test_less_memory_keeps_the_effective_batch_and_ends(placement):
         now, seen = smaller, seen + 1
     assert seen <= 8
     assert (now.micro_batch, now.checkpointing) == (1, True)
+
+
+def test_on_gpus_the_training_then_spreads_over_more_of_them_and_offloads_last():
+    """At the stage at which its checkpoint was written, but for none: nothing would be divided."""
+    now, seen = Placement(micro_batch=2, accumulation=12, device="cuda"), []
+    while (smaller := with_less_memory(now, gpus=4)) is not None:
+        assert smaller.effective_batch == 24
+        now = smaller
+        seen.append((now.world_size, now.zero_stage, now.checkpointing, now.offload_optimizer))
+    assert seen == [
+        *((1, 0, False, False), (1, 0, True, False)),
+        *((2, 1, True, False), (3, 1, True, False), (4, 1, True, False)),
+        (4, 1, True, True),
+    ]
+    alone = Placement(micro_batch=1, accumulation=24, zero_stage=3, checkpointing=True, device="cuda")
+    offloaded = with_less_memory(alone, gpus=1)
+    assert (offloaded.world_size, offloaded.zero_stage, offloaded.offload_optimizer) == (1, 3, True)
+
+
+def test_how_the_next_attempt_differs_is_said():
+    before = Placement(micro_batch=1, accumulation=4, checkpointing=True, device="cuda")
+    wider = with_less_memory(before, gpus=2)
+    assert (
+        describe_change(before, wider) == "on 2 GPUs, micro-batch 1 × accumulation 2, activations recomputed"
+    )
+    offloaded = with_less_memory(before, gpus=1)
+    said = "micro-batch 1 × accumulation 4, activations recomputed, optimiser in the host's memory"
+    assert describe_change(before, offloaded) == said
 
 
 def test_an_even_micro_batch_is_halved_and_an_odd_one_divided():
