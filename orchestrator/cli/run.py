@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 
 from orchestrator.cli import joining, outlook_table
 from orchestrator.cli.follow_up import run_follow_up, show_analyses, with_analyses
 from orchestrator.cli.inspect import gigabytes, say_damaged_logs, say_holes, warn
 from orchestrator.cli.options import Plan, Run
-from orchestrator.cli.running import Phases, Place, catch_up, run_missing, show_report
+from orchestrator.cli.running import Place, catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, say_left_out, select
 from orchestrator.cli.terminal import late_bar
 from orchestrator.cli.terminal_report import print_comparison, print_report, say_audit
@@ -20,7 +19,6 @@ from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import TrialResult, of_other_weights, sweep_results
 from orchestrator.report.summary import json_rows
-from orchestrator.run.compute import REAL
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
 from orchestrator.spec.declaration import adopt, declare
@@ -34,7 +32,6 @@ from orchestrator.store import gc
 from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_declaration, read_state
 from trainers.errors import Damaged, SpecError, StorageError, SweepError
 from trainers.specs import Placement
-from trainers.storage import replace
 
 Build = Callable[[Selection], Sweep]
 
@@ -46,7 +43,6 @@ def run(session: Session, build: Build) -> int:
         raise SpecError(
             "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
         )
-    phases = Phases()
     console = session.console
     sweep, resolved, place = _prepared(session, build)
     known = resolved.plans
@@ -68,8 +64,7 @@ def run(session: Session, build: Build) -> int:
     say_damage(session, missing)
     if todo:
         say_audit(declaration, session.store, console)
-    phases.end("plan")
-    return _run(session, sweep, resolved, declaration, todo, place, phases)
+    return _run(session, sweep, resolved, declaration, todo, place)
 
 
 def retry(session: Session, build: Build) -> int:
@@ -85,9 +80,7 @@ def retry(session: Session, build: Build) -> int:
     ]
     names = ", ".join(item.spec.name for item in failed)
     session.console.print(f"again: {names}" if failed else "no trial of these has failed", highlight=False)
-    phases = Phases()
-    phases.end("plan")
-    return _run(session, sweep, resolved, declaration, failed, place, phases)
+    return _run(session, sweep, resolved, declaration, failed, place)
 
 
 def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Place]:
@@ -140,7 +133,6 @@ def _run(
     declaration: Declaration,
     todo: Sequence[TrialPlan],
     place: Place,
-    phases: Phases,
 ) -> int:
     # Where there is no live table, each failure is said when it comes.
     told = [] if session.console.is_terminal else [item.key for item in todo]
@@ -149,7 +141,7 @@ def _run(
         if todo:
             fetch_models_here(session, todo)
             done = len(resolved.plans) - len(todo)
-            written = run_missing(session, declaration, todo, done, place, sweep.retries, phases)
+            written = run_missing(session, declaration, todo, done, place, sweep.retries)
         else:
             gc.clear_up(session.store, session.sweep_name)
             written = write_full_report(
@@ -172,10 +164,6 @@ def _run(
         # Where there is no room for a report, the holes are told all the same.
         results = _asked(session, resolved, sweep_results(declaration, session.store))
         return say_holes(session, results, told=told) or DEFECT
-    phases.end("report")
-    if todo:
-        file = session.store.sweep_dir(session.sweep_name) / "phases.json"
-        replace(file, json.dumps(phases.seconds, indent=1))
     results = _asked(session, resolved, written.results)
     return say_holes(session, results, told=told)
 
@@ -186,8 +174,7 @@ def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
     def say(text: str, style: str) -> None:
         session.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    # Stages of a test or benchmark load no weights.
-    if session.stages is REAL and not joining.may_join(session):
+    if not joining.may_join(session):
         fetch_models(todo, session.store, say)
 
 

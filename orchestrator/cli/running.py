@@ -57,20 +57,6 @@ Place = Callable[[TrialPlan], Placement]
 RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
 
 
-@dataclasses.dataclass(slots=True)
-class Phases:
-    """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    _since: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def end(self, phase: str) -> None:
-        """Everything since the last end was `phase`."""
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
-        self._since = now
-
-
 def _begun_again(note: TrialNote) -> TrialNote:
     """Return a fresh note, which keeps why the trial failed before: until it is complete, that is why it is not."""
     return TrialNote(cause=note.cause, message=note.message)
@@ -155,7 +141,6 @@ def run_missing(
     complete: int,
     place: Place,
     retries: RetryPolicy,
-    phases: Phases,
 ) -> Written:
     """Run the trials, then write the report: what was written. `complete` trials are done before.
 
@@ -176,11 +161,10 @@ def run_missing(
             leases=heartbeat.leases,
             retries=retries,
             checkpoint_steps=session.options.checkpoint_steps,
-            stages=session.stages,
         )
         tracker = Tracker(session.tracking_uri, store, declaration)
         try:
-            with _backend(session, declaration, execution, stop, phases) as run_trials:
+            with _backend(session, declaration, execution, stop) as run_trials:
                 names = {item.key: item.spec.name for item in todo}
                 placements = {item.key: place(item) for item in todo}
                 state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
@@ -195,7 +179,6 @@ def run_missing(
         remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
         trouble = _end_view(tracker, written)
-        phases.end("mlflow")
     _warn(session, trouble)
     return written
 
@@ -265,7 +248,7 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
 
 @contextlib.contextmanager
 def _backend(
-    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
+    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest
 ) -> Iterator[RunTrials]:
     """Yield a function that runs trials; a Ray that it starts is up until the block ends."""
     if session.options.backend == "inline":
@@ -275,7 +258,6 @@ def _backend(
             todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post
         ) -> None:
             run_inline(todo, placements, execution, on_event, stop)
-            phases.end("trials")
 
         yield in_process
         return
@@ -296,15 +278,12 @@ def _backend(
             start_ray(len(os.sched_getaffinity(0)))
             named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
             measured = measured_rates(named, execution.store)
-            phases.end("start ray")
             # Ray's own handler would end the process with the signal's number.
             with stop.listening():
                 run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
-            phases.end("trials")
 
         yield on_ray
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
         remove_tree(session.store.root / "scratch" / scratch.name)
-    phases.end("stop ray")

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.run import failures
+from orchestrator.run import compute, failures
 from orchestrator.run.compute import TrainCall
 from orchestrator.run.events import Completed, Failed, Post, Started, posting_for, reporting
 from orchestrator.run.trial import Execution, complete_trial, compute_shared
@@ -71,12 +71,12 @@ class InlineBackend:
             provenance={"backend": "inline"},
         )
         with reporting(stage.kind, self.post) as report, self.stop.deferred():
-            self.execution.stages.train(stage, call, self.execution.store, report)
+            compute.run_train(stage, call, self.execution.store, report)
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """Score in this process."""
         with reporting("evaluate", self.post) as report:
-            self.execution.stages.evaluate(stages, self.execution.store, report)
+            compute.run_evaluations(stages, self.execution.store, report)
 
     def gpus(self) -> int:
         """One at most: a training is a world of one."""

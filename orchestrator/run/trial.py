@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.run import failures
-from orchestrator.run.compute import REAL, StageFunctions
+from orchestrator.run import compute, failures
 from orchestrator.run.events import Event, Notice, Retried, StageBegan, TakeRow
 from orchestrator.run.failures import Failure
 from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan, usable
@@ -20,13 +19,12 @@ HEALS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How missing stages are computed: where they go, under whose leases, how often again, and by which functions."""
+    """How missing stages are computed: where they go, under whose leases, and how often again."""
 
     store: Store
     leases: Leases
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     checkpoint_steps: int | None = None
-    stages: StageFunctions = REAL
 
 
 class Backend(Protocol):
@@ -126,4 +124,4 @@ def compute_shared(
 def compute_leased(stage: SharedStage, execution: Execution, report: TakeRow) -> None:
     """Compute a shared stage whose lease is held, where nothing of an earlier attempt is left."""
     execution.store.remove_leftovers(stage.kind, stage.key)
-    execution.stages.shared(stage, execution.store, report)
+    compute.run_shared(stage, execution.store, report)

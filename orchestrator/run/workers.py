@@ -1,11 +1,16 @@
 """What every process that computes for us does first, and between two trials."""
 
+import contextlib
 import gc
 import logging
 import os
 import socket
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+
+from orchestrator.run.events import Post, TakeRow, reporting
+from orchestrator.spec.redaction import without_secrets
 
 PROBE_S = 3.0
 # One process of ours per core: more threads only fight (2 processes × 2 threads on 2 cores ran 3–8× slower).
@@ -76,6 +81,14 @@ def prepare_worker() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(int(THREADS))
     transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def working(stage: str, post: Post) -> Iterator[TakeRow]:
+    """Make this a process that computes a stage for others, who follow it by its events; yield its report function."""
+    prepare_worker()
+    with without_secrets(), reporting(stage, post) as report:
+        yield report
 
 
 def make_room() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.load import model_folder
+from benchmarks.load_stages import standing_in_on_ray
 from benchmarks.makespan_stages import sleeping
 from orchestrator.run.events import Completed
 from orchestrator.spec.catalog import ARCHITECTURES
@@ -33,13 +34,14 @@ def one_gpu():
     os.environ.update(RAY_AUTH_MODE="disabled")
     import ray
 
-    from orchestrator.run.ray.cluster import ray_options
+    from orchestrator.run.ray import cluster
 
     kept = {"idle_worker_killing_time_threshold_ms": 60_000}
     size = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
-    ray.init(address="local", _system_config=kept, **size, **ray_options())
     try:
-        yield
+        with standing_in_on_ray(STAGES):
+            ray.init(address="local", _system_config=kept, **size, **cluster.ray_options())
+            yield
     finally:
         ray.shutdown()
         os.environ.clear()
@@ -59,7 +61,7 @@ def is_there(pid: int) -> bool:
 
 def test_each_task_on_a_gpu_has_a_process_that_ends_with_it(one_gpu, tmp_path):
     plans = cells(tmp_path, Path(model_folder(tmp_path / "model", 0)), (EX_RM, IM_RM), epochs=1, seeds=(0, 1))
-    run = Run(tmp_path, plans, Placement(micro_batch=1, accumulation=4, device="cuda"), stages=STAGES)
+    run = Run(tmp_path, plans, Placement(micro_batch=1, accumulation=4, device="cuda"))
     assert len(run.of(Completed)) == len(plans) == 4
     on_gpu = processes_of(run, "evaluate") + processes_of(run, "reference")
     assert len(on_gpu) == 4 + 2

@@ -18,11 +18,11 @@ from orchestrator.plan.durations import Durations, Rate, RateName
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import Grant, Request, Running, bundles, decide
 from orchestrator.run import failures
-from orchestrator.run.events import Event, Notice, reporting
+from orchestrator.run.events import Event, Notice
 from orchestrator.run.ray.cluster import capacity, granted_task, lives
 from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.run.trial import Execution, compute_leased
-from orchestrator.spec.redaction import without_secrets
+from orchestrator.run.workers import working
 from orchestrator.spec.stages import SharedStage, TrialPlan
 from orchestrator.store.leases import POLL_S
 from trainers.errors import Interrupted, PlanError
@@ -404,10 +404,9 @@ class Coordinator:
 
 def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHandle) -> None:
     """Compute one shared stage on the device that was granted; the trials that wait for it see how far it is."""
-    execution.stages.prepare_process()
 
     def post(event: Event) -> None:
         coordinator.post_shared.remote(stage.key, event)
 
-    with without_secrets(), reporting(stage.kind, post) as report:
+    with working(stage.kind, post) as report:
         compute_leased(stage, execution, report)

@@ -3,7 +3,7 @@
 A trial function is only a driver: it holds a sliver of the head node, never a CPU or GPU, so no trial can keep
 another from starting. On a CPU a training of world size 1 runs in the trial's own reused process (Train's local
 mode), which the gate counts as one CPU; everything else starts tasks and gangs where the gate has granted them.
-The gate's queue goes by the durations that the stages' `expected_s` gives, and by gate.ranked.
+The gate's queue goes by schedule.ranked, and by what durations.expected_s expects.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def run_on_ray(
     live = capacity()
     nodes = [*live, *still_absent(workers, live).values()]
     durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
-    work = _in_turn(plans, placements, execution, durations, nodes)
+    work = _in_turn(plans, placements, durations, nodes)
     # On the head, as the trial functions are: the loss of another node must not take it.
     coordinator = ray.remote(Coordinator).options(
         num_cpus=0,
@@ -100,12 +100,11 @@ def run_on_ray(
 def _in_turn(
     plans: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    execution: Execution,
     durations: Durations,
     nodes: Sequence[Node],
 ) -> dict[str, Work]:
     """Return the work of each trial, in the order in which the trainings should start."""
-    asked = [training(plan, placements[plan.key], execution, durations) for plan in plans]
+    asked = [training(plan, placements[plan.key], durations) for plan in plans]
     by_request = {training_id(plan): plan for plan in plans}
     return {
         plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
