@@ -171,11 +171,6 @@ class RayBackend:
             ray.get(self.coordinator.release.remote(request.id, lost))
 
 
-def training_id(plan: TrialPlan) -> str:
-    """Return the gate's name for a trial's training."""
-    return f"train {plan.key}"
-
-
 def training(plan: TrialPlan, placement: Placement, durations: Durations, rank: int = 0) -> Request:
     """Return the request for devices that a trial's training makes."""
     seconds = expected_s(plan, "train", placement, durations)

@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 
 from orchestrator.plan.durations import Durations, Rate, RateName
 from orchestrator.plan.hardware import Node
-from orchestrator.plan.schedule import Grant, Request, Running, bundles, decide
+from orchestrator.plan.schedule import Grant, Request, RequestId, Running, bundles, decide
 from orchestrator.run import failures
 from orchestrator.run.events import Event, Notice
 from orchestrator.run.ray.cluster import capacity, granted_task, lives
@@ -122,10 +122,10 @@ class Coordinator:
         self._durations = durations
         self._work = work
         self._nodes = Nodes(capacity, scaling)
-        self._waiting: dict[str, tuple[Request, asyncio.Future[Grant | None]]] = {}
-        self._granted: dict[str, Running] = {}
+        self._waiting: dict[RequestId, tuple[Request, asyncio.Future[Grant | None]]] = {}
+        self._granted: dict[RequestId, Running] = {}
         # Requests whose nodes the autoscaler has been asked for, with the time since when.
-        self._promised: dict[str, tuple[Grant, float]] = {}
+        self._promised: dict[RequestId, tuple[Grant, float]] = {}
         self._asked: list[dict[str, float]] = []
         self._asking: asyncio.Task[None] | None = None
         self._shared: dict[str, asyncio.Task[None]] = {}
@@ -171,15 +171,15 @@ class Coordinator:
         """Return all nodes that are up or may still come, and the types of node that were waited for in vain."""
         return self._nodes.whole(), self._nodes.late
 
-    async def release(self, request_id: str, lost: bool = False) -> None:
+    async def release(self, request: RequestId, lost: bool = False) -> None:
         """Take back what was granted; nothing happens where it was given back before.
 
         Where a process was `lost`, nothing else starts on its nodes until they have answered.
         """
-        waiting = self._waiting.pop(request_id, None)
+        waiting = self._waiting.pop(request, None)
         if waiting is not None:
             waiting[1].cancel()
-        running = self._granted.pop(request_id, None)
+        running = self._granted.pop(request, None)
         if running is not None:
             self._nodes.hold(running.grant, +1)
             for node in self._nodes.suspect(running.grant) if lost else ():
@@ -191,8 +191,8 @@ class Coordinator:
     async def forget(self, trial: str) -> None:
         """Take back whatever a trial that died holds or waits for."""
         self._beats.pop(trial, None)
-        for kind in ("train", "evaluate"):
-            await self.release(f"{kind} {trial}")
+        await self.release(RequestId(kind="train", key=trial))
+        await self.release(RequestId(kind="evaluate", key=trial))
 
     def _decide(self) -> None:
         now_s = time.monotonic()
@@ -283,10 +283,10 @@ class Coordinator:
                 self._nodes.give_up(grant)
 
     def _say(self, grant: Grant, text: str) -> None:
-        kind, _, trial = grant.request.id.partition(" ")
-        logger.warning("%s: %s", grant.request.id, text)
-        if kind != "shared":
-            self._events.append(Notice(trial=trial, text=text))
+        request = grant.request
+        logger.warning("%s %s: %s", request.kind, request.key, text)
+        if request.kind != "shared":
+            self._events.append(Notice(trial=request.key, text=text))
 
     # Stages that several trials need.
 
@@ -310,8 +310,7 @@ class Coordinator:
         error = ended.exception()
         if error is None:
             return not self._execution.store.complete(stage.kind, stage.key)
-        damaged = failures.damage(error) is not None
-        return damaged or self._execution.retries.limit(failures.classify(error).cause) > 0
+        return self._execution.retries.limit(failures.classify(error).cause) > 0
 
     async def _run_shared(self, stage: SharedStage) -> None:
         """Compute what the stage needs, then the stage, or wait for another driver that does."""
@@ -334,7 +333,7 @@ class Coordinator:
         """Compute the stage in a task on the CPU or GPU that it is granted."""
         has_gpus = any(node.gpus for node in self._nodes.whole())
         gpus = 1 if has_gpus and stage.kind == "reference" else 0
-        request = Request(id=f"shared {stage.key}", kind="shared", gpus=gpus)
+        request = Request(kind="shared", key=stage.key, gpus=gpus)
         grant = await self.acquire(request)
         if grant is None:
             raise PlanError(

@@ -30,7 +30,7 @@ from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import ranked, window
 from orchestrator.run import failures
 from orchestrator.run.events import Completed, Event, Failed, Post, Retried, Started, Stopped
-from orchestrator.run.ray.backend import RayBackend, training, training_id
+from orchestrator.run.ray.backend import RayBackend, training
 from orchestrator.run.ray.cluster import capacity
 from orchestrator.run.ray.coordinator import Coordinator, Work
 from orchestrator.run.ray.scaling import ask_for, scaling, still_absent
@@ -105,11 +105,10 @@ def _in_turn(
 ) -> dict[str, Work]:
     """Return the work of each trial, in the order in which the trainings should start."""
     asked = [training(plan, placements[plan.key], durations) for plan in plans]
-    by_request = {training_id(plan): plan for plan in plans}
+    by_key = {plan.key: plan for plan in plans}
     return {
-        plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
+        request.key: Work(plan=by_key[request.key], placement=placements[request.key], rank=request.rank)
         for request in ranked(asked, nodes)
-        for plan in [by_request[request.id]]
     }
 
 
