@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -254,17 +253,11 @@ def _backend(
     if session.options.backend == "inline":
         from orchestrator.run.inline import run_inline
 
-        def in_process(
-            todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post
-        ) -> None:
-            run_inline(todo, placements, execution, on_event, stop)
-
-        yield in_process
+        yield functools.partial(run_inline, execution=execution, stop=stop)
         return
     set_ray_environment()
     import ray
 
-    from orchestrator.run.ray.cluster import start_ray
     from orchestrator.run.ray.scaling import all_workers
     from orchestrator.run.ray.sweep import run_on_ray
 
@@ -272,17 +265,15 @@ def _backend(
     scratches.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
-        workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
-
-        def on_ray(todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post) -> None:
-            start_ray(len(os.sched_getaffinity(0)))
-            named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
-            measured = measured_rates(named, execution.store)
-            # Ray's own handler would end the process with the signal's number.
-            with stop.listening():
-                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
-
-        yield on_ray
+        named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+        yield functools.partial(
+            run_on_ray,
+            execution=execution,
+            scratch=scratch,
+            stop=stop,
+            workers=all_workers(session.options.cluster) if ray.is_initialized() else (),
+            measured=measured_rates(named, execution.store),
+        )
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)

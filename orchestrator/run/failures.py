@@ -196,9 +196,9 @@ def describe_fewer(planned: Placement, fewer: Placement) -> str:
 
 
 def describe_change(before: Placement, after: Placement) -> str:
-    """Say with what a training goes on after it ran out of memory."""
-    wider = f"on {after.world_size} GPUs, " if after.world_size > before.world_size else ""
-    return wider + describe_split(after)
+    """Say how a training goes on after it ran out of memory."""
+    wider = f"on {after.world_size} GPUs " if after.world_size > before.world_size else ""
+    return f"{wider}with {describe_split(after)}"
 
 
 def describe_split(placement: Placement) -> str:

@@ -1,6 +1,7 @@
 """The same stages in one process, in plan order, with no Ray: for debugging and tests."""
 
 import dataclasses
+import functools
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from orchestrator.run import compute, failures
 from orchestrator.run.compute import TrainCall
 from orchestrator.run.events import Completed, Failed, Post, Started, posting_for, reporting
-from orchestrator.run.trial import Execution, complete_trial, compute_shared
-from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan
+from orchestrator.run.trial import Execution, complete_trial, compute_leased
+from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage, TrialPlan
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
 
@@ -18,8 +19,8 @@ from trainers.train.stopping import StopRequest
 def run_inline(
     plans: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    execution: Execution,
     on_event: Post,
+    execution: Execution,
     stop: StopRequest,
 ) -> None:
     """Run what is missing of each plan. Raises KeyboardInterrupt when stopped; what fails is an event."""
@@ -54,11 +55,14 @@ class InlineBackend:
                 continue
             self.shared(stage.needs)
             assert not isinstance(stage, TrainStage | EvaluateStage)
-            self._compute_shared(stage)
-
-    def _compute_shared(self, stage: SharedStage) -> None:
-        with reporting(stage.kind, self.post) as report:
-            compute_shared(stage, self.execution, self.pause, report)
+            name = f"{stage.kind}-{stage.key}"
+            done = functools.partial(store.complete, stage.kind, stage.key)
+            with (
+                reporting(stage.kind, self.post) as report,
+                self.execution.leases.held(name, done, self.pause) as ours,
+            ):
+                if ours:
+                    compute_leased(stage, store, report)
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """Train as a world of one, with the accumulation that makes up for the other ranks."""

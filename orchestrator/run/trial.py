@@ -1,6 +1,6 @@
 """One trial, whatever runs it: shared stages → training → evaluation, and again after what can be mended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,7 +93,7 @@ def _next_attempt(
         raise error
     how = f"again in {retry.wait_s:.0f} s"
     if retry.placement != placement:
-        how = f"again with {failures.describe_change(placement, retry.placement)}"
+        how = f"again {failures.describe_change(placement, retry.placement)}"
     backend.post(Retried(cause=failed[-1].cause, message=failed[-1].message, how=how))
     return retry
 
@@ -113,18 +113,7 @@ def _trained(plan: TrialPlan, store: Store) -> bool:
     )
 
 
-def compute_shared(
-    stage: SharedStage, execution: Execution, pause: Callable[[float], None], report: TakeRow
-) -> None:
-    """Compute a shared stage under a lease; its needs are there. Nothing happens where it is complete."""
-    store = execution.store
-    name = f"{stage.kind}-{stage.key}"
-    with execution.leases.held(name, lambda: store.complete(stage.kind, stage.key), pause) as ours:
-        if ours:
-            compute_leased(stage, execution, report)
-
-
-def compute_leased(stage: SharedStage, execution: Execution, report: TakeRow) -> None:
+def compute_leased(stage: SharedStage, store: Store, report: TakeRow) -> None:
     """Compute a shared stage whose lease is held, where nothing of an earlier attempt is left."""
-    execution.store.remove_leftovers(stage.kind, stage.key)
-    compute.run_shared(stage, execution.store, report)
+    store.remove_leftovers(stage.kind, stage.key)
+    compute.run_shared(stage, store, report)

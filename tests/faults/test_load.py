@@ -135,7 +135,7 @@ def test_sixteen_trials_at_once_lose_no_row_and_report_once_a_second(tmp_path, c
 
     def run(item):
         placement = place(item.spec, local_capacity())
-        run_inline([item], {item.key: placement}, execution, post, StopRequest())
+        run_inline([item], {item.key: placement}, post, execution, StopRequest())
 
     with standing_in(CHATTY), ThreadPoolExecutor(THREADS) as pool:
         running = [pool.submit(run, item) for item in plans]

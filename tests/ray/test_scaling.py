@@ -74,7 +74,7 @@ def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event
         seen.append(event)
         on_event(event)
 
-    run_on_ray(plans, placements, execution, follow, storage / "scratch", StopRequest(5), workers)
+    run_on_ray(plans, placements, follow, execution, storage / "scratch", StopRequest(5), workers)
     (key,) = placements
     manifest = store.manifest("train", key)
     assert manifest is not None, seen

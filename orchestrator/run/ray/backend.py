@@ -22,9 +22,11 @@ from orchestrator.run.ray.coordinator import Work
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import working
 from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage, TrialPlan
+from orchestrator.store.artifacts import Store
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 from trainers.storage import ObjectPath
+from trainers.train.stopping import StopLeft
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -155,7 +157,7 @@ class RayBackend:
                     f"no node with a {'GPU' if request.gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
                 )
             task = granted_task(evaluate_task, grant.nodes[0], on_gpu=request.gpus > 0)
-            ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
+            ray.get(task.remote(list(stages), self.execution.store, self.coordinator, plan.key))
 
     @contextlib.contextmanager
     def _granted(self, request: Request) -> Iterator[Grant | None]:
@@ -177,12 +179,10 @@ def training(plan: TrialPlan, placement: Placement, durations: Durations, rank: 
     return Request.of("train", plan.key, placement, seconds, rank)
 
 
-def evaluate_task(
-    stages: list[EvaluateStage], execution: Execution, coordinator: ActorHandle, trial: str
-) -> None:
+def evaluate_task(stages: list[EvaluateStage], store: Store, coordinator: ActorHandle, trial: str) -> None:
     """Score a trained model on the device that was granted."""
     with working("evaluate", posting_for(trial, coordinator.post.remote)) as report:
-        compute.run_evaluations(stages, execution.store, report)
+        compute.run_evaluations(stages, store, report)
 
 
 def train_rank(config: dict[str, Any]) -> None:
@@ -193,23 +193,23 @@ def train_rank(config: dict[str, Any]) -> None:
     call = TrainCall(
         placement=config["placement"],
         checkpoint_steps=execution.checkpoint_steps,
-        stop=_StopLeft(coordinator),
+        stop=_asking(coordinator),
         provenance=config["provenance"],
     )
     with working("train", posting_for(stage.key, coordinator.post.remote)) as report:
         compute.run_train(stage, call, execution.store, report)
 
 
-class _StopLeft:
-    """Seconds that the coordinator leaves a training to stop in; asked at most once a second."""
+def _asking(coordinator: ActorHandle) -> StopLeft:
+    """Return a function that says how many seconds the coordinator leaves a training to stop in; it asks once a second."""
+    asked = 0.0
 
-    def __init__(self, coordinator: ActorHandle) -> None:
-        self._coordinator = coordinator
-        self._asked = 0.0
-
-    def __call__(self) -> float | None:
-        if time.monotonic() - self._asked < ASK_EVERY_S:
+    def stop_left() -> float | None:
+        nonlocal asked
+        if time.monotonic() - asked < ASK_EVERY_S:
             return None
-        self._asked = time.monotonic()
-        left: float | None = ray.get(self._coordinator.stop_left.remote())
+        asked = time.monotonic()
+        left: float | None = ray.get(coordinator.stop_left.remote())
         return left
+
+    return stop_left

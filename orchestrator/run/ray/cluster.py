@@ -182,19 +182,15 @@ def granted_task(function: Callable[..., None], node: str, *, on_gpu: bool) -> R
 
     CUDA gives memory back only so, and a process that is used again keeps to the GPU that it saw first.
     """
-    made = _on_gpu(function) if on_gpu else _on_cpu(function)
-    return made.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-
-
-# Ray knows a function by what declares it, and is told of each once. `options` can set no `max_calls`.
-@functools.cache
-def _on_cpu(function: Callable[..., None]) -> RemoteFunction:
-    return ray.remote(num_cpus=1, max_retries=0)(function)
+    pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _remote(function, on_gpu).options(scheduling_strategy=pinned)
 
 
 @functools.cache
-def _on_gpu(function: Callable[..., None]) -> RemoteFunction:
-    return ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=0)(function)
+def _remote(function: Callable[..., None], on_gpu: bool) -> RemoteFunction:
+    # `options` can set no `max_calls`; and what is declared anew each time, Ray takes for another function.
+    of_gpu = {"num_gpus": 1, "max_calls": 1} if on_gpu else {}
+    return ray.remote(num_cpus=1, max_retries=0, **of_gpu)(function)
 
 
 def look() -> tuple[Node, ...] | None:

@@ -24,6 +24,7 @@ from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_
 from orchestrator.run.trial import Execution, compute_leased
 from orchestrator.run.workers import working
 from orchestrator.spec.stages import SharedStage, TrialPlan
+from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import POLL_S
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
@@ -342,7 +343,7 @@ class Coordinator:
         lost = False
         try:
             task = granted_task(shared_task, grant.nodes[0], on_gpu=gpus > 0)
-            await task.remote(stage, self._execution, ray.get_runtime_context().current_actor)
+            await task.remote(stage, self._execution.store, ray.get_runtime_context().current_actor)
         except Exception as error:
             lost = failures.lost(error)
             raise
@@ -401,11 +402,11 @@ class Coordinator:
             raise Interrupted("stopped on request.")
 
 
-def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHandle) -> None:
+def shared_task(stage: SharedStage, store: Store, coordinator: ActorHandle) -> None:
     """Compute one shared stage on the device that was granted; the trials that wait for it see how far it is."""
 
     def post(event: Event) -> None:
         coordinator.post_shared.remote(stage.key, event)
 
     with working(stage.kind, post) as report:
-        compute_leased(stage, execution, report)
+        compute_leased(stage, store, report)

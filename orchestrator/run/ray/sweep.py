@@ -31,7 +31,7 @@ from orchestrator.plan.schedule import ranked, window
 from orchestrator.run import failures
 from orchestrator.run.events import Completed, Event, Failed, Post, Retried, Started, Stopped
 from orchestrator.run.ray.backend import RayBackend, training
-from orchestrator.run.ray.cluster import capacity
+from orchestrator.run.ray.cluster import capacity, start_ray
 from orchestrator.run.ray.coordinator import Coordinator, Work
 from orchestrator.run.ray.scaling import ask_for, scaling, still_absent
 from orchestrator.run.trial import Execution, complete_trial
@@ -58,18 +58,19 @@ logger = logging.getLogger(__name__)
 def run_on_ray(
     plans: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    execution: Execution,
     on_event: Post,
+    execution: Execution,
     scratch: Path,
     stop: StopRequest,
     workers: Sequence[Node] = (),
     measured: Mapping[RateName, Rate] | None = None,
 ) -> None:
-    """Run what is missing of each plan on the Ray that is up; what fails is an event.
+    """Run what is missing of each plan on the Ray that is up, else on one of this machine; what fails is an event.
 
     `workers` are all that the autoscaler may have up at once, `measured` the rates of the sweep's finished trainings.
     Raises KeyboardInterrupt when stopped.
     """
+    start_ray(len(os.sched_getaffinity(0)))
     live = capacity()
     nodes = [*live, *still_absent(workers, live).values()]
     durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
@@ -84,7 +85,8 @@ def run_on_ray(
     handle = coordinator.remote(execution, live, work, durations, scaling(workers))
     slots = sum(node.gpus or node.cpus for node in nodes)
     tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
-    with Events(handle, on_event):
+    # Ray's own handler would end the process with the signal's number.
+    with stop.listening(), Events(handle, on_event):
         try:
             with stop.deferred(lambda: stop_gracefully(handle, stop)):
                 tuner.fit()
