@@ -79,15 +79,18 @@ def is_final(cause: str) -> bool:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    return named or _says(error, _NO_MEMORY)
+    # Of a process that is gone Ray only guesses why.
+    return named or (not _is_gone(error) and _says(error, _NO_MEMORY))
+
+
+def _is_gone(error: BaseException) -> bool:
+    return not _LOST.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def _is_lost(error: BaseException) -> bool:
-    if {kind.__name__ for kind in type(error).__mro__} & _LOST:
-        return True
     if isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED):
         return True
-    return _says(error, _LOST_PEER)
+    return _is_gone(error) or _says(error, _LOST_PEER)
 
 
 def _says(error: BaseException, signs: Sequence[str]) -> bool:

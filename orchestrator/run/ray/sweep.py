@@ -71,32 +71,33 @@ def run_on_ray(
     Raises KeyboardInterrupt when stopped.
     """
     start_ray(len(os.sched_getaffinity(0)))
-    live = capacity()
-    nodes = [*live, *still_absent(workers, live).values()]
-    durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
-    work = _in_turn(plans, placements, durations, nodes)
-    # On the head, as the trial functions are: the loss of another node must not take it.
-    coordinator = ray.remote(Coordinator).options(
-        num_cpus=0,
-        resources=SLIVER,
-        max_concurrency=10_000,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
-    )
-    handle = coordinator.remote(execution, live, work, durations, scaling(workers))
-    slots = sum(node.gpus or node.cpus for node in nodes)
-    tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
     # Ray's own handler would end the process with the signal's number.
-    with stop.listening(), Events(handle, on_event):
-        try:
-            with stop.deferred(lambda: stop_gracefully(handle, stop)):
-                tuner.fit()
-        finally:
-            with contextlib.suppress(RayActorError):
-                ray.get(handle.stop.remote(0.0))
-            if workers:
-                # Ray keeps a wish for nodes until it hears another.
-                ask_for([])
-    ray.kill(handle)
+    with stop.listening():
+        live = capacity()
+        nodes = [*live, *still_absent(workers, live).values()]
+        durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
+        work = _in_turn(plans, placements, durations, nodes)
+        # On the head, as the trial functions are: the loss of another node must not take it.
+        coordinator = ray.remote(Coordinator).options(
+            num_cpus=0,
+            resources=SLIVER,
+            max_concurrency=10_000,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+        )
+        handle = coordinator.remote(execution, live, work, durations, scaling(workers))
+        slots = sum(node.gpus or node.cpus for node in nodes)
+        tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
+        with Events(handle, on_event):
+            try:
+                with stop.deferred(lambda: stop_gracefully(handle, stop)):
+                    tuner.fit()
+            finally:
+                with contextlib.suppress(RayActorError):
+                    ray.get(handle.stop.remote(0.0))
+                if workers:
+                    # Ray keeps a wish for nodes until it hears another.
+                    ask_for([])
+        ray.kill(handle)
 
 
 def _in_turn(
