@@ -17,7 +17,7 @@ from orchestrator.plan.schedule import Grant, Request
 from orchestrator.run import compute, failures
 from orchestrator.run.compute import TrainCall
 from orchestrator.run.events import Event, Replanned, posting_for
-from orchestrator.run.ray.cluster import granted_task
+from orchestrator.run.ray.cluster import task_on
 from orchestrator.run.ray.coordinator import Work
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import working
@@ -156,7 +156,7 @@ class RayBackend:
                 raise PlanError(
                     f"no node with a {'GPU' if request.gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
                 )
-            task = granted_task(evaluate_task, grant.nodes[0], on_gpu=request.gpus > 0)
+            task = task_on(grant.nodes[0], evaluate_task, cpus=request.cpus, gpus=request.gpus)
             ray.get(task.remote(list(stages), self.execution.store, self.coordinator, plan.key))
 
     @contextlib.contextmanager

@@ -162,8 +162,7 @@ def capacity() -> tuple[Node, ...]:
 
 async def lives(node: str) -> bool:
     """Whether a node still starts what it is given. Ray lists a dead one for up to half a minute as if it lived."""
-    pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-    asked = _nothing.options(scheduling_strategy=pinned).remote()
+    asked = task_on(node, _nothing).remote()
     try:
         await asyncio.wait_for(asked, ANSWER_S)
     except (RayError, TimeoutError):
@@ -172,25 +171,24 @@ async def lives(node: str) -> bool:
     return True
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def _nothing() -> None:
     pass
 
 
-def granted_task(function: Callable[..., None], node: str, *, on_gpu: bool) -> RemoteFunction:
-    """Return the function as a task of one CPU on a node, and of one GPU: then its process ends with it.
+def task_on(node: str, function: Callable[..., Any], *, cpus: int = 0, gpus: int = 0) -> RemoteFunction:
+    """Return the function as a task on a node. The process of one that has GPUs ends with it.
 
     CUDA gives memory back only so, and a process that is used again keeps to the GPU that it saw first.
     """
     pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-    return _remote(function, on_gpu).options(scheduling_strategy=pinned)
+    return _remote(function, cpus, gpus).options(scheduling_strategy=pinned)
 
 
 @functools.cache
-def _remote(function: Callable[..., None], on_gpu: bool) -> RemoteFunction:
+def _remote(function: Callable[..., Any], cpus: int, gpus: int) -> RemoteFunction:
     # `options` can set no `max_calls`; and what is declared anew each time, Ray takes for another function.
-    of_gpu = {"num_gpus": 1, "max_calls": 1} if on_gpu else {}
-    return ray.remote(num_cpus=1, max_retries=0, **of_gpu)(function)
+    calls = 1 if gpus else 0
+    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=calls, max_retries=0)(function)
 
 
 def look() -> tuple[Node, ...] | None:
@@ -232,7 +230,6 @@ def _live(listed: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def _read_probe(file: Location) -> str:
     return file.read_text()
 
@@ -245,9 +242,8 @@ def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
     probe.write_text(written)
     try:
         for node in nodes:
-            pinned = NodeAffinitySchedulingStrategy(node.id, soft=False)
             try:
-                seen = ray.get(_read_probe.options(scheduling_strategy=pinned).remote(probe))
+                seen = ray.get(task_on(node.id, _read_probe).remote(probe))
             except RayTaskError as error:
                 if not isinstance(error.cause, OSError):
                     raise PlanError(

@@ -19,7 +19,7 @@ from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import Grant, Request, RequestId, Running, bundles, decide
 from orchestrator.run import failures
 from orchestrator.run.events import Event, Notice
-from orchestrator.run.ray.cluster import capacity, granted_task, lives
+from orchestrator.run.ray.cluster import capacity, lives, task_on
 from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.run.trial import Execution, compute_leased
 from orchestrator.run.workers import working
@@ -342,7 +342,7 @@ class Coordinator:
             )
         lost = False
         try:
-            task = granted_task(shared_task, grant.nodes[0], on_gpu=gpus > 0)
+            task = task_on(grant.nodes[0], shared_task, cpus=request.cpus, gpus=request.gpus)
             await task.remote(stage, self._execution.store, ray.get_runtime_context().current_actor)
         except Exception as error:
             lost = failures.lost(error)

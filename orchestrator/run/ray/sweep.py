@@ -23,7 +23,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.tune.execution import class_cache
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.plan.durations import Durations, Rate, RateName, slowest
 from orchestrator.plan.hardware import Node
@@ -31,7 +31,7 @@ from orchestrator.plan.schedule import ranked, window
 from orchestrator.run import failures
 from orchestrator.run.events import Completed, Event, Failed, Post, Retried, Started, Stopped
 from orchestrator.run.ray.backend import RayBackend, training
-from orchestrator.run.ray.cluster import capacity, start_ray
+from orchestrator.run.ray.cluster import capacity, start_ray, task_on
 from orchestrator.run.ray.coordinator import Coordinator, Work
 from orchestrator.run.ray.scaling import ask_for, scaling, still_absent
 from orchestrator.run.trial import Execution, complete_trial
@@ -251,14 +251,12 @@ class Events:
                 logger.warning(
                     "trial %s has been silent for %s s; its process %s is ended", trial, self._silence_s, pid
                 )
-                pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-                ray.get(_end_process.options(scheduling_strategy=pinned).remote(pid), timeout=30)
+                ray.get(task_on(node, _end_process).remote(pid), timeout=30)
                 ray.get(self._coordinator.beat.remote(trial, node, 0), timeout=30)
         except RayError:
             logger.exception("silent trials are looked for again")
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def _end_process(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
