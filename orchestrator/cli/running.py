@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -54,20 +53,6 @@ WRITE_EVERY_S = 1.0
 logger = logging.getLogger(__name__)
 
 RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
-
-
-@dataclasses.dataclass(slots=True)
-class Phases:
-    """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    _since: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def end(self, phase: str) -> None:
-        """Count the time since the last end as `phase`."""
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
-        self._since = now
 
 
 def _begun_again(note: TrialNote) -> TrialNote:
@@ -151,7 +136,6 @@ def run_missing(
     placements: Mapping[str, Placement],
     complete: int,
     retries: RetryPolicy,
-    phases: Phases,
 ) -> Written:
     """Run the trials, write the report and return it; `complete` trials were done before.
 
@@ -172,11 +156,10 @@ def run_missing(
             leases=leases,
             retries=retries,
             checkpoint_steps=session.options.checkpoint_steps,
-            stages=session.stages,
         )
         tracker = Tracker(session.tracking_uri, store, declaration)
         try:
-            with _backend(session, declaration, execution, stop, phases) as run_trials:
+            with _backend(session, declaration, execution, stop) as run_trials:
                 names = {item.key: item.spec.name for item in todo}
                 state = StateWriter(sweep, store, leases.driver, session.command, list(names))
                 progress = Progress(terminal, names, state.notes, complete)
@@ -190,7 +173,6 @@ def run_missing(
         remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
         trouble = tracker.close(written, complete=all_complete(written))
-        phases.end("mlflow")
     _say_view_lacks(session, trouble)
     return written
 
@@ -258,24 +240,17 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
 
 @contextlib.contextmanager
 def _backend(
-    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
+    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest
 ) -> Iterator[RunTrials]:
     """Yield a function that runs trials. If it starts Ray, Ray ends with the block."""
     if session.options.backend == "inline":
         from orchestrator.run.inline import run_inline
 
-        def in_process(
-            todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post
-        ) -> None:
-            run_inline(todo, placements, execution, on_event, stop)
-            phases.end("trials")
-
-        yield in_process
+        yield functools.partial(run_inline, execution=execution, stop=stop)
         return
     set_ray_environment()
     import ray
 
-    from orchestrator.run.ray.cluster import start_ray
     from orchestrator.run.ray.scaling import all_workers
     from orchestrator.run.ray.sweep import run_on_ray
 
@@ -283,21 +258,16 @@ def _backend(
     scratches.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
-        workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
-
-        def on_ray(todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post) -> None:
-            start_ray(len(os.sched_getaffinity(0)))
-            named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
-            measured = measured_rates(named, execution.store)
-            phases.end("start ray")
-            # Ray's own handler would end the process with the signal's number.
-            with stop.listening():
-                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
-            phases.end("trials")
-
-        yield on_ray
+        named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+        yield functools.partial(
+            run_on_ray,
+            execution=execution,
+            scratch=scratch,
+            stop=stop,
+            workers=all_workers(session.options.cluster) if ray.is_initialized() else (),
+            measured=measured_rates(named, execution.store),
+        )
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
         remove_tree(session.store.root / "scratch" / scratch.name)
-    phases.end("stop ray")

@@ -15,7 +15,6 @@ from orchestrator.cli.options import Command, CommonOptions, Gc, Options, Retry,
 from orchestrator.cli.terminal import say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
-from orchestrator.run.compute import REAL, StageFunctions
 from orchestrator.spec import catalog, selection
 from orchestrator.spec.catalog import Profile, Profiles
 from orchestrator.spec.datasets import read_as
@@ -43,7 +42,6 @@ class Session:
     folder: Path
     console: Console
     command: tuple[str, ...] = ()
-    stages: StageFunctions = REAL
     profiles: Profiles = field(default_factory=lambda: catalog.PROFILES)
     follow_up: FollowUp | None = None
 
