@@ -22,11 +22,16 @@ from typing import Any
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import Analysis, controlled
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
-from orchestrator.report.curves import curve_rows
 from orchestrator.report.figures import Curves, every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
-from orchestrator.report.results import TrialResult, left_out_lines, on_common_pairs, sweep_results
+from orchestrator.report.results import (
+    TrialResult,
+    curve_rows,
+    left_out_lines,
+    on_common_pairs,
+    sweep_results,
+)
 from orchestrator.report.summary import Written, audit_tables, statistics_tables, write_report
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store, versions
@@ -43,7 +48,7 @@ PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 DYNAMICS = ("learning_dynamics", "changes.parquet")
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
-# Opens a bar of that label, which is told how many are done of how many.
+# Opens a progress bar of that label; what it yields is told how many are done of how many.
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
@@ -55,7 +60,7 @@ def no_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """What stands below the tables of statistics; `lines` are labels and texts to copy."""
+    """A part of the page below the tables of statistics; `lines` are labels and texts to copy."""
 
     title: str
     anchor: str
@@ -66,7 +71,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Conclusions first; `warning` says what the page lacks, `command` makes it again."""
+    """What a page shows, its conclusions first; `warning` says what it lacks, `command` makes it again."""
 
     title: str
     lead: str
@@ -93,7 +98,7 @@ class ReportInputs:
 def write_full_report(
     declaration: Declaration, store: Store, bar: Bar = no_bar, *, anew: bool = False
 ) -> Written:
-    """Write the report where it is not that of these results already, or in any case where `anew`.
+    """Write the report, unless that of the same results is already there; where `anew`, in any case.
 
     Raises DataError where a table of learning dynamics is not what it should be.
     """
@@ -131,12 +136,12 @@ def write_full_report(
 
 
 def said_conclusions(folder: Path) -> list[str]:
-    """The sentences of the report in `folder`; none where there is no report."""
+    """Return the conclusions of the report in `folder`; none where there is no report."""
     return [str(sentence) for sentence in _note(folder).get("conclusions", ())]
 
 
 def analysed(results: Sequence[TrialResult], bar: Bar = no_bar) -> Analysis:
-    """The results with their bootstrap draws."""
+    """Return the analysis of the results, its bootstrap draws made under a progress bar."""
     analysis = Analysis(results)
     with bar("bootstrap over pairs and seeds") as step:
         analysis.resampled.draw(step)
@@ -144,7 +149,7 @@ def analysed(results: Sequence[TrialResult], bar: Bar = no_bar) -> Analysis:
 
 
 def write_page(folder: Path, page: Page, html: str) -> None:
-    """Write the page as `html`, its tables and its figures into `folder`; figures of before go."""
+    """Write the page as `html`, its tables and its figures into `folder`, and remove the figures of an earlier page."""
     files: dict[Path, bytes] = {folder / html: _template().render(page=page, paper=PAPER_LINK).encode()}
     for table in (*page.tables, *(table for section in page.sections for table in section.tables)):
         files[folder / "tables" / f"{table.name}.csv"] = table.csv().encode()
@@ -191,22 +196,13 @@ def _read(declaration: Declaration, store: Store) -> ReportInputs:
 
 
 def _key(inputs: ReportInputs) -> str:
-    """Changes with whatever could change a page."""
+    """Return a hash of everything that the page depends on."""
     parts = [
         VERSION,
         versions()["rmsweep"],
         inputs.declaration.sweep,
-        [
-            (
-                repr(item.record),
-                item.trained_at,
-                item.faults,
-                repr(item.evaluations),
-                item.train_accuracy,
-                item.train_left_out,
-            )
-            for item in inputs.results
-        ],
+        # All but the scores, which are as they were where the metrics are.
+        [repr(item) for item in inputs.results],
         [(key, len(rows)) for key, rows in inputs.curves.items()],
         inputs.state.command,
         {key: note.message for key, note in inputs.state.trials.items()},
@@ -285,7 +281,7 @@ def _warning(inputs: ReportInputs, complete: int) -> str:
 
 
 def _dynamics(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Predicted and measured changes of reward."""
+    """Read the predicted and measured changes of reward that sweeps/learning_dynamics.py has written."""
     from pyarrow import ArrowException, parquet
 
     rows: list[dict[str, Any]] = []
@@ -300,7 +296,7 @@ def _dynamics(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def report_command(state: SweepState, sweep: str) -> str:
-    """The command that makes the report again."""
+    """Return the command that makes the report again."""
     script, *words = state.command or ("sweeps/full_grid.py", "--name", sweep)
     kept: list[str] = []
     for word, value in itertools.pairwise((*words, "")):
@@ -311,7 +307,7 @@ def report_command(state: SweepState, sweep: str) -> str:
 
 
 def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
-    """Library versions and hardware of every training and evaluation, from their manifests."""
+    """List the library versions and hardware of every training and evaluation, from their manifests."""
     seen: dict[str, collections.Counter[str]] = {}
     for stage, key in _artifacts(results):
         # A damaged manifest is said among the holes.
@@ -332,12 +328,11 @@ def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
 
 
 def _artifacts(results: Sequence[TrialResult]) -> Iterator[tuple[str, str]]:
+    """Stage and key of everything that the report is of."""
     for result in results:
         if result.trained:
             yield "train", result.record.key
-        wanted = {(item.dataset, item.epoch): item.key for item in result.record.evaluations}
-        for item in result.evaluations:
-            yield "evaluate", wanted[item.dataset, item.epoch]
+        yield from (("evaluate", item.key) for item in result.evaluations)
 
 
 def _facts(stage: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
@@ -353,7 +348,7 @@ def _facts(stage: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, s
 
 
 def _trials_table(results: Sequence[TrialResult]) -> Table:
-    """Every trial with its training."""
+    """List every trial with its training."""
     return Table(
         name="trials",
         title="Trials",
@@ -382,14 +377,12 @@ def _trials_table(results: Sequence[TrialResult]) -> Table:
 
 
 def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:
-    """Return a table of the trials that the report lacks, and why."""
+    """List the trials that the report lacks, and why."""
     rows = []
     for result in (item for item in results if not item.complete):
-        found = {(item.dataset, item.epoch) for item in result.evaluations}
+        found = {item.key for item in result.evaluations}
         lacks = [] if result.trained else ["training"]
-        lacks += dict.fromkeys(
-            item.dataset for item in result.record.evaluations if (item.dataset, item.epoch) not in found
-        )
+        lacks += dict.fromkeys(item.dataset for item in result.record.evaluations if item.key not in found)
         note = state.trials.get(result.record.key, TrialNote())
         cause = note.message or "; ".join(result.faults) or "not run"
         rows.append({"trial": result.record.name, "lacks": ", ".join(lacks), "cause": cause})

@@ -4,6 +4,8 @@ A model's tokenizer decides which pairs are over the length limits, so models ma
 """
 
 import json
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -31,6 +33,13 @@ from trainers.errors import Damaged, SpecError
 from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores, read_pair_scores
 from trainers.specs import given_name
+from trainers.storage import Location, matching
+
+# What is shown of a training's log, and of how many of its steps.
+CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
+CURVE_POINTS = 100
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +253,54 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def curve_rows(store: Store, key: str) -> list[dict[str, Any]]:
+    """Return at most CURVE_POINTS rows of a training's log, or of its last complete checkpoint while it is running.
+
+    None where the log is damaged: nothing is trained again for the sake of its curve.
+    """
+    if store.complete("train", key):
+        try:
+            rows = parquet.read_table(store.read_file("train", key, "log.parquet")).to_pylist()
+        except Damaged as error:
+            logger.warning("%s; its curve is left out", error)
+            return []
+        return thinned(rows, len(rows), CURVE_POINTS)
+    rows, total = _checkpointed(store.root / "checkpoints" / key)
+    return thinned(rows, total, CURVE_POINTS)
+
+
+def thinned(rows: Sequence[dict[str, Any]], total: int, points: int) -> list[dict[str, Any]]:
+    """Return the rows of at most `points` steps, evenly spread from 1 to `total`.
+
+    The steps depend on `total` and `points` alone, so that what is shown early is shown at the end as well.
+    """
+    if total <= points:
+        return list(rows)
+    wanted = {1 + round(i * (total - 1) / (points - 1)) for i in range(points)}
+    return [row for row in rows if int(row["step"]) in wanted]
+
+
+def _checkpointed(folder: Location) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows and the total number of steps of the newest checkpoint; other and half-written files do not count."""
+    best: tuple[int, list[dict[str, Any]], int] = (0, [], 0)
+    for file in matching(folder, "*.json"):
+        try:
+            marker = json.loads(file.read_text())
+            step, total = int(marker["step"]), int(marker["total"])
+            rows = [_curve_row(row) for row in marker["log"]]
+        # A training that goes on removes and replaces its markers meanwhile.
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        best = max(best, (step, rows, total), key=lambda item: item[0])
+    return best[1], best[2]
+
+
+def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a curve needs of a row of a log. Raises KeyError, ValueError or TypeError where it is none."""
+    values = {name: float(row.get(name, math.nan)) for name in CURVES}
+    return {"step": int(row["step"]), "time": float(row["time"]), **values}
 
 
 def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:

@@ -26,8 +26,15 @@ from typing import Any, NamedTuple
 
 from pyarrow import parquet
 
-from orchestrator.report.curves import CURVE_POINTS, CURVES, curve_rows, thinned
-from orchestrator.report.results import TrialResult, all_scores, trial_result
+from orchestrator.report.results import (
+    CURVE_POINTS,
+    CURVES,
+    TrialResult,
+    all_scores,
+    curve_rows,
+    thinned,
+    trial_result,
+)
 from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import redacted, shown_uri, take_credentials, without_credentials
 from orchestrator.store.artifacts import Store

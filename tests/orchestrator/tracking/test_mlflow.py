@@ -17,8 +17,7 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 
 from orchestrator.cli.running import StateWriter
-from orchestrator.report.curves import CURVE_POINTS, thinned
-from orchestrator.report.results import TrialResult
+from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned
 from orchestrator.report.summary import write_report
 from orchestrator.run.events import Failed
 from orchestrator.store.artifacts import Store
