@@ -44,7 +44,7 @@ def _per_category(
     kinds: Sequence[str],
     **more: Any,
 ) -> "tuple[Figure, list[Axes]] | None":
-    """A row per training set and a column per category of which there is anything; in each, what is known of every kind."""
+    """Draw a row of panels per training set and a column per category; None where there is nothing to draw."""
     found = {
         scope: {kind: item for kind in kinds if (item := ask(scope, kind)) is not None}
         for scope in analysis.categories()
@@ -331,7 +331,7 @@ def _median_curve(
 
 
 def _smooth(values: Floats, width: int = 5) -> Floats:
-    """Moving mean over the neighbours that there are."""
+    """Return the moving mean; at the ends, over the neighbours that exist."""
     if len(values) < width:
         return values
     kernel = np.ones(width)

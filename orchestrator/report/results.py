@@ -60,9 +60,9 @@ class EvaluationResult(EvaluationRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """A trial with what is there of it. Times are Unix times, None where nothing is.
+    """A trial and what the store has of it. Times are Unix times, None where nothing is there.
 
-    What is damaged is not there, and `faults` says so. `train_left_out` counts the pairs over the length limits.
+    Damaged artifacts count as missing, and `faults` names them. `train_left_out` counts the pairs over the length limits.
     """
 
     record: TrialRecord
@@ -116,7 +116,7 @@ class TrialResult:
         return found
 
 
-# How many pairs the length limits took from the prepared set of this key.
+# Returns how many pairs of the prepared set of this key were over the length limits.
 _TooLong = Callable[[str], int]
 
 
@@ -204,13 +204,13 @@ def _committed(manifest: dict[str, Any]) -> float:
 
 
 def of_other_weights(datasets: Sequence[str]) -> str:
-    """Say that scores on these sets do not count."""
+    """Say that scores on these sets do not count, as other weights were scored."""
     sets = ", ".join(dict.fromkeys(datasets))
-    return f"the scores on {sets} are of weights of before: it was trained again since, to other last bits"
+    return f"the scores on {sets} are of earlier weights: it was trained again since, and its weights differ in their last bits"
 
 
 def all_scores(result: TrialResult, store: Store) -> pa.Table:
-    """One row per evaluated pair of a trial, with the set that it is of and the epoch after which it was scored."""
+    """Return one row per evaluated pair of a trial, with its set and the epoch after which it was scored."""
     tables = []
     for item in result.evaluations:
         file = store.read_file("evaluate", item.key, "scores.parquet")
@@ -222,7 +222,7 @@ def all_scores(result: TrialResult, store: Store) -> pa.Table:
 
 
 def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """The rows of trials.parquet: one per trial and evaluation set, missing ones included."""
+    """Return the rows of trials.parquet: one per trial and evaluation set, missing ones included."""
     rows: list[dict[str, Any]] = []
     for result in results:
         record = result.record
@@ -304,7 +304,7 @@ def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
-    """The trials that differ in their seed alone, by training set, model and reward type."""
+    """Group the trials that differ in their seed alone: by training set, model and reward type."""
     found: dict[tuple[str, str, str], list[TrialResult]] = {}
     for item in results:
         record = item.record
@@ -313,7 +313,7 @@ def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
 
 
 def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estimate:
-    """Mean accuracy of trainings that differ in their seed, all evaluated on one set, with its 95 % interval."""
+    """Return the mean accuracy of trainings that differ in their seed, all evaluated on one set, with its 95 % interval."""
     scores = [
         read_pair_scores(store.read_file("evaluate", stage.key, "scores.parquet")) for stage in evaluations
     ]
@@ -324,9 +324,9 @@ def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estima
 
 
 def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """The results with every set's numbers over the pairs that all trials of its training set have of it.
+    """Return the results with each set's numbers over the pairs that all trials on the same training set have scored.
 
-    A set of which they have no pair in common is in none of them.
+    A set without such a pair is left out of all results.
     """
     placed = [
         [(item, (result.record.train_set, item.dataset, item.dataset_digest)) for item in result.evaluations]
@@ -411,14 +411,14 @@ def _left_out(uses: Mapping[str, _Use]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """What an analysis of a sweep's scores depends on: its complete trials, whole, and how many others there are."""
+    """The input of an analysis of a sweep's scores: its complete trials, and how many others are missing."""
 
     trials: tuple[TrialRecord, ...]
     missing: int
 
 
 def scored(store: Store, sweep: str) -> Scored:
-    """The sweep's complete trials. Raises SpecError where there is none."""
+    """Return the sweep's complete trials. Raises SpecError where there is none."""
     name = given_name("--sweep", sweep)
     if name not in declared_sweeps(store):
         known = ", ".join(declared_sweeps(store)) or "none"
@@ -434,7 +434,7 @@ def scored(store: Store, sweep: str) -> Scored:
 
 
 def results_of(parameters: Scored, store: Store) -> tuple[list[TrialResult], str]:
-    """The trials with their scores on the pairs that all of them have, and sentences on how much was read."""
+    """Return the trials with their scores on the pairs that all of them have, and sentences on how much was read."""
     models, seeds = (
         sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")
     )

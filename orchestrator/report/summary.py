@@ -49,7 +49,7 @@ METRIC_TITLES = {
 
 
 def accuracies(analysis: Analysis) -> list[dict[str, Value]]:
-    """Accuracy by training set, category and model, each category closed by its mean: as numbers and as text.
+    """Return accuracy by training set, category and model as numbers and as text; the last row of a category is its mean.
 
     A model without a score in a category has no row there.
     """
@@ -111,7 +111,7 @@ def _text(mean: Mean | None, not_learned: Sequence[float], missing: int) -> str:
 
 
 def _ex_minus_im(gap: Difference | None, counts: Mapping[str, int], unit: str) -> dict[str, Value]:
-    """EX−IM, and over how many seeds or models it is where a mean is over more."""
+    """EX−IM, and over how many seeds or models it is, where a mean beside it is over more."""
     if gap is None:
         return {f"ex_minus_im_{unit}s": 0}
     over = len(gap.models) if unit == "model" else gap.seeds
@@ -136,7 +136,7 @@ def accuracy_numbers(analysis: Analysis) -> Table:
 
 
 def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Table | None:
-    """Accuracy after each epoch, of sets that are evaluated after several; None where there is none.
+    """Return accuracy after each epoch, of the sets that are evaluated after several; None where there is none.
 
     What did not learn by its last epoch is in no mean. Of `most` epochs, evenly spaced, the first and the last are shown.
     """
@@ -257,9 +257,9 @@ def differences(analysis: Analysis) -> Table:
     return Table(
         name="differences",
         title="EX−IM, paired by model, seed and pair",
-        note="Above 0 in accuracy: EX-RM ranks more pairs right. p (pairs): signs flipped test pair by test pair, "
-        "would other pairs say the same; p (trainings): flipped training by training, would other seeds and models; "
-        "n trainings cannot give less than 2/2ⁿ. Not corrected for the number of rows.",
+        note="Above 0 in accuracy: EX-RM ranks more pairs right. p (pairs) flips signs test pair by test pair: would other "
+        "pairs say the same? p (trainings) flips them training by training: would other seeds and models? n trainings "
+        "cannot give less than 2/2ⁿ. Neither is corrected for the number of rows.",
         columns="train_set category model accuracy p_pairs p_trainings trainings pairs loss abs_margin",
         titles={
             "p_pairs": "p (pairs)",
@@ -322,8 +322,8 @@ def by_set(analysis: Analysis) -> Table:
         name="sets",
         title="Every evaluation set",
         note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
-        "not hold (docs/audit.md); – where it was not measured. The last column: what the number of pairs alone leaves open at "
-        "an accuracy of 0.75.",
+        "not hold (docs/audit.md); – where it was not measured. The last column: half of the 95 % interval that the number of "
+        "pairs alone gives at an accuracy of 0.75.",
         columns=f"train_set category evaluation_set model reward accuracy {' '.join(CONTROLS)} loss abs_margin seeds pairs half_width",
         titles={"half_width": "± by pairs"},
         rows=rows,

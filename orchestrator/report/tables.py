@@ -43,7 +43,7 @@ def reward_title(reward: str) -> str:
 
 
 def mean_label(models: Mapping[str, int]) -> str:
-    """`mean of 3`, or how many models each reward type's mean is over where they differ."""
+    """Label a mean over models: `mean of 3`, or the number of models of each reward type where these differ."""
     counts = set(models.values())
     if len(counts) == 1:
         return f"{MEAN} of {counts.pop()}"
@@ -51,7 +51,7 @@ def mean_label(models: Mapping[str, int]) -> str:
 
 
 def interval(value: Estimate) -> str:
-    """A difference with its interval, for a sentence: `+0.225 [+0.130, +0.323]`."""
+    """Write a difference with its interval, for a sentence: `+0.225 [+0.130, +0.323]`."""
     return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
 
 
@@ -140,7 +140,7 @@ class Table:
         return bytes(self.frame().to_parquet(index=False))
 
     def markdown(self) -> str:
-        """The rows for a document; what a cell holds is shown, not read as columns."""
+        """The rows for a document; signs that would divide a cell are escaped."""
         lines = [tuple(map(self.title_of, self.names)), ("",) * len(self.names), *self.texts()]
         cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
         drawn = ["| " + " | ".join(line) + " |" for line in cells]
@@ -166,7 +166,7 @@ class Table:
         return shown
 
     def cells(self) -> Iterator[tuple[bool, list[ShownValue]]]:
-        """The rows for a page; whether each is a mean over models."""
+        """Yield the rows for a page, and whether each is a mean over models."""
         for row in self.rows:
             mean = any(isinstance(value, str) and value.startswith(f"{MEAN} of ") for value in row.values())
             yield mean, [self._cell(row, name) for name in self.names]
