@@ -140,13 +140,9 @@ def set_audit(
 
 # One training set is compared with every evaluation set before the next one is.
 @lru_cache(maxsize=1)
-def _indexed(root: str, digest: str, store: Store) -> audit.IndexedPairs | None:
+def _train_index(store: Store, digest: str) -> audit.IndexedPairs | None:
     pairs = pairs_of(store, digest)
     return audit.IndexedPairs(pairs) if pairs else None
-
-
-def _train_index(store: Store, digest: str) -> audit.IndexedPairs | None:
-    return _indexed(str(store.root), digest, store)
 
 
 def _kept(store: Store, key: str, compute: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -196,12 +196,6 @@ def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
 
 def by_category(analysis: Analysis, metric: str) -> Table:
     """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
-    theirs = {
-        (scope, kind): number
-        for scope in analysis.categories()
-        for kind in analysis.rewards
-        if (number := published.number(scope.train_set, scope.sets, kind, metric)) is not None
-    }
     rows: list[dict[str, Value]] = []
     for scope in analysis.categories():
         for model in analysis.models:
@@ -211,9 +205,12 @@ def by_category(analysis: Analysis, metric: str) -> Table:
         over = {kind: analysis.mean_of_models(scope, kind, metric) for kind in analysis.rewards}
         if any(over.values()):
             label = mean_label({kind: len(mean.models) for kind, mean in over.items() if mean})
-            said = {f"{kind}_paper": number for (place, kind), number in theirs.items() if place == scope}
-            rows.append({**_place(scope), "model": label, **_estimates(over), **said})
-    quoted = [kind for kind in analysis.rewards if any(kind == other for _, other in theirs)]
+            theirs = {
+                f"{kind}_paper": published.number(scope.train_set, scope.sets, kind, metric)
+                for kind in analysis.rewards
+            }
+            rows.append({**_place(scope), "model": label, **_estimates(over), **theirs})
+    quoted = [kind for kind in analysis.rewards if any(row.get(f"{kind}_paper") is not None for row in rows)]
     note = (
         "Each: mean over the scope's sets, then over seeds ± standard deviation over seeds, "
         f"[{LEVEL:.0%} interval: bootstrap over test pairs and seeds]. "
