@@ -2,7 +2,6 @@
 
 <storage>/sweeps/<sweep>/report/summary.md  report.html  report.json  figures/*.png|svg  tables/*.csv|parquet
 <storage>/sweeps/<sweep>/report/compare-<other>/compare.html  figures/  tables/
-<storage>/sweeps/learning_dynamics/report/           drawn where sweeps/learning_dynamics.py has written it
 """
 
 import base64
@@ -37,15 +36,14 @@ from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
-from trainers.errors import Damaged, DataError
-from trainers.storage import digest_file, replace, replace_bytes
+from trainers.errors import Damaged
+from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
 VERSION = 5
 NOTE = "report.json"
 HTML = "report.html"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
-DYNAMICS = ("learning_dynamics", "changes.parquet")
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
 # Opens a progress bar of that label; what it yields is told how many are done of how many.
@@ -92,16 +90,12 @@ class ReportInputs:
     compared: Sequence[TrialResult]
     curves: Curves
     state: SweepState
-    dynamics: tuple[Path, ...]
 
 
 def write_full_report(
     declaration: Declaration, store: Store, bar: Bar = no_bar, *, anew: bool = False
 ) -> Written:
-    """Write the report, unless that of the same results is already there; where `anew`, in any case.
-
-    Raises DataError where a table of learning dynamics is not what it should be.
-    """
+    """Write the report, unless that of the same results is already there; where `anew`, in any case."""
     inputs = _read(declaration, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     key = _key(inputs)
@@ -191,7 +185,6 @@ def _read(declaration: Declaration, store: Store) -> ReportInputs:
             for item in results
         },
         state=read_state(declaration.sweep, store),
-        dynamics=tuple(sorted((store.local_sweep_dir(DYNAMICS[0]) / "report").rglob(DYNAMICS[1]))),
     )
 
 
@@ -206,7 +199,6 @@ def _key(inputs: ReportInputs) -> str:
         [(key, len(rows)) for key, rows in inputs.curves.items()],
         inputs.state.command,
         {key: note.message for key, note in inputs.state.trials.items()},
-        [digest_file(file) for file in inputs.dynamics],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -231,9 +223,9 @@ def _page(inputs: ReportInputs, analysis: Analysis, audit: Audit, store: Store, 
     tables = tuple(statistics_tables(analysis))
     figures = []
     with bar("figures") as step:
-        for figure in every_figure(analysis, inputs.curves, _dynamics(inputs.dynamics)):
+        for figure in every_figure(analysis, inputs.curves):
             figures.append(figure)
-            step(len(figures), 9)
+            step(len(figures), 8)
     command = report_command(state, sweep)
     ran = (("Trained and evaluated by", shlex.join(("python", *state.command))),) if state.command else ()
     return Page(
@@ -278,21 +270,6 @@ def _warning(inputs: ReportInputs, complete: int) -> str:
             0, f"Incomplete: {missing}. Nothing stands in for them; what is missing is listed at the end."
         )
     return " ".join(said)
-
-
-def _dynamics(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read the predicted and measured changes of reward that sweeps/learning_dynamics.py has written."""
-    from pyarrow import ArrowException, parquet
-
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            rows += parquet.read_table(file, columns=["reward", "predicted", "measured"]).to_pylist()
-        except (ArrowException, OSError) as error:
-            raise DataError(
-                f"{file} is no table of reward, predicted and measured ({error}); run sweeps/learning_dynamics.py again."
-            ) from error
-    return rows
 
 
 def report_command(state: SweepState, sweep: str) -> str:
