@@ -522,20 +522,20 @@ def _outcomes(
         for side in range(len(COMPARED))
     ]
     every = [item for side in sides for items in side for item in items]
-    index = np.unique(np.concatenate([item.scores.index for item in every]))
 
     def mean(side: Sequence[Sequence[EvaluationResult]], value: Callable[[PairScores], Floats]) -> Floats:
-        """Over seeds, then over models."""
-        by_model = []
-        for items in side:
-            placed_SP = np.full((len(items), len(index)), np.nan)
-            for row, item in zip(placed_SP, items, strict=True):
-                row[np.searchsorted(index, item.scores.index)] = value(item.scores)
-            by_model.append(placed_SP.mean(axis=0))
-        # Not a number where a model's length limit left the pair out.
-        return np.nanmean(by_model, axis=0)
+        """Over seeds, then over models, which all have the same pairs; in the order of their rows."""
+        found: Floats = np.mean(
+            [
+                np.mean([value(item.scores)[np.argsort(item.scores.index)] for item in items], axis=0)
+                for items in side
+            ],
+            axis=0,
+        )
+        return found
 
-    seen = [item.scores.index[item.leaked] for item in every if item.leaked is not None]
+    leaked = [item.scores.index[item.leaked] for item in every if item.leaked is not None]
+    index = np.sort(every[0].scores.index)
     first = next(iter(by_model[0].values()))[0]
     return SetOutcomes(
         train_set=scope.train_set,
@@ -547,7 +547,7 @@ def _outcomes(
         right={kind: mean(side, _right) for kind, side in zip(COMPARED, sides, strict=True)},
         margin={kind: mean(side, _margin) for kind, side in zip(COMPARED, sides, strict=True)},
         longer=mean(sides[0], lambda scores: scores.longer.astype(np.float64)),
-        leaked=np.isin(index, np.concatenate(seen)) if len(seen) == len(every) else None,
+        leaked=np.isin(index, leaked[0]) if len(leaked) == len(every) else None,
         cells=sum(map(len, by_model)),
     )
 
