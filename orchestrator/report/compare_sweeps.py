@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from orchestrator.report import statistics
 from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.house_style import dots, legend, name_rows, panels, rendered
-from orchestrator.report.page import Bar, Page, analysed, no_bar, report_command, write_page
+from orchestrator.report.page import Bar, Page, draw, no_bar, report_command, write_page
 from orchestrator.report.results import TrialResult, on_common_pairs, sweep_results
 from orchestrator.report.statistics import Estimate
 from orchestrator.report.tables import COMPARED, MEAN, Table, interval, reward_title
@@ -66,7 +66,9 @@ def write_comparison(
     """Write report/compare-<other>/compare.html with its tables and figure."""
     ours, theirs = list(sweep_results(declaration, store)), list(sweep_results(other, other_store))
     shared = on_common_pairs([*ours, *theirs])
-    sides = (analysed(shared[: len(ours)], bar), analysed(shared[len(ours) :], bar))
+    sides = (Analysis(shared[: len(ours)]), Analysis(shared[len(ours) :]))
+    for side in sides:
+        draw(side, bar)
     names = (declaration.sweep, other.sweep)
     # One sweep in two stores has one name.
     if names[0] == names[1]:

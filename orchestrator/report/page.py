@@ -83,11 +83,11 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportInputs:
-    """Everything that a report is made of; `compared` are the results on the pairs that all models have."""
+    """Everything that a report is made of; `analysis` is of the results on the pairs that all models have."""
 
     declaration: Declaration
     results: Sequence[TrialResult]
-    compared: Sequence[TrialResult]
+    analysis: Analysis
     curves: Curves
     state: SweepState
 
@@ -96,18 +96,32 @@ def write_full_report(
     declaration: Declaration, store: Store, bar: Bar = no_bar, *, anew: bool = False
 ) -> Written:
     """Write the report, unless that of the same results is already there; where `anew`, in any case."""
-    inputs = _read(declaration, store)
+    results = sweep_results(declaration, store)
+    analysis = Analysis(on_common_pairs(results))
+    curves = {
+        (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
+            store, item.record.key
+        )
+        for item in results
+    }
+    inputs = ReportInputs(
+        declaration=declaration,
+        results=results,
+        analysis=analysis,
+        curves=curves,
+        state=read_state(declaration.sweep, store),
+    )
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     key = _key(inputs)
     if not anew and _is_fresh(folder, key):
-        return Written(folder=folder, results=inputs.results, analysis=Analysis(inputs.compared))
+        return Written(folder=folder, results=results, analysis=analysis)
+    draw(analysis, bar)
     audit = audit_sweep(declaration, store)
-    analysis = analysed(inputs.compared, bar)
-    page = _page(inputs, analysis, audit, store, bar)
+    page = _page(inputs, audit, store, bar)
     written = write_report(
         declaration,
         store,
-        inputs.results,
+        results,
         analysis,
         audit,
         conclusions=page.conclusions,
@@ -118,8 +132,8 @@ def write_full_report(
     note = {
         "key": key,
         "sweep": declaration.sweep,
-        "trials": len(inputs.results),
-        "complete": sum(result.complete for result in inputs.results),
+        "trials": len(results),
+        "complete": sum(result.complete for result in results),
         "conclusions": page.conclusions,
     }
     store.share(folder)
@@ -134,12 +148,10 @@ def said_conclusions(folder: Path) -> list[str]:
     return [str(sentence) for sentence in _note(folder).get("conclusions", ())]
 
 
-def analysed(results: Sequence[TrialResult], bar: Bar = no_bar) -> Analysis:
-    """Return the analysis of the results, its bootstrap draws made under a progress bar."""
-    analysis = Analysis(results)
+def draw(analysis: Analysis, bar: Bar) -> None:
+    """Make the bootstrap draws of an analysis under a progress bar."""
     with bar("bootstrap over pairs and seeds") as step:
         analysis.resampled.draw(step)
-    return analysis
 
 
 def write_page(folder: Path, page: Page, html: str) -> None:
@@ -172,22 +184,6 @@ def _template() -> Any:
     return environment.get_template("report.html.jinja")
 
 
-def _read(declaration: Declaration, store: Store) -> ReportInputs:
-    results = sweep_results(declaration, store)
-    return ReportInputs(
-        declaration=declaration,
-        results=results,
-        compared=on_common_pairs(results),
-        curves={
-            (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
-                store, item.record.key
-            )
-            for item in results
-        },
-        state=read_state(declaration.sweep, store),
-    )
-
-
 def _key(inputs: ReportInputs) -> str:
     """Return a hash of everything that the page depends on."""
     parts = [
@@ -217,8 +213,8 @@ def _note(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _page(inputs: ReportInputs, analysis: Analysis, audit: Audit, store: Store, bar: Bar) -> Page:
-    results, state, sweep = inputs.results, inputs.state, inputs.declaration.sweep
+def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
+    analysis, results, state, sweep = inputs.analysis, inputs.results, inputs.state, inputs.declaration.sweep
     complete = sum(result.complete for result in results)
     tables = tuple(statistics_tables(analysis))
     figures = []
@@ -263,7 +259,7 @@ def _page(inputs: ReportInputs, analysis: Analysis, audit: Audit, store: Store, 
 def _warning(inputs: ReportInputs, complete: int) -> str:
     """Say what the numbers lack: missing trials, and pairs over the length limits."""
     results = inputs.results
-    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, inputs.compared)]
+    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, inputs.analysis.results)]
     if complete < len(results):
         missing = f"{len(results) - complete} of {len(results)} trials are missing"
         said.insert(

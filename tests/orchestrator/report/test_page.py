@@ -19,7 +19,8 @@ from orchestrator.report import figures, house_style
 from orchestrator.report import page as full_report
 from orchestrator.report import summary as report
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
-from orchestrator.report.page import PAPER_LINK, analysed, said_conclusions, write_full_report
+from orchestrator.report.comparison import Analysis
+from orchestrator.report.page import PAPER_LINK, said_conclusions, write_full_report
 from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
@@ -89,7 +90,7 @@ def test_types_stay_apart_in_grey():
 
 def test_the_same_numbers_give_the_same_bytes(whole):
     store, declared, folder = whole
-    analysis = analysed(sweep_results(declared, store))
+    analysis = Analysis(sweep_results(declared, store))
     for draw in (figures.accuracy_by_category, figures.reliability):
         name = draw.__name__
         again = house_style.rendered(name, "", "", lambda draw=draw: draw(analysis))
