@@ -12,10 +12,10 @@ python sweeps/margins.py --sweep best_of_grid
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
+from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.results import by_seeds, results_of
@@ -207,4 +207,4 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(MarginsOptions, "margins", declare, compute, Path(__file__).parent)
+    main(Analyses(options=MarginsOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -14,12 +14,12 @@ python sweeps/persona_prompts.py --sweep NAME
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
+from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.results import by_seeds, results_of
@@ -204,4 +204,4 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(PersonaPromptsOptions, "persona_prompts", declare, compute, Path(__file__).parent)
+    main(Analyses(options=PersonaPromptsOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.cli.analyses import AnalysisOptions, main
-from orchestrator.cli.follow_up import SUMMARY
+from orchestrator.cli.analyses import SUMMARY, Analyses, AnalysisOptions
+from orchestrator.cli.main import main
 from orchestrator.cli.options import Plan
-from orchestrator.cli.session import Session, say_left_out
+from orchestrator.cli.session import Session
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
@@ -117,7 +117,7 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
     spec = chosen_spec(options.data, options.reading)
     reader = DatasetReader(session.store, fetch=fetch)
     rows = reader.split(spec, own_split(spec, options.split))
-    say_left_out(session, reader.said_left_out())
+    session.say_left_out(reader.said_left_out())
     if fetch:
         sampled(read_written_pairs(session.store.read("dataset", rows.digest) / "pairs.jsonl"), None, 0)
     return [
@@ -194,4 +194,4 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 
 if __name__ == "__main__":
-    main(RewriteOptions, "rewrite", declare, compute, Path(__file__).parent)
+    main(Analyses(options=RewriteOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -11,13 +11,12 @@ python sweeps/token_overlap.py --sweep NAME --models NAME=PATH --train-set NAME 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.cli.analyses import main
+from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.house_style import write_figure
 from orchestrator.report.results import Scored, results_of, scored
@@ -250,4 +249,4 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(TokenOverlapOptions, "token_overlap", declare, compute, Path(__file__).parent)
+    main(Analyses(options=TokenOverlapOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -13,7 +13,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
 from orchestrator.report.results import (
     TrialResult,
+    TrialState,
     curve_rows,
     left_out_lines,
     on_common_pairs,
-    sweep_results,
+    trial_states,
+    with_scores,
 )
-from orchestrator.report.summary import Written, audit_tables, statistics_tables, write_report
+from orchestrator.report.summary import Shown, Written, audit_tables, statistics_tables, write_report
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
@@ -40,7 +42,7 @@ from trainers.errors import Damaged
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 5
+VERSION = 7
 NOTE = "report.json"
 HTML = "report.html"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
@@ -96,25 +98,25 @@ def write_full_report(
     declaration: Declaration, store: Store, bar: Bar = no_bar, *, anew: bool = False
 ) -> Written:
     """Write the report, unless that of the same results is already there; where `anew`, in any case."""
-    results = sweep_results(declaration, store)
+    states = trial_states(declaration.trials, store)
+    folder = store.local_sweep_dir(declaration.sweep) / "report"
+    key = _key(declaration, states, store)
+    if not anew and _is_fresh(folder, key):
+        return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
+    results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results))
-    curves = {
-        (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
-            store, item.record.key
-        )
-        for item in results
-    }
     inputs = ReportInputs(
         declaration=declaration,
         results=results,
         analysis=analysis,
-        curves=curves,
+        curves={
+            (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
+                store, item.record.key
+            )
+            for item in results
+        },
         state=read_state(declaration.sweep, store),
     )
-    folder = store.local_sweep_dir(declaration.sweep) / "report"
-    key = _key(inputs)
-    if not anew and _is_fresh(folder, key):
-        return Written(folder=folder, results=results, analysis=analysis)
     draw(analysis, bar)
     audit = audit_sweep(declaration, store)
     page = _page(inputs, audit, store, bar)
@@ -135,6 +137,7 @@ def write_full_report(
         "trials": len(results),
         "complete": sum(result.complete for result in results),
         "conclusions": page.conclusions,
+        "shown": asdict(written.shown),
     }
     store.share(folder)
     # Last, as it says that the report is there.
@@ -184,17 +187,17 @@ def _template() -> Any:
     return environment.get_template("report.html.jinja")
 
 
-def _key(inputs: ReportInputs) -> str:
-    """Return a hash of everything that the page depends on."""
+def _key(declaration: Declaration, states: Sequence[TrialState], store: Store) -> str:
+    """Return a hash of everything that the page depends on; no scores are read for it."""
+    noted = read_state(declaration.sweep, store)
     parts = [
         VERSION,
         versions()["rmsweep"],
-        inputs.declaration.sweep,
-        # All but the scores, which are as they were where the metrics are.
-        [repr(item) for item in inputs.results],
-        [(key, len(rows)) for key, rows in inputs.curves.items()],
-        inputs.state.command,
-        {key: note.message for key, note in inputs.state.trials.items()},
+        declaration.sweep,
+        [repr(item) for item in states],
+        [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
+        noted.command,
+        {key: note.message for key, note in noted.trials.items()},
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -8,8 +8,9 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -19,6 +20,7 @@ from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import CONTROLS, Analysis, Difference, Mean, Scope, has, over_sets
 from orchestrator.report.results import (
     TrialResult,
+    TrialState,
     left_out_lines,
     on_common_pairs,
     sweep_results,
@@ -37,10 +39,12 @@ from orchestrator.report.tables import (
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
-from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
+from trainers.data.audit.findings import FINDINGS, SETS, set_row
 from trainers.storage import replace, replace_bytes
 
 NOT_LEARNED = "not learned"
+# Epochs that a terminal has room for.
+EPOCHS_SHOWN = 8
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "loss": "Loss, mean of −ln σ(r⁺ − r⁻)",
@@ -385,24 +389,50 @@ def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
         without_length_and_leaks(analysis),
         table_of(
             SETS,
-            sets_rows(audit.sets),
+            [*map(set_row, audit.sets)],
             name="audit_sets",
             title="Sets",
             note="Lengths in characters and words.",
         ),
         table_of(
-            FINDINGS, findings_rows(audit), name="audit_findings", title="Findings", note="The worst first."
+            FINDINGS,
+            [found.row for found in audit.findings],
+            name="audit_findings",
+            title="Findings",
+            note="The worst first.",
         ),
     )
     return [item for item in found if item.rows]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a terminal shows of a report. It is kept with the report, so that nothing is read or computed to show it again.
+
+    `tables` are the accuracies and, where there are several epochs, those after each; `accuracies` are the same for
+    programs; `left_out` says which pairs the length limits took.
+    """
+
+    tables: tuple[Table, ...] = ()
+    accuracies: Sequence[dict[str, Any]] = ()
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of_json(cls, loaded: dict[str, Any]) -> "Shown":
+        """What was kept as JSON."""
+        return cls(
+            tables=tuple(map(Table.of_json, loaded["tables"])),
+            accuracies=loaded["accuracies"],
+            left_out=tuple(loaded["left_out"]),
+        )
+
+
 class Written(NamedTuple):
-    """A report's folder, the results that it is of, and their analysis on the pairs that all models have."""
+    """A report's folder, the trials that it is of, and what a terminal shows of it."""
 
     folder: Path
-    results: Sequence[TrialResult]
-    analysis: Analysis
+    results: Sequence[TrialState]
+    shown: Shown
 
 
 def write_report(
@@ -443,7 +473,13 @@ def write_report(
     replace_bytes(trials, sink.getvalue().to_pybytes())
     for written in (folder, trials):
         store.share(written)
-    return Written(folder=folder, results=results, analysis=analysis)
+    by_epoch = epoch_table(analysis.results, most=EPOCHS_SHOWN)
+    shown = Shown(
+        tables=(accuracy_table(analysis), *([by_epoch] if by_epoch else [])),
+        accuracies=accuracy_numbers(analysis).records(),
+        left_out=tuple(left_out_lines(results, analysis.results)),
+    )
+    return Written(folder=folder, results=results, shown=shown)
 
 
 def _results_section(

@@ -117,6 +117,15 @@ class Table:
             for row in self.rows
         ]
 
+    @classmethod
+    def of_json(cls, loaded: dict[str, Any]) -> "Table":
+        """The table whose `asdict` was kept as JSON."""
+        rows = [
+            {name: Estimate(**value) if isinstance(value, dict) else value for name, value in row.items()}
+            for row in loaded["rows"]
+        ]
+        return cls(**{**loaded, "rows": rows})
+
     def frame(self) -> "pd.DataFrame":
         """The flat rows, each value as it is."""
         import pandas as pd

@@ -30,10 +30,12 @@ from orchestrator.report.results import (
     CURVE_POINTS,
     CURVES,
     TrialResult,
+    TrialState,
     all_scores,
     curve_rows,
     thinned,
     trial_result,
+    with_scores,
 )
 from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import redacted, shown_uri, take_credentials, without_credentials
@@ -425,18 +427,18 @@ def _identity(point: Point) -> tuple[Any, ...]:
 # What a whole view has shown.
 
 
-def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialResult]) -> bool:
+def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> bool:
     """Whether the view at `uri` was whole, and nothing has come since."""
     shown = _read_shown(store.sweep_dir(sweep) / SHOWN).get(shown_uri(uri))
     return shown == _marks(results, _failed(sweep, store))
 
 
-def _marks(results: Sequence[TrialResult], failed: set[str]) -> dict[str, str]:
+def _marks(results: Sequence[TrialState], failed: set[str]) -> dict[str, str]:
     """Return what there is to show of each trial, by key, as a hash."""
     return {item.record.key: _mark(item, item.record.key in failed) for item in results}
 
 
-def _mark(result: TrialResult, failed: bool) -> str:
+def _mark(result: TrialState, failed: bool) -> str:
     scored = [(item.dataset, item.epoch, item.finished) for item in result.evaluations]
     return _hash([VERSION, asdict(result.record), result.trained_at, scored, failed])[:16]
 
@@ -484,7 +486,7 @@ def _complete_view(
         of_trial = "FAILED" if key in failed else "RUNNING"
         found = runs.get(key, [])
         if marks.get(key) != now[key] or not view.settled(found, "FINISHED" if result.complete else of_trial):
-            view.log_trial(result, of_trial, found=found)
+            view.log_trial(with_scores([result], store)[0], of_trial, found=found)
         step(done, len(written.results))
     view.log_report(written.folder, status)
     return now
