@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.report.curves import CURVE_POINTS, CURVES, thinned
-from orchestrator.report.results import TrialState, trial_states
+from orchestrator.report.results import CURVE_POINTS, CURVES, TrialState, thinned, trial_states
 from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store

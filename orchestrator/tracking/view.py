@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 from pyarrow import parquet
 
-from orchestrator.report.curves import CURVES, curve_rows
 from orchestrator.report.page import said_conclusions
-from orchestrator.report.results import TrialResult, TrialState, all_scores, with_scores
+from orchestrator.report.results import CURVES, TrialResult, TrialState, all_scores, curve_rows, with_scores
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import CATEGORIES, TrialRecord

@@ -224,7 +224,7 @@ def test_an_audit_is_made_once_per_content(
         raise AssertionError("the rows are read again")
 
     monkeypatch.setattr(audits, "pairs_of", read_again)
-    audits._indexed.cache_clear()
+    audits._train_index.cache_clear()
     assert audit_sweep(declared, store) == first
     monkeypatch.setattr(audits, "_known", {})
     assert audit_sweep(declared, Store(store.root)) == first

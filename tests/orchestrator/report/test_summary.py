@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import Analysis, Resampled
 from orchestrator.report.results import sweep_results, trial_result
 from orchestrator.report.summary import accuracies, write_report
 from orchestrator.report.tables import Value
@@ -343,6 +343,16 @@ def test_trials_parquet_keeps_its_metrics_when_the_first_trial_is_missing(store:
         row["accuracy"] for row in trial_rows(store, declaration(untouched, done)) if row["seed"] == 1
     ]
     assert accuracies == [0.9, 0.5]
+
+
+def test_a_summary_without_intervals_draws_no_bootstrap(store: Store, monkeypatch: pytest.MonkeyPatch):
+    def drawn(*_: object) -> None:
+        raise AssertionError("the bootstrap is drawn")
+
+    monkeypatch.setattr(Resampled, "draw", drawn)
+    for trial in (trials := [record(), record(reward="im_rm")]):
+        commit_trial(store, trial, 9, 5)
+    assert "+0.000" in (write_report(declaration(*trials), store).folder / "summary.md").read_text()
 
 
 def test_a_report_written_again_is_the_same(store: Store):
