@@ -7,7 +7,6 @@ python sweeps/hidden_representations.py                                         
 python sweeps/hidden_representations.py --models PATH --train-set persona=FILE.jsonl
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,14 @@ from typing import Any
 from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
 from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
-from orchestrator.report.house_style import write_figure
-from orchestrator.report.tables import Table, write_summary
+from orchestrator.report.analysis_files import write_analysis
+from orchestrator.report.house_style import GREY, panels
+from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 
 # Raise when the analysis computes something else from the same parameters.
 VERSION = 1
-STATISTICS = ("mean", "min", "first_quartile", "median", "third_quartile", "max", "share_positive")
 MEASURES = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
 
 
@@ -45,9 +44,6 @@ def declare(options: RepresentationsOptions, session: Session) -> Sequence[Analy
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The statistics of every set, with table and figure."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     from trainers.theory.representations import cosines, inner_products, separator, statistics
     from trainers.theory.states import differences, pair_states
 
@@ -68,27 +64,24 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         for name, measures in results.items()
         for measure, numbers in measures.items()
     ]
-    parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "statistics.parquet")
-    (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    said = f"Untrained, {len(inputs.pairs[SEEN])} training pairs."
-    write_summary(attempt.directory, inputs.name, [said, _table(rows).markdown()])
-    write_figure(attempt.directory, "hidden_representations", lambda: _draw(values))
-    attempt.info.update(results=results)
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    return Table(
+    table = Table(
         name="statistics",
         title="",
-        columns=f"set measure {' '.join(STATISTICS)}",
+        columns="set measure mean min first_quartile median third_quartile max share_positive",
         titles={"set": "unseen set", "measure": "of"},
-        rows=[{**row, "measure": MEASURES[row["measure"]]} for row in rows],
+        rows=[{**row, "measure": MEASURES[str(row["measure"])]} for row in rows],
+    )
+    write_analysis(
+        attempt,
+        inputs.name,
+        [f"Untrained, {len(inputs.pairs[SEEN])} training pairs.", table.markdown()],
+        results=results,
+        rows={"statistics": rows},
+        figures={"hidden_representations": lambda: _draw(values)},
     )
 
 
 def _draw(values: dict[str, dict[str, Any]]) -> Any:
-    from orchestrator.report.house_style import GREY, panels
-
     figure, axes = panels(1, len(MEASURES), 5.0, 4.0)
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for name, measures in values.items():

@@ -20,6 +20,7 @@ from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync,
 from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import quiet, say
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import scored
 from orchestrator.report.summary import Written
 from orchestrator.run.analyses import compute_analyses
@@ -206,7 +207,7 @@ def _show_in_mlflow(session: Session, declaration: Declaration, stages: Sequence
     """Log the report on one run, which has the sweep's name."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-    written = Written(folder=folder, rows=[], results=[], compared=[])
+    written = Written(folder=folder, results=[], analysis=Analysis([]))
     show_report(session, declaration, written, complete=complete)
 
 
@@ -278,14 +279,13 @@ def declare_models(
     models = [selection.parse_model(text) for text in options.models]
     if len({model.name for model in models}) < len(models):
         raise SpecError("--models: two have one name; tell them apart with NAME=.")
-    train_draw = selection.draw("--max-train-pairs", options.max_train_pairs, None)
-    train_draw = selection.drawn(trained, options.max_train_pairs).train_draw or train_draw
-    eval_draw = selection.draw("--max-eval-pairs", options.max_eval_pairs, None)
+    limits = selection.Limits(max_train_pairs=options.max_train_pairs, max_eval_pairs=options.max_eval_pairs)
+    train_draw = limits.within(trained).train_draw or limits.train_draw()
     fetch = not isinstance(options.command, Plan)
     reader = DatasetReader(session.store, fetch=fetch)
     wanted: list[tuple[str, DatasetSpec, str, DrawSpec]] = [
         (SEEN, trained, trained.train_split, train_draw),
-        *((item.name, item, item.test_split, eval_draw) for item in unseen),
+        *((item.name, item, item.test_split, limits.eval_draw()) for item in unseen),
     ]
     lock = session.folder / "revisions.lock.json"
     bases = [identify_model(model, session.store, lock=lock, fetch=fetch) for model in models]

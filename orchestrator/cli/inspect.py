@@ -26,8 +26,8 @@ from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet
 from orchestrator.plan import durations
 from orchestrator.report.compare_sweeps import other_sweep, without_intervals, write_comparison
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
-from orchestrator.report.results import TrialResult, left_out_lines, trial_result
-from orchestrator.report.summary import Written, accuracy_table, epoch_table, json_rows
+from orchestrator.report.results import TrialState, left_out_lines, trial_states
+from orchestrator.report.summary import Written, accuracy_numbers, accuracy_table, epoch_table
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -46,11 +46,13 @@ def status(session: Session, *, watch: bool = False) -> int:
 
     With `watch`, print it again whenever it changes, until the sweep ends.
     """
-    known: dict[str, TrialResult] = {}
+    known: dict[str, TrialState] = {}
     shown: list[dict[str, Any]] | None = None
     while True:
         declaration = read_declaration(session.sweep_name, session.store)
-        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in declaration.trials]
+        asked = [trial for trial in declaration.trials if trial.key not in known]
+        found = {state.record.key: state for state in trial_states(asked, session.store)}
+        results = [known.get(trial.key) or found[trial.key] for trial in declaration.trials]
         known = {result.record.key: result for result in results if result.complete}
         state = read_state(session.sweep_name, session.store)
         running = state.driver in live_drivers(session.store.root)
@@ -94,7 +96,7 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str,
     session.console.print(fitting(table, session.console))
 
 
-def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) -> float | None:
+def time_left_s(results: Sequence[TrialState], notes: Mapping[str, TrialNote]) -> float | None:
     """Estimate the seconds until all is trained, by what trainings of the same model and reward type took."""
     took: dict[str, list[float]] = {}
     left: dict[str, float] = {}
@@ -115,7 +117,7 @@ def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) 
     return durations.time_left_s(means, left, running)
 
 
-def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:
+def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str, Any]:
     known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
     runs = known == "running" and not result.complete
     stage, step, loss, rate, left = progress_cells(note) if runs else ("",) * 5
@@ -133,7 +135,7 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
     }
 
 
-def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
+def _cause(result: TrialState, note: TrialNote, runs: bool) -> str:
     """Return why a trial is not complete or, while it runs, why it runs again."""
     before = "" if runs else note.message
     return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
@@ -141,7 +143,7 @@ def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
 
 def say_holes(
     session: Session,
-    results: Sequence[TrialResult],
+    results: Sequence[TrialState],
     *,
     told: Collection[str] = (),
 ) -> int:
@@ -192,7 +194,7 @@ def report(session: Session, compare: str | None) -> int:
     written = write_full_report(declaration, store, bar, anew=True)
     beside = other and write_comparison(declaration, store, *other, bar)
     if session.options.json:
-        rows = json_rows(written.rows)
+        rows = accuracy_numbers(written.analysis).records()
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
     print_report(session, written)
@@ -207,10 +209,10 @@ def report(session: Session, compare: str | None) -> int:
 def print_report(session: Session, written: Written) -> None:
     """Print the report's tables and conclusions, and where to see more."""
     console = session.console
-    console.print(fitting(accuracy_table(written.rows).terminal(labels=3, merged=2), console))
-    if by_epoch := epoch_table(written.compared, most=EPOCHS_SHOWN):
+    console.print(fitting(accuracy_table(written.analysis).terminal(labels=3, merged=2), console))
+    if by_epoch := epoch_table(written.analysis.results, most=EPOCHS_SHOWN):
         console.print(by_epoch.terminal(labels=4))
-    session.warn(*left_out_lines(written.results, written.compared))
+    session.warn(*left_out_lines(written.results, written.analysis.results))
     session.say(*said_conclusions(written.folder))
     session.say(f"report: {written.folder / HTML}", f"MLflow: {_ui_command(session)}")
 

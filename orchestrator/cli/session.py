@@ -25,7 +25,7 @@ from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
 from trainers.errors import SpecError, StorageError
-from trainers.specs import DatasetSpec, DrawSpec, Trust, given_name
+from trainers.specs import Trust, given_name
 from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -150,18 +150,13 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
 
-    def limited(draw: DrawSpec) -> DrawSpec:
-        return selection.with_limits(draw, options.max_prompt_tokens, options.max_response_tokens)
-
-    def drawn(spec: DatasetSpec) -> DatasetSpec:
-        spec = selection.drawn(spec, options.max_train_pairs)
-        return (
-            spec
-            if spec.train_draw is None
-            else dataclasses.replace(spec, train_draw=limited(spec.train_draw))
-        )
-
-    train_sets, eval_sets = (tuple(map(drawn, sets)) for sets in (train_sets, eval_sets))
+    limits = selection.Limits(
+        max_train_pairs=options.max_train_pairs,
+        max_eval_pairs=options.max_eval_pairs,
+        max_prompt_tokens=options.max_prompt_tokens,
+        max_response_tokens=options.max_response_tokens,
+    )
+    train_sets, eval_sets = (tuple(map(limits.within, sets)) for sets in (train_sets, eval_sets))
     models = tuple(selection.parse_model(text) for text in options.models) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     for flag, value in (
@@ -179,10 +174,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         train_sets=train_sets,
         eval_sets=eval_sets,
         seeds=selection.unique("--seeds", options.seeds) or profile.seeds,
-        train_draw=limited(
-            selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs)
-        ),
-        eval_draw=limited(selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs)),
+        train_draw=limits.train_draw(profile.max_train_pairs),
+        eval_draw=limits.eval_draw(profile.max_eval_pairs),
         recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch, profile.recipe),
         categories=selection.parse_categories(
             options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.spec import catalog
 from orchestrator.spec.models import HUB_ID
-from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
+from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe, Sweep, TrialSpec, grid, only
 from orchestrator.store.records import CATEGORIES, Category
 from trainers.data.known import DATASETS
 from trainers.errors import SpecError, nearest
@@ -36,6 +37,76 @@ class Selection:
     max_trials: int | None
     placements: tuple[PlacementRule, ...]
     keep_epochs: KeepEpochs = ()
+
+    def trials(self, *, variant: str = "", **changes: Any) -> tuple[TrialSpec, ...]:
+        """Return every model with every reward type on every training set at every seed.
+
+        `changes` replace fields of the selection; `variant` tells trials apart that differ in their recipe alone.
+        """
+        chosen = dataclasses.replace(self, **changes)
+        return grid(
+            models=chosen.models,
+            rewards=chosen.rewards,
+            train_sets=chosen.train_sets,
+            eval_sets=chosen.eval_sets,
+            seeds=chosen.seeds,
+            recipe=chosen.recipe,
+            train_draw=chosen.train_draw,
+            eval_draw=chosen.eval_draw,
+            keep_epochs=chosen.keep_epochs,
+            variant=variant,
+        )
+
+    def sweep(
+        self, trials: Iterable[TrialSpec], categories: Iterable[tuple[str, str, Category]] = ()
+    ) -> Sweep:
+        """Return the sweep of the trials that --only and --max-trials leave; --category goes before `categories`."""
+        given = {(train_set, eval_set) for train_set, eval_set, _ in self.categories}
+        return Sweep(
+            name=self.name,
+            trials=only(tuple(trials), self.only)[: self.max_trials],
+            categories=(*(item for item in categories if item[:2] not in given), *self.categories),
+            placements=self.placements,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How many pairs are drawn of a set, and how long they may be; None where the flag is not given."""
+
+    max_train_pairs: int | None = None
+    max_eval_pairs: int | None = None
+    max_prompt_tokens: int | None = None
+    max_response_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value < 1:
+                raise SpecError(f"--{field.name.replace('_', '-')} {value}: give at least 1.")
+
+    def train_draw(self, default: int | None = None) -> DrawSpec:
+        """Draw training pairs: at most `default` where the flags say no number."""
+        return self._limited(DrawSpec(max_pairs=self.max_train_pairs or default))
+
+    def eval_draw(self, default: int | None = None) -> DrawSpec:
+        """Draw test pairs: at most `default` where the flags say no number."""
+        return self._limited(DrawSpec(max_pairs=self.max_eval_pairs or default))
+
+    def within(self, spec: DatasetSpec) -> DatasetSpec:
+        """Limit the draw that a set declares for itself, and drop it where another number of pairs is given."""
+        own = spec.train_draw
+        if own is None:
+            return spec
+        kept = self._limited(own) if self.max_train_pairs in (None, own.max_pairs) else None
+        return dataclasses.replace(spec, train_draw=kept)
+
+    def _limited(self, draw: DrawSpec) -> DrawSpec:
+        return dataclasses.replace(
+            draw,
+            max_prompt_tokens=self.max_prompt_tokens or draw.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens or draw.max_response_tokens,
+        )
 
 
 def parse_model(text: str) -> ModelSpec:
@@ -80,14 +151,6 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
         source=source if path is None else str(path),
         rewriting_of=rewriting_of,
         train_draw=train_draw,
-    )
-
-
-def drawn(spec: DatasetSpec, given: int | None) -> DatasetSpec:
-    """Drop the set's own draw where another number of training pairs is given."""
-    own = spec.train_draw
-    return (
-        spec if own is None or given in (None, own.max_pairs) else dataclasses.replace(spec, train_draw=None)
     )
 
 
@@ -187,21 +250,3 @@ def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:
     if len(set(values)) != len(values):
         raise SpecError(f"{what} {' '.join(map(str, values))}: a value stands twice.")
     return tuple(values)
-
-
-def draw(flag: str, given: int | None, default: int | None) -> DrawSpec:
-    """Draw at most as many pairs as given, else as the profile says."""
-    max_pairs = default if given is None else given
-    if max_pairs is not None and max_pairs < 1:
-        raise SpecError(f"{flag} {max_pairs}: give at least 1.")
-    return DrawSpec(max_pairs=max_pairs)
-
-
-def with_limits(draw: DrawSpec, max_prompt_tokens: int | None, max_response_tokens: int | None) -> DrawSpec:
-    """Set the token limits that are given on a draw."""
-    limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    for name, limit in given.items():
-        if limit < 1:
-            raise SpecError(f"--{name.replace('_', '-')} {limit}: give at least 1.")
-    return dataclasses.replace(draw, **given)  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def test_the_curve_is_the_mean_accuracy_of_each_share(storage):
         ]
         assert len(accuracies) == int(point["seeds"]) == 2
         assert float(point["accuracy"]) == pytest.approx(sum(accuracies) / 2)
-        assert float(point["low"]) <= float(point["accuracy"]) <= float(point["high"])
+        assert float(point["accuracy_low"]) <= float(point["accuracy"]) <= float(point["accuracy_high"])
     assert {(point["evaluation_set"], point["share"]) for point in curve} == {
         (name, str(share))
         for name in ("tiny_world", "tiny_world_reworded", "tiny_world_other_words")
@@ -94,7 +94,7 @@ def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
     from orchestrator.cli.options import Options
     from orchestrator.cli.session import select
 
-    chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.LAPTOP, "keys")
+    chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.PROFILES["laptop"], "keys")
     sweep = mitigation.mitigation(chosen)
     keys = {plan.spec.name: plan.key for plan in resolve(sweep, Store(tmp_path)).plans}
     assert len(set(keys.values())) == 2 * len(mitigation.SHARES)

@@ -64,7 +64,7 @@ def test_values_of_a_sweeps_flag_add_up(parsed, twice, once):
 
 def test_values_add_up_in_the_other_commands(parsed):
     theory = parsed["analysis"](TheoryOptions, "--betas", "1", "--betas", "2")
-    assert theory.betas == (1.0, 2.0)
+    assert theory.parameters.betas == (1.0, 2.0)
     train = parsed["trainers"](Train, *TRAIN, "--freeze", "backbone", "--freeze", "embeddings")
     assert train.optim.freeze == ("backbone", "embeddings")
     show = parsed["trainers"](Data, "show", "a", "--columns", "prompt=q", "--columns", "chosen=c")

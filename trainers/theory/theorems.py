@@ -3,16 +3,23 @@
 Shapes: N responses, P pairs, D hidden, V vocabulary.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from trainers.theory.representations import separator
+
+# Theorem 1: responses, of which so many are correct. Theorem 2: the world, and the descents.
+RESPONSES, CORRECT = 500, 10
+WORDS, POLARITY, NOISE = 2, 1.0, 0.5
+IMPLICIT_BETA, IMPLICIT_STEPS, IMPLICIT_STEP_SIZE = 0.5, 300, 5.0
+EXPLICIT_STEPS, EXPLICIT_STEP_SIZE = (10, 30, 100, 300, 1000, 3000, 10_000), 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,3 +172,48 @@ def descend_implicit(
 def ranked_right(difference_P: Tensor) -> float:
     """Accuracy of reward differences; a tie counts one half."""
     return float(((difference_P > 0).double() + 0.5 * (difference_P == 0).double()).mean())
+
+
+def theorem_1(
+    betas: Sequence[float], deltas: Sequence[float], masses: Sequence[float]
+) -> list[dict[str, float]]:
+    """Verify the witness at every β, δ and probability that the reference is right: one row each."""
+    generator = torch.Generator().manual_seed(0)
+    correct_N = torch.arange(RESPONSES) < CORRECT
+    rows = []
+    for mass in masses:
+        log_reference_N = torch.randn(RESPONSES, generator=generator, dtype=torch.float64)
+        for members_N, share in ((correct_N, mass), (~correct_N, 1 - mass)):
+            log_reference_N[members_N] += math.log(share) - torch.logsumexp(log_reference_N[members_N], 0)
+        for beta, delta in itertools.product(betas, deltas):
+            policy_N = witness(log_reference_N, correct_N, beta=beta, delta=delta)
+            found = verification(policy_N, log_reference_N, correct_N, beta=beta, delta=delta)
+            rows.append({"beta": beta, "delta": delta, "mass": mass, **asdict(found)})
+    return rows
+
+
+def theorem_2(pairs: int, width: int, seed: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Train both reward models in one random world; return what they end as, and the EX-RM head's way there."""
+    world = single_token_world(
+        pairs=pairs, width=width, words=WORDS, polarity=POLARITY, noise=NOISE, seed=seed
+    )
+    difference_P, loss = descend_implicit(
+        world, beta=IMPLICIT_BETA, steps=IMPLICIT_STEPS, step_size=IMPLICIT_STEP_SIZE, seed=seed
+    )
+    seen_PD, unseen_PD = world.seen.difference_PD, world.unseen.difference_PD
+    descent = descend_explicit(seen_PD, steps=EXPLICIT_STEPS, step_size=EXPLICIT_STEP_SIZE)
+    row = {
+        "seed": seed,
+        "im_rm_training_loss": loss,
+        "im_rm_largest_unseen_difference": float(difference_P.abs().max()),
+        "im_rm_unseen_accuracy": ranked_right(difference_P),
+        "ex_rm_log_training_loss": descent.log_losses[-1],
+        "ex_rm_cosine": descent.cosines[-1],
+        "ex_rm_unseen_accuracy": ranked_right(unseen_PD @ descent.head_D),
+        "separator_unseen_accuracy": ranked_right(unseen_PD @ separator(seen_PD)),
+    }
+    curve = zip(descent.steps, descent.cosines, descent.log_losses, strict=True)
+    return row, [
+        {"seed": seed, "step": step, "cosine": cosine, "log_loss": log_loss}
+        for step, cosine, log_loss in curve
+    ]

@@ -224,7 +224,7 @@ def test_a_seed_twice_is_refused():
 @pytest.mark.parametrize("pairs", [0, -1])
 def test_an_empty_draw_is_refused_with_its_flag(pairs: int):
     with pytest.raises(SpecError, match="--max-train-pairs"):
-        selection.draw("--max-train-pairs", pairs, 2000)
+        selection.Limits(max_train_pairs=pairs)
 
 
 def test_flags_override_the_profile():
