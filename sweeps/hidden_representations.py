@@ -64,7 +64,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         name: {measure: statistics(numbers) for measure, numbers in measures.items()}
         for name, measures in values.items()
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"set": name, "measure": measure, **numbers}
         for name, measures in results.items()
         for measure, numbers in measures.items()

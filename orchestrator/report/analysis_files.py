@@ -46,7 +46,7 @@ def write_analysis(
 
 def draw_lines(
     rows: Rows, panel: tuple[str, str], at: str, value: str, *, columns: int, width: float, height: float
-) -> tuple["Figure", dict[tuple[str, ...], "Axes"]]:
+) -> tuple["Figure", dict[tuple[str, str], "Axes"]]:
     """Draw a panel for each value of the two columns `panel`, in it a line of estimates for each reward type.
 
     Returns the figure, which has no legend yet, and the axes by the value of their panel.
