@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from orchestrator.run.events import (
     Started,
     Stopped,
 )
+from orchestrator.run.inline import run_inline
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.redaction import redacted
@@ -52,8 +53,6 @@ STOPPING_S = 5.0
 WRITE_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
-
-RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
 
 
 @dataclasses.dataclass(slots=True)
@@ -175,13 +174,17 @@ def run_missing(
             stages=session.stages,
         )
         tracker = Tracker(session.tracking_uri, store, declaration)
+        names = {item.key: item.spec.name for item in todo}
+        state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
+        progress = Progress(terminal, names, state.notes, complete)
+        on_event = _follower(session, progress, state, tracker)
         try:
-            with _backend(session, declaration, execution, stop, phases) as run_trials:
-                names = {item.key: item.spec.name for item in todo}
-                state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
-                progress = Progress(terminal, names, state.notes, complete)
-                with contextlib.closing(state), progress:
-                    run_trials(todo, placements, _follower(session, progress, state, tracker))
+            with contextlib.closing(state), progress:
+                if session.options.backend == "inline":
+                    run_inline(todo, placements, execution, on_event, stop)
+                    phases.end("trials")
+                else:
+                    _run_on_ray(session, declaration, todo, placements, execution, on_event, stop, phases)
         except KeyboardInterrupt:
             # What it cannot take in that time, the next command logs.
             tracker.close(timeout_s=STOPPING_S)
@@ -256,22 +259,17 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
     return dataclasses.replace(event, **clean)
 
 
-@contextlib.contextmanager
-def _backend(
-    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
-) -> Iterator[RunTrials]:
-    """Yield a function that runs trials. If it starts Ray, Ray ends with the block."""
-    if session.options.backend == "inline":
-        from orchestrator.run.inline import run_inline
-
-        def in_process(
-            todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post
-        ) -> None:
-            run_inline(todo, placements, execution, on_event, stop)
-            phases.end("trials")
-
-        yield in_process
-        return
+def _run_on_ray(
+    session: Session,
+    declaration: Declaration,
+    todo: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
+    execution: Execution,
+    on_event: Post,
+    stop: StopRequest,
+    phases: Phases,
+) -> None:
+    """Run the trials on the cluster that is joined, else on a Ray that is started here; end what was started."""
     set_ray_environment()
     import ray
 
@@ -284,18 +282,14 @@ def _backend(
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
         workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
-
-        def on_ray(todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post) -> None:
-            start_ray(len(os.sched_getaffinity(0)))
-            named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
-            measured = measured_rates(named, execution.store)
-            phases.end("start ray")
-            # Ray's own handler would end the process with the signal's number.
-            with stop.listening():
-                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
-            phases.end("trials")
-
-        yield on_ray
+        start_ray(len(os.sched_getaffinity(0)))
+        named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+        measured = measured_rates(named, execution.store)
+        phases.end("start ray")
+        # Ray's own handler would end the process with the signal's number.
+        with stop.listening():
+            run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
+        phases.end("trials")
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
