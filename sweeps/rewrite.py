@@ -124,6 +124,7 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
         AnalyseStage(
             analysis=clean_name(into),
             version=VERSION,
+            compute=compute,
             parameters=RewritingParameters(
                 dataset=rows.digest,
                 split=clean_name(options.split),
@@ -194,4 +195,4 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 
 if __name__ == "__main__":
-    main(Analyses(options=RewriteOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=RewriteOptions, declare=declare), __file__, __doc__)

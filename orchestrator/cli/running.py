@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from orchestrator.run.events import (
     Started,
     Stopped,
 )
+from orchestrator.run.inline import run_inline
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.redaction import redacted
@@ -51,8 +52,6 @@ STOPPING_S = 5.0
 WRITE_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
-
-RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
 
 
 def _begun_again(note: TrialNote) -> TrialNote:
@@ -158,13 +157,16 @@ def run_missing(
             checkpoint_steps=session.options.checkpoint_steps,
         )
         tracker = Tracker(session.tracking_uri, store, declaration)
+        names = {item.key: item.spec.name for item in todo}
+        state = StateWriter(sweep, store, leases.driver, session.command, list(names))
+        progress = Progress(terminal, names, state.notes, complete)
+        on_event = _follower(session, progress, state, tracker)
         try:
-            with _backend(session, declaration, execution, stop) as run_trials:
-                names = {item.key: item.spec.name for item in todo}
-                state = StateWriter(sweep, store, leases.driver, session.command, list(names))
-                progress = Progress(terminal, names, state.notes, complete)
-                with contextlib.closing(state), progress:
-                    run_trials(todo, placements, _follower(session, progress, state, tracker))
+            with contextlib.closing(state), progress:
+                if session.options.backend == "inline":
+                    run_inline(todo, placements, on_event, execution=execution, stop=stop)
+                else:
+                    _run_on_ray(session, declaration, todo, placements, execution, on_event, stop)
         except KeyboardInterrupt:
             # What it cannot take in that time, the next command logs.
             tracker.close(timeout_s=STOPPING_S)
@@ -238,16 +240,16 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
     return dataclasses.replace(event, **clean)
 
 
-@contextlib.contextmanager
-def _backend(
-    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest
-) -> Iterator[RunTrials]:
-    """Yield a function that runs trials. If it starts Ray, Ray ends with the block."""
-    if session.options.backend == "inline":
-        from orchestrator.run.inline import run_inline
-
-        yield functools.partial(run_inline, execution=execution, stop=stop)
-        return
+def _run_on_ray(
+    session: Session,
+    declaration: Declaration,
+    todo: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
+    execution: Execution,
+    on_event: Post,
+    stop: StopRequest,
+) -> None:
+    """Run the trials on the cluster that is joined, else on a Ray that is started here; end what was started."""
     set_ray_environment()
     import ray
 
@@ -259,8 +261,10 @@ def _backend(
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
         named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
-        yield functools.partial(
-            run_on_ray,
+        run_on_ray(
+            todo,
+            placements,
+            on_event,
             execution=execution,
             scratch=scratch,
             stop=stop,
