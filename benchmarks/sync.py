@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import sweep_results
 from orchestrator.report.summary import Written, write_report
 from orchestrator.store.artifacts import Store
@@ -112,7 +113,7 @@ def rebuilt_s(uri: str, store: Store, declared: Declaration) -> float:
     started = time.perf_counter()
     folder = store.sweep_dir(declared.sweep) / "report"
     results = sweep_results(declared, store)
-    sync(uri, store, declared, Written(folder=folder, rows=[], results=results, compared=results))
+    sync(uri, store, declared, Written(folder=folder, results=results, analysis=Analysis(results)))
     return time.perf_counter() - started
 
 

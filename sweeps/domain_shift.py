@@ -19,6 +19,7 @@ from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.comparison import (
+    Analysis,
     Controlled,
     SetOutcomes,
     by_category,
@@ -38,7 +39,7 @@ from trainers.data.texts import bag, nearest_overlap, similarity, words
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 2
+VERSION = 3
 FEATURES = ("length difference", "overlap with training", "similarity", "leaked")
 Features = Mapping[str, Any]
 
@@ -68,7 +69,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         if (missing := [name for name in FEATURES if name not in known])
     ]
     unknown = f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."
-    controls = controlled(outcomes)
+    controls = controlled(Analysis(scored))
     regressions = [
         row
         for found in by_category(outcomes)
@@ -146,7 +147,7 @@ def _control_table(controls: Sequence[Controlled]) -> Table:
     return Table(
         name="controls",
         title="EX−IM of accuracy and its controls",
-        note="Mean over a category's sets, 95 % intervals over test pairs. Matched lengths: docs/report.md. "
+        note="Mean over a category's sets, 95 % intervals over test pairs and seeds. Matched lengths: docs/report.md. "
         "Not seen: pairs whose prompt and long responses stand nowhere in the training split.",
         columns="train_set category pairs difference length_controlled unseen leak_free",
         titles={

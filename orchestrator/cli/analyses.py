@@ -24,6 +24,7 @@ from orchestrator.cli.options import Gc, Plan, Report, Run, Sync, Ui
 from orchestrator.cli.options import Options as SweepOptions
 from orchestrator.cli.session import HOLES, Session, dump_json, open_session
 from orchestrator.cli.terminal import quiet
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import scored
 from orchestrator.report.summary import Written
 from orchestrator.spec.declaration import adopt, adopted
@@ -211,7 +212,7 @@ def _show_in_mlflow(session: Session, stages: Sequence[AnalyseStage]) -> None:
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, _declaration(session, stages))
         complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-        trouble = tracker.close(Written(folder=folder, rows=[], results=[], compared=[]), complete=complete)
+        trouble = tracker.close(Written(folder=folder, results=[], analysis=Analysis([])), complete=complete)
     if trouble:
         session.console.print(
             f"warning: the MLflow view is incomplete ({trouble}); `sync` completes it",

@@ -25,7 +25,7 @@ from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import duration, late_bar, quiet
 from orchestrator.plan import durations
 from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult, trial_result
+from orchestrator.report.results import TrialState, trial_states
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -42,11 +42,13 @@ def status(session: Session, *, watch: bool = False) -> int:
 
     With `watch`, again whenever it changes, until no driver of the sweep is at work.
     """
-    known: dict[str, TrialResult] = {}
+    known: dict[str, TrialState] = {}
     shown: list[dict[str, Any]] | None = None
     while True:
         declaration = read_declaration(session.sweep_name, session.store)
-        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in declaration.trials]
+        asked = [trial for trial in declaration.trials if trial.key not in known]
+        found = {state.record.key: state for state in trial_states(asked, session.store)}
+        results = [known.get(trial.key) or found[trial.key] for trial in declaration.trials]
         known = {result.record.key: result for result in results if result.complete}
         state = read_state(session.sweep_name, session.store)
         running = state.driver in live_drivers(session.store.root)
@@ -91,7 +93,7 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, 
     session.console.print(fitting(table, session.console))
 
 
-def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) -> float | None:
+def time_left_s(results: Sequence[TrialState], notes: Mapping[str, TrialNote]) -> float | None:
     """Seconds until what runs and waits is trained, by what finished trainings of each model and reward type took."""
     took: dict[str, list[float]] = {}
     left: dict[str, float] = {}
@@ -112,7 +114,7 @@ def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) 
     return durations.time_left_s(means, left, running)
 
 
-def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:
+def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str, Any]:
     known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
     runs = known == "running" and not result.complete
     return {
@@ -129,7 +131,7 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
     }
 
 
-def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
+def _cause(result: TrialState, note: TrialNote, runs: bool) -> str:
     """Say why a trial is not complete, or, where it runs, why it runs again."""
     before = "" if runs else note.message
     return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
@@ -137,7 +139,7 @@ def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
 
 def say_holes(
     session: Session,
-    results: Sequence[TrialResult],
+    results: Sequence[TrialState],
     *,
     told: Collection[str] = (),
 ) -> int:

@@ -19,7 +19,7 @@ from orchestrator.plan.outlook import architectures, outlook, too_long
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import TrialResult, of_other_weights, sweep_results
-from orchestrator.report.summary import json_rows
+from orchestrator.report.summary import accuracy_numbers
 from orchestrator.run.compute import REAL
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
@@ -248,7 +248,7 @@ def report(session: Session, compare: str | None) -> int:
         declaration, session.store, *other, functools.partial(late_bar, session.console)
     )
     if session.options.json:
-        rows = json_rows(written.rows)
+        rows = accuracy_numbers(written.analysis).records()
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
     print_report(session, written)

@@ -25,10 +25,10 @@ EPOCHS_SHOWN = 8
 
 def print_report(session: Session, written: Written) -> None:
     """The tables, what follows from them, and where to see more."""
-    _print_table(session.console, accuracy_table(written.rows), labels=3, merged=2)
-    if by_epoch := epoch_table(written.compared, most=EPOCHS_SHOWN):
+    _print_table(session.console, accuracy_table(written.analysis), labels=3, merged=2)
+    if by_epoch := epoch_table(written.analysis.results, most=EPOCHS_SHOWN):
         session.console.print(by_epoch.terminal(labels=4))
-    say(session.console, left_out_lines(written.results, written.compared), style="yellow")
+    say(session.console, left_out_lines(written.results, written.analysis.results), style="yellow")
     say(session.console, said_conclusions(written.folder))
     say(session.console, [f"report: {written.folder / HTML}", f"MLflow: {_ui_command(session)}"])
 

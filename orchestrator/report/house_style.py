@@ -6,7 +6,7 @@ No pyplot: no state is shared, and nothing opens a window. The same numbers give
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -177,6 +177,20 @@ def whiskers(values: Sequence[Estimate]) -> Floats:
             [max(0.0, item.high - item.value) for item in values],
         ]
     )
+
+
+def dots(axis: "Axes", rows: Mapping[int, Estimate] | Mapping[float, Estimate], **style: Any) -> None:
+    """Estimates with their intervals, each in the row that it is given by."""
+    values = list(rows.values())
+    style = {"linestyle": "none", "elinewidth": 1.2, "capsize": 2.5, "markersize": 5, **style}
+    axis.errorbar([value.value for value in values], list(rows), xerr=whiskers(values), **style)
+
+
+def name_rows(axis: "Axes", names: Sequence[str]) -> None:
+    """Name the rows, from the top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
 
 
 def points(

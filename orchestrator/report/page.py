@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.report.audit import audit_sweep
-from orchestrator.report.comparison import Analysis, Resampled, controlled, set_outcomes
+from orchestrator.report.comparison import Analysis, controlled
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.curves import curve_rows
 from orchestrator.report.figures import Curves, every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
 from orchestrator.report.results import TrialResult, left_out_lines, on_common_pairs, sweep_results
-from orchestrator.report.summary import Written, audit_tables, statistics_tables, table_rows, write_report
+from orchestrator.report.summary import Written, audit_tables, statistics_tables, write_report
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
@@ -36,7 +36,7 @@ from trainers.errors import Damaged, DataError
 from trainers.storage import digest_file, replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 4
+VERSION = 5
 NOTE = "report.json"
 HTML = "report.html"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
@@ -101,19 +101,15 @@ def write_full_report(
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     key = _key(inputs)
     if not anew and _is_fresh(folder, key):
-        return Written(
-            folder=folder,
-            rows=table_rows(inputs.compared),
-            results=inputs.results,
-            compared=inputs.compared,
-        )
+        return Written(folder=folder, results=inputs.results, analysis=Analysis(inputs.compared))
     audit = audit_sweep(declaration, store)
-    page = _page(inputs, audit, store, bar)
+    analysis = analysed(inputs.compared, bar)
+    page = _page(inputs, analysis, audit, store, bar)
     written = write_report(
         declaration,
         store,
         inputs.results,
-        inputs.compared,
+        analysis,
         audit,
         conclusions=page.conclusions,
         tables=page.tables[:1],
@@ -141,8 +137,10 @@ def said_conclusions(folder: Path) -> list[str]:
 
 def analysed(results: Sequence[TrialResult], bar: Bar = no_bar) -> Analysis:
     """The results with their bootstrap draws."""
+    analysis = Analysis(results)
     with bar("bootstrap over pairs and seeds") as step:
-        return Analysis(results, Resampled(results, step=step))
+        analysis.resampled.draw(step)
+    return analysis
 
 
 def write_page(folder: Path, page: Page, html: str) -> None:
@@ -231,8 +229,7 @@ def _note(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
-    analysis = analysed(inputs.compared, bar)
+def _page(inputs: ReportInputs, analysis: Analysis, audit: Audit, store: Store, bar: Bar) -> Page:
     results, state, sweep = inputs.results, inputs.state, inputs.declaration.sweep
     complete = sum(result.complete for result in results)
     tables = tuple(statistics_tables(analysis))
@@ -256,7 +253,7 @@ def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
             Section(
                 title="What could be fooling us",
                 anchor="audit",
-                tables=audit_tables(audit, inputs.compared),
+                tables=audit_tables(audit, analysis),
             ),
             Section(title="Beside the paper", anchor="paper", tables=[spec_difference(results)]),
             Section(
@@ -269,7 +266,7 @@ def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
             Section(
                 title=PREFERENCE,
                 anchor="prefer",
-                text=preference(controlled(set_outcomes(inputs.compared))),
+                text=preference(controlled(analysis)),
             ),
         ),
     )

@@ -32,26 +32,37 @@ from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores, read_pair_scores
 from trainers.specs import given_name
 
+SCORES = "scores.parquet"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationResult(EvaluationRecord):
-    """A finished evaluation; its metrics are computed anew from its scores. `finished` is a Unix time.
+class Evaluated(EvaluationRecord):
+    """A finished evaluation, as its manifest tells it. `finished` is a Unix time.
 
-    `leaked` are the pairs that training has seen, None where that is not known; `left_out` counts the pairs over the length
-    limits; `weights` is the digest of the training's weights that were scored, where it is known.
+    `left_out` counts the pairs over the length limits; `weights` is the digest of the training's weights that were scored,
+    where it is known.
     """
 
-    metrics: dict[str, float]
     finished: float
-    scores: PairScores = field(compare=False, repr=False)
-    leaked: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
     left_out: int = 0
     weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialResult:
-    """A trial with what is there of it. Times are Unix times, None where nothing is.
+class EvaluationResult(Evaluated):
+    """A finished evaluation with its scores, of which its metrics are computed anew.
+
+    `leaked` are the pairs that training has seen, None where that is not known.
+    """
+
+    metrics: dict[str, float]
+    scores: PairScores = field(compare=False, repr=False)
+    leaked: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialState:
+    """A trial and what the store has of it, by the manifests. Times are Unix times, None where nothing is.
 
     What is damaged is not there, and `faults` says so. `train_left_out` counts the pairs over the length limits.
     """
@@ -61,7 +72,7 @@ class TrialResult:
     train_accuracy: float | None
     train_pairs: int
     perf: dict[str, float]
-    evaluations: tuple[EvaluationResult, ...]
+    evaluations: tuple[Evaluated, ...]
     started: float | None
     trained_at: float
     faults: tuple[str, ...] = ()
@@ -89,6 +100,13 @@ class TrialResult:
         """The epoch that the trial is judged by."""
         return max((item.epoch or 0 for item in self.record.evaluations), default=0) or None
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult(TrialState):
+    """A trial with the scores of its evaluations."""
+
+    evaluations: tuple[EvaluationResult, ...]
+
     @property
     def final(self) -> tuple[EvaluationResult, ...]:
         """The evaluations after the last epoch."""
@@ -107,40 +125,52 @@ class TrialResult:
         return found
 
 
-# How many pairs the length limits took from the prepared set of this key.
-_TooLong = Callable[[str], int]
+def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialState]:
+    """What the store has of each trial; scores are compared with their digests, not read."""
 
-
-def _too_long_in(store: Store) -> _TooLong:
     @cache
     def too_long(prepared: str) -> int:
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
 
-    return too_long
+    return [_trial_state(record, store, too_long) for record in records]
 
 
-def sweep_results(declaration: Declaration, store: Store) -> Sequence[TrialResult]:
-    """Every trial of a sweep, in plan order."""
-    too_long = _too_long_in(store)
-    return [trial_result(record, store, too_long) for record in declaration.trials]
+def sweep_results(declaration: Declaration, store: Store) -> list[TrialResult]:
+    """Every trial of a sweep with its scores, in plan order."""
+    return with_scores(trial_states(declaration.trials, store), store)
 
 
-def trial_result(record: TrialRecord, store: Store, too_long: _TooLong | None = None) -> TrialResult:
-    """Read one trial."""
-    too_long = too_long or _too_long_in(store)
-    manifest, evaluations, faults = None, list[EvaluationResult](), list[str]()
+def trial_result(record: TrialRecord, store: Store) -> TrialResult:
+    """One trial with its scores."""
+    return with_scores(trial_states([record], store), store)[0]
+
+
+def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
+    """The trials with the scores of their evaluations."""
+    return [
+        TrialResult(
+            **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
+            evaluations=tuple(_result(item, state.record, store) for item in state.evaluations),
+        )
+        for state in states
+    ]
+
+
+def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], int]) -> TrialState:
+    """Read one trial; `too_long` counts the pairs that the length limits took from a prepared set."""
+    manifest, evaluations, faults = None, list[Evaluated](), list[str]()
     try:
         manifest = store.manifest("train", record.key)
     except Damaged as error:
         faults.append(str(error))
     for wanted in record.evaluations:
         try:
-            found = _evaluation(wanted, record.train_digest, store, too_long)
+            found = store.found("evaluate", wanted.key, SCORES)
         except Damaged as error:
             faults.append(str(error))
         else:
-            evaluations += [found] if found else []
+            evaluations += [_evaluated(wanted, found[0], too_long)] if found else []
     # Where it was scored with several weights, only the scores of those that it has now count.
     now = weights_digest(manifest)
     mixed = len({item.weights for item in evaluations} - {None}) > 1
@@ -148,7 +178,7 @@ def trial_result(record: TrialRecord, store: Store, too_long: _TooLong | None = 
     if stale:
         faults.append(f"{of_other_weights([item.dataset for item in stale])}; run the sweep again")
     info: dict[str, Any] = manifest["info"] if manifest else {}
-    return TrialResult(
+    return TrialState(
         record=record,
         trained=manifest is not None,
         train_accuracy=info.get("train_accuracy"),
@@ -162,24 +192,26 @@ def trial_result(record: TrialRecord, store: Store, too_long: _TooLong | None = 
     )
 
 
-def _evaluation(
-    wanted: EvaluationRecord, train_digest: str, store: Store, too_long: _TooLong
-) -> EvaluationResult | None:
-    found = store.found("evaluate", wanted.key, "scores.parquet")
-    if found is None:
-        return None
-    manifest, folder = found
-    scores = read_pair_scores(folder / "scores.parquet")
-    rows = leaked_rows(store, train_digest, wanted.dataset_digest)
-    leaked = None if rows is None else np.isin(scores.index, rows)
-    return EvaluationResult(
+def _evaluated(
+    wanted: EvaluationRecord, manifest: dict[str, Any], too_long: Callable[[str], int]
+) -> Evaluated:
+    return Evaluated(
         **{item.name: getattr(wanted, item.name) for item in fields(wanted)},
-        metrics=_metrics(scores, leaked),
         finished=_committed(manifest),
-        scores=scores,
-        leaked=leaked,
         left_out=too_long(manifest["inputs"].get("data", "")),
         weights=manifest["info"].get("weights"),
+    )
+
+
+def _result(item: Evaluated, record: TrialRecord, store: Store) -> EvaluationResult:
+    scores = read_pair_scores(store.read_file("evaluate", item.key, SCORES))
+    rows = leaked_rows(store, record.train_digest, item.dataset_digest)
+    leaked = None if rows is None else np.isin(scores.index, rows)
+    return EvaluationResult(
+        **{name.name: getattr(item, name.name) for name in fields(item)},
+        metrics=_metrics(scores, leaked),
+        scores=scores,
+        leaked=leaked,
     )
 
 

@@ -150,23 +150,16 @@ def accuracy_estimate(
     return found
 
 
-def difference_estimate(
-    value: float, draws_B: Floats, pairs: int, seed_values: Sequence[float] = ()
-) -> Estimate:
-    """`estimate` of a difference of accuracies, with `unanimous_bound` where no draw shows one."""
-    found = estimate(value, draws_B, seed_values)
-    if found.low == found.high == 0.0:
-        return replace(found, low=-unanimous_bound(pairs), high=unanimous_bound(pairs))
-    return found
-
-
 def gap_estimate(value: float, draws_B: Floats, pairs: int, seed_values: Sequence[float] = ()) -> Estimate:
-    """`difference_estimate`, with `unanimous_bound` also where all pairs are ranked right by one of the two alone."""
+    """`estimate` of a difference of accuracies, with `unanimous_bound` where no draw shows one and where it is 1 or −1."""
     # Equal means may differ in their last bit.
-    found = difference_estimate(round(value, 12), np.round(draws_B, 12), pairs, seed_values)
+    found = estimate(round(value, 12), np.round(draws_B, 12), seed_values)
+    bound = unanimous_bound(pairs)
+    if found.low == found.high == 0.0:
+        return replace(found, low=-bound, high=bound)
     if abs(found.value) < 1.0:
         return found
-    inner = found.value * (1.0 - unanimous_bound(pairs))
+    inner = found.value * (1.0 - bound)
     return replace(found, low=min(found.low, inner), high=max(found.high, inner))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from orchestrator.report.statistics import Estimate
+from trainers.specs import clean_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,6 +185,15 @@ class Table:
         """The CSS class of a column: that of its first value."""
         found = [row for row in self.rows if row.get(name) is not None]
         return "number" if found and self._cell(found[0], name).css == "number" else ""
+
+
+def table_of(
+    header: Sequence[str], rows: Sequence[Sequence[Value]], *, name: str, title: str, note: str
+) -> Table:
+    """A table of rows without names, under a header of titles."""
+    titles = {clean_name(title): title for title in header}
+    named = [dict(zip(titles, row, strict=True)) for row in rows]
+    return Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=named)
 
 
 def write_summary(folder: Path, title: str, paragraphs: Iterable[str], tables: Sequence[Table] = ()) -> None:

@@ -179,7 +179,7 @@ def test_the_report_has_the_audit_and_both_accuracies(store: Store, splits: dict
     assert said["findings"][0]["what"] == "leak"
     assert said["findings"][0]["severity"] == "error"
     summary = (folder / "summary.md").read_text()
-    assert "| seen | seen | ex_rm | 0.750 | 0.500 | 0.667 | 40 | 30 | 0.250 |" in summary
+    assert "| seen | seen | EX-RM | 0.750 | 0.500 | 0.667 | 40 | 30 | 0.250 |" in summary
     assert "10 of 40 pairs (prompts 10)" in summary
     assert summary.index("Accuracy by category") < summary.index("## Audit of the data")
 
@@ -194,9 +194,10 @@ def test_the_page_has_the_audit(store: Store, splits: dict[str, Split], monkeypa
     (row,) = [
         item
         for item in parquet.read_table(folder / "tables" / "controlled.parquet").to_pylist()
-        if item["evaluated_on"] == "seen"
+        if item["evaluation_set"] == "seen"
     ]
-    assert (row["accuracy"], row["length-controlled"], row["leak-free"]) == ("0.750", "0.500", "0.667")
+    accuracies = (row["accuracy"], row["accuracy_length_controlled"], row["accuracy_leak_free"])
+    assert accuracies == (0.75, 0.5, pytest.approx(20 / 30))
     assert (folder / "tables" / "audit_sets.csv").is_file()
 
 
@@ -301,7 +302,7 @@ def test_what_is_not_learned_is_in_no_mean(store: Store, splits: dict[str, Split
     commit_train(store, not_learned.key, accuracy=0.5)
     commit_rewards(store, not_learned.evaluations[0].key, np.zeros(PAIRS), [0] * PAIRS)
     folder, *_ = write_report(declaration(learned, not_learned), store)
-    assert "| seen | seen | ex_rm | 0.750 | 0.500 |" in (folder / "summary.md").read_text()
+    assert "| seen | seen | EX-RM | 0.750 | 0.500 |" in (folder / "summary.md").read_text()
 
 
 def test_a_view_of_many_sets_keeps_the_most_telling_metrics_within_its_keys(store: Store):
