@@ -32,7 +32,7 @@ from tokenizers.models import WordLevel
 
 from benchmarks.load_stages import AT_ONCE
 from benchmarks.turns import resident_bytes
-from orchestrator.cli import joining, run
+from orchestrator.cli import run
 from orchestrator.cli.options import Options
 from orchestrator.cli.session import Session
 from orchestrator.report.results import sweep_results
@@ -175,7 +175,7 @@ def main(load: Load) -> None:
     # Measured on a Ray of its own, whatever cluster runs on this machine.
     with (
         benchmark_folder(load.storage, "load") as folder,
-        mock.patch.object(joining, "cluster_address", return_value=None),
+        mock.patch.object(run, "cluster_address", return_value=None),
     ):
         session = make_session(load, folder)
         with Driver() as driver:

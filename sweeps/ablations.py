@@ -15,9 +15,8 @@ A built-in model knows no word of EX-GRM's question, so that one needs `--models
 """
 
 from dataclasses import replace
-from pathlib import Path
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
@@ -58,4 +57,4 @@ def ablations(chosen: Selection) -> Sweep:
 
 
 if __name__ == "__main__":
-    main("ablations", ablations, Path(__file__).parent, profiles=PROFILES)
+    main(Grid(build=ablations, profiles=PROFILES), __file__, __doc__)

@@ -10,12 +10,12 @@ python sweeps/domain_shift.py --sweep NAME
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
+from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.comparison import (
@@ -212,4 +212,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(DomainShiftOptions, "domain_shift", declare, compute, Path(__file__).parent)
+    main(Analyses(options=DomainShiftOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -5,9 +5,7 @@ python sweeps/full_grid.py                      the six models of the paper wher
 python sweeps/full_grid.py plan --models NAME=PATH --train-sets DIR --eval-sets DIR
 """
 
-from pathlib import Path
-
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep
 
@@ -18,4 +16,4 @@ def full_grid(chosen: Selection) -> Sweep:
 
 
 if __name__ == "__main__":
-    main("full_grid", full_grid, Path(__file__).parent)
+    main(Grid(build=full_grid), __file__, __doc__)

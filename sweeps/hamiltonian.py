@@ -10,10 +10,9 @@ python sweeps/hamiltonian.py --profile paper                   10 vertices, Pyth
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
@@ -137,10 +136,5 @@ def _table(results: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    main(
-        "hamiltonian",
-        full_grid,
-        Path(__file__).parent,
-        profiles=PROFILES,
-        follow_up=FollowUp(declare=declare, compute=compute, loads_weights=True),
-    )
+    follow_up = FollowUp(declare=declare, compute=compute, loads_weights=True)
+    main(Grid(build=full_grid, profiles=PROFILES, follow_up=follow_up), __file__, __doc__)

@@ -9,11 +9,10 @@ python sweeps/hidden_representations.py --models PATH --train-set persona=FILE.j
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.cli.analyses import main
+from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.house_style import GREY, panels
@@ -60,7 +59,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         name: {measure: statistics(numbers) for measure, numbers in measures.items()}
         for name, measures in values.items()
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"set": name, "measure": measure, **numbers}
         for name, measures in results.items()
         for measure, numbers in measures.items()
@@ -94,4 +93,4 @@ def _draw(values: dict[str, dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(RepresentationsOptions, "hidden_representations", declare, compute, Path(__file__).parent)
+    main(Analyses(options=RepresentationsOptions, declare=declare, compute=compute), __file__, __doc__)

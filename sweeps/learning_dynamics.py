@@ -11,13 +11,12 @@ python sweeps/learning_dynamics.py --models PATH --train-set persona=FILE.jsonl 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.cli.analyses import main
+from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.house_style import GREY, panels
@@ -140,4 +139,4 @@ def _draw(rows: Rows, names: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    main(DynamicsOptions, "learning_dynamics", declare, compute, Path(__file__).parent)
+    main(Analyses(options=DynamicsOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -10,10 +10,9 @@ python sweeps/learning_rates.py --profile laptop
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
@@ -85,4 +84,4 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 if __name__ == "__main__":
     follow_up = FollowUp(declare=declare, compute=compute)
-    main("learning_rates", learning_rates, Path(__file__).parent, profiles=PROFILES, follow_up=follow_up)
+    main(Grid(build=learning_rates, profiles=PROFILES, follow_up=follow_up), __file__, __doc__)

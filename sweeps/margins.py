@@ -11,12 +11,12 @@ python sweeps/margins.py --sweep best_of_grid
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
+from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.house_style import GREY, legend
@@ -192,4 +192,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(MarginsOptions, "margins", declare, compute, Path(__file__).parent)
+    main(Analyses(options=MarginsOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -14,10 +14,9 @@ Of the evaluation sets, the first that rewrites the training set gives the copie
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.house_style import GREY, legend
 from orchestrator.report.results import seeds_accuracy
@@ -190,10 +189,5 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(
-        "mitigation",
-        mitigation,
-        Path(__file__).parent,
-        profiles=PROFILES,
-        follow_up=FollowUp(declare=declare, compute=compute),
-    )
+    follow_up = FollowUp(declare=declare, compute=compute)
+    main(Grid(build=mitigation, profiles=PROFILES, follow_up=follow_up), __file__, __doc__)

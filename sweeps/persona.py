@@ -10,9 +10,8 @@ python sweeps/persona.py --keep-epochs 1 5 10 25             weights and evaluat
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profile
 from orchestrator.spec.selection import Selection
@@ -75,4 +74,4 @@ def _eval_sets(train_set: DatasetSpec, eval_sets: Iterable[DatasetSpec]) -> list
 
 
 if __name__ == "__main__":
-    main("persona", persona, Path(__file__).parent, profiles=PROFILES)
+    main(Grid(build=persona, profiles=PROFILES), __file__, __doc__)

@@ -13,13 +13,13 @@ python sweeps/persona_prompts.py --sweep NAME
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
+from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.house_style import legend, panels, points
@@ -189,4 +189,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(PersonaPromptsOptions, "persona_prompts", declare, compute, Path(__file__).parent)
+    main(Analyses(options=PersonaPromptsOptions, declare=declare, compute=compute), __file__, __doc__)

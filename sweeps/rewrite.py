@@ -16,9 +16,10 @@ from typing import Annotated
 
 import tyro
 
-from orchestrator.cli.analyses import AnalysisOptions, main
+from orchestrator.cli.analyses import Analyses, AnalysisOptions
+from orchestrator.cli.main import main
 from orchestrator.cli.options import Plan
-from orchestrator.cli.session import Session, say_left_out
+from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import write_analysis
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.keys import content_key
@@ -121,7 +122,7 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
     spec = chosen_spec(options.data, options.reading)
     reader = DatasetReader(session.store, fetch=fetch)
     rows = reader.split(spec, own_split(spec, request.split))
-    say_left_out(session, reader.said_left_out())
+    session.say_left_out(reader.said_left_out())
     if fetch:
         sampled(read_written_pairs(session.store.read("dataset", rows.digest) / "pairs.jsonl"), None, 0)
     return [
@@ -185,4 +186,4 @@ def _rewritten(parameters: Rewriting, texts: Sequence[str], inputs: AnalysisInpu
 
 
 if __name__ == "__main__":
-    main(RewriteOptions, "rewrite", declare, compute, Path(__file__).parent)
+    main(Analyses(options=RewriteOptions, declare=declare, compute=compute), __file__, __doc__)

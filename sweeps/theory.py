@@ -11,12 +11,12 @@ python sweeps/theory.py --betas 0.01 0.1 --deltas 0.05 0.5 --seeds 0 1 2
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.cli.analyses import AnalysisOptions, main
+from orchestrator.cli.analyses import Analyses, AnalysisOptions
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.house_style import GREY, panels
@@ -146,4 +146,4 @@ def _ratio(row: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(TheoryOptions, "theory", declare, compute, Path(__file__).parent)
+    main(Analyses(options=TheoryOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -11,14 +11,13 @@ python sweeps/token_overlap.py --sweep NAME --models NAME=PATH --train-set NAME 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.cli.analyses import main
+from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.comparison import SetOutcomes, set_outcomes
@@ -208,4 +207,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(TokenOverlapOptions, "token_overlap", declare, compute, Path(__file__).parent)
+    main(Analyses(options=TokenOverlapOptions, declare=declare, compute=compute), __file__, __doc__)

@@ -143,7 +143,11 @@ def test_files_that_are_named_are_there(page):
 
 def ended(storage: Path, *words: str) -> int:
     with pytest.raises(SystemExit) as exit_:
-        main.main("full_grid", full_grid, storage.parent, [*words, "--storage", str(storage)])
+        main.main(
+            main.Grid(build=full_grid),
+            storage.parent / "full_grid.py",
+            arguments=[*words, "--storage", str(storage)],
+        )
     return int(exit_.value.code or 0)
 
 
@@ -189,7 +193,7 @@ SWEEPS_ON_DATA = [
 @pytest.mark.parametrize("command", SWEEPS_ON_DATA)
 def test_a_sweep_takes_data_as_the_page_says(command, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("orchestrator.cli.analyses._show_in_mlflow", lambda *_: None)
+    monkeypatch.setattr("orchestrator.cli.analyses.show_report", lambda *_, **__: None)
     rows = [
         {
             "question": f"q{n}",

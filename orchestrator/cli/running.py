@@ -1,4 +1,4 @@
-"""Running what is missing of a sweep: the backend, the live table, and MLflow's one writer, wired together."""
+"""Runs the missing trials of a sweep on a backend, while the terminal, state.json and MLflow follow their events."""
 
 import contextlib
 import dataclasses
@@ -53,7 +53,6 @@ WRITE_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
-Place = Callable[[TrialPlan], Placement]
 RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
 
 
@@ -65,19 +64,22 @@ class Phases:
     _since: float = dataclasses.field(default_factory=time.perf_counter)
 
     def end(self, phase: str) -> None:
-        """Everything since the last end was `phase`."""
+        """Count the time since the last end as `phase`."""
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
         self._since = now
 
 
 def _begun_again(note: TrialNote) -> TrialNote:
-    """Return a fresh note, which keeps why the trial failed before: until it is complete, that is why it is not."""
+    """Return a fresh note that keeps why the trial failed before, which holds until it is complete."""
     return TrialNote(cause=note.cause, message=note.message)
 
 
 class StateWriter:
-    """Follows events of trials; writes at most once a second, failures at once, and at `close`. What earlier commands noted stays."""
+    """Keeps notes of trials from their events, and writes them: at most once a second, failures at once, and at `close`.
+
+    The notes of trials outside `todo` stay as earlier commands wrote them.
+    """
 
     def __init__(
         self, sweep: str, store: Store, driver: str, command: Sequence[str], todo: Sequence[str]
@@ -85,23 +87,21 @@ class StateWriter:
         self._sweep, self._store = sweep, store
         self._driver, self._command = driver, tuple(command)
         earlier = read_state(sweep, store).trials
-        self._trials = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
+        self.notes = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
         self._paces: dict[str, Pace] = {}
         self._written = 0.0
         self._write()
 
     def on_event(self, event: Event) -> None:
-        """Take in one event of a trial."""
-        note = self._trials.get(event.trial)
+        """Note what an event says of its trial."""
+        note = self.notes.get(event.trial)
         if note is None:
             return
         match event:
             case Started():
                 note.state = "running"
-            case StageBegan():
-                self._begin(event.trial, event.stage)
-            case RowsLogged():
-                self._take(event.trial, event.stage, event.rows[-1])
+            case StageBegan() | RowsLogged():
+                self._note_pace(event, note)
             case Retried():
                 note.retries.append(f"{event.cause}: {event.message}")
             case Replanned():
@@ -118,29 +118,25 @@ class StateWriter:
         if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
 
-    def _begin(self, trial: str, stage: str) -> None:
-        self._paces.setdefault(trial, Pace()).begin(stage)
-        self._note_pace(trial)
-
-    def _take(self, trial: str, stage: str, row: Mapping[str, Any]) -> None:
-        self._paces.setdefault(trial, Pace()).take(stage, row)
-        self._note_pace(trial)
-
-    def _note_pace(self, trial: str) -> None:
-        note, pace = self._trials[trial], self._paces[trial]
+    def _note_pace(self, event: StageBegan | RowsLogged, note: TrialNote) -> None:
+        pace = self._paces.setdefault(event.trial, Pace())
+        if isinstance(event, StageBegan):
+            pace.begin(event.stage)
+        else:
+            pace.take(event.stage, event.rows[-1])
         note.stage, note.step, note.total = pace.stage, pace.done, pace.total
         note.loss, note.pairs_per_s, note.left_s = pace.loss, pace.rate, pace.left_s
 
     def close(self) -> None:
-        """Write the last word; what still ran is stopped."""
-        for note in self._trials.values():
+        """Note what still ran as stopped, and write all."""
+        for note in self.notes.values():
             if note.state in ("running", "waiting"):
                 note.state = "stopped"
         self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        state = SweepState(driver=self._driver, command=self._command, trials=self._trials)
+        state = SweepState(driver=self._driver, command=self._command, trials=self.notes)
         try:
             write_state(self._sweep, self._store, state)
         except (OSError, StorageError) as error:
@@ -152,14 +148,14 @@ def run_missing(
     session: Session,
     declaration: Declaration,
     todo: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
     complete: int,
-    place: Place,
     retries: RetryPolicy,
     phases: Phases,
 ) -> Written:
-    """Run the trials, then write the report: what was written. `complete` trials are done before.
+    """Run the trials, write the report and return it; `complete` trials were done before.
 
-    Raises KeyboardInterrupt when stopped, all notes made.
+    Raises KeyboardInterrupt when stopped, once all notes are written.
     """
     from orchestrator.tracking.mlflow import Tracker
 
@@ -182,9 +178,8 @@ def run_missing(
         try:
             with _backend(session, declaration, execution, stop, phases) as run_trials:
                 names = {item.key: item.spec.name for item in todo}
-                placements = {item.key: place(item) for item in todo}
                 state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
-                progress = Progress(terminal, names, complete)
+                progress = Progress(terminal, names, state.notes, complete)
                 with contextlib.closing(state), progress:
                     run_trials(todo, placements, _follower(session, progress, state, tracker))
         except KeyboardInterrupt:
@@ -194,41 +189,39 @@ def run_missing(
         # Of a process that was killed the driver may have gone on without it.
         remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
-        trouble = _end_view(tracker, written)
+        trouble = tracker.close(written, complete=all_complete(written))
         phases.end("mlflow")
-    _warn(session, trouble)
+    _say_view_lacks(session, trouble)
     return written
 
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
-    """Complete the view where it lacks anything; MLflow is not imported where it does not."""
+    """Complete the MLflow view where it lacks anything; MLflow is not imported where it does not."""
     from orchestrator.tracking.mlflow import is_shown
 
     if not is_shown(session.tracking_uri, session.store, declaration.sweep, written.results):
-        show_report(session, declaration, written)
+        show_report(session, declaration, written, complete=all_complete(written))
 
 
-def show_report(session: Session, declaration: Declaration, written: Written) -> None:
-    """Log the report as it is now, and whatever else the view lacks."""
+def show_report(session: Session, declaration: Declaration, written: Written, *, complete: bool) -> None:
+    """Log the report as it is now, and whatever else the MLflow view lacks."""
     from orchestrator.tracking.mlflow import Tracker
 
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, declaration)
-        trouble = _end_view(tracker, written)
-    _warn(session, trouble)
+        trouble = tracker.close(written, complete=complete)
+    _say_view_lacks(session, trouble)
 
 
-def _end_view(tracker: "Tracker", written: Written) -> str | None:
-    """Give the view its report, and wait for it; why it lacks something, if it does."""
-    return tracker.close(written, complete=all(result.complete for result in written.results))
+def all_complete(written: Written) -> bool:
+    """Whether every trial of the report is complete."""
+    return all(result.complete for result in written.results)
 
 
-def _warn(session: Session, trouble: str | None) -> None:
+def _say_view_lacks(session: Session, trouble: str | None) -> None:
     if trouble:
-        session.console.print(
-            f"warning: the MLflow view is incomplete ({redacted(trouble)}); the next run or `sync` completes it",
-            style="yellow",
-            markup=False,
+        session.warn(
+            f"warning: the MLflow view is incomplete ({redacted(trouble)}); the next run or `sync` completes it"
         )
 
 
@@ -238,8 +231,8 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
     def on_event(event: Event) -> None:
         if isinstance(event, Failed | Retried | Notice):
             event = _redacted(event)
-        progress.on_event(event)
         state.on_event(event)
+        progress.on_event(event)
         if isinstance(event, Failed) and event.detail:
             # A full disk may be what the trial failed of; it must not end the others.
             with contextlib.suppress(OSError, StorageError):
@@ -267,7 +260,7 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
 def _backend(
     session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
 ) -> Iterator[RunTrials]:
-    """Yield a function that runs trials; a Ray that it starts is up until the block ends."""
+    """Yield a function that runs trials. If it starts Ray, Ray ends with the block."""
     if session.options.backend == "inline":
         from orchestrator.run.inline import run_inline
 

@@ -37,7 +37,7 @@ from orchestrator.report.tables import (
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
-from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
+from trainers.data.audit.findings import FINDINGS, SETS, set_row
 from trainers.storage import replace, replace_bytes
 
 NOT_LEARNED = "not learned"
@@ -388,13 +388,17 @@ def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
         without_length_and_leaks(analysis),
         table_of(
             SETS,
-            sets_rows(audit.sets),
+            [*map(set_row, audit.sets)],
             name="audit_sets",
             title="Sets",
             note="Lengths in characters and words.",
         ),
         table_of(
-            FINDINGS, findings_rows(audit), name="audit_findings", title="Findings", note="The worst first."
+            FINDINGS,
+            [found.row for found in audit.findings],
+            name="audit_findings",
+            title="Findings",
+            note="The worst first.",
         ),
     )
     return [item for item in found if item.rows]

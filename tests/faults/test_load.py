@@ -17,7 +17,6 @@ from pyarrow import parquet
 from benchmarks.load import NAME, Load, make_session
 from benchmarks.load_stages import CHATTY, CHATTY_ROWS
 from benchmarks.no_view import NoView
-from orchestrator.cli import joining
 from orchestrator.cli import run as commands
 from orchestrator.plan.durations import Durations
 from orchestrator.plan.hardware import local_capacity
@@ -55,13 +54,13 @@ def assert_every_row(storage: Path, trials: int, sets: int) -> None:
 
 def test_a_thousand_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
-    monkeypatch.setattr(joining, "cluster_address", lambda: None)
+    monkeypatch.setattr(commands, "cluster_address", lambda: None)
     session = make_session(Load(trials=1000, sets=2, backend="inline"), tmp_path)
     assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
     assert_every_row(session.store.root, 1000, 2)
     before = {stage: manifests(session.store.root, stage) for stage in ("prepare", "train", "evaluate")}
     # Another process would have checked no file yet; a cluster that is up is nothing to it.
-    monkeypatch.setattr(joining, "cluster_address", lambda: "127.0.0.1:6379")
+    monkeypatch.setattr(commands, "cluster_address", lambda: "127.0.0.1:6379")
     monkeypatch.setitem(sys.modules, "orchestrator.run.ray.cluster", None)
     again = make_session(Load(trials=1000, sets=2), tmp_path)
     began = time.monotonic()

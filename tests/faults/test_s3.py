@@ -135,11 +135,11 @@ def forget(bucket, stage):
 
 def runs_on_ray(words, environment):
     enter(environment)
-    from orchestrator.cli.main import main
+    from orchestrator.cli.main import Grid, main
     from sweeps.full_grid import full_grid
     from tests.faults.lives import ROOT
 
-    main("full_grid", full_grid, ROOT / "sweeps", words)
+    main(Grid(build=full_grid), ROOT / "sweeps" / "full_grid.py", arguments=words)
 
 
 @pytest.mark.slow

@@ -3,17 +3,19 @@
 Real launchers are used by tests/trainers/test_commands.py.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.faults.lives import forked, output
@@ -39,7 +41,9 @@ SEED = 3
 class Job:
     """One training; after `stop_after` steps it is asked to stop, which writes a checkpoint.
 
-    With a `mirror` (s3://…) every rank is on a node of its own: it shares no folder with the others.
+    With a `mirror` (s3://…) every rank is on a node of its own: it shares no folder with the others. The first
+    `validation` pairs are scored after every epoch. `partitions_all` is what a real model's size does: ZeRO-3 otherwise
+    keeps weights as small as a tiny model's on every rank.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Job:
     every_steps: int = 3
     stop_after: int | None = None
     mirror: str | None = None
+    validation: int = 0
+    partitions_all: bool = False
 
 
 def pairs_for(model: Path, count: int) -> list[TokenPair]:
@@ -135,21 +141,39 @@ def _run(job: Job, report: Callable[[dict[str, Any]], None] = lambda row: None) 
         seed=SEED,
         pairs=pairs,
         reference=_reference(job.model, job.precision, pairs) if reward.uses_reference else None,
+        validation=pairs[: job.validation],
     )
     kept = _kept(job)
     steps = itertools.count(1)
     try:
-        result = train(
-            inputs,
-            report=report,
-            out_dir=Path(job.out),
-            checkpoints=kept,
-            # Asked once a step, before it is made.
-            stop=never if job.stop_after is None else lambda: 60.0 if next(steps) == job.stop_after else None,
-        )
+        with _partitioning_all() if job.partitions_all else contextlib.nullcontext():
+            result = train(
+                inputs,
+                report=report,
+                out_dir=Path(job.out),
+                checkpoints=kept,
+                # Asked once a step, before it is made.
+                stop=never
+                if job.stop_after is None
+                else lambda: 60.0 if next(steps) == job.stop_after else None,
+            )
     except Interrupted:
         return {"log": None}
     return {"log": result.log, "perf": result.perf}
+
+
+@contextlib.contextmanager
+def _partitioning_all() -> Iterator[None]:
+    import deepspeed
+
+    def initialize(*, config: dict[str, Any], **others: Any) -> Any:
+        zero = {**config["zero_optimization"], "stage3_param_persistence_threshold": 0}
+        return begin(config={**config, "zero_optimization": zero}, **others)
+
+    begin = deepspeed.initialize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deepspeed, "initialize", initialize)
+        yield
 
 
 def _kept(job: Job) -> Checkpoints | None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trainers.data import known
-from trainers.data.formats import Located
+from trainers.data.files import Located
 from trainers.data.known import (
     DATASETS,
     PAPER_DRAWS,

@@ -14,6 +14,7 @@ import tyro
 
 from trainers.command import command
 from trainers.data.audit import Audit, AuditSet, Role, audit_sets, originals
+from trainers.data.audit.findings import FINDINGS, SETS, set_row
 from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, KnownSet, named_set, rewrites_base
 from trainers.data.records import Digest, Message, Pair, as_row, as_turns
 from trainers.data.rewriting import (
@@ -121,8 +122,8 @@ def run_show(arguments: Show) -> None:
         raise SpecError(f"--pairs {arguments.pairs}: give a number of at least 0.")
     spec = chosen_spec(arguments.data, arguments.reading)
     left_out: list[str] = []
-    digest, first = Digest(), []
-    for pair in iter_pairs(spec, own_split(spec, arguments.split), left_out):
+    digest, first, funnel = Digest(), [], Funnel()
+    for pair in iter_pairs(spec, own_split(spec, arguments.split), left_out, funnel):
         digest.add(pair)
         if digest.rows <= arguments.pairs:
             first.append(pair)
@@ -134,6 +135,7 @@ def run_show(arguments: Show) -> None:
         "rows": digest.rows,
         "digest": digest.hexdigest(),
         "left_out": left_out,
+        "funnel": funnel,
         "remembered": [] if arguments.storage is None else remembered(arguments.storage, spec.source),
     }
     if arguments.json:
@@ -146,12 +148,14 @@ def run_show(arguments: Show) -> None:
             f"in {arguments.storage}: split {record['split']} at revision {record['revision']}, "
             f"content {record['digest'][:16]}, {record['rows']} pairs"
         )
-    _say_left_out(left_out)
+    _say_what_was_left(funnel, left_out)
     for number, pair in enumerate(first):
         print(f"\n── {number} ──\n{_text(pair)}")
 
 
-def _say_left_out(left_out: list[str]) -> None:
+def _say_what_was_left(funnel: Funnel, left_out: list[str]) -> None:
+    if funnel:
+        print("  " + " → ".join(f"{count:,} {what}" for what, count in funnel))
     if left_out:
         print(f"{len(left_out)} bad rows left out:")
     for line in left_out[:20]:
@@ -229,9 +233,7 @@ def run_prepare(arguments: Prepare) -> None:
         return
     for split, facts in splits.items():
         print(f"{spec.name}, split {split}: {facts['rows']} pairs, content {facts['digest'][:16]}")
-        if len(facts["funnel"]) > 1:
-            print("  " + " → ".join(f"{count:,} {what}" for what, count in facts["funnel"]))
-        _say_left_out(facts["left_out"])
+        _say_what_was_left(facts["funnel"], facts["left_out"])
 
 
 def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
@@ -272,16 +274,6 @@ class AuditFlags:
     """Print that file instead of the tables."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _AuditedSplit:
-    """The pairs of one split of a named set; `unreadable` has a line for each row that is no pair."""
-
-    name: str
-    role: Role
-    pairs: Sequence[Pair]
-    unreadable: Sequence[str]
-
-
 def run_audit(arguments: AuditFlags) -> None:
     """Read, audit, write `out`, print. Raises SweepError."""
     if not (arguments.data or arguments.train or arguments.eval):
@@ -291,20 +283,13 @@ def run_audit(arguments: AuditFlags) -> None:
     wanted = [(word, role) for word in arguments.data for role in _roles(word, arguments.rows)]
     wanted += [(word, "train") for word in arguments.train] + [(word, "eval") for word in arguments.eval]
     read = [_split(word, role, arguments.rows) for word, role in wanted]
-    names = [(item.name, item.role) for item in read]
-    if twice := sorted({name for name, role in names if names.count((name, role)) > 1}):
+    names = [item.name for item in read]
+    if twice := sorted({name.rpartition("/")[0] for name in names if names.count(name) > 1}):
         raise SpecError(f"two sets are called {', '.join(twice)}; give them apart with NAME=PATH.")
     # The originals of a rewriting are looked for in all that was read.
     candidates = [pair for item in read for pair in item.pairs]
     sets = [
-        AuditSet(
-            name=f"{item.name}/{'train' if item.role == 'train' else 'test'}",
-            role=item.role,
-            pairs=item.pairs,
-            unreadable=item.unreadable,
-            rewrites=originals(item.pairs, candidates, declared=False),
-        )
-        for item in read
+        dataclasses.replace(item, rewrites=originals(item.pairs, candidates, declared=False)) for item in read
     ]
     audited = audit_sets(
         [item for item in sets if item.role == "train"],
@@ -338,7 +323,7 @@ def _roles(word: str, rows: RowFlags) -> tuple[Role, ...]:
     return tuple(r for r in both if has_split(spec, "train" if r == "train" else "test")) or ("eval",)
 
 
-def _split(word: str, role: Role, rows: RowFlags) -> _AuditedSplit:
+def _split(word: str, role: Role, rows: RowFlags) -> AuditSet:
     name, source = _name_and_source(word)
     if source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
         raise DataError(f"{source}: no such file or folder.")
@@ -348,7 +333,8 @@ def _split(word: str, role: Role, rows: RowFlags) -> _AuditedSplit:
         spec = dataclasses.replace(spec, **row_fields(rows))
     split = spec.train_split if role == "train" else spec.test_split
     pairs = read_pairs(dataclasses.replace(spec, skip_bad_rows=True), split, unreadable)
-    return _AuditedSplit(name=name or spec.name, role=role, pairs=pairs, unreadable=unreadable)
+    own = "train" if role == "train" else "test"
+    return AuditSet(name=f"{name or spec.name}/{own}", role=role, pairs=pairs, unreadable=unreadable)
 
 
 def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
@@ -367,19 +353,17 @@ def _print_audit(audited: Audit, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
-
     console = Console()
     sets = Table(title="sets", title_justify="left")
     for number, name in enumerate(SETS):
         sets.add_column(name, overflow="fold", justify="left" if number < 2 else "right")
-    for row in sets_rows(audited.sets):
-        sets.add_row(*row)
+    for item in audited.sets:
+        sets.add_row(*set_row(item))
     findings = Table(title="findings", title_justify="left", show_lines=True)
     for name in FINDINGS:
         findings.add_column(name, overflow="fold")
-    for row in findings_rows(audited):
-        findings.add_row(*row, style={"error": "red", "warn": "yellow"}.get(row[0], ""))
+    for finding in audited.findings:
+        findings.add_row(*finding.row, style={"error": "red", "warn": "yellow"}.get(finding.severity, ""))
     console.print(sets, findings)
     found = [finding.severity for finding in audited.findings]
     counts = ", ".join(f"{found.count(severity)} {severity}" for severity in ("error", "warn", "info"))
@@ -433,7 +417,7 @@ def run_rewrite(arguments: Rewrite) -> None:
     spec = chosen_spec(arguments.data, arguments.reading)
     left_out: list[str] = []
     rows = read_pairs(spec, own_split(spec, arguments.split), left_out)
-    _say_left_out(left_out)
+    _say_what_was_left([], left_out)
     pairs = sampled(rows, arguments.sample, arguments.sample_seed)
     texts = responses_of(pairs)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trainers.data.formats import Located, Row
+from trainers.data.files import Located, Row
 from trainers.data.records import Pair, user_prompt
 from trainers.data.worlds import EDGE_SEPARATOR, PAPER_GRAPHS, SEPARATOR, Edge, is_cycle
 from trainers.errors import DataError, SpecError
@@ -309,7 +309,7 @@ def selected_rows(
     wanted = set(drawn[side])
     found = {item.number: item for item in rows_of(paper.splits[side]) if item.number in wanted}
     for number in drawn[side]:
-        texts = paper.texts(_row(found[number]))
+        texts = paper.texts(found[number].sound())
         assert texts is not None
         yield found[number]._replace(row=dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)))
 
@@ -348,7 +348,7 @@ def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[
     count = 0
     while group := list(itertools.islice(rows, 256)):
         count += len(group)
-        kept = [(item.number, texts) for item in group if (texts := paper.texts(_row(item))) is not None]
+        kept = [(item.number, texts) for item in group if (texts := paper.texts(item.sound())) is not None]
         fit = short([text for _, texts in kept for text in texts])
         for place, (number, (prompt, _, _)) in enumerate(kept):
             translation = paper.drop_translation and any(
@@ -358,17 +358,11 @@ def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[
     return count, passed
 
 
-def _row(item: Located) -> Row:
-    if isinstance(item.row, DataError):
-        raise item.row
-    return item.row
-
-
 def _rewardbench2(rows_of: RowsOf, funnel: Funnel) -> Iterator[Located]:
     rows = kept = pairs = 0
     for item in rows_of("test"):
         rows += 1
-        row = _row(item)
+        row = item.sound()
         if row["subset"] == "Ties":
             continue
         kept += 1

@@ -21,16 +21,8 @@ from typing import Annotated, Any
 import tyro
 
 from trainers.data import known, worlds
-from trainers.data.formats import (
-    ENDINGS,
-    Located,
-    Row,
-    file_rows,
-    located_text,
-    pair_of,
-    prompt_column,
-    without_nulls,
-)
+from trainers.data.files import Fault, Located, Row, file_ending, file_rows, split_files, without_nulls
+from trainers.data.formats import Format, format_of, missing_column, pairs_of, text_of
 from trainers.data.known import (
     DATASETS,
     PERSONA_FILE,
@@ -104,7 +96,9 @@ def dataset_spec(data: str) -> DatasetSpec:
             f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
         )
     try:
-        name = clean_name(path.absolute().stem if path.is_file() else path.absolute().name)
+        whole = path.absolute().name
+        ending = file_ending(path) if path.is_file() else ""
+        name = clean_name(whole[: len(whole) - len(ending)])
     except SpecError:
         name = "data"
     return DatasetSpec(name=name, source=str(path) if path.exists() else data)
@@ -196,47 +190,49 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         yield from pairs
         return
     faults: list[str] = [] if left_out is None else left_out
-    found, seen = 0, 0
-    # The first row that can be read decides which column holds the prompts.
-    decided, asked = False, None
+    rows, unranked, read, found = 0, 0, 0, 0
+    # The first row that can be read decides how all are read.
+    read_as: Format | None = None
     for located in _selected_rows(spec, split, funnel):
-        seen += 1
-        if not decided and isinstance(located.row, dict):
-            decided, asked = True, prompt_column(located.row, spec)
+        rows += 1
         try:
-            pair = _pair(located, spec, split, asked)
+            row = located.sound()
+            read_as = read_as or format_of(row, spec)
+            if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
+                continue
+            pairs = pairs_of(located, spec, read_as)
+            taken = [pair for pair in pairs if _is_in(spec, split, _group(located, pair, spec))]
         except DataError as error:
             if not spec.skip_bad_rows:
                 raise
             faults.append(str(error))
             continue
-        if pair is not None:
-            found += 1
-            yield pair
+        unranked += not pairs
+        read += len(pairs)
+        found += len(taken)
+        yield from taken
     if spec.selection is None:
-        steps = [("rows", seen), ("readable", seen - len(faults)), (f"in the {split} split", found)]
-        funnel.extend(step for step in steps if step[1] != seen or step is steps[0])
+        sound = rows - len(faults)
+        funnel.append((f"rows, read as {read_as.name}" if read_as and read_as.name else "rows", rows))
+        steps = (("readable", sound), ("with a preference", sound - unranked), ("pairs", read))
+        for step in (*steps, (f"in the {split} split", found)):
+            if step[1] != funnel[-1][1]:
+                funnel.append(step)
     if not found:
-        why = f" {seen} rows were read, {len(faults)} of them bad." if seen else ""
+        ties = f", {unranked} without a preference" if unranked else ""
+        why = f" {rows} rows were read, {len(faults)} of them bad{ties}." if rows else ""
         first = f" The first: {faults[0]}" if faults else ""
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
 
 
-def _pair(located: Located, spec: DatasetSpec, split: str, asked: str | None) -> Pair | None:
-    """Return the pair of a row; None where the row is not kept or belongs to the other split. Raises DataError."""
-    row = located.row
-    if isinstance(row, dict):
-        if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
-            return None
-        if spec.group_by is not None:
-            if row.get(spec.group_by) is None:
-                raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
-            if not _is_in(spec, split, json.dumps(row[spec.group_by], sort_keys=True, default=str)):
-                return None
-    pair = pair_of(located, spec, asked)
-    if spec.test_share and spec.group_by is None:
-        return pair if _is_in(spec, split, json.dumps(listed_turns(pair.prompt))) else None
-    return pair
+def _group(located: Located, pair: Pair, spec: DatasetSpec) -> str:
+    """Return what rows of one side of a division have in common. Raises DataError."""
+    if spec.group_by is None:
+        return json.dumps(listed_turns(pair.prompt)) if spec.test_share else ""
+    value = located.sound().get(spec.group_by)
+    if value is None:
+        raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
@@ -244,6 +240,8 @@ def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
 
     A set that is evaluated on its training rows has one name for both splits: that is its train split.
     """
+    if not spec.test_share:
+        return True
     digest = hashlib.sha256(f"{spec.split_seed}\n{group}".encode()).digest()
     for_test = int.from_bytes(digest[:8], "big") < spec.test_share * 2**64
     return split == (spec.test_split if for_test else spec.train_split) and (
@@ -272,7 +270,7 @@ def _statements(spec: DatasetSpec, funnel: Funnel) -> list[str]:
     path = Path(location)
     located: Iterator[Located]
     if path.exists():
-        files = [path] if path.is_file() else _split_files(path, Path(PERSONA_FILE).stem)
+        files = [path] if path.is_file() else split_files(path, Path(PERSONA_FILE).stem)
         if not files:
             raise DataError(f"{path} holds no {Path(PERSONA_FILE).name}.")
         located = itertools.chain.from_iterable(file_rows(file) for file in files)
@@ -282,10 +280,12 @@ def _statements(spec: DatasetSpec, funnel: Funnel) -> list[str]:
     questions, rows = [], 0
     for item in located:
         rows += 1
-        if isinstance(item.row, DataError):
-            raise item.row
-        if known.persona_matches(item.row):
-            questions.append(located_text(item, "question"))
+        row = item.sound()
+        if known.persona_matches(row):
+            try:
+                questions.append(text_of(row.get("question"), "question"))
+            except Fault as fault:
+                raise DataError(f"{item.where}: {fault}") from fault
     funnel.extend([("rows", rows), ("whose matching answer is Yes", len(questions))])
     return questions
 
@@ -306,10 +306,10 @@ def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
 def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
     if not (path.is_file() or path.is_dir()):
         raise DataError(f"{path} is neither a file nor a folder.")
-    files = [path] if path.is_file() else _split_files(path, split)
+    files = [path] if path.is_file() else split_files(path, split)
     if not files:
         found = sorted({entry.name for entry in path.iterdir()})
-        other = next((n for n in _VALIDATION if split == "test" and _split_files(path, n)), None)
+        other = next((n for n in _VALIDATION if split == "test" and split_files(path, n)), None)
         raise DataError(
             f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
             f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}."
@@ -319,18 +319,20 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
                 else ""
             )
         )
-    needed: Sequence[str] = (spec.column("chosen"), spec.column("rejected"))
-    if spec.selection:
-        needed = selected_columns(spec.selection)
-    elif spec.group_by:
-        needed = (*needed, spec.group_by)
+
+    def complaint(names: Sequence[str]) -> str | None:
+        if spec.selection is None:
+            return missing_column(names, spec)
+        missing = [name for name in selected_columns(spec.selection) if name not in names]
+        return f"no column {missing[0]!r}; {spec.name} has it in its own files." if missing else None
+
     for file in files:
-        yield from file_rows(file, needed)
+        yield from file_rows(file, complaint)
 
 
 def has_split(spec: DatasetSpec, split: str) -> bool:
     """Return whether a local folder has files of `split`."""
-    return bool(_split_files(Path(spec.source), split))
+    return bool(split_files(Path(spec.source), split))
 
 
 def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
@@ -344,42 +346,6 @@ def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
         return (spec.train_split,)
     splits = (spec.train_split, spec.test_split, *_VALIDATION)
     return tuple(split for split in splits if has_split(spec, split))
-
-
-def _split_files(path: Path, split: str) -> list[Path]:
-    """Return the files of a split: one, or shards of one kind. Raises DataError where several kinds may be meant."""
-    saved = [path / split, *([path] if split == "train" else [])]
-    # Copies of a hub data set keep their files in data/.
-    kinds = [
-        *([state] for folder in saved if (state := folder / "state.json").is_file()),
-        *(
-            sorted(place.glob(pattern))
-            for place in (path, path / "data")
-            for ending in ENDINGS
-            for pattern in (f"{split}{ending}", f"{split}-*{ending}")
-        ),
-    ]
-    found = [files for files in kinds if files]
-    if len(found) > 1:
-        first = ", ".join(str(files[0].relative_to(path)) for files in found)
-        raise DataError(f"{path} holds the {split} split more than once ({first}): which is meant? Keep one.")
-    (files,) = found or ([],)
-    if files and files[0].name == "state.json":
-        return [files[0].parent / name for name in _saved_files(files[0])]
-    return files
-
-
-def _saved_files(state: Path) -> list[str]:
-    """Return the file names that save_to_disk noted, none of which may lead out of the folder. Raises DataError."""
-    try:
-        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DataError(f"{state} does not list the files of a saved data set ({error!r}).") from error
-    for name in names:
-        inside = isinstance(name, str) and name and name == Path(name).name
-        if not inside or not (state.parent / name).is_file():
-            raise DataError(f"{state} names {name!r}, which is no file in its folder.")
-    return names
 
 
 def resolved_revision(spec: DatasetSpec) -> str | None:

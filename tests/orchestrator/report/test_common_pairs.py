@@ -9,7 +9,7 @@ from pyarrow import parquet
 from rich.console import Console
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator.cli.terminal_report import say
+from orchestrator.cli.terminal import say
 from orchestrator.report import page
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.comparison import Analysis
@@ -82,7 +82,7 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
     with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
     terminal = io.StringIO()
-    say(Console(width=60, file=terminal), left_out_lines(written.results, written.analysis.results))
+    say(Console(width=60, file=terminal), *left_out_lines(written.results, written.analysis.results))
     views = {
         "terminal": terminal.getvalue(),
         "summary": (written.folder / "summary.md").read_text(),

@@ -13,7 +13,7 @@ from pyarrow import Table, parquet
 from rich.console import Console
 
 from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.cli.terminal import late_bar
 from orchestrator.report import figures, house_style
 from orchestrator.report import page as full_report
@@ -273,7 +273,7 @@ def test_the_command_prints_what_is_concluded(store: Store, capsys: pytest.Captu
         )
     flags = ["--storage", str(store.root), "--name", "demo", "--compare", "other"]
     with pytest.raises(SystemExit) as ended:
-        main("full_grid", full_grid, Path(__file__).parent, ["report", *flags])
+        main(Grid(build=full_grid), "full_grid.py", arguments=["report", *flags])
     said = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
     for text in (

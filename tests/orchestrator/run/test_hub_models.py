@@ -89,7 +89,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + files)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("orchestrator.cli.joining.cluster_address", lambda: None)
+    monkeypatch.setattr("orchestrator.cli.run.cluster_address", lambda: None)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     yield served
@@ -154,7 +154,7 @@ def test_the_hubs_bar_is_seen_on_a_terminal(hub, tmp_path, monkeypatch, capsys):
 def test_where_nothing_is_loaded_here_nothing_is_fetched(hub, tmp_path, monkeypatch, where):
     session = session_of(tmp_path, StageFunctions() if where == "stages that load nothing" else REAL)
     if where == "a cluster":
-        monkeypatch.setattr("orchestrator.cli.joining.cluster_address", lambda: "127.0.0.1:6379")
+        monkeypatch.setattr("orchestrator.cli.run.cluster_address", lambda: "127.0.0.1:6379")
     if where == "offline":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     fetch_models_here(session, [on_hub()])
