@@ -107,7 +107,7 @@ def _row(trials: Sequence[TrialResult], rewritten: str, store: Store) -> dict[st
         "rewriting": rewritten,
         "seeds": len(trials),
     }
-    found = {}
+    found: dict[str, tuple[float, Floats, list[float], int]] = {}
     for cell, dataset in _sets(record.train_set, rewritten).items():
         right_SQ = np.stack([_by_prompt(trial, dataset, store) for trial in trials])
         # The same prompts are drawn for original and rewritten responses.
@@ -115,10 +115,12 @@ def _row(trials: Sequence[TrialResult], rewritten: str, store: Store) -> dict[st
         seeds = generator("seeds", record.train_set, record.model)
         value, draws_B, by_seed = over_seeds(right_SQ, prompts, seeds)
         row[cell] = accuracy_estimate(value, draws_B, right_SQ.shape[1], by_seed)
-        found[cell] = value, draws_B, np.array(by_seed), right_SQ.shape[1]
-    prompt, response = found["new_prompts"], found["new_responses"]
-    value, draws_B, by_seed_S = (one - other for one, other in zip(prompt[:3], response[:3], strict=True))
-    row[CONTRAST] = gap_estimate(value, draws_B, min(prompt[3], response[3]), by_seed_S.tolist())
+        found[cell] = value, draws_B, by_seed, right_SQ.shape[1]
+    (prompt, prompt_B, prompt_S, prompts_n), (response, response_B, response_S, responses_n) = (
+        found[cell] for cell in ("new_prompts", "new_responses")
+    )
+    gaps = np.subtract(prompt_S, response_S).tolist()
+    row[CONTRAST] = gap_estimate(prompt - response, prompt_B - response_B, min(prompts_n, responses_n), gaps)
     return row
 
 
