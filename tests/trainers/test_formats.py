@@ -305,7 +305,6 @@ REFUSED = {
         {"chosen": listed(ASK, YES), "rejected": listed(Message("user", "how?"), NO)},
         "the turns before the responses differ",
     ),
-    "candidates": ({**GOOD, "rejected": ["no", "never"]}, "'rejected' holds a list of 2 texts"),
     "texts without spaces": (
         {"chosen": "日本の首都は東京", "rejected": "日本の首都は京都"},
         "no column 'prompt'",
@@ -408,6 +407,13 @@ KNOWN_ROWS = {
     "rated generations": (
         [with_columns("instruction generations ratings", "why?", ["no", "yes"], [1, 5])],
         ["yn"],
+    ),
+    "candidates": (
+        [
+            {"prompt": "why?", "chosen": ["yes"], "rejected": ["no", "maybe"]},
+            {"prompt": "why?", "chosen": "yes", "rejected": ["no"]},
+        ],
+        ["yn", "ym", "yn"],
     ),
     "instruction, input, chosen and rejected": (
         [with_columns("instruction input chosen rejected", "why?", "", "yes", "no")],

@@ -153,6 +153,20 @@ def _prompted(prompt: Any, row: Row) -> Iterable[Row]:
     return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
 
+def _are_candidates(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _candidates(row: Row) -> Iterable[Row]:
+    """Each chosen answer against each rejected one."""
+    asked = row["prompt"] if "prompt" in row else row["question"]
+    answers = (row[side] if _are_candidates(row[side]) else [row[side]] for side in _SIDES)
+    return [
+        {"prompt": asked, "chosen": chosen, "rejected": rejected}
+        for chosen, rejected in itertools.product(*answers)
+    ]
+
+
 _SIDES = ("chosen", "rejected")
 
 
@@ -278,6 +292,8 @@ def _format_of(row: Row) -> Format:
         for known in FORMATS:
             if row.keys() >= {*known.columns} and row[known.columns[0]] not in (None, "", []):
                 return known
+    if asked and any(_are_candidates(row.get(side)) for side in _SIDES):
+        return Format("candidates", (asked, *_SIDES), _candidates)
     return Format("", (asked, *_SIDES) if asked else _SIDES, None)
 
 
@@ -479,14 +495,8 @@ def _unless_plain(turns: Turns) -> Turns:
 def _turns(value: Any, role: str, column: str) -> Turns:
     """Return the turns of messages; a text is one turn of `role`."""
     turns = [value] if isinstance(value, dict) else value
-    if isinstance(turns, list) and turns:
-        if all(isinstance(item, str) for item in turns):
-            raise Fault(
-                f"column {column!r} holds a list of {len(turns)} texts. Several answers are candidates (as RewardBench 2 "
-                "and RM-Bench have them), and a pair has one chosen and one rejected: write a row for each pair."
-            )
-        if all(isinstance(item, dict) for item in turns):
-            return tuple(_turn(item, column) for item in turns)
+    if isinstance(turns, list) and turns and all(isinstance(item, dict) for item in turns):
+        return tuple(_turn(item, column) for item in turns)
     return (Message(role, text_of(value, column)),)
 
 

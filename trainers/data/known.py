@@ -301,7 +301,7 @@ def selected_rows(
 ) -> Iterator[Located]:
     """Yield the rows of a selection's split, in the order of the draw, and fill its funnel."""
     if selection == REWARDBENCH2:
-        yield from _rewardbench2(rows_of, funnel)
+        yield from _without_ties(rows_of("test"), funnel)
         return
     paper = PAPER_DRAWS[selection]
     drawn, steps = paper_draw(paper, rows_of, short)
@@ -358,20 +358,15 @@ def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[
     return count, passed
 
 
-def _rewardbench2(rows_of: RowsOf, funnel: Funnel) -> Iterator[Located]:
-    rows = kept = pairs = 0
-    for item in rows_of("test"):
-        rows += 1
-        row = item.sound()
-        if row["subset"] == "Ties":
-            continue
-        kept += 1
-        for rejected in row["rejected"]:
-            pairs += 1
-            yield item._replace(
-                row={"prompt": row["prompt"], "chosen": row["chosen"][0], "rejected": rejected}
-            )
-    funnel.extend([("rows", rows), ("not of the subset Ties", kept), ("pairs", pairs)])
+def _without_ties(rows: Iterator[Located], funnel: Funnel) -> Iterator[Located]:
+    """Yield the rows of RewardBench 2 that have one correct answer."""
+    count = kept = 0
+    for item in rows:
+        count += 1
+        if item.sound()["subset"] != "Ties":
+            kept += 1
+            yield item
+    funnel.extend([("rows", count), ("not of the subset Ties", kept)])
 
 
 # Persona, the paper's controlled token-level shift:
