@@ -216,7 +216,6 @@ Texts = tuple[str, str, str]
 Funnel = list[tuple[str, int]]
 _BOTH_TEST = {"train": "test", "test": "test"}
 _BOTH_FILTERED = {"train": "filtered", "test": "filtered"}
-_BENCH_COLUMNS = ("prompt", "chosen", "rejected", "subset")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +226,6 @@ class PaperDraw:
     from. With `test_rows`, the source's one split is divided, and the last of a permutation are for testing.
     """
 
-    columns: tuple[str, ...]
     texts: Callable[[Row], Texts | None]
     kept: str = ""
     splits: Mapping[str, str]
@@ -254,7 +252,6 @@ def _rewardbench(row: Row, prefix: str) -> Texts | None:
 
 def _rewardbench_draw(prefix: str, test_rows: int) -> PaperDraw:
     return PaperDraw(
-        columns=_BENCH_COLUMNS,
         texts=functools.partial(_rewardbench, prefix=prefix),
         kept="of its subset",
         splits=_BOTH_FILTERED,
@@ -264,7 +261,6 @@ def _rewardbench_draw(prefix: str, test_rows: int) -> PaperDraw:
 
 PAPER_DRAWS: Mapping[str, PaperDraw] = {
     "ultrafeedback": PaperDraw(
-        columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
         texts=_ultrafeedback,
         kept="with a preference",
         splits={"train": "train_prefs", "test": "test_prefs"},
@@ -272,7 +268,6 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
         drop_translation=True,
     ),
     "rewardmath": PaperDraw(
-        columns=("problem", "eval_solution_A", "eval_solution_B", "chosen_position"),
         texts=_rewardmath,
         splits=_BOTH_TEST,
         test_rows=1000,
@@ -284,11 +279,6 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
 }
 # Taken whole, without a draw of the paper.
 REWARDBENCH2 = "rewardbench2"
-
-
-def selected_columns(selection: str) -> tuple[str, ...]:
-    """Return the columns that the rows of a selection's source must have."""
-    return _BENCH_COLUMNS if selection == REWARDBENCH2 else PAPER_DRAWS[selection].columns
 
 
 def selected_splits(selection: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +29,6 @@ from trainers.data.known import (
     REWRITES,
     Funnel,
     named_set,
-    selected_columns,
     selected_rows,
     selected_splits,
     short_enough,
@@ -320,12 +319,7 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
             )
         )
 
-    def complaint(names: Sequence[str]) -> str | None:
-        if spec.selection is None:
-            return missing_column(names, spec)
-        missing = [name for name in selected_columns(spec.selection) if name not in names]
-        return f"no column {missing[0]!r}; {spec.name} has it in its own files." if missing else None
-
+    complaint = functools.partial(missing_column, spec=spec) if spec.selection is None else lambda names: None
     for file in files:
         yield from file_rows(file, complaint)
 
