@@ -477,8 +477,14 @@ def test_every_format_has_a_row_in_this_file():
             {**with_columns(HELPSTEER2, *TEXTS, 1), "context": "c"},
             "column 'context' is part of what was asked",
         ),
-        (GOOD, "no column 'response_1'"),
-        ({**with_columns(HELPSTEER2, *TEXTS, 1), **GOOD}, "and the split's first row has not"),
+        (
+            GOOD,
+            "no column 'response_1'; needed are prompt, response_1, response_2, preference_strength; found",
+        ),
+        (
+            {**with_columns(HELPSTEER2, *TEXTS, 1), **GOOD},
+            "is a row of prompt, chosen, rejected, and the split's first row is HelpSteer2",
+        ),
     ],
 )
 def test_a_row_that_is_not_as_its_format_has_it_is_named(tmp_path, row, message):
@@ -551,7 +557,7 @@ def test_a_mapped_column_is_there_in_every_row(tmp_path):
         (
             {"chosen": "why? yes", "rejected": "why? no"},
             GOOD,
-            "row 1: has the columns prompt, chosen, rejected, and",
+            "row 1: is a row of prompt, chosen, rejected, and the split's first row is a row of chosen, rejected;",
         ),
     ],
 )

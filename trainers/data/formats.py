@@ -238,6 +238,7 @@ FORMATS = (
     ),
     *map(_asked_in, ("instruction", "input", "query", "problem", *_CONVERSATIONS)),
 )
+_PLAIN = Format("", ("prompt", *_SIDES), None)
 
 
 # A row → its format → its pairs.
@@ -282,13 +283,14 @@ def text_of(value: Any, column: str) -> str:
 
 def _named(row: Row, spec: DatasetSpec) -> Row:
     """Return the row with its mapped columns under the names that the map gives them too."""
-    return {**row, **{meaning: row[name] for meaning, name in spec.columns if name in row}}
+    mapped = {meaning: row[name] for meaning, name in spec.columns if name in row}
+    return {**row, **mapped} if mapped else row
 
 
 def _format_of(row: Row) -> Format:
     asked = next((name for name in ("prompt", "question") if name in row), None)
-    hold_the_prompt = all(_begins_in_prompt(row.get(side)) for side in _SIDES)
-    if not (row.keys() >= {*_SIDES} and (asked or hold_the_prompt)):
+    has_sides = "chosen" in row and "rejected" in row
+    if not (has_sides and (asked or all(_begins_in_prompt(row[side]) for side in _SIDES))):
         for known in FORMATS:
             if row.keys() >= {*known.columns} and row[known.columns[0]] not in (None, "", []):
                 return known
@@ -303,9 +305,9 @@ def _begins_in_prompt(value: Any) -> bool:
     return isinstance(role, str) and ROLES.get(role.strip().lower()) in ("system", "user")
 
 
-def _missing(name: str, found: Sequence[str]) -> str:
+def _missing(name: str, found: Sequence[str], read_as: Format = _PLAIN) -> str:
     return (
-        f"no column {name!r}; needed are prompt, chosen, rejected; found {', '.join(found)}. "
+        f"no column {name!r}; needed are {', '.join(read_as.columns)}; found {', '.join(found)}. "
         "Say which is which with a column map (prompt=…, chosen=…, rejected=…)."
     )
 
@@ -314,9 +316,10 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     called, named = dict(spec.columns), _named(row, spec)
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
-            raise Fault(_missing(name, list(row)))
+            raise Fault(_missing(name, list(row), read_as if read_as.name else _PLAIN))
     if (found := _format_of(named)) != read_as:
-        raise Fault(f"has the columns {', '.join(found.columns)}, and the split's first row has not.")
+        one, other = (item.name or f"a row of {', '.join(item.columns)}" for item in (found, read_as))
+        raise Fault(f"is {one}, and the split's first row is {other}; give each format a file of its own.")
     for name in (*_NOT_READ, *_NOT_TEXT):
         if row.get(name) and name not in (*called.values(), *read_as.columns):
             how = f"map it (--columns prompt={name} or system={name}), put it into the prompt, or drop it"
@@ -328,12 +331,13 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
     beside: Row = {name: named[name] for name in ("system", "tools") if name in named}
     try:
-        return [_pair_of({**beside, **made}, called) for made in read_as.rows(named)]
+        made = list(read_as.rows(named))
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         at = ", ".join(read_as.columns)
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
         ) from error
+    return [_pair_of({**beside, **item}, called) for item in made]
 
 
 def _pair_of(row: Row, called: dict[str, str]) -> Pair:
