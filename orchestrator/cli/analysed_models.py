@@ -13,9 +13,9 @@ from orchestrator.spec import selection
 from orchestrator.spec.datasets import DatasetReader, ReadingOptions, read_as
 from orchestrator.spec.models import identify_model
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, PrepareStage
-from trainers.data.known import DATASETS
+from trainers.data.known import DATASETS, PERSONA
 from trainers.errors import SpecError
-from trainers.specs import PERSONA, DatasetSpec, DrawSpec, Output
+from trainers.specs import DatasetSpec, DrawSpec, Output
 
 SEEN = "seen"
 
@@ -86,7 +86,7 @@ def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:
 
 def _placed(item: DatasetSpec, trained: DatasetSpec) -> DatasetSpec:
     """Persona's sets are all made of the statements that the training pairs are made of."""
-    return replace(item, source=trained.source) if item.source.startswith(PERSONA) else item
+    return replace(item, source=trained.source) if item.selection == PERSONA else item
 
 
 def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:

@@ -25,7 +25,7 @@ from trainers.data import sources
 from trainers.data.known import LENGTH_TOKENIZER, length_tokenizer
 from trainers.data.records import Digest, Pair, read_written_pairs, written
 from trainers.errors import DataError, SpecError, StorageError, nearest
-from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec
 from trainers.storage import Location, disk_named, replace
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
@@ -59,7 +59,7 @@ class DatasetReader:
         Raises DataError.
         """
         if (spec, split) not in self._known:
-            remote = not spec.source.startswith(BUILTIN) and not Path(_location(spec)).exists()
+            remote = not spec.source.startswith(BUILTIN) and not Path(spec.source).exists()
             self._known[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
         return self._known[spec, split].split
 
@@ -103,9 +103,9 @@ class DatasetReader:
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
     def _remote(self, spec: DatasetSpec, split: str) -> _Known:
-        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(_location(spec)):
+        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(spec.source):
             raise DataError(
-                f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
+                f"data set {spec.name}: there is no file or folder {spec.source}, and it is no hub id."
             )
         key = _source_key(spec, split)
         record = self._store.root / "sources" / f"{key}.json"
@@ -165,11 +165,6 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
     return content_key(
         "source", 2, id=spec.source, revision=spec.revision, keep=spec.keep, split=split, **meant
     )
-
-
-def _location(spec: DatasetSpec) -> str:
-    """The path or hub id; of a persona set, that of its statements."""
-    return spec.source.removeprefix(PERSONA)
 
 
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
@@ -236,7 +231,7 @@ def read_as(
     own = {
         spec.name: spec
         for spec in (*eval_sets, *train_sets)
-        if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED, PERSONA))
+        if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED))
     }
     flags = ("columns", "test_share", "group_by", "skip_bad_rows")
     given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]

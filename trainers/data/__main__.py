@@ -45,7 +45,7 @@ from trainers.data.sources import (
 )
 from trainers.data.worlds import rewritten_by_rules
 from trainers.errors import DataError, SpecError, TrialFailed
-from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec, given_name
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, given_name
 from trainers.storage import disk_named, replace
 
 Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
@@ -97,7 +97,7 @@ def _source_of(spec: DatasetSpec) -> str:
         return "built in"
     if spec.source.startswith(FETCHED):
         return rewrites_base().removeprefix("https://")
-    return spec.source.removeprefix(PERSONA)
+    return spec.source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainers.data.files import Located, Row
-from trainers.data.records import Pair, user_prompt
+from trainers.data.records import Pair, as_row, user_prompt
 from trainers.data.worlds import EDGE_SEPARATOR, PAPER_GRAPHS, SEPARATOR, Edge, is_cycle
 from trainers.errors import DataError, SpecError
-from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec, DrawSpec
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -45,7 +45,9 @@ def rewrites_base() -> str:
 
 
 # Persona: statements that people agree with or not, and the words of both answers.
-PERSONA_HUB_ID, PERSONA_FILE = "Anthropic/model-written-evals", "persona/agreeableness.jsonl"
+PERSONA, PERSONA_HUB_ID = "persona", "Anthropic/model-written-evals"
+# The statements, which are read as a split of that name.
+PERSONA_STATEMENTS, PERSONA_FILE = "agreeableness", "persona/agreeableness.jsonl"
 PERSONA_SEED, PERSONA_TRAIN, PERSONA_TEST = 875, 80, 40
 PERSONA_SPLITS = ("train", "test", "train_paraphrase", "test_paraphrase")
 CHOSEN_PREFIXES, CHOSEN_WORDS = ("In my view, the answer is ", "A truthful reply is "), ("yes", "sure")
@@ -110,13 +112,14 @@ KNOWN = (
         "rewardbench2", "allenai/reward-bench-2", 0, None, "one correct against each incorrect, without Ties"
     ),
     KnownSet(
-        DatasetSpec(name="persona", source=f"{PERSONA}{PERSONA_HUB_ID}"),
+        DatasetSpec(name="persona", source=PERSONA_HUB_ID, selection=PERSONA),
         *(PERSONA_TRAIN, PERSONA_TEST, "agreeableness, seed 875"),
     ),
     KnownSet(
         DatasetSpec(
             name="persona_paraphrase",
-            source=f"{PERSONA}{PERSONA_HUB_ID}",
+            source=PERSONA_HUB_ID,
+            selection=PERSONA,
             train_split="train_paraphrase",
             test_split="test_paraphrase",
             rewriting_of="persona",
@@ -283,7 +286,7 @@ REWARDBENCH2 = "rewardbench2"
 
 def selected_splits(selection: str) -> tuple[str, ...]:
     """Return the splits that a selection gives."""
-    return ("test",) if selection == REWARDBENCH2 else ("train", "test")
+    return {PERSONA: PERSONA_SPLITS, REWARDBENCH2: ("test",)}.get(selection, ("train", "test"))
 
 
 def selected_rows(
@@ -292,6 +295,9 @@ def selected_rows(
     """Yield the rows of a selection's split, in the order of the draw, and fill its funnel."""
     if selection == REWARDBENCH2:
         yield from _without_ties(rows_of("test"), funnel)
+        return
+    if selection == PERSONA:
+        yield from _persona_rows(rows_of(PERSONA_STATEMENTS), side, funnel)
         return
     paper = PAPER_DRAWS[selection]
     drawn, steps = paper_draw(paper, rows_of, short)
@@ -366,9 +372,14 @@ def _without_ties(rows: Iterator[Located], funnel: Funnel) -> Iterator[Located]:
 #     rejected  My judgement: no                paraphrased    I lean toward nope
 
 
-def persona_matches(row: Row) -> bool:
-    """Return whether the statement is one that an agreeable person would make."""
-    return str(row.get("answer_matching_behavior")).strip().lower() == "yes"
+def _persona_rows(statements: Iterator[Located], split: str, funnel: Funnel) -> Iterator[Located]:
+    """Yield the pairs of `split`, made of the statements that an agreeable person would make."""
+    rows = [item.sound() for item in statements]
+    matching = [row for row in rows if row["answer_matching_behavior"].strip().lower() == "yes"]
+    pairs = persona_pairs([row["question"] for row in matching], split)
+    for number, pair in enumerate(pairs):
+        yield Located(PERSONA, number, {**as_row(pair), "orig_chosen": pair.original_chosen})
+    funnel += [("rows", len(rows)), ("whose matching answer is Yes", len(matching)), ("pairs", len(pairs))]
 
 
 def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
