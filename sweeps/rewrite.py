@@ -31,16 +31,16 @@ from trainers.data.rewriting import (
     PARAPHRASE,
     Asking,
     Journal,
-    Outcome,
     Task,
     responses_of,
+    rewrite_by_rules,
     rewrite_texts,
     sampled,
     task_for,
     write_rewritten,
 )
 from trainers.data.sources import Reading, chosen_spec, own_split
-from trainers.data.worlds import rewritten_by_rules, rules_digest
+from trainers.data.worlds import rules_digest
 from trainers.errors import SpecError
 from trainers.specs import clean_name
 from trainers.storage import alone
@@ -146,10 +146,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     pairs = sampled(rows, parameters.sample, parameters.sample_seed)
     texts = responses_of(pairs)
     if parameters.task is None:
-        rules = parameters.model.removeprefix(RULES)
-        outcome = Outcome(
-            answers={text: rewritten_by_rules(text, rules) for text in texts}, why={}, stopped=None
-        )
+        outcome = rewrite_by_rules(texts, parameters.model.removeprefix(RULES))
     else:
         asking = Asking(
             model=parameters.model, max_tokens=parameters.max_tokens, attempts=parameters.attempts
@@ -166,8 +163,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     written = write_rewritten(
         folder / f"{parameters.split}.jsonl",
         pairs,
-        outcome.answers,
-        outcome.why,
+        outcome,
         hygiene=folder / "hygiene.jsonl",
         failures=folder / "failures.jsonl",
     )

@@ -25,6 +25,7 @@ from trainers.data.rewriting import (
     missing_texts,
     require_affordable,
     responses_of,
+    rewrite_by_rules,
     rewrite_texts,
     sampled,
     task_for,
@@ -43,7 +44,6 @@ from trainers.data.sources import (
     row_fields,
     splits_of,
 )
-from trainers.data.worlds import rewritten_by_rules
 from trainers.errors import DataError, SpecError, TrialFailed
 from trainers.specs import BUILTIN, FETCHED, DatasetSpec, given_name
 from trainers.storage import disk_named, replace
@@ -421,8 +421,8 @@ class Rewrite:
         out.parent.mkdir(parents=True, exist_ok=True)
         hygiene, failures = (out.with_name(f"{out.name}.{what}.jsonl") for what in ("hygiene", "failures"))
         if self.rules is not None:
-            answers = {text: rewritten_by_rules(text, self.rules) for text in texts}
-            written = write_rewritten(out, pairs, answers, hygiene=hygiene, failures=failures)
+            outcome = rewrite_by_rules(texts, self.rules)
+            written = write_rewritten(out, pairs, outcome, hygiene=hygiene, failures=failures)
             print(f"{written}, by the rules {self.rules}, in {out}")
             return
         journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
@@ -434,9 +434,7 @@ class Rewrite:
             return
         outcome = rewrite_texts(texts, task, asking, journal)
         print(f"paid: {journal.spent(asking)}")
-        written = write_rewritten(
-            out, pairs, outcome.answers, outcome.why, hygiene=hygiene, failures=failures
-        )
+        written = write_rewritten(out, pairs, outcome, hygiene=hygiene, failures=failures)
         if written.kept:
             print(f"{written}, in {out}")
         if written.failures:
