@@ -403,6 +403,7 @@ KNOWN_ROWS = {
         [{"input": {"messages": [ASKED]}, "preferred_output": [FIRST], "non_preferred_output": [SECOND]}],
         ["yn"],
     ),
+    "ms-swift, rejected messages": ([{"messages": A, "rejected_messages": B}], ["yn"]),
     "ms-swift": ([{"messages": A, "rejected_response": "no"}], ["yn"]),
     "rated generations": (
         [with_columns("instruction generations ratings", "why?", ["no", "yes"], [1, 5])],

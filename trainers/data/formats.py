@@ -48,6 +48,12 @@ ROLES = {
 }
 Turns = tuple[Message, ...]
 
+_SIDES = ("chosen", "rejected")
+# Names that a prompt has beside chosen and rejected, as text or as turns.
+_LIKE_PROMPTS = (
+    *("instruction", "input", "query", "problem"),
+    *("conversations", "conversation", "messages", "dialogue", "trajectory"),
+)
 # Columns that hold a part of what was asked and are not read. Columns of any other name are notes on a row.
 _NOT_READ = ("system_prompt", "history", "context", "input", "documents", "chat_template_kwargs")
 _NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
@@ -145,8 +151,9 @@ def _summaries(row: Row) -> Iterable[Row]:
     return _ranked(f"{post}\n\nTL;DR:", texts, _number(row["choice"]))
 
 
-def _said(text: Any) -> Row:
-    return {"role": "assistant", "content": text}
+def _swift(row: Row) -> Iterable[Row]:
+    last = {"role": "assistant", "content": row["rejected_response"]}
+    return [{"chosen": row["messages"], "rejected": [*row["messages"][:-1], last]}]
 
 
 def _prompted(prompt: Any, row: Row) -> Iterable[Row]:
@@ -167,17 +174,12 @@ def _candidates(row: Row) -> Iterable[Row]:
     ]
 
 
-_SIDES = ("chosen", "rejected")
-
-
 def _asked_in(column: str) -> Format:
     return Format(
         f"{column}, chosen and rejected", (column, *_SIDES), lambda row: _prompted(row[column], row)
     )
 
 
-# Columns that hold the turns before the responses.
-_CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "trajectory")
 FORMATS = (
     _of_two("HelpSteer3", ("context", "response1", "response2", "overall_preference"), _strength),
     _of_two("HelpSteer2", ("prompt", "response_1", "response_2", "preference_strength"), _strength),
@@ -219,12 +221,11 @@ FORMATS = (
     ),
     Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
     Format("OpenAI's preferences", ("input", "preferred_output", "non_preferred_output"), _openai),
+    Format("ms-swift", ("messages", "rejected_response"), _swift),
     Format(
-        "ms-swift",
-        ("messages", "rejected_response"),
-        lambda row: [
-            {"chosen": row["messages"], "rejected": [*row["messages"][:-1], _said(row["rejected_response"])]}
-        ],
+        "ms-swift, rejected messages",
+        ("messages", "rejected_messages"),
+        lambda row: [{"chosen": row["messages"], "rejected": row["rejected_messages"]}],
     ),
     Format(
         "rated generations",
@@ -236,7 +237,7 @@ FORMATS = (
         ("instruction", "input", *_SIDES),
         lambda row: _prompted("\n".join(filter(None, (row["instruction"], row["input"]))), row),
     ),
-    *map(_asked_in, ("instruction", "input", "query", "problem", *_CONVERSATIONS)),
+    *map(_asked_in, _LIKE_PROMPTS),
 )
 _PLAIN = Format("", ("prompt", *_SIDES), None)
 
