@@ -22,7 +22,7 @@ from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
-from trainers.data.known import LENGTH_TOKENIZER, length_tokenizer
+from trainers.data.known import LENGTH_TOKENIZER, Funnel, length_tokenizer, said_funnel
 from trainers.data.records import Digest, Pair, read_written_pairs, written
 from trainers.errors import DataError, SpecError, StorageError, nearest
 from trainers.specs import BUILTIN, FETCHED, DatasetSpec
@@ -52,6 +52,7 @@ class DatasetReader:
         self._fetch = fetch
         self._known: dict[tuple[DatasetSpec, str], _Known] = {}
         self.left_out: dict[tuple[str, str], list[str]] = {}
+        self._read_as: dict[tuple[str, str], str] = {}
 
     def split(self, spec: DatasetSpec, split: str) -> Split:
         """Identify a split. With `fetch` its rows are in the store afterwards; without, it may be unfetched.
@@ -78,8 +79,11 @@ class DatasetReader:
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:
-        """Say of each split with bad rows how many were left out, and list the first of them."""
-        return tuple(
+        """Say which splits were recognised as what, and of each with bad rows how many, and the first, were left out."""
+        read_as = (
+            f"data set {name}, split {split}: {said}" for (name, split), said in sorted(self._read_as.items())
+        )
+        return *read_as, *(
             f"data set {name}, split {split}: {len(lines)} bad rows left out: {'; '.join(lines[:most])}"
             + (f"; and {len(lines) - most} more" if len(lines) > most else "")
             for (name, split), lines in sorted(self.left_out.items())
@@ -89,8 +93,9 @@ class DatasetReader:
         """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
+        funnel: Funnel = []
         with self._spool() as spool:
-            for pair in written(sources.iter_pairs(spec, split, left_out), spool):
+            for pair in written(sources.iter_pairs(spec, split, left_out, funnel), spool):
                 digest.add(pair)
                 chosen.add(_short_digest(pair.chosen))
                 if pair.original_chosen:
@@ -98,6 +103,8 @@ class DatasetReader:
             found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
             if left_out:
                 self.left_out[spec.name, split] = left_out
+            if funnel and "read as" in funnel[0][0]:
+                self._read_as[spec.name, split] = said_funnel(funnel)
             if spool is not None:
                 self._keep(found, spool, left_out)
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))

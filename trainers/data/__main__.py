@@ -15,7 +15,7 @@ import tyro
 from trainers.command import command
 from trainers.data.audit import Audit, AuditSet, Role, audit_sets, originals
 from trainers.data.audit.findings import FINDINGS, SETS, set_row
-from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, KnownSet, named_set, rewrites_base
+from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, KnownSet, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Message, Pair, as_row, as_turns
 from trainers.data.rewriting import (
     PARAPHRASE,
@@ -155,7 +155,7 @@ class Show:
 
 def _say_what_was_left(funnel: Funnel, left_out: list[str]) -> None:
     if funnel:
-        print("  " + " → ".join(f"{count:,} {what}" for what, count in funnel))
+        print(f"  {said_funnel(funnel)}")
     if left_out:
         print(f"{len(left_out)} bad rows left out:")
     for line in left_out[:20]:

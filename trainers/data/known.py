@@ -217,6 +217,13 @@ RowsOf = Callable[[str], Iterator[Located]]
 Texts = tuple[str, str, str]
 # How many rows were left after each step, from what was fetched to what was drawn.
 Funnel = list[tuple[str, int]]
+
+
+def said_funnel(funnel: Funnel) -> str:
+    """Return the steps as a line: 12 rows, read as HelpSteer3 → 10 with a preference."""
+    return " → ".join(f"{count:,} {what}" for what, count in funnel)
+
+
 _BOTH_TEST = {"train": "test", "test": "test"}
 _BOTH_FILTERED = {"train": "filtered", "test": "filtered"}
 
