@@ -472,6 +472,7 @@ def test_every_format_has_a_row_in_this_file():
             "better_response_id are not as they should be (KeyError(2)); mend the row or drop it",
         ),
         (with_columns(HELPSTEER2, *TEXTS, None), "read as HelpSteer2: the values of"),
+        (with_columns(HELPSTEER2, *TEXTS, 10**400), "int too large to convert to float"),
         (with_columns(HELPSTEER2, *TEXTS, float("nan")), "a rating is no number"),
         (with_columns(HELPSTEER2, "why?", "yes", " ", -1), "column 'rejected' is empty"),
         (

@@ -333,7 +333,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     beside: Row = {name: named[name] for name in ("system", "tools") if name in named}
     try:
         made = list(read_as.rows(named))
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         at = ", ".join(read_as.columns)
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
