@@ -7,7 +7,6 @@ import dataclasses
 import fnmatch
 import functools
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -21,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from trainers.data import known, worlds
-from trainers.data.files import Located, Row, file_ending, file_rows, split_files, without_nulls
+from trainers.data.files import Located, file_rows, file_stem, split_files, without_nulls
 from trainers.data.formats import Format, format_of, missing_column, pairs_of
 from trainers.data.known import (
     DATASETS,
@@ -96,9 +95,7 @@ def dataset_spec(data: str) -> DatasetSpec:
             f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
         )
     try:
-        whole = path.absolute().name
-        ending = file_ending(path) if path.is_file() else ""
-        name = clean_name(whole[: len(whole) - len(ending)])
+        name = clean_name(file_stem(path))
     except SpecError:
         name = "data"
     return DatasetSpec(name=name, source=str(path) if path.exists() else data)
@@ -268,7 +265,7 @@ def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     elif path.exists():
         yield from _local_rows(spec, path, split)
     else:
-        yield from itertools.starmap(Located, _hub_rows(spec, split))
+        yield from _hub_rows(spec, split)
 
 
 def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
@@ -328,7 +325,7 @@ def resolved_revision(spec: DatasetSpec) -> str | None:
     return revision
 
 
-def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[tuple[str, int, Row]]:
+def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     from datasets import load_dataset
     from huggingface_hub import logging as hub_logging
 
@@ -339,7 +336,7 @@ def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[tuple[str, int, Row]]:
     except Exception as error:
         raise _unreachable(spec, split, error) from error
     for number, row in enumerate(rows):
-        yield f"{spec.source}:{split}", number, without_nulls(dict(row))
+        yield Located(f"{spec.source}:{split}", number, without_nulls(dict(row)))
 
 
 def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:
