@@ -97,15 +97,15 @@ class TextIndex:
         return shingles(normalised(self._texts[self._rows[number]]))
 
     @cached_property
-    def _bands(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    def _bands(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
         """The numbers of the texts that have shingles, and a number for each of their bands: texts × bands."""
         found = ((number, _banded(self._shingles(number))) for number in range(len(self)))
         kept = [(number, bands) for number, bands in found if bands is not None]
         bands = np.array([bands for _, bands in kept], np.uint64).reshape(-1, _BANDS[0])
-        return np.array([number for number, _ in kept], np.int64), bands
+        return np.array([number for number, _ in kept], np.uint32), bands
 
     @cached_property
-    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    def _sorted(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
         """Of each band, the numbers of the texts in the order of the band, and the band: bands × texts."""
         numbers, bands = self._bands
         order = np.argsort(bands.T, axis=1, kind="stable")
