@@ -568,6 +568,13 @@ def test_whether_there_are_prompts_is_decided_once(tmp_path, first, second, mess
         read(jsonl(tmp_path / "a.jsonl", first, second))
 
 
+def test_a_bad_first_row_does_not_decide_how_the_others_are_read(tmp_path):
+    left_out: list[str] = []
+    file = jsonl(tmp_path / "a.jsonl", {"version": 1}, {"answers": 1, "prompt": ""}, GOOD, GOOD)
+    assert len(read(file, skip_bad_rows=True, left_out=left_out)) == 2
+    assert len(left_out) == 2
+
+
 def test_tools_are_the_same_as_a_list_as_text_and_in_parquet(tmp_path):
     more = {"type": "function", "function": {"name": "f", "parameters": {"a": {"type": "string"}}}}
     rows = [{**GOOD, "tools": [more]}, {**GOOD, "tools": [{"type": "function", "function": {"name": "g"}}]}]

@@ -182,16 +182,17 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         return
     faults: list[str] = [] if left_out is None else left_out
     rows, unranked, read, found = 0, 0, 0, 0
-    # The first row that can be read decides how all are read.
+    # The first good row decides how all are read.
     read_as: Format | None = None
     for located in _selected_rows(spec, split, funnel):
         rows += 1
         try:
             row = located.sound()
-            read_as = read_as or format_of(row, spec)
             if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
                 continue
-            pairs = pairs_of(located, spec, read_as)
+            form = read_as or format_of(row, spec)
+            pairs = pairs_of(located, spec, form)
+            read_as = form
             taken = [pair for pair in pairs if _is_in(spec, split, _group(located, pair, spec))]
         except DataError as error:
             if not spec.skip_bad_rows:
