@@ -81,6 +81,9 @@ def make_engine(
         # DeepSpeed's default clips to norm 1.
         "gradient_clipping": optim.clip or 0.0,
         "bf16": {"enabled": precision == "bf16"},
+        # DeepSpeed's default is the weights' precision: a sum of many forwards in bf16 loses the small ones.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
     }
