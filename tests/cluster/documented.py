@@ -13,6 +13,7 @@ COMMANDS = [
 # By what test_ray_up.py calls them: words that one command has and no other.
 RUN_BY_RAY_UP = {
     "make the token": "get-auth-token --generate",
+    "the hub's token": "touch ~/.cache/huggingface/token",
     "up": "ray up",
     "plan": "ray exec cluster.yaml 'cd ~/rmsweep && python sweeps/full_grid.py plan'",
     "run on the head": "ray exec --tmux cluster.yaml 'cd ~/rmsweep && python sweeps/full_grid.py'",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import tomllib
 from types import ModuleType
@@ -89,6 +90,7 @@ def test_the_pins_of_a_node_are_those_of_the_lock():
 def test_nodes_ask_for_a_token_and_listen_where_only_ssh_reaches():
     config = loaded()
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert config["file_mounts"]["~/.cache/huggingface/token"] == "~/.cache/huggingface/token"
     assert "export RAY_AUTH_MODE=token" in (ROOT / "cluster" / "setup.sh").read_text()
     start = " ".join(config["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in start
@@ -113,6 +115,43 @@ def test_scripts_refuse_what_is_not_edited(script, tmp_path):
     assert done.returncode in (1, 2)
     assert "line [5] of cluster.yaml" in done.stderr or "usage" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".rmsweep.sh"]
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_a_node_fetches_to_its_own_disk_where_it_has_one(mounted, tmp_path):
+    """With stand-ins for pip and sudo: what shells are told afterwards."""
+    root, home, disk = tmp_path / "rmsweep", tmp_path / "home", tmp_path / "nvme"
+    for folder in (root / "cluster", root / ".venv" / "bin", home, *([disk] if mounted else [])):
+        folder.mkdir(parents=True)
+    shutil.copy(ROOT / "cluster" / "setup.sh", root / "cluster")
+    for file, does in ((root / ".venv" / "bin" / "python", "exit 0"), (tmp_path / "sudo", '"$@"')):
+        file.write_text(f"#!/bin/sh\n{does}\n")
+        file.chmod(0o755)
+    environment = {"HOME": str(home), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for _ in range(2):
+        subprocess.run(
+            ["bash", root / "cluster" / "setup.sh", "s3://bucket/rmsweep", disk],
+            env=environment,
+            check=True,
+            timeout=30,
+        )
+    told = subprocess.run(
+        ["bash", "-c", ". ~/.rmsweep.sh; env"], env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert "RMSWEEP_STORAGE=s3://bucket/rmsweep" in told
+    names = ("HF_HOME=", "HF_TOKEN_PATH=", "RMSWEEP_CACHE=")
+    found = [line for line in sorted(told) if line.startswith(names)]
+    fast = f"{disk}/rmsweep"
+    assert found == (
+        [
+            f"HF_HOME={fast}/huggingface",
+            f"HF_TOKEN_PATH={home}/.cache/huggingface/token",
+            f"RMSWEEP_CACHE={fast}/cache",
+        ]
+        if mounted
+        else []
+    )
+    assert (disk / "rmsweep").is_dir() == mounted
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from tests.cluster.documented import COMMANDS, DOCUMENT, RUN_BY_RAY_UP
 from tests.cluster.machine import CLUSTER, ROOT
 
 # AWS, KubeRay and the container are said to be not tried; cluster/setup.sh runs the installation in test_ray_up.py;
-# the README's commands are run by test_readme.py.
+# the README's commands are run by test_readme.py, gpu_check by test_gpu_check.py as far as a CPU goes.
 NOT_RUN = ("aws ", "docker ", "kubectl ", "export ", "make install", ".venv/bin/python -m pip install ")
-LIKE_THE_README = (".venv/bin/python sweeps/full_grid.py",)
+LIKE_THE_README = (".venv/bin/python sweeps/full_grid.py", ".venv/bin/python -m benchmarks.gpu_check")
 
 
 def test_every_command_is_run_or_said_to_be_not_tried():

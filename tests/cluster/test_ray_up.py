@@ -83,6 +83,8 @@ def laptop(tmp_path_factory) -> Iterator[Laptop]:
         here = Laptop(machine=head, config=config, ports=ports, storage=storage)
         try:
             here.run(documented("make the token"))
+            here.run(documented("the hub's token"))
+            (head.client / ".cache" / "huggingface" / "token").write_text("hf_of_the_laptop")
             here.run(documented("up"))
             yield here
         finally:
@@ -163,6 +165,12 @@ def test_the_head_knows_its_storage_its_server_and_that_ray_asks_for_a_token(lap
     repository = laptop.machine.home / "rmsweep"
     assert f"{repository}/orchestrator/__init__.py" in said
     assert any(line.endswith("flask_wtf/__init__.py") for line in said)
+
+
+def test_the_head_has_the_hubs_token_and_nobody_else_can_read_it(laptop):
+    token = laptop.machine.home / ".cache" / "huggingface" / "token"
+    assert token.read_text() == "hf_of_the_laptop"
+    assert token.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_bare_command_plans_on_the_head(laptop):
