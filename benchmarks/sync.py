@@ -28,7 +28,8 @@ from orchestrator.report.results import trial_states
 from orchestrator.report.summary import Shown, Written, write_report
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
-from orchestrator.tracking.mlflow import default_uri, sync
+from orchestrator.tracking.database import default_uri
+from orchestrator.tracking.mlflow import sync
 
 MODELS = (
     "pythia-1b",

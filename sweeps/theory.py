@@ -64,7 +64,7 @@ def declare(options: TheoryOptions, session: Session) -> Sequence[AnalyseStage]:
         raise SpecError(f"--masses {' '.join(map(str, asked.masses))}: give probabilities inside (0, 1).")
     if not asked.seeds or asked.pairs < 1 or asked.width < 1:
         raise SpecError("--seeds, --pairs and --width: give at least one.")
-    return [AnalyseStage(analysis="theory", version=VERSION, parameters=asked)]
+    return [AnalyseStage(analysis="theory", version=VERSION, compute=compute, parameters=asked)]
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
@@ -74,7 +74,8 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     asked: Parameters = stage.parameters
     first = theorem_1(asked.betas, asked.deltas, asked.masses)
     worlds = [theorem_2(asked.pairs, asked.width, seed) for seed in asked.seeds]
-    second, curves = [row for row, _ in worlds], [point for _, curve in worlds for point in curve]
+    second = [row for row, _ in worlds]
+    curves = [{"seed": row["seed"], **step._asdict()} for row, steps in worlds for step in steps]
     means = {
         name: sum(row[name] for row in second) / len(second)
         for name in ("im_rm_unseen_accuracy", "ex_rm_unseen_accuracy", "separator_unseen_accuracy")
@@ -146,4 +147,4 @@ def _ratio(row: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(Analyses(options=TheoryOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=TheoryOptions, declare=declare), __file__, __doc__)

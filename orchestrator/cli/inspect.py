@@ -32,7 +32,7 @@ from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_declaration, read_state
-from orchestrator.tracking.mlflow import EXPERIMENT, follow_storage
+from orchestrator.tracking.database import EXPERIMENT, follow_storage
 from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
 

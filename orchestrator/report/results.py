@@ -243,7 +243,7 @@ def of_other_weights(datasets: Sequence[str]) -> str:
     return f"the scores on {sets} are of earlier weights: it was trained again since, and its weights differ in their last bits"
 
 
-def all_scores(result: TrialResult, store: Store) -> pa.Table:
+def all_scores(result: TrialState, store: Store) -> pa.Table:
     """Return one row per evaluated pair of a trial, with its set and the epoch after which it was scored."""
     tables = []
     for item in result.evaluations:
