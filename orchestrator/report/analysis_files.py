@@ -1,15 +1,16 @@
 """The files of an analysis: results.json, its rows as parquet, summary.md with tables, figures."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.report.house_style import panels, points, write_figure
-from orchestrator.report.tables import Table, write_summary
+from orchestrator.report.house_style import panels, points, rendered
+from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Attempt
 
 if TYPE_CHECKING:
@@ -41,7 +42,21 @@ def write_analysis(
         parquet.write_table(pa.Table.from_pylist(list(found)), attempt.directory / f"{name}.parquet")
     write_summary(attempt.directory, title, paragraphs, tables)
     for name, draw in (figures or {}).items():
-        write_figure(attempt.directory, name, draw)
+        if drawn := rendered(name, name, "", draw):
+            (attempt.directory / "figures").mkdir(exist_ok=True)
+            (attempt.directory / "figures" / f"{name}.png").write_bytes(drawn.png)
+            (attempt.directory / "figures" / f"{name}.svg").write_bytes(drawn.svg)
+
+
+def write_summary(folder: Path, title: str, paragraphs: Iterable[str], tables: Sequence[Table] = ()) -> None:
+    """Write summary.md of an analysis, paragraphs and then tables, and each table as parquet."""
+    lines = [f"# {title}", ""]
+    for paragraph in paragraphs:
+        lines += [paragraph, ""]
+    for table in tables:
+        lines += [f"{table.title}. {table.note}", "", table.markdown(), ""]
+        (folder / f"{table.name}.parquet").write_bytes(table.parquet())
+    (folder / "summary.md").write_text("\n".join(lines))
 
 
 def draw_lines(

@@ -33,7 +33,7 @@ from trainers.evaluate.scores import PairScores
 
 # Numbers held at once while pairs are drawn: 32 MB.
 _BLOCK = 4_000_000
-# A draw whose normal equations are worse conditioned says nothing.
+# Draws whose normal equations are worse conditioned are left out.
 _SINGULAR = 1e10
 LENGTH_CONTROLLED, LEAK_FREE = "accuracy_length_controlled", "accuracy_leak_free"
 # Accuracies without the help of length and of leaks.
@@ -57,7 +57,7 @@ class Scope:
 
 
 def category_scopes(results: Sequence[TrialResult]) -> Iterator[Scope]:
-    """Each training set's categories."""
+    """Yield each training set's categories."""
     for train_set in _unique(result.record.train_set for result in results):
         here = [result.record for result in results if result.record.train_set == train_set]
         for category in CATEGORIES:
@@ -301,7 +301,7 @@ class Difference(Mean):
 
 
 class Analysis:
-    """The results of a sweep, asked for any mean and difference."""
+    """Any mean and difference of a sweep's results, which are those on the pairs that all models have."""
 
     def __init__(self, results: Sequence[TrialResult], *, draws: int = DRAWS) -> None:
         self.results = results
@@ -322,31 +322,31 @@ class Analysis:
         return all(kind in self.rewards for kind in COMPARED)
 
     def categories(self) -> Iterator[Scope]:
-        """Each training set's categories."""
+        """Yield each training set's categories."""
         return category_scopes(self.results)
 
     def single_sets(self) -> Iterator[Scope]:
-        """Each training set's evaluation sets, Spanish beside French."""
+        """Yield each training set's evaluation sets, Spanish beside French."""
         return (scope.alone(name) for scope in self.categories() for name in scope.sets)
 
     def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
-        """Over the seeds of one model; None where none counts."""
+        """Return the mean over the seeds of one model; None where none counts."""
         return self._known(Mean, scope, metric, (model,), (reward,))
 
     def mean_of_models(
         self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
     ) -> Mean | None:
-        """Over the complete models, or over `models`; None where there is none."""
+        """Return the mean over the complete models, or over `models`; None where there is none."""
         asked = self.complete_models(scope) if models is None else models
         return self._known(Mean, scope, metric, tuple(asked), (reward,), over_seeds=False)
 
     def difference(self, scope: Scope, metric: str, models: Sequence[str] | None = None) -> Difference | None:
-        """EX−IM of `models` (default: all), each with the seeds that both types have; None where none has."""
+        """Return EX−IM of `models` (default: all), each with the seeds that both types have; None where there are none."""
         asked = tuple(self.models if models is None else models)
         return cast("Difference | None", self._known(Difference, scope, metric, asked, COMPARED))
 
     def control(self, scope: Scope, metric: str) -> Difference | None:
-        """EX−IM of one of CONTROLS; None where one of the trials lacks it of which EX−IM of accuracy is."""
+        """Return EX−IM of one of CONTROLS; None where not all trials have it that EX−IM of accuracy is of."""
         found, plain = self.difference(scope, metric), self.difference(scope, "accuracy")
         return found if found and plain and found.runs == plain.runs else None
 
@@ -367,7 +367,7 @@ class Analysis:
         return what(scope=scope, metric=metric, cells=found, resampled=self.resampled, over_seeds=over_seeds)
 
     def complete_models(self, scope: Scope) -> list[str]:
-        """The models that have every reward type that they were declared with; one that no model has is not waited for."""
+        """Return the models that have every reward type declared for them; a type that no model has yet does not count."""
         declared = {
             (item.record.model, item.record.reward)
             for item in self.results
@@ -380,11 +380,11 @@ class Analysis:
         return [model for model in self.models if model in whole]
 
     def compared(self, scope: Scope) -> list[TrialResult]:
-        """The trials of the models and seeds that have both EX-RM and IM-RM."""
+        """Return the trials of the models and seeds that have both EX-RM and IM-RM."""
         return [item for cell in self._cells(scope, COMPARED) for item in cell]
 
     def win_rate(self, scope: Scope) -> WinRate:
-        """Cells of model, seed and set in which EX-RM's accuracy is ahead of IM-RM's."""
+        """Count the cells of model, seed and set in which EX-RM's accuracy is ahead of IM-RM's."""
         gaps = [
             _metric(explicit, name, "accuracy") - _metric(implicit, name, "accuracy")
             for name in scope.sets
@@ -393,7 +393,7 @@ class Analysis:
         return statistics.win_rate(gaps)
 
     def margins(self, scope: Scope, reward: str, *, scaled: bool) -> Floats:
-        """Margins of every pair of every trial that counts, over the spread of their rewards where `scaled`."""
+        """Return the margins of every pair of every trial that counts; where `scaled`, over the spread of the rewards."""
         found = [
             _margin(item.scores) if scaled else item.scores.chosen - item.scores.rejected
             for (trial,) in self._cells(scope, (reward,))
@@ -414,8 +414,8 @@ class Analysis:
 class Controlled:
     """EX−IM of accuracy over the sets of a category: as it is, at matched lengths, and on pairs that training has not seen.
 
-    The last two are None where one of the trials lacks them that are compared: of a set whose chosen responses are all longer,
-    say, or all of whose pairs leaked. `pairs` are those of the largest set, `unseen` those of all sets that did not leak.
+    The last two are None where not every trial that is compared has them: a set may have chosen responses that are all longer, or
+    pairs that all leaked. `pairs` counts those of the largest set, `unseen` those of all sets that training has not seen.
     """
 
     train_set: str
@@ -430,7 +430,7 @@ class Controlled:
 
 
 def controlled(analysis: Analysis) -> list[Controlled]:
-    """One per training set and category in which EX-RM and IM-RM are compared."""
+    """Return one per training set and category in which EX-RM and IM-RM are compared."""
     return [
         _controlled(analysis, scope, plain)
         for scope in analysis.categories()
@@ -473,7 +473,7 @@ def _unique(values: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SetOutcomes:
-    """What each pair of a set got from EX-RM and IM-RM after one training set, P of them: means over seeds, then models.
+    """How EX-RM and IM-RM of one training set rank each of the P pairs of a set: means over seeds, then models.
 
     `index` are their rows in the source split. `right` is by reward type the share of cells that rank the pair right;
     `margin` the mean margin in standard deviations of the set's rewards; `longer` by how many tokens chosen is longer; `leaked`
@@ -504,7 +504,10 @@ class SetOutcomes:
 
 
 def set_outcomes(results: Sequence[TrialResult]) -> list[SetOutcomes]:
-    """One per training set and evaluation set that both types have learned and scored, in the categories' order."""
+    """Return one per training set and evaluation set that both types have learned and scored, in the categories' order.
+
+    `results` are those on the pairs that all models have.
+    """
     found = []
     for scope in category_scopes(results):
         models = _unique(result.record.model for result in results)
@@ -561,7 +564,7 @@ def _margin(scores: PairScores) -> Floats:
 
 
 def by_category(outcomes: Sequence[SetOutcomes]) -> list[list[SetOutcomes]]:
-    """The sets of each training set and category."""
+    """Group the sets by training set and category."""
     groups: dict[tuple[str, Category], list[SetOutcomes]] = {}
     for item in outcomes:
         groups.setdefault((item.train_set, item.category), []).append(item)
@@ -596,7 +599,7 @@ class Regression:
 
 
 def regression(values_P: Floats, features: Mapping[str, Floats], counts_BP: Floats) -> Regression | None:
-    """Intercept and features by their standard deviation, in every draw; None where fewer pairs than terms are there."""
+    """Fit an intercept and standardised features in every draw; None where there are no more pairs than terms."""
     terms = {"intercept": np.ones(len(values_P))}
     for name, feature_P in features.items():
         spread = float(feature_P.std())
@@ -624,7 +627,7 @@ def regression(values_P: Floats, features: Mapping[str, Floats], counts_BP: Floa
 
 
 def _least_squares(values_P: Floats, terms_PK: Floats, weights_BP: Floats) -> Floats:
-    """Coefficients under each row of weights, [B, K]; not a number where a row leaves them open."""
+    """Return the coefficients under each row of weights, [B, K]; not a number where a row does not determine them."""
     normal_BKK = np.einsum("bp,pk,pl->bkl", weights_BP, terms_PK, terms_PK, optimize=True)
     right_BK = weights_BP @ (terms_PK * values_P[:, None])
     sound_B = np.linalg.cond(normal_BKK) < _SINGULAR

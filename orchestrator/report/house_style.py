@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,14 +107,6 @@ def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | N
         letters = " ".join(sorted(map(chr, lacking)))
         caption += f" Boxes stand for letters that no font of the machine has which drew this: {letters}."
     return files and DrawnFigure(name=name, title=title, caption=caption, png=files[0], svg=files[1])
-
-
-def write_figure(folder: Path, name: str, draw: "Callable[[], Figure | None]") -> None:
-    """Write figures/`name` of an analysis as PNG and SVG, where there is something to draw."""
-    if drawn := rendered(name, name, "", draw):
-        (folder / "figures").mkdir(exist_ok=True)
-        (folder / "figures" / f"{name}.png").write_bytes(drawn.png)
-        (folder / "figures" / f"{name}.svg").write_bytes(drawn.svg)
 
 
 def _files(

@@ -3,9 +3,8 @@
 Also the names that all tables, figures and sentences use for reward types and means.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from orchestrator.report.statistics import Estimate
@@ -197,14 +196,3 @@ def table_of(
     titles = {clean_name(title): title for title in header}
     named = [dict(zip(titles, row, strict=True)) for row in rows]
     return Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=named)
-
-
-def write_summary(folder: Path, title: str, paragraphs: Iterable[str], tables: Sequence[Table] = ()) -> None:
-    """Write summary.md of an analysis, paragraphs and then tables, and each table as parquet."""
-    lines = [f"# {title}", ""]
-    for paragraph in paragraphs:
-        lines += [paragraph, ""]
-    for table in tables:
-        lines += [f"{table.title}. {table.note}", "", table.markdown(), ""]
-        (folder / f"{table.name}.parquet").write_bytes(table.parquet())
-    (folder / "summary.md").write_text("\n".join(lines))

@@ -6,8 +6,9 @@ import io
 from pyarrow import parquet
 from rich.console import Console
 
+from orchestrator.report.analysis_files import write_summary
 from orchestrator.report.statistics import Estimate
-from orchestrator.report.tables import Table, write_summary
+from orchestrator.report.tables import Table
 
 HALF = Estimate(value=0.5, low=0.25, high=0.75, std=0.125)
 TABLE = Table(
