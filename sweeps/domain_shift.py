@@ -51,7 +51,7 @@ class DomainShiftOptions(ScoredOptions):
 
 def declare(options: DomainShiftOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis of the sweep."""
-    return declare_scored(options, session, analysis="domain_shift", version=VERSION)
+    return declare_scored(options, session, analysis="domain_shift", version=VERSION, compute=compute)
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
@@ -200,4 +200,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(Analyses(options=DomainShiftOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=DomainShiftOptions, declare=declare), __file__, __doc__)

@@ -17,7 +17,7 @@ from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profile
-from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, FollowUp, TrainStage, TrialPlan
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Attempt
 from sweeps.full_grid import full_grid
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
@@ -72,10 +72,12 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
                 stage = AnalyseStage(
                     analysis=f"generation · {plan.spec.name} · {evaluation.prepared.split.name}",
                     version=VERSION,
+                    compute=compute,
                     parameters=Parameters(),
                     base=plan.train.base,
                     prepared=(("prompts", evaluation.prepared),),
                     reads=(plan.train,),
+                    loads_weights=True,
                 )
                 stages.append(stage)
     return stages
@@ -136,5 +138,4 @@ def _table(results: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    follow_up = FollowUp(declare=declare, compute=compute, loads_weights=True)
-    main(Grid(build=full_grid, profiles=PROFILES, follow_up=follow_up), __file__, __doc__)
+    main(Grid(build=full_grid, profiles=PROFILES, follow_up=declare), __file__, __doc__)

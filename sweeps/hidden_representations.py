@@ -38,7 +38,12 @@ class Parameters:
 def declare(options: RepresentationsOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis per model."""
     return declare_models(
-        options, session, analysis="hidden_representations", version=VERSION, parameters=Parameters()
+        options,
+        session,
+        analysis="hidden_representations",
+        version=VERSION,
+        compute=compute,
+        parameters=Parameters(),
     )
 
 
@@ -93,4 +98,4 @@ def _draw(values: dict[str, dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(Analyses(options=RepresentationsOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=RepresentationsOptions, declare=declare), __file__, __doc__)

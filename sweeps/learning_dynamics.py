@@ -58,7 +58,9 @@ def declare(options: DynamicsOptions, session: Session) -> Sequence[AnalyseStage
     for flag, value in (("--step-size", asked.step_size), ("--beta", asked.beta)):
         if not (math.isfinite(value) and value > 0):
             raise SpecError(f"{flag} {value}: give a positive number.")
-    return declare_models(options, session, analysis="learning_dynamics", version=VERSION, parameters=asked)
+    return declare_models(
+        options, session, analysis="learning_dynamics", version=VERSION, compute=compute, parameters=asked
+    )
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
@@ -139,4 +141,4 @@ def _draw(rows: Rows, names: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    main(Analyses(options=DynamicsOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=DynamicsOptions, declare=declare), __file__, __doc__)

@@ -17,7 +17,7 @@ from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, FollowUp, TrainStage, TrialPlan
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Attempt
 from trainers.specs import ValidationSpec
@@ -50,7 +50,13 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
         name = " · ".join((spec.model.name, spec.reward.name, spec.train_set.name))
         groups.setdefault(name, []).append(plan.train)
     return [
-        AnalyseStage(analysis=name, version=VERSION, parameters=group[0].validation, reads=tuple(group))
+        AnalyseStage(
+            analysis=name,
+            version=VERSION,
+            compute=compute,
+            parameters=group[0].validation,
+            reads=tuple(group),
+        )
         for name, group in groups.items()
     ]
 
@@ -83,5 +89,4 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 
 if __name__ == "__main__":
-    follow_up = FollowUp(declare=declare, compute=compute)
-    main(Grid(build=learning_rates, profiles=PROFILES, follow_up=follow_up), __file__, __doc__)
+    main(Grid(build=learning_rates, profiles=PROFILES, follow_up=declare), __file__, __doc__)

@@ -52,7 +52,7 @@ class MarginsOptions(ScoredOptions):
 
 def declare(options: MarginsOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis of the sweep."""
-    return declare_scored(options, session, analysis="margins", version=VERSION)
+    return declare_scored(options, session, analysis="margins", version=VERSION, compute=compute)
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
@@ -192,4 +192,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(Analyses(options=MarginsOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=MarginsOptions, declare=declare), __file__, __doc__)

@@ -23,7 +23,7 @@ from orchestrator.report.results import seeds_accuracy
 from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, EvaluateStage, FollowUp, TrialPlan
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, EvaluateStage, TrialPlan
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Attempt
 from orchestrator.store.records import Category
@@ -117,7 +117,11 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
     reads = tuple(stage for plan in plans for stage in plan.evaluations[-len(sets) :])
     return [
         AnalyseStage(
-            analysis="accuracy by share of copies", version=VERSION, parameters=parameters, reads=reads
+            analysis="accuracy by share of copies",
+            version=VERSION,
+            compute=compute,
+            parameters=parameters,
+            reads=reads,
         )
     ]
 
@@ -181,5 +185,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    follow_up = FollowUp(declare=declare, compute=compute)
-    main(Grid(build=mitigation, profiles=PROFILES, follow_up=follow_up), __file__, __doc__)
+    main(Grid(build=mitigation, profiles=PROFILES, follow_up=declare), __file__, __doc__)

@@ -55,7 +55,7 @@ class PersonaPromptsOptions(ScoredOptions):
 
 def declare(options: PersonaPromptsOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis of the sweep."""
-    return declare_scored(options, session, analysis="persona_prompts", version=VERSION)
+    return declare_scored(options, session, analysis="persona_prompts", version=VERSION, compute=compute)
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
@@ -191,4 +191,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(Analyses(options=PersonaPromptsOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=PersonaPromptsOptions, declare=declare), __file__, __doc__)

@@ -34,13 +34,14 @@ from trainers.data.rewriting import (
     Outcome,
     Task,
     responses_of,
+    rewrite_by_rules,
     rewrite_texts,
     sampled,
     task_for,
     write_rewritten,
 )
 from trainers.data.sources import Reading, chosen_spec, own_split
-from trainers.data.worlds import rewritten_by_rules, rules_digest
+from trainers.data.worlds import rules_digest
 from trainers.errors import SpecError
 from trainers.specs import clean_name
 from trainers.storage import alone
@@ -129,6 +130,7 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
         AnalyseStage(
             analysis=clean_name(name),
             version=VERSION,
+            compute=compute,
             parameters=Rewriting(request=request, dataset=rows.digest, into=name, task=task, rules=rules),
         )
         for name, task in zip(into, tasks, strict=True)
@@ -146,8 +148,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     written = write_rewritten(
         folder / file,
         pairs,
-        outcome.answers,
-        outcome.why,
+        outcome,
         hygiene=folder / "hygiene.jsonl",
         failures=folder / "failures.jsonl",
     )
@@ -173,9 +174,7 @@ def _rewritten(parameters: Rewriting, texts: Sequence[str], inputs: AnalysisInpu
     """Rewrite by rule, or by a model, whose every answer to this prompt is kept: more rows and attempts go on from it."""
     asking, task = parameters.request.asking, parameters.task
     if asking is None or task is None:
-        rules = parameters.request.model.removeprefix(RULES)
-        answers = {text: rewritten_by_rules(text, rules) for text in texts}
-        return Outcome(answers=answers, why={}, stopped=None)
+        return rewrite_by_rules(texts, parameters.request.model.removeprefix(RULES))
     key = content_key("rewriting", VERSION, model=asking.model, task=task, tokens=asking.max_tokens)
     file = inputs.store.local / "rewritings" / f"{key}.jsonl"
     with alone(file):
@@ -186,4 +185,4 @@ def _rewritten(parameters: Rewriting, texts: Sequence[str], inputs: AnalysisInpu
 
 
 if __name__ == "__main__":
-    main(Analyses(options=RewriteOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=RewriteOptions, declare=declare), __file__, __doc__)

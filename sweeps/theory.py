@@ -64,7 +64,7 @@ def declare(options: TheoryOptions, session: Session) -> Sequence[AnalyseStage]:
         raise SpecError(f"--masses {' '.join(map(str, asked.masses))}: give probabilities inside (0, 1).")
     if not asked.seeds or asked.pairs < 1 or asked.width < 1:
         raise SpecError("--seeds, --pairs and --width: give at least one.")
-    return [AnalyseStage(analysis="theory", version=VERSION, parameters=asked)]
+    return [AnalyseStage(analysis="theory", version=VERSION, compute=compute, parameters=asked)]
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
@@ -147,4 +147,4 @@ def _ratio(row: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(Analyses(options=TheoryOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=TheoryOptions, declare=declare), __file__, __doc__)

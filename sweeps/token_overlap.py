@@ -75,6 +75,7 @@ def declare(options: TokenOverlapOptions, session: Session) -> Sequence[AnalyseS
             session,
             analysis="token_overlap",
             version=VERSION,
+            compute=compute,
             parameters=Scored(trials=trials, missing=complete.missing),
         )
     return stages
@@ -207,4 +208,4 @@ def _draw(rows: Rows) -> Any:
 
 
 if __name__ == "__main__":
-    main(Analyses(options=TokenOverlapOptions, declare=declare, compute=compute), __file__, __doc__)
+    main(Analyses(options=TokenOverlapOptions, declare=declare), __file__, __doc__)

@@ -48,7 +48,7 @@ def run_analysis(module: Any, storage: Path, *arguments: str) -> int:
         if isinstance(item, type) and issubclass(item, AnalysisOptions) and item.__module__ == module.__name__
     ]
     file = storage.parent / f"{module.__name__.removeprefix('sweeps.')}.py"
-    experiment = Analyses(options=options, declare=module.declare, compute=module.compute)
+    experiment = Analyses(options=options, declare=module.declare)
     with pytest.raises(SystemExit) as ended:
         main(experiment, file, arguments=[*arguments, "--storage", str(storage)])
     return int(ended.value.code or 0)

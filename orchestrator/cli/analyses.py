@@ -20,9 +20,8 @@ from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync,
 from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import quiet, say
-from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import scored
-from orchestrator.report.summary import Written
+from orchestrator.report.summary import Shown, Written
 from orchestrator.run.analyses import compute_analyses
 from orchestrator.run.failures import is_final
 from orchestrator.spec import selection
@@ -41,9 +40,9 @@ from orchestrator.spec.stages import (
     usable,
 )
 from orchestrator.store.records import Declaration, read_state
-from trainers.data.known import DATASETS
+from trainers.data.known import DATASETS, PERSONA
 from trainers.errors import SpecError
-from trainers.specs import PERSONA, DatasetSpec, DrawSpec, Output, clean_name
+from trainers.specs import DatasetSpec, DrawSpec, Output, clean_name
 
 KIND, SUMMARY, SEEN = "analyse", "summary.md", "seen"
 
@@ -86,11 +85,10 @@ Options = TypeVar("Options", bound=AnalysisOptions)
 
 @dataclass(frozen=True, kw_only=True)
 class Analyses(Generic[Options]):
-    """An experiment without trials: its flags, the analyses that they ask for, and the function that computes one."""
+    """An experiment without trials: its flags, and the function that declares the analyses that they ask for."""
 
     options: type[Options]
     declare: Callable[[Options, Session], Sequence[AnalyseStage]]
-    compute: Compute
 
     def run(self, options: Options, session: Session) -> int:
         """Run the command and return its exit code."""
@@ -110,17 +108,17 @@ class Analyses(Generic[Options]):
         missing = [stage for stage in stages if not session.store.complete(stage.kind, stage.key)]
         session.say(f"{len(stages)} analyses, {len(stages) - len(missing)} complete")
         if missing:
-            _compute(session, missing, self.compute)
+            _compute(session, missing)
         code = _report(session, stages)
         if missing:
             _show_in_mlflow(session, declaration, stages)
         return code
 
 
-def _compute(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> None:
+def _compute(session: Session, stages: Sequence[AnalyseStage]) -> None:
     """Compute the analyses, while what libraries print goes to the driver's log."""
     with quiet(session.driver_log, session.console.width) as terminal:
-        compute_analyses(stages, compute, session.store, session.sweep_name, functools.partial(say, terminal))
+        compute_analyses(stages, session.store, functools.partial(say, terminal))
 
 
 def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
@@ -207,7 +205,7 @@ def _show_in_mlflow(session: Session, declaration: Declaration, stages: Sequence
     """Log the report on one run, which has the sweep's name."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-    written = Written(folder=folder, results=[], analysis=Analysis([]))
+    written = Written(folder=folder, results=[], shown=Shown())
     show_report(session, declaration, written, complete=complete)
 
 
@@ -215,7 +213,7 @@ def with_analyses(declaration: Declaration, session: Session, plans: Sequence[Tr
     """Return the declaration with the artifacts of the analyses that follow the sweep."""
     if session.follow_up is None:
         return declaration
-    named = {f"{KIND}/{stage.key}" for stage in session.follow_up.declare(plans)}
+    named = {f"{KIND}/{stage.key}" for stage in session.follow_up(plans)}
     return dataclasses.replace(declaration, artifacts=tuple(sorted(named.union(declaration.artifacts))))
 
 
@@ -224,26 +222,26 @@ def run_follow_up(session: Session, declaration: Declaration, plans: Sequence[Tr
 
     An analysis can be computed once what it reads is there. It goes on without a training that failed for good.
     """
-    follow_up, store = session.follow_up, session.store
-    if follow_up is None:
+    if session.follow_up is None:
         return False
+    store = session.store
     notes = read_state(session.sweep_name, store).trials
     given_up = {key for key, note in notes.items() if is_final(note.cause)}
 
-    def there(read: TrainStage | EvaluateStage) -> bool:
+    def there(read: TrainStage | EvaluateStage, loads_weights: bool) -> bool:
         training = read if isinstance(read, TrainStage) else read.train
-        complete = usable(read, store) if follow_up.loads_weights else store.complete(read.kind, read.key)
+        complete = usable(read, store) if loads_weights else store.complete(read.kind, read.key)
         return complete or training.key in given_up
 
     missing = [
         stage
-        for stage in follow_up.declare(plans)
+        for stage in session.follow_up(plans)
         if f"{KIND}/{stage.key}" in declaration.artifacts
         and not store.complete(stage.kind, stage.key)
-        and all(map(there, stage.reads))
+        and all(there(read, stage.loads_weights) for read in stage.reads)
     ]
     if missing:
-        _compute(session, missing, follow_up.compute)
+        _compute(session, missing)
     return bool(missing)
 
 
@@ -257,15 +255,15 @@ def show_analyses(session: Session, declaration: Declaration) -> None:
 
 
 def declare_scored(
-    options: ScoredOptions, session: Session, *, analysis: str, version: int
+    options: ScoredOptions, session: Session, *, analysis: str, version: int, compute: Compute
 ) -> Sequence[AnalyseStage]:
     """Declare one analysis of the sweep's complete trials. Raises SpecError where none is complete."""
     parameters = scored(session.store, options.sweep)
-    return [AnalyseStage(analysis=analysis, version=version, parameters=parameters)]
+    return [AnalyseStage(analysis=analysis, version=version, compute=compute, parameters=parameters)]
 
 
 def declare_models(
-    options: ModelOptions, session: Session, *, analysis: str, version: int, parameters: Any
+    options: ModelOptions, session: Session, *, analysis: str, version: int, compute: Compute, parameters: Any
 ) -> Sequence[AnalyseStage]:
     """Declare one analysis for each model. Raises SpecError, ModelError, DataError."""
     trained = selection.parse_dataset(options.train_set, "--train-set")
@@ -293,6 +291,7 @@ def declare_models(
         AnalyseStage(
             analysis=analysis,
             version=version,
+            compute=compute,
             parameters=parameters,
             base=base,
             prepared=tuple(
@@ -313,7 +312,7 @@ def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:
 
 def _placed(item: DatasetSpec, trained: DatasetSpec) -> DatasetSpec:
     """Return a set of Persona with the training set's source: all are made of the same statements."""
-    return dataclasses.replace(item, source=trained.source) if item.source.startswith(PERSONA) else item
+    return dataclasses.replace(item, source=trained.source) if item.selection == PERSONA else item
 
 
 def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:

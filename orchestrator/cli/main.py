@@ -51,8 +51,8 @@ class Experiment(Protocol):
 class Grid:
     """An experiment of trainings and evaluations.
 
-    `profiles` are its own `paper` and `laptop`, where they are not the paper's grid's; `follow_up` is what it computes of
-    the sweep's results.
+    `profiles` are its own `paper` and `laptop`, where they are not the paper's grid's; `follow_up` declares the analyses
+    of what it has trained and evaluated.
     """
 
     build: Callable[[Selection], Sweep]

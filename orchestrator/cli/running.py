@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from orchestrator.run.events import (
     Started,
     Stopped,
 )
+from orchestrator.run.inline import run_inline
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.redaction import redacted
@@ -37,7 +37,7 @@ from orchestrator.spec.stages import TrialPlan
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import clear_up, remove_finished_checkpoints
-from orchestrator.store.leases import Heartbeat
+from orchestrator.store.leases import heartbeat
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state, write_state
 from trainers.errors import StorageError
 from trainers.specs import Placement
@@ -52,22 +52,6 @@ STOPPING_S = 5.0
 WRITE_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
-
-RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
-
-
-@dataclasses.dataclass(slots=True)
-class Phases:
-    """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    _since: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def end(self, phase: str) -> None:
-        """Count the time since the last end as `phase`."""
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
-        self._since = now
 
 
 def _begun_again(note: TrialNote) -> TrialNote:
@@ -151,7 +135,6 @@ def run_missing(
     placements: Mapping[str, Placement],
     complete: int,
     retries: RetryPolicy,
-    phases: Phases,
 ) -> Written:
     """Run the trials, write the report and return it; `complete` trials were done before.
 
@@ -164,24 +147,26 @@ def run_missing(
     with (
         quiet(session.driver_log, session.console.width) as terminal,
         stop.listening(),
-        Heartbeat(store.root) as heartbeat,
+        heartbeat(store.root) as leases,
     ):
-        clear_up(store, sweep, heartbeat.leases)
+        clear_up(store, sweep, leases)
         execution = Execution(
             store=store,
-            leases=heartbeat.leases,
+            leases=leases,
             retries=retries,
             checkpoint_steps=session.options.checkpoint_steps,
-            stages=session.stages,
         )
         tracker = Tracker(session.tracking_uri, store, declaration)
+        names = {item.key: item.spec.name for item in todo}
+        state = StateWriter(sweep, store, leases.driver, session.command, list(names))
+        progress = Progress(terminal, names, state.notes, complete)
+        on_event = _follower(session, progress, state, tracker)
         try:
-            with _backend(session, declaration, execution, stop, phases) as run_trials:
-                names = {item.key: item.spec.name for item in todo}
-                state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
-                progress = Progress(terminal, names, state.notes, complete)
-                with contextlib.closing(state), progress:
-                    run_trials(todo, placements, _follower(session, progress, state, tracker))
+            with contextlib.closing(state), progress:
+                if session.options.backend == "inline":
+                    run_inline(todo, placements, on_event, execution=execution, stop=stop)
+                else:
+                    _run_on_ray(session, declaration, todo, placements, execution, on_event, stop)
         except KeyboardInterrupt:
             # What it cannot take in that time, the next command logs.
             tracker.close(timeout_s=STOPPING_S)
@@ -190,7 +175,6 @@ def run_missing(
         remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
         trouble = tracker.close(written, complete=all_complete(written))
-        phases.end("mlflow")
     _say_view_lacks(session, trouble)
     return written
 
@@ -256,26 +240,19 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
     return dataclasses.replace(event, **clean)
 
 
-@contextlib.contextmanager
-def _backend(
-    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
-) -> Iterator[RunTrials]:
-    """Yield a function that runs trials. If it starts Ray, Ray ends with the block."""
-    if session.options.backend == "inline":
-        from orchestrator.run.inline import run_inline
-
-        def in_process(
-            todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post
-        ) -> None:
-            run_inline(todo, placements, execution, on_event, stop)
-            phases.end("trials")
-
-        yield in_process
-        return
+def _run_on_ray(
+    session: Session,
+    declaration: Declaration,
+    todo: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
+    execution: Execution,
+    on_event: Post,
+    stop: StopRequest,
+) -> None:
+    """Run the trials on the cluster that is joined, else on a Ray that is started here; end what was started."""
     set_ray_environment()
     import ray
 
-    from orchestrator.run.ray.cluster import start_ray
     from orchestrator.run.ray.scaling import all_workers
     from orchestrator.run.ray.sweep import run_on_ray
 
@@ -283,21 +260,18 @@ def _backend(
     scratches.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
-        workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
-
-        def on_ray(todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post) -> None:
-            start_ray(len(os.sched_getaffinity(0)))
-            named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
-            measured = measured_rates(named, execution.store)
-            phases.end("start ray")
-            # Ray's own handler would end the process with the signal's number.
-            with stop.listening():
-                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
-            phases.end("trials")
-
-        yield on_ray
+        named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+        run_on_ray(
+            todo,
+            placements,
+            on_event,
+            execution=execution,
+            scratch=scratch,
+            stop=stop,
+            workers=all_workers(session.options.cluster) if ray.is_initialized() else (),
+            measured=measured_rates(named, execution.store),
+        )
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
         remove_tree(session.store.root / "scratch" / scratch.name)
-    phases.end("stop ray")

@@ -5,7 +5,6 @@ import json
 import pytest
 from pyarrow import parquet
 
-from orchestrator.spec.stages import FollowUp
 from sweeps import hamiltonian
 from sweeps.full_grid import full_grid
 from tests.sweep_runs import artifacts, run_sweep
@@ -13,13 +12,12 @@ from trainers.theory.answers import shares
 
 SMALL = ("--max-train-pairs", "16", "--max-eval-pairs", "4", "--epochs", "1", "--effective-batch", "8")
 SETS = ("--train-sets", "hamiltonian", "--eval-sets", "hamiltonian")
-FOLLOW_UP = FollowUp(declare=hamiltonian.declare, compute=hamiltonian.compute)
 
 
 def run(storage, tiny_model, *words):
     common = ("--models", str(tiny_model), *SETS, *SMALL, *words)
     build, profiles = full_grid, hamiltonian.PROFILES
-    return run_sweep("hamiltonian", build, profiles, storage, *common, follow_up=FOLLOW_UP)
+    return run_sweep("hamiltonian", build, profiles, storage, *common, follow_up=hamiltonian.declare)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import csv
 import pytest
 
 from orchestrator.spec.resolve import resolve
-from orchestrator.spec.stages import FollowUp
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from sweeps import mitigation
@@ -15,7 +14,6 @@ from trainers.data.sources import read_pairs
 from trainers.specs import Augmentation, DatasetSpec
 
 ORIGINAL = DatasetSpec(name="tiny_world", source="builtin:tiny_world")
-FOLLOW_UP = FollowUp(declare=mitigation.declare, compute=mitigation.compute)
 SHARES = {"tiny_world": 0.0, **{f"tiny_world_share_{share}": share for share in (0.25, 0.5, 1.0)}}
 
 
@@ -49,7 +47,7 @@ def storage(tiny_model, tmp_path_factory):
     words = ("--models", str(tiny_model), "--seeds", "0", "1", "--epochs", "1", "--only", "reward=im_rm")
     build, profiles = mitigation.mitigation, mitigation.PROFILES
     draws = ("--max-train-pairs", "8", "--effective-batch", "8", "--max-eval-pairs", "6")
-    assert run_sweep("mitigation", build, profiles, folder, *words, *draws, follow_up=FOLLOW_UP) == 0
+    assert run_sweep("mitigation", build, profiles, folder, *words, *draws, follow_up=mitigation.declare) == 0
     return folder
 
 

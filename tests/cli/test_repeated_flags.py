@@ -31,7 +31,7 @@ def parsed(monkeypatch):
         return found.pop()
 
     def analysis(kind, *words):
-        return experiment(Analyses(options=kind, declare=lambda *_: (), compute=lambda *_: None), *words)
+        return experiment(Analyses(options=kind, declare=lambda *_: ()), *words)
 
     def trainers(kind, *words):
         monkeypatch.setattr(sys, "argv", ["command", *words])
