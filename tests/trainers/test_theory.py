@@ -24,6 +24,11 @@ def response(length, seed):
     return draw(length, WIDTH, seed=seed), torch.randint(0, VOCABULARY, (length,), generator=generator)
 
 
+def pull(chosen_reward, rejected_reward):
+    """By how much a pair pulls: g = σ(r⁻ − r⁺)."""
+    return float(torch.sigmoid(rejected_reward - chosen_reward).detach())
+
+
 def log_prob(unembedding, hidden, target):
     return torch.log_softmax(hidden @ unembedding.T, 1).gather(1, target[:, None]).sum()
 
@@ -42,7 +47,7 @@ def implicit_ratio(seed, step_size):
     after = before - step_size * gradient
     measured = BETA * float(log_prob(after, *unseen) - log_prob(before, *unseen))
     tokens = [dynamics.tokens_of(before, *found) for found in (unseen, chosen, rejected)]
-    weight = dynamics.pair_weight(chosen_reward.item(), rejected_reward.item())
+    weight = pull(chosen_reward, rejected_reward)
     predicted = dynamics.implicit_change(*tokens, beta=BETA, weight=weight, step_size=step_size)
     return measured / predicted.total
 
@@ -61,7 +66,7 @@ def test_the_change_of_ex_rm_is_exact_at_every_step_size(step_size):
     unseen, chosen, rejected = (draw(WIDTH, seed=seed) for seed in (2, 3, 4))
     (gradient,) = torch.autograd.grad(-logsigmoid(head @ (chosen - rejected)), head)
     measured = float(-step_size * gradient @ unseen)
-    weight = dynamics.pair_weight((head @ chosen).item(), (head @ rejected).item())
+    weight = pull(head @ chosen, head @ rejected)
     predicted = dynamics.explicit_change(unseen, chosen, rejected, weight=weight, step_size=step_size)
     assert measured == pytest.approx(predicted, rel=1e-12)
 

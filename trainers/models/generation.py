@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from trainers.models.attention import separate_rows
 from trainers.models.layouts import padded_attention
@@ -73,21 +74,19 @@ def generate(
     ):
         torch.manual_seed(seed)
         for some in (order[start : start + at_once] for start in range(0, len(order), at_once)):
-            longest = max(len(prompts[number]) for number in some)
-            missing = [longest - len(prompts[number]) for number in some]
-            ids = [
-                [how.pad_token_id] * count + list(prompts[number])
-                for count, number in zip(missing, some, strict=True)
-            ]
-            mask = [[0] * count + [1] * (longest - count) for count in missing]
+            asked = [torch.tensor(prompts[number], dtype=torch.long) for number in some]
+            ids = _padded_left(asked, how.pad_token_id)
+            mask = _padded_left([torch.ones_like(row) for row in asked], 0)
             answers = model.generate(
-                torch.tensor(ids, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                generation_config=how,
+                ids.to(model.device), attention_mask=mask.to(model.device), generation_config=how
             )
             rows = [
                 list(itertools.takewhile(lambda token: token not in ends, row))
-                for row in answers[:, longest:].tolist()
+                for row in answers[:, ids.shape[1] :].tolist()
             ]
             found.update({number: rows[samples * place :][:samples] for place, number in enumerate(some)})
     return [found[number] for number in range(len(prompts))]
+
+
+def _padded_left(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")

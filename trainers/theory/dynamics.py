@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainers.theory.states import PairStates
+from trainers.theory.states import PairStates, differences
 
 
 class Tokens(NamedTuple):
@@ -39,11 +39,6 @@ def tokens_of(unembedding_VD: Tensor, hidden_KD: Tensor, target_K: Tensor) -> To
     residual_KV = -torch.softmax(hidden_KD @ unembedding_VD.T, dim=1)
     residual_KV[torch.arange(len(target_K)), target_K] += 1
     return Tokens(hidden_KD, target_K, residual_KV)
-
-
-def pair_weight(chosen_reward: float, rejected_reward: float) -> float:
-    """g = σ(r⁻ − r⁺), by which a pair pulls: in (0, 1)."""
-    return float(torch.sigmoid(torch.tensor(rejected_reward - chosen_reward, dtype=torch.float64)))
 
 
 def explicit_change(
@@ -76,11 +71,10 @@ def explicit_changes(
     unseen: Sequence[PairStates], trained: PairStates, *, weight: float, step_size: float
 ) -> list[Change]:
     """The change of an EX-RM's r⁺ − r⁻ of each unseen pair, which tokens have no part in."""
-    hidden_PD = [item.chosen_D - item.rejected_D for item in unseen]
-    sides = trained.chosen_D, trained.rejected_D
+    how = {"weight": weight, "step_size": step_size}
     return [
-        Change(0.0, explicit_change(hidden_D, *sides, weight=weight, step_size=step_size))
-        for hidden_D in hidden_PD
+        Change(0.0, explicit_change(hidden_D, trained.chosen_D, trained.rejected_D, **how))
+        for hidden_D in differences(unseen)
     ]
 
 
