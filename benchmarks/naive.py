@@ -12,23 +12,24 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from benchmarks.data import pad_id_of, parameter_bytes
-from benchmarks.turns import BETA, EFFECTIVE_BATCH, HEAD_SEED, LEARNING_RATE, Job, Kind
-from trainers.models.loading import initialise_head
+from benchmarks.turns import BETA, HEAD_SEED, LEARNING_RATE, Job, Kind
+from trainers.models.loading import DTYPES, device, initialise_head
 from trainers.pairs.tokens import TokenPair
+from trainers.specs import Precision
 
 # Where a trained model is scored, its weights differ from the reference's: margins of 0 would compare nothing.
 _TRAINED = 1.001
 
 
-def load_policy(model: str, kind: Kind) -> Any:
-    """The model to train, in fp32 with fused attention; every contender starts from these weights."""
-    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+def load_policy(model: str, kind: Kind, precision: Precision = "fp32") -> Any:
+    """The model to train, with fused attention; every contender starts from these weights."""
+    options: dict[str, Any] = {"dtype": DTYPES[precision], "attn_implementation": "sdpa"}
     if kind == "im_rm":
-        return AutoModelForCausalLM.from_pretrained(model, **options)
+        return AutoModelForCausalLM.from_pretrained(model, **options).to(device())
     policy = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, **options)
     policy.config.pad_token_id = pad_id_of(model)
     initialise_head(policy, HEAD_SEED)
-    return policy
+    return policy.to(device())
 
 
 def pretend_trained(policy: Any) -> None:
@@ -48,31 +49,34 @@ def padded_rows(pairs: Sequence[TokenPair], pad_id: int) -> tuple[Tensor, Tensor
         ids_RT[number, : len(row)] = torch.tensor(row)
         mask_RT[number, : len(row)] = 1
         response_RT[number, len(pairs[number % len(pairs)].prompt) : len(row)] = 1
-    return ids_RT, mask_RT, response_RT
+    return ids_RT.to(device()), mask_RT.to(device()), response_RT.to(device())
 
 
 def log_prob_sums(model: Any, ids_RT: Tensor, mask_RT: Tensor, response_RT: Tensor) -> Tensor:
     """ln π(y|x) of each row, from the logits of every position over the whole vocabulary."""
     logits_RTV = model(input_ids=ids_RT, attention_mask=mask_RT, use_cache=False).logits
-    log_probs_RTV = torch.log_softmax(logits_RTV[:, :-1], dim=-1)
+    log_probs_RTV = torch.log_softmax(logits_RTV[:, :-1].float(), dim=-1)
     log_prob_RT = log_probs_RTV.gather(2, ids_RT[:, 1:, None]).squeeze(2)
     return (log_prob_RT * response_RT[:, 1:]).sum(1)
 
 
 class NaiveContender:
-    """Trains four pairs a step in one forward; scores in batches of four, in the order given."""
+    """Trains `batch` pairs a step in one forward; scores in batches of as many, in the order given.
+
+    In bf16 the weights themselves are bf16, as where a script loads the model so and trains it.
+    """
 
     # The reference runs with every batch, so nothing is done beforehand.
     prepass_seconds = 0.0
 
     def __init__(self, job: Job, pairs: Sequence[TokenPair]) -> None:
-        self._kind = job.kind
+        self._kind, self._batch = job.kind, job.batch
         self._pad_id = pad_id_of(job.model)
-        self._policy = load_policy(job.model, job.kind)
+        self._policy = load_policy(job.model, job.kind, job.precision)
         self.parameter_bytes = parameter_bytes(self._policy)
         self._reference = None
         if job.kind == "im_rm":
-            self._reference = load_policy(job.model, "im_rm").eval().requires_grad_(False)
+            self._reference = load_policy(job.model, "im_rm", job.precision).eval().requires_grad_(False)
         if job.task == "train":
             self._policy.train()
             self._optimizer = torch.optim.AdamW(self._policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -84,7 +88,7 @@ class NaiveContender:
         ids_RT, mask_RT, response_RT = padded_rows(pairs, self._pad_id)
         if self._reference is None:
             output = self._policy(input_ids=ids_RT, attention_mask=mask_RT, use_cache=False)
-            chosen_P, rejected_P = output.logits.squeeze(1).chunk(2)
+            chosen_P, rejected_P = output.logits.squeeze(1).float().chunk(2)
             return chosen_P, rejected_P
         policy_R = log_prob_sums(self._policy, ids_RT, mask_RT, response_RT)
         with torch.no_grad():
@@ -105,8 +109,8 @@ class NaiveContender:
         """Rewards of (chosen, rejected) responses in the order of `pairs`."""
         with torch.no_grad():
             batches = [
-                self._rewards(pairs[start : start + EFFECTIVE_BATCH])
-                for start in range(0, len(pairs), EFFECTIVE_BATCH)
+                self._rewards(pairs[start : start + self._batch])
+                for start in range(0, len(pairs), self._batch)
             ]
         return torch.cat([chosen for chosen, _ in batches]), torch.cat([rejected for _, rejected in batches])
 

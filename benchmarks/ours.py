@@ -9,10 +9,10 @@ import deepspeed  # noqa: F401
 
 from benchmarks.data import parameter_bytes
 from benchmarks.naive import pretend_trained
-from benchmarks.turns import BETA, EFFECTIVE_BATCH, HEAD_SEED, LEARNING_RATE, Job
+from benchmarks.turns import BETA, HEAD_SEED, LEARNING_RATE, Job
 from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models.layouts import layout_of
-from trainers.models.loading import load_model
+from trainers.models.loading import device, load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import References
 from trainers.pairs.templates import load_tokenizer
@@ -24,7 +24,7 @@ from trainers.train.loop import TrainInputs, optimiser_step
 
 
 class OurContender:
-    """Four pairs a step in one packed forward; the reference's log-probs are computed once, beforehand."""
+    """`batch` pairs a step in one packed forward; the reference's log-probs are computed once, beforehand."""
 
     def __init__(self, job: Job, pairs: Sequence[TokenPair]) -> None:
         reward = RewardSpec(kind=job.kind, beta=BETA if job.kind == "im_rm" else None)
@@ -32,9 +32,9 @@ class OurContender:
             job.model,
             tokenizer=load_tokenizer(job.model),
             output=reward.type.output,
-            precision="fp32",
+            precision=job.precision,
             head_seed=HEAD_SEED,
-        )
+        ).to(device())
         self.parameter_bytes = parameter_bytes(self.model)
         began = time.perf_counter()
         reference = compute_reference(self.model, pairs, report=_silent) if reward.uses_reference else None
@@ -49,7 +49,7 @@ class OurContender:
         self._group = contextlib.ExitStack()
         self._group.enter_context(process_group())
         self._engine = make_engine(
-            self._module, optim=self._inputs.optim, placement=self._inputs.placement, precision="fp32"
+            self._module, optim=self._inputs.optim, placement=self._inputs.placement, precision=job.precision
         )
 
     def step(self, pairs: Sequence[TokenPair]) -> float:
@@ -75,10 +75,10 @@ def _inputs(
         name="benchmark",
         location=job.model,
         revision=None,
-        precision="fp32",
+        precision=job.precision,
         reward=reward,
-        optim=OptimSpec(lr=LEARNING_RATE, effective_batch=EFFECTIVE_BATCH),
-        placement=Placement(micro_batch=EFFECTIVE_BATCH, accumulation=1),
+        optim=OptimSpec(lr=LEARNING_RATE, effective_batch=job.batch),
+        placement=Placement(micro_batch=job.batch, accumulation=1),
         seed=HEAD_SEED,
         pairs=pairs,
         reference=reference,

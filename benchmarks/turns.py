@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from trainers.pairs.tokens import TokenPair
+from trainers.specs import Precision
 
 Kind = Literal["ex_rm", "im_rm"]
 Task = Literal["train", "score"]
@@ -29,7 +32,8 @@ EFFECTIVE_BATCH = 4
 class Job:
     """What a worker is to be: `folder` holds the drawn pairs, `contender` names who runs them.
 
-    Step i of the task `train` is an optimiser step on the i-th four pairs; of `score`, it scores all pairs.
+    Step i of the task `train` is an optimiser step on the i-th `batch` pairs; of `score`, it scores all pairs.
+    Every contender is on the GPU where there is one.
     """
 
     contender: str
@@ -38,11 +42,21 @@ class Job:
     model: str
     folder: str
     threads: int
+    precision: Precision = "fp32"
+    batch: int = EFFECTIVE_BATCH
+    """Pairs of an optimiser step."""
 
 
 def token_count(pairs: Sequence[TokenPair]) -> int:
     """Tokens of both rows of every pair, padding not counted: the same for every contender."""
     return sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+
+
+def peak_bytes() -> int:
+    """The most memory since `forget_peak`: of the GPU where there is one, else resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resident_bytes(peak=True)
 
 
 def resident_bytes(*, peak: bool = False) -> int:
@@ -53,7 +67,9 @@ def resident_bytes(*, peak: bool = False) -> int:
 
 
 def forget_peak() -> None:
-    """Start a new maximum of the resident memory."""
+    """Start a new maximum of the memory."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -85,11 +101,13 @@ class Turns:
 
     def stop(self) -> None:
         """Stop the clock; what comes before `answer` is not timed."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._seconds = time.perf_counter() - self._began
 
     def answer(self, pairs: Sequence[TokenPair], value: float) -> None:
         """Report the turn; `value` is its loss or mean margin, alike for all contenders if they compute alike."""
-        peak = resident_bytes(peak=True)
+        peak = peak_bytes()
         give_back_memory()
         self.tell(seconds=self._seconds, tokens=token_count(pairs), value=value, peak_bytes=peak)
 

@@ -5,15 +5,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.turns import EFFECTIVE_BATCH, Job, Turns, resident_bytes
+from benchmarks.turns import Job, Turns, resident_bytes
 from trainers.pairs.tokens import TokenPair
 
 
 def steps_of(pairs: Sequence[TokenPair], job: Job) -> list[Sequence[TokenPair]]:
-    """The pairs of each step: four at a time to train on, all of them to score."""
+    """The pairs of each step: `batch` at a time to train on, all of them to score."""
     if job.task == "score":
         return [pairs]
-    return [pairs[start : start + EFFECTIVE_BATCH] for start in range(0, len(pairs), EFFECTIVE_BATCH)]
+    return [pairs[start : start + job.batch] for start in range(0, len(pairs), job.batch)]
 
 
 def serve(

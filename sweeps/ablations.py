@@ -14,101 +14,47 @@ python sweeps/ablations.py --only reward=*_only reward=?x_rm reward=im_rm
 A built-in model knows no word of EX-GRM's question, so that one needs `--models` of your own or the paper's.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.trials import Recipe, Sweep, TrialSpec, grid, only
-from trainers.rewards import RewardSpec
-from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Part
+from orchestrator.spec.trials import Sweep, TrialSpec
+from trainers.specs import BUILTIN, Part
 
 # At the grid's rate an output layer hardly leaves its initial values (paper §6): Adam moves an entry by at most
 # rate × steps. At these, 36 steps on the laptop and 315 in the paper, that is fifteen times the head's initial
 # standard deviation; one rate for both reward types.
 FROZEN_LR, FROZEN_LR_TINY = 1e-3, 1e-2
-
-# By kind of reward: the variant's name, what is frozen, and whether only the output layer is left to train.
-VARIANTS: dict[str, tuple[tuple[str, tuple[Part, ...], bool], ...]] = {
-    "ex_rm": (("head_only", ("backbone",), True),),
-    "im_rm": (
-        ("unembedding_only", ("backbone",), True),
-        ("frozen_unembedding", ("unembedding",), False),
-    ),
-}
-
-REWARDS = ("ex_rm", "im_rm", "ex_rm_mean", "im_rm_no_reference", "ex_grm")
-PAPER = replace(catalog.PAPER, rewards=REWARDS)
-LAPTOP = replace(
-    catalog.LAPTOP,
-    models=(catalog.MODELS["llama-64"],),
-    train_sets=(catalog.dataset("tiny_world"),),
-    eval_sets=(catalog.dataset("tiny_world"), catalog.dataset("tiny_world_paraphrase")),
-    seeds=(0, 1, 2),
-    rewards=REWARDS,
-    placements=(),
+# Reward type, the variant's name, and what is frozen.
+VARIANTS: tuple[tuple[str, str, Part], ...] = (
+    ("ex_rm", "head_only", "backbone"),
+    ("im_rm", "unembedding_only", "backbone"),
+    ("im_rm", "frozen_unembedding", "unembedding"),
 )
-PROFILES = {"paper": PAPER, "laptop": LAPTOP}
+REWARDS = ("ex_rm", "im_rm", "ex_rm_mean", "im_rm_no_reference", "ex_grm")
+PROFILES = {
+    "paper": replace(catalog.PAPER, rewards=REWARDS),
+    "laptop": replace(catalog.ONE_MODEL, seeds=(0, 1, 2), rewards=REWARDS),
+}
 
 
 def ablations(chosen: Selection) -> Sweep:
     """Every reward type that the model can give, and the frozen variants of the two that are compared."""
-    trials = tuple(trial for model in chosen.models for trial in _trials_of(model, chosen))
-    return Sweep(
-        name=chosen.name,
-        trials=only(trials, chosen.only)[: chosen.max_trials],
-        categories=chosen.categories,
-        placements=chosen.placements,
-    )
-
-
-def _trials_of(model: ModelSpec, chosen: Selection) -> Iterator[TrialSpec]:
-    yield from _grid(model, [item for item in chosen.rewards if _asks_in_words(item, model)], chosen)
-    for reward in chosen.rewards:
-        if reward.name not in VARIANTS:
-            continue
-        for variant, frozen, alone in VARIANTS[reward.name]:
-            yield from _grid(model, [reward], chosen, _frozen(chosen.recipe, frozen, alone), variant)
-
-
-def _grid(
-    model: ModelSpec,
-    rewards: list[RewardSpec],
-    chosen: Selection,
-    recipe: Recipe | None = None,
-    variant: str = "",
-) -> tuple[TrialSpec, ...]:
-    return grid(
-        models=[model],
-        rewards=rewards,
-        train_sets=chosen.train_sets,
-        eval_sets=chosen.eval_sets,
-        seeds=chosen.seeds,
-        recipe=recipe or chosen.recipe,
-        train_draw=chosen.train_draw,
-        eval_draw=chosen.eval_draw,
-        keep_epochs=chosen.keep_epochs,
-        variant=variant,
-    )
-
-
-def _asks_in_words(reward: RewardSpec, model: ModelSpec) -> bool:
-    return reward.kind != "ex_grm" or not model.source.startswith(BUILTIN)
-
-
-def _frozen(recipe: Recipe, frozen: tuple[Part, ...], alone: bool) -> Recipe:
-    """The recipe with parts frozen; an output layer that is trained alone gets a rate that can move it."""
-
-    def changed(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-        optim = replace(recipe(model, train_set), freeze=frozen)
-        if not alone:
-            return optim
-        return replace(optim, lr=FROZEN_LR_TINY if model.source.startswith(BUILTIN) else FROZEN_LR)
-
-    return changed
+    trials: list[TrialSpec] = []
+    for model in chosen.models:
+        wordless = model.source.startswith(BUILTIN)
+        rewards = [reward for reward in chosen.rewards if not (wordless and reward.kind == "ex_grm")]
+        trials += chosen.trials(models=(model,), rewards=rewards)
+        for name, variant, frozen in VARIANTS:
+            of_kind = [reward for reward in rewards if reward.name == name]
+            for trial in chosen.trials(models=(model,), rewards=of_kind, variant=variant):
+                optim = replace(trial.optim, freeze=(frozen,))
+                if frozen == "backbone":
+                    optim = replace(optim, lr=FROZEN_LR_TINY if wordless else FROZEN_LR)
+                trials.append(replace(trial, optim=optim))
+    return chosen.sweep(trials)
 
 
 if __name__ == "__main__":
-    main("ablations", ablations, Path(__file__).parent, profiles=PROFILES)
+    main(Grid(build=ablations, profiles=PROFILES), __file__, __doc__)

@@ -8,24 +8,40 @@ python sweeps/domain_shift.py                       of the sweep full_grid in th
 python sweeps/domain_shift.py --sweep NAME
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from orchestrator.cli.analyses import ScoredOptions, declare_scored, main
+import numpy as np
+
+from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
-from orchestrator.report.house_style import write_figure
+from orchestrator.report.analysis_files import Rows, write_analysis
+from orchestrator.report.comparison import (
+    Analysis,
+    Controlled,
+    SetOutcomes,
+    by_category,
+    controlled,
+    drawn_pairs,
+    regression,
+    set_outcomes,
+)
+from orchestrator.report.conclusions import PREFERENCE, preference
+from orchestrator.report.house_style import GREY, panels, whiskers
 from orchestrator.report.results import results_of
-from orchestrator.report.tables import Table, write_summary
+from orchestrator.report.tables import Table
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt, Store
+from trainers.data.texts import bag, nearest_overlap, similarity, words
+from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 2
-FEATURES = ("length difference", "overlap with training", "similarity", "leaked")
-OUTCOMES = (("accuracy", "gap"), ("margin", "margin_gap"))
+VERSION = 3
+FEATURES = ("length_difference", "overlap_with_training", "similarity", "leaked")
+Features = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,66 +51,52 @@ class DomainShiftOptions(ScoredOptions):
 
 def declare(options: DomainShiftOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis of the sweep."""
-    return declare_scored(options, session, analysis="domain_shift", version=VERSION)
+    return declare_scored(options, session, analysis="domain_shift", version=VERSION, compute=compute)
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Controls, regressions, what they advise, and the pairs themselves."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    from orchestrator.report.comparison import by_category, controlled, set_outcomes
-    from orchestrator.report.conclusions import PREFERENCE, preference
-    from trainers.errors import DataError
-
     scored, basis = results_of(stage.parameters, inputs.store)
     outcomes = set_outcomes(scored)
     if not outcomes:
         raise DataError(
             "no model and seed of this sweep has learned with both EX-RM and IM-RM; train both, or look at its report."
         )
-    described = {id(item): _features(item, inputs.store) for item in outcomes}
-    rows = [row for item in outcomes for row in _rows(item, described[id(item)])]
-    parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "pairs.parquet")
-    controls = controlled(outcomes)
+    features = {(item.train_set, item.dataset): _features(item, inputs.store) for item in outcomes}
+    lacking = [
+        f"{dataset} after {train_set} lacks {', '.join(missing).replace('_', ' ')}"
+        for (train_set, dataset), known in features.items()
+        if (missing := [name for name in FEATURES if name not in known])
+    ]
+    unknown = f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."
+    controls = controlled(Analysis(scored))
     regressions = [
         row
         for found in by_category(outcomes)
-        for row in _regressions(found, [described[id(item)] for item in found])
+        for row in _regressions(found, [features[item.train_set, item.dataset] for item in found])
     ]
     advice = preference(controls)
-    tables = (_control_table(controls), _regression_table(regressions))
-    paragraphs = [
-        basis,
-        *_unknown(outcomes, described),
-        f"{PREFERENCE}. {advice}",
-    ]
-    write_summary(attempt.directory, "domain_shift", paragraphs, tables)
-    results = {
-        "preference": advice,
-        "controls": [asdict(item) for item in controls],
-        "regressions": [_plain_row(row) for row in regressions],
-    }
-    (attempt.directory / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
-    write_figure(attempt.directory, "domain_shift", lambda: _draw(regressions))
-    attempt.info.update(results=results)
+    write_analysis(
+        attempt,
+        "domain_shift",
+        [basis, *([unknown] if lacking else []), f"{PREFERENCE}. {advice}"],
+        (_control_table(controls), _regression_table(regressions)),
+        results={"preference": advice, "controls": controls, "regressions": regressions},
+        rows={"pairs": [row for item in outcomes for row in _rows(item, features)]},
+        figures={"domain_shift": lambda: _draw(regressions)},
+    )
 
 
-def _features(item: Any, store: Store) -> dict[str, Any]:
+def _features(item: SetOutcomes, store: Store) -> Features:
     """Each feature of each pair; those that need rows are left out where the store does not hold them."""
-    import numpy as np
-
-    from orchestrator.spec.datasets import pairs_of
-    from trainers.data.texts import bag, nearest_overlap, similarity, words
-
-    found: dict[str, Any] = {"length difference": item.longer}
+    found: dict[str, Any] = {"length_difference": item.longer}
     trained, texts = pairs_of(store, item.train_digest), pairs_of(store, item.dataset_digest)
     asked = [texts[row] for row in item.index] if texts else []
     if asked and trained:
         ours, theirs = (
             [bag(words(pair.chosen), words(pair.rejected)) for pair in pairs] for pairs in (asked, trained)
         )
-        found["overlap with training"] = nearest_overlap(ours, theirs)
+        found["overlap_with_training"] = nearest_overlap(ours, theirs)
     if asked:
         found["similarity"] = np.array([similarity(pair.chosen, pair.rejected) for pair in asked])
     if item.leaked is not None:
@@ -102,119 +104,82 @@ def _features(item: Any, store: Store) -> dict[str, Any]:
     return found
 
 
-def _rows(item: Any, features: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(item: SetOutcomes, features: Mapping[tuple[str, str], Features]) -> Rows:
+    known = features[item.train_set, item.dataset]
     return [
         {
             "train_set": item.train_set,
             "evaluation_set": item.dataset,
             "category": item.category,
-            "index": int(item.index[place]),
+            "index": int(index),
             "gap": float(item.gap[place]),
             "margin_gap": float(item.margin_gap[place]),
-            **{name: float(features[name][place]) if name in features else None for name in FEATURES},
+            **{name: float(known[name][place]) if name in known else None for name in FEATURES},
         }
-        for place in range(len(item.index))
+        for place, index in enumerate(item.index)
     ]
 
 
-def _regressions(found: Sequence[Any], features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _regressions(found: Sequence[SetOutcomes], features: Sequence[Features]) -> Rows:
     """Both outcomes of a category's pairs on the features that all of its sets have, sets told apart."""
-    import numpy as np
-
-    from orchestrator.report.comparison import drawn_pairs, regression
-
-    counts = np.concatenate(drawn_pairs(found), axis=1)
-    names = [name for name in FEATURES if all(name in here for here in features)]
-    terms = {name: np.concatenate([here[name] for here in features]) for name in names}
-    for number, item in enumerate(found[1:], start=1):
-        terms[f"set {item.dataset}"] = np.concatenate(
-            [np.full(len(other.index), float(place == number)) for place, other in enumerate(found)]
-        )
-    rows = []
-    for outcome, attribute in OUTCOMES:
-        fitted = regression(np.concatenate([getattr(item, attribute) for item in found]), terms, counts)
-        if fitted is not None:
-            rows.append(
-                {
-                    "train_set": found[0].train_set,
-                    "category": found[0].category,
-                    "outcome": outcome,
-                    "fitted": fitted,
-                }
-            )
-    return rows
+    of_set = np.repeat(np.arange(len(found)), [len(item.index) for item in found])
+    terms = {
+        name: np.concatenate([known[name] for known in features])
+        for name in FEATURES
+        if all(name in known for known in features)
+    }
+    terms |= {f"set {item.dataset}": 1.0 * (of_set == number) for number, item in enumerate(found) if number}
+    outcomes = {
+        "accuracy": np.concatenate([item.gap for item in found]),
+        "margin": np.concatenate([item.margin_gap for item in found]),
+    }
+    counts_BP = np.concatenate(drawn_pairs(found), axis=1)
+    place = {"train_set": found[0].train_set, "category": found[0].category}
+    return [
+        {**place, "outcome": outcome, "fitted": fitted}
+        for outcome, values in outcomes.items()
+        if (fitted := regression(values, terms, counts_BP)) is not None
+    ]
 
 
-def _control_table(controls: Sequence[Any]) -> Table:
+def _control_table(controls: Sequence[Controlled]) -> Table:
     return Table(
         name="controls",
         title="EX−IM of accuracy and its controls",
-        note="Mean over a category's sets, 95 % intervals over test pairs. Matched lengths: docs/report.md. "
+        note="Mean over a category's sets, 95 % intervals over test pairs and seeds. Matched lengths: docs/report.md. "
         "Not seen: pairs whose prompt and long responses stand nowhere in the training split.",
-        columns="train_set category pairs difference length_controlled unseen leak_free",
+        columns="train_set category pairs plain length unseen leak_free",
         titles={
             "pairs": "pairs a set",
-            "length_controlled": "at matched lengths",
+            "plain": "EX−IM",
+            "length": "at matched lengths",
             "unseen": "pairs not seen",
             "leak_free": "on those",
         },
-        rows=[
-            {
-                **{
-                    name: getattr(item, name)
-                    for name in ("train_set", "category", "pairs", "unseen", "leak_free")
-                },
-                "difference": item.plain,
-                "length_controlled": item.length,
-            }
-            for item in controls
-        ],
-        forms=dict.fromkeys(("difference", "length_controlled", "leak_free"), "+.3f"),
+        rows=[{field.name: getattr(item, field.name) for field in fields(item)} for item in controls],
+        forms=dict.fromkeys(("plain", "length", "leak_free"), "+.3f"),
     )
 
 
-def _regression_table(rows: Sequence[dict[str, Any]]) -> Table:
-    names = {name: name.replace(" ", "_") for name in FEATURES}
+def _regression_table(rows: Rows) -> Table:
     return Table(
         name="regressions",
         title="EX−IM per pair by what the pair is like",
         note="Least squares with an intercept for each set: the change of EX−IM by one standard deviation of a feature, the others "
         "held; – where a feature does not vary or follows from the others. Margins are in standard deviations of a set's rewards.",
-        columns=f"train_set category outcome {' '.join(names.values())} explained pairs",
+        columns=f"train_set category outcome {' '.join(FEATURES)} explained pairs",
         titles={"outcome": "EX−IM of", "explained": "R²"},
         rows=[
-            {
-                **row,
-                **{column: row["fitted"].coefficients.get(name) for name, column in names.items()},
-                "explained": row["fitted"].explained,
-                "pairs": row["fitted"].pairs,
-            }
+            {**row, **fitted.coefficients, "explained": fitted.explained, "pairs": fitted.pairs}
             for row in rows
+            if (fitted := row["fitted"])
         ],
-        forms=dict.fromkeys(names.values(), "+.3f"),
+        forms=dict.fromkeys(FEATURES, "+.3f"),
     )
 
 
-def _unknown(outcomes: Sequence[Any], described: dict[int, dict[str, Any]]) -> list[str]:
-    """Say which feature is unknown for which set."""
-    lacking = [
-        f"{item.dataset} after {item.train_set} lacks {', '.join(missing)}"
-        for item in outcomes
-        if (missing := [name for name in FEATURES if name not in described[id(item)]])
-    ]
-    return (
-        [f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."] if lacking else []
-    )
-
-
-def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "fitted": asdict(row["fitted"])}
-
-
-def _draw(rows: Sequence[dict[str, Any]]) -> Any:
+def _draw(rows: Rows) -> Any:
     """Coefficients of accuracy with their intervals, a panel per training set and category."""
-    from orchestrator.report.house_style import GREY, panels, whiskers
-
     rows = [row for row in rows if row["outcome"] == "accuracy"]
     if not rows:
         return None
@@ -227,7 +192,7 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Any:
             middle = [value.value for value in values]
             axis.errorbar(middle, list(known), xerr=whiskers(values), fmt="o", color="black", markersize=5)
         axis.axvline(0, color=GREY, linewidth=0.9, linestyle=":")
-        axis.set_yticks(range(len(FEATURES)), FEATURES)
+        axis.set_yticks(range(len(FEATURES)), [name.replace("_", " ") for name in FEATURES])
         axis.set_ylim(len(FEATURES) - 0.5, -0.5)
         axis.set_title(f"{row['train_set']}: {row['category']}")
     axes[-1].set_xlabel("change of EX−IM by one standard deviation")
@@ -235,4 +200,4 @@ def _draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(DomainShiftOptions, "domain_shift", declare, compute, Path(__file__).parent)
+    main(Analyses(options=DomainShiftOptions, declare=declare), __file__, __doc__)

@@ -7,23 +7,21 @@ python sweeps/hidden_representations.py                                         
 python sweeps/hidden_representations.py --models PATH --train-set persona=FILE.jsonl
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.analysed_models import SEEN, ModelOptions, declare_models, load_untrained
-from orchestrator.cli.analyses import main
+from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
-from orchestrator.report.house_style import write_figure
-from orchestrator.report.tables import Table, write_summary
+from orchestrator.report.analysis_files import write_analysis
+from orchestrator.report.house_style import GREY, panels
+from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 
 # Raise when the analysis computes something else from the same parameters.
 VERSION = 1
-STATISTICS = ("mean", "min", "first_quartile", "median", "third_quartile", "max", "share_positive")
 MEASURES = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
 
 
@@ -40,15 +38,17 @@ class Parameters:
 def declare(options: RepresentationsOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis per model."""
     return declare_models(
-        options, session, analysis="hidden_representations", version=VERSION, parameters=Parameters()
+        options,
+        session,
+        analysis="hidden_representations",
+        version=VERSION,
+        compute=compute,
+        parameters=Parameters(),
     )
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The statistics of every set, with table and figure."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     from trainers.theory.representations import cosines, inner_products, separator, statistics
     from trainers.theory.states import differences, pair_states
 
@@ -64,32 +64,29 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         name: {measure: statistics(numbers) for measure, numbers in measures.items()}
         for name, measures in values.items()
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"set": name, "measure": measure, **numbers}
         for name, measures in results.items()
         for measure, numbers in measures.items()
     ]
-    parquet.write_table(pa.Table.from_pylist(rows), attempt.directory / "statistics.parquet")
-    (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    said = f"Untrained, {len(inputs.pairs[SEEN])} training pairs."
-    write_summary(attempt.directory, inputs.name, [said, _table(rows).markdown()])
-    write_figure(attempt.directory, "hidden_representations", lambda: _draw(values))
-    attempt.info.update(results=results)
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    return Table(
+    table = Table(
         name="statistics",
         title="",
-        columns=f"set measure {' '.join(STATISTICS)}",
+        columns="set measure mean min first_quartile median third_quartile max share_positive",
         titles={"set": "unseen set", "measure": "of"},
-        rows=[{**row, "measure": MEASURES[row["measure"]]} for row in rows],
+        rows=[{**row, "measure": MEASURES[str(row["measure"])]} for row in rows],
+    )
+    write_analysis(
+        attempt,
+        inputs.name,
+        [f"Untrained, {len(inputs.pairs[SEEN])} training pairs.", table.markdown()],
+        results=results,
+        rows={"statistics": rows},
+        figures={"hidden_representations": lambda: _draw(values)},
     )
 
 
 def _draw(values: dict[str, dict[str, Any]]) -> Any:
-    from orchestrator.report.house_style import GREY, panels
-
     figure, axes = panels(1, len(MEASURES), 5.0, 4.0)
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for name, measures in values.items():
@@ -101,4 +98,4 @@ def _draw(values: dict[str, dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    main(RepresentationsOptions, "hidden_representations", declare, compute, Path(__file__).parent)
+    main(Analyses(options=RepresentationsOptions, declare=declare), __file__, __doc__)

@@ -8,20 +8,18 @@ rate. A training that diverges is a hole of the sweep, and its rate is never the
 python sweeps/learning_rates.py --profile laptop
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.follow_up import SUMMARY
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
+from orchestrator.report.analysis_files import write_analysis
+from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, FollowUp, TrainStage, TrialPlan
-from orchestrator.spec.trials import Sweep, TrialSpec, only
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
+from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Attempt
-from sweeps.full_grid import full_grid
 from trainers.specs import ValidationSpec
 
 # Raise when the analysis does otherwise with the same trainings.
@@ -29,27 +27,19 @@ VERSION = 4
 # Of the learning rate that the profile or --lr gives.
 MULTIPLES = (0.2, 1.0, 5.0, 20.0)
 
-LAPTOP = replace(
-    catalog.LAPTOP,
-    models=(catalog.MODELS["llama-64"],),
-    train_sets=(catalog.dataset("tiny_world"),),
-    eval_sets=(catalog.dataset("tiny_world"), catalog.dataset("tiny_world_paraphrase")),
-    seeds=(0,),
-    placements=(),
-)
-PROFILES = {"paper": catalog.PAPER, "laptop": LAPTOP}
+PROFILES = {"paper": catalog.PAPER, "laptop": catalog.ONE_MODEL}
 
 
 def learning_rates(chosen: Selection) -> Sweep:
     """The grid, once for each learning rate."""
-    grid = full_grid(replace(chosen, only=(), max_trials=None))
-    trials = [_at(trial, trial.optim.lr * multiple) for multiple in MULTIPLES for trial in grid.trials]
-    return replace(grid, trials=only(trials, chosen.only)[: chosen.max_trials])
-
-
-def _at(trial: TrialSpec, lr: float) -> TrialSpec:
-    optim = replace(trial.optim, lr=lr)
-    return replace(trial, optim=optim, variant=f"lr_{lr:g}", validation=ValidationSpec())
+    trials = []
+    for multiple in MULTIPLES:
+        for trial in chosen.trials():
+            optim = replace(trial.optim, lr=trial.optim.lr * multiple)
+            trials.append(
+                replace(trial, optim=optim, variant=f"lr_{optim.lr:g}", validation=ValidationSpec())
+            )
+    return chosen.sweep(trials)
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
@@ -60,39 +50,43 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
         name = " · ".join((spec.model.name, spec.reward.name, spec.train_set.name))
         groups.setdefault(name, []).append(plan.train)
     return [
-        AnalyseStage(analysis=name, version=VERSION, parameters=group[0].validation, reads=tuple(group))
+        AnalyseStage(
+            analysis=name,
+            version=VERSION,
+            compute=compute,
+            parameters=group[0].validation,
+            reads=tuple(group),
+        )
         for name, group in groups.items()
     ]
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Write the mean accuracy on held-out pairs at each rate, and which rate is the best."""
-    by_rate: dict[float, list[float | None]] = {}
+    found: dict[float, list[Any]] = {}
     for training in stage.reads:
         assert isinstance(training, TrainStage)
         manifest = inputs.store.manifest(training.kind, training.key)
         # Who has no manifest failed for good.
         last = None if manifest is None else float(manifest["info"]["validation_accuracy"][-1])
-        by_rate.setdefault(training.optim.lr, []).append(last)
-    means = {
-        lr: None if None in found else sum(value or 0.0 for value in found) / len(found)
-        for lr, found in sorted(by_rate.items())
-    }
+        found.setdefault(training.optim.lr, []).append(last)
+    means = {lr: None if None in last else sum(last) / len(last) for lr, last in sorted(found.items())}
     ranked = [(mean, -lr) for lr, mean in means.items() if mean is not None]
-    results: dict[str, Any] = {
-        "name": stage.analysis,
-        "best_lr": -max(ranked)[1] if ranked else None,
-        "rates": [{"lr": lr, "validation_accuracy": mean} for lr, mean in means.items()],
-    }
-    lines = [f"# {stage.analysis}", "", "| learning rate | accuracy on held-out pairs |", "|---|---|"]
-    for lr, mean in means.items():
-        best = ", the best" if lr == results["best_lr"] else ""
-        lines.append(f"| {lr:g} | {'diverged' if mean is None else f'{mean:.3f}{best}'} |")
-    (attempt.directory / "results.json").write_text(json.dumps(results, indent=1))
-    (attempt.directory / SUMMARY).write_text("\n".join(lines) + "\n")
-    attempt.info.update(results=results)
+    best = -max(ranked)[1] if ranked else None
+    shown = {lr: "diverged" if mean is None else f"{mean:.3f}" for lr, mean in means.items()}
+    table = Table(
+        name="rates",
+        title="",
+        columns="lr accuracy",
+        titles={"lr": "learning rate", "accuracy": "accuracy on held-out pairs"},
+        rows=[
+            {"lr": f"{lr:g}", "accuracy": text + ", the best" * (lr == best)} for lr, text in shown.items()
+        ],
+    )
+    rates = [{"lr": lr, "validation_accuracy": mean} for lr, mean in means.items()]
+    results = {"name": stage.analysis, "best_lr": best, "rates": rates}
+    write_analysis(attempt, stage.analysis, [table.markdown()], results=results)
 
 
 if __name__ == "__main__":
-    follow_up = FollowUp(declare=declare, compute=compute)
-    main("learning_rates", learning_rates, Path(__file__).parent, profiles=PROFILES, follow_up=follow_up)
+    main(Grid(build=learning_rates, profiles=PROFILES, follow_up=declare), __file__, __doc__)

@@ -10,15 +10,15 @@ python sweeps/persona.py --keep-epochs 1 5 10 25             weights and evaluat
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profile
 from orchestrator.spec.selection import Selection
-from orchestrator.spec.trials import Sweep, grid, only
+from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.records import Category
-from trainers.specs import BUILTIN, PERSONA, DatasetSpec, ModelSpec, OptimSpec
+from trainers.data.known import PERSONA
+from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
 
 ON_TRAINING_PROMPTS = "_train"
 
@@ -33,8 +33,8 @@ def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
 PAPER = Profile(
     name="paper",
     models=(
-        ModelSpec(name="pythia-1b", source="EleutherAI/pythia-1b", parameters=1_011_781_632),
-        ModelSpec(name="llama-3.2-1b-base", source="meta-llama/Llama-3.2-1B", parameters=1_235_814_400),
+        catalog.PYTHIA_1B,
+        catalog.LLAMA_1B_BASE,
         catalog.MODELS["llama-3.2-1b"],
         catalog.MODELS["qwen2.5-1.5b"],
     ),
@@ -46,60 +46,32 @@ PAPER = Profile(
     recipe=_recipe,
     keep_epochs="every",
 )
-LAPTOP = replace(
-    PAPER,
-    name="laptop",
-    models=(catalog.MODELS["llama-64"],),
-    train_sets=(catalog.dataset("tiny_world"),),
-    eval_sets=(catalog.dataset("tiny_world"), catalog.dataset("tiny_world_paraphrase")),
-    seeds=(0,),
-)
+LAPTOP = replace(catalog.ONE_MODEL, recipe=_recipe, keep_epochs="every")
 PROFILES = {"paper": PAPER, "laptop": LAPTOP}
 
 
 def persona(chosen: Selection) -> Sweep:
     """Every model with every reward type, evaluated on the test and the training prompts of every evaluation set."""
-    trials = tuple(
-        trial
-        for train_set in chosen.train_sets
-        for trial in grid(
-            models=chosen.models,
-            rewards=chosen.rewards,
-            train_sets=[train_set],
-            eval_sets=_eval_sets(train_set, chosen.eval_sets),
-            seeds=chosen.seeds,
-            recipe=chosen.recipe,
-            train_draw=chosen.train_draw,
-            eval_draw=chosen.eval_draw,
-            keep_epochs=chosen.keep_epochs,
-        )
-    )
-    seen: list[tuple[str, str, Category]] = [
-        (train_set.name, f"{train_set.name}{ON_TRAINING_PROMPTS}", "training pairs")
-        for train_set in chosen.train_sets
-    ]
-    return Sweep(
-        name=chosen.name,
-        trials=only(trials, chosen.only)[: chosen.max_trials],
-        categories=(*seen, *chosen.categories),
-        placements=chosen.placements,
-    )
+    trials: list[TrialSpec] = []
+    seen: list[tuple[str, str, Category]] = []
+    for train_set in chosen.train_sets:
+        eval_sets = _eval_sets(train_set, chosen.eval_sets)
+        trials += chosen.trials(train_sets=(train_set,), eval_sets=eval_sets)
+        seen.append((train_set.name, f"{train_set.name}{ON_TRAINING_PROMPTS}", "training pairs"))
+    return chosen.sweep(trials, seen)
 
 
 def _eval_sets(train_set: DatasetSpec, eval_sets: Iterable[DatasetSpec]) -> list[DatasetSpec]:
     """Each set's test split, and its training split under a name of its own; Persona's from where its pairs are."""
     placed = [
-        replace(item, source=train_set.source) if item.source.startswith(PERSONA) else item
-        for item in eval_sets
+        replace(item, source=train_set.source) if item.selection == PERSONA else item for item in eval_sets
     ]
-    return [
-        *placed,
-        *(
-            replace(item, name=f"{item.name}{ON_TRAINING_PROMPTS}", test_split=item.train_split)
-            for item in placed
-        ),
+    seen = [
+        replace(item, name=f"{item.name}{ON_TRAINING_PROMPTS}", test_split=item.train_split)
+        for item in placed
     ]
+    return [*placed, *seen]
 
 
 if __name__ == "__main__":
-    main("persona", persona, Path(__file__).parent, profiles=PROFILES)
+    main(Grid(build=persona, profiles=PROFILES), __file__, __doc__)

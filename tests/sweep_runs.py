@@ -8,8 +8,8 @@ from unittest import mock
 import pytest
 from pyarrow import parquet
 
-from orchestrator.cli import analyses, main
-from orchestrator.cli.analyses import AnalysisOptions
+from orchestrator.cli.analyses import Analyses, AnalysisOptions
+from orchestrator.cli.main import Grid, main
 from orchestrator.report import page
 from orchestrator.store.artifacts import Store
 
@@ -29,8 +29,9 @@ def run_sweep(
     """
     words = [*arguments, "--profile", "laptop", "--backend", "inline", "--storage", str(storage)]
     undrawn = mock.patch.object(page, "every_figure", return_value=())
+    experiment = Grid(build=build, profiles=profiles, follow_up=follow_up)
     with pytest.raises(SystemExit) as ended, contextlib.nullcontext() if draws else undrawn:
-        main.main(name, build, storage.parent, words, profiles=profiles, follow_up=follow_up)
+        main(experiment, storage.parent / f"{name}.py", arguments=words)
     return int(ended.value.code or 0)
 
 
@@ -46,16 +47,10 @@ def run_analysis(module: Any, storage: Path, *arguments: str) -> int:
         for item in vars(module).values()
         if isinstance(item, type) and issubclass(item, AnalysisOptions) and item.__module__ == module.__name__
     ]
-    name = module.__name__.removeprefix("sweeps.")
+    file = storage.parent / f"{module.__name__.removeprefix('sweeps.')}.py"
+    experiment = Analyses(options=options, declare=module.declare)
     with pytest.raises(SystemExit) as ended:
-        analyses.main(
-            options,
-            name,
-            module.declare,
-            module.compute,
-            storage.parent,
-            [*arguments, "--storage", str(storage)],
-        )
+        main(experiment, file, arguments=[*arguments, "--storage", str(storage)])
     return int(ended.value.code or 0)
 
 

@@ -186,7 +186,11 @@ def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
         # That one is made while one follows docs/adding_a_reward_type.md.
         words = [{"simpo": "ex_rm"}.get(word, word) for word in shlex.split(text)]
         with pytest.raises(SystemExit) as ended:
-            main.main("full_grid", full_grid, ROOT / "sweeps", [*words, "--backend", "inline"])
+            main.main(
+                main.Grid(build=full_grid),
+                ROOT / "sweeps" / "full_grid.py",
+                arguments=[*words, "--backend", "inline"],
+            )
         assert ended.value.code == 0, text
     store = Store(yours / "rmsweep-store")
     assert len(read_declaration("full_grid", store).trials) == 24

@@ -116,8 +116,18 @@ def _ascii(sign: str) -> str:
     return plain.encode("ascii", "ignore").decode() or "?"
 
 
-def parse(kind: type[Arguments], words: Sequence[str], *, prog: str, config: Sequence[Any]) -> Arguments:
-    """Return the words of a command line as a `kind`; exit with 2 where they are wrong."""
+def parse(
+    kind: type[Arguments],
+    words: Sequence[str],
+    *,
+    prog: str,
+    config: Sequence[Any],
+    description: str | None = None,
+) -> Arguments:
+    """Return the words of a command line as a `kind`; exit with 2 where they are wrong.
+
+    The help opens with the description, else with the docstring of `kind`.
+    """
     import tyro
 
     try:
@@ -125,7 +135,7 @@ def parse(kind: type[Arguments], words: Sequence[str], *, prog: str, config: Seq
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    return tyro.cli(kind, args=words, prog=prog, config=tuple(config))
+    return tyro.cli(kind, args=words, prog=prog, description=description, config=tuple(config))
 
 
 def added_up(kind: type, words: Sequence[str]) -> list[str]:

@@ -1,139 +1,133 @@
-"""Experiments that train no grid, and what is computed of a grid that is trained (follow_up.py): parameters, and models and pairs where they need some → one artifact of kind `analyse`.
+"""Analyses: experiments that train no grid, and what is computed from a grid once it is trained.
 
-    python sweeps/theory.py                 compute what is missing, and print its summary
-    python sweeps/theory.py plan | report | ui | sync | gc
-
-The artifact's key is made of everything that can change it, so that nothing is computed twice. It holds results.json,
-tables as parquet, figures as PNG and SVG, and summary.md; the report of <storage>/sweeps/<name>/ is a copy, which MLflow
-shows as well. Analyses run in this process, without Ray.
+An analysis is one artifact of kind `analyse`, whose key holds everything that can change it, so that nothing is computed
+twice. It holds results.json, tables as parquet, figures as PNG and SVG, and summary.md. The report has a copy of it, which
+MLflow shows as well. Analyses run in this process, without Ray.
 """
 
+import dataclasses
+import functools
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from orchestrator.cli.follow_up import SUMMARY, compute_missing
-from orchestrator.cli.main import guarded
-from orchestrator.cli.options import Gc, Plan, Report, Run, Sync, Ui
-from orchestrator.cli.options import Options as SweepOptions
-from orchestrator.cli.session import HOLES, Session, dump_json, open_session
-from orchestrator.cli.terminal import quiet
+from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync, Ui, flag
+from orchestrator.cli.running import show_report
+from orchestrator.cli.session import HOLES, Session, dump_json
+from orchestrator.cli.terminal import quiet, say
 from orchestrator.report.results import scored
-from orchestrator.report.summary import Written
+from orchestrator.report.summary import Shown, Written
+from orchestrator.run.analyses import compute_analyses
+from orchestrator.run.failures import is_final
+from orchestrator.spec import selection
+from orchestrator.spec.datasets import DatasetReader, ReadingOptions, read_as
 from orchestrator.spec.declaration import adopt, adopted
-from orchestrator.spec.stages import AnalyseStage, Compute, PrepareStage
-from orchestrator.store.records import Declaration
-from trainers.command import parse
+from orchestrator.spec.models import identify_model
+from orchestrator.spec.stages import (
+    AnalyseStage,
+    AnalysisInputs,
+    Compute,
+    EvaluateStage,
+    PrepareStage,
+    Stage,
+    TrainStage,
+    TrialPlan,
+    usable,
+)
+from orchestrator.store.records import Declaration, read_state
+from trainers.data.known import DATASETS, PERSONA
+from trainers.errors import SpecError
+from trainers.specs import DatasetSpec, DrawSpec, Output, clean_name
 
-Command = Run | Plan | Report | Ui | Sync | Gc
+KIND, SUMMARY, SEEN = "analyse", "summary.md", "seen"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalysisOptions:
-    """What every analysis takes; an experiment adds its own flags."""
+class AnalysisOptions(CommonOptions):
+    """The flags of every analysis; an experiment adds its own."""
 
-    command: Command = field(default_factory=Run)
-    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The report's name (default: the file's)."""
-    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    """Where artifacts are kept (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
-    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
-    json: bool = False
-    """Machine-readable output of plan, report and gc."""
+    command: Run | Plan | Report | Ui | Sync | Gc = field(default_factory=Run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredOptions(AnalysisOptions):
-    """What every analysis of a sweep's scores takes."""
+    """The flags of every analysis of a sweep's scores."""
 
     sweep: Annotated[str, tyro.conf.arg(metavar="NAME")] = "full_grid"
     """The sweep in the same storage whose scores are read."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(ReadingOptions, AnalysisOptions):
+    """The flags of every analysis of untrained models."""
+
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]ID|PATH")] = ("llama-64",)
+    """Catalog names, hub ids, folders or GGUF files; one analysis each."""
+    train_set: Annotated[str, tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = "tiny_world"
+    """The set whose training pairs count as seen; persona=FILE gives Persona's."""
+    eval_sets: Annotated[
+        tuple[str, ...], flag("[NAME=]NAME|PATH", "the training set and its paraphrases")
+    ] = ()
+    """Sets whose test pairs count as unseen."""
+    max_train_pairs: Annotated[int | None, flag("N")] = None
+    """Use the first N training pairs of a seeded permutation."""
+    max_eval_pairs: Annotated[int | None, flag("N")] = None
+    """Use the first N test pairs of a seeded permutation."""
+
+
 Options = TypeVar("Options", bound=AnalysisOptions)
-Declare = Callable[[Options, Session], Sequence[AnalyseStage]]
 
 
-def main(
-    options_type: type[Options],
-    name: str,
-    declare: Declare[Options],
-    compute: Compute,
-    folder: Path,
-    arguments: Sequence[str] | None = None,
-) -> None:
-    """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file."""
-    options = parse(
-        options_type,
-        sys.argv[1:] if arguments is None else arguments,
-        prog=f"python sweeps/{name}.py",
-        config=(
-            tyro.conf.CascadeSubcommandArgs,
-            tyro.conf.OmitSubcommandPrefixes,
-            tyro.conf.FlagCreatePairsOff,
-        ),
-    )
-    sys.exit(guarded(lambda: _dispatch(options, name, declare, compute, folder)))
+@dataclass(frozen=True, kw_only=True)
+class Analyses(Generic[Options]):
+    """An experiment without trials: its flags, and the function that declares the analyses that they ask for."""
+
+    options: type[Options]
+    declare: Callable[[Options, Session], Sequence[AnalyseStage]]
+
+    def run(self, options: Options, session: Session) -> int:
+        """Run the command and return its exit code."""
+        stages = self.declare(options, session)
+        if isinstance(options.command, Plan):
+            return _plan(session, stages)
+        declaration = _declaration(session, stages)
+        match options.command:
+            case Report():
+                adopted(declaration, session.store)
+                return _report(session, stages)
+            case Sync():
+                adopted(declaration, session.store)
+                _show_in_mlflow(session, declaration, stages)
+                return 0
+        adopt(declaration, session.store)
+        missing = [stage for stage in stages if not session.store.complete(stage.kind, stage.key)]
+        session.say(f"{len(stages)} analyses, {len(stages) - len(missing)} complete")
+        if missing:
+            _compute(session, missing)
+        code = _report(session, stages)
+        if missing:
+            _show_in_mlflow(session, declaration, stages)
+        return code
 
 
-def _dispatch(options: Options, name: str, declare: Declare[Options], compute: Compute, folder: Path) -> int:
-    from orchestrator.cli import inspect
-
-    shared = SweepOptions(
-        command=options.command,
-        name=options.name,
-        storage=options.storage,
-        tracking_uri=options.tracking_uri,
-        json=options.json,
-        backend="inline",
-    )
-    session = open_session(shared, name, folder)
-    match options.command:
-        case Ui(port=port):
-            return inspect.ui(session, port)
-        case Gc(keep=keep, delete=delete):
-            return inspect.gc(session, keep, delete=delete)
-    stages = declare(options, session)
-    if isinstance(options.command, Plan):
-        return _plan(session, stages)
-    declaration = _declaration(session, stages)
-    match options.command:
-        case Report():
-            adopted(declaration, session.store)
-            return _report(session, stages)
-        case Sync():
-            adopted(declaration, session.store)
-            _show_in_mlflow(session, stages)
-            return 0
-    adopt(declaration, session.store)
-    return _run(session, stages, compute)
-
-
-def _run(session: Session, stages: Sequence[AnalyseStage], compute: Compute) -> int:
-    missing = [stage for stage in stages if not session.store.complete(stage.kind, stage.key)]
-    said = f"{len(stages)} analyses, {len(stages) - len(missing)} complete"
-    session.console.print(said, highlight=False)
-    if missing:
-        compute_missing(session, missing, compute)
-    code = _report(session, stages)
-    if missing:
-        _show_in_mlflow(session, stages)
-    return code
+def _compute(session: Session, stages: Sequence[AnalyseStage]) -> None:
+    """Compute the analyses, while what libraries print goes to the driver's log."""
+    with quiet(session.driver_log, session.console.width) as terminal:
+        compute_analyses(stages, session.store, functools.partial(say, terminal))
 
 
 def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
-    rows = []
+    """Print which stages each analysis still needs."""
+    store, rows = session.store, []
     for stage in stages:
-        wanted = [*((need.kind, need.key) for need in stage.needs), (stage.kind, stage.key)]
-        missing = [kind for kind, key in wanted if not session.store.complete(kind, key)]
-        if session.store.complete(stage.kind, stage.key):
+        needed: list[Stage | AnalyseStage] = [*stage.needs, stage]
+        missing = [item.kind for item in needed if not store.complete(item.kind, item.key)]
+        if store.complete(stage.kind, stage.key):
             missing = []
         rows.append({"analysis": stage.label, "key": stage.key, "missing": missing})
     if session.options.json:
@@ -141,39 +135,27 @@ def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
         return 0
     for row in rows:
         missing_text = ", ".join(row["missing"]) or "nothing"
-        session.console.print(f"{row['analysis']}  {row['key']}  missing: {missing_text}", highlight=False)
+        session.say(f"{row['analysis']}  {row['key']}  missing: {missing_text}")
     return 0
 
 
 def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
-    """Copy what is there into the report's folder, and print the summaries."""
-    store = session.store
-    folder = store.local_sweep_dir(session.sweep_name) / "report"
-    complete = [stage for stage in stages if store.complete(stage.kind, stage.key)]
-    shutil.rmtree(folder, ignore_errors=True)
-    results = []
-    for stage in complete:
-        found = store.read(stage.kind, stage.key)
-        target = folder / _part(stage, stages)
-        shutil.copytree(found, target, dirs_exist_ok=True)
-        results.append({"analysis": stage.label, "key": stage.key, **_json(found / "results.json")})
-        if not session.options.json:
-            session.console.print(
-                (found / SUMMARY).read_text(), markup=False, highlight=False, soft_wrap=True
-            )
-            session.console.print(f"artifact: analyse/{stage.key}", highlight=False, soft_wrap=True)
-    if complete:
-        store.share(folder)
+    """Write and print the report of the analyses; the exit code says whether one is missing or has holes."""
+    folder = session.store.local_sweep_dir(session.sweep_name) / "report"
+    complete = [stage for stage in stages if session.store.complete(stage.kind, stage.key)]
+    places = {stage.key: folder / _part(stage, stages) for stage in complete}
+    results = _show(session, folder, places)
     if session.options.json:
-        dump_json(results)
+        labelled = zip(complete, results, strict=True)
+        dump_json([{"analysis": stage.label, "key": stage.key, **result} for stage, result in labelled])
     else:
-        session.console.print(f"report: {folder}", highlight=False, soft_wrap=True)
+        session.say(f"report: {folder}")
     holes = len(complete) < len(stages) or any(result.get("holes") for result in results)
     return HOLES if holes else 0
 
 
 def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
-    """One analysis is the report; of several each has a folder, by its model or by what tells it from its like."""
+    """Return the folder of one analysis in the report: the report itself where it is alone, else a name of its own."""
     if len(stages) == 1:
         return ""
     if stage.base is None:
@@ -184,45 +166,169 @@ def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
     return name if len(alike) < 2 else f"{name}-{stage.analysis}"
 
 
-def _json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text())
+def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Fill `folder` with copies of analyses, by key and place, and print their summaries; return their results."""
+    store, results = session.store, []
+    shutil.rmtree(folder, ignore_errors=True)
+    for key, place in places.items():
+        found = store.read(KIND, key)
+        shutil.copytree(found, place, dirs_exist_ok=True)
+        results.append(_results(found))
+        if not session.options.json:
+            session.say((found / SUMMARY).read_text(), f"artifact: {KIND}/{key}")
+    if places:
+        store.share(folder)
+    return results
+
+
+def _results(artifact: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((artifact / "results.json").read_text())
     return found
 
 
 def _declaration(session: Session, stages: Sequence[AnalyseStage]) -> Declaration:
-    """No trials; the artifacts that gc must not take."""
-    named = set()
-    for stage in stages:
-        waiting: list[Any] = [stage]
-        while waiting:
-            item = waiting.pop()
-            named.add(f"{item.kind}/{item.key}")
-            if isinstance(item, PrepareStage):
-                named.add(f"dataset/{item.split.digest}")
-            waiting += item.needs
+    """Return a declaration of no trials that names the artifacts that gc must keep."""
+    named = {name for stage in stages for name in _artifacts(stage)}
     return Declaration(sweep=session.sweep_name, trials=(), artifacts=tuple(sorted(named)))
 
 
-def _show_in_mlflow(session: Session, stages: Sequence[AnalyseStage]) -> None:
-    """The report on one run of the sweep's name."""
-    from orchestrator.tracking.mlflow import Tracker
+def _artifacts(stage: Stage | AnalyseStage) -> Iterator[str]:
+    """Yield the names of a stage's artifact and of all that it is made from."""
+    yield f"{stage.kind}/{stage.key}"
+    if isinstance(stage, PrepareStage):
+        yield f"dataset/{stage.split.digest}"
+    for need in stage.needs:
+        yield from _artifacts(need)
 
+
+def _show_in_mlflow(session: Session, declaration: Declaration, stages: Sequence[AnalyseStage]) -> None:
+    """Log the report on one run, which has the sweep's name."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
-    with quiet(session.driver_log, session.console.width):
-        tracker = Tracker(session.tracking_uri, session.store, _declaration(session, stages))
-        complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-        trouble = tracker.close(Written(folder=folder, rows=[], results=[], compared=[]), complete=complete)
-    if trouble:
-        session.console.print(
-            f"warning: the MLflow view is incomplete ({trouble}); `sync` completes it",
-            style="yellow",
-            markup=False,
-        )
+    complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
+    written = Written(folder=folder, results=[], shown=Shown())
+    show_report(session, declaration, written, complete=complete)
+
+
+def with_analyses(declaration: Declaration, session: Session, plans: Sequence[TrialPlan]) -> Declaration:
+    """Return the declaration with the artifacts of the analyses that follow the sweep."""
+    if session.follow_up is None:
+        return declaration
+    named = {f"{KIND}/{stage.key}" for stage in session.follow_up(plans)}
+    return dataclasses.replace(declaration, artifacts=tuple(sorted(named.union(declaration.artifacts))))
+
+
+def run_follow_up(session: Session, declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
+    """Compute the declared analyses that are missing and can be computed; return whether there was one.
+
+    An analysis can be computed once what it reads is there. It goes on without a training that failed for good.
+    """
+    if session.follow_up is None:
+        return False
+    store = session.store
+    notes = read_state(session.sweep_name, store).trials
+    given_up = {key for key, note in notes.items() if is_final(note.cause)}
+
+    def there(read: TrainStage | EvaluateStage, loads_weights: bool) -> bool:
+        training = read if isinstance(read, TrainStage) else read.train
+        complete = usable(read, store) if loads_weights else store.complete(read.kind, read.key)
+        return complete or training.key in given_up
+
+    missing = [
+        stage
+        for stage in session.follow_up(plans)
+        if f"{KIND}/{stage.key}" in declaration.artifacts
+        and not store.complete(stage.kind, stage.key)
+        and all(there(read, stage.loads_weights) for read in stage.reads)
+    ]
+    if missing:
+        _compute(session, missing)
+    return bool(missing)
+
+
+def show_analyses(session: Session, declaration: Declaration) -> None:
+    """Copy the complete analyses that follow a sweep into its report, and print their summaries."""
+    store = session.store
+    folder = store.local_sweep_dir(declaration.sweep) / "report" / "analyses"
+    keys = [key for kind, _, key in (item.partition("/") for item in declaration.artifacts) if kind == KIND]
+    named = {_results(store.read(KIND, key))["name"]: key for key in keys if store.complete(KIND, key)}
+    _show(session, folder, {key: folder / clean_name(name) for name, key in sorted(named.items())})
 
 
 def declare_scored(
-    options: ScoredOptions, session: Session, *, analysis: str, version: int
+    options: ScoredOptions, session: Session, *, analysis: str, version: int, compute: Compute
 ) -> Sequence[AnalyseStage]:
-    """One analysis of the sweep's complete trials. Raises SpecError where there is none."""
+    """Declare one analysis of the sweep's complete trials. Raises SpecError where none is complete."""
     parameters = scored(session.store, options.sweep)
-    return [AnalyseStage(analysis=analysis, version=version, parameters=parameters)]
+    return [AnalyseStage(analysis=analysis, version=version, compute=compute, parameters=parameters)]
+
+
+def declare_models(
+    options: ModelOptions, session: Session, *, analysis: str, version: int, compute: Compute, parameters: Any
+) -> Sequence[AnalyseStage]:
+    """Declare one analysis for each model. Raises SpecError, ModelError, DataError."""
+    trained = selection.parse_dataset(options.train_set, "--train-set")
+    unseen = [selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets]
+    (trained,), own = read_as([trained], unseen or _own_sets(trained), options)
+    unseen = [_placed(item, trained) for item in own]
+    if SEEN in {item.name for item in unseen} or len({item.name for item in unseen}) < len(unseen):
+        raise SpecError(
+            "--eval-sets: two sets have one name, or one is called seen; tell them apart with NAME=."
+        )
+    models = [selection.parse_model(text) for text in options.models]
+    if len({model.name for model in models}) < len(models):
+        raise SpecError("--models: two have one name; tell them apart with NAME=.")
+    limits = selection.Limits(max_train_pairs=options.max_train_pairs, max_eval_pairs=options.max_eval_pairs)
+    train_draw = limits.within(trained).train_draw or limits.train_draw()
+    fetch = not isinstance(options.command, Plan)
+    reader = DatasetReader(session.store, fetch=fetch)
+    wanted: list[tuple[str, DatasetSpec, str, DrawSpec]] = [
+        (SEEN, trained, trained.train_split, train_draw),
+        *((item.name, item, item.test_split, limits.eval_draw()) for item in unseen),
+    ]
+    lock = session.folder / "revisions.lock.json"
+    bases = [identify_model(model, session.store, lock=lock, fetch=fetch) for model in models]
+    stages = [
+        AnalyseStage(
+            analysis=analysis,
+            version=version,
+            compute=compute,
+            parameters=parameters,
+            base=base,
+            prepared=tuple(
+                (name, PrepareStage(base=base, split=reader.split(dataset, split), draw=draw))
+                for name, dataset, split, draw in wanted
+            ),
+        )
+        for base in bases
+    ]
+    session.say_left_out(reader.said_left_out())
+    return stages
+
+
+def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:
+    """Return the set itself and the catalog's rewritings of it."""
+    return [trained, *(item for item in DATASETS if item.rewriting_of == trained.name)]
+
+
+def _placed(item: DatasetSpec, trained: DatasetSpec) -> DatasetSpec:
+    """Return a set of Persona with the training set's source: all are made of the same statements."""
+    return dataclasses.replace(item, source=trained.source) if item.selection == PERSONA else item
+
+
+def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
+    """Load the base model in float64, on a GPU where there is one; the head of an EX-RM is drawn from seed 0."""
+    from trainers.models.loading import device, load_model
+    from trainers.pairs.templates import load_tokenizer
+
+    base = inputs.base
+    assert base is not None
+    model = load_model(
+        inputs.location,
+        tokenizer=load_tokenizer(inputs.location, base.revision, base.trust),
+        output=output,
+        precision="fp32",
+        revision=base.revision,
+        head_seed=0 if output == "head" else None,
+        trust=base.trust,
+    )
+    return model.double().to(device())

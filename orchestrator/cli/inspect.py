@@ -1,4 +1,4 @@
-"""Commands that train nothing: what a sweep is doing and lacks, its MLflow view, and the store's garbage."""
+"""The commands that train nothing: status, report, ui, sync and gc."""
 
 import contextlib
 import functools
@@ -20,12 +20,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.layout import fitting
+from orchestrator.cli.analyses import show_analyses
 from orchestrator.cli.session import HOLES, Session, dump_json
-from orchestrator.cli.terminal import duration, late_bar, quiet
+from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet
 from orchestrator.plan import durations
-from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult, trial_result
+from orchestrator.report.compare_sweeps import other_sweep, without_intervals, write_comparison
+from orchestrator.report.page import HTML, said_conclusions, write_full_report
+from orchestrator.report.results import TrialState, trial_states
+from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -35,18 +37,21 @@ from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
+# As many columns of epochs as a terminal has room for.
 
 
 def status(session: Session, *, watch: bool = False) -> int:
-    """Print the state of each trial: from the artifacts, and from what the driver noted of those that run or failed.
+    """Print the state of each trial, from its artifacts and from what the running command notes.
 
-    With `watch`, again whenever it changes, until no driver of the sweep is at work.
+    With `watch`, print it again whenever it changes, until the sweep ends.
     """
-    known: dict[str, TrialResult] = {}
+    known: dict[str, TrialState] = {}
     shown: list[dict[str, Any]] | None = None
     while True:
         declaration = read_declaration(session.sweep_name, session.store)
-        results = [known.get(trial.key) or trial_result(trial, session.store) for trial in declaration.trials]
+        asked = [trial for trial in declaration.trials if trial.key not in known]
+        found = {state.record.key: state for state in trial_states(asked, session.store)}
+        results = [known.get(trial.key) or found[trial.key] for trial in declaration.trials]
         known = {result.record.key: result for result in results if result.complete}
         state = read_state(session.sweep_name, session.store)
         running = state.driver in live_drivers(session.store.root)
@@ -56,7 +61,7 @@ def status(session: Session, *, watch: bool = False) -> int:
         ]
         if rows != shown:
             left_s = time_left_s(results, state.trials) if running else None
-            _show_status(session, rows, _driver(running, left_s), clear=watch)
+            _show_status(session, rows, _running(running, left_s), clear=watch)
             shown = rows
         if running and watch:
             time.sleep(WATCH_EVERY_S)
@@ -67,22 +72,21 @@ def status(session: Session, *, watch: bool = False) -> int:
         return _say_ways_on(session, {result.record.key for result in results if not result.complete})
 
 
-def _driver(running: bool, left_s: float | None) -> str:
+def _running(running: bool, left_s: float | None) -> str:
     if not running:
-        return "no driver is at work"
-    left = "" if left_s is None else f", about {left_s / 60:.0f} min of training left"
-    return f"its driver is at work{left}"
+        return "not running"
+    return "running" if left_s is None else f"running, about {left_s / 60:.0f} min of training left"
 
 
-def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, *, clear: bool) -> None:
+def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str, *, clear: bool) -> None:
     if session.options.json:
         dump_json(rows)
         return
     if clear and session.console.is_terminal:
         session.console.clear()
-    title = f"{session.sweep_name} in {session.store.root}: {driver}"
+    title = f"{session.sweep_name} in {session.store.root}: {running}"
     table = Table(title=title, title_justify="left")
-    # What nothing is known of takes no room.
+    # A column without a value is left out.
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", 0) for row in rows)]
     for column in columns:
         table.add_column(column, style="red" if column == "cause" else None)
@@ -91,8 +95,8 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], driver: str, 
     session.console.print(fitting(table, session.console))
 
 
-def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) -> float | None:
-    """Seconds until what runs and waits is trained, by what finished trainings of each model and reward type took."""
+def time_left_s(results: Sequence[TrialState], notes: Mapping[str, TrialNote]) -> float | None:
+    """Estimate the seconds until all is trained, by what trainings of the same model and reward type took."""
     took: dict[str, list[float]] = {}
     left: dict[str, float] = {}
     running = 0
@@ -112,16 +116,17 @@ def time_left_s(results: Sequence[TrialResult], notes: Mapping[str, TrialNote]) 
     return durations.time_left_s(means, left, running)
 
 
-def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str, Any]:
+def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str, Any]:
     known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
     runs = known == "running" and not result.complete
+    stage, step, loss, rate, left = progress_cells(note) if runs else ("",) * 5
     return {
         "trial": result.record.name,
         "state": "complete" if result.complete else known,
-        "stage": f"{note.stage} {note.step}/{note.total}".removesuffix(" 0/0") if runs else "",
-        "loss": f"{note.loss:.4f}" if runs and note.loss is not None else "",
-        "pairs/s": f"{note.pairs_per_s:.1f}" if runs and note.pairs_per_s is not None else "",
-        "left": duration(note.left_s) if runs else "",
+        "stage": f"{stage} {step}".strip(),
+        "loss": loss,
+        "pairs/s": rate,
+        "left": left,
         "trained": result.trained,
         "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
         "retries": len(note.retries),
@@ -129,19 +134,22 @@ def _status_row(result: TrialResult, note: TrialNote, running: bool) -> dict[str
     }
 
 
-def _cause(result: TrialResult, note: TrialNote, runs: bool) -> str:
-    """Say why a trial is not complete, or, where it runs, why it runs again."""
+def _cause(result: TrialState, note: TrialNote, runs: bool) -> str:
+    """Return why a trial is not complete or, while it runs, why it runs again."""
     before = "" if runs else note.message
     return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
 
 
 def say_holes(
     session: Session,
-    results: Sequence[TrialResult],
+    results: Sequence[TrialState],
     *,
     told: Collection[str] = (),
 ) -> int:
-    """Name what is missing and why, and the commands that mend it. `told` are trials whose failure was said already."""
+    """Print each missing trial with its cause, and the commands that run it; return the exit code.
+
+    The causes of the trials `told` were printed before.
+    """
     state = read_state(session.sweep_name, session.store)
     holes = {result.record.key: result for result in results if not result.complete}
     for key, result in holes.items():
@@ -149,24 +157,22 @@ def say_holes(
         cause = note.message or "; ".join(result.faults) or "not run"
         if note.state == "failed" and key in told:
             cause = "it failed, as said above"
-        said = f"missing: {result.record.name}: {cause}"
-        session.console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+        session.say(f"missing: {result.record.name}: {cause}", style="red")
     return _say_ways_on(session, holes)
 
 
 def _say_ways_on(session: Session, holes: Collection[str]) -> int:
-    """The commands that mend the holes, which are keys of trials; the exit code."""
+    """Print the commands that run the missing trials, given by key, and return the exit code."""
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
     failed = any(note.cause for key, note in state.trials.items() if key in holes)
-    for line in _ways_on(state.command, failed, session.driver_log.parent):
-        session.console.print(line, soft_wrap=True, highlight=False, markup=False)
+    session.say(*_ways_on(state.command, failed, session.driver_log.parent))
     return HOLES
 
 
 def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
-    lines = [f"the same command runs what is missing; logs: {logs}"]
+    lines = [f"to run what is missing, give the same command again; logs: {logs}"]
     if failed and command:
         # `run` is the only command that is left out of a retry; as a value it follows its flag.
         words = [
@@ -175,21 +181,61 @@ def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
             if word not in ("run", "retry") or before.startswith("--")
         ]
         retry = [os.path.relpath(sys.executable), command[0], "retry", *words]
-        lines.append(f"what failed is run again by: {shlex.join(retry)}")
+        lines.append(f"to run the failed trials again: {shlex.join(retry)}")
     return lines
 
 
+def report(session: Session, compare: str | None) -> int:
+    """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
+    declaration, store = read_declaration(session.sweep_name, session.store), session.store
+    bar = functools.partial(late_bar, session.console)
+    other = None if compare is None else other_sweep(compare, store)
+    written = write_full_report(declaration, store, bar, anew=True)
+    beside = other and write_comparison(declaration, store, *other, bar)
+    if session.options.json:
+        rows = written.shown.accuracies
+        dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
+        return 0
+    print_report(session, written)
+    show_analyses(session, declaration)
+    if beside:
+        table = without_intervals(beside.table).terminal(labels=4)
+        session.console.print(fitting(table, session.console))
+        session.say(*beside.conclusions, f"comparison: {beside.file}")
+    return say_holes(session, written.results)
+
+
+def print_report(session: Session, written: Written) -> None:
+    """Print the report's tables and conclusions, and where to see more."""
+    console = session.console
+    accuracy, *by_epoch = written.shown.tables
+    console.print(fitting(accuracy.terminal(labels=3, merged=2), console))
+    for table in by_epoch:
+        console.print(table.terminal(labels=4))
+    session.warn(*written.shown.left_out)
+    session.say(*said_conclusions(written.folder))
+    session.say(f"report: {written.folder / HTML}", f"MLflow: {_ui_command(session)}")
+
+
+def _ui_command(session: Session) -> str:
+    options = session.options
+    words = [os.path.relpath(sys.executable), sys.argv[0], "ui", "--storage", str(session.store.root)]
+    words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
+    words += ["--name", options.name] if options.name else []
+    return shlex.join(words)
+
+
 def ui(session: Session, port: int) -> int:
-    """Run MLflow's server in the foreground, on loopback. Raises SpecError where the port is taken."""
+    """Run MLflow's server for this machine until it is stopped. Raises SpecError where the port is taken."""
     if session.tracking_uri.startswith("http"):
-        session.console.print(f"the runs are on {shown_uri(session.tracking_uri)}", soft_wrap=True)
+        session.say(f"the runs are on {shown_uri(session.tracking_uri)}")
         return 0
     _require_free(port)
     with contextlib.suppress(OSError):
         # The server says better what is wrong with a database.
         follow_storage(session.tracking_uri)
     address = f"http://127.0.0.1:{port}"
-    session.console.print(f"MLflow on {address} (stop with Ctrl-C)", soft_wrap=True)
+    session.say(f"MLflow on {address} (stop with Ctrl-C)")
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # In the environment, which other users cannot list as they can a command line: the URI may hold a password.
@@ -204,7 +250,7 @@ def ui(session: Session, port: int) -> int:
             experiment = _experiment(address, server)
             if experiment is not None:
                 runs = f"{address}/#/experiments/{experiment}/runs?{_sweep_filter(session.sweep_name)}"
-                session.console.print(f"its runs: {runs}", soft_wrap=True, markup=False)
+                session.say(f"its runs: {runs}")
             return server.wait()
         except BaseException:
             server.kill()
@@ -222,7 +268,7 @@ def _require_free(port: int) -> None:
 
 
 def _experiment(address: str, server: subprocess.Popen[bytes]) -> str | None:
-    """The id of our experiment once the server answers; None where it has none, or ends first."""
+    """Wait for the server, and return the id of our experiment; None where it has none, or ends first."""
     asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     while server.poll() is None:
         try:
@@ -236,39 +282,34 @@ def _experiment(address: str, server: subprocess.Popen[bytes]) -> str | None:
 
 
 def _sweep_filter(sweep: str) -> str:
-    """The query of a page that shows a sweep's runs; without the first part MLflow opens pages for chat programs."""
+    """Return the query of the page with a sweep's runs; without its first part MLflow opens pages for chat programs."""
     wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
     return urllib.parse.urlencode({"workflowType": "machine_learning", "searchFilter": wanted})
 
 
 def sync(session: Session) -> int:
-    """Rebuild the MLflow view."""
+    """Write the sweep's runs to MLflow again."""
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
     written = write_full_report(declaration, session.store, functools.partial(late_bar, session.console))
     with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
         seconds = rebuild_view(session.tracking_uri, session.store, declaration, written, step)
     place = shown_uri(session.tracking_uri)
-    session.console.print(f"{len(declaration.trials)} trials in {place} after {seconds:.0f} s")
+    session.say(f"{len(declaration.trials)} trials in {place}, written in {seconds:.0f} s")
     return 0
 
 
 def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
-    """Name the logs of complete trainings that cannot be shown; nothing is trained again for their sake."""
+    """Name the damaged logs of complete trainings, for whose sake nothing is trained again."""
     for key in keys:
         error = damage(session.store, "train", key, "log.parquet")
         if error is not None:
-            warn(session, f"damaged: {error}; MLflow is not given its curve, weights and scores are sound")
-
-
-def warn(session: Session, text: str) -> None:
-    """Print a warning on one line."""
-    session.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            session.warn(f"damaged: {error}; MLflow does not show its curve; weights and scores are sound")
 
 
 def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
-    """List what no kept sweep needs; with `delete`, remove it."""
-    store, console = session.store, session.console
+    """Print what no kept sweep needs; with `delete`, remove it."""
+    store = session.store
     items = garbage(store, kept_artifacts(store, keep))
     removed = set(remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
     if session.options.json:
@@ -281,23 +322,23 @@ def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
         )
         return 0
     if not items:
-        console.print(f"nothing to remove in {store.root}", highlight=False, soft_wrap=True)
+        session.say(f"nothing to remove in {store.root}")
         return 0
     table = Table(title=f"not needed in {store.root}", title_justify="left")
     for column in ("what", "GB", "why"):
         table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
     for item in items:
         table.add_row(item.path, gigabytes(item.bytes), item.why)
-    console.print(fitting(table, console))
+    session.console.print(fitting(table, session.console))
     total = gigabytes(sum(item.bytes for item in items))
     if not delete:
-        console.print(f"{len(items)} items, {total} GB; nothing is removed without --delete", highlight=False)
+        session.say(f"{len(items)} items, {total} GB; nothing is removed without --delete")
         return 0
     freed = gigabytes(sum(item.bytes for item in removed))
-    console.print(f"{len(removed)} of {len(items)} items removed, {freed} GB freed", highlight=False)
+    session.say(f"{len(removed)} of {len(items)} items removed, {freed} GB freed")
     return 0
 
 
 def gigabytes(size: int) -> str:
-    """Return bytes as GB for people."""
+    """Write bytes as GB."""
     return f"{size / 1e9:,.1f}" if size >= 1e9 else f"{size / 1e9:.4f}"

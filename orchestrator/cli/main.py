@@ -1,4 +1,4 @@
-"""The command line of every file in sweeps/: flags → sweep → run, plan, status, report, ui, sync, retry or gc.
+"""The command line of every file in sweeps/: flags → run, plan, status, report, ui, sync, retry or gc.
 
 Exit codes: 0 every trial complete · 1 a defect, with the log's path · 2 wrong usage or input, said before anything
 starts · 3 the sweep ended with holes · 130 interrupted.
@@ -6,18 +6,23 @@ starts · 3 the sweep ended with holes · 130 interrupted.
 
 import dataclasses
 import logging
+import os
+import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, Protocol
 
 import tyro
 from rich.console import Console
 
-from orchestrator.cli.help import is_asked_for, short_help
-from orchestrator.cli.options import Command, Gc, Options, Plan, Report, Retry, Run, Status, Sync, Ui
-from orchestrator.cli.session import DEFECT, INTERRUPTED, PIPE_WIDTH, USAGE, Session, open_session
+from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui
+from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, open_session
+from orchestrator.cli.terminal import say
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profiles
 from orchestrator.spec.redaction import RedactingFormatter, redacted
@@ -27,100 +32,122 @@ from orchestrator.spec.trials import Sweep
 from trainers.command import parse, write_any_text
 from trainers.errors import SweepError
 
+# As rich ends a process whose output nobody reads any more.
+UNREAD = 1
+
+
+class Experiment(Protocol):
+    """What a file in sweeps/ declares: a Grid, or Analyses (analyses.py)."""
+
+    @property
+    def options(self) -> type[Any]:
+        """The flags, as a dataclass that inherits from CommonOptions."""
+
+    def run(self, options: Any, session: Session) -> int:
+        """Run the command that the flags name, and return its exit code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """An experiment of trainings and evaluations.
+
+    `profiles` are its own `paper` and `laptop`, where they are not the paper's grid's; `follow_up` declares the analyses
+    of what it has trained and evaluated.
+    """
+
+    build: Callable[[Selection], Sweep]
+    profiles: Profiles = dataclasses.field(default_factory=lambda: catalog.PROFILES)
+    follow_up: FollowUp | None = None
+    options: type[Options] = Options
+
+    def run(self, options: Options, session: Session) -> int:
+        """Run the command and return its exit code."""
+        from orchestrator.cli import inspect
+        from orchestrator.cli import run as commands
+
+        session = dataclasses.replace(session, profiles=self.profiles, follow_up=self.follow_up)
+        match options.command:
+            case Plan():
+                return commands.plan_only(session, self.build)
+            case Status(watch=watch):
+                return inspect.status(session, watch=watch)
+            case Report(compare=compare):
+                return inspect.report(session, compare)
+            case Sync():
+                return inspect.sync(session)
+            case Retry():
+                return commands.retry(session, self.build)
+        return commands.run(session, self.build)
+
 
 def main(
-    name: str,
-    build: Callable[[Selection], Sweep],
-    folder: Path,
-    arguments: Sequence[str] | None = None,
-    *,
-    profiles: Profiles | None = None,
-    follow_up: FollowUp | None = None,
+    experiment: Experiment, file: str | Path, doc: str | None = None, arguments: Sequence[str] | None = None
 ) -> None:
-    """Parse, run, and exit with the contract's code. `folder` is that of the experiment's file.
+    """Parse the command line, run the command, and exit with the contract's code.
 
-    `profiles` are the experiment's own `paper` and `laptop`, where they are not the grid's; `follow_up` is what it
-    computes of the sweep's results.
+    `file` is the experiment's: its name is that of the sweep. `doc`, the file's docstring, opens the help.
     """
     write_any_text()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    prog = f"python sweeps/{name}.py"
-    if is_asked_for(words):
-        print(short_help(Options, get_args(Command), prog, min(Console().width, PIPE_WIDTH)))
-        sys.exit(0)
     options = parse(
-        Options,
-        ["--help" if word == "--help-verbose" else word for word in words],
-        prog=prog,
+        experiment.options,
+        sys.argv[1:] if arguments is None else arguments,
+        prog=f"python sweeps/{Path(file).name}",
+        description=doc and _opening(doc),
         config=(
             tyro.conf.CascadeSubcommandArgs,
             tyro.conf.OmitSubcommandPrefixes,
             tyro.conf.FlagCreatePairsOff,
         ),
     )
-    sys.exit(execute(options, name, build, folder, profiles or catalog.PROFILES, follow_up))
+    sys.exit(execute(experiment, options, Path(file)))
 
 
-def execute(
-    options: Options,
-    name: str,
-    build: Callable[[Selection], Sweep],
-    folder: Path,
-    profiles: Profiles = catalog.PROFILES,
-    follow_up: FollowUp | None = None,
-) -> int:
-    """Run the command; the exit code."""
+def _opening(doc: str) -> str:
+    """Return a docstring for the top of the help: prose wrapped to the terminal, tables and examples line by line.
 
-    def run() -> int:
-        session = open_session(options, name, folder)
-        return _dispatch(dataclasses.replace(session, profiles=profiles, follow_up=follow_up), build)
-
-    return guarded(run)
+    tyro joins lines unless they start with a space.
+    """
+    width = shutil.get_terminal_size().columns - 2
+    paragraphs = [
+        part if re.search("^(?: |python )", part, re.MULTILINE) else textwrap.fill(part, width)
+        for part in doc.strip().split("\n\n")
+    ]
+    return textwrap.indent("\n\n".join(paragraphs), "  ")
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """Return what `run` returns, or the exit code for the error that it raises, which is printed on stderr."""
+def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
+    """Run the command, and return its exit code; an error is printed on stderr."""
     errors = Console(stderr=True)
     if logging.lastResort is not None:
         # Libraries that warn where nobody has set up logging.
         logging.lastResort.setFormatter(RedactingFormatter())
     try:
-        return run()
+        code = _run(experiment, options, open_session(options, file.stem, file.parent))
+        sys.stdout.flush()
     except SweepError as error:
-        errors.print(
-            f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        say(errors, f"error: {redacted(str(error))}", style="red")
         return USAGE
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on where this one stopped")
+        say(errors, "interrupted; the same command goes on where this one stopped")
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has ended, as `| head` does. What is left to write goes nowhere, without complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except Exception:
         log = Path.cwd() / "rmsweep-error.log"
         log.write_text(redacted(traceback.format_exc()), encoding="utf-8")
-        errors.print(
-            f"rmsweep met a defect; please report it with {log}", style="red", markup=False, highlight=False
-        )
+        say(errors, f"this is a defect of rmsweep; please report it with {log}", style="red")
         return DEFECT
+    return code
 
 
-def _dispatch(session: Session, build: Callable[[Selection], Sweep]) -> int:
+def _run(experiment: Experiment, options: CommonOptions, session: Session) -> int:
     from orchestrator.cli import inspect
-    from orchestrator.cli import run as commands
 
-    match session.options.command:
-        case Run():
-            return commands.run(session, build)
-        case Plan():
-            return commands.plan_only(session, build)
-        case Status(watch=watch):
-            return inspect.status(session, watch=watch)
-        case Report(compare=compare):
-            return commands.report(session, compare)
+    match options.command:
         case Ui(port=port):
             return inspect.ui(session, port)
-        case Sync():
-            return inspect.sync(session)
-        case Retry():
-            return commands.retry(session, build)
         case Gc(keep=keep, delete=delete):
             return inspect.gc(session, keep, delete=delete)
+    return experiment.run(options, session)

@@ -1,7 +1,7 @@
-"""The flags and commands that every file in sweeps/ has, as the dataclasses that tyro reads."""
+"""The commands and flags of every file in sweeps/, as the dataclasses that tyro reads: their docstrings are the help."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -9,131 +9,150 @@ from orchestrator.spec.datasets import ReadingOptions
 from trainers.train.stopping import GRACE_S
 
 
+def flag(metavar: str, default: str = "") -> Any:
+    """Describe a flag whose value is None or empty unless it is given; `default` says what that means."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+OF_PROFILE = "the profile's"
+
+
 @dataclass(frozen=True)
 class Run:
-    """Run what is missing of the sweep (the default command)."""
+    """Run what is not complete, then write and print the report. This is the default command."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Say what would run where, how long, in how much memory and at what price; start nothing."""
+    """Print what would run, on which devices, for how long and at what price. Nothing is started."""
 
-    price: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """$ per GPU-hour (default: an assumption that is named, or --cluster's @X)."""
+    price: Annotated[
+        float | None, flag("X", "the price in --cluster, else an assumption that is printed")
+    ] = None
+    """$ per GPU-hour."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Say what of the sweep is in the store, what runs and what failed."""
+    """Print which trials are complete, running, failed or missing."""
 
     watch: bool = False
-    """Say it again whenever it changes, until the sweep's driver ends."""
+    """Print again whenever something changes, until the sweep ends."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write and print the report of what is in the store."""
+    """Write the report of what is complete, and print its tables."""
 
-    compare: Annotated[str | None, tyro.conf.arg(metavar="SWEEP")] = None
-    """Another sweep to put beside it: its name in this storage, or its folder <storage>/sweeps/<name>."""
+    compare: Annotated[str | None, flag("SWEEP")] = None
+    """Compare with another sweep: its name in this storage, or its folder <storage>/sweeps/<name>."""
 
 
 @dataclass(frozen=True)
 class Ui:
-    """Start MLflow's UI on loopback, on the sweep's store."""
+    """Start MLflow's web interface on this machine, and print the address of the sweep's runs."""
 
     port: int = 5000
+    """Port of the web interface."""
 
 
 @dataclass(frozen=True)
 class Sync:
-    """Rebuild the MLflow view from the artifacts."""
+    """Write the sweep's runs to MLflow again, from the artifacts."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Run again what failed, a diverged training included; --only narrows, and the sweep stays as it was declared."""
+    """Run the failed trials again, also those whose training diverged. --only chooses among them."""
 
 
 @dataclass(frozen=True)
 class Gc:
-    """List what of the store no declared sweep needs or ever needed, and how much room it takes."""
+    """List the files in the storage that no sweep needs, with their sizes."""
 
-    keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """Sweeps whose artifacts stay, as they are declared now (default: all that any sweep was ever declared to be)."""
+    keep: Annotated[tuple[str, ...], flag("NAME", "all that any sweep was ever declared to be")] = ()
+    """Sweeps whose artifacts stay, as they are declared now."""
     delete: bool = False
-    """Remove what is listed."""
+    """Delete what is listed."""
 
 
 Command = Run | Plan | Status | Report | Ui | Sync | Retry | Gc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ReadingOptions):
-    """Which kind of reward model generalises? A grid of trainings and evaluations, run where it is missing."""
+class CommonOptions:
+    """The flags of every file in sweeps/."""
 
     command: Command = field(default_factory=Run)
-    profile: Literal["auto", "paper", "laptop"] = "auto"
-    """What the grid is made of. auto: paper where the cluster's GPUs hold it, else laptop."""
-    backend: Literal["ray", "inline"] = "ray"
-    """inline: the same stages in this process, without Ray."""
-    cluster: Annotated[str | None, tyro.conf.arg(metavar="2x8xH100-80GB|YAML")] = None
-    """What it may run on (default: what Ray sees, else this machine); with a price per GPU-hour as …@2.50."""
-    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The sweep's name (default: the file's)."""
-    storage: Annotated[str | None, tyro.conf.arg(metavar="PATH|s3://…")] = None
-    """Where artifacts are kept (default: $RMSWEEP_STORAGE or ./rmsweep-store)."""
-    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """MLflow (default: $MLFLOW_TRACKING_URI or <storage>/mlflow.db)."""
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]ID|PATH")] = ()
-    """Catalog names, hub ids, folders or GGUF files."""
-    rewards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean, im_rm_no_reference (default: the profile's)."""
-    train_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
-    """Sets trained on: their train split."""
-    eval_sets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")] = ()
-    """Sets evaluated on: their test split."""
-    category: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRAIN/EVAL=VALUE")] = ()
-    """Overrides: in-distribution, token-level-shift, domain-shift or training-pairs."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N")] = ()
-    """Training seeds."""
-    max_train_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Train on the first N of a seeded permutation."""
-    max_eval_pairs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Evaluate on the first N of a seeded permutation."""
-    max_prompt_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Leave out pairs with a longer prompt, in training and evaluation (default: 1024)."""
-    max_response_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Leave out pairs with a longer response, in training and evaluation (default: 1024)."""
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Passes over the training pairs."""
-    keep_epochs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|every")] = ()
-    """Keep the weights after these epochs, too, and evaluate them."""
-    lr: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """Learning rate."""
-    beta: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """β of im_rm."""
-    effective_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Pairs per optimiser step."""
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=GLOB")] = ()
-    """Narrow the grid by model, reward, train or seed."""
-    max_trials: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """The grid's first N trials."""
-    extend: bool = False
-    """Add the grid to what the sweep of this name was declared to be."""
-    replace: bool = False
-    """Let the sweep's name stand for this grid alone; what it stood for before stays in the storage."""
-    checkpoint_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Optimiser steps between checkpoints (default: one every ten minutes)."""
-    grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S
-    """Time for a last checkpoint after SIGINT or SIGTERM; spot machines give 110."""
-    allow_pickle: bool = False
-    """Read pickled weights where a model has no safetensors. Danger: a pickle can run any code of its author."""
-    trust_remote_code: bool = False
-    """Run the Python files of a model's folder or hub repository. Danger: any code of its author, with your rights."""
-    allow_overlap: bool = False
-    """Evaluate on the very rows that are trained on."""
-    keep_weights: Literal["all", "best", "none"] = "all"
-    """Which trained weights stay when the sweep is evaluated. best: of each model, training set and reward type, one seed's."""
+    name: Annotated[str | None, flag("NAME", "the file's name")] = None
+    """Name of the sweep in the storage."""
+    storage: Annotated[str | None, flag("PATH|s3://…", "$RMSWEEP_STORAGE or ./rmsweep-store")] = None
+    """Folder or bucket that keeps the artifacts."""
+    tracking_uri: Annotated[str | None, flag("URI", "$MLFLOW_TRACKING_URI or <storage>/mlflow.db")] = None
+    """MLflow server or database."""
     json: bool = False
-    """Machine-readable output of plan, status, report and gc."""
+    """Print JSON (plan, status, report and gc)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ReadingOptions, CommonOptions):
+    """The flags of every grid of trainings and evaluations."""
+
+    profile: Literal["auto", "paper", "laptop"] = "auto"
+    """Models, data and hyperparameters of the grid. auto: paper if the cluster's GPUs hold its models, else laptop."""
+    backend: Literal["ray", "inline"] = "ray"
+    """inline: run in this process, without Ray."""
+    cluster: Annotated[
+        str | None, flag("2x8xH100-80GB|YAML", "the running Ray cluster, else this machine")
+    ] = None
+    """Nodes to run or plan on; …@2.50 adds a price per GPU-hour."""
+    models: Annotated[tuple[str, ...], flag("[NAME=]ID|PATH", OF_PROFILE)] = ()
+    """Base models: catalog names, hub ids, folders or GGUF files."""
+    rewards: Annotated[tuple[str, ...], flag("NAME", OF_PROFILE)] = ()
+    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean and im_rm_no_reference."""
+    train_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
+    """Sets to train on; their train split is used."""
+    eval_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
+    """Sets to evaluate on; their test split is used."""
+    category: Annotated[tuple[str, ...], flag("TRAIN/EVAL=VALUE")] = ()
+    """Set the category of a pair of sets: in-distribution, token-level-shift, domain-shift or training-pairs."""
+    seeds: Annotated[tuple[int, ...], flag("N", OF_PROFILE)] = ()
+    """Training seeds."""
+    max_train_pairs: Annotated[int | None, flag("N", OF_PROFILE)] = None
+    """Train on the first N pairs of a seeded permutation."""
+    max_eval_pairs: Annotated[int | None, flag("N", OF_PROFILE)] = None
+    """Evaluate on the first N pairs of a seeded permutation."""
+    max_prompt_tokens: Annotated[int | None, flag("N", "1024")] = None
+    """Leave out pairs with a longer prompt, in training and evaluation."""
+    max_response_tokens: Annotated[int | None, flag("N", "1024")] = None
+    """Leave out pairs with a longer response, in training and evaluation."""
+    epochs: Annotated[int | None, flag("N", OF_PROFILE)] = None
+    """Passes over the training pairs."""
+    keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()
+    """Keep and evaluate the weights after these epochs, too, not after the last alone."""
+    lr: Annotated[float | None, flag("X", OF_PROFILE)] = None
+    """Learning rate."""
+    beta: Annotated[float | None, flag("X", "0.01")] = None
+    """β of im_rm."""
+    effective_batch: Annotated[int | None, flag("N", OF_PROFILE)] = None
+    """Pairs in an optimiser step."""
+    only: Annotated[tuple[str, ...], flag("KEY=GLOB")] = ()
+    """Run a part of the grid, by model, reward, train or seed."""
+    max_trials: Annotated[int | None, flag("N")] = None
+    """Run the first N trials of the grid."""
+    extend: bool = False
+    """Add this grid to the trials that the sweep of this name already has."""
+    replace: bool = False
+    """Let the sweep of this name be this grid alone. Artifacts of its earlier trials stay in the storage."""
+    checkpoint_steps: Annotated[int | None, flag("N", "one checkpoint every ten minutes")] = None
+    """Optimiser steps between checkpoints."""
+    grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S
+    """Time for a last checkpoint after SIGINT or SIGTERM; give 110 on spot machines."""
+    allow_pickle: bool = False
+    """Read pickled weights of models without safetensors. Danger: a pickle can run any code of its author."""
+    trust_remote_code: bool = False
+    """Run the Python files of a model's folder or hub repository. Danger: that is any code of its author, with your rights."""
+    allow_overlap: bool = False
+    """Allow evaluation on the very rows that are trained on."""
+    keep_weights: Literal["all", "best", "none"] = "all"
+    """Trained weights to keep after evaluation. best: one seed for each model, training set and reward type."""

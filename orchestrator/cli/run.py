@@ -1,28 +1,28 @@
-"""What each command does, between the parsed flags and the exit code."""
+"""The commands that need a sweep's trials: run, retry and plan."""
 
 import dataclasses
 import functools
-import json
+import math
 from collections.abc import Callable, Sequence
 
-from orchestrator.cli import joining, outlook_table
-from orchestrator.cli.follow_up import run_follow_up, show_analyses, with_analyses
-from orchestrator.cli.inspect import gigabytes, say_damaged_logs, say_holes, warn
+from rich.table import Table
+
+from orchestrator.cli.analyses import run_follow_up, show_analyses, with_analyses
+from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
-from orchestrator.cli.running import Phases, Place, catch_up, run_missing, show_report
-from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, say_left_out, select
-from orchestrator.cli.terminal import late_bar
-from orchestrator.cli.terminal_report import print_comparison, print_report, say_audit
+from orchestrator.cli.running import all_complete, catch_up, run_missing, show_report
+from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, select
+from orchestrator.cli.terminal import fitting, late_bar, quiet, say
 from orchestrator.plan import placement
-from orchestrator.plan.hardware import Node
-from orchestrator.plan.outlook import architectures, outlook, too_long
-from orchestrator.report.compare_sweeps import other_sweep, write_comparison
+from orchestrator.plan.hardware import Node, local_capacity, read_cluster
+from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outlook, too_long
+from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult, of_other_weights, sweep_results
-from orchestrator.report.summary import json_rows
-from orchestrator.run.compute import REAL
+from orchestrator.report.results import TrialResult, TrialState, of_other_weights, trial_states, with_scores
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
+from orchestrator.run.ray.scaling import all_workers, still_absent
+from orchestrator.run.workers import cluster_address, set_ray_environment
 from orchestrator.spec.declaration import adopt, declare
 from orchestrator.spec.models import denial, denied_models, require_access
 from orchestrator.spec.redaction import redacted
@@ -31,50 +31,48 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
+from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_declaration, read_state
-from trainers.errors import Damaged, SpecError, StorageError, SweepError
+from trainers.errors import Damaged, PlanError, SpecError, StorageError, SweepError
 from trainers.specs import Placement
-from trainers.storage import replace
 
 Build = Callable[[Selection], Sweep]
 
 
 def run(session: Session, build: Build) -> int:
-    """Run what is missing, then report. Where the grid is narrowed, the sweep stays what it was declared to be."""
+    """Run what is missing, then report. A grid that --only or --max-trials narrows leaves the declaration as it was."""
     options = session.options
     if options.extend and options.replace:
         raise SpecError(
             "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
         )
-    phases = Phases()
-    console = session.console
-    sweep, resolved, place = _prepared(session, build)
-    known = resolved.plans
+    resolved, nodes = _prepared(session, build)
     declaration = adopt(
-        with_analyses(declare(resolved), session, known),
+        with_analyses(declare(resolved), session, resolved.plans),
         session.store,
         adds=options.extend or _narrowed(session),
         replaces=options.replace,
     )
     say_damaged_logs(session, [item.key for item in resolved.plans])
-    missing = missing_trials(known, session.store)
+    missing = missing_trials(resolved.plans, session.store)
     notes = read_state(session.sweep_name, session.store).trials
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
-    console.print(_headline(known, todo, session), highlight=False)
-    say_left_out(session, resolved.left_out)
+    session.say(_headline(resolved.plans, todo, session))
+    session.say_left_out(resolved.left_out)
     if diverged:
-        console.print(f"{len(diverged)} failed for good before and stay as they are; `retry` runs them again")
+        session.say(
+            f"{len(diverged)} trials failed for good before and are left out; `retry` runs them again"
+        )
     say_damage(session, missing)
     if todo:
-        say_audit(declaration, session.store, console)
-    phases.end("plan")
-    return _run(session, sweep, resolved, declaration, todo, place, phases)
+        session.warn(*audit_errors(declaration, session.store))
+    return _run(session, resolved, nodes, declaration, todo)
 
 
 def retry(session: Session, build: Build) -> int:
-    """Run again the trials that failed, of those that the last command declared."""
-    sweep, resolved, place = _prepared(session, build)
+    """Run the failed trials again, among those that the sweep was declared to have."""
+    resolved, nodes = _prepared(session, build)
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
     declared = {trial.key for trial in declaration.trials}
@@ -84,50 +82,99 @@ def retry(session: Session, build: Build) -> int:
         if item.key in declared and notes.get(item.key, TrialNote()).cause
     ]
     names = ", ".join(item.spec.name for item in failed)
-    session.console.print(f"again: {names}" if failed else "no trial of these has failed", highlight=False)
-    phases = Phases()
-    phases.end("plan")
-    return _run(session, sweep, resolved, declaration, failed, place, phases)
+    session.say(f"running again: {names}" if failed else "no trial of these has failed")
+    return _run(session, resolved, nodes, declaration, failed)
 
 
-def _prepared(session: Session, build: Build) -> tuple[Sweep, ResolvedSweep, Place]:
-    """The sweep, its stages, and what says where a trial is to be trained. Raises what the user has to mend.
+def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
+    """Return the sweep with its stages, and the nodes to run it on. Raises the errors that the user can mend.
 
-    Scores that are not what was written are no longer in the store, so that they count as missing. Where nothing is
-    left to run, no cluster is joined and no trial placed.
+    Damaged scores count as missing from here on. No cluster is joined where nothing is left to run: there are no nodes then.
     """
     sweep = _sweep(session, build)
     complete = _resolved_if_complete(session, sweep)
     if complete is not None:
-        return sweep, complete, functools.partial(_place, sweep, ())
-    capacity = joining.joined(session) or joining.capacity(session)
-    placement.require_fit(sweep.trials, capacity)
+        return complete, ()
+    nodes = joined(session) or capacity(session)
+    placement.require_fit(sweep.trials, nodes)
     require_access([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
-    if _set_aside(session, _rows_to_read(session, resolved.plans)):
+    _set_aside(session, _scores(resolved.plans))
+    if _set_aside(session, _rows_to_read(session, missing_trials(resolved.plans, session.store))):
         resolved = _resolve(session, sweep, fetch=True)
-    known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in capacity))
+    known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in nodes))
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
     resolved = dataclasses.replace(resolved, plans=tuple(plans))
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
-        _place(sweep, capacity, item)
-    _set_aside(session, _scores(resolved.plans))
-    return sweep, resolved, functools.partial(_place, sweep, capacity)
+        _place(item, sweep, nodes)
+    return resolved, nodes
 
 
-def _place(sweep: Sweep, capacity: Sequence[Node], item: TrialPlan) -> Placement:
-    return placement.place(item.spec, capacity, sweep.placements, architecture=item.architecture)
+def _place(item: TrialPlan, sweep: Sweep, nodes: Sequence[Node]) -> Placement:
+    return placement.place(item.spec, nodes, sweep.placements, architecture=item.architecture)
+
+
+def may_join(session: Session) -> bool:
+    """Whether the command runs on Ray and a cluster is up that it would join."""
+    return session.options.backend == "ray" and cluster_address() is not None
+
+
+def capacity(session: Session) -> tuple[Node, ...]:
+    """Return the nodes that the command may count on, and join nothing.
+
+    They are those of --cluster, else of the running cluster with those it may still add, else this machine.
+    """
+    options = session.options
+    given = read_cluster(options.cluster) if options.cluster else ()
+    if given and isinstance(options.command, Plan):
+        return given
+    if given and not may_join(session):
+        raise PlanError(
+            f"--cluster {options.cluster}: there is no Ray cluster to run on. Start it (`ray up`), or run on its head or "
+            "with RAY_ADDRESS; `plan --cluster …` needs none."
+        )
+    if not may_join(session):
+        return local_capacity()
+    workers = all_workers(options.cluster)
+    set_ray_environment()
+    from orchestrator.run.ray import cluster
+
+    with quiet(session.driver_log):
+        nodes = cluster.look()
+    if nodes is None:
+        return joined(session) or local_capacity()
+    return (*nodes, *still_absent(workers, nodes).values())
+
+
+def joined(session: Session) -> tuple[Node, ...]:
+    """Join the running cluster and return its nodes, those it may still add included; () where none is up.
+
+    Raises StorageError.
+    """
+    if not may_join(session):
+        return ()
+    workers = all_workers(session.options.cluster)
+    set_ray_environment()
+    from orchestrator.run.ray import cluster
+
+    with quiet(session.driver_log, session.console.width) as terminal:
+        if not cluster.join_ray(functools.partial(say, terminal)):
+            return ()
+        nodes = cluster.capacity()
+        if not isinstance(session.options.command, Plan):
+            cluster.require_shared_storage(session.store, nodes)
+    return (*nodes, *still_absent(workers, nodes).values())
 
 
 def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | None:
-    """The sweep's stages where a cluster would be joined for none of them; what is damaged has to be made again."""
-    if not joining.may_join(session) or session.sweep_name not in declared_sweeps(session.store):
+    """Return the sweep with its stages if a cluster is up and all of them are complete, so that none has to be joined."""
+    if not may_join(session) or session.sweep_name not in declared_sweeps(session.store):
         return None
     try:
         resolved = _resolve(session, sweep, fetch=False)
     except SweepError:
-        # Said where it is resolved for good.
+        # The caller resolves it again, and there the error is the user's to see.
         return None
     _set_aside(session, _scores(resolved.plans))
     return None if missing_trials(resolved.plans, session.store) else resolved
@@ -135,67 +182,55 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
 
 def _run(
     session: Session,
-    sweep: Sweep,
     resolved: ResolvedSweep,
+    nodes: Sequence[Node],
     declaration: Declaration,
     todo: Sequence[TrialPlan],
-    place: Place,
-    phases: Phases,
 ) -> int:
+    """Run `todo`, and what follows every run: the report, the analyses, the eviction of weights, the holes."""
     # Where there is no live table, each failure is said when it comes.
     told = [] if session.console.is_terminal else [item.key for item in todo]
-
     try:
         if todo:
             fetch_models_here(session, todo)
             done = len(resolved.plans) - len(todo)
-            written = run_missing(session, declaration, todo, done, place, sweep.retries, phases)
+            placements = {item.key: _place(item, resolved.sweep, nodes) for item in todo}
+            retries = resolved.sweep.retries
+            written = run_missing(session, declaration, todo, placements, done, retries)
         else:
             gc.clear_up(session.store, session.sweep_name)
-            written = write_full_report(
-                declaration, session.store, functools.partial(late_bar, session.console)
-            )
+            bar = functools.partial(late_bar, session.console)
+            written = write_full_report(declaration, session.store, bar)
             catch_up(session, declaration, written)
         computed = run_follow_up(session, declaration, resolved.plans)
         print_report(session, written)
         show_analyses(session, declaration)
         if computed:
-            show_report(session, declaration, written)
+            show_report(session, declaration, written, complete=all_complete(written))
         _evict_weights(session, _asked(session, resolved, written.results))
     except SweepError as error:
-        # The user's own mistakes were refused above; what fails from here on is not one.
-        session.console.print(
-            f"error: {redacted(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        # The user's mistakes were refused before; what fails from here on is none.
+        session.say(f"error: {redacted(str(error))}", style="red")
         if not isinstance(error, StorageError):
             return DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        results = _asked(session, resolved, sweep_results(declaration, session.store))
+        results = _asked(session, resolved, trial_states(declaration.trials, session.store))
         return say_holes(session, results, told=told) or DEFECT
-    phases.end("report")
-    if todo:
-        file = session.store.sweep_dir(session.sweep_name) / "phases.json"
-        replace(file, json.dumps(phases.seconds, indent=1))
     results = _asked(session, resolved, written.results)
     return say_holes(session, results, told=told)
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
-    """Fetch the hub's models that trials need, where this machine runs them: a cluster's nodes fetch for themselves."""
-
-    def say(text: str, style: str) -> None:
-        session.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-    # Stages of a test or benchmark load no weights.
-    if session.stages is REAL and not joining.may_join(session):
-        fetch_models(todo, session.store, say)
+    """Download the models that trials need, unless they run on a cluster: its nodes download for themselves."""
+    if not may_join(session):
+        fetch_models(todo, session.store, lambda text, style: session.say(text, style=style))
 
 
 def _narrowed(session: Session) -> bool:
     return bool(session.options.only or session.options.max_trials)
 
 
-def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialResult]) -> list[TrialResult]:
+def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialState]) -> list[TrialState]:
     """Return the results that the command is about: a narrowed run answers for its own trials only."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
@@ -204,12 +239,14 @@ def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialRes
 
 
 def plan_only(session: Session, build: Build) -> int:
-    """Print what is missing, where it would run, how long and at what price; start nothing."""
+    """Print what is missing, where it would run, for how long and at what price."""
     command = session.options.command
-    price = outlook_table.checked_price(command.price if isinstance(command, Plan) else None)
+    price = command.price if isinstance(command, Plan) else None
+    if price is not None and not 0 <= price < math.inf:
+        raise SpecError(f"--price {price}: give $ per GPU-hour, 0 or more.")
     sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
-    found = outlook(resolved, joining.capacity(session), session.store, price=price)
+    found = outlook(resolved, capacity(session), session.store, price=price)
     long = too_long(resolved.plans, session.store)
     denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
@@ -226,44 +263,104 @@ def plan_only(session: Session, build: Build) -> int:
             {**dataclasses.asdict(found), "too_long": left_out, "access_denied": denied, "trials": trials}
         )
         return 0
-    say_left_out(session, resolved.left_out)
-    outlook_table.say(session.console, found, len(resolved.plans))
-    for item in long:
-        session.console.print(str(item), style="yellow", markup=False, highlight=False, soft_wrap=True)
+    session.say_left_out(resolved.left_out)
+    _print_outlook(session, found, len(resolved.plans))
+    session.warn(*map(str, long))
     if again := _trains_again(resolved.plans, session):
-        session.console.print(again, highlight=False)
+        session.say(again)
     if denied:
-        session.console.print(denial(denied), style="yellow", markup=False, soft_wrap=True)
+        session.warn(denial(denied))
     return 0
 
 
-def report(session: Session, compare: str | None) -> int:
-    """Write and print the report of what the last command declared, and beside it that of another sweep."""
-    declaration = read_declaration(session.sweep_name, session.store)
-    other = None if compare is None else other_sweep(compare, session.store)
-    written = write_full_report(
-        declaration, session.store, functools.partial(late_bar, session.console), anew=True
+def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
+    """Print a row for each model and reward type, then what the sweep comes to."""
+    table = Table(title=f"{found.sweep}: {trials} trials on {found.cluster}", title_justify="left")
+    rows = [_outlook_row(group) for group in found.cells]
+    for column in rows[0] if rows else ():
+        table.add_column(
+            column,
+            justify="left" if column in ("model · reward", "memory saved by", "missing") else "right",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row.values())
+    session.console.print(fitting(table, session.console))
+    session.say(*_totals(found))
+    session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
+
+
+def _outlook_row(group: TrialGroup) -> dict[str, str]:
+    """Return one row of the table by column. A `~` marks an estimated time, a `?` what is not known."""
+    placed = group.placement
+    row = {
+        "model · reward": f"{group.model} · {group.reward}",
+        "trials": str(group.trials),
+        "parameters": _count(group.parameters),
+    }
+    if placed is None:
+        row |= {"devices": "none", "ZeRO": "", "batch": f"= {group.effective_batch}"}
+        row |= {"memory saved by": "does not fit", "peak GB": "", "step s": "", "hours": ""}
+    else:
+        sizes = f"{placed.micro_batch} × {placed.accumulation} × {placed.world_size}"
+        saved = [("recomputation", placed.checkpointing), ("offload", placed.offload_optimizer)]
+        peak = "?" if group.peak_gb is None else f"{group.peak_gb:.{1 if group.peak_gb >= 1 else 2}f}"
+        limit = f" of {group.gpu_gb:g}" if group.gpu_gb and group.peak_gb is not None else ""
+        row |= {
+            "devices": str(placed.world_size),
+            "ZeRO": str(placed.zero_stage),
+            "batch": f"{sizes} = {placed.effective_batch}",
+            "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
+            "peak GB": peak + limit,
+            "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
+            "hours": "?" if group.device_hours is None else _hours(group.device_hours),
+        }
+    # Its own stages; those that it shares with others stand in the line below the table.
+    own = [f"{group.missing[kind]} {kind}" for kind in ("train", "evaluate") if group.missing.get(kind)]
+    return row | {"missing": ", ".join(own) or ("shared stages" if group.missing else "nothing")}
+
+
+def _totals(found: Outlook) -> list[str]:
+    counts = ", ".join(
+        f"{kind} {count['missing']} to do, {count['cached']} cached" for kind, count in found.stages.items()
     )
-    beside = other and write_comparison(
-        declaration, session.store, *other, functools.partial(late_bar, session.console)
-    )
-    if session.options.json:
-        rows = json_rows(written.rows)
-        dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
-        return 0
-    print_report(session, written)
-    show_analyses(session, declaration)
-    if beside is not None:
-        print_comparison(session, beside)
-    return say_holes(session, written.results)
+    at = f"{found.devices} {found.unit}{'s' if found.devices > 1 else ''}"
+    lines = [
+        f"stages, shared ones once: {counts}",
+        f"{_hours(found.device_hours)} {found.unit}-hours on {at}: about {_hours(found.makespan_h)} h from start to end, "
+        f"never under {_hours(found.lower_bound_h)} h; steps with ~ are estimated, the others measured",
+    ]
+    if found.price is not None and found.price_held is not None:
+        lines.append(
+            f"price: ${found.price:,.2f} for the work, ${found.price_held:,.2f} with the whole cluster held to the end, at "
+            f"${found.price_per_hour:,.2f} per GPU-hour ({found.price_is})"
+        )
+    if found.unknown:
+        lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
+    if found.not_fetched:
+        lines.append(f"not fetched: {', '.join(found.not_fetched)}")
+    return lines
+
+
+def _count(parameters: int | None) -> str:
+    if parameters is None:
+        return "?"
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.3g} {letter}"
+    return str(parameters)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def _sweep(session: Session, build: Build) -> Sweep:
-    """The sweep that the flags ask for; a cluster is only looked at where they leave the profile open."""
-    capacity = joining.capacity(session) if session.options.profile == "auto" else ()
-    profile, why = profile_for(session.options, capacity, session.profiles)
+    """Return the sweep that the flags ask for. The cluster is looked at only for --profile auto."""
+    nodes = capacity(session) if session.options.profile == "auto" else ()
+    profile, why = profile_for(session.options, nodes, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
-        session.console.print(why, highlight=False)
+        session.say(why)
     return build(select(session.options, profile, session.sweep_name))
 
 
@@ -288,18 +385,21 @@ def _headline(plans: Sequence[TrialPlan], todo: Sequence[TrialPlan], session: Se
 
 
 def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
-    """Say how many trainings run a second time, and how long they took; "" where none does."""
+    """Return how many trainings run a second time, and how long they took; "" where none does."""
     took_s = [took for item in plans if (took := item.trains_again_s(session.store)) is not None]
-    return f"{len(took_s)} train again: weights evicted, took {sum(took_s):,.0f} s" if took_s else ""
+    if not took_s:
+        return ""
+    return f"{len(took_s)} train again, as their weights were evicted; they took {sum(took_s):,.0f} s"
 
 
-def _evict_weights(session: Session, results: Sequence[TrialResult]) -> None:
+def _evict_weights(session: Session, results: Sequence[TrialState]) -> None:
     keep = session.options.keep_weights
-    gone = gc.evictable(map(_ranked, results), keep)
+    if keep == "all":
+        return
+    gone = gc.evictable(map(_ranked, with_scores(results, session.store)), keep)
     freed = gc.evict_weights(session.store, session.sweep_name, gone)
     if freed:
-        said = f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
-        session.console.print(said, highlight=False, soft_wrap=True)
+        session.say(f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay")
 
 
 def _ranked(result: TrialResult) -> gc.Ranked:
@@ -313,29 +413,34 @@ def _ranked(result: TrialResult) -> gc.Ranked:
     )
 
 
+def audit_errors(declaration: Declaration, store: Store) -> list[str]:
+    """Return the errors that the audit finds in the data, before anything is spent on them."""
+    return [item.said for item in audit_sweep(declaration, store).findings if item.severity == "error"]
+
+
 def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
-    """Name the manifests that are not what was written, and scores of other weights; their stages count as missing."""
+    """Name the damaged manifests and the scores of other weights, whose stages count as missing."""
     for kind, key in sorted(
         {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
     ):
         try:
             session.store.manifest(kind, key)
         except Damaged as error:
-            warn(session, f"damaged: {error}; it is made again")
+            session.warn(f"damaged: {error}; it is made again")
     for item in missing:
         unscored = item.unscored(session.store)
         old = [s.prepared.split.name for s in unscored if session.store.complete(s.kind, s.key)]
         if old:
-            warn(session, f"{item.spec.name}: {of_other_weights(old)}; they are made again")
+            session.warn(f"{item.spec.name}: {of_other_weights(old)}; they are made again")
 
 
 def _scores(plans: Sequence[TrialPlan]) -> list[tuple[str, str, str]]:
-    """Return the scores of trials, as stage, key and file: the report would be the first to read them."""
+    """Return the scores of trials as stage, key and file. But for this check the report would be the first to read them."""
     return [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.evaluations]
 
 
 def _rows_to_read(session: Session, plans: Sequence[TrialPlan]) -> list[tuple[str, str, str]]:
-    """Return the rows of data sets that a preparation is about to read, as stage, key and file."""
+    """Return the data sets that a missing preparation reads, as stage, key and file."""
     missing = (stage for plan in plans for stage in plan.missing(session.store))
     digests = sorted({stage.split.digest for stage in missing if isinstance(stage, PrepareStage)})
     return [("dataset", digest, "pairs.jsonl") for digest in digests]
@@ -345,5 +450,5 @@ def _set_aside(session: Session, files: Sequence[tuple[str, str, str]]) -> bool:
     """Make artifacts with a damaged file count as missing, and say so; return whether there was one."""
     found = gc.set_aside(session.store, files)
     for error in found:
-        warn(session, f"damaged: {error}; it is made again")
+        session.warn(f"damaged: {error}; it is made again")
     return bool(found)

@@ -1,14 +1,13 @@
-"""Running what is missing of a sweep: the backend, the live table, and MLflow's one writer, wired together."""
+"""Runs the missing trials of a sweep on a backend, while the terminal, state.json and MLflow follow their events."""
 
 import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from orchestrator.run.events import (
     Started,
     Stopped,
 )
+from orchestrator.run.inline import run_inline
 from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.redaction import redacted
@@ -53,31 +53,17 @@ WRITE_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
-Place = Callable[[TrialPlan], Placement]
-RunTrials = Callable[[Sequence[TrialPlan], Mapping[str, Placement], Post], None]
-
-
-@dataclasses.dataclass(slots=True)
-class Phases:
-    """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    _since: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def end(self, phase: str) -> None:
-        """Everything since the last end was `phase`."""
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
-        self._since = now
-
 
 def _begun_again(note: TrialNote) -> TrialNote:
-    """Return a fresh note, which keeps why the trial failed before: until it is complete, that is why it is not."""
+    """Return a fresh note that keeps why the trial failed before, which holds until it is complete."""
     return TrialNote(cause=note.cause, message=note.message)
 
 
 class StateWriter:
-    """Follows events of trials; writes at most once a second, failures at once, and at `close`. What earlier commands noted stays."""
+    """Keeps notes of trials from their events, and writes them: at most once a second, failures at once, and at `close`.
+
+    The notes of trials outside `todo` stay as earlier commands wrote them.
+    """
 
     def __init__(
         self, sweep: str, store: Store, driver: str, command: Sequence[str], todo: Sequence[str]
@@ -85,23 +71,21 @@ class StateWriter:
         self._sweep, self._store = sweep, store
         self._driver, self._command = driver, tuple(command)
         earlier = read_state(sweep, store).trials
-        self._trials = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
+        self.notes = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
         self._paces: dict[str, Pace] = {}
         self._written = 0.0
         self._write()
 
     def on_event(self, event: Event) -> None:
-        """Take in one event of a trial."""
-        note = self._trials.get(event.trial)
+        """Note what an event says of its trial."""
+        note = self.notes.get(event.trial)
         if note is None:
             return
         match event:
             case Started():
                 note.state = "running"
-            case StageBegan():
-                self._begin(event.trial, event.stage)
-            case RowsLogged():
-                self._take(event.trial, event.stage, event.rows[-1])
+            case StageBegan() | RowsLogged():
+                self._note_pace(event, note)
             case Retried():
                 note.retries.append(f"{event.cause}: {event.message}")
             case Replanned():
@@ -118,29 +102,25 @@ class StateWriter:
         if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
 
-    def _begin(self, trial: str, stage: str) -> None:
-        self._paces.setdefault(trial, Pace()).begin(stage)
-        self._note_pace(trial)
-
-    def _take(self, trial: str, stage: str, row: Mapping[str, Any]) -> None:
-        self._paces.setdefault(trial, Pace()).take(stage, row)
-        self._note_pace(trial)
-
-    def _note_pace(self, trial: str) -> None:
-        note, pace = self._trials[trial], self._paces[trial]
+    def _note_pace(self, event: StageBegan | RowsLogged, note: TrialNote) -> None:
+        pace = self._paces.setdefault(event.trial, Pace())
+        if isinstance(event, StageBegan):
+            pace.begin(event.stage)
+        else:
+            pace.take(event.stage, event.rows[-1])
         note.stage, note.step, note.total = pace.stage, pace.done, pace.total
         note.loss, note.pairs_per_s, note.left_s = pace.loss, pace.rate, pace.left_s
 
     def close(self) -> None:
-        """Write the last word; what still ran is stopped."""
-        for note in self._trials.values():
+        """Note what still ran as stopped, and write all."""
+        for note in self.notes.values():
             if note.state in ("running", "waiting"):
                 note.state = "stopped"
         self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        state = SweepState(driver=self._driver, command=self._command, trials=self._trials)
+        state = SweepState(driver=self._driver, command=self._command, trials=self.notes)
         try:
             write_state(self._sweep, self._store, state)
         except (OSError, StorageError) as error:
@@ -152,14 +132,13 @@ def run_missing(
     session: Session,
     declaration: Declaration,
     todo: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
     complete: int,
-    place: Place,
     retries: RetryPolicy,
-    phases: Phases,
 ) -> Written:
-    """Run the trials, then write the report: what was written. `complete` trials are done before.
+    """Run the trials, write the report and return it; `complete` trials were done before.
 
-    Raises KeyboardInterrupt when stopped, all notes made.
+    Raises KeyboardInterrupt when stopped, once all notes are written.
     """
     from orchestrator.tracking.mlflow import Tracker
 
@@ -176,17 +155,18 @@ def run_missing(
             leases=leases,
             retries=retries,
             checkpoint_steps=session.options.checkpoint_steps,
-            stages=session.stages,
         )
         tracker = Tracker(session.tracking_uri, store, declaration)
+        names = {item.key: item.spec.name for item in todo}
+        state = StateWriter(sweep, store, leases.driver, session.command, list(names))
+        progress = Progress(terminal, names, state.notes, complete)
+        on_event = _follower(session, progress, state, tracker)
         try:
-            with _backend(session, declaration, execution, stop, phases) as run_trials:
-                names = {item.key: item.spec.name for item in todo}
-                placements = {item.key: place(item) for item in todo}
-                state = StateWriter(sweep, store, leases.driver, session.command, list(names))
-                progress = Progress(terminal, names, complete)
-                with contextlib.closing(state), progress:
-                    run_trials(todo, placements, _follower(session, progress, state, tracker))
+            with contextlib.closing(state), progress:
+                if session.options.backend == "inline":
+                    run_inline(todo, placements, on_event, execution=execution, stop=stop)
+                else:
+                    _run_on_ray(session, declaration, todo, placements, execution, on_event, stop)
         except KeyboardInterrupt:
             # What it cannot take in that time, the next command logs.
             tracker.close(timeout_s=STOPPING_S)
@@ -194,41 +174,38 @@ def run_missing(
         # Of a process that was killed the driver may have gone on without it.
         remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
-        trouble = _end_view(tracker, written)
-        phases.end("mlflow")
-    _warn(session, trouble)
+        trouble = tracker.close(written, complete=all_complete(written))
+    _say_view_lacks(session, trouble)
     return written
 
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
-    """Complete the view where it lacks anything; MLflow is not imported where it does not."""
+    """Complete the MLflow view where it lacks anything; MLflow is not imported where it does not."""
     from orchestrator.tracking.mlflow import is_shown
 
     if not is_shown(session.tracking_uri, session.store, declaration.sweep, written.results):
-        show_report(session, declaration, written)
+        show_report(session, declaration, written, complete=all_complete(written))
 
 
-def show_report(session: Session, declaration: Declaration, written: Written) -> None:
-    """Log the report as it is now, and whatever else the view lacks."""
+def show_report(session: Session, declaration: Declaration, written: Written, *, complete: bool) -> None:
+    """Log the report as it is now, and whatever else the MLflow view lacks."""
     from orchestrator.tracking.mlflow import Tracker
 
     with quiet(session.driver_log, session.console.width):
         tracker = Tracker(session.tracking_uri, session.store, declaration)
-        trouble = _end_view(tracker, written)
-    _warn(session, trouble)
+        trouble = tracker.close(written, complete=complete)
+    _say_view_lacks(session, trouble)
 
 
-def _end_view(tracker: "Tracker", written: Written) -> str | None:
-    """Give the view its report, and wait for it; why it lacks something, if it does."""
-    return tracker.close(written, complete=all(result.complete for result in written.results))
+def all_complete(written: Written) -> bool:
+    """Whether every trial of the report is complete."""
+    return all(result.complete for result in written.results)
 
 
-def _warn(session: Session, trouble: str | None) -> None:
+def _say_view_lacks(session: Session, trouble: str | None) -> None:
     if trouble:
-        session.console.print(
-            f"warning: the MLflow view is incomplete ({redacted(trouble)}); the next run or `sync` completes it",
-            style="yellow",
-            markup=False,
+        session.warn(
+            f"warning: the MLflow view is incomplete ({redacted(trouble)}); the next run or `sync` completes it"
         )
 
 
@@ -238,8 +215,8 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
     def on_event(event: Event) -> None:
         if isinstance(event, Failed | Retried | Notice):
             event = _redacted(event)
-        progress.on_event(event)
         state.on_event(event)
+        progress.on_event(event)
         if isinstance(event, Failed) and event.detail:
             # A full disk may be what the trial failed of; it must not end the others.
             with contextlib.suppress(OSError, StorageError):
@@ -263,26 +240,19 @@ def _redacted(event: Failed | Retried | Notice) -> Event:
     return dataclasses.replace(event, **clean)
 
 
-@contextlib.contextmanager
-def _backend(
-    session: Session, declaration: Declaration, execution: Execution, stop: StopRequest, phases: Phases
-) -> Iterator[RunTrials]:
-    """Yield a function that runs trials; a Ray that it starts is up until the block ends."""
-    if session.options.backend == "inline":
-        from orchestrator.run.inline import run_inline
-
-        def in_process(
-            todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post
-        ) -> None:
-            run_inline(todo, placements, execution, on_event, stop)
-            phases.end("trials")
-
-        yield in_process
-        return
+def _run_on_ray(
+    session: Session,
+    declaration: Declaration,
+    todo: Sequence[TrialPlan],
+    placements: Mapping[str, Placement],
+    execution: Execution,
+    on_event: Post,
+    stop: StopRequest,
+) -> None:
+    """Run the trials on the cluster that is joined, else on a Ray that is started here; end what was started."""
     set_ray_environment()
     import ray
 
-    from orchestrator.run.ray.cluster import start_ray
     from orchestrator.run.ray.scaling import all_workers
     from orchestrator.run.ray.sweep import run_on_ray
 
@@ -290,21 +260,18 @@ def _backend(
     scratches.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
-        workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
-
-        def on_ray(todo: Sequence[TrialPlan], placements: Mapping[str, Placement], on_event: Post) -> None:
-            start_ray(len(os.sched_getaffinity(0)))
-            named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
-            measured = measured_rates(named, execution.store)
-            phases.end("start ray")
-            # Ray's own handler would end the process with the signal's number.
-            with stop.listening():
-                run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
-            phases.end("trials")
-
-        yield on_ray
+        named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+        run_on_ray(
+            todo,
+            placements,
+            on_event,
+            execution=execution,
+            scratch=scratch,
+            stop=stop,
+            workers=all_workers(session.options.cluster) if ray.is_initialized() else (),
+            measured=measured_rates(named, execution.store),
+        )
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
         remove_tree(session.store.root / "scratch" / scratch.name)
-    phases.end("stop ray")

@@ -1,4 +1,4 @@
-"""What a command works on, and how it speaks: the session, the exit codes, lines and JSON on the terminal."""
+"""The session of a command: its options, storage and terminal; exit codes; flags and profile → what a grid is made of."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.cli.options import Command, Gc, Options, Retry, Run, Sync, Ui
+from orchestrator.cli.options import Command, CommonOptions, Gc, Options, Retry, Run, Sync, Ui
+from orchestrator.cli.terminal import say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
-from orchestrator.run.compute import REAL, StageFunctions
 from orchestrator.spec import catalog, selection
 from orchestrator.spec.catalog import Profile, Profiles
 from orchestrator.spec.datasets import read_as
@@ -24,7 +24,7 @@ from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
 from trainers.errors import SpecError, StorageError
-from trainers.specs import DatasetSpec, DrawSpec, Trust, given_name
+from trainers.specs import Trust, given_name
 from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -33,7 +33,7 @@ PIPE_WIDTH = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One invocation: what a command works on."""
+    """What one command works on."""
 
     options: Options
     sweep_name: str
@@ -42,7 +42,6 @@ class Session:
     folder: Path
     console: Console
     command: tuple[str, ...] = ()
-    stages: StageFunctions = REAL
     profiles: Profiles = field(default_factory=lambda: catalog.PROFILES)
     follow_up: FollowUp | None = None
 
@@ -51,19 +50,25 @@ class Session:
         """The log of all that libraries print; logs of failed trials stand beside it."""
         return self.store.local_sweep_dir(self.sweep_name) / "logs" / "driver.log"
 
+    def say(self, *lines: str, style: str | None = None) -> None:
+        """Print each line as it is."""
+        say(self.console, *lines, style=style)
 
-def say_left_out(session: Session, lines: Sequence[str]) -> None:
-    """Tell people of the bad rows that were left out."""
-    for line in () if session.options.json else lines:
-        session.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    def warn(self, *lines: str) -> None:
+        """Print each line in yellow."""
+        say(self.console, *lines, style="yellow")
+
+    def say_left_out(self, lines: Sequence[str]) -> None:
+        """Warn of the bad rows that were left out; under --json nobody is told."""
+        self.warn(*(() if self.options.json else lines))
 
 
 def dump_json(value: object) -> None:
-    """Print a value for machines."""
+    """Print a value as JSON."""
     print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))
 
 
-def open_session(options: Options, name: str, folder: Path) -> Session:
+def open_session(options: CommonOptions, name: str, folder: Path) -> Session:
     """Open the storage and the tracking server that the options name. Raises StorageError, SpecError."""
     from orchestrator.tracking.database import default_uri
 
@@ -75,7 +80,7 @@ def open_session(options: Options, name: str, folder: Path) -> Session:
     if isinstance(store.root, ObjectPath):
         require_access(store.root, write=_writes(options.command))
     return Session(
-        options=options,
+        options=options if isinstance(options, Options) else _options_of_analysis(options),
         sweep_name=name if options.name is None else given_name("--name", options.name),
         store=store,
         tracking_uri=take_credentials(uri),
@@ -83,6 +88,12 @@ def open_session(options: Options, name: str, folder: Path) -> Session:
         console=_console(),
         command=tuple(map(redacted, sys.argv)),
     )
+
+
+def _options_of_analysis(given: CommonOptions) -> Options:
+    """Return the common flags as those of a grid, whose own flags an analysis does not read."""
+    common = {item.name: getattr(given, item.name) for item in dataclasses.fields(CommonOptions)}
+    return Options(**common)
 
 
 def _shows_runs(command: Command) -> bool:
@@ -94,7 +105,7 @@ def _writes(command: Command) -> bool:
 
 
 def _root(storage: str) -> Location:
-    """The storage folder, or the place in a bucket. Raises StorageError where nothing could be called that."""
+    """Return the folder or the place in a bucket that --storage names. Raises StorageError."""
     if storage.startswith(SCHEME):
         return parse_uri(storage)
     if "://" in storage:
@@ -114,7 +125,7 @@ def _root(storage: str) -> Location:
 
 
 def _console() -> Console:
-    """The terminal, or wide lines where the output goes into a file or pipe and nobody has set COLUMNS."""
+    """Return the terminal; a file or pipe gets wide lines unless COLUMNS is set."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
 
@@ -122,7 +133,7 @@ def _console() -> Console:
 def profile_for(
     options: Options, capacity: Sequence[Node], profiles: Profiles = catalog.PROFILES
 ) -> tuple[Profile, str]:
-    """The profile, and why where it was chosen for the user."""
+    """Return the profile, and a sentence that says why where --profile is auto."""
     if options.profile != "auto":
         return profiles[options.profile], ""
     if placement.fits_gpus(profiles["paper"].models, capacity):
@@ -132,23 +143,18 @@ def profile_for(
 
 
 def select(options: Options, profile: Profile, name: str) -> Selection:
-    """The profile's choices, overridden by the flags. Raises SpecError."""
+    """Return the profile's choices with those of the flags in their place. Raises SpecError."""
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
 
-    def limited(draw: DrawSpec) -> DrawSpec:
-        return selection.with_limits(draw, options.max_prompt_tokens, options.max_response_tokens)
-
-    def drawn(spec: DatasetSpec) -> DatasetSpec:
-        spec = selection.drawn(spec, options.max_train_pairs)
-        return (
-            spec
-            if spec.train_draw is None
-            else dataclasses.replace(spec, train_draw=limited(spec.train_draw))
-        )
-
-    train_sets, eval_sets = (tuple(map(drawn, sets)) for sets in (train_sets, eval_sets))
+    limits = selection.Limits(
+        max_train_pairs=options.max_train_pairs,
+        max_eval_pairs=options.max_eval_pairs,
+        max_prompt_tokens=options.max_prompt_tokens,
+        max_response_tokens=options.max_response_tokens,
+    )
+    train_sets, eval_sets = (tuple(map(limits.within, sets)) for sets in (train_sets, eval_sets))
     models = tuple(selection.parse_model(text) for text in options.models) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     for flag, value in (
@@ -166,10 +172,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         train_sets=train_sets,
         eval_sets=eval_sets,
         seeds=selection.unique("--seeds", options.seeds) or profile.seeds,
-        train_draw=limited(
-            selection.draw("--max-train-pairs", options.max_train_pairs, profile.max_train_pairs)
-        ),
-        eval_draw=limited(selection.draw("--max-eval-pairs", options.max_eval_pairs, profile.max_eval_pairs)),
+        train_draw=limits.train_draw(profile.max_train_pairs),
+        eval_draw=limits.eval_draw(profile.max_eval_pairs),
         recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch, profile.recipe),
         categories=selection.parse_categories(
             options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]

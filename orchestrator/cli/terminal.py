@@ -1,35 +1,26 @@
-"""Progress for people: a live table on a terminal, plain lines elsewhere; everybody else's chatter goes to a log."""
+"""What commands print: lines, tables that fit the terminal, bars, and the live progress of trials.
+
+While trials run, what libraries print goes into a log.
+"""
 
 import contextlib
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import progress
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.layout import fitting
-from orchestrator.plan.durations import Pace
-from orchestrator.run.events import (
-    Completed,
-    Event,
-    Failed,
-    Notice,
-    Retried,
-    RowsLogged,
-    StageBegan,
-    Started,
-    Stopped,
-)
+from orchestrator.run.events import Completed, Event, Failed, Notice, Retried, RowsLogged
 from orchestrator.spec.redaction import RedactingFormatter, scrub
+from orchestrator.store.records import TrialNote
 from trainers.command import READABLE, is_utf
 from trainers.errors import StorageError
 
@@ -37,6 +28,7 @@ SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
 PLAIN_EVERY_S = 15.0
 BAR_AFTER_S = 2.0
+_UNBOUNDED = 10_000
 
 
 class _Rate(progress.ProgressColumn):
@@ -56,9 +48,33 @@ _BAR = (
 )
 
 
+def say(console: Console, *lines: str, style: str | None = None) -> None:
+    """Print each line as it is: nothing in it is markup, and only the terminal wraps it."""
+    for line in lines:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def fitting(table: Table, console: Console) -> RenderableType:
+    """Return the table; where it would break words, its rows as paragraphs, each value after its column's name."""
+    if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
+        return table
+    first, *others = ([_cell_text(cell) for cell in column.cells] for column in table.columns)
+    names = [_cell_text(column.header) for column in table.columns[1:]]
+    parts: list[RenderableType] = [Text(_cell_text(table.title), style="italic")] if table.title else []
+    for head, *values in zip(first, *others, strict=True):
+        parts.append(Text(head))
+        said = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True) if value)
+        parts.append(Padding(Text(said), (0, 0, 0, 2)))
+    return Group(*parts)
+
+
+def _cell_text(cell: object) -> str:
+    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
+
+
 @contextlib.contextmanager
 def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
-    """Send file descriptors 1 and 2 (Ray's, DeepSpeed's and MLflow's chatter) to `log`; yields the real terminal.
+    """Send what libraries print (file descriptors 1 and 2) to `log`, and yield the real terminal.
 
     Raises StorageError where the log's folder cannot be made.
     """
@@ -99,7 +115,7 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
 def late_bar(
     console: Console | None, label: str, after_s: float = BAR_AFTER_S
 ) -> Iterator[Callable[[int, int], None]]:
-    """Yields what takes (done, total); on a terminal a bar is shown once that has gone on for `after_s`."""
+    """Yield a function of (done, total) that draws a bar, on a terminal and once `after_s` have passed."""
     began = time.monotonic()
     bar: progress.Progress | None = None
 
@@ -120,24 +136,20 @@ def late_bar(
             bar.stop()
 
 
-@dataclass(slots=True)
-class TrialState:
-    """The state, pace and last message of a trial that runs."""
-
-    name: str
-    state: str = "waiting"
-    pace: Pace = field(default_factory=Pace)
-    message: str = ""
-
-
 class Progress:
-    """Follows events of trials; a context manager that draws while it is open."""
+    """Shows how far trials are, while it is open: a live table on a terminal, lines elsewhere.
 
-    def __init__(self, console: Console, names: Mapping[str, str], complete: int) -> None:
+    `names` are those of the trials by key, `notes` what is known of each, which somebody else keeps up to date; `complete`
+    trials were done before.
+    """
+
+    def __init__(
+        self, console: Console, names: Mapping[str, str], notes: Mapping[str, TrialNote], complete: int
+    ) -> None:
         self._console = console
-        self._trials = {key: TrialState(name) for key, name in names.items()}
+        self._names = names
+        self._notes = {key: notes[key] for key in names}
         self._complete_before = complete
-        self._lock = threading.Lock()
         self._live = Live(
             console=console,
             get_renderable=self._table,
@@ -158,84 +170,56 @@ class Progress:
             self._live.stop()
 
     def on_event(self, event: Event) -> None:
-        """Take in one event of a trial."""
-        if event.trial not in self._trials:
-            return
-        with self._lock:
-            trial = self._trials[event.trial]
-            match event:
-                case Started():
-                    trial.state = "running"
-                case StageBegan():
-                    trial.pace.begin(event.stage)
-                case RowsLogged():
-                    trial.pace.take(event.stage, event.rows[-1])
-                case Completed():
-                    trial.state = "complete"
-                case Failed():
-                    trial.state, trial.message = "failed", event.message
-                case Stopped():
-                    trial.state = "stopped"
-        # What must not pass unseen stands above the table, where there is one.
+        """Print what a person has to see of an event: above the table, where there is one."""
+        name = self._names.get(event.trial)
         match event:
+            case _ if name is None:
+                return
             case Notice():
-                self._say(trial, event.text)
+                say(self._console, f"{name}: {event.text}")
             case Retried():
-                self._say(trial, f"{event.message}; {event.how}")
-            case _ if not self._console.is_terminal:
-                self._plain(event, trial)
+                say(self._console, f"{name}: {event.message}; {event.how}")
+            case _ if self._console.is_terminal:
+                return
+            case Completed():
+                counts = self.counts()
+                say(self._console, f"{counts['complete']}/{sum(counts.values())} complete: {name}")
+            case Failed():
+                say(self._console, f"failed: {name}: {event.message}", style="red")
+            case RowsLogged() if time.monotonic() - self._last_line > PLAIN_EVERY_S:
+                self._last_line = time.monotonic()
+                say(self._console, "  ".join([name, *progress_cells(self._notes[event.trial])]))
 
     def counts(self) -> dict[str, int]:
         """Count the trials in each state, those that were complete before included."""
-        states = [trial.state for trial in self._trials.values()]
+        states = [note.state for note in self._notes.values()]
         counts = {state: states.count(state) for state in STATES}
         counts["complete"] += self._complete_before
         return counts
 
-    def _say(self, trial: TrialState, text: str) -> None:
-        self._console.print(f"{trial.name}: {text}", markup=False, highlight=False, soft_wrap=True)
-
-    def _plain(self, event: Event, trial: TrialState) -> None:
-        if isinstance(event, Completed):
-            counts = self.counts()
-            self._console.print(
-                f"{counts['complete']}/{sum(counts.values())} complete: {trial.name}", markup=False
-            )
-        elif isinstance(event, Failed):
-            said = f"failed: {trial.name}: {trial.message}"
-            self._console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
-        elif isinstance(event, RowsLogged) and time.monotonic() - self._last_line > PLAIN_EVERY_S:
-            self._last_line = time.monotonic()
-            self._console.print("  ".join([trial.name, *_cells(trial)]), markup=False, soft_wrap=True)
-
     def _table(self) -> RenderableType:
-        with self._lock:
-            counts = self.counts()
-            title = "  ".join(f"{count} {state}" for state, count in counts.items())
-            table = Table(title=title, title_justify="left")
-            for column in ("trial", "stage", "step", "loss", "pairs/s", "left"):
-                table.add_column(column, justify="left" if column in ("trial", "stage") else "right")
-            active = [trial for trial in self._trials.values() if trial.state in ("running", "failed")]
-            active.sort(key=lambda trial: trial.state != "running")
-            for trial in active[:SHOWN]:
-                table.add_row(trial.name, *_cells(trial), style="red" if trial.state == "failed" else None)
+        title = "  ".join(f"{count} {state}" for state, count in self.counts().items())
+        table = Table(title=title, title_justify="left")
+        for column in ("trial", "stage", "step", "loss", "pairs/s", "left"):
+            table.add_column(column, justify="left" if column in ("trial", "stage") else "right")
+        active = [(key, note) for key, note in self._notes.items() if note.state in ("running", "failed")]
+        active.sort(key=lambda item: item[1].state != "running")
+        for key, note in active[:SHOWN]:
+            cells = ("failed",) if note.state == "failed" else progress_cells(note)
+            table.add_row(self._names[key], *cells, style="red" if note.state == "failed" else None)
         return fitting(table, self._console)
 
 
-def _cells(trial: TrialState) -> tuple[str, str, str, str, str]:
-    return ("failed", "", "", "", "") if trial.state == "failed" else pace_cells(trial.pace)
-
-
-def pace_cells(pace: Pace) -> tuple[str, str, str, str, str]:
-    """Stage, step, loss, pairs/s and time left, for a table."""
-    known = f"{pace.done}/{pace.total}" if pace.total else ""
-    loss = "" if pace.loss is None else f"{pace.loss:.4f}"
-    rate = "" if pace.rate is None else f"{pace.rate:.1f}"
-    return pace.stage or "waiting", known, loss, rate, duration(pace.left_s)
+def progress_cells(note: TrialNote) -> tuple[str, str, str, str, str]:
+    """Return stage, step, loss, pairs/s and time left of a trial that runs, for a table."""
+    step = f"{note.step}/{note.total}" if note.total else ""
+    loss = "" if note.loss is None else f"{note.loss:.4f}"
+    rate = "" if note.pairs_per_s is None else f"{note.pairs_per_s:.1f}"
+    return note.stage or "waiting", step, loss, rate, duration(note.left_s)
 
 
 def duration(seconds: float | None) -> str:
-    """In words of at most six letters: 42 s, 12 min, 3.5 h."""
+    """Return seconds in at most six letters: 42 s, 12 min, 3.5 h."""
     if seconds is None:
         return ""
     if seconds < 100:

@@ -9,6 +9,7 @@ Nodes are read from a `--cluster` string, from a Ray cluster's YAML, or from thi
 Nothing here asks Ray or torch.
 """
 
+import itertools
 import math
 import os
 import re
@@ -24,6 +25,8 @@ EXAMPLE = "2x8xH100-80GB, mixed 2x8xH100-80GB,1x4xA100-40GB, or with a price per
 # CPUs that a node is taken to have beside each GPU where nobody says; preparing data and Ray's actors need few.
 CPUS_PER_GPU = 8
 MOST_NODES = 10_000
+# Where NVIDIA's driver lists the GPUs of this machine.
+DRIVER_LISTING = Path("/proc/driver/nvidia/gpus")
 # Memory of a GPU of unknown kind.
 DEFAULT_GPU_GB = 24.0
 
@@ -44,18 +47,22 @@ class GpuKind:
         return f"{self.name}-{self.gb:g}GB"
 
 
-# Memory and peak rates from NVIDIA's data sheets (SXM where there is a choice; rates without sparsity). TF32 would be
+# Memory and peak rates from NVIDIA's and AMD's data sheets (SXM where there is a choice; rates without sparsity). TF32 would be
 # 495 (H100), 156 (A100), 1100 (B200), 183 (L40S), 35 (A10G), 60 (L4); training in fp32 does not turn it on.
-# Prices are an ASSUMPTION: AWS on demand, us-east-1, as of 2025-06, recalled and not looked up; give --price.
+# Prices are an ASSUMPTION: AWS on demand, us-east-1, as of 2025-06, recalled and not looked up; give --price. GB200 is
+# AWS's price of a reserved block; AWS has neither A10 (taken as A10G) nor MI300X (taken as Azure's).
 PRICES_ASSUMED = "AWS on demand, us-east-1, as of 2025-06, not looked up"
 GPU_KINDS = (
     GpuKind(name="H100", gb=80, bf16_tflops=989, fp32_tflops=67, price=6.88),
     GpuKind(name="H200", gb=141, bf16_tflops=989, fp32_tflops=67, price=7.91),
     GpuKind(name="B200", gb=180, bf16_tflops=2250, fp32_tflops=75, price=14.24),
+    GpuKind(name="GB200", gb=186, bf16_tflops=2500, fp32_tflops=80, price=10.58),
+    GpuKind(name="MI300X", gb=192, bf16_tflops=1307, fp32_tflops=163.4, price=6.00),
     GpuKind(name="A100", gb=40, bf16_tflops=312, fp32_tflops=19.5, price=2.75),
     GpuKind(name="A100", gb=80, bf16_tflops=312, fp32_tflops=19.5, price=3.43),
     GpuKind(name="L40S", gb=48, bf16_tflops=362, fp32_tflops=91.6, price=1.86),
     GpuKind(name="A10G", gb=24, bf16_tflops=70, fp32_tflops=31.5, price=1.01),
+    GpuKind(name="A10", gb=24, bf16_tflops=125, fp32_tflops=31.2, price=1.01),
     GpuKind(name="L4", gb=24, bf16_tflops=121, fp32_tflops=30.3, price=0.80),
 )
 # AWS instance types (EC2's own tables): kind of GPU, GPUs, virtual CPUs.
@@ -82,6 +89,7 @@ INSTANCES: Mapping[str, tuple[str, int, int]] = {
 }
 _NAMES = "|".join(dict.fromkeys(kind.name for kind in GPU_KINDS))
 _KIND = re.compile(rf"(?P<name>{_NAMES})(?:-(?P<gb>\d+)GB?)?")
+_CUDA_DEVICE = re.compile(r"\s*(\d+|(GPU|MIG)-\S+)\s*")
 _GROUP = re.compile(r"(?P<nodes>[^x]+)x(?P<gpus>[^x]+)x(?P<kind>[^@]+)(?:@(?P<price>.*))?")
 
 
@@ -123,16 +131,22 @@ def read_cluster(text: str, flag: str = "--cluster") -> tuple[Node, ...]:
 
 def local_capacity() -> tuple[Node, ...]:
     """Return this machine as one node: the GPUs that the driver lists, narrowed by CUDA_VISIBLE_DEVICES."""
-    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    files = sorted(DRIVER_LISTING.glob("*/information"))
     kinds = [listed_kind(file.read_text()) for file in files]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = len(files) if visible is None else len([item for item in visible.split(",") if item])
+    gpus = shown_gpus(len(files), os.environ.get("CUDA_VISIBLE_DEVICES"))
     gpu_gb, label = min(
         ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds),
         default=(DEFAULT_GPU_GB, ""),
     )
     cpus = len(os.sched_getaffinity(0))
-    return (Node(id="local", cpus=cpus, gpus=min(len(files), wanted), gpu_gb=gpu_gb, gpu_kind=label),)
+    return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label),)
+
+
+def shown_gpus(listed: int, visible: str | None) -> int:
+    """Count the GPUs that CUDA shows: it stops at the first of CUDA_VISIBLE_DEVICES that is none, as -1."""
+    if visible is None:
+        return listed
+    return min(listed, len(list(itertools.takewhile(_CUDA_DEVICE.fullmatch, visible.split(",")))))
 
 
 def listed_kind(information: str) -> GpuKind | None:

@@ -1,15 +1,15 @@
 """Two sweeps side by side: what both have evaluated under the same names, and how far apart it is."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.report import statistics
 from orchestrator.report.comparison import Analysis, Mean, Scope
-from orchestrator.report.house_style import panels, rendered, whiskers
-from orchestrator.report.page import Bar, Page, analysed, no_bar, report_command, write_page
+from orchestrator.report.house_style import dots, legend, name_rows, panels, rendered
+from orchestrator.report.page import Bar, Page, draw, no_bar, report_command, write_page
 from orchestrator.report.results import TrialResult, on_common_pairs, sweep_results
 from orchestrator.report.statistics import Estimate
 from orchestrator.report.tables import COMPARED, MEAN, Table, interval, reward_title
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 DIFFERENCE = "EX−IM"
 
 
-class _Compared(NamedTuple):
-    """What is compared: the accuracy of a model, or of the mean of models, by one reward type; or EX−IM."""
+class _Row(NamedTuple):
+    """An accuracy of a model, or of the mean of models, by one reward type, or EX−IM: in both sweeps, and theirs − ours."""
 
     train_set: str
     category: str
     model: str
     what: str
+    here: Estimate | None
+    there: Estimate | None
+    there_minus_here: Estimate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +45,8 @@ class Comparison:
     conclusions: Sequence[str]
 
 
-class _Found(NamedTuple):
-    """A number in both sweeps, and theirs − ours."""
-
-    here: Estimate | None
-    there: Estimate | None
-    gap: Estimate | None
-
-
 def other_sweep(named: str, store: Store) -> tuple[Declaration, Store]:
-    """The sweep called `named` in the store, or in the folder <storage>/sweeps/<name>. Raises SpecError."""
+    """Return the sweep called `named` in the store, or in the folder <storage>/sweeps/<name>. Raises SpecError."""
     folder = Path(named).expanduser()
     if (folder / "sweep.json").is_file() and folder.absolute().parent.name == "sweeps":
         elsewhere = Store(folder.absolute().parents[1])
@@ -71,34 +66,33 @@ def write_comparison(
     """Write report/compare-<other>/compare.html with its tables and figure."""
     ours, theirs = list(sweep_results(declaration, store)), list(sweep_results(other, other_store))
     shared = on_common_pairs([*ours, *theirs])
-    sides = (analysed(shared[: len(ours)], bar), analysed(shared[len(ours) :], bar))
+    sides = (Analysis(shared[: len(ours)]), Analysis(shared[len(ours) :]))
+    for side in sides:
+        draw(side, bar)
     names = (declaration.sweep, other.sweep)
     # One sweep in two stores has one name.
     if names[0] == names[1]:
         names = (names[0], f"{names[1]} (in {other_store.root.name})")
-    found = _both(*sides)
+    rows = _rows(*sides)
     table = Table(
         name="comparison",
         title="Accuracy in both sweeps",
         note=" ".join([_note(sides), *_fewer([*ours, *theirs], shared)]),
         columns="train_set category model what here there there_minus_here",
         titles={"here": names[0], "there": names[1], "there_minus_here": f"{names[1]} − {names[0]}"},
-        rows=[
-            {**place._asdict(), "here": item.here, "there": item.there, "there_minus_here": item.gap}
-            for place, item in found.items()
-        ],
+        rows=[row._asdict() for row in rows],
         forms={"there_minus_here": "+.3f"},
     )
     missing = _missing(sides, names)
     drawn = rendered(
-        "both", "Both sweeps", "Mean over models, with 95 % intervals.", lambda: _figure(found, names)
+        "both", "Both sweeps", "Mean over models, with 95 % intervals.", lambda: _figure(rows, names)
     )
     command = report_command(read_state(declaration.sweep, store), declaration.sweep)
     folder = store.local_sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"
     page = Page(
         title=f"{names[0]} beside {names[1]}",
         lead="The same test pairs and seeds are drawn for both wherever both have them.",
-        conclusions=_conclusions(found, names, missing),
+        conclusions=_conclusions(rows, names, missing),
         warning=missing,
         command=f"{command} --compare {other.sweep}",
         figures=(drawn,) if drawn else (),
@@ -110,7 +104,7 @@ def write_comparison(
 
 
 def without_intervals(table: Table) -> Table:
-    """The comparison for a terminal: intervals only of what is between the sweeps."""
+    """Return the comparison for a terminal, with intervals of the differences alone."""
     rows = [
         {
             **row,
@@ -121,20 +115,18 @@ def without_intervals(table: Table) -> Table:
     return dataclasses.replace(table, rows=rows)
 
 
-def _both(ours: Analysis, theirs: Analysis) -> dict[_Compared, _Found]:
+def _rows(ours: Analysis, theirs: Analysis) -> list[_Row]:
     left, right = dict(_known(ours, theirs)), dict(_known(theirs, ours))
-    found = {}
+    found = []
     for place in dict.fromkeys((*left, *right)):
         a, b = left.get(place), right.get(place)
-        gap = None
-        if a and b:
-            gap = statistics.estimate(b.estimate.value - a.estimate.value, b.draws - a.draws)
-        found[place] = _Found(here=a.estimate if a else None, there=b.estimate if b else None, gap=gap)
+        gap = statistics.estimate(b.value - a.value, b.draws - a.draws) if a and b else None
+        found.append(_Row(*place, a.estimate if a else None, b.estimate if b else None, gap))
     return found
 
 
-def _known(analysis: Analysis, other: Analysis) -> Iterator[tuple[_Compared, Mean]]:
-    """Accuracies by category: of each model, and the mean over those of its models that both sweeps have.
+def _known(analysis: Analysis, other: Analysis) -> Iterator[tuple[tuple[str, str, str, str], Mean]]:
+    """Yield accuracies by category: of each model, and the mean over those of its models that both sweeps have.
 
     A category that both have is of the sets that both have.
     """
@@ -156,11 +148,11 @@ def _known(analysis: Analysis, other: Analysis) -> Iterator[tuple[_Compared, Mea
         asked[MEAN, DIFFERENCE] = analysis.difference(scope, "accuracy", models)
         for (model, what), item in asked.items():
             if item is not None:
-                yield _Compared(scope.train_set, scope.category, model, what), item
+                yield (scope.train_set, scope.category, model, what), item
 
 
 def _with_sets(scope: Scope, other: Scope | None) -> Scope:
-    """The scope with those of its sets that the other has."""
+    """Return the scope with those of its sets that the other has."""
     sets = scope.sets if other is None else tuple(name for name in scope.sets if name in other.sets)
     return dataclasses.replace(scope, sets=sets)
 
@@ -176,7 +168,7 @@ def _note(sides: tuple[Analysis, Analysis]) -> str:
 
 
 def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[str]:
-    """Which sets are compared on fewer pairs than were scored."""
+    """Say which sets are compared on fewer pairs than were scored."""
     pairs = {item.dataset: len(item.scores.index) for result in shared for item in result.evaluations}
     fewer = dict.fromkeys(
         item.dataset
@@ -188,33 +180,33 @@ def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[
     return [f"On the pairs that all models of both have: {said}."] if fewer else []
 
 
-def _conclusions(found: Mapping[_Compared, _Found], names: tuple[str, str], missing: str) -> tuple[str, ...]:
-    gaps = {place: item.gap for place, item in found.items() if item.gap and place.what != DIFFERENCE}
+def _conclusions(rows: Sequence[_Row], names: tuple[str, str], missing: str) -> tuple[str, ...]:
+    gaps = [(row.there_minus_here, row) for row in rows if row.there_minus_here and row.what != DIFFERENCE]
     if not gaps:
         return (f"{names[0]} and {names[1]} have no number in common.", *filter(None, [missing]))
-    place, furthest = max(gaps.items(), key=lambda item: abs(item[1].value))
+    furthest, row = max(gaps, key=lambda item: abs(item[0].value))
     if furthest.value == 0:
-        return (f"All {len(gaps)} accuracies that both sweeps have are equal.", _answers(found))
-    apart = sum(gap.excludes_zero for gap in gaps.values())
-    whose = "the mean of models" if place.model == MEAN else place.model
+        return (f"All {len(gaps)} accuracies that both sweeps have are equal.", _answers(rows))
+    apart = sum(gap.excludes_zero for gap, _ in gaps)
+    whose = "the mean of models" if row.model == MEAN else row.model
     return (
         f"Of {len(gaps)} accuracies that both sweeps have, {apart} differ with a 95 % interval that excludes 0.",
-        f"Furthest apart is {place.what} of {whose}, trained on {place.train_set}, "
-        f"{place.category}: {interval(furthest)} from {names[0]} to {names[1]}.",
-        _answers(found),
+        f"Furthest apart is {row.what} of {whose}, trained on {row.train_set}, "
+        f"{row.category}: {interval(furthest)} from {names[0]} to {names[1]}.",
+        _answers(rows),
     )
 
 
-def _answers(found: Mapping[_Compared, _Found]) -> str:
-    """Whether both sweeps say the same of EX−IM."""
-    both = [
-        (f"{place.train_set}: {place.category}", item.here.value * item.there.value)
-        for place, item in found.items()
-        if place.what == DIFFERENCE and item.here and item.there
-    ]
+def _answers(rows: Sequence[_Row]) -> str:
+    """Say whether both sweeps say the same of EX−IM."""
+    both = {
+        f"{row.train_set}: {row.category}": row.here.value * row.there.value
+        for row in rows
+        if row.what == DIFFERENCE and row.here and row.there
+    }
     if not both:
         return f"No category has {' and '.join(map(reward_title, COMPARED))} in both sweeps."
-    other = [place for place, product in both if product < 0]
+    other = [place for place, product in both.items() if product < 0]
     if not other:
         return f"{DIFFERENCE} has no other sign in any of the {len(both)} categories that both have."
     return f"{DIFFERENCE} changes its sign in {len(other)} of the {len(both)} categories that both have ({', '.join(other)})."
@@ -229,30 +221,20 @@ def _missing(sides: tuple[Analysis, Analysis], names: tuple[str, str]) -> str:
     return f"Incomplete: {'; '.join(parts)}. Nothing stands in for them." if parts else ""
 
 
-def _figure(found: Mapping[_Compared, _Found], names: tuple[str, str]) -> "Union[Figure, None]":
-    means = {place: item for place, item in found.items() if place.model == MEAN and place.what != DIFFERENCE}
+def _figure(rows: Sequence[_Row], names: tuple[str, str]) -> "Figure | None":
+    means = [row for row in rows if row.model == MEAN and row.what != DIFFERENCE]
     if not means:
         return None
     figure, (axis,) = panels(1, 1, 6.6, 0.34 * len(means) + 0.9)
-    for side, (colour, marker) in enumerate((("#0072B2", "o"), ("#D55E00", "s"))):
-        rows = {row: value for row, item in enumerate(means.values()) if (value := item[side]) is not None}
-        if rows:
-            axis.errorbar(
-                [value.value for value in rows.values()],
-                [row + (side - 0.5) * 0.26 for row in rows],
-                xerr=whiskers(list(rows.values())),
-                linestyle="none",
-                marker=marker,
-                color=colour,
-                markerfacecolor=colour if side == 0 else "white",
-                capsize=2,
-                label=names[side],
-            )
-    axis.set_yticks(
-        range(len(means)), [f"{place.train_set}: {place.category}, {place.what}" for place in means]
+    sides = (
+        ([row.here for row in means], "#0072B2", "o", "#0072B2"),
+        ([row.there for row in means], "#D55E00", "s", "white"),
     )
-    axis.set_ylim(len(means) - 0.5, -0.5)
+    for number, (values, colour, marker, face) in enumerate(sides):
+        found = {at + (number - 0.5) * 0.26: value for at, value in enumerate(values) if value}
+        dots(axis, found, color=colour, marker=marker, markerfacecolor=face, label=names[number])
+    name_rows(axis, [f"{row.train_set}: {row.category}, {row.what}" for row in means])
     axis.set_xlim(-0.02, 1.02)
     axis.set_xlabel("accuracy")
-    figure.legend(loc="outside lower center", ncols=2)
+    legend(figure, [axis], columns=2)
     return figure

@@ -1,16 +1,16 @@
 """What reward types are worth and EX−IM, with their uncertainty: by category, set and model; and EX−IM pair by pair.
 
 Only trials that learned count, and where a scope's sets are all evaluated; EX−IM is over the cells of model and seed that have
-both types. Nothing is filled in. Two questions are told apart. `Analysis` asks what other test pairs and other seeds would
-say. `controlled` and `regression` ask what accounts for EX−IM given the trainings that there are: length, leaks, features of a
-pair; retraining adds no test pairs, so there a pair is the unit.
+both types. Nothing is filled in. `Analysis` asks what other test pairs and other seeds would say. `SetOutcomes` and `regression`
+ask what EX−IM of a pair goes with, given the trainings that there are: retraining adds no pairs, so there a pair is the unit.
 
 Shapes: P pairs of a set, U different pairs of sets that share them, S seeds, B draws, K terms of a regression.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ from trainers.evaluate.scores import PairScores
 _BLOCK = 4_000_000
 # A draw whose normal equations are worse conditioned says nothing.
 _SINGULAR = 1e10
+LENGTH_CONTROLLED, LEAK_FREE = "accuracy_length_controlled", "accuracy_leak_free"
+# Accuracies without the help of length and of leaks.
+CONTROLS = {LENGTH_CONTROLLED: "length-controlled", LEAK_FREE: "leak-free"}
 # Of these categories a set's pairs are those of the training set, in its own words or others.
 _OF_TRAINING_SET = ("in-distribution", "token-level shift")
 
@@ -49,7 +52,7 @@ class Scope:
     dataset: str = ""
 
     def alone(self, name: str) -> "Scope":
-        """One of its sets."""
+        """Return the scope of one of its sets."""
         return replace(self, sets=(name,), dataset=name)
 
 
@@ -66,20 +69,20 @@ def category_scopes(results: Sequence[TrialResult]) -> Iterator[Scope]:
 
 
 def spanish_beside_french(names: Sequence[str]) -> list[str]:
-    """The names in their order, but `…_french` and `…_spanish` together, where the first of them stands."""
+    """Return the names in their order, but `…_french` and `…_spanish` together, where the first of them stands."""
     stems = [name.removesuffix("french").removesuffix("spanish") for name in names]
     return [name for _, name in sorted(zip(map(stems.index, stems), names, strict=True))]
 
 
 def cells(
-    results: Sequence[TrialResult], scope: Scope, model: str, kinds: Sequence[str]
+    results: Sequence[TrialResult], scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
 ) -> dict[int, tuple[TrialResult, ...]]:
-    """By seed, one trial of each reward type: those that learned and whose sets of the scope are all evaluated."""
+    """Return by seed one trial of each reward type: those that learned and have the metric of all the scope's sets."""
     found: list[dict[int, TrialResult]] = [{} for _ in kinds]
     for result in results:
         record = result.record
         asked = (record.train_set, record.model) == (scope.train_set, model) and record.reward in kinds
-        if asked and result.learned and set(scope.sets) <= {item.dataset for item in result.final}:
+        if asked and result.learned and has(result, scope, metric):
             found[kinds.index(record.reward)][record.seed] = result
     return {
         seed: tuple(of_kind[seed] for of_kind in found)
@@ -87,8 +90,22 @@ def cells(
     }
 
 
+def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
+    """Whether a trial has the metric of all the scope's sets, after its last epoch."""
+    return set(scope.sets) <= {item.dataset for item in result.final if metric in item.metrics}
+
+
+def over_sets(
+    trial: TrialResult,
+    scope: Scope,
+    value: Callable[[TrialResult, str], Any] = lambda trial, dataset: _metric(trial, dataset, "accuracy"),
+) -> Any:
+    """Return the mean over the scope's sets of a value of each set, which is accuracy where none is given."""
+    return np.mean([value(trial, name) for name in scope.sets], axis=0)
+
+
 def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
-    """Evaluation set → the set whose pairs it holds: its own, or the training set's that it is a rewriting of."""
+    """Return for each evaluation set the set whose pairs it holds: itself, or the training set whose pairs it rewrites."""
     groups: dict[str, str] = {}
     for result in results:
         for item in result.record.evaluations:
@@ -102,36 +119,33 @@ class Resampled:
 
     In a draw the same test pairs are drawn for every model, seed and reward type, so a difference of two numbers is taken
     pair by pair. A set and its rewritings share their pairs. Models are never resampled: they are the ones asked about.
-    `step` hears how many of how many evaluated sets are through.
     """
 
-    def __init__(
-        self,
-        results: Sequence[TrialResult],
-        *,
-        draws: int = DRAWS,
-        step: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
+    def __init__(self, results: Sequence[TrialResult], draws: int) -> None:
         self.draws = draws
         self.groups = pair_groups(results)
         self.weights = cache(self._weights)
+        self._results = results
+        self._metrics: dict[tuple[str, str], dict[str, Floats]] = {}
+
+    def draw(self, step: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Draw now, not when a number first needs it; `step` is told how many of how many sets are done."""
         found: dict[str, list[tuple[str, EvaluationResult]]] = {}
-        for result in results:
+        for result in self._results:
             for item in result.final:
                 found.setdefault(self.groups[item.dataset], []).append((result.record.key, item))
         parts: dict[tuple[str, str], list[dict[str, Floats]]] = {}
         total, done = sum(map(len, found.values())), 0.0
         for group, items in found.items():
             units = np.unique(np.concatenate([item.scores.index for _, item in items]))
-            block = min(draws, max(1, _BLOCK // max(1, len(units))))
-            for start in range(0, draws, block):
-                count = min(block, draws - start)
+            block = min(self.draws, max(1, _BLOCK // max(1, len(units))))
+            for start in range(0, self.draws, block):
+                count = min(block, self.draws - start)
                 counts_BU = pair_counts(len(units), count, generator("pairs", group, str(start)))
                 for trial, item in items:
                     counts_BP = counts_BU[:, np.searchsorted(units, item.scores.index)]
-                    drawn = statistics.resampled_metrics(item.scores.chosen, item.scores.rejected, counts_BP)
-                    parts.setdefault((trial, item.dataset), []).append(drawn)
-                    done += count / draws
+                    parts.setdefault((trial, item.dataset), []).append(_drawn(item, counts_BP))
+                    done += count / self.draws
                     step(round(done), total)
         self._metrics = {
             name: {metric: np.concatenate([part[metric] for part in blocks]) for metric in blocks[0]}
@@ -140,6 +154,8 @@ class Resampled:
 
     def of_set(self, trial: str, dataset: str, metric: str) -> Floats:
         """The metric in each draw of pairs, [B]; `trial` is a key."""
+        if not self._metrics:
+            self.draw()
         return self._metrics[trial, dataset][metric]
 
     def _weights(self, model: str, train_set: str, seeds: tuple[int, ...]) -> Floats:
@@ -148,37 +164,148 @@ class Resampled:
         return statistics.seed_weights(len(seeds), self.draws, generator(*name))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _drawn(item: EvaluationResult, counts_BP: Floats) -> dict[str, Floats]:
+    """Return every metric of an evaluation in each draw, [B]; not a number where it cannot be computed from a draw."""
+    scores = item.scores
+    found = statistics.resampled_metrics(scores.chosen, scores.rejected, counts_BP)
+    right_P = _right(scores)
+    if LENGTH_CONTROLLED in item.metrics:
+        matched_B = length_controlled(right_P, scores.longer, counts_BP)
+        found |= {} if matched_B is None else {LENGTH_CONTROLLED: matched_B}
+    if LEAK_FREE in item.metrics and item.leaked is not None:
+        unseen_BP = counts_BP[:, ~item.leaked]
+        with np.errstate(invalid="ignore"):
+            found[LEAK_FREE] = unseen_BP @ right_P[~item.leaked] / unseen_BP.sum(axis=1)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Mean:
-    """A metric of one reward type over a scope: of one model, or the mean of several. `seeds` are those of each model."""
+    """A metric of one reward type: the mean over a scope's sets, then over seeds, then over models.
 
-    estimate: Estimate
-    models: tuple[str, ...]
-    seeds: int
-    pairs: int
-    draws: Floats
+    `cells` are the trials of each model and seed. What needs bootstrap draws is computed when it is first asked for.
+    `over_seeds` says whether the spread over seeds belongs to the estimate.
+    """
+
+    scope: Scope
+    metric: str
+    cells: Mapping[str, Mapping[int, tuple[TrialResult, ...]]]
+    resampled: Resampled
+    over_seeds: bool
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that it is over."""
+        return tuple(self.cells)
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds each model has, at least."""
+        return min(map(len, self.cells.values()))
+
+    @property
+    def runs(self) -> int:
+        """How many cells of model and seed there are."""
+        return sum(map(len, self.cells.values()))
+
+    @cached_property
+    def values(self) -> list[list[float]]:
+        """The values of the seeds, by model."""
+        return self._by_seed(lambda trial, name: _metric(trial, name, self.metric))
+
+    @cached_property
+    def value(self) -> float:
+        """The mean itself."""
+        return float(np.mean([np.mean(of_model) for of_model in self.values]))
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds of one model; None below two, and of a mean over models."""
+        shown = self.over_seeds and len(self.values) == 1 and len(self.values[0]) > 1
+        return float(np.std(self.values[0], ddof=1)) if shown else None
+
+    @cached_property
+    def pairs(self) -> int:
+        """The pairs of the largest set."""
+        trials = (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
+        return max(len(item.scores.index) for trial in trials for item in _items(trial, self.scope))
+
+    @cached_property
+    def draws(self) -> Floats:
+        """The mean in each draw of pairs and seeds, [B]."""
+        drawn = self._by_seed(lambda trial, name: self.resampled.of_set(trial.record.key, name, self.metric))
+        by_model = []
+        for (model, seeds), of_model in zip(self.cells.items(), drawn, strict=True):
+            weights_BS = self.resampled.weights(model, self.scope.train_set, tuple(seeds))
+            by_model.append((weights_BS * np.stack(of_model, axis=1)).sum(axis=1))
+        found: Floats = np.mean(by_model, axis=0)
+        return found
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The value with its interval, and with the spread over seeds of one model."""
+        if self.metric.startswith("accuracy"):
+            found = self._bounded(self.value, self.draws, self.pairs)
+        else:
+            found = statistics.estimate(self.value, self.draws)
+        return replace(found, std=self.std)
+
+    def _bounded(self, value: float, draws_B: Floats, pairs: int) -> Estimate:
+        return statistics.accuracy_estimate(value, draws_B, pairs)
+
+    def _by_seed(self, value: Callable[[TrialResult, str], Any]) -> list[list[Any]]:
+        """By model and seed, the mean over sets of the first trial, minus that of the second where there is one."""
+        found = []
+        for seeds in self.cells.values():
+            means = [[over_sets(trial, self.scope, value) for trial in cell] for cell in seeds.values()]
+            found.append([first - sum(others) for first, *others in means])
+        return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Difference(Mean):
-    """EX−IM over `runs` cells of model and seed. `p_pairs` and `p_runs` are of accuracy only."""
+    """EX−IM over the cells of model and seed that have both types. p values are of accuracy only."""
 
-    runs: int
-    p_pairs: float | None
-    p_runs: float | None
+    @cached_property
+    def value(self) -> float:
+        """The mean itself, rounded: equal means may differ in their last bit."""
+        return round(super().value, 12)
+
+    @cached_property
+    def p_runs(self) -> float | None:
+        """Return the p of a test that flips signs training by training."""
+        gaps = [gap / len(of_model) / len(self.values) for of_model in self.values for gap in of_model]
+        return statistics.permutation_p(np.array(gaps)) if self.metric == "accuracy" else None
+
+    @cached_property
+    def p_pairs(self) -> float | None:
+        """Return the p of a test that flips signs test pair by test pair: seeds and models add no test pairs."""
+        if self.metric != "accuracy":
+            return None
+        added: dict[tuple[str, int], float] = {}
+        for name in self.scope.sets:
+            item = _outcomes(self.scope, name, list(self.cells.values()))
+            gap_P = item.gap / len(item.index) / len(self.scope.sets)
+            for unit, gap in zip(item.index.tolist(), gap_P.tolist(), strict=True):
+                place = (self.resampled.groups[name], unit)
+                added[place] = added.get(place, 0.0) + gap
+        return statistics.permutation_p(np.array(list(added.values())))
 
     @property
     def told_apart(self) -> bool:
         """Whether the interval excludes 0 and the permutation of pairs agrees at 5 %."""
         return self.estimate.excludes_zero and (self.p_pairs is None or self.p_pairs < 0.05)
 
+    def _bounded(self, value: float, draws_B: Floats, pairs: int) -> Estimate:
+        return statistics.gap_estimate(value, draws_B, pairs)
+
 
 class Analysis:
-    """The results of a sweep, asked for any mean and difference; `resampled` holds their draws."""
+    """The results of a sweep, asked for any mean and difference."""
 
-    def __init__(self, results: Sequence[TrialResult], resampled: Resampled) -> None:
+    def __init__(self, results: Sequence[TrialResult], *, draws: int = DRAWS) -> None:
         self.results = results
-        self.resampled = resampled
+        self.resampled = Resampled(results, draws)
         # Tables, figures and sentences ask for the same numbers.
         self._known = cache(self._over_models)
         self.train_sets = _unique(result.record.train_set for result in results)
@@ -204,84 +331,40 @@ class Analysis:
 
     def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
         """Over the seeds of one model; None where none counts."""
-        return self._known(scope, (model,), (reward,), metric)
+        return self._known(Mean, scope, metric, (model,), (reward,))
 
     def mean_of_models(
         self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
     ) -> Mean | None:
         """Over the complete models, or over `models`; None where there is none."""
         asked = self.complete_models(scope) if models is None else models
-        found = self._known(scope, tuple(asked), (reward,), metric)
-        return found and replace(found, estimate=replace(found.estimate, std=None))
+        return self._known(Mean, scope, metric, tuple(asked), (reward,), over_seeds=False)
 
     def difference(self, scope: Scope, metric: str, models: Sequence[str] | None = None) -> Difference | None:
         """EX−IM of `models` (default: all), each with the seeds that both types have; None where none has."""
-        found = self._known(scope, tuple(self.models if models is None else models), COMPARED, metric)
-        assert found is None or isinstance(found, Difference)
-        return found
+        asked = tuple(self.models if models is None else models)
+        return cast("Difference | None", self._known(Difference, scope, metric, asked, COMPARED))
+
+    def control(self, scope: Scope, metric: str) -> Difference | None:
+        """EX−IM of one of CONTROLS; None where one of the trials lacks it of which EX−IM of accuracy is."""
+        found, plain = self.difference(scope, metric), self.difference(scope, "accuracy")
+        return found if found and plain and found.runs == plain.runs else None
 
     def _over_models(
-        self, scope: Scope, models: tuple[str, ...], kinds: tuple[str, ...], metric: str
+        self,
+        what: type[Mean],
+        scope: Scope,
+        metric: str,
+        models: tuple[str, ...],
+        kinds: tuple[str, ...],
+        over_seeds: bool = True,
     ) -> Mean | None:
-        """The mean over models of a reward type's metric, or of that of the first type minus that of the second."""
-        found = {model: seeds for model in models if (seeds := cells(self.results, scope, model, kinds))}
+        found = {
+            model: seeds for model in models if (seeds := cells(self.results, scope, model, kinds, metric))
+        }
         if not found:
             return None
-        by_seed, draws = [], []
-        for model, seeds in found.items():
-            values_S, draws_SB = zip(
-                *(self._cell(scope, cell, metric) for cell in seeds.values()), strict=True
-            )
-            weights_BS = self.resampled.weights(model, scope.train_set, tuple(seeds))
-            by_seed.append(values_S)
-            draws.append((weights_BS * np.stack(draws_SB, axis=1)).sum(axis=1))
-        value, draws_B = float(np.mean([np.mean(values_S) for values_S in by_seed])), np.mean(draws, axis=0)
-        spread = by_seed[0] if len(found) == 1 else ()
-        trials = [trial for seeds in found.values() for cell in seeds.values() for trial in cell]
-        # Of the largest set.
-        pairs = max(len(item.scores.index) for trial in trials for item in _items(trial, scope))
-        compared, tested = len(kinds) == 2, metric == "accuracy"
-        if not tested:
-            estimate = statistics.estimate(value, draws_B, spread)
-        else:
-            bounded = statistics.difference_estimate if compared else statistics.accuracy_estimate
-            estimate = bounded(value, draws_B, pairs, spread)
-        mean = Mean(
-            estimate=estimate, models=tuple(found), seeds=min(map(len, by_seed)), pairs=pairs, draws=draws_B
-        )
-        if not compared:
-            return mean
-        runs = np.array([gap / len(gaps) / len(found) for gaps in by_seed for gap in gaps])
-        return Difference(
-            estimate=estimate,
-            models=mean.models,
-            seeds=mean.seeds,
-            pairs=pairs,
-            draws=draws_B,
-            runs=len(runs),
-            p_pairs=statistics.permutation_p(self._by_pair(scope, found)) if tested else None,
-            p_runs=statistics.permutation_p(runs) if tested else None,
-        )
-
-    def _cell(self, scope: Scope, cell: tuple[TrialResult, ...], metric: str) -> tuple[float, Floats]:
-        """The mean over sets of the first trial, minus that of the second where there is one: its value and its draws [B]."""
-        values, draws = [], []
-        for trial in cell:
-            values.append(np.mean([_metric(trial, name, metric) for name in scope.sets]))
-            key = trial.record.key
-            draws.append(np.mean([self.resampled.of_set(key, name, metric) for name in scope.sets], axis=0))
-        return float(values[0] - sum(values[1:])), draws[0] - sum(draws[1:])
-
-    def _by_pair(self, scope: Scope, found: Mapping[str, Mapping[int, tuple[TrialResult, ...]]]) -> Floats:
-        """Return what each test pair adds to EX−IM: one number per pair, since seeds and models add no test pairs."""
-        added: dict[tuple[str, int], float] = {}
-        for name in scope.sets:
-            item = _outcomes(scope, name, list(found.values()))
-            gap_P = item.gap / len(item.index) / len(scope.sets)
-            for unit, gap in zip(item.index.tolist(), gap_P.tolist(), strict=True):
-                place = (self.resampled.groups[name], unit)
-                added[place] = added.get(place, 0.0) + gap
-        return np.array(list(added.values()))
+        return what(scope=scope, metric=metric, cells=found, resampled=self.resampled, over_seeds=over_seeds)
 
     def complete_models(self, scope: Scope) -> list[str]:
         """The models that have every reward type that they were declared with; one that no model has is not waited for."""
@@ -309,25 +392,6 @@ class Analysis:
         ]
         return statistics.win_rate(gaps)
 
-    def side_metric(self, scope: Scope, model: str, reward: str, metric: str) -> float | None:
-        """A metric that evaluations may or may not carry, mean over sets, then seeds; None where one lacks it."""
-        trials = [trial for (trial,) in cells(self.results, scope, model, (reward,)).values()]
-        return _side_metric(trials, scope, metric)
-
-    def side_differences(self, scope: Scope, metric: str) -> tuple[float, float] | None:
-        """EX−IM of a side metric and of accuracy, over the models and seeds that have the former with both types."""
-        gaps = []
-        for model in self.models:
-            sides = list(zip(*cells(self.results, scope, model, COMPARED).values(), strict=True))
-            found = [_side_metric(side, scope, name) for name in (metric, "accuracy") for side in sides]
-            known = [value for value in found if value is not None]
-            if len(known) == 4:
-                gaps.append((known[0] - known[1], known[2] - known[3]))
-        if not gaps:
-            return None
-        controlled, accuracy = np.mean(gaps, axis=0)
-        return float(controlled), float(accuracy)
-
     def margins(self, scope: Scope, reward: str, *, scaled: bool) -> Floats:
         """Margins of every pair of every trial that counts, over the spread of their rewards where `scaled`."""
         found = [
@@ -346,6 +410,51 @@ class Analysis:
         return (cell for model in self.models for cell in cells(self.results, scope, model, kinds).values())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controlled:
+    """EX−IM of accuracy over the sets of a category: as it is, at matched lengths, and on pairs that training has not seen.
+
+    The last two are None where one of the trials lacks them that are compared: of a set whose chosen responses are all longer,
+    say, or all of whose pairs leaked. `pairs` are those of the largest set, `unseen` those of all sets that did not leak.
+    """
+
+    train_set: str
+    category: Category
+    sets: tuple[str, ...]
+    pairs: int
+    unseen: int | None
+    plain: Estimate
+    told_apart: bool
+    length: Estimate | None
+    leak_free: Estimate | None
+
+
+def controlled(analysis: Analysis) -> list[Controlled]:
+    """One per training set and category in which EX-RM and IM-RM are compared."""
+    return [
+        _controlled(analysis, scope, plain)
+        for scope in analysis.categories()
+        if (plain := analysis.difference(scope, "accuracy"))
+    ]
+
+
+def _controlled(analysis: Analysis, scope: Scope, plain: Difference) -> Controlled:
+    length, leak_free = (analysis.control(scope, metric) for metric in CONTROLS)
+    trial = analysis.compared(scope)[0]
+    unseen = [_metric(trial, name, "n_leak_free") for name in scope.sets if has(trial, scope, "n_leak_free")]
+    return Controlled(
+        train_set=scope.train_set,
+        category=scope.category,
+        sets=scope.sets,
+        pairs=plain.pairs,
+        unseen=round(sum(unseen)) if unseen else None,
+        plain=plain.estimate,
+        told_apart=plain.told_apart,
+        length=length.estimate if length else None,
+        leak_free=leak_free.estimate if leak_free else None,
+    )
+
+
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:
     return [_item(trial, name) for name in scope.sets]
 
@@ -356,11 +465,6 @@ def _item(trial: TrialResult, dataset: str) -> EvaluationResult:
 
 def _metric(trial: TrialResult, dataset: str, metric: str) -> float:
     return _item(trial, dataset).metrics[metric]
-
-
-def _side_metric(trials: Iterable[TrialResult], scope: Scope, metric: str) -> float | None:
-    values = [item.metrics.get(metric, np.nan) for trial in trials for item in _items(trial, scope)]
-    return float(np.mean(values)) if values and np.isfinite(values).all() else None
 
 
 def _unique(values: Iterable[str]) -> list[str]:
@@ -418,20 +522,20 @@ def _outcomes(
         for side in range(len(COMPARED))
     ]
     every = [item for side in sides for items in side for item in items]
-    index = np.unique(np.concatenate([item.scores.index for item in every]))
 
     def mean(side: Sequence[Sequence[EvaluationResult]], value: Callable[[PairScores], Floats]) -> Floats:
-        """Over seeds, then over models."""
-        by_model = []
-        for items in side:
-            placed_SP = np.full((len(items), len(index)), np.nan)
-            for row, item in zip(placed_SP, items, strict=True):
-                row[np.searchsorted(index, item.scores.index)] = value(item.scores)
-            by_model.append(placed_SP.mean(axis=0))
-        # Not a number where a model's length limit left the pair out.
-        return np.nanmean(by_model, axis=0)
+        """Over seeds, then over models, which all have the same pairs; in the order of their rows."""
+        found: Floats = np.mean(
+            [
+                np.mean([value(item.scores)[np.argsort(item.scores.index)] for item in items], axis=0)
+                for items in side
+            ],
+            axis=0,
+        )
+        return found
 
-    seen = [item.scores.index[item.leaked] for item in every if item.leaked is not None]
+    leaked = [item.scores.index[item.leaked] for item in every if item.leaked is not None]
+    index = np.sort(every[0].scores.index)
     first = next(iter(by_model[0].values()))[0]
     return SetOutcomes(
         train_set=scope.train_set,
@@ -443,7 +547,7 @@ def _outcomes(
         right={kind: mean(side, _right) for kind, side in zip(COMPARED, sides, strict=True)},
         margin={kind: mean(side, _margin) for kind, side in zip(COMPARED, sides, strict=True)},
         longer=mean(sides[0], lambda scores: scores.longer.astype(np.float64)),
-        leaked=np.isin(index, np.concatenate(seen)) if len(seen) == len(every) else None,
+        leaked=np.isin(index, leaked[0]) if len(leaked) == len(every) else None,
         cells=sum(map(len, by_model)),
     )
 
@@ -454,28 +558,6 @@ def _right(scores: PairScores) -> Floats:
 
 def _margin(scores: PairScores) -> Floats:
     return statistics.scaled_margins(scores.chosen, scores.rejected)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controlled:
-    """EX−IM of accuracy over the sets of a category: as it is, at matched lengths, and on pairs that training has not seen.
-
-    None where it cannot be estimated: a set whose chosen responses are all longer, or all of whose pairs leaked.
-    """
-
-    train_set: str
-    category: Category
-    sets: tuple[str, ...]
-    pairs: int
-    unseen: int | None
-    plain: Estimate
-    length: Estimate | None
-    leak_free: Estimate | None
-
-
-def controlled(outcomes: Sequence[SetOutcomes]) -> list[Controlled]:
-    """One per training set and category, in the report's order; the mean over a category's sets."""
-    return [_controlled(found) for found in by_category(outcomes)]
 
 
 def by_category(outcomes: Sequence[SetOutcomes]) -> list[list[SetOutcomes]]:
@@ -498,49 +580,6 @@ def drawn_pairs(outcomes: Sequence[SetOutcomes], draws: int = DRAWS) -> list[Flo
         counts_BU[:, np.searchsorted(units, item.index)]
         for item, (units, counts_BU) in zip(outcomes, map(counts.__getitem__, names), strict=True)
     ]
-
-
-def _controlled(found: Sequence[SetOutcomes]) -> Controlled:
-    # All pairs once, and then each draw.
-    weights = [
-        np.vstack([np.ones(len(item.index)), drawn_BP])
-        for item, drawn_BP in zip(found, drawn_pairs(found), strict=True)
-    ]
-    pairs = max(len(item.index) for item in found)
-    unseen = [int((~item.leaked).sum()) for item in found if item.leaked is not None]
-
-    def over_sets(value: Callable[[SetOutcomes, Floats], Floats | None]) -> Estimate | None:
-        values = [value(item, weights_BP) for item, weights_BP in zip(found, weights, strict=True)]
-        known = [value_B for value_B in values if value_B is not None and np.isfinite(value_B[0])]
-        if len(known) < len(found):
-            return None
-        mean_B = np.mean(known, axis=0)
-        return statistics.gap_estimate(float(mean_B[0]), mean_B[1:], pairs)
-
-    plain = over_sets(lambda item, weights_BP: _mean(item.gap, weights_BP))
-    assert plain is not None
-    return Controlled(
-        train_set=found[0].train_set,
-        category=found[0].category,
-        sets=tuple(item.dataset for item in found),
-        pairs=pairs,
-        unseen=sum(unseen) if len(unseen) == len(found) else None,
-        plain=plain,
-        length=over_sets(lambda item, weights_BP: length_controlled(item.gap, item.longer, weights_BP)),
-        leak_free=over_sets(_leak_free),
-    )
-
-
-def _mean(values_P: Floats, counts_BP: Floats) -> Floats:
-    with np.errstate(invalid="ignore"):
-        found: Floats = counts_BP @ values_P / counts_BP.sum(axis=1)
-    return found
-
-
-def _leak_free(item: SetOutcomes, counts_BP: Floats) -> Floats | None:
-    if item.leaked is None or item.leaked.all():
-        return None
-    return _mean(item.gap[~item.leaked], counts_BP[:, ~item.leaked])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from orchestrator.report import published
-from orchestrator.report.comparison import Analysis, Controlled, Difference, Scope
+from orchestrator.report.comparison import CONTROLS, Analysis, Controlled, Difference, Scope
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
-from orchestrator.report.summary import SIDE_METRICS
 from orchestrator.report.tables import COMPARED, EXPLICIT, IMPLICIT, interval, reward_title
 
 PREFERENCE = "When to prefer which"
@@ -19,7 +18,7 @@ MOVED = 0.02
 
 
 def conclusions(analysis: Analysis) -> tuple[str, str, str]:
-    """The answer, its support, and its doubts."""
+    """Return three sentences: the answer, its support, and its doubts."""
     known = {
         scope: found
         for scope in _asked(analysis)
@@ -32,7 +31,7 @@ def conclusions(analysis: Analysis) -> tuple[str, str, str]:
 
 
 def _asked(analysis: Analysis) -> list[Scope]:
-    """The categories that say how a type generalises: training pairs do not."""
+    """Return the categories that say how a type generalises: all but training pairs."""
     return [scope for scope in analysis.categories() if scope.category != "training pairs"]
 
 
@@ -65,7 +64,7 @@ def _verdicts(found: dict[Scope, Difference]) -> str:
 
 
 def _support(analysis: Analysis, known: dict[Scope, Difference]) -> str:
-    """Win-rates, how much there is to go by, and whether the signs are the paper's where it gives both numbers."""
+    """Say the win-rates, how much there is to go by, and whether the signs are the paper's where it gives both numbers."""
     won = [analysis.win_rate(scope) for scope in known]
     size = _size([result for scope in known for result in analysis.compared(scope)])
     parts = [
@@ -132,24 +131,23 @@ def _holes(analysis: Analysis) -> Iterator[str]:
 def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[str]:
     """Say where length or leaks account for some of a difference, and where that was not checked."""
     unmeasured = []
-    for metric, title in SIDE_METRICS.items():
-        gaps = {
-            scope: found for scope in known if (found := analysis.side_differences(scope, metric)) is not None
-        }
-        if known and not gaps:
+    for metric, title in CONTROLS.items():
+        found = {scope: analysis.control(scope, metric) for scope in known}
+        if known and not any(found.values()):
             unmeasured.append(title)
-        for scope, (gap, plain) in gaps.items():
-            if abs(gap - plain) >= MOVED:
+        for scope, gap in found.items():
+            plain = known[scope].value
+            if gap and abs(gap.value - plain) >= MOVED:
                 where = _under(scope.category)
                 where += f" of {scope.train_set}" if len(analysis.train_sets) > 1 else ""
-                yield f"{title}, EX−IM is {gap:+.3f} {where} where it was {plain:+.3f}"
+                yield f"{title}, EX−IM is {gap.value:+.3f} {where} where it was {plain:+.3f}"
     if unmeasured:
         verb = "was" if len(unmeasured) == 1 else "were"
         yield f"{_listed(unmeasured)} accuracy {verb} not measured"
 
 
 def _languages(analysis: Analysis) -> Iterator[str]:
-    """Where French and Spanish, which are the same rewriting twice, answer differently."""
+    """Say where French and Spanish, which are the same rewriting twice, answer differently."""
     if not analysis.both:
         return
     by_name = {(scope.train_set, scope.dataset): scope for scope in analysis.single_sets()}
@@ -166,7 +164,7 @@ def _languages(analysis: Analysis) -> Iterator[str]:
 
 
 def _uncompared(analysis: Analysis) -> str:
-    """How each type does by itself, and why there is nothing to compare."""
+    """Say how each type does by itself, and why there is nothing to compare."""
     parts = []
     for scope in _asked(analysis):
         for kind in analysis.rewards:
@@ -189,7 +187,7 @@ def _uncompared(analysis: Analysis) -> str:
 
 
 def preference(found: Sequence[Controlled]) -> str:
-    """When to prefer which reward type: what EX−IM and its controls advise, and what is not known."""
+    """Say when to prefer which reward type: what EX−IM and its controls advise, and what is not known."""
     asked = [item for item in found if item.category != "training pairs"]
     if not asked:
         return (
@@ -197,7 +195,7 @@ def preference(found: Sequence[Controlled]) -> str:
             "and was evaluated with both."
         )
     return " ".join(_advice(item) for item in asked) + (
-        " Brackets are 95 % intervals over test pairs, given these models and seeds."
+        " Brackets are 95 % intervals over test pairs and seeds, given these models."
     )
 
 
@@ -205,7 +203,7 @@ def _advice(item: Controlled) -> str:
     """Say which reward type leads, and whether the lead stays once length and leaks are controlled for."""
     where, plain = f"Trained on {item.train_set}, {_under(item.category)}", item.plain
     controls = {"at matched lengths": item.length, "on pairs that training has not seen": item.leak_free}
-    if plain.excludes_zero:
+    if item.told_apart:
         said = [f"{title} {_survives(value, plain)}" for title, value in controls.items()]
         return f"{where}: prefer {_ahead(plain)} (EX−IM {interval(plain)}); {', '.join(said)}."
     shown = [

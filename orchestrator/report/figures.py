@@ -1,11 +1,10 @@
-"""Every figure of a report: accuracy and its differences, margins, training, learning dynamics.
+"""Every figure of a report: accuracy and its differences, margins, training.
 
 Each function draws one matplotlib Figure from numbers, or returns None where there is nothing to draw.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +14,11 @@ from orchestrator.report.comparison import Analysis, Difference, Scope
 from orchestrator.report.house_style import (
     GREY,
     DrawnFigure,
+    dots,
     legend,
     line_style,
     look,
+    name_rows,
     panels,
     rendered,
     whiskers,
@@ -43,7 +44,7 @@ def _per_category(
     kinds: Sequence[str],
     **more: Any,
 ) -> "tuple[Figure, list[Axes]] | None":
-    """A row per training set and a column per category of which there is anything; in each, what is known of every kind."""
+    """Draw a row of panels per training set and a column per category; None where there is nothing to draw."""
     found = {
         scope: {kind: item for kind in kinds if (item := ask(scope, kind)) is not None}
         for scope in analysis.categories()
@@ -67,13 +68,6 @@ def _per_category(
             draw(axis, kind, item)
         shown.append(axis)
     return figure, shown
-
-
-def _rows(axis: "Axes", names: Sequence[str]) -> None:
-    """A row for each name, from the top."""
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.grid(axis="y", visible=False)
 
 
 def _beside(number: int, of: int, width: float) -> float:
@@ -214,22 +208,15 @@ def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
     def draw(axis: "Axes", kind: str, rows: dict[int, Estimate]) -> None:
         style = {**line_style(kind, rewards), "linestyle": "none", "markersize": 5}
         shift = _beside(rewards.index(kind), len(rewards), 0.3)
-        axis.errorbar(
-            [value.value for value in rows.values()],
-            [row + shift for row in rows],
-            xerr=whiskers(list(rows.values())),
-            elinewidth=1.2,
-            capsize=2,
-            label=reward_title(kind),
-            **style,
-        )
+        shifted = {row + shift: value for row, value in rows.items()}
+        dots(axis, shifted, **style, label=reward_title(kind))
 
     grid = _per_category(analysis, means, draw, 0.32 * len(models) + 0.7, rewards, sharex=True)
     if grid is None:
         return None
     for axis in grid[1]:
         axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-        _rows(axis, models)
+        name_rows(axis, models)
         axis.set_xlim(-0.02, 1.02)
         axis.set_xlabel("accuracy")
     legend(*grid)
@@ -244,25 +231,16 @@ def _differences(analysis: Analysis) -> "Figure | None":
         return analysis.difference(scope, "accuracy", None if name == MEAN else [name])
 
     def draw(axis: "Axes", name: str, found: Difference) -> None:
-        mean = name == MEAN
-        axis.errorbar(
-            [found.estimate.value],
-            [names.index(name)],
-            xerr=whiskers([found.estimate]),
-            color="black",
-            marker="D" if mean else "o",
-            markersize=6 if mean else 4.5,
-            markerfacecolor="black" if mean else "white",
-            elinewidth=1.6 if mean else 1.0,
-            capsize=2.5,
-        )
+        marker, face = ("D", "black") if name == MEAN else ("o", "white")
+        at = {names.index(name): found.estimate}
+        dots(axis, at, color="black", marker=marker, markerfacecolor=face)
 
     grid = _per_category(analysis, gap, draw, 0.3 * len(names) + 0.7, names, sharex=True)
     if grid is None:
         return None
     for axis in grid[1]:
         axis.axvline(0, color=GREY, linewidth=1.0)
-        _rows(axis, names)
+        name_rows(axis, names)
         axis.set_xlabel("EX−IM (right of 0: EX-RM ahead)")
     return grid[0]
 
@@ -353,77 +331,31 @@ def _median_curve(
 
 
 def _smooth(values: Floats, width: int = 5) -> Floats:
-    """Moving mean over the neighbours that there are."""
+    """Return the moving mean; at the ends, over the neighbours that exist."""
     if len(values) < width:
         return values
     kernel = np.ones(width)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def learning_dynamics(rows: Sequence[dict[str, Any]], rewards: Sequence[str]) -> "Figure | None":
-    """Predicted against measured change of reward on unseen pairs, a panel per reward type (the reference's §5)."""
-    kinds = [kind for kind in rewards if any(row["reward"] == kind for row in rows)]
-    if not kinds:
-        return None
-    figure, axes = panels(1, len(kinds), 3.4, 3.0)
-    for axis, kind in zip(axes, kinds, strict=True):
-        drawn = look(kind, rewards)
-        here = [row for row in rows if row["reward"] == kind]
-        predicted, measured = ([row[name] for row in here] for name in ("predicted", "measured"))
-        ends = [min(*predicted, *measured), max(*predicted, *measured)]
-        axis.plot(ends, ends, color=GREY, linewidth=0.9, linestyle=":")
-        axis.scatter(
-            predicted,
-            measured,
-            s=14,
-            color=drawn.colour,
-            marker=drawn.marker,
-            edgecolor="black",
-            linewidth=0.3,
-        )
-        axis.set_title(reward_title(kind))
-        axis.set_xlabel("predicted change of reward")
-        axis.set_ylabel("measured")
-    return figure
-
-
-def every_figure(
-    analysis: Analysis, curves: Curves, dynamics: Sequence[dict[str, Any]]
-) -> Iterator[DrawnFigure]:
+def every_figure(analysis: Analysis, curves: Curves) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
-    mean_of_models = "Mean over models, with 95 % intervals."
+    means = "Mean over models, with 95 % intervals."
+    paired = "Paired by seed and pair, with 95 % intervals."
+    by_model = "Mean over seeds, with 95 % intervals."
+    margins = "Of every pair, model and seed; what lies beyond ±4 stands at the edge."
     sure = "On the dotted line confidence and accuracy agree; below it the model is too sure."
-    of_scores: tuple[tuple[str, str, str, Callable[[Analysis], Figure | None]], ...] = (
-        ("accuracy_by_category", "Accuracy by category", mean_of_models, accuracy_by_category),
-        ("differences", "EX−IM by model", "Paired by seed and pair, with 95 % intervals.", _differences),
-        ("accuracy_by_set", "Accuracy by evaluation set", mean_of_models, _accuracy_by_set),
-        ("win_rates", "Win-rate", "Cells in which a type is ahead.", _win_rates),
-        (
-            "accuracy_by_model",
-            "Accuracy by model",
-            "Mean over seeds, with 95 % intervals.",
-            _accuracy_by_model,
-        ),
-        (
-            "margins",
-            "Margins",
-            "Of every pair, model and seed; what lies beyond ±4 stands at the edge.",
-            _margins,
-        ),
-        ("reliability", "Reliability", sure, reliability),
-    )
     curved = "On the training pairs: a thin line per training, a thick one for their median, a mean of five points."
-    exact = "On the dotted line the prediction is exact."
-    wanted: list[tuple[str, str, str, Callable[[], Figure | None]]] = [
-        *((name, title, said, partial(draw, analysis)) for name, title, said, draw in of_scores),
-        ("training_curves", "Training curves", curved, partial(_training_curves, curves, analysis.rewards)),
-        (
-            "learning_dynamics",
-            "Learning dynamics",
-            exact,
-            partial(learning_dynamics, dynamics, analysis.rewards),
-        ),
-    ]
-    for name, title, caption, draw_it in wanted:
-        if drawn := rendered(name, title, caption, draw_it):
+    wanted: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
+        ("accuracy_by_category", "Accuracy by category", means, lambda: accuracy_by_category(analysis)),
+        ("differences", "EX−IM by model", paired, lambda: _differences(analysis)),
+        ("accuracy_by_set", "Accuracy by evaluation set", means, lambda: _accuracy_by_set(analysis)),
+        ("win_rates", "Win-rate", "Cells in which a type is ahead.", lambda: _win_rates(analysis)),
+        ("accuracy_by_model", "Accuracy by model", by_model, lambda: _accuracy_by_model(analysis)),
+        ("margins", "Margins", margins, lambda: _margins(analysis)),
+        ("reliability", "Reliability", sure, lambda: reliability(analysis)),
+        ("training_curves", "Training curves", curved, lambda: _training_curves(curves, analysis.rewards)),
+    )
+    for name, title, caption, draw in wanted:
+        if drawn := rendered(name, title, caption, draw):
             yield drawn

@@ -6,7 +6,7 @@ No pyplot: no state is shared, and nothing opens a window. The same numbers give
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -79,7 +79,7 @@ class DrawnFigure:
 
 
 def look(reward: str, rewards: Sequence[str]) -> Look:
-    """The look of a reward type among those of a sweep."""
+    """Return the look of a reward type among those of a sweep."""
     if reward in _LOOKS:
         return _LOOKS[reward]
     others = [kind for kind in rewards if kind not in _LOOKS]
@@ -87,7 +87,7 @@ def look(reward: str, rewards: Sequence[str]) -> Look:
 
 
 def line_style(reward: str, rewards: Sequence[str]) -> dict[str, Any]:
-    """How matplotlib draws a reward type's line with its markers."""
+    """Return what matplotlib needs to draw a reward type's line with its markers."""
     drawn = look(reward, rewards)
     return {
         "color": drawn.colour,
@@ -146,7 +146,7 @@ def _files(
 
 @cache
 def _fonts_with(letters: frozenset[int]) -> tuple[str, ...]:
-    """Families of this machine that have the letters, as few as come first."""
+    """Return font families of this machine that together have the letters."""
     from matplotlib.font_manager import fontManager
     from matplotlib.ft2font import FT2Font
 
@@ -170,13 +170,27 @@ def panels(rows: int, columns: int, width: float, height: float, **more: Any) ->
 
 
 def whiskers(values: Sequence[Estimate]) -> Floats:
-    """Lengths of the error bars, [2, n]; a percentile interval may lie beside its estimate."""
+    """Return the lengths of error bars, [2, n]; 0 on the side where an estimate lies outside its interval."""
     return np.array(
         [
             [max(0.0, item.value - item.low) for item in values],
             [max(0.0, item.high - item.value) for item in values],
         ]
     )
+
+
+def dots(axis: "Axes", rows: Mapping[int, Estimate] | Mapping[float, Estimate], **style: Any) -> None:
+    """Estimates with their intervals, each in the row that it is given by."""
+    values = list(rows.values())
+    style = {"linestyle": "none", "elinewidth": 1.2, "capsize": 2.5, "markersize": 5, **style}
+    axis.errorbar([value.value for value in values], list(rows), xerr=whiskers(values), **style)
+
+
+def name_rows(axis: "Axes", names: Sequence[str]) -> None:
+    """Name the rows, from the top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
 
 
 def points(

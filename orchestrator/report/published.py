@@ -6,7 +6,7 @@ Marks: [C] read in the official code, [S] second-hand summary of the paper, [U] 
 from collections.abc import Iterable, Sequence
 
 from orchestrator.report.results import TrialResult
-from orchestrator.report.tables import COMPARED, NOTHING, Table
+from orchestrator.report.tables import COMPARED, NOTHING, Table, table_of
 from orchestrator.spec import catalog
 
 SOURCE = "arXiv 2507.07981 [S]"
@@ -32,12 +32,12 @@ _NUMBERS: dict[tuple[str, frozenset[str]], dict[str, tuple[float, float]]] = {
 
 
 def number(train_set: str, sets: Iterable[str], reward: str, metric: str) -> float | None:
-    """The paper's number; None where it gives none, or trained or evaluated on sets of other names."""
+    """Return the paper's number; None where it gives none for a training set and evaluation sets of these names."""
     found = _NUMBERS.get((train_set, frozenset(sets)), {}).get(metric)
     return found[COMPARED.index(reward)] if found and reward in COMPARED else None
 
 
-# Of a trial's parameters: what the paper's official code has.
+# What the paper's official code has: title, name of a trial's parameter, value, mark.
 _SETTINGS = (
     ("learning rate", "lr", "1e-06", "[C]"),
     ("epochs", "epochs", "5", "[C]"),
@@ -53,67 +53,65 @@ _METHOD = (
     ("training runs", "unseeded", "seeded"),
 )
 
-_COLUMNS = "setting paper mark here same"
-
 
 def spec_difference(results: Sequence[TrialResult]) -> Table:
-    """The sweep's spec beside the paper's."""
-    records = [result.record for result in results]
-    profile = catalog.PAPER
-    rows = [
-        _row("models", _names(model.name for model in profile.models), "[U]", (r.model for r in records)),
-        _row("reward types", "ex_rm, im_rm", "[C]", (r.reward for r in records)),
-        _row(
+    """Return a table of the sweep's spec beside the paper's."""
+    records, profile = [result.record for result in results], catalog.PAPER
+    here: tuple[tuple[str, str, str, Iterable[object]], ...] = (
+        ("models", _names(model.name for model in profile.models), "[U]", (r.model for r in records)),
+        ("reward types", "ex_rm, im_rm", "[C]", (r.reward for r in records)),
+        (
             "training sets",
             _names(item.name for item in profile.train_sets),
             "[C]",
             (r.train_set for r in records),
         ),
-        _row(
+        (
             "evaluation sets",
             _names(item.name for item in profile.eval_sets),
             "[C]",
             (item.dataset for r in records for item in r.evaluations),
         ),
-        _row("seeds a cell", "3", "[U]", [str(len({r.seed for r in records}))]),
-        _row(
+        ("seeds a cell", "3", "[U]", [len({r.seed for r in records})]),
+        (
             "training pairs",
             "2000 UltraFeedback, 1000 RewardMATH",
             "[C]",
             (f"{r.train_pairs} {r.record.train_set}" for r in results if r.train_pairs),
         ),
-        _row(
+        (
             "pairs of an evaluation set",
             "200",
             "[C]",
-            (f"{len(item.scores.chosen)}" for r in results for item in r.final),
+            (len(item.scores.chosen) for r in results for item in r.final),
         ),
-    ]
-    rows += [
-        _row(title, said, mark, (_plain(r.parameters[name]) for r in records if name in r.parameters))
-        for title, name, said, mark in _SETTINGS
-    ]
+        *(
+            (title, said, mark, [r.parameters[name] for r in records if name in r.parameters])
+            for title, name, said, mark in _SETTINGS
+        ),
+    )
+    rows = [(title, said, mark, *_beside(said, values)) for title, said, mark, values in here]
     rows += [(title, theirs, "[C]", ours, "no") for title, theirs, ours in _METHOD]
-    return Table(
+    return table_of(
+        ("setting", "paper", "source", "here", "same"),
+        rows,
         name="spec_difference",
         title="This sweep's spec beside the paper's",
         note="Marks: [C] read in the paper's official code, [U] unverified recall. Where several values stand here, "
         "trials differ.",
-        columns=_COLUMNS,
-        titles={"mark": "source"},
-        rows=[dict(zip(_COLUMNS.split(), row, strict=True)) for row in rows],
     )
 
 
-def _row(title: str, said: str, mark: str, values: Iterable[str]) -> tuple[str, str, str, str, str]:
+def _beside(said: str, values: Iterable[object]) -> tuple[str, str]:
+    """Return the sweep's values, and whether they are the paper's."""
     here = _names(values)
     # Order says nothing about a list of names.
     same = sorted(here.split(", ")) == sorted(said.split(", "))
-    return (title, said, mark, here or NOTHING, ("yes" if same else "no") if here else NOTHING)
+    return (here, "yes" if same else "no") if here else (NOTHING, NOTHING)
 
 
-def _names(values: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(values))
+def _names(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(_plain, values)))
 
 
 def _plain(value: object) -> str:

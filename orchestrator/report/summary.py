@@ -8,7 +8,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,233 +17,130 @@ from pyarrow import parquet
 
 from orchestrator.report import published
 from orchestrator.report.audit import audit_sweep
-from orchestrator.report.comparison import Analysis, Mean, Scope
+from orchestrator.report.comparison import CONTROLS, Analysis, Difference, Mean, Scope, has, over_sets
 from orchestrator.report.results import (
     TrialResult,
+    TrialState,
     left_out_lines,
     on_common_pairs,
     sweep_results,
     trial_rows,
 )
 from orchestrator.report.statistics import LEVEL, half_width
-from orchestrator.report.tables import COMPARED, MEAN, NOTHING, Table, Value, mean_label, reward_title
+from orchestrator.report.tables import (
+    COMPARED,
+    MEAN,
+    Table,
+    Value,
+    mean_label,
+    reward_title,
+    table_of,
+)
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import CATEGORIES, Category, Declaration
+from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
-from trainers.data.audit.findings import share
-from trainers.data.audit.tables import FINDINGS, SETS, findings_rows, sets_rows
-from trainers.specs import clean_name
+from trainers.data.audit.findings import FINDINGS, SETS, set_row
 from trainers.storage import replace, replace_bytes
 
 NOT_LEARNED = "not learned"
+# Epochs that a terminal has room for.
+EPOCHS_SHOWN = 8
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "loss": "Loss, mean of −ln σ(r⁺ − r⁻)",
     "abs_margin": "Absolute margin, mean |r⁺ − r⁻| over the rewards' standard deviation",
 }
-SIDE_METRICS = {"accuracy_length_controlled": "length-controlled", "accuracy_leak_free": "leak-free"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeedAccuracies:
-    """Accuracy of one model, reward type, training set and category: one value per trained seed.
+def accuracies(analysis: Analysis) -> list[dict[str, Value]]:
+    """Return accuracy by training set, category and model as numbers and as text; the last row of a category is its mean.
 
-    `seeds` are those that learned, in their values' order; `missing` counts the trials that are not there.
+    A model without a score in a category has no row there.
     """
-
-    learned: tuple[float, ...] = ()
-    not_learned: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = ()
-    missing: int = 0
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over learned seeds; None where no seed learned."""
-        return statistics.fmean(self.learned) if self.learned else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over learned seeds; None below two."""
-        return statistics.stdev(self.learned) if len(self.learned) > 1 else None
-
-    def __str__(self) -> str:
-        if self.mean is not None:
-            text = f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
-            text += f", {len(self.not_learned)} {NOT_LEARNED}" if self.not_learned else ""
-        elif self.not_learned:
-            text = f"{statistics.fmean(self.not_learned):.3f} {NOT_LEARNED}"
-        else:
-            return NOTHING
-        return f"{text}, {self.missing} missing" if self.missing else text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccuracyRow:
-    """One line of the table of accuracies: a cell for each reward type.
-
-    `paired` are the means of EX-RM and IM-RM over what both have: over `paired_over` seeds, or in a line that is a mean
-    over models. There `models` counts those of each type's mean, and `model` says how many they are.
-    """
-
-    train_set: str
-    category: Category
-    model: str
-    cells: dict[str, SeedAccuracies]
-    paired: tuple[float, float] | None
-    paired_over: int
-    models: dict[str, int]
-
-    @property
-    def difference(self) -> float | None:
-        """EX−IM over what both have; None where that is nothing."""
-        return None if self.paired is None else self.paired[0] - self.paired[1]
-
-    @property
-    def difference_text(self) -> str:
-        """EX−IM, and over how many it is where a mean is over more."""
-        if self.difference is None:
-            return NOTHING
-        counts = self.models or {kind: len(cell.learned) for kind, cell in self.cells.items()}
-        if all(counts.get(kind) == self.paired_over for kind in COMPARED):
-            return f"{self.difference:+.3f}"
-        unit = "model" if self.models else "seed"
-        plural = "s" if self.paired_over > 1 else ""
-        return f"{self.difference:+.3f} over {self.paired_over} {unit}{plural}"
-
-
-def table_rows(results: Sequence[TrialResult]) -> list[AccuracyRow]:
-    """Every (training set, category, model) with at least one score, each category closed by its mean."""
-    rows: list[AccuracyRow] = []
-    models = list(dict.fromkeys(result.record.model for result in results))
-    train_sets = dict.fromkeys(result.record.train_set for result in results)
-    for train_set, category in itertools.product(train_sets, CATEGORIES):
-        found = [row for model in models if (row := _row(results, train_set, category, model)) is not None]
-        rows += found
-        if len(found) > 1 and (mean := _mean(found)) is not None:
-            rows.append(mean)
+    rows: list[dict[str, Value]] = []
+    kinds = _columns(analysis)
+    for scope in analysis.categories():
+        lines = [line for model in analysis.models if (line := _of_model(analysis, scope, model, kinds))]
+        found = {kind: analysis.mean_of_models(scope, kind, "accuracy") for kind in kinds}
+        means = {kind: mean for kind, mean in found.items() if mean}
+        if len(lines) > 1 and means:
+            counts = {kind: len(mean.models) for kind, mean in means.items()}
+            last: dict[str, Value] = {"model": mean_label(counts)}
+            for kind, mean in means.items():
+                last |= {kind: f"{mean.value:.3f}", f"{kind}_mean": mean.value}
+            lines.append(last | _ex_minus_im(analysis.difference(scope, "accuracy"), counts, "model"))
+        rows += [{**_place(scope), **line} for line in lines]
     return rows
 
 
-def _row(
-    results: Sequence[TrialResult], train_set: str, category: Category, model: str
-) -> AccuracyRow | None:
-    cells: dict[str, SeedAccuracies] = {}
-    others = sorted({result.record.reward for result in results} - set(COMPARED))
-    for kind in (*COMPARED, *others):
+def _columns(analysis: Analysis) -> list[str]:
+    return list(dict.fromkeys((*COMPARED, *analysis.rewards)))
+
+
+def _of_model(analysis: Analysis, scope: Scope, model: str, kinds: Sequence[str]) -> dict[str, Value] | None:
+    """A model's row: the mean of each reward type, and the trials that are not in it."""
+    line: dict[str, Value] = {"model": model}
+    counts = {}
+    for kind in kinds:
         asked = [
             item
-            for item in results
-            if (item.record.train_set, item.record.model, item.record.reward) == (train_set, model, kind)
-            and any(wanted.category == category for wanted in item.record.evaluations)
+            for item in analysis.results
+            if (item.record.train_set, item.record.model, item.record.reward)
+            == (scope.train_set, model, kind)
+            and any(wanted.category == scope.category for wanted in item.record.evaluations)
         ]
-        found = [(item, item.category_accuracy().get(category)) for item in asked]
-        known = [(item, accuracy) for item, accuracy in found if accuracy is not None]
-        cells[kind] = SeedAccuracies(
-            learned=tuple(accuracy for item, accuracy in known if item.learned),
-            not_learned=tuple(accuracy for item, accuracy in known if not item.learned),
-            seeds=tuple(item.record.seed for item, _ in known if item.learned),
-            missing=len(asked) - len(known),
-        )
-    if not any(cell.learned or cell.not_learned for cell in cells.values()):
+        known = [item for item in asked if has(item, scope)]
+        mean, missing = analysis.mean(scope, model, kind, "accuracy"), len(asked) - len(known)
+        not_learned = [float(over_sets(item, scope)) for item in known if not item.learned]
+        counts[kind] = mean.seeds if mean else 0
+        if mean:
+            line |= {f"{kind}_mean": mean.value, f"{kind}_std": mean.std}
+        if mean or not_learned:
+            line[kind] = _text(mean, not_learned, missing)
+        numbers = (counts[kind], len(not_learned), missing)
+        line |= zip((f"{kind}_seeds", f"{kind}_not_learned", f"{kind}_missing"), numbers, strict=True)
+    if not any(kind in line for kind in kinds):
         return None
-    explicit, implicit = (dict(zip(cells[kind].seeds, cells[kind].learned, strict=True)) for kind in COMPARED)
-    pairs = [(explicit[seed], implicit[seed]) for seed in explicit if seed in implicit]
-    return AccuracyRow(
-        train_set=train_set,
-        category=category,
-        model=model,
-        cells=cells,
-        paired=_pair_means(pairs),
-        paired_over=len(pairs),
-        models={},
-    )
+    return line | _ex_minus_im(analysis.difference(scope, "accuracy", [model]), counts, "seed")
 
 
-def _pair_means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    if not pairs:
-        return None
-    explicit, implicit = zip(*pairs, strict=True)
-    return statistics.fmean(explicit), statistics.fmean(implicit)
+def _text(mean: Mean | None, not_learned: Sequence[float], missing: int) -> str:
+    """A reward type's mean, how many trials did not learn (their accuracy, where none did), and how many are missing."""
+    if mean is None:
+        text = f"{statistics.fmean(not_learned):.3f} {NOT_LEARNED}"
+    else:
+        text = f"{mean.value:.3f}" + ("" if mean.std is None else f" ± {mean.std:.3f}")
+        text += f", {len(not_learned)} {NOT_LEARNED}" if not_learned else ""
+    return f"{text}, {missing} missing" if missing else text
 
 
-def _mean(rows: Sequence[AccuracyRow]) -> AccuracyRow | None:
-    """Over the models that have every reward type that they were asked for; one that no model has is not waited for."""
-    known = {kind for row in rows for kind, cell in row.cells.items() if cell.learned}
-    whole = [
-        row
-        for row in rows
-        if all(
-            cell.learned or not (cell.not_learned or cell.missing)
-            for kind, cell in row.cells.items()
-            if kind in known
-        )
-    ]
-    means = {
-        kind: [mean for row in whole if (mean := row.cells[kind].mean) is not None] for kind in rows[0].cells
-    }
-    models = {kind: len(found) for kind, found in means.items() if found}
-    if not models:
-        return None
-    paired = [row.paired for row in rows if row.paired is not None]
-    return AccuracyRow(
-        train_set=rows[0].train_set,
-        category=rows[0].category,
-        model=mean_label(models),
-        cells={
-            kind: SeedAccuracies(learned=(statistics.fmean(found),) if found else ())
-            for kind, found in means.items()
-        },
-        paired=_pair_means(paired),
-        paired_over=len(paired),
-        models=models,
-    )
+def _ex_minus_im(gap: Difference | None, counts: Mapping[str, int], unit: str) -> dict[str, Value]:
+    """EX−IM, and over how many seeds or models it is, where a mean beside it is over more."""
+    if gap is None:
+        return {f"ex_minus_im_{unit}s": 0}
+    over = len(gap.models) if unit == "model" else gap.seeds
+    text = f"{gap.value:+.3f}"
+    if any(counts.get(kind) != over for kind in COMPARED):
+        text += f" over {over} {unit}{'s' if over > 1 else ''}"
+    return {"difference": text, "ex_minus_im": gap.value, f"ex_minus_im_{unit}s": over}
 
 
-def accuracy_table(rows: Sequence[AccuracyRow]) -> Table:
-    """The rows as people read them."""
-    kinds = list(rows[0].cells) if rows else list(COMPARED)
-    return Table(
-        name="accuracy",
-        title="accuracy by category",
-        columns=f"train_set category model {' '.join(kinds)} difference",
-        rows=[
-            {
-                "train_set": row.train_set,
-                "category": row.category,
-                "model": row.model,
-                **{kind: str(cell) for kind, cell in row.cells.items()},
-                "difference": row.difference_text,
-            }
-            for row in rows
-        ],
-    )
+def accuracy_table(analysis: Analysis) -> Table:
+    """The accuracies as people read them."""
+    columns = f"train_set category model {' '.join(_columns(analysis))} difference"
+    return Table(name="accuracy", title="accuracy by category", columns=columns, rows=accuracies(analysis))
 
 
-def accuracy_csv(rows: Sequence[AccuracyRow]) -> str:
-    """The rows for a spreadsheet: numbers apart, seeds counted."""
-    kinds = list(rows[0].cells) if rows else list(COMPARED)
+def accuracy_numbers(analysis: Analysis) -> Table:
+    """The accuracies for programs: numbers apart, seeds counted."""
     parts = ("mean", "std", "seeds", "not_learned", "missing")
-    names = ("train_set", "category", "model", *(f"{kind}_{part}" for kind in kinds for part in parts))
-    names = (*names, "ex_minus_im", "ex_minus_im_seeds", "ex_minus_im_models")
-    flat: list[dict[str, Value]] = []
-    for row in rows:
-        values: list[Value] = [row.train_set, row.category, row.model]
-        for cell in row.cells.values():
-            counts = (len(cell.learned), len(cell.not_learned), cell.missing)
-            # A mean over models has no seeds of its own.
-            values += [cell.mean, cell.std, *([None] * 3 if row.models else counts)]
-        over = (None, row.paired_over) if row.models else (row.paired_over, None)
-        flat.append(dict(zip(names, (*values, row.difference, *over), strict=True)))
-    return Table(name="accuracy", title="", columns=" ".join(names), rows=flat).csv()
-
-
-def json_rows(rows: Sequence[AccuracyRow]) -> list[dict[str, Any]]:
-    """The rows for a program: every seed's value, and the difference."""
-    return [{**asdict(row), "difference": row.difference} for row in rows]
+    names = [f"{kind}_{part}" for kind in _columns(analysis) for part in parts]
+    columns = f"train_set category model {' '.join(names)} ex_minus_im ex_minus_im_seeds ex_minus_im_models"
+    return Table(name="accuracy", title="", columns=columns, rows=accuracies(analysis))
 
 
 def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Table | None:
-    """Accuracy after each epoch, of sets that are evaluated after several; None where there is none.
+    """Return accuracy after each epoch, of the sets that are evaluated after several; None where there is none.
 
     What did not learn by its last epoch is in no mean. Of `most` epochs, evenly spaced, the first and the last are shown.
     """
@@ -303,12 +200,6 @@ def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
 
 def by_category(analysis: Analysis, metric: str) -> Table:
     """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
-    theirs = {
-        (scope, kind): number
-        for scope in analysis.categories()
-        for kind in analysis.rewards
-        if (number := published.number(scope.train_set, scope.sets, kind, metric)) is not None
-    }
     rows: list[dict[str, Value]] = []
     for scope in analysis.categories():
         for model in analysis.models:
@@ -318,9 +209,12 @@ def by_category(analysis: Analysis, metric: str) -> Table:
         over = {kind: analysis.mean_of_models(scope, kind, metric) for kind in analysis.rewards}
         if any(over.values()):
             label = mean_label({kind: len(mean.models) for kind, mean in over.items() if mean})
-            said = {f"{kind}_paper": number for (place, kind), number in theirs.items() if place == scope}
-            rows.append({**_place(scope), "model": label, **_estimates(over), **said})
-    quoted = [kind for kind in analysis.rewards if any(kind == other for _, other in theirs)]
+            theirs = {
+                f"{kind}_paper": published.number(scope.train_set, scope.sets, kind, metric)
+                for kind in analysis.rewards
+            }
+            rows.append({**_place(scope), "model": label, **_estimates(over), **theirs})
+    quoted = [kind for kind in analysis.rewards if any(row.get(f"{kind}_paper") is not None for row in rows)]
     note = (
         "Each: mean over the scope's sets, then over seeds ± standard deviation over seeds, "
         f"[{LEVEL:.0%} interval: bootstrap over test pairs and seeds]. "
@@ -364,9 +258,9 @@ def differences(analysis: Analysis) -> Table:
     return Table(
         name="differences",
         title="EX−IM, paired by model, seed and pair",
-        note="Above 0 in accuracy: EX-RM ranks more pairs right. p (pairs): signs flipped test pair by test pair, "
-        "would other pairs say the same; p (trainings): flipped training by training, would other seeds and models; "
-        "n trainings cannot give less than 2/2ⁿ. Not corrected for the number of rows.",
+        note="Above 0 in accuracy: EX-RM ranks more pairs right. p (pairs) flips signs test pair by test pair: would other "
+        "pairs say the same? p (trainings) flips them training by training: would other seeds and models? n trainings "
+        "cannot give less than 2/2ⁿ. Neither is corrected for the number of rows.",
         columns="train_set category model accuracy p_pairs p_trainings trainings pairs loss abs_margin",
         titles={
             "p_pairs": "p (pairs)",
@@ -410,6 +304,7 @@ def by_set(analysis: Analysis) -> Table:
     rows: list[dict[str, Value]] = []
     for scope, model, kind in itertools.product(analysis.single_sets(), analysis.models, analysis.rewards):
         means = {name: analysis.mean(scope, model, kind, name) for name in METRIC_TITLES}
+        controls = {name: analysis.mean(scope, model, kind, name) for name in CONTROLS}
         if accuracy := means["accuracy"]:
             rows.append(
                 {
@@ -418,7 +313,7 @@ def by_set(analysis: Analysis) -> Table:
                     "model": model,
                     "reward": reward_title(kind),
                     **_estimates(means),
-                    **{name: analysis.side_metric(scope, model, kind, name) for name in SIDE_METRICS},
+                    **{name: found.value if found else None for name, found in controls.items()},
                     "seeds": accuracy.seeds,
                     "pairs": accuracy.pairs,
                     "half_width": f"± {half_width(accuracy.pairs):.2f}",
@@ -428,9 +323,9 @@ def by_set(analysis: Analysis) -> Table:
         name="sets",
         title="Every evaluation set",
         note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
-        "not hold (docs/audit.md); – where it was not measured. The last column: what the number of pairs alone leaves open at "
-        "an accuracy of 0.75.",
-        columns=f"train_set category evaluation_set model reward accuracy {' '.join(SIDE_METRICS)} loss abs_margin seeds pairs half_width",
+        "not hold (docs/audit.md); – where it was not measured. The last column: half of the 95 % interval that the number of "
+        "pairs alone gives at an accuracy of 0.75.",
+        columns=f"train_set category evaluation_set model reward accuracy {' '.join(CONTROLS)} loss abs_margin seeds pairs half_width",
         titles={"half_width": "± by pairs"},
         rows=rows,
     )
@@ -461,103 +356,114 @@ def calibrations(analysis: Analysis) -> Table:
     )
 
 
-def audit_tables(audit: Audit, results: Sequence[TrialResult]) -> list[Table]:
+def without_length_and_leaks(analysis: Analysis) -> Table:
+    """Accuracies that neither length nor leaks can help, of every evaluation set and reward type."""
+    columns = ("accuracy", *CONTROLS, "n", "n_leak_free", "longer_wins")
+    rows: list[dict[str, Value]] = []
+    for scope, kind in itertools.product(analysis.single_sets(), analysis.rewards):
+        found = {name: analysis.mean_of_models(scope, kind, name) for name in columns}
+        if accuracy := found["accuracy"]:
+            values = {name: mean.value if mean else None for name, mean in found.items()}
+            place = {
+                "train_set": scope.train_set,
+                "evaluation_set": scope.dataset,
+                "reward": reward_title(kind),
+            }
+            rows.append({**place, **values, "trainings": accuracy.runs})
+    return Table(
+        name="controlled",
+        title="Accuracy without length and leaks",
+        note="Means over seeds, then models. Length-controlled: matched strata of the length difference; leak-free: "
+        "pairs that the training split does not hold; longer wins: what length alone reaches, in tokens. "
+        "See docs/audit.md.",
+        columns=f"train_set evaluation_set reward {' '.join(columns)} trainings",
+        titles={"n": "pairs", "n_leak_free": "leak-free pairs"},
+        rows=rows,
+        forms={"n": ".0f", "n_leak_free": ".0f"},
+    )
+
+
+def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
     """Accuracy without length and leaks, the audited sets, and the findings; those with no row are left out."""
-
-    def table(
-        name: str, title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]]
-    ) -> Table:
-        titles = {clean_name(title): title for title in header}
-        shown = [dict(zip(titles, row, strict=True)) for row in rows]
-        return Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=shown)
-
     found = (
-        table(
-            "controlled",
-            "Accuracy without length and leaks",
-            "Means over trials that learned. Length-controlled: matched strata of the length difference; leak-free: "
-            "pairs that the training split does not hold; longer wins: what length alone reaches, in tokens. "
-            "See docs/audit.md.",
-            (
-                *("trained on", "evaluated on", "reward", "accuracy", "length-controlled"),
-                *("leak-free", "pairs", "leak-free pairs", "longer wins", "trainings"),
-            ),
-            _controlled_rows(results),
+        without_length_and_leaks(analysis),
+        table_of(
+            SETS,
+            [*map(set_row, audit.sets)],
+            name="audit_sets",
+            title="Sets",
+            note="Lengths in characters and words.",
         ),
-        table("audit_sets", "Sets", "Lengths in characters and words.", SETS, sets_rows(audit.sets)),
-        table("audit_findings", "Findings", "The worst first.", FINDINGS, findings_rows(audit)),
+        table_of(
+            FINDINGS,
+            [found.row for found in audit.findings],
+            name="audit_findings",
+            title="Findings",
+            note="The worst first.",
+        ),
     )
     return [item for item in found if item.rows]
 
 
-def _controlled_rows(results: Sequence[TrialResult]) -> list[tuple[str, ...]]:
-    """A row per training set, evaluation set and reward type of which a trial learned."""
-    cells: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    for result in results:
-        for item in result.final if result.learned else ():
-            cell = (result.record.train_set, item.dataset, result.record.reward)
-            cells.setdefault(cell, []).append(item.metrics)
-    # Each name stands where the sweep has it first.
-    orders = [list(dict.fromkeys(names)) for names in zip(*cells, strict=True)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a terminal shows of a report. It is kept with the report, so that nothing is read or computed to show it again.
 
-    def place(cell: tuple[str, str, str]) -> list[int]:
-        return [order.index(name) for order, name in zip(orders, cell, strict=True)]
+    `tables` are the accuracies and, where there are several epochs, those after each; `accuracies` are the same for
+    programs; `left_out` says which pairs the length limits took.
+    """
 
-    return [(*cell, *_controlled_means(cells[cell])) for cell in sorted(cells, key=place)]
+    tables: tuple[Table, ...] = ()
+    accuracies: Sequence[dict[str, Any]] = ()
+    left_out: tuple[str, ...] = ()
 
-
-def _controlled_means(metrics: Sequence[dict[str, float]]) -> Iterator[str]:
-    for name in ("accuracy", *SIDE_METRICS):
-        values = [item[name] for item in metrics if name in item]
-        # A mean over some of them could not be held against the plain one.
-        yield share(statistics.fmean(values)) if len(values) == len(metrics) else NOTHING
-    for name in ("n", "n_leak_free"):
-        counts = [item[name] for item in metrics if name in item]
-        yield f"{min(counts):.0f}" if counts else NOTHING
-    yield share(statistics.fmean(item["longer_wins"] for item in metrics))
-    yield str(len(metrics))
+    @classmethod
+    def of_json(cls, loaded: dict[str, Any]) -> "Shown":
+        """What was kept as JSON."""
+        return cls(
+            tables=tuple(map(Table.of_json, loaded["tables"])),
+            accuracies=loaded["accuracies"],
+            left_out=tuple(loaded["left_out"]),
+        )
 
 
 class Written(NamedTuple):
-    """A report's folder, and what it was written from."""
+    """A report's folder, the trials that it is of, and what a terminal shows of it."""
 
     folder: Path
-    rows: list[AccuracyRow]
-    results: Sequence[TrialResult]
-    compared: Sequence[TrialResult]
+    results: Sequence[TrialState]
+    shown: Shown
 
 
 def write_report(
     declaration: Declaration,
     store: Store,
     results: Sequence[TrialResult] | None = None,
-    compared: Sequence[TrialResult] | None = None,
+    analysis: Analysis | None = None,
     audit: Audit | None = None,
     *,
     conclusions: Sequence[str] = (),
     tables: Sequence[Table] = (),
     ending: str = "",
 ) -> Written:
-    """Write summary.md, tables/accuracy.csv, audit.json and trials.parquet; what of the
-    rest is there already is not read again.
+    """Write summary.md, tables/accuracy.csv, audit.json and trials.parquet; what is given is not read again.
 
     The summary begins with `conclusions`, holds `tables` below that of accuracies, and ends with `ending`.
     """
     results = sweep_results(declaration, store) if results is None else results
     audit = audit_sweep(declaration, store) if audit is None else audit
-    compared = on_common_pairs(results) if compared is None else compared
-    rows = table_rows(compared)
+    analysis = Analysis(on_common_pairs(results)) if analysis is None else analysis
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     summary = "\n".join(
         [
             *(f"# {declaration.sweep}", ""),
             *(line for sentence in conclusions for line in (sentence, "")),
-            *_results_section(results, compared, rows, tables),
-            *_audit_section(audit, compared),
+            *_results_section(results, analysis, tables),
+            *_audit_section(audit, analysis),
         ]
     )
     replace(folder / "summary.md", f"{summary}\n{ending}")
-    replace(folder / "tables" / "accuracy.csv", accuracy_csv(rows))
+    replace(folder / "tables" / "accuracy.csv", accuracy_numbers(analysis).csv())
     if audit.sets:
         replace(folder / "audit.json", json.dumps(audit.as_json(), indent=1, ensure_ascii=False) + "\n")
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
@@ -567,25 +473,28 @@ def write_report(
     replace_bytes(trials, sink.getvalue().to_pybytes())
     for written in (folder, trials):
         store.share(written)
-    return Written(folder=folder, rows=rows, results=results, compared=compared)
+    by_epoch = epoch_table(analysis.results, most=EPOCHS_SHOWN)
+    shown = Shown(
+        tables=(accuracy_table(analysis), *([by_epoch] if by_epoch else [])),
+        accuracies=accuracy_numbers(analysis).records(),
+        left_out=tuple(left_out_lines(results, analysis.results)),
+    )
+    return Written(folder=folder, results=results, shown=shown)
 
 
 def _results_section(
-    results: Sequence[TrialResult],
-    compared: Sequence[TrialResult],
-    rows: Sequence[AccuracyRow],
-    tables: Sequence[Table],
+    results: Sequence[TrialResult], analysis: Analysis, tables: Sequence[Table]
 ) -> Iterator[str]:
     """Accuracy by category, more tables, and what is missing."""
     complete = sum(result.complete for result in results)
     yield f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then"
     yield "mean ± standard deviation over seeds; EX−IM is over the seeds and models that have both."
-    yield from ("", accuracy_table(rows).markdown())
-    if left_out := left_out_lines(results, compared):
+    yield from ("", accuracy_table(analysis).markdown())
+    if left_out := left_out_lines(results, analysis.results):
         yield from ("", *(f"- {line}" for line in left_out))
     for table in tables:
         yield from ("", f"{table.title}. {table.note}", "", table.markdown())
-    if by_epoch := epoch_table(compared):
+    if by_epoch := epoch_table(analysis.results):
         yield from ("", "Accuracy after each epoch, mean over seeds:", "", by_epoch.markdown())
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
@@ -596,8 +505,8 @@ def _results_section(
         yield from ("", "Missing:", "", *(f"- {name}" for name in holes))
 
 
-def _audit_section(audit: Audit, results: Sequence[TrialResult]) -> Iterator[str]:
-    tables = {table.name: table for table in audit_tables(audit, results)}
+def _audit_section(audit: Audit, analysis: Analysis) -> Iterator[str]:
+    tables = {table.name: table for table in audit_tables(audit, analysis)}
     if controlled := tables.get("controlled"):
         yield from ("", f"## {controlled.title}", "", controlled.note, "", controlled.markdown())
     if audit.sets:

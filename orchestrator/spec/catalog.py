@@ -70,6 +70,8 @@ PAPER_MODELS = (
     _hub_model("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct"),
     _hub_model("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct"),
 )
+PYTHIA_1B = _hub_model("pythia-1b", "EleutherAI/pythia-1b")
+LLAMA_1B_BASE = _hub_model("llama-3.2-1b-base", "meta-llama/Llama-3.2-1B")
 TINY = tuple(ModelSpec(name=name, source=f"{BUILTIN}{name}") for name in TINY_MODELS)
 
 
@@ -155,6 +157,14 @@ LAPTOP = Profile(
 )
 PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
 MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
+# The laptop profile of experiments that ask about training rather than about models.
+ONE_MODEL = dataclasses.replace(
+    LAPTOP,
+    models=(MODELS["llama-64"],),
+    train_sets=_datasets(["tiny_world"]),
+    eval_sets=_datasets(["tiny_world", "tiny_world_paraphrase"]),
+    placements=(),
+)
 
 
 def architecture(model: ModelSpec) -> Architecture | None:

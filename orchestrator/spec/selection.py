@@ -5,15 +5,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.spec import catalog
 from orchestrator.spec.models import HUB_ID
-from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
+from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe, Sweep, TrialSpec, grid, only
 from orchestrator.store.records import CATEGORIES, Category
-from trainers.data.known import DATASETS
+from trainers.data.files import file_stem
+from trainers.data.known import DATASETS, PERSONA
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
 
 _NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
 
@@ -36,6 +38,76 @@ class Selection:
     max_trials: int | None
     placements: tuple[PlacementRule, ...]
     keep_epochs: KeepEpochs = ()
+
+    def trials(self, *, variant: str = "", **changes: Any) -> tuple[TrialSpec, ...]:
+        """Return every model with every reward type on every training set at every seed.
+
+        `changes` replace fields of the selection; `variant` tells trials apart that differ in their recipe alone.
+        """
+        chosen = dataclasses.replace(self, **changes)
+        return grid(
+            models=chosen.models,
+            rewards=chosen.rewards,
+            train_sets=chosen.train_sets,
+            eval_sets=chosen.eval_sets,
+            seeds=chosen.seeds,
+            recipe=chosen.recipe,
+            train_draw=chosen.train_draw,
+            eval_draw=chosen.eval_draw,
+            keep_epochs=chosen.keep_epochs,
+            variant=variant,
+        )
+
+    def sweep(
+        self, trials: Iterable[TrialSpec], categories: Iterable[tuple[str, str, Category]] = ()
+    ) -> Sweep:
+        """Return the sweep of the trials that --only and --max-trials leave; --category goes before `categories`."""
+        given = {(train_set, eval_set) for train_set, eval_set, _ in self.categories}
+        return Sweep(
+            name=self.name,
+            trials=only(tuple(trials), self.only)[: self.max_trials],
+            categories=(*(item for item in categories if item[:2] not in given), *self.categories),
+            placements=self.placements,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How many pairs are drawn of a set, and how long they may be; None where the flag is not given."""
+
+    max_train_pairs: int | None = None
+    max_eval_pairs: int | None = None
+    max_prompt_tokens: int | None = None
+    max_response_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value < 1:
+                raise SpecError(f"--{field.name.replace('_', '-')} {value}: give at least 1.")
+
+    def train_draw(self, default: int | None = None) -> DrawSpec:
+        """Draw training pairs: at most `default` where the flags say no number."""
+        return self._limited(DrawSpec(max_pairs=self.max_train_pairs or default))
+
+    def eval_draw(self, default: int | None = None) -> DrawSpec:
+        """Draw test pairs: at most `default` where the flags say no number."""
+        return self._limited(DrawSpec(max_pairs=self.max_eval_pairs or default))
+
+    def within(self, spec: DatasetSpec) -> DatasetSpec:
+        """Limit the draw that a set declares for itself, and drop it where another number of pairs is given."""
+        own = spec.train_draw
+        if own is None:
+            return spec
+        kept = self._limited(own) if self.max_train_pairs in (None, own.max_pairs) else None
+        return dataclasses.replace(spec, train_draw=kept)
+
+    def _limited(self, draw: DrawSpec) -> DrawSpec:
+        return dataclasses.replace(
+            draw,
+            max_prompt_tokens=self.max_prompt_tokens or draw.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens or draw.max_response_tokens,
+        )
 
 
 def parse_model(text: str) -> ModelSpec:
@@ -68,10 +140,9 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
             f"{flag} {source}: no such file or folder, and no known data set; {nearest(source, known)}"
         )
     if not name:
-        place = (path or Path(source)).absolute()
-        name = clean_name((place.stem if place.is_file() else place.name).lower())
-    if path is not None and name in known and known[name].source.startswith(PERSONA):
-        return dataclasses.replace(known[name], source=f"{PERSONA}{path}")
+        name = clean_name(file_stem(path or Path(source)).lower())
+    if path is not None and name in known and known[name].selection == PERSONA:
+        return dataclasses.replace(known[name], source=str(path))
     rewriting_of = known[name].rewriting_of if name in known else None
     # A folder may be called as a catalog set by chance.
     train_draw = known[name].train_draw if given in known else None
@@ -80,14 +151,6 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
         source=source if path is None else str(path),
         rewriting_of=rewriting_of,
         train_draw=train_draw,
-    )
-
-
-def drawn(spec: DatasetSpec, given: int | None) -> DatasetSpec:
-    """Drop the set's own draw where another number of training pairs is given."""
-    own = spec.train_draw
-    return (
-        spec if own is None or given in (None, own.max_pairs) else dataclasses.replace(spec, train_draw=None)
     )
 
 
@@ -187,21 +250,3 @@ def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:
     if len(set(values)) != len(values):
         raise SpecError(f"{what} {' '.join(map(str, values))}: a value stands twice.")
     return tuple(values)
-
-
-def draw(flag: str, given: int | None, default: int | None) -> DrawSpec:
-    """Draw at most as many pairs as given, else as the profile says."""
-    max_pairs = default if given is None else given
-    if max_pairs is not None and max_pairs < 1:
-        raise SpecError(f"{flag} {max_pairs}: give at least 1.")
-    return DrawSpec(max_pairs=max_pairs)
-
-
-def with_limits(draw: DrawSpec, max_prompt_tokens: int | None, max_response_tokens: int | None) -> DrawSpec:
-    """Set the token limits that are given on a draw."""
-    limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    for name, limit in given.items():
-        if limit < 1:
-            raise SpecError(f"--{name.replace('_', '-')} {limit}: give at least 1.")
-    return dataclasses.replace(draw, **given)  # type: ignore[arg-type]

@@ -338,15 +338,18 @@ def plan_trial(
 class AnalyseStage(Keyed):
     """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by the name it has for them.
 
-    `reads` are trainings and evaluations of a sweep, in the order in which the analysis wants them.
+    `reads` are trainings and evaluations of a sweep, in the order in which the analysis wants them. `compute` fills the
+    attempt's folder, summary.md and results.json at the least; what it notes goes into the manifest.
     """
 
     analysis: str
     version: int
+    compute: "Compute"
     parameters: Any
     base: BaseModel | None = None
     prepared: tuple[tuple[str, PrepareStage], ...] = ()
     reads: tuple[TrainStage | EvaluateStage, ...] = ()
+    loads_weights: bool = False
     kind = "analyse"
 
     def _content_key(self) -> str:
@@ -386,14 +389,6 @@ class AnalysisInputs:
     say: Callable[[str], None]
 
 
-# Fills the attempt's folder, summary.md at the least; what it notes goes into the manifest.
 Compute = Callable[[AnalyseStage, AnalysisInputs, Attempt], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FollowUp:
-    """Which analyses a sweep's trials come to, what computes one, and whether that loads weights."""
-
-    declare: Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]
-    compute: Compute
-    loads_weights: bool = False
+# Declares the analyses that follow a sweep, from its trials.
+FollowUp = Callable[[Sequence[TrialPlan]], Sequence[AnalyseStage]]

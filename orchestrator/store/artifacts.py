@@ -64,6 +64,7 @@ class Store:
     def __init__(self, root: Location) -> None:
         self.root = root.absolute() if isinstance(root, Path) else root
         self._sound: set[Path] = set()
+        self._manifests: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[Location]]:
         # What this process has checked says nothing to the process that it is sent to.
@@ -89,9 +90,19 @@ class Store:
             upload(self.local, [str((path / name).relative_to(self.local)) for name in names], self.root)
 
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
-        """Return the manifest of a committed artifact, None where there is none. Raises Damaged, StorageError."""
+        """Return the manifest of a committed artifact, None where there is none. Raises Damaged, StorageError.
+
+        In a folder it is read again only when the file has changed: a command asks for each manifest several times.
+        """
         file = self._folder(stage, key) / MANIFEST
+        mark: tuple[int, ...] = ()
         try:
+            if isinstance(file, Path):
+                said = file.stat()
+                mark = (said.st_ino, said.st_mtime_ns, said.st_size)
+                known = self._manifests.get(file)
+                if known is not None and known[0] == mark:
+                    return known[1]
             loaded = json.loads(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -108,6 +119,8 @@ class Store:
                 raise StorageError(
                     f"{file} names {name!r}, which leads out of its folder; delete {file.parent}."
                 )
+        if isinstance(file, Path):
+            self._manifests[file] = (mark, loaded)
         return loaded
 
     def sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:

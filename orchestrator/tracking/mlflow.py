@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.report.curves import CURVE_POINTS, CURVES, thinned
-from orchestrator.report.results import TrialResult, trial_result
+from orchestrator.report.results import CURVE_POINTS, CURVES, TrialState, thinned, trial_states
 from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 Step = Callable[[int, int], None]
 
 
-def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialResult]) -> bool:
+def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> bool:
     """Whether the view at `uri` was whole, and nothing has come since."""
     try:
         return (store.sweep_dir(sweep) / SHOWN).read_text() == view_mark(uri, results, _failed(sweep, store))
@@ -38,7 +37,7 @@ def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialResult])
         return False
 
 
-def view_mark(uri: str, results: Sequence[TrialResult], failed: set[str]) -> str:
+def view_mark(uri: str, results: Sequence[TrialState], failed: set[str]) -> str:
     """Return a hash that changes with whatever there is to show."""
     marks = [trial_mark(item, _status(item, failed)) for item in results]
     return as_hash([shown_uri(uri), marks])
@@ -48,7 +47,7 @@ def _failed(sweep: str, store: Store) -> set[str]:
     return {key for key, note in read_state(sweep, store).trials.items() if note.state == "failed"}
 
 
-def _status(result: TrialResult, failed: set[str]) -> str:
+def _status(result: TrialState, failed: set[str]) -> str:
     """Return the status of a trial that is not complete."""
     return "FAILED" if result.record.key in failed else "RUNNING"
 
@@ -211,7 +210,7 @@ class Tracker:
     def _tell(self, view: View, key: str, news: _News) -> None:
         rows = list(news.rows.values())
         if news.status or not view.log_rows(key, rows):
-            view.log_trial(trial_result(self._trials[key], self._store), news.status or "RUNNING", rows)
+            view.log_trial(trial_states([self._trials[key]], self._store)[0], news.status or "RUNNING", rows)
         with self._changed:
             # What was noted meanwhile is still to be logged.
             if self._news[key] is news:

@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 from pyarrow import parquet
 
-from orchestrator.report.curves import CURVES, curve_rows
 from orchestrator.report.page import said_conclusions
-from orchestrator.report.results import TrialResult, all_scores
+from orchestrator.report.results import CURVES, TrialResult, TrialState, all_scores, curve_rows, with_scores
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import CATEGORIES, TrialRecord
@@ -99,7 +98,7 @@ def _curve_points(row: Mapping[str, Any]) -> Iterator[Point]:
             yield Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
 
 
-def trial_mark(result: TrialResult, status: str) -> str:
+def trial_mark(result: TrialState, status: str) -> str:
     """Return a hash that changes with whatever the run of a trial shows, but for the curve of a training that goes on."""
     scored = [(item.dataset, item.epoch, item.finished) for item in result.evaluations]
     return as_hash([VERSION, asdict(result.record), result.trained_at, scored, result.complete or status])
@@ -190,7 +189,7 @@ class View:
             self._log_batch(run, self._curve(run, rows), {}, {})
         return key in self._runs
 
-    def log_trial(self, result: TrialResult, status: str, live: Rows = (), *, check: bool = False) -> None:
+    def log_trial(self, result: TrialState, status: str, live: Rows = (), *, check: bool = False) -> None:
         """Log what the run of a trial lacks, and give it the `status`, or end it where the trial is complete.
 
         With `check`, files that somebody removed come back.
@@ -220,7 +219,8 @@ class View:
             tags = {f"rmsweep.{name}": value for name, value in known.items() if name in OUTSIDE_KEY}
             parameters = {name: known[name] for name in known.keys() - OUTSIDE_KEY - run.data.params.keys()}
             # What says that the run is whole comes last.
-            self._log_batch(run, [*points, *final_points(result)], parameters, {**tags, MARK_TAG: mark})
+            (scored,) = with_scores([result], self._store)
+            self._log_batch(run, [*points, *final_points(scored)], parameters, {**tags, MARK_TAG: mark})
         if result.complete:
             self._set_status(run, "FINISHED", result.finished)
         else:
@@ -253,7 +253,7 @@ class View:
     def _has_files(self, run: Any, wanted: set[str]) -> bool:
         return wanted <= {item.path for item in self._client.list_artifacts(run.info.run_id)}
 
-    def _log_files(self, run: Any, result: TrialResult) -> None:
+    def _log_files(self, run: Any, result: TrialState) -> None:
         config = redacted(json.dumps(asdict(result.record), indent=1, ensure_ascii=False))
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / _CONFIG).write_text(config, encoding="utf-8")

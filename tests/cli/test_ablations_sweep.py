@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from orchestrator.cli import session
 from orchestrator.cli.options import Options
 from orchestrator.store.artifacts import Store
-from sweeps.ablations import LAPTOP, PAPER, PROFILES, ablations
+from sweeps.ablations import PROFILES, ablations
 from tests.conftest import save_tiny_llama
 from tests.sweep_runs import run_sweep, trial_rows
 from trainers.models.loading import HEAD_STD
@@ -69,7 +69,7 @@ def test_only_what_is_not_frozen_moves(storage, model, reward, moved):
 
 
 def test_a_lone_output_layer_gets_a_rate_that_can_move_it_far_from_where_it_starts():
-    for profile, pairs in ((LAPTOP, 80), (PAPER, 2000)):
+    for profile, pairs in ((PROFILES["laptop"], 80), (PROFILES["paper"], 2000)):
         made = ablations(session.select(Options(only=("reward=*_only",)), profile, "demo")).trials
         assert {trial.reward_name for trial in made} == {"ex_rm_head_only", "im_rm_unembedding_only"}
         for trial in made:
@@ -78,5 +78,7 @@ def test_a_lone_output_layer_gets_a_rate_that_can_move_it_far_from_where_it_star
 
 
 def test_built_in_models_are_not_asked_in_words_that_they_do_not_have():
-    made = {trial.reward_name for trial in ablations(session.select(Options(), LAPTOP, "demo")).trials}
+    made = {
+        trial.reward_name for trial in ablations(session.select(Options(), PROFILES["laptop"], "demo")).trials
+    }
     assert made == ALL - {"ex_grm"}

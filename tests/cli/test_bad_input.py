@@ -13,12 +13,12 @@ GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
 
 def command(folder, words):
     """`python sweeps/full_grid.py` in a folder."""
-    from orchestrator.cli.main import main
+    from orchestrator.cli.main import Grid, main
     from sweeps.full_grid import full_grid
 
     os.chdir(folder)
     sys.argv = [str(ROOT / "sweeps" / "full_grid.py"), *words]
-    main("full_grid", full_grid, ROOT / "sweeps", words)
+    main(Grid(build=full_grid), ROOT / "sweeps" / "full_grid.py", arguments=words)
 
 
 @pytest.fixture

@@ -5,20 +5,19 @@ import json
 import pytest
 from pyarrow import parquet
 
-from orchestrator.spec.stages import FollowUp
 from sweeps import hamiltonian
 from sweeps.full_grid import full_grid
 from tests.sweep_runs import artifacts, run_sweep
+from trainers.theory.answers import shares
 
 SMALL = ("--max-train-pairs", "16", "--max-eval-pairs", "4", "--epochs", "1", "--effective-batch", "8")
 SETS = ("--train-sets", "hamiltonian", "--eval-sets", "hamiltonian")
-FOLLOW_UP = FollowUp(declare=hamiltonian.declare, compute=hamiltonian.compute)
 
 
 def run(storage, tiny_model, *words):
     common = ("--models", str(tiny_model), *SETS, *SMALL, *words)
     build, profiles = full_grid, hamiltonian.PROFILES
-    return run_sweep("hamiltonian", build, profiles, storage, *common, follow_up=FOLLOW_UP)
+    return run_sweep("hamiltonian", build, profiles, storage, *common, follow_up=hamiltonian.declare)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,6 @@ def test_shares_tell_the_best_rewarded_from_any():
         return {"prompt": 0, "sample": sample, "correct": correct, "reward": reward}
 
     rows = [row(-1, True, 9.0), row(0, False, 0.5), row(1, True, 0.1), row(2, False, 0.2)]
-    shares = hamiltonian._shares(rows)
-    assert shares == {"sampled": 0.0, "greedy": 1.0, "best_of_k": 0.0, "any_of_k": 1.0}
+    assert shares(rows) == {"sampled": 0.0, "greedy": 1.0, "best_of_k": 0.0, "any_of_k": 1.0}
     rows[2]["reward"] = 0.6
-    assert hamiltonian._shares(rows)["best_of_k"] == 1.0
+    assert shares(rows)["best_of_k"] == 1.0

@@ -63,7 +63,7 @@ def test_weights_go_and_come_back_and_garbage_goes(small, storage):
 
     # An added evaluation set needs the evicted trainings, and no other, again.
     took = sum(manifest["seconds"] for key, manifest in first.items() if key not in kept)
-    said = f"2 train again: weights evicted, took {took:,.0f} s"
+    said = f"2 train again, as their weights were evicted; they took {took:,.0f} s"
     assert said in grid(storage, "plan", *small, *WIDER)
     rows = json.loads(grid(storage, "plan", *small, *WIDER, "--json"))["trials"]
     assert sum(row["trains_again_s"] or 0 for row in rows) == pytest.approx(took)

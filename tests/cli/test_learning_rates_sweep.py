@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 
-from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import garbage, kept_artifacts
 from orchestrator.store.records import read_declaration
@@ -19,7 +18,6 @@ from trainers.specs import UNTRUSTED, ValidationSpec
 
 EPOCHS = 2
 RATES = [1e-5, 5e-5, 2.5e-4, 1e-3]
-FOLLOW_UP = FollowUp(declare=learning_rates.declare, compute=learning_rates.compute)
 
 
 def pairs(count):
@@ -40,7 +38,9 @@ def run(folder, tiny_model, *more):
     words = ("--models", str(tiny_model), "--lr", "5e-5", "--epochs", str(EPOCHS), "--rewards", "ex_rm")
     words += ("--max-train-pairs", "32", "--effective-batch", "8", "--max-eval-pairs", "6")
     build, profiles = learning_rates.learning_rates, learning_rates.PROFILES
-    return run_sweep("learning_rates", build, profiles, folder, *words, *more, follow_up=FOLLOW_UP)
+    return run_sweep(
+        "learning_rates", build, profiles, folder, *words, *more, follow_up=learning_rates.declare
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import csv
 import pytest
 
 from orchestrator.spec.resolve import resolve
-from orchestrator.spec.stages import FollowUp
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from sweeps import mitigation
@@ -15,7 +14,6 @@ from trainers.data.sources import read_pairs
 from trainers.specs import Augmentation, DatasetSpec
 
 ORIGINAL = DatasetSpec(name="tiny_world", source="builtin:tiny_world")
-FOLLOW_UP = FollowUp(declare=mitigation.declare, compute=mitigation.compute)
 SHARES = {"tiny_world": 0.0, **{f"tiny_world_share_{share}": share for share in (0.25, 0.5, 1.0)}}
 
 
@@ -49,7 +47,7 @@ def storage(tiny_model, tmp_path_factory):
     words = ("--models", str(tiny_model), "--seeds", "0", "1", "--epochs", "1", "--only", "reward=im_rm")
     build, profiles = mitigation.mitigation, mitigation.PROFILES
     draws = ("--max-train-pairs", "8", "--effective-batch", "8", "--max-eval-pairs", "6")
-    assert run_sweep("mitigation", build, profiles, folder, *words, *draws, follow_up=FOLLOW_UP) == 0
+    assert run_sweep("mitigation", build, profiles, folder, *words, *draws, follow_up=mitigation.declare) == 0
     return folder
 
 
@@ -67,7 +65,7 @@ def test_the_curve_is_the_mean_accuracy_of_each_share(storage):
         ]
         assert len(accuracies) == int(point["seeds"]) == 2
         assert float(point["accuracy"]) == pytest.approx(sum(accuracies) / 2)
-        assert float(point["low"]) <= float(point["accuracy"]) <= float(point["high"])
+        assert float(point["accuracy_low"]) <= float(point["accuracy"]) <= float(point["accuracy_high"])
     assert {(point["evaluation_set"], point["share"]) for point in curve} == {
         (name, str(share))
         for name in ("tiny_world", "tiny_world_reworded", "tiny_world_other_words")
@@ -94,7 +92,7 @@ def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
     from orchestrator.cli.options import Options
     from orchestrator.cli.session import select
 
-    chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.LAPTOP, "keys")
+    chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.PROFILES["laptop"], "keys")
     sweep = mitigation.mitigation(chosen)
     keys = {plan.spec.name: plan.key for plan in resolve(sweep, Store(tmp_path)).plans}
     assert len(set(keys.values())) == 2 * len(mitigation.SHARES)

@@ -1,11 +1,13 @@
 """A flag that is given twice: its values add up, or it is refused; one of two never vanishes."""
 
+import functools
 import sys
-from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import analyses, main
+from orchestrator.cli import main
+from orchestrator.cli.analyses import Analyses
+from orchestrator.cli.main import Grid
 from sweeps.full_grid import full_grid
 from sweeps.theory import TheoryOptions
 from trainers.command import command
@@ -20,26 +22,27 @@ def parsed(monkeypatch):
     """What a command line means to a sweep, or to a command of trainers."""
     found = []
 
-    def sweep(*words):
-        monkeypatch.setattr(main, "execute", lambda options, *rest: found.append(options) or 0)
+    monkeypatch.setattr(main, "execute", lambda _, options, *rest: found.append(options) or 0)
+
+    def experiment(experiment, *words):
         with pytest.raises(SystemExit) as ended:
-            main.main("full_grid", full_grid, Path(), words)
+            main.main(experiment, "experiment.py", arguments=words)
         assert ended.value.code == 0
         return found.pop()
 
     def analysis(kind, *words):
-        monkeypatch.setattr(analyses, "_dispatch", lambda options, *rest: found.append(options) or 0)
-        with pytest.raises(SystemExit) as ended:
-            analyses.main(kind, "analysis", lambda *_: (), lambda *_: None, Path(), words)
-        assert ended.value.code == 0
-        return found.pop()
+        return experiment(Analyses(options=kind, declare=lambda *_: ()), *words)
 
     def trainers(kind, *words):
         monkeypatch.setattr(sys, "argv", ["command", *words])
         command(kind, found.append, "trainers", models=False)
         return found.pop()
 
-    return {"sweep": sweep, "analysis": analysis, "trainers": trainers}
+    return {
+        "sweep": functools.partial(experiment, Grid(build=full_grid)),
+        "analysis": analysis,
+        "trainers": trainers,
+    }
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_values_of_a_sweeps_flag_add_up(parsed, twice, once):
 
 def test_values_add_up_in_the_other_commands(parsed):
     theory = parsed["analysis"](TheoryOptions, "--betas", "1", "--betas", "2")
-    assert theory.betas == (1.0, 2.0)
+    assert theory.parameters.betas == (1.0, 2.0)
     train = parsed["trainers"](Train, *TRAIN, "--freeze", "backbone", "--freeze", "embeddings")
     assert train.optim.freeze == ("backbone", "embeddings")
     show = parsed["trainers"](Data, "show", "a", "--columns", "prompt=q", "--columns", "chosen=c")
@@ -71,7 +74,7 @@ def test_values_add_up_in_the_other_commands(parsed):
 @pytest.mark.parametrize("place", [["--lr", "1", "--lr", "2"], ["--lr=1", "plan", "--lr", "2"]])
 def test_of_two_values_for_one_neither_is_dropped(parsed, place, capsys):
     with pytest.raises(SystemExit) as ended:
-        main.main("full_grid", full_grid, Path(), place)
+        main.main(Grid(build=full_grid), "full_grid.py", arguments=place)
     assert ended.value.code == 2
     assert "--lr is given twice" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:

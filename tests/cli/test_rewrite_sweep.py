@@ -18,7 +18,7 @@ PAIRS = 6
 @pytest.fixture(autouse=True)
 def _without_mlflow(monkeypatch):
     """Seconds a store, and what it shows is tested with the other analyses."""
-    monkeypatch.setattr("orchestrator.cli.analyses._show_in_mlflow", lambda *_: None)
+    monkeypatch.setattr("orchestrator.cli.analyses.show_report", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def _live(log: Path, main: Callable[..., None], arguments: tuple[Any, ...]) -> N
 def _grid_command(words: list[str], folder: Path, before: Callable[[], None] | None) -> None:
     if before is not None:
         before()
-    from orchestrator.cli.main import main
+    from orchestrator.cli.main import Grid, main
     from orchestrator.report import page
     from sweeps.full_grid import full_grid
 
@@ -86,7 +86,7 @@ def _grid_command(words: list[str], folder: Path, before: Callable[[], None] | N
     page.every_figure = lambda *_: iter(())
 
     sys.argv = [str(ROOT / "sweeps" / "full_grid.py"), *words]
-    main("full_grid", full_grid, folder, words)
+    main(Grid(build=full_grid), folder / "full_grid.py", arguments=words)
 
 
 def artifacts(storage: Path) -> dict[str, dict[str, bytes | list]]:

@@ -75,7 +75,7 @@ def test_it_fails_without_a_retry_and_names_the_step(ended, whole):
 def test_run_leaves_it_and_says_so(ended, command, tmp_path):
     storage, _ = ended
     said = lived(storage, command, partial(trace, tmp_path / "trace"), exits=3)
-    assert "2 failed for good before and stay as they are" in said
+    assert "2 trials failed for good before and are left out" in said
     assert traced(tmp_path / "trace") == []
     assert {row["state"] for row in statuses(storage).values()} == {"complete", "failed"}
 
@@ -83,11 +83,11 @@ def test_run_leaves_it_and_says_so(ended, command, tmp_path):
 def test_the_printed_retry_runs_it_again_and_nothing_else(ended, tmp_path):
     storage, said = ended
     declared = (storage / "sweeps" / "full_grid" / "sweep.json").read_bytes()
-    (line,) = [line for line in said.splitlines() if line.startswith("what failed is run again by: ")]
+    (line,) = [line for line in said.splitlines() if line.startswith("to run the failed trials again: ")]
     words = shlex.split(line.partition(": ")[2])[2:]
     assert words[0] == "retry"
     again = lived(storage, words, partial(trace, tmp_path / "trace"), exits=3)
-    assert again.startswith("again: bad")
+    assert again.startswith("running again: bad")
     assert trained(tmp_path / "trace") == keys(storage, "bad")
     assert (storage / "sweeps" / "full_grid" / "sweep.json").read_bytes() == declared
 
@@ -99,9 +99,9 @@ def test_a_retry_that_is_killed_can_be_asked_for_again(ended, command, tmp_path)
     assert {row["cause"] == "" for name, row in statuses(storage).items() if name.startswith("bad")} == {
         False
     }
-    assert "2 failed for good before and stay as they are" in lived(storage, command, exits=3)
+    assert "2 trials failed for good before and are left out" in lived(storage, command, exits=3)
     again = lived(storage, ["retry", *command], partial(trace, tmp_path / "trace"), exits=3)
-    assert again.startswith("again: bad")
+    assert again.startswith("running again: bad")
     assert trained(tmp_path / "trace") == keys(storage, "bad")
 
 

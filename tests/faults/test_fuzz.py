@@ -26,7 +26,7 @@ def outcome(arguments: list[str], folder: Path) -> tuple[object, str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            main.main("full_grid", full_grid.full_grid, folder, arguments)
+            main.main(main.Grid(build=full_grid.full_grid), folder / "full_grid.py", arguments=arguments)
         except SystemExit as ended:
             return ended.code, said.getvalue()
         except Started:

@@ -247,9 +247,9 @@ def fail(*arguments, **named):
     raise {error}(told)
 broken.{function} = fail
 from pathlib import Path
-from orchestrator.cli.main import main
+from orchestrator.cli.main import Grid, main
 from sweeps.full_grid import full_grid
-main("full_grid", full_grid, Path({root!r}) / "sweeps")
+main(Grid(build=full_grid), Path({root!r}) / "sweeps" / "full_grid.py")
 """
 URI = f"http://user:{PASSWORD}@127.0.0.1:9/"
 

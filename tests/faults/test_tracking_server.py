@@ -20,7 +20,7 @@ from rich.console import Console
 from orchestrator.cli.options import Options
 from orchestrator.cli.running import catch_up
 from orchestrator.cli.session import Session
-from orchestrator.report.curves import CURVE_POINTS, CURVES
+from orchestrator.report.results import CURVE_POINTS, CURVES
 from orchestrator.report.summary import Written, write_report
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store

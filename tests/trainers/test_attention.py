@@ -1,11 +1,16 @@
 """Attention over packed pairs, kernel by kernel, against a softmax under a dense mask."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
 import torch
+from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from orchestrator.spec.catalog import ARCHITECTURES
 from tests.trainers.architectures import SPECS, load_architecture, random_pairs, save_architecture
 from trainers.models import attention
 from trainers.models.reward_parts import RewardModule
@@ -13,14 +18,21 @@ from trainers.pairs.packing import PairLayout, Span, collate
 
 # Of the last two one response stands alone.
 LENGTHS = ((5, 3, 4), (7, 1, 6), (1, 6, 1), (9, 2, 2), (4, 2, 0), (4, 0, 3))
-KERNELS = {"pairwise": attention._pairwise_attention, "flex": attention._flex_attention}
+KERNELS = {
+    "pairwise": attention._pairwise_attention,
+    "flex": functools.partial(attention._flex_attention, kernel=flex_attention),
+}
 HEADS, KEY_HEADS, WIDTH = 4, 2, 16
 SCALE = 0.3
 
 
-def layout():
+# One block of tokens, then several, of which some are seen as a whole.
+SHORT, LONG = ((5, 3, 4), (40, 30, 20)), ((150, 60, 50), (1, 1, 1), (20, 0, 30))
+
+
+def layout(parts=LENGTHS):
     spans, start = [], 0
-    for lengths in LENGTHS:
+    for lengths in parts:
         spans.append(Span(start, *lengths))
         start = spans[-1].end
     return PairLayout(tuple(spans))
@@ -118,6 +130,110 @@ def test_the_default_scale_is_that_of_the_head_width():
     found, _ = attention.pair_attention(None, query, key, value, None, pair_layout=layout())
     expected = attention._pairwise_attention(query, key, value, layout(), WIDTH**-0.5, None, None)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("window", [None, 1, 40, 1000])
+@pytest.mark.parametrize("parts", [SHORT, LONG, (*LONG, (300, 150, 100)), ((64, 32, 32), (128, 64, 64))])
+def test_a_block_mask_is_the_one_that_torch_makes_of_all_tokens_at_once(parts, window):
+    cpu = torch.device("cpu")
+    may_see = attention.visible(layout(parts), window, cpu)
+    found = attention.block_mask(layout(parts), may_see, cpu)
+    size = layout(parts).spans[-1].end
+    expected = create_block_mask(may_see, None, None, size, size, device="cpu")
+    assert found.seq_lengths == expected.seq_lengths
+    for left, right in zip(found.as_tuple()[2:-1], expected.as_tuple()[2:-1], strict=True):
+        assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+def catalog_attention():
+    """(query heads, key heads, width of a head, whether it is capped and has windows) of the catalog's models."""
+    return sorted({(m.heads, m.key_heads, m.head_width, m.softcapped) for m in ARCHITECTURES.values()})
+
+
+def values_and_gradients(attend, parts, shape, window, softcap, *, gradients):
+    query_heads, key_heads, width, _ = shape
+    generator = torch.Generator().manual_seed(0)
+    size = layout(parts).spans[-1].end
+    given = [
+        torch.randn(1, heads, size, width, generator=generator).requires_grad_(gradients)
+        for heads in (query_heads, key_heads, key_heads)
+    ]
+    with torch.set_grad_enabled(gradients):
+        found = attend(*given, layout(parts), width**-0.5, window, softcap)
+    if not gradients:
+        return [found]
+    slope = torch.randn(found.shape, generator=generator)
+    return [found, *torch.autograd.grad(found, given, slope)]
+
+
+@pytest.fixture
+def flex_on_cpu(monkeypatch):
+    """FlexAttention refuses gradients on a CPU, whose own kernel has none; graphs of plain operations have."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    yield backend, graphs
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("shape", catalog_attention(), ids=str)
+def test_the_fused_kernel_of_each_model_of_the_catalog_is_few_graphs(flex_on_cpu, shape):
+    backend, graphs = flex_on_cpu
+    kernel = attention.compiled_flex(backend)
+    flex = functools.partial(attention._flex_attention, kernel=kernel)
+    longer = [(*LONG, (number, 20, 10)) for number in (1, 150)]
+    softcap, windows = (50.0, (None, 40)) if shape[3] else (None, (None,))
+    for window in windows:
+        for parts in (SHORT, LONG, *longer):
+            for gradients in (False, True):
+                arguments = (parts, shape, window, softcap)
+                found = values_and_gradients(flex, *arguments, gradients=gradients)
+                expected = values_and_gradients(
+                    attention._pairwise_attention, *arguments, gradients=gradients
+                )
+                for left, right in zip(found, expected, strict=True):
+                    assert torch.allclose(left, right, atol=1e-5)
+    assert len(graphs) == 4 * len(windows) <= attention._FLEX_GRAPHS
+
+
+def test_past_the_limit_of_graphs_attention_fails_rather_than_run_unfused(flex_on_cpu):
+    backend, graphs = flex_on_cpu
+    flex = functools.partial(attention._flex_attention, kernel=attention.compiled_flex(backend, 1))
+    shape = (2, 1, 16, False)
+    values_and_gradients(flex, SHORT, shape, None, None, gradients=False)
+    with pytest.raises(FailOnRecompileLimitHit):
+        values_and_gradients(flex, LONG, shape, None, None, gradients=False)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "width", "dtype", "fits"),
+    [
+        ("cuda", 64, torch.bfloat16, True),
+        ("cuda", 16, torch.float32, True),
+        # The laptop profile's models.
+        ("cuda", 12, torch.float32, False),
+        ("cuda", 64, torch.float64, False),
+        ("cpu", 64, torch.float32, False),
+    ],
+)
+def test_flex_is_chosen_where_it_has_a_kernel(device, width, dtype, fits):
+    assert attention.fits_flex(device, width, dtype) == fits
+
+
+@pytest.mark.parametrize("width", [12, 16])
+def test_what_flex_does_not_take_goes_pair_by_pair(monkeypatch, width):
+    monkeypatch.setattr(attention, "fits_flex", lambda device, width, dtype: width >= 16)
+    monkeypatch.setattr(attention, "_flex_attention", lambda *arguments: "flex")
+    monkeypatch.setattr(attention, "_pairwise_attention", lambda *arguments: "pairwise")
+    size = layout().spans[-1].end
+    query = key = value = torch.zeros(1, 1, size, width)
+    found, _ = attention.pair_attention(None, query, key, value, None, pair_layout=layout())
+    assert found == ("flex" if width == 16 else "pairwise")
 
 
 @pytest.mark.parametrize(

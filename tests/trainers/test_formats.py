@@ -1,6 +1,7 @@
 """The user's own data: formats, column maps, splits, and rows that cannot be read."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from trainers.data.formats import MAX_CHARACTERS
+from trainers.data.formats import FORMATS, MAX_CHARACTERS
 from trainers.data.records import Digest, Message, content_digest, read_written_pairs, write_pairs
-from trainers.data.sources import iter_pairs, read_pairs, splits_of
+from trainers.data.sources import dataset_spec, iter_pairs, read_pairs, splits_of
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec
 
@@ -278,8 +279,8 @@ REFUSED = {
         "'chosen' is empty",
     ),
     "answers whose prompt has another name": (
-        {"messages": listed(ASK), "chosen": listed(YES), "rejected": listed(NO)},
-        "no column 'prompt'; needed are prompt, chosen, rejected; found messages",
+        {"asked": listed(ASK), "chosen": listed(YES), "rejected": listed(NO)},
+        "no column 'prompt'; needed are prompt, chosen, rejected; found asked",
     ),
     "a prompt that ends in an answer": (
         {**GOOD, "prompt": listed(ASK, YES)},
@@ -304,11 +305,6 @@ REFUSED = {
         {"chosen": listed(ASK, YES), "rejected": listed(Message("user", "how?"), NO)},
         "the turns before the responses differ",
     ),
-    "candidates": ({**GOOD, "rejected": ["no", "never"]}, "'rejected' holds a list of 2 texts"),
-    "texts whose prompt has another name": (
-        {"instruction": "why?", "chosen": "Yes I do", "rejected": "Yes never"},
-        "no column 'prompt'",
-    ),
     "texts without spaces": (
         {"chosen": "日本の首都は東京", "rejected": "日本の首都は京都"},
         "no column 'prompt'",
@@ -325,6 +321,229 @@ def test_what_would_be_lost_is_refused_by_name(tmp_path, what):
     assert message in str(raised.value)
 
 
+ASKED = {"role": "user", "content": "why?"}
+FIRST, SECOND = {"role": "assistant", "content": "yes"}, {"role": "assistant", "content": "no"}
+A, B = [ASKED, FIRST], [ASKED, SECOND]
+TEXTS = ["why?", "yes", "no"]
+
+
+def with_columns(names: str, *values: object) -> dict[str, object]:
+    return dict(zip(names.split(), values, strict=True))
+
+
+HELPSTEER3 = "context response1 response2 overall_preference"
+HELPSTEER2 = "prompt response_1 response_2 preference_strength"
+KAGGLE = "prompt response_a response_b winner_model_a winner_model_b"
+PKU = "prompt response_0 response_1 better_response_id"
+WEBGPT = "question answer_0 answer_1 score_0 score_1"
+POST = {"subreddit": "AskWhy", "title": "Why", "post": "why?", "article": None}
+TLDR = "SUBREDDIT: r/AskWhy\n\nTITLE: Why\n\nPOST: why?\n\nTL;DR:"
+# Rows as data sets have them, and (chosen, rejected) of their pairs; where the prompt is not "why?", it comes first.
+KNOWN_ROWS = {
+    "HelpSteer3": ([with_columns(HELPSTEER3, [ASKED], "yes", "no", n) for n in (-2, 0, 3)], ["yn", "ny"]),
+    "HelpSteer2": ([with_columns(HELPSTEER2, *TEXTS, n) for n in (-1, 0, 1)], ["yn", "ny"]),
+    "Chatbot Arena": (
+        [
+            with_columns("conversation_a conversation_b winner", A, B, winner)
+            for winner in ("model_a", "model_b", "tie", "tie (bothbad)", "both_bad")
+        ],
+        ["yn", "ny"],
+    ),
+    "two responses and a winner": (
+        [with_columns("prompt response_a response_b winner", *TEXTS, winner) for winner in ("A", "b", "tie")],
+        ["yn", "ny"],
+    ),
+    "Chatbot Arena of Kaggle": (
+        [with_columns(KAGGLE, '["why?"]', '["yes"]', '["no"]', *won) for won in ((1, 0), (0, 1), (0, 0))],
+        ["yn", "ny"],
+    ),
+    "PKU-SafeRLHF, by helpfulness": ([with_columns(PKU, *TEXTS, number) for number in (0, 1)], ["yn", "ny"]),
+    "SHP": (
+        [with_columns("history human_ref_A human_ref_B labels", *TEXTS, label) for label in (1, 0)],
+        ["yn", "ny"],
+    ),
+    "UltraFeedback": (
+        [
+            {
+                "instruction": "why?",
+                "completions": [
+                    {"response": text, "overall_score": score}
+                    for text, score in (("no", 2.5), ("yes", 7), ("maybe", 2.5))
+                ],
+            }
+        ],
+        ["yn", "ym"],
+    ),
+    "Nectar": (
+        [
+            {
+                "prompt": "\n\nHuman: why?\n\nAssistant: ",
+                "answers": [
+                    {"answer": text, "rank": rank} for rank, text in enumerate(("yes", "no", "maybe"))
+                ],
+            }
+        ],
+        ["yn", "ym", "nm"],
+    ),
+    "WebGPT": (
+        [
+            with_columns(WEBGPT, {"full_text": "why?"}, "yes", "no", score, -score)
+            for score in (0.5, 0.0, -1.0)
+        ],
+        ["yn", "ny"],
+    ),
+    "summarize-from-feedback": (
+        [
+            {"info": POST, "summaries": [{"text": "yes"}, {"text": "no"}], "choice": number}
+            for number in (0, 1)
+        ],
+        ["yn", "ny"],
+    ),
+    "OpenAI's preferences": (
+        [{"input": {"messages": [ASKED]}, "preferred_output": [FIRST], "non_preferred_output": [SECOND]}],
+        ["yn"],
+    ),
+    "ms-swift, rejected messages": ([{"messages": A, "rejected_messages": B}], ["yn"]),
+    "ms-swift": ([{"messages": A, "rejected_response": "no"}], ["yn"]),
+    "rated generations": (
+        [with_columns("instruction generations ratings", "why?", ["no", "yes"], [1, 5])],
+        ["yn"],
+    ),
+    "candidates": (
+        [
+            {"prompt": "why?", "chosen": ["yes"], "rejected": ["no", "maybe"]},
+            {"prompt": "why?", "chosen": "yes", "rejected": ["no"]},
+        ],
+        ["yn", "ym", "yn"],
+    ),
+    "instruction, input, chosen and rejected": (
+        [with_columns("instruction input chosen rejected", "why?", "", "yes", "no")],
+        ["yn"],
+    ),
+    "instruction, chosen and rejected": (
+        [with_columns("instruction chosen rejected", *TEXTS)],
+        ["yn"],
+    ),
+    "conversations, chosen and rejected": (
+        [
+            {
+                "conversations": [{"from": "human", "value": "why?"}],
+                "chosen": {"from": "gpt", "value": "yes"},
+                "rejected": {"from": "gpt", "value": "no"},
+            }
+        ],
+        ["yn"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_ROWS)
+def test_rows_that_people_have_are_recognised_by_their_columns(tmp_path, name):
+    rows, expected = KNOWN_ROWS[name]
+    spec = DatasetSpec(name="set", source=str(jsonl(tmp_path / "a.jsonl", *rows)))
+    funnel: list[tuple[str, int]] = []
+    pairs = list(iter_pairs(spec, "train", funnel=funnel))
+    assert [pair.chosen[0] + pair.rejected[0] for pair in pairs] == expected
+    assert not any(pair.chosen_turns or pair.rejected_turns for pair in pairs)
+    asked = TLDR if name == "summarize-from-feedback" else "why?"
+    assert {pair.prompt for pair in pairs} == {(Message("user", asked),)}
+    assert funnel[0] == (f"rows, read as {name}", len(rows))
+    ranked = len(rows) - (3 if "tie (bothbad)" in str(rows) else len(rows) == 3)
+    assert ("with a preference", ranked) in funnel or ranked == len(rows)
+
+
+def test_every_format_has_a_row_in_this_file():
+    assert {known.name for known in FORMATS if known.name not in KNOWN_ROWS} == {
+        f"{name}, chosen and rejected"
+        for name in ("input", "query", "problem", "conversation", "messages", "dialogue", "trajectory")
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            with_columns("prompt response_a response_b winner", *TEXTS, "c"),
+            "read as two responses and a winner: the winner 'c' is none of model_a, model_b, tie",
+        ),
+        (
+            with_columns(PKU, *TEXTS, 2),
+            "read as PKU-SafeRLHF, by helpfulness: the values of prompt, response_0, response_1, "
+            "better_response_id are not as they should be (KeyError(2)); mend the row or drop it",
+        ),
+        (with_columns(HELPSTEER2, *TEXTS, None), "read as HelpSteer2: the values of"),
+        (with_columns(HELPSTEER2, *TEXTS, 10**400), "int too large to convert to float"),
+        (with_columns(HELPSTEER2, *TEXTS, float("nan")), "a rating is no number"),
+        (with_columns(HELPSTEER2, "why?", "yes", " ", -1), "column 'rejected' is empty"),
+        (
+            {**with_columns(HELPSTEER2, *TEXTS, 1), "context": "c"},
+            "column 'context' is part of what was asked",
+        ),
+        (
+            GOOD,
+            "no column 'response_1'; needed are prompt, response_1, response_2, preference_strength; found",
+        ),
+        (
+            {**with_columns(HELPSTEER2, *TEXTS, 1), **GOOD},
+            "is a row of prompt, chosen, rejected, and the split's first row is HelpSteer2",
+        ),
+    ],
+)
+def test_a_row_that_is_not_as_its_format_has_it_is_named(tmp_path, row, message):
+    own = "response_a" in row or "response_0" in row
+    file = jsonl(tmp_path / "a.jsonl", *([] if own else [with_columns(HELPSTEER2, *TEXTS, 1)]), row)
+    with pytest.raises(DataError) as raised:
+        read(file)
+    assert f"{file}, row " in str(raised.value)
+    assert message in str(raised.value)
+
+
+def test_rows_that_are_all_ties_say_so(tmp_path):
+    with pytest.raises(DataError, match="1 rows were read, 0 of them bad, 1 without a preference"):
+        read(jsonl(tmp_path / "a.jsonl", with_columns(HELPSTEER2, *TEXTS, 0)))
+
+
+def test_names_of_known_columns_may_be_notes_beside_a_pair(tmp_path):
+    notes = {"answers": [], "instruction": "x", "messages": B}
+    (pair,) = read(jsonl(tmp_path / "a.jsonl", {**GOOD, **notes}))
+    assert pair.prompt == (ASK,)
+    (pair,) = read(jsonl(tmp_path / "b.jsonl", {"chosen": A, "rejected": B, **notes}))
+    assert (pair.prompt, pair.chosen) == ((ASK,), "yes")
+
+
+def test_the_winner_of_a_csv_and_mapped_columns_are_read(tmp_path):
+    rows = [KAGGLE.split(), ['["why?"]', '["yes"]', '["no"]', "0", "1"]]
+    assert read(csv_file(tmp_path / "a.csv", *rows))[0].chosen == "no"
+    row = with_columns("response_1 response_2 preference_strength ask sys", "yes", "no", -1, "why?", "s")
+    columns = (("prompt", "ask"), ("system", "sys"))
+    (pair,) = read(jsonl(tmp_path / "a.jsonl", row), columns=columns)
+    assert (pair.prompt, pair.chosen) == ((Message("system", "s"), ASK), "yes")
+
+
+def test_packed_files_other_endings_and_capitals_are_one_set(tmp_path):
+    lines = json.dumps(GOOD).encode() + b"\n"
+    tabbed = "\t".join(GOOD).encode() + b"\n" + "\t".join(GOOD.values()).encode()
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as stream:
+        stream.write(lines)
+    with gzip.open(tmp_path / "c.TSV.GZ", "wb") as stream:
+        stream.write(tabbed)
+    with pa.output_stream(str(tmp_path / "b.json"), compression="zstd") as stream:
+        stream.write(b"[" + lines + b"]")
+    (tmp_path / "b.json").rename(tmp_path / "b.json.zst")
+    (tmp_path / "d.NDJSON").write_bytes(lines)
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "train.tsv").write_bytes(tabbed)
+    parquet.write_table(pa.Table.from_pylist([GOOD]), tmp_path / "f.Parquet")
+    assert len({content_digest(read(file)) for file in tmp_path.iterdir()}) == 1
+    assert dataset_spec(str(tmp_path / "a.jsonl.gz")).name == "a"
+
+
+def test_a_damaged_packed_file_is_named(tmp_path):
+    (tmp_path / "bad.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match=r"bad\.jsonl\.gz cannot be read as jsonl"):
+        read(tmp_path / "bad.jsonl.gz")
+
+
 def test_a_mapped_column_is_there_in_every_row(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", {**GOOD, "sys": "s"}, GOOD)
     pairs = iter_pairs(DatasetSpec(name="set", source=str(file), columns=(("system", "sys"),)), "train")
@@ -337,12 +556,23 @@ def test_a_mapped_column_is_there_in_every_row(tmp_path):
     ("first", "second", "message"),
     [
         (GOOD, {"chosen": "why? yes", "rejected": "why? no"}, "row 1: no column 'prompt'"),
-        ({"chosen": "why? yes", "rejected": "why? no"}, GOOD, "row 1: has a column 'prompt', which"),
+        (
+            {"chosen": "why? yes", "rejected": "why? no"},
+            GOOD,
+            "row 1: is a row of prompt, chosen, rejected, and the split's first row is a row of chosen, rejected;",
+        ),
     ],
 )
 def test_whether_there_are_prompts_is_decided_once(tmp_path, first, second, message):
     with pytest.raises(DataError, match=message):
         read(jsonl(tmp_path / "a.jsonl", first, second))
+
+
+def test_a_bad_first_row_does_not_decide_how_the_others_are_read(tmp_path):
+    left_out: list[str] = []
+    file = jsonl(tmp_path / "a.jsonl", {"version": 1}, {"answers": 1, "prompt": ""}, GOOD, GOOD)
+    assert len(read(file, skip_bad_rows=True, left_out=left_out)) == 2
+    assert len(left_out) == 2
 
 
 def test_tools_are_the_same_as_a_list_as_text_and_in_parquet(tmp_path):

@@ -1,5 +1,6 @@
 """However a training is laid out, it is plain AdamW: ZeRO × ranks × micro-batch × recomputation × offload × precision."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_the_cover_shows_every_two_settings_together():
 def test_every_two_settings_together_train_as_plain_adamw(truth, tiny_model, tmp_path):
     runs = all_pairs_cover()
     check(runs, run_all(runs, tiny_model, tmp_path), truth, tmp_path)
+
+
+def test_validation_between_steps_leaves_partitioned_weights_trainable(truth, tiny_model, tmp_path):
+    runs = [
+        dict(zip(FACTORS, (3, 2, 4, checkpointing, False, "fp32", "ex_rm"), strict=True))
+        for checkpointing in (False, True)
+    ]
+    jobs = [
+        dataclasses.replace(job(run, tiny_model, tmp_path), validation=5, partitions_all=True) for run in runs
+    ]
+    found = gang.launch(jobs, tmp_path / "gang", 2)
+    check(runs, found, truth, tmp_path)
+    validated = [[row["validation_accuracy"] for row in found[name_of(run)]["log"]] for run in runs]
+    assert [accuracy is None for accuracy in validated[0]] == [True, False] * OPTIM.epochs
+    assert validated[0] == validated[1]
 
 
 @pytest.mark.slow

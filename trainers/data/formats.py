@@ -1,7 +1,7 @@
-"""Files of rows, and the preference pair that a row holds.
+"""Rows → preference pairs. FORMATS is the table of formats: the columns that a row must have, and how it is read.
 
-Files are parquet, jsonl, csv, Arrow, or one JSON array, and are streamed. Rows are counted from 0, blank
-lines of jsonl too. A row is in one of the formats that TRL documents:
+A format's reader turns a row into rows of prompt, chosen and rejected, one for each pair. Those, and rows
+that have these columns themselves, are in one of the formats that TRL documents:
 
     prompt, chosen, rejected     each as text, or as chat messages ({role, content, …}; also {from, value})
                                  a prompt in text may be the beginning of an hh-rlhf transcript, up to `Assistant:`
@@ -17,25 +17,22 @@ turns after those that both sides begin with. A prompt ends in a user's or a too
 assistant's.
 
 What a turn has beside its role and content (tool_calls, reasoning_content, name, …) is kept as JSON in its
-own order, because a chat template prints it in that order. A bad row is a DataError in the row's place, so
-that a reader may raise it or leave the row out; a file that cannot be read at all is a DataError that is
-raised.
+own order, because a chat template prints it in that order.
 """
 
-import csv
-import functools
+import itertools
 import json
+import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Union
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+from trainers.data.files import Fault, Located, Row
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError
-from trainers.specs import COLUMNS, DatasetSpec
+from trainers.specs import DatasetSpec
 
-ENDINGS = (".parquet", ".jsonl", ".csv", ".arrow", ".json")
 # Far beyond what any model reads: a longer text is a damaged file, or would be tokenised for minutes and then left out.
 MAX_CHARACTERS = 500_000
 # The names that data sets use for the roles, in any case of letters.
@@ -49,19 +46,14 @@ ROLES = {
     }.items()
     for name in names
 }
-Row = dict[str, Any]
 Turns = tuple[Message, ...]
 
-_BATCH_ROWS = 1024
-_BOM = b"\xef\xbb\xbf"
-# A cell that is meant as chat messages, even where it is not JSON but what Python prints.
-_MESSAGES = re.compile(r"""(\[\s*)?\{\s*(['"])(role|content|from|value)\2\s*:.*\}\s*\]?""", re.DOTALL)
-# JSON with these names is a turn; JSON such as {"from": "Rome", "to": "Milan"} is an answer.
-_TURNS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
-# The names of a prompt column where no column map names it.
-_PROMPTS = ("prompt", "question")
-# Other columns that may hold the prompt: rows with one of them are not texts without a prompt.
-_LIKE_PROMPTS = ("instruction", "query", "problem", "conversation", "conversations", "messages", "dialogue")
+_SIDES = ("chosen", "rejected")
+# Names that a prompt has beside chosen and rejected, as text or as turns.
+_LIKE_PROMPTS = (
+    *("instruction", "input", "query", "problem"),
+    *("conversations", "conversation", "messages", "dialogue", "trajectory"),
+)
 # Columns that hold a part of what was asked and are not read. Columns of any other name are notes on a row.
 _NOT_READ = ("system_prompt", "history", "context", "input", "documents", "chat_template_kwargs")
 _NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
@@ -74,318 +66,330 @@ _BY_LINES = re.compile(rf"(?:\A\s*|\n)({_SPEAKER}):")
 _BY_PARAGRAPHS = re.compile(rf"(?:\A\s*|\n\n)({_SPEAKER}):")
 
 
-class _Fault(Exception):
-    """What is wrong with a row, before its file and number are added."""
+# The table of formats.
 
 
-class Located(NamedTuple):
-    """A row with its file (or hub split) and its number there; `row` is the error where the row is bad."""
+class Format(NamedTuple):
+    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, and none for a tie.
 
-    file: str
-    number: int
-    row: Union[Row, DataError]
+    Where it is None, the row itself has prompt, chosen and rejected.
+    """
 
-    @property
-    def where(self) -> str:
-        """The file and the number, for messages."""
-        return f"{self.file}, row {self.number}"
+    name: str
+    columns: tuple[str, ...]
+    rows: Callable[[Row], Iterable[Row]] | None
 
 
-# Files → rows.
+def _ranked(prompt: Any, answers: Sequence[Any], ratings: Iterable[Any]) -> Iterator[Row]:
+    """Yield a row for each answer and each other one that is rated lower; without a `prompt`, answers hold it."""
+    asked = {} if prompt is None else {"prompt": prompt}
+    rated = [(answer, float(rating)) for answer, rating in zip(answers, ratings, strict=True)]
+    for (chosen, high), (rejected, low) in itertools.permutations(rated, 2):
+        if math.isnan(high) or math.isnan(low):
+            raise Fault("a rating is no number.")
+        if high > low:
+            yield {**asked, "chosen": chosen, "rejected": rejected}
 
 
-def file_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Located]:
-    """Yield the rows of one file. Raises DataError where it cannot be read or lacks one of the `needed` columns."""
-    readers = {
-        ".jsonl": _jsonl_rows,
-        ".json": _json_rows,
-        ".csv": _csv_rows,
-        ".parquet": _arrow_rows,
-        ".arrow": _arrow_rows,
-    }
-    if file.suffix not in readers:
-        raise DataError(f"{file}: {file.suffix or 'no ending'} is not read; use {', '.join(ENDINGS)}.")
-    name = str(file)
-    for number, row in readers[file.suffix](file, needed):
-        if isinstance(row, _Fault):
-            yield Located(name, number, DataError(f"{name}, row {number}: {row}"))
-        else:
-            yield Located(name, number, row)
+def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
+    """Return a format of [prompt,] two answers, and what `ratings` rates the two by."""
+    *asked, first, second, by = columns
+
+    def rows(row: Row) -> Iterable[Row]:
+        return _ranked(row[asked[0]] if asked else None, (row[first], row[second]), ratings(row[by]))
+
+    return Format(name, columns, rows)
 
 
-_Numbered = Iterator[tuple[int, Union[Row, _Fault]]]
+def _strength(value: Any) -> tuple[float, float]:
+    return 0.0, float(value)
 
 
-def _missing_column(name: str, found: Sequence[str]) -> str:
+def _number(value: Any) -> tuple[float, float]:
+    return {0: (1.0, 0.0), 1: (0.0, 1.0)}[int(value)]
+
+
+def _winner(value: Any) -> tuple[float, float]:
+    name = str(value).lower().removeprefix("model_").removeprefix("response_")
+    if "tie" in name or "both" in name:
+        return 0.0, 0.0
+    if name not in ("a", "b"):
+        raise Fault(f"the winner {value!r} is none of model_a, model_b, tie.")
+    return _number(name == "b")
+
+
+def _arena_of_kaggle(row: Row) -> Iterable[Row]:
+    """The prompt and both responses are lists of texts as JSON, a text for each turn."""
+    asked, *answered = (json.loads(row[name]) for name in ("prompt", "response_a", "response_b"))
+    sides = [
+        [
+            {"role": role, "content": text}
+            for turns in zip(asked, answers, strict=True)
+            for role, text in zip(("user", "assistant"), turns, strict=True)
+        ]
+        for answers in answered
+    ]
+    return _ranked(None, sides, (row["winner_model_a"], row["winner_model_b"]))
+
+
+def _openai(row: Row) -> Iterable[Row]:
+    asked = row["input"]
+    sides = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
+    return [{"prompt": asked["messages"], "tools": asked.get("tools"), **sides}]
+
+
+def _summaries(row: Row) -> Iterable[Row]:
+    """The prompt is worded as in TRL's script for the set."""
+    info = row["info"]
+    title = f"TITLE: {info['title']}\n\n"
+    post = (
+        f"SUBREDDIT: r/{info['subreddit']}\n\n{title}POST: {info['post']}"
+        if info.get("post")
+        else title + info["article"]
+    )
+    texts = [summary["text"] for summary in row["summaries"]]
+    return _ranked(f"{post}\n\nTL;DR:", texts, _number(row["choice"]))
+
+
+def _swift(row: Row) -> Iterable[Row]:
+    last = {"role": "assistant", "content": row["rejected_response"]}
+    return [{"chosen": row["messages"], "rejected": [*row["messages"][:-1], last]}]
+
+
+def _prompted(prompt: Any, row: Row) -> Iterable[Row]:
+    return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
+
+
+def _are_candidates(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _candidates(row: Row) -> Iterable[Row]:
+    """Each chosen answer against each rejected one."""
+    asked = row["prompt"] if "prompt" in row else row["question"]
+    answers = (row[side] if _are_candidates(row[side]) else [row[side]] for side in _SIDES)
+    return [
+        {"prompt": asked, "chosen": chosen, "rejected": rejected}
+        for chosen, rejected in itertools.product(*answers)
+    ]
+
+
+def _asked_in(column: str) -> Format:
+    return Format(
+        f"{column}, chosen and rejected", (column, *_SIDES), lambda row: _prompted(row[column], row)
+    )
+
+
+FORMATS = (
+    _of_two("HelpSteer3", ("context", "response1", "response2", "overall_preference"), _strength),
+    _of_two("HelpSteer2", ("prompt", "response_1", "response_2", "preference_strength"), _strength),
+    _of_two("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), _winner),
+    _of_two("two responses and a winner", ("prompt", "response_a", "response_b", "winner"), _winner),
+    Format(
+        "Chatbot Arena of Kaggle",
+        ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"),
+        _arena_of_kaggle,
+    ),
+    _of_two(
+        "PKU-SafeRLHF, by helpfulness", ("prompt", "response_0", "response_1", "better_response_id"), _number
+    ),
+    _of_two("SHP", ("history", "human_ref_B", "human_ref_A", "labels"), _number),
+    Format(
+        "UltraFeedback",
+        ("instruction", "completions"),
+        lambda row: _ranked(
+            row["instruction"],
+            [answer["response"] for answer in row["completions"]],
+            [answer["overall_score"] for answer in row["completions"]],
+        ),
+    ),
+    Format(
+        "Nectar",
+        ("prompt", "answers"),
+        lambda row: _ranked(
+            row["prompt"],
+            [answer["answer"] for answer in row["answers"]],
+            [-float(answer["rank"]) for answer in row["answers"]],
+        ),
+    ),
+    Format(
+        "WebGPT",
+        ("question", "answer_0", "answer_1", "score_0", "score_1"),
+        lambda row: _ranked(
+            row["question"]["full_text"], (row["answer_0"], row["answer_1"]), (row["score_0"], row["score_1"])
+        ),
+    ),
+    Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
+    Format("OpenAI's preferences", ("input", "preferred_output", "non_preferred_output"), _openai),
+    Format("ms-swift", ("messages", "rejected_response"), _swift),
+    Format(
+        "ms-swift, rejected messages",
+        ("messages", "rejected_messages"),
+        lambda row: [{"chosen": row["messages"], "rejected": row["rejected_messages"]}],
+    ),
+    Format(
+        "rated generations",
+        ("instruction", "generations", "ratings"),
+        lambda row: _ranked(row["instruction"], row["generations"], row["ratings"]),
+    ),
+    Format(
+        "instruction, input, chosen and rejected",
+        ("instruction", "input", *_SIDES),
+        lambda row: _prompted("\n".join(filter(None, (row["instruction"], row["input"]))), row),
+    ),
+    *map(_asked_in, _LIKE_PROMPTS),
+)
+_PLAIN = Format("", ("prompt", *_SIDES), None)
+
+
+# A row → its format → its pairs.
+
+
+def format_of(row: Row, spec: DatasetSpec) -> Format:
+    """Return how the rows of a split are read whose first row this is."""
+    return _format_of(_named(row, spec))
+
+
+def missing_column(names: Sequence[str], spec: DatasetSpec) -> str | None:
+    """Say which column a file lacks whose columns have these names; None where it can be read."""
+    row = dict.fromkeys(names, " ")
+    needed = [name for name in _format_of(_named(row, spec)).columns if name not in dict(spec.columns)]
+    needed += [column for _, column in spec.columns] + ([spec.group_by] if spec.group_by else [])
+    return next((_missing(name, names) for name in needed if name not in row), None)
+
+
+def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]:
+    """Return the pairs of a row, none of a tie; `read_as` is the format of its split. Raises DataError."""
+    try:
+        return _pairs_of(located.sound(), spec, read_as)
+    except Fault as fault:
+        name = f", read as {read_as.name}" if read_as.name else ""
+        raise DataError(f"{located.where}{name}: {fault}") from fault
+
+
+def text_of(value: Any, column: str) -> str:
+    """Return a value that is a text. Raises Fault on one that is not, is empty, broken or far too long."""
+    if not isinstance(value, str):
+        raise Fault(f"column {column!r} holds {type(value).__name__}, not text or chat messages.")
+    if not value.strip():
+        raise Fault(f"column {column!r} is empty.")
+    if len(value) > MAX_CHARACTERS:
+        raise Fault(f"column {column!r} has {len(value):,} characters; at most {MAX_CHARACTERS:,} are taken.")
+    if not value.isascii() and _SURROGATE.search(value):
+        raise Fault(
+            f"column {column!r} holds half of a surrogate pair or bytes that are no UTF-8, which is no text."
+        )
+    return value
+
+
+def _named(row: Row, spec: DatasetSpec) -> Row:
+    """Return the row with its mapped columns under the names that the map gives them too."""
+    mapped = {meaning: row[name] for meaning, name in spec.columns if name in row}
+    return {**row, **mapped} if mapped else row
+
+
+def _format_of(row: Row) -> Format:
+    asked = next((name for name in ("prompt", "question") if name in row), None)
+    has_sides = "chosen" in row and "rejected" in row
+    if not (has_sides and (asked or all(_begins_in_prompt(row[side]) for side in _SIDES))):
+        for known in FORMATS:
+            if row.keys() >= {*known.columns} and row[known.columns[0]] not in (None, "", []):
+                return known
+    if asked and any(_are_candidates(row.get(side)) for side in _SIDES):
+        return Format("candidates", (asked, *_SIDES), _candidates)
+    return Format("", (asked, *_SIDES) if asked else _SIDES, None)
+
+
+def _begins_in_prompt(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    role = first.get("role", first.get("from")) if isinstance(first, dict) else None
+    return isinstance(role, str) and ROLES.get(role.strip().lower()) in ("system", "user")
+
+
+def _missing(name: str, found: Sequence[str], read_as: Format = _PLAIN) -> str:
     return (
-        f"no column {name!r}; needed are prompt, chosen, rejected; found {', '.join(found)}. "
+        f"no column {name!r}; needed are {', '.join(read_as.columns)}; found {', '.join(found)}. "
         "Say which is which with a column map (prompt=…, chosen=…, rejected=…)."
     )
 
 
-def _require_columns(names: Sequence[str], needed: Sequence[str], file: Path) -> None:
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
-        raise DataError(f"{file}: column {twice[0]!r} stands twice; keep one.")
-    for name in needed:
-        if name not in names:
-            raise DataError(f"{file}: {_missing_column(name, names)}")
-
-
-def _arrow_rows(file: Path, needed: Sequence[str]) -> _Numbered:
-    import pyarrow as pa
-
-    number = 0
-    try:
-        names, batches = _arrow_batches(file)
-        _require_columns(names, needed, file)
-        for whole in batches:
-            for start in range(0, whole.num_rows, _BATCH_ROWS):
-                for row in _batch_rows(whole.slice(start, _BATCH_ROWS)):
-                    yield number, row
-                    number += 1
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        said = (str(error).splitlines() or [repr(error)])[0]
-        raise DataError(f"{file} cannot be read as {file.suffix[1:]}: {said}") from error
-
-
-def _arrow_batches(file: Path) -> tuple[list[str], Iterator[Any]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    if file.suffix == ".parquet":
-        table = parquet.ParquetFile(file, memory_map=True)
-        return table.schema_arrow.names, table.iter_batches(batch_size=_BATCH_ROWS)
-    mapped = pa.memory_map(str(file))
-    with file.open("rb") as stream:
-        is_stream = stream.read(6) != b"ARROW1"
-    if is_stream:
-        batches = pa.ipc.open_stream(mapped)
-        return batches.schema.names, iter(batches)
-    reader = pa.ipc.open_file(mapped)
-    return reader.schema.names, (reader.get_batch(n) for n in range(reader.num_record_batches))
-
-
-def _batch_rows(batch: Any) -> Iterator[Union[Row, _Fault]]:
-    import pyarrow as pa
-
-    try:
-        # Without this check, offsets that lead out of a column's buffer would be followed.
-        batch.validate(full=True)
-        rows = batch.to_pylist()
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        if "offset" in str(error).lower():
-            raise
-        rows = [_single_row(batch.slice(n, 1)) for n in range(batch.num_rows)]
-    for row in rows:
-        yield row if isinstance(row, _Fault) else without_nulls(row)
-
-
-def _single_row(batch: Any) -> Union[Row, _Fault]:
-    """Return the only row of a batch, read column by column so that a fault names its column."""
-    import pyarrow as pa
-
-    row: Row = {}
-    for name in batch.schema.names:
-        column = batch.column(name)
-        try:
-            column.validate(full=True)
-            row[name] = column[0].as_py()
-        except (pa.ArrowException, ValueError, OverflowError) as error:
-            said = str(error).splitlines()[0].removeprefix("Invalid: ").removesuffix(" at string index 0")
-            return _Fault(f"column {name!r}: {said}.")
-    return row
-
-
-def without_nulls(row: Row) -> Row:
-    """Return the row without nulls in nested values: Arrow adds them to give all values of a column the same names."""
-
-    def filled(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: filled(item) for name, item in value.items() if item is not None}
-        return [filled(item) for item in value] if isinstance(value, list) else value
-
-    return {name: filled(value) if isinstance(value, (dict, list)) else value for name, value in row.items()}
-
-
-def _jsonl_rows(file: Path, needed: Sequence[str]) -> _Numbered:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines):
-            if line.strip():
-                yield number, _json_row(line.removeprefix(_BOM))
-
-
-def _json_rows(file: Path, needed: Sequence[str]) -> _Numbered:
-    """Yield the rows of one JSON array; a file that does not begin with a bracket is read as jsonl."""
-    text = file.read_bytes().removeprefix(_BOM)
-    if not text.lstrip().startswith(b"["):
-        yield from _jsonl_rows(file, needed)
-        return
-    try:
-        rows = _DECODER.decode(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from error
-    for number, row in enumerate(rows):
-        yield number, row if isinstance(row, dict) else _no_object(row)
-
-
-def _json_row(line: bytes) -> Union[Row, _Fault]:
-    try:
-        row = _DECODER.decode(line.decode())
-    except UnicodeDecodeError as error:
-        return _Fault(f"byte {error.object[error.start]:#x} at {error.start} is no UTF-8.")
-    # A ValueError is broken JSON, a name that stands twice, or a number of thousands of digits.
-    except (ValueError, RecursionError) as error:
-        return _Fault(f"cannot be read as JSON: {error}")
-    return row if isinstance(row, dict) else _no_object(row)
-
-
-def _no_object(row: Any) -> _Fault:
-    return _Fault(f"expected an object, found {type(row).__name__}.")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    """Return a JSON object. Raises ValueError where a name stands twice, because either value may be meant."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice.")
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _csv_rows(file: Path, needed: Sequence[str]) -> _Numbered:
-    # csv's own limit of 128 KiB a cell is lifted; `text_of` has ours.
-    csv.field_size_limit(2**31 - 1)
-    # Bytes that are no UTF-8 become lone surrogates, which `text_of` refuses with the row.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader, number = csv.reader(stream, strict=True), 0
-        try:
-            names = next(reader, [])
-            _require_columns(names, needed, file)
-            for number, cells in enumerate(reader):
-                if cells and len(cells) != len(names):
-                    yield number, _Fault(f"{len(cells)} cells under {len(names)} column names.")
-                elif cells:
-                    yield number, _csv_row(dict(zip(names, cells, strict=True)))
-        except csv.Error as error:
-            raise DataError(f"{file} cannot be read as csv, after row {number}: {error}.") from error
-
-
-def _csv_row(row: Row) -> Union[Row, _Fault]:
-    """Return the row with chat messages parsed: in a csv file they are JSON text."""
-    for name, cell in row.items():
-        if not cell.lstrip().startswith(("[", "{")):
-            continue
-        try:
-            found = _DECODER.decode(cell)
-        except (ValueError, RecursionError) as error:
-            if _MESSAGES.fullmatch(cell.strip()):
-                return _Fault(f"column {name!r} begins as chat messages, and is no JSON: {error}")
-            continue
-        turns = found if isinstance(found, list) else [found]
-        if turns and all(isinstance(turn, dict) and any(turn.keys() >= t for t in _TURNS) for turn in turns):
-            row[name] = found
-    return row
-
-
-# A row → a pair.
-
-
-def prompt_column(row: Row, spec: DatasetSpec) -> str | None:
-    """Return the prompt column of a split whose first row this is; None where both sides begin with the prompt."""
-    mapped = dict(spec.columns).get("prompt")
-    return mapped or next((name for name in _PROMPTS if name in row), None)
-
-
-def pair_of(located: Located, spec: DatasetSpec, asked: str | None) -> Pair:
-    """Return the pair that a row holds; `asked` is the `prompt_column` of its split. Raises DataError."""
-    if isinstance(located.row, DataError):
-        raise located.row
-    try:
-        return _pair_of(located.row, spec, asked)
-    except _Fault as fault:
-        raise DataError(f"{located.where}: {fault}") from fault
-
-
-def located_text(located: Located, column: str) -> str:
-    """Return the text in a column of a row. Raises DataError."""
-    if isinstance(located.row, DataError):
-        raise located.row
-    try:
-        return _text_of(located.row.get(column), column)
-    except _Fault as fault:
-        raise DataError(f"{located.where}: {fault}") from fault
-
-
-@functools.cache
-def _called(columns: tuple[tuple[str, str], ...]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the column of each meaning, and the columns that the map names."""
-    return {meaning: meaning for meaning in COLUMNS} | dict(columns), tuple(column for _, column in columns)
-
-
-def _pair_of(row: Row, spec: DatasetSpec, asked: str | None) -> Pair:
-    called, mapped = _called(spec.columns)
-    columns = called["chosen"], called["rejected"]
-    for name in (*columns, asked, *mapped):
-        if name not in row and name is not None:
-            raise _Fault(_missing_column(name, list(row)))
-    if asked != "prompt" and (found := prompt_column(row, spec)) != asked:
-        raise _Fault(f"has a column {found!r}, which the split's first row lacks.")
+def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
+    called, named = dict(spec.columns), _named(row, spec)
+    for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
+        if name not in row:
+            raise Fault(_missing(name, list(row), read_as if read_as.name else _PLAIN))
+    if (found := _format_of(named)) != read_as:
+        one, other = (item.name or f"a row of {', '.join(item.columns)}" for item in (found, read_as))
+        raise Fault(f"is {one}, and the split's first row is {other}; give each format a file of its own.")
     for name in (*_NOT_READ, *_NOT_TEXT):
-        if row.get(name) and name not in mapped:
+        if row.get(name) and name not in (*called.values(), *read_as.columns):
             how = f"map it (--columns prompt={name} or system={name}), put it into the prompt, or drop it"
             how = "only text is read; drop it" if name in _NOT_TEXT else how
-            raise _Fault(f"column {name!r} is part of what was asked; {how}.")
+            raise Fault(f"column {name!r} is part of what was asked; {how}.")
+    if read_as.rows is None:
+        asked = read_as.columns[:-2]
+        called = {"prompt": asked[0] if asked else "", **called}
+        return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
+    beside: Row = {name: named[name] for name in ("system", "tools") if name in named}
+    try:
+        made = list(read_as.rows(named))
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        at = ", ".join(read_as.columns)
+        raise Fault(
+            f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
+        ) from error
+    return [_pair_of({**beside, **item}, called) for item in made]
+
+
+def _pair_of(row: Row, called: dict[str, str]) -> Pair:
+    """Return the pair of a row of prompt, chosen and rejected, whose columns messages name as they are `called`."""
+    columns = called.get("chosen", "chosen"), called.get("rejected", "rejected")
+    said = [row[side] for side in _SIDES]
     before: Turns = ()
-    if asked is not None:
-        before, sides = _after_prompt(row, columns, asked)
-    elif all(isinstance(row[name], str) for name in columns):
-        before, sides = _shared_texts(row, columns)
+    if "prompt" in row:
+        before, sides = _after_prompt(row["prompt"], said, (called.get("prompt", "prompt"), *columns))
+    elif all(isinstance(side, str) for side in said):
+        before, sides = _shared_texts(said, columns)
     else:
-        sides = [_turns(row[name], "assistant", name) for name in columns]
+        sides = [_turns(side, "assistant", name) for side, name in zip(said, columns, strict=True)]
         if all(turn.role in ("assistant", "tool") for side in sides for turn in side):
-            raise _Fault(_missing_column("prompt", list(row)))
+            raise Fault(_missing("prompt", list(row)))
     prompt, chosen, rejected = _divided(before, sides, columns)
-    original = row.get(called["orig_chosen"])
+    original = row.get("orig_chosen")
     return Pair(
-        prompt=_with_system(prompt, row, called["system"]),
+        prompt=_with_system(prompt, row.get("system"), called.get("system", "system")),
         chosen="\n\n".join(turn.content or turn.fields for turn in chosen),
         rejected="\n\n".join(turn.content or turn.fields for turn in rejected),
         chosen_turns=_unless_plain(chosen),
         rejected_turns=_unless_plain(rejected),
-        tools=_tools(row.get(called["tools"]), called["tools"]),
-        original_chosen=_text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
+        tools=_tools(row.get("tools"), called.get("tools", "tools")),
+        original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
     )
 
 
-def _after_prompt(row: Row, columns: Sequence[str], asked: str) -> tuple[Turns, list[Turns]]:
-    """Return the turns of the prompt column and of both sides, without the prompt where a transcript repeats it."""
-    text, said = row[asked], [row[name] for name in columns]
+def _after_prompt(text: Any, said: list[Any], columns: Sequence[str]) -> tuple[Turns, list[Turns]]:
+    """Return the turns of the prompt and of both sides, without the prompt where a transcript repeats it."""
+    asked = columns[0]
     before: Turns | None = None
     if isinstance(text, str) and _OF_HH_RLHF.match(text):
         start = text.rstrip().removesuffix("\n\nAssistant:")
         if start != text.rstrip():
             before = _split(start, _BY_PARAGRAPHS, asked)
             said = [s.removeprefix(text.rstrip()).strip() if isinstance(s, str) else s for s in said]
-    sides = [_turns(side, "assistant", name) for side, name in zip(said, columns, strict=True)]
+    sides = [_turns(side, "assistant", name) for side, name in zip(said, columns[1:], strict=True)]
     return before or _turns(text, "user", asked), sides
 
 
-def _shared_texts(row: Row, columns: Sequence[str]) -> tuple[Turns, list[Turns]]:
+def _shared_texts(said: list[str], columns: Sequence[str]) -> tuple[Turns, list[Turns]]:
     """Return the prompt that two texts begin with and the rest of each, or the turns of two transcripts."""
-    texts = [_text_of(row[name], name) for name in columns]
-    if any(row.get(name) for name in _LIKE_PROMPTS):
-        raise _Fault(_missing_column("prompt", list(row)))
+    texts = [text_of(text, name) for text, name in zip(said, columns, strict=True)]
     if all(_BEGINS_WITH_SPEAKER.match(text) for text in texts):
         divide = [_BY_PARAGRAPHS if _OF_HH_RLHF.match(text) else _BY_LINES for text in texts]
         return (), [_split(*side) for side in zip(texts, divide, columns, strict=True)]
     shared = _shared_words(*texts)
     if not shared.strip():
-        raise _Fault(_missing_column("prompt", list(row)))
-    rests = [_text_of(text[len(shared) :].lstrip(), name) for text, name in zip(texts, columns, strict=True)]
+        raise Fault(_missing("prompt", columns))
+    rests = [text_of(text[len(shared) :].lstrip(), name) for text, name in zip(texts, columns, strict=True)]
     return user_prompt(shared), [(Message("assistant", rest),) for rest in rests]
 
 
@@ -404,10 +408,10 @@ def _shared_words(chosen: str, rejected: str) -> str:
 
 def _divided(before: Turns, sides: Sequence[Turns], columns: Sequence[str]) -> tuple[Turns, Turns, Turns]:
     """Return (prompt, chosen, rejected), divided as the module's first lines say."""
-    differ = _Fault("the turns before the responses differ between chosen and rejected.")
+    differ = Fault("the turns before the responses differ between chosen and rejected.")
     for side, name in zip(sides, columns, strict=True):
         if side[-1].role != "assistant":
-            raise _Fault(
+            raise Fault(
                 f"column {name!r} ends in a {side[-1].role} turn; a response ends in the assistant's."
             )
     (asked, chosen), (asked_too, rejected) = _behind(before, sides[0]), _behind(before, sides[1])
@@ -416,7 +420,7 @@ def _divided(before: Turns, sides: Sequence[Turns], columns: Sequence[str]) -> t
     if asked and asked[-1].role == "user":
         for side, name in zip((chosen, rejected), columns, strict=True):
             if side[0].role in ("user", "system"):
-                raise _Fault(
+                raise Fault(
                     f"column {name!r} begins with a {side[0].role} turn that the prompt does not have; "
                     "which of the two was asked?"
                 )
@@ -431,7 +435,7 @@ def _divided(before: Turns, sides: Sequence[Turns], columns: Sequence[str]) -> t
     if not prompt:
         raise differ
     if prompt[-1].role not in ("user", "tool"):
-        raise _Fault(
+        raise Fault(
             f"the prompt ends in a turn of the {prompt[-1].role}; it must end in a user's or a tool's."
         )
     if {chosen[shared].role, rejected[shared].role} & {"user", "system"}:
@@ -462,15 +466,14 @@ def _alike(some: Turns, others: Turns) -> bool:
     return some == others or (len(some) == len(others) and [*map(said, some)] == [*map(said, others)])
 
 
-def _with_system(prompt: Turns, row: Row, column: str) -> Turns:
-    value = row.get(column)
+def _with_system(prompt: Turns, value: Any, column: str) -> Turns:
     if value is None or (isinstance(value, str) and not value.strip()):
         return prompt
-    system = Message("system", _text_of(value, column))
+    system = Message("system", text_of(value, column))
     if prompt[0].role != "system":
         return (system, *prompt)
     if prompt[0] != system:
-        raise _Fault(f"column {column!r} says something else than the prompt's system turn.")
+        raise Fault(f"column {column!r} says something else than the prompt's system turn.")
     return prompt
 
 
@@ -481,10 +484,10 @@ def _tools(value: Any, column: str) -> str:
     try:
         tools = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
-        raise _Fault(f"column {column!r} is no JSON: {error}.") from error
+        raise Fault(f"column {column!r} is no JSON: {error}.") from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise _Fault(f"column {column!r} holds no list of tools.")
-    return _text_of(_json_of(tools), column) if tools else ""
+        raise Fault(f"column {column!r} holds no list of tools.")
+    return text_of(_json_of(tools), column) if tools else ""
 
 
 def _unless_plain(turns: Turns) -> Turns:
@@ -497,24 +500,18 @@ def _unless_plain(turns: Turns) -> Turns:
 def _turns(value: Any, role: str, column: str) -> Turns:
     """Return the turns of messages; a text is one turn of `role`."""
     turns = [value] if isinstance(value, dict) else value
-    if isinstance(turns, list) and turns:
-        if all(isinstance(item, str) for item in turns):
-            raise _Fault(
-                f"column {column!r} holds a list of {len(turns)} texts. Several answers are candidates (as RewardBench 2 "
-                "and RM-Bench have them), and a pair has one chosen and one rejected: write a row for each pair."
-            )
-        if all(isinstance(item, dict) for item in turns):
-            return tuple(_turn(item, column) for item in turns)
-    return (Message(role, _text_of(value, column)),)
+    if isinstance(turns, list) and turns and all(isinstance(item, dict) for item in turns):
+        return tuple(_turn(item, column) for item in turns)
+    return (Message(role, text_of(value, column)),)
 
 
 def _turn(turn: dict[str, Any], column: str) -> Message:
     named, said = ("role", "content") if "role" in turn else ("from", "value")
     if not isinstance(turn.get(named), str):
-        raise _Fault(f"column {column!r} holds a turn without a role; found {', '.join(turn)}.")
+        raise Fault(f"column {column!r} holds a turn without a role; found {', '.join(turn)}.")
     role = ROLES.get(turn[named].strip().lower())
     if role is None:
-        raise _Fault(
+        raise Fault(
             f"column {column!r} holds a turn of the role {turn[named]!r}; known are {', '.join(ROLES)}."
         )
     fields = _fields(turn, (named, said), column) if len(turn) > 2 else ""
@@ -524,7 +521,7 @@ def _turn(turn: dict[str, Any], column: str) -> Message:
         silent = Message(role, "", fields)
         if role == "tool" or silent.said_in_fields():
             return silent
-    return Message(role, _text_of(content, column), fields)
+    return Message(role, text_of(content, column), fields)
 
 
 def _fields(turn: dict[str, Any], known: tuple[str, str], column: str) -> str:
@@ -539,7 +536,7 @@ def _fields(turn: dict[str, Any], known: tuple[str, str], column: str) -> str:
             del more["fields"]
             more |= found
     more = {name: item for name, item in more.items() if item not in (None, "", [], {})}
-    return _text_of(_json_of(more), column) if more else ""
+    return text_of(_json_of(more), column) if more else ""
 
 
 def _content(value: Any, column: str) -> Any:
@@ -549,35 +546,18 @@ def _content(value: Any, column: str) -> Any:
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text":
-            raise _Fault(f"column {column!r} holds a part of the type {kind!r}; only text is read.")
+            raise Fault(f"column {column!r} holds a part of the type {kind!r}; only text is read.")
     texts = [part.get("text") for part in value]
-    return "".join(_text_of(text, column) for text in texts if text != "")
+    return "".join(text_of(text, column) for text in texts if text != "")
 
 
 def _split(text: str, divide: re.Pattern[str], column: str) -> Turns:
     """Return the turns of a transcript."""
     _, *parts = divide.split(text)
     return tuple(
-        Message(ROLES[name.lower()], _text_of(said, column).strip())
+        Message(ROLES[name.lower()], text_of(said, column).strip())
         for name, said in zip(parts[::2], parts[1::2], strict=True)
     )
-
-
-def _text_of(value: Any, column: str) -> str:
-    """Return a value that is a text, and refuse one that is not, is empty, broken or far too long."""
-    if not isinstance(value, str):
-        raise _Fault(f"column {column!r} holds {type(value).__name__}, not text or chat messages.")
-    if not value.strip():
-        raise _Fault(f"column {column!r} is empty.")
-    if len(value) > MAX_CHARACTERS:
-        raise _Fault(
-            f"column {column!r} has {len(value):,} characters; at most {MAX_CHARACTERS:,} are taken."
-        )
-    if not value.isascii() and _SURROGATE.search(value):
-        raise _Fault(
-            f"column {column!r} holds half of a surrogate pair or bytes that are no UTF-8, which is no text."
-        )
-    return value
 
 
 def _json_of(value: Any) -> str:

@@ -7,13 +7,12 @@ import dataclasses
 import fnmatch
 import functools
 import hashlib
-import itertools
 import json
 import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,30 +20,22 @@ from typing import Annotated, Any
 import tyro
 
 from trainers.data import known, worlds
-from trainers.data.formats import (
-    ENDINGS,
-    Located,
-    Row,
-    file_rows,
-    located_text,
-    pair_of,
-    prompt_column,
-    without_nulls,
-)
+from trainers.data.files import Located, file_rows, file_stem, split_files, without_nulls
+from trainers.data.formats import Format, format_of, missing_column, pairs_of
 from trainers.data.known import (
     DATASETS,
+    PERSONA,
     PERSONA_FILE,
     REWRITES,
     Funnel,
     named_set,
-    selected_columns,
     selected_rows,
     selected_splits,
     short_enough,
 )
 from trainers.data.records import Pair, listed_turns
 from trainers.errors import DataError, SpecError
-from trainers.specs import BUILTIN, COLUMNS, FETCHED, PERSONA, Augmentation, DatasetSpec, clean_name
+from trainers.specs import BUILTIN, COLUMNS, FETCHED, Augmentation, DatasetSpec, clean_name
 from trainers.storage import alone, digest_file, disk_named, replace
 
 CACHE_VARIABLE = "RMSWEEP_CACHE"
@@ -104,7 +95,7 @@ def dataset_spec(data: str) -> DatasetSpec:
             f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
         )
     try:
-        name = clean_name(path.absolute().stem if path.is_file() else path.absolute().name)
+        name = clean_name(file_stem(path))
     except SpecError:
         name = "data"
     return DatasetSpec(name=name, source=str(path) if path.exists() else data)
@@ -115,14 +106,13 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
     spec = dataset_spec(data)
     if reading.from_ is not None:
         path = reading.from_.expanduser()
-        if named_set(spec.name) != spec or not (spec.selection or spec.source.startswith((FETCHED, PERSONA))):
+        if named_set(spec.name) != spec or not (spec.selection or spec.source.startswith(FETCHED)):
             raise SpecError(f"--from {path}: {spec.name} is not made of other files; give the path itself.")
         if not path.exists():
             raise DataError(f"--from {path}: there is no such file or folder.")
-        kind = PERSONA if spec.source.startswith(PERSONA) else ""
-        spec = dataclasses.replace(spec, source=f"{kind}{path}")
+        spec = dataclasses.replace(spec, source=str(path))
     given = {**row_fields(reading), "skip_bad_rows": reading.skip_bad_rows}
-    if (spec.selection or spec.source.startswith(PERSONA)) and any(given.values()):
+    if spec.selection and any(given.values()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value)
         raise SpecError(
             f"{flags}: the rows of {spec.name} are the paper's; give its files as a PATH to change that."
@@ -190,53 +180,51 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
     if spec.source.startswith(BUILTIN):
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
-    if spec.source.startswith(PERSONA):
-        pairs = known.persona_pairs(_statements(spec, funnel), split)
-        funnel.append(("pairs", len(pairs)))
-        yield from pairs
-        return
     faults: list[str] = [] if left_out is None else left_out
-    found, seen = 0, 0
-    # The first row that can be read decides which column holds the prompts.
-    decided, asked = False, None
+    rows, unranked, read, found = 0, 0, 0, 0
+    # The first good row decides how all are read.
+    read_as: Format | None = None
     for located in _selected_rows(spec, split, funnel):
-        seen += 1
-        if not decided and isinstance(located.row, dict):
-            decided, asked = True, prompt_column(located.row, spec)
+        rows += 1
         try:
-            pair = _pair(located, spec, split, asked)
+            row = located.sound()
+            if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
+                continue
+            form = read_as or format_of(row, spec)
+            pairs = pairs_of(located, spec, form)
+            read_as = form
+            taken = [pair for pair in pairs if _is_in(spec, split, _group(located, pair, spec))]
         except DataError as error:
             if not spec.skip_bad_rows:
                 raise
             faults.append(str(error))
             continue
-        if pair is not None:
-            found += 1
-            yield pair
+        unranked += not pairs
+        read += len(pairs)
+        found += len(taken)
+        yield from taken
     if spec.selection is None:
-        steps = [("rows", seen), ("readable", seen - len(faults)), (f"in the {split} split", found)]
-        funnel.extend(step for step in steps if step[1] != seen or step is steps[0])
+        sound = rows - len(faults)
+        funnel.append((f"rows, read as {read_as.name}" if read_as and read_as.name else "rows", rows))
+        steps = (("readable", sound), ("with a preference", sound - unranked), ("pairs", read))
+        for step in (*steps, (f"in the {split} split", found)):
+            if step[1] != funnel[-1][1]:
+                funnel.append(step)
     if not found:
-        why = f" {seen} rows were read, {len(faults)} of them bad." if seen else ""
+        ties = f", {unranked} without a preference" if unranked else ""
+        why = f" {rows} rows were read, {len(faults)} of them bad{ties}." if rows else ""
         first = f" The first: {faults[0]}" if faults else ""
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
 
 
-def _pair(located: Located, spec: DatasetSpec, split: str, asked: str | None) -> Pair | None:
-    """Return the pair of a row; None where the row is not kept or belongs to the other split. Raises DataError."""
-    row = located.row
-    if isinstance(row, dict):
-        if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
-            return None
-        if spec.group_by is not None:
-            if row.get(spec.group_by) is None:
-                raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
-            if not _is_in(spec, split, json.dumps(row[spec.group_by], sort_keys=True, default=str)):
-                return None
-    pair = pair_of(located, spec, asked)
-    if spec.test_share and spec.group_by is None:
-        return pair if _is_in(spec, split, json.dumps(listed_turns(pair.prompt))) else None
-    return pair
+def _group(located: Located, pair: Pair, spec: DatasetSpec) -> str:
+    """Return what rows of one side of a division have in common. Raises DataError."""
+    if spec.group_by is None:
+        return json.dumps(listed_turns(pair.prompt)) if spec.test_share else ""
+    value = located.sound().get(spec.group_by)
+    if value is None:
+        raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
@@ -244,6 +232,8 @@ def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
 
     A set that is evaluated on its training rows has one name for both splits: that is its train split.
     """
+    if not spec.test_share:
+        return True
     digest = hashlib.sha256(f"{spec.split_seed}\n{group}".encode()).digest()
     for_test = int.from_bytes(digest[:8], "big") < spec.test_share * 2**64
     return split == (spec.test_split if for_test else spec.train_split) and (
@@ -266,30 +256,6 @@ def _selected_rows(spec: DatasetSpec, split: str, funnel: Funnel) -> Iterator[Lo
         ) from error
 
 
-def _statements(spec: DatasetSpec, funnel: Funnel) -> list[str]:
-    """Return the matching questions of the rows that a `persona:` set is made of. Raises DataError."""
-    location = spec.source.removeprefix(PERSONA)
-    path = Path(location)
-    located: Iterator[Located]
-    if path.exists():
-        files = [path] if path.is_file() else _split_files(path, Path(PERSONA_FILE).stem)
-        if not files:
-            raise DataError(f"{path} holds no {Path(PERSONA_FILE).name}.")
-        located = itertools.chain.from_iterable(file_rows(file) for file in files)
-    else:
-        hub = dataclasses.replace(spec, source=location)
-        located = itertools.starmap(Located, _hub_rows(hub, "train", data_files=PERSONA_FILE))
-    questions, rows = [], 0
-    for item in located:
-        rows += 1
-        if isinstance(item.row, DataError):
-            raise item.row
-        if known.persona_matches(item.row):
-            questions.append(located_text(item, "question"))
-    funnel.extend([("rows", rows), ("whose matching answer is Yes", len(questions))])
-    return questions
-
-
 # The rows of a source.
 
 
@@ -300,16 +266,16 @@ def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     elif path.exists():
         yield from _local_rows(spec, path, split)
     else:
-        yield from itertools.starmap(Located, _hub_rows(spec, split))
+        yield from _hub_rows(spec, split)
 
 
 def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
     if not (path.is_file() or path.is_dir()):
         raise DataError(f"{path} is neither a file nor a folder.")
-    files = [path] if path.is_file() else _split_files(path, split)
+    files = [path] if path.is_file() else split_files(path, split)
     if not files:
         found = sorted({entry.name for entry in path.iterdir()})
-        other = next((n for n in _VALIDATION if split == "test" and _split_files(path, n)), None)
+        other = next((n for n in _VALIDATION if split == "test" and split_files(path, n)), None)
         raise DataError(
             f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
             f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}."
@@ -319,73 +285,33 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
                 else ""
             )
         )
-    needed: Sequence[str] = (spec.column("chosen"), spec.column("rejected"))
-    if spec.selection:
-        needed = selected_columns(spec.selection)
-    elif spec.group_by:
-        needed = (*needed, spec.group_by)
+
+    complaint = functools.partial(missing_column, spec=spec) if spec.selection is None else lambda names: None
     for file in files:
-        yield from file_rows(file, needed)
+        yield from file_rows(file, complaint)
 
 
 def has_split(spec: DatasetSpec, split: str) -> bool:
     """Return whether a local folder has files of `split`."""
-    return bool(_split_files(Path(spec.source), split))
+    return bool(split_files(Path(spec.source), split))
 
 
 def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
     """Return the splits that a set has, as far as that can be told without reading it."""
     path = Path(spec.source)
+    own = (spec.train_split, spec.test_split)
     if spec.selection:
-        return selected_splits(spec.selection)
-    if spec.test_share or not path.exists() or spec.source.startswith(PERSONA):
-        return spec.train_split, spec.test_split
+        return tuple(split for split in own if split in selected_splits(spec.selection))
+    if spec.test_share or not path.exists():
+        return own
     if path.is_file():
         return (spec.train_split,)
-    splits = (spec.train_split, spec.test_split, *_VALIDATION)
-    return tuple(split for split in splits if has_split(spec, split))
-
-
-def _split_files(path: Path, split: str) -> list[Path]:
-    """Return the files of a split: one, or shards of one kind. Raises DataError where several kinds may be meant."""
-    saved = [path / split, *([path] if split == "train" else [])]
-    # Copies of a hub data set keep their files in data/.
-    kinds = [
-        *([state] for folder in saved if (state := folder / "state.json").is_file()),
-        *(
-            sorted(place.glob(pattern))
-            for place in (path, path / "data")
-            for ending in ENDINGS
-            for pattern in (f"{split}{ending}", f"{split}-*{ending}")
-        ),
-    ]
-    found = [files for files in kinds if files]
-    if len(found) > 1:
-        first = ", ".join(str(files[0].relative_to(path)) for files in found)
-        raise DataError(f"{path} holds the {split} split more than once ({first}): which is meant? Keep one.")
-    (files,) = found or ([],)
-    if files and files[0].name == "state.json":
-        return [files[0].parent / name for name in _saved_files(files[0])]
-    return files
-
-
-def _saved_files(state: Path) -> list[str]:
-    """Return the file names that save_to_disk noted, none of which may lead out of the folder. Raises DataError."""
-    try:
-        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DataError(f"{state} does not list the files of a saved data set ({error!r}).") from error
-    for name in names:
-        inside = isinstance(name, str) and name and name == Path(name).name
-        if not inside or not (state.parent / name).is_file():
-            raise DataError(f"{state} names {name!r}, which is no file in its folder.")
-    return names
+    return tuple(split for split in (*own, *_VALIDATION) if has_split(spec, split))
 
 
 def resolved_revision(spec: DatasetSpec) -> str | None:
     """Return the commit of a hub source, pinned or the hub's newest; None for other sources. Raises DataError."""
-    location = spec.source.removeprefix(PERSONA)
-    remote = not spec.source.startswith((BUILTIN, FETCHED)) and not Path(location).exists()
+    remote = not spec.source.startswith((BUILTIN, FETCHED)) and not Path(spec.source).exists()
     if spec.revision is not None or not remote:
         return spec.revision
     from huggingface_hub import HfApi
@@ -394,23 +320,24 @@ def resolved_revision(spec: DatasetSpec) -> str | None:
     # Our own message says what went wrong, once.
     hub_logging.set_verbosity_error()
     try:
-        revision: str | None = HfApi().dataset_info(location).sha
+        revision: str | None = HfApi().dataset_info(spec.source).sha
     except Exception as error:
-        raise _unreachable(dataclasses.replace(spec, source=location), spec.train_split, error) from error
+        raise _unreachable(spec, spec.train_split, error) from error
     return revision
 
 
-def _hub_rows(spec: DatasetSpec, split: str, data_files: str | None = None) -> Iterator[tuple[str, int, Row]]:
+def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     from datasets import load_dataset
     from huggingface_hub import logging as hub_logging
 
     hub_logging.set_verbosity_error()
+    data_files = {split: PERSONA_FILE} if spec.selection == PERSONA else None
     try:
         rows: Any = load_dataset(spec.source, split=split, revision=spec.revision, data_files=data_files)
     except Exception as error:
         raise _unreachable(spec, split, error) from error
     for number, row in enumerate(rows):
-        yield f"{spec.source}:{split}", number, without_nulls(dict(row))
+        yield Located(f"{spec.source}:{split}", number, without_nulls(dict(row)))
 
 
 def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:

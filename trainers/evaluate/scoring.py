@@ -47,7 +47,8 @@ def score_pairs(
     scores: dict[int, tuple[float, float]] = {}
     reward.eval()
     for batch in scoring_batches(reward.model, pairs, reference):
-        with torch.inference_mode(), memory_named(f"{batch.tokens} tokens do not fit in memory for scoring."):
+        # Not inference_mode: weights that ZeRO-3 gathers in it cannot be trained in the step after a validation.
+        with torch.no_grad(), memory_named(f"{batch.tokens} tokens do not fit in memory for scoring."):
             found = reward(batch)
         both = zip(found.chosen_P.tolist(), found.rejected_P.tolist(), strict=True)
         scores.update(zip(batch.indices, both, strict=True))

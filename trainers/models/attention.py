@@ -1,8 +1,8 @@
 """How a language model computes packed pairs: its attention, its positions, its hidden states.
 
 The attention is registered with transformers as `packed_pairs`. Of a pair `[prompt | chosen | rejected]` the chosen half is ordinary causal attention; the rejected response attends
-to the prompt and to itself. On the CPU each pair is two calls of torch's fused kernel, on a GPU a micro-batch is one
-call of FlexAttention. Sliding windows go by a token's position in its own response, not by its place in the row.
+to the prompt and to itself. On the CPU each pair is two calls of torch's fused kernel; on a GPU a micro-batch is one
+call of FlexAttention, wherever that has a kernel for the heads. Sliding windows go by a token's position in its own response, not by its place in the row.
 
 Rotary positions that depend on how long a row is ("dynamic", "longrope") are computed for each row alone: transformers
 takes the frequencies of the longest row of a forward for all of them, and "dynamic" ones keep those of the longest row
@@ -27,6 +27,11 @@ PACKED_PAIRS = "packed_pairs"
 Kernel = Callable[..., Tensor]
 # What models hand to any attention and what changes nothing here: positions are the layout's, and nothing drops out.
 _WITHOUT_EFFECT = ("dropout", "output_attentions", "position_ids", "use_cache")
+
+# The least width of a head that FlexAttention's kernel for GPUs takes, and the tokens of a block of its masks.
+_FLEX_WIDTH, _FLEX_BLOCK = 16, 128
+# Of one model there are at most eight: with a window or without, of one block or more, with gradients or without.
+_FLEX_GRAPHS = 64
 
 
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
@@ -77,9 +82,14 @@ def pair_attention(
     if unknown or attention_mask is not None:
         raise ValueError(f"packed_pairs attention does not know {', '.join(unknown) or 'a mask'}")
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-    attend = _flex_attention if query.is_cuda else _pairwise_attention
-    output = attend(query, key, value, pair_layout, scale, sliding_window, softcap)
-    return output, None
+    fused = fits_flex(query.device.type, min(query.shape[-1], value.shape[-1]), query.dtype)
+    attend = _flex_attention if fused else _pairwise_attention
+    return attend(query, key, value, pair_layout, scale, sliding_window, softcap), None
+
+
+def fits_flex(device: str, width: int, dtype: torch.dtype) -> bool:
+    """Whether FlexAttention has a kernel: on a GPU, for heads of at least 16 elements, of at most 32 bits each."""
+    return device == "cuda" and width >= _FLEX_WIDTH and dtype.itemsize <= 4
 
 
 def _pairwise_attention(
@@ -181,21 +191,19 @@ def _flex_attention(
     scale: float,
     window: int | None,
     softcap: float | None,
+    *,
+    kernel: Kernel | None = None,
 ) -> Tensor:
     """Compute the whole row in one FlexAttention call; the layers of a forward share its block mask."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     name = ("flex", window)
     if name not in layout.masks:
-        size = query.shape[2]
-        may_see = visible(layout, window, query.device)
-        layout.masks[name] = create_block_mask(may_see, None, None, size, size, device=query.device.type)
+        layout.masks[name] = block_mask(layout, visible(layout, window, query.device), query.device)
 
     def capped(score: Tensor, batch: Tensor, head: Tensor, at: Tensor, of: Tensor) -> Tensor:
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
-    output: Tensor = _flex_kernel(query.is_cuda)(
+    output: Tensor = (kernel or compiled_flex())(
         query,
         key,
         value,
@@ -207,12 +215,48 @@ def _flex_attention(
     return output.transpose(1, 2).contiguous()
 
 
+def block_mask(layout: PairLayout, may_see: Kernel, device: torch.device) -> Any:
+    """Return FlexAttention's block mask; `create_block_mask` makes [N, N] tensors, this one square a pair."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    size = layout.spans[-1].end
+    blocks = -(-size // _FLEX_BLOCK)
+    zero = torch.zeros((), dtype=torch.long, device=device)
+    # Of each block of queries and keys, how many pairs of tokens may see each other.
+    seen = torch.zeros(blocks, blocks, dtype=torch.long, device=device)
+    for span in layout.spans:
+        first, last = span.start // _FLEX_BLOCK, -(-span.end // _FLEX_BLOCK)
+        at = torch.arange(first * _FLEX_BLOCK, last * _FLEX_BLOCK, device=device)
+        inside = (at >= span.start) & (at < span.end)
+        at = at.clamp(max=size - 1)
+        mask = may_see(zero, zero, at[:, None], at[None]) & inside[:, None] & inside
+        tiles = mask.view(last - first, _FLEX_BLOCK, last - first, _FLEX_BLOCK)
+        seen[first:last, first:last] += tiles.sum((1, 3))
+    whole = seen == _FLEX_BLOCK**2
+    of_part, of_whole = (_in_order(tiles) for tiles in ((seen > 0) & ~whole, whole))
+    return BlockMask.from_kv_blocks(
+        *of_part, *of_whole, BLOCK_SIZE=_FLEX_BLOCK, mask_mod=may_see, seq_lengths=(size, size)
+    )
+
+
+def _in_order(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many blocks of keys each block of queries has, and their numbers first: [1, 1, B], [1, 1, B, B]."""
+    order = tiles.int().argsort(dim=1, descending=True, stable=True)
+    return tiles.sum(1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
+
+
 @functools.cache
-def _flex_kernel(compiled: bool) -> Any:
-    """Return FlexAttention: compiled for a GPU, as plain torch operations on the CPU, where only tests call it."""
+def compiled_flex(backend: str | Callable[..., Any] = "inductor", graphs: int = _FLEX_GRAPHS) -> Kernel:
+    """Return FlexAttention as a fused kernel. It raises where it cannot be fused, and never runs unfused instead."""
+    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    kernel = torch.compile(
+        flex_attention, backend=backend, fullgraph=True, dynamic=True, recompile_limit=graphs
+    )
+    # A soft-cap would else be a symbol, which the graph of its gradients does not have.
+    fused: Kernel = config.patch(specialize_float=True)(kernel)
+    return fused
 
 
 def separate_rows(model: nn.Module) -> None:

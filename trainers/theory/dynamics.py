@@ -5,10 +5,13 @@ A response of an IM-RM is the hidden states before each of its tokens, and the t
 state. g = σ(r⁻ − r⁺) of the pair that is trained on.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from trainers.theory.states import PairStates
 
 
 class Tokens(NamedTuple):
@@ -67,3 +70,40 @@ def implicit_change(
         others += sign * float(term_KL[~equal_KL].sum())
     scale = step_size * beta**2 * weight
     return Change(scale * matches, scale * others)
+
+
+def explicit_changes(
+    unseen: Sequence[PairStates], trained: PairStates, *, weight: float, step_size: float
+) -> list[Change]:
+    """The change of an EX-RM's r⁺ − r⁻ of each unseen pair, which tokens have no part in."""
+    hidden_PD = [item.chosen_D - item.rejected_D for item in unseen]
+    sides = trained.chosen_D, trained.rejected_D
+    return [
+        Change(0.0, explicit_change(hidden_D, *sides, weight=weight, step_size=step_size))
+        for hidden_D in hidden_PD
+    ]
+
+
+def implicit_changes(
+    unseen: Sequence[PairStates],
+    trained: PairStates,
+    unembedding_VD: Tensor,
+    *,
+    beta: float,
+    weight: float,
+    step_size: float,
+) -> list[Change]:
+    """The change of an IM-RM's r⁺ − r⁻ of each unseen pair."""
+    sides = [
+        tokens_of(unembedding_VD, *tokens) for tokens in (trained.chosen_tokens, trained.rejected_tokens)
+    ]
+    found = []
+    for item in unseen:
+        chosen, rejected = (
+            implicit_change(
+                tokens_of(unembedding_VD, *tokens), *sides, beta=beta, weight=weight, step_size=step_size
+            )
+            for tokens in (item.chosen_tokens, item.rejected_tokens)
+        )
+        found.append(Change(chosen.matches - rejected.matches, chosen.others - rejected.others))
+    return found

@@ -13,29 +13,101 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.evaluate.scoring import score_pairs
+from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
+from trainers.models.loading import freeze
 from trainers.models.reward_parts import RewardModule
-from trainers.pairs.packing import References, collate
+from trainers.pairs.packing import collate
 from trainers.pairs.tokens import TokenPair
+from trainers.rewards import RewardSpec
+from trainers.theory.dynamics import explicit_changes, implicit_changes
+from trainers.theory.states import pair_states, plain_unembedding
 
 Margins = dict[str, NDArray[np.float64]]
+
+
+def changes(
+    model: Any,
+    spec: RewardSpec,
+    trained_on: Sequence[TokenPair],
+    unseen: Mapping[str, Sequence[TokenPair]],
+    step_size: float,
+) -> list[dict[str, Any]]:
+    """The change of r⁺ − r⁻ of every unseen pair by a step on each pair that is trained on, predicted and measured."""
+    # Tied, the embeddings would take the step as well, and hidden states with them.
+    freeze(model, ("backbone",))
+    reward = RewardModule(model, spec)
+    implicit = spec.kind == "im_rm"
+    layer = model.get_output_embeddings() if implicit else model.score
+    unembedding_VD = plain_unembedding(model) if implicit else None
+    states = {name: pair_states(model, pairs) for name, pairs in unseen.items()}
+    before = margins(reward, unseen)
+    rows = []
+    for pair in trained_on:
+        (own,) = pair_states(model, [pair])
+        with stepped(reward, pair, [layer.weight], step_size) as weight:
+            measured = margins(reward, unseen)
+        with stepped(reward, pair, list(model.parameters()), step_size):
+            everything = margins(reward, unseen)
+        for name, pairs in unseen.items():
+            if unembedding_VD is None:
+                parts = explicit_changes(states[name], own, weight=weight, step_size=step_size)
+            else:
+                assert spec.beta is not None
+                parts = implicit_changes(
+                    states[name], own, unembedding_VD, beta=spec.beta, weight=weight, step_size=step_size
+                )
+            rows += [
+                {
+                    "trained_on": pair.index,
+                    "set": name,
+                    "index": other.index,
+                    "predicted": part.total,
+                    "token_matches": part.matches if implicit else None,
+                    "other_tokens": part.others if implicit else None,
+                    "measured": float(measured[name][place] - before[name][place]),
+                    "measured_all_weights": float(everything[name][place] - before[name][place]),
+                }
+                for place, (other, part) in enumerate(zip(pairs, parts, strict=True))
+            ]
+    return rows
+
+
+def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """How well changes were predicted: the error of the output layer's step, and what all weights' step has of it.
+
+    Error: ‖measured − predicted‖ / ‖measured‖. Rises: the share of pairs whose r⁺ − r⁻ rises.
+    """
+    predicted, measured, everything = (
+        np.array([row[name] for row in rows]) for name in ("predicted", "measured", "measured_all_weights")
+    )
+    correlated = len(rows) > 1 and predicted.std() > 0 and everything.std() > 0
+    share = None
+    if rows[0]["token_matches"] is not None:
+        matches, others = (
+            np.abs([row[name] for row in rows]).sum() for name in ("token_matches", "other_tokens")
+        )
+        share = float(matches / (matches + others))
+    return {
+        "n": float(len(rows)),
+        "relative_error": float(np.linalg.norm(measured - predicted) / np.linalg.norm(measured)),
+        "predicted_to_rise": float(np.mean(predicted > 0)),
+        "rises": float(np.mean(measured > 0)),
+        "rises_all_weights": float(np.mean(everything > 0)),
+        "correlation_all_weights": float(np.corrcoef(predicted, everything)[0, 1]) if correlated else None,
+        "share_of_token_matches": share,
+    }
 
 
 def margins(reward: RewardModule, sets: Mapping[str, Sequence[TokenPair]]) -> Margins:
     """r⁺ − r⁻ of every pair of every set. The reference's part, which no step changes, is left out."""
     found: Margins = {}
     for name, pairs in sets.items():
-        chosen, rejected = score_pairs(
-            reward, pairs, reference=_nothing(pairs) if reward.spec.uses_reference else None, report=_silent
-        )
+        nothing = {pair.index: (0.0, 0.0) for pair in pairs} if reward.spec.uses_reference else None
+        chosen, rejected = score_pairs(reward, pairs, reference=nothing, report=_silent)
         found[name] = chosen - rejected
     return found
-
-
-def _nothing(pairs: Sequence[TokenPair]) -> References:
-    return {pair.index: (0.0, 0.0) for pair in pairs}
 
 
 def _silent(row: dict[str, Any]) -> None:
@@ -51,11 +123,12 @@ def stepped(
     So the rewards of an IM-RM start at 0, and g at ½.
     """
     model = reward.model
+    own = compute_reference(model, [pair], report=_silent) if reward.spec.uses_reference else None
     batch = collate(
         [pair],
         layout=layout_of(model),
         shared_tokens=shared_tokens(model),
-        reference=_own(reward, pair),
+        reference=own,
         device=str(model.device),
     )
     reward.requires_grad_(False)
@@ -75,9 +148,3 @@ def stepped(
         with torch.no_grad():
             for weight, before in zip(weights, kept, strict=True):
                 weight.copy_(before)
-
-
-def _own(reward: RewardModule, pair: TokenPair) -> References | None:
-    from trainers.evaluate.scoring import compute_reference
-
-    return compute_reference(reward.model, [pair], report=_silent) if reward.spec.uses_reference else None

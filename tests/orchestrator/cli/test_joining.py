@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import Load, make_session
+from benchmarks.load_stages import AT_ONCE, standing_in
 from benchmarks.no_view import NoView
-from orchestrator.cli import joining, run
+from orchestrator.cli import run
 from orchestrator.cli.session import Session
 from orchestrator.plan.hardware import Node
 from orchestrator.store.artifacts import Store
@@ -25,9 +26,10 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("complete")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
-        patch.setattr(joining, "cluster_address", lambda: None)
+        patch.setattr(run, "cluster_address", lambda: None)
         session = make_session(LOAD, folder)
-        assert run.run(session, full_grid) == 0, session.console.file.getvalue()
+        with standing_in(AT_ONCE):
+            assert run.run(session, full_grid) == 0, session.console.file.getvalue()
     return folder
 
 
@@ -35,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 def complete(folder, tmp_path, monkeypatch) -> Session:
     """The same sweep on Ray, with a store of its own, where a cluster is up."""
     monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
-    monkeypatch.setattr(joining, "cluster_address", lambda: "127.0.0.1:6379")
+    monkeypatch.setattr(run, "cluster_address", lambda: "127.0.0.1:6379")
     shutil.copytree(folder / "store", tmp_path / "store")
     session = make_session(dataclasses.replace(LOAD, backend="ray"), folder)
     return dataclasses.replace(session, store=Store(tmp_path / "store"))
@@ -80,7 +82,7 @@ def test_a_sweep_with_something_missing_or_damaged_joins(complete, monkeypatch):
 
 def test_models_of_the_hub_are_fetched_before_the_trials_run(tmp_path, monkeypatch):
     seen: list[object] = []
-    monkeypatch.setattr(joining, "cluster_address", lambda: None)
+    monkeypatch.setattr(run, "cluster_address", lambda: None)
     monkeypatch.setattr(run, "fetch_models_here", lambda session, todo: seen.append(len(todo)))
     monkeypatch.setattr(run, "run_missing", lambda *_: seen.append("run") or refuse())
     run.run(make_session(LOAD, tmp_path), full_grid)

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.layout import fitting
-from orchestrator.cli.terminal import Progress, duration, late_bar, pace_cells
+from orchestrator.cli.running import StateWriter
+from orchestrator.cli.terminal import Progress, duration, fitting, late_bar, progress_cells
 from orchestrator.plan import durations
-from orchestrator.plan.durations import Durations, Pace
+from orchestrator.plan.durations import Durations
 from orchestrator.run.compute import run_shared
 from orchestrator.run.events import Event, Notice, RowsLogged, StageBegan, Started
 from orchestrator.spec.resolve import resolve
@@ -36,40 +36,53 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_the_time_left_of_a_training_is_at_its_own_pace(clock: list[float]):
-    seen = Pace()
-    seen.begin("train")
+def writer(store: Store) -> StateWriter:
+    """Notes of one trial, `k`."""
+    return StateWriter("demo", store, "", [], ["k"])
+
+
+def begin(notes: StateWriter, stage: str) -> None:
+    notes.on_event(StageBegan(trial="k", stage=stage))
+
+
+def take(notes: StateWriter, stage: str, **row: Any) -> tuple[str, ...]:
+    """What is shown once the row is logged."""
+    notes.on_event(RowsLogged(trial="k", stage=stage, rows=[row]))
+    return progress_cells(notes.notes["k"])
+
+
+def test_the_time_left_of_a_training_is_at_its_own_pace(clock: list[float], store: Store):
+    seen = writer(store)
+    begin(seen, "train")
     clock[0] += 30.0
-    seen.take("train", {"step": 10.0, "total": 40, "loss": 0.25, "pairs": 8, "step_s": 2.0})
-    assert pace_cells(seen) == ("train", "10/40", "0.2500", "4.0", "90 s")
+    shown = take(seen, "train", step=10.0, total=40, loss=0.25, pairs=8, step_s=2.0)
+    assert shown == ("train", "10/40", "0.2500", "4.0", "90 s")
 
 
-def test_each_set_of_an_evaluation_starts_anew(clock: list[float]):
-    seen = Pace()
-    seen.begin("evaluate")
+def test_each_set_of_an_evaluation_starts_anew(clock: list[float], store: Store):
+    seen = writer(store)
+    begin(seen, "evaluate")
     clock[0] += 10.0
-    seen.take("evaluate", {"done": 100, "total": 200, "dataset": "a"})
+    take(seen, "evaluate", done=100, total=200, dataset="a")
     clock[0] += 10.0
-    seen.take("evaluate", {"done": 150, "total": 200, "dataset": "a"})
     # What was done before the first word took nobody knows how long.
-    assert (seen.rate, seen.left_s) == (5.0, 10.0)
-    seen.take("evaluate", {"done": 1, "total": 50, "dataset": "b"})
-    assert pace_cells(seen) == ("evaluate", "1/50", "", "", "")
+    shown = take(seen, "evaluate", done=150, total=200, dataset="a")
+    assert shown == ("evaluate", "150/200", "", "5.0", "10 s")
+    assert take(seen, "evaluate", done=1, total=50, dataset="b") == ("evaluate", "1/50", "", "", "")
     clock[0] += 5.0
-    seen.take("evaluate", {"done": 26, "total": 50, "dataset": "b"})
-    assert pace_cells(seen) == ("evaluate", "26/50", "", "5.0", "5 s")
+    assert take(seen, "evaluate", done=26, total=50, dataset="b") == ("evaluate", "26/50", "", "5.0", "5 s")
 
 
-def test_stages_side_by_side_each_keep_their_pace(clock: list[float]):
-    seen = Pace()
+def test_stages_side_by_side_each_keep_their_pace(clock: list[float], store: Store):
+    seen = writer(store)
     for stage in ("pretrain", "reference"):
-        seen.begin(stage)
+        begin(seen, stage)
     for done in (10, 20, 30):
         clock[0] += 1.0
-        seen.take("pretrain", {"done": done, "total": 100})
-        assert pace_cells(seen) == ("pretrain", f"{done}/100", "", "10.0", duration(10 - done / 10))
-        seen.take("reference", {"done": 2 * done, "total": 200})
-        assert pace_cells(seen) == ("reference", f"{2 * done}/200", "", "20.0", duration(10 - done / 10))
+        shown = take(seen, "pretrain", done=done, total=100)
+        assert shown == ("pretrain", f"{done}/100", "", "10.0", duration(10 - done / 10))
+        shown = take(seen, "reference", done=2 * done, total=200)
+        assert shown == ("reference", f"{2 * done}/200", "", "20.0", duration(10 - done / 10))
 
 
 def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store):
@@ -183,14 +196,15 @@ def test_a_table_is_whole_at_any_width(width: int):
         assert "┃" in out.getvalue()
 
 
-def test_the_live_table_shows_a_reference_and_an_evaluation_with_rate_and_time_left():
+def test_the_live_table_shows_a_reference_and_an_evaluation_with_rate_and_time_left(store: Store):
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, no_color=True)
-    with Progress(console, {"k": NAME}, 0) as shown:
+    state = writer(store)
+    with Progress(console, {"k": NAME}, state.notes, 0) as shown:
         for stage in ("reference", "evaluate"):
-            shown.on_event(Started(trial="k"))
-            shown.on_event(StageBegan(trial="k", stage=stage))
-            shown.on_event(RowsLogged(trial="k", stage=stage, rows=[{"done": 5, "total": 20}]))
+            state.on_event(Started(trial="k"))
+            begin(state, stage)
+            take(state, stage, done=5, total=20)
             shown._live.refresh()
             assert f"{stage}" in out.getvalue()
     assert "5/20" in out.getvalue()

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan.hardware import Node, describe, gpu_kind, listed_kind, local_capacity, read_cluster
+from orchestrator.plan import hardware
+from orchestrator.plan.hardware import (
+    Node,
+    describe,
+    gpu_kind,
+    listed_kind,
+    local_capacity,
+    read_cluster,
+    shown_gpus,
+)
 from trainers.errors import PlanError
 
 CLUSTER = """
@@ -156,6 +165,24 @@ def test_the_local_machine_has_at_least_one_cpu():
 
 
 @pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        (None, 4),
+        ("", 0),
+        ("-1", 0),
+        ("1", 1),
+        ("2,0", 2),
+        ("0,-1,1", 1),
+        ("NoDevFiles", 0),
+        ("GPU-8932f937,MIG-1b", 2),
+        ("0,1,2,3,4", 4),
+    ],
+)
+def test_cuda_shows_the_devices_before_the_first_that_is_none(visible: str | None, gpus: int):
+    assert shown_gpus(4, visible) == gpus
+
+
+@pytest.mark.parametrize(
     ("listed", "label"),
     [
         ("NVIDIA H100 80GB HBM3", "H100-80GB"),
@@ -163,6 +190,11 @@ def test_the_local_machine_has_at_least_one_cpu():
         ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
         ("NVIDIA H200", "H200-141GB"),
         ("NVIDIA L40S", "L40S-48GB"),
+        ("NVIDIA A10", "A10-24GB"),
+        ("NVIDIA A10G", "A10G-24GB"),
+        ("NVIDIA B200", "B200-180GB"),
+        ("NVIDIA GB200", "GB200-186GB"),
+        ("AMD Instinct MI300X", "MI300X-192GB"),
         ("NVIDIA L40", None),
         ("Tesla T4", None),
     ],
@@ -170,3 +202,20 @@ def test_the_local_machine_has_at_least_one_cpu():
 def test_the_drivers_listing_names_the_kind(listed: str, label: str | None):
     kind = listed_kind(f"Model: \t\t {listed}\nIRQ:   \t\t 24\n")
     assert (kind and kind.label) == label
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [("0,1", 2), ("1", 1), ("-1", 0), ("0,-1,1", 1), ("", 0), (None, 2)]
+)
+def test_only_visible_gpus_of_this_machine_count(visible, gpus, tmp_path, monkeypatch):
+    for number in range(2):
+        listing = tmp_path / "proc" / f"0000:0{number}" / "information"
+        listing.parent.mkdir(parents=True)
+        listing.write_text("Model: \t\t NVIDIA H100 80GB HBM3\n")
+    monkeypatch.setattr(hardware, "DRIVER_LISTING", tmp_path / "proc")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (node,) = hardware.local_capacity()
+    assert (node.gpus, node.gpu_kind) == (gpus, "H100-80GB")

@@ -9,12 +9,13 @@ from pyarrow import parquet
 from rich.console import Console
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator.cli.terminal_report import say
+from orchestrator.cli.terminal import say
 from orchestrator.report import page
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import Scored, left_out_lines, on_common_pairs, results_of, sweep_results
-from orchestrator.report.summary import table_rows
+from orchestrator.report.summary import accuracies
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from tests.orchestrator.sweep_samples import (
@@ -58,8 +59,9 @@ def declared(store: Store) -> Declaration:
 def test_models_are_compared_on_the_pairs_that_all_of_them_have(store: Store, declared: Declaration):
     with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
-    rows = {row.model: row for row in written.rows if row.category == "domain shift"}
-    assert [rows[name].cells["ex_rm"].mean for name in ("llama-64", "qwen2-64", "mean of 2")] == [1.0] * 3
+    found = written.shown.accuracies
+    rows = {row["model"]: row for row in found if row["category"] == "domain shift"}
+    assert [rows[name]["ex_rm_mean"] for name in ("llama-64", "qwen2-64", "mean of 2")] == [1.0] * 3
     table = parquet.read_table(written.folder / "tables" / "sets.parquet").to_pylist()
     assert {(row["accuracy"], row["pairs"]) for row in table if row["evaluation_set"] == "hamiltonian"} == {
         (1.0, 10)
@@ -80,7 +82,7 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
     with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
     terminal = io.StringIO()
-    say(Console(width=60, file=terminal), left_out_lines(written.results, written.compared))
+    say(Console(width=60, file=terminal), *written.shown.left_out)
     views = {
         "terminal": terminal.getvalue(),
         "summary": (written.folder / "summary.md").read_text(),
@@ -145,7 +147,7 @@ def test_models_without_a_pair_in_common_are_not_compared_on_the_set(store: Stor
         commit_scores(store, trial.evaluations[1].key, right=9, first=10 * number)
     results = sweep_results(declaration(*trials), store)
     compared = on_common_pairs(results)
-    assert {row.category for row in table_rows(compared)} == {"in-distribution"}
+    assert {row["category"] for row in accuracies(Analysis(compared))} == {"in-distribution"}
     assert "no pair is left that all have" in left_out_lines(results, compared)[0]
 
 

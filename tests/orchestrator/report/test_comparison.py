@@ -9,7 +9,6 @@ import pytest
 from benchmarks.simulated import REVERSED, STRENGTHS, ULTRAFEEDBACK, simulated_sweep
 from orchestrator.report.comparison import (
     Analysis,
-    Resampled,
     Scope,
     cells,
     pair_groups,
@@ -25,7 +24,7 @@ EVEN = dict.fromkeys(STRENGTHS, 0.5)
 
 
 def analysis_of(results: list[TrialResult]) -> Analysis:
-    return Analysis(results, Resampled(results, draws=400))
+    return Analysis(results, draws=400)
 
 
 @pytest.fixture

@@ -1,35 +1,61 @@
 """EX−IM pair by pair, on drawn scores whose answer is known: length alone, leaks, quality; and what is advised."""
 
 import dataclasses
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator.report.comparison import SetOutcomes, controlled, regression, set_outcomes
-from orchestrator.report.conclusions import preference
-from orchestrator.report.results import sweep_results
+from orchestrator.report.comparison import LEAK_FREE, Analysis, controlled, regression, set_outcomes
+from orchestrator.report.conclusions import conclusions, preference
+from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
 from orchestrator.report.statistics import generator, pair_counts
+from orchestrator.report.summary import differences
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import EvaluationRecord
+from tests.orchestrator.sweep_samples import record
+from trainers.evaluate import metrics
+from trainers.evaluate.scores import PairScores
 
 PAIRS = 400
 
 
-def outcomes(explicit, implicit, longer, leaked=None, category="domain shift"):
-    right = {"ex_rm": np.asarray(explicit, float), "im_rm": np.asarray(implicit, float)}
-    return SetOutcomes(
-        train_set="train",
-        dataset="set",
-        category=category,
-        train_digest="",
-        dataset_digest="",
-        index=np.arange(len(longer)),
-        right=right,
-        margin={kind: values - 0.5 for kind, values in right.items()},
-        longer=np.asarray(longer, float),
-        leaked=leaked,
-        cells=1,
-    )
+def analysis_of(explicit, implicit, longer, leaked=None):
+    """The analysis of one set whose pairs each type ranks right (1), wrong (0) or alike (½)."""
+    results = []
+    for kind, right in (("ex_rm", explicit), ("im_rm", implicit)):
+        scores = PairScores(
+            index=np.arange(len(longer)),
+            chosen=np.asarray(right, float),
+            rejected=np.full(len(longer), 0.5),
+            longer=np.asarray(longer),
+        )
+        trial = record(reward=kind, sets=(("set", "domain shift"),))
+        wanted = {item.name: getattr(trial.evaluations[0], item.name) for item in fields(EvaluationRecord)}
+        evaluation = EvaluationResult(
+            **wanted,
+            metrics={
+                **metrics.summary(scores.chosen, scores.rejected),
+                **metrics.controlled(scores.chosen, scores.rejected, scores.longer, leaked),
+            },
+            finished=0.0,
+            scores=scores,
+            leaked=leaked,
+        )
+        results.append(
+            TrialResult(
+                record=trial,
+                trained=True,
+                train_accuracy=1.0,
+                train_pairs=100,
+                perf={},
+                evaluations=(evaluation,),
+                started=0.0,
+                trained_at=0.0,
+            )
+        )
+    return Analysis(results)
 
 
 @pytest.fixture
@@ -41,50 +67,80 @@ def longer():
 
 def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths_and_is_not_advised(longer):
     # The implicit type prefers what is shorter; the explicit one calls every pair a tie.
-    (found,) = controlled([outcomes(np.full(PAIRS, 0.5), longer < 0, longer)])
+    analysis = analysis_of(np.full(PAIRS, 0.5), longer < 0, longer)
+    (found,) = controlled(analysis)
     assert found.plain.value == pytest.approx(0.5 - (longer < 0).mean())
     assert found.plain.high < -0.2
-    assert found.length is not None
     assert found.length.value == pytest.approx(0.0, abs=1e-12)
     assert not found.length.excludes_zero
-    said = preference([found])
+    said = preference(controlled(analysis))
     assert "prefer IM-RM" in said
     assert "at matched lengths no lead can be told" in said
 
 
 def test_a_lead_of_quality_survives_matched_lengths(longer):
     random = np.random.default_rng(2)
-    (found,) = controlled([outcomes(random.random(PAIRS) < 0.9, random.random(PAIRS) < 0.6, longer)])
-    assert found.length is not None
-    assert found.length.low > 0.1
-    assert "prefer EX-RM" in preference([found])
-    assert "at matched lengths the lead stays" in preference([found])
+    analysis = analysis_of(random.random(PAIRS) < 0.9, random.random(PAIRS) < 0.6, longer)
+    assert controlled(analysis)[0].length.low > 0.1
+    assert "prefer EX-RM" in preference(controlled(analysis))
+    assert "at matched lengths the lead stays" in preference(controlled(analysis))
 
 
 def test_unanimous_pairs_leave_an_interval_of_some_width():
-    (found,) = controlled([outcomes(np.zeros(40), np.ones(40), np.zeros(40))])
+    (found,) = controlled(analysis_of(np.zeros(40), np.ones(40), np.zeros(40)))
     assert (found.plain.value, found.plain.low) == (-1.0, -1.0)
     assert found.plain.high == pytest.approx(-(0.025 ** (1 / 40)))
 
 
 def test_what_length_and_preference_cannot_tell_apart_is_said_and_not_guessed():
-    longer = np.full(PAIRS, 3)
-    (found,) = controlled([outcomes(np.ones(PAIRS), np.zeros(PAIRS), longer)])
-    assert found.length is None
-    assert found.leak_free is None
-    assert found.unseen is None
-    assert "at matched lengths it cannot be told" in preference([found])
+    analysis = analysis_of(np.ones(PAIRS), np.zeros(PAIRS), np.full(PAIRS, 3))
+    (found,) = controlled(analysis)
+    assert (found.length, found.leak_free, found.unseen) == (None, None, None)
+    assert "at matched lengths it cannot be told" in preference(controlled(analysis))
 
 
 def test_a_lead_on_leaked_pairs_only_is_gone_without_them(longer):
     leaked = np.arange(PAIRS) < PAIRS // 2
     coin = np.random.default_rng(4).random(PAIRS) < 0.5
-    (found,) = controlled([outcomes(np.where(leaked, 1, coin), coin, longer, leaked)])
+    (found,) = controlled(analysis_of(np.where(leaked, 1, coin), coin, longer, leaked))
     assert found.plain.low > 0.15
     assert found.unseen == PAIRS // 2
-    assert found.leak_free is not None
     assert found.leak_free.value == 0.0
     assert not found.leak_free.excludes_zero
+
+
+def test_the_report_has_one_interval_of_ex_minus_im(tmp_path):
+    """The sentences at its top and at its end, and the table, say the same."""
+    store = Store(tmp_path / "store")
+    analysis = Analysis(sweep_results(simulated_sweep(store, pairs=50), store))
+    for scope in analysis.categories():
+        found = analysis.difference(scope, "accuracy").estimate
+        said = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        assert said in preference(controlled(analysis))
+        (row,) = [
+            row
+            for row in differences(analysis).rows
+            if (row["category"], row["model"]) == (scope.category, "mean of 2")
+        ]
+        assert row["accuracy"] == found
+        # IM-RM's lead is said as its own.
+        assert scope.category == "domain shift" or said in conclusions(analysis)[0]
+
+
+def test_a_control_that_a_training_lacks_is_not_estimated(store: Store):
+    results = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
+
+    def told(result):
+        evaluations = tuple(
+            dataclasses.replace(item, metrics={**item.metrics, LEAK_FREE: 0.5}) for item in result.evaluations
+        )
+        return dataclasses.replace(result, evaluations=evaluations)
+
+    known = Analysis([told(result) for result in results])
+    part = Analysis([*map(told, results[:-1]), results[-1]])
+    scope = next(known.categories())
+    assert known.control(scope, LEAK_FREE).value == 0.0
+    assert part.control(scope, LEAK_FREE) is None
 
 
 def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_nothing():
@@ -113,7 +169,7 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
     found = {item.dataset: item for item in set_outcomes(sweep_results(declared, store))}
     assert found["rewardmath"].cells == 5
     assert len(found["rewardmath"].gap) == 50
-    advice = preference(controlled(list(found.values())))
+    advice = preference(controlled(Analysis(sweep_results(declared, store))))
     assert "Trained on ultrafeedback, in-distribution: prefer EX-RM" in advice
     assert "under domain shift: prefer IM-RM" in advice
 

@@ -7,8 +7,8 @@ from orchestrator.report import statistics
 from orchestrator.report.statistics import (
     accuracy_estimate,
     calibration,
-    difference_estimate,
     estimate,
+    gap_estimate,
     generator,
     half_width,
     over_seeds,
@@ -101,7 +101,7 @@ def test_where_every_pair_agrees_the_interval_still_has_a_width():
     found = accuracy_estimate(1.0, np.ones(100), pairs=200)
     assert (found.low, found.high) == (pytest.approx(0.9817, abs=1e-4), 1.0)
     assert accuracy_estimate(0.0, np.zeros(100), pairs=200).high == pytest.approx(0.0183, abs=1e-4)
-    nothing = difference_estimate(0.0, np.zeros(100), pairs=200)
+    nothing = gap_estimate(0.0, np.zeros(100), pairs=200)
     assert nothing.high == -nothing.low == pytest.approx(unanimous_bound(200))
     assert not nothing.excludes_zero
 

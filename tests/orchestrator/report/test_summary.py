@@ -8,8 +8,10 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
+from orchestrator.report.comparison import Analysis, Resampled
 from orchestrator.report.results import sweep_results, trial_result
-from orchestrator.report.summary import AccuracyRow, accuracy_table, json_rows, table_rows, write_report
+from orchestrator.report.summary import accuracies, write_report
+from orchestrator.report.tables import Value
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_declaration, write_declaration
 from tests.orchestrator.sweep_samples import commit_scores, commit_train, commit_trial, declaration, record
@@ -22,8 +24,9 @@ TOKENS = (
 )
 
 
-def rows_of(store: Store, declared: Declaration) -> dict[tuple[str, str], AccuracyRow]:
-    return {(row.category, row.model): row for row in table_rows(sweep_results(declared, store))}
+def rows_of(store: Store, declared: Declaration) -> dict[tuple[object, object], dict[str, Value]]:
+    rows = accuracies(Analysis(sweep_results(declared, store)))
+    return {(row["category"], row["model"]): row for row in rows}
 
 
 def test_a_result_is_read_from_the_scores(store: Store):
@@ -84,23 +87,23 @@ def test_a_cell_is_mean_and_standard_deviation_over_seeds(store: Store):
     for trial, right in zip(trials, (8, 9, 10), strict=True):
         commit_trial(store, trial, right, 5)
     row = rows_of(store, declaration(*trials))["in-distribution", "llama-64"]
-    assert row.cells["ex_rm"].mean == pytest.approx(0.9)
-    assert row.cells["ex_rm"].std == pytest.approx(0.1)
-    assert str(row.cells["ex_rm"]) == "0.900 ± 0.100"
+    assert row["ex_rm_mean"] == pytest.approx(0.9)
+    assert row["ex_rm_std"] == pytest.approx(0.1)
+    assert row["ex_rm"] == "0.900 ± 0.100"
 
 
 def test_one_seed_has_no_standard_deviation(store: Store):
     commit_trial(store, record(), 9, 5)
     row = rows_of(store, declaration(record()))["in-distribution", "llama-64"]
-    assert row.cells["ex_rm"].std is None
-    assert str(row.cells["ex_rm"]) == "0.900"
+    assert row["ex_rm_std"] is None
+    assert row["ex_rm"] == "0.900"
 
 
 def test_a_category_is_the_mean_of_its_sets(store: Store):
     trial = record(sets=TOKENS)
     commit_trial(store, trial, 10, 4, 8)
     row = rows_of(store, declaration(trial))["token-level shift", "llama-64"]
-    assert row.cells["ex_rm"].mean == pytest.approx(0.6)
+    assert row["ex_rm_mean"] == pytest.approx(0.6)
 
 
 def test_ex_minus_im_is_the_difference_of_the_means(store: Store):
@@ -108,15 +111,15 @@ def test_ex_minus_im_is_the_difference_of_the_means(store: Store):
     for trial, right in zip(trials, (9, 10, 5, 6), strict=True):
         commit_trial(store, trial, 10, right)
     row = rows_of(store, declaration(*trials))["domain shift", "llama-64"]
-    assert row.difference == pytest.approx(0.4)
-    assert row.difference_text == "+0.400"
+    assert row["ex_minus_im"] == pytest.approx(0.4)
+    assert row["difference"] == "+0.400"
 
 
 def test_without_one_reward_type_there_is_no_difference(store: Store):
     commit_trial(store, record(), 9, 5)
     row = rows_of(store, declaration(record()))["domain shift", "llama-64"]
-    assert row.difference is None
-    assert (str(row.cells["im_rm"]), row.difference_text) == ("–", "–")
+    assert row.get("ex_minus_im") is None
+    assert (row.get("im_rm"), row.get("difference")) == (None, None)
 
 
 def test_a_cell_that_did_not_learn_is_shown_as_such_and_has_no_difference(store: Store):
@@ -124,9 +127,9 @@ def test_a_cell_that_did_not_learn_is_shown_as_such_and_has_no_difference(store:
     commit_trial(store, explicit, 9, 9)
     commit_trial(store, implicit, 5, 4, accuracy=0.5)
     row = rows_of(store, declaration(explicit, implicit))["domain shift", "llama-64"]
-    assert row.cells["im_rm"].mean is None
-    assert str(row.cells["im_rm"]) == "0.400 not learned"
-    assert row.difference is None
+    assert row.get("im_rm_mean") is None
+    assert row["im_rm"] == "0.400 not learned"
+    assert row.get("ex_minus_im") is None
 
 
 def test_a_seed_that_did_not_learn_is_kept_out_of_the_mean_and_counted(store: Store):
@@ -134,8 +137,8 @@ def test_a_seed_that_did_not_learn_is_kept_out_of_the_mean_and_counted(store: St
     for trial, (right, accuracy) in zip(trials, ((8, 1.0), (10, 1.0), (1, 0.5)), strict=True):
         commit_trial(store, trial, right, 5, accuracy=accuracy)
     row = rows_of(store, declaration(*trials))["in-distribution", "llama-64"]
-    assert row.cells["ex_rm"].mean == pytest.approx(0.9)
-    assert str(row.cells["ex_rm"]).endswith("1 not learned")
+    assert row["ex_rm_mean"] == pytest.approx(0.9)
+    assert row["ex_rm"].endswith("1 not learned")
 
 
 def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: Store):
@@ -151,15 +154,15 @@ def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: 
     for trial, (right, accuracy) in zip(trials, plan.values(), strict=True):
         commit_trial(store, trial, 10, right, accuracy=accuracy)
     row = rows_of(store, declaration(*trials))["domain shift", "mean of 2"]
-    assert row.cells["ex_rm"].mean == pytest.approx(0.9)
-    assert row.cells["im_rm"].mean == pytest.approx(0.7)
-    assert row.difference == pytest.approx(0.2)
+    assert row["ex_rm_mean"] == pytest.approx(0.9)
+    assert row["im_rm_mean"] == pytest.approx(0.7)
+    assert row["ex_minus_im"] == pytest.approx(0.2)
 
 
 def shown(store: Store, declared: Declaration, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """The mean over models in domain shift, as each of the four views says it."""
-    folder, rows, *_ = write_report(declared, store)
-    Console(width=200).print(accuracy_table(rows).terminal(3, 2))
+    folder, _, shown = write_report(declared, store)
+    Console(width=200).print(shown.tables[0].terminal(3, 2))
     texts = {"terminal": capsys.readouterr().out, "summary": (folder / "summary.md").read_text()}
     lines = {
         name: next(line for line in text[text.index("domain shift") :].splitlines() if "mean of" in line)
@@ -168,7 +171,7 @@ def shown(store: Store, declared: Declaration, capsys: pytest.CaptureFixture[str
     written = csv.DictReader(io.StringIO((folder / "tables" / "accuracy.csv").read_text()))
     (in_csv,) = [row for row in written if row["category"] == "domain shift" and "mean" in row["model"]]
     (in_json,) = [
-        row for row in json_rows(rows) if row["category"] == "domain shift" and "mean" in row["model"]
+        row for row in shown.accuracies if row["category"] == "domain shift" and "mean" in row["model"]
     ]
     return {**lines, "csv": str(in_csv), "json": str(in_json)}
 
@@ -182,7 +185,7 @@ def test_a_trial_that_is_missing_enters_no_mean(
         if (trial.model, trial.reward) != ("qwen2-64", "im_rm") and trial.reward != "ex_grm":
             commit_trial(store, trial, 10, 10 if trial.model == "llama-64" else 8)
     row = rows_of(store, declaration(*trials))["domain shift", "mean of 1"]
-    assert (row.cells["ex_rm"].mean, row.cells["im_rm"].mean, row.difference) == (1.0, 1.0, 0.0)
+    assert [row[name] for name in ("ex_rm_mean", "im_rm_mean", "ex_minus_im")] == [1.0, 1.0, 0.0]
     found = shown(store, declaration(*trials), capsys)
     assert not [view for view, text in found.items() if "mean of 1" not in text]
     assert not [view for view, text in found.items() if "0.5" in text]
@@ -193,7 +196,7 @@ def test_a_reward_type_that_was_not_asked_for_has_no_number(store: Store, capsys
     for trial in trials:
         commit_trial(store, trial, 9, 9)
     row = rows_of(store, declaration(*trials))["domain shift", "mean of 2"]
-    assert accuracy_table([row]).texts()[0][-3:] == ("–", "0.900", "–")
+    assert [row.get(name) for name in ("ex_rm", "im_rm", "difference")] == [None, "0.900", None]
     assert not [view for view, text in shown(store, declaration(*trials), capsys).items() if "0.0" in text]
 
 
@@ -209,13 +212,11 @@ def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
         if right is not None:
             commit_trial(store, trial, 10, right)
     rows = rows_of(store, declaration(*trials))
-    assert rows["domain shift", "llama-64"].difference == pytest.approx(0.2)
-    assert accuracy_table([rows["domain shift", "llama-64"]]).texts()[0][-2:] == (
-        "0.800, 1 missing",
-        "+0.200 over 1 seed",
-    )
-    assert rows["domain shift", "mean of 2"].difference == pytest.approx(0.25)
-    assert rows["domain shift", "mean of 2"].cells["ex_rm"].mean == pytest.approx(0.8)
+    assert rows["domain shift", "llama-64"]["ex_minus_im"] == pytest.approx(0.2)
+    assert rows["domain shift", "llama-64"]["im_rm"] == "0.800, 1 missing"
+    assert rows["domain shift", "llama-64"]["difference"] == "+0.200 over 1 seed"
+    assert rows["domain shift", "mean of 2"]["ex_minus_im"] == pytest.approx(0.25)
+    assert rows["domain shift", "mean of 2"]["ex_rm_mean"] == pytest.approx(0.8)
 
 
 def test_a_mean_over_fewer_models_says_so(store: Store):
@@ -228,25 +229,25 @@ def test_a_mean_over_fewer_models_says_so(store: Store):
 
 def test_a_single_model_gets_no_mean_row(store: Store):
     commit_trial(store, record(), 9, 5)
-    assert {row.model for row in table_rows(sweep_results(declaration(record()), store))} == {"llama-64"}
+    assert {model for _, model in rows_of(store, declaration(record()))} == {"llama-64"}
 
 
 def test_rows_stand_by_training_set_and_category(store: Store):
     trials = [record(model=model) for model in ("llama-64", "qwen2-64")]
     for trial in trials:
         commit_trial(store, trial, 9, 5)
-    rows = table_rows(sweep_results(declaration(*trials), store))
-    assert [row.category for row in rows] == ["in-distribution"] * 3 + ["domain shift"] * 3
-    assert [row.model for row in rows[:3]] == ["llama-64", "qwen2-64", "mean of 2"]
+    rows = list(rows_of(store, declaration(*trials)))
+    assert [category for category, _ in rows] == ["in-distribution"] * 3 + ["domain shift"] * 3
+    assert [model for _, model in rows[:3]] == ["llama-64", "qwen2-64", "mean of 2"]
 
 
 def test_the_terminal_and_the_summary_show_the_same_cells(store: Store):
     explicit, implicit = record(), record(reward="im_rm")
     commit_trial(store, explicit, 9, 9)
     commit_trial(store, implicit, 10, 4)
-    folder, rows, *_ = write_report(declaration(explicit, implicit), store)
+    folder, _, shown = write_report(declaration(explicit, implicit), store)
     terminal = io.StringIO()
-    Console(width=200, file=terminal).print(accuracy_table(rows).terminal(3, 2))
+    Console(width=200, file=terminal).print(shown.tables[0].terminal(3, 2))
     shown, written = terminal.getvalue(), (folder / "summary.md").read_text()
     for text in ("0.900", "0.400", "+0.500", "EX−IM", "llama-64", "domain shift"):
         assert text in shown
@@ -255,7 +256,7 @@ def test_the_terminal_and_the_summary_show_the_same_cells(store: Store):
 
 def test_a_complete_sweep_misses_nothing(store: Store):
     commit_trial(store, record(), 9, 5)
-    folder, _, results, _ = write_report(declaration(record()), store)
+    folder, results, _ = write_report(declaration(record()), store)
     summary = (folder / "summary.md").read_text()
     assert "1 of 1 trials complete" in summary
     assert "Missing" not in summary
@@ -283,8 +284,8 @@ def test_the_summary_names_the_trials_that_did_not_learn(store: Store):
 
 
 def test_a_sweep_of_which_nothing_is_there_yet_has_a_report(store: Store):
-    folder, rows, *_ = write_report(declaration(record()), store)
-    assert rows == []
+    folder, _, shown = write_report(declaration(record()), store)
+    assert shown.accuracies == []
     assert "0 of 1 trials complete" in (folder / "summary.md").read_text()
 
 
@@ -342,6 +343,16 @@ def test_trials_parquet_keeps_its_metrics_when_the_first_trial_is_missing(store:
         row["accuracy"] for row in trial_rows(store, declaration(untouched, done)) if row["seed"] == 1
     ]
     assert accuracies == [0.9, 0.5]
+
+
+def test_a_summary_without_intervals_draws_no_bootstrap(store: Store, monkeypatch: pytest.MonkeyPatch):
+    def drawn(*_: object) -> None:
+        raise AssertionError("the bootstrap is drawn")
+
+    monkeypatch.setattr(Resampled, "draw", drawn)
+    for trial in (trials := [record(), record(reward="im_rm")]):
+        commit_trial(store, trial, 9, 5)
+    assert "+0.000" in (write_report(declaration(*trials), store).folder / "summary.md").read_text()
 
 
 def test_a_report_written_again_is_the_same(store: Store):

@@ -224,7 +224,7 @@ def test_a_seed_twice_is_refused():
 @pytest.mark.parametrize("pairs", [0, -1])
 def test_an_empty_draw_is_refused_with_its_flag(pairs: int):
     with pytest.raises(SpecError, match="--max-train-pairs"):
-        selection.draw("--max-train-pairs", pairs, 2000)
+        selection.Limits(max_train_pairs=pairs)
 
 
 def test_flags_override_the_profile():
@@ -306,3 +306,8 @@ def test_auto_is_paper_where_the_gpus_hold_it_and_laptop_elsewhere_and_says_so()
         assert profile is expected
         assert profile.name in why
     assert session.profile_for(Options(profile="paper"), []) == (catalog.PAPER, "")
+
+
+def test_a_packed_file_is_named_without_its_endings(tmp_path: Path):
+    (tmp_path / "Mine.v2.jsonl.gz").touch()
+    assert parse_dataset("Mine.v2.jsonl.gz", "--train-sets").name == "mine.v2"

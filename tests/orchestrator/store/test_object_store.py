@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import moto.settings
 import pytest
 
-from orchestrator.cli.main import execute
+from orchestrator.cli.main import Grid, execute
 from orchestrator.cli.options import Gc, Options, Run, Status
 from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import USAGE
@@ -338,7 +338,7 @@ def test_evicted_weights_free_their_room_and_the_rest_is_read(store, tmp_path, m
 
 def refused(capsys, tmp_path, **options) -> str:
     """What a command says that exits 2, having started nothing."""
-    assert execute(Options(**options), "full_grid", started, tmp_path) == USAGE
+    assert execute(Grid(build=started), Options(**options), tmp_path / "full_grid.py") == USAGE
     said = capsys.readouterr().err
     assert SECRET not in said
     return said

@@ -17,9 +17,8 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 
 from orchestrator.cli.running import StateWriter
-from orchestrator.report.curves import CURVE_POINTS, thinned
 from orchestrator.report.page import said_conclusions, write_full_report
-from orchestrator.report.results import TrialResult, trial_result
+from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned, trial_result
 from orchestrator.report.summary import write_report
 from orchestrator.run.events import Failed
 from orchestrator.store.artifacts import Store

@@ -6,7 +6,7 @@
 All of it is pure functions of pairs.
 """
 
-from trainers.data.audit.findings import VERSION, Audit, Finding, audit_sets, share, token_findings
+from trainers.data.audit.findings import VERSION, Audit, Finding, audit_sets, token_findings
 from trainers.data.audit.overlaps import IndexedPairs, Overlap, overlap
 from trainers.data.audit.sets import AuditSet, Role, SetAudit, audit_set, originals, read_set_audit
 
@@ -24,6 +24,5 @@ __all__ = [
     "originals",
     "overlap",
     "read_set_audit",
-    "share",
     "token_findings",
 ]

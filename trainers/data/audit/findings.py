@@ -36,6 +36,11 @@ class Finding:
     effect: str
 
     @property
+    def row(self) -> tuple[str, ...]:
+        """The finding as a row of FINDINGS."""
+        return self.severity, self.what, self.where, self.number, self.effect
+
+    @property
     def said(self) -> str:
         """The finding as a line."""
         return f"data: {self.what}, {self.where}: {self.number}. {self.effect}"
@@ -248,3 +253,31 @@ def _rewriting(audit: SetAudit) -> _Said:
     else:
         effect = "The tokens are others while the content is the same: a token-level shift, as declared."
         yield "info", what, number, effect
+
+
+# Both as rows of tables.
+
+SETS = (
+    *("set", "role", "pairs", "prompts", "language", "words, median"),
+    *("longer (characters) wins", "95 %", "alike", "cut"),
+)
+FINDINGS = ("severity", "finding", "where", "how much", "what it does to a result")
+
+
+def set_row(item: SetAudit) -> tuple[str, ...]:
+    """Return the row of a set; "longer wins" and its Wilson interval are in characters, "cut" counts chosen / rejected."""
+    codes = (next((code for code in shares if code != UNKNOWN), "–") for shares in item.languages.values())
+    medians = (item.lengths[column]["words"]["median"] for column in ("prompt", "chosen", "rejected"))
+    baseline = item.baselines[0]
+    return (
+        item.name,
+        item.role,
+        str(item.pairs),
+        str(item.prompts),
+        " → ".join(dict.fromkeys(codes)),
+        " / ".join(f"{median:.0f}" for median in medians),
+        share(baseline.longer_wins),
+        f"{share(baseline.low)}–{share(baseline.high)}",
+        f"{item.similarity:.2f}",
+        f"{item.cut['chosen']} / {item.cut['rejected']}",
+    )

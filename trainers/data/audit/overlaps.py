@@ -2,13 +2,15 @@
 
 Equal means equal but for case, white space and compatible characters (Unicode NFKC). Nearly equal means a
 Jaccard similarity of at least 0.8 between the sets of three consecutive words. MinHash finds candidates; the
-sets themselves decide. Texts of under eight words have too few such sets and are never nearly equal.
+sets themselves decide. An index holds a digest and 25 numbers of each text, and asks the pairs for the text of
+a candidate. Texts of under eight words have too few such sets and are never nearly equal.
 """
 
+import hashlib
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,9 +23,11 @@ from trainers.data.texts import LONG
 
 NEAR = 0.8
 SHINGLE_WORDS, MIN_WORDS = 3, 8
-PERMUTATIONS, SEED = 128, 1
-# Bands × rows of the index: texts of similarity 0.8 share a band with probability 0.9999.
+# Bands × minima in each: texts of similarity 0.8 share a band with probability 0.9999.
 _BANDS = (25, 5)
+# Of each hash function, x → (factor · x + term) mod 2⁶⁴ >> 32; and of each minimum in a band, what folds the band into one number.
+_FACTOR, _TERM = np.random.default_rng(1).integers(2**64, size=(2, 125), dtype=np.uint64)
+_FOLD = np.random.default_rng(2).integers(2**64, size=_BANDS[1], dtype=np.uint64)
 _FACTORS = (np.uint32(1), np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B))
 _WORD = re.compile(r"\w+")
 
@@ -40,7 +44,7 @@ def shingles(text: str) -> Shingles:
     words = _WORD.findall(text)
     if len(words) < MIN_WORDS:
         return np.empty(0, np.uint32)
-    codes = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint32, len(words))
+    codes = np.fromiter(map(zlib.crc32, map(str.encode, words)), np.uint32, len(words))
     # The factors are odd and differ, so that the order of the words counts; uint32 wraps around.
     parts = [codes[start : len(words) - SHINGLE_WORDS + 1 + start] for start in range(SHINGLE_WORDS)]
     mixed = sum(part * factor for part, factor in zip(parts, _FACTORS, strict=True))
@@ -63,56 +67,98 @@ class Repeated:
 
 
 class TextIndex:
-    """One column of a set, searchable. What a search needs is computed once, at its first use."""
+    """One column of a set, searchable. `numbers` has a number for each row: equal texts have the same."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
         self.numbers: list[int] = []
-        self.texts: dict[str, int] = {}
-        for text in texts:
-            self.numbers.append(self.texts.setdefault(normalised(text), len(self.texts)))
+        self._known: dict[bytes, int] = {}
+        self._asked: dict[int, Shingles] = {}
+        # The first row of each number.
+        self._rows: list[int] = []
+        for row, text in enumerate(texts):
+            digest = hashlib.blake2b(normalised(text).encode(), digest_size=16).digest()
+            number = self._known.setdefault(digest, len(self._known))
+            self.numbers.append(number)
+            if number == len(self._rows):
+                self._rows.append(row)
+
+    def __len__(self) -> int:
+        """Return how many texts differ."""
+        return len(self._known)
+
+    def _candidate(self, number: int) -> Shingles:
+        """Return the shingles of a text that may be asked for again: prompts of one template are often candidates."""
+        if number not in self._asked:
+            self._asked[number] = self._shingles(number)
+        return self._asked[number]
+
+    def _shingles(self, number: int) -> Shingles:
+        return shingles(normalised(self._texts[self._rows[number]]))
 
     @cached_property
-    def _shingles(self) -> list[Shingles]:
-        return [shingles(text) for text in self.texts]
+    def _bands(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """The numbers of the texts that have shingles, and a number for each of their bands: texts × bands."""
+        found = ((number, _banded(self._shingles(number))) for number in range(len(self)))
+        kept = [(number, bands) for number, bands in found if bands is not None]
+        bands = np.array([bands for _, bands in kept], np.uint64).reshape(-1, _BANDS[0])
+        return np.array([number for number, _ in kept], np.uint32), bands
 
     @cached_property
-    def _hashes(self) -> dict[int, Any]:
-        from datasketch import MinHash  # type: ignore[import-untyped]
-
-        long = [number for number, found in enumerate(self._shingles) if found.size]
-        content = [self._shingles[number].tolist() for number in long]
-        # Shingles are hashes already.
-        sketches = MinHash.bulk(content, num_perm=PERMUTATIONS, seed=SEED, hashfunc=int)
-        return dict(zip(long, sketches, strict=True))
-
-    @cached_property
-    def _lsh(self) -> Any:
-        from datasketch import MinHashLSH
-
-        buckets = MinHashLSH(num_perm=PERMUTATIONS, params=_BANDS)
-        for number, sketch in self._hashes.items():
-            buckets.insert(number, sketch)
-        return buckets
+    def _sorted(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """Of each band, the numbers of the texts in the order of the band, and the band: bands × texts."""
+        numbers, bands = self._bands
+        order = np.argsort(bands.T, axis=1, kind="stable")
+        return numbers[order], np.take_along_axis(bands.T, order, axis=1)
 
     def repeats_of(self, other: "TextIndex") -> Repeated:
         """Return the rows of this column whose text stands in `other`."""
-        exact = {number for text, number in self.texts.items() if text in other.texts}
+        exact = {number for text, number in self._known.items() if text in other._known}
         near = {
             number
-            for number in self._hashes
-            if number not in exact and any(True for _ in self._near(number, other))
+            for number, bands in zip(*self._bands, strict=True)
+            if number not in exact and self._is_near(number, bands, other)
         }
-        return Repeated(exact=self._rows(exact), near=self._rows(near))
+        return Repeated(exact=self._rows_of(exact), near=self._rows_of(near))
 
-    def _near(self, number: int, other: "TextIndex") -> Iterable[int]:
-        return (
-            candidate
-            for candidate in other._lsh.query(self._hashes[number])
-            if jaccard(self._shingles[number], other._shingles[candidate]) >= NEAR
-        )
+    def _is_near(self, number: int, bands: NDArray[np.uint64], other: "TextIndex") -> bool:
+        numbers, columns = other._sorted
+        candidates: set[int] = set()
+        for band, column, value in zip(numbers, columns, bands, strict=True):
+            start = column.searchsorted(value)
+            candidates.update(band[start : column.searchsorted(value, "right")].tolist())
+        if not candidates:
+            return False
+        own = self._shingles(number)
+        return any(jaccard(own, other._candidate(candidate)) >= NEAR for candidate in candidates)
 
-    def _rows(self, numbers: set[int]) -> tuple[int, ...]:
+    def _rows_of(self, numbers: set[int]) -> tuple[int, ...]:
         return tuple(row for row, number in enumerate(self.numbers) if number in numbers)
+
+
+def _banded(found: Shingles) -> NDArray[np.uint64] | None:
+    """Return a number for each band of the MinHash of a text's shingles; None without shingles."""
+    if not found.size:
+        return None
+    hashes = (found[:, None].astype(np.uint64) * _FACTOR + _TERM) >> np.uint64(32)
+    bands: NDArray[np.uint64] = (hashes.min(axis=0).reshape(_BANDS) * _FOLD).sum(axis=1, dtype=np.uint64)
+    return bands
+
+
+class Column(Sequence[str]):
+    """One text of each pair, asked of the pairs when it is needed."""
+
+    def __init__(self, pairs: Sequence[Pair], text: Callable[[Pair], str]) -> None:
+        self._pairs, self._text = pairs, text
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._text(self._pairs[row])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._text, self._pairs)
 
 
 class IndexedPairs:
@@ -120,9 +166,9 @@ class IndexedPairs:
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
-        self.prompts = TextIndex("\n".join(turn.content for turn in pair.prompt) for pair in pairs)
-        self.chosen = TextIndex(pair.chosen for pair in pairs)
-        self.rejected = TextIndex(pair.rejected for pair in pairs)
+        self.prompts = TextIndex(Column(pairs, lambda pair: "\n".join(turn.content for turn in pair.prompt)))
+        self.chosen = TextIndex(Column(pairs, lambda pair: pair.chosen))
+        self.rejected = TextIndex(Column(pairs, lambda pair: pair.rejected))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,8 +136,8 @@ def audit_set(
         role=data.role,
         pairs=len(pairs),
         unreadable=tuple(data.unreadable),
-        prompts=len(index.prompts.texts),
-        repeated_prompts=len(pairs) - len(index.prompts.texts),
+        prompts=len(index.prompts),
+        repeated_prompts=len(pairs) - len(index.prompts),
         repeated_pairs=len(rows) - len(set(rows)),
         identical=sum(chosen == rejected for chosen, rejected in (pair.responses for pair in pairs)),
         contradicted=sum(
@@ -234,6 +234,8 @@ def originals(
     A row may name its original's chosen response. A set that is `declared` a rewriting without naming them
     keeps its originals' prompts: where only one candidate has the prompt, that is the original.
     """
+    if not (declared or any(pair.original_chosen is not None for pair in pairs)):
+        return []
     by_prompt: dict[tuple[Message, ...], list[Pair]] = {}
     for candidate in dict.fromkeys(candidates):
         by_prompt.setdefault(candidate.prompt, []).append(candidate)

@@ -1,0 +1,570 @@
+"""Ten minutes on one GPU: is what rmsweep computes there right, and how fast is it. Random weights, nothing downloaded.
+
+    python -m benchmarks.gpu_check              on a machine with a GPU
+    python -m benchmarks.gpu_check --cpu        every step at a tiny size on the CPU; no figure of it is a speed
+
+Each step is a process of its own and checks its numbers before it measures; the first wrong number ends the command with
+exit code 1. `--out` holds what was found, as JSON, after every step. A step whose packages are missing says so and is left
+out: `kernels` and `head` need torch and transformers only.
+
+Shapes: H query heads, K key heads, N tokens, D width of a head, M response tokens, V vocabulary.
+"""
+
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from trainers.models.attention import pair_attention
+from trainers.models.unembedding import Unembedding
+from trainers.pairs.packing import PairLayout, Span
+
+STEP_TIMEOUT_S = 300
+SEED = 0
+# Tokens of the prompt and of the two responses: UltraFeedback's test pairs have 515 on the mean.
+PAIR = (135, 190, 190)
+# Query heads, key heads, width of a head, soft cap, window: the models of the paper's grid, and the narrowest one built in.
+HEADS: Mapping[str, tuple[int, int, int, float | None, int | None]] = {
+    "Llama-3.2-1B": (32, 8, 64, None, None),
+    "Llama-3.2-3B": (24, 8, 128, None, None),
+    "Llama-3.1-8B": (32, 8, 128, None, None),
+    "Qwen2.5-1.5B": (12, 2, 128, None, None),
+    "Qwen2.5-3B": (16, 2, 128, None, None),
+    "Gemma-2-2B": (8, 4, 256, 50.0, None),
+    "Gemma-2-2B, window": (8, 4, 256, 50.0, 96),
+    "llama-48": (4, 4, 12, None, None),
+}
+# The largest error relative to the largest number that is expected: of one product in this precision, times a few.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Losses of ten steps of fp32 training may differ by this much between devices.
+LOSS_TOLERANCE = 1e-4
+
+
+class WrongNumber(Exception):
+    """A number that was computed differs from what it has to be; the message says which and by how much."""
+
+
+class NotInstalled(Exception):
+    """A package that a step needs is missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Check and measure this machine's GPU."""
+
+    cpu: bool = False
+    """Run every step at a tiny size on the CPU."""
+    out: Path = Path("gpu_check.json")
+    """Where the figures are written after every step."""
+    only: tuple[str, ...] = ()
+    """Steps to run (default: all)."""
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.cpu else "cuda"
+
+
+Figures = dict[str, Any]
+
+
+def versions(check: Check) -> Figures:
+    """Library versions, the card, and which arithmetic torch uses for fp32 products."""
+    names = ("torch", "transformers", "triton", "deepspeed", "ray", "trl", "flash-attn", "liger-kernel")
+    found: Figures = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    found["fp32 products"] = torch.get_float32_matmul_precision()
+    if not check.cpu:
+        card = torch.cuda.get_device_properties(0)
+        found |= {"card": card.name, "gb": card.total_memory / 1e9, "cuda": torch.version.cuda}
+        found["capability"] = f"{card.major}.{card.minor}"
+        if torch.get_float32_matmul_precision() != "highest":
+            raise WrongNumber(
+                "fp32 products are not exact: torch.set_float32_matmul_precision is not 'highest'"
+            )
+    return found
+
+
+def kernels(check: Check) -> Figures:
+    """Attention over packed pairs, values and gradients, against a softmax in fp64."""
+    found: Figures = {
+        f"{name}, {precision}": _kernel(check, name, precision) for name in HEADS for precision in DTYPES
+    }
+    found["graphs compiled"] = _graphs()
+    return found
+
+
+def _kernel(check: Check, name: str, precision: str) -> Figures:
+    heads, key_heads, width, softcap, window = HEADS[name]
+    pairs, lengths = 8, PAIR
+    if check.cpu:
+        pairs, lengths, window = 2, (9, 7, 5), window and 6
+        heads, key_heads = heads // 4, max(1, key_heads // 4)
+    layout = PairLayout(tuple(Span(number * sum(lengths), *lengths) for number in range(pairs)))
+    states = _drawn_states(heads, key_heads, pairs * sum(lengths), width, DTYPES[precision], check.device)
+
+    def packed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output, _ = pair_attention(
+            torch.nn.Module(),
+            query,
+            key,
+            value,
+            None,
+            pair_layout=layout,
+            sliding_window=window,
+            softcap=softcap,
+        )
+        return output.transpose(1, 2)
+
+    def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return _dense(query, key, value, layout, window, softcap)
+
+    dtype = DTYPES[precision]
+    figures = _compared(
+        f"attention of {name} in {precision}",
+        _attended(states, packed, dtype),
+        _attended(states, dense, torch.float64),
+        dtype,
+    )
+    return figures if check.cpu else {**figures, **_measured(lambda: _attended(states, packed, dtype))}
+
+
+def _compared(what: str, found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> Figures:
+    """The largest error relative to the largest number expected. Raises WrongNumber where it is too large."""
+    errors = [
+        float((mine.double() - right.double()).abs().max() / right.double().abs().max())
+        for mine, right in zip(found, expected, strict=True)
+    ]
+    if not max(errors) <= TOLERANCE[dtype]:
+        raise WrongNumber(f"{what}: relative error {max(errors):.1e}")
+    return {"relative error": max(errors)}
+
+
+def _drawn_states(
+    heads: int, key_heads: int, tokens: int, width: int, dtype: torch.dtype, device: str
+) -> list[Tensor]:
+    """Queries, keys and values, [1, H or K, N, D], which have the same values in every precision."""
+    generator = torch.Generator().manual_seed(SEED)
+    shapes = [(1, count, tokens, width) for count in (heads, key_heads, key_heads)]
+    return [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+
+
+def _attended(
+    states: Sequence[Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """The output, [1, H, N, D], and the gradients of queries, keys and values where its gradient is its own index."""
+    leaves = [state.detach().to(dtype).requires_grad_() for state in states]
+    output = attend(*leaves)
+    slope = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=torch.float32)
+    output.backward(slope.view(output.shape).to(dtype))
+    return [output.detach(), *_gradients(*leaves)]
+
+
+def _dense(
+    query: Tensor, key: Tensor, value: Tensor, layout: PairLayout, window: int | None, softcap: float | None
+) -> Tensor:
+    """Attention pair by pair and response by response, as a textbook writes it."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    parts = []
+    for span in layout.spans:
+        prompt = list(range(span.start, span.start + span.prompt))
+        chosen = list(range(span.start + span.prompt, span.rejected_start))
+        rejected = list(range(span.rejected_start, span.end))
+        for row, new in ((prompt + chosen, 0), (prompt + rejected, span.prompt)):
+            at = torch.arange(len(row), device=query.device)
+            seen = at[None, :] <= at[:, None]
+            if window is not None:
+                seen &= at[:, None] - at[None, :] < window
+            scores = query[:, :, row] @ key[:, :, row].transpose(2, 3) / math.sqrt(query.shape[-1])
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
+            parts.append((weights @ value[:, :, row])[:, :, new:])
+    return torch.cat(parts, 2)
+
+
+def _graphs() -> int:
+    """How many graphs torch has compiled in this process; many mean that it compiles anew for every length."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def head(check: Check) -> Figures:
+    """Log-probabilities of tokens without logits of the whole vocabulary, against log_softmax in fp64."""
+    return {precision: _head(check, precision) for precision in DTYPES}
+
+
+def _head(check: Check, precision: str) -> Figures:
+    tokens, width, vocabulary = (24, 16, 500) if check.cpu else (2048, 2048, 128_256)
+    dtype, generator = DTYPES[precision], torch.Generator().manual_seed(SEED)
+    hidden_MD = torch.randn(tokens, width, generator=generator).to(check.device, dtype)
+    target_M = torch.randint(vocabulary, (tokens,), generator=generator).to(check.device)
+    weight_VD = (torch.randn(vocabulary, width, generator=generator) / math.sqrt(width)).to(
+        check.device, dtype
+    )
+    layer = Unembedding(width, vocabulary, bias=False)
+    layer.weight = torch.nn.Parameter(weight_VD)
+
+    def in_blocks() -> list[Tensor]:
+        leaf_MD, layer.weight.grad = hidden_MD.detach().requires_grad_(), None
+        log_prob_M = layer(leaf_MD, target_M)
+        log_prob_M.sum().backward()
+        return [log_prob_M.detach(), *_gradients(leaf_MD, layer.weight)]
+
+    def whole() -> list[Tensor]:
+        leaf_MD, wide_VD = hidden_MD.double().requires_grad_(), weight_VD.double().requires_grad_()
+        log_prob_M = (leaf_MD @ wide_VD.T).log_softmax(-1).gather(1, target_M[:, None])[:, 0]
+        log_prob_M.sum().backward()
+        return [log_prob_M.detach(), *_gradients(leaf_MD, wide_VD)]
+
+    figures = _compared(f"log-probabilities in {precision}", in_blocks(), whole(), dtype)
+    if check.cpu:
+        return figures
+    return {**figures, **_measured(in_blocks), "waits for the card": _synchronisations(in_blocks)}
+
+
+def _gradients(*leaves: Tensor) -> list[Tensor]:
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+def _measured(run: Callable[[], object]) -> Figures:
+    """Median milliseconds of five runs on the card after a first one, and the most memory that they hold."""
+    run()
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - began))
+    return {"ms": statistics.median(times), "peak GB": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def _synchronisations(run: Callable[[], object]) -> int:
+    """How often a run makes the host wait for the card."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(item.message) for item in caught)
+
+
+def training(check: Check) -> Figures:
+    """Ten steps of built-in models by `python -m trainers.train`: on the card as on the CPU, at every ZeRO stage."""
+    _require("deepspeed")
+    found: Figures = {}
+    with _tiny_world(("llama-64", "qwen2-64", "gemma2-64")) as folder:
+        for model in ("llama-64",) if check.cpu else ("llama-64", "qwen2-64", "gemma2-64"):
+            for reward in ("im_rm",) if check.cpu else ("ex_rm", "im_rm"):
+                right = _losses(folder, model, reward, cpu=True)
+                for flags in _layouts(check, model):
+                    losses = _losses(folder, model, reward, *flags, cpu=check.cpu)
+                    error = max(abs(a - b) for a, b in zip(losses, right, strict=True))
+                    name = " ".join((model, reward, *flags))
+                    if not error <= LOSS_TOLERANCE:
+                        raise WrongNumber(f"the losses of {name} differ by {error:.1e} from the CPU's")
+                    found[name] = {"largest difference of a loss": error}
+    return found
+
+
+def _layouts(check: Check, model: str) -> list[tuple[str, ...]]:
+    """The flags of the trainings that have to agree: every ZeRO stage for the first model, one for the others."""
+    if check.cpu:
+        return [("--zero-stage=3", "--checkpointing")]
+    if model != "llama-64":
+        return [("--zero-stage=0",)]
+    return [*((f"--zero-stage={stage}",) for stage in range(4)), ("--zero-stage=3", "--checkpointing")]
+
+
+@contextmanager
+def _tiny_world(models: Sequence[str]) -> Iterator[Path]:
+    """A folder with built-in models, as drawn and not pretrained, and pairs of the tiny world for ten steps."""
+    from trainers.data.sources import read_pairs
+    from trainers.models.tiny import TINY_MODELS, pretrain
+    from trainers.specs import BUILTIN, DatasetSpec
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for model in models:
+            pretrain(replace(TINY_MODELS[model], steps=2), folder / model, lambda row: None)
+        pairs = read_pairs(DatasetSpec(name="tiny_world", source=f"{BUILTIN}tiny_world"), "train")
+        rows = [
+            {"prompt": pair.prompt[0].content, "chosen": pair.chosen, "rejected": pair.rejected}
+            for pair in itertools.islice(pairs, 80)
+        ]
+        (folder / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        yield folder
+
+
+def _losses(folder: Path, model: str, reward: str, *more: str, cpu: bool) -> list[float]:
+    """The losses of ten steps of eight pairs."""
+    from pyarrow import parquet
+
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "trainers.train", "--model", str(folder / model)]
+        command += ["--data", str(folder / "train.jsonl"), "--reward", reward, "--out", f"{out}/trained"]
+        command += ["--effective-batch=8", "--epochs=1", "--lr=1e-4", *more]
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise WrongNumber(f"{' '.join(command[2:])} ended with {done.returncode}: {done.stderr[-2000:]}")
+        return [float(loss) for loss in parquet.read_table(f"{out}/trained/log.parquet")["loss"].to_pylist()]
+
+
+def memory(check: Check) -> Figures:
+    """A step that is too large fails by name, and the same process goes on with one that fits."""
+    from trainers.errors import OutOfMemory
+    from trainers.models.memory import memory_named
+
+    if check.cpu:
+        return {"left out": "a CPU's memory ends by its own rules"}
+    free, total = torch.cuda.mem_get_info()
+    try:
+        with memory_named("too large"):
+            torch.empty(2 * total, dtype=torch.uint8, device="cuda")
+        raise WrongNumber("twice the card's memory was given")
+    except OutOfMemory:
+        pass
+    torch.empty(free // 2, dtype=torch.uint8, device="cuda").zero_()
+    return {"GB": total / 1e9, "GB free": free / 1e9}
+
+
+def sweep(check: Check) -> Figures:
+    """A small sweep on Ray, from reference to report; afterwards no process of theirs holds the card."""
+    _require("ray", "deepspeed", "mlflow")
+    with tempfile.TemporaryDirectory() as storage:
+        command = [sys.executable, "sweeps/full_grid.py", "--profile", "laptop", "--storage", storage]
+        command += [
+            "--models",
+            "llama-64",
+            "--train-sets",
+            "tiny_world",
+            "--max-trials",
+            "1" if check.cpu else "2",
+        ]
+        command += ["--backend", "inline"] if check.cpu else []
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise WrongNumber(
+                f"the sweep ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
+            )
+        found: Figures = {"seconds": time.perf_counter() - began}
+    if not check.cpu:
+        listed = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
+        left = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+        others = [pid for pid in left if int(pid) != os.getpid()]
+        if others:
+            raise WrongNumber(f"processes {', '.join(others)} still hold the card after the sweep")
+    return found
+
+
+def throughput(check: Check) -> Figures:
+    """An optimiser step at the shape of Llama-3.2-1B: ours against the naive recipe and TRL, speed and memory.
+
+    `mfu` is the share of the card's dense peak rate that the operations of the definition take: recomputation and padding
+    do not count. `planned GB` is what `plan` would reserve.
+    """
+    _require("deepspeed")
+    from benchmarks.interleave import OURS, measure, ratio_to_ours
+
+    contenders = (OURS, "naive", *(["trl"] if _is_installed("trl") and not check.cpu else []))
+    precisions = ("fp32",) if check.cpu else ("bf16", "fp32")
+    batch, repetitions = (2, 1) if check.cpu else (8, 5)
+    found: Figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        inputs, shapes = _random_inputs(Path(name), check, batch * (repetitions + 1))
+        for precision in precisions:
+            for kind in ("ex_rm", "im_rm"):
+                jobs = [
+                    replace(inputs.job(one, "train", kind), precision=precision, batch=batch)
+                    for one in contenders
+                ]
+                measured = measure(jobs, repetitions)
+                seconds = {one: turns.seconds() for one, turns in measured.items()}
+                values = [turns.value for turns in measured.values()]
+                # Contenders that compute the same step agree on its loss, within the precision.
+                if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
+                    raise WrongNumber(f"{precision} {kind}: the contenders' losses are {values}")
+                own = statistics.median(seconds[OURS])
+                figures: Figures = {
+                    "pairs/s": batch / own,
+                    "peak GB": max(turn["peak_bytes"] for turn in measured[OURS].turns) / 1e9,
+                    **{f"times {one}": ratio_to_ours(seconds, one) for one in contenders[1:]},
+                    **_planned(shapes, kind, precision, batch, own, check),
+                }
+                found[f"{precision} {kind}"] = figures
+    return found
+
+
+def _random_inputs(folder: Path, check: Check, count: int) -> tuple[Any, Any]:
+    """A model of random weights and pairs of random words, as a benchmark's inputs; and the model's shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks.data import Drawn, Inputs, save
+    from orchestrator.spec.catalog import ARCHITECTURES
+    from trainers.data import worlds
+    from trainers.data.records import Message, Pair
+    from trainers.models.architecture import of_config
+    from trainers.models.tiny import build_tokenizer
+    from trainers.pairs.tokens import tokenize_pairs
+    from trainers.specs import DrawSpec
+
+    shapes = ARCHITECTURES["meta-llama/Llama-3.2-1B"]
+    config = LlamaConfig(
+        vocab_size=512 if check.cpu else shapes.vocabulary,
+        hidden_size=32 if check.cpu else shapes.hidden,
+        intermediate_size=64 if check.cpu else shapes.intermediate,
+        num_hidden_layers=2 if check.cpu else shapes.layers,
+        num_attention_heads=4 if check.cpu else shapes.heads,
+        num_key_value_heads=2 if check.cpu else shapes.key_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    torch.manual_seed(SEED)
+    tokenizer = build_tokenizer()
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    random = np.random.default_rng(SEED)
+
+    def text(tokens: int) -> str:
+        longest = 3 * tokens // 2
+        return " ".join(random.choice(worlds.VOCABULARY, random.integers(tokens // 2, longest)))
+
+    lengths = (9, 7, 5) if check.cpu else PAIR
+    records = [
+        Pair(
+            prompt=(Message(role="user", content=text(lengths[0])),),
+            chosen=text(lengths[1]),
+            rejected=text(lengths[2]),
+        )
+        for _ in range(count)
+    ]
+    pairs, _ = tokenize_pairs(records, tokenizer, DrawSpec(max_pairs=count, seed=SEED))
+    (folder / "pairs").mkdir()
+    save(Drawn(pairs=pairs, records=[records[pair.index] for pair in pairs]), folder / "pairs")
+    found = of_config(config.to_dict())
+    return Inputs(model=folder / "model", folder=folder / "pairs", count=count), found
+
+
+def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, check: Check) -> Figures:
+    """The share of the card's peak rate that a step of that many seconds used, and the memory that `plan` expects."""
+    from orchestrator.plan.durations import BACKWARD, forward_flops, unembedding_flops
+    from orchestrator.plan.hardware import listed_kind
+    from orchestrator.plan.memory import PairTokens, Training, footprint
+    from trainers.rewards import RewardSpec
+    from trainers.specs import OptimSpec, Placement
+
+    if check.cpu:
+        return {}
+    pair = PairTokens(prompt=PAIR[0], chosen=PAIR[1], rejected=PAIR[2])
+    training = Training(
+        architecture=shapes,
+        reward=RewardSpec(kind=kind, beta=0.01 if kind == "im_rm" else None),
+        optim=OptimSpec(),
+        precision=precision,
+        pair=pair,
+    )
+    flops = (1 + BACKWARD) * batch * (forward_flops(training, pair) + unembedding_flops(training, pair))
+    placement = Placement(device="cuda", zero_stage=0, micro_batch=batch, accumulation=1)
+    figures: Figures = {"planned GB": footprint(training, placement).total, "TFLOP/s": flops / step_s / 1e12}
+    card = listed_kind(torch.cuda.get_device_name(0))
+    if card is not None:
+        peak = card.bf16_tflops if precision == "bf16" else card.fp32_tflops
+        figures["mfu"] = figures["TFLOP/s"] / peak
+    return figures
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        if not _is_installed(package):
+            raise NotInstalled(f"{package} is not installed")
+
+
+STEPS: Mapping[str, Callable[[Check], Figures]] = {
+    step.__name__: step for step in (versions, kernels, head, training, memory, sweep, throughput)
+}
+
+
+def main(check: Check) -> None:
+    """Run the steps, each in a process of its own; write what was found after each."""
+    if not check.cpu and not torch.cuda.is_available():
+        sys.exit("no GPU is here; `--cpu` runs every step at a tiny size on the CPU.")
+    unknown = [name for name in check.only if name not in STEPS]
+    if unknown:
+        sys.exit(f"no step {', '.join(unknown)}; there are {', '.join(STEPS)}.")
+    found: Figures = {"date": time.strftime("%Y-%m-%d"), "device": check.device}
+    for name in check.only or STEPS:
+        began = time.perf_counter()
+        done = _in_a_process(check, name)
+        found[name] = {**done, "seconds": round(time.perf_counter() - began, 1)}
+        check.out.write_text(json.dumps(found, indent=1))
+        print(f"{name}: {done.get('wrong') or done.get('left out') or 'right'}", flush=True)
+        if "wrong" in done:
+            sys.exit(1)
+
+
+def _in_a_process(check: Check, name: str) -> Figures:
+    """Run one step in a fresh process, so that it finds an empty card, and return its figures."""
+    code = "import sys; from benchmarks.gpu_check import one_step; one_step(sys.argv[1], sys.argv[2])"
+    command = [sys.executable, "-c", code, name, check.device]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"wrong": f"it took more than {STEP_TIMEOUT_S} s"}
+    if done.returncode:
+        return {"wrong": f"it ended with {done.returncode}: {done.stderr[-2000:]}"}
+    answer: Figures = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def one_step(name: str, device: str) -> None:
+    """Run a step, and print its figures as the last line."""
+    check = Check(cpu=device == "cpu")
+    try:
+        answer = STEPS[name](check)
+    except WrongNumber as error:
+        answer = {"wrong": str(error)}
+    except NotInstalled as error:
+        answer = {"left out": str(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Check))

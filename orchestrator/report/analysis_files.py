@@ -1,0 +1,69 @@
+"""The files of an analysis: results.json, its rows as parquet, summary.md with tables, figures."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from orchestrator.report.house_style import panels, points, write_figure
+from orchestrator.report.tables import Table, write_summary
+from orchestrator.store.artifacts import Attempt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_analysis(
+    attempt: Attempt,
+    title: str,
+    paragraphs: Sequence[str],
+    tables: Sequence[Table] = (),
+    *,
+    results: Mapping[str, Any],
+    rows: Mapping[str, Rows] | None = None,
+    figures: Mapping[str, Callable[[], Any]] | None = None,
+) -> None:
+    """Write what an analysis has found into its folder, and `results` into its manifest as well.
+
+    `results` may hold dataclasses, such as estimates. `rows` and `figures` are by the name of their file; a figure is what its
+    function draws, None where there is nothing to draw.
+    """
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=asdict)
+    (attempt.directory / "results.json").write_text(text)
+    attempt.info.update(results=json.loads(text))
+    for name, found in (rows or {}).items():
+        parquet.write_table(pa.Table.from_pylist(list(found)), attempt.directory / f"{name}.parquet")
+    write_summary(attempt.directory, title, paragraphs, tables)
+    for name, draw in (figures or {}).items():
+        write_figure(attempt.directory, name, draw)
+
+
+def draw_lines(
+    rows: Rows, panel: Sequence[str], at: str, value: str, *, columns: int, width: float, height: float
+) -> "tuple[Figure, dict[tuple[str, ...], Axes]]":
+    """Draw a panel for each value of the columns `panel`, in it a line of estimates for each reward type.
+
+    Returns the figure, which has no legend yet, and the axes by the value of their panel.
+    """
+
+    def place(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(row[name] for name in panel)
+
+    places = list(dict.fromkeys(map(place, rows)))
+    kinds = list(dict.fromkeys(row["reward"] for row in rows))
+    figure, axes = panels(-(-len(places) // columns), columns, width, height)
+    found = dict(zip(places, axes, strict=True))
+    for here, axis in found.items():
+        for kind in kinds:
+            line = [row for row in rows if (place(row), row["reward"]) == (here, kind)]
+            points(axis, [row[at] for row in line], [row[value] for row in line], kind, kinds)
+        axis.set_title(" · ".join(here[-2:]))
+        axis.set_ylim(-0.05, 1.05)
+    axes[0].set_ylabel("accuracy")
+    return figure, found

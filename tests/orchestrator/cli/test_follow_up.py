@@ -1,0 +1,86 @@
+"""Which analyses follow a sweep at once, and which wait for what they read. Nothing is trained."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.cli.analyses import run_follow_up, with_analyses
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import Session
+from orchestrator.spec.declaration import declare
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.stages import AnalyseStage
+from orchestrator.spec.trials import Sweep
+from orchestrator.store.artifacts import Store
+from orchestrator.store.gc import evict
+from orchestrator.store.records import SweepState, TrialNote, write_state
+from tests.orchestrator.sweep_samples import trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """None."""
+
+
+def compute(stage, inputs, attempt) -> None:
+    (attempt.directory / "summary.md").write_text(inputs.name)
+
+
+def follow(store: Store, *, loads_weights: bool = False) -> bool:
+    """Whether the analysis of the trial's training was computed."""
+    resolved = resolve(Sweep(name="demo", trials=(trial(),)), store)
+
+    def analyses(plans) -> list[AnalyseStage]:
+        reads = tuple(plan.train for plan in plans)
+        asked = {"compute": compute, "parameters": Parameters(), "loads_weights": loads_weights}
+        return [AnalyseStage(analysis="how far", version=1, reads=reads, **asked)]
+
+    session = Session(
+        options=Options(),
+        sweep_name="demo",
+        store=store,
+        tracking_uri="",
+        folder=Path(),
+        console=Console(),
+        follow_up=analyses,
+    )
+    declaration = with_analyses(declare(resolved), session, resolved.plans)
+    computed = run_follow_up(session, declaration, resolved.plans)
+    (stage,) = analyses(resolved.plans)
+    assert store.complete("analyse", stage.key) == computed
+    return computed
+
+
+@pytest.fixture
+def training(store: Store) -> str:
+    """Key of the trial's training."""
+    return resolve(Sweep(name="demo", trials=(trial(),)), store).plans[0].train.key
+
+
+def train(store: Store, key: str) -> None:
+    with store.write("train", key) as attempt:
+        (attempt.directory / "model").mkdir()
+        (attempt.directory / "model" / "model.safetensors").write_bytes(b"weights")
+
+
+def test_an_analysis_waits_for_the_training_that_it_reads(store: Store, training: str):
+    assert not follow(store)
+    train(store, training)
+    assert follow(store)
+
+
+def test_an_analysis_that_loads_weights_does_not_follow_once_they_are_evicted(store: Store, training: str):
+    train(store, training)
+    assert evict(store, training) > 0
+    assert not follow(store, loads_weights=True)
+    assert follow(store)
+
+
+def test_an_analysis_goes_on_without_a_training_that_failed_for_good(store: Store, training: str):
+    note = TrialNote(state="failed", cause="OutOfMemory")
+    write_state("demo", store, SweepState(trials={training: note}))
+    assert not follow(store)
+    write_state("demo", store, SweepState(trials={training: dataclasses.replace(note, cause="Diverged")}))
+    assert follow(store)
