@@ -7,6 +7,7 @@ can be computed again.
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
@@ -18,6 +19,9 @@ from orchestrator.store.leases import Leases
 from orchestrator.store.records import declared_sweeps, read_declaration, unscored
 from trainers.errors import Damaged, SpecError, StorageError, Unreachable, nearest
 from trainers.storage import DRAFT, Location, ObjectPath, matching, remove_tree, replace
+
+# Longer than a living driver takes for a note.
+DRAFT_S = 2.0
 
 KeepWeights = Literal["all", "best", "none"]
 
@@ -180,10 +184,13 @@ def clear_up(store: Store, sweep: str, leases: Leases | None = None) -> None:
         store.local_sweep_dir(sweep),
         *(store.local / name for name in ("sources", "audits", "leases", "drivers")),
     )
-    left: list[Location] = [draft for folder in notes for draft in folder.rglob(f"{DRAFT}*")]
+    drafts = [draft for folder in notes for draft in folder.rglob(f"{DRAFT}*")]
     # MLflow's database, as long as it is made.
-    left += store.local.glob(f"{DRAFT}*")
+    left: list[Location] = [*drafts, *store.local.glob(f"{DRAFT}*")]
     left += [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
+    if drafts and not leases.others():
+        # Drivers write notes before they say that they are here: a draft of one that comes is none any more by then.
+        time.sleep(DRAFT_S)
     for path in () if leases.others() else left:
         # What cannot be removed hinders nobody, and gc says why.
         with contextlib.suppress(StorageError):

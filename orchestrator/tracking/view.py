@@ -92,11 +92,10 @@ def _points(result: TrialResult) -> Iterator[Point]:
         yield Point(name, accuracy, _milliseconds(finished), 0)
 
 
-def _curve_points(rows: Rows) -> Iterator[Point]:
-    for row in rows:
-        for name in CURVES:
-            if math.isfinite(row[name]):
-                yield Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
+def _curve_points(row: Mapping[str, Any]) -> Iterator[Point]:
+    for name in CURVES:
+        if math.isfinite(row[name]):
+            yield Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
 
 
 def trial_mark(result: TrialState, status: str) -> str:
@@ -186,7 +185,8 @@ class View:
     def log_rows(self, key: str, rows: Rows) -> bool:
         """Log rows of a trial's training; False where the trial has no run yet."""
         if key in self._runs:
-            self._log_batch(self._runs[key], rows)
+            run = self._runs[key]
+            self._log_batch(run, self._curve(run, rows), {}, {})
         return key in self._runs
 
     def log_trial(self, result: TrialState, status: str, live: Rows = (), *, check: bool = False) -> None:
@@ -207,8 +207,9 @@ class View:
             whole = self._has_files(run, {_CONFIG, _SCORES})
         # Of a training that goes on, another driver may have left more in its checkpoint.
         rows = live if whole and result.trained else [*curve_rows(self._store, trial.key), *live]
+        points = self._curve(run, rows)
         if whole:
-            self._log_batch(run, rows)
+            self._log_batch(run, points, {}, {})
         else:
             self._set_status(run, "RUNNING")
             self._client.log_inputs(run.info.run_id, _inputs(trial))
@@ -219,7 +220,7 @@ class View:
             parameters = {name: known[name] for name in known.keys() - OUTSIDE_KEY - run.data.params.keys()}
             # What says that the run is whole comes last.
             (scored,) = with_scores([result], self._store)
-            self._log_batch(run, rows, final_points(scored), parameters, {**tags, MARK_TAG: mark})
+            self._log_batch(run, [*points, *final_points(scored)], parameters, {**tags, MARK_TAG: mark})
         if result.complete:
             self._set_status(run, "FINISHED", result.finished)
         else:
@@ -259,37 +260,38 @@ class View:
             parquet.write_table(all_scores(result, self._store), Path(folder) / _SCORES)
             self._client.log_artifacts(run.info.run_id, folder)
 
-    def _log_batch(
-        self,
-        run: Any,
-        rows: Rows,
-        points: Sequence[Point] = (),
-        parameters: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
-        """Log the rows whose steps the run lacks, and the rest, in as few requests as there can be."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        id = run.info.run_id
-        if id not in self._steps:
+    def _curve(self, run: Any, rows: Rows) -> list[Point]:
+        """Return the points of the rows whose steps the run lacks; each is returned once."""
+        id, points = run.info.run_id, list[Point]()
+        if rows and id not in self._steps:
             # A step that a resumed training has done again, at another time, is in the curve already.
             shown = "train/loss" in run.data.metrics
             history = self._client.get_metric_history(id, "train/loss") if shown else ()
             self._steps[id] = {point.step for point in history}
-        new = {step: row for row in reversed(rows) if (step := int(row["step"])) not in self._steps[id]}
-        metrics = [Metric(*point) for point in (*_curve_points([*new.values()]), *points)]
+        for row in rows:
+            if (step := int(row["step"])) not in self._steps[id]:
+                self._steps[id].add(step)
+                points += _curve_points(row)
+        return points
+
+    def _log_batch(
+        self, run: Any, points: Sequence[Point], parameters: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Log it all in as few requests as there can be, the tags with the last of the points."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(*point) for point in points]
         while len(metrics) > _BATCH:
-            self._client.log_batch(id, metrics=metrics[:_BATCH])
+            self._client.log_batch(run.info.run_id, metrics=metrics[:_BATCH])
             metrics = metrics[_BATCH:]
         if metrics or tags:
             self._client.log_batch(
-                id,
+                run.info.run_id,
                 metrics=metrics,
-                params=[Param(*item) for item in (parameters or {}).items()],
-                tags=[RunTag(*item) for item in (tags or {}).items()],
+                params=[Param(*item) for item in parameters.items()],
+                tags=[RunTag(*item) for item in tags.items()],
             )
-        self._steps[id] |= new.keys()
-        run.data.tags.update(tags or {})
+        run.data.tags.update(tags)
 
 
 def _inputs(trial: TrialRecord) -> list[Any]:

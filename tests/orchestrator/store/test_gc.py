@@ -45,6 +45,7 @@ from tests.orchestrator.sweep_samples import (
 from trainers.errors import SpecError, StorageError
 from trainers.models.tiny import TINY_MODELS
 from trainers.specs import DatasetSpec
+from trainers.storage import DRAFT
 
 WEIGHTS = b"w" * 1000
 SETS = (TINY_WORLD, HAMILTONIAN, PARAPHRASE)
@@ -313,6 +314,21 @@ def test_what_a_live_driver_may_be_writing_stays(store: Store):
         assert (store.root / item.path).exists() == (
             item not in removed or attempt.is_relative_to(store.root / item.path)
         )
+
+
+def test_a_draft_of_a_driver_that_comes_is_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """It reads and notes its data before it says that it is here."""
+    folder = store.root / "audits"
+    folder.mkdir(parents=True)
+    for name in ("killed", "coming"):
+        (folder / f"{DRAFT}{name}").write_text("{}")
+
+    def comes(seconds: float) -> None:
+        (folder / f"{DRAFT}coming").replace(folder / "note.json")
+
+    monkeypatch.setattr(gc.time, "sleep", comes)
+    gc.clear_up(store, "demo")
+    assert [file.name for file in folder.iterdir()] == ["note.json"]
 
 
 def interrupted(*_: Any, **__: Any) -> None:
