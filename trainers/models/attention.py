@@ -303,11 +303,9 @@ def compiled_flex(backend: str | Callable[..., Any] = "inductor", graphs: int = 
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    kernel = torch.compile(
-        flex_attention, backend=backend, fullgraph=True, dynamic=True, recompile_limit=graphs
-    )
+    kernel = torch.compile(flex_attention, backend=backend, fullgraph=True, dynamic=True)
     # A soft-cap would else be a symbol, which the graph of its gradients does not have.
-    fused: Kernel = config.patch(specialize_float=True)(kernel)
+    fused: Kernel = config.patch(specialize_float=True, recompile_limit=graphs)(kernel)
     return fused
 
 
