@@ -8,7 +8,11 @@ Interfaces of libraries that this package uses though they are private:
       deepspeed.comm.torch.build_shm_op      replaced: it would compile an op for 45-100 s that gloo does without (engine)
       deepspeed.comm.comm.cdb                reset: else the next training of a reused process finds the last one's (engine)
       parameter.ds_id, parameter.ds_numel    whether ZeRO-3 has partitioned a parameter, and its whole size (saving, checkpoints)
+      data_types.grad_accum_dtype            with bf16 it chooses BF16_Optimizer at ZeRO-1, which the memory model counts (engine)
+    torch 2.13
+      torch._dynamo.config.specialize_float  a soft-cap is a constant of FlexAttention's graphs (attention)
     transformers 5.23
+      masking_utils.causal_mask_function     recognised, so that plain causal attention takes the fast kernel (attention)
       config._attn_implementation            no public name for the attention that a model runs with (layouts)
       model._supports_attention_backend      whether a model's attention can be replaced at all (layouts)
       layer._gradient_checkpointing_func     wrapped, so that a recomputed layer stays in evaluation mode (engine)

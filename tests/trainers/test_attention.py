@@ -9,6 +9,11 @@ import torch
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sliding_window_causal_mask_function,
+)
 
 from orchestrator.spec.catalog import ARCHITECTURES
 from tests.trainers.architectures import SPECS, load_architecture, random_pairs, save_architecture
@@ -28,6 +33,13 @@ SCALE = 0.3
 
 # One block of tokens, then several, of which some are seen as a whole.
 SHORT, LONG = ((5, 3, 4), (40, 30, 20)), ((150, 60, 50), (1, 1, 1), (20, 0, 30))
+
+
+def rule_of(window):
+    """What transformers gives a layer with that window, or without one."""
+    if window is None:
+        return attention._rule_of_layer(mask_function=causal_mask_function)
+    return attention._rule_of_layer(mask_function=sliding_window_causal_mask_function(window))
 
 
 def layout(parts=LENGTHS):
@@ -62,17 +74,29 @@ def by_hand(window):
 
 def dense_mask(window):
     size = layout().spans[-1].end
-    may_see = attention.visible(layout(), window, torch.device("cpu"))
+    may_see = attention.visible(layout(), rule_of(window), torch.device("cpu"))
     zero = torch.tensor(0)
     return may_see(zero, zero, torch.arange(size)[:, None], torch.arange(size)[None])
 
 
-def dense_attention(query, key, value, seen, softcap):
+def same_chunk(size):
+    places = []
+    for span in layout().spans:
+        places += [*range(span.prompt + span.chosen), *range(span.prompt, span.prompt + span.rejected)]
+    chunk = torch.tensor(places) // size
+    return chunk[:, None] == chunk
+
+
+def dense_attention(query, key, value, seen, softcap, sinks=None):
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     scores = SCALE * query @ key.transpose(2, 3)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return scores.masked_fill(~seen, -math.inf).softmax(-1) @ value
+    scores = scores.masked_fill(~seen, -math.inf)
+    if sinks is None:
+        return scores.softmax(-1) @ value
+    sink = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ value
 
 
 @pytest.mark.parametrize("window", [None, 3, 100])
@@ -86,7 +110,7 @@ def test_what_a_token_may_see(window):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_is_a_softmax_over_what_is_visible(kernel, key_heads, window, softcap):
     query, key, value = states(key_heads=key_heads)
-    found = KERNELS[kernel](query, key, value, layout(), SCALE, window, softcap)
+    found = KERNELS[kernel](query, key, value, layout(), SCALE, rule_of(window), softcap)
     expected = dense_attention(query, key, value, by_hand(window), softcap)
     assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
 
@@ -96,7 +120,7 @@ def test_a_kernel_is_a_softmax_over_what_is_visible(kernel, key_heads, window, s
 def test_pairwise_attention_and_its_gradients_in_float64(window, softcap):
     ours = [x.requires_grad_() for x in states(torch.float64)]
     theirs = [x.requires_grad_() for x in states(torch.float64)]
-    found = attention._pairwise_attention(*ours, layout(), SCALE, window, softcap)
+    found = attention._pairwise_attention(*ours, layout(), SCALE, rule_of(window), softcap)
     expected = dense_attention(*theirs, by_hand(window), softcap).transpose(1, 2)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
     found.square().sum().backward()
@@ -105,30 +129,51 @@ def test_pairwise_attention_and_its_gradients_in_float64(window, softcap):
         assert torch.allclose(left.grad, right.grad, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_sink_takes_its_share_of_each_softmax(kernel, window, softcap):
+    query, key, value = states()
+    sinks = torch.tensor([-1.0, 0.0, 0.5, 3.0])
+    found = KERNELS[kernel](query, key, value, layout(), SCALE, rule_of(window), softcap, sinks)
+    # A sink is a key that all see, and whose value is nothing.
+    expected = dense_attention(query, key, value, by_hand(window), softcap, sinks)
+    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_chunks_go_by_positions_in_a_pair(kernel):
+    query, key, value = states()
+    rule = attention._rule_of_layer(mask_function=chunked_causal_mask_function(4, torch.zeros(1).long()))
+    found = KERNELS[kernel](query, key, value, layout(), SCALE, rule)
+    expected = dense_attention(query, key, value, by_hand(None) & same_chunk(4), None)
+    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_layers_of_different_windows_share_a_layout(kernel):
     query, key, value = states()
-    shared = layout()
+    shared, rules = layout(), {window: rule_of(window) for window in (None, 3)}
     for window in (None, 3, None, 3):
-        found = KERNELS[kernel](query, key, value, shared, SCALE, window, None)
+        found = KERNELS[kernel](query, key, value, shared, SCALE, rules[window], None)
         expected = dense_attention(query, key, value, by_hand(window), None)
         assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
 
 
 def test_a_mask_is_made_once_for_all_layers():
-    shared = layout()
+    shared, rule = layout(), rule_of(3)
     query, key, value = states()
-    attention._pairwise_attention(query, key, value, shared, SCALE, 3, None)
+    attention._pairwise_attention(query, key, value, shared, SCALE, rule, None)
     first = dict(shared.masks)
-    attention._pairwise_attention(query, key, value, shared, SCALE, 3, None)
+    attention._pairwise_attention(query, key, value, shared, SCALE, rule, None)
     assert first
     assert all(shared.masks[name] is mask for name, mask in first.items())
 
 
 def test_the_default_scale_is_that_of_the_head_width():
     query, key, value = states()
-    found, _ = attention.pair_attention(None, query, key, value, None, pair_layout=layout())
-    expected = attention._pairwise_attention(query, key, value, layout(), WIDTH**-0.5, None, None)
+    found, _ = attention.pair_attention(None, query, key, value, rule_of(None), pair_layout=layout())
+    expected = attention._pairwise_attention(query, key, value, layout(), WIDTH**-0.5, rule_of(None))
     assert torch.equal(found, expected)
 
 
@@ -136,7 +181,7 @@ def test_the_default_scale_is_that_of_the_head_width():
 @pytest.mark.parametrize("parts", [SHORT, LONG, (*LONG, (300, 150, 100)), ((64, 32, 32), (128, 64, 64))])
 def test_a_block_mask_is_the_one_that_torch_makes_of_all_tokens_at_once(parts, window):
     cpu = torch.device("cpu")
-    may_see = attention.visible(layout(parts), window, cpu)
+    may_see = attention.visible(layout(parts), rule_of(window), cpu)
     found = attention.block_mask(layout(parts), may_see, cpu)
     size = layout(parts).spans[-1].end
     expected = create_block_mask(may_see, None, None, size, size, device="cpu")
@@ -159,7 +204,7 @@ def values_and_gradients(attend, parts, shape, window, softcap, *, gradients):
         for heads in (query_heads, key_heads, key_heads)
     ]
     with torch.set_grad_enabled(gradients):
-        found = attend(*given, layout(parts), width**-0.5, window, softcap)
+        found = attend(*given, layout(parts), width**-0.5, rule_of(window), softcap)
     if not gradients:
         return [found]
     slope = torch.randn(found.shape, generator=generator)
@@ -232,17 +277,17 @@ def test_what_flex_does_not_take_goes_pair_by_pair(monkeypatch, width):
     monkeypatch.setattr(attention, "_pairwise_attention", lambda *arguments: "pairwise")
     size = layout().spans[-1].end
     query = key = value = torch.zeros(1, 1, size, width)
-    found, _ = attention.pair_attention(None, query, key, value, None, pair_layout=layout())
+    found, _ = attention.pair_attention(None, query, key, value, rule_of(None), pair_layout=layout())
     assert found == ("flex" if width == 16 else "pairwise")
 
 
 @pytest.mark.parametrize(
     ("what", "mask", "named"),
     [
-        ("s_aux", None, {"s_aux": torch.zeros(HEADS)}),
-        ("position_bias", None, {"position_bias": torch.zeros(1)}),
-        ("is_causal", None, {"is_causal": False}),
+        ("position_bias", rule_of(None), {"position_bias": torch.zeros(1)}),
+        ("is_causal", rule_of(None), {"is_causal": False}),
         ("a mask", torch.zeros(1), {}),
+        ("a mask", None, {}),
     ],
 )
 def test_what_attention_would_have_to_ignore_is_refused(what, mask, named):

@@ -8,6 +8,7 @@ import logging
 import pytest
 import torch
 from transformers import CohereConfig, CohereForCausalLM
+from transformers.masking_utils import causal_mask_function
 
 from tests.trainers import naive
 from tests.trainers.architectures import (
@@ -214,9 +215,10 @@ def deaf_attention(*states, pair_layout=None, **options):
     return attended.transpose(1, 2), None
 
 
-def windowless_attention(*states, sliding_window=None, pair_attention=attention.pair_attention, **options):
-    """As of a model whose window is a mask's, which packed pairs are not given."""
-    return pair_attention(*states, **options)
+def windowless_attention(module, query, key, value, rule, pair_attention=attention.pair_attention, **options):
+    """As of a model whose layers do not get their own mask."""
+    everything = attention.MaskRule(causal_mask_function, causal=True)
+    return pair_attention(module, query, key, value, everything, **options)
 
 
 def refusing_attention(*states, **options):

@@ -14,6 +14,7 @@ Shapes: H query heads, K key heads, N tokens of the batch, Q queries, S keys, D 
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -25,8 +26,10 @@ from trainers.pairs.packing import CHOSEN, PROMPT, REJECTED, MicroBatch, PairLay
 
 PACKED_PAIRS = "packed_pairs"
 Kernel = Callable[..., Tensor]
-# What models hand to any attention and what changes nothing here: positions are the layout's, and nothing drops out.
-_WITHOUT_EFFECT = ("dropout", "output_attentions", "position_ids", "use_cache")
+MayPosition = Callable[[Any, Any, Tensor, Tensor], Tensor]
+# What models hand to any attention and what changes nothing here: positions are the layout's, a window is in the rule
+# of its layer as well, and nothing drops out.
+_WITHOUT_EFFECT = ("dropout", "output_attentions", "position_ids", "sliding_window", "use_cache")
 
 # The least width of a head that FlexAttention's kernel for GPUs takes, and the tokens of a block of its masks.
 _FLEX_WIDTH, _FLEX_BLOCK = 16, 128
@@ -41,10 +44,14 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
         # Padding stands at a row's last position, so that it makes no row longer.
         position_ids_BT = batch.attention_mask_BT.cumsum(1) - 1
+    mask_BT = batch.attention_mask_BT
+    if batch.layout is not None:
+        # Without a mask, positions that restart would be taken for rows that may not see each other.
+        mask_BT = torch.ones_like(batch.input_ids_BT)
     output = model.base_model(
         input_ids=batch.input_ids_BT,
         position_ids=position_ids_BT,
-        attention_mask=batch.attention_mask_BT,
+        attention_mask=mask_BT,
         use_cache=False,
         **layout,
     )
@@ -52,11 +59,29 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     return hidden_BTD.flatten(0, 1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskRule:
+    """What a layer may see, as transformers says it: (batch, head, query's position, key's position) → is it visible.
+
+    `causal` is whether that is everything up to the query itself.
+    """
+
+    may_see: MayPosition
+    causal: bool = False
+
+
 def register() -> None:
-    """Make `attn_implementation="packed_pairs"` known to transformers. It gets no mask: the layout says it all."""
-    from transformers import AttentionInterface
+    """Make `attn_implementation="packed_pairs"` known to transformers, which gives each layer its rule as its mask."""
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(PACKED_PAIRS, pair_attention)
+    AttentionMaskInterface.register(PACKED_PAIRS, _rule_of_layer)
+
+
+def _rule_of_layer(*, mask_function: MayPosition, **others: Any) -> MaskRule:
+    from transformers.masking_utils import causal_mask_function
+
+    return MaskRule(mask_function, mask_function is causal_mask_function)
 
 
 def pair_attention(
@@ -64,27 +89,28 @@ def pair_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: MaskRule | Tensor | None,
     *,
     pair_layout: PairLayout | None = None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """[1, H, N, D] queries over [1, K, N, D] keys and values → [1, N, H, D], contiguous. No dropout.
 
-    Raises ValueError for what it would have to ignore.
+    `s_aux` is the score of each head's sink: what its softmax may spend on nothing. Raises ValueError for what it would
+    have to ignore.
     """
     if pair_layout is None:
         raise ValueError("packed_pairs attention was called without pair_layout")
     unknown = [name for name, value in others.items() if value is not None and name not in _WITHOUT_EFFECT]
-    if unknown or attention_mask is not None:
+    if unknown or not isinstance(attention_mask, MaskRule):
         raise ValueError(f"packed_pairs attention does not know {', '.join(unknown) or 'a mask'}")
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     fused = fits_flex(query.device.type, min(query.shape[-1], value.shape[-1]), query.dtype)
     attend = _flex_attention if fused else _pairwise_attention
-    return attend(query, key, value, pair_layout, scale, sliding_window, softcap), None
+    return attend(query, key, value, pair_layout, scale, attention_mask, softcap, s_aux), None
 
 
 def fits_flex(device: str, width: int, dtype: torch.dtype) -> bool:
@@ -98,22 +124,25 @@ def _pairwise_attention(
     value: Tensor,
     layout: PairLayout,
     scale: float,
-    window: int | None,
-    softcap: float | None,
+    rule: MaskRule,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    kernel: Kernel = _fused if softcap is None else functools.partial(_softcapped, softcap=softcap)
+    kernel: Kernel = _fused
+    if softcap is not None or sinks is not None:
+        kernel = functools.partial(_unfused, softcap=softcap, sinks=sinks)
     # Split at once, not sliced one by one: the gradient of each slice would be as long as the whole row.
     halves = [length for span in layout.spans for length in (span.prompt + span.chosen, span.rejected)]
     queries, keys, values = (states.split(halves, 2) for states in (query, key, value))
     outputs = []
     for number, span in enumerate(layout.spans):
         chosen, rejected = 2 * number, 2 * number + 1
-        mask = _suffix_mask(layout, 0, span.prompt + span.chosen, window, query)
+        mask = _suffix_mask(layout, 0, span.prompt + span.chosen, rule, query)
         outputs.append(kernel(queries[chosen], keys[chosen], values[chosen], mask, scale=scale))
-        mask = _suffix_mask(layout, span.prompt, span.rejected, window, query)
+        mask = _suffix_mask(layout, span.prompt, span.rejected, rule, query)
         seen_keys, seen_values = (
             torch.cat([states[chosen][:, :, : span.prompt], states[rejected]], 2) for states in (keys, values)
         )
@@ -123,26 +152,27 @@ def _pairwise_attention(
 
 
 def _suffix_mask(
-    layout: PairLayout, before: int, queries: int, window: int | None, like: Tensor
+    layout: PairLayout, before: int, queries: int, rule: MaskRule, like: Tensor
 ) -> Tensor | None:
     """Return the additive [Q, S] mask of the last Q of S = before + Q tokens; None for plain causal attention."""
-    keys = before + queries
-    if window is not None and window >= keys:
-        window = None
-    if before == 0 and window is None:
+    if rule.causal and before == 0:
         return None
-    name = (before, queries, window, like.dtype)
-    mask = layout.masks.get(name)
-    if mask is None:
+    name = (before, queries, rule, like.dtype)
+    if name not in layout.masks:
+        keys = before + queries
         query_Q1 = torch.arange(before, keys, device=like.device)[:, None]
         key_S = torch.arange(keys, device=like.device)
-        hidden = key_S > query_Q1
-        if window is not None:
-            hidden |= key_S <= query_Q1 - window
-        mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
-        layout.masks[name] = mask
-    assert isinstance(mask, Tensor)
-    return mask
+        zero = torch.zeros((), dtype=torch.long, device=like.device)
+        seen = rule.may_see(zero, zero, query_Q1, key_S).expand(queries, keys)
+        # A window that is wider than the row hides nothing, and has the faster kernel.
+        if before == 0 and torch.equal(seen, key_S <= query_Q1):
+            layout.masks[name] = None
+        else:
+            mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+            layout.masks[name] = mask.masked_fill_(~seen, -math.inf)
+    found = layout.masks[name]
+    assert found is None or isinstance(found, Tensor)
+    return found
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
@@ -151,19 +181,32 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, sc
     )
 
 
-def _softcapped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, softcap: float
+def _unfused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Compute attention with c·tanh(q·k / c) before the softmax, which the fused kernel does not have."""
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
+    """Compute attention with c·tanh(q·k / c) before the softmax, or with sinks in it: the fused kernel has neither."""
+    scores = query @ key.transpose(2, 3)
+    scores = scores * scale if softcap is None else softcap * torch.tanh(scores * (scale / softcap))
     if mask is None:
         size = query.shape[2]
         mask = torch.full((size, size), -math.inf, dtype=query.dtype, device=query.device).triu(1)
+    scores = scores + mask
     wide = torch.promote_types(query.dtype, torch.float32)
-    return torch.softmax(scores + mask, -1, dtype=wide).to(query.dtype) @ value
+    if sinks is None:
+        return torch.softmax(scores, -1, dtype=wide).to(query.dtype) @ value
+    sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+    spent = torch.softmax(torch.cat([scores, sink], -1), -1, dtype=wide)[..., :-1]
+    return spent.to(query.dtype) @ value
 
 
-def visible(layout: PairLayout, window: int | None, device: torch.device) -> Callable[..., Tensor]:
+def visible(layout: PairLayout, rule: MaskRule, device: torch.device) -> Callable[..., Tensor]:
     """Return FlexAttention's mask function of the packed row: (batch, head, query, key) → may the query see the key."""
     pair, part, position = [], [], []
     for number, span in enumerate(layout.spans):
@@ -173,12 +216,12 @@ def visible(layout: PairLayout, window: int | None, device: torch.device) -> Cal
             part.append(torch.full((length,), kind))
             position.append(torch.arange(length) + (0 if kind == PROMPT else span.prompt))
     pair_N, part_N, position_N = (torch.cat(parts).to(device) for parts in (pair, part, position))
+    of_layer = rule.may_see
 
     def may_see(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        distance = position_N[query] - position_N[key]
-        seen = (pair_N[query] == pair_N[key]) & (distance >= 0)
-        seen &= (part_N[key] == PROMPT) | (part_N[key] == part_N[query])
-        return seen if window is None else seen & (distance < window)
+        together = (part_N[key] == PROMPT) | (part_N[key] == part_N[query])
+        together &= pair_N[query] == pair_N[key]
+        return together & of_layer(batch, head, position_N[query], position_N[key])
 
     return may_see
 
@@ -189,21 +232,24 @@ def _flex_attention(
     value: Tensor,
     layout: PairLayout,
     scale: float,
-    window: int | None,
-    softcap: float | None,
+    rule: MaskRule,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     *,
     kernel: Kernel | None = None,
 ) -> Tensor:
     """Compute the whole row in one FlexAttention call; the layers of a forward share its block mask."""
-    name = ("flex", window)
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    name = ("flex", rule)
     if name not in layout.masks:
-        layout.masks[name] = block_mask(layout, visible(layout, window, query.device), query.device)
+        layout.masks[name] = block_mask(layout, visible(layout, rule, query.device), query.device)
 
     def capped(score: Tensor, batch: Tensor, head: Tensor, at: Tensor, of: Tensor) -> Tensor:
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
-    output: Tensor = (kernel or compiled_flex())(
+    output, others = (kernel or compiled_flex())(
         query,
         key,
         value,
@@ -211,8 +257,14 @@ def _flex_attention(
         block_mask=layout.masks[name],
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=AuxRequest(lse=sinks is not None),
     )
-    return output.transpose(1, 2).contiguous()
+    if sinks is not None:
+        # A sink takes its share of the softmax: exp(s) beside the sum over the keys.
+        share = torch.sigmoid(others.lse - sinks.to(others.lse.dtype)[:, None])
+        output = output * share[..., None].to(output.dtype)
+    found: Tensor = output.transpose(1, 2).contiguous()
+    return found
 
 
 def block_mask(layout: PairLayout, may_see: Kernel, device: torch.device) -> Any:
@@ -251,11 +303,9 @@ def compiled_flex(backend: str | Callable[..., Any] = "inductor", graphs: int = 
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    kernel = torch.compile(
-        flex_attention, backend=backend, fullgraph=True, dynamic=True, recompile_limit=graphs
-    )
+    kernel = torch.compile(flex_attention, backend=backend, fullgraph=True, dynamic=True)
     # A soft-cap would else be a symbol, which the graph of its gradients does not have.
-    fused: Kernel = config.patch(specialize_float=True)(kernel)
+    fused: Kernel = config.patch(specialize_float=True, recompile_limit=graphs)(kernel)
     return fused
 
 
