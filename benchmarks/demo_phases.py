@@ -1,4 +1,4 @@
-"""Where the time of a sweep's last run went: wall seconds per phase, and stage seconds summed over trials.
+"""Where the time of a sweep's stages went: seconds summed over trials.
 
 python benchmarks/demo_phases.py --storage rmsweep-store
 """
@@ -12,17 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 
-def main(storage: Path = Path("rmsweep-store"), name: str = "full_grid") -> None:
-    """Print both tables."""
+def main(storage: Path = Path("rmsweep-store")) -> None:
+    """Print the table."""
     console = Console()
-    phases: dict[str, float] = json.loads((storage / "sweeps" / name / "phases.json").read_text())
-    table = Table(title="wall time", title_justify="left")
-    table.add_column("phase")
-    table.add_column("s", justify="right")
-    for phase, seconds in [*phases.items(), ("total", sum(phases.values()))]:
-        table.add_row(phase, f"{seconds:.1f}")
-    console.print(table)
-
     seconds_of: dict[str, list[float]] = defaultdict(list)
     set_up: list[float] = []
     peaks: list[tuple[float, float]] = []

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import pkgutil
 import shutil
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -30,7 +31,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from benchmarks.load_stages import AT_ONCE
+from benchmarks.load_stages import AT_ONCE, standing_in, standing_in_on_ray
 from benchmarks.turns import resident_bytes
 from orchestrator.cli import run
 from orchestrator.cli.options import Options
@@ -38,13 +39,16 @@ from orchestrator.cli.session import Session
 from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import read_declaration
-from orchestrator.tracking.mlflow import SHOWN, default_uri
+from orchestrator.tracking.database import default_uri
+from orchestrator.tracking.mlflow import SHOWN
 from sweeps.full_grid import full_grid
 
 NAME = "load"
 REWARDS = ("ex_rm", "im_rm")
 MODELS = 100
 SAMPLE_EVERY_S = 0.5
+# What runs the trials of a command.
+RUNS = {"ray": "orchestrator.run.ray.sweep.run_on_ray", "inline": "orchestrator.run.inline.run_inline"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,6 @@ def make_session(load: Load, folder: Path) -> Session:
         tracking_uri=default_uri(store),
         folder=folder,
         console=Console(file=io.StringIO(), width=120),
-        stages=AT_ONCE,
     )
 
 
@@ -156,6 +159,20 @@ def quarters(ended: Sequence[float], began: float) -> list[tuple[float, float, i
 
 
 @contextlib.contextmanager
+def seconds_of(name: str) -> Iterator[list[float]]:
+    """Yield a list that takes how long each call of a function took, which is given as `module.function`."""
+    function, seconds = pkgutil.resolve_name(name), []
+
+    def timed(*args: Any, **kwargs: Any) -> None:
+        began = time.perf_counter()
+        function(*args, **kwargs)
+        seconds.append(time.perf_counter() - began)
+
+    with mock.patch(name, timed):
+        yield seconds
+
+
+@contextlib.contextmanager
 def benchmark_folder(storage: Path | None, name: str) -> Iterator[Path]:
     """`storage` where it is given, and kept; else a temporary folder of that name, removed at the end."""
     if storage is not None:
@@ -178,14 +195,14 @@ def main(load: Load) -> None:
         mock.patch.object(run, "cluster_address", return_value=None),
     ):
         session = make_session(load, folder)
-        with Driver() as driver:
+        stand_in = standing_in_on_ray if load.backend == "ray" else standing_in
+        with Driver() as driver, stand_in(AT_ONCE), seconds_of(RUNS[load.backend]) as trials_s:
             code = run.run(session, full_grid)
         if code:
             sys.exit(f"exit code {code}: {session.console.file.getvalue()}")
-        phases = json.loads((session.store.sweep_dir(NAME) / "phases.json").read_text())
         catching_up = [run_again(session) for _ in itertools.takewhile(lambda _: _behind(session), range(20))]
         again_s = run_again(session)
-        _print(load, session, phases, driver, sum(catching_up), again_s)
+        _print(load, session, trials_s[0], driver, sum(catching_up), again_s)
 
 
 def _behind(session: Session) -> bool:
@@ -195,7 +212,7 @@ def _behind(session: Session) -> bool:
 def _print(
     load: Load,
     session: Session,
-    phases: dict[str, float],
+    wall_s: float,
     driver: Driver,
     catching_up_s: float,
     again_s: float,
@@ -203,9 +220,8 @@ def _print(
     results = list(sweep_results(read_declaration(NAME, session.store), session.store))
     trained = sum(result.trained for result in results)
     evaluated = sum(len(result.evaluations) for result in results)
-    wall_s = phases["trials"]
     ended = sorted(result.finished for result in results)
-    # Artifacts say when trials ended, the phase says how long before the last of them it began.
+    # Artifacts say when trials ended.
     began = ended[-1] - wall_s
     table = Table(title=f"{load.trials} trials × {load.sets} sets, {load.backend}", title_justify="left")
     table.add_column("what")
@@ -215,7 +231,7 @@ def _print(
         ("trainings found", f"{trained} of {load.trials}"),
         ("evaluations found", f"{evaluated} of {load.trials * load.sets}"),
         ("trials that run at once", f"{slots}"),
-        *((f"{phase}, s", f"{seconds:.1f}") for phase, seconds in phases.items()),
+        ("trials, s", f"{wall_s:.1f}"),
         ("trials, s per trial", f"{wall_s / load.trials:.3f}"),
         *(
             (f"quarter {number}, wall s per trial", f"{(end - start) / count:.3f}")

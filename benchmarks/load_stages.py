@@ -1,16 +1,20 @@
-"""Stages that compute nothing and commit real artifacts at once; Ray's workers import them from here."""
+"""Stages that compute nothing and commit real artifacts at once, and how they stand in the place of the product's."""
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.run.compute import StageFunctions, TakeRow, TrainCall
+from orchestrator.run.compute import TrainCall
+from orchestrator.run.events import TakeRow
+from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.stages import EvaluateStage, SharedStage, TrainStage
 from orchestrator.store.artifacts import Store
 from trainers.evaluate.scores import write_scores
@@ -26,6 +30,7 @@ def shared_at_once(stage: SharedStage, store: Store, report: TakeRow) -> None:
     """An artifact that holds its key."""
     with store.write(stage.kind, stage.key) as attempt:
         (attempt.directory / "key.txt").write_text(stage.key)
+        attempt.info.update(pid=os.getpid())
 
 
 def train_at_once(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
@@ -77,5 +82,38 @@ def _row(step: int, total: int) -> dict[str, Any]:
     }
 
 
-AT_ONCE = StageFunctions(shared=shared_at_once, train=train_at_once, evaluate=evaluate_at_once)
-CHATTY = StageFunctions(shared=shared_at_once, train=train_chattily, evaluate=evaluate_at_once)
+# What stands in the place of functions of the product, by where these are looked up.
+Stages = Mapping[str, Callable[..., Any]]
+AT_ONCE: Stages = {
+    "orchestrator.run.compute.run_shared": shared_at_once,
+    "orchestrator.run.compute.run_train": train_at_once,
+    "orchestrator.run.compute.run_evaluations": evaluate_at_once,
+}
+CHATTY: Stages = {**AT_ONCE, "orchestrator.run.compute.run_train": train_chattily}
+
+
+@contextlib.contextmanager
+def standing_in(stages: Stages) -> Iterator[None]:
+    """Put them in the place of the product's functions in this process."""
+    with contextlib.ExitStack() as stack:
+        for name, function in stages.items():
+            stack.enter_context(mock.patch(name, function))
+        yield
+
+
+@contextlib.contextmanager
+def standing_in_on_ray(stages: Stages) -> Iterator[None]:
+    """The same in every process of a Ray that is joined or started meanwhile."""
+    set_ray_environment()
+    from orchestrator.run.ray.cluster import ray_options
+
+    def set_up() -> None:
+        for name, function in stages.items():
+            mock.patch(name, function).start()
+
+    def options() -> dict[str, Any]:
+        given = ray_options()
+        return {**given, "runtime_env": {**given["runtime_env"], "worker_process_setup_hook": set_up}}
+
+    with standing_in({**stages, "orchestrator.run.ray.cluster.ray_options": options}):
+        yield

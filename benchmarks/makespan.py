@@ -9,7 +9,6 @@ task that holds its GPUs and sleeps; what it sleeps is planned from model size, 
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.load import benchmark_folder, dataset_folder, model_folder
+from benchmarks.load import RUNS, benchmark_folder, dataset_folder, model_folder, seconds_of
+from benchmarks.load_stages import standing_in_on_ray
 from benchmarks.no_view import NoView
 from orchestrator.cli import run
 from orchestrator.cli.options import Options
@@ -35,6 +35,7 @@ from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import read_state
 from orchestrator.tracking import mlflow
+from orchestrator.tracking.database import default_uri
 from sweeps.full_grid import full_grid
 
 NAME = "makespan"
@@ -85,7 +86,7 @@ def make_session(asked: Makespan, folder: Path) -> Session:
         options=options,
         sweep_name=NAME,
         store=store,
-        tracking_uri=mlflow.default_uri(store),
+        tracking_uri=default_uri(store),
         folder=folder,
         console=Console(file=io.StringIO(), width=120),
     )
@@ -148,17 +149,19 @@ def main(asked: Makespan) -> None:
         trials = sized_grid(select(session.options, LAPTOP, NAME)).trials
         jobs = planned_jobs(trials, asked.capacity)
         scale = asked.lower_bound_s / lower_bound_s(jobs, asked.capacity)
-        session = dataclasses.replace(session, stages=sleeping(scale, SHAPES))
-        with logical_cluster(asked):
+        with (
+            logical_cluster(asked),
+            standing_in_on_ray(sleeping(scale, SHAPES)),
+            seconds_of(RUNS["ray"]) as trials_s,
+        ):
             code = run.run(session, sized_grid)
         if code:
             sys.exit(f"exit code {code}: {session.console.file.getvalue()}")  # type: ignore[attr-defined]
-        _print(asked, session, jobs, scale)
+        _print(asked, session, jobs, scale, trials_s[0])
 
 
-def _print(asked: Makespan, session: Session, jobs: Sequence[Job], scale: float) -> None:
+def _print(asked: Makespan, session: Session, jobs: Sequence[Job], scale: float, trials_s: float) -> None:
     notes = read_state(NAME, session.store).trials.values()
-    phases = json.loads((session.store.sweep_dir(NAME) / "phases.json").read_text())
     played_s = scale * predicted_s(ranked([job.request for job in jobs], asked.capacity), asked.capacity)
     seconds, widths = [job.takes_s * scale for job in jobs], [job.request.width for job in jobs]
     table = Table(
@@ -173,8 +176,8 @@ def _print(asked: Makespan, session: Session, jobs: Sequence[Job], scale: float)
         ("shortest and longest training, s", f"{min(seconds):.0f}, {max(seconds):.0f}"),
         ("lower bound, s", f"{asked.lower_bound_s:.0f}"),
         ("makespan of the trainings, simulated, s", f"{played_s:.0f}"),
-        ("makespan, Tune's start and end included, s", f"{phases['trials']:.0f}"),
-        ("makespan / lower bound", f"{phases['trials'] / asked.lower_bound_s:.3f}"),
+        ("makespan, Tune's start and end included, s", f"{trials_s:.0f}"),
+        ("makespan / lower bound", f"{trials_s / asked.lower_bound_s:.3f}"),
     ]
     for row in rows:
         table.add_row(*row)

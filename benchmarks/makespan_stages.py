@@ -4,18 +4,20 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from benchmarks.load_stages import evaluate_at_once, shared_at_once, train_at_once
+from benchmarks.load_stages import Stages, evaluate_at_once, shared_at_once, train_at_once
 from orchestrator.plan.durations import UNSEEN_LENGTHS, Durations, step_s
 from orchestrator.plan.hardware import gpu_kind
 from orchestrator.plan.memory import PairTokens, Training
-from orchestrator.run.compute import StageFunctions, TakeRow, TrainCall
-from orchestrator.run.events import StageBegan
-from orchestrator.run.ray.backend import GrantedTraining
+from orchestrator.plan.schedule import Grant
+from orchestrator.run.compute import TrainCall
+from orchestrator.run.events import StageBegan, TakeRow
+from orchestrator.run.ray.backend import RayBackend
 from orchestrator.spec.stages import EvaluateStage, ReferenceStage, SharedStage, TrainStage, TrialPlan
 from orchestrator.spec.trials import TrialSpec
 from orchestrator.store.artifacts import Store
@@ -63,18 +65,40 @@ def sleep_as_a_gang(stage: TrainStage, call: TrainCall, store: Store, seconds: f
     train_at_once(stage, call, store, lambda row: None)
 
 
-def sleep_on_grant(training: GrantedTraining, *, scale: float, shapes: Mapping[str, Architecture]) -> None:
-    """Hold what was granted for as long as the training is planned to take. `shapes` are by model name."""
-    (node,) = set(training.grant.nodes)
-    placement = training.placement
-    base = training.stage.base
-    seconds = scale * planned_s(shapes[base.name], training.stage, base.precision, placement)
-    gpus = placement.world_size if placement.device == "cuda" else 0
-    call = TrainCall(placement=placement, provenance={"node": node, "world_size": placement.world_size})
-    training.coordinator.post.remote(StageBegan(trial=training.stage.key, stage="train"))
-    on = NodeAffinitySchedulingStrategy(node, soft=False)
-    gang = sleep_as_a_gang.options(num_gpus=gpus, scheduling_strategy=on)
-    ray.get(gang.remote(training.stage, call, training.execution.store, seconds))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleeper:
+    """What stands in the place of Train: one task holds what was granted for as long as the training is planned to take."""
+
+    backend: RayBackend
+    stage: TrainStage
+    placement: Placement
+    grant: Grant
+    seconds: float
+
+    def fit(self) -> None:
+        """Sleep."""
+        (node,) = set(self.grant.nodes)
+        placement = self.placement
+        gpus = placement.world_size if placement.device == "cuda" else 0
+        call = TrainCall(placement=placement, provenance={"node": node, "world_size": placement.world_size})
+        self.backend.post(StageBegan(stage="train"))
+        on = NodeAffinitySchedulingStrategy(node, soft=False)
+        gang = sleep_as_a_gang.options(num_gpus=gpus, scheduling_strategy=on)
+        ray.get(gang.remote(self.stage, call, self.backend.execution.store, self.seconds))
+
+
+def sleeper(
+    backend: RayBackend,
+    stage: TrainStage,
+    placement: Placement,
+    grant: Grant,
+    *,
+    scale: float,
+    shapes: Mapping[str, Architecture],
+) -> Sleeper:
+    """Return the sleeper of a training. `shapes` are by model name."""
+    seconds = scale * planned_s(shapes[stage.base.name], stage, stage.base.precision, placement)
+    return Sleeper(backend=backend, stage=stage, placement=placement, grant=grant, seconds=seconds)
 
 
 def shared_in_time(stage: SharedStage, store: Store, report: TakeRow) -> None:
@@ -94,13 +118,14 @@ def nothing() -> None:
     """No torch to import."""
 
 
-def sleeping(scale: float, shapes: Mapping[str, Architecture]) -> StageFunctions:
+def sleeping(scale: float, shapes: Mapping[str, Architecture]) -> Stages:
     """Stages whose trainings take `scale` times what they are planned to take."""
-    return StageFunctions(
-        shared=shared_in_time,
-        train=train_at_once,
-        evaluate=evaluate_in_time,
-        prepare_process=nothing,
-        expected_s=functools.partial(takes_s, scale=scale, shapes=shapes),
-        gang=functools.partial(sleep_on_grant, scale=scale, shapes=shapes),
-    )
+    return {
+        "orchestrator.run.compute.run_shared": shared_in_time,
+        "orchestrator.run.compute.run_evaluations": evaluate_in_time,
+        "orchestrator.run.workers.prepare_worker": nothing,
+        "orchestrator.run.ray.backend.expected_s": functools.partial(takes_s, scale=scale, shapes=shapes),
+        "orchestrator.run.ray.backend.RayBackend.trainer": functools.partialmethod(
+            sleeper, scale=scale, shapes=shapes
+        ),
+    }

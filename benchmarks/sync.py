@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
-from orchestrator.report.comparison import Analysis
-from orchestrator.report.results import sweep_results
-from orchestrator.report.summary import Written, write_report
+from orchestrator.report.results import trial_states
+from orchestrator.report.summary import Shown, Written, write_report
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
-from orchestrator.tracking.mlflow import default_uri, sync
+from orchestrator.tracking.database import default_uri
+from orchestrator.tracking.mlflow import sync
 
 MODELS = (
     "pythia-1b",
@@ -112,8 +112,8 @@ def rebuilt_s(uri: str, store: Store, declared: Declaration) -> float:
     """Seconds of reading every artifact, and writing the view."""
     started = time.perf_counter()
     folder = store.sweep_dir(declared.sweep) / "report"
-    results = sweep_results(declared, store)
-    sync(uri, store, declared, Written(folder=folder, results=results, analysis=Analysis(results)))
+    states = trial_states(declared.trials, store)
+    sync(uri, store, declared, Written(folder=folder, results=states, shown=Shown()))
     return time.perf_counter() - started
 
 

@@ -20,9 +20,8 @@ from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync,
 from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import quiet, say
-from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import scored
-from orchestrator.report.summary import Written
+from orchestrator.report.summary import Shown, Written
 from orchestrator.run.analyses import compute_analyses
 from orchestrator.run.failures import is_final
 from orchestrator.spec import selection
@@ -206,7 +205,7 @@ def _show_in_mlflow(session: Session, declaration: Declaration, stages: Sequence
     """Log the report on one run, which has the sweep's name."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-    written = Written(folder=folder, results=[], analysis=Analysis([]))
+    written = Written(folder=folder, results=[], shown=Shown())
     show_report(session, declaration, written, complete=complete)
 
 

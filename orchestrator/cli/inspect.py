@@ -26,19 +26,17 @@ from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet
 from orchestrator.plan import durations
 from orchestrator.report.compare_sweeps import other_sweep, without_intervals, write_comparison
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
-from orchestrator.report.results import TrialState, left_out_lines, trial_states
-from orchestrator.report.summary import Written, accuracy_numbers, accuracy_table, epoch_table
+from orchestrator.report.results import TrialState, trial_states
+from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_declaration, read_state
-from orchestrator.tracking.mlflow import EXPERIMENT, follow_storage
+from orchestrator.tracking.database import EXPERIMENT, follow_storage
 from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
-# As many columns of epochs as a terminal has room for.
-EPOCHS_SHOWN = 8
 
 
 def status(session: Session, *, watch: bool = False) -> int:
@@ -194,7 +192,7 @@ def report(session: Session, compare: str | None) -> int:
     written = write_full_report(declaration, store, bar, anew=True)
     beside = other and write_comparison(declaration, store, *other, bar)
     if session.options.json:
-        rows = accuracy_numbers(written.analysis).records()
+        rows = written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
     print_report(session, written)
@@ -209,10 +207,11 @@ def report(session: Session, compare: str | None) -> int:
 def print_report(session: Session, written: Written) -> None:
     """Print the report's tables and conclusions, and where to see more."""
     console = session.console
-    console.print(fitting(accuracy_table(written.analysis).terminal(labels=3, merged=2), console))
-    if by_epoch := epoch_table(written.analysis.results, most=EPOCHS_SHOWN):
-        console.print(by_epoch.terminal(labels=4))
-    session.warn(*left_out_lines(written.results, written.analysis.results))
+    accuracy, *by_epoch = written.shown.tables
+    console.print(fitting(accuracy.terminal(labels=3, merged=2), console))
+    for table in by_epoch:
+        console.print(table.terminal(labels=4))
+    session.warn(*written.shown.left_out)
     session.say(*said_conclusions(written.folder))
     session.say(f"report: {written.folder / HTML}", f"MLflow: {_ui_command(session)}")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,7 +10,7 @@ from rich.table import Table
 from orchestrator.cli.analyses import run_follow_up, show_analyses, with_analyses
 from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
-from orchestrator.cli.running import Phases, all_complete, catch_up, run_missing, show_report
+from orchestrator.cli.running import all_complete, catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, select
 from orchestrator.cli.terminal import fitting, late_bar, quiet, say
 from orchestrator.plan import placement
@@ -19,8 +18,7 @@ from orchestrator.plan.hardware import Node, local_capacity, read_cluster
 from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outlook, too_long
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult, of_other_weights, sweep_results
-from orchestrator.run.compute import REAL
+from orchestrator.report.results import TrialResult, TrialState, of_other_weights, trial_states, with_scores
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
 from orchestrator.run.ray.scaling import all_workers, still_absent
@@ -37,7 +35,6 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_declaration, read_state
 from trainers.errors import Damaged, PlanError, SpecError, StorageError, SweepError
 from trainers.specs import Placement
-from trainers.storage import replace
 
 Build = Callable[[Selection], Sweep]
 
@@ -49,7 +46,6 @@ def run(session: Session, build: Build) -> int:
         raise SpecError(
             "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
         )
-    phases = Phases()
     resolved, nodes = _prepared(session, build)
     declaration = adopt(
         with_analyses(declare(resolved), session, resolved.plans),
@@ -71,13 +67,11 @@ def run(session: Session, build: Build) -> int:
     say_damage(session, missing)
     if todo:
         session.warn(*audit_errors(declaration, session.store))
-    phases.end("plan")
-    return _run(session, resolved, nodes, declaration, todo, phases)
+    return _run(session, resolved, nodes, declaration, todo)
 
 
 def retry(session: Session, build: Build) -> int:
     """Run the failed trials again, among those that the sweep was declared to have."""
-    phases = Phases()
     resolved, nodes = _prepared(session, build)
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
@@ -89,8 +83,7 @@ def retry(session: Session, build: Build) -> int:
     ]
     names = ", ".join(item.spec.name for item in failed)
     session.say(f"running again: {names}" if failed else "no trial of these has failed")
-    phases.end("plan")
-    return _run(session, resolved, nodes, declaration, failed, phases)
+    return _run(session, resolved, nodes, declaration, failed)
 
 
 def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
@@ -106,7 +99,8 @@ def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node
     placement.require_fit(sweep.trials, nodes)
     require_access([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
-    if _set_aside(session, _rows_to_read(session, resolved.plans)):
+    _set_aside(session, _scores(resolved.plans))
+    if _set_aside(session, _rows_to_read(session, missing_trials(resolved.plans, session.store))):
         resolved = _resolve(session, sweep, fetch=True)
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in nodes))
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
@@ -114,7 +108,6 @@ def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node
     for item in resolved.plans:
         # What fits nowhere is said before anything starts.
         _place(item, sweep, nodes)
-    _set_aside(session, _scores(resolved.plans))
     return resolved, nodes
 
 
@@ -193,7 +186,6 @@ def _run(
     nodes: Sequence[Node],
     declaration: Declaration,
     todo: Sequence[TrialPlan],
-    phases: Phases,
 ) -> int:
     """Run `todo`, and what follows every run: the report, the analyses, the eviction of weights, the holes."""
     # Where there is no live table, each failure is said when it comes.
@@ -204,7 +196,7 @@ def _run(
             done = len(resolved.plans) - len(todo)
             placements = {item.key: _place(item, resolved.sweep, nodes) for item in todo}
             retries = resolved.sweep.retries
-            written = run_missing(session, declaration, todo, placements, done, retries, phases)
+            written = run_missing(session, declaration, todo, placements, done, retries)
         else:
             gc.clear_up(session.store, session.sweep_name)
             bar = functools.partial(late_bar, session.console)
@@ -222,20 +214,15 @@ def _run(
         if not isinstance(error, StorageError):
             return DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        results = _asked(session, resolved, sweep_results(declaration, session.store))
+        results = _asked(session, resolved, trial_states(declaration.trials, session.store))
         return say_holes(session, results, told=told) or DEFECT
-    phases.end("report")
-    if todo:
-        file = session.store.sweep_dir(session.sweep_name) / "phases.json"
-        replace(file, json.dumps(phases.seconds, indent=1))
     results = _asked(session, resolved, written.results)
     return say_holes(session, results, told=told)
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
     """Download the models that trials need, unless they run on a cluster: its nodes download for themselves."""
-    # Stages of a test or benchmark load no weights.
-    if session.stages is REAL and not may_join(session):
+    if not may_join(session):
         fetch_models(todo, session.store, lambda text, style: session.say(text, style=style))
 
 
@@ -243,7 +230,7 @@ def _narrowed(session: Session) -> bool:
     return bool(session.options.only or session.options.max_trials)
 
 
-def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialResult]) -> list[TrialResult]:
+def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialState]) -> list[TrialState]:
     """Return the results that the command is about: a narrowed run answers for its own trials only."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
@@ -405,9 +392,11 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
     return f"{len(took_s)} train again, as their weights were evicted; they took {sum(took_s):,.0f} s"
 
 
-def _evict_weights(session: Session, results: Sequence[TrialResult]) -> None:
+def _evict_weights(session: Session, results: Sequence[TrialState]) -> None:
     keep = session.options.keep_weights
-    gone = gc.evictable(map(_ranked, results), keep)
+    if keep == "all":
+        return
+    gone = gc.evictable(map(_ranked, with_scores(results, session.store)), keep)
     freed = gc.evict_weights(session.store, session.sweep_name, gone)
     if freed:
         session.say(f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay")

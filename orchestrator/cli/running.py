@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -38,7 +37,7 @@ from orchestrator.spec.stages import TrialPlan
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import clear_up, remove_finished_checkpoints
-from orchestrator.store.leases import Heartbeat
+from orchestrator.store.leases import heartbeat
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state, write_state
 from trainers.errors import StorageError
 from trainers.specs import Placement
@@ -53,20 +52,6 @@ STOPPING_S = 5.0
 WRITE_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(slots=True)
-class Phases:
-    """Wall seconds of a run, phase by phase, for benchmarks/demo_phases.py."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    _since: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def end(self, phase: str) -> None:
-        """Count the time since the last end as `phase`."""
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
-        self._since = now
 
 
 def _begun_again(note: TrialNote) -> TrialNote:
@@ -150,7 +135,6 @@ def run_missing(
     placements: Mapping[str, Placement],
     complete: int,
     retries: RetryPolicy,
-    phases: Phases,
 ) -> Written:
     """Run the trials, write the report and return it; `complete` trials were done before.
 
@@ -163,28 +147,26 @@ def run_missing(
     with (
         quiet(session.driver_log, session.console.width) as terminal,
         stop.listening(),
-        Heartbeat(store.root) as heartbeat,
+        heartbeat(store.root) as leases,
     ):
-        clear_up(store, sweep, heartbeat.leases)
+        clear_up(store, sweep, leases)
         execution = Execution(
             store=store,
-            leases=heartbeat.leases,
+            leases=leases,
             retries=retries,
             checkpoint_steps=session.options.checkpoint_steps,
-            stages=session.stages,
         )
         tracker = Tracker(session.tracking_uri, store, declaration)
         names = {item.key: item.spec.name for item in todo}
-        state = StateWriter(sweep, store, heartbeat.driver, session.command, list(names))
+        state = StateWriter(sweep, store, leases.driver, session.command, list(names))
         progress = Progress(terminal, names, state.notes, complete)
         on_event = _follower(session, progress, state, tracker)
         try:
             with contextlib.closing(state), progress:
                 if session.options.backend == "inline":
-                    run_inline(todo, placements, execution, on_event, stop)
-                    phases.end("trials")
+                    run_inline(todo, placements, on_event, execution, stop)
                 else:
-                    _run_on_ray(session, declaration, todo, placements, execution, on_event, stop, phases)
+                    _run_on_ray(session, declaration, todo, placements, on_event, execution, stop)
         except KeyboardInterrupt:
             # What it cannot take in that time, the next command logs.
             tracker.close(timeout_s=STOPPING_S)
@@ -193,7 +175,6 @@ def run_missing(
         remove_finished_checkpoints(store)
         written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
         trouble = tracker.close(written, complete=all_complete(written))
-        phases.end("mlflow")
     _say_view_lacks(session, trouble)
     return written
 
@@ -264,16 +245,14 @@ def _run_on_ray(
     declaration: Declaration,
     todo: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    execution: Execution,
     on_event: Post,
+    execution: Execution,
     stop: StopRequest,
-    phases: Phases,
 ) -> None:
-    """Run the trials on the cluster that is joined, else on a Ray that is started here; end what was started."""
+    """Run the trials on the cluster that is joined, else on a Ray of this machine; leave or end it."""
     set_ray_environment()
     import ray
 
-    from orchestrator.run.ray.cluster import start_ray
     from orchestrator.run.ray.scaling import all_workers
     from orchestrator.run.ray.sweep import run_on_ray
 
@@ -282,16 +261,10 @@ def _run_on_ray(
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
         workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
-        start_ray(len(os.sched_getaffinity(0)))
         named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
         measured = measured_rates(named, execution.store)
-        phases.end("start ray")
-        # Ray's own handler would end the process with the signal's number.
-        with stop.listening():
-            run_on_ray(todo, placements, execution, on_event, scratch, stop, workers, measured)
-        phases.end("trials")
+        run_on_ray(todo, placements, on_event, execution, scratch, stop, workers, measured)
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
         remove_tree(session.store.root / "scratch" / scratch.name)
-    phases.end("stop ray")

@@ -15,7 +15,6 @@ from orchestrator.cli.options import Command, CommonOptions, Gc, Options, Retry,
 from orchestrator.cli.terminal import say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
-from orchestrator.run.compute import REAL, StageFunctions
 from orchestrator.spec import catalog, selection
 from orchestrator.spec.catalog import Profile, Profiles
 from orchestrator.spec.datasets import read_as
@@ -43,7 +42,6 @@ class Session:
     folder: Path
     console: Console
     command: tuple[str, ...] = ()
-    stages: StageFunctions = REAL
     profiles: Profiles = field(default_factory=lambda: catalog.PROFILES)
     follow_up: FollowUp | None = None
 
@@ -72,7 +70,7 @@ def dump_json(value: object) -> None:
 
 def open_session(options: CommonOptions, name: str, folder: Path) -> Session:
     """Open the storage and the tracking server that the options name. Raises StorageError, SpecError."""
-    from orchestrator.tracking.mlflow import default_uri
+    from orchestrator.tracking.database import default_uri
 
     storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
     store = Store(_root(storage))

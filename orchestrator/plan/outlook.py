@@ -9,7 +9,16 @@ from orchestrator.plan import hardware, placement
 from orchestrator.plan.durations import Durations, measured_rates, rate_name, slowest
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.memory import footprint
-from orchestrator.plan.schedule import Job, Request, lower_bound_s, makespan_s, ranked, simulate, window
+from orchestrator.plan.schedule import (
+    Job,
+    Request,
+    RequestId,
+    lower_bound_s,
+    makespan_s,
+    ranked,
+    simulate,
+    window,
+)
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.models import architecture_of
 from orchestrator.spec.resolve import ResolvedSweep
@@ -87,7 +96,7 @@ def outlook(
     times = Durations(store=store, kind=slowest(nodes), measured=measured_rates(named, store))
     missing = {item.key: item.missing(store) for item in resolved.plans}
     groups: dict[tuple[object, ...], TrialGroup] = {}
-    jobs: dict[str, Job] = {}
+    jobs: dict[RequestId, Job] = {}
     for plan in resolved.plans:
         spec, shapes = plan.spec, known[plan.spec.model]
         item = replace(plan, architecture=shapes)
@@ -165,7 +174,7 @@ def _not_fetched(plans: Sequence[TrialPlan]) -> tuple[str, ...]:
 
 
 def _add_jobs(
-    jobs: dict[str, Job],
+    jobs: dict[RequestId, Job],
     group: TrialGroup,
     item: TrialPlan,
     placed: Placement,
@@ -174,7 +183,7 @@ def _add_jobs(
 ) -> None:
     """Add the trial's training and evaluation, and the reference passes that no trial before it has asked for."""
 
-    def add(request: Request, after: Sequence[str] = (), trial: str = "") -> None:
+    def add(request: Request, after: Sequence[RequestId] = (), trial: str = "") -> None:
         job = Job(request=request, takes_s=request.expected_s, after=tuple(after), trial=trial)
         jobs.setdefault(request.id, job)
         if trial and group.device_hours is not None:
@@ -204,7 +213,7 @@ def _played_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
     trainings = [job.request for job in jobs if job.request.kind == "train"]
     turns = {request.id: request for request in ranked(trainings, nodes)}
     jobs = [replace(job, request=turns.get(job.request.id, job.request)) for job in jobs]
-    in_turn = {request.id.partition(" ")[2]: request.rank for request in turns.values()}
+    in_turn = {request.key: request.rank for request in turns.values()}
     jobs.sort(key=lambda job: in_turn.get(job.trial, len(in_turn)))
     return makespan_s(simulate(jobs, nodes, window(sum(node.gpus or node.cpus for node in nodes))))
 

@@ -32,14 +32,22 @@ Room = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestId:
+    """What tells requests apart: what is asked for, and for which trial or shared stage, by its key."""
+
+    kind: RequestKind
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """`workers` processes of `cpus` and `gpus` each, wanted by one stage of one trial for about `expected_s` seconds.
 
     Of two trainings the one of lower `rank` comes first; of equal ranks the longer and wider one.
     """
 
-    id: str
     kind: RequestKind
+    key: str
     workers: int = 1
     cpus: int = 1
     gpus: int = 0
@@ -52,13 +60,18 @@ class Request:
     ) -> "Request":
         """What a trial asks for under that placement: a training a process for each rank, anything else one."""
         return cls(
-            id=f"{kind} {key}",
             kind=kind,
+            key=key,
             workers=placement.world_size if kind == "train" else 1,
             gpus=1 if placement.device == "cuda" else 0,
             expected_s=expected_s,
             rank=rank,
         )
+
+    @property
+    def id(self) -> RequestId:
+        """What nobody else asks for."""
+        return RequestId(kind=self.kind, key=self.key)
 
     @property
     def width(self) -> int:
@@ -244,7 +257,7 @@ class Job:
 
     request: Request
     takes_s: float
-    after: tuple[str, ...] = ()
+    after: tuple[RequestId, ...] = ()
     at_s: float = 0.0
     trial: str = ""
 
@@ -259,7 +272,7 @@ class Ran:
     nodes: tuple[str, ...]
 
 
-def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = None) -> dict[str, Ran]:
+def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = None) -> dict[RequestId, Ran]:
     """Play the gate through, at most `at_once` trials under way at a time; return what ran, by the requests' ids.
 
     Left out is what fits nowhere, and what comes after it.
@@ -272,9 +285,9 @@ def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = N
     to_come = list(unfinished.values())
     trials = dict.fromkeys(job.trial for job in to_come if job.trial)
     under_way: set[str] = set()
-    waiting: dict[str, tuple[Request, float]] = {}
-    running: dict[str, Running] = {}
-    ran: dict[str, Ran] = {}
+    waiting: dict[RequestId, tuple[Request, float]] = {}
+    running: dict[RequestId, Running] = {}
+    ran: dict[RequestId, Ran] = {}
     now_s = 0.0
 
     def start() -> None:
@@ -357,7 +370,7 @@ def predicted_s(requests: Iterable[Request], nodes: Sequence[Node]) -> float:
     return makespan_s(simulate([_job(request) for request in requests], nodes))
 
 
-def makespan_s(ran: dict[str, Ran]) -> float:
+def makespan_s(ran: dict[RequestId, Ran]) -> float:
     """When the last job ends."""
     return max((item.ended_s for item in ran.values()), default=0.0)
 
@@ -370,7 +383,7 @@ def lower_bound_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
     by_id = {job.request.id: job for job in jobs}
 
     @functools.cache
-    def ends_s(id: str) -> float:
+    def ends_s(id: RequestId) -> float:
         return by_id[id].takes_s + max(map(ends_s, by_id[id].after), default=0.0)
 
     return max(

@@ -1,7 +1,7 @@
 """Audits of the data in the store: computed once per content, kept in <storage>/audits/ by content key.
 
-What one set holds hangs on its rows, what two share on the rows of both; so every sweep on the same data shares them.
-A file that is not what was written is made again.
+The audit of a set depends on its rows alone, and the overlap of two sets on the rows of both, so sweeps on the same data
+share them. A damaged file is made again.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _known: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 def audit_sweep(declaration: Declaration, store: Store) -> audit.Audit:
-    """The audit of the rows that a sweep trains and is evaluated on; sets whose rows are not in the store are left out."""
+    """Return the audit of the rows that a sweep trains and is evaluated on; sets whose rows are not in the store are left out."""
     # Names and digests: what trains, and by each what is evaluated after it.
     asked: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
     for trial in declaration.trials:
@@ -52,7 +52,7 @@ def audit_sweep(declaration: Declaration, store: Store) -> audit.Audit:
 
 
 def _originals(declaration: Declaration, name: str, digest: str) -> list[str]:
-    """Digests of the splits whose responses an evaluation set rewrites; none where no trial says that it does."""
+    """Return the digests of the splits whose responses an evaluation set rewrites; none where no trial declares that."""
     found: set[str] = set()
     for trial in declaration.trials:
         if any(
@@ -67,7 +67,7 @@ def _originals(declaration: Declaration, name: str, digest: str) -> list[str]:
 
 
 def _token_findings(declaration: Declaration, store: Store) -> Iterator[audit.Finding]:
-    """What was found in the sets as models read them: once for all models of which it is the same."""
+    """Yield what was found in the sets as models read them: once for all models that read a set alike."""
     # Tokenising is no business of planning.
     from trainers.pairs.tokens import read_counts
 
@@ -91,13 +91,13 @@ def _token_findings(declaration: Declaration, store: Store) -> Iterator[audit.Fi
 
 
 def leaked_rows(store: Store, train_digest: str, eval_digest: str) -> NDArray[np.int64] | None:
-    """Rows of the evaluation split that stand in the training split, drawn or not; None where rows are not there."""
+    """Return the rows of the evaluation split that training has seen or could have drawn; None where rows are missing."""
     found = overlap(store, ("", train_digest), ("", eval_digest))
     return None if found is None else np.array(found.leaked, dtype=np.int64)
 
 
 def overlap(store: Store, train: tuple[str, str], evaluated: tuple[str, str]) -> audit.Overlap | None:
-    """What two splits, each (name, digest), share; None where the rows of one are not in the store."""
+    """Return what two splits, each (name, digest), share; None where the rows of one are not in the store."""
     key = content_key("overlap", audit.VERSION, train=train[1], evaluated=evaluated[1])
 
     def compute() -> dict[str, Any] | None:
@@ -118,7 +118,7 @@ def overlap(store: Store, train: tuple[str, str], evaluated: tuple[str, str]) ->
 def set_audit(
     store: Store, name: str, digest: str, role: audit.Role, rewrites: Sequence[str] = ()
 ) -> audit.SetAudit | None:
-    """What one split holds; None where its rows are not in the store. `rewrites` are digests of what it rewrites."""
+    """Return what one split holds; None where its rows are not in the store. `rewrites` are digests of what it rewrites."""
     key = content_key("audit", audit.VERSION, dataset=digest, rewrites=sorted(rewrites))
 
     def compute() -> dict[str, Any] | None:
@@ -140,17 +140,13 @@ def set_audit(
 
 # One training set is compared with every evaluation set before the next one is.
 @lru_cache(maxsize=1)
-def _indexed(root: str, digest: str, store: Store) -> audit.IndexedPairs | None:
+def _train_index(store: Store, digest: str) -> audit.IndexedPairs | None:
     pairs = pairs_of(store, digest)
     return audit.IndexedPairs(pairs) if pairs else None
 
 
-def _train_index(store: Store, digest: str) -> audit.IndexedPairs | None:
-    return _indexed(str(store.root), digest, store)
-
-
 def _kept(store: Store, key: str, compute: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The record of `key`, from this process, from the store, or computed and stored."""
+    """Return the record of `key`: from this process, from the store, or computed and then stored."""
     place = (str(store.root), key)
     if place in _known:
         return _known[place]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from orchestrator.report import statistics
 from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.house_style import dots, legend, name_rows, panels, rendered
-from orchestrator.report.page import Bar, Page, analysed, no_bar, report_command, write_page
+from orchestrator.report.page import Bar, Page, draw, no_bar, report_command, write_page
 from orchestrator.report.results import TrialResult, on_common_pairs, sweep_results
 from orchestrator.report.statistics import Estimate
 from orchestrator.report.tables import COMPARED, MEAN, Table, interval, reward_title
@@ -46,7 +46,7 @@ class Comparison:
 
 
 def other_sweep(named: str, store: Store) -> tuple[Declaration, Store]:
-    """The sweep called `named` in the store, or in the folder <storage>/sweeps/<name>. Raises SpecError."""
+    """Return the sweep called `named` in the store, or in the folder <storage>/sweeps/<name>. Raises SpecError."""
     folder = Path(named).expanduser()
     if (folder / "sweep.json").is_file() and folder.absolute().parent.name == "sweeps":
         elsewhere = Store(folder.absolute().parents[1])
@@ -66,7 +66,9 @@ def write_comparison(
     """Write report/compare-<other>/compare.html with its tables and figure."""
     ours, theirs = list(sweep_results(declaration, store)), list(sweep_results(other, other_store))
     shared = on_common_pairs([*ours, *theirs])
-    sides = (analysed(shared[: len(ours)], bar), analysed(shared[len(ours) :], bar))
+    sides = (Analysis(shared[: len(ours)]), Analysis(shared[len(ours) :]))
+    for side in sides:
+        draw(side, bar)
     names = (declaration.sweep, other.sweep)
     # One sweep in two stores has one name.
     if names[0] == names[1]:
@@ -102,7 +104,7 @@ def write_comparison(
 
 
 def without_intervals(table: Table) -> Table:
-    """The comparison for a terminal: intervals only of what is between the sweeps."""
+    """Return the comparison for a terminal, with intervals of the differences alone."""
     rows = [
         {
             **row,
@@ -124,7 +126,7 @@ def _rows(ours: Analysis, theirs: Analysis) -> list[_Row]:
 
 
 def _known(analysis: Analysis, other: Analysis) -> Iterator[tuple[tuple[str, str, str, str], Mean]]:
-    """Accuracies by category: of each model, and the mean over those of its models that both sweeps have.
+    """Yield accuracies by category: of each model, and the mean over those of its models that both sweeps have.
 
     A category that both have is of the sets that both have.
     """
@@ -150,7 +152,7 @@ def _known(analysis: Analysis, other: Analysis) -> Iterator[tuple[tuple[str, str
 
 
 def _with_sets(scope: Scope, other: Scope | None) -> Scope:
-    """The scope with those of its sets that the other has."""
+    """Return the scope with those of its sets that the other has."""
     sets = scope.sets if other is None else tuple(name for name in scope.sets if name in other.sets)
     return dataclasses.replace(scope, sets=sets)
 
@@ -166,7 +168,7 @@ def _note(sides: tuple[Analysis, Analysis]) -> str:
 
 
 def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[str]:
-    """Which sets are compared on fewer pairs than were scored."""
+    """Say which sets are compared on fewer pairs than were scored."""
     pairs = {item.dataset: len(item.scores.index) for result in shared for item in result.evaluations}
     fewer = dict.fromkeys(
         item.dataset
@@ -196,7 +198,7 @@ def _conclusions(rows: Sequence[_Row], names: tuple[str, str], missing: str) -> 
 
 
 def _answers(rows: Sequence[_Row]) -> str:
-    """Whether both sweeps say the same of EX−IM."""
+    """Say whether both sweeps say the same of EX−IM."""
     both = {
         f"{row.train_set}: {row.category}": row.here.value * row.there.value
         for row in rows

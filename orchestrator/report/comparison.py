@@ -52,7 +52,7 @@ class Scope:
     dataset: str = ""
 
     def alone(self, name: str) -> "Scope":
-        """One of its sets."""
+        """Return the scope of one of its sets."""
         return replace(self, sets=(name,), dataset=name)
 
 
@@ -69,7 +69,7 @@ def category_scopes(results: Sequence[TrialResult]) -> Iterator[Scope]:
 
 
 def spanish_beside_french(names: Sequence[str]) -> list[str]:
-    """The names in their order, but `…_french` and `…_spanish` together, where the first of them stands."""
+    """Return the names in their order, but `…_french` and `…_spanish` together, where the first of them stands."""
     stems = [name.removesuffix("french").removesuffix("spanish") for name in names]
     return [name for _, name in sorted(zip(map(stems.index, stems), names, strict=True))]
 
@@ -77,7 +77,7 @@ def spanish_beside_french(names: Sequence[str]) -> list[str]:
 def cells(
     results: Sequence[TrialResult], scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
 ) -> dict[int, tuple[TrialResult, ...]]:
-    """By seed, one trial of each reward type: those that learned and have the metric of all the scope's sets."""
+    """Return by seed one trial of each reward type: those that learned and have the metric of all the scope's sets."""
     found: list[dict[int, TrialResult]] = [{} for _ in kinds]
     for result in results:
         record = result.record
@@ -100,12 +100,12 @@ def over_sets(
     scope: Scope,
     value: Callable[[TrialResult, str], Any] = lambda trial, dataset: _metric(trial, dataset, "accuracy"),
 ) -> Any:
-    """The mean over the scope's sets of a value of each; of accuracy, where nothing else is asked for."""
+    """Return the mean over the scope's sets of a value of each set, which is accuracy where none is given."""
     return np.mean([value(trial, name) for name in scope.sets], axis=0)
 
 
 def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
-    """Evaluation set → the set whose pairs it holds: its own, or the training set's that it is a rewriting of."""
+    """Return for each evaluation set the set whose pairs it holds: itself, or the training set whose pairs it rewrites."""
     groups: dict[str, str] = {}
     for result in results:
         for item in result.record.evaluations:
@@ -129,7 +129,7 @@ class Resampled:
         self._metrics: dict[tuple[str, str], dict[str, Floats]] = {}
 
     def draw(self, step: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Draw now what would be drawn when it is first asked for; `step` hears how many of how many sets are through."""
+        """Draw now, not when a number first needs it; `step` is told how many of how many sets are done."""
         found: dict[str, list[tuple[str, EvaluationResult]]] = {}
         for result in self._results:
             for item in result.final:
@@ -165,7 +165,7 @@ class Resampled:
 
 
 def _drawn(item: EvaluationResult, counts_BP: Floats) -> dict[str, Floats]:
-    """Every metric of an evaluation in each draw, [B]; not a number where a draw leaves it open."""
+    """Return every metric of an evaluation in each draw, [B]; not a number where it cannot be computed from a draw."""
     scores = item.scores
     found = statistics.resampled_metrics(scores.chosen, scores.rejected, counts_BP)
     right_P = _right(scores)
@@ -205,43 +205,39 @@ class Mean:
 
     @property
     def runs(self) -> int:
-        """The cells of model and seed."""
+        """How many cells of model and seed there are."""
         return sum(map(len, self.cells.values()))
 
     @cached_property
-    def by_seed(self) -> dict[str, dict[int, float]]:
-        """By model and seed."""
-
-        return {
-            model: {seed: float(self._over_sets(cell, self._metric)) for seed, cell in seeds.items()}
-            for model, seeds in self.cells.items()
-        }
+    def values(self) -> list[list[float]]:
+        """The values of the seeds, by model."""
+        return self._by_seed(lambda trial, name: _metric(trial, name, self.metric))
 
     @cached_property
     def value(self) -> float:
         """The mean itself."""
-        return float(np.mean([np.mean(list(seeds.values())) for seeds in self.by_seed.values()]))
+        return float(np.mean([np.mean(of_model) for of_model in self.values]))
 
     @property
     def std(self) -> float | None:
         """Sample standard deviation over the seeds of one model; None below two, and of a mean over models."""
-        values = [value for seeds in self.by_seed.values() for value in seeds.values()]
-        shown = self.over_seeds and len(self.cells) == 1 and len(values) > 1
-        return float(np.std(values, ddof=1)) if shown else None
+        shown = self.over_seeds and len(self.values) == 1 and len(self.values[0]) > 1
+        return float(np.std(self.values[0], ddof=1)) if shown else None
 
     @cached_property
     def pairs(self) -> int:
         """The pairs of the largest set."""
-        return max(len(item.scores.index) for trial in self._trials() for item in _items(trial, self.scope))
+        trials = (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
+        return max(len(item.scores.index) for trial in trials for item in _items(trial, self.scope))
 
     @cached_property
     def draws(self) -> Floats:
         """The mean in each draw of pairs and seeds, [B]."""
+        drawn = self._by_seed(lambda trial, name: self.resampled.of_set(trial.record.key, name, self.metric))
         by_model = []
-        for model, seeds in self.cells.items():
+        for (model, seeds), of_model in zip(self.cells.items(), drawn, strict=True):
             weights_BS = self.resampled.weights(model, self.scope.train_set, tuple(seeds))
-            draws_BS = np.stack([self._over_sets(cell, self._drawn) for cell in seeds.values()], axis=1)
-            by_model.append((weights_BS * draws_BS).sum(axis=1))
+            by_model.append((weights_BS * np.stack(of_model, axis=1)).sum(axis=1))
         found: Floats = np.mean(by_model, axis=0)
         return found
 
@@ -257,19 +253,13 @@ class Mean:
     def _bounded(self, value: float, draws_B: Floats, pairs: int) -> Estimate:
         return statistics.accuracy_estimate(value, draws_B, pairs)
 
-    def _trials(self) -> Iterator[TrialResult]:
-        return (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
-
-    def _metric(self, trial: TrialResult, dataset: str) -> float:
-        return _metric(trial, dataset, self.metric)
-
-    def _drawn(self, trial: TrialResult, dataset: str) -> Floats:
-        return self.resampled.of_set(trial.record.key, dataset, self.metric)
-
-    def _over_sets(self, cell: tuple[TrialResult, ...], value: Callable[[TrialResult, str], Any]) -> Any:
-        """The mean over sets of the first trial, minus that of the second where there is one."""
-        first, *others = (over_sets(trial, self.scope, value) for trial in cell)
-        return first - sum(others)
+    def _by_seed(self, value: Callable[[TrialResult, str], Any]) -> list[list[Any]]:
+        """By model and seed, the mean over sets of the first trial, minus that of the second where there is one."""
+        found = []
+        for seeds in self.cells.values():
+            means = [[over_sets(trial, self.scope, value) for trial in cell] for cell in seeds.values()]
+            found.append([first - sum(others) for first, *others in means])
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -283,15 +273,13 @@ class Difference(Mean):
 
     @cached_property
     def p_runs(self) -> float | None:
-        """Of a test that flips signs training by training."""
-        gaps = [
-            gap / len(seeds) / len(self.cells) for seeds in self.by_seed.values() for gap in seeds.values()
-        ]
+        """Return the p of a test that flips signs training by training."""
+        gaps = [gap / len(of_model) / len(self.values) for of_model in self.values for gap in of_model]
         return statistics.permutation_p(np.array(gaps)) if self.metric == "accuracy" else None
 
     @cached_property
     def p_pairs(self) -> float | None:
-        """Of a test that flips signs test pair by test pair: seeds and models add no test pairs."""
+        """Return the p of a test that flips signs test pair by test pair: seeds and models add no test pairs."""
         if self.metric != "accuracy":
             return None
         added: dict[tuple[str, int], float] = {}
@@ -534,20 +522,20 @@ def _outcomes(
         for side in range(len(COMPARED))
     ]
     every = [item for side in sides for items in side for item in items]
-    index = np.unique(np.concatenate([item.scores.index for item in every]))
 
     def mean(side: Sequence[Sequence[EvaluationResult]], value: Callable[[PairScores], Floats]) -> Floats:
-        """Over seeds, then over models."""
-        by_model = []
-        for items in side:
-            placed_SP = np.full((len(items), len(index)), np.nan)
-            for row, item in zip(placed_SP, items, strict=True):
-                row[np.searchsorted(index, item.scores.index)] = value(item.scores)
-            by_model.append(placed_SP.mean(axis=0))
-        # Not a number where a model's length limit left the pair out.
-        return np.nanmean(by_model, axis=0)
+        """Over seeds, then over models, which all have the same pairs; in the order of their rows."""
+        found: Floats = np.mean(
+            [
+                np.mean([value(item.scores)[np.argsort(item.scores.index)] for item in items], axis=0)
+                for items in side
+            ],
+            axis=0,
+        )
+        return found
 
-    seen = [item.scores.index[item.leaked] for item in every if item.leaked is not None]
+    leaked = [item.scores.index[item.leaked] for item in every if item.leaked is not None]
+    index = np.sort(every[0].scores.index)
     first = next(iter(by_model[0].values()))[0]
     return SetOutcomes(
         train_set=scope.train_set,
@@ -559,7 +547,7 @@ def _outcomes(
         right={kind: mean(side, _right) for kind, side in zip(COMPARED, sides, strict=True)},
         margin={kind: mean(side, _margin) for kind, side in zip(COMPARED, sides, strict=True)},
         longer=mean(sides[0], lambda scores: scores.longer.astype(np.float64)),
-        leaked=np.isin(index, np.concatenate(seen)) if len(seen) == len(every) else None,
+        leaked=np.isin(index, leaked[0]) if len(leaked) == len(every) else None,
         cells=sum(map(len, by_model)),
     )
 

@@ -18,7 +18,7 @@ MOVED = 0.02
 
 
 def conclusions(analysis: Analysis) -> tuple[str, str, str]:
-    """The answer, its support, and its doubts."""
+    """Return three sentences: the answer, its support, and its doubts."""
     known = {
         scope: found
         for scope in _asked(analysis)
@@ -31,7 +31,7 @@ def conclusions(analysis: Analysis) -> tuple[str, str, str]:
 
 
 def _asked(analysis: Analysis) -> list[Scope]:
-    """The categories that say how a type generalises: training pairs do not."""
+    """Return the categories that say how a type generalises: all but training pairs."""
     return [scope for scope in analysis.categories() if scope.category != "training pairs"]
 
 
@@ -64,7 +64,7 @@ def _verdicts(found: dict[Scope, Difference]) -> str:
 
 
 def _support(analysis: Analysis, known: dict[Scope, Difference]) -> str:
-    """Win-rates, how much there is to go by, and whether the signs are the paper's where it gives both numbers."""
+    """Say the win-rates, how much there is to go by, and whether the signs are the paper's where it gives both numbers."""
     won = [analysis.win_rate(scope) for scope in known]
     size = _size([result for scope in known for result in analysis.compared(scope)])
     parts = [
@@ -147,7 +147,7 @@ def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[st
 
 
 def _languages(analysis: Analysis) -> Iterator[str]:
-    """Where French and Spanish, which are the same rewriting twice, answer differently."""
+    """Say where French and Spanish, which are the same rewriting twice, answer differently."""
     if not analysis.both:
         return
     by_name = {(scope.train_set, scope.dataset): scope for scope in analysis.single_sets()}
@@ -164,7 +164,7 @@ def _languages(analysis: Analysis) -> Iterator[str]:
 
 
 def _uncompared(analysis: Analysis) -> str:
-    """How each type does by itself, and why there is nothing to compare."""
+    """Say how each type does by itself, and why there is nothing to compare."""
     parts = []
     for scope in _asked(analysis):
         for kind in analysis.rewards:
@@ -187,7 +187,7 @@ def _uncompared(analysis: Analysis) -> str:
 
 
 def preference(found: Sequence[Controlled]) -> str:
-    """When to prefer which reward type: what EX−IM and its controls advise, and what is not known."""
+    """Say when to prefer which reward type: what EX−IM and its controls advise, and what is not known."""
     asked = [item for item in found if item.category != "training pairs"]
     if not asked:
         return (

@@ -1,4 +1,4 @@
-"""Every figure of a report: accuracy and its differences, margins, training, learning dynamics.
+"""Every figure of a report: accuracy and its differences, margins, training.
 
 Each function draws one matplotlib Figure from numbers, or returns None where there is nothing to draw.
 """
@@ -44,7 +44,7 @@ def _per_category(
     kinds: Sequence[str],
     **more: Any,
 ) -> "tuple[Figure, list[Axes]] | None":
-    """A row per training set and a column per category of which there is anything; in each, what is known of every kind."""
+    """Draw a row of panels per training set and a column per category; None where there is nothing to draw."""
     found = {
         scope: {kind: item for kind in kinds if (item := ask(scope, kind)) is not None}
         for scope in analysis.categories()
@@ -331,43 +331,14 @@ def _median_curve(
 
 
 def _smooth(values: Floats, width: int = 5) -> Floats:
-    """Moving mean over the neighbours that there are."""
+    """Return the moving mean; at the ends, over the neighbours that exist."""
     if len(values) < width:
         return values
     kernel = np.ones(width)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def learning_dynamics(rows: Sequence[dict[str, Any]], rewards: Sequence[str]) -> "Figure | None":
-    """Predicted against measured change of reward on unseen pairs, a panel per reward type (the reference's §5)."""
-    kinds = [kind for kind in rewards if any(row["reward"] == kind for row in rows)]
-    if not kinds:
-        return None
-    figure, axes = panels(1, len(kinds), 3.4, 3.0)
-    for axis, kind in zip(axes, kinds, strict=True):
-        drawn = look(kind, rewards)
-        here = [row for row in rows if row["reward"] == kind]
-        predicted, measured = ([row[name] for row in here] for name in ("predicted", "measured"))
-        ends = [min(*predicted, *measured), max(*predicted, *measured)]
-        axis.plot(ends, ends, color=GREY, linewidth=0.9, linestyle=":")
-        axis.scatter(
-            predicted,
-            measured,
-            s=14,
-            color=drawn.colour,
-            marker=drawn.marker,
-            edgecolor="black",
-            linewidth=0.3,
-        )
-        axis.set_title(reward_title(kind))
-        axis.set_xlabel("predicted change of reward")
-        axis.set_ylabel("measured")
-    return figure
-
-
-def every_figure(
-    analysis: Analysis, curves: Curves, dynamics: Sequence[dict[str, Any]]
-) -> Iterator[DrawnFigure]:
+def every_figure(analysis: Analysis, curves: Curves) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
     means = "Mean over models, with 95 % intervals."
     paired = "Paired by seed and pair, with 95 % intervals."
@@ -375,8 +346,6 @@ def every_figure(
     margins = "Of every pair, model and seed; what lies beyond ±4 stands at the edge."
     sure = "On the dotted line confidence and accuracy agree; below it the model is too sure."
     curved = "On the training pairs: a thin line per training, a thick one for their median, a mean of five points."
-    exact = "On the dotted line the prediction is exact."
-    kinds = analysis.rewards
     wanted: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
         ("accuracy_by_category", "Accuracy by category", means, lambda: accuracy_by_category(analysis)),
         ("differences", "EX−IM by model", paired, lambda: _differences(analysis)),
@@ -385,8 +354,7 @@ def every_figure(
         ("accuracy_by_model", "Accuracy by model", by_model, lambda: _accuracy_by_model(analysis)),
         ("margins", "Margins", margins, lambda: _margins(analysis)),
         ("reliability", "Reliability", sure, lambda: reliability(analysis)),
-        ("training_curves", "Training curves", curved, lambda: _training_curves(curves, kinds)),
-        ("learning_dynamics", "Learning dynamics", exact, lambda: learning_dynamics(dynamics, kinds)),
+        ("training_curves", "Training curves", curved, lambda: _training_curves(curves, analysis.rewards)),
     )
     for name, title, caption, draw in wanted:
         if drawn := rendered(name, title, caption, draw):

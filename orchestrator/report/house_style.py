@@ -79,7 +79,7 @@ class DrawnFigure:
 
 
 def look(reward: str, rewards: Sequence[str]) -> Look:
-    """The look of a reward type among those of a sweep."""
+    """Return the look of a reward type among those of a sweep."""
     if reward in _LOOKS:
         return _LOOKS[reward]
     others = [kind for kind in rewards if kind not in _LOOKS]
@@ -87,7 +87,7 @@ def look(reward: str, rewards: Sequence[str]) -> Look:
 
 
 def line_style(reward: str, rewards: Sequence[str]) -> dict[str, Any]:
-    """How matplotlib draws a reward type's line with its markers."""
+    """Return what matplotlib needs to draw a reward type's line with its markers."""
     drawn = look(reward, rewards)
     return {
         "color": drawn.colour,
@@ -146,7 +146,7 @@ def _files(
 
 @cache
 def _fonts_with(letters: frozenset[int]) -> tuple[str, ...]:
-    """Families of this machine that have the letters, as few as come first."""
+    """Return font families of this machine that together have the letters."""
     from matplotlib.font_manager import fontManager
     from matplotlib.ft2font import FT2Font
 
@@ -170,7 +170,7 @@ def panels(rows: int, columns: int, width: float, height: float, **more: Any) ->
 
 
 def whiskers(values: Sequence[Estimate]) -> Floats:
-    """Lengths of the error bars, [2, n]; a percentile interval may lie beside its estimate."""
+    """Return the lengths of error bars, [2, n]; 0 on the side where an estimate lies outside its interval."""
     return np.array(
         [
             [max(0.0, item.value - item.low) for item in values],

@@ -2,7 +2,6 @@
 
 <storage>/sweeps/<sweep>/report/summary.md  report.html  report.json  figures/*.png|svg  tables/*.csv|parquet
 <storage>/sweeps/<sweep>/report/compare-<other>/compare.html  figures/  tables/
-<storage>/sweeps/learning_dynamics/report/           drawn where sweeps/learning_dynamics.py has written it
 """
 
 import base64
@@ -14,7 +13,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,34 @@ from typing import Any
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import Analysis, controlled
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
-from orchestrator.report.curves import curve_rows
 from orchestrator.report.figures import Curves, every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
-from orchestrator.report.results import TrialResult, left_out_lines, on_common_pairs, sweep_results
-from orchestrator.report.summary import Written, audit_tables, statistics_tables, write_report
+from orchestrator.report.results import (
+    TrialResult,
+    TrialState,
+    curve_rows,
+    left_out_lines,
+    on_common_pairs,
+    trial_states,
+    with_scores,
+)
+from orchestrator.report.summary import Shown, Written, audit_tables, statistics_tables, write_report
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
-from trainers.errors import Damaged, DataError
-from trainers.storage import digest_file, replace, replace_bytes
+from trainers.errors import Damaged
+from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 5
+VERSION = 7
 NOTE = "report.json"
 HTML = "report.html"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
-DYNAMICS = ("learning_dynamics", "changes.parquet")
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
-# Opens a bar of that label, which is told how many are done of how many.
+# Opens a progress bar of that label; what it yields is told how many are done of how many.
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
@@ -55,7 +60,7 @@ def no_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """What stands below the tables of statistics; `lines` are labels and texts to copy."""
+    """A part of the page below the tables of statistics; `lines` are labels and texts to copy."""
 
     title: str
     anchor: str
@@ -66,7 +71,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Conclusions first; `warning` says what the page lacks, `command` makes it again."""
+    """What a page shows, its conclusions first; `warning` says what it lacks, `command` makes it again."""
 
     title: str
     lead: str
@@ -80,35 +85,45 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportInputs:
-    """Everything that a report is made of; `compared` are the results on the pairs that all models have."""
+    """Everything that a report is made of; `analysis` is of the results on the pairs that all models have."""
 
     declaration: Declaration
     results: Sequence[TrialResult]
-    compared: Sequence[TrialResult]
+    analysis: Analysis
     curves: Curves
     state: SweepState
-    dynamics: tuple[Path, ...]
 
 
 def write_full_report(
     declaration: Declaration, store: Store, bar: Bar = no_bar, *, anew: bool = False
 ) -> Written:
-    """Write the report where it is not that of these results already, or in any case where `anew`.
-
-    Raises DataError where a table of learning dynamics is not what it should be.
-    """
-    inputs = _read(declaration, store)
+    """Write the report, unless that of the same results is already there; where `anew`, in any case."""
+    states = trial_states(declaration.trials, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    key = _key(inputs)
+    key = _key(declaration, states, store)
     if not anew and _is_fresh(folder, key):
-        return Written(folder=folder, results=inputs.results, analysis=Analysis(inputs.compared))
+        return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
+    results = with_scores(states, store)
+    analysis = Analysis(on_common_pairs(results))
+    inputs = ReportInputs(
+        declaration=declaration,
+        results=results,
+        analysis=analysis,
+        curves={
+            (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
+                store, item.record.key
+            )
+            for item in results
+        },
+        state=read_state(declaration.sweep, store),
+    )
+    draw(analysis, bar)
     audit = audit_sweep(declaration, store)
-    analysis = analysed(inputs.compared, bar)
-    page = _page(inputs, analysis, audit, store, bar)
+    page = _page(inputs, audit, store, bar)
     written = write_report(
         declaration,
         store,
-        inputs.results,
+        results,
         analysis,
         audit,
         conclusions=page.conclusions,
@@ -119,9 +134,10 @@ def write_full_report(
     note = {
         "key": key,
         "sweep": declaration.sweep,
-        "trials": len(inputs.results),
-        "complete": sum(result.complete for result in inputs.results),
+        "trials": len(results),
+        "complete": sum(result.complete for result in results),
         "conclusions": page.conclusions,
+        "shown": asdict(written.shown),
     }
     store.share(folder)
     # Last, as it says that the report is there.
@@ -131,20 +147,18 @@ def write_full_report(
 
 
 def said_conclusions(folder: Path) -> list[str]:
-    """The sentences of the report in `folder`; none where there is no report."""
+    """Return the conclusions of the report in `folder`; none where there is no report."""
     return [str(sentence) for sentence in _note(folder).get("conclusions", ())]
 
 
-def analysed(results: Sequence[TrialResult], bar: Bar = no_bar) -> Analysis:
-    """The results with their bootstrap draws."""
-    analysis = Analysis(results)
+def draw(analysis: Analysis, bar: Bar) -> None:
+    """Make the bootstrap draws of an analysis under a progress bar."""
     with bar("bootstrap over pairs and seeds") as step:
         analysis.resampled.draw(step)
-    return analysis
 
 
 def write_page(folder: Path, page: Page, html: str) -> None:
-    """Write the page as `html`, its tables and its figures into `folder`; figures of before go."""
+    """Write the page as `html`, its tables and its figures into `folder`, and remove the figures of an earlier page."""
     files: dict[Path, bytes] = {folder / html: _template().render(page=page, paper=PAPER_LINK).encode()}
     for table in (*page.tables, *(table for section in page.sections for table in section.tables)):
         files[folder / "tables" / f"{table.name}.csv"] = table.csv().encode()
@@ -173,44 +187,17 @@ def _template() -> Any:
     return environment.get_template("report.html.jinja")
 
 
-def _read(declaration: Declaration, store: Store) -> ReportInputs:
-    results = sweep_results(declaration, store)
-    return ReportInputs(
-        declaration=declaration,
-        results=results,
-        compared=on_common_pairs(results),
-        curves={
-            (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
-                store, item.record.key
-            )
-            for item in results
-        },
-        state=read_state(declaration.sweep, store),
-        dynamics=tuple(sorted((store.local_sweep_dir(DYNAMICS[0]) / "report").rglob(DYNAMICS[1]))),
-    )
-
-
-def _key(inputs: ReportInputs) -> str:
-    """Changes with whatever could change a page."""
+def _key(declaration: Declaration, states: Sequence[TrialState], store: Store) -> str:
+    """Return a hash of everything that the page depends on; no scores are read for it."""
+    noted = read_state(declaration.sweep, store)
     parts = [
         VERSION,
         versions()["rmsweep"],
-        inputs.declaration.sweep,
-        [
-            (
-                repr(item.record),
-                item.trained_at,
-                item.faults,
-                repr(item.evaluations),
-                item.train_accuracy,
-                item.train_left_out,
-            )
-            for item in inputs.results
-        ],
-        [(key, len(rows)) for key, rows in inputs.curves.items()],
-        inputs.state.command,
-        {key: note.message for key, note in inputs.state.trials.items()},
-        [digest_file(file) for file in inputs.dynamics],
+        declaration.sweep,
+        [repr(item) for item in states],
+        [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
+        noted.command,
+        {key: note.message for key, note in noted.trials.items()},
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -229,15 +216,15 @@ def _note(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _page(inputs: ReportInputs, analysis: Analysis, audit: Audit, store: Store, bar: Bar) -> Page:
-    results, state, sweep = inputs.results, inputs.state, inputs.declaration.sweep
+def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
+    analysis, results, state, sweep = inputs.analysis, inputs.results, inputs.state, inputs.declaration.sweep
     complete = sum(result.complete for result in results)
     tables = tuple(statistics_tables(analysis))
     figures = []
     with bar("figures") as step:
-        for figure in every_figure(analysis, inputs.curves, _dynamics(inputs.dynamics)):
+        for figure in every_figure(analysis, inputs.curves):
             figures.append(figure)
-            step(len(figures), 9)
+            step(len(figures), 8)
     command = report_command(state, sweep)
     ran = (("Trained and evaluated by", shlex.join(("python", *state.command))),) if state.command else ()
     return Page(
@@ -275,7 +262,7 @@ def _page(inputs: ReportInputs, analysis: Analysis, audit: Audit, store: Store, 
 def _warning(inputs: ReportInputs, complete: int) -> str:
     """Say what the numbers lack: missing trials, and pairs over the length limits."""
     results = inputs.results
-    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, inputs.compared)]
+    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, inputs.analysis.results)]
     if complete < len(results):
         missing = f"{len(results) - complete} of {len(results)} trials are missing"
         said.insert(
@@ -284,23 +271,8 @@ def _warning(inputs: ReportInputs, complete: int) -> str:
     return " ".join(said)
 
 
-def _dynamics(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Predicted and measured changes of reward."""
-    from pyarrow import ArrowException, parquet
-
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            rows += parquet.read_table(file, columns=["reward", "predicted", "measured"]).to_pylist()
-        except (ArrowException, OSError) as error:
-            raise DataError(
-                f"{file} is no table of reward, predicted and measured ({error}); run sweeps/learning_dynamics.py again."
-            ) from error
-    return rows
-
-
 def report_command(state: SweepState, sweep: str) -> str:
-    """The command that makes the report again."""
+    """Return the command that makes the report again."""
     script, *words = state.command or ("sweeps/full_grid.py", "--name", sweep)
     kept: list[str] = []
     for word, value in itertools.pairwise((*words, "")):
@@ -311,7 +283,7 @@ def report_command(state: SweepState, sweep: str) -> str:
 
 
 def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
-    """Library versions and hardware of every training and evaluation, from their manifests."""
+    """List the library versions and hardware of every training and evaluation, from their manifests."""
     seen: dict[str, collections.Counter[str]] = {}
     for stage, key in _artifacts(results):
         # A damaged manifest is said among the holes.
@@ -332,12 +304,11 @@ def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
 
 
 def _artifacts(results: Sequence[TrialResult]) -> Iterator[tuple[str, str]]:
+    """Stage and key of everything that the report is of."""
     for result in results:
         if result.trained:
             yield "train", result.record.key
-        wanted = {(item.dataset, item.epoch): item.key for item in result.record.evaluations}
-        for item in result.evaluations:
-            yield "evaluate", wanted[item.dataset, item.epoch]
+        yield from (("evaluate", item.key) for item in result.evaluations)
 
 
 def _facts(stage: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
@@ -353,7 +324,7 @@ def _facts(stage: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, s
 
 
 def _trials_table(results: Sequence[TrialResult]) -> Table:
-    """Every trial with its training."""
+    """List every trial with its training."""
     return Table(
         name="trials",
         title="Trials",
@@ -382,14 +353,12 @@ def _trials_table(results: Sequence[TrialResult]) -> Table:
 
 
 def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:
-    """Return a table of the trials that the report lacks, and why."""
+    """List the trials that the report lacks, and why."""
     rows = []
     for result in (item for item in results if not item.complete):
-        found = {(item.dataset, item.epoch) for item in result.evaluations}
+        found = {item.key for item in result.evaluations}
         lacks = [] if result.trained else ["training"]
-        lacks += dict.fromkeys(
-            item.dataset for item in result.record.evaluations if (item.dataset, item.epoch) not in found
-        )
+        lacks += dict.fromkeys(item.dataset for item in result.record.evaluations if item.key not in found)
         note = state.trials.get(result.record.key, TrialNote())
         cause = note.message or "; ".join(result.faults) or "not run"
         rows.append({"trial": result.record.name, "lacks": ", ".join(lacks), "cause": cause})

@@ -32,12 +32,12 @@ _NUMBERS: dict[tuple[str, frozenset[str]], dict[str, tuple[float, float]]] = {
 
 
 def number(train_set: str, sets: Iterable[str], reward: str, metric: str) -> float | None:
-    """The paper's number; None where it gives none, or trained or evaluated on sets of other names."""
+    """Return the paper's number; None where it gives none for a training set and evaluation sets of these names."""
     found = _NUMBERS.get((train_set, frozenset(sets)), {}).get(metric)
     return found[COMPARED.index(reward)] if found and reward in COMPARED else None
 
 
-# Of a trial's parameters: what the paper's official code has.
+# What the paper's official code has: title, name of a trial's parameter, value, mark.
 _SETTINGS = (
     ("learning rate", "lr", "1e-06", "[C]"),
     ("epochs", "epochs", "5", "[C]"),
@@ -55,7 +55,7 @@ _METHOD = (
 
 
 def spec_difference(results: Sequence[TrialResult]) -> Table:
-    """The sweep's spec beside the paper's."""
+    """Return a table of the sweep's spec beside the paper's."""
     records, profile = [result.record for result in results], catalog.PAPER
     here: tuple[tuple[str, str, str, Iterable[object]], ...] = (
         ("models", _names(model.name for model in profile.models), "[U]", (r.model for r in records)),
@@ -103,7 +103,7 @@ def spec_difference(results: Sequence[TrialResult]) -> Table:
 
 
 def _beside(said: str, values: Iterable[object]) -> tuple[str, str]:
-    """The sweep's values, and whether they are the paper's."""
+    """Return the sweep's values, and whether they are the paper's."""
     here = _names(values)
     # Order says nothing about a list of names.
     same = sorted(here.split(", ")) == sorted(said.split(", "))

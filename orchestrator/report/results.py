@@ -4,6 +4,8 @@ A model's tokenizer decides which pairs are over the length limits, so models ma
 """
 
 import json
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -31,6 +33,13 @@ from trainers.errors import Damaged, SpecError
 from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores, read_pair_scores
 from trainers.specs import given_name
+from trainers.storage import Location, matching
+
+# What is shown of a training's log, and of how many of its steps.
+CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
+CURVE_POINTS = 100
+
+logger = logging.getLogger(__name__)
 
 SCORES = "scores.parquet"
 
@@ -62,9 +71,9 @@ class EvaluationResult(Evaluated):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialState:
-    """A trial and what the store has of it, by the manifests. Times are Unix times, None where nothing is.
+    """A trial and what the store has of it, by the manifests. Times are Unix times, None where nothing is there.
 
-    What is damaged is not there, and `faults` says so. `train_left_out` counts the pairs over the length limits.
+    Damaged artifacts count as missing, and `faults` names them. `train_left_out` counts the pairs over the length limits.
     """
 
     record: TrialRecord
@@ -126,7 +135,7 @@ class TrialResult(TrialState):
 
 
 def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialState]:
-    """What the store has of each trial; scores are compared with their digests, not read."""
+    """Return what the store has of each trial; scores are compared with their digests, not read."""
 
     @cache
     def too_long(prepared: str) -> int:
@@ -147,9 +156,11 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
 
 
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
-    """The trials with the scores of their evaluations."""
+    """The trials with the scores of their evaluations; what has them is taken as it is."""
     return [
-        TrialResult(
+        state
+        if isinstance(state, TrialResult)
+        else TrialResult(
             **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
             evaluations=tuple(_result(item, state.record, store) for item in state.evaluations),
         )
@@ -227,13 +238,13 @@ def _committed(manifest: dict[str, Any]) -> float:
 
 
 def of_other_weights(datasets: Sequence[str]) -> str:
-    """Say that scores on these sets do not count."""
+    """Say that scores on these sets do not count, as other weights were scored."""
     sets = ", ".join(dict.fromkeys(datasets))
-    return f"the scores on {sets} are of weights of before: it was trained again since, to other last bits"
+    return f"the scores on {sets} are of earlier weights: it was trained again since, and its weights differ in their last bits"
 
 
-def all_scores(result: TrialResult, store: Store) -> pa.Table:
-    """One row per evaluated pair of a trial, with the set that it is of and the epoch after which it was scored."""
+def all_scores(result: TrialState, store: Store) -> pa.Table:
+    """Return one row per evaluated pair of a trial, with its set and the epoch after which it was scored."""
     tables = []
     for item in result.evaluations:
         file = store.read_file("evaluate", item.key, "scores.parquet")
@@ -245,7 +256,7 @@ def all_scores(result: TrialResult, store: Store) -> pa.Table:
 
 
 def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """The rows of trials.parquet: one per trial and evaluation set, missing ones included."""
+    """Return the rows of trials.parquet: one per trial and evaluation set, missing ones included."""
     rows: list[dict[str, Any]] = []
     for result in results:
         record = result.record
@@ -278,8 +289,56 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     return rows
 
 
+def curve_rows(store: Store, key: str) -> list[dict[str, Any]]:
+    """Return at most CURVE_POINTS rows of a training's log, or of its last complete checkpoint while it is running.
+
+    None where the log is damaged: nothing is trained again for the sake of its curve.
+    """
+    if store.complete("train", key):
+        try:
+            rows = parquet.read_table(store.read_file("train", key, "log.parquet")).to_pylist()
+        except Damaged as error:
+            logger.warning("%s; its curve is left out", error)
+            return []
+        return thinned(rows, len(rows), CURVE_POINTS)
+    rows, total = _checkpointed(store.root / "checkpoints" / key)
+    return thinned(rows, total, CURVE_POINTS)
+
+
+def thinned(rows: Sequence[dict[str, Any]], total: int, points: int) -> list[dict[str, Any]]:
+    """Return the rows of at most `points` steps, evenly spread from 1 to `total`.
+
+    The steps depend on `total` and `points` alone, so that what is shown early is shown at the end as well.
+    """
+    if total <= points:
+        return list(rows)
+    wanted = {1 + round(i * (total - 1) / (points - 1)) for i in range(points)}
+    return [row for row in rows if int(row["step"]) in wanted]
+
+
+def _checkpointed(folder: Location) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows and the total number of steps of the newest checkpoint; other and half-written files do not count."""
+    best: tuple[int, list[dict[str, Any]], int] = (0, [], 0)
+    for file in matching(folder, "*.json"):
+        try:
+            marker = json.loads(file.read_text())
+            step, total = int(marker["step"]), int(marker["total"])
+            rows = [_curve_row(row) for row in marker["log"]]
+        # A training that goes on removes and replaces its markers meanwhile.
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        best = max(best, (step, rows, total), key=lambda item: item[0])
+    return best[1], best[2]
+
+
+def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a curve needs of a row of a log. Raises KeyError, ValueError or TypeError where it is none."""
+    values = {name: float(row.get(name, math.nan)) for name in CURVES}
+    return {"step": int(row["step"]), "time": float(row["time"]), **values}
+
+
 def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
-    """The trials that differ in their seed alone, by training set, model and reward type."""
+    """Group the trials that differ in their seed alone: by training set, model and reward type."""
     found: dict[tuple[str, str, str], list[TrialResult]] = {}
     for item in results:
         record = item.record
@@ -288,7 +347,7 @@ def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
 
 
 def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estimate:
-    """Mean accuracy of trainings that differ in their seed, all evaluated on one set, with its 95 % interval."""
+    """Return the mean accuracy of trainings that differ in their seed, all evaluated on one set, with its 95 % interval."""
     scores = [
         read_pair_scores(store.read_file("evaluate", stage.key, "scores.parquet")) for stage in evaluations
     ]
@@ -299,9 +358,9 @@ def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estima
 
 
 def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """The results with every set's numbers over the pairs that all trials of its training set have of it.
+    """Return the results with each set's numbers over the pairs that all trials on the same training set have scored.
 
-    A set of which they have no pair in common is in none of them.
+    A set without such a pair is left out of all results.
     """
     placed = [
         [(item, (result.record.train_set, item.dataset, item.dataset_digest)) for item in result.evaluations]
@@ -386,14 +445,14 @@ def _left_out(uses: Mapping[str, _Use]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """What an analysis of a sweep's scores depends on: its complete trials, whole, and how many others there are."""
+    """The input of an analysis of a sweep's scores: its complete trials, and how many others are missing."""
 
     trials: tuple[TrialRecord, ...]
     missing: int
 
 
 def scored(store: Store, sweep: str) -> Scored:
-    """The sweep's complete trials. Raises SpecError where there is none."""
+    """Return the sweep's complete trials. Raises SpecError where there is none."""
     name = given_name("--sweep", sweep)
     if name not in declared_sweeps(store):
         known = ", ".join(declared_sweeps(store)) or "none"
@@ -409,7 +468,7 @@ def scored(store: Store, sweep: str) -> Scored:
 
 
 def results_of(parameters: Scored, store: Store) -> tuple[list[TrialResult], str]:
-    """The trials with their scores on the pairs that all of them have, and sentences on how much was read."""
+    """Return the trials with their scores on the pairs that all of them have, and sentences on how much was read."""
     models, seeds = (
         sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")
     )

@@ -53,7 +53,7 @@ class WinRate:
 
     @property
     def cells(self) -> int:
-        """All of them."""
+        """How many cells there are."""
         return self.ahead + self.ties + self.behind
 
     @property
@@ -74,17 +74,17 @@ class Calibration:
 
 
 def generator(*name: str) -> np.random.Generator:
-    """Random numbers that depend on a name alone, so that what is drawn for one set changes with no other."""
+    """Return a random generator that depends on a name alone, so that the draws of one set do not depend on another."""
     return np.random.default_rng(list(hashlib.sha256("/".join(name).encode()).digest()))
 
 
 def pair_counts(units: int, draws: int, random: np.random.Generator) -> Floats:
-    """Draw pairs with replacement: how often each comes, [B, U]; each row sums to U."""
+    """Draw pairs with replacement and return how often each is drawn, [B, U]; each row sums to U."""
     return random.multinomial(units, np.full(units, 1.0 / units), size=draws).astype(np.float64)
 
 
 def seed_weights(seeds: int, draws: int, random: np.random.Generator) -> Floats:
-    """Weights of the seeds in each draw: [B, S], each row sums to 1; all on the one seed where there is no other.
+    """Return the weights of the seeds in each draw, [B, S]; each row sums to 1.
 
     Plain resampling of S values understates the variance of their mean by (S − 1)/S, a third at three seeds: the
     deviations from 1/S are widened by √(S/(S − 1)), the rescaled bootstrap of Rao and Wu (1988).
@@ -96,7 +96,7 @@ def seed_weights(seeds: int, draws: int, random: np.random.Generator) -> Floats:
 
 
 def resampled_metrics(chosen_P: Floats, rejected_P: Floats, counts_BP: Floats) -> dict[str, Floats]:
-    """Every metric of one set in each draw, [B]; not a number where a draw holds none of its pairs."""
+    """Return every metric of one set in each draw, [B]; not a number where a draw holds none of its pairs."""
     pairs = len(chosen_P)
     centre = np.mean(np.concatenate([chosen_P, rejected_P]))
     above, below = chosen_P - centre, rejected_P - centre
@@ -122,7 +122,7 @@ def resampled_metrics(chosen_P: Floats, rejected_P: Floats, counts_BP: Floats) -
 
 
 def estimate(value: float, draws_B: Floats, seed_values: Sequence[float] = ()) -> Estimate:
-    """`value` with the percentile interval of its draws, and the spread of its values by seed."""
+    """Return `value` with the percentile interval of its draws and the standard deviation of its values by seed."""
     known = draws_B[np.isfinite(draws_B)]
     tail = (1.0 - LEVEL) / 2.0
     low, high = np.quantile(known, [tail, 1.0 - tail]) if len(known) else (value, value)
@@ -131,7 +131,7 @@ def estimate(value: float, draws_B: Floats, seed_values: Sequence[float] = ()) -
 
 
 def unanimous_bound(pairs: int) -> float:
-    """The rate of exceptions that so many pairs without one do not exclude (Clopper–Pearson): 0.018 at 200 pairs.
+    """Return the highest rate of exceptions that so many pairs without one leave possible (Clopper–Pearson): 0.018 at 200.
 
     Where all pairs agree every draw of the bootstrap says the same, and its interval would have no width.
     """
@@ -178,7 +178,7 @@ def over_seeds(
 
 
 def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
-    """Two-sided p of a paired permutation test: signs of paired differences are flipped, their sum is compared.
+    """Return the two-sided p of a paired permutation test, which flips the signs of differences and compares their sum.
 
     Exact where all flips are fewer than `resamples`. The smallest value that n units allow is 2/2ⁿ.
     """
@@ -200,7 +200,7 @@ def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
 
 
 def rank_correlation(first_P: Floats, second_P: Floats) -> float | None:
-    """Spearman's; None of fewer than three, or where one of them does not vary."""
+    """Return Spearman's rank correlation; None of fewer than three pairs, or where one of the two does not vary."""
     from scipy.stats import spearmanr
 
     if len(first_P) < 3 or np.ptp(first_P) == 0 or np.ptp(second_P) == 0:
@@ -209,7 +209,7 @@ def rank_correlation(first_P: Floats, second_P: Floats) -> float | None:
 
 
 def win_rate(differences: Sequence[float], tie: float = TIE) -> WinRate:
-    """Count differences of accuracy; those within `tie` (0.01: one point) are ties (the paper's §3 of the reference)."""
+    """Count the differences of accuracy above and below 0; those within `tie` (0.01: one point) are ties."""
     # Accuracies are sums of binary fractions: a difference of exactly one point may read 0.0100000000000001.
     ahead = sum(value > tie + 1e-9 for value in differences)
     behind = sum(value < -tie - 1e-9 for value in differences)
@@ -217,7 +217,7 @@ def win_rate(differences: Sequence[float], tie: float = TIE) -> WinRate:
 
 
 def calibration(margins_P: Floats, bins: int = BINS) -> Calibration:
-    """Reliability of σ(margin), the Bradley–Terry probability of the ranking.
+    """Return the reliability of σ(margin), the Bradley–Terry probability of the ranking.
 
     Which of the two responses is named first is a convention, so the confidence is that in the response ranked
     higher, σ(|margin|) ≥ ½. Bins hold equally many pairs, since implicit rewards are often all close to ½. Brier is
@@ -240,23 +240,23 @@ def calibration(margins_P: Floats, bins: int = BINS) -> Calibration:
 
 
 def half_width(pairs: int, accuracy: float = 0.75) -> float:
-    """Half of the 95 % interval of an accuracy on so many pairs, by the normal approximation: 0.06 at 200 pairs."""
+    """Return half of the 95 % interval of an accuracy on so many pairs, by the normal approximation: 0.06 at 200 pairs."""
     return _NORMAL_95 * float(np.sqrt(accuracy * (1.0 - accuracy) / pairs))
 
 
 def right(chosen_P: Floats, rejected_P: Floats) -> Floats:
-    """1 for each pair ranked right, ½ for a tie, else 0; its mean is the accuracy."""
+    """Return 1 for each pair ranked right, ½ for a tie, else 0; the mean is the accuracy."""
     return (chosen_P > rejected_P) + 0.5 * (chosen_P == rejected_P)
 
 
 def scaled_margins(chosen_P: Floats, rejected_P: Floats) -> Floats:
-    """Margins over the standard deviation of all 2P rewards, so that reward types can be laid over one another."""
+    """Return margins over the standard deviation of all 2P rewards, so that reward types can be compared."""
     spread = float(np.std(np.concatenate([chosen_P, rejected_P]), ddof=1))
     return (chosen_P - rejected_P) / spread if spread > 0 else np.zeros(len(chosen_P))
 
 
 def decile_of(values_P: Floats) -> NDArray[np.int64]:
-    """The tenth of each pair, 0 for the smallest values; equal values are in the same, that of the first of them."""
+    """Return the tenth that each pair is in, 0 for the smallest values; equal values are in the tenth of their first."""
     # By how many pairs have a smaller value, not by quantiles, which may fall between equal values.
     below_P = np.searchsorted(np.sort(values_P), values_P, side="left")
     found: NDArray[np.int64] = (below_P * TENTHS) // len(values_P)
@@ -264,7 +264,7 @@ def decile_of(values_P: Floats) -> NDArray[np.int64]:
 
 
 def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
-    """Return of each tenth that there is its number from 1, its range of values, its pairs and their accuracy."""
+    """Return for each tenth its number from 1, its range of values, its pairs and their accuracy."""
     tenth_P, rows = decile_of(values_P), list[dict[str, Any]]()
     for number in np.unique(tenth_P):
         here_P = tenth_P == number
@@ -292,7 +292,7 @@ class Candidates:
 
 
 def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[Candidates]:
-    """Return the candidates of each prompt, as prompts first stand in the scores; `pairs` are the rows of the split."""
+    """Return the candidates of each prompt, in the order of the scores; `pairs` are the rows of the split."""
     prompts: dict[object, dict[str, list[tuple[float, float]]]] = {}
     for row, chosen, rejected in zip(scores.index, scores.chosen, scores.rejected, strict=True):
         said = prompts.setdefault(pairs[row].prompt, {})
@@ -306,7 +306,7 @@ def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[Candidates]:
 
 
 def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
-    """Expected quality of the best by reward of n candidates drawn without replacement, 1 ≤ n ≤ C.
+    """Return the expected quality of the best by reward of n candidates drawn without replacement, 1 ≤ n ≤ C.
 
     Of C(C, n) draws, C(m + t, n) − C(m, n) have their best among t candidates of equal reward above m others; each of
     the t is then picked as often.
@@ -322,7 +322,7 @@ def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
 
 
 def share_within(found: Sequence[Candidates]) -> float:
-    """The share of the variance of all candidates' rewards that lies within prompts; 0 where rewards do not vary."""
+    """Return the share of the variance of all candidates' rewards that lies within prompts; 0 where rewards do not vary."""
     everything = np.concatenate([item.reward for item in found])
     total = float(everything.var() * len(everything))
     within = sum(float(item.reward.var() * len(item.reward)) for item in found)

@@ -8,8 +8,9 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -19,6 +20,7 @@ from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import CONTROLS, Analysis, Difference, Mean, Scope, has, over_sets
 from orchestrator.report.results import (
     TrialResult,
+    TrialState,
     left_out_lines,
     on_common_pairs,
     sweep_results,
@@ -41,6 +43,8 @@ from trainers.data.audit.findings import FINDINGS, SETS, set_row
 from trainers.storage import replace, replace_bytes
 
 NOT_LEARNED = "not learned"
+# Epochs that a terminal has room for.
+EPOCHS_SHOWN = 8
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "loss": "Loss, mean of −ln σ(r⁺ − r⁻)",
@@ -49,7 +53,7 @@ METRIC_TITLES = {
 
 
 def accuracies(analysis: Analysis) -> list[dict[str, Value]]:
-    """Accuracy by training set, category and model, each category closed by its mean: as numbers and as text.
+    """Return accuracy by training set, category and model as numbers and as text; the last row of a category is its mean.
 
     A model without a score in a category has no row there.
     """
@@ -111,7 +115,7 @@ def _text(mean: Mean | None, not_learned: Sequence[float], missing: int) -> str:
 
 
 def _ex_minus_im(gap: Difference | None, counts: Mapping[str, int], unit: str) -> dict[str, Value]:
-    """EX−IM, and over how many seeds or models it is where a mean is over more."""
+    """EX−IM, and over how many seeds or models it is, where a mean beside it is over more."""
     if gap is None:
         return {f"ex_minus_im_{unit}s": 0}
     over = len(gap.models) if unit == "model" else gap.seeds
@@ -136,7 +140,7 @@ def accuracy_numbers(analysis: Analysis) -> Table:
 
 
 def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Table | None:
-    """Accuracy after each epoch, of sets that are evaluated after several; None where there is none.
+    """Return accuracy after each epoch, of the sets that are evaluated after several; None where there is none.
 
     What did not learn by its last epoch is in no mean. Of `most` epochs, evenly spaced, the first and the last are shown.
     """
@@ -196,12 +200,6 @@ def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
 
 def by_category(analysis: Analysis, metric: str) -> Table:
     """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
-    theirs = {
-        (scope, kind): number
-        for scope in analysis.categories()
-        for kind in analysis.rewards
-        if (number := published.number(scope.train_set, scope.sets, kind, metric)) is not None
-    }
     rows: list[dict[str, Value]] = []
     for scope in analysis.categories():
         for model in analysis.models:
@@ -211,9 +209,12 @@ def by_category(analysis: Analysis, metric: str) -> Table:
         over = {kind: analysis.mean_of_models(scope, kind, metric) for kind in analysis.rewards}
         if any(over.values()):
             label = mean_label({kind: len(mean.models) for kind, mean in over.items() if mean})
-            said = {f"{kind}_paper": number for (place, kind), number in theirs.items() if place == scope}
-            rows.append({**_place(scope), "model": label, **_estimates(over), **said})
-    quoted = [kind for kind in analysis.rewards if any(kind == other for _, other in theirs)]
+            theirs = {
+                f"{kind}_paper": published.number(scope.train_set, scope.sets, kind, metric)
+                for kind in analysis.rewards
+            }
+            rows.append({**_place(scope), "model": label, **_estimates(over), **theirs})
+    quoted = [kind for kind in analysis.rewards if any(row.get(f"{kind}_paper") is not None for row in rows)]
     note = (
         "Each: mean over the scope's sets, then over seeds ± standard deviation over seeds, "
         f"[{LEVEL:.0%} interval: bootstrap over test pairs and seeds]. "
@@ -257,9 +258,9 @@ def differences(analysis: Analysis) -> Table:
     return Table(
         name="differences",
         title="EX−IM, paired by model, seed and pair",
-        note="Above 0 in accuracy: EX-RM ranks more pairs right. p (pairs): signs flipped test pair by test pair, "
-        "would other pairs say the same; p (trainings): flipped training by training, would other seeds and models; "
-        "n trainings cannot give less than 2/2ⁿ. Not corrected for the number of rows.",
+        note="Above 0 in accuracy: EX-RM ranks more pairs right. p (pairs) flips signs test pair by test pair: would other "
+        "pairs say the same? p (trainings) flips them training by training: would other seeds and models? n trainings "
+        "cannot give less than 2/2ⁿ. Neither is corrected for the number of rows.",
         columns="train_set category model accuracy p_pairs p_trainings trainings pairs loss abs_margin",
         titles={
             "p_pairs": "p (pairs)",
@@ -322,8 +323,8 @@ def by_set(analysis: Analysis) -> Table:
         name="sets",
         title="Every evaluation set",
         note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
-        "not hold (docs/audit.md); – where it was not measured. The last column: what the number of pairs alone leaves open at "
-        "an accuracy of 0.75.",
+        "not hold (docs/audit.md); – where it was not measured. The last column: half of the 95 % interval that the number of "
+        "pairs alone gives at an accuracy of 0.75.",
         columns=f"train_set category evaluation_set model reward accuracy {' '.join(CONTROLS)} loss abs_margin seeds pairs half_width",
         titles={"half_width": "± by pairs"},
         rows=rows,
@@ -404,12 +405,34 @@ def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
     return [item for item in found if item.rows]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a terminal shows of a report. It is kept with the report, so that nothing is read or computed to show it again.
+
+    `tables` are the accuracies and, where there are several epochs, those after each; `accuracies` are the same for
+    programs; `left_out` says which pairs the length limits took.
+    """
+
+    tables: tuple[Table, ...] = ()
+    accuracies: Sequence[dict[str, Any]] = ()
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of_json(cls, loaded: dict[str, Any]) -> "Shown":
+        """What was kept as JSON."""
+        return cls(
+            tables=tuple(map(Table.of_json, loaded["tables"])),
+            accuracies=loaded["accuracies"],
+            left_out=tuple(loaded["left_out"]),
+        )
+
+
 class Written(NamedTuple):
-    """A report's folder, the results that it is of, and their analysis on the pairs that all models have."""
+    """A report's folder, the trials that it is of, and what a terminal shows of it."""
 
     folder: Path
-    results: Sequence[TrialResult]
-    analysis: Analysis
+    results: Sequence[TrialState]
+    shown: Shown
 
 
 def write_report(
@@ -450,7 +473,13 @@ def write_report(
     replace_bytes(trials, sink.getvalue().to_pybytes())
     for written in (folder, trials):
         store.share(written)
-    return Written(folder=folder, results=results, analysis=analysis)
+    by_epoch = epoch_table(analysis.results, most=EPOCHS_SHOWN)
+    shown = Shown(
+        tables=(accuracy_table(analysis), *([by_epoch] if by_epoch else [])),
+        accuracies=accuracy_numbers(analysis).records(),
+        left_out=tuple(left_out_lines(results, analysis.results)),
+    )
+    return Written(folder=folder, results=results, shown=shown)
 
 
 def _results_section(

@@ -6,7 +6,7 @@ Also the names that all tables, figures and sentences use for reward types and m
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from orchestrator.report.statistics import Estimate
 from trainers.specs import clean_name
@@ -43,7 +43,7 @@ def reward_title(reward: str) -> str:
 
 
 def mean_label(models: Mapping[str, int]) -> str:
-    """`mean of 3`, or how many models each reward type's mean is over where they differ."""
+    """Label a mean over models: `mean of 3`, or the number of models of each reward type where these differ."""
     counts = set(models.values())
     if len(counts) == 1:
         return f"{MEAN} of {counts.pop()}"
@@ -51,16 +51,8 @@ def mean_label(models: Mapping[str, int]) -> str:
 
 
 def interval(value: Estimate) -> str:
-    """A difference with its interval, for a sentence: `+0.225 [+0.130, +0.323]`."""
+    """Write a difference with its interval, for a sentence: `+0.225 [+0.130, +0.323]`."""
     return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
-
-
-class ShownValue(NamedTuple):
-    """A value in a page: what its column is sorted by, its CSS class, and its text."""
-
-    sort: str
-    css: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +117,15 @@ class Table:
             for row in self.rows
         ]
 
+    @classmethod
+    def of_json(cls, loaded: dict[str, Any]) -> "Table":
+        """The table whose `asdict` was kept as JSON."""
+        rows = [
+            {name: Estimate(**value) if isinstance(value, dict) else value for name, value in row.items()}
+            for row in loaded["rows"]
+        ]
+        return cls(**{**loaded, "rows": rows})
+
     def frame(self) -> "pd.DataFrame":
         """The flat rows, each value as it is."""
         import pandas as pd
@@ -140,7 +141,7 @@ class Table:
         return bytes(self.frame().to_parquet(index=False))
 
     def markdown(self) -> str:
-        """The rows for a document; what a cell holds is shown, not read as columns."""
+        """The rows for a document; signs that would divide a cell are escaped."""
         lines = [tuple(map(self.title_of, self.names)), ("",) * len(self.names), *self.texts()]
         cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
         drawn = ["| " + " | ".join(line) + " |" for line in cells]
@@ -165,26 +166,28 @@ class Table:
             shown.add_row(*[""] * same, *line[same:], end_section=ends)
         return shown
 
-    def cells(self) -> Iterator[tuple[bool, list[ShownValue]]]:
-        """The rows for a page; whether each is a mean over models."""
+    def cells(self) -> Iterator[tuple[bool, list[tuple[str, str, str]]]]:
+        """Yield the rows for a page, and whether each is a mean over models: CSS class, sort key and text of each value."""
+        classes = {name: self.css(name) for name in self.names}
         for row in self.rows:
             mean = any(isinstance(value, str) and value.startswith(f"{MEAN} of ") for value in row.values())
-            yield mean, [self._cell(row, name) for name in self.names]
+            plain = {
+                name: value.value if isinstance(value, Estimate) else value for name, value in row.items()
+            }
+            yield (
+                mean,
+                [
+                    (css, "" if plain.get(name) is None else str(plain[name]), self.text(row, name))
+                    for name, css in classes.items()
+                ],
+            )
 
-    def _cell(self, row: Mapping[str, Value], name: str) -> ShownValue:
-        value = row.get(name)
-        plain = value.value if isinstance(value, Estimate) else value
-        text = self.text(row, name)
-        if isinstance(value, str):
-            return ShownValue(value, "wide" if len(value) > _LONG else "", text)
-        return ShownValue(
-            "" if plain is None else str(plain), "" if isinstance(value, bool) else "number", text
-        )
-
-    def head(self, name: str) -> str:
-        """The CSS class of a column: that of its first value."""
-        found = [row for row in self.rows if row.get(name) is not None]
-        return "number" if found and self._cell(found[0], name).css == "number" else ""
+    def css(self, name: str) -> str:
+        """The CSS class of a column: of numbers, of long texts, or none."""
+        values = [value for row in self.rows if (value := row.get(name)) is not None]
+        if values and not any(isinstance(value, str | bool) for value in values):
+            return "number"
+        return "wide" if any(len(str(value)) > _LONG for value in values) else ""
 
 
 def table_of(

@@ -8,7 +8,7 @@ from orchestrator.run.inline import InlineBackend
 from orchestrator.run.trial import Execution
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Store
-from orchestrator.store.leases import Heartbeat
+from orchestrator.store.leases import heartbeat
 from trainers.train.stopping import StopRequest
 
 Say = Callable[[str], None]
@@ -17,8 +17,8 @@ Say = Callable[[str], None]
 def compute_analyses(stages: Sequence[AnalyseStage], store: Store, say: Say) -> None:
     """Compute the stages that are missing, and what they need. What an analysis says while it computes goes to `say`."""
     stop = StopRequest(0.0)
-    with stop.listening(), Heartbeat(store.root) as heartbeat:
-        execution = Execution(store=store, leases=heartbeat.leases)
+    with stop.listening(), heartbeat(store.root) as leases:
+        execution = Execution(store=store, leases=leases)
         backend = InlineBackend(execution, _ignore, stop)
         for stage in stages:
             _compute_missing(stage, backend, say)

@@ -6,14 +6,12 @@ Imports that cost seconds stand inside the functions, so that planning never pay
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.plan.durations import Durations, expected_s
 from orchestrator.run.events import TakeRow
-from orchestrator.run.workers import prepare_worker
 from orchestrator.spec.stages import (
     ConvertStage,
     EvaluateStage,
@@ -22,7 +20,6 @@ from orchestrator.spec.stages import (
     ReferenceStage,
     SharedStage,
     TrainStage,
-    TrialPlan,
 )
 from orchestrator.store.artifacts import Attempt, Store, weights_digest
 from trainers.data.records import read_written_pairs
@@ -258,25 +255,6 @@ def _tokens(
     if stage.reference is None:
         return pairs, None
     return pairs, read_reference(store.read("reference", stage.reference.key) / "reference.parquet", pairs)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageFunctions:
-    """What computes each kind of stage; benchmarks and tests give their own. Sent to other processes.
-
-    `prepare_process` comes first in each process on Ray; `expected_s` is how long a trial's training or evaluation
-    takes, for the gate; `gang` runs a granted training on Ray in the place of Train (it takes gang.GrantedTraining).
-    """
-
-    shared: Callable[[SharedStage, Store, TakeRow], None] = run_shared
-    train: Callable[[TrainStage, TrainCall, Store, TakeRow], None] = run_train
-    evaluate: Callable[[Sequence[EvaluateStage], Store, TakeRow], None] = run_evaluations
-    prepare_process: Callable[[], None] = prepare_worker
-    expected_s: Callable[[TrialPlan, Literal["train", "evaluate"], Placement, Durations], float] = expected_s
-    gang: Callable[[Any], None] | None = None
-
-
-REAL = StageFunctions()
 
 
 def _of_dataset(report: TakeRow, name: str, row: dict[str, Any]) -> None:

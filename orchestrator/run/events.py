@@ -3,8 +3,10 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+POST_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,39 +86,32 @@ def posting_for(trial: str, post: Post) -> Post:
     return lambda event: post(replace(event, trial=trial))
 
 
-@dataclass(slots=True)
-class RowBuffer:
-    """Collects rows of a stage, so that the driver hears of them in at most one event a second."""
-
-    post: Post
-    stage: str
-    every_s: float = 1.0
-    _waiting: list[dict[str, Any]] = field(default_factory=list)
-    _sent: float = 0.0
-
-    def take(self, row: dict[str, Any]) -> None:
-        """Take a row, or post at once what else a stage has to say."""
-        if "notice" in row:
-            self.post(Notice(text=row["notice"]))
-        # Nobody follows checkpoints of a sweep; `python -m trainers.train` says them.
-        elif "checkpoint" not in row:
-            self._waiting.append(row)
-            if time.monotonic() - self._sent >= self.every_s:
-                self.flush()
-
-    def flush(self) -> None:
-        """Post the rows that wait."""
-        if self._waiting:
-            self.post(RowsLogged(stage=self.stage, rows=self._waiting))
-            self._waiting, self._sent = [], time.monotonic()
-
-
 @contextlib.contextmanager
 def reporting(stage: str, post: Post) -> Iterator[TakeRow]:
-    """Say that `stage` begins, and yield its report function; rows that still wait are posted however the block ends."""
-    buffer = RowBuffer(post=post, stage=stage)
+    """Say that `stage` begins, and yield its report function.
+
+    Its rows are posted in at most one event a second, and what still waits however the block ends.
+    """
+    waiting: list[dict[str, Any]] = []
+    posted_at = 0.0
+
+    def post_waiting() -> None:
+        nonlocal waiting, posted_at
+        if waiting:
+            post(RowsLogged(stage=stage, rows=waiting))
+            waiting, posted_at = [], time.monotonic()
+
+    def take(row: dict[str, Any]) -> None:
+        if "notice" in row:
+            post(Notice(text=row["notice"]))
+        # Nobody follows checkpoints of a sweep; `python -m trainers.train` says them.
+        elif "checkpoint" not in row:
+            waiting.append(row)
+            if time.monotonic() - posted_at >= POST_EVERY_S:
+                post_waiting()
+
     post(StageBegan(stage=stage))
     try:
-        yield buffer.take
+        yield take
     finally:
-        buffer.flush()
+        post_waiting()

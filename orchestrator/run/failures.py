@@ -20,6 +20,8 @@ _LOST = frozenset(
         *("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError", "ActorPlacementGroupRemoved"),
     }
 )
+# What CUDA and its libraries (cuBLAS, cuDNN, NCCL) say, in lower case, where torch has no class for it.
+_NO_MEMORY = ("out of memory", "_status_alloc_failed", "failed to cuda calloc")
 # What a rank says whose peer is gone.
 _LOST_PEER = (
     *("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout"),
@@ -42,8 +44,9 @@ def classify(error: BaseException) -> Failure:
     cause = next((item for item in causes if isinstance(item, SweepError)), None)
     if cause is not None:
         return Failure(cause=type(cause).__name__, message=str(cause))
-    if any("OutOfMemory" in type(item).__name__ or isinstance(item, MemoryError) for item in causes):
-        return Failure(cause=OutOfMemory.__name__, message=f"out of memory: {_first_line(causes[0])}")
+    full = next((item for item in causes if _is_out_of_memory(item)), None)
+    if full is not None:
+        return Failure(cause=OutOfMemory.__name__, message=f"out of memory: {_first_line(full)}")
     lost = next((item for item in causes if _is_lost(item)), None)
     if lost is not None:
         return Failure(
@@ -74,14 +77,26 @@ def is_final(cause: str) -> bool:
     return cause == Diverged.__name__
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    # Of a process that is gone Ray only guesses why.
+    return named or (not _is_gone(error) and _says(error, _NO_MEMORY))
+
+
+def _is_gone(error: BaseException) -> bool:
+    return not _LOST.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+
+
 def _is_lost(error: BaseException) -> bool:
-    if {kind.__name__ for kind in type(error).__mro__} & _LOST:
-        return True
-    said = str(error).lower()
-    broken = isinstance(error, RuntimeError) or type(error).__module__.startswith(("torch.", "ray."))
     if isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED):
         return True
-    return broken and any(sign in said for sign in _LOST_PEER)
+    return _is_gone(error) or _says(error, _LOST_PEER)
+
+
+def _says(error: BaseException, signs: Sequence[str]) -> bool:
+    """Whether an error of torch or Ray holds one of these; they have no class for most that goes wrong."""
+    broken = isinstance(error, RuntimeError) or type(error).__module__.startswith(("torch.", "ray."))
+    return broken and any(sign in str(error).lower() for sign in signs)
 
 
 def _first_line(error: BaseException) -> str:
@@ -109,9 +124,12 @@ class NextAttempt:
 
 
 def next_attempt(
-    failures: Sequence[Failure], placement: Placement, policy: RetryPolicy
+    failures: Sequence[Failure], placement: Placement, policy: RetryPolicy, gpus: int = 0
 ) -> NextAttempt | None:
-    """Return the attempt that follows the last of `failures`; None where the policy allows no more of its kind."""
+    """Return the attempt that follows the last of `failures`; None where the policy allows no more of its kind.
+
+    `gpus` are all that the training could have.
+    """
     cause = failures[-1].cause
     times = sum(failure.cause == cause for failure in failures)
     if times > policy.limit(cause):
@@ -119,22 +137,33 @@ def next_attempt(
     wait_s = min(policy.back_off_s * 2 ** (times - 1), policy.back_off_most_s)
     if cause != "OutOfMemory":
         return NextAttempt(wait_s=wait_s, placement=placement)
-    smaller = with_less_memory(placement)
+    smaller = with_less_memory(placement, gpus)
     # Another placement is another attempt at once; waiting would free nothing.
     return None if smaller is None else NextAttempt(wait_s=0.0, placement=smaller)
 
 
-def with_less_memory(placement: Placement) -> Placement | None:
+def with_less_memory(placement: Placement, gpus: int = 0) -> Placement | None:
     """Halve the micro-batch and double the accumulation, then recompute activations: the effective batch stays.
 
-    An odd micro-batch shrinks to its largest proper divisor. None where nothing is left to give up.
+    An odd micro-batch shrinks to its largest proper divisor. Then, on GPUs, divide the training over more of `gpus`, and
+    offload the optimiser last, as a plan would. None where nothing is left to give up.
     """
     micro_batch = placement.micro_batch
     if micro_batch > 1:
         smaller = max(size for size in range(1, micro_batch // 2 + 1) if micro_batch % size == 0)
         accumulation = placement.accumulation * micro_batch // smaller
         return replace(placement, micro_batch=smaller, accumulation=accumulation)
-    return None if placement.checkpointing else replace(placement, checkpointing=True)
+    if not placement.checkpointing:
+        return replace(placement, checkpointing=True)
+    if placement.device == "cpu" or placement.offload_optimizer:
+        return None
+    # A checkpoint goes on at another world size, not at another stage; bf16 without ZeRO is run as ZeRO-1.
+    divided = replace(placement, zero_stage=max(placement.zero_stage, 1))
+    batch, wider = placement.effective_batch, range(placement.world_size + 1, gpus + 1)
+    world_size = next((size for size in wider if batch % size == 0), None)
+    if world_size is None:
+        return replace(divided, offload_optimizer=True)
+    return replace(divided, world_size=world_size, accumulation=batch // world_size)
 
 
 def on_fewer(placement: Placement, fresh: Placement) -> Placement | None:
@@ -169,7 +198,16 @@ def describe_fewer(planned: Placement, fewer: Placement) -> str:
     )
 
 
+def describe_change(before: Placement, after: Placement) -> str:
+    """Say how a training goes on after it ran out of memory."""
+    wider = f"on {after.world_size} GPUs " if after.world_size > before.world_size else ""
+    return f"{wider}with {describe_split(after)}"
+
+
 def describe_split(placement: Placement) -> str:
     """Say how a step is split, as in `micro-batch 2 × accumulation 4`."""
     recomputed = ", activations recomputed" if placement.checkpointing else ""
-    return f"micro-batch {placement.micro_batch} × accumulation {placement.accumulation}{recomputed}"
+    offloaded = ", optimiser in the host's memory" if placement.offload_optimizer else ""
+    return (
+        f"micro-batch {placement.micro_batch} × accumulation {placement.accumulation}{recomputed}{offloaded}"
+    )

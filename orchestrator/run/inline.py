@@ -1,15 +1,17 @@
 """The same stages in one process, in plan order, with no Ray: for debugging and tests."""
 
+import dataclasses
+import functools
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.run import failures
+from orchestrator.run import compute, failures
 from orchestrator.run.compute import TrainCall
 from orchestrator.run.events import Completed, Failed, Post, Started, posting_for, reporting
-from orchestrator.run.trial import Execution, complete_trial, compute_shared
-from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan
+from orchestrator.run.trial import Execution, complete_trial, compute_leased
+from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage, TrialPlan
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
 
@@ -17,8 +19,8 @@ from trainers.train.stopping import StopRequest
 def run_inline(
     plans: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    execution: Execution,
     on_event: Post,
+    execution: Execution,
     stop: StopRequest,
 ) -> None:
     """Run what is missing of each plan. Raises KeyboardInterrupt when stopped; what fails is an event."""
@@ -53,21 +55,19 @@ class InlineBackend:
                 continue
             self.shared(stage.needs)
             assert not isinstance(stage, TrainStage | EvaluateStage)
-            self._compute_shared(stage)
-
-    def _compute_shared(self, stage: SharedStage) -> None:
-        with reporting(stage.kind, self.post) as report:
-            compute_shared(stage, self.execution, self.pause, report)
+            name = f"{stage.kind}-{stage.key}"
+            done = functools.partial(store.complete, stage.kind, stage.key)
+            with (
+                reporting(stage.kind, self.post) as report,
+                self.execution.leases.held(name, done, self.pause) as ours,
+            ):
+                if ours:
+                    compute_leased(stage, store, report)
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """Train as a world of one, with the accumulation that makes up for the other ranks."""
-        alone = Placement(
-            zero_stage=placement.zero_stage,
-            micro_batch=placement.micro_batch,
-            accumulation=placement.accumulation * placement.world_size,
-            checkpointing=placement.checkpointing,
-            device=placement.device,
-        )
+        accumulation = placement.accumulation * placement.world_size
+        alone = dataclasses.replace(placement, world_size=1, accumulation=accumulation)
         call = TrainCall(
             placement=alone,
             checkpoint_steps=self.execution.checkpoint_steps,
@@ -75,12 +75,16 @@ class InlineBackend:
             provenance={"backend": "inline"},
         )
         with reporting(stage.kind, self.post) as report, self.stop.deferred():
-            self.execution.stages.train(stage, call, self.execution.store, report)
+            compute.run_train(stage, call, self.execution.store, report)
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """Score in this process."""
         with reporting("evaluate", self.post) as report:
-            self.execution.stages.evaluate(stages, self.execution.store, report)
+            compute.run_evaluations(stages, self.execution.store, report)
+
+    def gpus(self) -> int:
+        """One at most: a training is a world of one."""
+        return 1
 
     def pause(self, seconds: float) -> None:
         """Sleep; a signal ends it."""

@@ -1,32 +1,28 @@
 """One trial, whatever runs it: shared stages → training → evaluation, and again after what can be mended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.run import failures
-from orchestrator.run.compute import REAL, StageFunctions
-from orchestrator.run.events import Event, Notice, Retried, StageBegan, TakeRow
-from orchestrator.run.failures import Failure
+from orchestrator.run import compute, failures
+from orchestrator.run.events import Event, Retried, StageBegan, TakeRow
+from orchestrator.run.failures import Failure, NextAttempt
 from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan, usable
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases
+from trainers.errors import Damaged
 from trainers.specs import Placement
-
-# An artifact that is damaged again and again is on a disk that no retry mends.
-HEALS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How missing stages are computed: where they go, under whose leases, how often again, and by which functions."""
+    """How missing stages are computed: where they go, under whose leases, and how often again."""
 
     store: Store
     leases: Leases
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     checkpoint_steps: int | None = None
-    stages: StageFunctions = REAL
 
 
 class Backend(Protocol):
@@ -41,6 +37,9 @@ class Backend(Protocol):
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """Score the trained model on every set of `stages`."""
 
+    def gpus(self) -> int:
+        """How many GPUs one training could have."""
+
     def pause(self, seconds: float) -> None:
         """Wait, holding nothing. Raises Interrupted where the sweep is asked to stop."""
 
@@ -50,56 +49,61 @@ class Backend(Protocol):
 
 def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
     """Compute what is missing of a trial. Raises the error that the retry policy does not cover, and Interrupted."""
+    store, held = execution.store, execution.leases.held
     failed: list[Failure] = []
-    healed = 0
     while True:
         try:
-            return _complete(plan, placement, backend, execution)
+            if any(isinstance(stage, TrainStage) for stage in plan.missing(store)):
+                backend.post(StageBegan(stage="prepare"))
+                backend.shared(plan.train.needs)
+                backend.post(StageBegan(stage="waiting"))
+                with held(f"train-{plan.key}", lambda: _trained(plan, store), backend.pause) as ours:
+                    if ours:
+                        store.remove_leftovers("train", plan.key)
+                        backend.train(plan.train, placement)
+            if evaluations := plan.unscored(store):
+                backend.shared([need for stage in evaluations for need in stage.needs if need != plan.train])
+                backend.post(StageBegan(stage="waiting"))
+                with held(f"evaluate-{plan.key}", lambda: not plan.unscored(store), backend.pause) as ours:
+                    if ours:
+                        missing = plan.unscored(store)
+                        _forget_earlier(missing, store)
+                        backend.evaluate(plan, missing, placement)
+            return
         except Exception as error:
-            if failures.interrupted(error):
-                raise
-            damage = failures.damage(error)
-            if damage is not None and healed < HEALS:
-                healed += 1
-                execution.store.discard(damage.stage, damage.key, damage.attempt)
-                backend.post(Notice(text=f"{damage}; it is computed again"))
-                continue
-            failed.append(failures.classify(error))
-            retry = failures.next_attempt(failed, placement, execution.retries)
-            if retry is None:
-                raise
-            how = f"again in {retry.wait_s:.0f} s"
-            if retry.placement != placement:
-                how = f"again with {failures.describe_split(retry.placement)}"
-            placement = retry.placement
-            last = failed[-1]
-            backend.post(Retried(cause=last.cause, message=last.message, how=how))
+            retry = _next_attempt(error, failed, placement, backend, execution)
+        placement = retry.placement
         backend.pause(retry.wait_s)
 
 
-def _complete(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
-    store, leases = execution.store, execution.leases
-    if any(isinstance(stage, TrainStage) for stage in plan.missing(store)):
-        backend.post(StageBegan(stage="prepare"))
-        backend.shared(plan.train.needs)
-        backend.post(StageBegan(stage="waiting"))
-        with leases.held(f"train-{plan.key}", lambda: _trained(plan, store), backend.pause) as ours:
-            if ours:
-                store.remove_leftovers("train", plan.key)
-                backend.train(plan.train, placement)
-    evaluations = plan.unscored(store)
-    if not evaluations:
-        return
-    backend.shared([need for stage in evaluations for need in stage.needs if need != plan.train])
-    backend.post(StageBegan(stage="waiting"))
-    with leases.held(f"evaluate-{plan.key}", lambda: not plan.unscored(store), backend.pause) as ours:
-        if ours:
-            missing = plan.unscored(store)
-            for stage in missing:
-                if (old := store.sound_manifest(stage.kind, stage.key)) is not None:
-                    store.discard(stage.kind, stage.key, old["attempt"])
-                store.remove_leftovers(stage.kind, stage.key)
-            backend.evaluate(plan, missing, placement)
+def _next_attempt(
+    error: Exception, failed: list[Failure], placement: Placement, backend: Backend, execution: Execution
+) -> NextAttempt:
+    """Note the failure, and return the attempt that follows. Raises the error where none does."""
+    if failures.interrupted(error):
+        raise error
+    if (damage := failures.damage(error)) is not None:
+        # Nobody reads it again, and whoever asks for it next computes it.
+        execution.store.discard(damage.stage, damage.key, damage.attempt)
+        said = f"{damage}; it counts as missing now, and is computed anew by the same command"
+        raise Damaged(said, damage.stage, damage.key, damage.attempt) from error
+    failed.append(failures.classify(error))
+    retry = failures.next_attempt(failed, placement, execution.retries, backend.gpus())
+    if retry is None:
+        raise error
+    how = f"again in {retry.wait_s:.0f} s"
+    if retry.placement != placement:
+        how = f"again {failures.describe_change(placement, retry.placement)}"
+    backend.post(Retried(cause=failed[-1].cause, message=failed[-1].message, how=how))
+    return retry
+
+
+def _forget_earlier(stages: Sequence[EvaluateStage], store: Store) -> None:
+    """Make room for scores: those of other weights, and what was left half-written."""
+    for stage in stages:
+        if (old := store.sound_manifest(stage.kind, stage.key)) is not None:
+            store.discard(stage.kind, stage.key, old["attempt"])
+        store.remove_leftovers(stage.kind, stage.key)
 
 
 def _trained(plan: TrialPlan, store: Store) -> bool:
@@ -109,18 +113,7 @@ def _trained(plan: TrialPlan, store: Store) -> bool:
     )
 
 
-def compute_shared(
-    stage: SharedStage, execution: Execution, pause: Callable[[float], None], report: TakeRow
-) -> None:
-    """Compute a shared stage under a lease; its needs are there. Nothing happens where it is complete."""
-    store = execution.store
-    name = f"{stage.kind}-{stage.key}"
-    with execution.leases.held(name, lambda: store.complete(stage.kind, stage.key), pause) as ours:
-        if ours:
-            compute_leased(stage, execution, report)
-
-
-def compute_leased(stage: SharedStage, execution: Execution, report: TakeRow) -> None:
+def compute_leased(stage: SharedStage, store: Store, report: TakeRow) -> None:
     """Compute a shared stage whose lease is held, where nothing of an earlier attempt is left."""
-    execution.store.remove_leftovers(stage.kind, stage.key)
-    execution.stages.shared(stage, execution.store, report)
+    store.remove_leftovers(stage.kind, stage.key)
+    compute.run_shared(stage, store, report)

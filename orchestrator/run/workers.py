@@ -1,20 +1,29 @@
 """What every process that computes for us does first, and between two trials."""
 
+import contextlib
 import gc
 import logging
 import os
 import socket
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+
+from orchestrator.run.events import Post, TakeRow, reporting
+from orchestrator.spec.redaction import without_secrets
 
 PROBE_S = 3.0
 # One process of ours per core: more threads only fight (2 processes × 2 threads on 2 cores ran 3–8× slower).
 THREADS = "1"
+# torch reads the second name, too.
+ALLOCATOR, OLDER_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": THREADS,
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    # Forwards differ in their tokens: blocks of fixed sizes would leave gaps between them.
+    ALLOCATOR: "expandable_segments:True",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
@@ -72,6 +81,14 @@ def prepare_worker() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(int(THREADS))
     transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def working(stage: str, post: Post) -> Iterator[TakeRow]:
+    """Make this a process that computes a stage for others, who follow it by its events; yield its report function."""
+    prepare_worker()
+    with without_secrets(), reporting(stage, post) as report:
+        yield report
 
 
 def make_room() -> None:

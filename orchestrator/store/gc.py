@@ -1,7 +1,7 @@
 """What of a store can go: artifacts that no kept sweep needs, leftovers, evaluated weights, and what is damaged.
 
-What may go is decided by pure functions on plain values; commands list it, say why, and have it removed.
-Manifests are never edited; what goes was declared by nobody or can be computed again.
+Commands list what can go, say why, and have it removed. Manifests are never edited; what goes was declared by nobody or
+can be computed again.
 """
 
 import contextlib
@@ -24,17 +24,18 @@ KeepWeights = Literal["all", "best", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Something that takes room: `path` is relative to the store's root, `owner` the stage/key that it belongs to.
+    """Something that takes room, and `why` it can go: `path` is relative to the store's root.
 
-    `finished` says that the owner is committed, with all of its weights; `why`, why it can go.
+    It stays where its `owner`, as stage/key, is kept; without one it goes in any case. What is `safe` can go while a
+    driver is busy.
     """
 
     kind: Literal["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]
     path: str
     bytes: int
+    why: str
     owner: str = ""
-    finished: bool = False
-    why: str = ""
+    safe: bool = False
 
 
 def kept_artifacts(store: Store, sweeps: Sequence[str] = ()) -> frozenset[str]:
@@ -55,38 +56,19 @@ def kept_artifacts(store: Store, sweeps: Sequence[str] = ()) -> frozenset[str]:
 
 def garbage(store: Store, kept: frozenset[str]) -> list[Found]:
     """Return all that can go where the artifacts of `kept` must stay, in the order of its paths. Nothing is changed."""
-    return [
-        changed(found, why=why) for found in listing(store) if (why := why_removable(found, kept)) is not None
-    ]
-
-
-def why_removable(found: Found, kept: frozenset[str]) -> str | None:
-    """Return why something can go where the artifacts of `kept` must stay; None where it must stay, too."""
-    match found.kind:
-        case "artifact" | "unreadable":
-            return None if found.owner in kept else "no kept sweep needs it"
-        case "attempt":
-            return "left by a process that did not finish"
-        case "weights":
-            return "evicted, but not removed yet"
-        case "checkpoint" if found.finished:
-            return "its training is complete"
-        case "checkpoint":
-            return None if found.owner in kept else "no kept sweep declares its training"
-        case "scratch":
-            return "scratch of a run that ended"
+    return [found for found in listing(store) if found.owner not in kept]
 
 
 def listing(store: Store) -> Iterator[Found]:
     """Yield everything in the store that could ever go."""
 
-    def found(kind: str, path: Location, owner: str = "", finished: bool = False) -> Found:
+    def found(kind: str, path: Location, why: str, owner: str = "", *, safe: bool = False) -> Found:
         name = str(path).removeprefix(f"{store.root}/")
-        return Found(kind=kind, path=name, bytes=_size(path), owner=owner, finished=finished)  # type: ignore[arg-type]
+        return Found(kind=kind, path=name, bytes=_size(path), why=why, owner=owner, safe=safe)  # type: ignore[arg-type]
 
     for folder in matching(store.root / "artifacts", "*/*/"):
         stage, key = folder.parent.name, folder.name
-        owner = f"{stage}/{key}"
+        owner, unneeded = f"{stage}/{key}", "no kept sweep needs it"
         try:
             entries = matching(folder, "*")
             manifest = store.manifest(stage, key)
@@ -96,23 +78,30 @@ def listing(store: Store) -> Iterator[Found]:
         except Unreachable:
             raise
         except StorageError:
-            yield found("unreadable", folder, owner)
+            yield found("unreadable", folder, unneeded, owner)
             continue
         attempt = folder / manifest["attempt"] if manifest else None
         named = {folder / MANIFEST, attempt, folder / EVICTED if evicted else None} if manifest else set()
-        rest = [found("attempt", item, owner) for item in entries if item not in named]
+        rest = [
+            found("attempt", item, "left by a process that did not finish")
+            for item in entries
+            if item not in named
+        ]
         if attempt and manifest and evicted:
             weights = [attempt / name for name in manifest["files"] if holds_weights(name)]
             files = [file for file in weights if file.is_file()]
-            rest += [found("weights", file, owner) for file in files]
+            rest += [found("weights", file, "evicted, but not removed yet", safe=True) for file in files]
         if attempt:
-            whole = found("artifact", folder, owner, finished=not evicted)
+            whole = found("artifact", folder, unneeded, owner, safe=True)
             yield changed(whole, bytes=whole.bytes - sum(item.bytes for item in rest))
         yield from rest
     for folder in matching(store.root / "checkpoints", "*"):
-        yield found("checkpoint", folder, f"train/{folder.name}", _finished(store, folder.name))
+        if _finished(store, folder.name):
+            yield found("checkpoint", folder, "its training is complete", safe=True)
+        else:
+            yield found("checkpoint", folder, "no kept sweep declares its training", f"train/{folder.name}")
     for item in matching(store.root / "scratch", "*"):
-        yield found("scratch", item)
+        yield found("scratch", item, "scratch of a run that ended")
 
 
 def remove(store: Store, items: Iterable[Found], *, busy: bool) -> list[Found]:
@@ -121,7 +110,7 @@ def remove(store: Store, items: Iterable[Found], *, busy: bool) -> list[Found]:
     While a driver is `busy` on the store, what it may be writing stays: attempts, scratch, and checkpoints of
     trainings that are not complete.
     """
-    removed = [item for item in items if not busy or _safe_while_busy(item)]
+    removed = [item for item in items if item.safe or not busy]
     for item in removed:
         path = store.root / item.path
         if item.kind == "artifact":
@@ -133,10 +122,6 @@ def remove(store: Store, items: Iterable[Found], *, busy: bool) -> list[Found]:
         if item.kind == "attempt":
             _drop_empty(path.parent)
     return removed
-
-
-def _safe_while_busy(found: Found) -> bool:
-    return found.kind in ("artifact", "weights") or (found.kind == "checkpoint" and found.finished)
 
 
 def _remove_artifact(store: Store, folder: Location, stage: str, key: str) -> None:

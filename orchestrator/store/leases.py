@@ -32,12 +32,12 @@ class Leases:
     """The leases of one driver, and what it has seen of other drivers' counters. Can be sent to another process."""
 
     def __init__(self, root: Location, driver: str, lease_s: float = LEASE_S) -> None:
-        self._root, self._driver, self._lease_s = root, driver, lease_s
+        self._root, self.driver, self._lease_s = root, driver, lease_s
         self._seen: dict[str, tuple[int, float]] = {}
 
     def __reduce__(self) -> tuple[type["Leases"], tuple[Location, str, float]]:
         # When counters were seen is told by this machine's clock.
-        return Leases, (self._root, self._driver, self._lease_s)
+        return Leases, (self._root, self.driver, self._lease_s)
 
     @contextlib.contextmanager
     def held(
@@ -60,11 +60,11 @@ class Leases:
         lease = self._root / "leases" / f"{name}.json"
         lease.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
-            if publish(lease, json.dumps({"driver": self._driver})) or _holder(lease) == self._driver:
+            if publish(lease, json.dumps({"driver": self.driver})):
                 return True
             holder = _holder(lease)
-            if self.alive(holder):
-                return False
+            if holder == self.driver or self.alive(holder):
+                return holder == self.driver
             # Another one may have taken it over since.
             if _holder(lease) == holder:
                 lease.unlink(missing_ok=True)
@@ -73,7 +73,7 @@ class Leases:
     def release(self, name: str) -> None:
         """Give back what was taken."""
         lease = self._root / "leases" / f"{name}.json"
-        if _holder(lease) == self._driver:
+        if _holder(lease) == self.driver:
             lease.unlink(missing_ok=True)
 
     def alive(self, driver: str) -> bool:
@@ -83,9 +83,10 @@ class Leases:
         except Unreachable:
             # Nobody's work is taken over because we cannot see.
             return True
-        machine, started = _process(int(record.get("pid", 0)))
-        if not record or record.get("machine") == machine:
-            return bool(record) and started is not None and started == record.get("started")
+        if not record:
+            return False
+        if record.get("machine") == _machine():
+            return _started(int(record["pid"])) == record["started"]
         counter, now = int(record.get("counter", 0)), time.monotonic()
         if driver not in self._seen or self._seen[driver][0] != counter:
             self._seen[driver] = (counter, now)
@@ -102,7 +103,7 @@ class Leases:
 
     def others(self) -> set[str]:
         """Return the other drivers that have said that they are here, dead ones among them."""
-        return {file.stem for file in (self._root / "drivers").glob("*.json")} - {self._driver}
+        return {file.stem for file in (self._root / "drivers").glob("*.json")} - {self.driver}
 
 
 def live_drivers(root: Location) -> set[str]:
@@ -114,41 +115,33 @@ def live_drivers(root: Location) -> set[str]:
     return {driver for driver in alive if leases.alive(driver)}
 
 
-class Heartbeat:
-    """Shows others that this driver lives, while the block lasts, and then forgets those that have shown no life."""
+@contextlib.contextmanager
+def heartbeat(root: Location, lease_s: float = LEASE_S) -> Iterator[Leases]:
+    """Show others that this driver lives, and yield its leases; in the end, forget drivers that have shown no life."""
+    leases = Leases(root, f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", lease_s)
+    file, done = _file(root, leases.driver), threading.Event()
+    process = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
-    def __init__(self, root: Location, lease_s: float = LEASE_S) -> None:
-        self.driver = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.leases = Leases(root, self.driver, lease_s)
-        self._file = _file(root, self.driver)
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> "Heartbeat":
-        self._write(0)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError, StorageError):
-            self.leases.forget_dead_drivers()
-        self._done.set()
-        # A beat that is still being written would put the file back.
-        self._thread.join(timeout=max(BEAT_S, 10.0))
-        self._file.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
+    def beat() -> None:
         for counter in itertools.count(1):
-            if self._done.wait(BEAT_S):
+            if done.wait(BEAT_S):
                 return
             # A full disk must not end the driver; at worst another one does the same work.
             with contextlib.suppress(OSError, StorageError):
-                self._write(counter)
+                replace(file, json.dumps({**process, "counter": counter}))
 
-    def _write(self, counter: int) -> None:
-        machine, started = _process(os.getpid())
-        record = {"machine": machine, "pid": os.getpid(), "started": started, "counter": counter}
-        replace(self._file, json.dumps(record))
+    replace(file, json.dumps({**process, "counter": 0}))
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield leases
+    finally:
+        with contextlib.suppress(OSError, StorageError):
+            leases.forget_dead_drivers()
+        done.set()
+        # A beat that is still being written would put the file back.
+        thread.join(timeout=10.0)
+        file.unlink(missing_ok=True)
 
 
 def _file(root: Location, driver: str) -> Location:
@@ -170,17 +163,18 @@ def _read(file: Location) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _process(pid: int) -> tuple[str, str | None]:
-    """Return the machine, or the part of it that numbers its processes together, and when one of them started.
-
-    None where there is no such process, or only its remains.
-    """
+def _machine() -> str:
+    """Return the machine, or the part of it that numbers its processes together."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        machine = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
-        return f"unknown {uuid.getnode()} {os.getpid()}", None
+        return f"unknown {uuid.getnode()} {os.getpid()}"
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started; None where there is none, or only its remains."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return machine, None if fields[0] in "ZX" else fields[19]
-    return machine, None
+        return None if fields[0] in "ZX" else fields[19]
+    return None

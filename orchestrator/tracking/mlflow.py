@@ -1,489 +1,75 @@
 """The MLflow view of a sweep: one parent run per sweep, one child run per trial, written from artifacts and live rows.
 
-A run is found by its tags. A step of a curve is logged once, with the time in its row; every other point carries a time
-stored in the artifact, and MLflow keeps equal points once. So whatever failed, or whose answer was lost, can be logged
-again. <storage>/sweeps/<sweep>/mlflow.json says what a whole view has shown of each trial: where a command finds
-anything else in the store, it completes the view.
+While a sweep runs, one thread of its driver logs what is new. Whatever a server did not take, the end of the run, the next
+command and `sync` log: <storage>/sweeps/<sweep>/mlflow.sha256 says what the last whole view has shown.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
-import math
-import os
-import re
-import sqlite3
-import tempfile
 import threading
 import time
 import traceback
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from pyarrow import parquet
-
-from orchestrator.report.curves import CURVE_POINTS, CURVES, curve_rows, thinned
-from orchestrator.report.results import TrialResult, all_scores, trial_result
+from orchestrator.report.results import CURVE_POINTS, CURVES, TrialState, thinned, trial_states
 from orchestrator.report.summary import Written
-from orchestrator.spec.redaction import redacted, shown_uri, take_credentials, without_credentials
+from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import CATEGORIES, Declaration, read_state
-from trainers.errors import SpecError, StorageError, SweepError, TrackingError
-from trainers.storage import DRAFT, Location, digest_file, replace
+from orchestrator.store.records import Declaration, read_state
+from orchestrator.tracking.view import Rows, View, as_hash, trial_mark
+from trainers.errors import StorageError, SweepError, TrackingError
+from trainers.storage import replace
 
-EXPERIMENT = "rmsweep"
-DIGEST_TAG = "rmsweep.digest"
-SHOWN = "mlflow.json"
-CONFIG, SCORES = "config.json", "scores.parquet"
-# Raised by hand when the same results would give another run, so that `sync` writes the runs that are there anew.
-VERSION = 1
-# The most telling first: a run of very many sets gets as many of them as fit.
-EVALUATION_METRICS = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "loss", "abs_margin")
-MOST_KEYS = 59
-PERFORMANCE = ("tokens_per_s", "pairs_per_s", "step_s", "peak_mem_gb")
-# Parameters of a run cannot change; these are in no key, so they can, and are tags.
-OUTSIDE_KEY = frozenset({"model_source", "model_revision", "max_eval_pairs"})
-_ARTIFACTS = "mlflow-artifacts"
-# Under MLflow's 1,000 in one request, with room for parameters and tags.
-_BATCH = 850
-# A sweep outlives its server, and what fails is tried again later: MLflow's own patience is many minutes.
-_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
+SHOWN = "mlflow.sha256"
 
 logger = logging.getLogger(__name__)
 
-Rows = Sequence[Mapping[str, Any]]
+Step = Callable[[int, int], None]
 
 
-# The embedded database.
-
-
-def default_uri(store: Store) -> str:
-    """Return the URI of the database inside the storage folder. Raises SpecError where the storage is no folder."""
-    if not isinstance(store.root, Path):
-        raise SpecError(
-            f"--storage {store.root} cannot hold MLflow's database: give a tracking server with --tracking-uri or "
-            "MLFLOW_TRACKING_URI (http://…, or sqlite:///FILE on this machine)."
-        )
-    return f"sqlite:///{store.root / 'mlflow.db'}"
-
-
-def _database(uri: str) -> Path | None:
-    plain = uri.startswith("sqlite:///") and "?" not in uri
-    return Path(uri.removeprefix("sqlite:///")).absolute() if plain else None
-
-
-def _make_database(uri: str) -> None:
-    """Make the database where there is none, whole or not at all: MLflow never takes up a migration that was cut short."""
-    file = _database(uri)
-    if file is None or file.exists() or not file.parent.is_dir():
-        return
-    from mlflow import MlflowClient
-
-    draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}.db")
-    try:
-        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
-        # Another driver may have made it meanwhile; and where there are no links, MLflow makes it in its place.
-        with contextlib.suppress(OSError):
-            os.link(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _artifacts_beside(uri: str) -> str | None:
-    """Return where the runs of an embedded database keep their files; None for a server."""
-    if not uri.startswith("sqlite:"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / _ARTIFACTS).as_uri()
-
-
-def follow_storage(uri: str) -> None:
-    """Point the database at the files beside it where both were moved: MLflow keeps absolute paths. Raises OSError."""
-    file, now = _database(uri), _artifacts_beside(uri)
-    if file is None or not file.is_file():
-        return
-    places = "SELECT artifact_location FROM experiments WHERE name = ?"
-    try:
-        with contextlib.closing(sqlite3.connect(file, timeout=30)) as database, database:
-            for (before,) in database.execute(places, (EXPERIMENT,)).fetchall():
-                if before == now or not before.endswith(f"/{_ARTIFACTS}"):
-                    continue
-                for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-                    database.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? "
-                        f"OR substr({column}, 1, ?) = ?",
-                        (now, len(before) + 1, before, len(before) + 1, f"{before}/"),
-                    )
-    except sqlite3.Error as error:
-        raise OSError(f"{file} cannot be told where its files are now ({error})") from error
-
-
-# What the run of a trial holds.
-
-
-class Point(NamedTuple):
-    """One value of a metric; `time` is a Unix time in milliseconds."""
-
-    name: str
-    value: float
-    time: int
-    step: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunContent:
-    """Everything of a run but its status and times. `inputs` are (data set, digest, context); `config` is config.json."""
-
-    parameters: Mapping[str, str]
-    tags: Mapping[str, str]
-    inputs: tuple[tuple[str, str, str], ...]
-    points: tuple[Point, ...]
-    config: str
-    scored: tuple[tuple[str, int | None, float], ...]
-
-    @property
-    def digest(self) -> str:
-        """A hash that changes with whatever the run shows."""
-        return _hash([VERSION, *(getattr(self, name) for name in self.__slots__)])
-
-
-def run_content(result: TrialResult, curve: Rows) -> RunContent:
-    """Return what the run of a trial holds; `curve` are the rows of its training that are shown."""
-    record = result.record
-    known = {name: redacted(str(value)) for name, value in record.parameters.items()}
-    sets = {(record.train_set, record.train_digest): "training"}
-    sets |= {(item.dataset, item.dataset_digest): "evaluation" for item in record.evaluations}
-    return RunContent(
-        parameters={name: value for name, value in known.items() if name not in OUTSIDE_KEY},
-        tags={f"rmsweep.{name}": value for name, value in known.items() if name in OUTSIDE_KEY},
-        inputs=tuple((name, digest, context) for (name, digest), context in sets.items()),
-        points=(*_curve_points(curve), *filter(_finite, _final_points(result))),
-        config=redacted(json.dumps(asdict(record), indent=1, ensure_ascii=False)),
-        scored=tuple((item.dataset, item.epoch, item.finished) for item in result.evaluations),
-    )
-
-
-def _curve_points(rows: Rows) -> list[Point]:
-    points = (
-        Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
-        for row in rows
-        for name in CURVES
-    )
-    return [*filter(_finite, points)]
-
-
-def _final_points(result: TrialResult) -> Iterator[Point]:
-    for name in PERFORMANCE:
-        if name in result.perf:
-            yield Point(f"perf/{name}", result.perf[name], _milliseconds(result.trained_at), 0)
-    other = len(CURVES) + len(PERFORMANCE) + len(CATEGORIES)
-    sets = {item.dataset for item in result.record.evaluations}
-    each = max(1, (MOST_KEYS - other) // max(1, len(sets)))
-    # A step is an epoch, where more than the last is evaluated.
-    by_epoch = any(item.epoch != result.last_epoch for item in result.record.evaluations)
-    for item in result.evaluations:
-        # MLflow takes letters of every script, but no marks; the colons stand in no name of a set.
-        part = re.sub(r"[^\w.-]", lambda mark: f":{ord(mark[0]):x}:", item.dataset)
-        step = (item.epoch or 0) if by_epoch else 0
-        for name in EVALUATION_METRICS[:each]:
-            if name in item.metrics:
-                yield Point(f"eval/{part}/{name}", item.metrics[name], _milliseconds(item.finished), step)
-    for category, accuracy in result.category_accuracy().items():
-        finished = max(item.finished for item in result.final if item.category == category)
-        yield Point(f"category/{category}/accuracy", accuracy, _milliseconds(finished), 0)
-
-
-def _finite(point: Point) -> bool:
-    return math.isfinite(point.value)
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _hash(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-# The runs of a sweep on a server.
-
-
-class View:
-    """A sweep's runs on one tracking server or database. Methods raise what MLflow raises."""
-
-    def __init__(self, uri: str, store: Store, declaration: Declaration) -> None:
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        # MLflow prints and logs the addresses that it is given.
-        plain = take_credentials(uri)
-        _make_database(plain)
-        follow_storage(plain)
-        from mlflow import MlflowClient
-
-        self._store, self._sweep = store, declaration.sweep
-        self._client = MlflowClient(tracking_uri=plain)
-        self._experiment = self._experiment_id(plain)
-        self._runs: dict[str, Any] = {}
-        # What a run has: steps of curves as (name, step), other points whole.
-        self._logged: dict[str, set[tuple[Any, ...]]] = {}
-        self.open_parent()
-
-    def open_parent(self) -> None:
-        """Find the sweep's own run, or create it; it is running from now on."""
-        identity = {"rmsweep.sweep": self._sweep, "rmsweep.role": "sweep"}
-        parent = self._kept(self._search(identity)) or self._create(self._sweep, identity)
-        self._reopen(parent)
-        self.parent = str(parent.info.run_id)
-
-    def trial_runs(self) -> dict[str, list[Any]]:
-        """Return the sweep's runs by the key of their trial, oldest first."""
-        runs: dict[str, list[Any]] = {}
-        for run in self._search({"rmsweep.sweep": self._sweep, "rmsweep.role": "trial"}):
-            runs.setdefault(run.data.tags.get("rmsweep.key", ""), []).append(run)
-        return runs
-
-    def log_trial(
-        self, result: TrialResult, status: str, live: Rows = (), found: Sequence[Any] | None = None
-    ) -> None:
-        """Log everything known of a trial, and end its run if it is complete. `found` are its runs, if known already."""
-        key = result.record.key
-        if found is None:
-            found = self._search({"rmsweep.sweep": self._sweep, "rmsweep.key": key})
-        run = self._runs[key] = self._trial_run(result, found)
-        content = run_content(result, curve_rows(self._store, key))
-        now, wanted = run.info.status, "FINISHED" if result.complete else status
-        if not self._holds(run, content):
-            self._reopen(run)
-            self._log_content(run, content, result)
-            now = "RUNNING"
-        self.log_rows(key, live)
-        if now != wanted and wanted == "RUNNING":
-            self._reopen(run)
-        elif now != wanted:
-            ended = _milliseconds(result.finished) if result.complete else None
-            self._client.set_terminated(run.info.run_id, wanted, end_time=ended)
-
-    def knows(self, key: str) -> bool:
-        """Whether the trial was logged before."""
-        return key in self._runs
-
-    def log_rows(self, key: str, rows: Rows) -> None:
-        """Log rows of the training of a trial that was logged before."""
-        if rows:
-            self._log_batch(self._runs[key], _curve_points(rows), {}, {})
-
-    def log_report(self, folder: Path, status: str) -> None:
-        """Log the report's files on the parent run, unless it has them, and end that run with `status`."""
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        digest = _hash([(file.relative_to(folder).as_posix(), digest_file(file)) for file in files])
-        tags = self._client.get_run(self.parent).data.tags
-        if tags.get(DIGEST_TAG) != digest or not self._has_files(self.parent, {"report"}):
-            self._client.log_artifacts(self.parent, str(folder), "report")
-            self._client.set_tag(self.parent, DIGEST_TAG, digest)
-        self._client.set_terminated(self.parent, status)
-
-    def settled(self, runs: Sequence[Any], status: str) -> bool:
-        """Whether a trial has one run, below the parent, with this status; late requests may have made another."""
-        return [(run.data.tags.get("mlflow.parentRunId"), run.info.status) for run in runs] == [
-            (self.parent, status)
-        ]
-
-    def _experiment_id(self, uri: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        if found is None:
-            try:
-                return str(
-                    self._client.create_experiment(EXPERIMENT, artifact_location=_artifacts_beside(uri))
-                )
-            except MlflowException:
-                # Made by another command, or by the first of two tries whose answer was lost.
-                found = self._client.get_experiment_by_name(EXPERIMENT)
-                if found is None:
-                    raise
-        return str(found.experiment_id)
-
-    def _trial_run(self, result: TrialResult, found: Sequence[Any]) -> Any:
-        trial = result.record
-        run = self._kept(found)
-        if run is None:
-            tags = {"rmsweep.sweep": self._sweep, "rmsweep.key": trial.key, "rmsweep.role": "trial"}
-            return self._create(trial.name, {**tags, "mlflow.parentRunId": self.parent}, result.started)
-        if run.data.tags.get("mlflow.parentRunId") != self.parent:
-            self._client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent)
-        return run
-
-    def _create(self, name: str, tags: dict[str, str], started: float | None = None) -> Any:
-        more = {"mlflow.user": "rmsweep", "mlflow.source.name": self._sweep}
-        start_time = None if started is None else _milliseconds(started)
-        return self._client.create_run(
-            self._experiment, run_name=name, tags={**tags, **more}, start_time=start_time
-        )
-
-    def _kept(self, found: Sequence[Any]) -> Any | None:
-        """Return the oldest of the runs of one identity; the others, left by lost answers, are deleted."""
-        for run in found[1:]:
-            self._client.delete_run(run.info.run_id)
-        return found[0] if found else None
-
-    def _reopen(self, run: Any) -> None:
-        if run.info.status != "RUNNING":
-            self._client.update_run(run.info.run_id, status="RUNNING")
-
-    def _search(self, tags: dict[str, str]) -> list[Any]:
-        """Return the runs with these tags, oldest first."""
-        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-        found, token = [], None
-        while token != "":
-            page = self._client.search_runs([self._experiment], wanted, max_results=200, page_token=token)
-            found += page
-            token = page.token or ""
-        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
-
-    def _holds(self, run: Any, content: RunContent) -> bool:
-        """Whether the run is whole: its digest was logged last, and its files are there."""
-        if run.data.tags.get(DIGEST_TAG) != content.digest:
-            return False
-        return not content.scored or self._has_files(run.info.run_id, {CONFIG, SCORES})
-
-    def _has_files(self, run: str, wanted: set[str]) -> bool:
-        return wanted <= {item.path for item in self._client.list_artifacts(run)}
-
-    def _log_content(self, run: Any, content: RunContent, result: TrialResult) -> None:
-        """Log all of it in as few requests as there can be; the digest comes last."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        inputs = [
-            DatasetInput(
-                Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/dataset/{digest}"})),
-                [InputTag("mlflow.data.context", context)],
-            )
-            for name, digest, context in content.inputs
-        ]
-        self._client.log_inputs(run.info.run_id, inputs)
-        if content.scored:
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / CONFIG).write_text(content.config, encoding="utf-8")
-                parquet.write_table(all_scores(result, self._store), Path(folder) / SCORES)
-                self._client.log_artifacts(run.info.run_id, folder)
-        parameters = {
-            name: value for name, value in content.parameters.items() if name not in run.data.params
-        }
-        self._log_batch(run, content.points, parameters, {**content.tags, DIGEST_TAG: content.digest})
-
-    def _log_batch(
-        self, run: Any, points: Sequence[Point], parameters: Mapping[str, str], tags: Mapping[str, str]
-    ) -> None:
-        """Log what the run lacks of the points, and the rest with the last of them."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        id = run.info.run_id
-        if id not in self._logged:
-            # A step that a resumed training has done again, at another time, is in the curve already.
-            shown = "train/loss" in run.data.metrics
-            history = self._client.get_metric_history(id, "train/loss") if shown else ()
-            self._logged[id] = {(f"train/{name}", point.step) for point in history for name in CURVES}
-        new = {
-            _identity(point): Metric(*point) for point in points if _identity(point) not in self._logged[id]
-        }
-        metrics = list(new.values())
-        while len(metrics) > _BATCH:
-            self._client.log_batch(id, metrics=metrics[:_BATCH])
-            metrics = metrics[_BATCH:]
-        if metrics or tags:
-            self._client.log_batch(
-                id,
-                metrics=metrics,
-                params=[Param(*item) for item in parameters.items()],
-                tags=[RunTag(*item) for item in tags.items()],
-            )
-        self._logged[id] |= new.keys()
-
-
-def _identity(point: Point) -> tuple[Any, ...]:
-    return (point.name, point.step) if point.name.startswith("train/") else point
-
-
-# What a whole view has shown.
-
-
-def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialResult]) -> bool:
+def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> bool:
     """Whether the view at `uri` was whole, and nothing has come since."""
-    shown = _read_shown(store.sweep_dir(sweep) / SHOWN).get(shown_uri(uri))
-    return shown == _marks(results, _failed(sweep, store))
+    try:
+        return (store.sweep_dir(sweep) / SHOWN).read_text() == view_mark(uri, results, _failed(sweep, store))
+    except (OSError, ValueError):
+        return False
 
 
-def _marks(results: Sequence[TrialResult], failed: set[str]) -> dict[str, str]:
-    """Return what there is to show of each trial, by key, as a hash."""
-    return {item.record.key: _mark(item, item.record.key in failed) for item in results}
-
-
-def _mark(result: TrialResult, failed: bool) -> str:
-    scored = [(item.dataset, item.epoch, item.finished) for item in result.evaluations]
-    return _hash([VERSION, asdict(result.record), result.trained_at, scored, failed])[:16]
+def view_mark(uri: str, results: Sequence[TrialState], failed: set[str]) -> str:
+    """Return a hash that changes with whatever there is to show."""
+    marks = [trial_mark(item, _status(item, failed)) for item in results]
+    return as_hash([shown_uri(uri), marks])
 
 
 def _failed(sweep: str, store: Store) -> set[str]:
     return {key for key, note in read_state(sweep, store).trials.items() if note.state == "failed"}
 
 
-def _read_shown(file: Location) -> dict[str, dict[str, str]]:
-    """Return the marks by tracking URI; none where the file is damaged, as the view is completed then."""
-    try:
-        return {uri: {**marks} for uri, marks in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+def _status(result: TrialState, failed: set[str]) -> str:
+    """Return the status of a trial that is not complete."""
+    return "FAILED" if result.record.key in failed else "RUNNING"
 
 
-def _write_shown(file: Location, uri: str, marks: dict[str, str] | None) -> None:
-    """Set or forget what the view at `uri` has shown, beside what others have."""
-    before = _read_shown(file)
-    after = {name: shown for name, shown in before.items() if name != shown_uri(uri)}
-    if marks is not None:
-        after[shown_uri(uri)] = marks
-    if after != before:
-        try:
-            replace(file, json.dumps(after))
-        except (OSError, StorageError):
-            logger.exception("%s cannot be written", file)
-
-
-def _complete_view(
-    view: View,
-    store: Store,
-    declaration: Declaration,
-    written: Written,
-    marks: Mapping[str, str],
-    status: str,
-    step: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, str]:
-    """Log each trial whose mark or run is not what it should be, then the report: the new marks."""
-    view.open_parent()
-    runs, failed = view.trial_runs(), _failed(declaration.sweep, store)
-    now = _marks(written.results, failed)
-    for done, result in enumerate(written.results, 1):
-        key = result.record.key
-        of_trial = "FAILED" if key in failed else "RUNNING"
-        found = runs.get(key, [])
-        if marks.get(key) != now[key] or not view.settled(found, "FINISHED" if result.complete else of_trial):
-            view.log_trial(result, of_trial, found=found)
-        step(done, len(written.results))
-    view.log_report(written.folder, status)
-    return now
-
-
-# Who writes.
+def _log_sweep(
+    uri: str, store: Store, declaration: Declaration, written: Written, status: str, step: Step | None = None
+) -> None:
+    """Log what the view lacks of any trial, and the report. `step` asks for a closer look, and is told (done, total)."""
+    sweep, results = declaration.sweep, written.results
+    failed = _failed(sweep, store)
+    started = min((item.started for item in results if item.started), default=None)
+    # By what it has come to, so that a later look at a sweep makes it no longer.
+    ended = max((item.finished for item in results if item.finished), default=None)
+    view = View(uri, store, sweep, started)
+    for done, result in enumerate(results, 1):
+        view.log_trial(result, _status(result, failed), check=step is not None)
+        if step:
+            step(done, len(results))
+    view.log_report(written.folder, status, ended)
+    # On a full disk, the next command looks again.
+    with contextlib.suppress(OSError, StorageError):
+        replace(store.sweep_dir(sweep) / SHOWN, view_mark(uri, results, failed))
 
 
 def sync(
@@ -491,33 +77,32 @@ def sync(
     store: Store,
     declaration: Declaration,
     written: Written,
-    step: Callable[[int, int], None] = lambda done, total: None,
+    step: Step = lambda done, total: None,
 ) -> float:
     """Rebuild the view from the artifacts, as the report has read them; seconds taken. Raises TrackingError.
 
     `step` is told (done, total) trials.
     """
-    started = time.perf_counter()
+    began = time.perf_counter()
     status = "FINISHED" if all(result.complete for result in written.results) else "RUNNING"
     from mlflow.exceptions import MlflowException
 
     try:
-        view = View(uri, store, declaration)
-        marks = _complete_view(view, store, declaration, written, {}, status, step)
+        _log_sweep(uri, store, declaration, written, status, step)
     except (MlflowException, OSError) as error:
         first = without_credentials(_cause(error), uri)
         raise TrackingError(
             f"MLflow at {shown_uri(uri)} cannot be written to ({first.rstrip('.')}); check --tracking-uri."
         ) from error
-    _write_shown(store.sweep_dir(declaration.sweep) / SHOWN, uri, marks)
-    return time.perf_counter() - started
+    return time.perf_counter() - began
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Word:
-    """The status to log a trial with. A new one is another object, also where it says the same."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _News:
+    """What is to be logged of a trial: its status, if it has a new one, and shown rows of its training, by step."""
 
-    status: str
+    status: str | None = None
+    rows: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Tracker:
@@ -532,15 +117,14 @@ class Tracker:
         self._uri, self._store, self._declaration = uri, store, declaration
         self._every_s, self._again_s = every_s, again_s
         self._trials = {trial.key: trial for trial in declaration.trials}
-        self._file = store.sweep_dir(declaration.sweep) / SHOWN
-        self._marks = _read_shown(self._file).get(shown_uri(uri), {})
-        # By trial: the last word on it, and the shown rows of its training, by step, that are to be logged.
-        self._words: dict[str, _Word] = {}
-        self._rows: dict[str, dict[int, Mapping[str, Any]]] = {}
+        self._news: dict[str, _News] = {}
         self._report: tuple[Written, bool] | None = None
         self._view: View | None = None
         self._trouble: str | None = None
-        self._told = self._closing = self._abandoned = False
+        self._closing = self._abandoned = False
+        # Until the end the view is not whole, whatever ends this process.
+        with contextlib.suppress(OSError, StorageError):
+            (store.sweep_dir(declaration.sweep) / SHOWN).unlink(missing_ok=True)
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
         self._thread.start()
@@ -551,20 +135,17 @@ class Tracker:
 
     def started(self, key: str) -> None:
         """Note that a trial has begun."""
-        self._note(key, "RUNNING")
+        self._note(key, _News(status="RUNNING"))
 
     def rows(self, key: str, rows: Rows) -> None:
         """Note steps of a trial's training; what else it tells is in no curve."""
         steps = [dict(row) for row in rows if {"step", "time", "total", *CURVES} <= row.keys()]
-        with self._changed:
-            for row in thinned(steps, int(steps[-1]["total"]) if steps else 0, CURVE_POINTS):
-                # A resumed training does some of its steps again.
-                self._rows.setdefault(key, {}).setdefault(int(row["step"]), row)
-            self._changed.notify()
+        if shown := thinned(steps, int(steps[-1]["total"]), CURVE_POINTS) if steps else ():
+            self._note(key, _News(rows={int(row["step"]): row for row in shown}))
 
     def ended(self, key: str, *, failed: bool) -> None:
         """Note that a trial has ended, well or not."""
-        self._note(key, "FAILED" if failed else "RUNNING")
+        self._note(key, _News(status="FAILED" if failed else "RUNNING"))
 
     def close(
         self, written: Written | None = None, *, complete: bool = False, timeout_s: float = 120.0
@@ -578,74 +159,67 @@ class Tracker:
         if self._thread.is_alive():
             self._abandoned = True
             return f"{shown_uri(self._uri)} did not take everything within {timeout_s:.0f} s"
-        return self._trouble if self._words or self._rows or self._report else None
+        return self._trouble if self._news or self._report else None
 
-    def _note(self, key: str, status: str) -> None:
-        if not self._told:
-            # Until the end the view is not whole, whatever ends this process.
-            self._told = True
-            _write_shown(self._file, self._uri, None)
+    def _note(self, key: str, news: _News) -> None:
         with self._changed:
-            self._words[key] = _Word(status)
+            # What is not logged yet stays: the last status, and of a step that a resumed training did again, the first row.
+            old = self._news.get(key, _News())
+            self._news[key] = _News(status=news.status or old.status, rows={**news.rows, **old.rows})
             self._changed.notify()
 
     def _write(self) -> None:
         pause = self._every_s
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._words or self._rows or self._closing)
+                self._changed.wait_for(lambda: self._news or self._closing)
                 self._changed.wait_for(lambda: self._closing, pause)
                 last = self._closing
-            pause = self._every_s if self._try_all() else self._again_s
+            pause = self._every_s if self._log_all() else self._again_s
             if last:
                 return
 
-    def _try_all(self) -> bool:
-        """Try once to log all that is new, the report last; whether everything went well."""
-        well = True
+    def _log_all(self) -> bool:
+        """Try once to log all that is new, the report last; return whether everything went well."""
         with self._changed:
-            keys: list[str | None] = [*dict.fromkeys((*self._words, *self._rows))]
-        for key in [*keys, None]:
-            if self._abandoned or (key is None and self._report is None):
-                return well
+            news = [*self._news.items()]
+        well = True
+        for key, item in news:
+            if self._abandoned:
+                return False
             try:
-                self._view = view = self._view or View(self._uri, self._store, self._declaration)
+                if self._view is None:
+                    self._view = View(self._uri, self._store, self._declaration.sweep)
+                    self._view.begin()
             except Exception as error:
                 self._failed(error)
                 return False
             try:
-                if key is None:
-                    self._finish(view)
-                else:
-                    self._tell(view, key)
+                self._tell(self._view, key, item)
+            except Exception as error:
+                self._failed(error)
+                well = False
+        if self._report is not None and not self._abandoned:
+            try:
+                self._finish(*self._report)
             except Exception as error:
                 self._failed(error)
                 well = False
         return well
 
-    def _tell(self, view: View, key: str) -> None:
-        with self._changed:
-            word, rows = self._words.get(key), dict(self._rows.get(key, {}))
-        if word is None and view.knows(key):
-            view.log_rows(key, list(rows.values()))
-        else:
-            result, status = trial_result(self._trials[key], self._store), word.status if word else "RUNNING"
-            view.log_trial(result, status, live=list(rows.values()))
-            self._marks[key] = _mark(result, status == "FAILED")
+    def _tell(self, view: View, key: str, news: _News) -> None:
+        rows = list(news.rows.values())
+        if news.status or not view.log_rows(key, rows):
+            view.log_trial(trial_states([self._trials[key]], self._store)[0], news.status or "RUNNING", rows)
         with self._changed:
             # What was noted meanwhile is still to be logged.
-            if self._words.get(key) is word:
-                self._words.pop(key, None)
-            left = {step: row for step, row in self._rows.pop(key, {}).items() if step not in rows}
-            if left:
-                self._rows[key] = left
+            if self._news[key] is news:
+                del self._news[key]
 
-    def _finish(self, view: View) -> None:
-        assert self._report is not None
-        written, complete = self._report
+    def _finish(self, written: Written, complete: bool) -> None:
+        # A view of its own, which finds what late requests have left.
         status = "FINISHED" if complete else "FAILED"
-        marks = _complete_view(view, self._store, self._declaration, written, self._marks, status)
-        _write_shown(self._file, self._uri, marks)
+        _log_sweep(self._uri, self._store, self._declaration, written, status)
         self._report = None
 
     def _failed(self, error: Exception) -> None:

@@ -20,7 +20,8 @@ from benchmarks.sync import Rebuild, paper_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import write_declaration
-from orchestrator.tracking.mlflow import default_uri, sync
+from orchestrator.tracking.database import default_uri
+from orchestrator.tracking.mlflow import sync
 from tests.browser import page
 from tests.faults.tracking_server import free_port, runs_of
 

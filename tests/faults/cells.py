@@ -82,7 +82,7 @@ class Run:
         placements = {plan.key: placement for plan in plans}
         self.stop = StopRequest(30)
         try:
-            run_on_ray(plans, placements, execution, self.events.append, scratch, self.stop)
+            run_on_ray(plans, placements, self.events.append, execution, scratch, self.stop)
         finally:
             self.ended = True
             if inject is not None:

@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from benchmarks.load import NAME, Load, make_session
-from benchmarks.load_stages import CHATTY, CHATTY_ROWS
+from benchmarks.load_stages import AT_ONCE, CHATTY, CHATTY_ROWS, shared_at_once, standing_in
 from benchmarks.no_view import NoView
 from orchestrator.cli import run as commands
 from orchestrator.plan.durations import Durations
@@ -34,7 +34,7 @@ from tests.orchestrator.sweep_samples import EX_RM, plan, trial
 from trainers.train.stopping import StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-AT_ONCE = 16
+THREADS = 16
 
 
 def manifests(storage: Path, stage: str) -> dict[str, dict[str, Any]]:
@@ -56,7 +56,8 @@ def test_a_thousand_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, mo
     monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
     monkeypatch.setattr(commands, "cluster_address", lambda: None)
     session = make_session(Load(trials=1000, sets=2, backend="inline"), tmp_path)
-    assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
+    with standing_in(AT_ONCE):
+        assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
     assert_every_row(session.store.root, 1000, 2)
     before = {stage: manifests(session.store.root, stage) for stage in ("prepare", "train", "evaluate")}
     # Another process would have checked no file yet; a cluster that is up is nothing to it.
@@ -109,12 +110,12 @@ def coordinator(tmp_path):
 
 def test_sixteen_trials_at_once_lose_no_row_and_report_once_a_second(tmp_path, coordinator):
     actor, ask = coordinator
-    plans = [plan(trial(reward=EX_RM, seed=seed)) for seed in range(AT_ONCE)]
+    plans = [plan(trial(reward=EX_RM, seed=seed)) for seed in range(THREADS)]
     store = Store(tmp_path)
-    execution = Execution(store=store, leases=Leases(store.root, "driver"), stages=CHATTY)
+    execution = Execution(store=store, leases=Leases(store.root, "driver"))
     # Threads of one driver would share each other's leases on what all of them need.
     for stage in {stage for item in plans for stage in item.stages() if isinstance(stage, PrepareStage)}:
-        CHATTY.shared(stage, store, print)
+        shared_at_once(stage, store, print)
     sent: dict[str, list[float]] = {item.key: [] for item in plans}
     seen: dict[str, list[int]] = {item.key: [] for item in plans}
     ended: list[str] = []
@@ -133,15 +134,15 @@ def test_sixteen_trials_at_once_lose_no_row_and_report_once_a_second(tmp_path, c
 
     def run(item):
         placement = place(item.spec, local_capacity())
-        run_inline([item], {item.key: placement}, execution, post, StopRequest())
+        run_inline([item], {item.key: placement}, post, execution, StopRequest())
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with standing_in(CHATTY), ThreadPoolExecutor(THREADS) as pool:
         running = [pool.submit(run, item) for item in plans]
         while not all(future.done() for future in running):
             drain()
             time.sleep(0.3)
     drain()
-    assert ended == ["Completed"] * AT_ONCE
+    assert ended == ["Completed"] * THREADS
     assert set(map(tuple, seen.values())) == {tuple(range(1, CHATTY_ROWS + 1))}
     for moments in sent.values():
         *regular, _ = moments

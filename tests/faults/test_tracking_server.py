@@ -20,12 +20,14 @@ from rich.console import Console
 from orchestrator.cli.options import Options
 from orchestrator.cli.running import catch_up
 from orchestrator.cli.session import Session
-from orchestrator.report.curves import CURVE_POINTS, CURVES
+from orchestrator.report.results import CURVE_POINTS, CURVES
 from orchestrator.report.summary import Written, write_report
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
-from orchestrator.tracking.mlflow import EXPERIMENT, SHOWN, Tracker, View, default_uri, is_shown, sync
+from orchestrator.tracking.database import EXPERIMENT, default_uri
+from orchestrator.tracking.mlflow import SHOWN, Tracker, is_shown, sync
+from orchestrator.tracking.view import View
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
 from tests.orchestrator.sweep_samples import commit_train, commit_trial, declaration, record
@@ -109,7 +111,7 @@ def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 1
 
 def told(tracker: Tracker) -> bool:
     """Whether the view has taken all that was said."""
-    return not (tracker._words or tracker._rows)
+    return not tracker._news
 
 
 def tell_everything(tracker: Tracker, case: Case) -> Written:
@@ -152,7 +154,7 @@ def test_a_server_that_is_down_at_the_start_is_told_everything_once_it_is_up(
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
     written = tell_everything(tracker, case)
     wait_for(lambda: tracker._trouble, "nothing was tried")
-    assert set(tracker._words) == {trial.key for trial in case.declared.trials}
+    assert set(tracker._news) == {trial.key for trial in case.declared.trials}
     proxy.open()
     wait_for(lambda: told(tracker), "it was not tried again")
     trials = snapshot(server, case.declared.sweep)[1:]
@@ -207,7 +209,7 @@ def test_runs_that_were_created_though_the_answer_was_lost_are_kept_once(
 def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
     server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in ("orchestrator.tracking.mlflow", "tests.faults.tracking_server"):
+    for module in ("orchestrator.tracking.view", "tests.faults.tracking_server"):
         monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
     proxy.behave("lost", only="experiments/create", times=1)
     sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store))
@@ -440,7 +442,7 @@ def test_a_password_reaches_the_server_and_nothing_else(
     sync(uri, case.store, case.declared, write_report(case.declared, case.store))
     assert_complete(server, case)
     said.append(case.file.read_text())
-    assert View(uri, case.store, case.declared)._client.tracking_uri == f"http://{proxy.host}"
+    assert View(uri, case.store, case.declared.sweep)._client.tracking_uri == f"http://{proxy.host}"
     sent = "Basic " + base64.b64encode(b"somebody:pa@ss/word").decode()
     assert {headers.get("Authorization") for headers in proxy.headers} == {sent}
     said += [caplog.text, *capfd.readouterr()]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.mlflow import EXPERIMENT
+from orchestrator.tracking.database import EXPERIMENT
 
 START_S = 400.0
 

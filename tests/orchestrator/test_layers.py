@@ -82,15 +82,16 @@ from orchestrator.cli.options import Options
 from orchestrator.store.records import Declaration
 from orchestrator.report.summary import write_report
 from orchestrator.cli.running import catch_up
+from orchestrator.tracking.mlflow import SHOWN, view_mark
 
 store = Store(Path({store!r}))
 session = Session(
     options=Options(), sweep_name="demo", store=store, tracking_uri="http://host", folder=Path(), console=Console()
 )
 declared = Declaration(sweep="demo", trials=())
-note = store.sweep_dir("demo") / "mlflow.json"
+note = store.sweep_dir("demo") / SHOWN
 note.parent.mkdir(parents=True, exist_ok=True)
-note.write_text('{{"http://host": {{}}}}')
+note.write_text(view_mark("http://host", [], set()))
 catch_up(session, declared, write_report(declared, store))
 print(*[name for name in {heavy!r} if name in sys.modules])
 """

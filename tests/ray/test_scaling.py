@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.load import model_folder
+from benchmarks.load_stages import standing_in_on_ray
 from benchmarks.makespan_stages import sleeping
 from orchestrator.plan.hardware import Node
 from orchestrator.run.events import Completed, Notice, Replanned
@@ -30,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 COMES_AFTER_S = 5.0
+SLEEPING = sleeping(0.002, {"tiny": ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"]})
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +42,15 @@ def head():
     import ray
     from ray.cluster_utils import Cluster
 
-    from orchestrator.run.ray.cluster import ray_options
+    from orchestrator.run.ray import cluster as joining
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     # A node that is added from a thread can set no signal handler; the shutdown below ends it all the same.
     cluster._shutdown_at_exit = False
-    ray.init(address=cluster.address, **ray_options())
     try:
-        yield cluster
+        with standing_in_on_ray(SLEEPING):
+            ray.init(address=cluster.address, **joining.ray_options())
+            yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -61,9 +64,8 @@ def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event
 
     store = Store(storage)
     plans = cells(storage, Path(model_folder(storage / "model", 0)), epochs=1)
-    stages = sleeping(0.002, {"tiny": ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"]})
     leases = Leases(storage, "test")
-    execution = Execution(store=store, leases=leases, retries=RetryPolicy(back_off_s=0.5), stages=stages)
+    execution = Execution(store=store, leases=leases, retries=RetryPolicy(back_off_s=0.5))
     (storage / "scratch").mkdir()
     placements = {plan.key: placement for plan in plans}
     seen = []
@@ -72,7 +74,7 @@ def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event
         seen.append(event)
         on_event(event)
 
-    run_on_ray(plans, placements, execution, follow, storage / "scratch", StopRequest(5), workers)
+    run_on_ray(plans, placements, follow, execution, storage / "scratch", StopRequest(5), workers)
     (key,) = placements
     manifest = store.manifest("train", key)
     assert manifest is not None, seen

@@ -6,26 +6,30 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan.durations import Durations, measured_rates
-from orchestrator.plan.placement import place
+from orchestrator.plan.durations import Durations, expected_s, measured_rates
+from orchestrator.plan.placement import gpus_of, place
 from orchestrator.plan.schedule import Grant, Request
-from orchestrator.run import failures
+from orchestrator.run import compute, failures
 from orchestrator.run.compute import TrainCall
-from orchestrator.run.events import Event, Replanned, posting_for, reporting
+from orchestrator.run.events import Event, Replanned, posting_for
+from orchestrator.run.ray.cluster import task_on
 from orchestrator.run.ray.coordinator import Work
 from orchestrator.run.trial import Execution
-from orchestrator.spec.redaction import without_secrets
+from orchestrator.run.workers import working
 from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 from trainers.storage import ObjectPath
+from trainers.train.stopping import StopLeft
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 ASK_EVERY_S = 1.0
 
@@ -51,6 +55,11 @@ class RayBackend:
                 raise Interrupted("stopped on request while waiting.")
             time.sleep(min(left, ASK_EVERY_S))
 
+    def gpus(self) -> int:
+        """All that the cluster has, or may still get."""
+        nodes, _ = ray.get(self.coordinator.room.remote())
+        return gpus_of(nodes)[0]
+
     def shared(self, stages: Sequence[Stage]) -> None:
         """Ask the coordinator for each."""
         ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])
@@ -59,25 +68,66 @@ class RayBackend:
         """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""
         while True:
             durations = ray.get(self.coordinator.durations.remote())
-            request = training(self.work.plan, placement, self.execution, durations, self.work.rank)
+            request = training(self.work.plan, placement, durations, self.work.rank)
             with self._granted(request) as grant:
                 if grant is not None:
-                    run = self.execution.stages.gang or run_gang
-                    run(
-                        GrantedTraining(
-                            stage=stage,
-                            placement=placement,
-                            grant=grant,
-                            execution=self.execution,
-                            coordinator=self.coordinator,
-                            scratch=self.scratch,
-                        )
-                    )
+                    self.trainer(stage, placement, grant).fit()
                     spec = self.work.plan.spec
                     trained = {stage.key: (spec.model.name, spec.reward_name)}
                     self.coordinator.took.remote(measured_rates(trained, self.execution.store))
                     return
             placement = self._on_fewer(placement)
+
+    def trainer(self, stage: TrainStage, placement: Placement, grant: Grant) -> "TorchTrainer":
+        """Return what trains on the nodes of the grant. Its `fit` raises what Train raises."""
+        # Seconds of imports, which a process that evaluates, or only waits, does not need.
+        from ray import tune
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        from orchestrator.run.ray.rendezvous import LoopbackTorchConfig
+
+        on_gpus = placement.device == "cuda"
+        here = ray.get_runtime_context().get_node_id()
+        in_process = not on_gpus and grant.nodes == (here,)
+        if in_process:
+            scaling = ScalingConfig(num_workers=0)
+        else:
+            scaling = ScalingConfig(
+                num_workers=placement.world_size,
+                use_gpu=on_gpus,
+                resources_per_worker={"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1},
+                label_selector=[{"ray.io/node-id": node} for node in grant.nodes],
+            )
+        # A name of its own each time: Train would go on from the state in which the last attempt failed.
+        name = f"train-{stage.key}-{uuid.uuid4().hex[:8]}"
+        provenance = {
+            "backend": "ray",
+            "tune_trial_id": tune.get_context().get_trial_id(),
+            "train_run_name": name,
+            "local_mode": in_process,
+        }
+        once = FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=1)
+        return TorchTrainer(
+            train_rank,
+            train_loop_config={
+                "stage": stage,
+                "placement": placement,
+                "execution": self.execution,
+                "coordinator": self.coordinator,
+                "provenance": provenance,
+            },
+            torch_config=LoopbackTorchConfig(),
+            scaling_config=scaling,
+            run_config=RunConfig(name=name, storage_path=self._train_storage(), failure_config=once),
+        )
+
+    def _train_storage(self) -> str:
+        """Return where Train writes its own files of a run, a place that every node must see."""
+        root = self.execution.store.root
+        if not isinstance(root, ObjectPath):
+            return str(self.scratch)
+        return (root / "scratch" / self.scratch.name).arrow_uri()
 
     def _on_fewer(self, placement: Placement) -> Placement:
         """Another layout of the training for what the cluster has left. Raises PlanError where there is none."""
@@ -99,16 +149,15 @@ class RayBackend:
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """One task for all sets."""
         durations = ray.get(self.coordinator.durations.remote())
-        expected_s = self.execution.stages.expected_s(plan, "evaluate", placement, durations)
-        request = Request.of("evaluate", plan.key, placement, expected_s)
+        seconds = expected_s(plan, "evaluate", placement, durations)
+        request = Request.of("evaluate", plan.key, placement, seconds)
         with self._granted(request) as grant:
             if grant is None:
                 raise PlanError(
                     f"no node with a {'GPU' if request.gpus else 'CPU'} for evaluations is left. Add one, and give `retry`."
                 )
-            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-            task = _evaluate_task.options(num_cpus=1, num_gpus=request.gpus, scheduling_strategy=pinned)
-            ray.get(task.remote(list(stages), self.execution, self.coordinator, plan.key))
+            task = task_on(grant.nodes[0], evaluate_task, cpus=request.cpus, gpus=request.gpus)
+            ray.get(task.remote(list(stages), self.execution.store, self.coordinator, plan.key))
 
     @contextlib.contextmanager
     def _granted(self, request: Request) -> Iterator[Grant | None]:
@@ -124,126 +173,43 @@ class RayBackend:
             ray.get(self.coordinator.release.remote(request.id, lost))
 
 
-def training_id(plan: TrialPlan) -> str:
-    """Return the gate's name for a trial's training."""
-    return f"train {plan.key}"
-
-
-def training(
-    plan: TrialPlan, placement: Placement, execution: Execution, durations: Durations, rank: int = 0
-) -> Request:
+def training(plan: TrialPlan, placement: Placement, durations: Durations, rank: int = 0) -> Request:
     """Return the request for devices that a trial's training makes."""
-    expected_s = execution.stages.expected_s(plan, "train", placement, durations)
-    return Request.of("train", plan.key, placement, expected_s, rank)
+    seconds = expected_s(plan, "train", placement, durations)
+    return Request.of("train", plan.key, placement, seconds, rank)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _evaluate_task(
-    stages: list[EvaluateStage], execution: Execution, coordinator: ActorHandle, trial: str
-) -> None:
-    execution.stages.prepare_process()
-    post = posting_for(trial, coordinator.post.remote)
-    with without_secrets(), reporting("evaluate", post) as report:
-        execution.stages.evaluate(stages, execution.store, report)
+def evaluate_task(stages: list[EvaluateStage], store: Store, coordinator: ActorHandle, trial: str) -> None:
+    """Score a trained model on the device that was granted."""
+    with working("evaluate", posting_for(trial, coordinator.post.remote)) as report:
+        compute.run_evaluations(stages, store, report)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrantedTraining:
-    """A training that may start: on the nodes of its grant, with whom to tell, and where Train may leave its files."""
-
-    stage: TrainStage
-    placement: Placement
-    grant: Grant
-    execution: Execution
-    coordinator: ActorHandle
-    scratch: Path
-
-
-def run_gang(training: GrantedTraining) -> None:
-    """Run it to its end. Raises what Train raises."""
-    # Seconds of imports, which a process that evaluates, or only waits, does not need.
-    from ray import tune
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from orchestrator.run.ray.rendezvous import LoopbackTorchConfig
-
-    placement, grant = training.placement, training.grant
-    on_gpus = placement.device == "cuda"
-    here = ray.get_runtime_context().get_node_id()
-    in_process = not on_gpus and grant.nodes == (here,)
-    if in_process:
-        scaling = ScalingConfig(num_workers=0)
-    else:
-        scaling = ScalingConfig(
-            num_workers=placement.world_size,
-            use_gpu=on_gpus,
-            resources_per_worker={"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1},
-            label_selector=[{"ray.io/node-id": node} for node in grant.nodes],
-        )
-    # A name of its own each time: Train would go on from the state in which the last attempt failed.
-    name = f"train-{training.stage.key}-{uuid.uuid4().hex[:8]}"
-    provenance = {
-        "backend": "ray",
-        "tune_trial_id": tune.get_context().get_trial_id(),
-        "train_run_name": name,
-        "local_mode": in_process,
-    }
-    TorchTrainer(
-        _train_rank,
-        train_loop_config={
-            "stage": training.stage,
-            "placement": placement,
-            "execution": training.execution,
-            "coordinator": training.coordinator,
-            "provenance": provenance,
-        },
-        torch_config=LoopbackTorchConfig(),
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name=name,
-            **_train_storage(training.execution.store, training.scratch),
-            failure_config=FailureConfig(
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=1
-            ),
-        ),
-    ).fit()
-
-
-def _train_storage(store: Store, scratch: Path) -> dict[str, Any]:
-    """Return where Train writes its own files of a run, a place that every node must see."""
-    if not isinstance(store.root, ObjectPath):
-        return {"storage_path": str(scratch)}
-    return {"storage_path": (store.root / "scratch" / scratch.name).arrow_uri()}
-
-
-def _train_rank(config: dict[str, Any]) -> None:
+def train_rank(config: dict[str, Any]) -> None:
     """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
     stage: TrainStage = config["stage"]
     execution: Execution = config["execution"]
     coordinator = config["coordinator"]
-    execution.stages.prepare_process()
     call = TrainCall(
         placement=config["placement"],
         checkpoint_steps=execution.checkpoint_steps,
-        stop=_StopLeft(coordinator),
+        stop=_asking(coordinator),
         provenance=config["provenance"],
     )
-    post = posting_for(stage.key, coordinator.post.remote)
-    with without_secrets(), reporting("train", post) as report:
-        execution.stages.train(stage, call, execution.store, report)
+    with working("train", posting_for(stage.key, coordinator.post.remote)) as report:
+        compute.run_train(stage, call, execution.store, report)
 
 
-class _StopLeft:
-    """Seconds that the coordinator leaves a training to stop in; asked at most once a second."""
+def _asking(coordinator: ActorHandle) -> StopLeft:
+    """Return a function that says how many seconds the coordinator leaves a training to stop in; it asks once a second."""
+    asked = 0.0
 
-    def __init__(self, coordinator: ActorHandle) -> None:
-        self._coordinator = coordinator
-        self._asked = 0.0
-
-    def __call__(self) -> float | None:
-        if time.monotonic() - self._asked < ASK_EVERY_S:
+    def stop_left() -> float | None:
+        nonlocal asked
+        if time.monotonic() - asked < ASK_EVERY_S:
             return None
-        self._asked = time.monotonic()
-        left: float | None = ray.get(self._coordinator.stop_left.remote())
+        asked = time.monotonic()
+        left: float | None = ray.get(coordinator.stop_left.remote())
         return left
+
+    return stop_left

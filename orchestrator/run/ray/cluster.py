@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -18,10 +19,19 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import GlobalState
 from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RayTaskError
+from ray.remote_function import RemoteFunction
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.hardware import DEFAULT_GPU_GB, Node, kind_in
-from orchestrator.run.workers import LOOPBACK, PROBE_S, WORKER_ENVIRONMENT, answers, cluster_address
+from orchestrator.run.workers import (
+    ALLOCATOR,
+    LOOPBACK,
+    OLDER_ALLOCATOR,
+    PROBE_S,
+    WORKER_ENVIRONMENT,
+    answers,
+    cluster_address,
+)
 from orchestrator.store.artifacts import Store
 from trainers.errors import PlanError, StorageError
 from trainers.storage import Location
@@ -136,9 +146,12 @@ def ray_options() -> dict[str, Any]:
     # Ray takes no variable from us that a submitted job has set, not even with the same value.
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     from_job = (job.get("runtime_env") or {}).get("env_vars") or {}
-    ours = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in from_job}
+    ours = dict(WORKER_ENVIRONMENT)
+    if OLDER_ALLOCATOR in os.environ or OLDER_ALLOCATOR in from_job:
+        ours[OLDER_ALLOCATOR] = ours.pop(ALLOCATOR)
     # What the user has set wins, there as here.
-    runtime = {"env_vars": {name: os.environ.get(name, value) for name, value in ours.items()}}
+    values = {name: os.environ.get(name, value) for name, value in ours.items() if name not in from_job}
+    runtime = {"env_vars": values}
     return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
 
 
@@ -149,8 +162,7 @@ def capacity() -> tuple[Node, ...]:
 
 async def lives(node: str) -> bool:
     """Whether a node still starts what it is given. Ray lists a dead one for up to half a minute as if it lived."""
-    pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-    asked = _nothing.options(scheduling_strategy=pinned).remote()
+    asked = task_on(node, _nothing).remote()
     try:
         await asyncio.wait_for(asked, ANSWER_S)
     except (RayError, TimeoutError):
@@ -159,9 +171,24 @@ async def lives(node: str) -> bool:
     return True
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def _nothing() -> None:
     pass
+
+
+def task_on(node: str, function: Callable[..., Any], *, cpus: int = 0, gpus: int = 0) -> RemoteFunction:
+    """Return the function as a task on a node. The process of one that has GPUs ends with it.
+
+    CUDA gives memory back only so, and a process that is used again keeps to the GPU that it saw first.
+    """
+    pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _remote(function, cpus, gpus).options(scheduling_strategy=pinned)
+
+
+@functools.cache
+def _remote(function: Callable[..., Any], cpus: int, gpus: int) -> RemoteFunction:
+    # `options` can set no `max_calls`; and what is declared anew each time, Ray takes for another function.
+    calls = 1 if gpus else 0
+    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=calls, max_retries=0)(function)
 
 
 def look() -> tuple[Node, ...] | None:
@@ -203,7 +230,6 @@ def _live(listed: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def _read_probe(file: Location) -> str:
     return file.read_text()
 
@@ -216,9 +242,8 @@ def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
     probe.write_text(written)
     try:
         for node in nodes:
-            pinned = NodeAffinitySchedulingStrategy(node.id, soft=False)
             try:
-                seen = ray.get(_read_probe.options(scheduling_strategy=pinned).remote(probe))
+                seen = ray.get(task_on(node.id, _read_probe).remote(probe))
             except RayTaskError as error:
                 if not isinstance(error.cause, OSError):
                     raise PlanError(

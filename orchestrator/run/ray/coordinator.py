@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.durations import Durations, Rate, RateName
 from orchestrator.plan.hardware import Node
-from orchestrator.plan.schedule import Grant, Request, Running, bundles, decide
+from orchestrator.plan.schedule import Grant, Request, RequestId, Running, bundles, decide
 from orchestrator.run import failures
-from orchestrator.run.events import Event, Notice, reporting
-from orchestrator.run.ray.cluster import capacity, lives
+from orchestrator.run.events import Event, Notice
+from orchestrator.run.ray.cluster import capacity, lives, task_on
 from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
 from orchestrator.run.trial import Execution, compute_leased
-from orchestrator.spec.redaction import without_secrets
+from orchestrator.run.workers import working
 from orchestrator.spec.stages import SharedStage, TrialPlan
+from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import POLL_S
 from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
@@ -123,10 +123,10 @@ class Coordinator:
         self._durations = durations
         self._work = work
         self._nodes = Nodes(capacity, scaling)
-        self._waiting: dict[str, tuple[Request, asyncio.Future[Grant | None]]] = {}
-        self._granted: dict[str, Running] = {}
+        self._waiting: dict[RequestId, tuple[Request, asyncio.Future[Grant | None]]] = {}
+        self._granted: dict[RequestId, Running] = {}
         # Requests whose nodes the autoscaler has been asked for, with the time since when.
-        self._promised: dict[str, tuple[Grant, float]] = {}
+        self._promised: dict[RequestId, tuple[Grant, float]] = {}
         self._asked: list[dict[str, float]] = []
         self._asking: asyncio.Task[None] | None = None
         self._shared: dict[str, asyncio.Task[None]] = {}
@@ -172,15 +172,15 @@ class Coordinator:
         """Return all nodes that are up or may still come, and the types of node that were waited for in vain."""
         return self._nodes.whole(), self._nodes.late
 
-    async def release(self, request_id: str, lost: bool = False) -> None:
+    async def release(self, request: RequestId, lost: bool = False) -> None:
         """Take back what was granted; nothing happens where it was given back before.
 
         Where a process was `lost`, nothing else starts on its nodes until they have answered.
         """
-        waiting = self._waiting.pop(request_id, None)
+        waiting = self._waiting.pop(request, None)
         if waiting is not None:
             waiting[1].cancel()
-        running = self._granted.pop(request_id, None)
+        running = self._granted.pop(request, None)
         if running is not None:
             self._nodes.hold(running.grant, +1)
             for node in self._nodes.suspect(running.grant) if lost else ():
@@ -192,8 +192,8 @@ class Coordinator:
     async def forget(self, trial: str) -> None:
         """Take back whatever a trial that died holds or waits for."""
         self._beats.pop(trial, None)
-        for kind in ("train", "evaluate"):
-            await self.release(f"{kind} {trial}")
+        await self.release(RequestId(kind="train", key=trial))
+        await self.release(RequestId(kind="evaluate", key=trial))
 
     def _decide(self) -> None:
         now_s = time.monotonic()
@@ -284,10 +284,10 @@ class Coordinator:
                 self._nodes.give_up(grant)
 
     def _say(self, grant: Grant, text: str) -> None:
-        kind, _, trial = grant.request.id.partition(" ")
-        logger.warning("%s: %s", grant.request.id, text)
-        if kind != "shared":
-            self._events.append(Notice(trial=trial, text=text))
+        request = grant.request
+        logger.warning("%s %s: %s", request.kind, request.key, text)
+        if request.kind != "shared":
+            self._events.append(Notice(trial=request.key, text=text))
 
     # Stages that several trials need.
 
@@ -311,8 +311,7 @@ class Coordinator:
         error = ended.exception()
         if error is None:
             return not self._execution.store.complete(stage.kind, stage.key)
-        damaged = failures.damage(error) is not None
-        return damaged or self._execution.retries.limit(failures.classify(error).cause) > 0
+        return self._execution.retries.limit(failures.classify(error).cause) > 0
 
     async def _run_shared(self, stage: SharedStage) -> None:
         """Compute what the stage needs, then the stage, or wait for another driver that does."""
@@ -335,7 +334,7 @@ class Coordinator:
         """Compute the stage in a task on the CPU or GPU that it is granted."""
         has_gpus = any(node.gpus for node in self._nodes.whole())
         gpus = 1 if has_gpus and stage.kind == "reference" else 0
-        request = Request(id=f"shared {stage.key}", kind="shared", gpus=gpus)
+        request = Request(kind="shared", key=stage.key, gpus=gpus)
         grant = await self.acquire(request)
         if grant is None:
             raise PlanError(
@@ -343,9 +342,8 @@ class Coordinator:
             )
         lost = False
         try:
-            pinned = NodeAffinitySchedulingStrategy(grant.nodes[0], soft=False)
-            task = shared_task.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=pinned)
-            await task.remote(stage, self._execution, ray.get_runtime_context().current_actor)
+            task = task_on(grant.nodes[0], shared_task, cpus=request.cpus, gpus=request.gpus)
+            await task.remote(stage, self._execution.store, ray.get_runtime_context().current_actor)
         except Exception as error:
             lost = failures.lost(error)
             raise
@@ -404,13 +402,11 @@ class Coordinator:
             raise Interrupted("stopped on request.")
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def shared_task(stage: SharedStage, execution: Execution, coordinator: ActorHandle) -> None:
+def shared_task(stage: SharedStage, store: Store, coordinator: ActorHandle) -> None:
     """Compute one shared stage on the device that was granted; the trials that wait for it see how far it is."""
-    execution.stages.prepare_process()
 
     def post(event: Event) -> None:
         coordinator.post_shared.remote(stage.key, event)
 
-    with without_secrets(), reporting(stage.kind, post) as report:
-        compute_leased(stage, execution, report)
+    with working(stage.kind, post) as report:
+        compute_leased(stage, store, report)

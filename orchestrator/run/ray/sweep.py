@@ -3,7 +3,7 @@
 A trial function is only a driver: it holds a sliver of the head node, never a CPU or GPU, so no trial can keep
 another from starting. On a CPU a training of world size 1 runs in the trial's own reused process (Train's local
 mode), which the gate counts as one CPU; everything else starts tasks and gangs where the gate has granted them.
-The gate's queue goes by the durations that the stages' `expected_s` gives, and by gate.ranked.
+The gate's queue goes by schedule.ranked, and by what durations.expected_s expects.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.tune.execution import class_cache
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.plan.durations import Durations, Rate, RateName, slowest
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import ranked, window
 from orchestrator.run import failures
 from orchestrator.run.events import Completed, Event, Failed, Post, Retried, Started, Stopped
-from orchestrator.run.ray.backend import RayBackend, training, training_id
-from orchestrator.run.ray.cluster import capacity
+from orchestrator.run.ray.backend import RayBackend, training
+from orchestrator.run.ray.cluster import capacity, start_ray, task_on
 from orchestrator.run.ray.coordinator import Coordinator, Work
 from orchestrator.run.ray.scaling import ask_for, scaling, still_absent
 from orchestrator.run.trial import Execution, complete_trial
@@ -58,59 +58,60 @@ logger = logging.getLogger(__name__)
 def run_on_ray(
     plans: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    execution: Execution,
     on_event: Post,
+    execution: Execution,
     scratch: Path,
     stop: StopRequest,
     workers: Sequence[Node] = (),
     measured: Mapping[RateName, Rate] | None = None,
 ) -> None:
-    """Run what is missing of each plan on the Ray that is up; what fails is an event.
+    """Run what is missing of each plan on the Ray that is up, else on one of this machine; what fails is an event.
 
     `workers` are all that the autoscaler may have up at once, `measured` the rates of the sweep's finished trainings.
     Raises KeyboardInterrupt when stopped.
     """
-    live = capacity()
-    nodes = [*live, *still_absent(workers, live).values()]
-    durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
-    work = _in_turn(plans, placements, execution, durations, nodes)
-    # On the head, as the trial functions are: the loss of another node must not take it.
-    coordinator = ray.remote(Coordinator).options(
-        num_cpus=0,
-        resources=SLIVER,
-        max_concurrency=10_000,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
-    )
-    handle = coordinator.remote(execution, live, work, durations, scaling(workers))
-    slots = sum(node.gpus or node.cpus for node in nodes)
-    tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
-    with Events(handle, on_event):
-        try:
-            with stop.deferred(lambda: stop_gracefully(handle, stop)):
-                tuner.fit()
-        finally:
-            with contextlib.suppress(RayActorError):
-                ray.get(handle.stop.remote(0.0))
-            if workers:
-                # Ray keeps a wish for nodes until it hears another.
-                ask_for([])
-    ray.kill(handle)
+    start_ray(len(os.sched_getaffinity(0)))
+    # Ray's own handler would end the process with the signal's number.
+    with stop.listening():
+        live = capacity()
+        nodes = [*live, *still_absent(workers, live).values()]
+        durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
+        work = _in_turn(plans, placements, durations, nodes)
+        # On the head, as the trial functions are: the loss of another node must not take it.
+        coordinator = ray.remote(Coordinator).options(
+            num_cpus=0,
+            resources=SLIVER,
+            max_concurrency=10_000,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+        )
+        handle = coordinator.remote(execution, live, work, durations, scaling(workers))
+        slots = sum(node.gpus or node.cpus for node in nodes)
+        tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
+        with Events(handle, on_event):
+            try:
+                with stop.deferred(lambda: stop_gracefully(handle, stop)):
+                    tuner.fit()
+            finally:
+                with contextlib.suppress(RayActorError):
+                    ray.get(handle.stop.remote(0.0))
+                if workers:
+                    # Ray keeps a wish for nodes until it hears another.
+                    ask_for([])
+        ray.kill(handle)
 
 
 def _in_turn(
     plans: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    execution: Execution,
     durations: Durations,
     nodes: Sequence[Node],
 ) -> dict[str, Work]:
     """Return the work of each trial, in the order in which the trainings should start."""
-    asked = [training(plan, placements[plan.key], execution, durations) for plan in plans]
-    by_request = {training_id(plan): plan for plan in plans}
+    asked = [training(plan, placements[plan.key], durations) for plan in plans]
+    by_key = {plan.key: plan for plan in plans}
     return {
-        plan.key: Work(plan=plan, placement=placements[plan.key], rank=request.rank)
+        request.key: Work(plan=by_key[request.key], placement=placements[request.key], rank=request.rank)
         for request in ranked(asked, nodes)
-        for plan in [by_request[request.id]]
     }
 
 
@@ -250,14 +251,12 @@ class Events:
                 logger.warning(
                     "trial %s has been silent for %s s; its process %s is ended", trial, self._silence_s, pid
                 )
-                pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-                ray.get(_end_process.options(scheduling_strategy=pinned).remote(pid), timeout=30)
+                ray.get(task_on(node, _end_process).remote(pid), timeout=30)
                 ray.get(self._coordinator.beat.remote(trial, node, 0), timeout=30)
         except RayError:
             logger.exception("silent trials are looked for again")
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def _end_process(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import Load, make_session
+from benchmarks.load_stages import AT_ONCE, standing_in
 from benchmarks.no_view import NoView
 from orchestrator.cli import run
 from orchestrator.cli.session import Session
@@ -27,7 +28,8 @@ def folder(tmp_path_factory) -> Path:
         patch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
         patch.setattr(run, "cluster_address", lambda: None)
         session = make_session(LOAD, folder)
-        assert run.run(session, full_grid) == 0, session.console.file.getvalue()
+        with standing_in(AT_ONCE):
+            assert run.run(session, full_grid) == 0, session.console.file.getvalue()
     return folder
 
 

@@ -23,7 +23,7 @@ REQUESTS = st.lists(
     max_size=8,
 ).map(
     lambda parts: [
-        Request(id=f"r{i}", kind=kind, workers=workers, cpus=cpus, gpus=gpus, expected_s=float(expected_s))
+        Request(key=f"r{i}", kind=kind, workers=workers, cpus=cpus, gpus=gpus, expected_s=float(expected_s))
         for i, (kind, workers, cpus, gpus, expected_s) in enumerate(parts)
     ]
 )
@@ -137,7 +137,7 @@ def test_a_queue_drains_whatever_arrives_and_ends_in_whatever_order(
 
 
 def training(id: str, workers: int = 1, expected_s: float = 10.0) -> Request:
-    return Request(id=id, kind="train", workers=workers, expected_s=expected_s)
+    return Request(key=id, kind="train", workers=workers, expected_s=expected_s)
 
 
 def until(seconds: float, *grants: Grant) -> list[Running]:
@@ -145,7 +145,7 @@ def until(seconds: float, *grants: Grant) -> list[Running]:
 
 
 def ids(grants: Sequence[Grant]) -> list[str]:
-    return [grant.request.id for grant in grants]
+    return [grant.request.key for grant in grants]
 
 
 def test_behind_a_wide_training_only_what_ends_before_its_turn_is_started():
@@ -168,7 +168,7 @@ def test_beside_the_place_of_a_wide_training_anything_is_started():
     endless = training("endless", expected_s=1e6)
     wide = replace(training("wide", 4), rank=-1)
     (grant,) = decide(left(nodes, first), [endless, wide], until(6.0, *first))
-    assert (grant.request.id, grant.nodes) == ("endless", ("b",))
+    assert (grant.request.key, grant.nodes) == ("endless", ("b",))
 
 
 def test_what_runs_longer_than_expected_counts_as_about_to_end():
@@ -183,7 +183,7 @@ def test_what_runs_longer_than_expected_counts_as_about_to_end():
 
 def test_what_others_wait_for_and_evaluations_come_first_in_order_of_arrival():
     nodes = [Node(id="a", cpus=2)]
-    evaluation, shared = Request(id="e", kind="evaluate"), Request(id="s", kind="shared")
+    evaluation, shared = Request(key="e", kind="evaluate"), Request(key="s", kind="shared")
     queue = [training("long", expected_s=1e6), evaluation, shared]
     assert ids(decide(nodes, queue)) == ["e", "s"]
 
@@ -227,8 +227,8 @@ def test_absent_nodes_are_used_only_where_the_others_do_not_do():
 
 
 def test_the_autoscaler_hears_of_each_gang_node_by_node():
-    gang = Request(id="g", kind="train", workers=3, cpus=1, gpus=2)
-    narrow = Grant(request=Request(id="n", kind="evaluate"), nodes=("b",))
+    gang = Request(key="g", kind="train", workers=3, cpus=1, gpus=2)
+    narrow = Grant(request=Request(key="n", kind="evaluate"), nodes=("b",))
     assert bundles([Grant(request=gang, nodes=("a", "a", "b")), narrow]) == [
         {"CPU": 2.0, "GPU": 4.0},
         {"CPU": 1.0, "GPU": 2.0},

@@ -14,6 +14,7 @@ from orchestrator.plan.schedule import (
     Job,
     Ran,
     Request,
+    RequestId,
     lower_bound_s,
     makespan_s,
     predicted_s,
@@ -36,13 +37,13 @@ CLUSTER = nodes_of(8, 8, 8, 8)
 
 def training(id: str, width: int, takes_s: float, **changes: float) -> Job:
     request = Request(
-        id=f"train {id}", kind="train", workers=width, gpus=1, expected_s=changes.pop("expected_s", takes_s)
+        key=id, kind="train", workers=width, gpus=1, expected_s=changes.pop("expected_s", takes_s)
     )
     return Job(request=request, takes_s=takes_s, trial=id, **changes)  # type: ignore[arg-type]
 
 
 def evaluation(of: Job, takes_s: float) -> Job:
-    request = Request(id=f"evaluate {of.trial}", kind="evaluate", gpus=1, expected_s=takes_s)
+    request = Request(key=of.trial, kind="evaluate", gpus=1, expected_s=takes_s)
     return Job(request=request, takes_s=takes_s, trial=of.trial, after=(of.request.id,))
 
 
@@ -83,7 +84,7 @@ def in_turn(jobs: Sequence[Job], nodes: Sequence[Node]) -> list[Job]:
     return [*turns, *(job for job in jobs if job.request.kind != "train")]
 
 
-def run(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = None) -> dict[str, Ran]:
+def run(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = None) -> dict[RequestId, Ran]:
     """Simulate; fails where something never ran, or where a device was given twice, counted worker by worker."""
     ran = simulate(jobs, nodes, at_once)
     requests = {job.request.id: job.request for job in jobs}
@@ -92,7 +93,7 @@ def run(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = None) 
     # Of one moment, ends come first.
     moments = [(item.ended_s, 0, +1, id) for id, item in ran.items()]
     moments += [(item.started_s, 1, -1, id) for id, item in ran.items()]
-    for *_, sign, id in sorted(moments):
+    for *_, sign, id in sorted(moments, key=lambda moment: moment[:2]):
         for node in ran[id].nodes:
             left[node][0] += sign * requests[id].cpus
             left[node][1] += sign * requests[id].gpus
@@ -137,7 +138,7 @@ def test_evaluations_and_a_window_of_trials_cost_little_and_lock_nothing_up():
 def test_no_more_trials_are_under_way_than_asked_for_and_a_trial_is_its_training_and_evaluation():
     jobs = in_turn(random_grid(random.Random(3)), CLUSTER)
     ran = run([*jobs, *(evaluation(job, 0.5) for job in jobs)], CLUSTER, at_once=5)
-    spans = [(ran[f"train {job.trial}"].asked_s, ran[f"evaluate {job.trial}"].ended_s) for job in jobs]
+    spans = [(ran[job.request.id].asked_s, ran[evaluation(job, 0.5).request.id].ended_s) for job in jobs]
     under_way = [sum(begin <= moment < end for begin, end in spans) for moment, _ in spans]
     assert max(under_way) == 5
 
@@ -221,7 +222,7 @@ def test_a_wide_training_starts_though_narrow_ones_never_stop_coming():
         narrow = misjudged([random_job(rng, f"n{n}", (1, 2)) for n in range(120)], rng)
         stream = [replace(job, at_s=0.4 * n) for n, job in enumerate(narrow)]
         wide = training("wide", 4, 5.0, expected_s=30.0, at_s=10.0)
-        ran = run([*stream, wide], nodes_of(4, 4))["train wide"]
+        ran = run([*stream, wide], nodes_of(4, 4))[wide.request.id]
         # What ran when it was asked for, twice over: one round of work that was expected to be over, and its own turn.
         assert ran.started_s - ran.asked_s <= 20.0
 
@@ -229,8 +230,8 @@ def test_a_wide_training_starts_though_narrow_ones_never_stop_coming():
 def test_no_evaluation_waits_behind_a_training_that_starts_after_it_asks():
     jobs = in_turn(random_grid(random.Random(7)), CLUSTER)
     ran = run([*jobs, *(evaluation(job, 0.5) for job in jobs)], CLUSTER)
-    starts = [item.started_s for id, item in ran.items() if id.startswith("train")]
-    for item in (item for id, item in ran.items() if id.startswith("evaluate")):
+    starts = [item.started_s for id, item in ran.items() if id.kind == "train"]
+    for item in (item for id, item in ran.items() if id.kind == "evaluate"):
         assert not [at for at in starts if item.asked_s < at < item.started_s]
 
 
@@ -239,7 +240,9 @@ JOBS = st.lists(
 ).map(
     lambda parts: [
         replace(
-            training(str(i), width, takes_s), trial="", after=(f"train {i - 1}",) if chained and i else ()
+            training(str(i), width, takes_s),
+            trial="",
+            after=(RequestId(kind="train", key=str(i - 1)),) if chained and i else (),
         )
         for i, (width, takes_s, chained) in enumerate(parts)
     ]
@@ -254,7 +257,7 @@ def test_a_schedule_lies_between_its_bound_and_one_job_after_the_other(jobs: lis
 
 def test_a_chain_and_a_wide_job_are_scheduled_by_hand():
     wide, a, b = training("wide", 2, 3), training("a", 1, 4), training("b", 1, 1)
-    jobs = [wide, a, b, replace(training("after a", 1, 2), after=("train a",))]
+    jobs = [wide, a, b, replace(training("after a", 1, 2), after=(a.request.id,))]
     # wide 0–3 · a 3–7 beside b 3–4 · after a 7–9
     assert makespan_s(run(jobs, nodes_of(2))) == 9
     assert lower_bound_s(jobs, nodes_of(2)) == pytest.approx(max((6 + 4 + 1 + 2) / 2, 4 + 2))
@@ -264,10 +267,10 @@ def test_a_chain_and_a_wide_job_are_scheduled_by_hand():
 def test_a_rank_is_a_turn_and_the_longest_and_widest_have_the_first():
     jobs = [training("short", 1, 1.0), training("long", 1, 9.0), training("wide", 8, 9.0)]
     order = ranked([job.request for job in jobs], CLUSTER)
-    assert [(item.id, item.rank) for item in order] == [
-        ("train wide", 0),
-        ("train long", 1),
-        ("train short", 2),
+    assert [(item.key, item.rank) for item in order] == [
+        ("wide", 0),
+        ("long", 1),
+        ("short", 2),
     ]
 
 
@@ -282,4 +285,4 @@ def test_what_fits_nowhere_and_what_comes_after_it_are_left_out_of_a_prediction(
     giant, small = training("giant", 64, 5.0), training("a", 1, 2.0)
     assert predicted_s([giant.request, small.request], CLUSTER) == 2.0
     ran = simulate([giant, evaluation(giant, 1.0), small], CLUSTER, at_once=1)
-    assert ran.keys() == {"train a"}
+    assert ran.keys() == {small.request.id}

@@ -21,7 +21,7 @@ from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord, TrialRecord
-from orchestrator.tracking.mlflow import EVALUATION_METRICS, MOST_KEYS, run_content
+from orchestrator.tracking.view import EVALUATION_METRICS, MOST_KEYS, final_points
 from tests.orchestrator.sweep_samples import (
     commit_train,
     commit_trial,
@@ -224,7 +224,7 @@ def test_an_audit_is_made_once_per_content(
         raise AssertionError("the rows are read again")
 
     monkeypatch.setattr(audits, "pairs_of", read_again)
-    audits._indexed.cache_clear()
+    audits._train_index.cache_clear()
     assert audit_sweep(declared, store) == first
     monkeypatch.setattr(audits, "_known", {})
     assert audit_sweep(declared, Store(store.root)) == first
@@ -308,7 +308,7 @@ def test_a_view_of_many_sets_keeps_the_most_telling_metrics_within_its_keys(stor
         for item in trial.evaluations:
             commit_rewards(store, item.key, [1.0] * 4, [0] * 4)
         result = trial_result(trial, store)
-        told = {name for name, *_ in run_content(result, ()).points if name.startswith("eval/set0/")}
+        told = {name for name, *_ in final_points(result) if name.startswith("eval/set0/")}
         # Leaks are not known here.
         expected = set(EVALUATION_METRICS[:kept]) - {"accuracy_leak_free"}
         assert told == {f"eval/set0/{name}" for name in expected}

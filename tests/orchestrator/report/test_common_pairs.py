@@ -59,7 +59,7 @@ def declared(store: Store) -> Declaration:
 def test_models_are_compared_on_the_pairs_that_all_of_them_have(store: Store, declared: Declaration):
     with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
-    found = accuracies(written.analysis)
+    found = written.shown.accuracies
     rows = {row["model"]: row for row in found if row["category"] == "domain shift"}
     assert [rows[name]["ex_rm_mean"] for name in ("llama-64", "qwen2-64", "mean of 2")] == [1.0] * 3
     table = parquet.read_table(written.folder / "tables" / "sets.parquet").to_pylist()
@@ -82,7 +82,7 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
     with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
     terminal = io.StringIO()
-    say(Console(width=60, file=terminal), *left_out_lines(written.results, written.analysis.results))
+    say(Console(width=60, file=terminal), *written.shown.left_out)
     views = {
         "terminal": terminal.getvalue(),
         "summary": (written.folder / "summary.md").read_text(),

@@ -19,13 +19,14 @@ from orchestrator.report import figures, house_style
 from orchestrator.report import page as full_report
 from orchestrator.report import summary as report
 from orchestrator.report.compare_sweeps import other_sweep, write_comparison
-from orchestrator.report.page import PAPER_LINK, analysed, said_conclusions, write_full_report
+from orchestrator.report.comparison import Analysis
+from orchestrator.report.page import PAPER_LINK, said_conclusions, write_full_report
 from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
 from tests.orchestrator.sweep_samples import commit_train
-from trainers.errors import DataError, SpecError
+from trainers.errors import SpecError
 
 FIGURES = {
     "accuracy_by_category",
@@ -89,7 +90,7 @@ def test_types_stay_apart_in_grey():
 
 def test_the_same_numbers_give_the_same_bytes(whole):
     store, declared, folder = whole
-    analysis = analysed(sweep_results(declared, store))
+    analysis = Analysis(sweep_results(declared, store))
     for draw in (figures.accuracy_by_category, figures.reliability):
         name = draw.__name__
         again = house_style.rendered(name, "", "", lambda draw=draw: draw(analysis))
@@ -208,25 +209,6 @@ def test_letters_that_no_font_has_are_drawn_as_boxes_and_said(monkeypatch):
     assert drawn.caption.startswith("Accuracy. Boxes stand for letters")
     assert drawn.caption.endswith("偏 好.") or drawn.caption.endswith("好 偏.")
     assert house_style.rendered("name", "", "Accuracy.", lambda: draw("Größe")).caption == "Accuracy."
-
-
-def test_learning_dynamics_are_drawn_where_they_were_computed():
-    rows = [
-        {"reward": kind, "predicted": x, "measured": 2 * x} for kind in ("ex_rm", "im_rm") for x in (0.1, 0.2)
-    ]
-    drawn = house_style.rendered("d", "", "", lambda: figures.learning_dynamics(rows, ["ex_rm", "im_rm"]))
-    assert drawn is not None
-    assert len(drawn.png) > 5_000
-    assert house_style.rendered("d", "", "", lambda: figures.learning_dynamics([], ["ex_rm"])) is None
-
-
-def test_dynamics_that_cannot_be_read_are_named(store: Store):
-    declared = simulated_sweep(store, missing=4, **SMALL)
-    file = store.sweep_dir("learning_dynamics") / "report" / "changes.parquet"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"something else")
-    with pytest.raises(DataError, match=r"changes\.parquet is no table of reward"):
-        write_full_report(declared, store)
 
 
 def test_two_sweeps_stand_side_by_side(store: Store):

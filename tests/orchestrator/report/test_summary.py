@@ -8,9 +8,9 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import Analysis, Resampled
 from orchestrator.report.results import sweep_results, trial_result
-from orchestrator.report.summary import accuracies, accuracy_numbers, accuracy_table, write_report
+from orchestrator.report.summary import accuracies, write_report
 from orchestrator.report.tables import Value
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_declaration, write_declaration
@@ -161,8 +161,8 @@ def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: 
 
 def shown(store: Store, declared: Declaration, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """The mean over models in domain shift, as each of the four views says it."""
-    folder, _, analysis = write_report(declared, store)
-    Console(width=200).print(accuracy_table(analysis).terminal(3, 2))
+    folder, _, shown = write_report(declared, store)
+    Console(width=200).print(shown.tables[0].terminal(3, 2))
     texts = {"terminal": capsys.readouterr().out, "summary": (folder / "summary.md").read_text()}
     lines = {
         name: next(line for line in text[text.index("domain shift") :].splitlines() if "mean of" in line)
@@ -171,9 +171,7 @@ def shown(store: Store, declared: Declaration, capsys: pytest.CaptureFixture[str
     written = csv.DictReader(io.StringIO((folder / "tables" / "accuracy.csv").read_text()))
     (in_csv,) = [row for row in written if row["category"] == "domain shift" and "mean" in row["model"]]
     (in_json,) = [
-        row
-        for row in accuracy_numbers(analysis).records()
-        if row["category"] == "domain shift" and "mean" in row["model"]
+        row for row in shown.accuracies if row["category"] == "domain shift" and "mean" in row["model"]
     ]
     return {**lines, "csv": str(in_csv), "json": str(in_json)}
 
@@ -247,9 +245,9 @@ def test_the_terminal_and_the_summary_show_the_same_cells(store: Store):
     explicit, implicit = record(), record(reward="im_rm")
     commit_trial(store, explicit, 9, 9)
     commit_trial(store, implicit, 10, 4)
-    folder, _, analysis = write_report(declaration(explicit, implicit), store)
+    folder, _, shown = write_report(declaration(explicit, implicit), store)
     terminal = io.StringIO()
-    Console(width=200, file=terminal).print(accuracy_table(analysis).terminal(3, 2))
+    Console(width=200, file=terminal).print(shown.tables[0].terminal(3, 2))
     shown, written = terminal.getvalue(), (folder / "summary.md").read_text()
     for text in ("0.900", "0.400", "+0.500", "EX−IM", "llama-64", "domain shift"):
         assert text in shown
@@ -286,8 +284,8 @@ def test_the_summary_names_the_trials_that_did_not_learn(store: Store):
 
 
 def test_a_sweep_of_which_nothing_is_there_yet_has_a_report(store: Store):
-    folder, _, analysis = write_report(declaration(record()), store)
-    assert accuracies(analysis) == []
+    folder, _, shown = write_report(declaration(record()), store)
+    assert shown.accuracies == []
     assert "0 of 1 trials complete" in (folder / "summary.md").read_text()
 
 
@@ -345,6 +343,16 @@ def test_trials_parquet_keeps_its_metrics_when_the_first_trial_is_missing(store:
         row["accuracy"] for row in trial_rows(store, declaration(untouched, done)) if row["seed"] == 1
     ]
     assert accuracies == [0.9, 0.5]
+
+
+def test_a_summary_without_intervals_draws_no_bootstrap(store: Store, monkeypatch: pytest.MonkeyPatch):
+    def drawn(*_: object) -> None:
+        raise AssertionError("the bootstrap is drawn")
+
+    monkeypatch.setattr(Resampled, "draw", drawn)
+    for trial in (trials := [record(), record(reward="im_rm")]):
+        commit_trial(store, trial, 9, 5)
+    assert "+0.000" in (write_report(declaration(*trials), store).folder / "summary.md").read_text()
 
 
 def test_a_report_written_again_is_the_same(store: Store):

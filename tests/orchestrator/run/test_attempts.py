@@ -4,8 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.run.failures import Failure, describe_fewer, next_attempt, on_fewer, with_less_memory
+from orchestrator.run.events import Retried
+from orchestrator.run.failures import (
+    Failure,
+    describe_change,
+    describe_fewer,
+    next_attempt,
+    on_fewer,
+    with_less_memory,
+)
+from orchestrator.run.trial import Execution, complete_trial
 from orchestrator.spec.trials import RetryPolicy
+from orchestrator.store.artifacts import Store
+from orchestrator.store.leases import Leases
+from tests.orchestrator.sweep_samples import plan, trial
 from trainers.specs import Placement
 
 POLICY = RetryPolicy(
@@ -36,6 +48,35 @@ def test_less_memory_keeps_the_effective_batch_and_ends(placement):
         now, seen = smaller, seen + 1
     assert seen <= 8
     assert (now.micro_batch, now.checkpointing) == (1, True)
+
+
+def test_on_gpus_the_training_then_spreads_over_more_of_them_and_offloads_last():
+    """At the stage at which its checkpoint was written, but for none: nothing would be divided."""
+    now, seen = Placement(micro_batch=2, accumulation=12, device="cuda"), []
+    while (smaller := with_less_memory(now, gpus=4)) is not None:
+        assert smaller.effective_batch == 24
+        now = smaller
+        seen.append((now.world_size, now.zero_stage, now.checkpointing, now.offload_optimizer))
+    assert seen == [
+        *((1, 0, False, False), (1, 0, True, False)),
+        *((2, 1, True, False), (3, 1, True, False), (4, 1, True, False)),
+        (4, 1, True, True),
+    ]
+    alone = Placement(micro_batch=1, accumulation=24, zero_stage=3, checkpointing=True, device="cuda")
+    offloaded = with_less_memory(alone, gpus=1)
+    assert (offloaded.world_size, offloaded.zero_stage, offloaded.offload_optimizer) == (1, 3, True)
+
+
+def test_how_the_next_attempt_differs_is_said():
+    before = Placement(micro_batch=1, accumulation=4, checkpointing=True, device="cuda")
+    wider = with_less_memory(before, gpus=2)
+    assert (
+        describe_change(before, wider)
+        == "on 2 GPUs with micro-batch 1 × accumulation 2, activations recomputed"
+    )
+    offloaded = with_less_memory(before, gpus=1)
+    said = "with micro-batch 1 × accumulation 4, activations recomputed, optimiser in the host's memory"
+    assert describe_change(before, offloaded) == said
 
 
 def test_an_even_micro_batch_is_halved_and_an_odd_one_divided():
@@ -125,3 +166,41 @@ def test_on_fewer_devices_the_effective_batch_stays_and_memory_given_up_stays_gi
 def test_a_training_planned_for_gpus_is_not_laid_on_cpus():
     planned = Placement(world_size=4, micro_batch=1, accumulation=8, device="cuda")
     assert on_fewer(planned, Placement(micro_batch=1, accumulation=32)) is None
+
+
+class OneGpuIsTooFew:
+    """A cluster of two GPUs, on one of which the training runs out of memory however it is split."""
+
+    def __init__(self) -> None:
+        self.tried: list[tuple[int, int]] = []
+        self.said: list[str] = []
+
+    def shared(self, stages):
+        pass
+
+    def train(self, stage, placement):
+        self.tried.append((placement.world_size, placement.micro_batch))
+        if placement.world_size == 1:
+            raise RuntimeError("CUDA error: out of memory")
+
+    def evaluate(self, plan, stages, placement):
+        pass
+
+    def gpus(self):
+        return 2
+
+    def pause(self, seconds):
+        assert seconds == 0
+
+    def post(self, event):
+        if isinstance(event, Retried):
+            self.said.append(event.how)
+
+
+def test_a_trial_that_no_split_makes_fit_goes_on_with_more_of_the_clusters_gpus(tmp_path):
+    backend, store = OneGpuIsTooFew(), Store(tmp_path)
+    execution = Execution(store=store, leases=Leases(tmp_path, "me"))
+    placement = Placement(micro_batch=2, accumulation=2, device="cuda")
+    complete_trial(plan(trial()), placement, backend, execution)
+    assert backend.tried == [(1, 2), (1, 1), (1, 1), (2, 1)]
+    assert backend.said[-1] == "again on 2 GPUs with micro-batch 1 × accumulation 2, activations recomputed"

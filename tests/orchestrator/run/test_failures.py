@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import torch
 
 from orchestrator.run.failures import classify, damage, interrupted, is_final
 from trainers.errors import Damaged, Diverged, Interrupted, OutOfMemory, WorkerLost
@@ -78,7 +79,10 @@ def test_who_knows_why_is_heard_before_who_lost_a_peer():
     [
         PEER,
         ActorDiedError("The actor died"),
+        # Ray guesses why; the process may have been killed for any reason.
+        type("WorkerCrashedError", (Exception,), {"__module__": "ray.exceptions"})("killed: out of memory?"),
         RuntimeError("NCCL error: unhandled system error"),
+        torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"),
         ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
         BrokenPipeError(errno.EPIPE, "Broken pipe"),
         WorkerLost("rank 1"),
@@ -88,13 +92,37 @@ def test_a_process_that_is_gone(error):
     assert classify(RayTaskError(error)).cause == "WorkerLost"
 
 
-@pytest.mark.parametrize("error", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.AcceleratorError(
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
+        ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        torch.distributed.DistBackendError(
+            "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.cpp:77, unhandled cuda error (run with "
+            "NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function "
+            "failed.\nLast error:\nCuda failure 2 'out of memory'"
+        ),
+        torch.distributed.DistBackendError(
+            "NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, unhandled cuda error\n"
+            "Last error:\nFailed to CUDA calloc 10485760 bytes"
+        ),
+    ],
+)
 def test_memory_that_ran_out(error):
-    assert classify(error).cause == "OutOfMemory"
+    assert classify(WorkerGroupError({0: PEER, 1: RayTaskError(error)})).cause == "OutOfMemory"
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("gloo"), ValueError("connection refused"), RuntimeError("shapes differ")]
+    "error",
+    [
+        *(KeyError("gloo"), ValueError("connection refused"), ValueError("out of memory")),
+        *(RuntimeError("shapes differ"), torch.AcceleratorError("CUDA error: device-side assert triggered")),
+    ],
 )
 def test_a_defect_keeps_its_own_name(error):
     failure = classify(RayTaskError(error))

@@ -11,7 +11,6 @@ from rich.console import Console
 from orchestrator.cli.options import Options
 from orchestrator.cli.run import fetch_models_here
 from orchestrator.cli.session import Session
-from orchestrator.run.compute import REAL, StageFunctions
 from orchestrator.spec.stages import TrialPlan
 from orchestrator.store.artifacts import Store
 from tests.loopback import Loopback, Quiet
@@ -101,7 +100,7 @@ def on_hub(seed: int = 0) -> TrialPlan:
     return plan(trial(seed=seed), name="hubbed", location=MODEL, revision=REVISION)
 
 
-def session_of(tmp_path: Path, stages: StageFunctions = REAL) -> Session:
+def session_of(tmp_path: Path) -> Session:
     return Session(
         options=Options(),
         sweep_name="demo",
@@ -109,7 +108,6 @@ def session_of(tmp_path: Path, stages: StageFunctions = REAL) -> Session:
         tracking_uri="http://host",
         folder=tmp_path,
         console=Console(file=io.StringIO(), width=200),
-        stages=stages,
     )
 
 
@@ -150,9 +148,9 @@ def test_the_hubs_bar_is_seen_on_a_terminal(hub, tmp_path, monkeypatch, capsys):
     assert re.search(r"100%.*70\.1kB / 70\.1kB", said)
 
 
-@pytest.mark.parametrize("where", ["a cluster", "stages that load nothing", "offline"])
+@pytest.mark.parametrize("where", ["a cluster", "offline"])
 def test_where_nothing_is_loaded_here_nothing_is_fetched(hub, tmp_path, monkeypatch, where):
-    session = session_of(tmp_path, StageFunctions() if where == "stages that load nothing" else REAL)
+    session = session_of(tmp_path)
     if where == "a cluster":
         monkeypatch.setattr("orchestrator.cli.run.cluster_address", lambda: "127.0.0.1:6379")
     if where == "offline":

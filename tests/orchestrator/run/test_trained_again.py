@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,8 @@ from orchestrator.cli.run import say_damage
 from orchestrator.report.page import holes_table
 from orchestrator.report.results import of_other_weights, sweep_results
 from orchestrator.report.summary import write_report
-from orchestrator.run.compute import StageFunctions, TrainCall
+from orchestrator.run import compute
+from orchestrator.run.compute import TrainCall
 from orchestrator.run.inline import InlineBackend
 from orchestrator.run.trial import Execution, complete_trial
 from orchestrator.spec.declaration import declare
@@ -79,14 +81,10 @@ def complete(plan: TrialPlan, store: Store, train: Any) -> None:
         store=store,
         leases=Leases(store.root, "me"),
         retries=RetryPolicy(),
-        stages=StageFunctions(train=train),
     )
-    complete_trial(
-        plan,
-        Placement(micro_batch=1, accumulation=1),
-        InlineBackend(execution, print, StopRequest(0.0)),
-        execution,
-    )
+    backend = InlineBackend(execution, print, StopRequest(0.0))
+    with mock.patch.object(compute, "run_train", train):
+        complete_trial(plan, Placement(micro_batch=1, accumulation=1), backend, execution)
 
 
 def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:

@@ -224,28 +224,6 @@ def test_what_no_kept_sweep_needs_is_listed_with_its_size_and_nothing_is_changed
     assert sorted(store.root.rglob("*")) == before
 
 
-NAMES = st.sampled_from([f"{stage}/{key}" for stage in ("train", "evaluate", "dataset") for key in "abc"])
-FOUND = st.builds(
-    Found,
-    kind=st.sampled_from(["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]),
-    path=st.just("somewhere"),
-    bytes=st.integers(0, 10),
-    owner=NAMES,
-    finished=st.booleans(),
-)
-
-
-@given(found=FOUND, kept=st.frozensets(NAMES))
-def test_an_artifact_that_is_kept_never_goes_and_no_other_stays(found: Found, kept: frozenset[str]):
-    why = gc.why_removable(found, kept)
-    if found.kind in ("artifact", "unreadable"):
-        assert (why is None) == (found.owner in kept)
-    elif found.kind == "checkpoint":
-        assert (why is None) == (found.owner in kept and not found.finished)
-    else:
-        assert why
-
-
 CHOICE = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 1),

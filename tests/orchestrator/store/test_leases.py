@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.store import leases
-from orchestrator.store.leases import Heartbeat, Leases, live_drivers
+from orchestrator.store.leases import Leases, heartbeat, live_drivers
 from trainers.errors import StorageError
 
 LEASE_S = 0.4
@@ -141,13 +141,13 @@ def test_of_many_that_lease_at_once_one_gets_it(tmp_path):
 
 def test_held_waits_for_who_has_it_and_computes_nothing_that_is_done(tmp_path):
     done, order = threading.Event(), []
-    with Heartbeat(tmp_path) as first, Heartbeat(tmp_path) as second:
+    with heartbeat(tmp_path) as first, heartbeat(tmp_path) as second:
 
         def other() -> None:
-            with second.leases.held("x", done.is_set, time.sleep) as ours:
+            with second.held("x", done.is_set, time.sleep) as ours:
                 order.append(("second", ours))
 
-        with first.leases.held("x", done.is_set) as ours:
+        with first.held("x", done.is_set) as ours:
             order.append(("first", ours))
             thread = threading.Thread(target=other)
             thread.start()
@@ -177,7 +177,7 @@ def test_an_unreadable_lease_is_nobodys(tmp_path):
 
 
 def test_on_one_machine_the_process_itself_is_looked_at(tmp_path):
-    with Heartbeat(tmp_path) as beat:
+    with heartbeat(tmp_path) as beat:
         record = json.loads((tmp_path / "drivers" / f"{beat.driver}.json").read_text())
         process = subprocess.Popen([sys.executable, "-c", "pass"])
         process.wait()
@@ -191,9 +191,9 @@ def test_on_one_machine_the_process_itself_is_looked_at(tmp_path):
         near.forget_dead_drivers()
         assert drivers(tmp_path) == {beat.driver}
         # A driver is alone when no other has said that it is here.
-        assert beat.leases.others() == set()
+        assert beat.others() == set()
         elsewhere(tmp_path)
-        assert beat.leases.others() == {"far"}
+        assert beat.others() == {"far"}
     assert drivers(tmp_path) == {"far"}
 
 
@@ -218,16 +218,16 @@ def test_another_machines_driver_lives_while_its_counter_moves(tmp_path, monkeyp
 
 
 def test_a_heart_beats_on_when_a_beat_cannot_be_written(tmp_path, monkeypatch):
-    with Heartbeat(tmp_path) as beat:
-        write, failed = beat._write, []
+    with heartbeat(tmp_path) as beat:
+        write, failed = leases.replace, []
 
-        def fails_once(counter: int) -> None:
+        def fails_once(file: Path, text: str) -> None:
             if not failed:
-                failed.append(counter)
+                failed.append(json.loads(text)["counter"])
                 raise StorageError("no room")
-            write(counter)
+            write(file, text)
 
-        monkeypatch.setattr(beat, "_write", fails_once)
+        monkeypatch.setattr(leases, "replace", fails_once)
         file = tmp_path / "drivers" / f"{beat.driver}.json"
         deadline = time.monotonic() + 30
         while not failed or json.loads(file.read_text())["counter"] <= failed[0]:
@@ -240,8 +240,8 @@ def test_a_driver_of_another_machine_that_shows_no_life_is_forgotten_with_its_le
         elsewhere(tmp_path, driver)
         assert Leases(tmp_path, driver).take(driver)
     with Beating(tmp_path):
-        with Heartbeat(tmp_path, lease_s=2.0) as beat:
-            beat.leases.forget_dead_drivers()
+        with heartbeat(tmp_path, lease_s=2.0) as beat:
+            beat.forget_dead_drivers()
             assert drivers(tmp_path) == {"far", "still", beat.driver}
             time.sleep(2.1)
         assert drivers(tmp_path) == {"far"}

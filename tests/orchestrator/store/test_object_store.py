@@ -21,7 +21,7 @@ from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store import leases
 from orchestrator.store.artifacts import MANIFEST, Store
 from orchestrator.store.gc import evict, garbage, kept_artifacts, remove
-from orchestrator.store.leases import Heartbeat, Leases, live_drivers
+from orchestrator.store.leases import Leases, heartbeat, live_drivers
 from orchestrator.store.records import Declaration, read_state, write_declaration
 from tests.object_store import SECRET
 from trainers import storage
@@ -252,15 +252,15 @@ def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, m
     far = {"machine": "another", "pid": 1, "started": "1", "counter": 7}
     replace(store.root / "drivers" / "far.json", json.dumps(far))
     assert Leases(store.root, "far").take("x")
-    with Heartbeat(store.root, lease_s=0.5) as heart:
-        assert heart.leases.others() == {"far"}
-        assert live_drivers(store.root) == {heart.driver}
-        assert not heart.leases.take("x")
+    with heartbeat(store.root, lease_s=0.5) as near:
+        assert near.others() == {"far"}
+        assert live_drivers(store.root) == {near.driver}
+        assert not near.take("x")
         time.sleep(0.6)
-        assert heart.leases.take("x")
-        heart.leases.release("x")
-        heart.leases.forget_dead_drivers()
-        assert heart.leases.others() == set()
+        assert near.take("x")
+        near.release("x")
+        near.forget_dead_drivers()
+        assert near.others() == set()
     assert objects(store) == []
 
 

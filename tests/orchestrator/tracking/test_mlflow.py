@@ -17,14 +17,16 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 
 from orchestrator.cli.running import StateWriter
-from orchestrator.report.curves import CURVE_POINTS, thinned
-from orchestrator.report.results import TrialResult
+from orchestrator.report.page import said_conclusions, write_full_report
+from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned, trial_result
 from orchestrator.report.summary import write_report
 from orchestrator.run.events import Failed
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, TrialRecord
 from orchestrator.tracking import mlflow
-from orchestrator.tracking.mlflow import DIGEST_TAG, EXPERIMENT, SHOWN, Tracker, default_uri, is_shown, sync
+from orchestrator.tracking.database import EXPERIMENT, default_uri
+from orchestrator.tracking.mlflow import SHOWN, Tracker, is_shown, sync
+from orchestrator.tracking.view import MARK_TAG, View
 from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
 from tests.orchestrator.sweep_samples import (
     commit_scores,
@@ -111,7 +113,7 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial(uri: str, store: Store, swe
     assert parent["tags"] == {
         "rmsweep.sweep": sweep_name,
         "rmsweep.role": "sweep",
-        DIGEST_TAG: parent["tags"][DIGEST_TAG],
+        MARK_TAG: parent["tags"][MARK_TAG],
     }
     for child, trial in ((first, explicit), (second, implicit)):
         assert (child["name"], child["status"], child["parent"]) == (trial.name, "FINISHED", sweep_name)
@@ -119,7 +121,7 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial(uri: str, store: Store, swe
             "rmsweep.sweep": sweep_name,
             "rmsweep.role": "trial",
             "rmsweep.key": trial.key,
-            DIGEST_TAG: child["tags"][DIGEST_TAG],
+            MARK_TAG: child["tags"][MARK_TAG],
         }
         assert child["params"] == {name: str(value) for name, value in trial.parameters.items()}
 
@@ -132,7 +134,7 @@ def test_a_run_holds_metrics_curves_inputs_and_the_parent_the_report(uri: str, s
     assert last["eval/tiny_world/accuracy"] == 0.9
     assert last["eval/hamiltonian/accuracy"] == 0.5
     assert last["category/in-distribution/accuracy"] == 0.9
-    assert last["category/domain shift/accuracy"] == 0.5
+    assert last["category/domain-shift/accuracy"] == 0.5
     assert last["perf/pairs_per_s"] == 10.0
     for name in ("accuracy", "loss", "abs_margin"):
         assert f"eval/hamiltonian/{name}" in last
@@ -191,6 +193,45 @@ def test_a_filter_of_the_page_finds_a_reward_type(database: str, store: Store):
     assert [run.info.run_name for run in found] == ["llama-64 · im_rm · tiny_world · s0"]
 
 
+def test_a_sweep_lasts_from_its_first_stage_to_its_last_however_often_it_is_looked_at(
+    uri: str, store: Store, sweep_name: str
+):
+    declared = declaration(*two_trials(store), name=sweep_name)
+    written = write_report(declared, store)
+    sync(uri, store, declared, written)
+    (parent, *_) = runs_of(uri, sweep_name)
+    begun = min(result.started for result in written.results)
+    ended = max(result.finished for result in written.results)
+    assert (parent.info.start_time, parent.info.end_time) == (round(begun * 1000), round(ended * 1000))
+    time.sleep(0.05)
+    (written.folder / "note.txt").write_text("another report")
+    assert Tracker(uri, store, declared).close(written, complete=True) is None
+    sync(uri, store, declared, written)
+    assert runs_of(uri, sweep_name)[0].info.end_time == parent.info.end_time
+
+
+def test_the_sweep_s_run_says_what_the_report_concludes(database: str, store: Store):
+    declared = declaration(*two_trials(store))
+    written = write_full_report(declared, store)
+    sync(database, store, declared, written)
+    said = runs_of(database, "demo")[0].data.tags["mlflow.note.content"]
+    assert said.startswith("In accuracy (95 % intervals in brackets): ")
+    assert said.split("\n\n") == said_conclusions(written.folder)
+
+
+def test_the_experiment_is_of_the_kind_that_trains_models(database: str, store: Store):
+    sync_all(database, store, declaration(*two_trials(store)))
+    experiment = MlflowClient(tracking_uri=database).get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_no_metric_has_a_space_in_its_name(database: str, store: Store):
+    sync_all(database, store, declaration(*two_trials(store)))
+    for run in snapshot(database, "demo")[1:]:
+        assert not [name for name in run["history"] if " " in name]
+
+
 def test_syncing_twice_changes_nothing(uri: str, store: Store, sweep_name: str):
     declared = declaration(*two_trials(store), name=sweep_name)
     sync_all(uri, store, declared)
@@ -229,7 +270,7 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
     requests_of.clear()
     evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
     sync_all(database, store, declaration(explicit, implicit))
-    assert requests_of == ["set_terminated"], "the sweep's own run alone is ended again"
+    assert requests_of == [], "a whole view is left alone"
     store.discard("evaluate", implicit.evaluations[0].key, evaluated["attempt"])
     commit_scores(store, implicit.evaluations[0].key, right=3)
     requests_of.clear()
@@ -347,21 +388,18 @@ def test_a_later_evaluation_adds_no_second_point_to_an_earlier_one(database: str
     assert set(counts.values()) == {1}, counts
 
 
-def test_a_sweep_declared_with_another_evaluation_draw_can_be_synced(database: str, store: Store):
-    """max_eval_pairs is in no training key: the trial, and so its run, is the same one."""
-    trial = with_parameters(record(), max_eval_pairs=20)
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("max_eval_pairs", 20, 40), ("model_source", "/old/place", "/new/place")]
+)
+def test_what_is_in_no_training_key_may_change_and_the_run_stays(
+    name: str, before: Any, after: Any, database: str, store: Store
+):
+    trial = with_parameters(record(), **{name: before})
     commit_trial(store, trial, 9, 5)
-    sync_all(database, store, declaration(trial))
-    sync_all(database, store, declaration(with_parameters(trial, max_eval_pairs=40)))
-    assert len(snapshot(database, "demo")) == 2
-
-
-def test_a_trial_whose_model_lies_elsewhere_now_can_be_synced(database: str, store: Store):
-    trial = with_parameters(record(), model_source="/old/place")
-    commit_trial(store, trial, 9, 5)
-    sync_all(database, store, declaration(trial))
-    sync_all(database, store, declaration(with_parameters(trial, model_source="/new/place")))
-    assert len(snapshot(database, "demo")) == 2
+    for changed in (trial, with_parameters(trial, **{name: after})):
+        sync_all(database, store, declaration(changed))
+    _, run = snapshot(database, "demo")
+    assert run["tags"][f"rmsweep.{name}"] == str(after)
 
 
 def test_one_trial_in_two_sweeps_is_a_run_in_each(database: str, store: Store):
@@ -371,6 +409,14 @@ def test_one_trial_in_two_sweeps_is_a_run_in_each(database: str, store: Store):
         sync_all(database, store, declaration(trial, name=name))
     assert [run["name"] for run in snapshot(database, "one")] == ["one", trial.name]
     assert [run["name"] for run in snapshot(database, "two")] == ["two", trial.name]
+
+
+def test_two_drivers_of_a_sweep_share_its_runs(database: str, store: Store):
+    trial = record()
+    views = [View(database, store, "demo") for _ in range(2)]
+    for view in views:
+        view.log_trial(trial_result(trial, store), "RUNNING")
+    assert [run["name"] for run in snapshot(database, "demo")] == ["demo", trial.name]
 
 
 @pytest.fixture
@@ -471,20 +517,29 @@ class FakeView:
     def __init__(self, told: Callable[[str, str], None]) -> None:
         self._told = told
 
+    def begin(self) -> None:
+        pass
+
     def log_trial(self, result: TrialResult, status: str, live: object = ()) -> None:
         self._told(result.record.key, status)
 
 
-def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a view was opened, on a server that refuses each time."""
     tries: list[float] = []
 
     def refuse(*arguments: object) -> None:
         tries.append(time.monotonic())
-        raise ConnectionRefusedError(f"refused {len(tries)} times")
+        raise ConnectionRefusedError("refused")
 
     monkeypatch.setattr(mlflow, "View", refuse)
+    return tries
+
+
+def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
+    store: Store, tries: list[float], caplog: pytest.LogCaptureFixture
+):
     tracker = Tracker("http://host", store, declaration(record()), every_s=0.01, again_s=0.2)
     began = time.monotonic()
     tracker.started(record().key)
@@ -496,14 +551,7 @@ def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
     assert len([said for said in caplog.messages if "to be tried again" in said]) == 1
 
 
-def test_close_tries_once_more_and_waits_for_no_pause(store: Store, monkeypatch: pytest.MonkeyPatch):
-    tries: list[object] = []
-
-    def refuse(*arguments: object) -> None:
-        tries.append(arguments)
-        raise ConnectionRefusedError("refused")
-
-    monkeypatch.setattr(mlflow, "View", refuse)
+def test_close_tries_once_more_and_waits_for_no_pause(store: Store, tries: list[float]):
     tracker = Tracker("http://host", store, declaration(record()), every_s=0.01)
     tracker.started(record().key)
     while not tries:

@@ -18,7 +18,7 @@ NODE = Node(id="a", cpus=2)
 
 
 def train(trial: str) -> Request:
-    return Request(id=f"train {trial}", kind="train")
+    return Request(key=trial, kind="train")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def granted_after_a_loss(root: Path, answers: list[bool | Exception]) -> l
     durations = Durations(store=store, kind=gpu_kind("H100"))
     held = Coordinator(execution, [NODE], {}, durations)
     assert await held.acquire(train("lost")) is not None
-    await held.release("train lost", True)
+    await held.release(train("lost").id, True)
     again = await asyncio.wait_for(held.acquire(train("next")), 60)
     assert again is not None
     return answers

@@ -75,7 +75,7 @@ def test_the_profile_counts_what_may_come(workers):
 
 def held(node: Node) -> Grant:
     """Half of a worker with GPUs, granted."""
-    return Grant(request=Request(id="a", kind="train", workers=1, gpus=4), nodes=(node.id,))
+    return Grant(request=Request(key="a", kind="train", workers=1, gpus=4), nodes=(node.id,))
 
 
 def test_what_is_held_of_a_node_is_free_again_unless_the_node_is_gone(workers):
@@ -108,7 +108,7 @@ def test_on_a_node_that_may_be_dead_nothing_starts_until_it_is_trusted_or_gone(w
 
 def test_nodes_to_come_count_until_they_are_given_up(workers):
     nodes = Nodes([HEAD], Scaling(nodes=workers))
-    wide = Request(id="b", kind="train", workers=1, gpus=8)
+    wide = Request(key="b", kind="train", workers=1, gpus=8)
     assert nodes.fits(wide)
     assert nodes.absent_types(held(workers[1])) == "gpu"
     nodes.give_up(held(workers[1]))

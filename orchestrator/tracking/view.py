@@ -1,0 +1,306 @@
+"""A sweep's runs on an MLflow server or database: what the run of a trial shows, and how it gets there.
+
+A run is found by its tags, and a mark among them says what it shows: a run with the right mark is left alone. A step of a
+curve is logged once; every other point carries a time stored in the artifact, and MLflow keeps equal points once. So
+whatever failed, or whose answer was lost, can be logged again.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyarrow import parquet
+
+from orchestrator.report.page import said_conclusions
+from orchestrator.report.results import CURVES, TrialResult, TrialState, all_scores, curve_rows, with_scores
+from orchestrator.spec.redaction import redacted, take_credentials
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import CATEGORIES, TrialRecord
+from orchestrator.tracking.database import EXPERIMENT, artifacts_beside, follow_storage, make_database
+from trainers.storage import digest_file
+
+MARK_TAG = "rmsweep.digest"
+_KEY_TAG = "rmsweep.key"
+_PARENT_TAG = "mlflow.parentRunId"
+_DESCRIPTION_TAG = "mlflow.note.content"
+# Training, no chat program, for pages that ask. That of MLflow 3.17 goes by its address alone, which `ui` prints.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_CONFIG, _SCORES = "config.json", "scores.parquet"
+# Raised by hand when the same results would give another run, so that `sync` writes the runs that are there anew.
+VERSION = 2
+# The most telling first: a run of very many sets gets as many of them as fit.
+EVALUATION_METRICS = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "loss", "abs_margin")
+MOST_KEYS = 59
+PERFORMANCE = ("tokens_per_s", "pairs_per_s", "step_s", "peak_mem_gb")
+# Parameters of a run cannot change; these are in no key, so they can, and are tags.
+OUTSIDE_KEY = frozenset({"model_source", "model_revision", "max_eval_pairs"})
+# Under MLflow's 1,000 in one request, with room for parameters and tags.
+_BATCH = 850
+# A sweep outlives its server, and what fails is tried again later: MLflow's own patience is many minutes.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Point(NamedTuple):
+    """One value of a metric; `time` is a Unix time in milliseconds."""
+
+    name: str
+    value: float
+    time: int
+    step: int
+
+
+def final_points(result: TrialResult) -> list[Point]:
+    """Return the metrics of a trial besides its curves, at most MOST_KEYS with those; none that is not finite."""
+    return [point for point in _points(result) if math.isfinite(point.value)]
+
+
+def _points(result: TrialResult) -> Iterator[Point]:
+    for name in PERFORMANCE:
+        if name in result.perf:
+            yield Point(f"perf/{name}", result.perf[name], _milliseconds(result.trained_at), 0)
+    other = len(CURVES) + len(PERFORMANCE) + len(CATEGORIES)
+    sets = {item.dataset for item in result.record.evaluations}
+    each = max(1, (MOST_KEYS - other) // max(1, len(sets)))
+    # A step is an epoch, where more than the last is evaluated.
+    by_epoch = any(item.epoch != result.last_epoch for item in result.record.evaluations)
+    for item in result.evaluations:
+        # MLflow takes letters of every script, but no marks; the colons stand in no name of a set.
+        part = re.sub(r"[^\w.-]", lambda mark: f":{ord(mark[0]):x}:", item.dataset)
+        step = (item.epoch or 0) if by_epoch else 0
+        for name in EVALUATION_METRICS[:each]:
+            if name in item.metrics:
+                yield Point(f"eval/{part}/{name}", item.metrics[name], _milliseconds(item.finished), step)
+    for category, accuracy in result.category_accuracy().items():
+        finished = max(item.finished for item in result.final if item.category == category)
+        name = f"category/{category.replace(' ', '-')}/accuracy"
+        yield Point(name, accuracy, _milliseconds(finished), 0)
+
+
+def _curve_points(rows: Rows) -> Iterator[Point]:
+    for row in rows:
+        for name in CURVES:
+            if math.isfinite(row[name]):
+                yield Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
+
+
+def trial_mark(result: TrialState, status: str) -> str:
+    """Return a hash that changes with whatever the run of a trial shows, but for the curve of a training that goes on."""
+    scored = [(item.dataset, item.epoch, item.finished) for item in result.evaluations]
+    return as_hash([VERSION, asdict(result.record), result.trained_at, scored, result.complete or status])
+
+
+def as_hash(parts: Any) -> str:
+    """Return a hash of plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+class View:
+    """A sweep's runs on one tracking server or database. Methods raise what MLflow raises.
+
+    `started`, a Unix time, is when a sweep began that has no run yet; None for now.
+    """
+
+    def __init__(self, uri: str, store: Store, sweep: str, started: float | None = None) -> None:
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        # MLflow prints and logs the addresses that it is given.
+        plain = take_credentials(uri)
+        make_database(plain)
+        follow_storage(plain)
+        from mlflow import MlflowClient
+
+        self._store, self._sweep = store, sweep
+        self._client = MlflowClient(tracking_uri=plain)
+        self._experiment = self._experiment_id(plain)
+        # By the key of their trial; the parent's is empty.
+        self._runs: dict[str, Any] = {}
+        # By the id of a run: the steps of its curve, and the status that this view gave it.
+        self._steps: dict[str, set[int]] = {}
+        self._statuses: dict[str, str] = {}
+        self._find_runs()
+        if "" not in self._runs:
+            self._create("", sweep, {"rmsweep.role": "sweep"}, started)
+        self._parent: str = self._runs[""].info.run_id
+        for key, run in self._runs.items():
+            if key and run.data.tags.get(_PARENT_TAG) != self._parent:
+                self._client.set_tag(run.info.run_id, _PARENT_TAG, self._parent)
+
+    def _experiment_id(self, uri: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(EXPERIMENT, artifacts_beside(uri), _KIND))
+            except MlflowException:
+                # Made by another command, or by the first of two tries whose answer was lost.
+                found = self._client.get_experiment_by_name(EXPERIMENT)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def _find_runs(self, key: str | None = None) -> None:
+        """Find the sweep's runs, or one trial's. Of runs that were created twice, as an answer was lost, the oldest stays."""
+        wanted = f"tags.`rmsweep.sweep` = '{self._sweep}'"
+        wanted += "" if key is None else f" and tags.`{_KEY_TAG}` = '{key}'"
+        found, token = [], None
+        while token != "":
+            page = self._client.search_runs([self._experiment], wanted, max_results=200, page_token=token)
+            found += page
+            token = page.token or ""
+        for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)):
+            if self._runs.setdefault(run.data.tags.get(_KEY_TAG, ""), run) is not run:
+                self._client.delete_run(run.info.run_id)
+
+    def _create(self, key: str, name: str, tags: Mapping[str, str], started: float | None) -> None:
+        own = {"rmsweep.sweep": self._sweep, "mlflow.user": "rmsweep", "mlflow.source.name": self._sweep}
+        at = None if started is None else _milliseconds(started)
+        self._runs[key] = self._client.create_run(
+            self._experiment, run_name=name, tags={**tags, **own}, start_time=at
+        )
+
+    def begin(self) -> None:
+        """Show that the sweep runs."""
+        self._set_status(self._runs[""], "RUNNING")
+
+    def log_rows(self, key: str, rows: Rows) -> bool:
+        """Log rows of a trial's training; False where the trial has no run yet."""
+        if key in self._runs:
+            self._log_batch(self._runs[key], rows)
+        return key in self._runs
+
+    def log_trial(self, result: TrialState, status: str, live: Rows = (), *, check: bool = False) -> None:
+        """Log what the run of a trial lacks, and give it the `status`, or end it where the trial is complete.
+
+        With `check`, files that somebody removed come back.
+        """
+        trial, mark = result.record, trial_mark(result, status)
+        if trial.key not in self._runs:
+            # Another driver of the sweep may have created it.
+            self._find_runs(trial.key)
+        if trial.key not in self._runs:
+            tags = {"rmsweep.role": "trial", _KEY_TAG: trial.key, _PARENT_TAG: self._parent}
+            self._create(trial.key, trial.name, tags, result.started)
+        run = self._runs[trial.key]
+        whole = run.data.tags.get(MARK_TAG) == mark
+        if whole and check and result.evaluations:
+            whole = self._has_files(run, {_CONFIG, _SCORES})
+        # Of a training that goes on, another driver may have left more in its checkpoint.
+        rows = live if whole and result.trained else [*curve_rows(self._store, trial.key), *live]
+        if whole:
+            self._log_batch(run, rows)
+        else:
+            self._set_status(run, "RUNNING")
+            self._client.log_inputs(run.info.run_id, _inputs(trial))
+            if result.evaluations:
+                self._log_files(run, result)
+            known = {name: redacted(str(value)) for name, value in trial.parameters.items()}
+            tags = {f"rmsweep.{name}": value for name, value in known.items() if name in OUTSIDE_KEY}
+            parameters = {name: known[name] for name in known.keys() - OUTSIDE_KEY - run.data.params.keys()}
+            # What says that the run is whole comes last.
+            (scored,) = with_scores([result], self._store)
+            self._log_batch(run, rows, final_points(scored), parameters, {**tags, MARK_TAG: mark})
+        if result.complete:
+            self._set_status(run, "FINISHED", result.finished)
+        else:
+            self._set_status(run, status)
+
+    def log_report(self, folder: Path, status: str, ended: float | None) -> None:
+        """Log a report on the parent run, unless it is there, and end that run with `status` at the Unix time `ended`."""
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        mark = as_hash([(file.relative_to(folder).as_posix(), digest_file(file)) for file in files])
+        parent = self._runs[""]
+        if parent.data.tags.get(MARK_TAG) != mark or not self._has_files(parent, {"report"}):
+            self._client.log_artifacts(self._parent, str(folder), "report")
+            if said := said_conclusions(folder):
+                self._client.set_tag(self._parent, _DESCRIPTION_TAG, "\n\n".join(said))
+            self._client.set_tag(self._parent, MARK_TAG, mark)
+        self._set_status(parent, status, ended)
+
+    def _set_status(self, run: Any, status: str, ended: float | None = None) -> None:
+        """Give a run its status and end, unless it has them; without `ended` it ends now, if it has not ended so before."""
+        end = None if ended is None or status == "RUNNING" else max(run.info.start_time, _milliseconds(ended))
+        now = self._statuses.get(run.info.run_id, run.info.status)
+        if now == status and end in (None, run.info.end_time):
+            return
+        if status == "RUNNING":
+            self._client.update_run(run.info.run_id, status=status)
+        else:
+            self._client.set_terminated(run.info.run_id, status, end_time=end)
+        self._statuses[run.info.run_id] = status
+
+    def _has_files(self, run: Any, wanted: set[str]) -> bool:
+        return wanted <= {item.path for item in self._client.list_artifacts(run.info.run_id)}
+
+    def _log_files(self, run: Any, result: TrialState) -> None:
+        config = redacted(json.dumps(asdict(result.record), indent=1, ensure_ascii=False))
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / _CONFIG).write_text(config, encoding="utf-8")
+            parquet.write_table(all_scores(result, self._store), Path(folder) / _SCORES)
+            self._client.log_artifacts(run.info.run_id, folder)
+
+    def _log_batch(
+        self,
+        run: Any,
+        rows: Rows,
+        points: Sequence[Point] = (),
+        parameters: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log the rows whose steps the run lacks, and the rest, in as few requests as there can be."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        id = run.info.run_id
+        if id not in self._steps:
+            # A step that a resumed training has done again, at another time, is in the curve already.
+            shown = "train/loss" in run.data.metrics
+            history = self._client.get_metric_history(id, "train/loss") if shown else ()
+            self._steps[id] = {point.step for point in history}
+        new = {step: row for row in reversed(rows) if (step := int(row["step"])) not in self._steps[id]}
+        metrics = [Metric(*point) for point in (*_curve_points([*new.values()]), *points)]
+        while len(metrics) > _BATCH:
+            self._client.log_batch(id, metrics=metrics[:_BATCH])
+            metrics = metrics[_BATCH:]
+        if metrics or tags:
+            self._client.log_batch(
+                id,
+                metrics=metrics,
+                params=[Param(*item) for item in (parameters or {}).items()],
+                tags=[RunTag(*item) for item in (tags or {}).items()],
+            )
+        self._steps[id] |= new.keys()
+        run.data.tags.update(tags or {})
+
+
+def _inputs(trial: TrialRecord) -> list[Any]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    sets = {(trial.train_set, trial.train_digest): "training"}
+    sets |= {(item.dataset, item.dataset_digest): "evaluation" for item in trial.evaluations}
+    return [
+        DatasetInput(
+            Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/dataset/{digest}"})),
+            [InputTag("mlflow.data.context", context)],
+        )
+        for (name, digest), context in sets.items()
+    ]
