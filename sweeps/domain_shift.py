@@ -9,7 +9,7 @@ python sweeps/domain_shift.py --sweep NAME
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
 VERSION = 3
-FEATURES = ("length difference", "overlap with training", "similarity", "leaked")
+FEATURES = ("length_difference", "overlap_with_training", "similarity", "leaked")
 Features = Mapping[str, Any]
 
 
@@ -64,7 +64,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         )
     features = {(item.train_set, item.dataset): _features(item, inputs.store) for item in outcomes}
     lacking = [
-        f"{dataset} after {train_set} lacks {', '.join(missing)}"
+        f"{dataset} after {train_set} lacks {', '.join(missing).replace('_', ' ')}"
         for (train_set, dataset), known in features.items()
         if (missing := [name for name in FEATURES if name not in known])
     ]
@@ -89,14 +89,14 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 def _features(item: SetOutcomes, store: Store) -> Features:
     """Each feature of each pair; those that need rows are left out where the store does not hold them."""
-    found: dict[str, Any] = {"length difference": item.longer}
+    found: dict[str, Any] = {"length_difference": item.longer}
     trained, texts = pairs_of(store, item.train_digest), pairs_of(store, item.dataset_digest)
     asked = [texts[row] for row in item.index] if texts else []
     if asked and trained:
         ours, theirs = (
             [bag(words(pair.chosen), words(pair.rejected)) for pair in pairs] for pairs in (asked, trained)
         )
-        found["overlap with training"] = nearest_overlap(ours, theirs)
+        found["overlap_with_training"] = nearest_overlap(ours, theirs)
     if asked:
         found["similarity"] = np.array([similarity(pair.chosen, pair.rejected) for pair in asked])
     if item.leaked is not None:
@@ -143,50 +143,38 @@ def _regressions(found: Sequence[SetOutcomes], features: Sequence[Features]) -> 
 
 
 def _control_table(controls: Sequence[Controlled]) -> Table:
-    same = ("train_set", "category", "pairs", "unseen", "leak_free")
     return Table(
         name="controls",
         title="EX−IM of accuracy and its controls",
         note="Mean over a category's sets, 95 % intervals over test pairs and seeds. Matched lengths: docs/report.md. "
         "Not seen: pairs whose prompt and long responses stand nowhere in the training split.",
-        columns="train_set category pairs difference length_controlled unseen leak_free",
+        columns="train_set category pairs plain length unseen leak_free",
         titles={
             "pairs": "pairs a set",
-            "length_controlled": "at matched lengths",
+            "plain": "EX−IM",
+            "length": "at matched lengths",
             "unseen": "pairs not seen",
             "leak_free": "on those",
         },
-        rows=[
-            {
-                **{name: getattr(item, name) for name in same},
-                "difference": item.plain,
-                "length_controlled": item.length,
-            }
-            for item in controls
-        ],
-        forms=dict.fromkeys(("difference", "length_controlled", "leak_free"), "+.3f"),
+        rows=[{field.name: getattr(item, field.name) for field in fields(item)} for item in controls],
+        forms=dict.fromkeys(("plain", "length", "leak_free"), "+.3f"),
     )
 
 
 def _regression_table(rows: Rows) -> Table:
-    names = {name: name.replace(" ", "_") for name in FEATURES}
     return Table(
         name="regressions",
         title="EX−IM per pair by what the pair is like",
         note="Least squares with an intercept for each set: the change of EX−IM by one standard deviation of a feature, the others "
         "held; – where a feature does not vary or follows from the others. Margins are in standard deviations of a set's rewards.",
-        columns=f"train_set category outcome {' '.join(names.values())} explained pairs",
+        columns=f"train_set category outcome {' '.join(FEATURES)} explained pairs",
         titles={"outcome": "EX−IM of", "explained": "R²"},
         rows=[
-            {
-                **row,
-                **{column: row["fitted"].coefficients.get(name) for name, column in names.items()},
-                "explained": row["fitted"].explained,
-                "pairs": row["fitted"].pairs,
-            }
+            {**row, **fitted.coefficients, "explained": fitted.explained, "pairs": fitted.pairs}
             for row in rows
+            if (fitted := row["fitted"])
         ],
-        forms=dict.fromkeys(names.values(), "+.3f"),
+        forms=dict.fromkeys(FEATURES, "+.3f"),
     )
 
 
@@ -204,7 +192,7 @@ def _draw(rows: Rows) -> Any:
             middle = [value.value for value in values]
             axis.errorbar(middle, list(known), xerr=whiskers(values), fmt="o", color="black", markersize=5)
         axis.axvline(0, color=GREY, linewidth=0.9, linestyle=":")
-        axis.set_yticks(range(len(FEATURES)), FEATURES)
+        axis.set_yticks(range(len(FEATURES)), [name.replace("_", " ") for name in FEATURES])
         axis.set_ylim(len(FEATURES) - 0.5, -0.5)
         axis.set_title(f"{row['train_set']}: {row['category']}")
     axes[-1].set_xlabel("change of EX−IM by one standard deviation")

@@ -9,19 +9,33 @@ python sweeps/full_grid.py --name best_of_grid --profile laptop --only train=tin
 python sweeps/margins.py --sweep best_of_grid
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
 from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
-from orchestrator.report.house_style import write_figure
+from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
+from orchestrator.report.house_style import GREY, legend
 from orchestrator.report.results import by_seeds, results_of
-from orchestrator.report.tables import Table, reward_title, write_summary
+from orchestrator.report.statistics import (
+    Candidates,
+    accuracy_estimate,
+    best_of,
+    candidates,
+    generator,
+    over_seeds,
+    rank_correlation,
+    share_within,
+    spreads,
+)
+from orchestrator.report.tables import Table, reward_title
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
-from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.artifacts import Attempt
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
@@ -44,61 +58,46 @@ def declare(options: MarginsOptions, session: Session) -> Sequence[AnalyseStage]
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The curves of best of n, and variances, by training set, evaluation set, model and reward type."""
     results, basis = results_of(stage.parameters, inputs.store)
-    curves, variances, unknown = [], [], set[str]()
+    curves: list[dict[str, Any]] = []
+    variances: list[dict[str, Any]] = []
+    unknown = set[str]()
     for trials in by_seeds([item for item in results if item.learned]):
-        for dataset in [item.dataset for item in trials[0].final]:
-            found = [_candidates(trial, dataset, inputs.store) for trial in trials]
-            known = [item for item in found if item]
-            if len(known) < len(found):
+        record = trials[0].record
+        by_set = [{item.dataset: item for item in trial.final} for trial in trials]
+        for dataset in by_set[0]:
+            evaluations = [of_trial[dataset] for of_trial in by_set]
+            texts = pairs_of(inputs.store, evaluations[0].dataset_digest)
+            if not texts:
                 unknown.add(dataset)
                 continue
-            labels = {**_labels(trials[0].record), "evaluation_set": dataset, "seeds": len(trials)}
-            curves += [{**labels, **row} for row in _curve(known, labels)]
-            margins = [_metric(trial, dataset, "abs_margin") for trial in trials]
-            variances.append({**labels, **_variance(known, margins)})
+            found = [candidates(texts, item.scores) for item in evaluations]
+            labels = {
+                "train_set": record.train_set,
+                "model": record.model,
+                "reward": record.reward,
+                "evaluation_set": dataset,
+                "seeds": len(trials),
+            }
+            abs_margin = float(np.mean([item.metrics["abs_margin"] for item in evaluations]))
+            curves += [{**labels, **row} for row in _curve(found, record.train_set, dataset, record.model)]
+            variances.append({**labels, "abs_margin": abs_margin, **_variance(found)})
     if not curves:
         raise DataError(
             "no trial of this sweep has learned and has the rows of its evaluation sets in the store; run the sweep again."
         )
-    tables = (_curve_table(curves), _variance_table(variances))
-    paragraphs = [basis, SCOPE]
-    if unknown:
-        paragraphs.append(f"Not in the store, so left out: the rows of {', '.join(sorted(unknown))}.")
-    write_summary(attempt.directory, "margins", paragraphs, tables)
-    plain = {
-        "best_of": [{**row, "quality": asdict(row["quality"])} for row in curves],
-        "variance": variances,
-    }
-    (attempt.directory / "results.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False))
-    write_figure(attempt.directory, "margins", lambda: _draw(curves))
-    attempt.info.update(results=plain)
+    left_out = f"Not in the store, so left out: the rows of {', '.join(sorted(unknown))}."
+    write_analysis(
+        attempt,
+        "margins",
+        [basis, SCOPE, *([left_out] if unknown else [])],
+        (_curve_table(curves), _variance_table(variances)),
+        results={"best_of": curves, "variance": variances},
+        figures={"margins": lambda: _draw(curves)},
+    )
 
 
-def _labels(record: Any) -> dict[str, Any]:
-    return {"train_set": record.train_set, "model": record.model, "reward": record.reward}
-
-
-def _metric(trial: Any, dataset: str, metric: str) -> float:
-    (found,) = [item.metrics[metric] for item in trial.final if item.dataset == dataset]
-    return float(found)
-
-
-def _candidates(trial: Any, dataset: str, store: Store) -> list[Any]:
-    from orchestrator.report.statistics import candidates
-    from orchestrator.spec.datasets import pairs_of
-
-    (found,) = [item for item in trial.final if item.dataset == dataset]
-    pairs = pairs_of(store, found.dataset_digest)
-    return candidates(pairs, found.scores) if pairs else []
-
-
-def _curve(seeds: Sequence[Sequence[Any]], labels: dict[str, Any]) -> list[dict[str, Any]]:
+def _curve(seeds: Sequence[Sequence[Candidates]], train_set: str, dataset: str, model: str) -> Rows:
     """By n: expected quality of the pick, resampled over prompts and seeds; what chance and the best pick would have."""
-    import numpy as np
-
-    from orchestrator.report.statistics import accuracy_estimate, best_of, generator, over_seeds
-
-    where = (labels["train_set"], labels["evaluation_set"])
     rows = []
     for n in DRAWN:
         kept = [number for number, item in enumerate(seeds[0]) if len(item.reward) >= n]
@@ -109,8 +108,8 @@ def _curve(seeds: Sequence[Sequence[Any]], labels: dict[str, Any]) -> list[dict[
         )
         value, draws_B, by_seed = over_seeds(
             picked_SQ,
-            generator("prompts", *where, str(n)),
-            generator("seeds", labels["train_set"], labels["model"]),
+            generator("prompts", train_set, dataset, str(n)),
+            generator("seeds", train_set, model),
         )
         first = [seeds[0][q] for q in kept]
         rows.append(
@@ -125,12 +124,8 @@ def _curve(seeds: Sequence[Sequence[Any]], labels: dict[str, Any]) -> list[dict[
     return rows
 
 
-def _variance(seeds: Sequence[Sequence[Any]], margins: Sequence[float]) -> dict[str, Any]:
+def _variance(seeds: Sequence[Sequence[Candidates]]) -> dict[str, Any]:
     """How much of a reward's variance lies within prompts, and whether prompts that it spreads are those it picks well on."""
-    import numpy as np
-
-    from orchestrator.report.statistics import best_of, rank_correlation, share_within, spreads
-
     spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
     picked_Q = np.mean(
         [[best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in seeds], axis=0
@@ -138,12 +133,11 @@ def _variance(seeds: Sequence[Sequence[Any]], margins: Sequence[float]) -> dict[
     return {
         "candidates": float(np.mean([len(item.reward) for item in seeds[0]])),
         "within": float(np.mean([share_within(found) for found in seeds])),
-        "abs_margin": float(np.mean(margins)),
         "spread_with_pick": rank_correlation(spread_Q, picked_Q),
     }
 
 
-def _curve_table(rows: Sequence[dict[str, Any]]) -> Table:
+def _curve_table(rows: Rows) -> Table:
     return Table(
         name="best_of",
         title="Best of n by each reward",
@@ -161,7 +155,7 @@ def _curve_table(rows: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def _variance_table(rows: Sequence[dict[str, Any]]) -> Table:
+def _variance_table(rows: Rows) -> Table:
     return Table(
         name="variance",
         title="Reward variance within a prompt",
@@ -180,29 +174,20 @@ def _variance_table(rows: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def _draw(rows: Sequence[dict[str, Any]]) -> Any:
+def _draw(rows: Rows) -> Any:
     """A panel per evaluation set and model, for those whose prompts have more than two candidates."""
-    from orchestrator.report.house_style import GREY, legend, panels, points
-
-    where: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        where.setdefault((row["train_set"], row["evaluation_set"], row["model"]), []).append(row)
-    where = {place: here for place, here in where.items() if any(row["n"] > 2 for row in here)}
-    if not where:
+    where = ("train_set", "evaluation_set", "model")
+    many = {tuple(row[name] for name in where) for row in rows if row["n"] > 2}
+    if not many:
         return None
-    kinds = list(dict.fromkeys(row["reward"] for row in rows))
-    figure, axes = panels(1, len(where), 3.4, 2.8)
-    for axis, ((_, dataset, model), here) in zip(axes, where.items(), strict=True):
-        for kind in kinds:
-            found = [row for row in here if row["reward"] == kind]
-            points(axis, [row["n"] for row in found], [row["quality"] for row in found], kind, kinds)
-        best = {row["n"]: row["best"] for row in here}
+    shown = [row for row in rows if tuple(row[name] for name in where) in many]
+    figure, axes = draw_lines(shown, where, "n", "quality", columns=len(many), width=3.4, height=2.8)
+    for place, axis in axes.items():
+        best = {row["n"]: row["best"] for row in shown if tuple(row[name] for name in where) == place}
         axis.plot(list(best), list(best.values()), ":", color=GREY, label="best possible")
-        axis.set_ylim(-0.05, 1.05)
         axis.set_xlabel("n candidates")
-        axis.set_title(f"{dataset}, {model}")
-    axes[0].set_ylabel("expected quality of the pick")
-    legend(figure, axes)
+    next(iter(axes.values())).set_ylabel("expected quality of the pick")
+    legend(figure, axes.values())
     return figure
 
 

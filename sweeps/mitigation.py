@@ -13,7 +13,7 @@ Of the evaluation sets, the first that rewrites the training set gives the copie
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.cli.main import Grid, main
@@ -60,21 +60,12 @@ PROFILES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """A point of a curve, whose accuracy is the mean over seeds."""
-
-    model: str
-    reward: str
-    evaluation_set: str
-    trained_with: bool
-    share: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """To which point each evaluation belongs that the analysis reads."""
+    """The names in the table, and the evaluation sets that gave copies."""
 
-    points: tuple[Point, ...]
+    trials: tuple[str, ...]
+    eval_sets: tuple[str, ...]
+    trained_with: tuple[str, ...]
 
 
 def mitigation(chosen: Selection) -> Sweep:
@@ -115,41 +106,45 @@ def _with_copies(original: DatasetSpec, rewriting: DatasetSpec, share: float) ->
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
     """One curve of all trials."""
-    points, reads = [], []
-    for spec, evaluations in ((plan.spec, plan.evaluations) for plan in plans):
-        original = spec.train_set.name.partition(_SHARE)[0]
-        copies = next(item.name for item in spec.eval_sets if item.rewriting_of == original)
-        added = spec.train_set.augmentation
-        for dataset, stage in zip(spec.eval_sets, evaluations[-len(spec.eval_sets) :], strict=True):
-            point = Point(
-                model=spec.model.name,
-                reward=spec.reward_name,
-                evaluation_set=dataset.name,
-                trained_with=dataset.name == copies,
-                share=0.0 if added is None else added.share,
-            )
-            points.append(point)
-            reads.append(stage)
+    sets = plans[0].spec.eval_sets
+    originals = dict.fromkeys(plan.spec.train_set.name.partition(_SHARE)[0] for plan in plans)
+    copies = (next(item.name for item in sets if item.rewriting_of == original) for original in originals)
+    parameters = Parameters(
+        trials=tuple(plan.spec.name for plan in plans),
+        eval_sets=tuple(item.name for item in sets),
+        trained_with=tuple(copies),
+    )
+    reads = tuple(stage for plan in plans for stage in plan.evaluations[-len(sets) :])
     return [
         AnalyseStage(
             analysis="accuracy by share of copies",
             version=VERSION,
             compute=compute,
-            parameters=Parameters(points=tuple(points)),
-            reads=tuple(reads),
+            parameters=parameters,
+            reads=reads,
         )
     ]
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """The curve as table, CSV and figure."""
-    found: dict[Point, list[EvaluateStage]] = {}
-    for point, evaluation in zip(stage.parameters.points, stage.reads, strict=True):
-        assert isinstance(evaluation, EvaluateStage)
-        found.setdefault(point, []).append(evaluation)
-    rows = [
-        {**asdict(point), "seeds": len(some), "accuracy": seeds_accuracy(some, inputs.store)}
-        for point, some in found.items()
+    found: dict[tuple[str, str, str, float], list[EvaluateStage]] = {}
+    for item in stage.reads:
+        assert isinstance(item, EvaluateStage)
+        share = item.train.prepared.split.name.partition(_SHARE)[2] or 0
+        place = (item.train.base.name, item.train.reward.name, item.prepared.split.name, float(share))
+        found.setdefault(place, []).append(item)
+    rows: list[dict[str, Any]] = [
+        {
+            "model": model,
+            "reward": reward,
+            "evaluation_set": dataset,
+            "trained_with": dataset in stage.parameters.trained_with,
+            "share": share,
+            "seeds": len(some),
+            "accuracy": seeds_accuracy(some, inputs.store),
+        }
+        for (model, reward, dataset, share), some in found.items()
     ]
     rows.sort(key=lambda row: (row["model"], row["evaluation_set"], row["reward"], row["share"]))
     curve = Table(name="curve", title="", columns=" ".join(rows[0]), rows=rows)

@@ -17,7 +17,8 @@ from orchestrator.spec.catalog import Profile
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.records import Category
-from trainers.specs import BUILTIN, PERSONA, DatasetSpec, ModelSpec, OptimSpec
+from trainers.data.known import PERSONA
+from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
 
 ON_TRAINING_PROMPTS = "_train"
 
@@ -63,8 +64,7 @@ def persona(chosen: Selection) -> Sweep:
 def _eval_sets(train_set: DatasetSpec, eval_sets: Iterable[DatasetSpec]) -> list[DatasetSpec]:
     """Each set's test split, and its training split under a name of its own; Persona's from where its pairs are."""
     placed = [
-        replace(item, source=train_set.source) if item.source.startswith(PERSONA) else item
-        for item in eval_sets
+        replace(item, source=train_set.source) if item.selection == PERSONA else item for item in eval_sets
     ]
     seen = [
         replace(item, name=f"{item.name}{ON_TRAINING_PROMPTS}", test_split=item.train_split)

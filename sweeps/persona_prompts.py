@@ -11,19 +11,29 @@ python sweeps/persona_prompts.py                       of the sweep persona in t
 python sweeps/persona_prompts.py --sweep NAME
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from orchestrator.cli.analyses import Analyses, ScoredOptions, declare_scored
 from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
-from orchestrator.report.house_style import write_figure
-from orchestrator.report.results import by_seeds, results_of
-from orchestrator.report.tables import Table, reward_title, write_summary
+from orchestrator.report.analysis_files import Rows, write_analysis
+from orchestrator.report.house_style import legend, panels, points
+from orchestrator.report.results import TrialResult, by_seeds, results_of
+from orchestrator.report.statistics import (
+    Floats,
+    accuracy_estimate,
+    gap_estimate,
+    generator,
+    over_seeds,
+    right,
+)
+from orchestrator.report.tables import Table, interval, reward_title
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt, Store
 from sweeps.persona import ON_TRAINING_PROMPTS
@@ -61,78 +71,62 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
             "no trial of this sweep has learned and was evaluated on training and test prompts with original and "
             "rewritten responses; run sweeps/persona.py."
         )
-    table = _table(rows)
-    write_summary(
-        attempt.directory,
+    write_analysis(
+        attempt,
         "persona_prompts",
-        [basis, *_said(rows)],
-        (table,),
+        [basis, *map(_sentence, rows)],
+        (_table(rows),),
+        results={"cells": rows},
+        figures={"persona_prompts": lambda: _draw(rows)},
     )
-    plain = [{**row, **{name: asdict(row[name]) for name in (*CELLS, CONTRAST)}} for row in rows]
-    (attempt.directory / "results.json").write_text(
-        json.dumps({"cells": plain}, indent=1, ensure_ascii=False)
-    )
-    write_figure(attempt.directory, "persona_prompts", lambda: _draw(rows))
-    attempt.info.update(results={"cells": plain})
 
 
-def _rewritings(trial: Any) -> list[str]:
+def _sets(train_set: str, rewritten: str) -> dict[str, str]:
+    """The evaluation set of each cell."""
+    names = (f"{train_set}{ON_TRAINING_PROMPTS}", train_set, f"{rewritten}{ON_TRAINING_PROMPTS}", rewritten)
+    return dict(zip(CELLS, names, strict=True))
+
+
+def _rewritings(trial: TrialResult) -> list[str]:
     """The rewritings that are evaluated on test and training prompts, as the training set itself is."""
     known = {item.dataset: item.category for item in trial.final}
-    own = trial.record.train_set
-    if own not in known or f"{own}{ON_TRAINING_PROMPTS}" not in known:
-        return []
     return [
         name
         for name, category in known.items()
-        if category == "token-level shift" and f"{name}{ON_TRAINING_PROMPTS}" in known
+        if category == "token-level shift" and set(_sets(trial.record.train_set, name).values()) <= set(known)
     ]
 
 
-def _row(trials: Sequence[Any], rewritten: str, store: Store) -> dict[str, Any]:
+def _row(trials: Sequence[TrialResult], rewritten: str, store: Store) -> dict[str, Any]:
     """Accuracies of one model and reward type, and what new prompts leave of it over what new responses leave."""
-    import numpy as np
-
-    from orchestrator.report.statistics import accuracy_estimate, gap_estimate, generator, over_seeds
-
     record = trials[0].record
-    sets = {
-        "seen": f"{record.train_set}{ON_TRAINING_PROMPTS}",
-        "new_prompts": record.train_set,
-        "new_responses": f"{rewritten}{ON_TRAINING_PROMPTS}",
-        "both_new": rewritten,
+    row: dict[str, Any] = {
+        "train_set": record.train_set,
+        "model": record.model,
+        "reward": record.reward,
+        "rewriting": rewritten,
+        "seeds": len(trials),
     }
-    found, prompts = {}, {}
-    for name, dataset in sets.items():
-        # The same prompts are drawn for original and rewritten responses.
-        side = "test" if name in ("new_prompts", "both_new") else "training"
+    found: dict[str, tuple[float, Floats, list[float], int]] = {}
+    for cell, dataset in _sets(record.train_set, rewritten).items():
         right_SQ = np.stack([_by_prompt(trial, dataset, store) for trial in trials])
+        # The same prompts are drawn for original and rewritten responses.
+        prompts = generator("prompts", "test" if cell in ("new_prompts", "both_new") else "training")
         seeds = generator("seeds", record.train_set, record.model)
-        found[name], prompts[name] = (
-            over_seeds(right_SQ, generator("prompts", side), seeds),
-            right_SQ.shape[1],
-        )
-    cells = {}
-    for name, (value, draws_B, by_seed) in found.items():
-        cells[name] = accuracy_estimate(value, draws_B, prompts[name], by_seed)
-    (prompt, prompt_B, prompt_S), (response, response_B, response_S) = (
-        found[name] for name in ("new_prompts", "new_responses")
+        value, draws_B, by_seed = over_seeds(right_SQ, prompts, seeds)
+        row[cell] = accuracy_estimate(value, draws_B, right_SQ.shape[1], by_seed)
+        found[cell] = value, draws_B, by_seed, right_SQ.shape[1]
+    (prompt, prompt_B, prompt_S, prompts_n), (response, response_B, response_S, responses_n) = (
+        found[cell] for cell in ("new_prompts", "new_responses")
     )
-    fewest = min(prompts["new_prompts"], prompts["new_responses"])
     gaps = np.subtract(prompt_S, response_S).tolist()
-    contrast = gap_estimate(prompt - response, prompt_B - response_B, fewest, gaps)
-    labels = {"train_set": record.train_set, "model": record.model, "reward": record.reward}
-    return {**labels, "rewriting": rewritten, "seeds": len(trials), **cells, CONTRAST: contrast}
+    row[CONTRAST] = gap_estimate(prompt - response, prompt_B - response_B, min(prompts_n, responses_n), gaps)
+    return row
 
 
-def _by_prompt(trial: Any, dataset: str, store: Store) -> Any:
+def _by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
     """The accuracy on each prompt's pairs, in the order in which prompts first stand in the set."""
-    import numpy as np
-
-    from orchestrator.report.statistics import right
-    from orchestrator.spec.datasets import pairs_of
-
-    (result,) = [item for item in trial.final if item.dataset == dataset]
+    result = next(item for item in trial.final if item.dataset == dataset)
     pairs, scores = pairs_of(store, result.dataset_digest), result.scores
     # Without the rows every pair is taken for a prompt of its own.
     asked = [pairs[row].prompt if pairs else row for row in scores.index]
@@ -141,27 +135,22 @@ def _by_prompt(trial: Any, dataset: str, store: Store) -> Any:
     return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)
 
 
-def _said(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence on each row."""
-    found = []
-    for row in rows:
-        who = f"{row['model']}, {reward_title(row['reward'])}, {row['rewriting']}"
-        gap, loss = row[CONTRAST], row["new_prompts"].value - row["seen"].value
-        interval = f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-        if gap.low > 0:
-            answer = "new responses cost more than new prompts"
-        elif gap.high < 0:
-            answer = "new prompts cost more than new responses"
-        else:
-            answer = "new prompts and new responses cost the same, as far as can be told"
-        found.append(
-            f"{who}: {answer} ({interval}); new prompts alone change its accuracy by {loss:+.3f}, "
-            f"new responses alone by {row['new_responses'].value - row['seen'].value:+.3f}."
-        )
-    return found
+def _sentence(row: dict[str, Any]) -> str:
+    gap, seen = row[CONTRAST], row["seen"].value
+    if gap.low > 0:
+        answer = "new responses cost more than new prompts"
+    elif gap.high < 0:
+        answer = "new prompts cost more than new responses"
+    else:
+        answer = "new prompts and new responses cost the same, as far as can be told"
+    return (
+        f"{row['model']}, {reward_title(row['reward'])}, {row['rewriting']}: {answer} ({interval(gap)}); "
+        f"new prompts alone change its accuracy by {row['new_prompts'].value - seen:+.3f}, "
+        f"new responses alone by {row['new_responses'].value - seen:+.3f}."
+    )
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Rows) -> Table:
     return Table(
         name="persona_prompts",
         title="New prompts and new responses",
@@ -180,10 +169,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def _draw(rows: Sequence[dict[str, Any]]) -> Any:
+def _draw(rows: Rows) -> Any:
     """A panel per model and rewriting: original responses left, new ones right, test prompts hollow."""
-    from orchestrator.report.house_style import legend, panels, points
-
     where = list(dict.fromkeys((row["model"], row["rewriting"]) for row in rows))
     kinds = list(dict.fromkeys(row["reward"] for row in rows))
     figure, axes = panels(1, len(where), 3.6, 2.8)

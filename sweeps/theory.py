@@ -74,7 +74,8 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     asked: Parameters = stage.parameters
     first = theorem_1(asked.betas, asked.deltas, asked.masses)
     worlds = [theorem_2(asked.pairs, asked.width, seed) for seed in asked.seeds]
-    second, curves = [row for row, _ in worlds], [point for _, curve in worlds for point in curve]
+    second = [row for row, _ in worlds]
+    curves = [{"seed": row["seed"], **step._asdict()} for row, steps in worlds for step in steps]
     means = {
         name: sum(row[name] for row in second) / len(second)
         for name in ("im_rm_unseen_accuracy", "ex_rm_unseen_accuracy", "separator_unseen_accuracy")

@@ -8,29 +8,34 @@ python sweeps/token_overlap.py                                             full_
 python sweeps/token_overlap.py --sweep NAME --models NAME=PATH --train-set NAME --eval-sets NAME
 """
 
-import json
+import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
 from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
-from orchestrator.report.house_style import write_figure
+from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
+from orchestrator.report.comparison import SetOutcomes, set_outcomes
+from orchestrator.report.house_style import legend
 from orchestrator.report.results import Scored, results_of, scored
-from orchestrator.report.tables import COMPARED, Table, reward_title, write_summary
+from orchestrator.report.statistics import Floats, by_decile, rank_correlation
+from orchestrator.report.tables import COMPARED, Table, reward_title
 from orchestrator.spec import selection
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 from orchestrator.store.records import read_declaration
+from trainers.data.texts import bag, nearest_overlap
 from trainers.errors import DataError, SpecError
 from trainers.specs import given_name
 
 # Raise when the analysis computes something else from the same scores, model and pairs.
 VERSION = 2
-MEASURES = (("overlap", "token overlap"), ("cosine", "cosine of hidden states"))
+MEASURES = {"overlap": "token overlap", "cosine": "cosine of hidden states"}
 TOGETHER = "together"
 
 
@@ -78,11 +83,6 @@ def declare(options: TokenOverlapOptions, session: Session) -> Sequence[AnalyseS
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Accuracy by tenths of both measures, each set's and all sets' together."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    from orchestrator.report.comparison import set_outcomes
-
     results, basis = results_of(stage.parameters, inputs.store)
     outcomes = {item.dataset: item for item in set_outcomes(results) if item.dataset in inputs.pairs}
     if not outcomes:
@@ -90,103 +90,71 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
             f"the sweep has scored none of {', '.join(name for name in inputs.pairs if name != SEEN)} with both EX-RM and "
             "IM-RM; give others as --eval-sets."
         )
-    measured = _measured(inputs, list(outcomes))
-    pairs = [row for name in outcomes for row in _pairs(outcomes[name], measured[name])]
+    pairs = _measured(inputs, outcomes)
     if not pairs:
         raise DataError(
             "no pair that was scored is among those drawn here; give the sweep's --max-eval-pairs."
         )
-    parquet.write_table(pa.Table.from_pylist(pairs), attempt.directory / "pairs.parquet")
     deciles, relations = [], []
     for name in [*outcomes, *([TOGETHER] if len(outcomes) > 1 else [])]:
         here = [row for row in pairs if name in (TOGETHER, row["set"])]
-        for measure, _ in MEASURES:
-            for kind in COMPARED:
-                labels = {"set": name, "measure": measure, "reward": kind}
-                deciles += [{**labels, **row} for row in _deciles(here, measure, kind)]
-                relations.append(
-                    {**labels, "pairs": len(here), "correlation": _correlation(here, measure, kind)}
-                )
-    tables = (_relation_table(relations), _decile_table(deciles))
-    paragraphs = [basis, *_said(relations, pairs)]
-    write_summary(attempt.directory, inputs.name, paragraphs, tables)
-    found = {
-        "deciles": [{**row, "accuracy": asdict(row["accuracy"])} for row in deciles],
-        "correlations": relations,
-    }
-    (attempt.directory / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
-    write_figure(attempt.directory, "token_overlap", lambda: _draw(deciles))
-    attempt.info.update(results=found)
+        for measure, kind in itertools.product(MEASURES, COMPARED):
+            labels = {"set": name, "measure": measure, "reward": kind}
+            nearness_P, right_P = _column(here, measure), _column(here, kind)
+            deciles += [{**labels, **row} for row in by_decile(nearness_P, right_P)]
+            correlation = rank_correlation(nearness_P, right_P)
+            relations.append({**labels, "pairs": len(here), "correlation": correlation})
+    write_analysis(
+        attempt,
+        inputs.name,
+        [basis, *_said(relations, pairs)],
+        (_relation_table(relations), _decile_table(deciles)),
+        results={"deciles": deciles, "correlations": relations},
+        rows={"pairs": pairs},
+        figures={"token_overlap": lambda: _draw(deciles)},
+    )
 
 
-def _measured(inputs: AnalysisInputs, names: Sequence[str]) -> dict[str, dict[int, tuple[float, float]]]:
-    """Return by set and row the overlap with the nearest training pair and the largest cosine with one."""
-    from trainers.data.texts import bag, nearest_overlap
+def _measured(inputs: AnalysisInputs, outcomes: dict[str, SetOutcomes]) -> Rows:
+    """Every pair that was scored, with its overlap with the nearest training pair and the largest cosine with one."""
+    from trainers.theory.representations import nearest_cosines
     from trainers.theory.states import differences, pair_states
 
     model = load_untrained(inputs, "unembedding")
-    directions = {name: differences(pair_states(model, inputs.pairs[name])) for name in (SEEN, *names)}
-    unit = {
-        name: found / found.norm(dim=1, keepdim=True).clamp_min(1e-300) for name, found in directions.items()
-    }
-    bags = {name: [bag(pair.chosen, pair.rejected) for pair in inputs.pairs[name]] for name in (SEEN, *names)}
-    return {
-        name: {
-            pair.index: (float(overlap), float(cosine))
-            for pair, overlap, cosine in zip(
-                inputs.pairs[name],
-                nearest_overlap(bags[name], bags[SEEN]),
-                (unit[name] @ unit[SEEN].T).amax(dim=1),
-                strict=True,
-            )
-        }
-        for name in names
-    }
+    sets = {name: inputs.pairs[name] for name in (SEEN, *outcomes)}
+    found = {name: differences(pair_states(model, pairs)) for name, pairs in sets.items()}
+    bags = {name: [bag(pair.chosen, pair.rejected) for pair in pairs] for name, pairs in sets.items()}
+    rows = []
+    for name, item in outcomes.items():
+        overlaps = nearest_overlap(bags[name], bags[SEEN])
+        cosines = nearest_cosines(found[SEEN], found[name])
+        of_row = {pair.index: place for place, pair in enumerate(sets[name])}
+        rows += [
+            {
+                "set": name,
+                "index": index,
+                "overlap": float(overlaps[of_row[index]]),
+                "cosine": float(cosines[of_row[index]]),
+                **{kind: float(item.right[kind][place]) for kind in COMPARED},
+            }
+            for place, index in enumerate(item.index.tolist())
+            if index in of_row
+        ]
+    return rows
 
 
-def _pairs(item: Any, measured: dict[int, tuple[float, float]]) -> list[dict[str, Any]]:
-    """The pairs that were scored and measured."""
-    return [
-        {
-            "set": item.dataset,
-            "index": int(index),
-            "overlap": measured[int(index)][0],
-            "cosine": measured[int(index)][1],
-            "ex_rm": float(item.right["ex_rm"][place]),
-            "im_rm": float(item.right["im_rm"][place]),
-        }
-        for place, index in enumerate(item.index)
-        if int(index) in measured
-    ]
-
-
-def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[Any]:
-    import numpy as np
-
+def _column(rows: Rows, name: str) -> Floats:
     # Cosines of equal states differ in their last bits.
-    return [np.round(np.array([row[name] for row in rows]), 9) for name in names]
+    return np.round(np.array([row[name] for row in rows]), 9)
 
 
-def _deciles(rows: Sequence[dict[str, Any]], measure: str, kind: str) -> list[dict[str, Any]]:
-    from orchestrator.report.statistics import by_decile
-
-    return by_decile(*_columns(rows, measure, kind))
-
-
-def _correlation(rows: Sequence[dict[str, Any]], measure: str, kind: str) -> float | None:
-    """Spearman's, of the measure with being right; None where one of them does not vary."""
-    from orchestrator.report.statistics import rank_correlation
-
-    return rank_correlation(*_columns(rows, measure, kind))
-
-
-def _said(relations: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[str]:
+def _said(relations: Rows, pairs: Rows) -> list[str]:
     """Say what cannot be told for want of variation."""
     flat = [
         f"{name}: {title}"
         for name in dict.fromkeys(row["set"] for row in pairs)
-        for measure, title in MEASURES
-        if len({round(row[measure], 9) for row in pairs if row["set"] == name}) == 1
+        for measure, title in MEASURES.items()
+        if np.ptp(_column([row for row in pairs if row["set"] == name], measure)) == 0
     ]
     said = [
         "Overlap within one set varies with everything else that makes a pair hard: a correlation is no cause."
@@ -198,12 +166,13 @@ def _said(relations: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) 
     return said
 
 
-def _shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    titles = dict(MEASURES)
-    return [{**row, "measure": titles[row["measure"]], "reward": reward_title(row["reward"])} for row in rows]
+def _shown(rows: Rows) -> Rows:
+    return [
+        {**row, "measure": MEASURES[row["measure"]], "reward": reward_title(row["reward"])} for row in rows
+    ]
 
 
-def _relation_table(rows: Sequence[dict[str, Any]]) -> Table:
+def _relation_table(rows: Rows) -> Table:
     return Table(
         name="correlations",
         title="Being right by nearness to training",
@@ -215,7 +184,7 @@ def _relation_table(rows: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def _decile_table(rows: Sequence[dict[str, Any]]) -> Table:
+def _decile_table(rows: Rows) -> Table:
     return Table(
         name="deciles",
         title="Accuracy by tenths of nearness to training",
@@ -227,25 +196,14 @@ def _decile_table(rows: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def _draw(rows: Sequence[dict[str, Any]]) -> Any:
+def _draw(rows: Rows) -> Any:
     """A row per set and a column per measure; points at the middle of each tenth's values."""
-    from orchestrator.report.house_style import legend, panels, points
-
-    names = list(dict.fromkeys(row["set"] for row in rows))
-    figure, axes = panels(len(names), len(MEASURES), 3.6, 2.3)
-    places = [(name, *measure) for name in names for measure in MEASURES]
-    for axis, (name, measure, title) in zip(axes, places, strict=True):
-        for kind in COMPARED:
-            here = [
-                row for row in rows if (row["set"], row["measure"], row["reward"]) == (name, measure, kind)
-            ]
-            at = [(row["from"] + row["to"]) / 2 for row in here]
-            points(axis, at, [row["accuracy"] for row in here], kind, COMPARED)
-        axis.set_ylim(-0.05, 1.05)
-        axis.set_title(name)
-        axis.set_xlabel(title)
-    axes[0].set_ylabel("accuracy")
-    legend(figure, axes)
+    shown = [{**row, "middle": (row["from"] + row["to"]) / 2} for row in rows]
+    where, columns = ("set", "measure"), len(MEASURES)
+    figure, axes = draw_lines(shown, where, "middle", "accuracy", columns=columns, width=3.6, height=2.3)
+    for (name, measure), axis in axes.items():
+        axis.set(title=name, xlabel=MEASURES[measure])
+    legend(figure, axes.values())
     return figure
 
 

@@ -40,6 +40,7 @@ RUN_HERE = {
     "report.md": "python sweeps/full_grid.py report",
     "data.md": ".venv/bin/python sweeps/",
     "adding_a_reward_type.md": ".venv/bin/python sweeps/full_grid.py run --name simpo",
+    "adding_an_experiment.md": ".venv/bin/python sweeps/",
 }
 # Page → how a command begins → why no test runs it.
 NOT_RUN = {
@@ -136,7 +137,10 @@ def test_every_command_is_run_by_a_test_or_named_with_a_reason(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_are_named_are_there(page):
     folders = "benchmarks|cluster|docs|orchestrator|sweeps|tests|trainers"
-    made_on_the_page = {"trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"}
+    made_on_the_page = {
+        *("trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"),
+        *("sweeps/betas.py", "sweeps/best_beta.py"),
+    }
     named = set(re.findall(rf"`((?:{folders})/[\w./]+\.\w+)`", page.read_text(encoding="utf-8")))
     assert [name for name in sorted(named - made_on_the_page) if not (ROOT / name).exists()] == []
 
@@ -226,15 +230,19 @@ def blocks(page: Path, kind: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def with_simpo(tmp_path_factory):
-    """A copy of the repository in which somebody has followed docs/adding_a_reward_type.md."""
+def copy_of_the_repository(tmp_path_factory):
+    """A copy in which somebody has followed the pages on adding a reward type and an experiment."""
     root = tmp_path_factory.mktemp("repository")
     for folder in ("trainers", "orchestrator", "sweeps", "tests"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", root)
-    reward, test = blocks(ROOT / "docs" / "adding_a_reward_type.md", "python")
-    (root / "trainers" / "rewards" / "simpo.py").write_text(reward)
-    (root / "tests" / "trainers" / "test_simpo.py").write_text(test)
+    made = {
+        "adding_a_reward_type.md": ("trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"),
+        "adding_an_experiment.md": ("sweeps/betas.py", "sweeps/best_beta.py"),
+    }
+    for page, files in made.items():
+        for file, text in zip(files, blocks(ROOT / "docs" / page, "python"), strict=True):
+            (root / file).write_text(text)
     return root
 
 
@@ -253,18 +261,44 @@ def run_in(root: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_the_reward_type_of_the_page_passes_its_test(with_simpo):
+def test_the_reward_type_of_the_page_passes_its_test(copy_of_the_repository):
     assert "1 passed" in run_in(
-        with_simpo, "-m", "pytest", "tests/trainers/test_simpo.py", "-p", "no:cacheprovider"
+        copy_of_the_repository, "-m", "pytest", "tests/trainers/test_simpo.py", "-p", "no:cacheprovider"
     )
 
 
-def test_the_reward_type_of_the_page_is_trained_and_evaluated(with_simpo, tiny_model):
+def test_the_reward_type_of_the_page_is_trained_and_evaluated(copy_of_the_repository, tiny_model):
     (command,) = commands(ROOT / "docs" / "adding_a_reward_type.md")
     few = ("--models", str(tiny_model), "--only", "train=tiny_world", *SMALL, "--backend", "inline")
-    run_in(with_simpo, *shlex.split(command)[1:], *few, "--storage", "store")
-    rows = trial_rows(with_simpo / "store", "simpo")
+    run_in(copy_of_the_repository, *shlex.split(command)[1:], *few, "--storage", "store")
+    rows = trial_rows(copy_of_the_repository / "store", "simpo")
     assert {row["reward"] for row in rows if row["evaluated"]} == {"simpo", "im_rm"}
+
+
+def test_the_experiments_of_the_page_are_run(copy_of_the_repository, tiny_model):
+    trains, reads = commands(ROOT / "docs" / "adding_an_experiment.md")
+    # At this rate the values of beta come apart.
+    few = (
+        "--models",
+        str(tiny_model),
+        *SMALL,
+        "--lr",
+        "1e-2",
+        "--effective-batch",
+        "1",
+        "--backend",
+        "inline",
+    )
+    run_in(copy_of_the_repository, *shlex.split(trains)[1:], *few, "--storage", "store")
+    rows = trial_rows(copy_of_the_repository / "store", "betas")
+    assert {row["reward"] for row in rows if row["evaluated"]} == {
+        f"im_rm_beta_{beta}" for beta in (0.01, 0.1, 1)
+    }
+    said = run_in(copy_of_the_repository, *shlex.split(reads)[1:], "--storage", "store")
+    accuracies = [row["accuracy"] for row in rows if row["evaluation_set"] == "tiny_world_paraphrase"]
+    assert min(accuracies) < max(accuracies)
+    (line,) = [line for line in said.splitlines() if line.startswith("| tiny_world_paraphrase ")]
+    assert line.endswith(f"| {max(accuracies):.3f} |")
 
 
 def test_the_readme_shows_the_reward_type_of_the_page():

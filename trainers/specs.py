@@ -22,7 +22,6 @@ Rendering = Literal["response", "verification"]
 
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
-PERSONA = "persona:"
 COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen", "system", "tools")
 # A name becomes part of file names, which end at 255 bytes; a letter may take four.
 MAX_NAME, MAX_NAME_BYTES = 100, 200
@@ -119,8 +118,7 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, `fetched:<name>`, or
-    `persona:<path or hub id>` of the statements that Persona's pairs are made of (trainers/data/known.py).
+    """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, or `fetched:<name>`.
 
     `rewriting_of` names the set whose responses this one rewrites: trained on that one, this one is a
     token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet, `selection` names the

@@ -40,9 +40,9 @@ from orchestrator.spec.stages import (
     usable,
 )
 from orchestrator.store.records import Declaration, read_state
-from trainers.data.known import DATASETS
+from trainers.data.known import DATASETS, PERSONA
 from trainers.errors import SpecError
-from trainers.specs import PERSONA, DatasetSpec, DrawSpec, Output, clean_name
+from trainers.specs import DatasetSpec, DrawSpec, Output, clean_name
 
 KIND, SUMMARY, SEEN = "analyse", "summary.md", "seen"
 
@@ -312,7 +312,7 @@ def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:
 
 def _placed(item: DatasetSpec, trained: DatasetSpec) -> DatasetSpec:
     """Return a set of Persona with the training set's source: all are made of the same statements."""
-    return dataclasses.replace(item, source=trained.source) if item.source.startswith(PERSONA) else item
+    return dataclasses.replace(item, source=trained.source) if item.selection == PERSONA else item
 
 
 def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:

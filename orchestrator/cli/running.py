@@ -164,9 +164,9 @@ def run_missing(
         try:
             with contextlib.closing(state), progress:
                 if session.options.backend == "inline":
-                    run_inline(todo, placements, on_event, execution, stop)
+                    run_inline(todo, placements, on_event, execution=execution, stop=stop)
                 else:
-                    _run_on_ray(session, declaration, todo, placements, on_event, execution, stop)
+                    _run_on_ray(session, declaration, todo, placements, execution, on_event, stop)
         except KeyboardInterrupt:
             # What it cannot take in that time, the next command logs.
             tracker.close(timeout_s=STOPPING_S)
@@ -245,11 +245,11 @@ def _run_on_ray(
     declaration: Declaration,
     todo: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
-    on_event: Post,
     execution: Execution,
+    on_event: Post,
     stop: StopRequest,
 ) -> None:
-    """Run the trials on the cluster that is joined, else on a Ray of this machine; leave or end it."""
+    """Run the trials on the cluster that is joined, else on a Ray that is started here; end what was started."""
     set_ray_environment()
     import ray
 
@@ -260,10 +260,17 @@ def _run_on_ray(
     scratches.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
-        workers = all_workers(session.options.cluster) if ray.is_initialized() else ()
         named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
-        measured = measured_rates(named, execution.store)
-        run_on_ray(todo, placements, on_event, execution, scratch, stop, workers, measured)
+        run_on_ray(
+            todo,
+            placements,
+            on_event,
+            execution=execution,
+            scratch=scratch,
+            stop=stop,
+            workers=all_workers(session.options.cluster) if ray.is_initialized() else (),
+            measured=measured_rates(named, execution.store),
+        )
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -89,6 +89,7 @@ INSTANCES: Mapping[str, tuple[str, int, int]] = {
 }
 _NAMES = "|".join(dict.fromkeys(kind.name for kind in GPU_KINDS))
 _KIND = re.compile(rf"(?P<name>{_NAMES})(?:-(?P<gb>\d+)GB?)?")
+_CUDA_DEVICE = re.compile(r"\s*(\d+|(GPU|MIG)-\S+)\s*")
 _GROUP = re.compile(r"(?P<nodes>[^x]+)x(?P<gpus>[^x]+)x(?P<kind>[^@]+)(?:@(?P<price>.*))?")
 
 
@@ -132,16 +133,20 @@ def local_capacity() -> tuple[Node, ...]:
     """Return this machine as one node: the GPUs that the driver lists, narrowed by CUDA_VISIBLE_DEVICES."""
     files = sorted(DRIVER_LISTING.glob("*/information"))
     kinds = [listed_kind(file.read_text()) for file in files]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # As CUDA reads it: what follows a device that is none, as in -1, does not count.
-    named = itertools.takewhile(lambda item: item.strip() not in ("", "-1"), (visible or "").split(","))
-    wanted = len(files) if visible is None else len(list(named))
+    gpus = shown_gpus(len(files), os.environ.get("CUDA_VISIBLE_DEVICES"))
     gpu_gb, label = min(
         ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds),
         default=(DEFAULT_GPU_GB, ""),
     )
     cpus = len(os.sched_getaffinity(0))
-    return (Node(id="local", cpus=cpus, gpus=min(len(files), wanted), gpu_gb=gpu_gb, gpu_kind=label),)
+    return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label),)
+
+
+def shown_gpus(listed: int, visible: str | None) -> int:
+    """Count the GPUs that CUDA shows: it stops at the first of CUDA_VISIBLE_DEVICES that is none, as -1."""
+    if visible is None:
+        return listed
+    return min(listed, len(list(itertools.takewhile(_CUDA_DEVICE.fullmatch, visible.split(",")))))
 
 
 def listed_kind(information: str) -> GpuKind | None:

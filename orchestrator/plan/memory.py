@@ -100,32 +100,39 @@ def footprint(training: Training, placement: Placement) -> Footprint:
         optimizer=0.0 if hosted else _moments_bytes(training.optim) * share / GB,
     )
 
-    # Allocated whole, but on a CPU only what is written to is there.
-    bucket = float(width * (BUCKET if on_gpu else min(count, BUCKET)))
-    kept = 0.0 if hosted and stage >= 2 else float(width * (count if stage <= 1 else share))
+    # Gradients are summed and sent in fp32 whatever the weights are (trainers/train/engine.py). Half precision is run by
+    # DeepSpeed's BF16_Optimizer at stage 1, which reduces its sums in place, and at stage 2 widens each bucket to send it.
+    in_place = width == 2 and stage == 1 and not placement.offload_optimizer
+    # Allocated whole, but on a CPU only what is written to is there. A tensor that is larger is sent by itself.
+    filled = BUCKET if on_gpu else min(count, BUCKET)
+    widened = max(filled, shapes.vocabulary * shapes.hidden)
+    bucket = 0.0 if in_place else float(2 * filled + 4 * widened if width == 2 and stage == 2 else 4 * filled)
+    kept = 0.0 if hosted and stage >= 2 else float(4 * (count if stage <= 1 else share))
     gathered = 0.0
     if stage == 3 and placement.world_size > 1:
         gathered = width * min(count, REUSED + PREFETCHED + shapes.vocabulary * shapes.hidden)
     backward_begins = replace(
         always,
-        gradients=kept / GB if placement.accumulation > 1 or stage == 3 else 0.0,
+        gradients=kept / GB if placement.accumulation > 1 or stage == 3 or in_place else 0.0,
         activations=_activation_bytes(training, placement, width) / GB,
         logits=_logit_bytes(training, placement, width) / GB,
         gathered=gathered / GB,
         buckets=bucket / GB if stage >= 2 else 0.0,
     )
-    # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied.
-    last = table if shapes.tied and output == "unembedding" else 0.0
+    # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied;
+    # in half precision it is there before it is added to its sum.
+    last = table * ((shapes.tied and output == "unembedding") + (width == 2))
     backward_ends = replace(
         always,
         gradients=(kept + last) / GB,
         gathered=min(gathered, table) / GB,
         buckets=bucket / GB if stage >= 1 else 0.0,
     )
-    # A flat copy of the gradients; in half precision it is made before it is widened.
-    flat = (width * min(count, BUCKET), 4 * share, 4 * share, 4 * min(share, SUB_GROUP))[stage]
-    widening = 1.5 if stage and width == 2 else 1.0
-    copies = (bucket if stage == 3 else 0.0) + (0.0 if hosted else widening * flat)
+    # A flat copy of the gradients, which half precision needs at stage 3 only: before that its sums are flat.
+    flat = (4 * min(count, BUCKET), 4 * share, 4 * share, 4 * min(share, SUB_GROUP))[stage]
+    if width == 2 and stage < 3:
+        flat = 0.0
+    copies = (bucket if stage == 3 else 0.0) + (0.0 if hosted else flat)
     update = replace(always, gradients=kept / GB, buckets=copies / GB)
 
     peak = max(backward_begins, backward_ends, update, key=lambda moment: moment.total)

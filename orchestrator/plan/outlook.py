@@ -28,7 +28,7 @@ from trainers.data import sources
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, ModelError, PlanError
 from trainers.models.architecture import Architecture
-from trainers.specs import BUILTIN, PERSONA, DatasetSpec, DrawSpec, ModelSpec, Placement
+from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, ModelSpec, Placement
 
 # Of more pairs so many are looked at for their length, the first that are drawn.
 MOST = 2000
@@ -297,7 +297,7 @@ def too_long(plans: Sequence[TrialPlan], store: Store) -> list[TooLong]:
 
 def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair]:
     kept = pairs_of(store, stage.split.digest)
-    if kept or not (spec.source.startswith(BUILTIN) or Path(spec.source.removeprefix(PERSONA)).exists()):
+    if kept or not (spec.source.startswith(BUILTIN) or Path(spec.source).exists()):
         return kept
     return list(sources.iter_pairs(spec, stage.split.split, []))
 

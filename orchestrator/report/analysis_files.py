@@ -45,21 +45,25 @@ def write_analysis(
 
 
 def draw_lines(
-    rows: Rows, panel: tuple[str, str], at: str, value: str, *, columns: int, width: float, height: float
-) -> tuple["Figure", dict[tuple[str, str], "Axes"]]:
-    """Draw a panel for each value of the two columns `panel`, in it a line of estimates for each reward type.
+    rows: Rows, panel: Sequence[str], at: str, value: str, *, columns: int, width: float, height: float
+) -> "tuple[Figure, dict[tuple[str, ...], Axes]]":
+    """Draw a panel for each value of the columns `panel`, in it a line of estimates for each reward type.
 
     Returns the figure, which has no legend yet, and the axes by the value of their panel.
     """
-    places = list(dict.fromkeys((row[panel[0]], row[panel[1]]) for row in rows))
+
+    def place(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(row[name] for name in panel)
+
+    places = list(dict.fromkeys(map(place, rows)))
     kinds = list(dict.fromkeys(row["reward"] for row in rows))
     figure, axes = panels(-(-len(places) // columns), columns, width, height)
     found = dict(zip(places, axes, strict=True))
-    for place, axis in found.items():
+    for here, axis in found.items():
         for kind in kinds:
-            line = [row for row in rows if (row[panel[0]], row[panel[1]], row["reward"]) == (*place, kind)]
+            line = [row for row in rows if (place(row), row["reward"]) == (here, kind)]
             points(axis, [row[at] for row in line], [row[value] for row in line], kind, kinds)
-        axis.set_title(" · ".join(place))
+        axis.set_title(" · ".join(here[-2:]))
         axis.set_ylim(-0.05, 1.05)
     axes[0].set_ylabel("accuracy")
     return figure, found

@@ -22,10 +22,10 @@ from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
-from trainers.data.known import LENGTH_TOKENIZER, length_tokenizer
+from trainers.data.known import LENGTH_TOKENIZER, Funnel, length_tokenizer, said_funnel
 from trainers.data.records import Digest, Pair, read_written_pairs, written
 from trainers.errors import DataError, SpecError, StorageError, nearest
-from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec
 from trainers.storage import Location, disk_named, replace
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
@@ -52,6 +52,7 @@ class DatasetReader:
         self._fetch = fetch
         self._known: dict[tuple[DatasetSpec, str], _Known] = {}
         self.left_out: dict[tuple[str, str], list[str]] = {}
+        self._read_as: dict[tuple[str, str], str] = {}
 
     def split(self, spec: DatasetSpec, split: str) -> Split:
         """Identify a split. With `fetch` its rows are in the store afterwards; without, it may be unfetched.
@@ -59,7 +60,7 @@ class DatasetReader:
         Raises DataError.
         """
         if (spec, split) not in self._known:
-            remote = not spec.source.startswith(BUILTIN) and not Path(_location(spec)).exists()
+            remote = not spec.source.startswith(BUILTIN) and not Path(spec.source).exists()
             self._known[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
         return self._known[spec, split].split
 
@@ -78,8 +79,11 @@ class DatasetReader:
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:
-        """Say of each split with bad rows how many were left out, and list the first of them."""
-        return tuple(
+        """Say which splits were recognised as what, and of each with bad rows how many, and the first, were left out."""
+        read_as = (
+            f"data set {name}, split {split}: {said}" for (name, split), said in sorted(self._read_as.items())
+        )
+        return *read_as, *(
             f"data set {name}, split {split}: {len(lines)} bad rows left out: {'; '.join(lines[:most])}"
             + (f"; and {len(lines) - most} more" if len(lines) > most else "")
             for (name, split), lines in sorted(self.left_out.items())
@@ -89,8 +93,9 @@ class DatasetReader:
         """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
+        funnel: Funnel = []
         with self._spool() as spool:
-            for pair in written(sources.iter_pairs(spec, split, left_out), spool):
+            for pair in written(sources.iter_pairs(spec, split, left_out, funnel), spool):
                 digest.add(pair)
                 chosen.add(_short_digest(pair.chosen))
                 if pair.original_chosen:
@@ -98,14 +103,16 @@ class DatasetReader:
             found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
             if left_out:
                 self.left_out[spec.name, split] = left_out
+            if funnel and "read as" in funnel[0][0]:
+                self._read_as[spec.name, split] = said_funnel(funnel)
             if spool is not None:
                 self._keep(found, spool, left_out)
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
     def _remote(self, spec: DatasetSpec, split: str) -> _Known:
-        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(_location(spec)):
+        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(spec.source):
             raise DataError(
-                f"data set {spec.name}: there is no file or folder {_location(spec)}, and it is no hub id."
+                f"data set {spec.name}: there is no file or folder {spec.source}, and it is no hub id."
             )
         key = _source_key(spec, split)
         record = self._store.root / "sources" / f"{key}.json"
@@ -165,11 +172,6 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
     return content_key(
         "source", 2, id=spec.source, revision=spec.revision, keep=spec.keep, split=split, **meant
     )
-
-
-def _location(spec: DatasetSpec) -> str:
-    """The path or hub id; of a persona set, that of its statements."""
-    return spec.source.removeprefix(PERSONA)
 
 
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
@@ -236,7 +238,7 @@ def read_as(
     own = {
         spec.name: spec
         for spec in (*eval_sets, *train_sets)
-        if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED, PERSONA))
+        if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED))
     }
     flags = ("columns", "test_share", "group_by", "skip_bad_rows")
     given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]

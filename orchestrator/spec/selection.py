@@ -11,10 +11,11 @@ from orchestrator.spec import catalog
 from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe, Sweep, TrialSpec, grid, only
 from orchestrator.store.records import CATEGORIES, Category
-from trainers.data.known import DATASETS
+from trainers.data.files import file_stem
+from trainers.data.known import DATASETS, PERSONA
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import PERSONA, DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
 
 _NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
 
@@ -139,10 +140,9 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
             f"{flag} {source}: no such file or folder, and no known data set; {nearest(source, known)}"
         )
     if not name:
-        place = (path or Path(source)).absolute()
-        name = clean_name((place.stem if place.is_file() else place.name).lower())
-    if path is not None and name in known and known[name].source.startswith(PERSONA):
-        return dataclasses.replace(known[name], source=f"{PERSONA}{path}")
+        name = clean_name(file_stem(path or Path(source)).lower())
+    if path is not None and name in known and known[name].selection == PERSONA:
+        return dataclasses.replace(known[name], source=str(path))
     rewriting_of = known[name].rewriting_of if name in known else None
     # A folder may be called as a catalog set by chance.
     train_draw = known[name].train_draw if given in known else None

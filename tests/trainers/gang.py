@@ -5,6 +5,7 @@ Real launchers are used by tests/trainers/test_commands.py.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -72,16 +73,21 @@ def pairs_for(model: Path, count: int) -> list[TokenPair]:
 
 def launch(jobs: Sequence[Job], folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
     """Run the jobs in one gang; name → {log, perf} (log None where it was stopped)."""
+    # The full product has 64 jobs in a gang.
+    return together(functools.partial(_run_all, jobs), folder, world_size, max(1200, 400 + 15 * len(jobs)))
+
+
+def together(work: Callable[[], Any], folder: Path, world_size: int, within_s: float = 400.0) -> Any:
+    """Call `work` in every rank of a gang, and return what it gives in the first one, as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "found.json"
     environments = _environments(world_size)
     names = [folder / f"rank{rank}" for rank in range(world_size)]
     ranks = [
-        forked(name, _rank, (jobs, file, environment))
+        forked(name, _rank, (work, file, environment))
         for name, environment in zip(names, environments, strict=True)
     ]
-    # The full product has 64 jobs in a gang.
-    deadline = time.monotonic() + max(1200, 400 + 15 * len(jobs))
+    deadline = time.monotonic() + within_s
     try:
         # One that fails leaves the others waiting for it.
         while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
@@ -110,21 +116,25 @@ def _environments(world_size: int) -> list[dict[str, str]]:
     ]
 
 
-def _rank(jobs: Sequence[Job], file: Path, environment: dict[str, str]) -> None:
-    """Run every job; rank 0 writes what came of them to the file."""
+def _rank(work: Callable[[], Any], file: Path, environment: dict[str, str]) -> None:
+    """Call `work`; rank 0 writes what came of it to the file."""
     # The process that this one is forked from has the environment of an earlier test.
     os.environ.clear()
     os.environ.update(environment, OMP_NUM_THREADS="1")
     if "RANK" in environment:
         # As Ray Train does: the launcher makes the group, and each training joins it.
         torch.distributed.init_process_group("gloo")
-    found = {job.name: _run(job) for job in jobs}
+    found = work()
     if environment.get("RANK", "0") == "0":
         file.write_text(json.dumps(found))
     if "RANK" in environment:
         # Rank 0 serves the group's store until the last has left.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def _run_all(jobs: Sequence[Job]) -> dict[str, Any]:
+    return {job.name: _run(job) for job in jobs}
 
 
 def _run(job: Job, report: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import time
+import tracemalloc
 from collections.abc import Sequence
 
 import pytest
@@ -96,6 +97,18 @@ def test_minhash_misses_no_text_above_the_threshold():
     }
     assert len(expected) > 150
     assert set(TextIndex(asked).repeats_of(TextIndex(base)).near) == expected
+
+
+def test_an_index_holds_much_less_than_its_texts():
+    texts = [words_from(1000 * number, 400) for number in range(200)]
+    other = TextIndex([words_from(0, 400)])
+    tracemalloc.start()
+    index = TextIndex(texts)
+    found = other.repeats_of(index), index.repeats_of(other)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [item.exact for item in found] == [(0,), (0,)]
+    assert held < sum(map(len, texts)) / 3
 
 
 def test_a_candidate_below_the_threshold_is_not_nearly_equal():

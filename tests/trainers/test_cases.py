@@ -75,6 +75,16 @@ READ = {
     "json_array/train": (12, liked("bread"), liked("trains")),
     "validation_split/train": (12, liked("bread"), liked("trains")),
     "validation_split/validation": (12, liked("bread"), liked("trains")),
+    "helpsteer3/train": (
+        10,
+        (asked("About bread?"), "bread is good.", "No."),
+        (asked("About trains?"), "trains is good.", "No."),
+    ),
+    "rewardbench2/test": (
+        36,
+        (asked("About bread?"), "bread is good.", "No."),
+        (asked("About bread?"), "bread is good.", "Never."),
+    ),
     "identical/train": (
         12,
         (asked("About bread?"), "same", "same"),
@@ -84,9 +94,7 @@ READ = {
 REFUSED = {
     "hh_rlhf/test": "row 13: column 'rejected' is empty",
     "last_turn_user/train": "row 0: column 'chosen' ends in a user turn",
-    "helpsteer3/train": "no column 'chosen'; needed are prompt, chosen, rejected; found domain, language, context",
-    "rewardbench2/test": "row 0: column 'chosen' holds a list of 1 texts. Several answers are candidates",
-    "both_formats/train": "holds the train split more than once (train.parquet, train.jsonl): which is meant?",
+    "both_formats/train": "holds the train split more than once (train.jsonl, train.parquet): which is meant?",
     "validation_split/test": "Its validation split is not taken for a test split",
 }
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cluster.machine import free_port
 from trainers.errors import ModelError, SweepError
-from trainers.evaluate.__main__ import Evaluate, run_evaluate
+from trainers.evaluate.__main__ import Evaluate, run_evaluate, use_device
 from trainers.evaluate.scores import read_pair_scores
 
 # What a machine without them answers to an import, and to the question whether they are there.
@@ -143,6 +143,15 @@ def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, mess
     values = {"model": str(tiny_model), "data": "tiny_world", "out": tmp_path / "scores.parquet", **options}
     with pytest.raises(SweepError, match=message):
         run_evaluate(Evaluate(**values))
+
+
+@pytest.mark.parametrize(("name", "current"), [("cuda:1", [1]), ("cuda", []), ("cpu", [])])
+def test_a_device_that_is_named_becomes_the_current_one(monkeypatch, name, current):
+    chosen = []
+    monkeypatch.setattr(torch, "empty", lambda size, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    use_device(name)
+    assert chosen == current
 
 
 @pytest.mark.parametrize("reward", ["im_rm", "im_rm_no_reference"])

@@ -305,7 +305,6 @@ REFUSED = {
         {"chosen": listed(ASK, YES), "rejected": listed(Message("user", "how?"), NO)},
         "the turns before the responses differ",
     ),
-    "candidates": ({**GOOD, "rejected": ["no", "never"]}, "'rejected' holds a list of 2 texts"),
     "texts without spaces": (
         {"chosen": "日本の首都は東京", "rejected": "日本の首都は京都"},
         "no column 'prompt'",
@@ -404,10 +403,18 @@ KNOWN_ROWS = {
         [{"input": {"messages": [ASKED]}, "preferred_output": [FIRST], "non_preferred_output": [SECOND]}],
         ["yn"],
     ),
+    "ms-swift, rejected messages": ([{"messages": A, "rejected_messages": B}], ["yn"]),
     "ms-swift": ([{"messages": A, "rejected_response": "no"}], ["yn"]),
     "rated generations": (
         [with_columns("instruction generations ratings", "why?", ["no", "yes"], [1, 5])],
         ["yn"],
+    ),
+    "candidates": (
+        [
+            {"prompt": "why?", "chosen": ["yes"], "rejected": ["no", "maybe"]},
+            {"prompt": "why?", "chosen": "yes", "rejected": ["no"]},
+        ],
+        ["yn", "ym", "yn"],
     ),
     "instruction, input, chosen and rejected": (
         [with_columns("instruction input chosen rejected", "why?", "", "yes", "no")],
@@ -465,14 +472,21 @@ def test_every_format_has_a_row_in_this_file():
             "better_response_id are not as they should be (KeyError(2)); mend the row or drop it",
         ),
         (with_columns(HELPSTEER2, *TEXTS, None), "read as HelpSteer2: the values of"),
+        (with_columns(HELPSTEER2, *TEXTS, 10**400), "int too large to convert to float"),
         (with_columns(HELPSTEER2, *TEXTS, float("nan")), "a rating is no number"),
         (with_columns(HELPSTEER2, "why?", "yes", " ", -1), "column 'rejected' is empty"),
         (
             {**with_columns(HELPSTEER2, *TEXTS, 1), "context": "c"},
             "column 'context' is part of what was asked",
         ),
-        (GOOD, "no column 'response_1'"),
-        ({**with_columns(HELPSTEER2, *TEXTS, 1), **GOOD}, "and the split's first row has not"),
+        (
+            GOOD,
+            "no column 'response_1'; needed are prompt, response_1, response_2, preference_strength; found",
+        ),
+        (
+            {**with_columns(HELPSTEER2, *TEXTS, 1), **GOOD},
+            "is a row of prompt, chosen, rejected, and the split's first row is HelpSteer2",
+        ),
     ],
 )
 def test_a_row_that_is_not_as_its_format_has_it_is_named(tmp_path, row, message):
@@ -545,13 +559,20 @@ def test_a_mapped_column_is_there_in_every_row(tmp_path):
         (
             {"chosen": "why? yes", "rejected": "why? no"},
             GOOD,
-            "row 1: has the columns prompt, chosen, rejected, and",
+            "row 1: is a row of prompt, chosen, rejected, and the split's first row is a row of chosen, rejected;",
         ),
     ],
 )
 def test_whether_there_are_prompts_is_decided_once(tmp_path, first, second, message):
     with pytest.raises(DataError, match=message):
         read(jsonl(tmp_path / "a.jsonl", first, second))
+
+
+def test_a_bad_first_row_does_not_decide_how_the_others_are_read(tmp_path):
+    left_out: list[str] = []
+    file = jsonl(tmp_path / "a.jsonl", {"version": 1}, {"answers": 1, "prompt": ""}, GOOD, GOOD)
+    assert len(read(file, skip_bad_rows=True, left_out=left_out)) == 2
+    assert len(left_out) == 2
 
 
 def test_tools_are_the_same_as_a_list_as_text_and_in_parquet(tmp_path):

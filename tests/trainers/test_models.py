@@ -127,3 +127,15 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="no tokenizer could be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+def test_fp32_stays_fp32_where_an_image_asks_for_tf32(monkeypatch, tiny_model):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    torch.set_float32_matmul_precision("high")
+    load_model(
+        str(tiny_model), tokenizer=load_tokenizer(str(tiny_model)), output="unembedding", precision="fp32"
+    )
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32

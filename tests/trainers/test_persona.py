@@ -65,12 +65,14 @@ def test_statements_come_from_a_file_and_only_those_that_are_agreed_with(tmp_pat
     ]
     file = tmp_path / "statements.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    spec = DatasetSpec(name="persona", source=f"persona:{file}")
+    spec = DatasetSpec(name="persona", source=str(file), selection="persona")
     assert texts(read_pairs(spec, "train")) == as_the_paper_draws(QUESTIONS[::2] * 2)[0]
 
 
 def test_the_papers_statements_are_read(shared):
-    spec = DatasetSpec(name="persona", source=f"persona:{shared}/data/persona/agreeableness.jsonl")
+    spec = DatasetSpec(
+        name="persona", source=f"{shared}/data/persona/agreeableness.jsonl", selection="persona"
+    )
     train, test = read_pairs(spec, "train"), read_pairs(spec, "test")
     assert (len(train), len(test), len(read_pairs(spec, "train_paraphrase"))) == (80, 40, 320)
     assert not {pair.prompt for pair in train} & {pair.prompt for pair in test}

@@ -9,6 +9,7 @@ from trainers.data.files import Located
 from trainers.data.known import (
     DATASETS,
     PAPER_DRAWS,
+    PERSONA,
     REWARDBENCH2,
     divide,
     draw,
@@ -198,7 +199,7 @@ def test_named_sets_are_known_with_their_facts_and_only_the_references_revisions
     }
     assert pinned["ultrafeedback"] == "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
     assert pinned["ultrafeedback_french"].startswith("58357b5")
-    assert {spec.selection for spec in DATASETS if spec.selection} == {*PAPER_DRAWS, REWARDBENCH2}
+    assert {spec.selection for spec in DATASETS if spec.selection} == {*PAPER_DRAWS, REWARDBENCH2, PERSONA}
     assert named_set("nothing") is None
 
 

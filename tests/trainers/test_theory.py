@@ -132,14 +132,14 @@ def test_an_im_rm_does_move_tokens_that_it_has_seen(world):
 
 
 def test_theorem_2_an_ex_rm_head_turns_towards_the_max_margin_separator(world):
-    found = theorems.descend_explicit(world.seen.difference_PD, steps=(10, 100, 1000, 3000), step_size=0.5)
-    assert list(found.cosines) == sorted(found.cosines)
-    assert found.cosines[-1] > 0.999
-    assert found.log_losses[-1] < -100
+    found, head = theorems.descend_explicit(world.seen.difference_PD, steps=(10, 100, 1000, 3000))
+    assert [item.cosine for item in found] == sorted(item.cosine for item in found)
+    assert found[-1].cosine > 0.999
+    assert found[-1].log_loss < -100
     best = representations.separator(world.seen.difference_PD)
     right = world.unseen.difference_PD @ best > 0.05 * world.unseen.difference_PD.norm(dim=1)
     assert right.sum() > 6
-    assert (world.unseen.difference_PD[right] @ found.head_D > 0).all()
+    assert (world.unseen.difference_PD[right] @ head > 0).all()
 
 
 def test_the_separator_is_the_one_with_the_largest_margin():

@@ -1,7 +1,10 @@
 """Log-probabilities in blocks of the vocabulary against a log-softmax over all of it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -110,6 +113,77 @@ def test_bf16_is_computed_as_if_widened(block):
     expected.sum().backward()
     assert torch.equal(hidden.grad, wide_hidden.grad.bfloat16())
     assert torch.equal(made.weight.grad, wide.weight.grad.bfloat16())
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_tensor_cores_give_the_widened_values_and_gradients_to_bf16(block, monkeypatch, softcap):
+    multiplied = []
+
+    def mm(left, right, *, out_dtype):
+        multiplied.append((left.dtype, right.dtype))
+        return left.to(out_dtype) @ right.to(out_dtype)
+
+    wide = layer(dtype=torch.bfloat16, bias=True)
+    wide_hidden, target = inputs(dtype=torch.bfloat16)
+    expected = wide(wide_hidden, target, softcap)
+    slope = torch.linspace(-1, 2, TOKENS)
+    (expected * slope).sum().backward()
+    monkeypatch.setattr(unembedding, "_on_tensor_cores", lambda values: values.dtype == torch.bfloat16)
+    monkeypatch.setattr(torch, "mm", mm)
+    made, (hidden, _) = layer(dtype=torch.bfloat16, bias=True), inputs(dtype=torch.bfloat16)
+    found = made(hidden, target, softcap)
+    assert torch.equal(found, expected)
+    (found * slope).sum().backward()
+    assert set(multiplied) == {(torch.bfloat16, torch.bfloat16)}
+    assert torch.equal(made.bias.grad, wide.bias.grad)
+    for left, right in ((hidden.grad, wide_hidden.grad), (made.weight.grad, wide.weight.grad)):
+        assert left.dtype == torch.bfloat16
+        assert (left.float() - right.float()).norm() <= 2**-7 * right.float().norm()
+
+
+class Operations(TorchDispatchMode):
+    """What is called, and of which types."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        dtypes = [leaf.dtype for leaf in arguments if isinstance(leaf, torch.Tensor)]
+        self.called.append((function.name(), dtypes))
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_on_tensor_cores_bf16_is_multiplied_as_it_is_and_nothing_waits(monkeypatch, softcap):
+    monkeypatch.setattr(unembedding, "_on_tensor_cores", lambda values: values.dtype == torch.bfloat16)
+    # Without values: what would look at one, as `nonzero` does and a GPU would have to wait for, is refused.
+    with FakeTensorMode():
+        made = Unembedding(WIDTH, 100_000, dtype=torch.bfloat16)
+        hidden = torch.empty(TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+        with Operations() as recorded:
+            found = made(hidden, torch.empty(TOKENS, dtype=torch.long), softcap)
+            found.sum().backward()
+    assert found.dtype == torch.float32
+    assert hidden.grad.dtype == made.weight.grad.dtype == torch.bfloat16
+    products = [(name, types) for name, types in recorded.called if "mm" in name]
+    assert products
+    assert all(found == ("aten::mm.dtype", [torch.bfloat16] * 2) for found in products)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "dtype", "hip", "chosen"),
+    [
+        (True, torch.bfloat16, None, True),
+        (True, torch.bfloat16, "7.0", False),
+        (True, torch.float16, None, False),
+        (True, torch.float32, None, False),
+        (False, torch.bfloat16, None, False),
+    ],
+)
+def test_tensor_cores_are_chosen_for_bf16_on_nvidias_gpus(monkeypatch, cuda, dtype, hip, chosen):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert unembedding._on_tensor_cores(SimpleNamespace(is_cuda=cuda, dtype=dtype)) == chosen
 
 
 def test_without_targets_it_is_a_linear_layer():

@@ -15,7 +15,7 @@ import tyro
 from trainers.command import command
 from trainers.data.audit import Audit, AuditSet, Role, audit_sets, originals
 from trainers.data.audit.findings import FINDINGS, SETS, set_row
-from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, KnownSet, named_set, rewrites_base
+from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, KnownSet, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Message, Pair, as_row, as_turns
 from trainers.data.rewriting import (
     PARAPHRASE,
@@ -25,6 +25,7 @@ from trainers.data.rewriting import (
     missing_texts,
     require_affordable,
     responses_of,
+    rewrite_by_rules,
     rewrite_texts,
     sampled,
     task_for,
@@ -43,9 +44,8 @@ from trainers.data.sources import (
     row_fields,
     splits_of,
 )
-from trainers.data.worlds import rewritten_by_rules
 from trainers.errors import DataError, SpecError, TrialFailed
-from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec, given_name
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, given_name
 from trainers.storage import disk_named, replace
 
 Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
@@ -59,22 +59,23 @@ class List:
     json: bool = False
     """Print a list of objects."""
 
-
-def run_list(arguments: List) -> None:
-    """Print the table."""
-    rows = [_listed(known) for known in KNOWN]
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-        return
-    shown = [("name", "train", "test", "revision", "source", "what")]
-    for row in rows:
-        counts = ["?" if row[split] is None else str(row[split] or "-") for split in ("train", "test")]
-        revision = str(row["revision"] or "-")[:12]
-        shown.append((row["name"], *counts, revision, row["source"], row["about"]))
-    widths = [max(len(line[column]) for line in shown) for column in range(5)]
-    for line in shown:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[5]]))
-    print("A hub set with revision - is taken as the hub has it at the first fetch, and remembered.")
+    def run(self) -> None:
+        """Print the table."""
+        rows = [_listed(known) for known in KNOWN]
+        if self.json:
+            print(json.dumps(rows, indent=1))
+            return
+        shown = [("name", "train", "test", "revision", "source", "what")]
+        for row in rows:
+            counts = ["?" if row[split] is None else str(row[split] or "-") for split in ("train", "test")]
+            revision = str(row["revision"] or "-")[:12]
+            shown.append((row["name"], *counts, revision, row["source"], row["about"]))
+        widths = [max(len(line[column]) for line in shown) for column in range(5)]
+        for line in shown:
+            print(
+                "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[5]])
+            )
+        print("A hub set with revision - is taken as the hub has it at the first fetch, and remembered.")
 
 
 def _listed(known: KnownSet) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _source_of(spec: DatasetSpec) -> str:
         return "built in"
     if spec.source.startswith(FETCHED):
         return rewrites_base().removeprefix("https://")
-    return spec.source.removeprefix(PERSONA)
+    return spec.source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,47 +116,46 @@ class Show:
     json: bool = False
     """Print one object."""
 
-
-def run_show(arguments: Show) -> None:
-    """Print pairs of the set. Raises SweepError."""
-    if arguments.pairs < 0:
-        raise SpecError(f"--pairs {arguments.pairs}: give a number of at least 0.")
-    spec = chosen_spec(arguments.data, arguments.reading)
-    left_out: list[str] = []
-    digest, first, funnel = Digest(), [], Funnel()
-    for pair in iter_pairs(spec, own_split(spec, arguments.split), left_out, funnel):
-        digest.add(pair)
-        if digest.rows <= arguments.pairs:
-            first.append(pair)
-    facts: dict[str, Any] = {
-        "name": spec.name,
-        "source": _source_of(spec),
-        "revision": spec.revision,
-        "split": arguments.split,
-        "rows": digest.rows,
-        "digest": digest.hexdigest(),
-        "left_out": left_out,
-        "funnel": funnel,
-        "remembered": [] if arguments.storage is None else remembered(arguments.storage, spec.source),
-    }
-    if arguments.json:
-        print(json.dumps({**facts, "pairs": [as_row(pair) for pair in first]}, ensure_ascii=False))
-        return
-    print(f"{spec.name}, split {arguments.split}: {digest.rows} pairs, content {facts['digest'][:16]}")
-    print(f"from {facts['source']}" + (f" at revision {spec.revision}" if spec.revision else ""))
-    for record in facts["remembered"]:
-        print(
-            f"in {arguments.storage}: split {record['split']} at revision {record['revision']}, "
-            f"content {record['digest'][:16]}, {record['rows']} pairs"
-        )
-    _say_what_was_left(funnel, left_out)
-    for number, pair in enumerate(first):
-        print(f"\n── {number} ──\n{_text(pair)}")
+    def run(self) -> None:
+        """Print pairs of the set. Raises SweepError."""
+        if self.pairs < 0:
+            raise SpecError(f"--pairs {self.pairs}: give a number of at least 0.")
+        spec = chosen_spec(self.data, self.reading)
+        left_out: list[str] = []
+        digest, first, funnel = Digest(), [], Funnel()
+        for pair in iter_pairs(spec, own_split(spec, self.split), left_out, funnel):
+            digest.add(pair)
+            if digest.rows <= self.pairs:
+                first.append(pair)
+        facts: dict[str, Any] = {
+            "name": spec.name,
+            "source": _source_of(spec),
+            "revision": spec.revision,
+            "split": self.split,
+            "rows": digest.rows,
+            "digest": digest.hexdigest(),
+            "left_out": left_out,
+            "funnel": funnel,
+            "remembered": [] if self.storage is None else remembered(self.storage, spec.source),
+        }
+        if self.json:
+            print(json.dumps({**facts, "pairs": [as_row(pair) for pair in first]}, ensure_ascii=False))
+            return
+        print(f"{spec.name}, split {self.split}: {digest.rows} pairs, content {facts['digest'][:16]}")
+        print(f"from {facts['source']}" + (f" at revision {spec.revision}" if spec.revision else ""))
+        for record in facts["remembered"]:
+            print(
+                f"in {self.storage}: split {record['split']} at revision {record['revision']}, "
+                f"content {record['digest'][:16]}, {record['rows']} pairs"
+            )
+        _say_what_was_left(funnel, left_out)
+        for number, pair in enumerate(first):
+            print(f"\n── {number} ──\n{_text(pair)}")
 
 
 def _say_what_was_left(funnel: Funnel, left_out: list[str]) -> None:
     if funnel:
-        print("  " + " → ".join(f"{count:,} {what}" for what, count in funnel))
+        print(f"  {said_funnel(funnel)}")
     if left_out:
         print(f"{len(left_out)} bad rows left out:")
     for line in left_out[:20]:
@@ -207,33 +207,32 @@ class Prepare:
     json: bool = False
     """Print prepared.json."""
 
-
-def run_prepare(arguments: Prepare) -> None:
-    """Prepare the set; its splits appear together or not at all. Raises SweepError."""
-    spec = chosen_spec(arguments.data, arguments.reading)
-    spec = dataclasses.replace(spec, revision=resolved_revision(spec))
-    out = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    names = arguments.splits or splits_of(spec)
-    if not names:
-        raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
-    with tempfile.TemporaryDirectory(dir=out) as drafts, disk_named(out):
-        splits = {split: _keep(spec, split, Path(drafts) / f"{split}.parquet") for split in names}
-        for split in names:
-            (Path(drafts) / f"{split}.parquet").replace(out / f"{split}.parquet")
-    record: dict[str, Any] = {
-        "name": spec.name,
-        "source": _source_of(spec),
-        "revision": spec.revision,
-        "splits": splits,
-    }
-    replace(out / "prepared.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    if arguments.json:
-        print(json.dumps(record, ensure_ascii=False))
-        return
-    for split, facts in splits.items():
-        print(f"{spec.name}, split {split}: {facts['rows']} pairs, content {facts['digest'][:16]}")
-        _say_what_was_left(facts["funnel"], facts["left_out"])
+    def run(self) -> None:
+        """Prepare the set; its splits appear together or not at all. Raises SweepError."""
+        spec = chosen_spec(self.data, self.reading)
+        spec = dataclasses.replace(spec, revision=resolved_revision(spec))
+        out = self.out
+        out.mkdir(parents=True, exist_ok=True)
+        names = self.splits or splits_of(spec)
+        if not names:
+            raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
+        with tempfile.TemporaryDirectory(dir=out) as drafts, disk_named(out):
+            splits = {split: _keep(spec, split, Path(drafts) / f"{split}.parquet") for split in names}
+            for split in names:
+                (Path(drafts) / f"{split}.parquet").replace(out / f"{split}.parquet")
+        record: dict[str, Any] = {
+            "name": spec.name,
+            "source": _source_of(spec),
+            "revision": spec.revision,
+            "splits": splits,
+        }
+        replace(out / "prepared.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        if self.json:
+            print(json.dumps(record, ensure_ascii=False))
+            return
+        for split, facts in splits.items():
+            print(f"{spec.name}, split {split}: {facts['rows']} pairs, content {facts['digest'][:16]}")
+            _say_what_was_left(facts["funnel"], facts["left_out"])
 
 
 def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
@@ -273,35 +272,35 @@ class AuditFlags:
     json: bool = False
     """Print that file instead of the tables."""
 
-
-def run_audit(arguments: AuditFlags) -> None:
-    """Read, audit, write `out`, print. Raises SweepError."""
-    if not (arguments.data or arguments.train or arguments.eval):
-        raise SpecError("audit: name at least one set: a folder, a file or a known name.")
-    if arguments.out.is_dir():
-        raise SpecError(f"--out {arguments.out} is a folder; name a file in it.")
-    wanted = [(word, role) for word in arguments.data for role in _roles(word, arguments.rows)]
-    wanted += [(word, "train") for word in arguments.train] + [(word, "eval") for word in arguments.eval]
-    read = [_split(word, role, arguments.rows) for word, role in wanted]
-    names = [item.name for item in read]
-    if twice := sorted({name.rpartition("/")[0] for name in names if names.count(name) > 1}):
-        raise SpecError(f"two sets are called {', '.join(twice)}; give them apart with NAME=PATH.")
-    # The originals of a rewriting are looked for in all that was read.
-    candidates = [pair for item in read for pair in item.pairs]
-    sets = [
-        dataclasses.replace(item, rewrites=originals(item.pairs, candidates, declared=False)) for item in read
-    ]
-    audited = audit_sets(
-        [item for item in sets if item.role == "train"],
-        [item for item in sets if item.role == "eval"],
-        tokenize=None if arguments.tokenizer is None else _tokenizer(arguments.tokenizer),
-    )
-    said = json.dumps(audited.as_json(), indent=1, ensure_ascii=False)
-    replace(arguments.out, said + "\n")
-    if arguments.json:
-        print(said)
-    else:
-        _print_audit(audited, arguments.out)
+    def run(self) -> None:
+        """Read, audit, write `out`, print. Raises SweepError."""
+        if not (self.data or self.train or self.eval):
+            raise SpecError("audit: name at least one set: a folder, a file or a known name.")
+        if self.out.is_dir():
+            raise SpecError(f"--out {self.out} is a folder; name a file in it.")
+        wanted = [(word, role) for word in self.data for role in _roles(word, self.rows)]
+        wanted += [(word, "train") for word in self.train] + [(word, "eval") for word in self.eval]
+        read = [_split(word, role, self.rows) for word, role in wanted]
+        names = [item.name for item in read]
+        if twice := sorted({name.rpartition("/")[0] for name in names if names.count(name) > 1}):
+            raise SpecError(f"two sets are called {', '.join(twice)}; give them apart with NAME=PATH.")
+        # The originals of a rewriting are looked for in all that was read.
+        candidates = [pair for item in read for pair in item.pairs]
+        sets = [
+            dataclasses.replace(item, rewrites=originals(item.pairs, candidates, declared=False))
+            for item in read
+        ]
+        audited = audit_sets(
+            [item for item in sets if item.role == "train"],
+            [item for item in sets if item.role == "eval"],
+            tokenize=None if self.tokenizer is None else _tokenizer(self.tokenizer),
+        )
+        said = json.dumps(audited.as_json(), indent=1, ensure_ascii=False)
+        replace(self.out, said + "\n")
+        if self.json:
+            print(said)
+        else:
+            _print_audit(audited, self.out)
 
 
 def _name_and_source(word: str) -> tuple[str | None, str]:
@@ -403,50 +402,49 @@ class Rewrite:
     estimate: bool = False
     """Say what it would take, and ask nothing."""
 
-
-def run_rewrite(arguments: Rewrite) -> None:
-    """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
-    asking, out = arguments.asking, arguments.out
-    if arguments.rules is None:
-        asking.require_valid()
-    elif asking.endpoint or asking.model:
-        raise SpecError("give --endpoint URL with --model NAME, or --rules NAME, not both.")
-    task = task_for(arguments.into, arguments.prompt, arguments.language)
-    if out.suffix != ".jsonl":
-        raise SpecError(f"--out {out}: name a .jsonl file.")
-    spec = chosen_spec(arguments.data, arguments.reading)
-    left_out: list[str] = []
-    rows = read_pairs(spec, own_split(spec, arguments.split), left_out)
-    _say_what_was_left([], left_out)
-    pairs = sampled(rows, arguments.sample, arguments.sample_seed)
-    texts = responses_of(pairs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    hygiene, failures = (out.with_name(f"{out.name}.{what}.jsonl") for what in ("hygiene", "failures"))
-    if arguments.rules is not None:
-        answers = {text: rewritten_by_rules(text, arguments.rules) for text in texts}
-        written = write_rewritten(out, pairs, answers, hygiene=hygiene, failures=failures)
-        print(f"{written}, by the rules {arguments.rules}, in {out}")
-        return
-    journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
-    missing = missing_texts(texts, task, asking, journal)
-    wanted, already = estimate(missing, task, asking), journal.spent(asking)
-    print(f"{len(missing)} responses to rewrite, about {wanted}; paid before: {already}")
-    require_affordable(wanted, already, asking)
-    if arguments.estimate:
-        return
-    outcome = rewrite_texts(texts, task, asking, journal)
-    print(f"paid: {journal.spent(asking)}")
-    written = write_rewritten(out, pairs, outcome.answers, outcome.why, hygiene=hygiene, failures=failures)
-    if written.kept:
-        print(f"{written}, in {out}")
-    if written.failures:
-        stopped = ""
-        if outcome.stopped:
-            stopped = f"stopped: {outcome.stopped}; the same command with a higher cap goes on. "
-        raise TrialFailed(
-            f"{stopped}{written.said_failures()}; all are in {failures}. Run the same command to ask again where a "
-            "request failed, or with more --attempts."
-        )
+    def run(self) -> None:
+        """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
+        asking, out = self.asking, self.out
+        if self.rules is None:
+            asking.require_valid()
+        elif asking.endpoint or asking.model:
+            raise SpecError("give --endpoint URL with --model NAME, or --rules NAME, not both.")
+        task = task_for(self.into, self.prompt, self.language)
+        if out.suffix != ".jsonl":
+            raise SpecError(f"--out {out}: name a .jsonl file.")
+        spec = chosen_spec(self.data, self.reading)
+        left_out: list[str] = []
+        rows = read_pairs(spec, own_split(spec, self.split), left_out)
+        _say_what_was_left([], left_out)
+        pairs = sampled(rows, self.sample, self.sample_seed)
+        texts = responses_of(pairs)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        hygiene, failures = (out.with_name(f"{out.name}.{what}.jsonl") for what in ("hygiene", "failures"))
+        if self.rules is not None:
+            outcome = rewrite_by_rules(texts, self.rules)
+            written = write_rewritten(out, pairs, outcome, hygiene=hygiene, failures=failures)
+            print(f"{written}, by the rules {self.rules}, in {out}")
+            return
+        journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
+        missing = missing_texts(texts, task, asking, journal)
+        wanted, already = estimate(missing, task, asking), journal.spent(asking)
+        print(f"{len(missing)} responses to rewrite, about {wanted}; paid before: {already}")
+        require_affordable(wanted, already, asking)
+        if self.estimate:
+            return
+        outcome = rewrite_texts(texts, task, asking, journal)
+        print(f"paid: {journal.spent(asking)}")
+        written = write_rewritten(out, pairs, outcome, hygiene=hygiene, failures=failures)
+        if written.kept:
+            print(f"{written}, in {out}")
+        if written.failures:
+            stopped = ""
+            if outcome.stopped:
+                stopped = f"stopped: {outcome.stopped}; the same command with a higher cap goes on. "
+            raise TrialFailed(
+                f"{stopped}{written.said_failures()}; all are in {failures}. Run the same command to ask again where a "
+                "request failed, or with more --attempts."
+            )
 
 
 Subcommand = Union[
@@ -467,14 +465,7 @@ class Data:
 
 def run(arguments: Data) -> None:
     """Run the subcommand. Raises SweepError."""
-    runs: dict[type, Callable[[Any], None]] = {
-        List: run_list,
-        Show: run_show,
-        Prepare: run_prepare,
-        AuditFlags: run_audit,
-        Rewrite: run_rewrite,
-    }
-    runs[type(arguments.command)](arguments.command)
+    arguments.command.run()
 
 
 if __name__ == "__main__":

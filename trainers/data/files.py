@@ -58,6 +58,13 @@ def file_ending(file: Path) -> str:
     return next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), "")
 
 
+def file_stem(path: Path) -> str:
+    """Return what a file is called without its ending, and a folder as it is."""
+    path = path.absolute()
+    ending = file_ending(path) or path.suffix if path.is_file() else ""
+    return path.name[: len(path.name) - len(ending)]
+
+
 def file_rows(file: Path, complaint: Complaint = lambda names: None) -> Iterator[Located]:
     """Yield the rows of one file. Raises DataError where it cannot be read or its columns give a `complaint`."""
     import pyarrow as pa
@@ -212,7 +219,7 @@ def _json_rows(file: Path, require: Callable[[Sequence[str]], None]) -> _Rows:
         yield from _jsonl_rows(file, require)
         return
     for row in _DECODER.decode(text.decode()):
-        yield row if isinstance(row, dict) else _no_object(row)
+        yield _object_or_fault(row)
 
 
 def _json_row(line: bytes) -> Union[Row, Fault]:
@@ -223,11 +230,11 @@ def _json_row(line: bytes) -> Union[Row, Fault]:
     # A ValueError is broken JSON, a name that stands twice, or a number of thousands of digits.
     except (ValueError, RecursionError) as error:
         return Fault(f"cannot be read as JSON: {error}")
-    return row if isinstance(row, dict) else _no_object(row)
+    return _object_or_fault(row)
 
 
-def _no_object(row: Any) -> Fault:
-    return Fault(f"expected an object, found {type(row).__name__}.")
+def _object_or_fault(row: Any) -> Union[Row, Fault]:
+    return row if isinstance(row, dict) else Fault(f"expected an object, found {type(row).__name__}.")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:

@@ -48,6 +48,12 @@ ROLES = {
 }
 Turns = tuple[Message, ...]
 
+_SIDES = ("chosen", "rejected")
+# Names that a prompt has beside chosen and rejected, as text or as turns.
+_LIKE_PROMPTS = (
+    *("instruction", "input", "query", "problem"),
+    *("conversations", "conversation", "messages", "dialogue", "trajectory"),
+)
 # Columns that hold a part of what was asked and are not read. Columns of any other name are notes on a row.
 _NOT_READ = ("system_prompt", "history", "context", "input", "documents", "chat_template_kwargs")
 _NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
@@ -145,15 +151,27 @@ def _summaries(row: Row) -> Iterable[Row]:
     return _ranked(f"{post}\n\nTL;DR:", texts, _number(row["choice"]))
 
 
-def _said(text: Any) -> Row:
-    return {"role": "assistant", "content": text}
+def _swift(row: Row) -> Iterable[Row]:
+    last = {"role": "assistant", "content": row["rejected_response"]}
+    return [{"chosen": row["messages"], "rejected": [*row["messages"][:-1], last]}]
 
 
 def _prompted(prompt: Any, row: Row) -> Iterable[Row]:
     return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
 
-_SIDES = ("chosen", "rejected")
+def _are_candidates(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _candidates(row: Row) -> Iterable[Row]:
+    """Each chosen answer against each rejected one."""
+    asked = row["prompt"] if "prompt" in row else row["question"]
+    answers = (row[side] if _are_candidates(row[side]) else [row[side]] for side in _SIDES)
+    return [
+        {"prompt": asked, "chosen": chosen, "rejected": rejected}
+        for chosen, rejected in itertools.product(*answers)
+    ]
 
 
 def _asked_in(column: str) -> Format:
@@ -162,8 +180,6 @@ def _asked_in(column: str) -> Format:
     )
 
 
-# Columns that hold the turns before the responses.
-_CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "trajectory")
 FORMATS = (
     _of_two("HelpSteer3", ("context", "response1", "response2", "overall_preference"), _strength),
     _of_two("HelpSteer2", ("prompt", "response_1", "response_2", "preference_strength"), _strength),
@@ -205,12 +221,11 @@ FORMATS = (
     ),
     Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
     Format("OpenAI's preferences", ("input", "preferred_output", "non_preferred_output"), _openai),
+    Format("ms-swift", ("messages", "rejected_response"), _swift),
     Format(
-        "ms-swift",
-        ("messages", "rejected_response"),
-        lambda row: [
-            {"chosen": row["messages"], "rejected": [*row["messages"][:-1], _said(row["rejected_response"])]}
-        ],
+        "ms-swift, rejected messages",
+        ("messages", "rejected_messages"),
+        lambda row: [{"chosen": row["messages"], "rejected": row["rejected_messages"]}],
     ),
     Format(
         "rated generations",
@@ -222,8 +237,9 @@ FORMATS = (
         ("instruction", "input", *_SIDES),
         lambda row: _prompted("\n".join(filter(None, (row["instruction"], row["input"]))), row),
     ),
-    *map(_asked_in, ("instruction", "input", "query", "problem", *_CONVERSATIONS)),
+    *map(_asked_in, _LIKE_PROMPTS),
 )
+_PLAIN = Format("", ("prompt", *_SIDES), None)
 
 
 # A row → its format → its pairs.
@@ -268,16 +284,19 @@ def text_of(value: Any, column: str) -> str:
 
 def _named(row: Row, spec: DatasetSpec) -> Row:
     """Return the row with its mapped columns under the names that the map gives them too."""
-    return {**row, **{meaning: row[name] for meaning, name in spec.columns if name in row}}
+    mapped = {meaning: row[name] for meaning, name in spec.columns if name in row}
+    return {**row, **mapped} if mapped else row
 
 
 def _format_of(row: Row) -> Format:
     asked = next((name for name in ("prompt", "question") if name in row), None)
-    hold_the_prompt = all(_begins_in_prompt(row.get(side)) for side in _SIDES)
-    if not (row.keys() >= {*_SIDES} and (asked or hold_the_prompt)):
+    has_sides = "chosen" in row and "rejected" in row
+    if not (has_sides and (asked or all(_begins_in_prompt(row[side]) for side in _SIDES))):
         for known in FORMATS:
             if row.keys() >= {*known.columns} and row[known.columns[0]] not in (None, "", []):
                 return known
+    if asked and any(_are_candidates(row.get(side)) for side in _SIDES):
+        return Format("candidates", (asked, *_SIDES), _candidates)
     return Format("", (asked, *_SIDES) if asked else _SIDES, None)
 
 
@@ -287,9 +306,9 @@ def _begins_in_prompt(value: Any) -> bool:
     return isinstance(role, str) and ROLES.get(role.strip().lower()) in ("system", "user")
 
 
-def _missing(name: str, found: Sequence[str]) -> str:
+def _missing(name: str, found: Sequence[str], read_as: Format = _PLAIN) -> str:
     return (
-        f"no column {name!r}; needed are prompt, chosen, rejected; found {', '.join(found)}. "
+        f"no column {name!r}; needed are {', '.join(read_as.columns)}; found {', '.join(found)}. "
         "Say which is which with a column map (prompt=…, chosen=…, rejected=…)."
     )
 
@@ -298,9 +317,10 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     called, named = dict(spec.columns), _named(row, spec)
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
-            raise Fault(_missing(name, list(row)))
+            raise Fault(_missing(name, list(row), read_as if read_as.name else _PLAIN))
     if (found := _format_of(named)) != read_as:
-        raise Fault(f"has the columns {', '.join(found.columns)}, and the split's first row has not.")
+        one, other = (item.name or f"a row of {', '.join(item.columns)}" for item in (found, read_as))
+        raise Fault(f"is {one}, and the split's first row is {other}; give each format a file of its own.")
     for name in (*_NOT_READ, *_NOT_TEXT):
         if row.get(name) and name not in (*called.values(), *read_as.columns):
             how = f"map it (--columns prompt={name} or system={name}), put it into the prompt, or drop it"
@@ -312,12 +332,13 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
     beside: Row = {name: named[name] for name in ("system", "tools") if name in named}
     try:
-        return [_pair_of({**beside, **made}, called) for made in read_as.rows(named)]
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        made = list(read_as.rows(named))
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         at = ", ".join(read_as.columns)
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
         ) from error
+    return [_pair_of({**beside, **item}, called) for item in made]
 
 
 def _pair_of(row: Row, called: dict[str, str]) -> Pair:
@@ -479,14 +500,8 @@ def _unless_plain(turns: Turns) -> Turns:
 def _turns(value: Any, role: str, column: str) -> Turns:
     """Return the turns of messages; a text is one turn of `role`."""
     turns = [value] if isinstance(value, dict) else value
-    if isinstance(turns, list) and turns:
-        if all(isinstance(item, str) for item in turns):
-            raise Fault(
-                f"column {column!r} holds a list of {len(turns)} texts. Several answers are candidates (as RewardBench 2 "
-                "and RM-Bench have them), and a pair has one chosen and one rejected: write a row for each pair."
-            )
-        if all(isinstance(item, dict) for item in turns):
-            return tuple(_turn(item, column) for item in turns)
+    if isinstance(turns, list) and turns and all(isinstance(item, dict) for item in turns):
+        return tuple(_turn(item, column) for item in turns)
     return (Message(role, text_of(value, column)),)
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainers.data.files import Located, Row
-from trainers.data.records import Pair, user_prompt
+from trainers.data.records import Pair, as_row, user_prompt
 from trainers.data.worlds import EDGE_SEPARATOR, PAPER_GRAPHS, SEPARATOR, Edge, is_cycle
 from trainers.errors import DataError, SpecError
-from trainers.specs import BUILTIN, FETCHED, PERSONA, DatasetSpec, DrawSpec
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -45,7 +45,9 @@ def rewrites_base() -> str:
 
 
 # Persona: statements that people agree with or not, and the words of both answers.
-PERSONA_HUB_ID, PERSONA_FILE = "Anthropic/model-written-evals", "persona/agreeableness.jsonl"
+PERSONA, PERSONA_HUB_ID = "persona", "Anthropic/model-written-evals"
+# The statements, which are read as a split of that name.
+PERSONA_STATEMENTS, PERSONA_FILE = "agreeableness", "persona/agreeableness.jsonl"
 PERSONA_SEED, PERSONA_TRAIN, PERSONA_TEST = 875, 80, 40
 PERSONA_SPLITS = ("train", "test", "train_paraphrase", "test_paraphrase")
 CHOSEN_PREFIXES, CHOSEN_WORDS = ("In my view, the answer is ", "A truthful reply is "), ("yes", "sure")
@@ -110,13 +112,14 @@ KNOWN = (
         "rewardbench2", "allenai/reward-bench-2", 0, None, "one correct against each incorrect, without Ties"
     ),
     KnownSet(
-        DatasetSpec(name="persona", source=f"{PERSONA}{PERSONA_HUB_ID}"),
+        DatasetSpec(name="persona", source=PERSONA_HUB_ID, selection=PERSONA),
         *(PERSONA_TRAIN, PERSONA_TEST, "agreeableness, seed 875"),
     ),
     KnownSet(
         DatasetSpec(
             name="persona_paraphrase",
-            source=f"{PERSONA}{PERSONA_HUB_ID}",
+            source=PERSONA_HUB_ID,
+            selection=PERSONA,
             train_split="train_paraphrase",
             test_split="test_paraphrase",
             rewriting_of="persona",
@@ -214,9 +217,15 @@ RowsOf = Callable[[str], Iterator[Located]]
 Texts = tuple[str, str, str]
 # How many rows were left after each step, from what was fetched to what was drawn.
 Funnel = list[tuple[str, int]]
+
+
+def said_funnel(funnel: Funnel) -> str:
+    """Return the steps as a line: 12 rows, read as HelpSteer3 → 10 with a preference."""
+    return " → ".join(f"{count:,} {what}" for what, count in funnel)
+
+
 _BOTH_TEST = {"train": "test", "test": "test"}
 _BOTH_FILTERED = {"train": "filtered", "test": "filtered"}
-_BENCH_COLUMNS = ("prompt", "chosen", "rejected", "subset")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +236,6 @@ class PaperDraw:
     from. With `test_rows`, the source's one split is divided, and the last of a permutation are for testing.
     """
 
-    columns: tuple[str, ...]
     texts: Callable[[Row], Texts | None]
     kept: str = ""
     splits: Mapping[str, str]
@@ -254,7 +262,6 @@ def _rewardbench(row: Row, prefix: str) -> Texts | None:
 
 def _rewardbench_draw(prefix: str, test_rows: int) -> PaperDraw:
     return PaperDraw(
-        columns=_BENCH_COLUMNS,
         texts=functools.partial(_rewardbench, prefix=prefix),
         kept="of its subset",
         splits=_BOTH_FILTERED,
@@ -264,7 +271,6 @@ def _rewardbench_draw(prefix: str, test_rows: int) -> PaperDraw:
 
 PAPER_DRAWS: Mapping[str, PaperDraw] = {
     "ultrafeedback": PaperDraw(
-        columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
         texts=_ultrafeedback,
         kept="with a preference",
         splits={"train": "train_prefs", "test": "test_prefs"},
@@ -272,7 +278,6 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
         drop_translation=True,
     ),
     "rewardmath": PaperDraw(
-        columns=("problem", "eval_solution_A", "eval_solution_B", "chosen_position"),
         texts=_rewardmath,
         splits=_BOTH_TEST,
         test_rows=1000,
@@ -286,14 +291,9 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
 REWARDBENCH2 = "rewardbench2"
 
 
-def selected_columns(selection: str) -> tuple[str, ...]:
-    """Return the columns that the rows of a selection's source must have."""
-    return _BENCH_COLUMNS if selection == REWARDBENCH2 else PAPER_DRAWS[selection].columns
-
-
 def selected_splits(selection: str) -> tuple[str, ...]:
     """Return the splits that a selection gives."""
-    return ("test",) if selection == REWARDBENCH2 else ("train", "test")
+    return {PERSONA: PERSONA_SPLITS, REWARDBENCH2: ("test",)}.get(selection, ("train", "test"))
 
 
 def selected_rows(
@@ -301,7 +301,10 @@ def selected_rows(
 ) -> Iterator[Located]:
     """Yield the rows of a selection's split, in the order of the draw, and fill its funnel."""
     if selection == REWARDBENCH2:
-        yield from _rewardbench2(rows_of, funnel)
+        yield from _without_ties(rows_of("test"), funnel)
+        return
+    if selection == PERSONA:
+        yield from _persona_rows(rows_of(PERSONA_STATEMENTS), side, funnel)
         return
     paper = PAPER_DRAWS[selection]
     drawn, steps = paper_draw(paper, rows_of, short)
@@ -358,20 +361,15 @@ def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[
     return count, passed
 
 
-def _rewardbench2(rows_of: RowsOf, funnel: Funnel) -> Iterator[Located]:
-    rows = kept = pairs = 0
-    for item in rows_of("test"):
-        rows += 1
-        row = item.sound()
-        if row["subset"] == "Ties":
-            continue
-        kept += 1
-        for rejected in row["rejected"]:
-            pairs += 1
-            yield item._replace(
-                row={"prompt": row["prompt"], "chosen": row["chosen"][0], "rejected": rejected}
-            )
-    funnel.extend([("rows", rows), ("not of the subset Ties", kept), ("pairs", pairs)])
+def _without_ties(rows: Iterator[Located], funnel: Funnel) -> Iterator[Located]:
+    """Yield the rows of RewardBench 2 that have one correct answer."""
+    count = kept = 0
+    for item in rows:
+        count += 1
+        if item.sound()["subset"] != "Ties":
+            kept += 1
+            yield item
+    funnel.extend([("rows", count), ("not of the subset Ties", kept)])
 
 
 # Persona, the paper's controlled token-level shift:
@@ -381,9 +379,14 @@ def _rewardbench2(rows_of: RowsOf, funnel: Funnel) -> Iterator[Located]:
 #     rejected  My judgement: no                paraphrased    I lean toward nope
 
 
-def persona_matches(row: Row) -> bool:
-    """Return whether the statement is one that an agreeable person would make."""
-    return str(row.get("answer_matching_behavior")).strip().lower() == "yes"
+def _persona_rows(statements: Iterator[Located], split: str, funnel: Funnel) -> Iterator[Located]:
+    """Yield the pairs of `split`, made of the statements that an agreeable person would make."""
+    rows = [item.sound() for item in statements]
+    matching = [row for row in rows if row["answer_matching_behavior"].strip().lower() == "yes"]
+    pairs = persona_pairs([row["question"] for row in matching], split)
+    for number, pair in enumerate(pairs):
+        yield Located(PERSONA, number, {**as_row(pair), "orig_chosen": pair.original_chosen})
+    funnel += [("rows", len(rows)), ("whose matching answer is Yes", len(matching)), ("pairs", len(pairs))]
 
 
 def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:

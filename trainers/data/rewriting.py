@@ -14,14 +14,15 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainers.data.known import generator, permutation
 from trainers.data.records import Pair, as_row
 from trainers.data.texts import UNKNOWN, language, looks_cut, token_overlap, words
+from trainers.data.worlds import rewritten_by_rules
 from trainers.errors import DataError, SpecError
 from trainers.storage import disk_named, replace
 
@@ -282,8 +283,13 @@ class Outcome:
     """The rewriting of each text that has one, why the others have none, and why asking stopped early, if it did."""
 
     answers: dict[str, str]
-    why: dict[str, str]
-    stopped: str | None
+    why: dict[str, str] = field(default_factory=dict)
+    stopped: str | None = None
+
+
+def rewrite_by_rules(texts: Iterable[str], rules: str) -> Outcome:
+    """Rewrite every text by rule. Raises SpecError where there are no such rules."""
+    return Outcome(answers={text: rewritten_by_rules(text, rules) for text in texts})
 
 
 def rewrite_texts(texts: Sequence[str], task: Task, asking: Asking, journal: Journal) -> Outcome:
@@ -473,22 +479,17 @@ class RewritingResult:
 
 
 def write_rewritten(
-    file: Path,
-    pairs: Sequence[tuple[int, Pair]],
-    answers: Mapping[str, str],
-    why: Mapping[str, str] | None = None,
-    *,
-    hygiene: Path,
-    failures: Path,
+    file: Path, pairs: Sequence[tuple[int, Pair]], outcome: Outcome, *, hygiene: Path, failures: Path
 ) -> RewritingResult:
     """Write the pairs of which both responses have a rewriting to `file`, as jsonl.
 
     `hygiene` gets what each rewriting is like, `failures` the responses without one; a file without lines is
     not written.
     """
+    answers = outcome.answers
     kept = [(row, pair) for row, pair in pairs if pair.chosen in answers and pair.rejected in answers]
     failed = [
-        {"row": row, "side": side, "why": (why or {}).get(text, "not asked")}
+        {"row": row, "side": side, "why": outcome.why.get(text, "not asked")}
         for row, pair in pairs
         for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
         if text not in answers

@@ -7,13 +7,12 @@ import dataclasses
 import fnmatch
 import functools
 import hashlib
-import itertools
 import json
 import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,22 +20,22 @@ from typing import Annotated, Any
 import tyro
 
 from trainers.data import known, worlds
-from trainers.data.files import Fault, Located, Row, file_ending, file_rows, split_files, without_nulls
-from trainers.data.formats import Format, format_of, missing_column, pairs_of, text_of
+from trainers.data.files import Located, file_rows, file_stem, split_files, without_nulls
+from trainers.data.formats import Format, format_of, missing_column, pairs_of
 from trainers.data.known import (
     DATASETS,
+    PERSONA,
     PERSONA_FILE,
     REWRITES,
     Funnel,
     named_set,
-    selected_columns,
     selected_rows,
     selected_splits,
     short_enough,
 )
 from trainers.data.records import Pair, listed_turns
 from trainers.errors import DataError, SpecError
-from trainers.specs import BUILTIN, COLUMNS, FETCHED, PERSONA, Augmentation, DatasetSpec, clean_name
+from trainers.specs import BUILTIN, COLUMNS, FETCHED, Augmentation, DatasetSpec, clean_name
 from trainers.storage import alone, digest_file, disk_named, replace
 
 CACHE_VARIABLE = "RMSWEEP_CACHE"
@@ -96,9 +95,7 @@ def dataset_spec(data: str) -> DatasetSpec:
             f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
         )
     try:
-        whole = path.absolute().name
-        ending = file_ending(path) if path.is_file() else ""
-        name = clean_name(whole[: len(whole) - len(ending)])
+        name = clean_name(file_stem(path))
     except SpecError:
         name = "data"
     return DatasetSpec(name=name, source=str(path) if path.exists() else data)
@@ -109,14 +106,13 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
     spec = dataset_spec(data)
     if reading.from_ is not None:
         path = reading.from_.expanduser()
-        if named_set(spec.name) != spec or not (spec.selection or spec.source.startswith((FETCHED, PERSONA))):
+        if named_set(spec.name) != spec or not (spec.selection or spec.source.startswith(FETCHED)):
             raise SpecError(f"--from {path}: {spec.name} is not made of other files; give the path itself.")
         if not path.exists():
             raise DataError(f"--from {path}: there is no such file or folder.")
-        kind = PERSONA if spec.source.startswith(PERSONA) else ""
-        spec = dataclasses.replace(spec, source=f"{kind}{path}")
+        spec = dataclasses.replace(spec, source=str(path))
     given = {**row_fields(reading), "skip_bad_rows": reading.skip_bad_rows}
-    if (spec.selection or spec.source.startswith(PERSONA)) and any(given.values()):
+    if spec.selection and any(given.values()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value)
         raise SpecError(
             f"{flags}: the rows of {spec.name} are the paper's; give its files as a PATH to change that."
@@ -184,23 +180,19 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
     if spec.source.startswith(BUILTIN):
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
-    if spec.source.startswith(PERSONA):
-        pairs = known.persona_pairs(_statements(spec, funnel), split)
-        funnel.append(("pairs", len(pairs)))
-        yield from pairs
-        return
     faults: list[str] = [] if left_out is None else left_out
     rows, unranked, read, found = 0, 0, 0, 0
-    # The first row that can be read decides how all are read.
+    # The first good row decides how all are read.
     read_as: Format | None = None
     for located in _selected_rows(spec, split, funnel):
         rows += 1
         try:
             row = located.sound()
-            read_as = read_as or format_of(row, spec)
             if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
                 continue
-            pairs = pairs_of(located, spec, read_as)
+            form = read_as or format_of(row, spec)
+            pairs = pairs_of(located, spec, form)
+            read_as = form
             taken = [pair for pair in pairs if _is_in(spec, split, _group(located, pair, spec))]
         except DataError as error:
             if not spec.skip_bad_rows:
@@ -264,32 +256,6 @@ def _selected_rows(spec: DatasetSpec, split: str, funnel: Funnel) -> Iterator[Lo
         ) from error
 
 
-def _statements(spec: DatasetSpec, funnel: Funnel) -> list[str]:
-    """Return the matching questions of the rows that a `persona:` set is made of. Raises DataError."""
-    location = spec.source.removeprefix(PERSONA)
-    path = Path(location)
-    located: Iterator[Located]
-    if path.exists():
-        files = [path] if path.is_file() else split_files(path, Path(PERSONA_FILE).stem)
-        if not files:
-            raise DataError(f"{path} holds no {Path(PERSONA_FILE).name}.")
-        located = itertools.chain.from_iterable(file_rows(file) for file in files)
-    else:
-        hub = dataclasses.replace(spec, source=location)
-        located = itertools.starmap(Located, _hub_rows(hub, "train", data_files=PERSONA_FILE))
-    questions, rows = [], 0
-    for item in located:
-        rows += 1
-        row = item.sound()
-        if known.persona_matches(row):
-            try:
-                questions.append(text_of(row.get("question"), "question"))
-            except Fault as fault:
-                raise DataError(f"{item.where}: {fault}") from fault
-    funnel.extend([("rows", rows), ("whose matching answer is Yes", len(questions))])
-    return questions
-
-
 # The rows of a source.
 
 
@@ -300,7 +266,7 @@ def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     elif path.exists():
         yield from _local_rows(spec, path, split)
     else:
-        yield from itertools.starmap(Located, _hub_rows(spec, split))
+        yield from _hub_rows(spec, split)
 
 
 def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
@@ -320,12 +286,7 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
             )
         )
 
-    def complaint(names: Sequence[str]) -> str | None:
-        if spec.selection is None:
-            return missing_column(names, spec)
-        missing = [name for name in selected_columns(spec.selection) if name not in names]
-        return f"no column {missing[0]!r}; {spec.name} has it in its own files." if missing else None
-
+    complaint = functools.partial(missing_column, spec=spec) if spec.selection is None else lambda names: None
     for file in files:
         yield from file_rows(file, complaint)
 
@@ -338,20 +299,19 @@ def has_split(spec: DatasetSpec, split: str) -> bool:
 def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
     """Return the splits that a set has, as far as that can be told without reading it."""
     path = Path(spec.source)
+    own = (spec.train_split, spec.test_split)
     if spec.selection:
-        return selected_splits(spec.selection)
-    if spec.test_share or not path.exists() or spec.source.startswith(PERSONA):
-        return spec.train_split, spec.test_split
+        return tuple(split for split in own if split in selected_splits(spec.selection))
+    if spec.test_share or not path.exists():
+        return own
     if path.is_file():
         return (spec.train_split,)
-    splits = (spec.train_split, spec.test_split, *_VALIDATION)
-    return tuple(split for split in splits if has_split(spec, split))
+    return tuple(split for split in (*own, *_VALIDATION) if has_split(spec, split))
 
 
 def resolved_revision(spec: DatasetSpec) -> str | None:
     """Return the commit of a hub source, pinned or the hub's newest; None for other sources. Raises DataError."""
-    location = spec.source.removeprefix(PERSONA)
-    remote = not spec.source.startswith((BUILTIN, FETCHED)) and not Path(location).exists()
+    remote = not spec.source.startswith((BUILTIN, FETCHED)) and not Path(spec.source).exists()
     if spec.revision is not None or not remote:
         return spec.revision
     from huggingface_hub import HfApi
@@ -360,23 +320,24 @@ def resolved_revision(spec: DatasetSpec) -> str | None:
     # Our own message says what went wrong, once.
     hub_logging.set_verbosity_error()
     try:
-        revision: str | None = HfApi().dataset_info(location).sha
+        revision: str | None = HfApi().dataset_info(spec.source).sha
     except Exception as error:
-        raise _unreachable(dataclasses.replace(spec, source=location), spec.train_split, error) from error
+        raise _unreachable(spec, spec.train_split, error) from error
     return revision
 
 
-def _hub_rows(spec: DatasetSpec, split: str, data_files: str | None = None) -> Iterator[tuple[str, int, Row]]:
+def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     from datasets import load_dataset
     from huggingface_hub import logging as hub_logging
 
     hub_logging.set_verbosity_error()
+    data_files = {split: PERSONA_FILE} if spec.selection == PERSONA else None
     try:
         rows: Any = load_dataset(spec.source, split=split, revision=spec.revision, data_files=data_files)
     except Exception as error:
         raise _unreachable(spec, split, error) from error
     for number, row in enumerate(rows):
-        yield f"{spec.source}:{split}", number, without_nulls(dict(row))
+        yield Located(f"{spec.source}:{split}", number, without_nulls(dict(row)))
 
 
 def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:

@@ -43,10 +43,7 @@ def run_evaluate(arguments: Evaluate) -> None:
         raise SpecError(f"{reward.name} needs --reference MODEL, or use --reward {reward.kind}_no_reference.")
     if arguments.reference is not None and not reward.uses_reference:
         raise SpecError(f"--reference is given, but {reward.name} uses none.")
-    try:
-        torch.empty(0, device=arguments.device or "cpu")
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"--device {arguments.device}: {first_line(error)}") from error
+    use_device(arguments.device or device())
     if arguments.out.is_dir():
         raise SpecError(f"--out {arguments.out} is a folder; name a file in it.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +60,17 @@ def run_evaluate(arguments: Evaluate) -> None:
     draft.replace(arguments.out)
     longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
     print(dump({**metrics, **controlled(chosen, rejected, longer, None)}))
+
+
+def use_device(name: str) -> None:
+    """Make a device the current one, where it exists: kernels, masks and memory's maximum are the current one's."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"--device {name}: {first_line(error)}") from error
+    chosen = torch.device(name)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
 
 
 def _load(arguments: Evaluate, location: str, output: Output) -> Any:

@@ -3,6 +3,7 @@
 Only safetensors and GGUF weights are read, and no code from a model's folder is run, unless the user trusts it.
 """
 
+import os
 import pickle
 import tempfile
 from collections.abc import Iterable
@@ -49,6 +50,7 @@ def load_model(
         PreTrainedConfig,
     )
 
+    keep_fp32_exact()
     if Path(location).is_dir():
         weight_files(Path(location), trust)
     options: dict[str, Any] = {"num_labels": 1} if output == "head" else {}
@@ -98,6 +100,15 @@ def _require_weights(missing: Iterable[str], output: Output, head_seed: int | No
             f"{location} lacks weights of the architecture that its config.json names: {', '.join(sorted(absent)[:4])}"
             f" ({len(absent)} in all)."
         )
+
+
+def keep_fp32_exact() -> None:
+    """Multiply fp32 as fp32: some images tell CUDA's libraries by their environment to round it to TF32 first."""
+    # Read by them at their first product.
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    # FlexAttention's kernels ask for the first, too.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def device() -> str:

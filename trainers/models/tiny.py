@@ -6,18 +6,17 @@ writes an ordinary Hugging Face folder (config, safetensors, tokenizer with its 
 The same bytes come out of every run on the same machine.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trainers.data import worlds
 from trainers.models import architecture as architectures
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 # Raise it when `pretrain`, the tokenizer or the documents change what a model learns, or what its folder says.
 VERSION = 2
@@ -70,17 +69,12 @@ class TinyModel:
         return replace(known, parameters=architectures.count_parameters(known))
 
 
-def _named(*models: TinyModel) -> Mapping[str, TinyModel]:
-    return MappingProxyType({f"{model.architecture}-{model.width}": model for model in models})
-
-
-TINY_MODELS: Mapping[str, TinyModel] = _named(
-    TinyModel(architecture="llama", width=48),
-    TinyModel(architecture="llama", width=64),
-    TinyModel(architecture="qwen2", width=48),
-    TinyModel(architecture="qwen2", width=64),
-    TinyModel(architecture="gemma2", width=48),
-    TinyModel(architecture="gemma2", width=64),
+TINY_MODELS: Mapping[str, TinyModel] = MappingProxyType(
+    {
+        f"{architecture}-{width}": TinyModel(architecture=architecture, width=width)
+        for architecture in get_args(Architecture)
+        for width in (48, 64)
+    }
 )
 
 
@@ -91,20 +85,18 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    world = worlds
-    specials = (world.PAD, world.UNKNOWN, world.BEGIN, world.END)
-    roles = (world.SYSTEM, world.USER, world.ASSISTANT)
-    words = (*specials, *roles, *world.VOCABULARY)
-    backend = Tokenizer(
-        WordLevel({word: number for number, word in enumerate(words)}, unk_token=world.UNKNOWN)
-    )
+    specials = (worlds.PAD, worlds.UNKNOWN, worlds.BEGIN, worlds.END)
+    roles = (worlds.SYSTEM, worlds.USER, worlds.ASSISTANT)
+    words = (*specials, *roles, *worlds.VOCABULARY)
+    numbers = {word: number for number, word in enumerate(words)}
+    backend = Tokenizer(WordLevel(numbers, unk_token=worlds.UNKNOWN))
     backend.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token=world.PAD,
-        unk_token=world.UNKNOWN,
-        bos_token=world.BEGIN,
-        eos_token=world.END,
+        pad_token=worlds.PAD,
+        unk_token=worlds.UNKNOWN,
+        bos_token=worlds.BEGIN,
+        eos_token=worlds.END,
         additional_special_tokens=list(roles),
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
@@ -141,15 +133,18 @@ def pretrain(model: TinyModel, out_dir: Path, report: Callable[[dict[str, float]
     settle_tokenizer(tokenizer, out_dir)
 
 
-def _build_network(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
+def _build_network(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     extra: dict[str, Any] = {}
     if model.architecture == "gemma2":
         head_dim = model.width // model.heads
-        extra = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim}
-        extra |= {"sliding_window": MAX_POSITIONS}
+        extra = {
+            "head_dim": head_dim,
+            "query_pre_attn_scalar": head_dim,
+            "sliding_window": MAX_POSITIONS,
+        }
     config = AutoConfig.for_model(
         model.architecture,
         vocab_size=len(tokenizer),
@@ -166,35 +161,33 @@ def _build_network(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> "P
         eos_token_id=tokenizer.eos_token_id,
         **extra,
     )
-    network: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
-    )
-    return network
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
 def _fit(
     model: TinyModel,
-    network: "PreTrainedModel",
+    network: Any,
     tokenizer: "PreTrainedTokenizerFast",
     report: Callable[[dict[str, float]], None],
 ) -> None:
     import torch
     from torch.nn.functional import cross_entropy
+    from torch.nn.utils.rnn import pad_sequence
 
     optimiser = torch.optim.AdamW(network.parameters(), lr=model.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=model.learning_rate, total_steps=model.steps, pct_start=0.1
     )
+    number, pad = tokenizer.get_vocab(), network.config.pad_token_id
+    texts = worlds.documents(model.seed)
     network.train()
-    batches = _batches(model, tokenizer)
     for step in range(1, model.steps + 1):
-        tokens_BT = next(batches)
+        # One document a row, padded at the right; a causal model needs no mask.
+        rows = [[number[word] for word in next(texts).split()] for _ in range(model.documents_per_step)]
+        tokens_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
         logits_BTV = network(input_ids=tokens_BT[:, :-1], use_cache=False).logits
-        loss = cross_entropy(
-            logits_BTV.flatten(0, 1),
-            tokens_BT[:, 1:].flatten(),
-            ignore_index=network.config.pad_token_id,
-        )
+        targets_N = tokens_BT[:, 1:].flatten()
+        loss = cross_entropy(logits_BTV.flatten(0, 1), targets_N, ignore_index=pad)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -202,16 +195,3 @@ def _fit(
         if step % REPORT_EVERY_STEPS == 0 or step == model.steps:
             report({"step": step, "loss": loss.item(), "lr": float(schedule.get_last_lr()[0])})
     network.eval()
-
-
-def _batches(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> Iterator["torch.Tensor"]:
-    """Yield endless batches of token ids, one document a row, padded at the right; a causal model needs no mask."""
-    import torch
-
-    number = tokenizer.get_vocab()
-    pad = number[worlds.PAD]
-    texts = worlds.documents(model.seed)
-    while True:
-        rows = [[number[word] for word in next(texts).split()] for _ in range(model.documents_per_step)]
-        longest = max(len(row) for row in rows)
-        yield torch.tensor([row + [pad] * (longest - len(row)) for row in rows])

@@ -24,37 +24,30 @@ _LAYERS, _HEADS, _HEAD_DIM = 4, 4, 16
 _WIDTH = _HEADS * _HEAD_DIM
 
 # What an integer of a config becomes, by the first pattern that its name contains. Others stay.
-_INTEGERS: tuple[tuple[str, int], ...] = (
-    (r"original_max_position", ROPE_LENGTH),
+_INTEGERS: tuple[tuple[int, str], ...] = (
+    (ROPE_LENGTH, r"original_max_position"),
     (
-        r"max_position|n_positions|max_seq_len|n_ctx|context_length|target_positions|model_max_length",
         _POSITIONS,
+        r"max_position|n_positions|max_seq_len|n_ctx|context_length|target_positions|model_max_length",
     ),
-    (r"ngram_vocab|hash.*vocab", 64),
-    (r"vocab_size", VOCABULARY),
+    (64, r"ngram_vocab|hash.*vocab"),
+    (VOCABULARY, r"vocab_size"),
     (
-        r"window|chunk_(size|length)|chunk_len|local_attention|floor|keep_|index_topk$|extent|^block_size$",
         WINDOW,
+        r"window|chunk_(size|length)|chunk_len|local_attention|floor|keep_|index_topk$|extent|^block_size$",
     ),
-    (r"index_(topk_blocks|block_size)", 2),
-    (r"moe_layer_end_index", 99),
+    (99, r"moe_layer_end_index"),
     (
-        r"_period$|_interval$|_pattern$|every_n|group_size$|first_k_dense|num_dense_layers|decoder_sparse_step",
         2,
+        r"index_(topk_blocks|block_size)|_period$|_interval$|_pattern$|every_n|group_size$|first_k_dense|"
+        r"num_dense_layers|decoder_sparse_step|num_kv_shared_layers|per_tok|topk$|moe_k$|n_?groups",
     ),
-    (r"_offset$|layer_start", 1),
-    (r"num_kv_shared_layers", 2),
-    (r"(num|n)_(hidden_|decoder_|encoder_)?layers?$|^(de|en)coder_layers$|^num_blocks$", _LAYERS),
-    (r"qk_head_dim", 2 * _HEAD_DIM),
-    (r"head_?dim$|d_head$|head_size$|dim_head$|kv_channels$|^d_rel$", _HEAD_DIM),
-    (r"rotary_dim", 8),
-    (r"lora_rank|laurel_rank|_lowrank|adapter_rank|norm_rank|dt_rank|step_rank", 8),
-    (r"per_tok|topk$|moe_k$|per_token", 2),
-    (r"topk_group|n_group$|num_expert_group", 1),
-    (r"shared_experts?$", 1),
-    (r"experts$|expert_num$|num_expert$", 4),
-    (r"n_?groups", 2),
-    (r"state_size|d_state", 8),
+    (1, r"_offset$|layer_start|topk_group|n_group$|num_expert_group|shared_experts?$"),
+    (_LAYERS, r"(num|n)_(hidden_|decoder_|encoder_)?layers?$|^(de|en)coder_layers$|^num_blocks$"),
+    (2 * _HEAD_DIM, r"qk_head_dim"),
+    (_HEAD_DIM, r"head_?dim$|d_head$|head_size$|dim_head$|kv_channels$|^d_rel$"),
+    (8, r"rotary_dim|lora_rank|laurel_rank|_lowrank|(adapter|norm|dt|step)_rank|state_size|d_state"),
+    (4, r"experts$|expert_num$|num_expert$"),
 )
 
 
@@ -146,7 +139,7 @@ def _integer(name: str, value: Any, heads: Any, width: Any) -> Any:
         if value == 1 or heads is None:
             return min(value, 2 * _HEADS)
         return _HEADS if value == heads else _HEADS // 2 if value < heads else 2 * _HEADS
-    for pattern, scaled in _INTEGERS:
+    for scaled, pattern in _INTEGERS:
         if re.search(pattern, name):
             return scaled if scaled in (VOCABULARY, _POSITIONS) else min(value, scaled)
     if not re.search(r"size|dim|width|inner|embd|model|rank|ff", name):

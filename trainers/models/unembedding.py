@@ -1,7 +1,9 @@
 """Log-probabilities of given tokens, without ever holding a [tokens × vocabulary] tensor.
 
-The unembedding is applied in blocks of the vocabulary, in fp32 or wider whatever the model's precision, and
-recomputed for the backward pass: memory is flat in the vocabulary and the gradient of the weight is written once.
+The unembedding is applied in blocks of the vocabulary, and recomputed for the backward pass: memory is flat in the
+vocabulary and the gradient of the weight is written once. Logits are summed in fp32 or wider whatever the model's
+precision: half precision is widened first, or bf16 on a GPU multiplied on tensor cores, which give the same products. There
+the gradient of the logits is rounded to the weight's precision, as it has to be to meet it there.
 
 Shapes: M response tokens, D hidden, V vocabulary, C vocabulary entries of a block.
 """
@@ -45,19 +47,40 @@ def widened(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
+def _on_tensor_cores(values: Tensor) -> bool:
+    """Whether tensor cores sum products of `values` in fp32: of bf16 (fp16 would lose gradients), on NVIDIA's GPUs."""
+    return values.is_cuda and values.dtype == torch.bfloat16 and torch.version.hip is None
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right, summed and given in fp32 or wider."""
+    if _on_tensor_cores(left):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return widened(left) @ widened(right)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right, summed in fp32 or wider."""
+    if _on_tensor_cores(left):
+        total += _product(left, right)
+    else:
+        total.addmm_(widened(left), widened(right))
+
+
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target_M: Tensor, softcap: float | None
     ) -> Tensor:
-        hidden_MD = widened(hidden)
-        highest_M = torch.full_like(hidden_MD[:, 0], -torch.inf)
+        hidden_MD = hidden if _on_tensor_cores(hidden) else widened(hidden)
+        highest_M = torch.full_like(
+            target_M, -torch.inf, dtype=torch.promote_types(hidden.dtype, torch.float32)
+        )
         total_M = torch.zeros_like(highest_M)
         of_target_M = torch.zeros_like(highest_M)
         for block in _blocks(hidden_MD, len(weight)):
             logits_MC = _logits(hidden_MD, weight, bias, softcap, block)
-            inside_M = (target_M >= block.start) & (target_M < block.stop)
-            column_M = (target_M - block.start).clamp(0, logits_MC.shape[1] - 1)
+            inside_M, column_M = _of_targets(target_M, block)
             picked_M = logits_MC.gather(1, column_M[:, None])[:, 0]
             of_target_M = torch.where(inside_M, picked_M, of_target_M)
             higher_M = torch.maximum(highest_M, logits_MC.amax(1))
@@ -76,25 +99,29 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, gradient_M: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target_M, normaliser_M = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        hidden_MD = widened(hidden)
-        to_hidden_MD = torch.zeros_like(hidden_MD) if wants_hidden else None
+        rounds = _on_tensor_cores(hidden)
+        hidden_MD = hidden if rounds else widened(hidden)
+        to_hidden_MD = torch.zeros_like(hidden, dtype=gradient_M.dtype) if wants_hidden else None
         to_weight = torch.empty_like(weight) if wants_weight else None
         to_bias = torch.empty_like(bias) if wants_bias else None
         for block in _blocks(hidden_MD, len(weight)):
             logits_MC = _logits(hidden_MD, weight, bias, ctx.softcap, block)
             slope_MC = None if ctx.softcap is None else 1 - (logits_MC / ctx.softcap).square()
             # d log π(target) / d logits is one-hot(target) − π.
-            inside = ((target_M >= block.start) & (target_M < block.stop)).nonzero()[:, 0]
+            inside_M, column_M = _of_targets(target_M, block)
             to_logits_MC = logits_MC.sub_(normaliser_M[:, None]).exp_().mul_(-gradient_M[:, None])
-            to_logits_MC[inside, target_M[inside] - block.start] += gradient_M[inside]
+            # Each row has one place: nothing is looked for, which a GPU would have to wait for.
+            to_logits_MC.scatter_add_(1, column_M[:, None], (gradient_M * inside_M)[:, None])
             if slope_MC is not None:
                 to_logits_MC.mul_(slope_MC)
-            if to_hidden_MD is not None:
-                to_hidden_MD.addmm_(to_logits_MC, widened(weight[block]))
-            if to_weight is not None:
-                to_weight[block] = (to_logits_MC.T @ hidden_MD).to(weight.dtype)
             if to_bias is not None:
-                to_bias[block] = to_logits_MC.sum(0).to(bias.dtype)
+                to_bias[block].copy_(to_logits_MC.sum(0))
+            if rounds:
+                to_logits_MC = to_logits_MC.to(hidden.dtype)
+            if to_hidden_MD is not None:
+                _add_product(to_hidden_MD, to_logits_MC, weight[block])
+            if to_weight is not None:
+                to_weight[block].copy_(_product(to_logits_MC.T, hidden_MD))
             del logits_MC, to_logits_MC, slope_MC
         to_hidden = None if to_hidden_MD is None else to_hidden_MD.to(hidden.dtype)
         return to_hidden, to_weight, to_bias, None, None
@@ -108,11 +135,17 @@ def _blocks(hidden_MD: Tensor, vocabulary: int) -> Iterator[slice]:
         yield slice(start, min(start + size, vocabulary))
 
 
+def _of_targets(target_M: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Return which targets are in a block of the vocabulary, and their columns of it; any column of the others."""
+    inside_M = (target_M >= block.start) & (target_M < block.stop)
+    return inside_M, (target_M - block.start).clamp(0, block.stop - block.start - 1)
+
+
 def _logits(
     hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, block: slice
 ) -> Tensor:
     """Return the logits of a block of the vocabulary, [M, C]."""
-    logits_MC = hidden_MD @ widened(weight_VD[block]).T
+    logits_MC = _product(hidden_MD, weight_VD[block].T)
     if bias_V is not None:
         logits_MC += widened(bias_V[block])
     if softcap is not None:

@@ -46,6 +46,14 @@ def cosines(direction_D: Tensor, unseen_QD: Tensor) -> Tensor:
     return unseen_QD @ direction_D.double() / (unseen_QD.norm(dim=1) * direction_D.double().norm())
 
 
+def nearest_cosines(seen_PD: Tensor, unseen_QD: Tensor) -> Tensor:
+    """The largest cosine of each D_unseen with a D_seen, [Q]."""
+    seen_PD, unseen_QD = (
+        found / found.norm(dim=1, keepdim=True).clamp_min(1e-300) for found in (seen_PD, unseen_QD)
+    )
+    return (unseen_QD @ seen_PD.T).amax(dim=1)
+
+
 def statistics(values: Tensor) -> dict[str, float]:
     """Mean, quartiles, minimum, maximum, and the share above zero."""
     values = values.double()

@@ -6,8 +6,7 @@ Shapes: N responses, P pairs, D hidden, V vocabulary.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +14,8 @@ from torch.nn.functional import logsigmoid
 
 from trainers.theory.representations import separator
 
-# Theorem 1: responses, of which so many are correct. Theorem 2: the world, and the descents.
-RESPONSES, CORRECT = 500, 10
-WORDS, POLARITY, NOISE = 2, 1.0, 0.5
-IMPLICIT_BETA, IMPLICIT_STEPS, IMPLICIT_STEP_SIZE = 0.5, 300, 5.0
-EXPLICIT_STEPS, EXPLICIT_STEP_SIZE = (10, 30, 100, 300, 1000, 3000, 10_000), 0.5
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
+class Verification(NamedTuple):
     """Theorem 1 at one point: a policy's IM-RM margin between correct and incorrect, and how often it is correct.
 
     Probabilities are natural logarithms; `log_bound` is ln(e^{δ/β} π_ref(C)).
@@ -73,7 +65,7 @@ class SingleTokenWorld(NamedTuple):
 
 
 def single_token_world(
-    *, pairs: int, width: int, words: int, polarity: float, noise: float, seed: int
+    *, pairs: int, width: int, seed: int, words: int = 2, polarity: float = 1.0, noise: float = 0.5
 ) -> SingleTokenWorld:
     """A random one: a token moves the state after it by ± `polarity` along a direction, with Gaussian `noise`.
 
@@ -98,37 +90,38 @@ def single_token_world(
     return SingleTokenWorld(seen=made(0), unseen=made(2 * words), vocabulary=4 * words)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Descent:
-    """Gradient descent on an EX-RM head: the cosine with the max-margin separator and the logarithm of the loss at chosen steps."""
+class Step(NamedTuple):
+    """Where an EX-RM head is after a step: its cosine with the max-margin separator, and the logarithm of the loss."""
 
-    steps: tuple[int, ...]
-    cosines: tuple[float, ...]
-    log_losses: tuple[float, ...]
-    head_D: Tensor
+    step: int
+    cosine: float
+    log_loss: float
 
 
-def descend_explicit(difference_PD: Tensor, *, steps: Sequence[int], step_size: float) -> Descent:
-    """From u = 0 on the mean of −ln σ(⟨u, h⁺ − h⁻⟩), looked at after each of `steps`.
+def descend_explicit(
+    difference_PD: Tensor,
+    *,
+    steps: Sequence[int] = (10, 30, 100, 300, 1000, 3000, 10_000),
+    step_size: float = 0.5,
+) -> tuple[list[Step], Tensor]:
+    """Gradient descent of a head from u = 0 on the mean of −ln σ(⟨u, h⁺ − h⁻⟩): where it is after each of `steps`, and it.
 
     Each step is divided by the loss: the direction of plain steps converges with the logarithm of their number only,
     that of these with their number.
     """
     target_D = separator(difference_PD)
     head_D = torch.zeros(difference_PD.shape[1], dtype=torch.float64)
-    cosines, log_losses = [], []
+    found = []
     for step in range(1, max(steps) + 1):
         margin_P = difference_PD @ head_D
         # Gradient over loss, by logarithms: both are soon too small for a number.
         pull_P = (logsigmoid(-margin_P) - torch.logsumexp(_log_losses(margin_P), 0)).exp()
         head_D = head_D + step_size * (pull_P[:, None] * difference_PD).sum(0)
         if step in steps:
-            cosines.append(float(head_D @ target_D / head_D.norm()))
             log_loss_P = _log_losses(difference_PD @ head_D)
-            log_losses.append(float(torch.logsumexp(log_loss_P, 0)) - math.log(len(log_loss_P)))
-    return Descent(
-        steps=tuple(sorted(steps)), cosines=tuple(cosines), log_losses=tuple(log_losses), head_D=head_D
-    )
+            log_loss = float(torch.logsumexp(log_loss_P, 0)) - math.log(len(log_loss_P))
+            found.append(Step(step, float(head_D @ target_D / head_D.norm()), log_loss))
+    return found, head_D
 
 
 def _log_losses(margin_P: Tensor) -> Tensor:
@@ -137,7 +130,7 @@ def _log_losses(margin_P: Tensor) -> Tensor:
 
 
 def descend_implicit(
-    world: SingleTokenWorld, *, beta: float, steps: int, step_size: float, seed: int
+    world: SingleTokenWorld, *, seed: int, beta: float = 0.5, steps: int = 300, step_size: float = 5.0
 ) -> tuple[Tensor, float]:
     """IM-RM reward differences of the unseen pairs after gradient descent on the unembedding, and the final loss.
 
@@ -175,45 +168,41 @@ def ranked_right(difference_P: Tensor) -> float:
 
 
 def theorem_1(
-    betas: Sequence[float], deltas: Sequence[float], masses: Sequence[float]
+    betas: Sequence[float],
+    deltas: Sequence[float],
+    masses: Sequence[float],
+    responses: int = 500,
+    correct: int = 10,
 ) -> list[dict[str, float]]:
     """Verify the witness at every β, δ and probability that the reference is right: one row each."""
     generator = torch.Generator().manual_seed(0)
-    correct_N = torch.arange(RESPONSES) < CORRECT
+    correct_N = torch.arange(responses) < correct
     rows = []
     for mass in masses:
-        log_reference_N = torch.randn(RESPONSES, generator=generator, dtype=torch.float64)
+        log_reference_N = torch.randn(responses, generator=generator, dtype=torch.float64)
         for members_N, share in ((correct_N, mass), (~correct_N, 1 - mass)):
             log_reference_N[members_N] += math.log(share) - torch.logsumexp(log_reference_N[members_N], 0)
         for beta, delta in itertools.product(betas, deltas):
             policy_N = witness(log_reference_N, correct_N, beta=beta, delta=delta)
             found = verification(policy_N, log_reference_N, correct_N, beta=beta, delta=delta)
-            rows.append({"beta": beta, "delta": delta, "mass": mass, **asdict(found)})
+            rows.append({"beta": beta, "delta": delta, "mass": mass, **found._asdict()})
     return rows
 
 
-def theorem_2(pairs: int, width: int, seed: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def theorem_2(pairs: int, width: int, seed: int) -> tuple[dict[str, float], list[Step]]:
     """Train both reward models in one random world; return what they end as, and the EX-RM head's way there."""
-    world = single_token_world(
-        pairs=pairs, width=width, words=WORDS, polarity=POLARITY, noise=NOISE, seed=seed
-    )
-    difference_P, loss = descend_implicit(
-        world, beta=IMPLICIT_BETA, steps=IMPLICIT_STEPS, step_size=IMPLICIT_STEP_SIZE, seed=seed
-    )
+    world = single_token_world(pairs=pairs, width=width, seed=seed)
+    difference_P, loss = descend_implicit(world, seed=seed)
     seen_PD, unseen_PD = world.seen.difference_PD, world.unseen.difference_PD
-    descent = descend_explicit(seen_PD, steps=EXPLICIT_STEPS, step_size=EXPLICIT_STEP_SIZE)
+    steps, head_D = descend_explicit(seen_PD)
     row = {
         "seed": seed,
         "im_rm_training_loss": loss,
         "im_rm_largest_unseen_difference": float(difference_P.abs().max()),
         "im_rm_unseen_accuracy": ranked_right(difference_P),
-        "ex_rm_log_training_loss": descent.log_losses[-1],
-        "ex_rm_cosine": descent.cosines[-1],
-        "ex_rm_unseen_accuracy": ranked_right(unseen_PD @ descent.head_D),
+        "ex_rm_log_training_loss": steps[-1].log_loss,
+        "ex_rm_cosine": steps[-1].cosine,
+        "ex_rm_unseen_accuracy": ranked_right(unseen_PD @ head_D),
         "separator_unseen_accuracy": ranked_right(unseen_PD @ separator(seen_PD)),
     }
-    curve = zip(descent.steps, descent.cosines, descent.log_losses, strict=True)
-    return row, [
-        {"seed": seed, "step": step, "cosine": cosine, "log_loss": log_loss}
-        for step, cosine, log_loss in curve
-    ]
+    return row, steps

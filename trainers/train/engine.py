@@ -6,6 +6,8 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from torch import nn
 
 from trainers.errors import ModelError
 from trainers.specs import OptimSpec, Placement, Precision
+
+# Ranks wait in a collective while the first one writes and uploads a model; NCCL's own limit is ten minutes.
+_PATIENCE = timedelta(hours=1)
 
 
 @contextlib.contextmanager
@@ -24,17 +29,19 @@ def process_group() -> Iterator[None]:
 
     # DeepSpeed would compile it (45–100 s).
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend, options = "gloo", {"timeout": _PATIENCE}
     if torch.cuda.is_available():
-        # Before any collective: NCCL refuses two ranks on one device.
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # Before any collective: NCCL refuses two ranks on one device, and guesses a rank's unless it is told.
+        torch.cuda.set_device(device)
+        backend, options = "nccl", {**options, "device_id": device}
     own = not dist.is_initialized()
     named = os.environ.get("GLOO_SOCKET_IFNAME")
     if own and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, **options)
     elif own:
         gloo_on_loopback()
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)  # type: ignore[attr-defined]
     os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, auto_mpi_discovery=False)
     try:
@@ -71,6 +78,8 @@ def make_engine(
     zero: dict[str, Any] = {"stage": effective_zero_stage(placement, precision)}
     if placement.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
+        if torch.cuda.is_available():
+            torch.set_num_threads(share_of_cpus(len(os.sched_getaffinity(0)), _gpus_of_this_machine()))
     config = {
         "train_micro_batch_size_per_gpu": placement.micro_batch,
         "gradient_accumulation_steps": placement.accumulation,
@@ -81,11 +90,25 @@ def make_engine(
         # DeepSpeed's default clips to norm 1.
         "gradient_clipping": optim.clip or 0.0,
         "bf16": {"enabled": precision == "bf16"},
+        # DeepSpeed's default is the weights' precision: a sum of many forwards in bf16 loses the small ones.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
     }
     engine, *_ = deepspeed.initialize(model=module, optimizer=_optimizer(module, optim), config=config)
     return engine
+
+
+def share_of_cpus(cpus: int, gpus: int) -> int:
+    """Return the threads of a rank that updates offloaded state on the CPU; its launcher gave it one."""
+    return max(1, cpus // max(1, gpus))
+
+
+def _gpus_of_this_machine() -> int:
+    """Count the GPUs of the machine, of which CUDA may show this process only its own."""
+    listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return max(listed, torch.cuda.device_count())
 
 
 def effective_zero_stage(placement: Placement, precision: Precision) -> int:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan import hardware
-from orchestrator.plan.hardware import Node, describe, gpu_kind, listed_kind, local_capacity, read_cluster
+from orchestrator.plan.hardware import (
+    Node,
+    describe,
+    gpu_kind,
+    listed_kind,
+    local_capacity,
+    read_cluster,
+    shown_gpus,
+)
 from trainers.errors import PlanError
 
 CLUSTER = """
@@ -154,6 +162,24 @@ def test_a_gpu_of_an_unknown_kind_is_as_slow_as_the_slowest():
 def test_the_local_machine_has_at_least_one_cpu():
     (node,) = local_capacity()
     assert node.cpus >= 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        (None, 4),
+        ("", 0),
+        ("-1", 0),
+        ("1", 1),
+        ("2,0", 2),
+        ("0,-1,1", 1),
+        ("NoDevFiles", 0),
+        ("GPU-8932f937,MIG-1b", 2),
+        ("0,1,2,3,4", 4),
+    ],
+)
+def test_cuda_shows_the_devices_before_the_first_that_is_none(visible: str | None, gpus: int):
+    assert shown_gpus(4, visible) == gpus
 
 
 @pytest.mark.parametrize(

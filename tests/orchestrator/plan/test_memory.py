@@ -102,6 +102,20 @@ def test_weights_gradients_and_moments_are_those_of_the_trained_parameters():
     assert halves.masters == pytest.approx(4 * count / 1e9)
 
 
+def test_gradients_of_bf16_weights_are_as_large_as_those_of_fp32():
+    count = SHAPES.parameters + SHAPES.hidden
+    table = SHAPES.hidden * SHAPES.vocabulary
+    alone = footprint(training(precision="bf16"), placed())
+    four = footprint(
+        training(precision="bf16"), placed(zero_stage=2, world_size=4, accumulation=8, micro_batch=1)
+    )
+    assert alone.gradients == pytest.approx((4 * count + 2 * table) / 1e9, rel=0.2)
+    assert alone.gradients >= 4 * count / 1e9
+    assert four.gradients >= count / 1e9
+    # A bucket in bf16 and its copy in fp32.
+    assert four.buckets >= 6 * 500_000_000 / 1e9
+
+
 def test_the_unembedding_of_an_untied_model_is_trained_by_im_rm_only():
     untied = catalog.ARCHITECTURES["meta-llama/Llama-3.1-8B-Instruct"]
     assert untied.trained("unembedding") - untied.trained("head") == untied.hidden * (untied.vocabulary - 1)

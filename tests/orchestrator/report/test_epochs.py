@@ -135,7 +135,7 @@ def test_training_pairs_are_evaluated_where_they_are_declared_as_such(store: Sto
 
 
 def test_a_rewriting_in_the_same_source_is_a_token_level_shift(store: Store, shared):
-    file = f"persona:{shared}/data/persona/agreeableness.jsonl"
+    file = f"{shared}/data/persona/agreeableness.jsonl"
     original, rewritten = (
         replace(catalog.dataset(name), source=file) for name in ("persona", "persona_paraphrase")
     )

@@ -138,6 +138,17 @@ def test_bad_rows_are_an_error_or_left_out_and_listed(file, tmp_path):
     assert all("1 bad rows left out: mine.jsonl, row 20" in line for line in found.left_out)
 
 
+def test_rows_that_are_recognised_are_said_with_their_ties(file, tmp_path):
+    rows = [
+        {"prompt": f"why {n}?", "response_1": "a", "response_2": "b", "preference_strength": n % 3 - 1}
+        for n in range(12)
+    ]
+    found = resolved(tmp_path, file("mine.jsonl", *rows), test_share=("0.5",))
+    train, test = sorted(found.left_out, key=lambda line: "split test" in line)
+    assert "split train: 12 rows, read as HelpSteer2 → 8 with a preference → " in train
+    assert "8 with a preference" in test
+
+
 def test_a_set_that_is_evaluated_on_its_training_rows_has_those_of_its_train_split_alone(file, tmp_path):
 
     data = file("mine.jsonl", *(asked(n) for n in range(40)))

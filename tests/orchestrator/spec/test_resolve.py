@@ -465,11 +465,12 @@ def test_rows_are_in_the_store_after_resolving_and_not_after_planning(store: Sto
 def test_a_hub_data_set_read_before_is_known_without_the_hub(store: Store, monkeypatch: pytest.MonkeyPatch):
     """The one stand-in: the hub's answer, as rows with what they rewrite."""
     from trainers.data import sources
+    from trainers.data.files import Located
 
     answers = {
-        "acme/prefs": [("hub", i, row) for i, row in enumerate(rows(4, "plain"))],
+        "acme/prefs": [Located("hub", i, row) for i, row in enumerate(rows(4, "plain"))],
         "acme/rewritten": [
-            ("hub", i, row) for i, row in enumerate(rows(4, "new", orig_chosen="plain good answer"))
+            Located("hub", i, row) for i, row in enumerate(rows(4, "new", orig_chosen="plain good answer"))
         ],
     }
     monkeypatch.setattr(sources, "_hub_rows", lambda spec, split: iter(answers[spec.source]))
@@ -491,8 +492,9 @@ def test_rows_of_a_hub_data_set_that_were_collected_as_garbage_are_fetched_again
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     from trainers.data import sources
+    from trainers.data.files import Located
 
-    answer = [("hub", i, row) for i, row in enumerate(rows(4, "plain"))]
+    answer = [Located("hub", i, row) for i, row in enumerate(rows(4, "plain"))]
     monkeypatch.setattr(sources, "_hub_rows", lambda spec, split: iter(answer))
     monkeypatch.setattr(sources, "resolved_revision", lambda spec: "c0ffee")
     spec = DatasetSpec(name="prefs", source="acme/prefs")

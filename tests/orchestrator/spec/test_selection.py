@@ -306,3 +306,8 @@ def test_auto_is_paper_where_the_gpus_hold_it_and_laptop_elsewhere_and_says_so()
         assert profile is expected
         assert profile.name in why
     assert session.profile_for(Options(profile="paper"), []) == (catalog.PAPER, "")
+
+
+def test_a_packed_file_is_named_without_its_endings(tmp_path: Path):
+    (tmp_path / "Mine.v2.jsonl.gz").touch()
+    assert parse_dataset("Mine.v2.jsonl.gz", "--train-sets").name == "mine.v2"

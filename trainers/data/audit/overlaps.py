@@ -73,6 +73,7 @@ class TextIndex:
         self._texts = texts
         self.numbers: list[int] = []
         self._known: dict[bytes, int] = {}
+        self._asked: dict[int, Shingles] = {}
         # The first row of each number.
         self._rows: list[int] = []
         for row, text in enumerate(texts):
@@ -86,19 +87,25 @@ class TextIndex:
         """Return how many texts differ."""
         return len(self._known)
 
+    def _candidate(self, number: int) -> Shingles:
+        """Return the shingles of a text that may be asked for again: prompts of one template are often candidates."""
+        if number not in self._asked:
+            self._asked[number] = self._shingles(number)
+        return self._asked[number]
+
     def _shingles(self, number: int) -> Shingles:
         return shingles(normalised(self._texts[self._rows[number]]))
 
     @cached_property
-    def _bands(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    def _bands(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
         """The numbers of the texts that have shingles, and a number for each of their bands: texts × bands."""
         found = ((number, _banded(self._shingles(number))) for number in range(len(self)))
         kept = [(number, bands) for number, bands in found if bands is not None]
         bands = np.array([bands for _, bands in kept], np.uint64).reshape(-1, _BANDS[0])
-        return np.array([number for number, _ in kept], np.int64), bands
+        return np.array([number for number, _ in kept], np.uint32), bands
 
     @cached_property
-    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    def _sorted(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
         """Of each band, the numbers of the texts in the order of the band, and the band: bands × texts."""
         numbers, bands = self._bands
         order = np.argsort(bands.T, axis=1, kind="stable")
@@ -120,8 +127,10 @@ class TextIndex:
         for band, column, value in zip(numbers, columns, bands, strict=True):
             start = column.searchsorted(value)
             candidates.update(band[start : column.searchsorted(value, "right")].tolist())
-        own = self._shingles(number) if candidates else None
-        return any(jaccard(own, other._shingles(candidate)) >= NEAR for candidate in candidates)
+        if not candidates:
+            return False
+        own = self._shingles(number)
+        return any(jaccard(own, other._candidate(candidate)) >= NEAR for candidate in candidates)
 
     def _rows_of(self, numbers: set[int]) -> tuple[int, ...]:
         return tuple(row for row, number in enumerate(self.numbers) if number in numbers)
