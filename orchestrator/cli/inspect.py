@@ -37,7 +37,6 @@ from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
-# As many columns of epochs as a terminal has room for.
 
 
 def status(session: Session, *, watch: bool = False) -> int:
