@@ -22,8 +22,8 @@ from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import quiet, say
 from orchestrator.report.results import scored
 from orchestrator.report.summary import Shown, Written
-from orchestrator.run.analyses import compute_analyses
 from orchestrator.run.failures import is_final
+from orchestrator.run.inline import compute_analyses
 from orchestrator.spec import selection
 from orchestrator.spec.datasets import DatasetReader, ReadingOptions, read_as
 from orchestrator.spec.declaration import adopt, adopted

@@ -1,19 +1,23 @@
-"""The same stages in one process, in plan order, with no Ray: for debugging and tests."""
+"""Trials in one process, in plan order, with no Ray: for debugging and tests; and analyses, which always run so."""
 
 import dataclasses
 import functools
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.run import compute, failures
 from orchestrator.run.compute import TrainCall
-from orchestrator.run.events import Completed, Failed, Post, Started, posting_for, reporting
+from orchestrator.run.events import Completed, Event, Failed, Post, Started, posting_for, reporting
 from orchestrator.run.trial import Execution, complete_trial, compute_leased
-from orchestrator.spec.stages import EvaluateStage, Stage, TrainStage, TrialPlan
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, EvaluateStage, Stage, TrainStage, TrialPlan
+from orchestrator.store.artifacts import Store
+from orchestrator.store.leases import heartbeat
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
+
+Say = Callable[[str], None]
 
 
 def run_inline(
@@ -89,3 +93,45 @@ class InlineBackend:
     def pause(self, seconds: float) -> None:
         """Sleep; a signal ends it."""
         time.sleep(seconds)
+
+
+def compute_analyses(stages: Sequence[AnalyseStage], store: Store, say: Say) -> None:
+    """Compute the stages that are missing, and what they need. What an analysis says while it computes goes to `say`."""
+    stop = StopRequest(0.0)
+    with stop.listening(), heartbeat(store.root) as leases:
+        execution = Execution(store=store, leases=leases)
+        backend = InlineBackend(execution, _nobody_waits, stop)
+        for stage in stages:
+            _compute_missing(stage, backend, say)
+
+
+def _nobody_waits(event: Event) -> None:
+    """No trial waits for what an analysis needs."""
+
+
+def _compute_missing(stage: AnalyseStage, backend: InlineBackend, say: Say) -> None:
+    store, leases = backend.execution.store, backend.execution.leases
+    backend.shared(stage.needs)
+    name = f"{stage.kind}-{stage.key}"
+    with leases.held(name, lambda: store.complete(stage.kind, stage.key), backend.pause) as ours:
+        if ours:
+            store.remove_leftovers(stage.kind, stage.key)
+            parameters = dataclasses.asdict(stage.parameters)
+            with store.write(stage.kind, stage.key, parameters=parameters) as attempt:
+                stage.compute(stage, _analysis_inputs(stage, store, say), attempt)
+
+
+def _analysis_inputs(stage: AnalyseStage, store: Store, say: Say) -> AnalysisInputs:
+    from trainers.pairs.tokens import read_tokens
+
+    return AnalysisInputs(
+        name=stage.label,
+        location="" if stage.base is None else stage.base.found_at(store),
+        base=stage.base,
+        pairs={
+            name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
+            for name, needed in stage.prepared
+        },
+        store=store,
+        say=say,
+    )
