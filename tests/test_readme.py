@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +132,11 @@ def test_ui(storage):
                 continue
         else:
             pytest.fail("the MLflow UI did not answer within 300 s")
+        # A process that is told to end by its supervisor takes its server along.
+        server.terminate()
+        assert server.wait(timeout=60) == 130
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGINT)

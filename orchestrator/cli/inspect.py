@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
+UI_STOPPING_S = 10.0
 
 
 def status(session: Session, *, watch: bool = False) -> int:
@@ -244,6 +246,8 @@ def ui(session: Session, port: int) -> int:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_BACKEND_STORE_URI": session.tracking_uri,
     }
+    # SIGTERM ends it as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with subprocess.Popen(command, env=environment) as server:
         try:
             experiment = _experiment(address, server)
@@ -252,6 +256,10 @@ def ui(session: Session, port: int) -> int:
                 session.say(f"its runs: {runs}")
             return server.wait()
         except BaseException:
+            # Asked first: it ends its own workers, which a kill would leave.
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(timeout=UI_STOPPING_S)
             server.kill()
             raise
 

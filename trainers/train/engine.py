@@ -18,7 +18,7 @@ from trainers.errors import ModelError
 from trainers.specs import OptimSpec, Placement, Precision
 
 # Ranks wait in a collective while the first one writes and uploads a model; NCCL's own limit is ten minutes.
-_PATIENCE = timedelta(hours=1)
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
 
 
 class _Options(TypedDict, total=False):
@@ -34,12 +34,12 @@ def process_group() -> Iterator[None]:
 
     # DeepSpeed would compile it (45–100 s).
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-    backend, options = "gloo", _Options(timeout=_PATIENCE)
+    backend, options = "gloo", _Options(timeout=COLLECTIVE_TIMEOUT)
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         # Before any collective: NCCL refuses two ranks on one device, and guesses a rank's unless it is told.
         torch.cuda.set_device(device)
-        backend, options = "nccl", _Options(timeout=_PATIENCE, device_id=device)
+        backend, options = "nccl", _Options(timeout=COLLECTIVE_TIMEOUT, device_id=device)
     own = not dist.is_initialized()
     named = os.environ.get("GLOO_SOCKET_IFNAME")
     if own and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -86,6 +86,7 @@ class RayBackend:
         from ray.train.torch import TorchTrainer
 
         from orchestrator.run.ray.rendezvous import LoopbackTorchConfig
+        from trainers.train.engine import COLLECTIVE_TIMEOUT
 
         on_gpus = placement.device == "cuda"
         here = ray.get_runtime_context().get_node_id()
@@ -117,7 +118,7 @@ class RayBackend:
                 "coordinator": self.coordinator,
                 "provenance": provenance,
             },
-            torch_config=LoopbackTorchConfig(),
+            torch_config=LoopbackTorchConfig(timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),
             scaling_config=scaling,
             run_config=RunConfig(name=name, storage_path=self._train_storage(), failure_config=once),
         )
