@@ -131,6 +131,9 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     found: dict[tuple[str, str, str, float], list[EvaluateStage]] = {}
     for item in stage.reads:
         assert isinstance(item, EvaluateStage)
+        if not inputs.store.complete(item.kind, item.key):
+            # Of a training that failed for good; the others are what is said.
+            continue
         share = item.train.prepared.split.name.partition(_SHARE)[2] or 0
         place = (item.train.base.name, item.train.reward.name, item.prepared.split.name, float(share))
         found.setdefault(place, []).append(item)

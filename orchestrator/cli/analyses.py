@@ -22,7 +22,7 @@ from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import quiet, say
 from orchestrator.report.results import scored
 from orchestrator.report.summary import Shown, Written
-from orchestrator.run.failures import is_final
+from orchestrator.run.failures import is_final, set_aside_damage
 from orchestrator.run.inline import compute_analyses
 from orchestrator.spec import selection
 from orchestrator.spec.datasets import DatasetReader, ReadingOptions, read_as
@@ -39,9 +39,10 @@ from orchestrator.spec.stages import (
     TrialPlan,
     usable,
 )
+from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_state
 from trainers.data.known import DATASETS, PERSONA
-from trainers.errors import SpecError
+from trainers.errors import Damaged, SpecError
 from trainers.specs import DatasetSpec, DrawSpec, Output, clean_name
 
 KIND, SUMMARY, SEEN = "analyse", "summary.md", "seen"
@@ -169,9 +170,11 @@ def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
 def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Fill `folder` with copies of analyses, by key and place, and print their summaries; return their results."""
     store, results = session.store, []
+    # Before the copies of before go: one of them may be damaged.
+    artifacts = {key: _sound_artifact(key, store) for key in places}
     shutil.rmtree(folder, ignore_errors=True)
     for key, place in places.items():
-        found = store.read(KIND, key)
+        found = artifacts[key]
         shutil.copytree(found, place, dirs_exist_ok=True)
         results.append(_results(found))
         if not session.options.json:
@@ -179,6 +182,14 @@ def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[di
     if places:
         store.share(folder)
     return results
+
+
+def _sound_artifact(key: str, store: Store) -> Path:
+    try:
+        return store.read(KIND, key)
+    except Damaged as error:
+        set_aside_damage(error, store)
+        raise
 
 
 def _results(artifact: Path) -> dict[str, Any]:
@@ -239,6 +250,7 @@ def run_follow_up(session: Session, declaration: Declaration, plans: Sequence[Tr
         if f"{KIND}/{stage.key}" in declaration.artifacts
         and not store.complete(stage.kind, stage.key)
         and all(there(read, stage.loads_weights) for read in stage.reads)
+        and any(store.complete(read.kind, read.key) for read in stage.reads)
     ]
     if missing:
         _compute(session, missing)
@@ -250,7 +262,7 @@ def show_analyses(session: Session, declaration: Declaration) -> None:
     store = session.store
     folder = store.local_sweep_dir(declaration.sweep) / "report" / "analyses"
     keys = [key for kind, _, key in (item.partition("/") for item in declaration.artifacts) if kind == KIND]
-    named = {_results(store.read(KIND, key))["name"]: key for key in keys if store.complete(KIND, key)}
+    named = {_results(_sound_artifact(key, store))["name"]: key for key in keys if store.complete(KIND, key)}
     _show(session, folder, {key: folder / clean_name(name) for name, key in sorted(named.items())})
 
 

@@ -58,7 +58,7 @@ def run(session: Session, build: Build) -> int:
     notes = read_state(session.sweep_name, session.store).trials
     diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
     todo = [item for item in missing if item not in diverged]
-    session.say(_headline(resolved.plans, todo, session))
+    session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
     session.say_left_out(resolved.left_out)
     if diverged:
         session.say(
@@ -193,7 +193,7 @@ def _run(
     try:
         if todo:
             fetch_models_here(session, todo)
-            done = len(resolved.plans) - len(todo)
+            done = len(resolved.plans) - len(missing_trials(resolved.plans, session.store))
             placements = {item.key: _place(item, resolved.sweep, nodes) for item in todo}
             retries = resolved.sweep.retries
             written = run_missing(session, declaration, todo, placements, done, retries)
@@ -202,8 +202,8 @@ def _run(
             bar = functools.partial(late_bar, session.console)
             written = write_full_report(declaration, session.store, bar)
             catch_up(session, declaration, written)
-        computed = run_follow_up(session, declaration, resolved.plans)
         print_report(session, written)
+        computed = run_follow_up(session, declaration, resolved.plans)
         show_analyses(session, declaration)
         if computed:
             show_report(session, declaration, written, complete=all_complete(written))
@@ -374,13 +374,14 @@ def _resolve(session: Session, sweep: Sweep, *, fetch: bool) -> ResolvedSweep:
     )
 
 
-def _headline(plans: Sequence[TrialPlan], todo: Sequence[TrialPlan], session: Session) -> str:
+def _headline(trials: int, complete: int, todo: Sequence[TrialPlan], session: Session) -> str:
     if not todo:
-        return f"all {len(plans)} trials are complete in {session.store.root}; nothing to run"
+        count = f"all {trials}" if complete == trials else f"{complete} of {trials}"
+        return f"{count} trials are complete in {session.store.root}; nothing to run"
     stages = {(stage.kind, stage.key) for item in todo for stage in item.missing(session.store)}
     kinds = [kind for kind, _ in sorted(stages)]
     counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    done = f"{len(plans)} trials, {len(plans) - len(todo)} complete; to run: {counted}"
+    done = f"{trials} trials, {complete} complete; to run: {counted}"
     return "; ".join(filter(None, (done, _trains_again(todo, session))))
 
 

@@ -167,13 +167,13 @@ def run_missing(
                     run_inline(todo, placements, on_event, execution=execution, stop=stop)
                 else:
                     _run_on_ray(session, declaration, todo, placements, execution, on_event, stop)
-        except KeyboardInterrupt:
+            # Of a process that was killed the driver may have gone on without it.
+            remove_finished_checkpoints(store)
+            written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
+        except BaseException:
             # What it cannot take in that time, the next command logs.
             tracker.close(timeout_s=STOPPING_S)
             raise
-        # Of a process that was killed the driver may have gone on without it.
-        remove_finished_checkpoints(store)
-        written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
         trouble = tracker.close(written, complete=all_complete(written))
     _say_view_lacks(session, trouble)
     return written

@@ -190,12 +190,21 @@ def _template() -> Any:
 def _key(declaration: Declaration, states: Sequence[TrialState], store: Store) -> str:
     """Return a hash of everything that the page depends on; no scores are read for it."""
     noted = read_state(declaration.sweep, store)
+    evaluations = [item for trial in declaration.trials for item in trial.evaluations]
+    # The audit and what leaked are read from these, where they are there.
+    rows = {
+        *(trial.train_digest for trial in declaration.trials),
+        *(item.dataset_digest for item in evaluations),
+    }
+    tokens = {*(trial.prepared for trial in declaration.trials), *(item.prepared for item in evaluations)}
+    read = [("dataset", key) for key in sorted(rows)] + [("prepare", key) for key in sorted(tokens)]
     parts = [
         VERSION,
         versions()["rmsweep"],
         declaration.sweep,
         [repr(item) for item in states],
         [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
+        [(store.sound_manifest(*artifact) or {}).get("attempt") for artifact in read],
         noted.command,
         {key: note.message for key, note in noted.trials.items()},
     ]

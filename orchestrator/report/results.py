@@ -29,7 +29,7 @@ from orchestrator.store.records import (
     declared_sweeps,
     read_declaration,
 )
-from trainers.errors import Damaged, SpecError
+from trainers.errors import Damaged, SpecError, StorageError
 from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores, read_pair_scores
 from trainers.specs import given_name
@@ -53,6 +53,7 @@ class Evaluated(EvaluationRecord):
     """
 
     finished: float
+    attempt: str
     left_out: int = 0
     weights: str | None = None
 
@@ -157,15 +158,18 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
 
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
     """The trials with the scores of their evaluations; what has them is taken as it is."""
-    return [
-        state
-        if isinstance(state, TrialResult)
-        else TrialResult(
-            **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
-            evaluations=tuple(_result(item, state.record, store) for item in state.evaluations),
-        )
-        for state in states
-    ]
+    return [state if isinstance(state, TrialResult) else _with_scores(state, store) for state in states]
+
+
+def _with_scores(state: TrialState, store: Store) -> TrialResult:
+    scored = [_result(item, state.record, store) for item in state.evaluations]
+    if None in scored:
+        # Another driver has scored it anew since its state was read.
+        return _with_scores(trial_states([state.record], store)[0], store)
+    return TrialResult(
+        **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
+        evaluations=tuple(item for item in scored if item),
+    )
 
 
 def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], int]) -> TrialState:
@@ -209,13 +213,21 @@ def _evaluated(
     return Evaluated(
         **{item.name: getattr(wanted, item.name) for item in fields(wanted)},
         finished=_committed(manifest),
+        attempt=manifest["attempt"],
         left_out=too_long(manifest["inputs"].get("data", "")),
         weights=manifest["info"].get("weights"),
     )
 
 
-def _result(item: Evaluated, record: TrialRecord, store: Store) -> EvaluationResult:
-    scores = read_pair_scores(store.read_file("evaluate", item.key, SCORES))
+def _result(item: Evaluated, record: TrialRecord, store: Store) -> EvaluationResult | None:
+    """Read the scores of an evaluation; None where they are not those of its attempt any more."""
+    try:
+        found = store.found("evaluate", item.key, SCORES)
+    except Damaged:
+        return None
+    if found is None or found[0]["attempt"] != item.attempt:
+        return None
+    scores = read_pair_scores(found[1] / SCORES)
     rows = leaked_rows(store, record.train_digest, item.dataset_digest)
     leaked = None if rows is None else np.isin(scores.index, rows)
     return EvaluationResult(
@@ -476,6 +488,10 @@ def results_of(parameters: Scored, store: Store) -> tuple[list[TrialResult], str
     if parameters.missing:
         said.append(f"Missing: {parameters.missing} trials, and nothing stands in for them.")
     results = sweep_results(Declaration(sweep="", trials=parameters.trials), store)
+    if lacking := [
+        f"{item.record.name}: {'; '.join(item.faults) or 'missing'}" for item in results if not item.complete
+    ]:
+        raise StorageError(f"{'; '.join(lacking)}. Run its sweep again, and then this command.")
     compared = on_common_pairs(results)
     said += [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, compared)]
     return compared, " ".join(said)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.spec.trials import RetryPolicy
+from orchestrator.store.artifacts import Store
 from trainers.errors import Damaged, Diverged, Interrupted, OutOfMemory, SweepError, WorkerLost
 from trainers.specs import Placement
 
@@ -60,6 +61,16 @@ def classify(error: BaseException) -> Failure:
 def damage(error: BaseException) -> Damaged | None:
     """Return the error's cause where it is a damaged artifact."""
     return next((item for item in _causes(error) if isinstance(item, Damaged)), None)
+
+
+def set_aside_damage(error: BaseException, store: Store) -> None:
+    """Where the error is a damaged artifact, make that count as missing and raise Damaged, which says so."""
+    found = damage(error)
+    if found is not None:
+        # Nobody reads it again, and whoever asks for it next computes it.
+        store.discard(found.stage, found.key, found.attempt)
+        said = f"{found}; it counts as missing now, and is computed anew by the same command"
+        raise Damaged(said, found.stage, found.key, found.attempt) from error
 
 
 def lost(error: BaseException) -> bool:

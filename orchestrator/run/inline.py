@@ -102,7 +102,11 @@ def compute_analyses(stages: Sequence[AnalyseStage], store: Store, say: Say) -> 
         execution = Execution(store=store, leases=leases)
         backend = InlineBackend(execution, _nobody_waits, stop)
         for stage in stages:
-            _compute_missing(stage, backend, say)
+            try:
+                _compute_missing(stage, backend, say)
+            except Exception as error:
+                failures.set_aside_damage(error, store)
+                raise
 
 
 def _nobody_waits(event: Event) -> None:

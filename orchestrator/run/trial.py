@@ -11,7 +11,6 @@ from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainSta
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases
-from trainers.errors import Damaged
 from trainers.specs import Placement
 
 
@@ -82,11 +81,7 @@ def _next_attempt(
     """Note the failure, and return the attempt that follows. Raises the error where none does."""
     if failures.interrupted(error):
         raise error
-    if (damage := failures.damage(error)) is not None:
-        # Nobody reads it again, and whoever asks for it next computes it.
-        execution.store.discard(damage.stage, damage.key, damage.attempt)
-        said = f"{damage}; it counts as missing now, and is computed anew by the same command"
-        raise Damaged(said, damage.stage, damage.key, damage.attempt) from error
+    failures.set_aside_damage(error, execution.store)
     failed.append(failures.classify(error))
     retry = failures.next_attempt(failed, placement, execution.retries, backend.gpus())
     if retry is None:

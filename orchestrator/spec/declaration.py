@@ -142,15 +142,21 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
 
 
 def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
-    """Trials of `new` that a mean over seeds would mix with earlier trials of other data or settings."""
+    """Trials of `new` that a mean over seeds or models would mix with earlier trials of other data or settings."""
     known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for trial in earlier.trials:
         known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))
+    rows = {item.dataset: item.dataset_digest for trial in earlier.trials for item in trial.evaluations}
     return [
         trial.name
         for trial in new.trials
-        if (others := known.get((trial.model, trial.reward, trial.train_set)))
-        and _settings(trial) not in others
+        if (
+            (others := known.get((trial.model, trial.reward, trial.train_set)))
+            and _settings(trial) not in others
+        )
+        or any(
+            rows.get(item.dataset, item.dataset_digest) != item.dataset_digest for item in trial.evaluations
+        )
     ]
 
 

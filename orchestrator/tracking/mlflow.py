@@ -17,8 +17,9 @@ from orchestrator.report.results import CURVE_POINTS, CURVES, TrialState, thinne
 from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
+from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import Declaration, read_state
-from orchestrator.tracking.view import Rows, View, as_hash, trial_mark
+from orchestrator.tracking.view import Rows, View, as_hash, report_mark, trial_mark
 from trainers.errors import StorageError, SweepError, TrackingError
 from trainers.storage import replace
 
@@ -32,15 +33,16 @@ Step = Callable[[int, int], None]
 def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> bool:
     """Whether the view at `uri` was whole, and nothing has come since."""
     try:
-        return (store.sweep_dir(sweep) / SHOWN).read_text() == view_mark(uri, results, _failed(sweep, store))
+        return (store.sweep_dir(sweep) / SHOWN).read_text() == view_mark(uri, store, sweep, results)
     except (OSError, ValueError):
         return False
 
 
-def view_mark(uri: str, results: Sequence[TrialState], failed: set[str]) -> str:
-    """Return a hash that changes with whatever there is to show."""
+def view_mark(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> str:
+    """Return a hash that changes with whatever there is to show of the trials and in the report."""
+    failed = _failed(sweep, store)
     marks = [trial_mark(item, _status(item, failed)) for item in results]
-    return as_hash([shown_uri(uri), marks])
+    return as_hash([shown_uri(uri), marks, report_mark(store.local_sweep_dir(sweep) / "report")])
 
 
 def _failed(sweep: str, store: Store) -> set[str]:
@@ -69,7 +71,7 @@ def _log_sweep(
     view.log_report(written.folder, status, ended)
     # On a full disk, the next command looks again.
     with contextlib.suppress(OSError, StorageError):
-        replace(store.sweep_dir(sweep) / SHOWN, view_mark(uri, results, failed))
+        replace(store.sweep_dir(sweep) / SHOWN, view_mark(uri, store, sweep, results))
 
 
 def sync(
@@ -84,7 +86,9 @@ def sync(
     `step` is told (done, total) trials.
     """
     began = time.perf_counter()
-    status = "FINISHED" if all(result.complete for result in written.results) else "RUNNING"
+    at_work = read_state(declaration.sweep, store).driver in live_drivers(store.root)
+    complete = all(result.complete for result in written.results)
+    status = "FINISHED" if complete else "RUNNING" if at_work else "FAILED"
     from mlflow.exceptions import MlflowException
 
     try:

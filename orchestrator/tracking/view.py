@@ -104,6 +104,12 @@ def trial_mark(result: TrialState, status: str) -> str:
     return as_hash([VERSION, asdict(result.record), result.trained_at, scored, result.complete or status])
 
 
+def report_mark(folder: Path) -> str:
+    """Return a hash that changes with any file of a report."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return as_hash([(file.relative_to(folder).as_posix(), digest_file(file)) for file in files])
+
+
 def as_hash(parts: Any) -> str:
     """Return a hash of plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -228,8 +234,7 @@ class View:
 
     def log_report(self, folder: Path, status: str, ended: float | None) -> None:
         """Log a report on the parent run, unless it is there, and end that run with `status` at the Unix time `ended`."""
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        mark = as_hash([(file.relative_to(folder).as_posix(), digest_file(file)) for file in files])
+        mark = report_mark(folder)
         parent = self._runs[""]
         if parent.data.tags.get(MARK_TAG) != mark or not self._has_files(parent, {"report"}):
             self._client.log_artifacts(self._parent, str(folder), "report")

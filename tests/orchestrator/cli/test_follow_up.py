@@ -28,9 +28,9 @@ def compute(stage, inputs, attempt) -> None:
     (attempt.directory / "summary.md").write_text(inputs.name)
 
 
-def follow(store: Store, *, loads_weights: bool = False) -> bool:
-    """Whether the analysis of the trial's training was computed."""
-    resolved = resolve(Sweep(name="demo", trials=(trial(),)), store)
+def follow(store: Store, *, loads_weights: bool = False, seeds: tuple[int, ...] = (0,)) -> bool:
+    """Whether the analysis of the trials' trainings was computed."""
+    resolved = resolve(Sweep(name="demo", trials=tuple(trial(seed=seed) for seed in seeds)), store)
 
     def analyses(plans) -> list[AnalyseStage]:
         reads = tuple(plan.train for plan in plans)
@@ -83,4 +83,9 @@ def test_an_analysis_goes_on_without_a_training_that_failed_for_good(store: Stor
     write_state("demo", store, SweepState(trials={training: note}))
     assert not follow(store)
     write_state("demo", store, SweepState(trials={training: dataclasses.replace(note, cause="Diverged")}))
-    assert follow(store)
+    # Without any training there is nothing to analyse.
+    assert not follow(store)
+    other = resolve(Sweep(name="demo", trials=(trial(seed=1),)), store).plans[0].train.key
+    assert not follow(store, seeds=(0, 1))
+    train(store, other)
+    assert follow(store, seeds=(0, 1))

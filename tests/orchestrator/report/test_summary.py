@@ -9,7 +9,7 @@ from pyarrow import parquet
 from rich.console import Console
 
 from orchestrator.report.comparison import Analysis, Resampled
-from orchestrator.report.results import sweep_results, trial_result
+from orchestrator.report.results import sweep_results, trial_result, trial_states, with_scores
 from orchestrator.report.summary import accuracies, write_report
 from orchestrator.report.tables import Value
 from orchestrator.store.artifacts import Store
@@ -382,3 +382,18 @@ def test_a_declaration_is_read_as_it_was_written(store: Store):
 def test_an_unknown_sweep_is_refused_and_named(store: Store):
     with pytest.raises(SpecError, match=r"'demo'.*--name"):
         read_declaration("demo", store)
+
+
+def test_scores_that_another_driver_replaces_meanwhile_are_read_with_their_own_manifest(store: Store):
+    trial = record()
+    commit_trial(store, trial, 9, 5)
+    states = trial_states([trial], store)
+    first = trial.evaluations[0].key
+    manifest = store.manifest("evaluate", first)
+    assert manifest is not None
+    store.discard("evaluate", first, manifest["attempt"])
+    assert [item.key for item in with_scores(states, store)[0].evaluations] == [trial.evaluations[1].key]
+    commit_scores(store, first, right=2)
+    (result,) = with_scores(states, store)
+    assert result.evaluations[0].metrics["accuracy"] == 0.2
+    assert result.evaluations[0].attempt != states[0].evaluations[0].attempt

@@ -630,3 +630,12 @@ def test_the_results_of_an_evicted_trial_are_those_from_before(store: Store):
     reader = Store(store.root)
     assert sweep_results(declaration(item), reader) == [before]
     assert parquet.read_table(reader.read_file("train", item.key, "log.parquet")).num_rows == 3
+
+
+def test_a_sweep_is_not_extended_over_another_content_of_an_evaluation_set(store: Store):
+    write_declaration(declaration(record()), store)
+    edited = record(seed=1)
+    sets = (dataclasses.replace(edited.evaluations[0], dataset_digest="edited"), *edited.evaluations[1:])
+    with pytest.raises(SpecError, match="s1"):
+        adopted(declaration(dataclasses.replace(edited, evaluations=sets)), store, adds=True)
+    assert len(adopted(declaration(edited), store, adds=True).trials) == 2

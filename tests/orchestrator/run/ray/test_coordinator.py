@@ -11,8 +11,11 @@ from orchestrator.plan.schedule import Request
 from orchestrator.run.ray import coordinator as coordinating
 from orchestrator.run.ray.coordinator import Coordinator
 from orchestrator.run.trial import Execution
+from orchestrator.spec.stages import SharedStage
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases
+from tests.orchestrator.sweep_samples import IM_RM, plan, trial
+from trainers.errors import Damaged
 
 NODE = Node(id="a", cpus=2)
 
@@ -65,3 +68,37 @@ def test_a_node_that_never_answers_is_left_to_the_retry_policy_in_the_end(
     monkeypatch.setattr(coordinating, "SUSPECTED_S", 0.2)
     left = asyncio.run(granted_after_a_loss(tmp_path, [False] * 10_000))
     assert 0 < len(left) < 10_000
+
+
+def test_a_stage_that_met_damage_is_computed_for_the_next_trial_that_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first trial meets damaged pairs and sets them aside; the second has both stages."""
+    store, needs = Store(tmp_path), plan(trial(reward=IM_RM)).train.needs
+    (prepared,) = [stage for stage in needs if stage.kind == "prepare"]
+    with store.write("prepare", prepared.key) as attempt:
+        (attempt.directory / "pairs.arrow").write_bytes(b"damaged")
+    damaged = store.manifest("prepare", prepared.key)
+    assert damaged is not None
+
+    async def compute(self: Coordinator, stage: SharedStage) -> None:
+        if stage.kind == "reference" and store.manifest("prepare", prepared.key) == damaged:
+            raise Damaged("pairs.arrow is not what was written", "prepare", prepared.key, damaged["attempt"])
+        with store.write(stage.kind, stage.key) as attempt:
+            (attempt.directory / "file").write_bytes(b"sound")
+
+    async def both() -> None:
+        execution = Execution(store=store, leases=Leases(tmp_path, "driver"))
+        held = Coordinator(execution, [NODE], {}, Durations(store=store))
+        *earlier, last = needs
+        for stage in earlier:
+            await held.shared(stage, "first")
+        with pytest.raises(Damaged):
+            await held.shared(last, "first")
+        store.discard("prepare", prepared.key, damaged["attempt"])
+        for stage in needs:
+            await held.shared(stage, "second")
+
+    monkeypatch.setattr(Coordinator, "_compute_shared", compute)
+    asyncio.run(both())
+    assert all(store.complete(stage.kind, stage.key) for stage in needs)
