@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.masking_utils import (
@@ -217,9 +217,17 @@ def flex_on_cpu(monkeypatch):
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     graphs = []
 
+    def lowered(graph, inputs):
+        """What a GPU's compiler would get: it cannot lower a mask or score that is changed in place."""
+        for module in graph.modules():
+            for node in getattr(getattr(module, "graph", None), "nodes", ()):
+                schema = getattr(node.target, "_schema", None)
+                assert schema is None or not schema.is_mutable, node.target
+        return graph
+
     def backend(graph, inputs):
         graphs.append(graph)
-        return lookup_backend("aot_eager")(graph, inputs)
+        return aot_autograd(fw_compiler=lowered)(graph, inputs)
 
     yield backend, graphs
     torch.compiler.reset()
@@ -243,6 +251,20 @@ def test_the_fused_kernel_of_each_model_of_the_catalog_is_few_graphs(flex_on_cpu
                 for left, right in zip(found, expected, strict=True):
                     assert torch.allclose(left, right, atol=1e-5)
     assert len(graphs) == 4 * len(windows) <= attention._FLEX_GRAPHS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softcap", [None, 50.0])
+def test_the_fused_kernel_is_lowered_by_the_compiler_of_gpus(softcap):
+    """On the CPU, where it has no gradients and no windows."""
+    flex = functools.partial(attention._flex_attention, kernel=attention.compiled_flex("inductor"))
+    for parts in (SHORT, LONG):
+        (found,), (expected,) = (
+            values_and_gradients(attend, parts, (4, 2, 16, False), None, softcap, gradients=False)
+            for attend in (flex, attention._pairwise_attention)
+        )
+        assert torch.allclose(found, expected, atol=1e-5)
+    torch.compiler.reset()
 
 
 def test_past_the_limit_of_graphs_attention_fails_rather_than_run_unfused(flex_on_cpu):

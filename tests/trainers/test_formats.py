@@ -469,7 +469,7 @@ def test_every_format_has_a_row_in_this_file():
         (
             with_columns(PKU, *TEXTS, 2),
             "read as PKU-SafeRLHF, by helpfulness: the values of prompt, response_0, response_1, "
-            "better_response_id are not as they should be (KeyError(2)); mend the row or drop it",
+            "better_response_id are not as they should be (KeyError(2.0)); mend the row or drop it",
         ),
         (with_columns(HELPSTEER2, *TEXTS, None), "read as HelpSteer2: the values of"),
         (with_columns(HELPSTEER2, *TEXTS, 10**400), "int too large to convert to float"),

@@ -106,7 +106,8 @@ def _strength(value: Any) -> tuple[float, float]:
 
 
 def _number(value: Any) -> tuple[float, float]:
-    return {0: (1.0, 0.0), 1: (0.0, 1.0)}[int(value)]
+    # A soft label says neither: it is no row of this format.
+    return {0.0: (1.0, 0.0), 1.0: (0.0, 1.0)}[float(value)]
 
 
 def _winner(value: Any) -> tuple[float, float]:

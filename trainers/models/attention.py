@@ -219,8 +219,9 @@ def visible(layout: PairLayout, rule: MaskRule, device: torch.device) -> Callabl
     of_layer = rule.may_see
 
     def may_see(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        together = (part_N[key] == PROMPT) | (part_N[key] == part_N[query])
-        together &= pair_N[query] == pair_N[key]
+        # Nothing is changed in place: the compiler cannot lower that in a mask.
+        response = (part_N[key] == PROMPT) | (part_N[key] == part_N[query])
+        together = response & (pair_N[query] == pair_N[key])
         return together & of_layer(batch, head, position_N[query], position_N[key])
 
     return may_see
@@ -258,6 +259,8 @@ def _flex_attention(
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=sinks is not None),
+        # torch 2.13 gives rows under 128 tokens to its decoding kernel, which has no blocks for most groups of heads.
+        kernel_options={"BACKEND": "TRITON"},
     )
     if sinks is not None:
         # A sink takes its share of the softmax: exp(s) beside the sum over the keys.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from mlflow import MlflowClient
@@ -19,10 +20,19 @@ from pyarrow import parquet
 from orchestrator.cli.running import StateWriter
 from orchestrator.report.page import said_conclusions, write_full_report
 from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned, trial_result
-from orchestrator.report.summary import write_report
+from orchestrator.report.summary import Written, write_report
 from orchestrator.run.events import Failed
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import Declaration, TrialRecord
+from orchestrator.store.leases import heartbeat
+from orchestrator.store.records import (
+    Declaration,
+    SweepState,
+    TrialNote,
+    TrialRecord,
+    read_state,
+    write_declaration,
+    write_state,
+)
 from orchestrator.tracking import mlflow
 from orchestrator.tracking.database import EXPERIMENT, default_uri
 from orchestrator.tracking.mlflow import SHOWN, Tracker, is_shown, sync
@@ -311,6 +321,11 @@ def test_a_trial_that_the_driver_noted_as_failed_stays_failed_after_sync(databas
     broken, waiting = record(), record(seed=1)
     failed(store, broken.key)
     for _ in range(2):
+        sync_all(database, store, declaration(broken, waiting))
+        assert [run["status"] for run in snapshot(database, "demo")] == ["FAILED", "FAILED", "RUNNING"]
+    with heartbeat(store.root) as leases:
+        notes = read_state("demo", store).trials
+        write_state("demo", store, SweepState(driver=leases.driver, trials=notes))
         sync_all(database, store, declaration(broken, waiting))
         assert [run["status"] for run in snapshot(database, "demo")] == ["RUNNING", "FAILED", "RUNNING"]
 
@@ -627,3 +642,24 @@ def test_a_curve_is_thinned_evenly_and_keeps_its_ends(count: int):
     assert kept[-1:] == rows[-1:]
     steps = [row["step"] for row in kept]
     assert steps == sorted(set(steps))
+
+
+def test_a_report_that_was_written_anew_is_shown_and_a_sweep_that_has_ended_stays_ended(
+    database: str, store: Store
+):
+    done, failed = record(), record(seed=1)
+    commit_trial(store, done, 9, 5)
+    declared = declaration(done, failed)
+    write_declaration(declared, store)
+
+    def written(cause: str) -> Written:
+        note = TrialNote(state="failed", cause="Diverged", message=cause)
+        write_state("demo", store, SweepState(trials={failed.key: note}))
+        with mock.patch("orchestrator.report.page.every_figure", return_value=()):
+            return write_full_report(declared, store)
+
+    first = written("it diverged")
+    sync(database, store, declared, first)
+    assert is_shown(database, store, "demo", first.results)
+    assert snapshot(database, "demo")[0]["status"] == "FAILED"
+    assert not is_shown(database, store, "demo", written("it diverged again").results)
