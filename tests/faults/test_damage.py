@@ -142,7 +142,7 @@ def test_a_log_costs_no_training(storage, one, damage):
     said = lived(storage, (*one, "--replace"))
     after = manifests(storage)
     assert {name for name in after if after[name] != before.get(name)} == {f"evaluate/{evaluated[0]}"}
-    assert f"{file} is missing or not what was written; MLflow is not given its curve" in said
+    assert f"{file} is missing or not what was written; MLflow does not show its curve" in said
     assert "MLflow view is incomplete" not in said
 
 
