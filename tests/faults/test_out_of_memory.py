@@ -39,30 +39,35 @@ def out_of_memory_above(micro_batch):
 
 
 def memory_limited_above(micro_batch):
-    """Training with a larger micro-batch has 1 MB left for its steps, by the system's own limit."""
-    import contextlib
+    """Training with a larger micro-batch asks in each step for a gigabyte that the system's own limit does not leave it.
+
+    What it leaves is enough for other threads: a library that is not Python's ends the process where it finds no memory.
+    """
     import resource
     from pathlib import Path
 
+    import torch
+
     import trainers.train.loop
 
-    loop = trainers.train.loop._loop
+    loop, step = trainers.train.loop._loop, trainers.train.loop.optimiser_step
     unlimited = resource.getrlimit(resource.RLIMIT_DATA)
+
+    def large(*arguments):
+        torch.ones(2**28)
+        return step(*arguments)
 
     def limited(begun, inputs, *rest):
         if inputs.placement.micro_batch <= micro_batch:
             return loop(begun, inputs, *rest)
         status = Path("/proc/self/status").read_text().splitlines()
         (kilobytes,) = [int(line.split()[1]) for line in status if line.startswith("VmData")]
-        resource.setrlimit(resource.RLIMIT_DATA, (kilobytes * 1024 + 2**20, unlimited[1]))
-        # What the heap holds free from before is no room either.
-        ballast = []
-        with contextlib.suppress(MemoryError):
-            while True:
-                ballast.append(bytearray(2**18))
+        resource.setrlimit(resource.RLIMIT_DATA, (kilobytes * 1024 + 2**26, unlimited[1]))
+        trainers.train.loop.optimiser_step = large
         try:
             return loop(begun, inputs, *rest)
         finally:
+            trainers.train.loop.optimiser_step = step
             resource.setrlimit(resource.RLIMIT_DATA, unlimited)
 
     trainers.train.loop._loop = limited

@@ -91,8 +91,9 @@ session = Session(
 declared = Declaration(sweep="demo", trials=())
 note = store.sweep_dir("demo") / SHOWN
 note.parent.mkdir(parents=True, exist_ok=True)
-note.write_text(view_mark("http://host", [], set()))
-catch_up(session, declared, write_report(declared, store))
+written = write_report(declared, store)
+note.write_text(view_mark("http://host", store, "demo", []))
+catch_up(session, declared, written)
 print(*[name for name in {heavy!r} if name in sys.modules])
 """
 
