@@ -27,13 +27,12 @@ SIDE_BY_SIDE := -m "not ray" --numprocesses auto --maxprocesses 8 --dist workste
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
-	# What stands in for a stage is imported by Ray's workers before they know the path of the driver.
-	PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest tests -m ray
+	$(BIN)/python -m pytest tests -m ray
 	$(BIN)/python -m pytest tests/cluster --run-alone
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE) --run-slow
-	PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest tests -m ray --run-slow
+	$(BIN)/python -m pytest tests -m ray --run-slow
 	$(BIN)/python -m pytest tests/cluster --run-alone
 
 # Rewrites the lock from what is installed; run it in a fresh .venv after changing pins in pyproject.toml.

@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from orchestrator.store.artifacts import Store
 from trainers.evaluate.scores import write_scores
 from trainers.pairs.tokens import TokenPair
 
+REPOSITORY = str(Path(__file__).resolve().parents[1])
 STEPS = 3
 PAIRS = 8
 ROW_EVERY_S = 0.05
@@ -113,7 +115,12 @@ def standing_in_on_ray(stages: Stages) -> Iterator[None]:
 
     def options() -> dict[str, Any]:
         given = ray_options()
-        return {**given, "runtime_env": {**given["runtime_env"], "worker_process_setup_hook": set_up}}
+        runtime = given["runtime_env"]
+        # A worker reads the hook, which names modules of this repository, before it knows the driver's path.
+        path = os.pathsep.join(filter(None, (REPOSITORY, os.environ.get("PYTHONPATH"))))
+        variables = {**runtime["env_vars"], "PYTHONPATH": path}
+        hooked = {**runtime, "env_vars": variables, "worker_process_setup_hook": set_up}
+        return {**given, "runtime_env": hooked}
 
     with standing_in({**stages, "orchestrator.run.ray.cluster.ray_options": options}):
         yield
