@@ -97,12 +97,9 @@ Figures = dict[str, Any]
 def versions(check: Check) -> Figures:
     """Library versions, the card, and which arithmetic torch uses for fp32 products."""
     names = ("torch", "transformers", "triton", "deepspeed", "ray", "trl", "flash-attn", "liger-kernel")
-    found: Figures = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+    found: Figures = {
+        name: metadata.version(name) if _is_installed(name) else "not installed" for name in names
+    }
     found["fp32 products"] = torch.get_float32_matmul_precision()
     found["NVIDIA_TF32_OVERRIDE"] = os.environ.get("NVIDIA_TF32_OVERRIDE")
     if not check.cpu:
@@ -489,9 +486,10 @@ def _random_inputs(folder: Path, check: Check, count: int) -> tuple[Any, Any]:
 
 def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, check: Check) -> Figures:
     """The share of the card's peak rate that a step of that many seconds used, and the memory that `plan` expects."""
-    from orchestrator.plan.durations import BACKWARD, forward_flops, unembedding_flops
+    from benchmarks.utilisation import step_flops
     from orchestrator.plan.hardware import listed_kind
     from orchestrator.plan.memory import PairTokens, Training, footprint
+    from trainers.pairs.tokens import TokenPair
     from trainers.rewards import RewardSpec
     from trainers.specs import OptimSpec, Placement
 
@@ -505,7 +503,9 @@ def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, 
         precision=precision,
         pair=pair,
     )
-    flops = (1 + BACKWARD) * batch * (forward_flops(training, pair) + unembedding_flops(training, pair))
+    prompt, chosen, rejected = ([0] * length for length in PAIR)
+    mean_pair = TokenPair(index=0, prompt=prompt, chosen=chosen, rejected=rejected)
+    flops = step_flops(shapes, kind, [mean_pair] * batch)
     placement = Placement(device="cuda", zero_stage=0, micro_batch=batch, accumulation=1)
     figures: Figures = {"planned GB": footprint(training, placement).total, "TFLOP/s": flops / step_s / 1e12}
     card = listed_kind(torch.cuda.get_device_name(0))

@@ -21,7 +21,7 @@ from benchmarks.ours import OurContender
 from benchmarks.turns import BETA, EFFECTIVE_BATCH, Kind
 from orchestrator.plan.durations import BACKWARD, forward_flops, unembedding_flops
 from orchestrator.plan.memory import PairTokens, Training
-from trainers.models.architecture import of_config
+from trainers.models.architecture import Architecture, of_config
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec
@@ -48,6 +48,8 @@ def main(
 
 
 def _report(contender: OurContender, kind: Kind, batches: Sequence[Sequence[TokenPair]]) -> None:
+    shapes = of_config(contender.model.config.to_dict())
+    assert shapes is not None
     contender.step(batches[0])
     shares, rates = [], []
     for batch in batches[1:-1]:
@@ -55,7 +57,7 @@ def _report(contender: OurContender, kind: Kind, batches: Sequence[Sequence[Toke
         contender.step(batch)
         seconds = time.perf_counter() - began
         rate = matrix_rate(contender.model.config, sum(pair.tokens for pair in batch))
-        shares.append(step_flops(contender.model, kind, batch) / seconds / rate)
+        shares.append(step_flops(shapes, kind, batch) / seconds / rate)
         rates.append(rate)
     share, rate = statistics.median(shares), statistics.median(rates)
     print(f"\n{kind}: {share:.0%} of {rate / 1e9:.0f} GFLOP/s ({min(shares):.0%}–{max(shares):.0%})\n")
@@ -81,10 +83,8 @@ def matrix_rate(config: Any, tokens: int) -> float:
     return 6 * _MATRIX_REPEATS * tokens * weight.numel() / (time.perf_counter() - began)
 
 
-def step_flops(model: Any, kind: Kind, batch: Sequence[TokenPair]) -> float:
+def step_flops(shapes: Architecture, kind: Kind, batch: Sequence[TokenPair]) -> float:
     """What the definition needs, forward and twice that backward."""
-    shapes = of_config(model.config.to_dict())
-    assert shapes is not None
     lengths = [
         PairTokens(prompt=len(pair.prompt), chosen=len(pair.chosen), rejected=len(pair.rejected))
         for pair in batch

@@ -10,7 +10,7 @@ from rich.table import Table
 from orchestrator.cli.analyses import run_follow_up, show_analyses, with_analyses
 from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
-from orchestrator.cli.running import all_complete, catch_up, run_missing, show_report
+from orchestrator.cli.running import catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, select
 from orchestrator.cli.terminal import fitting, late_bar, quiet, say
 from orchestrator.plan import placement
@@ -67,7 +67,7 @@ def run(session: Session, build: Build) -> int:
     say_damage(session, missing)
     if todo:
         session.warn(*audit_errors(declaration, session.store))
-    return _run(session, resolved, nodes, declaration, todo)
+    return _run(session, resolved, nodes, declaration, todo, missing)
 
 
 def retry(session: Session, build: Build) -> int:
@@ -76,14 +76,11 @@ def retry(session: Session, build: Build) -> int:
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
     declared = {trial.key for trial in declaration.trials}
-    failed = [
-        item
-        for item in missing_trials(resolved.plans, session.store)
-        if item.key in declared and notes.get(item.key, TrialNote()).cause
-    ]
+    missing = missing_trials(resolved.plans, session.store)
+    failed = [item for item in missing if item.key in declared and notes.get(item.key, TrialNote()).cause]
     names = ", ".join(item.spec.name for item in failed)
     session.say(f"running again: {names}" if failed else "no trial of these has failed")
-    return _run(session, resolved, nodes, declaration, failed)
+    return _run(session, resolved, nodes, declaration, failed, missing)
 
 
 def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
@@ -186,14 +183,15 @@ def _run(
     nodes: Sequence[Node],
     declaration: Declaration,
     todo: Sequence[TrialPlan],
+    missing: Sequence[TrialPlan],
 ) -> int:
-    """Run `todo`, and what follows every run: the report, the analyses, the eviction of weights, the holes."""
+    """Run `todo`, which are some of the `missing` trials, and what follows every run: the report, the analyses, the eviction of weights, the holes."""
     # Where there is no live table, each failure is said when it comes.
     told = [] if session.console.is_terminal else [item.key for item in todo]
     try:
         if todo:
             fetch_models_here(session, todo)
-            done = len(resolved.plans) - len(missing_trials(resolved.plans, session.store))
+            done = len(resolved.plans) - len(missing)
             placements = {item.key: _place(item, resolved.sweep, nodes) for item in todo}
             retries = resolved.sweep.retries
             written = run_missing(session, declaration, todo, placements, done, retries)
@@ -206,7 +204,7 @@ def _run(
         computed = run_follow_up(session, declaration, resolved.plans)
         show_analyses(session, declaration)
         if computed:
-            show_report(session, declaration, written, complete=all_complete(written))
+            show_report(session, declaration, written, complete=written.complete)
         _evict_weights(session, _asked(session, resolved, written.results))
     except SweepError as error:
         # The user's mistakes were refused before; what fails from here on is none.

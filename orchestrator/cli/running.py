@@ -174,7 +174,7 @@ def run_missing(
             # What it cannot take in that time, the next command logs.
             tracker.close(timeout_s=STOPPING_S)
             raise
-        trouble = tracker.close(written, complete=all_complete(written))
+        trouble = tracker.close(written, complete=written.complete)
     _say_view_lacks(session, trouble)
     return written
 
@@ -184,7 +184,7 @@ def catch_up(session: Session, declaration: Declaration, written: Written) -> No
     from orchestrator.tracking.mlflow import is_shown
 
     if not is_shown(session.tracking_uri, session.store, declaration.sweep, written.results):
-        show_report(session, declaration, written, complete=all_complete(written))
+        show_report(session, declaration, written, complete=written.complete)
 
 
 def show_report(session: Session, declaration: Declaration, written: Written, *, complete: bool) -> None:
@@ -195,11 +195,6 @@ def show_report(session: Session, declaration: Declaration, written: Written, *,
         tracker = Tracker(session.tracking_uri, session.store, declaration)
         trouble = tracker.close(written, complete=complete)
     _say_view_lacks(session, trouble)
-
-
-def all_complete(written: Written) -> bool:
-    """Whether every trial of the report is complete."""
-    return all(result.complete for result in written.results)
 
 
 def _say_view_lacks(session: Session, trouble: str | None) -> None:

@@ -434,6 +434,11 @@ class Written(NamedTuple):
     results: Sequence[TrialState]
     shown: Shown
 
+    @property
+    def complete(self) -> bool:
+        """Whether every trial of the report is complete."""
+        return all(result.complete for result in self.results)
+
 
 def write_report(
     declaration: Declaration,

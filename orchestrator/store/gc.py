@@ -1,4 +1,4 @@
-"""What of a store can go: artifacts that no kept sweep needs, leftovers, evaluated weights, and what is damaged.
+"""Finds and removes what a store no longer needs: artifacts of no kept sweep, leftovers, evaluated weights, damage.
 
 Commands list what can go, say why, and have it removed. Manifests are never edited; what goes was declared by nobody or
 can be computed again.

@@ -87,8 +87,7 @@ def sync(
     """
     began = time.perf_counter()
     at_work = read_state(declaration.sweep, store).driver in live_drivers(store.root)
-    complete = all(result.complete for result in written.results)
-    status = "FINISHED" if complete else "RUNNING" if at_work else "FAILED"
+    status = "FINISHED" if written.complete else "RUNNING" if at_work else "FAILED"
     from mlflow.exceptions import MlflowException
 
     try:

@@ -16,7 +16,7 @@ from trainers.pairs.tokens import TokenPair
 
 
 class PairStates(NamedTuple):
-    """Of a pair: the last hidden state of each response, [D], and the states before its tokens with those, [K, D], [K]."""
+    """A pair's hidden states: the last of each response, [D], and those before its tokens with the tokens, [K, D], [K]."""
 
     chosen_D: Tensor
     rejected_D: Tensor

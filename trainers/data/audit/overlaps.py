@@ -106,7 +106,7 @@ class TextIndex:
 
     @cached_property
     def _sorted(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-        """Of each band, the numbers of the texts in the order of the band, and the band: bands × texts."""
+        """The numbers of the texts and their bands, both bands × texts, sorted by the band within each row."""
         numbers, bands = self._bands
         order = np.argsort(bands.T, axis=1, kind="stable")
         return numbers[order], np.take_along_axis(bands.T, order, axis=1)
