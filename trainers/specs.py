@@ -14,6 +14,7 @@ from trainers.errors import SpecError
 Precision = Literal["fp32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "linear", "cosine"]
+Loss = Literal["bradley_terry", "hinge", "ipo"]
 Part = Literal["backbone", "embeddings", "unembedding"]
 # The output layer that a model is loaded with: a new linear head, or its own unembedding.
 Output = Literal["head", "unembedding"]
@@ -226,6 +227,53 @@ class OptimSpec:
             *((part, Part, "--freeze") for part in self.freeze),
         ):
             _require(value in get_args(known), f"{what} {value} is not one of {', '.join(get_args(known))}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSpec:
+    """The loss of a pair, a function of its margin Δ = r⁺ − r⁻ (trainers/rewards/losses.py).
+
+    `margin` times the pair's own margin is what Δ must exceed. `label_smoothing` is the probability that a
+    label is wrong. `centring` times (r⁺ + r⁻)² is added.
+    """
+
+    kind: Loss = "bradley_terry"
+    margin: float = 0.0
+    label_smoothing: float = 0.0
+    centring: float = 0.0
+
+    def __post_init__(self) -> None:
+        known = get_args(Loss)
+        _require(self.kind in known, f"--loss {self.kind} is not one of {', '.join(known)}.")
+        _require(math.isfinite(self.margin) and self.margin >= 0, f"--margin {self.margin}: at least 0.")
+        _require(
+            0 <= self.label_smoothing < 0.5, f"--label-smoothing {self.label_smoothing} is not in [0, 0.5)."
+        )
+        _require(
+            math.isfinite(self.centring) and self.centring >= 0, f"--centring {self.centring}: at least 0."
+        )
+
+
+BRADLEY_TERRY = LossSpec()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSpec:
+    """A low-rank adapter that is trained in the place of the backbone's weights (Hu et al., 2021).
+
+    Its update is scaled by alpha / rank; `targets` are names of linear layers, none meaning all of the backbone.
+    """
+
+    rank: int
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, f"--lora-rank {self.rank}: at least 1; 0 means no adapter.")
+        _require(
+            math.isfinite(self.alpha) and self.alpha > 0,
+            f"--lora-alpha {self.alpha}: give a positive number.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,6 +171,8 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
         reference=reference,
         keep_epochs=stage.keep_epochs,
         validation=validation,
+        loss=stage.loss,
+        lora=stage.lora,
     )
     kept = _kept(store, stage.key, call.checkpoint_steps)
     run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)

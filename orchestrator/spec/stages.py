@@ -20,7 +20,18 @@ from trainers.models import tiny
 from trainers.models.architecture import Architecture
 from trainers.models.tiny import TinyModel
 from trainers.rewards import RewardSpec
-from trainers.specs import UNTRUSTED, DrawSpec, OptimSpec, Precision, Rendering, Trust, ValidationSpec
+from trainers.specs import (
+    BRADLEY_TERRY,
+    UNTRUSTED,
+    DrawSpec,
+    LoraSpec,
+    LossSpec,
+    OptimSpec,
+    Precision,
+    Rendering,
+    Trust,
+    ValidationSpec,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +183,14 @@ class TrainStage(Keyed):
     seed: int
     keep_epochs: tuple[int, ...] = ()
     validation: ValidationSpec | None = None
+    loss: LossSpec = BRADLEY_TERRY
+    lora: LoraSpec | None = None
     kind = "train"
 
     def _content_key(self) -> str:
+        # At their defaults they are left out, as every field is that came after the keys were first used.
+        added = {"loss": self.loss} if self.loss != BRADLEY_TERRY else {}
+        added |= {"lora": self.lora} if self.lora else {}
         return content_key(
             self.kind,
             versions.TRAIN,
@@ -187,6 +203,7 @@ class TrainStage(Keyed):
             seed=self.seed,
             keep_epochs=self.keep_epochs,
             validation=self.validation,
+            **added,
         )
 
     @property
@@ -324,6 +341,8 @@ def plan_trial(
         seed=spec.seed,
         keep_epochs=kept,
         validation=spec.validation,
+        loss=spec.loss,
+        lora=spec.lora,
     )
     eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
     evaluations = tuple(

@@ -12,7 +12,16 @@ from typing import Literal, Union
 from orchestrator.store.records import Category
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, ValidationSpec
+from trainers.specs import (
+    BRADLEY_TERRY,
+    DatasetSpec,
+    DrawSpec,
+    LoraSpec,
+    LossSpec,
+    ModelSpec,
+    OptimSpec,
+    ValidationSpec,
+)
 
 Recipe = Callable[[ModelSpec, DatasetSpec], OptimSpec]
 # Epochs after which a model is evaluated besides the last.
@@ -41,6 +50,8 @@ class TrialSpec:
     keep_epochs: tuple[int, ...] = ()
     variant: str = ""
     validation: ValidationSpec | None = None
+    loss: LossSpec = BRADLEY_TERRY
+    lora: LoraSpec | None = None
 
     def __post_init__(self) -> None:
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]

@@ -31,7 +31,16 @@ from trainers.pairs.packing import Layout, References, collate, epoch_order, spl
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
-from trainers.specs import UNTRUSTED, OptimSpec, Placement, Precision, Trust
+from trainers.specs import (
+    BRADLEY_TERRY,
+    UNTRUSTED,
+    LoraSpec,
+    LossSpec,
+    OptimSpec,
+    Placement,
+    Precision,
+    Trust,
+)
 from trainers.train.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -71,6 +80,8 @@ class TrainInputs:
     trust: Trust = UNTRUSTED
     keep_epochs: tuple[int, ...] = ()
     validation: Sequence[TokenPair] = ()
+    loss: LossSpec = BRADLEY_TERRY
+    lora: LoraSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
