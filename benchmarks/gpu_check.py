@@ -499,14 +499,14 @@ def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, 
     training = Training(
         architecture=shapes,
         reward=RewardSpec(kind=kind, beta=0.01 if kind == "im_rm" else None),
-        optim=OptimSpec(),
+        optim=OptimSpec(effective_batch=batch),
         precision=precision,
         pair=pair,
     )
     prompt, chosen, rejected = ([0] * length for length in PAIR)
     mean_pair = TokenPair(index=0, prompt=prompt, chosen=chosen, rejected=rejected)
     flops = step_flops(shapes, kind, [mean_pair] * batch)
-    placement = Placement(device="cuda", zero_stage=0, micro_batch=batch, accumulation=1)
+    placement = Placement(device="cuda", forward_tokens=batch * sum(PAIR))
     figures: Figures = {"planned GB": footprint(training, placement).total, "TFLOP/s": flops / step_s / 1e12}
     card = listed_kind(torch.cuda.get_device_name(0))
     if card is not None:

@@ -297,17 +297,17 @@ def _outlook_row(group: TrialGroup) -> dict[str, str]:
         "parameters": _count(group.parameters),
     }
     if placed is None:
-        row |= {"devices": "none", "ZeRO": "", "batch": f"= {group.effective_batch}"}
+        row |= {"devices": "none", "ZeRO": "", "batch": str(group.effective_batch), "tokens a forward": ""}
         row |= {"memory saved by": "does not fit", "peak GB": "", "step s": "", "hours": ""}
     else:
-        sizes = f"{placed.micro_batch} × {placed.accumulation} × {placed.world_size}"
         saved = [("recomputation", placed.checkpointing), ("offload", placed.offload_optimizer)]
         peak = "?" if group.peak_gb is None else f"{group.peak_gb:.{1 if group.peak_gb >= 1 else 2}f}"
         limit = f" of {group.gpu_gb:g}" if group.gpu_gb and group.peak_gb is not None else ""
         row |= {
             "devices": str(placed.world_size),
             "ZeRO": str(placed.zero_stage),
-            "batch": f"{sizes} = {placed.effective_batch}",
+            "batch": str(group.effective_batch),
+            "tokens a forward": f"{placed.forward_tokens:,}",
             "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
             "peak GB": peak + limit,
             "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",

@@ -69,9 +69,10 @@ def flops_per_s(kind: GpuKind | None, precision: str) -> float:
 
 def step_s(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:
     """Seconds of one optimiser step."""
-    pairs = placement.micro_batch * placement.accumulation
+    pairs = training.optim.effective_batch / placement.world_size
     work = pairs * train_flops(training, lengths, checkpointing=placement.checkpointing)
-    overhead = placement.accumulation * FORWARD_S[placement.device]
+    forwards = min(math.ceil(pairs), math.ceil(pairs * lengths.total / placement.forward_tokens))
+    overhead = forwards * FORWARD_S[placement.device]
     return work / flops_per_s(kind, training.precision) + overhead
 
 
@@ -160,7 +161,8 @@ def measured_rates(trained: Mapping[str, tuple[str, str]], store: Store) -> dict
         manifest = store.sound_manifest("train", key)
         info = manifest["info"] if manifest else {}
         perf, laid = info.get("perf", {}), info.get("placement")
-        if laid and "step_s" in perf:
+        # An earlier rmsweep laid trainings out by other measures.
+        if laid and laid.keys() == set(Placement.__slots__) and "step_s" in perf:
             rate = Rate(step_s=perf["step_s"], set_up_s=perf.get("set_up_s", 0.0))
             found.append(((model, reward, Placement(**laid)), rate))
     return _mean(found)

@@ -60,7 +60,8 @@ def test_json_says_the_same_in_numbers(grid):
     assert (found["devices"], found["unit"], len(found["trials"]), len(found["cells"])) == (16, "GPU", 72, 12)
     for cell in found["cells"]:
         at = cell["placement"]
-        assert at["micro_batch"] * at["accumulation"] * at["world_size"] == cell["effective_batch"] == 32
+        assert at["forward_tokens"] >= 3072
+        assert cell["effective_batch"] == 32
         assert 0 < cell["peak_gb"] <= cell["gpu_gb"] == 80
         assert cell["step_s"] > 0
         assert not cell["measured"]

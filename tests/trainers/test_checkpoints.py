@@ -21,8 +21,7 @@ def job(model: Path, out: Path, *, zero: int, world: int, kind: str = "im_rm", *
     placement = {
         "zero_stage": zero,
         "world_size": world,
-        "micro_batch": 1,
-        "accumulation": EFFECTIVE_BATCH // world,
+        "forward_tokens": 300,
     }
     return Job(
         name=out.name,

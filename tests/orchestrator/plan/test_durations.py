@@ -42,7 +42,7 @@ TRAINING = Training(
     precision="fp32",
     pair=PairTokens(prompt=1024, chosen=1024, rejected=1024),
 )
-PLACED = Placement(micro_batch=4, accumulation=8, device="cuda")
+PLACED = Placement(forward_tokens=4 * 300, device="cuda")
 
 
 def sized(pairs: int = 64, epochs: int = 1, model: ModelSpec = KNOWN) -> TrialPlan:
@@ -57,7 +57,7 @@ def sized(pairs: int = 64, epochs: int = 1, model: ModelSpec = KNOWN) -> TrialPl
 
 
 def laid(world_size: int = 1) -> Placement:
-    return Placement(world_size=world_size, micro_batch=1, accumulation=32 // world_size, device="cuda")
+    return Placement(world_size=world_size, forward_tokens=1, device="cuda")
 
 
 def test_a_forward_is_two_operations_a_weight_and_token_and_the_attention():
@@ -102,7 +102,7 @@ def test_more_epochs_take_longer_and_more_or_faster_gpus_shorter(store: Store):
     largest = max(catalog.PAPER_MODELS, key=lambda model: model.parameters or 0)
     larger = replace(largest, precision=KNOWN.precision)
     assert expected_s(sized(model=larger), "train", laid(), fast) > once
-    alone = Placement(micro_batch=1, accumulation=32)
+    alone = Placement(forward_tokens=1)
     tiny = plan(trial(model=LLAMA))
     on_cpu = Durations(store=store)
     assert expected_s(tiny, "evaluate", alone, on_cpu) < expected_s(tiny, "train", alone, on_cpu) < 60
