@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from trainers.errors import SpecError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "linear", "cosine"]
 Loss = Literal["bradley_terry", "hinge", "ipo"]
@@ -101,7 +101,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         _require(
             self.precision in get_args(Precision),
-            f"model {self.name}: precision {self.precision!r} is not one of fp32, bf16.",
+            f"model {self.name}: precision {self.precision!r} is not one of {', '.join(get_args(Precision))}.",
         )
 
 

@@ -15,10 +15,10 @@ from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.store.artifacts import Store
-from trainers.specs import Placement
+from trainers.specs import Placement, Precision
 
 # Share of the peak rate that a training reaches: ASSUMED, untested on a GPU.
-UTILISATION = {"bf16": 0.35, "fp32": 0.60}
+UTILISATION = {"bf16": 0.35, "tf32": 0.40, "fp32": 0.60}
 # One thread of a CPU at fp32: of the 0.2 TFLOP/s of two threads (benchmarks/README.md), the share a training reached.
 CPU_TFLOPS, CPU_UTILISATION = 0.1, 0.69
 # What a forward costs beside its operations, and what a process costs before its first step: ASSUMED.
@@ -59,12 +59,16 @@ def train_flops(training: Training, lengths: PairTokens, *, checkpointing: bool)
     return passes * forward_flops(training, lengths) + (2 + BACKWARD) * unembedding_flops(training, lengths)
 
 
-def flops_per_s(kind: GpuKind | None, precision: str) -> float:
+def peak_tflops(kind: GpuKind, precision: Precision) -> float:
+    """Return the dense peak rate of a GPU for the products of a training in that precision."""
+    return {"bf16": kind.bf16_tflops, "tf32": kind.tf32_tflops, "fp32": kind.fp32_tflops}[precision]
+
+
+def flops_per_s(kind: GpuKind | None, precision: Precision) -> float:
     """Operations per second that one device is taken to reach; `kind` is None for one CPU thread."""
     if kind is None:
         return CPU_TFLOPS * CPU_UTILISATION * 1e12
-    peak = kind.bf16_tflops if precision == "bf16" else kind.fp32_tflops
-    return peak * UTILISATION[precision] * 1e12
+    return peak_tflops(kind, precision) * UTILISATION[precision] * 1e12
 
 
 def step_s(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:

@@ -33,11 +33,12 @@ DEFAULT_GPU_GB = 24.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuKind:
-    """A GPU: memory in GB, dense TFLOP/s in bf16 and in plain fp32 (no TF32: torch's default), $ per GPU-hour."""
+    """A GPU: memory in GB, dense TFLOP/s in bf16, TF32 and plain fp32, $ per GPU-hour."""
 
     name: str
     gb: float
     bf16_tflops: float
+    tf32_tflops: float
     fp32_tflops: float
     price: float
 
@@ -47,23 +48,22 @@ class GpuKind:
         return f"{self.name}-{self.gb:g}GB"
 
 
-# Memory and peak rates from NVIDIA's and AMD's data sheets (SXM where there is a choice; rates without sparsity). TF32 would be
-# 495 (H100), 156 (A100), 1100 (B200), 183 (L40S), 35 (A10G), 60 (L4); training in fp32 does not turn it on.
+# Memory and peak rates from NVIDIA's and AMD's data sheets (SXM where there is a choice; rates without sparsity).
 # Prices are an ASSUMPTION: AWS on demand, us-east-1, as of 2025-06, recalled and not looked up; give --price. GB200 is
 # AWS's price of a reserved block; AWS has neither A10 (taken as A10G) nor MI300X (taken as Azure's).
 PRICES_ASSUMED = "AWS on demand, us-east-1, as of 2025-06, not looked up"
 GPU_KINDS = (
-    GpuKind(name="H100", gb=80, bf16_tflops=989, fp32_tflops=67, price=6.88),
-    GpuKind(name="H200", gb=141, bf16_tflops=989, fp32_tflops=67, price=7.91),
-    GpuKind(name="B200", gb=180, bf16_tflops=2250, fp32_tflops=75, price=14.24),
-    GpuKind(name="GB200", gb=186, bf16_tflops=2500, fp32_tflops=80, price=10.58),
-    GpuKind(name="MI300X", gb=192, bf16_tflops=1307, fp32_tflops=163.4, price=6.00),
-    GpuKind(name="A100", gb=40, bf16_tflops=312, fp32_tflops=19.5, price=2.75),
-    GpuKind(name="A100", gb=80, bf16_tflops=312, fp32_tflops=19.5, price=3.43),
-    GpuKind(name="L40S", gb=48, bf16_tflops=362, fp32_tflops=91.6, price=1.86),
-    GpuKind(name="A10G", gb=24, bf16_tflops=70, fp32_tflops=31.5, price=1.01),
-    GpuKind(name="A10", gb=24, bf16_tflops=125, fp32_tflops=31.2, price=1.01),
-    GpuKind(name="L4", gb=24, bf16_tflops=121, fp32_tflops=30.3, price=0.80),
+    GpuKind(name="H100", gb=80, bf16_tflops=989, tf32_tflops=495, fp32_tflops=67, price=6.88),
+    GpuKind(name="H200", gb=141, bf16_tflops=989, tf32_tflops=495, fp32_tflops=67, price=7.91),
+    GpuKind(name="B200", gb=180, bf16_tflops=2250, tf32_tflops=1100, fp32_tflops=75, price=14.24),
+    GpuKind(name="GB200", gb=186, bf16_tflops=2500, tf32_tflops=1250, fp32_tflops=80, price=10.58),
+    GpuKind(name="MI300X", gb=192, bf16_tflops=1307, tf32_tflops=653.7, fp32_tflops=163.4, price=6.00),
+    GpuKind(name="A100", gb=40, bf16_tflops=312, tf32_tflops=156, fp32_tflops=19.5, price=2.75),
+    GpuKind(name="A100", gb=80, bf16_tflops=312, tf32_tflops=156, fp32_tflops=19.5, price=3.43),
+    GpuKind(name="L40S", gb=48, bf16_tflops=362, tf32_tflops=183, fp32_tflops=91.6, price=1.86),
+    GpuKind(name="A10G", gb=24, bf16_tflops=70, tf32_tflops=35, fp32_tflops=31.5, price=1.01),
+    GpuKind(name="A10", gb=24, bf16_tflops=125, tf32_tflops=62.5, fp32_tflops=31.2, price=1.01),
+    GpuKind(name="L4", gb=24, bf16_tflops=121, tf32_tflops=60, fp32_tflops=30.3, price=0.80),
 )
 # AWS instance types (EC2's own tables): kind of GPU, GPUs, virtual CPUs.
 INSTANCES: Mapping[str, tuple[str, int, int]] = {

@@ -88,7 +88,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     forward = max(training.pair.total, min(placement.forward_tokens, share))
     pairs, several = forward / training.pair.total, forward < share
     shapes, output = training.architecture, training.reward.type.output
-    width = 4 if training.precision == "fp32" else 2
+    width = 2 if training.precision == "bf16" else 4
     # Half precision without ZeRO is run as ZeRO-1 (trainers/train/engine.py).
     stage = max(placement.zero_stage, 1) if width == 2 else placement.zero_stage
     on_gpu = placement.device == "cuda"

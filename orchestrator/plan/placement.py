@@ -15,7 +15,7 @@ from orchestrator.plan.hardware import GPU_KINDS, Node
 from orchestrator.plan.memory import PairTokens, Training, footprint
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec, matches
-from trainers.errors import PlanError
+from trainers.errors import PlanError, SpecError
 from trainers.models import tiny
 from trainers.models.architecture import Architecture
 from trainers.rewards import RewardSpec
@@ -37,10 +37,11 @@ def place(
     """Lay a trial's training out: on GPUs where there are any, else on CPU processes.
 
     `architecture` is that of a model that the catalog does not know; a model of unknown size gets one GPU, and no
-    forward that is longer than the longest pair. Raises PlanError.
+    forward that is longer than the longest pair. Raises PlanError; SpecError for tf32 without a GPU.
     """
     gpus, gpu_gb = gpus_of(capacity)
     if not gpus:
+        _refuse_tf32([trial])
         return _place_on_cpus(trial, capacity, rules)
     training = training_of(trial, architecture)
     if training is None:
@@ -158,11 +159,21 @@ def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
 
 
 def require_fit(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> None:
-    """Raises PlanError with every line of `misfits`."""
+    """Raises PlanError with every line of `misfits`; SpecError for tf32 without a GPU."""
+    if not gpus_of(capacity)[0]:
+        _refuse_tf32(trials)
     lines = misfits(trials, capacity)
     if lines:
         ways = "Run on a cluster (RAY_ADDRESS, --cluster), choose --models, or try --profile laptop."
         raise PlanError("\n".join([*lines, ways]))
+
+
+def _refuse_tf32(trials: Sequence[TrialSpec]) -> None:
+    named = dict.fromkeys(trial.model.name for trial in trials if trial.model.precision == "tf32")
+    if named:
+        raise SpecError(
+            f"{', '.join(named)} in tf32: only GPUs have it, and there is none; take fp32 or bf16."
+        )
 
 
 def misfits(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> list[str]:

@@ -16,6 +16,7 @@ from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.loading import device, load_model
+from trainers.models.products import settle_products
 from trainers.pairs.packing import References
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair
@@ -58,6 +59,7 @@ def run(arguments: Train) -> None:
     final, draft = arguments.out / "model", arguments.out / "draft"
     if final.exists():
         raise SpecError(f"{final} is there already; give another --out.")
+    settle_products(arguments.precision)
     reward = arguments.reward_spec()
     if arguments.forward_tokens < 1:
         raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")

@@ -25,6 +25,7 @@ from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
 from trainers.models.loading import freeze, load_model
 from trainers.models.memory import forget_peak_memory, memory_named, peak_memory
+from trainers.models.products import products_of
 from trainers.models.reward_parts import RewardModule
 from trainers.models.saving import folder_files, full_weights, persistent_buffers, save_model
 from trainers.pairs.packing import (
@@ -327,25 +328,26 @@ def optimiser_step(
         padded=layout == "rows",
     )[dist.get_rank()]
     sums = torch.tensor([0.0] * 4 + list(wishes), dtype=torch.float64)
-    for number, positions in enumerate(forwards, 1):
-        # Every rank must run every collective: a forward without pairs runs one of weight 0.
-        weight = placement.world_size / len(step) if positions else 0.0
-        engine.set_gradient_accumulation_boundary(number == len(forwards))
-        batch = collate(
-            [inputs.pairs[position] for position in positions or [min(step, key=costs.__getitem__)]],
-            layout=layout,
-            shared_tokens=shared_length,
-            reference=inputs.reference,
-            device=str(engine.device),
-        )
-        scores = engine(batch)
-        engine.backward(weight * scores.loss_P.sum())
-        if positions:
-            margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
-            right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
-            totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
-            sums[:3] += torch.stack(totals).cpu()
-            sums[3] += batch.tokens
+    with products_of(engine.module.model):
+        for number, positions in enumerate(forwards, 1):
+            # Every rank must run every collective: a forward without pairs runs one of weight 0.
+            weight = placement.world_size / len(step) if positions else 0.0
+            engine.set_gradient_accumulation_boundary(number == len(forwards))
+            batch = collate(
+                [inputs.pairs[position] for position in positions or [min(step, key=costs.__getitem__)]],
+                layout=layout,
+                shared_tokens=shared_length,
+                reference=inputs.reference,
+                device=str(engine.device),
+            )
+            scores = engine(batch)
+            engine.backward(weight * scores.loss_P.sum())
+            if positions:
+                margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
+                right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
+                totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
+                sums[:3] += torch.stack(totals).cpu()
+                sums[3] += batch.tokens
     norm = None
     if effective_zero_stage(placement, inputs.precision) == 0:
         # DeepSpeed does not know it. Of the averaged gradients, before they are clipped and applied.

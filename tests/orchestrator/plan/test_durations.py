@@ -78,8 +78,10 @@ def test_a_step_takes_its_operations_at_the_stated_utilisation():
     work = 32 * durations.train_flops(TRAINING, LENGTHS, checkpointing=False)
     expected = work / (67e12 * 0.60) + 8 * 0.03
     assert durations.step_s(TRAINING, LENGTHS, PLACED, H100) == pytest.approx(expected)
-    halves = replace(TRAINING, precision="bf16")
-    assert durations.step_s(halves, LENGTHS, PLACED, H100) < expected
+    halves, rounded = (replace(TRAINING, precision=precision) for precision in ("bf16", "tf32"))
+    times = [durations.step_s(made, LENGTHS, PLACED, H100) for made in (halves, rounded, TRAINING)]
+    assert times == sorted(times)
+    assert times[1] < times[2] / 3
 
 
 def test_the_gate_expects_what_the_plan_says(store: Store):

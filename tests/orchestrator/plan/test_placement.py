@@ -12,7 +12,7 @@ from orchestrator.plan.placement import fits_gpus, misfits, place, require_fit, 
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec
 from tests.orchestrator.sweep_samples import EX_RM, IM_RM, LLAMA, trial
-from trainers.errors import PlanError
+from trainers.errors import PlanError, SpecError
 from trainers.models import tiny
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 
@@ -226,3 +226,12 @@ def test_the_paper_needs_gpus_and_enough_of_them():
     assert fits_gpus(catalog.PAPER_MODELS, gpus(4))
     assert not fits_gpus(catalog.PAPER_MODELS, gpus(1, 24.0))
     assert not fits_gpus([HUB], gpus(8))
+
+
+def test_tf32_without_a_gpu_is_refused_and_with_one_takes_the_memory_of_fp32():
+    llama = catalog.MODELS["llama-3.2-1b"]
+    rounded = trial(model=replace(llama, precision="tf32"))
+    assert place(rounded, gpus(1)) == place(trial(model=llama), gpus(1))
+    for refuse in (place, lambda spec, nodes: require_fit([spec], nodes)):
+        with pytest.raises(SpecError, match=r"llama-3\.2-1b in tf32: only GPUs have it"):
+            refuse(rounded, NO_GPU)
