@@ -333,6 +333,14 @@ def _totals(found: Outlook) -> list[str]:
             f"price: ${found.price:,.2f} for the work, ${found.price_held:,.2f} with the whole cluster held to the end, at "
             f"${found.price_per_hour:,.2f} per GPU-hour ({found.price_is})"
         )
+    for group in found.cells:
+        if group.utilisation is not None:
+            shares = ", ".join(
+                f"{name} {share:.0%}" for name, share in group.step_shares.items() if share >= 0.005
+            )
+            lines.append(
+                f"{group.model} · {group.reward}, estimated: {group.utilisation:.0%} of the peak rate (MFU); {shares}"
+            )
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
     if found.not_fetched:
