@@ -14,6 +14,7 @@ from tests.trainers import gang
 from trainers.errors import Diverged, ModelError, OutOfMemory, SpecError
 from trainers.models import attention
 from trainers.models.loading import freeze, load_model
+from trainers.models.memory import memory_named, peak_memory
 from trainers.models.reward_parts import RewardModule
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.packing import collate
@@ -251,6 +252,23 @@ def test_memory_that_runs_out_is_named(tiny_model, pairs, tmp_path, monkeypatch)
     lengths = sorted(pair.tokens for pair in pairs)
     assert raised.value.forward_tokens == max(lengths[-1], sum(lengths[-2:]) // 2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", "NCCL Error 1: Failed to CUDA calloc 6 bytes"],
+)
+def test_memory_that_runs_out_in_a_library_of_cuda_is_named_too(said):
+    with pytest.raises(OutOfMemory, match="too large") as raised, memory_named("too large", forward_tokens=7):
+        raise RuntimeError(said)
+    assert raised.value.forward_tokens == 7
+
+
+def test_the_peak_of_a_gpu_is_what_was_reserved_beside_what_was_filled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e9)
+    assert peak_memory() == {"peak_mem_gb": 3.0, "allocated_gb": 2.0}
 
 
 def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path):
