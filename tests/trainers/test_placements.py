@@ -160,6 +160,16 @@ def test_every_two_settings_together_train_as_plain_adamw(truth, tiny_model, tmp
     check(runs, run_all(runs, tiny_model, tmp_path), truth, tmp_path)
 
 
+def test_ranks_that_do_not_divide_the_batch_train_as_plain_adamw(truth, tiny_model, tmp_path):
+    """Steps of 16 pairs and of one on three ranks: two of them then compute for nothing."""
+    runs = [
+        dict(zip(FACTORS, (stage, 3, tokens, False, False, "fp32", "im_rm"), strict=True))
+        for stage, tokens in ((1, 300), (3, 600))
+    ]
+    jobs = [job(run, tiny_model, tmp_path) for run in runs]
+    check(runs, gang.launch(jobs, tmp_path / "gang", 3), truth, tmp_path)
+
+
 def test_validation_between_steps_leaves_partitioned_weights_trainable(truth, tiny_model, tmp_path):
     runs = [
         dict(zip(FACTORS, (3, 2, 600, checkpointing, False, "fp32", "ex_rm"), strict=True))
