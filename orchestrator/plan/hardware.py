@@ -54,21 +54,18 @@ class GpuKind(NamedTuple):
 # Prices are an ASSUMPTION: AWS on demand, us-east-1, as of 2025-06, recalled and not looked up; give --price. GB200 is
 # AWS's price of a reserved block; AWS has neither A10 (taken as A10G) nor MI300X (taken as Azure's).
 PRICES_ASSUMED = "AWS on demand, us-east-1, as of 2025-06, not looked up"
-GPU_KINDS = tuple(
-    GpuKind(*row)
-    for row in (
-        ("H100", 80, 989, 495, 67, 3350, 450, 6.88),
-        ("H200", 141, 989, 495, 67, 4800, 450, 7.91),
-        ("B200", 180, 2250, 1100, 75, 8000, 900, 14.24),
-        ("GB200", 186, 2500, 1250, 80, 8000, 900, 10.58),
-        ("MI300X", 192, 1307, 653.7, 163.4, 5300, 448, 6.00),
-        ("A100", 40, 312, 156, 19.5, 1555, 300, 2.75),
-        ("A100", 80, 312, 156, 19.5, 2039, 300, 3.43),
-        ("L40S", 48, 362, 183, 91.6, 864, 32, 1.86),
-        ("A10G", 24, 70, 35, 31.5, 600, 32, 1.01),
-        ("A10", 24, 125, 62.5, 31.2, 600, 32, 1.01),
-        ("L4", 24, 121, 60, 30.3, 300, 32, 0.80),
-    )
+GPU_KINDS = (
+    GpuKind("H100", 80, 989, 495, 67, 3350, 450, 6.88),
+    GpuKind("H200", 141, 989, 495, 67, 4800, 450, 7.91),
+    GpuKind("B200", 180, 2250, 1100, 75, 8000, 900, 14.24),
+    GpuKind("GB200", 186, 2500, 1250, 80, 8000, 900, 10.58),
+    GpuKind("MI300X", 192, 1307, 653.7, 163.4, 5300, 448, 6.00),
+    GpuKind("A100", 40, 312, 156, 19.5, 1555, 300, 2.75),
+    GpuKind("A100", 80, 312, 156, 19.5, 2039, 300, 3.43),
+    GpuKind("L40S", 48, 362, 183, 91.6, 864, 32, 1.86),
+    GpuKind("A10G", 24, 70, 35, 31.5, 600, 32, 1.01),
+    GpuKind("A10", 24, 125, 62.5, 31.2, 600, 32, 1.01),
+    GpuKind("L4", 24, 121, 60, 30.3, 300, 32, 0.80),
 )
 # AWS instance types (EC2's own tables): kind of GPU, GPUs, virtual CPUs.
 INSTANCES: Mapping[str, tuple[str, int, int]] = {

@@ -25,7 +25,7 @@ FP32_TOLERANCE, BF16_TOLERANCE = 1e-5, 2e-3
 FACTORS = {
     "zero_stage": (0, 1, 2, 3),
     "world_size": (1, 2),
-    # Of a step of about 1,600 tokens in pairs of up to 250: a pair each, two, some, all at once.
+    # Of a step of about 900 tokens in pairs of 16 and 106: a pair each, some, half of them, all at once.
     "forward_tokens": (1, 300, 600, 4000),
     "checkpointing": (False, True),
     "offload_optimizer": (False, True),

@@ -50,7 +50,7 @@ from trainers.storage import (
     seal,
     upload,
 )
-from trainers.train.mirror import clear_together, fetch_together, on_node, upload_together
+from trainers.train.mirror import clear_together, fetch_together, on_node, together, upload_together
 
 KEPT = 2
 EVERY_S = 600.0
@@ -148,20 +148,9 @@ def _newest_sound(
 
 
 def _on_first(act: Callable[[], Found]) -> Found:
-    """Act on rank 0, and give every rank what it found. A collective.
-
-    Raises StorageError on all of them where it failed: the others would wait for it.
-    """
-    said: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            said = [act(), None]
-        except (OSError, StorageError) as error:
-            said = [None, str(error)]
-    dist.broadcast_object_list(said)
-    if said[1] is not None:
-        raise StorageError(said[1])
-    found: Found = said[0]
+    """Act on rank 0, and give every rank what it found. A collective. Raises StorageError on all where it failed."""
+    shares: list[Any] = together(lambda: act() if dist.get_rank() == 0 else None)
+    found: Found = shares[0]
     return found
 
 
@@ -262,9 +251,8 @@ def _require_room_together(folder: Path, need: int) -> None:
 def _digests_together(folder: Path) -> dict[str, str]:
     """Return the digest of every file, each rank reading its share."""
     names = _on_first(lambda: files_below(folder))
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    shares: list[Any] = [None] * world_size
-    dist.all_gather_object(shares, {name: digest_file(folder / name) for name in names[rank::world_size]})
+    mine = names[dist.get_rank() :: dist.get_world_size()]
+    shares = together(lambda: {name: digest_file(folder / name) for name in mine})
     return {name: digest for share in shares for name, digest in share.items()}
 
 

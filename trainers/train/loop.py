@@ -399,15 +399,11 @@ def _too_large(inputs: TrainInputs) -> dict[str, Any]:
 
 
 def _performance(log: Sequence[dict[str, Any]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
-    if not log:
-        return {"set_up_s": set_up_s, **peak_memory()}
-    return {
-        "tokens_per_s": sum(row["tokens"] for row in log) / loop_s,
-        "pairs_per_s": sum(row["pairs"] for row in log) / loop_s,
-        "step_s": loop_s / len(log),
-        "set_up_s": set_up_s,
-        **peak_memory(),
-    }
+    perf = {"set_up_s": set_up_s, **peak_memory()}
+    if log:
+        tokens, pairs = (sum(row[name] for row in log) for name in ("tokens", "pairs"))
+        perf |= {"tokens_per_s": tokens / loop_s, "pairs_per_s": pairs / loop_s, "step_s": loop_s / len(log)}
+    return perf
 
 
 def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:

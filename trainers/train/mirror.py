@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket: the collectives that carry a checkpoint's files between every node's folder and the bucket.
+"""Collectives on files: errors reach every rank, and checkpoints go between every node's folder and a bucket.
 
 A node's folder is only a station: files leave it once they are up, and are fetched into it before a training resumes.
 """
@@ -36,7 +36,7 @@ def upload_together(station: Path, tag: str, mirror: ObjectPath) -> dict[str, st
         return {name: digest_file(folder / name) for name in names}
 
     try:
-        shares = _together(put)
+        shares = together(put)
     finally:
         # Whole, as DeepSpeed leaves scripts of its own beside the checkpoint.
         clear_together(station)
@@ -52,7 +52,7 @@ def fetch_together(source: ObjectPath, digests: Mapping[str, str], folder: Path)
     def get() -> list[str]:
         return fetch(source, digests, folder) if on_node()[0] == 0 else []
 
-    wrong = sorted({name for share in _together(get) for name in share})
+    wrong = sorted({name for share in together(get) for name in share})
     return f"{wrong[0]} is missing or not what was written" if wrong else None
 
 
@@ -64,7 +64,7 @@ def clear_together(folder: Path) -> None:
     dist.barrier()
 
 
-def _together(act: Callable[[], Found]) -> list[Found]:
+def together(act: Callable[[], Found]) -> list[Found]:
     """Return what every rank found. Raises StorageError on all of them where one failed, as the others would wait for it."""
     mine: tuple[Found | None, str | None]
     try:

@@ -196,6 +196,15 @@ def test_more_work_needs_more_and_recomputation_less(pairs, tokens, stage, ranks
         assert total(world_size=2 * ranks) <= usual * (1.0 if ranks > 1 or stage < 3 else 1.5)
 
 
+def test_a_step_in_one_forward_has_no_gradients_of_earlier_ones_beside_its_activations():
+    work = training(optim=OptimSpec(effective_batch=32))
+    whole, nearly = (footprint(work, placed(forward_tokens=tokens)) for tokens in (32 * 300, 32 * 300 - 1))
+    assert (whole.gradients, nearly.gradients) == (0, pytest.approx(nearly.weights))
+    # No budget makes a forward larger than a rank's share of a step, and none smaller than a pair.
+    assert footprint(work, placed(forward_tokens=10**6)) == whole
+    assert footprint(work, placed(forward_tokens=1)) == footprint(work, placed(forward_tokens=300))
+
+
 def test_the_margin_for_what_only_a_gpu_shows_is_named_and_only_a_gpus():
     assert footprint(training(), placed()).unmeasured > 2
     assert footprint(training(), placed(device="cpu")).unmeasured == 0
