@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from orchestrator.spec.axes import AXES, plain
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PrepareStage, TrialPlan
@@ -24,7 +25,6 @@ from orchestrator.store.records import (
     write_declaration,
 )
 from trainers.errors import SpecError
-from trainers.specs import DrawSpec
 from trainers.storage import alone
 
 
@@ -66,6 +66,7 @@ def _trial(
             for stage in plan.evaluations
         ),
         prepared=plan.train.prepared.key,
+        axes={name: plain(value) for name, value in spec.axes},
     )
 
 
@@ -75,25 +76,12 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
         "model": spec.model.name,
         "model_source": spec.model.source,
         "model_revision": plan.train.base.revision,
-        "precision": spec.model.precision,
         "reward": spec.reward_name,
-        "beta": spec.reward.beta,
         "train_set": spec.train_set.name,
         "seed": spec.seed,
-        "lr": spec.optim.lr,
-        "validation_share": spec.validation and spec.validation.share,
-        "epochs": spec.optim.epochs,
-        "effective_batch": spec.optim.effective_batch,
-        "weight_decay": spec.optim.weight_decay,
-        "freeze": ", ".join(spec.optim.freeze) or None,
         "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
-        "max_train_pairs": spec.train_draw.max_pairs,
         "max_eval_pairs": spec.eval_draw.max_pairs,
-        **{
-            name: limit
-            for name in ("max_prompt_tokens", "max_response_tokens")
-            if (limit := getattr(spec.train_draw, name)) != getattr(DrawSpec(), name)
-        },
+        **{axis.parameter: plain(axis.of(spec)) for axis in AXES.values()},
     }
     return {
         name: said(value) if isinstance(value, str) else value
@@ -163,7 +151,9 @@ def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
 def _settings(trial: TrialRecord) -> dict[str, Any]:
     apart = ("seed", "model_source", "keep_epochs", "max_eval_pairs")
     settings = {name: value for name, value in trial.parameters.items() if name not in apart}
-    return {**settings, "train_digest": trial.train_digest}
+    # None is not noted, nor is an axis that came to be after the sweep was declared.
+    unsaid = {axis.parameter: plain(axis.default) for axis in AXES.values()}
+    return {**unsaid, **settings, "train_digest": trial.train_digest}
 
 
 def _both(earlier: Declaration, new: Declaration) -> Declaration:
