@@ -147,6 +147,8 @@ class Options(ReadingOptions, CommonOptions):
     """Precision of the weights while they are trained."""
     optimizer: Annotated[Optimizer | None, flag("NAME", "adamw")] = None
     """The optimiser: adamw, sgd or rmsprop."""
+    momentum: Annotated[float | None, flag("X", "0")] = None
+    """Momentum of sgd and rmsprop."""
     schedule: Annotated[Schedule | None, flag("NAME", "constant")] = None
     """Learning rate after the warm-up: constant, linear or cosine."""
     warmup_steps: Annotated[int | None, flag("N", "0")] = None
@@ -161,6 +163,10 @@ class Options(ReadingOptions, CommonOptions):
     """Loss of a pair: bradley_terry, hinge or ipo."""
     label_smoothing: Annotated[float | None, flag("X", "0")] = None
     """Probability that a label is wrong."""
+    margin: Annotated[float | None, flag("X", "0")] = None
+    """Times a pair's own margin, how much more than 0 its reward margin must be."""
+    centring: Annotated[float | None, flag("X", "0")] = None
+    """Times the squared sum of a pair's rewards, what is added to the loss, so that rewards centre on 0."""
     lora_rank: Annotated[int | None, flag("N", "0, no adapter")] = None
     """Train a low-rank adapter in the place of the backbone."""
     lora_alpha: Annotated[float | None, flag("X", "16")] = None

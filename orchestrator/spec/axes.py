@@ -300,14 +300,10 @@ class Axes:
                 of = f" with {where}" if where else ""
                 if not meant:
                     raise SpecError(f"{choice.said}: the sweep has no trial{of}.")
-                for name, value in point.values:
+                for name, _ in point.values:
                     axis = AXES[name]
-                    # Of a product of axes, 0 may be what switches the other off.
                     if not any(map(axis.applies, meant)):
-                        raise SpecError(
-                            f"{choice.said} is given, but no trial{of} would use {name} {shown(value)}: "
-                            f"{axis.lacking()}."
-                        )
+                        raise SpecError(f"{choice.said}: no trial{of} would use {name}; {axis.lacking()}.")
 
 
 NO_AXES = Axes()
