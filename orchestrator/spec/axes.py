@@ -11,16 +11,14 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_types, reward_variants
 from trainers.specs import DrawSpec, LoraSpec, LossSpec, ModelSpec, OptimSpec, ValidationSpec
 
-if TYPE_CHECKING:
-    from orchestrator.spec.trials import TrialSpec
-
-T = TypeVar("T", bound="TrialSpec")
+# A TrialSpec, which is defined by what is here.
+Trial = Any
 
 NONE = "none"
 _ELSEWHERE = {"model": "--models", "reward": "--rewards", "train-set": "--train-sets", "seed": "--seeds"}
@@ -57,7 +55,7 @@ class Axis:
         found = next(item for item in fields(self.spec) if item.name == self.field)
         return None if found.default is MISSING else found.default
 
-    def applies(self, trial: "TrialSpec") -> bool:
+    def applies(self, trial: Trial) -> bool:
         """Whether the trial has this field, and reads it."""
         if self.home == "reward":
             return self.field in trial.reward.type.options
@@ -67,7 +65,7 @@ class Axis:
             self.field, (trial.optim.optimizer,)
         )
 
-    def of(self, trial: "TrialSpec") -> Any:
+    def of(self, trial: Trial) -> Any:
         """Return the trial's value; None where it has no such field."""
         spec = getattr(trial, self.home)
         return (0 if spec is None else getattr(spec, self.field)) if self.applies(trial) else None
@@ -184,7 +182,7 @@ def shown(value: Any) -> str:
     return NONE if value is None else str(value)
 
 
-def settled(trial: T, values: Mapping[str, Any]) -> T:
+def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
     """Return the trial with these values, by axis; a field that it does not have is passed over. Raises SpecError."""
     homes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -215,7 +213,7 @@ def settled(trial: T, values: Mapping[str, Any]) -> T:
     return replace(trial, **changes)
 
 
-def varied(trial: T, values: Mapping[str, Any]) -> T:
+def varied(trial: Trial, values: Mapping[str, Any]) -> Trial:
     """Return the trial at this point of axes: those of them that it reads stand in its name."""
     made = settled(trial, values)
     names = dict.fromkeys((*dict(trial.axes), *values))
@@ -230,7 +228,7 @@ class Point:
     values: tuple[tuple[str, Any], ...]
     labels: tuple[tuple[str, str], ...] = ()
 
-    def fits(self, trial: "TrialSpec") -> bool:
+    def fits(self, trial: Trial) -> bool:
         """Whether it is meant for this trial."""
         labels = {"model": trial.model.name, "reward": trial.reward.name, "train": trial.train_set.name}
         return all({**labels, "seed": str(trial.seed)}[key] == value for key, value in self.labels)
@@ -261,7 +259,7 @@ class Axes:
 
     choices: tuple[Choice, ...] = ()
 
-    def of(self, trial: T, settings: Mapping[str, Any] = types.MappingProxyType({})) -> list[T]:
+    def of(self, trial: Trial, settings: Mapping[str, Any] = types.MappingProxyType({})) -> list[Trial]:
         """Return a grid's trial at every point; `settings` go before the values that are given for all trials.
 
         Values that a trial does not read are left out; points that are the same without them are one trial.
@@ -291,7 +289,7 @@ class Axes:
         ]
         return list(dict.fromkeys(made))
 
-    def require_use(self, trials: Sequence["TrialSpec"]) -> None:
+    def require_use(self, trials: Sequence[Trial]) -> None:
         """Refuse a value that no trial reads. Raises SpecError."""
         for choice in self.choices:
             for point in choice.points:

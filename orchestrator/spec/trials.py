@@ -64,24 +64,28 @@ class TrialSpec:
             )
 
     @property
-    def variant(self) -> str:
-        """What tells it from trials of the same reward type: `unembedding_only lr=0.01`."""
-        return " ".join(filter(None, (self.label, *(f"{name}={shown(value)}" for name, value in self.axes))))
-
-    @property
     def labelled_reward(self) -> str:
         """`im_rm`, or with the experiment's word: `im_rm_unembedding_only`."""
         return "_".join(filter(None, (self.reward.name, self.label)))
 
     @property
+    def variant(self) -> str:
+        """The values of what varies: `lr=1e-05 epochs=2`."""
+        return " ".join(f"{name}={shown(value)}" for name, value in self.axes)
+
+    @property
     def reward_name(self) -> str:
-        """The reward type with all that varies, `im_rm lr=1e-05`: trials that share it differ in their seed alone."""
-        return f"{self.reward.name}{'_' if self.label else ' '}{self.variant}".strip()
+        """The reward type with all that varies, `im_rm_lr=1e-05`: trials that share it differ in their seed alone.
+
+        It is a word, since tables have columns of that name.
+        """
+        return "_".join((self.labelled_reward, *self.variant.split()))
 
     @property
     def name(self) -> str:
         """`llama-64 · im_rm lr=1e-05 · tiny_world · s0`, as MLflow and the tables show it."""
-        return f"{self.model.name} · {self.reward_name} · {self.train_set.name} · s{self.seed}"
+        kind = f"{self.labelled_reward} {self.variant}".strip()
+        return f"{self.model.name} · {kind} · {self.train_set.name} · s{self.seed}"
 
     @property
     def labels(self) -> dict[str, str]:

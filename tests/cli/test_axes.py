@@ -54,7 +54,7 @@ def test_the_plan_prices_every_value(ended):
     code, out, _ = ended("--axis", "epochs=1,1000", "--rewards", "ex_rm")
     cells = {cell["reward"]: cell["device_hours"] for cell in json.loads(out)["cells"]}
     assert code == 0
-    assert 10 * cells["ex_rm epochs=1"] < cells["ex_rm epochs=1000"]
+    assert 10 * cells["ex_rm_epochs=1"] < cells["ex_rm_epochs=1000"]
 
 
 def test_an_axis_can_be_for_one_reward_type_or_model(planned):

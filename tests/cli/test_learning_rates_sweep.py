@@ -94,7 +94,7 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
 
 def test_the_report_has_a_row_for_each_rate_and_evaluation_set(storage):
     found = {(row["reward"], row["evaluation_set"]) for row in trial_rows(storage, "learning_rates")}
-    rewards, sets = [f"ex_rm lr={lr:g}" for lr in RATES], ["tiny_world", "tiny_world_paraphrase"]
+    rewards, sets = [f"ex_rm_lr={lr:g}" for lr in RATES], ["tiny_world", "tiny_world_paraphrase"]
     assert found == {(reward, name) for reward in rewards for name in sets}
 
 

@@ -114,7 +114,7 @@ def test_other_values_of_a_training_leave_its_key_where_they_say_nothing():
 
 def test_points_that_are_one_training_are_one_trial():
     names = [item.reward_name for item in trials("lora-rank=0,8", "lora-alpha=16,32", rewards=("ex_rm",))]
-    assert names == ["ex_rm lora-rank=0", *(f"ex_rm lora-rank=8 lora-alpha={alpha}" for alpha in (16, 32))]
+    assert names == ["ex_rm_lora-rank=0", *(f"ex_rm_lora-rank=8_lora-alpha={alpha}" for alpha in (16, 32))]
     names = [item.variant for item in trials("optimizer=adamw,sgd", "momentum=0,0.9", rewards=("ex_rm",))]
     assert names == ["optimizer=adamw", "optimizer=sgd momentum=0", "optimizer=sgd momentum=0.9"]
 
@@ -157,7 +157,7 @@ def test_an_experiments_own_axis_gives_way_to_a_flag_and_its_setting_does_not():
     assert {item.optim.lr for item in chosen.trials(settings={"lr": 1e-5})} == {1e-5}
     made = chosen.trials(axes={"epochs": (1, 2), "warmup-steps": (3,)}, label="short")
     assert {item.reward_name for item in made} == {
-        f"{reward}_short epochs={epochs}" for reward in ("ex_rm", "im_rm") for epochs in (1, 2)
+        f"{reward}_short_epochs={epochs}" for reward in ("ex_rm", "im_rm") for epochs in (1, 2)
     }
     assert {item.optim.warmup_steps for item in made} == {3}
 
@@ -202,7 +202,7 @@ def test_a_record_has_what_varies_and_every_value():
     made = varied(trial(), {"lr": 1e-5, "freeze": ("backbone",), "clip": None})
     (record,) = declared(made).trials
     assert record.axes == {"lr": 1e-5, "freeze": "backbone", "clip": None}
-    assert record.reward == "im_rm lr=1e-05 freeze=backbone clip=none"
+    assert record.reward == "im_rm_lr=1e-05_freeze=backbone_clip=none"
     values = {axis.parameter: axis.of(made) for axis in AXES.values()}
     wanted = {
         name: value for name, value in values.items() if value is not None and not isinstance(value, tuple)
@@ -222,7 +222,7 @@ def test_another_value_is_added_under_a_name_of_its_own_and_a_refusal_says_how(t
             adopted(declared(other), store, adds=adds)
         assert all(word in str(refused.value) for word in ("(--replace)", "(--name demo-2)"))
     both = adopted(declared(varied(trial(), {"lr": 1e-5})), store, adds=True)
-    assert {item.reward for item in both.trials} == {"im_rm", "im_rm lr=1e-05"}
+    assert {item.reward for item in both.trials} == {"im_rm", "im_rm_lr=1e-05"}
 
 
 def test_a_sweep_of_before_there_were_axes_is_extended(tmp_path):
@@ -248,7 +248,7 @@ def test_two_precisions_of_a_model_are_one_model_of_two_trials(tmp_path):
 def test_values_for_one_reward_type_leave_its_ablation_as_it_is():
     made = trials("im_rm.beta=0.1,0.2", rewards=("im_rm", "im_rm_no_reference"))
     assert {item.reward_name: item.reward.beta for item in made} == {
-        "im_rm beta=0.1": 0.1,
-        "im_rm beta=0.2": 0.2,
+        "im_rm_beta=0.1": 0.1,
+        "im_rm_beta=0.2": 0.2,
         "im_rm_no_reference": IM_RM.beta,
     }
