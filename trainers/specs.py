@@ -186,6 +186,7 @@ class DrawSpec:
             self.max_pairs is None or self.max_pairs >= 1,
             f"a draw of {self.max_pairs} pairs is empty; give a number of at least 1.",
         )
+        _require(min(self.max_prompt_tokens, self.max_response_tokens) >= 1, "at least 1 token is needed.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

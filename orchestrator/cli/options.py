@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from orchestrator.spec.datasets import ReadingOptions
+from trainers.specs import Loss, Optimizer, Part, Precision, Schedule
 from trainers.train.stopping import GRACE_S
 
 
@@ -126,18 +127,56 @@ class Options(ReadingOptions, CommonOptions):
     """Leave out pairs with a longer prompt, in training and evaluation."""
     max_response_tokens: Annotated[int | None, flag("N", "1024")] = None
     """Leave out pairs with a longer response, in training and evaluation."""
-    epochs: Annotated[int | None, flag("N", OF_PROFILE)] = None
-    """Passes over the training pairs."""
     keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()
     """Keep and evaluate the weights after these epochs, too, not after the last alone."""
+    axis: Annotated[tuple[str, ...], flag("[MODEL.|REWARD.]NAME=V1,V2")] = ()
+    """Vary any field of a trial, as in lr=1e-6,1e-5 beta=0.01,0.1: every value with every other one."""
+    zip: Annotated[tuple[str, ...], flag("NAME=V1,V2")] = ()
+    """Vary these together: the first value of each, then the second of each."""
+    trials: Annotated[str | None, flag("FILE.csv|FILE.yaml")] = None
+    """Run these trials: a row for each, with columns model, reward, train_set, seed and any axis."""
+    epochs: Annotated[int | None, flag("N", OF_PROFILE)] = None
+    """Passes over the training pairs."""
     lr: Annotated[float | None, flag("X", OF_PROFILE)] = None
     """Learning rate."""
     beta: Annotated[float | None, flag("X", "0.01")] = None
     """β of im_rm."""
     effective_batch: Annotated[int | None, flag("N", OF_PROFILE)] = None
     """Pairs in an optimiser step."""
+    precision: Annotated[Precision | None, flag("NAME", "the model's")] = None
+    """Precision of the weights while they are trained."""
+    optimizer: Annotated[Optimizer | None, flag("NAME", "adamw")] = None
+    """The optimiser: adamw, sgd or rmsprop."""
+    momentum: Annotated[float | None, flag("X", "0")] = None
+    """Momentum of sgd and rmsprop."""
+    schedule: Annotated[Schedule | None, flag("NAME", "constant")] = None
+    """Learning rate after the warm-up: constant, linear or cosine."""
+    warmup_steps: Annotated[int | None, flag("N", "0")] = None
+    """Optimiser steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float | None, flag("X", "0")] = None
+    """Weight decay."""
+    clip: Annotated[float | None, flag("X", "none")] = None
+    """Largest norm of a gradient."""
+    freeze: Annotated[tuple[Part, ...], flag("PART", "none")] = ()
+    """Parts that keep their values: backbone, embeddings or unembedding."""
+    loss: Annotated[Loss | None, flag("NAME", "bradley_terry")] = None
+    """Loss of a pair: bradley_terry, hinge or ipo."""
+    label_smoothing: Annotated[float | None, flag("X", "0")] = None
+    """Probability that a label is wrong."""
+    margin: Annotated[float | None, flag("X", "0")] = None
+    """Times a pair's own margin, how much more than 0 its reward margin must be."""
+    centring: Annotated[float | None, flag("X", "0")] = None
+    """Times the squared sum of a pair's rewards, what is added to the loss, so that rewards centre on 0."""
+    lora_rank: Annotated[int | None, flag("N", "0, no adapter")] = None
+    """Train a low-rank adapter in the place of the backbone."""
+    lora_alpha: Annotated[float | None, flag("X", "16")] = None
+    """Scale of the adapter, times its rank."""
+    lora_targets: Annotated[tuple[str, ...], flag("LAYER", "all linear layers")] = ()
+    """Names of the layers that the adapter is added to."""
+    validation_share: Annotated[float | None, flag("X", OF_PROFILE)] = None
+    """Share of the training pairs that is held out, and scored after every epoch."""
     only: Annotated[tuple[str, ...], flag("KEY=GLOB")] = ()
-    """Run a part of the grid, by model, reward, train or seed."""
+    """Run a part of the grid, by model, reward, train, seed or any axis."""
     max_trials: Annotated[int | None, flag("N")] = None
     """Run the first N trials of the grid."""
     extend: bool = False

@@ -109,7 +109,7 @@ def outlook(
         peak_gb = footprint(training, placed).total if training and placed else None
         new = TrialGroup(
             model=spec.model.name,
-            reward=spec.reward.name,
+            reward=spec.reward_name,
             parameters=training.architecture.parameters if training else None,
             placement=placed,
             effective_batch=spec.optim.effective_batch,

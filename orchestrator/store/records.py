@@ -38,7 +38,11 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs."""
+    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs.
+
+    `axes` are the values of what varies in the sweep, by axis. `reward` holds them, too: trials that share it, the model
+    and the training set differ in their seed alone.
+    """
 
     name: str
     key: str
@@ -50,6 +54,7 @@ class TrialRecord:
     parameters: dict[str, Any]
     evaluations: tuple[EvaluationRecord, ...]
     prepared: str = ""
+    axes: dict[str, Any] = field(default_factory=dict)
 
     def whole(self, store: Store) -> bool:
         """Return whether it is trained, and evaluated on every declared set; no file but the manifests is read."""

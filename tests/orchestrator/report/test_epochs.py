@@ -61,7 +61,7 @@ def test_every_keeps_all_epochs_of_each_trials_own_recipe():
 
 
 def test_a_variant_has_a_name_and_a_column_of_its_own():
-    narrow = trial(variant="unembedding_only", optim=OptimSpec(freeze=("backbone",)))
+    narrow = trial(label="unembedding_only", optim=OptimSpec(freeze=("backbone",)))
     assert narrow.name == "llama-64 · im_rm_unembedding_only · tiny_world · s0"
     assert narrow.labels["reward"] == "im_rm_unembedding_only"
 
