@@ -2,10 +2,11 @@
 
     <root>/artifacts/<stage>/<key>/manifest.json     put last, where none is: no manifest, no artifact
     <root>/artifacts/<stage>/<key>/<attempt>/…       the files that the manifest names, with sizes and digests
-    <root>/artifacts/<stage>/<key>/evicted           names the attempt whose weights were removed to free their space
 
-Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only an artifact
-that is damaged, or whose weights were evicted, is written again: the new manifest takes the place of the old one at once.
+A training has two artifacts under its key: `train`, its log, and `weights`, which are evicted by being deleted.
+
+Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only what is
+damaged is written again: the new manifest takes the place of the old one at once.
 
 In a bucket (docs/storage.md) an attempt is made in a local folder, put below its own name, and then its manifest is put;
 what is read is fetched into that folder, `local`, and compared with its digest there.
@@ -47,7 +48,8 @@ from trainers.storage import (
 )
 
 MANIFEST = "manifest.json"
-EVICTED = "evicted"
+# The artifact of a training's models, under the key of the training.
+WEIGHTS = "weights"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,15 +149,17 @@ class Store:
         return self.manifest_and_folder(stage, key, within)[1]
 
     def read_file(self, stage: str, key: str, name: str) -> Path:
-        """Return one file of an artifact, checked alone; evicted weights do not matter to the others.
-
-        Raises Damaged, StorageError.
-        """
+        """Return one file of an artifact, checked alone. Raises Damaged, StorageError."""
         return self.manifest_and_folder(stage, key, name)[1] / name
 
     def manifest_and_folder(self, stage: str, key: str, within: str = "") -> tuple[dict[str, Any], Path]:
         """Return what `found` returns. Raises StorageError also where there is no such artifact."""
         found = self.found(stage, key, within)
+        if found is None and stage == WEIGHTS and (trained := self.sound_manifest("train", key)):
+            raise StorageError(
+                f"the weights of training {key} were evicted after evaluation; to have them again, delete "
+                f"{self._folder('train', key)} and run again: the training took {trained['seconds']:,.0f} s."
+            )
         if found is None:
             raise StorageError(f"{within and f'{within} of '}artifact {stage}/{key} is not in {self.root}.")
         return found
@@ -176,12 +180,6 @@ class Store:
         }
         if within and not wanted:
             raise StorageError(f"{within} of artifact {stage}/{key} is not in {self.root}.")
-        # One request less for all that holds no weights.
-        if any(map(holds_weights, wanted)) and self.evicted(stage, key):
-            raise StorageError(
-                f"the weights of {stage}/{key} were evicted after evaluation; to have them again, delete "
-                f"{self._folder(stage, key)} and run again: the training took {manifest['seconds']:,.0f} s."
-            )
         source = self._folder(stage, key) / manifest["attempt"]
         folder = self._local_folder(stage, key) / manifest["attempt"]
         # What was fetched may be gone again: other processes of the machine share the cache, and make room in it.
@@ -201,22 +199,9 @@ class Store:
         return manifest, folder
 
     def forget_fetched(self, stage: str, key: str) -> None:
-        """Remove the models that were fetched of an artifact, to make room; where the store is local nothing was.
-
-        Its other files stay: they are small, and other processes of the machine may be reading them.
-        """
+        """Remove what was fetched of an artifact, to make room; where the store is local nothing was."""
         if isinstance(self.root, ObjectPath):
-            for model in self._local_folder(stage, key).glob("*/*/"):
-                remove_tree(model)
-
-    def evicted(self, stage: str, key: str) -> bool:
-        """Return whether the weights of the committed attempt were removed to free their space. Raises StorageError."""
-        try:
-            attempt = (self._folder(stage, key) / EVICTED).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        manifest = self.manifest(stage, key)
-        return manifest is not None and manifest["attempt"].encode() == attempt
+            remove_tree(self._local_folder(stage, key))
 
     def remove_leftovers(self, stage: str, key: str) -> None:
         """Remove attempts that came to nothing; for who holds the lease on the stage, since nobody else writes."""
@@ -279,15 +264,10 @@ class Store:
             upload(attempt.directory, names, folder / attempt.directory.name)
         if publish(folder / MANIFEST, text) or self._stands(stage, key, attempt.directory.name):
             return True
-        standing = self.sound_manifest(stage, key)
-        if standing is not None and not self.evicted(stage, key):
+        if self.complete(stage, key):
             remove_tree(folder / attempt.directory.name)
             return False
         replace(folder / MANIFEST, text)
-        if standing is not None:
-            # From here on readers find the new attempt; what a crash leaves of the old one is gc's.
-            (folder / EVICTED).unlink(missing_ok=True)
-            remove_tree(folder / standing["attempt"])
         return True
 
     def _stands(self, stage: str, key: str, attempt: str) -> bool:
@@ -311,16 +291,11 @@ def _inside(name: object) -> bool:
     return bool(text.strip("./") and parts[0]) and ".." not in parts and "\\" not in text and "\0" not in text
 
 
-def holds_weights(name: str) -> bool:
-    """Return whether a file of a training holds weights, after its last epoch or an earlier one."""
-    return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
-
-
-def weights_digest(trained: Mapping[str, Any] | None) -> str | None:
-    """Return one digest of all weights that a training's manifest names, evicted or not; None where there are none."""
-    named = trained["files"].items() if trained else ()
-    files = sorted((name, said["sha256"]) for name, said in named if holds_weights(name))
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
+def weights_digest(manifest: Mapping[str, Any]) -> str:
+    """Return one digest of all weights that the manifest of such an artifact names, without what lies beside them."""
+    named = manifest["files"].items()
+    files = sorted((name, said["sha256"]) for name, said in named if name.endswith(".safetensors"))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 @cache

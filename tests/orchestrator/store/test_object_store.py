@@ -20,7 +20,7 @@ from orchestrator.run.failures import NextAttempt, classify, next_attempt
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store import leases
 from orchestrator.store.artifacts import MANIFEST, Store
-from orchestrator.store.gc import evict, garbage, kept_artifacts, remove
+from orchestrator.store.gc import evict_weights, garbage, kept_artifacts, remove
 from orchestrator.store.leases import Leases, heartbeat, live_drivers
 from orchestrator.store.records import Declaration, read_state, write_declaration
 from tests.object_store import SECRET
@@ -325,15 +325,16 @@ def test_garbage_is_listed_without_a_change_and_then_removed(store):
     assert garbage(store, kept_artifacts(store)) == []
 
 
-def test_evicted_weights_free_their_room_and_the_rest_is_read(store, tmp_path, monkeypatch):
+def test_evicted_weights_free_their_room_and_the_log_is_read(store, tmp_path, monkeypatch):
     write(store)
-    assert evict(store, KEY) == 5000
+    with store.write("weights", KEY) as attempt:
+        (attempt.directory / "model.safetensors").write_bytes(b"w" * 5000)
+    assert evict_weights(store, "demo", [KEY]) > 5000
+    assert not [name for name in objects(store) if name.startswith("artifacts/weights")]
     other = elsewhere(monkeypatch, store, tmp_path, "other")
     assert other.read_file("train", KEY, "log.parquet").read_bytes() == CONTENT["log.parquet"]
     with pytest.raises(StorageError, match="were evicted"):
-        other.read("train", KEY)
-    write(other)
-    assert read(store) == CONTENT
+        other.read("weights", KEY)
 
 
 def refused(capsys, tmp_path, **options) -> str:
@@ -427,13 +428,10 @@ def test_the_cache_may_be_cleared_at_any_time(store):
     assert read(store) == CONTENT
 
 
-def test_who_makes_room_takes_no_file_that_another_process_reads(store):
-    """A worker that has scored a training forgets its model, while the driver has its log."""
+def test_what_was_forgotten_to_make_room_is_fetched_again(store):
     write(store)
-    log = store.read_file("train", KEY, "log.parquet")
     worker = pickle.loads(pickle.dumps(store))
     model = worker.read("train", KEY) / "model"
     worker.forget_fetched("train", KEY)
     assert not model.exists()
-    assert log.read_bytes() == CONTENT["log.parquet"]
     assert read(worker) == CONTENT
