@@ -143,6 +143,8 @@ def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialStat
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
 
+    evaluations = [item.key for record in records for item in record.evaluations]
+    store.look(train=[record.key for record in records], evaluate=evaluations)
     return [_trial_state(record, store, too_long) for record in records]
 
 

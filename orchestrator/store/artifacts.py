@@ -20,7 +20,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -34,6 +34,7 @@ from trainers.storage import (
     SEAL,
     Location,
     ObjectPath,
+    at_once,
     cache_of,
     digest_file,
     disk_named,
@@ -50,6 +51,8 @@ from trainers.storage import (
 MANIFEST = "manifest.json"
 # The artifact of a training's models, under the key of the training.
 WEIGHTS = "weights"
+# How long the listing of a bucket counts. What has come since is asked for one by one; what has gone is found out by its files.
+LOOK_S = 30.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +69,11 @@ class Store:
     def __init__(self, root: Location) -> None:
         self.root = root.absolute() if isinstance(root, Path) else root
         self._sound: set[Path] = set()
-        self._manifests: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
+        # What marked the content of a manifest's file when it was read, and the manifest.
+        self._manifests: dict[Location, tuple[object, dict[str, Any]]] = {}
+        # Of a bucket: the texts of manifests that stood when their stage was listed, and until when they are taken to stand.
+        self._standing: dict[Location, str] = {}
+        self._until: dict[str, float] = {}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[Location]]:
         # What this process has checked says nothing to the process that it is sent to.
@@ -97,15 +104,17 @@ class Store:
         In a folder it is read again only when the file has changed: a command asks for each manifest several times.
         """
         file = self._folder(stage, key) / MANIFEST
-        mark: tuple[int, ...] = ()
+        mark: object = None
         try:
             if isinstance(file, Path):
                 said = file.stat()
                 mark = (said.st_ino, said.st_mtime_ns, said.st_size)
-                known = self._manifests.get(file)
-                if known is not None and known[0] == mark:
-                    return known[1]
-            loaded = json.loads(file.read_bytes())
+            elif time.monotonic() < self._until.get(stage, 0.0):
+                mark = self._standing.get(file)
+            known = self._manifests.get(file)
+            if mark is not None and known is not None and known[0] == mark:
+                return known[1]
+            loaded = json.loads(mark if isinstance(mark, str) else file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Unreachable:
@@ -115,15 +124,47 @@ class Store:
         except ValueError:
             loaded = None
         if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
+            if self._standing.pop(file, None) is not None:
+                # It may be what this machine remembers that is damaged.
+                return self.manifest(stage, key)
             raise Damaged(f"{file} is not what was written", stage, key)
         for name in (loaded["attempt"], *loaded["files"]):
             if not _inside(name):
                 raise StorageError(
                     f"{file} names {name!r}, which leads out of its folder; delete {file.parent}."
                 )
-        if isinstance(file, Path):
+        if mark is not None:
             self._manifests[file] = (mark, loaded)
         return loaded
+
+    def look(self, **wanted: Sequence[str]) -> None:
+        """Before many artifacts are asked for, stage=keys: spare a bucket a request for each, for LOOK_S from now.
+
+        One listing a stage tells which manifests stand and names their content, so that none is read a second time on
+        this machine. A bucket whose listing would cost more than it spares is not listed. Raises Unreachable.
+        """
+        stale = {
+            stage: keys for stage, keys in wanted.items() if time.monotonic() >= self._until.get(stage, 0.0)
+        }
+        if not isinstance(self.root, ObjectPath) or not stale:
+            return
+        standing: dict[ObjectPath, str] = {}
+        for stage, keys in stale.items():
+            # A request lists 1,000 objects.
+            found = (self.root / f"artifacts/{stage}").e_tags(100 * len(keys))
+            files = [self.root / f"artifacts/{stage}/{key}/{MANIFEST}" for key in keys]
+            standing |= {file: found[file] for file in files if file in found}
+        index, seen = self.local / "manifests.json", dict[str, tuple[str, str]]()
+        with contextlib.suppress(OSError, ValueError):
+            seen = json.loads(index.read_bytes())
+        unread = [file for file, e_tag in standing.items() if seen.get(str(file), ("", ""))[0] != e_tag]
+        for file, text in zip(unread, at_once(_text, unread), strict=True):
+            seen[str(file)] = (standing[file], text)
+        if unread:
+            with contextlib.suppress(OSError, StorageError):
+                replace(index, json.dumps(seen))
+        self._standing |= {file: seen[str(file)][1] for file in standing}
+        self._until |= dict.fromkeys(stale, time.monotonic() + LOOK_S)
 
     def sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """Return the manifest, None where there is none or it is damaged. Raises StorageError."""
@@ -142,7 +183,9 @@ class Store:
         """
         manifest = self.sound_manifest(stage, key)
         if (manifest["attempt"] if manifest else "") == attempt:
-            (self._folder(stage, key) / MANIFEST).unlink(missing_ok=True)
+            file = self._folder(stage, key) / MANIFEST
+            file.unlink(missing_ok=True)
+            self._standing.pop(file, None)
 
     def read(self, stage: str, key: str, within: str = "") -> Path:
         """Return the artifact's folder, its files checked as by `found`. Raises Damaged, StorageError."""
@@ -192,6 +235,9 @@ class Store:
             wrong = fetch(source, unread, folder)
         else:
             wrong = [name for name, digest in unread.items() if not is_written(folder / name, digest)]
+        if wrong and self._standing.pop(self._folder(stage, key) / MANIFEST, None):
+            # Another driver may have removed or replaced it since it was listed.
+            return self.found(stage, key, within)
         if wrong:
             said = f"{source / wrong[0]} is missing or not what was written"
             raise Damaged(said, stage, key, manifest["attempt"])
@@ -282,6 +328,14 @@ class Store:
 
     def _local_folder(self, stage: str, key: str) -> Path:
         return self.local / f"artifacts/{stage}/{key}"
+
+
+def _text(file: ObjectPath) -> str:
+    """Return an object's text; that of what is gone by now is not that of a manifest."""
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ValueError):
+        return ""
 
 
 def _inside(name: object) -> bool:

@@ -128,7 +128,10 @@ def _remove_artifact(store: Store, stage: str, key: str) -> int:
     The manifest goes first, so that no reader sees half of it; of what a crash leaves gc is told.
     """
     manifest, folder = store.manifest(stage, key), store.root / f"artifacts/{stage}/{key}"
-    freed = sum(delete(folder / name) for name in (MANIFEST, manifest["attempt"])) if manifest else 0
+    if manifest is None:
+        return 0
+    store.discard(stage, key, manifest["attempt"])
+    freed = delete(folder / manifest["attempt"])
     _drop_empty(folder)
     return freed
 
@@ -263,6 +266,9 @@ def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
 
 def set_aside(store: Store, files: Iterable[tuple[str, str, str]]) -> list[Damaged]:
     """Make artifacts count as missing of which a file (stage, key, name) is damaged, and return what is wrong with them."""
+    files = list(files)
+    for stage in {stage for stage, _, _ in files}:
+        store.look(**{stage: [key for kind, key, _ in files if kind == stage]})
     found = [error for file in files if (error := damage(store, *file)) is not None]
     for error in found:
         store.discard(error.stage, error.key, error.attempt)
