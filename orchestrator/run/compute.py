@@ -21,7 +21,7 @@ from orchestrator.spec.stages import (
     SharedStage,
     TrainStage,
 )
-from orchestrator.store.artifacts import Attempt, Store, weights_digest
+from orchestrator.store.artifacts import WEIGHTS, Attempt, Store, weights_digest
 from trainers.data.records import read_written_pairs
 from trainers.errors import DataError
 from trainers.models import tiny
@@ -150,7 +150,10 @@ def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints
 
 
 def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
-    """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
+    """Train as one rank of a gang (or alone), from the last checkpoint where there is one.
+
+    Rank 0 commits the weights, and then the log, which says that the training is complete.
+    """
     from trainers.pairs.tokens import held_out
     from trainers.train.loop import TrainInputs, train
 
@@ -179,14 +182,17 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
     if int(os.environ.get("RANK", "0")) > 0:
         run(out_dir=Path())
         return
-    with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
+    with (
+        store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt,
+        store.write(WEIGHTS, stage.key) as weights,
+    ):
         attempt.info.update(pairs=len(pairs), **call.provenance)
-        _note(run(out_dir=attempt.directory), stage, placement, attempt)
+        _note(run(out_dir=weights.directory), stage, placement, attempt)
     remove_tree(checkpoint_folder(store, stage.key))
 
 
 def _note(result: "TrainResult", stage: TrainStage, placement: Placement, attempt: Attempt) -> None:
-    """The training log beside the weights, and what the manifest says of them."""
+    """Write the training log, and what its manifest says."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -208,7 +214,7 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeR
         _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
     for train in {stage.train.key for stage in missing}:
         # Nobody else reads weights, and the next training's need the room.
-        store.forget_fetched("train", train)
+        store.forget_fetched(WEIGHTS, train)
 
 
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
@@ -221,8 +227,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
 
     train = missing[0].train
     folder = model_folder(missing[0].epoch, train.optim.epochs)
-    # A training is not done again for the sake of its log.
-    trained, found = store.manifest_and_folder("train", train.key, folder)
+    weights, found = store.manifest_and_folder(WEIGHTS, train.key, folder)
     location = str(found / folder)
     model = load_model(
         location,
@@ -243,7 +248,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
                 report=functools.partial(_of_dataset, report, name),
             )
             metrics = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
-            attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(trained))
+            attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(weights))
 
 
 def _tokens(

@@ -6,14 +6,14 @@ A TrialPlan holds the stages of one trial; an AnalyseStage reads what trials com
 whoever asks (orchestrator/run/compute.py), and is done when its artifact is committed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Union
 
 from orchestrator.spec.keys import Keyed, content_key
 from orchestrator.spec.trials import TrialSpec
-from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.artifacts import WEIGHTS, Attempt, Store
 from orchestrator.store.records import unscored
 from trainers import versions
 from trainers.models import tiny
@@ -272,20 +272,19 @@ class TrialPlan:
 
         A training whose weights were evicted is one of them only where an evaluation of it is.
         """
-        trained = store.sound_manifest(self.train.kind, self.train.key)
-        wanted = self.unscored(store, trained)
-        untrained = [] if trained else [self.train]
+        wanted = self.unscored(store)
+        untrained = [] if store.complete(self.train.kind, self.train.key) else [self.train]
         return list(_below([*untrained, *wanted], lambda stage: stage not in wanted and usable(stage, store)))
 
-    def unscored(self, store: Store, trained: Mapping[str, Any] | None = None) -> list[EvaluateStage]:
-        """Evaluations that are missing, or that scored earlier weights; `trained` is the training's manifest, if at hand."""
-        keys = unscored(store, self.key, [stage.key for stage in self.evaluations], trained)
+    def unscored(self, store: Store) -> list[EvaluateStage]:
+        """Evaluations that are missing, or that scored earlier weights."""
+        keys = unscored(store, self.key, [stage.key for stage in self.evaluations])
         return [stage for stage in self.evaluations if stage.key in keys]
 
     def trains_again_s(self, store: Store) -> float | None:
         """Seconds that training again will take, where evicted weights are needed; None where they are not."""
         trained = store.sound_manifest(self.train.kind, self.train.key)
-        if trained is None or not store.evicted(self.train.kind, self.train.key) or self.complete(store):
+        if trained is None or store.complete(WEIGHTS, self.key) or self.complete(store):
             return None
         return float(trained["seconds"])
 
@@ -298,10 +297,9 @@ class TrialPlan:
 
 
 def usable(stage: Stage, store: Store) -> bool:
-    """Whether a later stage can read this one: it is committed, and its weights are not evicted."""
-    if not store.complete(stage.kind, stage.key):
-        return False
-    return stage.kind != "train" or not store.evicted(stage.kind, stage.key)
+    """Whether a later stage can read this one: it is committed, and so are the weights of a training."""
+    kinds = (stage.kind, WEIGHTS) if stage.kind == "train" else (stage.kind,)
+    return all(store.complete(kind, stage.key) for kind in kinds)
 
 
 def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:
