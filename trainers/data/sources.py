@@ -37,7 +37,7 @@ from trainers.data.known import (
 from trainers.data.records import Candidates, Pair, listed_turns
 from trainers.errors import DataError, SpecError, nearest
 from trainers.evaluate.suites import SUITES, Item, Suite
-from trainers.specs import BUILTIN, COLUMNS, FETCHED, Augmentation, DatasetSpec, clean_name
+from trainers.specs import BUILTIN, COLUMNS, FETCHED, Augmentation, DatasetSpec, Ratings, clean_name
 from trainers.storage import alone, digest_file, disk_named, replace
 
 CACHE_VARIABLE = "RMSWEEP_CACHE"
@@ -69,6 +69,8 @@ class RowFlags:
     """Names of your columns: prompt=question chosen=best rejected=worst."""
     group_by: str | None = None
     """With --test-share, keep rows with the same value in this column together (default: rows with the same prompt)."""
+    ratings: Ratings = "all"
+    """Of several rated answers, pair each with all that are rated lower, or the best alone."""
     test_share: float = 0.0
     """Share of the groups that become the test split of a set that has none."""
     split_seed: int = 0
@@ -87,6 +89,9 @@ class Reading(RowFlags):
 
 def dataset_spec(data: str) -> DatasetSpec:
     """Return the set that a word names: a file, a folder, a known name or a hub id. Raises DataError."""
+    whole, split = split_off(data)
+    if split:
+        return dataclasses.replace(dataset_spec(whole), train_split=split, test_split=split)
     path = Path(data).expanduser()
     spec = None if path.exists() else named_set(data)
     if spec is not None:
@@ -104,6 +109,13 @@ def dataset_spec(data: str) -> DatasetSpec:
     except SpecError:
         name = "data"
     return DatasetSpec(name=name, source=str(path) if path.exists() else data)
+
+
+def split_off(word: str) -> tuple[str, str]:
+    """Divide PATH:SPLIT, unless a file of that spelling is there; the split is empty where none is named."""
+    source, colon, split = word.rpartition(":")
+    named = colon and source and re.fullmatch(r"[\w.-]+", split) and not Path(word).expanduser().exists()
+    return (source, split) if named else (word, "")
 
 
 def suite_spec(name: str, copy: str = "") -> DatasetSpec:
@@ -128,11 +140,9 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
             raise DataError(f"--from {path}: there is no such file or folder.")
         spec = dataclasses.replace(spec, source=str(path))
     given = {**row_fields(reading), "skip_bad_rows": reading.skip_bad_rows}
-    fixed = [
-        name
-        for name, value in given.items()
-        if value and not (name == "skip_bad_rows" and spec.selection in SUITES)
-    ]
+    fixed = [name for name, value in given.items() if value not in ((), None, 0, "all")]
+    if spec.selection in SUITES:
+        fixed = [name for name in fixed if name != "skip_bad_rows"]
     if spec.selection and fixed:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise SpecError(
@@ -148,6 +158,7 @@ def row_fields(rows: RowFlags) -> dict[str, Any]:
         "group_by": rows.group_by,
         "test_share": rows.test_share,
         "split_seed": rows.split_seed,
+        "ratings": rows.ratings,
     }
 
 
