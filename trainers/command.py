@@ -217,7 +217,7 @@ class OnPairs:
     reward: str
     """ex_rm, im_rm, ex_grm, or an ablation: ex_rm_mean, im_rm_no_reference."""
     data: str
-    """File, folder, built-in set or hub id of prompt, chosen, rejected."""
+    """File, folder, known set or hub id of prompt, chosen, rejected; for evaluation also a suite: rm_bench[=COPY]."""
     beta: float | None = None
     """β of im_rm (default 0.01)."""
     split: str

@@ -23,7 +23,9 @@ Rendering = Literal["response", "verification"]
 
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
-COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen", "system", "tools")
+COLUMNS = ("prompt", "chosen", "rejected", "a", "b", "preference", "orig_chosen", "system", "tools")
+# Of several rated answers: each against each that is rated lower, or only the best against the others.
+Ratings = Literal["all", "best"]
 # A name becomes part of file names, which end at 255 bytes; a letter may take four.
 MAX_NAME, MAX_NAME_BYTES = 100, 200
 
@@ -125,7 +127,8 @@ class DatasetSpec:
     token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet, `selection` names the
     paper's filters and draws (trainers/data/known.py), `columns` says which column is prompt, chosen or rejected.
     With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
-    `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error.
+    `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error. `ratings` says which
+    of several rated answers are paired.
     `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of
     training pairs, for a sweep that asks for no other number.
     """
@@ -143,6 +146,7 @@ class DatasetSpec:
     test_share: float = 0.0
     split_seed: int = 0
     skip_bad_rows: bool = False
+    ratings: Ratings = "all"
     augmentation: Augmentation | None = None
     train_draw: "DrawSpec | None" = None
 

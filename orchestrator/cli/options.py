@@ -115,6 +115,8 @@ class Options(ReadingOptions, CommonOptions):
     """Sets to train on; their train split is used."""
     eval_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to evaluate on; their test split is used."""
+    suites: Annotated[tuple[str, ...], flag("NAME[=PATH]")] = ()
+    """Evaluation suites besides the sets, from the hub or a copy: rewardbench, rewardbench2, rm_bench, judgebench, …"""
     category: Annotated[tuple[str, ...], flag("TRAIN/EVAL=VALUE")] = ()
     """Set the category of a pair of sets: in-distribution, token-level-shift, domain-shift or training-pairs."""
     seeds: Annotated[tuple[int, ...], flag("N", OF_PROFILE)] = ()

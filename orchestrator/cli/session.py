@@ -23,6 +23,7 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
+from trainers.data.sources import suite_spec
 from trainers.errors import SpecError, StorageError
 from trainers.specs import Trust, given_name
 from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
@@ -149,6 +150,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in words)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
+    suites = (suite_spec(*text.partition("=")[::2]) for text in options.suites)
+    eval_sets += tuple(dataclasses.replace(suite, skip_bad_rows=options.skip_bad_rows) for suite in suites)
 
     limits = selection.Limits(
         max_train_pairs=options.max_train_pairs,

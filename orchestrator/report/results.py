@@ -31,7 +31,7 @@ from orchestrator.store.records import (
 )
 from trainers.errors import Damaged, SpecError, StorageError
 from trainers.evaluate import metrics
-from trainers.evaluate.scores import PairScores, read_pair_scores
+from trainers.evaluate.scores import SUITE_SCORE, PairScores, read_pair_scores
 from trainers.specs import given_name
 from trainers.storage import Location, matching
 
@@ -245,6 +245,7 @@ def _metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[str, 
     return {
         **metrics.summary(scores.chosen, scores.rejected),
         **metrics.controlled(scores.chosen, scores.rejected, scores.longer, leaked),
+        **scores.suite,
     }
 
 
@@ -298,7 +299,10 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                     "epoch": wanted.epoch,
                     "evaluated": found is not None,
                     "left_out": found.left_out if found else None,
-                    **{name: values.get(name) for name in (*metrics.METRICS, *metrics.CONTROLLED)},
+                    **{
+                        name: values.get(name)
+                        for name in (*metrics.METRICS, *metrics.CONTROLLED, SUITE_SCORE)
+                    },
                 }
             )
     return rows

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Tokenising takes less time a pair than telling of it.
 PAIRS_A_ROW = 50
+# Beside the tokens of a suite: which answers to which prompt its pairs hold.
+PLACES = "places.json"
 
 
 def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
@@ -68,6 +70,7 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: TakeRow) -> None:
 
 def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
     from trainers.data.audit import token_findings
+    from trainers.evaluate.scores import write_places
     from trainers.pairs.templates import load_tokenizer
     from trainers.pairs.tokens import Counts, TokenFile, iter_tokens, write_tokens
 
@@ -86,7 +89,10 @@ def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
             count = write_tokens(counted, attempt.directory / "pairs.arrow")
         except DataError as error:
             raise DataError(f"data set {stage.split.name}, split {stage.split.split}, {error}") from error
-        means = TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
+        kept = TokenFile(attempt.directory / "pairs.arrow")
+        means = kept.mean_tokens()
+        if pairs[0].candidates:
+            write_places(attempt.directory / PLACES, (pairs[pair.index].candidates for pair in kept))
         attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
     where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"
     for finding in token_findings(where, counts, count):
@@ -218,7 +224,7 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeR
 
 
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
-    from trainers.evaluate.scores import write_scores
+    from trainers.evaluate.scores import read_places, write_scores
     from trainers.evaluate.scoring import score_pairs
     from trainers.models.loading import device, load_model
     from trainers.models.reward_parts import RewardModule
@@ -247,7 +253,9 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
                 reference=reference,
                 report=functools.partial(_of_dataset, report, name),
             )
-            metrics = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
+            places = read_places(store.read("prepare", stage.prepared.key) / PLACES)
+            file = attempt.directory / "scores.parquet"
+            metrics = write_scores(file, name, pairs, chosen, rejected, places)
             attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(weights))
 
 

@@ -25,13 +25,13 @@ from trainers.data import sources
 from trainers.data.known import LENGTH_TOKENIZER, Funnel, length_tokenizer, said_funnel
 from trainers.data.records import Digest, Pair, read_written_pairs, written
 from trainers.errors import DataError, SpecError, StorageError, nearest
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, Ratings
 from trainers.storage import Location, disk_named, replace
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
 _ROWS_MEANT = (
     *("augmentation", "selection", "columns", "group_by"),
-    *("test_share", "split_seed", "skip_bad_rows"),
+    *("test_share", "split_seed", "skip_bad_rows", "ratings"),
 )
 
 
@@ -226,6 +226,8 @@ class ReadingOptions:
     """Seed by which --test-share divides the rows."""
     skip_bad_rows: bool = False
     """Leave out, count and list the rows of one's own sets that cannot be read."""
+    ratings: Ratings = "all"
+    """Of several rated answers, pair each with all that are rated lower, or the best alone."""
 
 
 def read_as(
@@ -275,6 +277,7 @@ def read_as(
             group_by=_of(groups, spec.name, general=share is not None),
             split_seed=options.split_seed,
             skip_bad_rows=options.skip_bad_rows,
+            ratings=options.ratings,
         )
 
     return tuple(map(read, train_sets)), tuple(map(read, eval_sets))

@@ -7,7 +7,7 @@ whoever asks (orchestrator/run/compute.py), and is done when its artifact is com
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Union
 
@@ -16,6 +16,7 @@ from orchestrator.spec.trials import TrialSpec
 from orchestrator.store.artifacts import WEIGHTS, Attempt, Store
 from orchestrator.store.records import unscored
 from trainers import versions
+from trainers.evaluate.suites import SUITES
 from trainers.models import tiny
 from trainers.models.architecture import Architecture
 from trainers.models.tiny import TinyModel
@@ -342,7 +343,13 @@ def plan_trial(
         loss=spec.loss,
         lora=spec.lora,
     )
-    eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
+    eval_sets = [
+        # A suite has its numbers of all its prompts.
+        prepare(
+            split, replace(spec.eval_draw, max_pairs=None) if item.selection in SUITES else spec.eval_draw
+        )
+        for split, item in zip(eval_splits, spec.eval_sets, strict=True)
+    ]
     evaluations = tuple(
         EvaluateStage(train=train, prepared=item, reference=reference(item), epoch=epoch)
         for epoch in (*kept, last)

@@ -119,6 +119,14 @@ def _winner(value: Any) -> tuple[float, float]:
     return _number(name == "b")
 
 
+def _preferred(value: Any) -> tuple[float, float]:
+    """A number below 0 prefers the first answer, above 0 the second; or the name of the one that won."""
+    try:
+        return _strength(value)
+    except ValueError:
+        return _winner(value)
+
+
 def _arena_of_kaggle(row: Row) -> Iterable[Row]:
     """The prompt and both responses are lists of texts as JSON, a text for each turn."""
     asked, *answered = (json.loads(row[name]) for name in ("prompt", "response_a", "response_b"))
@@ -185,6 +193,7 @@ FORMATS = (
     _of_two("HelpSteer3", ("context", "response1", "response2", "overall_preference"), _strength),
     _of_two("HelpSteer2", ("prompt", "response_1", "response_2", "preference_strength"), _strength),
     _of_two("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), _winner),
+    _of_two("a, b and a preference", ("prompt", "a", "b", "preference"), _preferred),
     _of_two("two responses and a winner", ("prompt", "response_a", "response_b", "winner"), _winner),
     Format(
         "Chatbot Arena of Kaggle",
@@ -339,6 +348,9 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
         ) from error
+    if spec.ratings == "best":
+        beaten = [item["rejected"] for item in made]
+        made = [item for item in made if item["chosen"] not in beaten]
     return [_pair_of({**beside, **item}, called) for item in made]
 
 

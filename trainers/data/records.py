@@ -35,6 +35,24 @@ class Message(NamedTuple):
         return {name: value for name, value in fields.items() if name in SAYING_FIELDS}
 
 
+class Candidates(NamedTuple):
+    """Where the two responses of a pair stand among the answers to one prompt of an evaluation suite.
+
+    `item` is the suite's own name of the prompt, `number` counts prompts; of its `right` and `wrong` answers,
+    `chosen` and `rejected` are the numbers of these two.
+    """
+
+    suite: str
+    item: str
+    number: int
+    subset: str
+    group: str
+    right: int
+    wrong: int
+    chosen: int
+    rejected: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A prompt with a preferred and a dispreferred response (paper §2).
@@ -42,7 +60,7 @@ class Pair:
     `chosen` and `rejected` are the texts of the responses. A response that is more than one plain assistant
     turn also has its turns in `chosen_turns` or `rejected_turns`. `tools` is a JSON list of the tools that
     the conversation could call. `original_chosen` is the text that `chosen` rewrites, where the set declares
-    that it rewrites another.
+    that it rewrites another. `candidates` is the pair's place in a suite.
     """
 
     prompt: tuple[Message, ...]
@@ -52,6 +70,7 @@ class Pair:
     rejected_turns: tuple[Message, ...] = ()
     tools: str = ""
     original_chosen: str | None = None
+    candidates: Candidates | None = None
 
     @property
     def responses(self) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
@@ -114,10 +133,12 @@ def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
 
 
 def _listed(pair: Pair) -> list[Any]:
-    """Return the pair as JSON values; the turns of responses and the tools only where there are any."""
+    """Return the pair as JSON values; the turns of responses, tools and the place in a suite where there are any."""
     row: list[Any] = [listed_turns(pair.prompt), pair.chosen, pair.rejected]
-    if pair.chosen_turns or pair.rejected_turns or pair.tools:
+    if pair.chosen_turns or pair.rejected_turns or pair.tools or pair.candidates:
         row += [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
+    if pair.candidates:
+        row.append([*pair.candidates])
     return row
 
 
@@ -172,4 +193,5 @@ class _WrittenPairs(Sequence[Pair]):
             chosen_turns=turns[1],
             rejected_turns=turns[2],
             tools=more[2] if more else "",
+            candidates=Candidates(*more[3]) if len(more) > 3 else None,
         )

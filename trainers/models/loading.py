@@ -6,7 +6,7 @@ Only safetensors and GGUF weights are read, and no code from a model's folder is
 import os
 import pickle
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,13 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        if output == "head" and "ignore_mismatched_sizes" in str(error):
+            raise ModelError(
+                f"{location} is no reward model: a classifier of several labels (num_labels > 1) gives several numbers "
+                "a text, and a reward is one."
+            ) from error
         raise ModelError(f"no model could be loaded from {location}: {first_line(error)}") from error
-    _require_weights(loading["missing_keys"], output, head_seed, location)
+    _require_weights(loading, output, head_seed, location)
     if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
         raise ModelError(f"{location} is a reward model of type ex_rm: its head would be left unused.")
     model.eval()
@@ -87,12 +92,18 @@ def load_model(
     return model
 
 
-def _require_weights(missing: Iterable[str], output: Output, head_seed: int | None, location: str) -> None:
-    absent = set(missing)
+def _require_weights(
+    loading: Mapping[str, Iterable[str]], output: Output, head_seed: int | None, location: str
+) -> None:
+    absent = set(loading["missing_keys"])
     if output == "head" and "score.weight" in absent:
         if head_seed is None:
+            heads = sorted(name for name in loading["unexpected_keys"] if "head" in name or "classif" in name)
+            other = (
+                f" It has {', '.join(heads[:3])}, a head of another kind, which is not read." if heads else ""
+            )
             raise ModelError(
-                f"{location} is no reward model: it has no head (score.weight). Train one, or name another."
+                f"{location} is no reward model: it has no head (score.weight).{other} Train one, or name another."
             )
         absent.remove("score.weight")
     if absent:
