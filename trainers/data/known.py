@@ -130,6 +130,7 @@ KNOWN = (
     _built_in("tiny_world", 80, 40, "built in"),
     _built_in("tiny_world_paraphrase", 80, 40, "built in", "tiny_world"),
     _built_in("tiny_world_candidates", 480, 240, "built in, 12 responses a prompt"),
+    _built_in("tiny_requests", 160, 40, "built in: another kind of prompt"),
     _built_in("hamiltonian", 32, 32, "built in, 5 vertices"),
     _built_in("hamiltonian_verification", 1000, 200, "built in, 5 vertices"),
 )

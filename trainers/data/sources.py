@@ -50,6 +50,7 @@ BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
     "tiny_world_candidates": worlds.candidate_pairs,
     "tiny_world_reworded": worlds.reworded_pairs,
     "tiny_world_other_words": worlds.other_words_pairs,
+    "tiny_requests": worlds.request_pairs,
     "hamiltonian": worlds.hamiltonian_pairs,
     "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
     "hamiltonian_paper": known.paper_hamiltonian_pairs,
