@@ -71,8 +71,8 @@ class Grid:
                 return commands.plan_only(session, self.build)
             case Status(watch=watch):
                 return inspect.status(session, watch=watch)
-            case Report(compare=compare):
-                return inspect.report(session, compare)
+            case Report(compare=compare, baseline=baseline):
+                return inspect.report(session, compare, baseline)
             case Sync():
                 return inspect.sync(session)
             case Retry():

@@ -47,6 +47,8 @@ class Report:
 
     compare: Annotated[str | None, flag("SWEEP")] = None
     """Compare with another sweep: its name in this storage, or its folder <storage>/sweeps/<name>."""
+    baseline: Annotated[str | None, flag("REWARD", "that of the last report, or the sweep's first")] = None
+    """Reward type that the others are compared with: differences are baseline − other."""
 
 
 @dataclass(frozen=True)
