@@ -118,12 +118,11 @@ def time_left_s(results: Sequence[TrialState], notes: Mapping[str, TrialNote]) -
 
 
 def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str, Any]:
-    known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
-    runs = known == "running" and not result.complete
-    stage, step, loss, rate, left = progress_cells(note) if runs else ("",) * 5
+    state, cause = state_and_cause(result, note, running)
+    stage, step, loss, rate, left = progress_cells(note) if state == "running" else ("",) * 5
     return {
         "trial": result.record.name,
-        "state": "complete" if result.complete else known,
+        "state": state,
         "stage": f"{stage} {step}".strip(),
         "loss": loss,
         "pairs/s": rate,
@@ -131,14 +130,18 @@ def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str,
         "trained": result.trained,
         "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
         "retries": len(note.retries),
-        "cause": "" if result.complete else _cause(result, note, runs),
+        "cause": cause,
     }
 
 
-def _cause(result: TrialState, note: TrialNote, runs: bool) -> str:
-    """Return why a trial is not complete or, while it runs, why it runs again."""
+def state_and_cause(result: TrialState, note: TrialNote, running: bool) -> tuple[str, str]:
+    """Return a trial's state and why it is not complete or, while it runs, why it runs again."""
+    if result.complete:
+        return "complete", ""
+    runs = running and note.state == "running"
     before = "" if runs else note.message
-    return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
+    cause = before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
+    return ("running" if runs else "failed" if note.state == "failed" else "missing"), cause
 
 
 def say_holes(
@@ -215,12 +218,14 @@ def print_report(session: Session, written: Written) -> None:
         console.print(table.terminal(labels=4))
     session.warn(*written.shown.left_out)
     session.say(*said_conclusions(written.folder))
-    session.say(f"report: {written.folder / HTML}", f"MLflow: {_ui_command(session)}")
+    session.say(f"report: {written.folder / HTML}")
+    if session.command:
+        session.say(f"MLflow: {_ui_command(session)}")
 
 
 def _ui_command(session: Session) -> str:
     options = session.options
-    words = [os.path.relpath(sys.executable), sys.argv[0], "ui", "--storage", str(session.store.root)]
+    words = [os.path.relpath(sys.executable), session.command[0], "ui", "--storage", str(session.store.root)]
     words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
     words += ["--name", options.name] if options.name else []
     return shlex.join(words)

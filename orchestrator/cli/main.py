@@ -68,7 +68,8 @@ class Grid:
         session = dataclasses.replace(session, profiles=self.profiles, follow_up=self.follow_up)
         match options.command:
             case Plan():
-                return commands.plan_only(session, self.build)
+                commands.plan_only(session, self.build)
+                return 0
             case Status(watch=watch):
                 return inspect.status(session, watch=watch)
             case Report(compare=compare):
@@ -76,7 +77,7 @@ class Grid:
             case Sync():
                 return inspect.sync(session)
             case Retry():
-                return commands.retry(session, self.build)
+                return commands.run(session, self.build, again=True)
         return commands.run(session, self.build)
 
 

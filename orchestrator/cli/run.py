@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -19,6 +20,7 @@ from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outloo
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import TrialResult, TrialState, of_other_weights, trial_states, with_scores
+from orchestrator.report.summary import Written
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
 from orchestrator.run.ray.scaling import all_workers, still_absent
@@ -39,8 +41,22 @@ from trainers.specs import Placement
 Build = Callable[[Selection], Sweep]
 
 
-def run(session: Session, build: Build) -> int:
-    """Run what is missing, then report. A grid that --only or --max-trials narrows leaves the declaration as it was."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A sweep that can start: `todo` are those of its `missing` trials that the command runs, on `nodes`."""
+
+    resolved: ResolvedSweep
+    nodes: tuple[Node, ...]
+    declaration: Declaration
+    missing: Sequence[TrialPlan]
+    todo: Sequence[TrialPlan]
+
+
+def ready(session: Session, build: Build) -> Ready:
+    """Declare the sweep and find what is missing of it. Raises the errors that the user can mend.
+
+    A grid that --only or --max-trials narrows leaves the declaration as it was.
+    """
     options = session.options
     if options.extend and options.replace:
         raise SpecError(
@@ -67,11 +83,11 @@ def run(session: Session, build: Build) -> int:
     say_damage(session, missing)
     if todo:
         session.warn(*audit_errors(declaration, session.store))
-    return _run(session, resolved, nodes, declaration, todo, missing)
+    return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=todo)
 
 
-def retry(session: Session, build: Build) -> int:
-    """Run the failed trials again, among those that the sweep was declared to have."""
+def ready_again(session: Session, build: Build) -> Ready:
+    """Find the failed trials, among those that the sweep was declared to have."""
     resolved, nodes = _prepared(session, build)
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
@@ -80,7 +96,7 @@ def retry(session: Session, build: Build) -> int:
     failed = [item for item in missing if item.key in declared and notes.get(item.key, TrialNote()).cause]
     names = ", ".join(item.spec.name for item in failed)
     session.say(f"running again: {names}" if failed else "no trial of these has failed")
-    return _run(session, resolved, nodes, declaration, failed, missing)
+    return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=failed)
 
 
 def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
@@ -177,45 +193,42 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
     return None if missing_trials(resolved.plans, session.store) else resolved
 
 
-def _run(
-    session: Session,
-    resolved: ResolvedSweep,
-    nodes: Sequence[Node],
-    declaration: Declaration,
-    todo: Sequence[TrialPlan],
-    missing: Sequence[TrialPlan],
-) -> int:
-    """Run `todo`, which are some of the `missing` trials, and what follows every run: the report, the analyses, the eviction of weights, the holes."""
+def carry_out(session: Session, work: Ready) -> Written:
+    """Run what is to do, and bring the report and MLflow up to date."""
+    if work.todo:
+        fetch_models_here(session, work.todo)
+        placements = {item.key: _place(item, work.resolved.sweep, work.nodes) for item in work.todo}
+        done = len(work.resolved.plans) - len(work.missing)
+        retries = work.resolved.sweep.retries
+        return run_missing(session, work.declaration, work.todo, placements, done, retries)
+    gc.clear_up(session.store, session.sweep_name)
+    written = write_full_report(work.declaration, session.store, functools.partial(late_bar, session.console))
+    catch_up(session, work.declaration, written)
+    return written
+
+
+def run(session: Session, build: Build, *, again: bool = False) -> int:
+    """Run what is missing, or `again` what has failed, and what follows: report, analyses, eviction, holes."""
+    work = ready_again(session, build) if again else ready(session, build)
     # Where there is no live table, each failure is said when it comes.
-    told = [] if session.console.is_terminal else [item.key for item in todo]
+    told = [] if session.console.is_terminal else [item.key for item in work.todo]
     try:
-        if todo:
-            fetch_models_here(session, todo)
-            done = len(resolved.plans) - len(missing)
-            placements = {item.key: _place(item, resolved.sweep, nodes) for item in todo}
-            retries = resolved.sweep.retries
-            written = run_missing(session, declaration, todo, placements, done, retries)
-        else:
-            gc.clear_up(session.store, session.sweep_name)
-            bar = functools.partial(late_bar, session.console)
-            written = write_full_report(declaration, session.store, bar)
-            catch_up(session, declaration, written)
+        written = carry_out(session, work)
         print_report(session, written)
-        computed = run_follow_up(session, declaration, resolved.plans)
-        show_analyses(session, declaration)
+        computed = run_follow_up(session, work.declaration, work.resolved.plans)
+        show_analyses(session, work.declaration)
         if computed:
-            show_report(session, declaration, written, complete=written.complete)
-        _evict_weights(session, _asked(session, resolved, written.results))
+            show_report(session, work.declaration, written, complete=written.complete)
+        evict_weights(session, _asked(session, work, written.results))
     except SweepError as error:
         # The user's mistakes were refused before; what fails from here on is none.
         session.say(f"error: {redacted(str(error))}", style="red")
         if not isinstance(error, StorageError):
             return DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        results = _asked(session, resolved, trial_states(declaration.trials, session.store))
+        results = _asked(session, work, trial_states(work.declaration.trials, session.store))
         return say_holes(session, results, told=told) or DEFECT
-    results = _asked(session, resolved, written.results)
-    return say_holes(session, results, told=told)
+    return say_holes(session, _asked(session, work, written.results), told=told)
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
@@ -228,16 +241,16 @@ def _narrowed(session: Session) -> bool:
     return bool(session.options.only or session.options.max_trials)
 
 
-def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialState]) -> list[TrialState]:
+def _asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list[TrialState]:
     """Return the results that the command is about: a narrowed run answers for its own trials only."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
-    mine = {item.key for item in resolved.plans}
+    mine = {item.key for item in work.resolved.plans}
     return [item for item in results if item.record.key in mine]
 
 
-def plan_only(session: Session, build: Build) -> int:
-    """Print what is missing, where it would run, for how long and at what price."""
+def plan_only(session: Session, build: Build) -> Outlook:
+    """Print and return what is missing, where it would run, for how long and at what price."""
     command = session.options.command
     price = command.price if isinstance(command, Plan) else None
     if price is not None and not 0 <= price < math.inf:
@@ -260,7 +273,7 @@ def plan_only(session: Session, build: Build) -> int:
         dump_json(
             {**dataclasses.asdict(found), "too_long": left_out, "access_denied": denied, "trials": trials}
         )
-        return 0
+        return found
     session.say_left_out(resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))
     session.warn(*map(str, long))
@@ -268,7 +281,7 @@ def plan_only(session: Session, build: Build) -> int:
         session.say(again)
     if denied:
         session.warn(denial(denied))
-    return 0
+    return found
 
 
 def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
@@ -391,7 +404,7 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
     return f"{len(took_s)} train again, as their weights were evicted; they took {sum(took_s):,.0f} s"
 
 
-def _evict_weights(session: Session, results: Sequence[TrialState]) -> None:
+def evict_weights(session: Session, results: Sequence[TrialState]) -> None:
     keep = session.options.keep_weights
     if keep == "all":
         return

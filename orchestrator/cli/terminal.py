@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from rich import progress
 from rich.console import Console, Group, RenderableType
@@ -72,9 +73,14 @@ def _cell_text(cell: object) -> str:
     return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
 
 
+def in_notebook() -> bool:
+    """Whether what is printed goes to the output of a notebook's cell."""
+    return type(sys.stdout).__module__ == "ipykernel.iostream"
+
+
 @contextlib.contextmanager
 def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
-    """Send what libraries print (file descriptors 1 and 2) to `log`, and yield the real terminal.
+    """Send what libraries print (file descriptors 1 and 2) to `log`, and yield the real terminal or notebook.
 
     Raises StorageError where the log's folder cannot be made.
     """
@@ -89,17 +95,21 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
     kept_out, kept_error = os.dup(1), os.dup(2)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     errors = "strict" if is_utf(encoding) else READABLE
-    with (
-        log.open("a", encoding="utf-8") as sink,
-        os.fdopen(os.dup(kept_out), "w", encoding=encoding, errors=errors) as terminal,
-    ):
+    with log.open("a", encoding="utf-8") as sink, contextlib.ExitStack() as opened:
+        if in_notebook():
+            terminal: IO[str] = sys.stdout
+            opened.enter_context(contextlib.redirect_stdout(sink))
+            opened.enter_context(contextlib.redirect_stderr(sink))
+        else:
+            kept = os.fdopen(os.dup(kept_out), "w", encoding=encoding, errors=errors)
+            terminal = opened.enter_context(kept)
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         handler = logging.StreamHandler(sink)
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
         try:
-            yield Console(file=terminal, width=width)
+            yield Console(file=terminal, width=width, force_jupyter=False)
         finally:
             logging.getLogger().removeHandler(handler)
             sys.stdout.flush()
