@@ -15,12 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-
 from orchestrator.cli import run as commands
 from orchestrator.cli.inspect import state_and_cause
 from orchestrator.cli.options import Options, Plan, Retry, Run, Status
 from orchestrator.cli.session import PIPE_WIDTH, Session, open_session
+from orchestrator.cli.terminal import console_on
 from orchestrator.plan.outlook import Outlook
 from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
@@ -61,7 +60,7 @@ class DeclaredSweep:
     def plan(self, price: float | None = None) -> "SweepPlan":
         """Return what would run, on which devices, for how long and at what price ($ per GPU-hour). Raises SweepError."""
         said = io.StringIO()
-        console = Console(file=said, width=PIPE_WIDTH, force_jupyter=False)
+        console = console_on(said, PIPE_WIDTH)
         session = dataclasses.replace(self._session(Plan(price=price)), console=console)
         found = commands.plan_only(session, _whole_grid)
         return SweepPlan(outlook=found, text=said.getvalue())

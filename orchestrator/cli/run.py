@@ -210,8 +210,8 @@ def carry_out(session: Session, work: Ready) -> Written:
 def run(session: Session, build: Build, *, again: bool = False) -> int:
     """Run what is missing, or `again` what has failed, and what follows: report, analyses, eviction, holes."""
     work = ready_again(session, build) if again else ready(session, build)
-    # Where there is no live table, each failure is said when it comes.
-    told = [] if session.console.is_terminal else [item.key for item in work.todo]
+    # Each failure is said when it comes.
+    told = [item.key for item in work.todo]
     try:
         written = carry_out(session, work)
         print_report(session, written)

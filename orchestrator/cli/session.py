@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cli.options import Command, CommonOptions, Gc, Options, Retry, Run, Sync, Ui
-from orchestrator.cli.terminal import say
+from orchestrator.cli.terminal import console_on, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
 from orchestrator.spec import catalog, selection
@@ -131,9 +131,8 @@ def storage_root(given: str | None) -> Location:
 
 def _console() -> Console:
     """Return the terminal; a file, a pipe or a notebook gets wide lines unless COLUMNS is set."""
-    console = Console(force_jupyter=False)
-    wide = not (console.is_terminal or "COLUMNS" in os.environ)
-    return Console(width=PIPE_WIDTH, force_jupyter=False) if wide else console
+    console = console_on(sys.stdout)
+    return console if console.is_terminal or "COLUMNS" in os.environ else console_on(sys.stdout, PIPE_WIDTH)
 
 
 def profile_for(
