@@ -270,12 +270,16 @@ def plan_only(session: Session, build: Build) -> Outlook:
             for item in resolved.plans
         ]
         left_out = [dataclasses.asdict(item) for item in long]
-        dump_json(
-            {**dataclasses.asdict(found), "too_long": left_out, "access_denied": denied, "trials": trials}
-        )
+        said = {"categories": _categories(resolved), "too_long": left_out, "access_denied": denied}
+        dump_json({**dataclasses.asdict(found), **said, "trials": trials})
         return found
     session.say_left_out(resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))
+    for train_set, evaluated in _categories(resolved).items():
+        by_category = (f"{', '.join(names)} ({category})" for category, names in evaluated.items())
+        session.say(f"trained on {train_set}, evaluated on {', '.join(by_category)}")
+    if not any(group.missing for group in found.cells):
+        session.say(f"nothing to do: all {len(resolved.plans)} trials are complete")
     session.warn(*map(str, long))
     if again := _trains_again(resolved.plans, session):
         session.say(again)
@@ -284,51 +288,64 @@ def plan_only(session: Session, build: Build) -> Outlook:
     return found
 
 
+def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
+    """Return for each training set its evaluation sets by category."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for (train_set, evaluated), category in resolved.categories.items():
+        found.setdefault(train_set, {}).setdefault(category, []).append(evaluated)
+    return found
+
+
 def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
-    """Print a row for each model and reward type, then what the sweep comes to."""
-    table = Table(title=f"{found.sweep}: {trials} trials on {found.cluster}", title_justify="left")
-    rows = [_outlook_row(group) for group in found.cells]
+    """Print a row for each model and reward type, then what the sweep comes to. A column that says nothing is left out."""
+    title = f"{found.sweep}: {trials} trials on {found.cluster}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    rows = [_outlook_row(group, found.unit) for group in found.cells]
+    words = ("model · reward", "trained on", "memory saved by", "to do")
     for column in rows[0] if rows else ():
-        table.add_column(
-            column,
-            justify="left" if column in ("model · reward", "memory saved by", "missing") else "right",
-            overflow="fold",
-        )
+        if any(row[column] not in ("", "–") for row in rows):
+            is_words = column in words
+            width = None if is_words else max(len(column), *(len(row[column]) for row in rows))
+            table.add_column(column, justify="left" if is_words else "right", min_width=width)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(row[str(column.header)] for column in table.columns))
     session.console.print(fitting(table, session.console))
     session.say(*_totals(found))
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
 
 
-def _outlook_row(group: TrialGroup) -> dict[str, str]:
+def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
     """Return one row of the table by column. A `~` marks an estimated time, a `?` what is not known."""
     placed = group.placement
+    # Its own stages; those that it shares with others stand in the line below the table.
+    own = [f"{group.missing[kind]} {kind}" for kind in ("train", "evaluate") if group.missing.get(kind)]
     row = {
         "model · reward": f"{group.model} · {group.reward}",
+        "trained on": ", ".join(group.train_sets),
         "trials": str(group.trials),
-        "parameters": _count(group.parameters),
+        "weights": f"{_count(group.parameters)} {group.precision}",
+        "devices": "none",
+        "batch": f"= {group.effective_batch}",
+        "memory saved by": "does not fit",
+        "peak GB": "",
+        "step s": "",
+        f"{unit}-hours": "",
+        "to do": ", ".join(own) or ("shared stages" if group.missing else "nothing"),
     }
-    if placed is None:
-        row |= {"devices": "none", "ZeRO": "", "batch": f"= {group.effective_batch}"}
-        row |= {"memory saved by": "does not fit", "peak GB": "", "step s": "", "hours": ""}
-    else:
+    if placed is not None:
         sizes = f"{placed.micro_batch} × {placed.accumulation} × {placed.world_size}"
         saved = [("recomputation", placed.checkpointing), ("offload", placed.offload_optimizer)]
         peak = "?" if group.peak_gb is None else f"{group.peak_gb:.{1 if group.peak_gb >= 1 else 2}f}"
         limit = f" of {group.gpu_gb:g}" if group.gpu_gb and group.peak_gb is not None else ""
         row |= {
-            "devices": str(placed.world_size),
-            "ZeRO": str(placed.zero_stage),
+            "devices": f"{placed.world_size}, ZeRO {placed.zero_stage}",
             "batch": f"{sizes} = {placed.effective_batch}",
             "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
             "peak GB": peak + limit,
             "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
-            "hours": "?" if group.device_hours is None else _hours(group.device_hours),
+            f"{unit}-hours": "?" if group.device_hours is None else _hours(group.device_hours),
         }
-    # Its own stages; those that it shares with others stand in the line below the table.
-    own = [f"{group.missing[kind]} {kind}" for kind in ("train", "evaluate") if group.missing.get(kind)]
-    return row | {"missing": ", ".join(own) or ("shared stages" if group.missing else "nothing")}
+    return row
 
 
 def _totals(found: Outlook) -> list[str]:
