@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cli.options import Command, CommonOptions, Gc, Options, Retry, Run, Sync, Ui
-from orchestrator.cli.terminal import say
+from orchestrator.cli.terminal import console_on, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
 from orchestrator.spec import axes, catalog, selection
@@ -69,12 +69,16 @@ def dump_json(value: object) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))
 
 
-def open_session(options: CommonOptions, name: str, folder: Path) -> Session:
-    """Open the storage and the tracking server that the options name. Raises StorageError, SpecError."""
+def open_session(
+    options: CommonOptions, name: str, folder: Path, command: Sequence[str] | None = None
+) -> Session:
+    """Open the storage and the tracking server that the options name. Raises StorageError, SpecError.
+
+    `command` are the words of the command line where it is not this process's.
+    """
     from orchestrator.tracking.database import default_uri
 
-    storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
-    store = Store(_root(storage))
+    store = Store(storage_root(options.storage))
     uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if not uri and (isinstance(store.root, Path) or _shows_runs(options.command)):
         uri = default_uri(store)
@@ -87,7 +91,7 @@ def open_session(options: CommonOptions, name: str, folder: Path) -> Session:
         tracking_uri=take_credentials(uri),
         folder=folder,
         console=_console(),
-        command=tuple(map(redacted, sys.argv)),
+        command=tuple(map(redacted, sys.argv if command is None else command)),
     )
 
 
@@ -105,8 +109,9 @@ def _writes(command: Command) -> bool:
     return isinstance(command, Run | Retry | Sync) or (isinstance(command, Gc) and command.delete)
 
 
-def _root(storage: str) -> Location:
-    """Return the folder or the place in a bucket that --storage names. Raises StorageError."""
+def storage_root(given: str | None) -> Location:
+    """Return the folder or the place in a bucket that --storage or the environment names. Raises StorageError."""
+    storage = given or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
     if storage.startswith(SCHEME):
         return parse_uri(storage)
     if "://" in storage:
@@ -126,9 +131,9 @@ def _root(storage: str) -> Location:
 
 
 def _console() -> Console:
-    """Return the terminal; a file or pipe gets wide lines unless COLUMNS is set."""
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
+    """Return the terminal; a file, a pipe or a notebook gets wide lines unless COLUMNS is set."""
+    console = console_on(sys.stdout)
+    return console if console.is_terminal or "COLUMNS" in os.environ else console_on(sys.stdout, PIPE_WIDTH)
 
 
 def profile_for(

@@ -40,14 +40,16 @@ TEMPLATE_TOKENS = 128
 
 @dataclass(slots=True, kw_only=True)
 class TrialGroup:
-    """The trials of one model and reward type that are laid out alike. `why` says that they fit nowhere, and why.
+    """The trials of one model, precision and reward type that are laid out alike. `why` says that they fit nowhere, and why.
 
     `peak_gb` is of one rank, `device_hours` of the trainings and evaluations that are missing. None is not known.
     """
 
     model: str
     reward: str
+    precision: str
     parameters: int | None
+    train_sets: list[str] = field(default_factory=list)
     trials: int = 0
     placement: Placement | None
     effective_batch: int
@@ -110,6 +112,7 @@ def outlook(
         new = TrialGroup(
             model=spec.model.name,
             reward=spec.reward_name,
+            precision=spec.model.precision,
             parameters=training.architecture.parameters if training else None,
             placement=placed,
             effective_batch=spec.optim.effective_batch,
@@ -118,8 +121,11 @@ def outlook(
             device_hours=None if peak_gb is None else 0.0,
             why=why,
         )
-        group = groups.setdefault((new.model, new.reward, placed, new.effective_batch, why), new)
+        alike = (new.model, new.reward, new.precision, placed, new.effective_batch, why)
+        group = groups.setdefault(alike, new)
         group.trials += 1
+        if spec.train_set.name not in group.train_sets:
+            group.train_sets.append(spec.train_set.name)
         for stage in missing[item.key]:
             group.missing[stage.kind] = group.missing.get(stage.kind, 0) + 1
         if training and placed:

@@ -127,7 +127,10 @@ def declared_sweeps(store: Store) -> list[str]:
 
 @dataclass(slots=True, kw_only=True)
 class TrialNote:
-    """What the driver knows of a trial. `state`: waiting, running, complete, failed or stopped."""
+    """What the driver knows of a trial. `state`: waiting, running, complete, failed or stopped.
+
+    `train_s` are the seconds of its whole training at the pace that it has shown.
+    """
 
     state: str = "waiting"
     stage: str = ""
@@ -135,7 +138,7 @@ class TrialNote:
     total: int = 0
     loss: float | None = None
     pairs_per_s: float | None = None
-    left_s: float | None = None
+    train_s: float | None = None
     cause: str = ""
     message: str = ""
     retries: list[str] = field(default_factory=list)
