@@ -231,7 +231,7 @@ class OnPairs:
     max_response_tokens: int = 1024
     """Pairs with a longer response are left out and counted, never cut."""
     precision: Precision = "fp32"
-    """Precision of the weights. In bf16, heads and log-probabilities are still fp32, and training keeps fp32 weights."""
+    """Precision: in tf32, products of fp32 weights are rounded by the GPU. In bf16, heads and log-probabilities are still fp32, and training keeps fp32 weights."""
     allow_pickle: bool = False
     """Read pickled weights where there are no safetensors. Danger: a pickle can run any code of its author."""
     trust_remote_code: bool = False

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from trainers.errors import SpecError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "linear", "cosine"]
 Loss = Literal["bradley_terry", "hinge", "ipo"]
@@ -103,7 +103,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         _require(
             self.precision in get_args(Precision),
-            f"model {self.name}: precision {self.precision!r} is not one of fp32, bf16.",
+            f"model {self.name}: precision {self.precision!r} is not one of {', '.join(get_args(Precision))}.",
         )
 
 
@@ -296,26 +296,23 @@ class ValidationSpec:
 class Placement:
     """How a training is divided over devices; not part of any key, since results agree within 1e-5 in fp32.
 
-    micro_batch × accumulation × world_size = effective batch, in pairs. `checkpointing` recomputes activations
-    in the backward pass; `offload_optimizer` keeps the optimiser's state in the host's memory.
+    A step's pairs are split into as few forwards as hold at most `forward_tokens` tokens each; a longer pair is one by
+    itself. `checkpointing` recomputes activations in the backward pass; `offload_optimizer` keeps the optimiser's
+    state in the host's memory.
     """
 
     world_size: int = 1
     zero_stage: int = 0
-    micro_batch: int
-    accumulation: int
+    forward_tokens: int
     checkpointing: bool = False
     offload_optimizer: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), f"ZeRO stage {self.zero_stage} is not 0, 1, 2 or 3.")
-        positive = self.world_size >= 1 and self.micro_batch >= 1 and self.accumulation >= 1
-        _require(positive, f"a placement needs positive sizes, not {self}.")
+        _require(
+            self.world_size >= 1 and self.forward_tokens >= 1,
+            f"a placement needs positive sizes, not {self}.",
+        )
         offloadable = self.zero_stage >= 1 or not self.offload_optimizer
         _require(offloadable, "the optimiser's state is offloaded by ZeRO 1, 2 or 3, not by 0.")
-
-    @property
-    def effective_batch(self) -> int:
-        """Pairs per optimiser step."""
-        return self.micro_batch * self.accumulation * self.world_size

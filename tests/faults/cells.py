@@ -26,8 +26,8 @@ Told = TypeVar("Told", bound=Event)
 
 EX_RM = RewardSpec(kind="ex_rm")
 IM_RM = RewardSpec(kind="im_rm", beta=0.01)
-ALONE = Placement(micro_batch=2, accumulation=2)
-GANG = Placement(world_size=2, zero_stage=2, micro_batch=1, accumulation=2)
+ALONE = Placement(forward_tokens=4096)
+GANG = Placement(world_size=2, zero_stage=2, forward_tokens=1)
 RETRIES = RetryPolicy(back_off_s=0.5)
 
 

@@ -48,7 +48,7 @@ def trained(environment, tiny_model, tmp_path_factory):
     """The same training alone, under torchrun and under the deepspeed launcher."""
     out = tmp_path_factory.mktemp("trained")
     words = train_words(tiny_model)
-    words += ["--beta", "0.1", "--micro-batch", "1"]
+    words += ["--beta", "0.1", "--forward-tokens", "1"]
     run(environment, *words, "--out", out / "alone")
     gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")

@@ -18,6 +18,7 @@ from trainers.evaluate.metrics import Rewards, controlled
 from trainers.evaluate.scores import write_scores
 from trainers.evaluate.scoring import Report, compute_reference, score_pairs
 from trainers.models.loading import device, load_model
+from trainers.models.products import settle_products
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import References
 from trainers.pairs.templates import first_line, load_tokenizer
@@ -42,6 +43,7 @@ class Evaluate(OnPairs):
 
 def run_evaluate(arguments: Evaluate) -> None:
     """Score, write `out`, and print the metrics. Raises SweepError, and then leaves nothing half-written."""
+    settle_products(arguments.precision)
     reward = arguments.reward_spec()
     if reward.uses_reference and arguments.reference is None:
         raise SpecError(f"{reward.name} needs --reference MODEL, or use --reward {reward.kind}_no_reference.")

@@ -3,7 +3,6 @@
 Only safetensors and GGUF weights are read, and no code from a model's folder is run, unless the user trusts it.
 """
 
-import os
 import pickle
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from trainers.errors import ModelError
 from trainers.models.folders import require_own_code, weight_files
 from trainers.models.gguf_header import require_sound_gguf
 from trainers.models.layouts import padded_attention, settle_layout, tokens_are_rows
+from trainers.models.products import settle_products
 from trainers.models.saving import folder_files, persistent_buffers, save_model
 from trainers.models.unembedding import Unembedding, widened
 from trainers.pairs.templates import first_line
@@ -26,7 +26,7 @@ from trainers.specs import UNTRUSTED, Output, Part, Precision, Trust
 HEAD_STD = 0.02
 # Rows for marker tokens belong to the base model: the same in its reference pass and for every seed.
 _NEW_ROWS_SEED = 0
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_model(
@@ -50,7 +50,7 @@ def load_model(
         PreTrainedConfig,
     )
 
-    keep_fp32_exact()
+    settle_products(precision)
     if Path(location).is_dir():
         weight_files(Path(location), trust)
     options: dict[str, Any] = {"num_labels": 1} if output == "head" else {}
@@ -84,6 +84,7 @@ def load_model(
     if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
         raise ModelError(f"{location} is a reward model of type ex_rm: its head would be left unused.")
     model.eval()
+    model.tf32 = precision == "tf32"
     make_rows_for(model, tokenizer)
     _settle_output(model, output, location)
     if output == "head" and head_seed is not None:
@@ -111,15 +112,6 @@ def _require_weights(
             f"{location} lacks weights of the architecture that its config.json names: {', '.join(sorted(absent)[:4])}"
             f" ({len(absent)} in all)."
         )
-
-
-def keep_fp32_exact() -> None:
-    """Multiply fp32 as fp32: some images tell CUDA's libraries by their environment to round it to TF32 first."""
-    # Read by them at their first product.
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
-    # FlexAttention's kernels ask for the first, too.
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def device() -> str:

@@ -42,6 +42,11 @@ class TokenPair:
         """Tokens of the packed pair, its prompt counted once."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of its rows, each the prompt with a response."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
 
 def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
     """Write pairs as an Arrow file, in a stream, and return how many there were."""

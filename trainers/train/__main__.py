@@ -16,6 +16,7 @@ from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.loading import device, load_model
+from trainers.models.products import settle_products
 from trainers.pairs.packing import References
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair
@@ -37,14 +38,14 @@ class Train(OnPairs):
     optim: OptimSpec = field(default_factory=OptimSpec)
     zero_stage: int = 0
     """ZeRO stage of DeepSpeed."""
-    micro_batch: int = 4
-    """Pairs of a forward; the accumulation follows from it, the ranks and the effective batch."""
+    forward_tokens: int = 4096
+    """Tokens of a forward at most: a step is split into as few as hold it; a longer pair is one by itself."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
     offload_optimizer: bool = False
     """Keep the optimiser's state in the host's memory."""
     checkpoint_steps: int | None = None
-    """Optimiser steps between checkpoints (default: one every ten minutes)."""
+    """Optimiser steps between checkpoints (default: ten minutes, or ten times what writing one takes)."""
     grace_s: float = GRACE_S
     """Seconds that SIGINT or SIGTERM leave for a last checkpoint."""
     # The deepspeed launcher gives it to every rank; the environment says the same.
@@ -58,8 +59,17 @@ def run(arguments: Train) -> None:
     final, draft = arguments.out / "model", arguments.out / "draft"
     if final.exists():
         raise SpecError(f"{final} is there already; give another --out.")
+    settle_products(arguments.precision)
     reward = arguments.reward_spec()
-    placement = _placement(arguments, world_size)
+    if arguments.forward_tokens < 1:
+        raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")
+    placement = Placement(
+        world_size=world_size,
+        zero_stage=arguments.zero_stage,
+        forward_tokens=arguments.forward_tokens,
+        checkpointing=arguments.checkpointing,
+        offload_optimizer=arguments.offload_optimizer,
+    )
     _name, rows = arguments.read_pairs()
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
@@ -90,26 +100,6 @@ def run(arguments: Train) -> None:
         draft.rmdir()
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         print(dump({"train_accuracy": result.train_accuracy, **result.perf}))
-
-
-def _placement(arguments: Train, world_size: int) -> Placement:
-    batch = arguments.optim.effective_batch
-    if arguments.micro_batch < 1:
-        raise SpecError(f"--micro-batch {arguments.micro_batch}: give at least 1.")
-    micro_batch = min(arguments.micro_batch, max(1, batch // world_size))
-    accumulation, rest = divmod(batch, micro_batch * world_size)
-    if rest:
-        raise SpecError(
-            f"--effective-batch {batch} is not a multiple of --micro-batch {micro_batch} times {world_size} ranks."
-        )
-    return Placement(
-        world_size=world_size,
-        zero_stage=arguments.zero_stage,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        checkpointing=arguments.checkpointing,
-        offload_optimizer=arguments.offload_optimizer,
-    )
 
 
 def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> References:

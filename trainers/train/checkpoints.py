@@ -60,9 +60,9 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """Where checkpoints are kept, and how often one is written: every ten minutes, or every so many optimiser steps.
+    """Where checkpoints are kept, and how often one is written: every so many optimiser steps, or by the clock.
 
-    With a `mirror` they are kept in that bucket, and `folder` is one of this node alone.
+    By the clock every ten minutes, and not before ten times what writing takes. With a `mirror` they are kept in that bucket, and `folder` is one of this node alone.
     """
 
     folder: Path
@@ -79,9 +79,11 @@ class Checkpoints:
         """The folder or bucket that holds the markers."""
         return self.folder if self.mirror is None else self.mirror
 
-    def due(self, step: int, since_s: float) -> bool:
-        """Whether a checkpoint is due after `step` steps, `since_s` seconds after the last one."""
-        return since_s >= self.every_s if self.every_steps is None else step % self.every_steps == 0
+    def due(self, step: int, since_s: float, write_s: float) -> bool:
+        """Whether one is due after `step` steps, `since_s` seconds after the last one, which took `write_s` to write."""
+        if self.every_steps is not None:
+            return step % self.every_steps == 0
+        return since_s >= max(self.every_s, 10 * write_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

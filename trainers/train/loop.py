@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 2 -m trainers.train --model MODEL --data DATA --reward ex_rm --out OUT
 
 Every pair of an effective batch weighs the same, short last batches included, and no pair is dropped: the loss of
-a forward is Σ over its pairs × world size × accumulation / pairs in the effective batch, since DeepSpeed averages
-gradients over ranks and divides by the accumulation.
+a forward is Σ over its pairs × world size / pairs in the effective batch, since DeepSpeed averages gradients over ranks.
 """
 
+import functools
 import hashlib
 import math
 import time
@@ -24,10 +24,19 @@ from trainers.evaluate.scoring import score_pairs
 from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
 from trainers.models.loading import freeze, load_model
-from trainers.models.memory import forget_peak_memory, memory_named, peak_memory_gb
+from trainers.models.memory import forget_peak_memory, memory_named, peak_memory
+from trainers.models.products import products_of
 from trainers.models.reward_parts import RewardModule
 from trainers.models.saving import folder_files, full_weights, persistent_buffers, save_model
-from trainers.pairs.packing import Layout, References, collate, epoch_order, split_step, steps_of_epoch
+from trainers.pairs.packing import (
+    Layout,
+    References,
+    collate,
+    epoch_order,
+    forward_cost,
+    split_step,
+    steps_of_epoch,
+)
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
@@ -147,15 +156,15 @@ def train(
             stop=stop,
             end_epoch=end_epoch,
         )
-        too_large = _too_large(inputs)
-        with memory_named(too_large):
+        in_memory = functools.partial(memory_named, **_too_large(inputs))
+        with in_memory():
             engine, found, notices = _start(model, inputs, keeping)
             done = 0 if found is None else len(found.log)
         try:
             for notice in notices if first else ():
                 report({"notice": notice})
             loop_started = time.perf_counter()
-            with memory_named(too_large):
+            with in_memory():
                 log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
                 loop_s = time.perf_counter() - loop_started
                 weights = full_weights(model)
@@ -309,40 +318,45 @@ def optimiser_step(
     Returns the sums over all pairs of loss, right rankings, margin and tokens, and over ranks of `wishes`; and the
     gradient's norm.
     """
-    placement = inputs.placement
-    world_size, accumulation = placement.world_size, placement.accumulation
-    lengths = {position: inputs.pairs[position].tokens for position in step}
-    forwards = split_step(step, lengths, world_size=world_size, accumulation=accumulation)[dist.get_rank()]
+    placement, shared_length = inputs.placement, shared_tokens(engine.module)
+    costs = {position: forward_cost(inputs.pairs[position], layout, shared_length) for position in step}
+    forwards = split_step(
+        step,
+        costs,
+        world_size=placement.world_size,
+        forward_tokens=placement.forward_tokens,
+        padded=layout == "rows",
+    )[dist.get_rank()]
     sums = torch.tensor([0.0] * 4 + list(wishes), dtype=torch.float64)
-    norm, shared_length = 0.0, shared_tokens(engine.module)
-    # Without ZeRO, DeepSpeed does not know the norm.
-    own_norm = effective_zero_stage(placement, inputs.precision) == 0
-    for positions in forwards:
-        # Every rank must run every collective: a forward without pairs runs one of weight 0.
-        weight = world_size * accumulation / len(step) if positions else 0.0
-        batch = collate(
-            [inputs.pairs[position] for position in positions or step[:1]],
-            layout=layout,
-            shared_tokens=shared_length,
-            reference=inputs.reference,
-            device=str(engine.device),
-        )
-        scores = engine(batch)
-        engine.backward(weight * scores.loss_P.sum())
-        if own_norm and engine.is_gradient_accumulation_boundary():
-            # Of the averaged gradients, before they are clipped and applied.
-            gradients = [found.grad for found in engine.module.parameters() if found.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-        engine.step()
-        if positions:
-            margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
-            right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
-            totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
-            sums[:3] += torch.stack(totals).cpu()
-            sums[3] += batch.tokens
+    with products_of(engine.module.model):
+        for number, positions in enumerate(forwards, 1):
+            # Every rank must run every collective: a forward without pairs runs one of weight 0.
+            weight = placement.world_size / len(step) if positions else 0.0
+            engine.set_gradient_accumulation_boundary(number == len(forwards))
+            batch = collate(
+                [inputs.pairs[position] for position in positions or [min(step, key=costs.__getitem__)]],
+                layout=layout,
+                shared_tokens=shared_length,
+                reference=inputs.reference,
+                device=str(engine.device),
+            )
+            scores = engine(batch)
+            engine.backward(weight * scores.loss_P.sum())
+            if positions:
+                margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
+                right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
+                totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
+                sums[:3] += torch.stack(totals).cpu()
+                sums[3] += batch.tokens
+    norm = None
+    if effective_zero_stage(placement, inputs.precision) == 0:
+        # DeepSpeed does not know it. Of the averaged gradients, before they are clipped and applied.
+        gradients = [found.grad for found in engine.module.parameters() if found.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+    engine.step()
     shared = sums.to(engine.device)
     dist.all_reduce(shared)
-    return shared.tolist(), norm if own_norm else float(engine.get_global_grad_norm())
+    return shared.tolist(), float(engine.get_global_grad_norm()) if norm is None else norm
 
 
 def _validated(reward: Any, inputs: TrainInputs) -> float:
@@ -365,29 +379,34 @@ def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list
     left = keeping.stop()
     if dist.get_rank() > 0 or keeping.checkpoints is None:
         return [0.0, float(left is not None)]
-    due = keeping.checkpoints.due(step, since_s)
+    due = keeping.checkpoints.due(step, since_s, write_s)
     return [float(due if left is None else write_s < left), float(left is not None)]
 
 
-def _too_large(inputs: TrainInputs) -> str:
+def _too_large(inputs: TrainInputs) -> dict[str, Any]:
+    """Return what there is to say where memory runs out: a message, and the budget that halves the heaviest forward."""
     placement = inputs.placement
-    longest = max(pair.tokens for pair in inputs.pairs)
-    return (
-        f"a micro-batch of {placement.micro_batch} pairs (the longest has {longest} tokens) at ZeRO "
-        f"{placement.zero_stage} on {placement.world_size} ranks does not fit in memory; use a smaller "
-        "micro-batch, activation checkpointing, a higher ZeRO stage or more ranks."
+    lengths = sorted((pair.tokens for pair in inputs.pairs), reverse=True)
+    longest, step = lengths[0], sum(lengths[: inputs.optim.effective_batch])
+    share = step // placement.world_size + (longest if placement.world_size > 1 else 0)
+    heaviest = max(longest, min(placement.forward_tokens, share))
+    message = (
+        f"a forward of up to {heaviest} tokens (the longest pair has {longest}) at ZeRO {placement.zero_stage} on "
+        f"{placement.world_size} ranks does not fit in memory; use fewer --forward-tokens, activation checkpointing, "
+        "a higher ZeRO stage or more ranks."
     )
+    return {"message": message, "forward_tokens": max(longest, heaviest // 2) if heaviest > longest else 0}
 
 
 def _performance(log: Sequence[dict[str, Any]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
     if not log:
-        return {"set_up_s": set_up_s, "peak_mem_gb": peak_memory_gb()}
+        return {"set_up_s": set_up_s, **peak_memory()}
     return {
         "tokens_per_s": sum(row["tokens"] for row in log) / loop_s,
         "pairs_per_s": sum(row["pairs"] for row in log) / loop_s,
         "step_s": loop_s / len(log),
         "set_up_s": set_up_s,
-        "peak_mem_gb": peak_memory_gb(),
+        **peak_memory(),
     }
 
 

@@ -82,7 +82,7 @@ def complete(plan: TrialPlan, store: Store, train: Any) -> None:
     )
     backend = InlineBackend(execution, print, StopRequest(0.0))
     with mock.patch.object(compute, "run_train", train):
-        complete_trial(plan, Placement(micro_batch=1, accumulation=1), backend, execution)
+        complete_trial(plan, Placement(forward_tokens=1), backend, execution)
 
 
 def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:

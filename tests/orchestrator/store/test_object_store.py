@@ -290,7 +290,7 @@ def unreachable(path):
 
 def test_a_bucket_that_does_not_answer_is_asked_again_and_not_for_ever():
     failed = [classify(Unreachable("s3://bucket/x cannot be written"))]
-    placement = Placement(micro_batch=1, accumulation=1)
+    placement = Placement(forward_tokens=1)
     assert next_attempt(failed, placement, RetryPolicy()) == NextAttempt(wait_s=5.0, placement=placement)
     assert next_attempt(failed * 4, placement, RetryPolicy()) is None
 
