@@ -23,7 +23,7 @@ Rendering = Literal["response", "verification"]
 
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
-COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen", "system", "tools")
+COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen", "system", "tools", "margin")
 # A name becomes part of file names, which end at 255 bytes; a letter may take four.
 MAX_NAME, MAX_NAME_BYTES = 100, 200
 

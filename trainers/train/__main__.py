@@ -19,7 +19,8 @@ from trainers.models.loading import device, load_model
 from trainers.pairs.packing import References
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair
-from trainers.specs import OptimSpec, Placement
+from trainers.rewards.losses import require_margins
+from trainers.specs import Loss, LossSpec, OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import process_group
 from trainers.train.loop import TrainInputs, train
@@ -35,6 +36,14 @@ class Train(OnPairs):
     split: str = "train"
     """Split of a folder or hub set."""
     optim: OptimSpec = field(default_factory=OptimSpec)
+    loss: Loss = "bradley_terry"
+    """Loss of a pair, a function of its margin of rewards."""
+    margin: float = 0.0
+    """The margin of rewards must exceed this times the pair's own margin, a column of the data."""
+    label_smoothing: float = 0.0
+    """Probability that a label is wrong."""
+    centring: float = 0.0
+    """This times the squared sum of a pair's two rewards is added to its loss."""
     zero_stage: int = 0
     """ZeRO stage of DeepSpeed."""
     micro_batch: int = 4
@@ -60,7 +69,15 @@ def run(arguments: Train) -> None:
         raise SpecError(f"{final} is there already; give another --out.")
     reward = arguments.reward_spec()
     placement = _placement(arguments, world_size)
-    _name, rows = arguments.read_pairs()
+    loss = LossSpec(
+        kind=arguments.loss,
+        margin=arguments.margin,
+        label_smoothing=arguments.label_smoothing,
+        centring=arguments.centring,
+    )
+    reward.type.require_takes(loss)
+    name, rows = arguments.read_pairs()
+    require_margins(loss, f"data set {name}", sum(row.margin is None for row in rows), len(rows))
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
@@ -77,6 +94,7 @@ def run(arguments: Train) -> None:
             pairs=pairs,
             reference=_reference(arguments, location, pairs) if reward.uses_reference else None,
             trust=arguments.trust,
+            loss=loss,
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)

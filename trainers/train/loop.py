@@ -193,7 +193,7 @@ def _start(model: Any, inputs: TrainInputs, keeping: Keeping) -> tuple[Any, Chec
             )
         universal = prepare(found, checkpoints, effective_zero_stage(inputs.placement, inputs.precision))
     engine = make_engine(
-        RewardModule(model, inputs.reward),
+        RewardModule(model, inputs.reward, inputs.loss),
         optim=inputs.optim,
         placement=inputs.placement,
         precision=inputs.precision,
@@ -217,14 +217,29 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
     values = (tensor.detach().flatten()[:_FINGERPRINT_VALUES].tolist() for tensor in tensors)
     return {
         "architecture": f"{type(model).__name__} {shapes[0]}x{shapes[1]}, vocabulary {model.config.vocab_size}",
-        "reward": str(inputs.reward),
+        "reward": "; ".join([str(inputs.reward), *map(str, _unusual(inputs))]),
         "optimiser": str(inputs.optim),
         "seed": str(inputs.seed),
         "precision": inputs.precision,
         "base model": _digest(values),
-        "pairs": _digest((pair.index, pair.prompt, pair.chosen, pair.rejected) for pair in inputs.pairs),
+        "pairs": _digest(
+            (
+                pair.index,
+                pair.prompt,
+                pair.chosen,
+                pair.rejected,
+                *((pair.margin,) if inputs.loss.margin else ()),
+            )
+            for pair in inputs.pairs
+        ),
         "reference": _digest(sorted((inputs.reference or {}).items())),
     }
+
+
+def _unusual(inputs: TrainInputs) -> list[LossSpec | LoraSpec]:
+    """Return the loss and the adapter where they are not the usual ones."""
+    loss = [] if inputs.loss == BRADLEY_TERRY else [inputs.loss]
+    return [*loss, *([inputs.lora] if inputs.lora else [])]
 
 
 def _digest(values: Iterable[object]) -> str:
