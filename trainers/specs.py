@@ -275,6 +275,14 @@ class LoraSpec:
             f"--lora-alpha {self.alpha}: give a positive number.",
         )
 
+    def require_alone(self, optim: OptimSpec) -> None:
+        """Raise SpecError where parts are frozen, too: beside an adapter everything but EX-RM's head already is."""
+        _require(
+            not optim.freeze,
+            f"--freeze {' '.join(optim.freeze)} and --lora-rank {self.rank}: an adapter freezes all but EX-RM's head; "
+            "give one of the two.",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationSpec:

@@ -246,7 +246,9 @@ class EvaluateStage(Keyed):
     @property
     def needs(self) -> "tuple[Stage, ...]":
         reference = () if self.reference is None else (self.reference,)
-        return (self.train, self.prepared, *reference)
+        # An adapter is loaded on its base model.
+        base = self.train.base.needs if self.train.lora else ()
+        return (*base, self.train, self.prepared, *reference)
 
 
 Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]

@@ -64,7 +64,7 @@ class TrainInputs:
     """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called.
 
     After `keep_epochs` (from 1, the last not among them) the weights are kept as well. `validation` pairs are scored
-    after every epoch; `reference` covers them.
+    after every epoch; `reference` covers them. With `lora` an adapter is trained; `merge` saves it in the weights.
     """
 
     name: str
@@ -82,6 +82,12 @@ class TrainInputs:
     validation: Sequence[TokenPair] = ()
     loss: LossSpec = BRADLEY_TERRY
     lora: LoraSpec | None = None
+    merge: bool = False
+
+    @property
+    def saves_adapter(self) -> bool:
+        """Whether the result is the folder of an adapter, not of a whole model."""
+        return self.lora is not None and not self.merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +134,14 @@ def train(
         revision=inputs.revision,
         head_seed=inputs.seed,
         trust=inputs.trust,
+        lora=inputs.lora,
     )
     freeze(model, inputs.optim.freeze)
     # Before the training, which would be lost if its model could not be saved.
-    files = {**folder_files(model, tokenizer), CARD: model_card(inputs.name, inputs.reward, {})}
+    files = {
+        **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
+        CARD: model_card(inputs.name, inputs.reward, {}),
+    }
     kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
     epochs, kept = inputs.optim.epochs, inputs.keep_epochs
 
@@ -158,7 +168,7 @@ def train(
             with memory_named(too_large):
                 log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
                 loop_s = time.perf_counter() - loop_started
-                weights = full_weights(model)
+                weights = full_weights(model, adapter=inputs.saves_adapter)
             perf = _performance(log[done:], set_up_s=loop_started - started, loop_s=loop_s)
             last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
             right = sum(row["accuracy"] * row["pairs"] for row in last)
