@@ -249,7 +249,11 @@ def _bytes_of(engine: Any) -> int:
     parameters = [*engine.module.parameters(), *engine.module.buffers()]
     count = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters)
     trained = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters if item.requires_grad)
-    return 4 * (trained if adapter_of(engine.module.model) else count) + 12 * trained
+    if adapter_of(engine.module.model):
+        # DeepSpeed takes one of two tied tables along.
+        table = engine.module.model.get_input_embeddings().weight
+        count = trained + int(getattr(table, "ds_numel", table.numel()))
+    return 4 * count + 12 * trained
 
 
 def _require_room_together(folder: Path, need: int) -> None:

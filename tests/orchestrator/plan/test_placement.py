@@ -13,7 +13,7 @@ from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec
 from tests.orchestrator.sweep_samples import EX_RM, IM_RM, LLAMA, trial
 from trainers.errors import PlanError
-from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
+from trainers.specs import DrawSpec, LoraSpec, ModelSpec, OptimSpec, Placement
 
 BATCHES = st.integers(1, 96)
 HUB = ModelSpec(name="hub", source="some/model")
@@ -213,3 +213,12 @@ def test_the_paper_needs_gpus_and_enough_of_them():
     assert fits_gpus(catalog.PAPER_MODELS, gpus(4))
     assert not fits_gpus(catalog.PAPER_MODELS, gpus(1, 24.0))
     assert not fits_gpus([HUB], gpus(8))
+
+
+def test_an_8b_ex_rm_with_an_adapter_is_placed_on_one_card_of_24_gb_in_bf16():
+    model = replace(catalog.MODELS["llama-3.1-8b"], precision="bf16")
+    whole = trial(model=model, reward=EX_RM)
+    adapted = place(replace(whole, lora=LoraSpec(rank=16)), gpus(1, 24.0))
+    assert (adapted.world_size, adapted.offload_optimizer) == (1, False)
+    # Whole, it fits only because the host's memory takes the optimiser and the gradients.
+    assert place(whole, gpus(1, 24.0)).offload_optimizer
