@@ -23,7 +23,7 @@ Rendering = Literal["response", "verification"]
 
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
-COLUMNS = ("prompt", "chosen", "rejected", "a", "b", "preference", "orig_chosen", "system", "tools")
+COLUMNS = ("prompt", "chosen", "rejected", "a", "b", "preference", "orig_chosen", "system", "tools", "margin")
 # Of several rated answers: each against each that is rated lower, or only the best against the others.
 Ratings = Literal["all", "best"]
 # A name becomes part of file names, which end at 255 bytes; a letter may take four.
@@ -278,6 +278,14 @@ class LoraSpec:
         _require(
             math.isfinite(self.alpha) and self.alpha > 0,
             f"--lora-alpha {self.alpha}: give a positive number.",
+        )
+
+    def require_alone(self, optim: OptimSpec) -> None:
+        """Raise SpecError where parts are frozen, too: beside an adapter everything but EX-RM's head already is."""
+        _require(
+            not optim.freeze,
+            f"--freeze {' '.join(optim.freeze)} and --lora-rank {self.rank}: an adapter freezes all but EX-RM's head; "
+            "give one of the two.",
         )
 
 

@@ -112,7 +112,8 @@ class Options(ReadingOptions, CommonOptions):
     models: Annotated[tuple[str, ...], flag("[NAME=]ID|PATH", OF_PROFILE)] = ()
     """Base models: catalog names, hub ids, folders or GGUF files."""
     rewards: Annotated[tuple[str, ...], flag("NAME", OF_PROFILE)] = ()
-    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean and im_rm_no_reference."""
+    """Reward types: ex_rm, im_rm, ex_grm, the ablations ex_rm_mean and im_rm_no_reference, and remedies for IM-RM:
+    im_rm_length_normalised and im_rm_logits."""
     train_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to train on; their train split is used."""
     eval_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()

@@ -241,6 +241,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
         output=train.reward.type.output,
         precision=train.base.precision,
         trust=train.base.trust,
+        base=(train.base.found_at(store), train.base.revision) if train.lora else None,
     )
     reward = RewardModule(model.to(device()), train.reward)
     for stage in missing:

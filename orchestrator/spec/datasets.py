@@ -100,7 +100,13 @@ class DatasetReader:
                 chosen.add(_short_digest(pair.chosen))
                 if pair.original_chosen:
                     originals.add(_short_digest(pair.original_chosen))
-            found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
+            found = Split(
+                name=spec.name,
+                split=split,
+                digest=digest.hexdigest(),
+                rows=digest.rows,
+                without_margin=digest.without_margin,
+            )
             if left_out:
                 self.left_out[spec.name, split] = left_out
             if funnel and "read as" in funnel[0][0]:
@@ -120,7 +126,13 @@ class DatasetReader:
         # The rows of a remembered set may have been collected as garbage; then it is fetched again.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
             return _Known(
-                split=Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"]),
+                split=Split(
+                    name=spec.name,
+                    split=split,
+                    digest=known["digest"],
+                    rows=known["rows"],
+                    without_margin=known.get("without_margin", known["rows"]),
+                ),
                 chosen=frozenset(known["chosen"]),
                 originals=frozenset(known["originals"]),
             )
@@ -136,6 +148,7 @@ class DatasetReader:
             "revision": revision,
             "digest": found.split.digest,
             "rows": found.split.rows,
+            "without_margin": found.split.without_margin,
             "chosen": sorted(found.chosen),
             "originals": sorted(found.originals),
         }

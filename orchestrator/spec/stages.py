@@ -21,6 +21,7 @@ from trainers.models import tiny
 from trainers.models.architecture import Architecture
 from trainers.models.tiny import TinyModel
 from trainers.rewards import RewardSpec
+from trainers.rewards.losses import require_margins
 from trainers.specs import (
     BRADLEY_TERRY,
     UNTRUSTED,
@@ -37,12 +38,13 @@ from trainers.specs import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One split of a data set, known by the digest of its rows."""
+    """One split of a data set, known by the digest of its rows; `without_margin` counts those that give no margin."""
 
     name: str
     split: str
     digest: str
     rows: int
+    without_margin: int = 0
 
     @property
     def fetched(self) -> bool:
@@ -245,7 +247,9 @@ class EvaluateStage(Keyed):
     @property
     def needs(self) -> "tuple[Stage, ...]":
         reference = () if self.reference is None else (self.reference,)
-        return (self.train, self.prepared, *reference)
+        # An adapter is loaded on its base model.
+        base = self.train.base.needs if self.train.lora else ()
+        return (*base, self.train, self.prepared, *reference)
 
 
 Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]
@@ -330,6 +334,7 @@ def plan_trial(
 
     last = spec.optim.epochs
     kept = tuple(sorted({epoch for epoch in spec.keep_epochs if epoch < last}))
+    require_margins(spec.loss, f"data set {train_split.name}", train_split.without_margin, train_split.rows)
     prepared = prepare(train_split, spec.train_draw)
     train = TrainStage(
         base=base,

@@ -9,6 +9,7 @@ that have these columns themselves, are in one of the formats that TRL documents
     chosen, rejected             texts: transcripts are conversations; of others, the prompt is the whole words that
                                  both begin with
     system, tools                belong to the prompt
+    margin                       a number: by how much chosen is better; else score_chosen − score_rejected
 
 Where the prompt ends: the turns of chosen and rejected follow those of the prompt column, the last of which
 they may repeat. Where the two sides differ in their last turn only, that turn is scored and the turns before
@@ -376,8 +377,21 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
         chosen_turns=_unless_plain(chosen),
         rejected_turns=_unless_plain(rejected),
         tools=_tools(row.get("tools"), called.get("tools", "tools")),
+        margin=_margin(row),
         original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
     )
+
+
+def _margin(row: Row) -> float | None:
+    """Return the number in the column margin, else the difference of the two scores; None where there is none."""
+    scores = row.get("score_chosen"), row.get("score_rejected")
+    try:
+        margin = (
+            float(row["margin"]) if row.get("margin") is not None else float(scores[0]) - float(scores[1])
+        )
+    except (TypeError, ValueError):
+        return None
+    return margin if math.isfinite(margin) else None
 
 
 def _after_prompt(text: Any, said: list[Any], columns: Sequence[str]) -> tuple[Turns, list[Turns]]:

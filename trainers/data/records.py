@@ -59,8 +59,8 @@ class Pair:
 
     `chosen` and `rejected` are the texts of the responses. A response that is more than one plain assistant
     turn also has its turns in `chosen_turns` or `rejected_turns`. `tools` is a JSON list of the tools that
-    the conversation could call. `original_chosen` is the text that `chosen` rewrites, where the set declares
-    that it rewrites another. `candidates` is the pair's place in a suite.
+    the conversation could call. `margin` says by how much chosen is better, where the data do. `original_chosen` is the
+    text that `chosen` rewrites, where the set declares that it rewrites another. `candidates` is the pair's place in a suite.
     """
 
     prompt: tuple[Message, ...]
@@ -69,6 +69,7 @@ class Pair:
     chosen_turns: tuple[Message, ...] = ()
     rejected_turns: tuple[Message, ...] = ()
     tools: str = ""
+    margin: float | None = None
     original_chosen: str | None = None
     candidates: Candidates | None = None
 
@@ -93,26 +94,29 @@ def as_row(pair: Pair) -> dict[str, Any]:
         "chosen": [turn.as_dict() for turn in pair.chosen_turns] or pair.chosen,
         "rejected": [turn.as_dict() for turn in pair.rejected_turns] or pair.rejected,
     }
-    return {**row, "tools": pair.tools} if pair.tools else row
+    row |= {"tools": pair.tools} if pair.tools else {}
+    return row if pair.margin is None else {**row, "margin": pair.margin}
 
 
 def as_turns(pair: Pair) -> dict[str, Any]:
     """Return the pair as a parquet row, whose columns have one type each: all as turns, with fields as JSON text."""
     named = zip(("prompt", "chosen", "rejected"), (pair.prompt, *pair.responses), strict=True)
-    return {**{name: [turn._asdict() for turn in turns] for name, turns in named}, "tools": pair.tools}
+    sides = {name: [turn._asdict() for turn in turns] for name, turns in named}
+    return {**sides, "tools": pair.tools, "margin": pair.margin}
 
 
 class Digest:
-    """The digest of pairs in their order: the same for every file format. `rows` counts them."""
+    """The digest of pairs in their order: the same for every file format. It counts `rows`, and those without a margin."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self.rows = 0
+        self.rows = self.without_margin = 0
 
     def add(self, pair: Pair) -> None:
         """Take the next pair in."""
         self._digest.update(_COMPACT.encode(_listed(pair)).encode() + b"\n")
         self.rows += 1
+        self.without_margin += pair.margin is None
 
     def hexdigest(self) -> str:
         """Return 64 hexadecimal digits."""
@@ -133,13 +137,16 @@ def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
 
 
 def _listed(pair: Pair) -> list[Any]:
-    """Return the pair as JSON values; the turns of responses, tools and the place in a suite where there are any."""
+    """Return the pair as JSON values; turns of responses, tools, margin and place in a suite where there are any."""
     row: list[Any] = [listed_turns(pair.prompt), pair.chosen, pair.rejected]
-    if pair.chosen_turns or pair.rejected_turns or pair.tools or pair.candidates:
+    more = (
+        pair.chosen_turns or pair.rejected_turns or pair.tools or pair.margin is not None or pair.candidates
+    )
+    if more:
         row += [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
-    if pair.candidates:
-        row.append([*pair.candidates])
-    return row
+    if pair.margin is not None or pair.candidates:
+        row.append(pair.margin)
+    return [*row, [*pair.candidates]] if pair.candidates else row
 
 
 def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
@@ -193,5 +200,6 @@ class _WrittenPairs(Sequence[Pair]):
             chosen_turns=turns[1],
             rejected_turns=turns[2],
             tools=more[2] if more else "",
-            candidates=Candidates(*more[3]) if len(more) > 3 else None,
+            margin=more[3] if len(more) > 3 else None,
+            candidates=Candidates(*more[4]) if len(more) > 4 else None,
         )

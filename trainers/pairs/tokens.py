@@ -25,17 +25,20 @@ _PAIRS_OF_A_BATCH = 1024
 # Names and signs that a tokenizer lacks stay far below this share; above it, whole texts become one token repeated.
 _MANY_UNKNOWN = 0.05
 _PARTS = ("prompt", "chosen", "rejected")
-_SCHEMA = pa.schema([("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS)])
+_SCHEMA = pa.schema(
+    [("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS), ("margin", pa.float64())]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """Token ids of one pair; `index` is its row in the source split."""
+    """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better."""
 
     index: int
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    margin: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -68,6 +71,8 @@ class TokenFile(Sequence[TokenPair]):
         self.file = file
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         self._index, self._parts = table["index"], {part: table[part] for part in _PARTS}
+        # Sets without margins were prepared before there was a column for them.
+        self._margin = table["margin"] if "margin" in table.column_names else None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -81,7 +86,8 @@ class TokenFile(Sequence[TokenPair]):
             return [self[number] for number in range(len(self))[place]]
         row = range(len(self))[place]
         ids = {part: column[row].values.to_numpy().tolist() for part, column in self._parts.items()}
-        return TokenPair(index=self._index[row].as_py(), **ids)
+        margin = None if self._margin is None else self._margin[row].as_py()
+        return TokenPair(index=self._index[row].as_py(), margin=margin, **ids)
 
     def mean_tokens(self) -> dict[str, float]:
         """Return the mean lengths of prompts, chosen and rejected responses."""
@@ -217,8 +223,14 @@ def _tokenize(pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any) -> lis
         asked += [_Asked(row, prompt, ids, added) for added in both]
     responses = _responses(asked, tokenizer)
     return [
-        TokenPair(index=row, prompt=ids, chosen=responses[2 * place], rejected=responses[2 * place + 1])
-        for place, (row, ids) in enumerate(zip(rows, prompt_ids, strict=True))
+        TokenPair(
+            index=row,
+            prompt=ids,
+            chosen=responses[2 * place],
+            rejected=responses[2 * place + 1],
+            margin=pair.margin,
+        )
+        for place, (pair, row, ids) in enumerate(zip(pairs, rows, prompt_ids, strict=True))
     ]
 
 
