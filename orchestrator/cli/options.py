@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from orchestrator.spec.datasets import ReadingOptions
+from trainers.specs import Reasoning, System
 from trainers.train.stopping import GRACE_S
 
 
@@ -126,6 +127,12 @@ class Options(ReadingOptions, CommonOptions):
     """Leave out pairs with a longer prompt, in training and evaluation."""
     max_response_tokens: Annotated[int | None, flag("N", "1024")] = None
     """Leave out pairs with a longer response, in training and evaluation."""
+    template: Annotated[str | None, flag("NAME|FILE", "the model's own")] = None
+    """Chat template: the name of one that the tokenizers have, or a Jinja file."""
+    system: System = "fold"
+    """A system turn where a template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    reasoning: Reasoning = "score"
+    """Reasoning in a response: score it like the rest, or drop it."""
     epochs: Annotated[int | None, flag("N", OF_PROFILE)] = None
     """Passes over the training pairs."""
     keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()

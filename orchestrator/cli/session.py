@@ -24,6 +24,7 @@ from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
 from trainers.errors import SpecError, StorageError
+from trainers.pairs.templates import given_template
 from trainers.specs import Trust, given_name
 from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
 
@@ -153,10 +154,13 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         max_eval_pairs=options.max_eval_pairs,
         max_prompt_tokens=options.max_prompt_tokens,
         max_response_tokens=options.max_response_tokens,
+        system=options.system,
+        reasoning=options.reasoning,
     )
     train_sets, eval_sets = (tuple(map(limits.within, sets)) for sets in (train_sets, eval_sets))
     models = tuple(selection.parse_model(text) for text in options.models) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
+    template = given_template(options.template)
     for flag, value in (
         ("--max-trials", options.max_trials),
         ("--checkpoint-steps", options.checkpoint_steps),
@@ -167,7 +171,7 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
     return Selection(
         name=name,
-        models=tuple(dataclasses.replace(model, trust=trust) for model in models),
+        models=tuple(dataclasses.replace(model, trust=trust, template=template) for model in models),
         rewards=selection.parse_rewards(options.rewards or profile.rewards, options.beta),
         train_sets=train_sets,
         eval_sets=eval_sets,

@@ -91,7 +91,7 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
         "max_eval_pairs": spec.eval_draw.max_pairs,
         **{
             name: limit
-            for name in ("max_prompt_tokens", "max_response_tokens")
+            for name in ("max_prompt_tokens", "max_response_tokens", "system", "reasoning")
             if (limit := getattr(spec.train_draw, name)) != getattr(DrawSpec(), name)
         },
     }

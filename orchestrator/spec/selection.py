@@ -15,7 +15,16 @@ from trainers.data.files import file_stem
 from trainers.data.known import DATASETS, PERSONA
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
+from trainers.specs import (
+    DatasetSpec,
+    DrawSpec,
+    ModelSpec,
+    OptimSpec,
+    Reasoning,
+    System,
+    clean_name,
+    given_name,
+)
 
 _NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
 
@@ -73,17 +82,19 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many pairs are drawn of a set, and how long they may be; None where the flag is not given."""
+    """How many pairs are drawn of a set, how long they may be (None where the flag is not given), how they are rendered."""
 
     max_train_pairs: int | None = None
     max_eval_pairs: int | None = None
     max_prompt_tokens: int | None = None
     max_response_tokens: int | None = None
+    system: System = "fold"
+    reasoning: Reasoning = "score"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise SpecError(f"--{field.name.replace('_', '-')} {value}: give at least 1.")
 
     def train_draw(self, default: int | None = None) -> DrawSpec:
@@ -107,6 +118,8 @@ class Limits:
             draw,
             max_prompt_tokens=self.max_prompt_tokens or draw.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens or draw.max_response_tokens,
+            system=self.system,
+            reasoning=self.reasoning,
         )
 
 

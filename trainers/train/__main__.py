@@ -17,7 +17,7 @@ from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.loading import device, load_model
 from trainers.pairs.packing import References
-from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.templates import given_template
 from trainers.pairs.tokens import TokenPair
 from trainers.specs import OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
@@ -77,6 +77,7 @@ def run(arguments: Train) -> None:
             pairs=pairs,
             reference=_reference(arguments, location, pairs) if reward.uses_reference else None,
             trust=arguments.trust,
+            template=given_template(arguments.template),
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)
@@ -116,7 +117,7 @@ def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> R
     """Return the base model's log-prob sums, each rank computing its share."""
     model = load_model(
         location,
-        tokenizer=load_tokenizer(location, trust=arguments.trust),
+        tokenizer=arguments.tokenizer(location),
         output="unembedding",
         precision=arguments.precision,
         trust=arguments.trust,
