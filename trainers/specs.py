@@ -6,7 +6,9 @@ Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world ex
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from trainers.errors import SpecError
@@ -16,10 +18,18 @@ Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "linear", "cosine"]
 Loss = Literal["bradley_terry", "hinge", "ipo"]
 Part = Literal["backbone", "embeddings", "unembedding"]
+# What becomes of system turns where a template takes none: the first user turn begins with them, they are left out, or
+# the row is refused.
+System = Literal["fold", "drop", "refuse"]
+# What becomes of a response's reasoning: it is scored like the rest, or left out.
+Reasoning = Literal["score", "drop"]
 # The output layer that a model is loaded with: a new linear head, or its own unembedding.
 Output = Literal["head", "unembedding"]
 # What is tokenised: the prompt and the response, or the question whether the response is correct.
 Rendering = Literal["response", "verification"]
+
+# The metadata of a field that came after keys were first used: a key leaves it out where it is at its default.
+ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
 
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
@@ -90,7 +100,8 @@ UNTRUSTED = Trust()
 class ModelSpec:
     """A base model: `source` is a hub id, a local folder, a GGUF file (or its folder) or `builtin:<name>`.
 
-    `parameters` is a count, known for catalog models, used for planning only.
+    `parameters` is a count, known for catalog models, used for planning only. `template` is a chat template in Jinja, or
+    the name of one that the tokenizer has, in the place of its own.
     """
 
     name: str
@@ -99,6 +110,7 @@ class ModelSpec:
     precision: Precision = "fp32"
     parameters: int | None = None
     trust: Trust = UNTRUSTED
+    template: str | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -176,7 +188,7 @@ class DrawSpec:
     """Which pairs of a split are used: all, or the first `max_pairs` of a seeded permutation that fit the limits.
 
     Pairs over a token limit are left out and counted, never cut. `permutation` is numpy's (PCG64), or torch's, which the
-    paper's subsets are taken from.
+    paper's subsets are taken from. `system` and `reasoning` say how a pair that is used is rendered.
     """
 
     max_pairs: int | None = None
@@ -184,6 +196,8 @@ class DrawSpec:
     permutation: Literal["numpy", "torch"] = "numpy"
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
+    system: System = field(default="fold", metadata=ADDED)
+    reasoning: Reasoning = field(default="score", metadata=ADDED)
 
     def __post_init__(self) -> None:
         _require(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from orchestrator.spec.datasets import ReadingOptions
-from trainers.specs import Loss, Optimizer, Part, Precision, Schedule
+from trainers.specs import Loss, Optimizer, Part, Precision, Reasoning, Schedule, System
 from trainers.train.stopping import GRACE_S
 
 
@@ -132,6 +132,12 @@ class Options(ReadingOptions, CommonOptions):
     """Leave out pairs with a longer prompt, in training and evaluation."""
     max_response_tokens: Annotated[int | None, flag("N", "1024")] = None
     """Leave out pairs with a longer response, in training and evaluation."""
+    template: Annotated[str | None, flag("NAME|FILE", "the model's own")] = None
+    """Chat template: the name of one that the tokenizers have, or a Jinja file."""
+    system: Annotated[System | None, flag("fold|drop|refuse", "fold")] = None
+    """A system turn where a template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    reasoning: Annotated[Reasoning | None, flag("score|drop", "score")] = None
+    """Reasoning in a response: score it like the rest, or drop it."""
     keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()
     """Keep and evaluate the weights after these epochs, too, not after the last alone."""
     axis: Annotated[tuple[str, ...], flag("[MODEL.|REWARD.]NAME=V1,V2")] = ()

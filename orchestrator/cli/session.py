@@ -25,6 +25,7 @@ from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
 from trainers.data.sources import suite_spec
 from trainers.errors import SpecError, StorageError
+from trainers.pairs.templates import given_template
 from trainers.specs import Trust, given_name
 from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
 
@@ -168,6 +169,7 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     words = options.models or axes.column(rows, "model")
     models = tuple(selection.parse_model(text) for text in words) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
+    template = given_template(options.template)
     for flag, value in (
         ("--max-trials", options.max_trials),
         ("--checkpoint-steps", options.checkpoint_steps),
@@ -178,7 +180,7 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
     chosen = Selection(
         name=name,
-        models=tuple(dataclasses.replace(model, trust=trust) for model in models),
+        models=tuple(dataclasses.replace(model, trust=trust, template=template) for model in models),
         rewards=selection.parse_rewards(options.rewards or axes.column(rows, "reward") or profile.rewards),
         train_sets=train_sets,
         eval_sets=eval_sets,

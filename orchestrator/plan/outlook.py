@@ -356,11 +356,11 @@ def _over(pair: Pair, draw: DrawSpec, *, bytes_per_token: int, added: int) -> bo
 def _tokenizer(stage: PrepareStage) -> Any:
     """The tokenizer where it is on this machine; None elsewhere."""
     from trainers.models import tiny
-    from trainers.pairs.templates import load_tokenizer
+    from trainers.pairs.templates import choose_template, load_tokenizer
 
     base = stage.base
     if isinstance(base.origin, PretrainStage):
-        return tiny.build_tokenizer()
+        return choose_template(tiny.build_tokenizer(), base.template)
     if base.origin is None and Path(base.location).is_dir():
-        return load_tokenizer(base.location, base.revision, base.trust)
+        return load_tokenizer(base.location, base.revision, base.trust, base.template)
     return None

@@ -71,16 +71,18 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: TakeRow) -> None:
 def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
     from trainers.data.audit import token_findings
     from trainers.evaluate.scores import write_places
-    from trainers.pairs.templates import load_tokenizer
+    from trainers.pairs.templates import choose_template, load_tokenizer
     from trainers.pairs.tokens import Counts, TokenFile, iter_tokens, write_tokens
 
-    inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
+    base = stage.base
+    inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": base.tokenizer_key}
     with store.write(stage.kind, stage.key, **inputs) as attempt:
         pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
-        if isinstance(stage.base.origin, PretrainStage):
-            tokenizer = tiny.build_tokenizer()
+        if isinstance(base.origin, PretrainStage):
+            tokenizer = choose_template(tiny.build_tokenizer(), base.template)
         else:
-            tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
+            location = base.found_at(store)
+            tokenizer = load_tokenizer(location, base.revision, base.trust, base.template)
         counts = Counts()
         tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, counts)
         total = min(len(pairs), stage.draw.max_pairs or len(pairs))
@@ -94,7 +96,7 @@ def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
         if pairs[0].candidates:
             write_places(attempt.directory / PLACES, (pairs[pair.index].candidates for pair in kept))
         attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
-    where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"
+    where = f"{stage.split.name}/{stage.split.split}, read by {base.name}"
     for finding in token_findings(where, counts, count):
         report({"notice": finding.said})
 
@@ -119,7 +121,7 @@ def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None
         location = base.found_at(store)
         model = load_model(
             location,
-            tokenizer=load_tokenizer(location, base.revision, base.trust),
+            tokenizer=load_tokenizer(location, base.revision, base.trust, base.template),
             output="unembedding",
             precision=base.precision,
             revision=base.revision,
@@ -171,6 +173,7 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
         location=stage.base.found_at(store),
         revision=stage.base.revision,
         trust=stage.base.trust,
+        template=stage.base.template,
         precision=stage.base.precision,
         reward=stage.reward,
         optim=stage.optim,

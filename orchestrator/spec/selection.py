@@ -92,7 +92,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many pairs are drawn of a set, and how long they may be; None where the flag is not given."""
+    """How many pairs are drawn of a set, how long they may be (None where the flag is not given), how they are rendered."""
 
     max_train_pairs: int | None = None
     max_eval_pairs: int | None = None
@@ -102,7 +102,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise SpecError(f"--{field.name.replace('_', '-')} {value}: give at least 1.")
 
     def train_draw(self, default: int | None = None) -> DrawSpec:

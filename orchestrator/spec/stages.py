@@ -101,6 +101,7 @@ class BaseModel:
     revision: str | None = None
     origin: ConvertStage | PretrainStage | None = None
     trust: Trust = UNTRUSTED
+    template: str | None = None
 
     @property
     def fetched(self) -> bool:

@@ -21,7 +21,7 @@ from trainers.models.loading import device, load_model
 from trainers.models.products import settle_products
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import References
-from trainers.pairs.templates import first_line, load_tokenizer
+from trainers.pairs.templates import first_line
 from trainers.pairs.tokens import TokenPair
 from trainers.specs import Output
 from trainers.storage import replace
@@ -124,7 +124,7 @@ def use_device(name: str) -> None:
 def _load(arguments: Evaluate, location: str, output: Output) -> Any:
     model = load_model(
         location,
-        tokenizer=load_tokenizer(location, trust=arguments.trust),
+        tokenizer=arguments.tokenizer(location),
         output=output,
         precision=arguments.precision,
         trust=arguments.trust,
@@ -137,7 +137,7 @@ def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report:
     if arguments.reference is None:
         return None
     with model_folder(arguments.reference) as location:
-        own, other = (load_tokenizer(at, trust=arguments.trust).get_vocab() for at in (policy, location))
+        own, other = (arguments.tokenizer(at).get_vocab() for at in (policy, location))
         if own != other:
             raise ModelError(
                 f"the reference {location} has another vocabulary ({len(other)} tokens) than the policy {policy} "

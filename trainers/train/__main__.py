@@ -18,7 +18,7 @@ from trainers.evaluate.scoring import compute_reference
 from trainers.models.loading import device, load_model
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
-from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.templates import given_template
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards.losses import require_margins
 from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
@@ -116,6 +116,7 @@ def run(arguments: Train) -> None:
             loss=loss,
             lora=lora,
             merge=arguments.merge,
+            template=given_template(arguments.template),
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)
@@ -145,7 +146,7 @@ def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> R
     """Return the base model's log-prob sums, each rank computing its share."""
     model = load_model(
         location,
-        tokenizer=load_tokenizer(location, trust=arguments.trust),
+        tokenizer=arguments.tokenizer(location),
         output="unembedding",
         precision=arguments.precision,
         trust=arguments.trust,

@@ -87,6 +87,7 @@ class TrainInputs:
     pairs: Sequence[TokenPair]
     reference: References | None
     trust: Trust = UNTRUSTED
+    template: str | None = None
     keep_epochs: tuple[int, ...] = ()
     validation: Sequence[TokenPair] = ()
     loss: LossSpec = BRADLEY_TERRY
@@ -134,7 +135,7 @@ def train(
     """
     started = time.perf_counter()
     forget_peak_memory()
-    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust)
+    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
     model = load_model(
         inputs.location,
         tokenizer=tokenizer,

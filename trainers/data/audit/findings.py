@@ -137,6 +137,14 @@ def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding
             number=f"{counts.identical} of {pairs} pairs",
             effect="The model reads the same twice: a tie of one half in every accuracy, and nothing to train on.",
         )
+    if counts.without_system:
+        yield Finding(
+            severity="info",
+            what="system turns",
+            where=where,
+            number=f"{counts.without_system} of {pairs} pairs",
+            effect="The chat template takes none: the first user turn begins with them, or they are left out (--system).",
+        )
     if counts.many_unknown:
         yield Finding(
             severity="error",
