@@ -15,6 +15,7 @@ from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import TrialNote
 from trainers.specs import Placement, Precision
 
 # Share of the peak rate that a training's products reach: ASSUMED, untested on a GPU; on a CPU that of its two threads
@@ -34,6 +35,8 @@ BACKWARD = 2
 UNSEEN_LENGTHS = PairTokens(prompt=135, chosen=190, rejected=190)
 TINY_LENGTHS = PairTokens(prompt=14, chosen=8, rejected=8)
 UNSEEN_PAIRS = 2000
+# The pace of a training is taken from so many steps at least; the first ones are slower.
+ENOUGH_STEPS = 10
 
 
 def forward_flops(training: Training, lengths: PairTokens) -> float:
@@ -224,24 +227,36 @@ def _prepared(stage: PrepareStage, store: Store) -> tuple[int, PairTokens]:
     return min((n for n in (rows, stage.draw.max_pairs) if n is not None), default=UNSEEN_PAIRS), lengths
 
 
-def time_left_s(seconds: Mapping[str, float], left: Mapping[str, float], at_once: int) -> float | None:
-    """Seconds to the end of a sweep by the mean time of its finished trainings of each kind; None before the first.
+def time_left_s(notes: Mapping[str, TrialNote], kinds: Mapping[str, str]) -> float | None:
+    """Seconds until all of these trials are trained, by the trainings that have shown their pace; None before one has.
 
-    `left` counts those of each kind that are not finished, one under way as what is left of it; a kind of which none
-    is finished is taken to need the mean of all.
+    `kinds` names by key what takes alike long; a kind that has shown none is taken to need the mean of all.
     """
-    if not seconds:
+    took: dict[str, list[float]] = {}
+    for key, note in notes.items():
+        if note.train_s is not None:
+            took.setdefault(kinds[key], []).append(note.train_s)
+    if not took:
         return None
-    usual = sum(seconds.values()) / len(seconds)
-    work = sum(seconds.get(kind, usual) * count for kind, count in left.items())
-    return work / max(1, at_once)
+    means = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
+    usual = sum(means.values()) / len(means)
+    left_s, at_once = 0.0, 0
+    for key, note in notes.items():
+        if note.state not in ("waiting", "running"):
+            continue
+        trains = note.stage == "train" and note.total > 0
+        # Behind its training a trial waits or evaluates.
+        share = 1 - note.step / note.total if trains else float(note.train_s is None)
+        left_s += share * means.get(kinds[key], usual)
+        at_once += trains
+    return left_s / max(1, at_once)
 
 
 @dataclass(slots=True, kw_only=True)
 class Pace:
     """How far one stage of a trial is, and how fast it goes. Rates are pairs per second; a training's is its last step's.
 
-    Shared stages may run side by side: what is shown is the one that reported last.
+    `train_s` are the seconds of the whole training at the pace of its steps so far, None before there are enough of them. Shared stages may run side by side: what is shown is the one that reported last.
     """
 
     stage: str = ""
@@ -249,14 +264,14 @@ class Pace:
     total: int = 0
     loss: float | None = None
     rate: float | None = None
-    left_s: float | None = None
+    train_s: float | None = None
     # By stage and data set: when it was first heard of, and how much of it was done then.
     _first: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
 
     def begin(self, stage: str) -> None:
         """Take in that a stage has begun, of which nothing else is known yet."""
         self.stage, self.done, self.total = stage, 0, 0
-        self.loss = self.rate = self.left_s = None
+        self.loss = self.rate = None
         self._first = {known: first for known, first in self._first.items() if known[0] != stage}
         self._first[stage, ""] = time.monotonic(), 0
 
@@ -269,7 +284,8 @@ class Pace:
         now = time.monotonic()
         began, before = self._first.setdefault((stage, row.get("dataset", "")), (now, self.done))
         per_s = (self.done - before) / max(now - began, 1e-3) or None
-        self.left_s = None if per_s is None else (self.total - self.done) / per_s
         self.rate = per_s
         if "step" in row:
+            if per_s is not None and self.done - before >= ENOUGH_STEPS:
+                self.train_s = self.total / per_s
             self.rate = row["pairs"] / row["step_s"] if row.get("step_s") and "pairs" in row else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from trainers.models.architecture import Architecture
 from trainers.rewards import RewardSpec
-from trainers.specs import OptimSpec, Placement, Precision
+from trainers.specs import LoraSpec, OptimSpec, Placement, Precision
 
 GB = 1e9
 # Fixed by DeepSpeed 0.19.8 where trainers/train/engine.py says nothing: elements of a reduction bucket, of a ZeRO-3
@@ -47,13 +47,30 @@ class PairTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained: all that memory and time depend on beside the placement. `pair` is the longest that can come."""
+    """What is trained: all that memory and time depend on beside the placement. `pair` is the longest that can come.
+
+    With `lora` an adapter is, of which the gradients and the optimiser's state alone are.
+    """
 
     architecture: Architecture
     reward: RewardSpec
     optim: OptimSpec
     precision: Precision
     pair: PairTokens
+    lora: LoraSpec | None = None
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that are trained; of an adapter on some layers only, as many as on all of them."""
+        shapes, output = self.architecture, self.reward.type.output
+        if self.lora is None:
+            return shapes.trained(output)
+        queries, keys = shapes.heads * shapes.head_width, shapes.key_heads * shapes.head_width
+        # Inputs and outputs of a layer's matrices: queries, keys and values (one matrix in GPT-NeoX), output, feed-forward.
+        ends = (1 if shapes.family == "gpt_neox" else 3) * shapes.hidden + queries + 2 * keys
+        ends += queries + shapes.hidden
+        ends += (3 if shapes.gated else 2) * (shapes.hidden + shapes.intermediate)
+        return self.lora.rank * ends * shapes.layers + (shapes.hidden if output == "head" else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +110,14 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     stage = max(placement.zero_stage, 1) if width == 2 else placement.zero_stage
     on_gpu = placement.device == "cuda"
     hosted = placement.offload_optimizer and on_gpu
-    count = shapes.trained(output)
+    everything, count = shapes.trained(output), training.trainable
+    everything += count if training.lora else 0
     part = count / placement.world_size if stage else count
     table = shapes.vocabulary * shapes.hidden * width
 
     copied = stage in (1, 2) or (stage == 3 and (width == 2 or placement.offload_optimizer))
     always = Footprint(
-        weights=width * (part if stage == 3 else count) / GB,
+        weights=width * everything / (placement.world_size if stage == 3 else 1) / GB,
         masters=4 * part / GB if copied and not hosted else 0.0,
         optimizer=0.0 if hosted else _moments_bytes(training.optim) * part / GB,
     )
@@ -109,12 +127,12 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     in_place = width == 2 and stage == 1 and not placement.offload_optimizer
     # Allocated whole, but on a CPU only what is written to is there. A tensor that is larger is sent by itself.
     filled = BUCKET if on_gpu else min(count, BUCKET)
-    widened = max(filled, shapes.vocabulary * shapes.hidden)
+    widened = filled if training.lora else max(filled, shapes.vocabulary * shapes.hidden)
     bucket = 0.0 if in_place else float(2 * filled + 4 * widened if width == 2 and stage == 2 else 4 * filled)
     kept = 0.0 if hosted and stage >= 2 else float(4 * (count if stage <= 1 else part))
     gathered = 0.0
     if stage == 3 and placement.world_size > 1:
-        gathered = width * min(count, REUSED + PREFETCHED + shapes.vocabulary * shapes.hidden)
+        gathered = width * min(everything, REUSED + PREFETCHED + shapes.vocabulary * shapes.hidden)
     backward_begins = replace(
         always,
         gradients=kept / GB if several or stage == 3 or in_place else 0.0,
@@ -125,7 +143,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     )
     # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied;
     # in half precision it is there before it is added to its sum.
-    last = table * ((shapes.tied and output == "unembedding") + (width == 2))
+    last = 0 if training.lora else table * ((shapes.tied and output == "unembedding") + (width == 2))
     backward_ends = replace(
         always,
         gradients=(kept + last) / GB,

@@ -59,7 +59,9 @@ def training_of(trial: TrialSpec, architecture: Architecture | None = None) -> T
     shapes = architecture or catalog.architecture(trial.model)
     if shapes is None:
         return None
-    return _training(trial.model, shapes, trial.reward, trial.optim, trial.train_draw)
+    return replace(
+        _training(trial.model, shapes, trial.reward, trial.optim, trial.train_draw), lora=trial.lora
+    )
 
 
 def _training(

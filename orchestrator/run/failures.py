@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.spec.trials import RetryPolicy
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import WEIGHTS, Store
 from trainers.errors import NO_MEMORY, Damaged, Diverged, Interrupted, OutOfMemory, SweepError, WorkerLost
 from trainers.specs import Placement
 
@@ -71,6 +71,9 @@ def set_aside_damage(error: BaseException, store: Store) -> None:
     if found is not None:
         # Nobody reads it again, and whoever asks for it next computes it.
         store.discard(found.stage, found.key, found.attempt)
+        if found.stage == WEIGHTS and (log := store.sound_manifest("train", found.key)):
+            # Without its log a training is missing; without its weights alone they would be evicted.
+            store.discard("train", found.key, log["attempt"])
         said = f"{found}; it counts as missing now, and is computed anew by the same command"
         raise Damaged(said, found.stage, found.key, found.attempt) from error
 

@@ -122,7 +122,7 @@ class Run:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of the first trial's training."""
-        return load_file(self.store.read("train", self.plans[0].key) / "model" / "model.safetensors")
+        return load_file(self.store.read("weights", self.plans[0].key) / "model" / "model.safetensors")
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -131,7 +131,8 @@ class MicroBatch:
 
     `last_R` is the place of each response's last token. The M response tokens are `target_M`, at places `response_M`,
     each predicted at `predictor_M`, in response `owner_M`. `same_P` marks pairs whose two responses are the same
-    tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one.
+    tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one; `margin_P` the pairs' own
+    margins, where all of them have one.
     """
 
     input_ids_BT: Tensor
@@ -145,6 +146,7 @@ class MicroBatch:
     owner_M: Tensor
     same_P: Tensor
     reference_R: Tensor | None
+    margin_P: Tensor | None
     indices: tuple[int, ...]
     tokens: int
 
@@ -187,6 +189,8 @@ def collate(
     if reference is not None:
         reference_P2 = torch.tensor([reference[pair.index] for pair in pairs], dtype=torch.float64)
         reference_R = reference_P2.T.flatten().to(device)
+    margins = [pair.margin for pair in pairs if pair.margin is not None]
+    margin_P = torch.tensor(margins, dtype=torch.float64).to(device) if len(margins) == len(pairs) else None
     return MicroBatch(
         input_ids_BT=inputs.ids.to(device),
         position_ids_BT=None if inputs.positions is None else inputs.positions.to(device),
@@ -199,6 +203,7 @@ def collate(
         owner_M=torch.repeat_interleave(torch.arange(len(responses)), counts).to(device),
         same_P=torch.tensor([pair.chosen == pair.rejected for pair in pairs]).to(device),
         reference_R=reference_R,
+        margin_P=margin_P,
         indices=tuple(pair.index for pair in pairs),
         tokens=inputs.tokens,
     )

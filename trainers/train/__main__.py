@@ -18,9 +18,10 @@ from trainers.evaluate.scoring import compute_reference
 from trainers.models.loading import device, load_model
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
-from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.templates import given_template
 from trainers.pairs.tokens import TokenPair
-from trainers.specs import OptimSpec, Placement
+from trainers.rewards.losses import require_margins
+from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import process_group
 from trainers.train.loop import TrainInputs, train
@@ -36,6 +37,22 @@ class Train(OnPairs):
     split: str = "train"
     """Split of a folder or hub set."""
     optim: OptimSpec = field(default_factory=OptimSpec)
+    loss: Loss = "bradley_terry"
+    """Loss of a pair, a function of its margin of rewards."""
+    margin: float = 0.0
+    """The margin of rewards must exceed this times the pair's own margin, a column of the data."""
+    label_smoothing: float = 0.0
+    """Probability that a label is wrong."""
+    centring: float = 0.0
+    """This times the squared sum of a pair's two rewards is added to its loss."""
+    lora_rank: int = 0
+    """Rank of a low-rank adapter, trained in the place of the backbone's weights; 0: none."""
+    lora_alpha: float = 16.0
+    """The adapter's update is scaled by this divided by its rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one, such as q_proj v_proj (default: all of the backbone)."""
+    merge: bool = False
+    """Save the whole model with the adapter in its weights, not the folder of an adapter."""
     zero_stage: int = 0
     """ZeRO stage of DeepSpeed."""
     forward_tokens: int = 4096
@@ -70,7 +87,16 @@ def run(arguments: Train) -> None:
         checkpointing=arguments.checkpointing,
         offload_optimizer=arguments.offload_optimizer,
     )
-    _name, rows = arguments.read_pairs()
+    loss = LossSpec(
+        kind=arguments.loss,
+        margin=arguments.margin,
+        label_smoothing=arguments.label_smoothing,
+        centring=arguments.centring,
+    )
+    reward.type.require_takes(loss)
+    lora = _lora(arguments)
+    name, rows = arguments.read_pairs()
+    require_margins(loss, f"data set {name}", sum(row.margin is None for row in rows), len(rows))
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
@@ -87,6 +113,10 @@ def run(arguments: Train) -> None:
             pairs=pairs,
             reference=_reference(arguments, location, pairs) if reward.uses_reference else None,
             trust=arguments.trust,
+            loss=loss,
+            lora=lora,
+            merge=arguments.merge,
+            template=given_template(arguments.template),
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)
@@ -102,11 +132,21 @@ def run(arguments: Train) -> None:
         print(dump({"train_accuracy": result.train_accuracy, **result.perf}))
 
 
+def _lora(arguments: Train) -> LoraSpec | None:
+    if arguments.lora_rank:
+        lora = LoraSpec(rank=arguments.lora_rank, alpha=arguments.lora_alpha, targets=arguments.lora_targets)
+        lora.require_alone(arguments.optim)
+        return lora
+    if arguments.merge or arguments.lora_targets:
+        raise SpecError("--merge and --lora-targets are of an adapter; give --lora-rank, too.")
+    return None
+
+
 def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> References:
     """Return the base model's log-prob sums, each rank computing its share."""
     model = load_model(
         location,
-        tokenizer=load_tokenizer(location, trust=arguments.trust),
+        tokenizer=arguments.tokenizer(location),
         output="unembedding",
         precision=arguments.precision,
         trust=arguments.trust,

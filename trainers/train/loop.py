@@ -73,7 +73,7 @@ class TrainInputs:
     """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called.
 
     After `keep_epochs` (from 1, the last not among them) the weights are kept as well. `validation` pairs are scored
-    after every epoch; `reference` covers them.
+    after every epoch; `reference` covers them. With `lora` an adapter is trained; `merge` saves it in the weights.
     """
 
     name: str
@@ -87,10 +87,17 @@ class TrainInputs:
     pairs: Sequence[TokenPair]
     reference: References | None
     trust: Trust = UNTRUSTED
+    template: str | None = None
     keep_epochs: tuple[int, ...] = ()
     validation: Sequence[TokenPair] = ()
     loss: LossSpec = BRADLEY_TERRY
     lora: LoraSpec | None = None
+    merge: bool = False
+
+    @property
+    def saves_adapter(self) -> bool:
+        """Whether the result is the folder of an adapter, not of a whole model."""
+        return self.lora is not None and not self.merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +135,7 @@ def train(
     """
     started = time.perf_counter()
     forget_peak_memory()
-    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust)
+    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
     model = load_model(
         inputs.location,
         tokenizer=tokenizer,
@@ -137,10 +144,14 @@ def train(
         revision=inputs.revision,
         head_seed=inputs.seed,
         trust=inputs.trust,
+        lora=inputs.lora,
     )
     freeze(model, inputs.optim.freeze)
     # Before the training, which would be lost if its model could not be saved.
-    files = {**folder_files(model, tokenizer), CARD: model_card(inputs.name, inputs.reward, {})}
+    files = {
+        **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
+        CARD: model_card(inputs.name, inputs.reward, {}),
+    }
     kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
     epochs, kept = inputs.optim.epochs, inputs.keep_epochs
 
@@ -167,7 +178,7 @@ def train(
             with in_memory():
                 log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
                 loop_s = time.perf_counter() - loop_started
-                weights = full_weights(model)
+                weights = full_weights(model, adapter=inputs.saves_adapter)
             perf = _performance(log[done:], set_up_s=loop_started - started, loop_s=loop_s)
             last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
             right = sum(row["accuracy"] * row["pairs"] for row in last)
@@ -202,7 +213,7 @@ def _start(model: Any, inputs: TrainInputs, keeping: Keeping) -> tuple[Any, Chec
             )
         universal = prepare(found, checkpoints, effective_zero_stage(inputs.placement, inputs.precision))
     engine = make_engine(
-        RewardModule(model, inputs.reward),
+        RewardModule(model, inputs.reward, inputs.loss),
         optim=inputs.optim,
         placement=inputs.placement,
         precision=inputs.precision,
@@ -226,14 +237,29 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
     values = (tensor.detach().flatten()[:_FINGERPRINT_VALUES].tolist() for tensor in tensors)
     return {
         "architecture": f"{type(model).__name__} {shapes[0]}x{shapes[1]}, vocabulary {model.config.vocab_size}",
-        "reward": str(inputs.reward),
+        "reward": "; ".join([str(inputs.reward), *map(str, _unusual(inputs))]),
         "optimiser": str(inputs.optim),
         "seed": str(inputs.seed),
         "precision": inputs.precision,
         "base model": _digest(values),
-        "pairs": _digest((pair.index, pair.prompt, pair.chosen, pair.rejected) for pair in inputs.pairs),
+        "pairs": _digest(
+            (
+                pair.index,
+                pair.prompt,
+                pair.chosen,
+                pair.rejected,
+                *((pair.margin,) if inputs.loss.margin else ()),
+            )
+            for pair in inputs.pairs
+        ),
         "reference": _digest(sorted((inputs.reference or {}).items())),
     }
+
+
+def _unusual(inputs: TrainInputs) -> list[LossSpec | LoraSpec]:
+    """Return the loss and the adapter where they are not the usual ones."""
+    loss = [] if inputs.loss == BRADLEY_TERRY else [inputs.loss]
+    return [*loss, *([inputs.lora] if inputs.lora else [])]
 
 
 def _digest(values: Iterable[object]) -> str:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.cli import inspect
 from orchestrator.plan import durations
 from orchestrator.plan.durations import (
     UNSEEN_LENGTHS,
@@ -21,12 +20,11 @@ from orchestrator.plan.hardware import GpuKind, gpu_kind, read_cluster
 from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
-from orchestrator.report.results import trial_result
 from orchestrator.spec import catalog
 from orchestrator.spec.stages import TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
-from tests.orchestrator.sweep_samples import LLAMA, plan, record, trial
+from tests.orchestrator.sweep_samples import LLAMA, plan, trial
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
 
@@ -191,28 +189,16 @@ def test_a_gang_may_get_the_slowest_gpus_there_are():
     assert slowest([]) is None
 
 
-def test_time_left_goes_by_what_finished_trials_took():
-    assert time_left_s({}, {"a": 3}, 2) is None
-    assert time_left_s({"a": 10.0, "b": 30.0}, {"a": 3, "b": 1, "c": 1}, 2) == pytest.approx(
-        (30 + 30 + 20) / 2
-    )
-    assert time_left_s({"a": 10.0}, {}, 2) == 0
-
-
-def test_the_status_counts_what_runs_and_waits_by_what_is_trained(store: Store):
-    trials = [record(reward=reward, seed=seed) for reward in ("ex_rm", "im_rm") for seed in (0, 1, 2)]
-    results = [trial_result(trial, store) for trial in trials]
-    done = {"ex_rm": 100.0, "im_rm": 300.0}
-    results = [
-        replace(result, trained=True, started=0.0, trained_at=done[result.record.reward])
-        if result.record.seed == 0
-        else result
-        for result in results
-    ]
-    notes = {trial.key: TrialNote() for trial in trials}
-    assert inspect.time_left_s(results, {}) == 0
-    # Half of one is behind it, one has not started, and one has failed.
-    notes[trials[1].key] = TrialNote(state="running", stage="train", step=5, total=10)
-    notes[trials[4].key] = TrialNote(state="running", stage="prepare")
-    notes[trials[5].key] = TrialNote(state="failed")
-    assert inspect.time_left_s(results, notes) == pytest.approx((50 + 100 + 300) / 2)
+def test_time_left_goes_by_what_trainings_of_a_kind_took():
+    kinds = {"a": "ex", "b": "ex", "c": "ex", "d": "im", "e": "im", "f": "other"}
+    notes = {key: TrialNote() for key in kinds}
+    assert time_left_s(notes, kinds) is None
+    notes["a"] = TrialNote(state="complete", train_s=100.0)
+    notes["d"] = TrialNote(state="running", stage="evaluate", train_s=300.0)
+    # Half of one is behind it, one prepares, one has failed, and of one's kind nobody knows.
+    notes["b"] = TrialNote(state="running", stage="train", step=5, total=10)
+    notes["c"] = TrialNote(state="running", stage="prepare")
+    notes["e"] = TrialNote(state="failed")
+    assert time_left_s(notes, kinds) == pytest.approx(50 + 100 + 200)
+    notes["c"] = TrialNote(state="running", stage="train", step=0, total=10)
+    assert time_left_s(notes, kinds) == pytest.approx((50 + 100 + 200) / 2)

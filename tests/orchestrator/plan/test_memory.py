@@ -1,5 +1,6 @@
 """The memory model's terms against numbers worked out by hand, and its parameter counts against the meta device."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,11 @@ from orchestrator.plan.memory import PairTokens, Training, footprint
 from orchestrator.spec import catalog
 from orchestrator.spec.models import architecture_of
 from tests.model_files import write_gguf, write_model
+from tests.trainers.architectures import save_architecture, small_tokenizer
 from trainers.models.architecture import FAMILIES, Architecture, of_config
+from trainers.models.loading import load_model
 from trainers.rewards import RewardSpec
-from trainers.specs import ModelSpec, OptimSpec, Placement
+from trainers.specs import LoraSpec, ModelSpec, OptimSpec, Placement
 
 EX_RM, IM_RM = RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=0.01)
 EX_GRM = RewardSpec(kind="ex_grm")
@@ -220,3 +223,32 @@ def test_predictions_are_within_a_fifth_of_what_is_measured():
         measured = benchmark.measure(number)
         assert measured >= benchmark.AT_LEAST_GB, case.name
         assert benchmark.predict(case) == pytest.approx(measured, rel=benchmark.TOLERANCE), case.name
+
+
+@pytest.mark.parametrize("reward", [EX_RM, IM_RM], ids=lambda reward: reward.kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_parameters_of_an_adapter_are_counted_as_peft_makes_them(tmp_path, family, reward):
+    lora = LoraSpec(rank=3)
+    save_architecture(family, tmp_path)
+    model = load_model(
+        str(tmp_path),
+        tokenizer=small_tokenizer(),
+        output=reward.type.output,
+        precision="fp32",
+        head_seed=0,
+        lora=lora,
+    )
+    shapes = of_config(json.loads((tmp_path / "config.json").read_text()))
+    trained = sum(item.numel() for item in model.parameters() if item.requires_grad)
+    assert training(architecture=shapes, reward=reward, lora=lora).trainable == trained
+
+
+def test_an_adapter_leaves_the_weights_and_takes_the_optimiser_away():
+    whole, adapted = (
+        footprint(training(lora=lora), placed(zero_stage=3, world_size=2))
+        for lora in (None, LoraSpec(rank=8))
+    )
+    assert adapted.weights == pytest.approx(whole.weights, rel=0.02)
+    assert adapted.weights > whole.weights
+    assert adapted.optimizer < 0.02 * whole.optimizer
+    assert adapted.gradients < 0.02 * whole.gradients

@@ -14,7 +14,7 @@ from orchestrator.spec.trials import PlacementRule, TrialSpec
 from tests.orchestrator.sweep_samples import EX_RM, IM_RM, LLAMA, trial
 from trainers.errors import PlanError, SpecError
 from trainers.models import tiny
-from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
+from trainers.specs import DrawSpec, LoraSpec, ModelSpec, OptimSpec, Placement
 
 BATCHES = st.integers(1, 96)
 # Tokens of the longest pair that the usual limits let through.
@@ -235,3 +235,12 @@ def test_tf32_without_a_gpu_is_refused_and_with_one_takes_the_memory_of_fp32():
     for refuse in (place, lambda spec, nodes: require_fit([spec], nodes)):
         with pytest.raises(SpecError, match=r"llama-3\.2-1b in tf32: only GPUs have it"):
             refuse(rounded, NO_GPU)
+
+
+def test_an_8b_ex_rm_with_an_adapter_is_placed_on_one_card_of_24_gb_in_bf16():
+    model = replace(catalog.MODELS["llama-3.1-8b"], precision="bf16")
+    whole = trial(model=model, reward=EX_RM)
+    adapted = place(replace(whole, lora=LoraSpec(rank=16)), gpus(1, 24.0))
+    assert (adapted.world_size, adapted.offload_optimizer) == (1, False)
+    # Whole, it fits only because the host's memory takes the optimiser and the gradients.
+    assert place(whole, gpus(1, 24.0)).offload_optimizer
