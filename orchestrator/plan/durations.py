@@ -78,24 +78,29 @@ def step_parts(
     ranks = placement.world_size
     pairs = training.optim.effective_batch / ranks
     forwards = min(math.ceil(pairs), math.ceil(pairs * lengths.total / placement.forward_tokens))
-    recomputed = int(placement.checkpointing)
-    trained = training.architecture.trained(training.reward.type.output)
+    recomputed, stage, trained = int(placement.checkpointing), placement.zero_stage, training.trainable
     width = 2 if training.precision == "bf16" else 4
     memory, link = (kind.memory_gb_s, kind.link_gb_s) if kind else CPU_GB_S
-    # Weights, where they are partitioned, are gathered by each pass, else once after the update; gradients are sent
-    # in fp32, by ZeRO 2 and 3 after each forward.
-    gathered = forwards * (2 + recomputed) if placement.zero_stage == 3 else 1
-    sent = width * gathered + 4 * (forwards if placement.zero_stage >= 2 else 1)
-    share = trained / ranks if placement.zero_stage else trained
+    # Weights, where they are partitioned, are gathered by each pass, else those of ZeRO once after the update; gradients
+    # are sent in fp32, by ZeRO 2 and 3 after each forward.
+    whole = training.architecture.trained(training.reward.type.output)
+    gathered = whole * forwards * (2 + recomputed) if stage == 3 else trained * min(stage, 1)
+    sent = width * gathered + 4 * trained * (forwards if stage >= 2 else 1)
+    share = trained / ranks if stage else trained
     rate = flops_per_s(kind, training.precision)
     return {
-        "backbone": pairs * (1 + BACKWARD + recomputed) * forward_flops(training, lengths) / rate,
+        "backbone": pairs * (1 + _backward(training) + recomputed) * forward_flops(training, lengths) / rate,
         # Blocks of logits are always computed twice.
-        "head": pairs * (2 + BACKWARD) * unembedding_flops(training, lengths) / rate,
+        "head": pairs * (2 + _backward(training)) * unembedding_flops(training, lengths) / rate,
         "optimiser": share * UPDATE_BYTES / (HOST_GB_S if placement.offload_optimizer else memory) / 1e9,
-        "communication": trained * sent * (1 - 1 / ranks) / link / 1e9,
+        "communication": sent * (1 - 1 / ranks) / link / 1e9,
         "launches": forwards * FORWARD_S[placement.device],
     }
+
+
+def _backward(training: Training) -> int:
+    """Return the operations of a backward pass in forward passes; beside an adapter weights have no gradients."""
+    return 1 if training.lora else BACKWARD
 
 
 def utilisation(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:
@@ -103,7 +108,7 @@ def utilisation(training: Training, lengths: PairTokens, placement: Placement, k
     work = forward_flops(training, lengths) + unembedding_flops(training, lengths)
     pairs = training.optim.effective_batch / placement.world_size
     seconds = sum(step_parts(training, lengths, placement, kind).values())
-    return pairs * (1 + BACKWARD) * work / seconds / peak_tflops(kind, training.precision) / 1e12
+    return pairs * (1 + _backward(training)) * work / seconds / peak_tflops(kind, training.precision) / 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

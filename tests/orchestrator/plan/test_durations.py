@@ -26,7 +26,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
 from tests.orchestrator.sweep_samples import LLAMA, plan, trial
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
+from trainers.specs import DrawSpec, LoraSpec, ModelSpec, OptimSpec, Placement
 
 H100, L4 = gpu_kind("H100"), gpu_kind("L4")
 KNOWN = catalog.PAPER_MODELS[0]
@@ -112,8 +112,24 @@ def test_ranks_send_gradients_once_or_after_each_forward_and_gather_partitioned_
         return seconds * 450e9 * 2 / (SHAPES.parameters + 2048)
 
     # Sixteen pairs a rank: four forwards, or one.
-    assert [sent(stage) for stage in (1, 2, 3)] == pytest.approx([4 + 4, 4 + 4 * 4, 4 * 4 * 2 + 4 * 4])
+    expected = [4, 4 + 4, 4 + 4 * 4, 4 * 4 * 2 + 4 * 4]
+    assert [sent(stage) for stage in (0, 1, 2, 3)] == pytest.approx(expected)
     assert [sent(stage, 16 * 300) for stage in (1, 2, 3)] == pytest.approx([8, 8, 12])
+
+
+def test_an_adapter_has_no_gradients_of_weights_to_compute_and_little_to_update_and_send():
+    def parts(lora: LoraSpec | None, stage: int) -> dict[str, float]:
+        laid = replace(PLACED, world_size=2, zero_stage=stage)
+        return durations.step_parts(replace(TRAINING, reward=IM_RM, lora=lora), LENGTHS, laid, H100)
+
+    adapter = LoraSpec(rank=8)
+    whole, small = parts(None, 1), parts(adapter, 1)
+    assert small["backbone"] == pytest.approx(whole["backbone"] * 2 / 3)
+    assert small["head"] == pytest.approx(whole["head"] * 3 / 4)
+    assert small["optimiser"] < whole["optimiser"] / 50
+    assert small["communication"] < whole["communication"] / 50
+    # Partitioned weights are gathered whether they are trained or not.
+    assert parts(adapter, 3)["communication"] > parts(None, 3)["communication"] / 2
 
 
 def test_the_gate_expects_what_the_plan_says(store: Store):
