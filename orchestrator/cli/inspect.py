@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,11 @@ from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
 from orchestrator.cli.session import HOLES, Session, dump_json
-from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet
-from orchestrator.plan import durations
-from orchestrator.report.compare_sweeps import other_sweep, without_intervals, write_comparison
+from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialState, trial_states
 from orchestrator.report.summary import Written
+from orchestrator.report.two_sweeps import other_sweep, without_intervals, write_comparison
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -61,8 +60,10 @@ def status(session: Session, *, watch: bool = False) -> int:
             for result in results
         ]
         if rows != shown:
-            left_s = time_left_s(results, state.trials) if running else None
-            _show_status(session, rows, _running(running, left_s), clear=watch)
+            names = {trial.key: trial.name for trial in declaration.trials}
+            notes = {key: note for key, note in state.trials.items() if key in names}
+            said = f"running{said_left(notes, names)}" if running else "not running"
+            _show_status(session, rows, said, clear=watch)
             shown = rows
         if running and watch:
             time.sleep(WATCH_EVERY_S)
@@ -71,12 +72,6 @@ def status(session: Session, *, watch: bool = False) -> int:
             return 0 if len(known) == len(results) else HOLES
         # The table has named every cause.
         return _say_ways_on(session, {result.record.key for result in results if not result.complete})
-
-
-def _running(running: bool, left_s: float | None) -> str:
-    if not running:
-        return "not running"
-    return "running" if left_s is None else f"running, about {left_s / 60:.0f} min of training left"
 
 
 def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str, *, clear: bool) -> None:
@@ -96,49 +91,30 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str,
     session.console.print(fitting(table, session.console))
 
 
-def time_left_s(results: Sequence[TrialState], notes: Mapping[str, TrialNote]) -> float | None:
-    """Estimate the seconds until all is trained, by what trainings of the same model and reward type took."""
-    took: dict[str, list[float]] = {}
-    left: dict[str, float] = {}
-    running = 0
-    for result in results:
-        kind = f"{result.record.model} {result.record.reward}"
-        note = notes.get(result.record.key)
-        if result.trained and result.started is not None:
-            took.setdefault(kind, []).append(result.trained_at - result.started)
-        elif note is not None and not result.trained and note.state in ("running", "waiting"):
-            running += note.state == "running"
-            left[kind] = (
-                left.get(kind, 0.0)
-                + 1
-                - (note.step / note.total if note.total and note.stage == "train" else 0.0)
-            )
-    means = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
-    return durations.time_left_s(means, left, running)
-
-
 def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str, Any]:
-    known = note.state if note.state == "failed" or (running and note.state == "running") else "missing"
-    runs = known == "running" and not result.complete
-    stage, step, loss, rate, left = progress_cells(note) if runs else ("",) * 5
+    state, cause = state_and_cause(result, note, running)
+    stage, step, loss, rate = progress_cells(note) if state == "running" else ("",) * 4
     return {
         "trial": result.record.name,
-        "state": "complete" if result.complete else known,
+        "state": state,
         "stage": f"{stage} {step}".strip(),
         "loss": loss,
         "pairs/s": rate,
-        "left": left,
         "trained": result.trained,
         "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
         "retries": len(note.retries),
-        "cause": "" if result.complete else _cause(result, note, runs),
+        "cause": cause,
     }
 
 
-def _cause(result: TrialState, note: TrialNote, runs: bool) -> str:
-    """Return why a trial is not complete or, while it runs, why it runs again."""
+def state_and_cause(result: TrialState, note: TrialNote, running: bool) -> tuple[str, str]:
+    """Return a trial's state and why it is not complete or, while it runs, why it runs again."""
+    if result.complete:
+        return "complete", ""
+    runs = running and note.state == "running"
     before = "" if runs else note.message
-    return before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
+    cause = before or "; ".join(result.faults) or "; ".join(note.retries[-1:])
+    return ("running" if runs else "failed" if note.state == "failed" else "missing"), cause
 
 
 def say_holes(
@@ -186,13 +162,13 @@ def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
     return lines
 
 
-def report(session: Session, compare: str | None) -> int:
+def report(session: Session, compare: str | None, baseline: str | None = None) -> int:
     """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
     declaration, store = read_declaration(session.sweep_name, session.store), session.store
     bar = functools.partial(late_bar, session.console)
     other = None if compare is None else other_sweep(compare, store)
-    written = write_full_report(declaration, store, bar, anew=True)
-    beside = other and write_comparison(declaration, store, *other, bar)
+    written = write_full_report(declaration, store, bar, anew=True, baseline=baseline)
+    beside = other and write_comparison(declaration, store, *other, baseline)
     if session.options.json:
         rows = written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
@@ -215,12 +191,14 @@ def print_report(session: Session, written: Written) -> None:
         console.print(table.terminal(labels=4))
     session.warn(*written.shown.left_out)
     session.say(*said_conclusions(written.folder))
-    session.say(f"report: {written.folder / HTML}", f"MLflow: {_ui_command(session)}")
+    session.say(f"report: {written.folder / HTML}")
+    if session.command:
+        session.say(f"MLflow: {_ui_command(session)}")
 
 
 def _ui_command(session: Session) -> str:
     options = session.options
-    words = [os.path.relpath(sys.executable), sys.argv[0], "ui", "--storage", str(session.store.root)]
+    words = [os.path.relpath(sys.executable), session.command[0], "ui", "--storage", str(session.store.root)]
     words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
     words += ["--name", options.name] if options.name else []
     return shlex.join(words)

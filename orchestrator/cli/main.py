@@ -30,10 +30,15 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import FollowUp
 from orchestrator.spec.trials import Sweep
 from trainers.command import parse, write_any_text
-from trainers.errors import SweepError
+from trainers.errors import SpecError, SweepError
 
 # As rich ends a process whose output nobody reads any more.
 UNREAD = 1
+# What a command reads beside its own flags. The command at the foot of a report names the profile, too.
+_READS: dict[type, tuple[str, ...]] = {
+    Status: ("name", "storage", "json"),
+    Report: ("name", "storage", "json", "tracking_uri", "profile"),
+}
 
 
 class Experiment(Protocol):
@@ -68,15 +73,16 @@ class Grid:
         session = dataclasses.replace(session, profiles=self.profiles, follow_up=self.follow_up)
         match options.command:
             case Plan():
-                return commands.plan_only(session, self.build)
+                commands.plan_only(session, self.build)
+                return 0
             case Status(watch=watch):
                 return inspect.status(session, watch=watch)
-            case Report(compare=compare):
-                return inspect.report(session, compare)
+            case Report(compare=compare, baseline=baseline):
+                return inspect.report(session, compare, baseline)
             case Sync():
                 return inspect.sync(session)
             case Retry():
-                return commands.retry(session, self.build)
+                return commands.run(session, self.build, again=True)
         return commands.run(session, self.build)
 
 
@@ -145,9 +151,27 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
 def _run(experiment: Experiment, options: CommonOptions, session: Session) -> int:
     from orchestrator.cli import inspect
 
+    _refuse_ignored(options)
     match options.command:
         case Ui(port=port):
             return inspect.ui(session, port)
         case Gc(keep=keep, delete=delete):
             return inspect.gc(session, keep, delete=delete)
     return experiment.run(options, session)
+
+
+def _refuse_ignored(options: CommonOptions) -> None:
+    """Refuse the flags of a grid beside a command that reads what the sweep was declared to be. Raises SpecError."""
+    read = _READS.get(type(options.command))
+    if read is None or not isinstance(options, Options):
+        return
+    ignored = [
+        f"--{item.name.replace('_', '-')}"
+        for item in dataclasses.fields(options)
+        if item.name not in ("command", *read) and getattr(options, item.name) != item.default
+    ]
+    if ignored:
+        verb = type(options.command).__name__.lower()
+        raise SpecError(
+            f"{', '.join(ignored)}: {verb} tells of the whole sweep as it was declared; leave out what it would ignore."
+        )

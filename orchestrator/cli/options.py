@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from orchestrator.spec.datasets import ReadingOptions
-from trainers.specs import Loss, Optimizer, Part, Precision, Schedule
+from trainers.specs import Loss, Optimizer, Part, Precision, Reasoning, Schedule, System
 from trainers.train.stopping import GRACE_S
 
 
@@ -47,6 +47,8 @@ class Report:
 
     compare: Annotated[str | None, flag("SWEEP")] = None
     """Compare with another sweep: its name in this storage, or its folder <storage>/sweeps/<name>."""
+    baseline: Annotated[str | None, flag("REWARD", "that of the last report, or the sweep's first")] = None
+    """Reward type that the others are compared with: differences are baseline − other."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,14 @@ class Options(ReadingOptions, CommonOptions):
     models: Annotated[tuple[str, ...], flag("[NAME=]ID|PATH", OF_PROFILE)] = ()
     """Base models: catalog names, hub ids, folders or GGUF files."""
     rewards: Annotated[tuple[str, ...], flag("NAME", OF_PROFILE)] = ()
-    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean and im_rm_no_reference."""
+    """Reward types: ex_rm, im_rm, ex_grm, the ablations ex_rm_mean and im_rm_no_reference, and remedies for IM-RM:
+    im_rm_length_normalised and im_rm_logits."""
     train_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to train on; their train split is used."""
     eval_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to evaluate on; their test split is used."""
+    suites: Annotated[tuple[str, ...], flag("NAME[=PATH]")] = ()
+    """Evaluation suites besides the sets, from the hub or a copy: rewardbench, rewardbench2, rm_bench, judgebench, …"""
     category: Annotated[tuple[str, ...], flag("TRAIN/EVAL=VALUE")] = ()
     """Set the category of a pair of sets: in-distribution, token-level-shift, domain-shift or training-pairs."""
     seeds: Annotated[tuple[int, ...], flag("N", OF_PROFILE)] = ()
@@ -127,6 +132,12 @@ class Options(ReadingOptions, CommonOptions):
     """Leave out pairs with a longer prompt, in training and evaluation."""
     max_response_tokens: Annotated[int | None, flag("N", "1024")] = None
     """Leave out pairs with a longer response, in training and evaluation."""
+    template: Annotated[str | None, flag("NAME|FILE", "the model's own")] = None
+    """Chat template: the name of one that the tokenizers have, or a Jinja file."""
+    system: Annotated[System | None, flag("fold|drop|refuse", "fold")] = None
+    """A system turn where a template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    reasoning: Annotated[Reasoning | None, flag("score|drop", "score")] = None
+    """Reasoning in a response: score it like the rest, or drop it."""
     keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()
     """Keep and evaluate the weights after these epochs, too, not after the last alone."""
     axis: Annotated[tuple[str, ...], flag("[MODEL.|REWARD.]NAME=V1,V2")] = ()

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -19,6 +20,7 @@ from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outloo
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import TrialResult, TrialState, of_other_weights, trial_states, with_scores
+from orchestrator.report.summary import Written
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
 from orchestrator.run.ray.scaling import all_workers, still_absent
@@ -39,8 +41,22 @@ from trainers.specs import Placement
 Build = Callable[[Selection], Sweep]
 
 
-def run(session: Session, build: Build) -> int:
-    """Run what is missing, then report. A grid that --only or --max-trials narrows leaves the declaration as it was."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A sweep that can start: `todo` are those of its `missing` trials that the command runs, on `nodes`."""
+
+    resolved: ResolvedSweep
+    nodes: tuple[Node, ...]
+    declaration: Declaration
+    missing: Sequence[TrialPlan]
+    todo: Sequence[TrialPlan]
+
+
+def ready(session: Session, build: Build) -> Ready:
+    """Declare the sweep and find what is missing of it. Raises the errors that the user can mend.
+
+    A grid that --only or --max-trials narrows leaves the declaration as it was.
+    """
     options = session.options
     if options.extend and options.replace:
         raise SpecError(
@@ -67,11 +83,11 @@ def run(session: Session, build: Build) -> int:
     say_damage(session, missing)
     if todo:
         session.warn(*audit_errors(declaration, session.store))
-    return _run(session, resolved, nodes, declaration, todo, missing)
+    return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=todo)
 
 
-def retry(session: Session, build: Build) -> int:
-    """Run the failed trials again, among those that the sweep was declared to have."""
+def ready_again(session: Session, build: Build) -> Ready:
+    """Find the failed trials, among those that the sweep was declared to have."""
     resolved, nodes = _prepared(session, build)
     declaration = read_declaration(session.sweep_name, session.store)
     notes = read_state(session.sweep_name, session.store).trials
@@ -80,7 +96,7 @@ def retry(session: Session, build: Build) -> int:
     failed = [item for item in missing if item.key in declared and notes.get(item.key, TrialNote()).cause]
     names = ", ".join(item.spec.name for item in failed)
     session.say(f"running again: {names}" if failed else "no trial of these has failed")
-    return _run(session, resolved, nodes, declaration, failed, missing)
+    return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=failed)
 
 
 def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
@@ -177,45 +193,42 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
     return None if missing_trials(resolved.plans, session.store) else resolved
 
 
-def _run(
-    session: Session,
-    resolved: ResolvedSweep,
-    nodes: Sequence[Node],
-    declaration: Declaration,
-    todo: Sequence[TrialPlan],
-    missing: Sequence[TrialPlan],
-) -> int:
-    """Run `todo`, which are some of the `missing` trials, and what follows every run: the report, the analyses, the eviction of weights, the holes."""
-    # Where there is no live table, each failure is said when it comes.
-    told = [] if session.console.is_terminal else [item.key for item in todo]
+def carry_out(session: Session, work: Ready) -> Written:
+    """Run what is to do, and bring the report and MLflow up to date."""
+    if work.todo:
+        fetch_models_here(session, work.todo)
+        placements = {item.key: _place(item, work.resolved.sweep, work.nodes) for item in work.todo}
+        done = len(work.resolved.plans) - len(work.missing)
+        retries = work.resolved.sweep.retries
+        return run_missing(session, work.declaration, work.todo, placements, done, retries)
+    gc.clear_up(session.store, session.sweep_name)
+    written = write_full_report(work.declaration, session.store, functools.partial(late_bar, session.console))
+    catch_up(session, work.declaration, written)
+    return written
+
+
+def run(session: Session, build: Build, *, again: bool = False) -> int:
+    """Run what is missing, or `again` what has failed, and what follows: report, analyses, eviction, holes."""
+    work = ready_again(session, build) if again else ready(session, build)
+    # Each failure is said when it comes.
+    told = [item.key for item in work.todo]
     try:
-        if todo:
-            fetch_models_here(session, todo)
-            done = len(resolved.plans) - len(missing)
-            placements = {item.key: _place(item, resolved.sweep, nodes) for item in todo}
-            retries = resolved.sweep.retries
-            written = run_missing(session, declaration, todo, placements, done, retries)
-        else:
-            gc.clear_up(session.store, session.sweep_name)
-            bar = functools.partial(late_bar, session.console)
-            written = write_full_report(declaration, session.store, bar)
-            catch_up(session, declaration, written)
+        written = carry_out(session, work)
         print_report(session, written)
-        computed = run_follow_up(session, declaration, resolved.plans)
-        show_analyses(session, declaration)
+        computed = run_follow_up(session, work.declaration, work.resolved.plans)
+        show_analyses(session, work.declaration)
         if computed:
-            show_report(session, declaration, written, complete=written.complete)
-        _evict_weights(session, _asked(session, resolved, written.results))
+            show_report(session, work.declaration, written, complete=written.complete)
+        evict_weights(session, _asked(session, work, written.results))
     except SweepError as error:
         # The user's mistakes were refused before; what fails from here on is none.
         session.say(f"error: {redacted(str(error))}", style="red")
         if not isinstance(error, StorageError):
             return DEFECT
         # Where there is no room for a report, the holes are told all the same.
-        results = _asked(session, resolved, trial_states(declaration.trials, session.store))
+        results = _asked(session, work, trial_states(work.declaration.trials, session.store))
         return say_holes(session, results, told=told) or DEFECT
-    results = _asked(session, resolved, written.results)
-    return say_holes(session, results, told=told)
+    return say_holes(session, _asked(session, work, written.results), told=told)
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
@@ -228,16 +241,16 @@ def _narrowed(session: Session) -> bool:
     return bool(session.options.only or session.options.max_trials)
 
 
-def _asked(session: Session, resolved: ResolvedSweep, results: Sequence[TrialState]) -> list[TrialState]:
+def _asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list[TrialState]:
     """Return the results that the command is about: a narrowed run answers for its own trials only."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
-    mine = {item.key for item in resolved.plans}
+    mine = {item.key for item in work.resolved.plans}
     return [item for item in results if item.record.key in mine]
 
 
-def plan_only(session: Session, build: Build) -> int:
-    """Print what is missing, where it would run, for how long and at what price."""
+def plan_only(session: Session, build: Build) -> Outlook:
+    """Print and return what is missing, where it would run, for how long and at what price."""
     command = session.options.command
     price = command.price if isinstance(command, Plan) else None
     if price is not None and not 0 <= price < math.inf:
@@ -257,65 +270,82 @@ def plan_only(session: Session, build: Build) -> int:
             for item in resolved.plans
         ]
         left_out = [dataclasses.asdict(item) for item in long]
-        dump_json(
-            {**dataclasses.asdict(found), "too_long": left_out, "access_denied": denied, "trials": trials}
-        )
-        return 0
+        said = {"categories": _categories(resolved), "too_long": left_out, "access_denied": denied}
+        dump_json({**dataclasses.asdict(found), **said, "trials": trials})
+        return found
     session.say_left_out(resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))
+    for train_set, evaluated in _categories(resolved).items():
+        by_category = (f"{', '.join(names)} ({category})" for category, names in evaluated.items())
+        session.say(f"trained on {train_set}, evaluated on {', '.join(by_category)}")
+    if not any(group.missing for group in found.cells):
+        session.say(f"nothing to do: all {len(resolved.plans)} trials are complete")
     session.warn(*map(str, long))
     if again := _trains_again(resolved.plans, session):
         session.say(again)
     if denied:
         session.warn(denial(denied))
-    return 0
+    return found
+
+
+def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
+    """Return for each training set its evaluation sets by category."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for (train_set, evaluated), category in resolved.categories.items():
+        found.setdefault(train_set, {}).setdefault(category, []).append(evaluated)
+    return found
 
 
 def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
-    """Print a row for each model and reward type, then what the sweep comes to."""
-    table = Table(title=f"{found.sweep}: {trials} trials on {found.cluster}", title_justify="left")
-    rows = [_outlook_row(group) for group in found.cells]
+    """Print a row for each model and reward type, then what the sweep comes to. A column that says nothing is left out."""
+    title = f"{found.sweep}: {trials} trials on {found.cluster}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    rows = [_outlook_row(group, found.unit) for group in found.cells]
+    words = ("model · reward", "trained on", "memory saved by", "to do")
     for column in rows[0] if rows else ():
-        table.add_column(
-            column,
-            justify="left" if column in ("model · reward", "memory saved by", "missing") else "right",
-            overflow="fold",
-        )
+        if any(row[column] not in ("", "–") for row in rows):
+            is_words = column in words
+            width = None if is_words else max(len(column), *(len(row[column]) for row in rows))
+            table.add_column(column, justify="left" if is_words else "right", min_width=width)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(row[str(column.header)] for column in table.columns))
     session.console.print(fitting(table, session.console))
     session.say(*_totals(found))
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
 
 
-def _outlook_row(group: TrialGroup) -> dict[str, str]:
+def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
     """Return one row of the table by column. A `~` marks an estimated time, a `?` what is not known."""
     placed = group.placement
+    # Its own stages; those that it shares with others stand in the line below the table.
+    own = [f"{group.missing[kind]} {kind}" for kind in ("train", "evaluate") if group.missing.get(kind)]
     row = {
         "model · reward": f"{group.model} · {group.reward}",
+        "trained on": ", ".join(group.train_sets),
         "trials": str(group.trials),
-        "parameters": _count(group.parameters),
+        "weights": f"{_count(group.parameters)} {group.precision}",
+        "devices": "none",
+        "batch": str(group.effective_batch),
+        "tokens a forward": "",
+        "memory saved by": "does not fit",
+        "peak GB": "",
+        "step s": "",
+        f"{unit}-hours": "",
+        "to do": ", ".join(own) or ("shared stages" if group.missing else "nothing"),
     }
-    if placed is None:
-        row |= {"devices": "none", "ZeRO": "", "batch": f"= {group.effective_batch}"}
-        row |= {"memory saved by": "does not fit", "peak GB": "", "step s": "", "hours": ""}
-    else:
-        sizes = f"{placed.micro_batch} × {placed.accumulation} × {placed.world_size}"
+    if placed is not None:
         saved = [("recomputation", placed.checkpointing), ("offload", placed.offload_optimizer)]
         peak = "?" if group.peak_gb is None else f"{group.peak_gb:.{1 if group.peak_gb >= 1 else 2}f}"
         limit = f" of {group.gpu_gb:g}" if group.gpu_gb and group.peak_gb is not None else ""
         row |= {
-            "devices": str(placed.world_size),
-            "ZeRO": str(placed.zero_stage),
-            "batch": f"{sizes} = {placed.effective_batch}",
+            "devices": f"{placed.world_size}, ZeRO {placed.zero_stage}",
+            "tokens a forward": f"{placed.forward_tokens:,}",
             "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
             "peak GB": peak + limit,
             "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
-            "hours": "?" if group.device_hours is None else _hours(group.device_hours),
+            f"{unit}-hours": "?" if group.device_hours is None else _hours(group.device_hours),
         }
-    # Its own stages; those that it shares with others stand in the line below the table.
-    own = [f"{group.missing[kind]} {kind}" for kind in ("train", "evaluate") if group.missing.get(kind)]
-    return row | {"missing": ", ".join(own) or ("shared stages" if group.missing else "nothing")}
+    return row
 
 
 def _totals(found: Outlook) -> list[str]:
@@ -333,6 +363,14 @@ def _totals(found: Outlook) -> list[str]:
             f"price: ${found.price:,.2f} for the work, ${found.price_held:,.2f} with the whole cluster held to the end, at "
             f"${found.price_per_hour:,.2f} per GPU-hour ({found.price_is})"
         )
+    for group in found.cells:
+        if group.utilisation is not None:
+            shares = ", ".join(
+                f"{name} {share:.0%}" for name, share in group.step_shares.items() if share >= 0.005
+            )
+            lines.append(
+                f"{group.model} · {group.reward}, estimated: {group.utilisation:.0%} of the peak rate (MFU); {shares}"
+            )
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
     if found.not_fetched:
@@ -391,7 +429,7 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
     return f"{len(took_s)} train again, as their weights were evicted; they took {sum(took_s):,.0f} s"
 
 
-def _evict_weights(session: Session, results: Sequence[TrialState]) -> None:
+def evict_weights(session: Session, results: Sequence[TrialState]) -> None:
     keep = session.options.keep_weights
     if keep == "all":
         return

@@ -97,7 +97,7 @@ class StateWriter:
             case Failed():
                 note.state, note.cause, note.message = "failed", event.cause, event.message
         if isinstance(event, Completed | Failed | Stopped):
-            note.pairs_per_s = note.left_s = None
+            note.pairs_per_s = None
         # Of a failure that is not noted a later command knows nothing.
         if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
@@ -109,7 +109,7 @@ class StateWriter:
         else:
             pace.take(event.stage, event.rows[-1])
         note.stage, note.step, note.total = pace.stage, pace.done, pace.total
-        note.loss, note.pairs_per_s, note.left_s = pace.loss, pace.rate, pace.left_s
+        note.loss, note.pairs_per_s, note.train_s = pace.loss, pace.rate, pace.train_s
 
     def close(self) -> None:
         """Note what still ran as stopped, and write all."""
@@ -159,7 +159,8 @@ def run_missing(
         tracker = Tracker(session.tracking_uri, store, declaration)
         names = {item.key: item.spec.name for item in todo}
         state = StateWriter(sweep, store, leases.driver, session.command, list(names))
-        progress = Progress(terminal, names, state.notes, complete)
+        starting = "starting Ray" if session.options.backend == "ray" else "starting"
+        progress = Progress(terminal, names, state.notes, complete, starting)
         on_event = _follower(session, progress, state, tracker)
         try:
             with contextlib.closing(state), progress:

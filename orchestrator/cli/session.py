@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cli.options import Command, CommonOptions, Gc, Options, Retry, Run, Sync, Ui
-from orchestrator.cli.terminal import say
+from orchestrator.cli.terminal import console_on, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
 from orchestrator.spec import axes, catalog, selection
@@ -23,7 +23,9 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
+from trainers.data.sources import suite_spec
 from trainers.errors import SpecError, StorageError
+from trainers.pairs.templates import given_template
 from trainers.specs import Trust, given_name
 from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
 
@@ -68,12 +70,16 @@ def dump_json(value: object) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))
 
 
-def open_session(options: CommonOptions, name: str, folder: Path) -> Session:
-    """Open the storage and the tracking server that the options name. Raises StorageError, SpecError."""
+def open_session(
+    options: CommonOptions, name: str, folder: Path, command: Sequence[str] | None = None
+) -> Session:
+    """Open the storage and the tracking server that the options name. Raises StorageError, SpecError.
+
+    `command` are the words of the command line where it is not this process's.
+    """
     from orchestrator.tracking.database import default_uri
 
-    storage = options.storage or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
-    store = Store(_root(storage))
+    store = Store(storage_root(options.storage))
     uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if not uri and (isinstance(store.root, Path) or _shows_runs(options.command)):
         uri = default_uri(store)
@@ -86,7 +92,7 @@ def open_session(options: CommonOptions, name: str, folder: Path) -> Session:
         tracking_uri=take_credentials(uri),
         folder=folder,
         console=_console(),
-        command=tuple(map(redacted, sys.argv)),
+        command=tuple(map(redacted, sys.argv if command is None else command)),
     )
 
 
@@ -104,8 +110,9 @@ def _writes(command: Command) -> bool:
     return isinstance(command, Run | Retry | Sync) or (isinstance(command, Gc) and command.delete)
 
 
-def _root(storage: str) -> Location:
-    """Return the folder or the place in a bucket that --storage names. Raises StorageError."""
+def storage_root(given: str | None) -> Location:
+    """Return the folder or the place in a bucket that --storage or the environment names. Raises StorageError."""
+    storage = given or os.environ.get("RMSWEEP_STORAGE") or "rmsweep-store"
     if storage.startswith(SCHEME):
         return parse_uri(storage)
     if "://" in storage:
@@ -125,9 +132,9 @@ def _root(storage: str) -> Location:
 
 
 def _console() -> Console:
-    """Return the terminal; a file or pipe gets wide lines unless COLUMNS is set."""
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
+    """Return the terminal; a file, a pipe or a notebook gets wide lines unless COLUMNS is set."""
+    console = console_on(sys.stdout)
+    return console if console.is_terminal or "COLUMNS" in os.environ else console_on(sys.stdout, PIPE_WIDTH)
 
 
 def profile_for(
@@ -149,6 +156,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in words)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
+    suites = (suite_spec(*text.partition("=")[::2]) for text in options.suites)
+    eval_sets += tuple(dataclasses.replace(suite, skip_bad_rows=options.skip_bad_rows) for suite in suites)
 
     limits = selection.Limits(
         max_train_pairs=options.max_train_pairs,
@@ -160,6 +169,7 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     words = options.models or axes.column(rows, "model")
     models = tuple(selection.parse_model(text) for text in words) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
+    template = given_template(options.template)
     for flag, value in (
         ("--max-trials", options.max_trials),
         ("--checkpoint-steps", options.checkpoint_steps),
@@ -170,7 +180,7 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
     chosen = Selection(
         name=name,
-        models=tuple(dataclasses.replace(model, trust=trust) for model in models),
+        models=tuple(dataclasses.replace(model, trust=trust, template=template) for model in models),
         rewards=selection.parse_rewards(options.rewards or axes.column(rows, "reward") or profile.rewards),
         train_sets=train_sets,
         eval_sets=eval_sets,

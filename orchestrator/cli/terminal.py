@@ -4,20 +4,26 @@ While trials run, what libraries print goes into a log.
 """
 
 import contextlib
+import io
+import itertools
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from rich import progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.padding import Padding
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.plan.durations import time_left_s
 from orchestrator.run.events import Completed, Event, Failed, Notice, Retried, RowsLogged
 from orchestrator.spec.redaction import RedactingFormatter, scrub
 from orchestrator.store.records import TrialNote
@@ -27,6 +33,8 @@ from trainers.errors import StorageError
 SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
 PLAIN_EVERY_S = 15.0
+CELL_EVERY_S = 0.5
+COLUMNS, WIDTHS = ("stage", "step", "loss", "pairs/s"), (9, 9, 6, 7)
 BAR_AFTER_S = 2.0
 _UNBOUNDED = 10_000
 
@@ -72,9 +80,21 @@ def _cell_text(cell: object) -> str:
     return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
 
 
+def _is_cell(file: IO[str]) -> bool:
+    """Whether what is written goes to the output of a notebook's cell, which calls itself a terminal."""
+    return type(file).__module__ == "ipykernel.iostream"
+
+
+def console_on(file: IO[str], width: int | None = None) -> Console:
+    """Return a console that writes to `file`; in a notebook it is none of rich's kinds but plain text."""
+    return Console(
+        file=file, width=width, force_jupyter=False, force_terminal=False if _is_cell(file) else None
+    )
+
+
 @contextlib.contextmanager
 def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
-    """Send what libraries print (file descriptors 1 and 2) to `log`, and yield the real terminal.
+    """Send what libraries print (file descriptors 1 and 2) to `log`, and yield the real terminal or notebook.
 
     Raises StorageError where the log's folder cannot be made.
     """
@@ -89,17 +109,21 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
     kept_out, kept_error = os.dup(1), os.dup(2)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     errors = "strict" if is_utf(encoding) else READABLE
-    with (
-        log.open("a", encoding="utf-8") as sink,
-        os.fdopen(os.dup(kept_out), "w", encoding=encoding, errors=errors) as terminal,
-    ):
+    with log.open("a", encoding="utf-8") as sink, contextlib.ExitStack() as opened:
+        if _is_cell(sys.stdout):
+            terminal: IO[str] = sys.stdout
+            opened.enter_context(contextlib.redirect_stdout(sink))
+            opened.enter_context(contextlib.redirect_stderr(sink))
+        else:
+            kept = os.fdopen(os.dup(kept_out), "w", encoding=encoding, errors=errors)
+            terminal = opened.enter_context(kept)
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         handler = logging.StreamHandler(sink)
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
         try:
-            yield Console(file=terminal, width=width)
+            yield console_on(terminal, width)
         finally:
             logging.getLogger().removeHandler(handler)
             sys.stdout.flush()
@@ -137,41 +161,55 @@ def late_bar(
 
 
 class Progress:
-    """Shows how far trials are, while it is open: a live table on a terminal, lines elsewhere.
+    """Shows how far trials are, while it is open: a live table on a terminal and in a notebook, lines elsewhere.
 
     `names` are those of the trials by key, `notes` what is known of each, which somebody else keeps up to date; `complete`
-    trials were done before.
+    trials were done before. Until one runs, `starting` says what the sweep waits for.
     """
 
     def __init__(
-        self, console: Console, names: Mapping[str, str], notes: Mapping[str, TrialNote], complete: int
+        self,
+        console: Console,
+        names: Mapping[str, str],
+        notes: Mapping[str, TrialNote],
+        complete: int,
+        starting: str = "starting",
     ) -> None:
         self._console = console
-        self._names = names
+        self._names, self._short = names, what_differs(names)
         self._notes = {key: notes[key] for key in names}
-        self._complete_before = complete
+        self._complete_before, self._starting, self._rows = complete, Spinner("dots", starting), 0
+        self._shown_at = 0.0
+        self._cell: Any = None
         self._live = Live(
             console=console,
             get_renderable=self._table,
-            refresh_per_second=2,
+            refresh_per_second=4,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._last_line = 0.0
 
     def __enter__(self) -> "Progress":
         if self._console.is_terminal:
             self._live.start()
+        elif _is_cell(self._console.file):
+            from IPython.display import display
+
+            self._cell = display({"text/plain": f"{self._starting.text} …"}, raw=True, display_id=True)
+        else:
+            say(self._console, f"{self._starting.text} …")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
+        self._update_cell()
 
     def on_event(self, event: Event) -> None:
         """Print what a person has to see of an event: above the table, where there is one."""
         name = self._names.get(event.trial)
+        due = time.monotonic() - self._shown_at > (CELL_EVERY_S if self._cell else PLAIN_EVERY_S)
         match event:
             case _ if name is None:
                 return
@@ -179,49 +217,99 @@ class Progress:
                 say(self._console, f"{name}: {event.text}")
             case Retried():
                 say(self._console, f"{name}: {event.message}; {event.how}")
+            case Failed():
+                say(self._console, f"failed: {name}: {event.message}", style="red")
             case _ if self._console.is_terminal:
                 return
+            case _ if self._cell:
+                if due:
+                    self._shown_at = time.monotonic()
+                    self._update_cell()
             case Completed():
                 counts = self.counts()
                 say(self._console, f"{counts['complete']}/{sum(counts.values())} complete: {name}")
-            case Failed():
-                say(self._console, f"failed: {name}: {event.message}", style="red")
-            case RowsLogged() if time.monotonic() - self._last_line > PLAIN_EVERY_S:
-                self._last_line = time.monotonic()
-                say(self._console, "  ".join([name, *progress_cells(self._notes[event.trial])]))
+            case RowsLogged() if due:
+                if not self._shown_at:
+                    say(self._console, _aligned("trial", COLUMNS, self._short))
+                self._shown_at = time.monotonic()
+                cells = progress_cells(self._notes[event.trial])
+                say(self._console, _aligned(self._short[event.trial], cells, self._short))
 
     def counts(self) -> dict[str, int]:
-        """Count the trials in each state, those that were complete before included."""
-        states = [note.state for note in self._notes.values()]
+        """Count the trials in each state, those that were complete before included; one that waits for devices waits."""
+        states = [
+            "waiting" if note.state == "running" and not _runs(note) else note.state
+            for note in self._notes.values()
+        ]
         counts = {state: states.count(state) for state in STATES}
         counts["complete"] += self._complete_before
         return counts
 
     def _table(self) -> RenderableType:
-        title = "  ".join(f"{count} {state}" for state, count in self.counts().items())
-        table = Table(title=title, title_justify="left")
-        for column in ("trial", "stage", "step", "loss", "pairs/s", "left"):
-            table.add_column(column, justify="left" if column in ("trial", "stage") else "right")
-        active = [(key, note) for key, note in self._notes.items() if note.state in ("running", "failed")]
-        active.sort(key=lambda item: item[1].state != "running")
-        for key, note in active[:SHOWN]:
-            cells = ("failed",) if note.state == "failed" else progress_cells(note)
-            table.add_row(self._names[key], *cells, style="red" if note.state == "failed" else None)
-        return fitting(table, self._console)
+        """Draw the trials that run. It keeps its height and the widths of its columns, so that nothing jumps."""
+        active = [key for key, note in self._notes.items() if _runs(note)]
+        self._rows = max(self._rows, min(len(active), SHOWN))
+        counts = {state: count for state, count in self.counts().items() if count}
+        said = ", ".join(f"{count} {state}" for state, count in counts.items())
+        title = Text(said + said_left(self._notes, self._names))
+        if not counts.keys() & {"waiting", "running"}:
+            return Text(said)
+        if not self._rows:
+            return Group(title, self._starting)
+        table = Table(box=None, pad_edge=False)
+        widest = max(map(len, self._short.values()))
+        table.add_column("trial", no_wrap=True, min_width=min(widest, max(20, self._console.width - 45)))
+        for column, width in zip(COLUMNS, WIDTHS, strict=True):
+            right = column != "stage"
+            table.add_column(column, justify="right" if right else "left", min_width=width, no_wrap=True)
+        for key in active[: self._rows]:
+            table.add_row(escape(self._short[key]), *progress_cells(self._notes[key]))
+        for _ in range(self._rows - len(active)):
+            table.add_row("")
+        more = f"and {len(active) - self._rows} more" if len(active) > self._rows else ""
+        return Group(title, fitting(table, self._console), Text(more))
+
+    def _update_cell(self) -> None:
+        if self._cell:
+            out = console_on(io.StringIO(), self._console.width)
+            out.print(self._table())
+            self._cell.update({"text/plain": out.file.getvalue()}, raw=True)  # type: ignore[attr-defined]
 
 
-def progress_cells(note: TrialNote) -> tuple[str, str, str, str, str]:
-    """Return stage, step, loss, pairs/s and time left of a trial that runs, for a table."""
+def _runs(note: TrialNote) -> bool:
+    return note.state == "running" and note.stage not in ("", "waiting")
+
+
+def _aligned(name: str, cells: Sequence[str], names: Mapping[str, str]) -> str:
+    padded = [f"{cell:{side}{width}}" for cell, width, side in zip(cells, WIDTHS, "<>>>", strict=True)]
+    return "  ".join([name.ljust(max(map(len, names.values()))), *padded]).rstrip()
+
+
+def what_differs(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of trials without the parts that all of them have."""
+    parts = {key: name.split(" · ") for key, name in names.items()}
+    if len(parts) < 2 or len(set(map(len, parts.values()))) > 1:
+        return dict(names)
+    differs = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
+    return {key: " · ".join(itertools.compress(part, differs)) or names[key] for key, part in parts.items()}
+
+
+def said_left(notes: Mapping[str, TrialNote], names: Mapping[str, str]) -> str:
+    """Say how much training is left, once that can be told: trials that differ in their seed alone take alike long."""
+    left_s = time_left_s(notes, {key: name.rpartition(" · ")[0] for key, name in names.items()})
+    return "" if left_s is None else f", about {duration(left_s)} of training left"
+
+
+def progress_cells(note: TrialNote) -> tuple[str, str, str, str]:
+    """Return stage, step, loss and pairs/s of a trial that runs, for a table."""
     step = f"{note.step}/{note.total}" if note.total else ""
     loss = "" if note.loss is None else f"{note.loss:.4f}"
     rate = "" if note.pairs_per_s is None else f"{note.pairs_per_s:.1f}"
-    return note.stage or "waiting", step, loss, rate, duration(note.left_s)
+    return note.stage or "waiting", step, loss, rate
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Return seconds in at most six letters: 42 s, 12 min, 3.5 h."""
-    if seconds is None:
-        return ""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -24,6 +24,8 @@ NONE = "none"
 _ELSEWHERE = {"model": "--models", "reward": "--rewards", "train-set": "--train-sets", "seed": "--seeds"}
 # Specs that a trial may lack, by the field that is 0 where it does.
 _SWITCHES = {"lora": "rank", "validation": "share"}
+# How texts are read, in training and evaluation alike.
+_OF_BOTH_DRAWS = ("max_prompt_tokens", "max_response_tokens", "system", "reasoning")
 # What an optimiser does not read cannot tell trials apart.
 _READ_BY = {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
 
@@ -208,8 +210,8 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
             # Another number than a set's own is drawn from it in the usual way.
             usual = {"seed": DrawSpec().seed, "permutation": DrawSpec().permutation}
             changes["train_draw"] = replace(drawn, **{**usual, **homes["train_draw"]})
-        limits = {field: value for field, value in homes["train_draw"].items() if field.endswith("_tokens")}
-        changes["eval_draw"] = replace(trial.eval_draw, **limits)
+        shared = {field: value for field, value in homes["train_draw"].items() if field in _OF_BOTH_DRAWS}
+        changes["eval_draw"] = replace(trial.eval_draw, **shared)
     return replace(trial, **changes)
 
 

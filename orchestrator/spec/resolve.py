@@ -147,4 +147,9 @@ def _same_source(left: str, right: str) -> bool:
 
 def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
     """The trials of which something is left to compute."""
+    keys, evaluations = (
+        [plan.key for plan in plans],
+        [item.key for plan in plans for item in plan.evaluations],
+    )
+    store.look(train=keys, weights=keys, evaluate=evaluations)
     return tuple(plan for plan in plans if not plan.complete(store))

@@ -15,6 +15,7 @@ from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe, Sweep, T
 from orchestrator.store.records import CATEGORIES, Category
 from trainers.data.files import file_stem
 from trainers.data.known import DATASETS, PERSONA
+from trainers.data.sources import split_off
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, clean_name, given_name
@@ -91,7 +92,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many pairs are drawn of a set, and how long they may be; None where the flag is not given."""
+    """How many pairs are drawn of a set, how long they may be (None where the flag is not given), how they are rendered."""
 
     max_train_pairs: int | None = None
     max_eval_pairs: int | None = None
@@ -101,7 +102,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise SpecError(f"--{field.name.replace('_', '-')} {value}: give at least 1.")
 
     def train_draw(self, default: int | None = None) -> DrawSpec:
@@ -146,7 +147,11 @@ def parse_model(text: str) -> ModelSpec:
 
 
 def parse_dataset(text: str, flag: str) -> DatasetSpec:
-    """`[NAME=]NAME|PATH|ID`. A catalog NAME in front of a path keeps what the catalog declares of it."""
+    """`[NAME=]NAME|PATH|ID[:SPLIT]`. A catalog NAME in front of a path keeps what the catalog declares of it."""
+    whole, split = split_off(text)
+    if split:
+        spec = parse_dataset(whole, flag)
+        return dataclasses.replace(spec, **{"train_split" if flag == "--train-sets" else "test_split": split})
     name, source = _split_name(text)
     given = name
     known = {spec.name: spec for spec in DATASETS}

@@ -57,6 +57,9 @@ class TrialSpec:
     lora: LoraSpec | None = None
 
     def __post_init__(self) -> None:
+        self.reward.type.require_takes(self.loss)
+        if self.lora:
+            self.lora.require_alone(self.optim)
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
         if outside:
             raise SpecError(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from orchestrator.store.artifacts import Store, weights_digest
+from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from trainers.errors import SpecError
 from trainers.storage import Location, replace
 
@@ -75,27 +75,21 @@ class Declaration:
     earlier: tuple[str, ...] = ()
 
 
-def unscored(
-    store: Store, train: str, evaluations: Sequence[str], trained: Mapping[str, Any] | None = None
-) -> set[str]:
+def unscored(store: Store, train: str, evaluations: Sequence[str]) -> set[str]:
     """Return the keys of a training's evaluations that are missing, or of other weights than it has now.
 
-    Weights that are trained again, on other hardware, may differ in their last bits. What was scored before them is out
-    of date, unless all evaluations are of one kind and the new weights are evicted, too. `trained` is the training's
-    manifest where it was read already. Nothing but manifests is read.
+    Weights that are trained again, on other hardware, may differ in their last bits; what was scored before them is out
+    of date. Where they are evicted, all scores must be of one kind. Nothing but manifests is read.
     """
     found = {key: store.sound_manifest("evaluate", key) for key in evaluations}
     # Evaluations that do not say what they scored are taken for what they should be.
     scored = {key: manifest["info"].get("weights") for key, manifest in found.items() if manifest}
     missing, known = set(evaluations) - scored.keys(), {*scored.values()} - {None}
-    if not known:
+    weights = store.sound_manifest(WEIGHTS, train) if known else None
+    now = weights_digest(weights) if weights else None
+    if now is None and len(known) < 2:
         return missing
-    now = weights_digest(trained or store.sound_manifest("train", train))
-    if now is None or known == {now}:
-        return missing
-    if not missing and len(known) == 1 and store.evicted("train", train):
-        return set()
-    return missing | {key for key, weights in scored.items() if weights not in (None, now)}
+    return missing | {key for key, of in scored.items() if of not in (None, now)}
 
 
 def write_declaration(declaration: Declaration, store: Store) -> None:
@@ -133,7 +127,10 @@ def declared_sweeps(store: Store) -> list[str]:
 
 @dataclass(slots=True, kw_only=True)
 class TrialNote:
-    """What the driver knows of a trial. `state`: waiting, running, complete, failed or stopped."""
+    """What the driver knows of a trial. `state`: waiting, running, complete, failed or stopped.
+
+    `train_s` are the seconds of its whole training at the pace that it has shown.
+    """
 
     state: str = "waiting"
     stage: str = ""
@@ -141,7 +138,7 @@ class TrialNote:
     total: int = 0
     loss: float | None = None
     pairs_per_s: float | None = None
-    left_s: float | None = None
+    train_s: float | None = None
     cause: str = ""
     message: str = ""
     retries: list[str] = field(default_factory=list)

@@ -82,7 +82,7 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
     store = Store(storage)
     tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.arrow")
     _, validated = held_out(tokens, ValidationSpec())
-    folder = str(store.read("train", item["key"]) / "model")
+    folder = str(store.read("weights", item["key"]) / "model")
     model = load_model(
         folder, tokenizer=load_tokenizer(folder), output="head", precision="fp32", trust=UNTRUSTED
     )

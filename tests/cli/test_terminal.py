@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -203,9 +204,60 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
         folder=ROOT,
         console=console,
     )
-    told = [] if terminal else [failed.key]
-    assert say_holes(session, sweep_results(declared, store), told=told) == HOLES
+    assert say_holes(session, sweep_results(declared, store), told=[failed.key]) == HOLES
     (line,) = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
-    assert ("missing: " if terminal else "failed: ") in line
+    assert "failed: " in line
     assert set(re.findall(r"\x1b\[[\d;]*m", line)) == ({"\x1b[31m", "\x1b[0m"} if terminal else set())
     assert f"missing: {failed.name}" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "ignored"),
+    [
+        (["status", "--models", "llama-64", "--seeds", "1"], "--models, --seeds: status tells"),
+        (["status", "--profile", "laptop"], "--profile: status tells"),
+        (["report", "--lr", "1e-4", "--profile", "laptop"], "--lr: report tells"),
+    ],
+)
+def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
+    words: list[str], ignored: str, store: Store, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        main(Grid(build=full_grid), GRID, arguments=[*words, "--storage", str(store.root)])
+    assert ended.value.code == 2
+    assert f"error: {ignored} of the whole sweep as it was declared" in capsys.readouterr().err
+
+
+def test_rmsweep_runs_any_experiment_by_name(tmp_path: Path):
+    def rmsweep(*words: str) -> tuple[int, str, str]:
+        script = Path(sys.executable).with_name("rmsweep")
+        command = [str(script)] if script.exists() else [sys.executable, "-c", "import sweeps; sweeps.main()"]
+        done = subprocess.run(
+            [*command, *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, said, _ = rmsweep()
+    assert code == 0
+    for file in (ROOT / "sweeps").glob("[!_]*.py"):
+        (line,) = [line for line in said.splitlines() if line.split()[:1] == [file.stem]]
+        assert line.split(maxsplit=1)[1] in file.read_text(encoding="utf-8").splitlines()[0]
+    assert rmsweep("full_gird", "plan")[::2] == (
+        2,
+        "error: no experiment is called full_gird; did you mean full_grid?\n",
+    )
+    code, said, _ = rmsweep(
+        "full-grid", "plan", "--profile", "laptop", "--backend", "inline", "--max-trials", "1"
+    )
+    assert (code, said.splitlines()[0].split(" on ")[0]) == (0, "full_grid: 1 trials")
+
+
+def test_the_script_is_declared():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert tomllib.load(file)["project"]["scripts"] == {"rmsweep": "sweeps:main"}

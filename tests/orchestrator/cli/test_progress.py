@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.running import StateWriter
-from orchestrator.cli.terminal import Progress, duration, fitting, late_bar, progress_cells
+from orchestrator.cli.terminal import Progress, duration, fitting, late_bar, progress_cells, what_differs
 from orchestrator.plan import durations
 from orchestrator.plan.durations import Durations
 from orchestrator.run.compute import run_shared
-from orchestrator.run.events import Event, Notice, RowsLogged, StageBegan, Started
+from orchestrator.run.events import Completed, Event, Notice, RowsLogged, StageBegan, Started
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.trials import Sweep, grid
 from orchestrator.store.artifacts import Store
@@ -51,12 +51,17 @@ def take(notes: StateWriter, stage: str, **row: Any) -> tuple[str, ...]:
     return progress_cells(notes.notes["k"])
 
 
-def test_the_time_left_of_a_training_is_at_its_own_pace(clock: list[float], store: Store):
+def test_a_training_says_its_pace_after_enough_steps(clock: list[float], store: Store):
     seen = writer(store)
     begin(seen, "train")
-    clock[0] += 30.0
-    shown = take(seen, "train", step=10.0, total=40, loss=0.25, pairs=8, step_s=2.0)
-    assert shown == ("train", "10/40", "0.2500", "4.0", "90 s")
+    for step, train_s in ((9, None), (10, 120.0)):
+        clock[0] += 3.0 * (step if step == 9 else 1)
+        shown = take(seen, "train", step=float(step), total=40, loss=0.25, pairs=8, step_s=2.0)
+        assert shown == ("train", f"{step}/40", "0.2500", "4.0")
+        assert seen.notes["k"].train_s == train_s
+    begin(seen, "evaluate")
+    take(seen, "evaluate", done=1, total=2, dataset="a")
+    assert seen.notes["k"].train_s == 120.0, "what is trained tells how long the others will take"
 
 
 def test_each_set_of_an_evaluation_starts_anew(clock: list[float], store: Store):
@@ -67,10 +72,10 @@ def test_each_set_of_an_evaluation_starts_anew(clock: list[float], store: Store)
     clock[0] += 10.0
     # What was done before the first word took nobody knows how long.
     shown = take(seen, "evaluate", done=150, total=200, dataset="a")
-    assert shown == ("evaluate", "150/200", "", "5.0", "10 s")
-    assert take(seen, "evaluate", done=1, total=50, dataset="b") == ("evaluate", "1/50", "", "", "")
+    assert shown == ("evaluate", "150/200", "", "5.0")
+    assert take(seen, "evaluate", done=1, total=50, dataset="b") == ("evaluate", "1/50", "", "")
     clock[0] += 5.0
-    assert take(seen, "evaluate", done=26, total=50, dataset="b") == ("evaluate", "26/50", "", "5.0", "5 s")
+    assert take(seen, "evaluate", done=26, total=50, dataset="b") == ("evaluate", "26/50", "", "5.0")
 
 
 def test_stages_side_by_side_each_keep_their_pace(clock: list[float], store: Store):
@@ -80,9 +85,9 @@ def test_stages_side_by_side_each_keep_their_pace(clock: list[float], store: Sto
     for done in (10, 20, 30):
         clock[0] += 1.0
         shown = take(seen, "pretrain", done=done, total=100)
-        assert shown == ("pretrain", f"{done}/100", "", "10.0", duration(10 - done / 10))
+        assert shown == ("pretrain", f"{done}/100", "", "10.0")
         shown = take(seen, "reference", done=2 * done, total=200)
-        assert shown == ("reference", f"{2 * done}/200", "", "20.0", duration(10 - done / 10))
+        assert shown == ("reference", f"{2 * done}/200", "", "20.0")
 
 
 def test_everybody_who_waits_for_a_shared_stage_hears_how_far_it_is(store: Store):
@@ -168,10 +173,8 @@ def test_a_row_that_cannot_be_rendered_is_said_with_its_set(store: Store, tmp_pa
         run_shared(plan.train.prepared, store, print)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(None, ""), (42.4, "42 s"), (720, "12 min"), (12_600, "3.5 h")]
-)
-def test_durations_are_short(seconds: float | None, said: str):
+@pytest.mark.parametrize(("seconds", "said"), [(42.4, "42 s"), (720, "12 min"), (12_600, "3.5 h")])
+def test_durations_are_short(seconds: float, said: str):
     assert duration(seconds) == said
 
 
@@ -196,7 +199,7 @@ def test_a_table_is_whole_at_any_width(width: int):
         assert "┃" in out.getvalue()
 
 
-def test_the_live_table_shows_a_reference_and_an_evaluation_with_rate_and_time_left(store: Store):
+def test_the_live_table_shows_a_reference_and_an_evaluation_with_its_rate(store: Store):
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, no_color=True)
     state = writer(store)
@@ -208,6 +211,71 @@ def test_the_live_table_shows_a_reference_and_an_evaluation_with_rate_and_time_l
             shown._live.refresh()
             assert f"{stage}" in out.getvalue()
     assert "5/20" in out.getvalue()
+
+
+def drawn(progress: Progress, console: Console) -> list[str]:
+    """The lines of the live table as it is now."""
+    with console.capture() as said:
+        console.print(progress._table())
+    return [line.rstrip() for line in said.get().splitlines()]
+
+
+def test_the_live_table_keeps_its_height_and_columns_and_its_counts_agree_with_its_rows(store: Store):
+    names = {f"k{n}": f"llama-3.2-{n}b · ex_rm · ultrafeedback · s0" for n in range(14)}
+    state = StateWriter("demo", store, "", [], list(names))
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True)
+    shown = Progress(console, names, state.notes, 2, "starting Ray")
+    assert drawn(shown, console) == ["14 waiting, 2 complete", "⠋ starting Ray"]
+    for key in list(names)[:3]:
+        state.on_event(Started(trial=key))
+    assert drawn(shown, console)[0] == "14 waiting, 2 complete", "what waits for devices does not run"
+    for key in list(names):
+        state.on_event(Started(trial=key))
+        state.on_event(StageBegan(trial=key, stage="train"))
+    full = drawn(shown, console)
+    assert full[0] == "14 running, 2 complete"
+    assert sum("train" in line for line in full) == 12
+    assert full[-1] == "and 2 more"
+    assert full[2].split() == ["llama-3.2-0b", "train"], "what all have in common is not repeated"
+    for key in list(names)[1:]:
+        state.on_event(Completed(trial=key))
+    row = {"step": 12345, "total": 99999, "loss": 0.6875, "pairs": 8, "step_s": 2.0}
+    state.on_event(RowsLogged(trial="k0", stage="train", rows=[row]))
+    few = drawn(shown, console)
+    assert few[0].startswith("1 running, 15 complete, about ")
+    assert len(few) == len(full)
+    assert few[2].index("train") == full[2].index("train")
+
+
+def test_piped_progress_is_lines_under_a_header(store: Store):
+    out = io.StringIO()
+    names = {"k": NAME, "l": NAME.replace("im_rm", "ex_rm")}
+    state = StateWriter("demo", store, "", [], list(names))
+    with Progress(Console(file=out, width=120), names, state.notes, 0, "starting Ray") as shown:
+        for key in names:
+            row = {"step": 1, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
+            for event in (
+                Started(trial=key),
+                StageBegan(trial=key, stage="train"),
+                RowsLogged(trial=key, stage="train", rows=[row]),
+                Completed(trial=key),
+            ):
+                state.on_event(event)
+                shown.on_event(event)
+    assert out.getvalue().splitlines() == [
+        "starting Ray …",
+        "trial  stage           step    loss  pairs/s",
+        "im_rm  train            1/4  0.5000      4.0",
+        f"1/2 complete: {NAME}",
+        f"2/2 complete: {names['l']}",
+    ]
+
+
+def test_names_are_shortened_to_what_differs():
+    names = {"a": "m · ex_rm · t · s0", "b": "m · im_rm · t · s1"}
+    assert what_differs(names) == {"a": "ex_rm · s0", "b": "im_rm · s1"}
+    assert what_differs({"a": names["a"]}) == {"a": names["a"]}
+    assert what_differs({**names, "c": "other"}) == {**names, "c": "other"}
 
 
 def test_a_bar_says_its_rate():

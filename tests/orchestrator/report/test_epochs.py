@@ -13,7 +13,7 @@ from orchestrator.spec import catalog
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.selection import parse_keep_epochs
 from orchestrator.store.artifacts import Store
-from orchestrator.store.gc import evict
+from orchestrator.store.gc import evict_weights
 from orchestrator.store.records import EvaluationRecord, TrialRecord
 from sweeps.persona import LAPTOP, persona
 from tests.orchestrator.sweep_samples import (
@@ -119,11 +119,12 @@ def test_a_sweep_without_kept_epochs_has_no_table_of_them(store: Store):
 
 
 def test_kept_weights_are_evicted_with_the_last(store: Store):
-    with store.write("train", "key") as attempt:
+    with store.write("weights", "key") as attempt:
         for folder in ("model", "model-epoch-1"):
             (attempt.directory / folder).mkdir()
             (attempt.directory / folder / "model.safetensors").write_bytes(b"12345")
-    assert evict(store, "key") == 10
+    assert evict_weights(store, "demo", ["key"]) == 10
+    assert not list(store.root.rglob("*.safetensors"))
 
 
 def test_training_pairs_are_evaluated_where_they_are_declared_as_such(store: Store):

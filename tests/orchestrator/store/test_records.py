@@ -148,8 +148,7 @@ def test_a_running_trial_s_pace_is_noted_and_a_failed_one_has_none(store: Store)
     writer.close()
     notes = read_state("s", store).trials
     assert (notes["a"].loss, notes["a"].pairs_per_s) == (0.5, 4.0)
-    assert notes["a"].left_s is not None
-    assert (notes["b"].loss, notes["b"].pairs_per_s, notes["b"].left_s) == (0.5, None, None)
+    assert (notes["b"].loss, notes["b"].pairs_per_s) == (0.5, None)
 
 
 def test_a_training_on_fewer_devices_than_planned_is_noted(store: Store):

@@ -1,0 +1,364 @@
+"""Sweeps from Python: `grid` declares one, which is planned and run; `open_sweep` opens the results in a storage.
+
+The words are those of the command line, and what they come to is made by the same code.
+"""
+
+import dataclasses
+import inspect
+import io
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.cli import run as commands
+from orchestrator.cli.inspect import state_and_cause
+from orchestrator.cli.options import Options, Plan, Retry, Run, Status
+from orchestrator.cli.session import PIPE_WIDTH, Session, open_session
+from orchestrator.cli.terminal import console_on
+from orchestrator.plan.outlook import Outlook
+from orchestrator.report.comparison import Analysis, Scope
+from orchestrator.report.page import HTML, said_conclusions, write_full_report
+from orchestrator.report.results import TrialResult, all_scores, on_common_pairs, sweep_results, trial_rows
+from orchestrator.report.tables import COMPARED
+from orchestrator.spec.datasets import pairs_of
+from orchestrator.spec.selection import Selection
+from orchestrator.spec.trials import Sweep
+from orchestrator.store.leases import live_drivers
+from orchestrator.store.records import TrialNote, read_declaration, read_state
+from trainers.data.records import as_row
+from trainers.errors import SpecError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+By = Literal["category", "set", "model"]
+# What a sweep from Python says by its methods, not by a word.
+_SAID_OTHERWISE = ("command", "json")
+
+
+def grid(name: str, **words: Any) -> "DeclaredSweep":
+    """Declare every model with every reward type on every training set at every seed.
+
+    `words` are the flags of `rmsweep full_grid --help` with `_` for `-`: one value or a list; where a flag takes KEY=VALUE, a
+    mapping does as well. Raises SpecError.
+    """
+    return DeclaredSweep(name, _options({"name": name, **words}))
+
+
+class DeclaredSweep:
+    """A sweep as it was declared; nothing has been read or started."""
+
+    def __init__(self, name: str, options: Options) -> None:
+        self.name, self.options = name, options
+        self._session(Plan())
+
+    def plan(self, price: float | None = None) -> "SweepPlan":
+        """Return what would run, on which devices, for how long and at what price ($ per GPU-hour). Raises SweepError."""
+        said = io.StringIO()
+        console = console_on(said, PIPE_WIDTH)
+        session = dataclasses.replace(self._session(Plan(price=price)), console=console)
+        found = commands.plan_only(session, _whole_grid)
+        return SweepPlan(outlook=found, text=said.getvalue())
+
+    def run(self, backend: Literal["inline", "ray"] | None = None, *, retry: bool = False) -> "SweepResults":
+        """Run what is missing, or with `retry` what has failed, and return the results; trials that fail are in them.
+
+        Raises SweepError for what can be mended before anything starts, and KeyboardInterrupt when stopped: the next run
+        goes on from there.
+        """
+        session = self._session(Retry() if retry else Run(), **({"backend": backend} if backend else {}))
+        work = (commands.ready_again if retry else commands.ready)(session, _whole_grid)
+        written = commands.carry_out(session, work)
+        commands.evict_weights(session, written.results)
+        results = SweepResults(session)
+        session.say(repr(results))
+        return results
+
+    def __repr__(self) -> str:
+        given = {
+            field.name: getattr(self.options, field.name)
+            for field in dataclasses.fields(Options)
+            if field.name not in _SAID_OTHERWISE and getattr(self.options, field.name) != _default(field)
+        }
+        return f"grid({', '.join(f'{word}={value!r}' for word, value in given.items())})"
+
+    def _session(self, command: Plan | Run | Retry, **changes: Any) -> Session:
+        checked = {word: _taken(word, value, _TYPES[word]) for word, value in changes.items()}
+        options = dataclasses.replace(self.options, command=command, **checked)
+        return open_session(options, self.name, Path.cwd(), command=())
+
+
+def _whole_grid(chosen: Selection) -> Sweep:
+    return chosen.sweep(chosen.trials())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPlan:
+    """What a sweep would come to: `outlook` as numbers; printed, it is the table of the command `plan`."""
+
+    outlook: Outlook
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def open_sweep(storage: str | Path, name: str) -> "SweepResults":
+    """Open what a storage has of a sweep, whoever ran it. Raises SpecError where it knows none of that name."""
+    options = dataclasses.replace(_options({"storage": storage, "name": name}), command=Status())
+    return SweepResults(open_session(options, name, Path.cwd(), command=()))
+
+
+class SweepResults:
+    """What a storage has of a sweep at the time when it is opened: trials, scores, statistics, figures and weights."""
+
+    def __init__(self, session: Session) -> None:
+        self.name, self._store = session.sweep_name, session.store
+        self._declaration = read_declaration(self.name, self._store)
+        self._state = read_state(self.name, self._store)
+        self._running = self._state.driver in live_drivers(self._store.root)
+
+    @cached_property
+    def trials(self) -> list[TrialResult]:
+        """Every trial of the sweep, in plan order; what failed or was not run has no scores."""
+        return sweep_results(self._declaration, self._store)
+
+    def failed(self) -> dict[str, str]:
+        """Return why trials are not complete, by name."""
+        return {
+            item.record.name: cause or state
+            for item in self.trials
+            for state, cause in [self._said(item)]
+            if state != "complete"
+        }
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row for each trial and evaluation set (and kept epoch): parameters, state, cause and metrics."""
+        import pandas as pd
+
+        states = {item.record.key: self._said(item) for item in self.trials}
+        rows = []
+        for row in trial_rows(self.trials):
+            state, cause = states[row["key"]]
+            parameters = json.loads(row.pop("parameters"))
+            # First what names a trial, then what it is, then what was measured.
+            rows.append(
+                {
+                    **dict.fromkeys(("trial", "state", "cause")),
+                    **parameters,
+                    **row,
+                    "state": state,
+                    "cause": cause,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def pairs(self, evaluation_set: str | None = None) -> "pd.DataFrame":
+        """Return one row for each trial and pair: rewards, margin, and the texts of prompt, chosen and rejected response."""
+        import pandas as pd
+
+        known = {item.dataset for trial in self.trials for item in trial.record.evaluations}
+        if evaluation_set is not None and evaluation_set not in known:
+            raise SpecError(
+                f"{self.name} has no evaluation set {evaluation_set}; {nearest(evaluation_set, known)}"
+            )
+        digests = {item.dataset: item.dataset_digest for trial in self.trials for item in trial.evaluations}
+        texts = {name: pairs_of(self._store, digest) for name, digest in digests.items()}
+        tables = [pd.DataFrame()]
+        for trial in self.trials:
+            if not trial.evaluations:
+                continue
+            table = all_scores(trial, self._store).to_pandas().rename(columns={"dataset": "evaluation_set"})
+            table = table[table["evaluation_set"].isin(known if evaluation_set is None else [evaluation_set])]
+            record = trial.record
+            told: dict[str, Any] = {"trial": record.name, "model": record.model, "reward": record.reward}
+            told |= {"train_set": record.train_set, "seed": record.seed}
+            for place, (name, value) in enumerate(told.items()):
+                table.insert(place, name, value)
+            table["margin"] = table["chosen_reward"] - table["rejected_reward"]
+            said = [
+                as_row(texts[name][row]) if texts[name] else {}
+                for name, row in zip(table["evaluation_set"], table["index"], strict=True)
+            ]
+            for name in ("prompt", "chosen", "rejected"):
+                table[name] = [_plain(row.get(name)) for row in said]
+            tables.append(table)
+        return pd.concat(tables[1:] or tables, ignore_index=True)
+
+    def difference(
+        self, first: str, second: str, by: By = "category", metric: str = "accuracy"
+    ) -> "pd.DataFrame":
+        """Return first − second of a metric with its 95 % interval, as the report has it: by category, set or model."""
+        import pandas as pd
+
+        known = self._analysis.rewards
+        for reward in (first, second):
+            if reward not in known:
+                raise SpecError(f"{self.name} has no reward type {reward}; {nearest(reward, known)}")
+        if by not in typing.get_args(By):
+            raise SpecError(f"by={by!r}: {nearest(str(by), typing.get_args(By))}")
+        rows = []
+        scopes = self._analysis.single_sets() if by == "set" else self._analysis.categories()
+        for scope in scopes:
+            place = {"train_set": scope.train_set, "category": scope.category}
+            place |= {"evaluation_set": scope.dataset} if by == "set" else {}
+            for model in self._analysis.models if by == "model" else [None]:
+                found = _difference(self._analysis, scope, first, second, metric, model)
+                if found is not None:
+                    rows.append({**place, **({"model": model} if model else {}), **found})
+        return pd.DataFrame(rows)
+
+    def figure(self, name: str = "accuracy_by_category") -> "FigureFiles":
+        """Return one of the report's figures, which a notebook shows; an unknown name is answered with those that there are."""
+        folder = self._written() / "figures"
+        known = sorted(file.stem for file in folder.glob("*.svg"))
+        if name not in known:
+            raise SpecError(f"the report of {self.name} has no figure {name}; {nearest(name, known)}")
+        return FigureFiles(svg=folder / f"{name}.svg", png=folder / f"{name}.png")
+
+    def report(self) -> Path:
+        """Write the report where it is not up to date, and return its page."""
+        return self._written() / HTML
+
+    def model_path(self, trial: str) -> Path:
+        """Return the folder with a trial's trained model, which transformers loads; `trial` is its name.
+
+        Raises SpecError where there is no such trial or it is not trained, StorageError where its weights were evicted.
+        """
+        records = {item.name: item for item in self._declaration.trials}
+        if trial not in records:
+            raise SpecError(f"{self.name} has no trial {trial!r}; {nearest(trial, records)}")
+        key = records[trial].key
+        if not self._store.complete("train", key):
+            raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}.")
+        if self._store.evicted("train", key):
+            raise SpecError(
+                f"the weights of {trial} were evicted (keep_weights); train it again to have them."
+            )
+        return self._store.read("train", key, "model") / "model"
+
+    def __repr__(self) -> str:
+        complete = sum(item.complete for item in self.trials)
+        lines = [f"{self.name} in {self._store.root}: {complete} of {len(self.trials)} trials complete"]
+        lines += [f"missing: {name}: {cause}" for name, cause in self.failed().items()]
+        return "\n".join([*lines, *said_conclusions(self._store.local_sweep_dir(self.name) / "report")])
+
+    @cached_property
+    def _analysis(self) -> Analysis:
+        return Analysis(on_common_pairs(self.trials))
+
+    def _written(self) -> Path:
+        return write_full_report(self._declaration, self._store).folder
+
+    def _said(self, result: TrialResult) -> tuple[str, str]:
+        note = self._state.trials.get(result.record.key, TrialNote())
+        return state_and_cause(result, note, self._running)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureFiles:
+    """One figure as files; a notebook shows it."""
+
+    svg: Path
+    png: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.png.read_bytes()
+
+
+def _difference(
+    analysis: Analysis, scope: Scope, first: str, second: str, metric: str, model: str | None
+) -> dict[str, Any] | None:
+    """Ask the report's estimator, which knows EX-RM − IM-RM; None where no model and seed has both."""
+    sign = {COMPARED: 1, COMPARED[::-1]: -1}.get((first, second))
+    if sign is None:
+        raise SpecError(f"{first} − {second}: the report compares {COMPARED[0]} and {COMPARED[1]}.")
+    found = analysis.difference(scope, metric, None if model is None else [model])
+    if found is None:
+        return None
+    low, high = sorted((sign * found.estimate.low, sign * found.estimate.high))
+    counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
+    return {"difference": sign * found.value, "low": low, "high": high, "p": found.p_pairs, **counts}
+
+
+def _plain(text: Any) -> str | None:
+    """Return a response, or a prompt of one turn, as text; turns as lines with their roles."""
+    if text is None or isinstance(text, str):
+        return text
+    turns = [f"{turn['role']}: {turn['content']}" for turn in text]
+    return str(text[0]["content"]) if len(text) == 1 else "\n".join(turns)
+
+
+_WORDS = {field.name: field for field in dataclasses.fields(Options) if field.name not in _SAID_OTHERWISE}
+_TYPES = typing.get_type_hints(Options)
+
+
+def _options(words: Mapping[str, Any]) -> Options:
+    """Return the flags that the words stand for. Raises SpecError for a word or a value that a flag would not take."""
+    for word in words:
+        if word not in _WORDS:
+            raise SpecError(f"grid has no {word}; {nearest(word, _WORDS)}")
+    return Options(**{word: _taken(word, value, _TYPES[word]) for word, value in words.items()})
+
+
+def _taken(word: str, value: Any, wanted: Any) -> Any:
+    """Return a Python value as the flag of that name has it."""
+    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is tuple:
+        return tuple(_taken(word, item, parts[0]) for item in _listed(value))
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _taken(word, value, parts[0])
+    if origin is Literal:
+        fits = value in parts
+    elif wanted is str:
+        value, fits = str(value), isinstance(value, str | Path | int | float)
+    elif wanted is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        fits = type(value) is wanted
+    if not fits:
+        said = " or ".join(map(repr, parts)) or {
+            "str": "text",
+            "int": "a whole number",
+            "float": "a number",
+            "bool": "True or False",
+        }.get(wanted.__name__, wanted.__name__)
+        raise SpecError(f"{word}={value!r}: give {said}.")
+    return value
+
+
+def _listed(value: Any) -> Iterator[Any]:
+    """Yield one value or several; a mapping's items as KEY=VALUE, with / between the parts of a key."""
+    if isinstance(value, Mapping):
+        for key, items in value.items():
+            name = "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
+            several = isinstance(items, list | tuple | range)
+            yield f"{name}={','.join(map(str, items)) if several else items}"
+    elif isinstance(value, str | Path) or not hasattr(value, "__iter__"):
+        yield value
+    else:
+        yield from value
+
+
+def _show_words() -> inspect.Signature:
+    """Return what a notebook shows of `grid(`: every word with its default."""
+    named = inspect.Parameter.KEYWORD_ONLY
+    words = [
+        inspect.Parameter(word, named, default=_default(field), annotation=_TYPES[word])
+        for word, field in _WORDS.items()
+        if word != "name"
+    ]
+    first = inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+    return inspect.Signature([first, *words], return_annotation=DeclaredSweep)
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else None
+
+
+grid.__signature__ = _show_words()  # type: ignore[attr-defined]
