@@ -151,7 +151,9 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     whole, split = split_off(text)
     if split:
         spec = parse_dataset(whole, flag)
-        return dataclasses.replace(spec, **{"train_split" if flag == "--train-sets" else "test_split": split})
+        if flag == "--train-sets":
+            return dataclasses.replace(spec, train_split=split)
+        return dataclasses.replace(spec, test_split=split)
     name, source = _split_name(text)
     given = name
     known = {spec.name: spec for spec in DATASETS}

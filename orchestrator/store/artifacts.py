@@ -235,7 +235,7 @@ class Store:
             wrong = fetch(source, unread, folder)
         else:
             wrong = [name for name, digest in unread.items() if not is_written(folder / name, digest)]
-        if wrong and self._standing.pop(self._folder(stage, key) / MANIFEST, None):
+        if wrong and self._standing.pop(self._folder(stage, key) / MANIFEST, ""):
             # Another driver may have removed or replaced it since it was listed.
             return self.found(stage, key, within)
         if wrong:
