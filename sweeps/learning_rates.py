@@ -9,6 +9,7 @@ python sweeps/learning_rates.py --profile laptop
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.cli.main import Grid, main
@@ -42,11 +43,12 @@ def learning_rates(chosen: Selection) -> Sweep:
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
-    """One analysis for each model, reward type and training set, over all rates and seeds."""
+    """One analysis for each model, reward type, training set and point of other axes, over all rates and seeds."""
     groups: dict[str, list[TrainStage]] = {}
     for plan in plans:
         spec = plan.spec
-        name = " · ".join((spec.model.name, spec.reward.name, spec.train_set.name))
+        others = replace(spec, axes=tuple(item for item in spec.axes if item[0] != "lr"))
+        name = " · ".join((spec.model.name, others.reward_name, spec.train_set.name))
         groups.setdefault(name, []).append(plan.train)
     return [
         AnalyseStage(

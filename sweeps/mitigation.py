@@ -105,7 +105,14 @@ def _with_copies(original: DatasetSpec, rewriting: DatasetSpec, share: float) ->
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
-    """One curve of all trials."""
+    """A curve of the trials at each point of the sweep's axes."""
+    points: dict[str, list[TrialPlan]] = {}
+    for plan in plans:
+        points.setdefault(plan.spec.variant, []).append(plan)
+    return [_curve(point, found) for point, found in points.items()]
+
+
+def _curve(point: str, plans: Sequence[TrialPlan]) -> AnalyseStage:
     sets = plans[0].spec.eval_sets
     originals = dict.fromkeys(plan.spec.train_set.name.partition(_SHARE)[0] for plan in plans)
     copies = (next(item.name for item in sets if item.rewriting_of == original) for original in originals)
@@ -114,16 +121,13 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
         eval_sets=tuple(item.name for item in sets),
         trained_with=tuple(copies),
     )
-    reads = tuple(stage for plan in plans for stage in plan.evaluations[-len(sets) :])
-    return [
-        AnalyseStage(
-            analysis="accuracy by share of copies",
-            version=VERSION,
-            compute=compute,
-            parameters=parameters,
-            reads=reads,
-        )
-    ]
+    return AnalyseStage(
+        analysis=f"accuracy by share of copies {point}".strip(),
+        version=VERSION,
+        compute=compute,
+        parameters=parameters,
+        reads=tuple(stage for plan in plans for stage in plan.evaluations[-len(sets) :]),
+    )
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:

@@ -61,6 +61,8 @@ class Axis:
         """Whether the trial has this field, and reads it."""
         if self.home == "reward":
             return self.field in trial.reward.type.options
+        if self.home == "loss":
+            return not trial.reward.type.own_loss
         if self.home in _SWITCHES and self.field != _SWITCHES[self.home]:
             return getattr(trial, self.home) is not None
         return self.home != "optim" or trial.optim.optimizer in _READ_BY.get(
@@ -94,7 +96,9 @@ class Axis:
         """Say which trials have this field, for a message that none does."""
         if self.home == "reward":
             having = (kind for kind, reward in reward_types().items() if self.field in reward.options)
-            return f"{', '.join(having)} has it"
+            return f"it is an option of {', '.join(having)}"
+        if self.home == "loss":
+            return "the reward type has a loss of its own"
         if self.home == "optim":
             return f"it is read by --optimizer {' or '.join(_READ_BY[self.field])}"
         return f"give --{self.home}-{_SWITCHES[self.home]}"
@@ -190,6 +194,8 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
     for name, value in values.items():
         homes.setdefault(AXES[name].home, {})[AXES[name].field] = value
     changes: dict[str, Any] = {}
+    if trial.reward.type.own_loss:
+        homes.pop("loss", None)
     for home, given in homes.items():
         spec = getattr(trial, home)
         if home == "reward":

@@ -117,8 +117,14 @@ def test_a_file_says_each_trial(planned, file, text):
         ("--axis train-pairs=5 --max-train-pairs 5", "--max-train-pairs 5 and --axis train-pairs=5 both say"),
         ("--axis lr=1e-5 im_rm.lr=1e-4", "--axis lr=1e-5 and --axis im_rm.lr=1e-4 both say what lr is"),
         ("--axis im_mr.lr=1e-5", "no model and no reward type of this sweep is im_mr; did you mean im_rm"),
-        ("--axis ex_rm.beta=0.1", "--axis ex_rm.beta=0.1: no trial with reward=ex_rm would use beta; im_rm"),
-        ("--axis beta=0.1 --rewards ex_rm", "--axis beta=0.1: no trial would use beta; im_rm has it"),
+        (
+            "--axis ex_rm.beta=0.1",
+            "--axis ex_rm.beta=0.1: no trial with reward=ex_rm would use beta; it is an option of im_rm",
+        ),
+        (
+            "--axis beta=0.1 --rewards ex_rm",
+            "--axis beta=0.1: no trial would use beta; it is an option of im_rm",
+        ),
         ("--lora-alpha 8", "--lora-alpha 8: no trial would use lora-alpha; give --lora-rank"),
         ("--axis momentum=0,0.9", "no trial would use momentum; it is read by --optimizer sgd or rmsprop"),
         ("--zip lr=1e-5,1e-4 epochs=1", "2 of lr, 1 of epochs; give as many values of each"),
@@ -147,7 +153,10 @@ def test_what_cannot_be_is_refused_before_anything_starts(ended, words, said):
         ("model,lr\nllama-64,fast\n", "row 1: 'fast' is no value of lr; give a number"),
         ("seed\nzero\n", "a seed of 'zero'; give a whole number"),
         ("lr\n1e-5\n1e-5\n", "row 2: row 1 is the same"),
-        ("reward,beta\nex_rm,0.1\nim_rm,0.1\n", "no trial with reward=ex_rm would use beta; im_rm has it"),
+        (
+            "reward,beta\nex_rm,0.1\nim_rm,0.1\n",
+            "no trial with reward=ex_rm would use beta; it is an option of im_rm",
+        ),
         ("model\nlama-64\n", "--models lama-64: no such file or folder"),
     ],
 )

@@ -63,7 +63,10 @@ def refused(done: tuple[int | None, str], *messages: str) -> None:
         (["--lr", "-1"], ["--lr -1.0 is outside (0, 1)"]),
         (["--lr", "nan"], ["--lr nan is outside"]),
         (["--beta", "0"], ["positive beta, not 0"]),
-        (["--beta", "1", "--rewards", "ex_rm"], ["--beta 1: no trial would use beta; im_rm has it"]),
+        (
+            ["--beta", "1", "--rewards", "ex_rm"],
+            ["--beta 1: no trial would use beta; it is an option of im_rm"],
+        ),
         (["--epochs", "0"], ["--epochs 0: at least 1"]),
         (["--epochs", "many"], ["many"]),
         (["--max-train-pairs", "0"], ["--max-train-pairs 0: give at least 1"]),

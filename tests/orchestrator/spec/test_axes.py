@@ -55,6 +55,8 @@ VALUES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "permutation": ("torch", "torch", {}),
     "max-prompt-tokens": ("64", 64, {}),
     "max-response-tokens": ("64", 64, {}),
+    "system": ("drop", "drop", {}),
+    "reasoning": ("drop", "drop", {}),
     "validation-share": ("0.5", 0.5, {}),
     "validation-seed": ("3", 3, {"validation-share": 0.5}),
 }
@@ -110,6 +112,14 @@ def test_other_values_of_a_training_leave_its_key_where_they_say_nothing():
     assert plan(varied(trial(), {"validation-share": 0.0})).key == plain
     assert plan(varied(trial(), {"momentum": 0.9})).key == plain
     assert plan(varied(trial(reward=EX_RM), {"beta": 0.9})).key == plan(trial(reward=EX_RM)).key
+
+
+def test_a_reward_type_with_a_loss_of_its_own_is_in_a_product_as_it_is():
+    made = trials("loss=hinge,ipo", "margin=0,0.5", rewards=("ex_grm", "ex_rm"))
+    assert [item.reward_name for item in made[:2]] == ["ex_grm", "ex_rm_loss=hinge_margin=0"]
+    assert len(made) == 5
+    with pytest.raises(SpecError, match="no trial would use loss; the reward type has a loss of its own"):
+        trials("loss=hinge", rewards=("ex_grm",))
 
 
 def test_points_that_are_one_training_are_one_trial():
@@ -181,7 +191,7 @@ def test_a_word_that_is_no_value_is_refused_with_what_to_write(kind: str):
         ("train-pairs=0", "--axis train-pairs=0: a draw of 0 pairs"),
         ("max-prompt-tokens=0", "--axis max-prompt-tokens=0: at least 1 token"),
         ("lora-rank=-1", "--lora-rank -1: at least 1; 0 means no adapter"),
-        ("precision=fp8", "give one of fp32, bf16"),
+        ("precision=fp8", "give one of fp32, tf32, bf16"),
         ("freeze=backbone+head", "give one of backbone, embeddings, unembedding; . joins several"),
         ("beta=-1", "im_rm needs a positive beta"),
         ("betas=0.9", "give a number; . joins several"),

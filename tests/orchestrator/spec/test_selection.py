@@ -163,7 +163,7 @@ def test_a_beta_that_cannot_be_is_refused(beta: float):
 
 
 def test_a_beta_that_nothing_would_use_is_refused():
-    with pytest.raises(SpecError, match=r"--beta 0\.1: no trial would use beta; im_rm has it"):
+    with pytest.raises(SpecError, match=r"--beta 0\.1: no trial would use beta; it is an option of im_rm"):
         full_grid(session.select(Options(rewards=("ex_rm",), beta=0.1), catalog.LAPTOP, "demo"))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from orchestrator.spec.stages import PretrainStage, Stage, TrialPlan
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import WEIGHTS, Store
 from tests.orchestrator.sweep_samples import (
     EX_RM,
     HAMILTONIAN,
@@ -23,8 +23,9 @@ from trainers.specs import DrawSpec, OptimSpec
 
 
 def commit(store: Store, stage: Stage) -> None:
-    with store.write(stage.kind, stage.key) as attempt:
-        (attempt.directory / "empty").touch()
+    for kind in (WEIGHTS, "train") if stage.kind == "train" else (stage.kind,):
+        with store.write(kind, stage.key) as attempt:
+            (attempt.directory / "empty").touch()
 
 
 def labels(stages: list[Stage]) -> list[str]:

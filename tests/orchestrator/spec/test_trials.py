@@ -170,6 +170,8 @@ CHANGES = [
     (DrawSpec(), "permutation", "torch"),
     (DrawSpec(), "max_prompt_tokens", 512),
     (DrawSpec(), "max_response_tokens", 512),
+    (DrawSpec(), "system", "drop"),
+    (DrawSpec(), "reasoning", "drop"),
 ]
 
 
