@@ -23,7 +23,13 @@ from orchestrator.report.results import CURVES, TrialResult, TrialState, all_sco
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import CATEGORIES, TrialRecord
-from orchestrator.tracking.database import EXPERIMENT, artifacts_beside, follow_storage, make_database
+from orchestrator.tracking.database import (
+    EXPERIMENT,
+    artifacts_beside,
+    follow_storage,
+    make_database,
+    shared_view_tag,
+)
 from trainers.storage import digest_file
 
 MARK_TAG = "rmsweep.digest"
@@ -31,6 +37,8 @@ _KEY_TAG = "rmsweep.key"
 _PARENT_TAG = "mlflow.parentRunId"
 _DESCRIPTION_TAG = "mlflow.note.content"
 # Training, no chat program, for pages that ask. That of MLflow 3.17 goes by its address alone, which `ui` prints.
+# Of a run of this type the page shows the parent with its runs below it, not closed.
+_SHOWN_BELOW = {"mlflow.runType": "evaluation"}
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Of every data set's rows, as MLflow's pages read one.
 _COLUMNS = [{"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")]
@@ -125,6 +133,14 @@ def _curve_points(row: Mapping[str, Any]) -> Iterator[Point]:
             yield Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
 
 
+def _view_state(sweep: str) -> str:
+    """Return what MLflow's page shows of a sweep, as 3.17 notes it: its runs, what they are and how accurate."""
+    columns = [f"params.`{name}`" for name in ("model", "reward", "train_set", "seed")]
+    columns += [f"metrics.`{_category_metric(category)}`" for category in CATEGORIES]
+    wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
+    return json.dumps({"searchFilter": wanted, "selectedColumns": columns})
+
+
 def run_names(trials: Sequence[TrialRecord]) -> dict[str, str]:
     """Return the names of the trials' runs by key: what the trials differ in stands first, for narrow columns."""
     parts = [trial.name.split(" · ") for trial in trials]
@@ -208,15 +224,19 @@ class View:
     def _experiment_id(self, uri: str) -> str:
         from mlflow.exceptions import MlflowException
 
+        view, state = shared_view_tag(self._sweep), _view_state(self._sweep)
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             try:
-                return str(self._client.create_experiment(EXPERIMENT, artifacts_beside(uri), _KIND))
+                tags = {**_KIND, view: state}
+                return str(self._client.create_experiment(EXPERIMENT, artifacts_beside(uri), tags))
             except MlflowException:
                 # Made by another command, or by the first of two tries whose answer was lost.
                 found = self._client.get_experiment_by_name(EXPERIMENT)
                 if found is None:
                     raise
+        if found.tags.get(view) != state:
+            self._client.set_experiment_tag(found.experiment_id, view, state)
         return str(found.experiment_id)
 
     def _find_runs(self, key: str | None = None) -> None:
@@ -262,7 +282,7 @@ class View:
             # Another driver of the sweep may have created it.
             self._find_runs(trial.key)
         if trial.key not in self._runs:
-            tags = {"rmsweep.role": "trial", _KEY_TAG: trial.key, _PARENT_TAG: self._parent}
+            tags = {"rmsweep.role": "trial", _KEY_TAG: trial.key, _PARENT_TAG: self._parent, **_SHOWN_BELOW}
             self._create(trial.key, name, tags, result.started)
         run = self._runs[trial.key]
         whole = run.data.tags.get(MARK_TAG) == mark
@@ -377,12 +397,13 @@ class View:
     ) -> None:
         """Log it all in as few requests as there can be, the tags with the last of the points.
 
-        All but the curves are metrics of the `model`, too.
+        What the evaluations found are metrics of the `model`, too.
         """
         from mlflow.entities import Metric, Param, RunTag
 
+        of_model = ("eval/", "category/")
         metrics = [
-            Metric(*point, model_id=None if point.name.startswith("train/") else model) for point in points
+            Metric(*point, model_id=model if point.name.startswith(of_model) else None) for point in points
         ]
         while len(metrics) > _BATCH:
             self._client.log_batch(run.info.run_id, metrics=metrics[:_BATCH])
