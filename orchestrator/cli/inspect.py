@@ -32,7 +32,7 @@ from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_declaration, read_state
-from orchestrator.tracking.database import EXPERIMENT, follow_storage
+from orchestrator.tracking.database import EXPERIMENT, SHARED_VIEW, follow_storage, shared_view_tag
 from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
 
@@ -228,9 +228,7 @@ def ui(session: Session, port: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with subprocess.Popen(command, env=environment) as server:
         try:
-            experiment = _experiment(address, server)
-            if experiment is not None:
-                runs = f"{address}/#/experiments/{experiment}/runs?{_sweep_filter(session.sweep_name)}"
+            if (runs := _runs_page(address, server, session.sweep_name)) is not None:
                 session.say(f"its runs: {runs}")
             return server.wait()
         except BaseException:
@@ -252,24 +250,25 @@ def _require_free(port: int) -> None:
             raise SpecError(f"--port {port} cannot be served ({error}); give another.") from error
 
 
-def _experiment(address: str, server: subprocess.Popen[bytes]) -> str | None:
-    """Wait for the server, and return the id of our experiment; None where it has none, or ends first."""
+def _runs_page(address: str, server: subprocess.Popen[bytes], sweep: str) -> str | None:
+    """Wait for the server, and return the page of a sweep's runs; None where it has no experiment of ours, or ends first."""
     asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     while server.poll() is None:
         try:
             with urllib.request.urlopen(asked, timeout=30) as answer:
-                return str(json.load(answer)["experiment"]["experiment_id"])
+                found = json.load(answer)["experiment"]
         except urllib.error.HTTPError:
             return None
         except OSError:
             time.sleep(0.2)
+            continue
+        # Without it MLflow opens pages for chat programs.
+        query = {"workflowType": "machine_learning"}
+        view = shared_view_tag(sweep)
+        if view in {tag["key"] for tag in found.get("tags", ())}:
+            query["viewStateShareKey"] = view.removeprefix(SHARED_VIEW)
+        return f"{address}/#/experiments/{found['experiment_id']}/runs?{urllib.parse.urlencode(query)}"
     return None
-
-
-def _sweep_filter(sweep: str) -> str:
-    """Return the query of the page with a sweep's runs; without its first part MLflow opens pages for chat programs."""
-    wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
-    return urllib.parse.urlencode({"workflowType": "machine_learning", "searchFilter": wanted})
 
 
 def sync(session: Session) -> int:

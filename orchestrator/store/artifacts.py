@@ -68,6 +68,8 @@ class Store:
 
     def __init__(self, root: Location) -> None:
         self.root = root.absolute() if isinstance(root, Path) else root
+        # The root of what is local to this machine: the store itself, or the cache of one in a bucket.
+        self.local: Path = self.root if isinstance(self.root, Path) else cache_of(self.root)
         self._sound: set[Path] = set()
         # What marked the content of a manifest's file when it was read, and the manifest.
         self._manifests: dict[Location, tuple[object, dict[str, Any]]] = {}
@@ -78,11 +80,6 @@ class Store:
     def __reduce__(self) -> tuple[type["Store"], tuple[Location]]:
         # What this process has checked says nothing to the process that it is sent to.
         return Store, (self.root,)
-
-    @property
-    def local(self) -> Path:
-        """The root of what is local to this machine: the store itself, or the cache of one in a bucket."""
-        return self.root if isinstance(self.root, Path) else cache_of(self.root)
 
     def sweep_dir(self, sweep: str) -> Location:
         """Return where a sweep keeps its notes, table and report."""

@@ -1,6 +1,7 @@
 """MLflow's database in the storage folder, where no tracking server is named: made whole, and moved with its folder."""
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import uuid
@@ -11,7 +12,13 @@ from trainers.errors import SpecError
 from trainers.storage import DRAFT
 
 EXPERIMENT = "rmsweep"
+SHARED_VIEW = "mlflow.sharedViewState."
 _ARTIFACTS = "mlflow-artifacts"
+
+
+def shared_view_tag(sweep: str) -> str:
+    """Return the tag of the experiment that holds which runs and columns MLflow's page shows of a sweep."""
+    return f"{SHARED_VIEW}{hashlib.sha256(sweep.encode()).hexdigest()}"
 
 
 def default_uri(store: Store) -> str:

@@ -19,7 +19,7 @@ from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import Declaration, read_state
-from orchestrator.tracking.view import Rows, View, as_hash, report_mark, trial_mark
+from orchestrator.tracking.view import Rows, View, as_hash, report_mark, run_names, trial_mark, weights_place
 from trainers.errors import StorageError, SweepError, TrackingError
 from trainers.storage import replace
 
@@ -40,8 +40,13 @@ def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) 
 
 def view_mark(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> str:
     """Return a hash that changes with whatever there is to show of the trials and in the report."""
-    failed = _failed(sweep, store)
-    marks = [trial_mark(item, _status(item, failed)) for item in results]
+    failed, names = _failed(sweep, store), run_names([item.record for item in results])
+    store.look(weights=list(names))
+    marks = [
+        trial_mark(item, _status(item, failed), names[key], weights_place(store, key))
+        for item in results
+        for key in (item.record.key,)
+    ]
     return as_hash([shown_uri(uri), marks, report_mark(store.local_sweep_dir(sweep) / "report")])
 
 
@@ -63,7 +68,7 @@ def _log_sweep(
     started = min((item.started for item in results if item.started), default=None)
     # By what it has come to, so that a later look at a sweep makes it no longer.
     ended = max((item.finished for item in results if item.finished), default=None)
-    view = View(uri, store, sweep, started)
+    view = View(uri, store, sweep, started, run_names(declaration.trials))
     for done, result in enumerate(results, 1):
         view.log_trial(result, _status(result, failed), check=step is not None)
         if step:
@@ -192,7 +197,8 @@ class Tracker:
                 return False
             try:
                 if self._view is None:
-                    self._view = View(self._uri, self._store, self._declaration.sweep)
+                    names = run_names(self._declaration.trials)
+                    self._view = View(self._uri, self._store, self._declaration.sweep, None, names)
                     self._view.begin()
             except Exception as error:
                 self._failed(error)

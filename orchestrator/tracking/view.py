@@ -21,9 +21,15 @@ from pyarrow import parquet
 from orchestrator.report.page import said_conclusions
 from orchestrator.report.results import CURVES, TrialResult, TrialState, all_scores, curve_rows, with_scores
 from orchestrator.spec.redaction import redacted, take_credentials
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import CATEGORIES, TrialRecord
-from orchestrator.tracking.database import EXPERIMENT, artifacts_beside, follow_storage, make_database
+from orchestrator.tracking.database import (
+    EXPERIMENT,
+    artifacts_beside,
+    follow_storage,
+    make_database,
+    shared_view_tag,
+)
 from trainers.storage import digest_file
 
 MARK_TAG = "rmsweep.digest"
@@ -31,10 +37,15 @@ _KEY_TAG = "rmsweep.key"
 _PARENT_TAG = "mlflow.parentRunId"
 _DESCRIPTION_TAG = "mlflow.note.content"
 # Training, no chat program, for pages that ask. That of MLflow 3.17 goes by its address alone, which `ui` prints.
+# Of a run of this type the page shows the parent with its runs below it, not closed.
+_SHOWN_BELOW = {"mlflow.runType": "evaluation"}
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
+# Of every data set's rows, as MLflow's pages read one.
+_COLUMNS = [{"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")]
+_SCHEMA = json.dumps({"mlflow_colspec": _COLUMNS})
 _CONFIG, _SCORES = "config.json", "scores.parquet"
 # Raised by hand when the same results would give another run, so that `sync` writes the runs that are there anew.
-VERSION = 2
+VERSION = 3
 # The most telling first: a run of very many sets gets as many of them as fit.
 EVALUATION_METRICS = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "loss", "abs_margin")
 MOST_KEYS = 59
@@ -80,19 +91,38 @@ def _points(result: TrialResult) -> Iterator[Point]:
     # A step is an epoch, where more than the last is evaluated.
     by_epoch = any(item.epoch != result.last_epoch for item in result.record.evaluations)
     for item in result.evaluations:
-        # MLflow takes letters of every script, but no marks; the colons stand in no name of a set.
-        part = re.sub(r"[^\w.-]", lambda mark: f":{ord(mark[0]):x}:", item.dataset)
         step = (item.epoch or 0) if by_epoch else 0
         # A suite's numbers are in the order of their weight: its score, sections, subsets.
         suite = [name for name in item.metrics if name.startswith("suite/")]
         for name in (["accuracy", *suite] if suite else EVALUATION_METRICS)[:each]:
             if name in item.metrics:
-                key = f"eval/{part}/{name.replace(' ', '_')}"
+                key = f"eval/{_part(item.dataset)}/{name.replace(' ', '_')}"
                 yield Point(key, item.metrics[name], _milliseconds(item.finished), step)
     for category, accuracy in result.category_accuracy().items():
         finished = max(item.finished for item in result.final if item.category == category)
-        name = f"category/{category.replace(' ', '-')}/accuracy"
-        yield Point(name, accuracy, _milliseconds(finished), 0)
+        yield Point(_category_metric(category), accuracy, _milliseconds(finished), 0)
+
+
+def _part(name: str) -> str:
+    """Return a name as part of a metric's: MLflow takes letters of every script, but no marks; no set has a colon."""
+    return re.sub(r"[^\w.-]", lambda mark: f":{ord(mark[0]):x}:", name)
+
+
+def _category_metric(category: str) -> str:
+    return f"category/{category.replace(' ', '-')}/accuracy"
+
+
+def _summary_points(trials: Path, time: int) -> list[Point]:
+    """Return the metrics of a whole sweep: how many trials are complete, and the mean accuracies of each reward type."""
+    if not trials.is_file():
+        return []
+    rows = parquet.read_table(trials).to_pandas()
+    states = rows.groupby("key").state.first()
+    values = {"trials/declared": len(states), "trials/complete": sum(states == "complete")}
+    last = rows[rows.evaluated & (rows.epoch.isna() | (rows.epoch == rows.epochs))]
+    for (reward, category), accuracy in last.groupby(["reward", "category"]).accuracy.mean().items():
+        values[f"{_category_metric(category)}/{_part(reward)}"] = accuracy
+    return [Point(name, float(value), time, 0) for name, value in values.items()]
 
 
 def _curve_points(row: Mapping[str, Any]) -> Iterator[Point]:
@@ -101,10 +131,37 @@ def _curve_points(row: Mapping[str, Any]) -> Iterator[Point]:
             yield Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
 
 
-def trial_mark(result: TrialState, status: str) -> str:
+def _view_state(sweep: str) -> str:
+    """Return what MLflow's page shows of a sweep, as 3.17 notes it: its runs, what they are and how accurate."""
+    columns = [f"params.`{name}`" for name in ("model", "reward", "train_set", "seed")]
+    columns += [f"metrics.`{_category_metric(category)}`" for category in CATEGORIES]
+    wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
+    return json.dumps({"searchFilter": wanted, "selectedColumns": columns})
+
+
+def run_names(trials: Sequence[TrialRecord]) -> dict[str, str]:
+    """Return the names of the trials' runs by key: what the trials differ in stands first, for narrow columns."""
+    parts = [trial.name.split(" · ") for trial in trials]
+    order = list(range(max(map(len, parts), default=0)))
+    if len({len(words) for words in parts}) == 1:
+        order.sort(key=lambda place: len({words[place] for words in parts}) == 1)
+    return {
+        trial.key: " · ".join(words[place] for place in order if place < len(words))
+        for trial, words in zip(trials, parts, strict=True)
+    }
+
+
+def weights_place(store: Store, key: str) -> str:
+    """Return where a training's models are; what is said where they are not: not trained yet, or evicted."""
+    found = store.sound_manifest(WEIGHTS, key)
+    return f"{store.root}/artifacts/{WEIGHTS}/{key}/{found['attempt']}" if found else "not kept"
+
+
+def trial_mark(result: TrialState, status: str, name: str, weights: str) -> str:
     """Return a hash that changes with whatever the run of a trial shows, but for the curve of a training that goes on."""
     scored = [(item.dataset, item.epoch, item.finished) for item in result.evaluations]
-    return as_hash([VERSION, asdict(result.record), result.trained_at, scored, result.complete or status])
+    shown = [name, weights, asdict(result.record), result.trained_at, scored, result.complete or status]
+    return as_hash([VERSION, *shown])
 
 
 def report_mark(folder: Path) -> str:
@@ -125,10 +182,18 @@ def _milliseconds(seconds: float) -> int:
 class View:
     """A sweep's runs on one tracking server or database. Methods raise what MLflow raises.
 
-    `started`, a Unix time, is when a sweep began that has no run yet; None for now.
+    `started`, a Unix time, is when a sweep began that has no run yet; None for now. `names` are those of runs by key,
+    where they are not their trials'.
     """
 
-    def __init__(self, uri: str, store: Store, sweep: str, started: float | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        store: Store,
+        sweep: str,
+        started: float | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         # MLflow prints and logs the addresses that it is given.
@@ -137,14 +202,15 @@ class View:
         follow_storage(plain)
         from mlflow import MlflowClient
 
-        self._store, self._sweep = store, sweep
+        self._store, self._sweep, self._names = store, sweep, names or {}
         self._client = MlflowClient(tracking_uri=plain)
         self._experiment = self._experiment_id(plain)
         # By the key of their trial; the parent's is empty.
         self._runs: dict[str, Any] = {}
-        # By the id of a run: the steps of its curve, and the status that this view gave it.
+        # By the id of a run: the steps of its curve, the status that this view gave it, and its logged model.
         self._steps: dict[str, set[int]] = {}
         self._statuses: dict[str, str] = {}
+        self._models: dict[str, str] = {}
         self._find_runs()
         if "" not in self._runs:
             self._create("", sweep, {"rmsweep.role": "sweep"}, started)
@@ -156,15 +222,19 @@ class View:
     def _experiment_id(self, uri: str) -> str:
         from mlflow.exceptions import MlflowException
 
+        view, state = shared_view_tag(self._sweep), _view_state(self._sweep)
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             try:
-                return str(self._client.create_experiment(EXPERIMENT, artifacts_beside(uri), _KIND))
+                tags = {**_KIND, view: state}
+                return str(self._client.create_experiment(EXPERIMENT, artifacts_beside(uri), tags))
             except MlflowException:
                 # Made by another command, or by the first of two tries whose answer was lost.
                 found = self._client.get_experiment_by_name(EXPERIMENT)
                 if found is None:
                     raise
+        if found.tags.get(view) != state:
+            self._client.set_experiment_tag(found.experiment_id, view, state)
         return str(found.experiment_id)
 
     def _find_runs(self, key: str | None = None) -> None:
@@ -203,13 +273,15 @@ class View:
 
         With `check`, files that somebody removed come back.
         """
-        trial, mark = result.record, trial_mark(result, status)
+        trial = result.record
+        name, weights = self._names.get(trial.key, trial.name), weights_place(self._store, trial.key)
+        mark = trial_mark(result, status, name, weights)
         if trial.key not in self._runs:
             # Another driver of the sweep may have created it.
             self._find_runs(trial.key)
         if trial.key not in self._runs:
-            tags = {"rmsweep.role": "trial", _KEY_TAG: trial.key, _PARENT_TAG: self._parent}
-            self._create(trial.key, trial.name, tags, result.started)
+            tags = {"rmsweep.role": "trial", _KEY_TAG: trial.key, _PARENT_TAG: self._parent, **_SHOWN_BELOW}
+            self._create(trial.key, name, tags, result.started)
         run = self._runs[trial.key]
         whole = run.data.tags.get(MARK_TAG) == mark
         if whole and check and result.evaluations:
@@ -224,12 +296,17 @@ class View:
             self._client.log_inputs(run.info.run_id, _inputs(trial))
             if result.evaluations:
                 self._log_files(run, result)
+            if run.info.run_name != name:
+                self._client.update_run(run.info.run_id, name=name)
             known = {name: redacted(str(value)) for name, value in trial.parameters.items()}
             tags = {f"rmsweep.{name}": value for name, value in known.items() if name in OUTSIDE_KEY}
+            tags["rmsweep.weights"] = weights
             parameters = {name: known[name] for name in known.keys() - OUTSIDE_KEY - run.data.params.keys()}
+            model = self._model(run, name, known, weights) if result.trained else None
             # What says that the run is whole comes last.
             (scored,) = with_scores([result], self._store)
-            self._log_batch(run, [*points, *final_points(scored)], parameters, {**tags, MARK_TAG: mark})
+            points += final_points(scored)
+            self._log_batch(run, points, parameters, {**tags, MARK_TAG: mark}, model)
         if result.complete:
             self._set_status(run, "FINISHED", result.finished)
         else:
@@ -241,9 +318,11 @@ class View:
         parent = self._runs[""]
         if parent.data.tags.get(MARK_TAG) != mark or not self._has_files(parent, {"report"}):
             self._client.log_artifacts(self._parent, str(folder), "report")
-            if said := said_conclusions(folder):
-                self._client.set_tag(self._parent, _DESCRIPTION_TAG, "\n\n".join(said))
-            self._client.set_tag(self._parent, MARK_TAG, mark)
+            said = said_conclusions(folder)
+            tags = {_DESCRIPTION_TAG: "\n\n".join(said)} if said else {}
+            time = _milliseconds(ended) if ended else parent.info.start_time
+            points = _summary_points(folder.parent / "trials.parquet", time)
+            self._log_batch(parent, points, {}, {**tags, MARK_TAG: mark})
         self._set_status(parent, status, ended)
 
     def _set_status(self, run: Any, status: str, ended: float | None = None) -> None:
@@ -282,13 +361,48 @@ class View:
                 points += _curve_points(row)
         return points
 
+    def _model(self, run: Any, name: str, parameters: Mapping[str, str], weights: str) -> str:
+        """Return the id of the logged model of a trial's run; its weights stay where they are."""
+        from mlflow.entities import LoggedModelOutput
+
+        known, id = self._models, run.info.run_id
+        if id not in known and run.outputs and run.outputs.model_outputs:
+            known[id] = run.outputs.model_outputs[0].model_id
+        if id in known:
+            self._client.set_logged_model_tags(known[id], {"rmsweep.weights": weights})
+            return known[id]
+        model = self._client.create_logged_model(
+            self._experiment,
+            # What a name of a model may not hold.
+            name=re.sub(r"[/:.%\"']", "-", name),
+            source_run_id=id,
+            tags={"rmsweep.sweep": self._sweep, "rmsweep.weights": weights},
+            params=dict(parameters),
+            model_type="reward model",
+        )
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(id, [LoggedModelOutput(model.model_id, 0)])
+        known[id] = model.model_id
+        return known[id]
+
     def _log_batch(
-        self, run: Any, points: Sequence[Point], parameters: Mapping[str, str], tags: Mapping[str, str]
+        self,
+        run: Any,
+        points: Sequence[Point],
+        parameters: Mapping[str, str],
+        tags: Mapping[str, str],
+        model: str | None = None,
     ) -> None:
-        """Log it all in as few requests as there can be, the tags with the last of the points."""
+        """Log it all in as few requests as there can be, the tags with the last of the points.
+
+        What the evaluations found are metrics of the `model`, too.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [Metric(*point) for point in points]
+        of_model = ("eval/", "category/")
+        metrics = [
+            Metric(*point, model_id=model if point.name.startswith(of_model) else None) for point in points
+        ]
         while len(metrics) > _BATCH:
             self._client.log_batch(run.info.run_id, metrics=metrics[:_BATCH])
             metrics = metrics[_BATCH:]
@@ -309,7 +423,7 @@ def _inputs(trial: TrialRecord) -> list[Any]:
     sets |= {(item.dataset, item.dataset_digest): "evaluation" for item in trial.evaluations}
     return [
         DatasetInput(
-            Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/dataset/{digest}"})),
+            Dataset(name, digest[:32], "local", json.dumps({"uri": f"artifacts/dataset/{digest}"}), _SCHEMA),
             [InputTag("mlflow.data.context", context)],
         )
         for (name, digest), context in sets.items()

@@ -104,12 +104,6 @@ def press(driver: webdriver.Chrome, label: str) -> None:
     until(lambda: driver.execute_script(script, label), f"button {label}")
 
 
-def expand(driver: webdriver.Chrome) -> None:
-    """Show the runs below the parent in the first row."""
-    button = "[data-component-id$='runnamecellrenderer.tsx_46']"
-    until(lambda: elements(driver, button), "run that has others below it")[0].click()
-
-
 def close_assistant(driver: webdriver.Chrome) -> None:
     """Close the panel that takes a quarter of the window."""
     script = "document.querySelector(\"[data-component-id='mlflow.assistant.chat_panel.close']\")?.click()"

@@ -105,9 +105,7 @@ def test_runs_are_listed_under_their_sweep_and_twenty_compared(
     driver: webdriver.Chrome, address: str, pictures: Path
 ):
     driver.get(address)
-    assert page.until(lambda: page.run_names(driver), "list of runs") == [NAME]
-    page.close_assistant(driver)
-    page.expand(driver)
+    # Opened by the address alone: the runs below the sweep's, with the columns that answer.
     parent, *names = page.until(
         lambda: names if len(names := page.run_names(driver)) > FIRST_PAGE else None, "first page of runs"
     )
@@ -115,6 +113,9 @@ def test_runs_are_listed_under_their_sweep_and_twenty_compared(
     assert (parent, len(names)) == (NAME, FIRST_PAGE)
     for name in names:
         assert re.fullmatch(r"[a-z0-9.-]+ · (ex|im)_rm · (ultrafeedback|rewardmath) · s\d", name), name
+    page.close_assistant(driver)
+    heads = page.text(driver)
+    assert all(column in heads for column in ("category/in-d", "model", "reward")), heads
     page.require_no_trouble(driver)
     page.picture(driver, pictures / "mlflow_runs.png")
     for row in range(1, COMPARED + 1):
@@ -137,6 +138,23 @@ def test_a_filter_of_the_address_leaves_the_runs_of_one_reward_type(driver: webd
     # MLflow shows the parent, which has no parameters, for the sake of the order.
     assert [name for name in names if " · im_rm · " not in name] in ([], [NAME])
     page.require_no_trouble(driver)
+
+
+def test_a_trial_is_a_logged_model_with_its_evaluations(
+    driver: webdriver.Chrome, address: str, store: Store, pictures: Path
+):
+    uri = default_uri(store)
+    run = next(run for run in runs_of(uri, NAME) if run.data.tags["rmsweep.role"] == "trial")
+    model = MlflowClient(tracking_uri=uri).get_logged_model(run.outputs.model_outputs[0].model_id)
+    models = address.split("?")[0].replace("/runs", "/models")
+    driver.get("about:blank")
+    driver.get(f"{models}/{model.model_id}")
+    page.until(lambda: "eval/ultrafeedback/accuracy" in page.text(driver), "metrics of the model")
+    said = page.text(driver)
+    assert model.name in said
+    assert "train/loss" not in said
+    page.require_no_trouble(driver)
+    page.picture(driver, pictures / "mlflow_model.png")
 
 
 def test_the_report_opens_in_the_artifact_view_and_alone(

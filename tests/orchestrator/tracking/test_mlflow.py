@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 from pyarrow import parquet
 
 from orchestrator.cli.running import StateWriter
@@ -23,6 +24,7 @@ from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned, tria
 from orchestrator.report.summary import Written, write_report
 from orchestrator.run.events import Failed
 from orchestrator.store.artifacts import Store
+from orchestrator.store.gc import evict_weights
 from orchestrator.store.leases import heartbeat
 from orchestrator.store.records import (
     Declaration,
@@ -126,11 +128,14 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial(uri: str, store: Store, swe
         MARK_TAG: parent["tags"][MARK_TAG],
     }
     for child, trial in ((first, explicit), (second, implicit)):
-        assert (child["name"], child["status"], child["parent"]) == (trial.name, "FINISHED", sweep_name)
+        # What the trials differ in stands first.
+        name = f"{trial.reward} · llama-64 · tiny_world · s0"
+        assert (child["name"], child["status"], child["parent"]) == (name, "FINISHED", sweep_name)
         assert child["tags"] == {
             "rmsweep.sweep": sweep_name,
             "rmsweep.role": "trial",
             "rmsweep.key": trial.key,
+            "rmsweep.weights": "not kept",
             MARK_TAG: child["tags"][MARK_TAG],
         }
         assert child["params"] == {name: str(value) for name, value in trial.parameters.items()}
@@ -200,7 +205,7 @@ def test_a_filter_of_the_page_finds_a_reward_type(database: str, store: Store):
     client = MlflowClient(tracking_uri=database)
     (experiment,) = [item for item in client.search_experiments() if item.name == EXPERIMENT]
     found = client.search_runs([experiment.experiment_id], 'params.reward = "im_rm"')
-    assert [run.info.run_name for run in found] == ["llama-64 · im_rm · tiny_world · s0"]
+    assert [run.info.run_name for run in found] == ["im_rm · llama-64 · tiny_world · s0"]
 
 
 def test_a_sweep_lasts_from_its_first_stage_to_its_last_however_often_it_is_looked_at(
@@ -234,6 +239,74 @@ def test_the_experiment_is_of_the_kind_that_trains_models(database: str, store: 
     experiment = MlflowClient(tracking_uri=database).get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def models_of(uri: str) -> list[LoggedModel]:
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_logged_models([experiment.experiment_id]))
+
+
+def test_a_trained_trial_is_a_logged_model_with_its_place_parameters_and_metrics(database: str, store: Store):
+    explicit, implicit = two_trials(store)
+    waiting = record(seed=1)
+    with store.write("weights", explicit.key) as attempt:
+        (attempt.directory / "model.safetensors").write_bytes(b"weights")
+    declared = declaration(explicit, implicit, waiting)
+    sync_all(database, store, declared)
+    by_run = {item.source_run_id: item for item in models_of(database)}
+    runs = {run.data.tags.get("rmsweep.key"): run for run in runs_of(database, "demo")}
+    assert set(by_run) == {runs[explicit.key].info.run_id, runs[implicit.key].info.run_id}
+    model = by_run[runs[explicit.key].info.run_id]
+    assert (model.name, model.status) == ("ex_rm · s0 · llama-64 · tiny_world", "READY")
+    assert model.params == {name: str(value) for name, value in explicit.parameters.items()}
+    assert {"eval/tiny_world/accuracy": 0.9, "eval/hamiltonian/accuracy": 0.5}.items() <= {
+        metric.key: metric.value for metric in model.metrics
+    }.items()
+    assert not [metric.key for metric in model.metrics if metric.key.startswith("train/")]
+    place = Path(model.tags["rmsweep.weights"])
+    assert (
+        place == Path(runs[explicit.key].data.tags["rmsweep.weights"]) == store.read("weights", explicit.key)
+    )
+    assert runs[explicit.key].outputs.model_outputs[0].model_id == model.model_id
+    evict_weights(store, "demo", [explicit.key])
+    commit_trial(store, waiting, 7, 7)
+    for _ in range(2):
+        sync_all(database, store, declared)
+        assert len(models_of(database)) == 3
+        assert {item.tags["rmsweep.weights"] for item in models_of(database)} == {"not kept"}
+
+
+def test_a_sweep_that_grows_renames_its_runs(database: str, store: Store):
+    explicit, implicit = two_trials(store)
+    sync_all(database, store, declaration(explicit))
+    assert [run["name"] for run in snapshot(database, "demo")[1:]] == ["llama-64 · ex_rm · tiny_world · s0"]
+    sync_all(database, store, declaration(explicit, implicit))
+    assert sorted(run["name"] for run in snapshot(database, "demo")[1:]) == [
+        "ex_rm · llama-64 · tiny_world · s0",
+        "im_rm · llama-64 · tiny_world · s0",
+    ]
+
+
+def test_the_sweep_s_run_has_the_mean_accuracies_of_each_reward_type(database: str, store: Store):
+    sync_all(database, store, declaration(*two_trials(store), record(seed=1)))
+    last = {name: points[-1][2] for name, points in snapshot(database, "demo")[0]["history"].items()}
+    assert last == {
+        "trials/declared": 3.0,
+        "trials/complete": 2.0,
+        "category/in-distribution/accuracy/ex_rm": 0.9,
+        "category/in-distribution/accuracy/im_rm": 0.8,
+        "category/domain-shift/accuracy/ex_rm": 0.5,
+        "category/domain-shift/accuracy/im_rm": 0.4,
+    }
+
+
+def test_data_sets_have_the_columns_of_their_rows(database: str, store: Store):
+    sync_all(database, store, declaration(*two_trials(store)))
+    for item in runs_of(database, "demo")[-1].inputs.dataset_inputs:
+        columns = json.loads(item.dataset.schema)["mlflow_colspec"]
+        assert [column["name"] for column in columns] == ["prompt", "chosen", "rejected"]
 
 
 def test_no_metric_has_a_space_in_its_name(database: str, store: Store):
@@ -276,7 +349,7 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
     explicit, implicit = two_trials(store)
     sync_all(database, store, declaration(explicit, implicit))
     of_a_run = ["create_run", "log_inputs", "log_artifacts", "log_batch", "set_terminated"]
-    assert requests_of == ["create_run", *of_a_run, *of_a_run, "log_artifacts", "set_tag", "set_terminated"]
+    assert requests_of == ["create_run", *of_a_run, *of_a_run, "log_artifacts", "log_batch", "set_terminated"]
     requests_of.clear()
     evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
     sync_all(database, store, declaration(explicit, implicit))
@@ -285,8 +358,8 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
     commit_scores(store, implicit.evaluations[0].key, right=3)
     requests_of.clear()
     sync_all(database, store, declaration(explicit, implicit))
-    assert requests_of.count("log_batch") == 1, "only the run of the trial that has changed"
-    (last,) = [run for run in snapshot(database, "demo") if run["name"] == implicit.name]
+    assert requests_of.count("log_batch") == 2, "only the runs of the trial that has changed and of the sweep"
+    (last,) = [run for run in snapshot(database, "demo") if run["tags"].get("rmsweep.key") == implicit.key]
     assert last["history"]["eval/tiny_world/accuracy"][-1][2] == 0.3
 
 
