@@ -24,7 +24,6 @@ from orchestrator.plan.outlook import Outlook
 from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialResult, all_scores, on_common_pairs, sweep_results, trial_rows
-from orchestrator.report.tables import COMPARED
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep
@@ -274,16 +273,22 @@ class FigureFiles:
 def _difference(
     analysis: Analysis, scope: Scope, first: str, second: str, metric: str, model: str | None
 ) -> dict[str, Any] | None:
-    """Ask the report's estimator, which knows EX-RM − IM-RM; None where no model and seed has both."""
-    sign = {COMPARED: 1, COMPARED[::-1]: -1}.get((first, second))
-    if sign is None:
-        raise SpecError(f"{first} − {second}: the report compares {COMPARED[0]} and {COMPARED[1]}.")
-    found = analysis.difference(scope, metric, None if model is None else [model])
+    """Ask the report's estimator; None where no model and seed has both."""
+    models = None if model is None else [model]
+    found = analysis.difference(scope, metric, models, baseline=first, other=second)
     if found is None:
         return None
-    low, high = sorted((sign * found.estimate.low, sign * found.estimate.high))
+    known = found.estimate
     counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
-    return {"difference": sign * found.value, "low": low, "high": high, "p": found.p_pairs, **counts}
+    p = found.p_pairs if known.p is None else known.p
+    return {
+        "difference": known.value,
+        "low": known.low,
+        "high": known.high,
+        "p": p,
+        "over": found.over,
+        **counts,
+    }
 
 
 def _plain(text: Any) -> str | None:
