@@ -125,7 +125,7 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
 
     Each of `strata`, [U, K], holds what each pair adds in K trainings that were drawn alike: all models, or the seeds of
     one of several fixed models. `groups_U` numbers the set of a pair. The variance is that of the trainings' means,
-    which a Student-t takes, plus that of pairs, less what both hold; its degrees of freedom are Satterthwaite's (1946).
+    which a Student-t takes, plus that of pairs, less what both hold, and no less than either; its degrees of freedom are Satterthwaite's (1946).
     """
     pairs_G = np.bincount(groups_U)
     factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
@@ -144,11 +144,10 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
     deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
     between = each * sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
     both = each * sum(map(of_pairs, deviations))
-    variance, weighed = between, between**2 / trainings
-    if pairs > both:
-        variance += pairs - both
-        weighed += pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
-    degrees = variance**2 / weighed if weighed else trainings
+    # Of three means of squares one difference may come out too small: the whole is no less than either part.
+    variance = max(between + pairs - both, between, pairs)
+    weighed = between**2 / trainings + pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
+    degrees = max(variance**2 / weighed if weighed else 0.0, min(trainings, pair_degrees))
     return Spread(variance=_sound(variance), degrees=degrees, trainings=trainings)
 
 

@@ -65,6 +65,18 @@ def test_the_variance_is_of_trainings_and_of_pairs_and_what_both_hold_counts_onc
     assert found.degrees == pytest.approx(found.variance**2 / weighed)
 
 
+def test_trainings_that_happen_to_agree_leave_what_pairs_leave():
+    """Without it, a variance near 0 with degrees of freedom below 1 gave an interval of ± 7."""
+    pair = RANDOM.normal(size=(100, 1))
+    noise = RANDOM.normal(size=(100, 3))
+    noise -= noise.mean(axis=0)
+    table = 0.3 * pair + 3 * noise
+    alone = crossed([table.mean(axis=1, keepdims=True) / 100], np.zeros(100, dtype=int))
+    found = crossed([table / 100], np.zeros(100, dtype=int))
+    assert found.variance == pytest.approx(alone.variance)
+    assert found.degrees > 50
+
+
 def test_models_that_are_fixed_add_only_how_their_seeds_differ():
     seeds = np.tile([[0.1, 0.2, 0.3]], (20, 1)) / 20
     far = crossed([seeds, seeds + 5 / 20], np.zeros(20, dtype=int))
