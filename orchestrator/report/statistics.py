@@ -168,7 +168,7 @@ def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) ->
     """Return the interval of an accuracy (`floor` 0) or of a difference of accuracies (`floor` −1) on so many pairs, and its p.
 
     Student-t, and as wide as that on Fisher's scale, which knows of the bounds, with two pairs added that say nothing
-    (Agresti and Coull 1998). Within five pairs of a bound, and where nothing varies, as wide as the exact binomial one.
+    (Agresti and Coull 1998). Where nothing varies it is the exact binomial one.
     """
     from scipy.special import stdtrit
 
@@ -181,9 +181,8 @@ def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) ->
     p = _p(value, spread)
     if floor and spread.variance > 0:
         p = max(p, _p(float(np.arctanh(scaled)) * slope, spread))
-    share = abs(value)
-    if error == 0 or (1 - share if floor else min(share, 1 - share)) * pairs < 5:
-        exact = _exact(share, pairs)
+    if error == 0:
+        exact = _exact(abs(value), pairs)
         if value < 0:
             exact = (-exact[1], -exact[0])
         elif floor and value == 0:
