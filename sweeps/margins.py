@@ -23,10 +23,8 @@ from orchestrator.report.house_style import GREY, legend
 from orchestrator.report.results import by_seeds, results_of
 from orchestrator.report.statistics import (
     Candidates,
-    accuracy_estimate,
     best_of,
     candidates,
-    generator,
     over_seeds,
     rank_correlation,
     share_within,
@@ -39,7 +37,7 @@ from orchestrator.store.artifacts import Attempt
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 2
+VERSION = 3
 # Of candidates drawn; each for the prompts that have as many.
 DRAWN = (1, 2, 4, 8, 12, 16, 32, 64)
 SCOPE = "RL is out of scope: these numbers say how well a reward chooses among responses that exist."
@@ -79,7 +77,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
                 "seeds": len(trials),
             }
             abs_margin = float(np.mean([item.metrics["abs_margin"] for item in evaluations]))
-            curves += [{**labels, **row} for row in _curve(found, record.train_set, dataset, record.model)]
+            curves += [{**labels, **row} for row in _curve(found)]
             variances.append({**labels, "abs_margin": abs_margin, **_variance(found)})
     if not curves:
         raise DataError(
@@ -96,8 +94,8 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     )
 
 
-def _curve(seeds: Sequence[Sequence[Candidates]], train_set: str, dataset: str, model: str) -> Rows:
-    """By n: expected quality of the pick, resampled over prompts and seeds; what chance and the best pick would have."""
+def _curve(seeds: Sequence[Sequence[Candidates]]) -> Rows:
+    """By n: expected quality of the pick, over prompts and seeds; what chance and the best pick would have."""
     rows = []
     for n in DRAWN:
         kept = [number for number, item in enumerate(seeds[0]) if len(item.reward) >= n]
@@ -106,17 +104,12 @@ def _curve(seeds: Sequence[Sequence[Candidates]], train_set: str, dataset: str, 
         picked_SQ = np.array(
             [[best_of(found[q].reward, found[q].quality, n) for q in kept] for found in seeds]
         )
-        value, draws_B, by_seed = over_seeds(
-            picked_SQ,
-            generator("prompts", train_set, dataset, str(n)),
-            generator("seeds", train_set, model),
-        )
         first = [seeds[0][q] for q in kept]
         rows.append(
             {
                 "n": n,
                 "prompts": len(kept),
-                "quality": accuracy_estimate(value, draws_B, len(kept), by_seed),
+                "quality": over_seeds(picked_SQ),
                 "chance": float(np.mean([item.quality.mean() for item in first])),
                 "best": float(np.mean([best_of(item.quality, item.quality, n) for item in first])),
             }

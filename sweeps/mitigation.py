@@ -31,7 +31,7 @@ from trainers.errors import SpecError
 from trainers.specs import BUILTIN, Augmentation, DatasetSpec
 
 # Raise when the curve is computed otherwise from the same scores.
-VERSION = 1
+VERSION = 2
 SHARES = (0.0, 0.25, 0.5, 1.0)
 _SHARE = "_share_"
 _REWRITINGS = ("ultrafeedback_paraphrase", "ultrafeedback_french")

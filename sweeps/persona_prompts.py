@@ -5,7 +5,7 @@ training prompts    what was trained on           the same prompts, new response
 test prompts        new prompts, same responses   both new
 
 The original responses are few and stand in training with other prompts, so the row below changes prompts alone. Nothing is
-trained: accuracies of the last epoch, resampled over prompts and seeds; a prompt's pairs count as one.
+trained: accuracies of the last epoch, over prompts and seeds; a prompt's pairs count as one.
 
 python sweeps/persona_prompts.py                       of the sweep persona in this storage
 python sweeps/persona_prompts.py --sweep NAME
@@ -24,14 +24,7 @@ from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.house_style import legend, panels, points
 from orchestrator.report.results import TrialResult, by_seeds, results_of
-from orchestrator.report.statistics import (
-    Floats,
-    accuracy_estimate,
-    gap_estimate,
-    generator,
-    over_seeds,
-    right,
-)
+from orchestrator.report.statistics import Floats, over_seeds, right
 from orchestrator.report.tables import Table, interval, reward_title
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
@@ -40,7 +33,7 @@ from sweeps.persona import ON_TRAINING_PROMPTS
 from trainers.errors import DataError
 
 # Raise when the analysis computes something else from the same scores.
-VERSION = 2
+VERSION = 3
 CELLS = ("seen", "new_prompts", "new_responses", "both_new")
 CONTRAST = "prompts_over_responses"
 
@@ -107,20 +100,12 @@ def _row(trials: Sequence[TrialResult], rewritten: str, store: Store) -> dict[st
         "rewriting": rewritten,
         "seeds": len(trials),
     }
-    found: dict[str, tuple[float, Floats, list[float], int]] = {}
-    for cell, dataset in _sets(record.train_set, rewritten).items():
-        right_SQ = np.stack([_by_prompt(trial, dataset, store) for trial in trials])
-        # The same prompts are drawn for original and rewritten responses.
-        prompts = generator("prompts", "test" if cell in ("new_prompts", "both_new") else "training")
-        seeds = generator("seeds", record.train_set, record.model)
-        value, draws_B, by_seed = over_seeds(right_SQ, prompts, seeds)
-        row[cell] = accuracy_estimate(value, draws_B, right_SQ.shape[1], by_seed)
-        found[cell] = value, draws_B, by_seed, right_SQ.shape[1]
-    (prompt, prompt_B, prompt_S, prompts_n), (response, response_B, response_S, responses_n) = (
-        found[cell] for cell in ("new_prompts", "new_responses")
-    )
-    gaps = np.subtract(prompt_S, response_S).tolist()
-    row[CONTRAST] = gap_estimate(prompt - response, prompt_B - response_B, min(prompts_n, responses_n), gaps)
+    right_of = {
+        cell: np.stack([_by_prompt(trial, dataset, store) for trial in trials])
+        for cell, dataset in _sets(record.train_set, rewritten).items()
+    }
+    row |= {cell: over_seeds(right_SQ) for cell, right_SQ in right_of.items()}
+    row[CONTRAST] = over_seeds(right_of["new_prompts"], right_of["new_responses"])
     return row
 
 

@@ -35,7 +35,7 @@ from trainers.errors import DataError, SpecError
 from trainers.specs import given_name
 
 # Raise when the analysis computes something else from the same scores, model and pairs.
-VERSION = 2
+VERSION = 3
 MEASURES = {"overlap": "token overlap", "cosine": "cosine of hidden states"}
 TOGETHER = "together"
 

@@ -39,7 +39,7 @@ from orchestrator.report.results import (
     with_scores,
 )
 from orchestrator.report.summary import Shown, Written, audit_tables, statistics_tables, write_report
-from orchestrator.report.tables import Table, reward_title
+from orchestrator.report.tables import NOTHING, Table, reward_title
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
@@ -288,7 +288,7 @@ def _page(
                 title="How it was made",
                 anchor="made",
                 lines=(*ran, ("This report", command)),
-                tables=[_made_with(results, store), _trials_table(results)],
+                tables=[_time_table(results, store), _made_with(results, store), _trials_table(results)],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
             Section(
@@ -344,6 +344,36 @@ def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
     )
 
 
+def _time_table(results: Sequence[TrialResult], store: Store) -> Table:
+    """Add up the time of all trainings and evaluations, from their manifests."""
+    spent: dict[tuple[str, str], list[float]] = {}
+    for stage, key in _artifacts(results):
+        with contextlib.suppress(Damaged):
+            if manifest := store.manifest(stage, key):
+                laid = manifest["info"].get("placement", {})
+                devices = int(laid.get("world_size", 1))
+                line = spent.setdefault((stage, str(laid.get("device", NOTHING))), [0, 0.0, 0.0])
+                for place, value in enumerate((1, manifest["seconds"], manifest["seconds"] * devices)):
+                    line[place] += value
+    return Table(
+        name="time",
+        title="Time",
+        note="Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it.",
+        columns="stage device artifacts hours device_hours",
+        rows=[
+            {
+                "stage": stage,
+                "device": device,
+                "artifacts": int(count),
+                "hours": s / 3600,
+                "device_hours": each / 3600,
+            }
+            for (stage, device), (count, s, each) in spent.items()
+        ],
+        forms={"hours": ".3f", "device_hours": ".3f"},
+    )
+
+
 def _artifacts(results: Sequence[TrialResult]) -> Iterator[tuple[str, str]]:
     """Stage and key of everything that the report is of."""
     for result in results:
@@ -371,10 +401,11 @@ def _trials_table(results: Sequence[TrialResult]) -> Table:
         title="Trials",
         note="Learned: it fits its training pairs (the last epoch's accuracy on them lies two standard errors above ½), which "
         "says nothing of new pairs. What was not learned enters no mean.",
-        columns="model reward train_set seed state learned train_accuracy evaluations pairs_per_s peak_mem_gb",
+        columns="model reward train_set seed state learned train_accuracy evaluations pairs_per_s peak_mem_gb artifact",
         titles={
             "train_accuracy": "training accuracy",
             "evaluations": "sets evaluated",
+            "artifact": "log and weights, in the storage",
             "pairs_per_s": "pairs/s",
             "peak_mem_gb": "peak memory, GB",
         },
@@ -386,6 +417,7 @@ def _trials_table(results: Sequence[TrialResult]) -> Table:
                 "train_accuracy": result.train_accuracy,
                 "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
                 **{name: result.perf.get(name) for name in ("pairs_per_s", "peak_mem_gb")},
+                "artifact": f"artifacts/train/{result.record.key}" if result.trained else None,
             }
             for result in results
         ],

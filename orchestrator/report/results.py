@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from orchestrator.report.audit import leaked_rows
-from orchestrator.report.statistics import Estimate, accuracy_estimate, generator, over_seeds, right
+from orchestrator.report.statistics import Estimate, over_seeds, right
 from orchestrator.spec.stages import EvaluateStage
 from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from orchestrator.store.records import (
@@ -370,10 +370,7 @@ def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estima
     scores = [
         read_pair_scores(store.read_file("evaluate", stage.key, "scores.parquet")) for stage in evaluations
     ]
-    right_SP = np.stack([right(item.chosen, item.rejected) for item in scores])
-    pairs, seeds = generator("pairs", evaluations[0].prepared.key), generator("seeds", str(len(scores)))
-    value, draws_B, by_seed = over_seeds(right_SP, pairs, seeds)
-    return accuracy_estimate(value, draws_B, right_SP.shape[1], by_seed)
+    return over_seeds(np.stack([right(item.chosen, item.rejected) for item in scores]))
 
 
 def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:

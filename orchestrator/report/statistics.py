@@ -19,6 +19,7 @@ from trainers.evaluate.scores import PairScores
 
 Floats = NDArray[np.float64]
 
+# Draws of a bootstrap.
 DRAWS = 2000
 LEVEL = 0.95
 PERMUTATIONS = 1999
@@ -87,18 +88,6 @@ def pair_counts(units: int, draws: int, random: np.random.Generator) -> Floats:
     return random.multinomial(units, np.full(units, 1.0 / units), size=draws).astype(np.float64)
 
 
-def seed_weights(seeds: int, draws: int, random: np.random.Generator) -> Floats:
-    """Return the weights of the seeds in each draw, [B, S]; each row sums to 1.
-
-    Plain resampling of S values understates the variance of their mean by (S − 1)/S, a third at three seeds: the
-    deviations from 1/S are widened by √(S/(S − 1)), the rescaled bootstrap of Rao and Wu (1988).
-    """
-    if seeds == 1:
-        return np.ones((draws, 1))
-    deviations = random.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=draws) / seeds - 1.0 / seeds
-    return 1.0 / seeds + np.sqrt(seeds / (seeds - 1.0)) * deviations
-
-
 def shares(values_P: Floats) -> Floats:
     """Return what each pair adds to the mean of `values_P`, [P]."""
     return values_P / len(values_P)
@@ -136,7 +125,7 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
 
     Each of `strata`, [U, K], holds what each pair adds in K trainings that were drawn alike: all models, or the seeds of
     one of several fixed models. `groups_U` numbers the set of a pair. The variance is that of the trainings' means,
-    which a Student-t takes, plus that of pairs, less what both hold; its degrees of freedom are Satterthwaite's (1946).
+    which a Student-t takes, plus that of pairs, less what both hold, and no less than either; its degrees of freedom are Satterthwaite's (1946).
     """
     pairs_G = np.bincount(groups_U)
     factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
@@ -155,11 +144,10 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
     deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
     between = each * sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
     both = each * sum(map(of_pairs, deviations))
-    variance, weighed = between, between**2 / trainings
-    if pairs > both:
-        variance += pairs - both
-        weighed += pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
-    degrees = variance**2 / weighed if weighed else trainings
+    # Of three means of squares one difference may come out too small: the whole is no less than either part.
+    variance = max(between + pairs - both, between, pairs)
+    weighed = between**2 / trainings + pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
+    degrees = max(variance**2 / weighed if weighed else 0.0, min(trainings, pair_degrees))
     return Spread(variance=_sound(variance), degrees=degrees, trainings=trainings)
 
 
@@ -180,7 +168,7 @@ def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) ->
     """Return the interval of an accuracy (`floor` 0) or of a difference of accuracies (`floor` −1) on so many pairs, and its p.
 
     Student-t, and as wide as that on Fisher's scale, which knows of the bounds, with two pairs added that say nothing
-    (Agresti and Coull 1998). Within five pairs of a bound, and where nothing varies, as wide as the exact binomial one.
+    (Agresti and Coull 1998). Where nothing varies it is the exact binomial one.
     """
     from scipy.special import stdtrit
 
@@ -193,9 +181,8 @@ def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) ->
     p = _p(value, spread)
     if floor and spread.variance > 0:
         p = max(p, _p(float(np.arctanh(scaled)) * slope, spread))
-    share = abs(value)
-    if error == 0 or (1 - share if floor else min(share, 1 - share)) * pairs < 5:
-        exact = _exact(share, pairs)
+    if error == 0:
+        exact = _exact(abs(value), pairs)
         if value < 0:
             exact = (-exact[1], -exact[0])
         elif floor and value == 0:
@@ -231,60 +218,24 @@ def holm(found: Sequence[float]) -> list[float]:
     return corrected
 
 
-def estimate(value: float, draws_B: Floats, seed_values: Sequence[float] = ()) -> Estimate:
-    """Return `value` with the percentile interval of its draws and the standard deviation of its values by seed."""
+def estimate(value: float, draws_B: Floats) -> Estimate:
+    """Return `value` with the percentile interval of its draws."""
     known = draws_B[np.isfinite(draws_B)]
     tail = (1.0 - LEVEL) / 2.0
     low, high = np.quantile(known, [tail, 1.0 - tail]) if len(known) else (value, value)
-    std = float(np.std(seed_values, ddof=1)) if len(seed_values) > 1 else None
-    return Estimate(value=float(value), low=float(low), high=float(high), std=std)
+    return Estimate(value=float(value), low=float(low), high=float(high))
 
 
-def unanimous_bound(pairs: int) -> float:
-    """Return the highest rate of exceptions that so many pairs without one leave possible (Clopper–Pearson): 0.018 at 200.
-
-    Where all pairs agree every draw of the bootstrap says the same, and its interval would have no width.
-    """
-    return float(1.0 - ((1.0 - LEVEL) / 2.0) ** (1.0 / pairs))
-
-
-def accuracy_estimate(
-    value: float, draws_B: Floats, pairs: int, seed_values: Sequence[float] = ()
-) -> Estimate:
-    """`estimate` of an accuracy on so many pairs, with `unanimous_bound` where it is 0 or 1."""
-    found = estimate(value, draws_B, seed_values)
-    if value <= 0.0:
-        return replace(found, high=max(found.high, unanimous_bound(pairs)))
-    if value >= 1.0:
-        return replace(found, low=min(found.low, 1.0 - unanimous_bound(pairs)))
-    return found
-
-
-def gap_estimate(value: float, draws_B: Floats, pairs: int, seed_values: Sequence[float] = ()) -> Estimate:
-    """`estimate` of a difference of accuracies, with `unanimous_bound` where no draw shows one and where it is 1 or −1."""
-    # Equal means may differ in their last bit.
-    found = estimate(round(value, 12), np.round(draws_B, 12), seed_values)
-    bound = unanimous_bound(pairs)
-    if found.low == found.high == 0.0:
-        return replace(found, low=-bound, high=bound)
-    if abs(found.value) < 1.0:
-        return found
-    inner = found.value * (1.0 - bound)
-    return replace(found, low=min(found.low, inner), high=max(found.high, inner))
-
-
-def over_seeds(
-    values_SU: Floats, units: np.random.Generator, seeds: np.random.Generator
-) -> tuple[float, Floats, list[float]]:
-    """Return the mean of values by seed and unit, its draws [B] over both, and the mean of each seed.
-
-    Rounded, as equal means may differ in their last bit, and their interval then has no width.
-    """
-    count_S, count_U = values_SU.shape
-    drawn_BS = pair_counts(count_U, DRAWS, units) @ values_SU.T / count_U
-    draws_B = (seed_weights(count_S, DRAWS, seeds) * drawn_BS).sum(axis=1)
-    by_seed = values_SU.mean(axis=1)
-    return round(float(by_seed.mean()), 12), np.round(draws_B, 12), by_seed.tolist()
+def over_seeds(values_SU: Floats, less_SU: Floats | None = None) -> Estimate:
+    """Return the mean of accuracies by seed and unit, less that of others on other units of the same seeds."""
+    parts = [values_SU] if less_SU is None else [values_SU, -less_SU]
+    units = [part.shape[1] for part in parts]
+    columns = np.concatenate([part.T / count for part, count in zip(parts, units, strict=True)])
+    by_seed = columns.sum(axis=0)
+    spread = crossed([columns], np.repeat(np.arange(len(parts)), units))
+    value = round(float(by_seed.mean()), 12)
+    found = bounded_interval(value, spread, min(units), floor=1 - len(parts))
+    return replace(found, p=None, std=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None)
 
 
 def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
@@ -379,15 +330,13 @@ def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
     for number in np.unique(tenth_P):
         here_P = tenth_P == number
         count = int(here_P.sum())
-        random = generator("decile", str(number), str(count))
-        value, draws_B, _ = over_seeds(right_P[None, here_P], random, random)
         rows.append(
             {
                 "decile": int(number) + 1,
                 "from": float(values_P[here_P].min()),
                 "to": float(values_P[here_P].max()),
                 "pairs": count,
-                "accuracy": accuracy_estimate(value, draws_B, count),
+                "accuracy": over_seeds(right_P[None, here_P]),
             }
         )
     return rows

@@ -289,7 +289,7 @@ def differences(analysis: Analysis) -> Table:
             "pairs": "pairs a set",
         },
         rows=rows,
-        forms={**dict.fromkeys(METRIC_TITLES, "+.3f"), **dict.fromkeys(("p", "p_holm", "p_pairs"), ".4f")},
+        forms={**dict.fromkeys(METRIC_TITLES, "+.3f"), **dict.fromkeys(("p", "p_holm", "p_pairs"), ".2g")},
     )
 
 

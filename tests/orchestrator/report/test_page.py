@@ -134,7 +134,7 @@ def test_the_page_leads_with_three_sentences_then_figures_then_tables(whole, pag
 
 def test_the_page_says_how_it_was_made(page: str):
     assert "python sweeps/full_grid.py report --name demo" in page
-    for text in ("torch", "host (train)", "effective batch", "dropped by the padding trim", "[S]"):
+    for text in ("torch", "host (train)", "device hours", "artifacts/train/demo-", "effective batch", "[S]"):
         assert text in page
 
 
