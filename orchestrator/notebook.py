@@ -72,7 +72,7 @@ class DeclaredSweep:
         goes on from there.
         """
         session = self._session(Retry() if retry else Run(), **({"backend": backend} if backend else {}))
-        work = (commands.ready_again if retry else commands.ready)(session, _whole_grid)
+        work = commands.ready(session, _whole_grid, again=retry)
         written = commands.carry_out(session, work)
         commands.evict_weights(session, written.results)
         results = SweepResults(session)

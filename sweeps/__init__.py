@@ -20,9 +20,9 @@ def main() -> None:
             print(f"  {known:{width}}  {said.splitlines()[0]}")
         print("\nrmsweep EXPERIMENT --help tells its flags.")
         return
-    file = files.get(name.replace("-", "_"))
-    if file is None:
+    wanted = name.replace("-", "_")
+    if wanted not in files:
         print(f"error: no experiment is called {name}; {nearest(name, files)}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [str(file), *words]
-    runpy.run_path(str(file), run_name="__main__")
+    sys.argv = [str(files[wanted]), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")
