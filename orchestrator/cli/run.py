@@ -286,8 +286,11 @@ def plan_only(session: Session, build: Build) -> Outlook:
 def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
     """Return for each training set its evaluation sets by category."""
     found: dict[str, dict[str, list[str]]] = {}
-    for (train_set, evaluated), category in resolved.categories.items():
-        found.setdefault(train_set, {}).setdefault(category, []).append(evaluated)
+    for spec in (plan.spec for plan in resolved.plans):
+        for item in spec.eval_sets:
+            category = resolved.categories[spec.train_set.name, item.name]
+            names = found.setdefault(spec.train_set.name, {}).setdefault(category, [])
+            names += [] if item.name in names else [item.name]
     return found
 
 

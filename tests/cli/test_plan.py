@@ -48,6 +48,10 @@ def test_the_papers_grid_is_planned_offline(grid, tmp_path):
         "never under",
         "per GPU-hour (assumed: AWS on demand",
         "not fetched: gemma-2-2b, llama-3.1-8b",
+        "8.03 B bf16 4, ZeRO",
+        "trained on ultrafeedback, evaluated on ultrafeedback (in-distribution), ultrafeedback_paraphrase, "
+        "ultrafeedback_french, ultrafeedback_spanish (token-level shift), rewardbench_math, rewardbench_code, rewardmath "
+        "(domain shift)",
     ):
         assert part in said
     # Nothing is started, and nothing is written.
@@ -58,7 +62,10 @@ def test_json_says_the_same_in_numbers(grid):
     done = grid(*PAPER, "--json", "--price", "2")
     found = json.loads(done.stdout)
     assert (found["devices"], found["unit"], len(found["trials"]), len(found["cells"])) == (16, "GPU", 72, 12)
+    assert found["categories"]["rewardmath"]["in-distribution"] == ["rewardmath"]
     for cell in found["cells"]:
+        assert cell["train_sets"] == ["ultrafeedback", "rewardmath"]
+        assert cell["precision"] == ("bf16" if cell["model"] == "llama-3.1-8b" else "fp32")
         at = cell["placement"]
         assert at["micro_batch"] * at["accumulation"] * at["world_size"] == cell["effective_batch"] == 32
         assert 0 < cell["peak_gb"] <= cell["gpu_gb"] == 80
@@ -74,6 +81,21 @@ def test_json_says_the_same_in_numbers(grid):
     assert found["price"] == pytest.approx(2 * found["device_hours"])
     assert found["price_held"] == pytest.approx(2 * 16 * found["makespan_h"])
     assert "llama-3.2-1b" in found["not_fetched"]
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_each_row_names_its_training_set_and_its_hours_of_what(grid, width):
+    words = ("plan", "--profile", "laptop", "--backend", "inline", "--models", "llama-48", "gemma2-64")
+    said = grid(*words, **OFFLINE, COLUMNS=str(width)).stdout
+    assert max(map(len, said.splitlines()[:9])) <= width
+    for train_set, batch in (("tiny_world", 32), ("hamiltonian", 16)):
+        if width == 80:
+            assert f"trained on {train_set}, trials 1, weights 54.5 k fp32" in " ".join(said.split())
+        else:
+            assert f"llama-48 · ex_rm {train_set} 1 54.5 k fp32 1, ZeRO 0 {batch} × 1" in " ".join(
+                said.split()
+            )
+    assert "CPU-hours" in said.splitlines()[1 if width > 80 else 3]
 
 
 def test_what_does_not_fit_is_said_with_what_would(grid):
