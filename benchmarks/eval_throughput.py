@@ -13,8 +13,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.data import prepared
-from benchmarks.interleave import OURS, measure
-from benchmarks.report import print_table
+from benchmarks.interleave import OURS, measure, print_table
 from benchmarks.turns import Kind
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 from trainers.models.attention import MaskRule, pair_attention
-from trainers.models.loading import keep_fp32_exact
+from trainers.models.products import settle_products
 from trainers.models.unembedding import Unembedding
 from trainers.pairs.packing import PairLayout, Span
 
@@ -405,7 +405,7 @@ def throughput(check: Check) -> Figures:
     from benchmarks.interleave import OURS, measure, ratio_to_ours
 
     contenders = (OURS, "naive", *(["trl"] if _is_installed("trl") and not check.cpu else []))
-    precisions = ("fp32",) if check.cpu else ("bf16", "fp32")
+    precisions = ("fp32",) if check.cpu else ("bf16", "tf32", "fp32")
     batch, repetitions = (2, 1) if check.cpu else (8, 5)
     found: Figures = {}
     with tempfile.TemporaryDirectory() as name:
@@ -487,6 +487,7 @@ def _random_inputs(folder: Path, check: Check, count: int) -> tuple[Any, Any]:
 def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, check: Check) -> Figures:
     """The share of the card's peak rate that a step of that many seconds used, and the memory that `plan` expects."""
     from benchmarks.utilisation import step_flops
+    from orchestrator.plan.durations import peak_tflops
     from orchestrator.plan.hardware import listed_kind
     from orchestrator.plan.memory import PairTokens, Training, footprint
     from trainers.pairs.tokens import TokenPair
@@ -499,19 +500,18 @@ def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, 
     training = Training(
         architecture=shapes,
         reward=RewardSpec(kind=kind, beta=0.01 if kind == "im_rm" else None),
-        optim=OptimSpec(),
+        optim=OptimSpec(effective_batch=batch),
         precision=precision,
         pair=pair,
     )
     prompt, chosen, rejected = ([0] * length for length in PAIR)
     mean_pair = TokenPair(index=0, prompt=prompt, chosen=chosen, rejected=rejected)
     flops = step_flops(shapes, kind, [mean_pair] * batch)
-    placement = Placement(device="cuda", zero_stage=0, micro_batch=batch, accumulation=1)
+    placement = Placement(device="cuda", forward_tokens=batch * sum(PAIR))
     figures: Figures = {"planned GB": footprint(training, placement).total, "TFLOP/s": flops / step_s / 1e12}
     card = listed_kind(torch.cuda.get_device_name(0))
     if card is not None:
-        peak = card.bf16_tflops if precision == "bf16" else card.fp32_tflops
-        figures["mfu"] = figures["TFLOP/s"] / peak
+        figures["mfu"] = figures["TFLOP/s"] / peak_tflops(card, precision)
     return figures
 
 
@@ -581,7 +581,7 @@ def one_step(name: str, device: str) -> None:
     """Run a step, and print its figures as the last line."""
     check = Check(cpu=device == "cpu")
     # As a training does before its first product.
-    keep_fp32_exact()
+    settle_products("fp32")
     try:
         answer = STEPS[name](check)
     except WrongNumber as error:

@@ -16,7 +16,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,24 @@ _SMALL = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One configuration; `lengths` are the tokens of a pair's prompt, chosen and rejected response."""
+    """One configuration: `forwards` of `pairs` pairs on each rank; `lengths` are of prompt, chosen and rejected response."""
 
     model: str
     reward: RewardSpec
     lengths: tuple[int, int, int]
-    placement: Placement
+    pairs: int
+    at: dict[str, Any] = field(default_factory=dict)
+    forwards: int = 1
+
+    @property
+    def placement(self) -> Placement:
+        """How it is laid out."""
+        return Placement(forward_tokens=self.pairs * sum(self.lengths), **self.at)
+
+    @property
+    def batch(self) -> int:
+        """Pairs of a step."""
+        return self.pairs * self.forwards * self.placement.world_size
 
     @property
     def name(self) -> str:
@@ -85,23 +97,19 @@ class Case:
         at = self.placement
         recomputed = ", recomputed" if at.checkpointing else ""
         ranks = f"{at.world_size} rank{'s' if at.world_size > 1 else ''}"
-        batch = f"{at.micro_batch} × {at.accumulation} × {at.world_size}"
+        batch = f"{self.pairs} × {self.forwards} × {at.world_size}"
         return f"{self.model}, {self.reward.name}, ZeRO {at.zero_stage}, {ranks}, {batch}{recomputed}"
 
 
-def _laid(micro_batch: int, accumulation: int = 1, **at: Any) -> Placement:
-    return Placement(micro_batch=micro_batch, accumulation=accumulation, **at)
-
-
 CASES = (
-    Case("llama", EX_RM, (128, 256, 256), _laid(2)),
-    Case("llama", IM_RM, (128, 256, 256), _laid(2, 2)),
-    Case("llama", EX_RM, (128, 256, 256), _laid(2, zero_stage=3, world_size=2)),
-    Case("llama", IM_RM, (256, 256, 256), _laid(4, zero_stage=3, checkpointing=True)),
-    Case("gemma2", EX_RM, (256, 384, 384), _laid(1)),
-    Case("gemma2", IM_RM, (256, 256, 256), _laid(2, checkpointing=True)),
-    Case("gemma2", EX_RM, (64, 320, 320), _laid(2, zero_stage=3)),
-    Case("gemma2", IM_RM, (256, 256, 256), _laid(1, zero_stage=3, world_size=2, checkpointing=True)),
+    Case("llama", EX_RM, (128, 256, 256), 2),
+    Case("llama", IM_RM, (128, 256, 256), 2, forwards=2),
+    Case("llama", EX_RM, (128, 256, 256), 2, {"zero_stage": 3, "world_size": 2}),
+    Case("llama", IM_RM, (256, 256, 256), 4, {"zero_stage": 3, "checkpointing": True}),
+    Case("gemma2", EX_RM, (256, 384, 384), 1),
+    Case("gemma2", IM_RM, (256, 256, 256), 2, {"checkpointing": True}),
+    Case("gemma2", EX_RM, (64, 320, 320), 2, {"zero_stage": 3}),
+    Case("gemma2", IM_RM, (256, 256, 256), 1, {"zero_stage": 3, "world_size": 2, "checkpointing": True}),
 )
 
 
@@ -124,7 +132,7 @@ def predict(case: Case) -> float:
     training = Training(
         architecture=shapes,
         reward=case.reward,
-        optim=OptimSpec(effective_batch=case.placement.effective_batch),
+        optim=OptimSpec(effective_batch=case.batch),
         precision="fp32",
         pair=PairTokens(prompt=prompt, chosen=chosen, rejected=rejected),
     )
@@ -166,7 +174,7 @@ def rank(case: Case, folder: Path) -> None:
     """Be one rank: train the small model and the measured one, and write the peak above the first in GB."""
     import torch
 
-    from trainers.models.memory import forget_peak_memory, peak_memory_gb
+    from trainers.models.memory import forget_peak_memory, peak_memory
 
     torch.set_num_threads(1)
     if case.placement.world_size > 1:
@@ -174,10 +182,10 @@ def rank(case: Case, folder: Path) -> None:
     _train(case, folder / "small", (8, 8, 8))
     gc.collect()
     forget_peak_memory()
-    baseline = peak_memory_gb()
+    baseline = peak_memory()["peak_mem_gb"]
     _train(case, folder / "model", case.lengths)
     file = folder / f"rank{os.environ.get('RANK', '0')}.peak"
-    file.write_text(str(peak_memory_gb() - baseline))
+    file.write_text(str(peak_memory()["peak_mem_gb"] - baseline))
 
 
 def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
@@ -187,7 +195,7 @@ def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
     draws = random.Random(0)
     pairs = [
         TokenPair(index=number, prompt=prompt, chosen=chosen, rejected=rejected)
-        for number in range(case.placement.effective_batch * _STEPS)
+        for number in range(case.batch * _STEPS)
         for prompt, chosen, rejected in [
             [[draws.randrange(1, _SMALL["vocab_size"]) for _ in range(length)] for length in lengths]
         ]
@@ -198,7 +206,7 @@ def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
         revision=None,
         precision="fp32",
         reward=case.reward,
-        optim=OptimSpec(epochs=1, effective_batch=case.placement.effective_batch),
+        optim=OptimSpec(epochs=1, effective_batch=case.batch),
         placement=case.placement,
         seed=0,
         pairs=pairs,

@@ -23,6 +23,8 @@ _TRAINED = 1.001
 
 def load_policy(model: str, kind: Kind, precision: Precision = "fp32") -> Any:
     """The model to train, with fused attention; every contender starts from these weights."""
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
     options: dict[str, Any] = {"dtype": DTYPES[precision], "attn_implementation": "sdpa"}
     if kind == "im_rm":
         return AutoModelForCausalLM.from_pretrained(model, **options).to(device())

@@ -78,7 +78,7 @@ def _inputs(
         precision=job.precision,
         reward=reward,
         optim=OptimSpec(lr=LEARNING_RATE, effective_batch=job.batch),
-        placement=Placement(micro_batch=job.batch, accumulation=1),
+        placement=Placement(forward_tokens=sum(pair.tokens for pair in pairs)),
         seed=HEAD_SEED,
         pairs=pairs,
         reference=reference,

@@ -21,13 +21,13 @@ from orchestrator.cli.options import Options, Plan, Retry, Run, Status
 from orchestrator.cli.session import PIPE_WIDTH, Session, open_session
 from orchestrator.cli.terminal import console_on
 from orchestrator.plan.outlook import Outlook
-from orchestrator.report.comparison import Analysis, Scope
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialResult, all_scores, on_common_pairs, sweep_results, trial_rows
-from orchestrator.report.tables import COMPARED
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep
+from orchestrator.store.artifacts import WEIGHTS
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_declaration, read_state
 from trainers.data.records import as_row
@@ -196,21 +196,31 @@ class SweepResults:
         """Return first − second of a metric with its 95 % interval, as the report has it: by category, set or model."""
         import pandas as pd
 
-        known = self._analysis.rewards
+        results = on_common_pairs(self.trials)
+        known = list(dict.fromkeys(result.record.reward for result in results))
         for reward in (first, second):
             if reward not in known:
                 raise SpecError(f"{self.name} has no reward type {reward}; {nearest(reward, known)}")
         if by not in typing.get_args(By):
             raise SpecError(f"by={by!r}: {nearest(str(by), typing.get_args(By))}")
-        rows = []
-        scopes = self._analysis.single_sets() if by == "set" else self._analysis.categories()
+        analysis, rows = Analysis(results, first), []
+        scopes = analysis.single_sets() if by == "set" else analysis.categories()
         for scope in scopes:
             place = {"train_set": scope.train_set, "category": scope.category}
             place |= {"evaluation_set": scope.dataset} if by == "set" else {}
-            for model in self._analysis.models if by == "model" else [None]:
-                found = _difference(self._analysis, scope, first, second, metric, model)
-                if found is not None:
-                    rows.append({**place, **({"model": model} if model else {}), **found})
+            for model in analysis.models if by == "model" else [None]:
+                found = analysis.difference(scope, metric, None if model is None else [model], other=second)
+                if found is None:
+                    continue
+                estimate = found.estimate
+                said = {
+                    "difference": estimate.value,
+                    "low": estimate.low,
+                    "high": estimate.high,
+                    "p": estimate.p,
+                }
+                counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
+                rows.append({**place, **({"model": model} if model else {}), **said, **counts})
         return pd.DataFrame(rows)
 
     def figure(self, name: str = "accuracy_by_category") -> "FigureFiles":
@@ -236,21 +246,13 @@ class SweepResults:
         key = records[trial].key
         if not self._store.complete("train", key):
             raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}.")
-        if self._store.evicted("train", key):
-            raise SpecError(
-                f"the weights of {trial} were evicted (keep_weights); train it again to have them."
-            )
-        return self._store.read("train", key, "model") / "model"
+        return self._store.read(WEIGHTS, key, "model") / "model"
 
     def __repr__(self) -> str:
         complete = sum(item.complete for item in self.trials)
         lines = [f"{self.name} in {self._store.root}: {complete} of {len(self.trials)} trials complete"]
         lines += [f"missing: {name}: {cause}" for name, cause in self.failed().items()]
         return "\n".join([*lines, *said_conclusions(self._store.local_sweep_dir(self.name) / "report")])
-
-    @cached_property
-    def _analysis(self) -> Analysis:
-        return Analysis(on_common_pairs(self.trials))
 
     def _written(self) -> Path:
         return write_full_report(self._declaration, self._store).folder
@@ -269,21 +271,6 @@ class FigureFiles:
 
     def _repr_png_(self) -> bytes:
         return self.png.read_bytes()
-
-
-def _difference(
-    analysis: Analysis, scope: Scope, first: str, second: str, metric: str, model: str | None
-) -> dict[str, Any] | None:
-    """Ask the report's estimator, which knows EX-RM − IM-RM; None where no model and seed has both."""
-    sign = {COMPARED: 1, COMPARED[::-1]: -1}.get((first, second))
-    if sign is None:
-        raise SpecError(f"{first} − {second}: the report compares {COMPARED[0]} and {COMPARED[1]}.")
-    found = analysis.difference(scope, metric, None if model is None else [model])
-    if found is None:
-        return None
-    low, high = sorted((sign * found.estimate.low, sign * found.estimate.high))
-    counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
-    return {"difference": sign * found.value, "low": low, "high": high, "p": found.p_pairs, **counts}
 
 
 def _plain(text: Any) -> str | None:

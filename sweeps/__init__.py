@@ -20,9 +20,9 @@ def main() -> None:
             print(f"  {known:{width}}  {said.splitlines()[0]}")
         print("\nrmsweep EXPERIMENT --help tells its flags.")
         return
-    wanted = name.replace("-", "_")
-    if wanted not in files:
+    chosen = files.get(name.replace("-", "_"))
+    if chosen is None:
         print(f"error: no experiment is called {name}; {nearest(name, files)}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [str(files[wanted]), *words]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv = [str(chosen), *words]
+    runpy.run_path(str(chosen), run_name="__main__")

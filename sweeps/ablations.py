@@ -20,14 +20,14 @@ from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
-from trainers.specs import BUILTIN, Part
+from trainers.specs import BUILTIN
 
 # At the grid's rate an output layer hardly leaves its initial values (paper §6): Adam moves an entry by at most
 # rate × steps. At these, 36 steps on the laptop and 315 in the paper, that is fifteen times the head's initial
 # standard deviation; one rate for both reward types.
 FROZEN_LR, FROZEN_LR_TINY = 1e-3, 1e-2
-# Reward type, the variant's name, and what is frozen.
-VARIANTS: tuple[tuple[str, str, Part], ...] = (
+# Reward type, the variant's label, and what is frozen.
+VARIANTS = (
     ("ex_rm", "head_only", "backbone"),
     ("im_rm", "unembedding_only", "backbone"),
     ("im_rm", "frozen_unembedding", "unembedding"),
@@ -46,13 +46,12 @@ def ablations(chosen: Selection) -> Sweep:
         wordless = model.source.startswith(BUILTIN)
         rewards = [reward for reward in chosen.rewards if not (wordless and reward.kind == "ex_grm")]
         trials += chosen.trials(models=(model,), rewards=rewards)
-        for name, variant, frozen in VARIANTS:
+        for name, label, frozen in VARIANTS:
+            settings: dict[str, object] = {"freeze": (frozen,)}
+            if frozen == "backbone":
+                settings["lr"] = FROZEN_LR_TINY if wordless else FROZEN_LR
             of_kind = [reward for reward in rewards if reward.name == name]
-            for trial in chosen.trials(models=(model,), rewards=of_kind, variant=variant):
-                optim = replace(trial.optim, freeze=(frozen,))
-                if frozen == "backbone":
-                    optim = replace(optim, lr=FROZEN_LR_TINY if wordless else FROZEN_LR)
-                trials.append(replace(trial, optim=optim))
+            trials += chosen.trials(models=(model,), rewards=of_kind, label=label, settings=settings)
     return chosen.sweep(trials)
 
 

@@ -95,7 +95,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     base = Weights(
         location=inputs.location, revision=model.revision, precision=model.precision, trust=model.trust
     )
-    location = str(inputs.store.read("train", training.key, "model") / "model")
+    location = str(inputs.store.read("weights", training.key, "model") / "model")
     trained = replace(base, location=location, revision=None)
     split = inputs.store.read("dataset", stage.prepared[0][1].split.digest)
     texts = read_written_pairs(split / "pairs.jsonl")

@@ -9,18 +9,17 @@ python sweeps/learning_rates.py --profile laptop
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from orchestrator.cli.main import Grid, main
 from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
+from orchestrator.spec.axes import varied
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Attempt
-from trainers.specs import ValidationSpec
 
 # Raise when the analysis does otherwise with the same trainings.
 VERSION = 4
@@ -31,15 +30,15 @@ PROFILES = {"paper": catalog.PAPER, "laptop": catalog.ONE_MODEL}
 
 
 def learning_rates(chosen: Selection) -> Sweep:
-    """The grid, once for each learning rate."""
-    trials = []
-    for multiple in MULTIPLES:
-        for trial in chosen.trials():
-            optim = replace(trial.optim, lr=trial.optim.lr * multiple)
-            trials.append(
-                replace(trial, optim=optim, variant=f"lr_{optim.lr:g}", validation=ValidationSpec())
-            )
-    return chosen.sweep(trials)
+    """The grid along an axis of learning rates: multiples of its own, unless --axis says which."""
+    trials = chosen.trials(axes={"validation-share": (0.25,)})
+    if any("lr" in dict(trial.axes) for trial in trials):
+        return chosen.sweep(trials)
+    return chosen.sweep(
+        varied(trial, {"lr": float(f"{multiple * trial.optim.lr:.6g}")})
+        for multiple in MULTIPLES
+        for trial in trials
+    )
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:

@@ -22,9 +22,10 @@ from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.comparison import SetOutcomes, set_outcomes
 from orchestrator.report.house_style import legend
+from orchestrator.report.published import COMPARED
 from orchestrator.report.results import Scored, results_of, scored
 from orchestrator.report.statistics import Floats, by_decile, rank_correlation
-from orchestrator.report.tables import COMPARED, Table, reward_title
+from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec import selection
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt

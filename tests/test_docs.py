@@ -18,6 +18,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.spec import catalog
+from orchestrator.spec.axes import AXES
 from sweeps import rewrite
 from sweeps.full_grid import full_grid
 from tests.sweep_runs import run_analysis, run_sweep, trial_rows
@@ -36,6 +37,7 @@ RUN_BY = {
 }
 # What the tests below run.
 RUN_HERE = {
+    "axes.md": "python sweeps/full_grid.py plan",
     "planning.md": "python sweeps/full_grid.py plan",
     "report.md": "python sweeps/full_grid.py report",
     "data.md": ".venv/bin/python sweeps/",
@@ -168,6 +170,26 @@ def test_a_plan_of_the_page_is_made(command, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "store").exists()
 
 
+AXES_PAGE = ROOT / "docs" / "axes.md"
+
+
+@pytest.mark.parametrize(
+    ("command", "trials"), re.findall(r"^ {4}(python .*?)  # (\d+ trials)$", AXES_PAGE.read_text(), re.M)
+)
+def test_axes_of_the_page_come_to_so_many_trials(command, trials, tmp_path, monkeypatch, capsys):
+    assert command in commands(AXES_PAGE)
+    monkeypatch.chdir(tmp_path)
+    (rows,) = blocks(AXES_PAGE, "csv")
+    Path("trials.csv").write_text(rows)
+    assert ended(tmp_path / "store", *shlex.split(command)[2:], "--backend", "inline") == 0
+    assert f"full_grid: {trials} on" in capsys.readouterr().out
+
+
+def test_the_page_of_axes_has_them_all():
+    listed = re.findall(r"^\| `([\w-]+)` \|", AXES_PAGE.read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(AXES)
+
+
 @pytest.fixture(scope="module")
 def storage(tiny_model, tmp_path_factory):
     """A store with two complete sweeps of two trials."""
@@ -292,7 +314,7 @@ def test_the_experiments_of_the_page_are_run(copy_of_the_repository, tiny_model)
     run_in(copy_of_the_repository, *shlex.split(trains)[1:], *few, "--storage", "store")
     rows = trial_rows(copy_of_the_repository / "store", "betas")
     assert {row["reward"] for row in rows if row["evaluated"]} == {
-        f"im_rm_beta_{beta}" for beta in (0.01, 0.1, 1)
+        f"im_rm_beta={beta}" for beta in (0.01, 0.1, 1)
     }
     said = run_in(copy_of_the_repository, *shlex.split(reads)[1:], "--storage", "store")
     accuracies = [row["accuracy"] for row in rows if row["evaluation_set"] == "tiny_world_paraphrase"]

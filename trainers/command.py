@@ -21,10 +21,10 @@ from typing import Any, Literal, TypeVar
 
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
-from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.templates import given_template, load_tokenizer
 from trainers.pairs.tokens import Counts, TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DrawSpec, Precision, Trust, clean_name
+from trainers.specs import DrawSpec, Precision, Reasoning, System, Trust, clean_name
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
@@ -215,9 +215,10 @@ class OnPairs:
     model: str
     """Folder, GGUF file or hub id."""
     reward: str
-    """ex_rm, im_rm, ex_grm, or an ablation: ex_rm_mean, im_rm_no_reference."""
+    """ex_rm, im_rm, ex_grm, an ablation (ex_rm_mean, im_rm_no_reference) or a remedy (im_rm_length_normalised,
+    im_rm_logits)."""
     data: str
-    """File, folder, built-in set or hub id of prompt, chosen, rejected."""
+    """File, folder, known set or hub id of prompt, chosen, rejected; for evaluation also a suite: rm_bench[=COPY]."""
     beta: float | None = None
     """β of im_rm (default 0.01)."""
     split: str
@@ -230,8 +231,14 @@ class OnPairs:
     """Pairs with a longer prompt are left out and counted, never cut."""
     max_response_tokens: int = 1024
     """Pairs with a longer response are left out and counted, never cut."""
+    template: str | None = None
+    """Chat template in the place of the model's own: the name of one that its tokenizer has, or a Jinja file."""
+    system: System = "fold"
+    """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    reasoning: Reasoning = "score"
+    """Reasoning in a response: score it like the rest, or drop it."""
     precision: Precision = "fp32"
-    """Precision of the weights. In bf16, heads and log-probabilities are still fp32, and training keeps fp32 weights."""
+    """Precision: in tf32, products of fp32 weights are rounded by the GPU. In bf16, heads and log-probabilities are still fp32, and training keeps fp32 weights."""
     allow_pickle: bool = False
     """Read pickled weights where there are no safetensors. Danger: a pickle can run any code of its author."""
     trust_remote_code: bool = False
@@ -256,6 +263,10 @@ class OnPairs:
         spec = dataset_spec(self.data)
         return spec.name, read_pairs(spec, own_split(spec, self.split))
 
+    def tokenizer(self, location: str) -> Any:
+        """Load the tokenizer of the model at `location`, with the template that the flags name. Raises SweepError."""
+        return load_tokenizer(location, None, self.trust, given_template(self.template))
+
     def tokenize(self, rows: Sequence[Any], location: str) -> list[TokenPair]:
         """Return the drawn pairs as tokens of the model at `location`, and say once what was left out and is alike."""
         draw = DrawSpec(
@@ -263,9 +274,11 @@ class OnPairs:
             seed=self.seed,
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens,
+            system=self.system,
+            reasoning=self.reasoning,
         )
         rendering = self.reward_spec().type.rendering
-        pairs, counts = tokenize_pairs(rows, load_tokenizer(location, trust=self.trust), draw, rendering)
+        pairs, counts = tokenize_pairs(rows, self.tokenizer(location), draw, rendering)
         said = []
         if counts.too_long:
             said.append(
@@ -274,6 +287,8 @@ class OnPairs:
             )
         if counts.identical:
             said.append(ties(counts.identical, len(pairs), self.model))
+        if counts.without_system:
+            said.append(no_system(counts.without_system, self.system, self.model))
         if counts.many_unknown:
             said.append(unknown(counts, self.model))
         if os.environ.get("RANK", "0") == "0":
@@ -288,6 +303,12 @@ def ties(identical: int, kept: int, model: str) -> str:
         f"{identical} of {kept} pairs have the same tokens on both sides under the chat template of {model}: "
         "ties, from which nothing is learned"
     )
+
+
+def no_system(rows: int, system: System, model: str) -> str:
+    """Return a line about system turns of which a template knows nothing."""
+    done = "the first user turn begins with it" if system == "fold" else "it is left out"
+    return f"in {rows} pairs the chat template of {model} takes no system turn: {done} (--system {system})"
 
 
 def unknown(counts: Counts, model: str) -> str:

@@ -55,8 +55,22 @@ class TrialFailed(SweepError):
     """A stage that started and did not end well."""
 
 
+# What torch, CUDA and its libraries (cuBLAS, cuDNN, NCCL) say, in lower case, where torch has no class for it.
+NO_MEMORY = (
+    *("out of memory", "_status_alloc_failed", "failed to cuda calloc"),
+    *("can't allocate memory", "cannot allocate memory", "bad_alloc"),
+)
+
+
 class OutOfMemory(TrialFailed):
-    """The device or the host ran out of memory."""
+    """The device or the host ran out of memory.
+
+    `forward_tokens` is a budget that halves the heaviest forward; 0 where that is of one pair, None where nobody knows.
+    """
+
+    def __init__(self, message: str, *, forward_tokens: int | None = None) -> None:
+        super().__init__(message)
+        self.forward_tokens = forward_tokens
 
 
 class Diverged(TrialFailed):

@@ -6,24 +6,36 @@ Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world ex
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from trainers.errors import SpecError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "linear", "cosine"]
 Loss = Literal["bradley_terry", "hinge", "ipo"]
 Part = Literal["backbone", "embeddings", "unembedding"]
+# What becomes of system turns where a template takes none: the first user turn begins with them, they are left out, or
+# the row is refused.
+System = Literal["fold", "drop", "refuse"]
+# What becomes of a response's reasoning: it is scored like the rest, or left out.
+Reasoning = Literal["score", "drop"]
 # The output layer that a model is loaded with: a new linear head, or its own unembedding.
 Output = Literal["head", "unembedding"]
 # What is tokenised: the prompt and the response, or the question whether the response is correct.
 Rendering = Literal["response", "verification"]
 
+# The metadata of a field that came after keys were first used: a key leaves it out where it is at its default.
+ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
+
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
-COLUMNS = ("prompt", "chosen", "rejected", "orig_chosen", "system", "tools")
+COLUMNS = ("prompt", "chosen", "rejected", "a", "b", "preference", "orig_chosen", "system", "tools", "margin")
+# Of several rated answers: each against each that is rated lower, or only the best against the others.
+Ratings = Literal["all", "best"]
 # A name becomes part of file names, which end at 255 bytes; a letter may take four.
 MAX_NAME, MAX_NAME_BYTES = 100, 200
 
@@ -88,7 +100,8 @@ UNTRUSTED = Trust()
 class ModelSpec:
     """A base model: `source` is a hub id, a local folder, a GGUF file (or its folder) or `builtin:<name>`.
 
-    `parameters` is a count, known for catalog models, used for planning only.
+    `parameters` is a count, known for catalog models, used for planning only. `template` is a chat template in Jinja, or
+    the name of one that the tokenizer has, in the place of its own.
     """
 
     name: str
@@ -97,11 +110,12 @@ class ModelSpec:
     precision: Precision = "fp32"
     parameters: int | None = None
     trust: Trust = UNTRUSTED
+    template: str | None = None
 
     def __post_init__(self) -> None:
         _require(
             self.precision in get_args(Precision),
-            f"model {self.name}: precision {self.precision!r} is not one of fp32, bf16.",
+            f"model {self.name}: precision {self.precision!r} is not one of {', '.join(get_args(Precision))}.",
         )
 
 
@@ -125,7 +139,8 @@ class DatasetSpec:
     token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet, `selection` names the
     paper's filters and draws (trainers/data/known.py), `columns` says which column is prompt, chosen or rejected.
     With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
-    `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error.
+    `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error. `ratings` says which
+    of several rated answers are paired.
     `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of
     training pairs, for a sweep that asks for no other number.
     """
@@ -143,6 +158,7 @@ class DatasetSpec:
     test_share: float = 0.0
     split_seed: int = 0
     skip_bad_rows: bool = False
+    ratings: Ratings = "all"
     augmentation: Augmentation | None = None
     train_draw: "DrawSpec | None" = None
 
@@ -172,7 +188,7 @@ class DrawSpec:
     """Which pairs of a split are used: all, or the first `max_pairs` of a seeded permutation that fit the limits.
 
     Pairs over a token limit are left out and counted, never cut. `permutation` is numpy's (PCG64), or torch's, which the
-    paper's subsets are taken from.
+    paper's subsets are taken from. `system` and `reasoning` say how a pair that is used is rendered.
     """
 
     max_pairs: int | None = None
@@ -180,12 +196,15 @@ class DrawSpec:
     permutation: Literal["numpy", "torch"] = "numpy"
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
+    system: System = field(default="fold", metadata=ADDED)
+    reasoning: Reasoning = field(default="score", metadata=ADDED)
 
     def __post_init__(self) -> None:
         _require(
             self.max_pairs is None or self.max_pairs >= 1,
             f"a draw of {self.max_pairs} pairs is empty; give a number of at least 1.",
         )
+        _require(min(self.max_prompt_tokens, self.max_response_tokens) >= 1, "at least 1 token is needed.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +294,14 @@ class LoraSpec:
             f"--lora-alpha {self.alpha}: give a positive number.",
         )
 
+    def require_alone(self, optim: OptimSpec) -> None:
+        """Raise SpecError where parts are frozen, too: beside an adapter everything but EX-RM's head already is."""
+        _require(
+            not optim.freeze,
+            f"--freeze {' '.join(optim.freeze)} and --lora-rank {self.rank}: an adapter freezes all but EX-RM's head; "
+            "give one of the two.",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationSpec:
@@ -291,26 +318,23 @@ class ValidationSpec:
 class Placement:
     """How a training is divided over devices; not part of any key, since results agree within 1e-5 in fp32.
 
-    micro_batch × accumulation × world_size = effective batch, in pairs. `checkpointing` recomputes activations
-    in the backward pass; `offload_optimizer` keeps the optimiser's state in the host's memory.
+    A step's pairs are split into as few forwards as hold at most `forward_tokens` tokens each; a longer pair is one by
+    itself. `checkpointing` recomputes activations in the backward pass; `offload_optimizer` keeps the optimiser's
+    state in the host's memory.
     """
 
     world_size: int = 1
     zero_stage: int = 0
-    micro_batch: int
-    accumulation: int
+    forward_tokens: int
     checkpointing: bool = False
     offload_optimizer: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), f"ZeRO stage {self.zero_stage} is not 0, 1, 2 or 3.")
-        positive = self.world_size >= 1 and self.micro_batch >= 1 and self.accumulation >= 1
-        _require(positive, f"a placement needs positive sizes, not {self}.")
+        _require(
+            self.world_size >= 1 and self.forward_tokens >= 1,
+            f"a placement needs positive sizes, not {self}.",
+        )
         offloadable = self.zero_stage >= 1 or not self.offload_optimizer
         _require(offloadable, "the optimiser's state is offloaded by ZeRO 1, 2 or 3, not by 0.")
-
-    @property
-    def effective_batch(self) -> int:
-        """Pairs per optimiser step."""
-        return self.micro_batch * self.accumulation * self.world_size

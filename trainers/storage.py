@@ -160,6 +160,16 @@ class ObjectPath:
                     found = [obstore.head(client, self.key)]
         return {changed(self, key=item["path"]): int(item["size"]) for item in found}
 
+    def e_tags(self, most: int) -> dict["ObjectPath", str]:
+        """Return what names the content of each object below this name; nothing where there are more than `most`."""
+        found: dict[ObjectPath, str] = {}
+        with self.asked("listed") as (obstore, client):
+            for page in obstore.list(client, self.key, chunk_size=1000):
+                found |= {changed(self, key=item["path"]): item["e_tag"] for item in page if item["e_tag"]}
+                if len(found) > most:
+                    return {}
+        return found
+
     def unlink(self, missing_ok: bool = True) -> None:
         """Delete the object; nothing happens where there is none."""
         with self.asked("removed") as (obstore, client), contextlib.suppress(FileNotFoundError):
@@ -339,6 +349,9 @@ def fetch(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> list[
 
 def at_once(act: Callable[[Given], Found], items: Iterable[Given]) -> list[Found]:
     """Return what `act` makes of each item, a few of them at a time."""
+    items = list(items)
+    if len(items) < 2:
+        return [act(item) for item in items]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(act, items))
 

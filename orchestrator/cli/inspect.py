@@ -23,10 +23,10 @@ from rich.table import Table
 from orchestrator.cli.analyses import show_analyses
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
-from orchestrator.report.compare_sweeps import other_sweep, without_intervals, write_comparison
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialState, trial_states
 from orchestrator.report.summary import Written
+from orchestrator.report.two_sweeps import other_sweep, without_intervals, write_comparison
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -156,13 +156,13 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     return HOLES
 
 
-def report(session: Session, compare: str | None) -> int:
+def report(session: Session, compare: str | None, baseline: str | None = None) -> int:
     """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
     declaration, store = read_declaration(session.sweep_name, session.store), session.store
     bar = functools.partial(late_bar, session.console)
     other = None if compare is None else other_sweep(compare, store)
-    written = write_full_report(declaration, store, bar, anew=True)
-    beside = other and write_comparison(declaration, store, *other, bar)
+    written = write_full_report(declaration, store, bar, anew=True, baseline=baseline)
+    beside = other and write_comparison(declaration, store, *other, baseline)
     if session.options.json:
         rows = written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)

@@ -77,8 +77,8 @@ class Grid:
                 return 0
             case Status(watch=watch):
                 return inspect.status(session, watch=watch)
-            case Report(compare=compare):
-                return inspect.report(session, compare)
+            case Report(compare=compare, baseline=baseline):
+                return inspect.report(session, compare, baseline)
             case Sync():
                 return inspect.sync(session)
             case Retry():

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from orchestrator.spec.datasets import ReadingOptions
+from trainers.specs import Loss, Optimizer, Part, Precision, Reasoning, Schedule, System
 from trainers.train.stopping import GRACE_S
 
 
@@ -46,6 +47,8 @@ class Report:
 
     compare: Annotated[str | None, flag("SWEEP")] = None
     """Compare with another sweep: its name in this storage, or its folder <storage>/sweeps/<name>."""
+    baseline: Annotated[str | None, flag("REWARD", "that of the last report, or the sweep's first")] = None
+    """Reward type that the others are compared with: differences are baseline − other."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,14 @@ class Options(ReadingOptions, CommonOptions):
     models: Annotated[tuple[str, ...], flag("[NAME=]ID|PATH", OF_PROFILE)] = ()
     """Base models: catalog names, hub ids, folders or GGUF files."""
     rewards: Annotated[tuple[str, ...], flag("NAME", OF_PROFILE)] = ()
-    """Reward types: ex_rm, im_rm, ex_grm, and the ablations ex_rm_mean and im_rm_no_reference."""
+    """Reward types: ex_rm, im_rm, ex_grm, the ablations ex_rm_mean and im_rm_no_reference, and remedies for IM-RM:
+    im_rm_length_normalised and im_rm_logits."""
     train_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to train on; their train split is used."""
     eval_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to evaluate on; their test split is used."""
+    suites: Annotated[tuple[str, ...], flag("NAME[=PATH]")] = ()
+    """Evaluation suites besides the sets, from the hub or a copy: rewardbench, rewardbench2, rm_bench, judgebench, …"""
     category: Annotated[tuple[str, ...], flag("TRAIN/EVAL=VALUE")] = ()
     """Set the category of a pair of sets: in-distribution, token-level-shift, domain-shift or training-pairs."""
     seeds: Annotated[tuple[int, ...], flag("N", OF_PROFILE)] = ()
@@ -126,18 +132,62 @@ class Options(ReadingOptions, CommonOptions):
     """Leave out pairs with a longer prompt, in training and evaluation."""
     max_response_tokens: Annotated[int | None, flag("N", "1024")] = None
     """Leave out pairs with a longer response, in training and evaluation."""
-    epochs: Annotated[int | None, flag("N", OF_PROFILE)] = None
-    """Passes over the training pairs."""
+    template: Annotated[str | None, flag("NAME|FILE", "the model's own")] = None
+    """Chat template: the name of one that the tokenizers have, or a Jinja file."""
+    system: Annotated[System | None, flag("fold|drop|refuse", "fold")] = None
+    """A system turn where a template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    reasoning: Annotated[Reasoning | None, flag("score|drop", "score")] = None
+    """Reasoning in a response: score it like the rest, or drop it."""
     keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()
     """Keep and evaluate the weights after these epochs, too, not after the last alone."""
+    axis: Annotated[tuple[str, ...], flag("[MODEL.|REWARD.]NAME=V1,V2")] = ()
+    """Vary any field of a trial, as in lr=1e-6,1e-5 beta=0.01,0.1: every value with every other one."""
+    zip: Annotated[tuple[str, ...], flag("NAME=V1,V2")] = ()
+    """Vary these together: the first value of each, then the second of each."""
+    trials: Annotated[str | None, flag("FILE.csv|FILE.yaml")] = None
+    """Run these trials: a row for each, with columns model, reward, train_set, seed and any axis."""
+    epochs: Annotated[int | None, flag("N", OF_PROFILE)] = None
+    """Passes over the training pairs."""
     lr: Annotated[float | None, flag("X", OF_PROFILE)] = None
     """Learning rate."""
     beta: Annotated[float | None, flag("X", "0.01")] = None
     """β of im_rm."""
     effective_batch: Annotated[int | None, flag("N", OF_PROFILE)] = None
     """Pairs in an optimiser step."""
+    precision: Annotated[Precision | None, flag("NAME", "the model's")] = None
+    """Precision of the weights while they are trained."""
+    optimizer: Annotated[Optimizer | None, flag("NAME", "adamw")] = None
+    """The optimiser: adamw, sgd or rmsprop."""
+    momentum: Annotated[float | None, flag("X", "0")] = None
+    """Momentum of sgd and rmsprop."""
+    schedule: Annotated[Schedule | None, flag("NAME", "constant")] = None
+    """Learning rate after the warm-up: constant, linear or cosine."""
+    warmup_steps: Annotated[int | None, flag("N", "0")] = None
+    """Optimiser steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float | None, flag("X", "0")] = None
+    """Weight decay."""
+    clip: Annotated[float | None, flag("X", "none")] = None
+    """Largest norm of a gradient."""
+    freeze: Annotated[tuple[Part, ...], flag("PART", "none")] = ()
+    """Parts that keep their values: backbone, embeddings or unembedding."""
+    loss: Annotated[Loss | None, flag("NAME", "bradley_terry")] = None
+    """Loss of a pair: bradley_terry, hinge or ipo."""
+    label_smoothing: Annotated[float | None, flag("X", "0")] = None
+    """Probability that a label is wrong."""
+    margin: Annotated[float | None, flag("X", "0")] = None
+    """Times a pair's own margin, how much more than 0 its reward margin must be."""
+    centring: Annotated[float | None, flag("X", "0")] = None
+    """Times the squared sum of a pair's rewards, what is added to the loss, so that rewards centre on 0."""
+    lora_rank: Annotated[int | None, flag("N", "0, no adapter")] = None
+    """Train a low-rank adapter in the place of the backbone."""
+    lora_alpha: Annotated[float | None, flag("X", "16")] = None
+    """Scale of the adapter, times its rank."""
+    lora_targets: Annotated[tuple[str, ...], flag("LAYER", "all linear layers")] = ()
+    """Names of the layers that the adapter is added to."""
+    validation_share: Annotated[float | None, flag("X", OF_PROFILE)] = None
+    """Share of the training pairs that is held out, and scored after every epoch."""
     only: Annotated[tuple[str, ...], flag("KEY=GLOB")] = ()
-    """Run a part of the grid, by model, reward, train or seed."""
+    """Run a part of the grid, by model, reward, train, seed or any axis."""
     max_trials: Annotated[int | None, flag("N")] = None
     """Run the first N trials of the grid."""
     extend: bool = False

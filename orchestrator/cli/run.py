@@ -323,7 +323,8 @@ def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
         "trials": str(group.trials),
         "weights": f"{_count(group.parameters)} {group.precision}",
         "devices": "none",
-        "batch": f"= {group.effective_batch}",
+        "batch": str(group.effective_batch),
+        "tokens a forward": "",
         "memory saved by": "does not fit",
         "peak GB": "",
         "step s": "",
@@ -331,13 +332,12 @@ def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
         "to do": ", ".join(own) or ("shared stages" if group.missing else "nothing"),
     }
     if placed is not None:
-        sizes = f"{placed.micro_batch} × {placed.accumulation} × {placed.world_size}"
         saved = [("recomputation", placed.checkpointing), ("offload", placed.offload_optimizer)]
         peak = "?" if group.peak_gb is None else f"{group.peak_gb:.{1 if group.peak_gb >= 1 else 2}f}"
         limit = f" of {group.gpu_gb:g}" if group.gpu_gb and group.peak_gb is not None else ""
         row |= {
             "devices": f"{placed.world_size}, ZeRO {placed.zero_stage}",
-            "batch": f"{sizes} = {placed.effective_batch}",
+            "tokens a forward": f"{placed.forward_tokens:,}",
             "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
             "peak GB": peak + limit,
             "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
@@ -361,6 +361,14 @@ def _totals(found: Outlook) -> list[str]:
             f"price: ${found.price:,.2f} for the work, ${found.price_held:,.2f} with the whole cluster held to the end, at "
             f"${found.price_per_hour:,.2f} per GPU-hour ({found.price_is})"
         )
+    for group in found.cells:
+        if group.utilisation is not None:
+            shares = ", ".join(
+                f"{name} {share:.0%}" for name, share in group.step_shares.items() if share >= 0.005
+            )
+            lines.append(
+                f"{group.model} · {group.reward}, estimated: {group.utilisation:.0%} of the peak rate (MFU); {shares}"
+            )
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
     if found.not_fetched:

@@ -15,7 +15,7 @@ from orchestrator.cli.options import CommonOptions, Gc, Options, Retry, Run, Syn
 from orchestrator.cli.terminal import console_on, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
-from orchestrator.spec import catalog, selection
+from orchestrator.spec import axes, catalog, selection
 from orchestrator.spec.catalog import Profile, Profiles
 from orchestrator.spec.datasets import read_as
 from orchestrator.spec.redaction import redacted, take_credentials
@@ -23,7 +23,9 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from trainers.command import is_utf
+from trainers.data.sources import suite_spec
 from trainers.errors import SpecError, StorageError
+from trainers.pairs.templates import given_template
 from trainers.specs import Trust, given_name
 from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
 
@@ -139,9 +141,13 @@ def profile_for(
 
 def select(options: Options, profile: Profile, name: str) -> Selection:
     """Return the profile's choices with those of the flags in their place. Raises SpecError."""
-    train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in options.train_sets)
+    rows = axes.read_rows(options.trials)
+    words = options.train_sets or axes.column(rows, "train-set")
+    train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in words)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
     train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
+    suites = (suite_spec(*text.partition("=")[::2]) for text in options.suites)
+    eval_sets += tuple(dataclasses.replace(suite, skip_bad_rows=options.skip_bad_rows) for suite in suites)
 
     limits = selection.Limits(
         max_train_pairs=options.max_train_pairs,
@@ -150,8 +156,10 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         max_response_tokens=options.max_response_tokens,
     )
     train_sets, eval_sets = (tuple(map(limits.within, sets)) for sets in (train_sets, eval_sets))
-    models = tuple(selection.parse_model(text) for text in options.models) or profile.models
+    words = options.models or axes.column(rows, "model")
+    models = tuple(selection.parse_model(text) for text in words) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
+    template = given_template(options.template)
     for flag, value in (
         ("--max-trials", options.max_trials),
         ("--checkpoint-steps", options.checkpoint_steps),
@@ -160,16 +168,16 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
             raise SpecError(f"{flag} {value}: give at least 1.")
     if not 0 <= options.grace_s < math.inf:
         raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
-    return Selection(
+    chosen = Selection(
         name=name,
-        models=tuple(dataclasses.replace(model, trust=trust) for model in models),
-        rewards=selection.parse_rewards(options.rewards or profile.rewards, options.beta),
+        models=tuple(dataclasses.replace(model, trust=trust, template=template) for model in models),
+        rewards=selection.parse_rewards(options.rewards or axes.column(rows, "reward") or profile.rewards),
         train_sets=train_sets,
         eval_sets=eval_sets,
-        seeds=selection.unique("--seeds", options.seeds) or profile.seeds,
+        seeds=selection.unique("--seeds", options.seeds) or axes.seeds(rows) or profile.seeds,
         train_draw=limits.train_draw(profile.max_train_pairs),
         eval_draw=limits.eval_draw(profile.max_eval_pairs),
-        recipe=selection.adjusted_recipe(options.lr, options.epochs, options.effective_batch, profile.recipe),
+        recipe=profile.recipe,
         categories=selection.parse_categories(
             options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]
         ),
@@ -178,3 +186,4 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         placements=profile.placements,
         keep_epochs=selection.parse_keep_epochs(options.keep_epochs) or profile.keep_epochs,
     )
+    return dataclasses.replace(chosen, axes=selection.chosen_axes(options, chosen, rows))

@@ -16,12 +16,15 @@ from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
-from trainers.specs import Placement
+from trainers.specs import Placement, Precision
 
-# Share of the peak rate that a training reaches: ASSUMED, untested on a GPU.
-UTILISATION = {"bf16": 0.35, "fp32": 0.60}
-# One thread of a CPU at fp32: of the 0.2 TFLOP/s of two threads (benchmarks/README.md), the share a training reached.
-CPU_TFLOPS, CPU_UTILISATION = 0.1, 0.69
+# Share of the peak rate that a training's products reach: ASSUMED, untested on a GPU; on a CPU that of its two threads
+# (0.2 TFLOP/s, benchmarks/README.md).
+UTILISATION = {"bf16": 0.45, "tf32": 0.45, "fp32": 0.70, "cpu": 0.69}
+CPU_TFLOPS = 0.1
+# Bytes that an update reads and writes for a parameter (gradient, weight, two moments, in fp32), and GB/s: of an
+# offloaded update in the host's memory, and of a CPU's memory and between its processes. ASSUMED.
+UPDATE_BYTES, HOST_GB_S, CPU_GB_S = 28, 50.0, (10.0, 1.0)
 # What a forward costs beside its operations, and what a process costs before its first step: ASSUMED.
 FORWARD_S = {"cpu": 0.01, "cuda": 0.03}
 SET_UP_S = {"cpu": 1.0, "cuda": 90.0}
@@ -56,26 +59,51 @@ def unembedding_flops(training: Training, lengths: PairTokens) -> float:
     return 2.0 * shapes.vocabulary * shapes.hidden * tokens
 
 
-def train_flops(training: Training, lengths: PairTokens, *, checkpointing: bool) -> float:
-    """Operations of one pair's forward and backward pass; blocks of logits are always computed twice."""
-    passes = 1 + BACKWARD + (1 if checkpointing else 0)
-    return passes * forward_flops(training, lengths) + (2 + BACKWARD) * unembedding_flops(training, lengths)
-
-
-def flops_per_s(kind: GpuKind | None, precision: str) -> float:
-    """Operations per second that one device is taken to reach; `kind` is None for one CPU thread."""
+def peak_tflops(kind: GpuKind | None, precision: Precision) -> float:
+    """Return the dense peak rate of a device for products in that precision; `kind` is None for one CPU thread."""
     if kind is None:
-        return CPU_TFLOPS * CPU_UTILISATION * 1e12
-    peak = kind.bf16_tflops if precision == "bf16" else kind.fp32_tflops
-    return peak * UTILISATION[precision] * 1e12
+        return CPU_TFLOPS
+    return {"bf16": kind.bf16_tflops, "tf32": kind.tf32_tflops, "fp32": kind.fp32_tflops}[precision]
 
 
-def step_s(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:
-    """Seconds of one optimiser step."""
-    pairs = placement.micro_batch * placement.accumulation
-    work = pairs * train_flops(training, lengths, checkpointing=placement.checkpointing)
-    overhead = placement.accumulation * FORWARD_S[placement.device]
-    return work / flops_per_s(kind, training.precision) + overhead
+def flops_per_s(kind: GpuKind | None, precision: Precision) -> float:
+    """Operations per second that one device is taken to reach."""
+    return peak_tflops(kind, precision) * UTILISATION["cpu" if kind is None else precision] * 1e12
+
+
+def step_parts(
+    training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None
+) -> dict[str, float]:
+    """Return the seconds of an optimiser step, by what takes them; nothing is taken to run beside another."""
+    ranks = placement.world_size
+    pairs = training.optim.effective_batch / ranks
+    forwards = min(math.ceil(pairs), math.ceil(pairs * lengths.total / placement.forward_tokens))
+    recomputed = int(placement.checkpointing)
+    trained = training.architecture.trained(training.reward.type.output)
+    width = 2 if training.precision == "bf16" else 4
+    memory, link = (kind.memory_gb_s, kind.link_gb_s) if kind else CPU_GB_S
+    # Weights, where they are partitioned, are gathered by each pass, else once after the update; gradients are sent
+    # in fp32, by ZeRO 2 and 3 after each forward.
+    gathered = forwards * (2 + recomputed) if placement.zero_stage == 3 else 1
+    sent = width * gathered + 4 * (forwards if placement.zero_stage >= 2 else 1)
+    share = trained / ranks if placement.zero_stage else trained
+    rate = flops_per_s(kind, training.precision)
+    return {
+        "backbone": pairs * (1 + BACKWARD + recomputed) * forward_flops(training, lengths) / rate,
+        # Blocks of logits are always computed twice.
+        "head": pairs * (2 + BACKWARD) * unembedding_flops(training, lengths) / rate,
+        "optimiser": share * UPDATE_BYTES / (HOST_GB_S if placement.offload_optimizer else memory) / 1e9,
+        "communication": trained * sent * (1 - 1 / ranks) / link / 1e9,
+        "launches": forwards * FORWARD_S[placement.device],
+    }
+
+
+def utilisation(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:
+    """Return the share of the peak rate that a step uses, of the operations of its definition: none computed twice."""
+    work = forward_flops(training, lengths) + unembedding_flops(training, lengths)
+    pairs = training.optim.effective_batch / placement.world_size
+    seconds = sum(step_parts(training, lengths, placement, kind).values())
+    return pairs * (1 + BACKWARD) * work / seconds / peak_tflops(kind, training.precision) / 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +150,12 @@ class Durations:
         training = training_of(plan.spec, plan.architecture)
         if measured is not None or training is None:
             return measured
-        _, lengths = _prepared(plan.train.prepared, self.store)
-        seconds = step_s(training, lengths, placement, self.kind)
-        return Rate(step_s=seconds, set_up_s=SET_UP_S[placement.device])
+        parts = step_parts(training, self.lengths(plan), placement, self.kind)
+        return Rate(step_s=sum(parts.values()), set_up_s=SET_UP_S[placement.device])
+
+    def lengths(self, plan: TrialPlan) -> PairTokens:
+        """Return the mean lengths of the plan's training pairs."""
+        return _prepared(plan.train.prepared, self.store)[1]
 
     def train_s(self, plan: TrialPlan, placement: Placement) -> float:
         """Seconds of the whole training; UNKNOWN_S where nobody knows its rate."""
@@ -163,7 +194,8 @@ def measured_rates(trained: Mapping[str, tuple[str, str]], store: Store) -> dict
         manifest = store.sound_manifest("train", key)
         info = manifest["info"] if manifest else {}
         perf, laid = info.get("perf", {}), info.get("placement")
-        if laid and "step_s" in perf:
+        # An earlier rmsweep laid trainings out by other measures.
+        if laid and laid.keys() == set(Placement.__slots__) and "step_s" in perf:
             rate = Rate(step_s=perf["step_s"], set_up_s=perf.get("set_up_s", 0.0))
             found.append(((model, reward, Placement(**laid)), rate))
     return _mean(found)

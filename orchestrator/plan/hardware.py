@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainers.errors import PlanError
 
@@ -31,14 +31,16 @@ DRIVER_LISTING = Path("/proc/driver/nvidia/gpus")
 DEFAULT_GPU_GB = 24.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuKind:
-    """A GPU: memory in GB, dense TFLOP/s in bf16 and in plain fp32 (no TF32: torch's default), $ per GPU-hour."""
+class GpuKind(NamedTuple):
+    """A GPU: memory in GB, dense TFLOP/s in bf16, TF32 and plain fp32, GB/s of its memory and to others, $ per GPU-hour."""
 
     name: str
     gb: float
     bf16_tflops: float
+    tf32_tflops: float
     fp32_tflops: float
+    memory_gb_s: float
+    link_gb_s: float
     price: float
 
     @property
@@ -47,23 +49,26 @@ class GpuKind:
         return f"{self.name}-{self.gb:g}GB"
 
 
-# Memory and peak rates from NVIDIA's and AMD's data sheets (SXM where there is a choice; rates without sparsity). TF32 would be
-# 495 (H100), 156 (A100), 1100 (B200), 183 (L40S), 35 (A10G), 60 (L4); training in fp32 does not turn it on.
+# Memory and peak rates from NVIDIA's and AMD's data sheets (SXM where there is a choice; rates without sparsity);
+# between GPUs one way, by NVLink where there is one, else by PCIe.
 # Prices are an ASSUMPTION: AWS on demand, us-east-1, as of 2025-06, recalled and not looked up; give --price. GB200 is
 # AWS's price of a reserved block; AWS has neither A10 (taken as A10G) nor MI300X (taken as Azure's).
 PRICES_ASSUMED = "AWS on demand, us-east-1, as of 2025-06, not looked up"
-GPU_KINDS = (
-    GpuKind(name="H100", gb=80, bf16_tflops=989, fp32_tflops=67, price=6.88),
-    GpuKind(name="H200", gb=141, bf16_tflops=989, fp32_tflops=67, price=7.91),
-    GpuKind(name="B200", gb=180, bf16_tflops=2250, fp32_tflops=75, price=14.24),
-    GpuKind(name="GB200", gb=186, bf16_tflops=2500, fp32_tflops=80, price=10.58),
-    GpuKind(name="MI300X", gb=192, bf16_tflops=1307, fp32_tflops=163.4, price=6.00),
-    GpuKind(name="A100", gb=40, bf16_tflops=312, fp32_tflops=19.5, price=2.75),
-    GpuKind(name="A100", gb=80, bf16_tflops=312, fp32_tflops=19.5, price=3.43),
-    GpuKind(name="L40S", gb=48, bf16_tflops=362, fp32_tflops=91.6, price=1.86),
-    GpuKind(name="A10G", gb=24, bf16_tflops=70, fp32_tflops=31.5, price=1.01),
-    GpuKind(name="A10", gb=24, bf16_tflops=125, fp32_tflops=31.2, price=1.01),
-    GpuKind(name="L4", gb=24, bf16_tflops=121, fp32_tflops=30.3, price=0.80),
+GPU_KINDS = tuple(
+    GpuKind(*row)
+    for row in (
+        ("H100", 80, 989, 495, 67, 3350, 450, 6.88),
+        ("H200", 141, 989, 495, 67, 4800, 450, 7.91),
+        ("B200", 180, 2250, 1100, 75, 8000, 900, 14.24),
+        ("GB200", 186, 2500, 1250, 80, 8000, 900, 10.58),
+        ("MI300X", 192, 1307, 653.7, 163.4, 5300, 448, 6.00),
+        ("A100", 40, 312, 156, 19.5, 1555, 300, 2.75),
+        ("A100", 80, 312, 156, 19.5, 2039, 300, 3.43),
+        ("L40S", 48, 362, 183, 91.6, 864, 32, 1.86),
+        ("A10G", 24, 70, 35, 31.5, 600, 32, 1.01),
+        ("A10", 24, 125, 62.5, 31.2, 600, 32, 1.01),
+        ("L4", 24, 121, 60, 30.3, 300, 32, 0.80),
+    )
 )
 # AWS instance types (EC2's own tables): kind of GPU, GPUs, virtual CPUs.
 INSTANCES: Mapping[str, tuple[str, int, int]] = {
@@ -114,7 +119,7 @@ class Node:
         if not self.gpus:
             return None
         slowest_known = min(GPU_KINDS, key=lambda kind: kind.bf16_tflops)
-        return gpu_kind(self.gpu_kind) or replace(slowest_known, name="GPU", gb=self.gpu_gb)
+        return gpu_kind(self.gpu_kind) or slowest_known._replace(name="GPU", gb=self.gpu_gb)
 
 
 def read_cluster(text: str, flag: str = "--cluster") -> tuple[Node, ...]:
@@ -166,7 +171,7 @@ def gpu_kind(text: str) -> GpuKind | None:
         return None
     alike = [kind for kind in GPU_KINDS if kind.name == match["name"]]
     gb = float(match["gb"] or alike[0].gb)
-    return replace(min(alike, key=lambda kind: abs(kind.gb - gb)), gb=gb) if gb > 0 else None
+    return min(alike, key=lambda kind: abs(kind.gb - gb))._replace(gb=gb) if gb > 0 else None
 
 
 def kind_in(resources: Iterable[str]) -> GpuKind | None:

@@ -6,11 +6,12 @@ end (all gradients, no activations), and the update. The peak is what is always 
 Units: bytes inside, GB (10⁹ bytes) outside. `width` is the bytes of a weight: 4 in fp32, 2 in bf16.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from trainers.models.architecture import Architecture
 from trainers.rewards import RewardSpec
-from trainers.specs import OptimSpec, Placement, Precision
+from trainers.specs import LoraSpec, OptimSpec, Placement, Precision
 
 GB = 1e9
 # Fixed by DeepSpeed 0.19.8 where trainers/train/engine.py says nothing: elements of a reduction bucket, of a ZeRO-3
@@ -46,13 +47,30 @@ class PairTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained: all that memory and time depend on beside the placement. `pair` is the longest that can come."""
+    """What is trained: all that memory and time depend on beside the placement. `pair` is the longest that can come.
+
+    With `lora` an adapter is, of which the gradients and the optimiser's state alone are.
+    """
 
     architecture: Architecture
     reward: RewardSpec
     optim: OptimSpec
     precision: Precision
     pair: PairTokens
+    lora: LoraSpec | None = None
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that are trained; of an adapter on some layers only, as many as on all of them."""
+        shapes, output = self.architecture, self.reward.type.output
+        if self.lora is None:
+            return shapes.trained(output)
+        queries, keys = shapes.heads * shapes.head_width, shapes.key_heads * shapes.head_width
+        # Inputs and outputs of a layer's matrices: queries, keys and values (one matrix in GPT-NeoX), output, feed-forward.
+        ends = (1 if shapes.family == "gpt_neox" else 3) * shapes.hidden + queries + 2 * keys
+        ends += queries + shapes.hidden
+        ends += (3 if shapes.gated else 2) * (shapes.hidden + shapes.intermediate)
+        return self.lora.rank * ends * shapes.layers + (shapes.hidden if output == "head" else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,22 +100,26 @@ class Footprint:
 
 
 def footprint(training: Training, placement: Placement) -> Footprint:
-    """Predict what one rank holds at its peak."""
+    """Predict what one rank holds at its peak, in the heaviest forward that can come: all of its pairs the longest."""
+    share = training.pair.total * math.ceil(training.optim.effective_batch / placement.world_size)
+    forward = max(training.pair.total, min(placement.forward_tokens, share))
+    pairs, several = forward / training.pair.total, forward < share
     shapes, output = training.architecture, training.reward.type.output
-    width = 4 if training.precision == "fp32" else 2
+    width = 2 if training.precision == "bf16" else 4
     # Half precision without ZeRO is run as ZeRO-1 (trainers/train/engine.py).
     stage = max(placement.zero_stage, 1) if width == 2 else placement.zero_stage
     on_gpu = placement.device == "cuda"
     hosted = placement.offload_optimizer and on_gpu
-    count = shapes.trained(output)
-    share = count / placement.world_size if stage else count
+    everything, count = shapes.trained(output), training.trainable
+    everything += count if training.lora else 0
+    part = count / placement.world_size if stage else count
     table = shapes.vocabulary * shapes.hidden * width
 
     copied = stage in (1, 2) or (stage == 3 and (width == 2 or placement.offload_optimizer))
     always = Footprint(
-        weights=width * (share if stage == 3 else count) / GB,
-        masters=4 * share / GB if copied and not hosted else 0.0,
-        optimizer=0.0 if hosted else _moments_bytes(training.optim) * share / GB,
+        weights=width * everything / (placement.world_size if stage == 3 else 1) / GB,
+        masters=4 * part / GB if copied and not hosted else 0.0,
+        optimizer=0.0 if hosted else _moments_bytes(training.optim) * part / GB,
     )
 
     # Gradients are summed and sent in fp32 whatever the weights are (trainers/train/engine.py). Half precision is run by
@@ -105,23 +127,23 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     in_place = width == 2 and stage == 1 and not placement.offload_optimizer
     # Allocated whole, but on a CPU only what is written to is there. A tensor that is larger is sent by itself.
     filled = BUCKET if on_gpu else min(count, BUCKET)
-    widened = max(filled, shapes.vocabulary * shapes.hidden)
+    widened = filled if training.lora else max(filled, shapes.vocabulary * shapes.hidden)
     bucket = 0.0 if in_place else float(2 * filled + 4 * widened if width == 2 and stage == 2 else 4 * filled)
-    kept = 0.0 if hosted and stage >= 2 else float(4 * (count if stage <= 1 else share))
+    kept = 0.0 if hosted and stage >= 2 else float(4 * (count if stage <= 1 else part))
     gathered = 0.0
     if stage == 3 and placement.world_size > 1:
-        gathered = width * min(count, REUSED + PREFETCHED + shapes.vocabulary * shapes.hidden)
+        gathered = width * min(everything, REUSED + PREFETCHED + shapes.vocabulary * shapes.hidden)
     backward_begins = replace(
         always,
-        gradients=kept / GB if placement.accumulation > 1 or stage == 3 or in_place else 0.0,
-        activations=_activation_bytes(training, placement, width) / GB,
-        logits=_logit_bytes(training, placement, width) / GB,
+        gradients=kept / GB if several or stage == 3 or in_place else 0.0,
+        activations=_activation_bytes(training, placement, pairs, width) / GB,
+        logits=_logit_bytes(training, placement, pairs, width) / GB,
         gathered=gathered / GB,
         buckets=bucket / GB if stage >= 2 else 0.0,
     )
     # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied;
     # in half precision it is there before it is added to its sum.
-    last = table * ((shapes.tied and output == "unembedding") + (width == 2))
+    last = 0 if training.lora else table * ((shapes.tied and output == "unembedding") + (width == 2))
     backward_ends = replace(
         always,
         gradients=(kept + last) / GB,
@@ -129,7 +151,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
         buckets=bucket / GB if stage >= 1 else 0.0,
     )
     # A flat copy of the gradients, which half precision needs at stage 3 only: before that its sums are flat.
-    flat = (4 * min(count, BUCKET), 4 * share, 4 * share, 4 * min(share, SUB_GROUP))[stage]
+    flat = (4 * min(count, BUCKET), 4 * part, 4 * part, 4 * min(part, SUB_GROUP))[stage]
     if width == 2 and stage < 3:
         flat = 0.0
     copies = (bucket if stage == 3 else 0.0) + (0.0 if hosted else flat)
@@ -147,20 +169,20 @@ def _moments_bytes(optim: OptimSpec) -> int:
     return momentum if optim.optimizer == "sgd" else 4 + momentum
 
 
-def _activation_bytes(training: Training, placement: Placement, width: int) -> float:
+def _activation_bytes(training: Training, placement: Placement, pairs: float, width: int) -> float:
     """Bytes that the forward pass keeps for the backward pass, and those in which one layer is undone."""
     shapes, pair = training.architecture, training.pair
-    tokens = placement.micro_batch * pair.total
+    tokens = pairs * pair.total
     scores = _score_bytes(shapes, pair, placement.device)
     layer = tokens * _layer_bytes_per_token(shapes, pair, width, placement.device)
-    layer += placement.micro_batch * scores
+    layer += pairs * scores
     layers = shapes.layers * layer
     if placement.checkpointing:
         layers = shapes.layers * tokens * shapes.hidden * width + layer
     final_norm = tokens * shapes.hidden * _norm_bytes(shapes, width, before=True)
     masks = 0.0
     if placement.device == "cpu":
-        masks = placement.micro_batch * pair.rejected * (pair.prompt + pair.rejected) * width
+        masks = pairs * pair.rejected * (pair.prompt + pair.rejected) * width
     work = max(tokens * (3 * shapes.intermediate + 2 * shapes.hidden) * width, scores)
     return layers + final_norm + masks + work
 
@@ -205,14 +227,14 @@ def _score_bytes(shapes: Architecture, pair: PairTokens, device: str) -> float:
     return 8.0 * shapes.heads * (first + second)
 
 
-def _logit_bytes(training: Training, placement: Placement, width: int) -> float:
+def _logit_bytes(training: Training, placement: Placement, pairs: float, width: int) -> float:
     """Bytes of the unembedding's backward pass: a block of logits, and the gradients of what it multiplies."""
     shapes, reward = training.architecture, training.reward.type
     if reward.output == "head":
         return 0.0
     # The generative reward asks for three answers a pair only.
     asked = training.pair.responses if reward.rendering == "response" else 3
-    tokens = placement.micro_batch * asked
+    tokens = pairs * asked
     held = LOGITS_BLOCK_ON_CPU if placement.device == "cpu" else LOGITS_BLOCK
     block = min(shapes.vocabulary, max(SMALLEST_BLOCK, held // tokens))
     logits = 4 * tokens * block * (2 if shapes.softcapped else 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.plan import hardware, placement
-from orchestrator.plan.durations import Durations, measured_rates, rate_name, slowest
+from orchestrator.plan.durations import Durations, measured_rates, rate_name, slowest, step_parts, utilisation
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.memory import footprint
 from orchestrator.plan.schedule import (
@@ -42,7 +42,7 @@ TEMPLATE_TOKENS = 128
 class TrialGroup:
     """The trials of one model, precision and reward type that are laid out alike. `why` says that they fit nowhere, and why.
 
-    `peak_gb` is of one rank, `device_hours` of the trainings and evaluations that are missing. None is not known.
+    `utilisation` is the share of the peak rate that an estimated step uses, `step_shares` that of its parts in its time. `peak_gb` is of one rank, `device_hours` of the trainings and evaluations that are missing. None is not known.
     """
 
     model: str
@@ -57,6 +57,8 @@ class TrialGroup:
     gpu_gb: float | None
     step_s: float | None = None
     measured: bool = False
+    utilisation: float | None = None
+    step_shares: dict[str, float] = field(default_factory=dict)
     device_hours: float | None
     missing: dict[str, int] = field(default_factory=dict)
     why: str
@@ -111,7 +113,7 @@ def outlook(
         peak_gb = footprint(training, placed).total if training and placed else None
         new = TrialGroup(
             model=spec.model.name,
-            reward=spec.reward.name,
+            reward=spec.reward_name,
             precision=spec.model.precision,
             parameters=training.architecture.parameters if training else None,
             placement=placed,
@@ -129,6 +131,10 @@ def outlook(
         for stage in missing[item.key]:
             group.missing[stage.kind] = group.missing.get(stage.kind, 0) + 1
         if training and placed:
+            sizes = training, times.lengths(item), placed, times.kind
+            parts = step_parts(*sizes)
+            group.step_shares = {name: part / sum(parts.values()) for name, part in parts.items()}
+            group.utilisation = utilisation(*sizes)
             _add_jobs(jobs, group, item, placed, missing[item.key], times)
     schedule = list(jobs.values())
     hours = sum(job.request.width * job.takes_s for job in schedule) / 3600
@@ -350,11 +356,11 @@ def _over(pair: Pair, draw: DrawSpec, *, bytes_per_token: int, added: int) -> bo
 def _tokenizer(stage: PrepareStage) -> Any:
     """The tokenizer where it is on this machine; None elsewhere."""
     from trainers.models import tiny
-    from trainers.pairs.templates import load_tokenizer
+    from trainers.pairs.templates import choose_template, load_tokenizer
 
     base = stage.base
     if isinstance(base.origin, PretrainStage):
-        return tiny.build_tokenizer()
+        return choose_template(tiny.build_tokenizer(), base.template)
     if base.origin is None and Path(base.location).is_dir():
-        return load_tokenizer(base.location, base.revision, base.trust)
+        return load_tokenizer(base.location, base.revision, base.trust, base.template)
     return None

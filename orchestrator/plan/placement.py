@@ -1,25 +1,28 @@
 """How a training is laid on devices: the fewest GPUs that hold it, at the exact effective batch. Pure functions.
 
 On GPUs, in this order: no recomputation, then recomputed activations, then the optimiser's state in the host's memory;
-within that the fewest GPUs, then the lowest ZeRO stage, then the largest micro-batch. All GPUs count as the smallest
+within that the fewest GPUs, then the lowest ZeRO stage, then the most tokens a forward. All GPUs count as the smallest
 of them, since the gate may send a gang to any. Figures for GPUs are predictions of memory_model.py, untested on one.
 """
 
+import bisect
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from orchestrator.plan.hardware import GPU_KINDS, Node
-from orchestrator.plan.memory import Footprint, PairTokens, Training, footprint
+from orchestrator.plan.memory import PairTokens, Training, footprint
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec, matches
-from trainers.errors import PlanError
+from trainers.errors import PlanError, SpecError
 from trainers.models import tiny
 from trainers.models.architecture import Architecture
 from trainers.rewards import RewardSpec
 from trainers.specs import BUILTIN, DrawSpec, ModelSpec, OptimSpec, Placement
 
+# Budgets of a forward that are tried.
+_TOKENS_STEP = 128
 # Recomputation, offload: each gives up more speed than the one before.
 _LEVELS = ((False, False), (True, False), (True, True))
 
@@ -33,15 +36,18 @@ def place(
 ) -> Placement:
     """Lay a trial's training out: on GPUs where there are any, else on CPU processes.
 
-    The effective batch is always the spec's. `architecture` is that of a model that the catalog does not
-    know; a model of unknown size gets one GPU and one pair a forward. Raises PlanError.
+    `architecture` is that of a model that the catalog does not know; a model of unknown size gets one GPU, and no
+    forward that is longer than the longest pair. Raises PlanError; SpecError for tf32 without a GPU.
     """
     gpus, gpu_gb = gpus_of(capacity)
     if not gpus:
+        _refuse_tf32([trial])
         return _place_on_cpus(trial, capacity, rules)
     training = training_of(trial, architecture)
     if training is None:
-        return _split(trial.optim.effective_batch, 1, 0, 1, "cuda")
+        return Placement(
+            forward_tokens=int(_longest_pair(trial.model, trial.train_draw).total), device="cuda"
+        )
     found = fitting(training, gpus, gpu_gb)
     if found is None:
         raise PlanError(_why_not(trial, training, gpus, gpu_gb))
@@ -53,23 +59,29 @@ def training_of(trial: TrialSpec, architecture: Architecture | None = None) -> T
     shapes = architecture or catalog.architecture(trial.model)
     if shapes is None:
         return None
-    return _training(trial.model, shapes, trial.reward, trial.optim, trial.train_draw)
+    return replace(
+        _training(trial.model, shapes, trial.reward, trial.optim, trial.train_draw), lora=trial.lora
+    )
 
 
 def _training(
     model: ModelSpec, shapes: Architecture, reward: RewardSpec, optim: OptimSpec, draw: DrawSpec
 ) -> Training:
-    # The longest pair that the draw lets through; what built-in models are given is shorter.
-    prompt, response = draw.max_prompt_tokens, draw.max_response_tokens
-    if model.source.startswith(BUILTIN):
-        prompt = response = tiny.MAX_POSITIONS // 2
     return Training(
         architecture=shapes,
         reward=reward,
         optim=optim,
         precision=model.precision,
-        pair=PairTokens(prompt=prompt, chosen=response, rejected=response),
+        pair=_longest_pair(model, draw),
     )
+
+
+def _longest_pair(model: ModelSpec, draw: DrawSpec) -> PairTokens:
+    """Return the longest pair that the draw lets through; what built-in models are given is shorter."""
+    prompt, response = draw.max_prompt_tokens, draw.max_response_tokens
+    if model.source.startswith(BUILTIN):
+        prompt = response = tiny.MAX_POSITIONS // 2
+    return PairTokens(prompt=prompt, chosen=response, rejected=response)
 
 
 def gpus_of(capacity: Iterable[Node]) -> tuple[int, float]:
@@ -81,48 +93,52 @@ def gpus_of(capacity: Iterable[Node]) -> tuple[int, float]:
 @functools.lru_cache(maxsize=4096)
 def fitting(training: Training, gpus: int, gpu_gb: float) -> Placement | None:
     """Place a training on that many GPUs of that size; None where it fits on none."""
-    return next((found for found, used in _candidates(training, gpus) if used.total <= gpu_gb), None)
+    for least in _candidates(training, gpus):
+
+        def gb(tokens: int, least: Placement = least) -> float:
+            return footprint(training, replace(least, forward_tokens=tokens)).total
+
+        if gb(least.forward_tokens) <= gpu_gb:
+            # A step in one forward has no gradients of earlier ones: it may fit where a little less does not.
+            most = least.forward_tokens * math.ceil(training.optim.effective_batch / least.world_size)
+            sizes = range(least.forward_tokens, most, _TOKENS_STEP)
+            largest = most if gb(most) <= gpu_gb else sizes[bisect.bisect(sizes, gpu_gb, key=gb) - 1]
+            return replace(least, forward_tokens=largest)
+    return None
 
 
-def _candidates(training: Training, gpus: int) -> Iterator[tuple[Placement, Footprint]]:
-    """Every placement on at most that many GPUs with its footprint, those to be preferred first."""
-    batch = training.optim.effective_batch
+def _candidates(training: Training, gpus: int) -> Iterator[Placement]:
+    """Every placement on at most that many GPUs, those to be preferred first; a forward of each is one pair."""
+    most = min(gpus, training.optim.effective_batch)
+    # Powers of two share the nodes that there are without a rest.
+    widths = sorted({most, *(2**power for power in range(most.bit_length()))})
     for checkpointing, offload in _LEVELS:
-        for width in (width for width in range(1, min(gpus, batch) + 1) if batch % width == 0):
+        for width in widths:
             # Alone nothing is partitioned, and ZeRO-2 keeps least beside an offloaded optimiser.
-            stages = ((2,) if width == 1 else (2, 3)) if offload else ((0,) if width == 1 else (1, 2, 3))
-            per_rank = batch // width
-            for stage in stages:
-                for micro_batch in (size for size in range(per_rank, 0, -1) if per_rank % size == 0):
-                    placed = Placement(
-                        world_size=width,
-                        zero_stage=stage,
-                        micro_batch=micro_batch,
-                        accumulation=per_rank // micro_batch,
-                        checkpointing=checkpointing,
-                        offload_optimizer=offload,
-                        device="cuda",
-                    )
-                    yield placed, footprint(training, placed)
+            for stage in ((2,) if width == 1 else (2, 3)) if offload else ((0,) if width == 1 else (1, 2, 3)):
+                yield Placement(
+                    world_size=width,
+                    zero_stage=stage,
+                    forward_tokens=int(training.pair.total),
+                    checkpointing=checkpointing,
+                    offload_optimizer=offload,
+                    device="cuda",
+                )
 
 
 def _why_not(trial: TrialSpec, training: Training, gpus: int, gpu_gb: float) -> str:
     """Say why a training fits nowhere on that many GPUs of that size, and what would make it fit."""
-    _, least = min(_candidates(training, gpus), key=lambda found: found[1].total)
+    used = (footprint(training, placed) for placed in _candidates(training, gpus))
+    least = min(used, key=lambda found: found.total)
     ways = []
-    batch = training.optim.effective_batch
-    wider = next((n for n in range(gpus + 1, batch + 1) if fitting(training, n, gpu_gb)), None)
+    most = training.optim.effective_batch
+    wider = next((n for n in range(gpus + 1, most + 1) if fitting(training, n, gpu_gb)), None)
     if wider is not None:
         ways.append(f"on {wider} GPUs of {gpu_gb:g} GB")
     larger = sorted((kind for kind in GPU_KINDS if kind.gb > gpu_gb), key=lambda kind: kind.gb)
     found = next((kind for kind in larger if fitting(training, gpus, kind.gb)), None)
     if found is not None:
         ways.append(f"on {gpus} × {found.label}")
-    for width in (2**power for power in range(1, gpus.bit_length())):
-        divided = replace(training, optim=replace(training.optim, effective_batch=width))
-        if batch % width and fitting(divided, width, gpu_gb):
-            ways.append(f"with --effective-batch a multiple of {width}, which divides it over {width} GPUs")
-            break
     return (
         f"{trial.model.name} · {trial.reward.name} needs {least.total:.0f} GB on each of at most {gpus} GPUs of "
         f"{gpu_gb:g} GB even with recomputed activations and an offloaded optimiser ({least.state:.0f} GB of training "
@@ -145,11 +161,21 @@ def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
 
 
 def require_fit(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> None:
-    """Raises PlanError with every line of `misfits`."""
+    """Raises PlanError with every line of `misfits`; SpecError for tf32 without a GPU."""
+    if not gpus_of(capacity)[0]:
+        _refuse_tf32(trials)
     lines = misfits(trials, capacity)
     if lines:
         ways = "Run on a cluster (RAY_ADDRESS, --cluster), choose --models, or try --profile laptop."
         raise PlanError("\n".join([*lines, ways]))
+
+
+def _refuse_tf32(trials: Sequence[TrialSpec]) -> None:
+    named = dict.fromkeys(trial.model.name for trial in trials if trial.model.precision == "tf32")
+    if named:
+        raise SpecError(
+            f"{', '.join(named)} in tf32: only GPUs have it, and there is none; take fp32 or bf16."
+        )
 
 
 def misfits(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> list[str]:
@@ -175,23 +201,13 @@ def _place_on_cpus(trial: TrialSpec, capacity: Sequence[Node], rules: Sequence[P
     batch = trial.optim.effective_batch
     rule = next((rule for rule in rules if matches(trial.labels, rule.match)), None)
     cpus = sum(node.cpus for node in capacity)
-    world_size = rule.world_size if rule is not None else 1
-    if world_size > cpus or batch % world_size:
-        world_size = 1
-    # Padding is the cost of a forward with several real pairs; tiny models pay per forward instead.
-    wanted = batch if trial.model.source.startswith(BUILTIN) else 1
-    return _split(batch, world_size, rule.zero_stage if rule is not None else 0, wanted, "cpu")
-
-
-def _split(
-    batch: int, world_size: int, zero_stage: int, wanted: int, device: Literal["cpu", "cuda"]
-) -> Placement:
-    per_rank = batch // world_size
-    micro_batch = next(size for size in range(min(wanted, per_rank), 0, -1) if per_rank % size == 0)
+    world_size = rule.world_size if rule is not None and rule.world_size <= min(cpus, batch) else 1
+    tokens = int(_longest_pair(trial.model, trial.train_draw).total)
+    if trial.model.source.startswith(BUILTIN):
+        # Tiny models pay for each forward; for others no forward is longer than the longest pair.
+        tokens *= math.ceil(batch / world_size)
     return Placement(
         world_size=world_size,
-        zero_stage=zero_stage,
-        micro_batch=micro_batch,
-        accumulation=per_rank // micro_batch,
-        device=device,
+        zero_stage=rule.zero_stage if rule is not None else 0,
+        forward_tokens=tokens,
     )

@@ -1,16 +1,17 @@
-"""What reward types are worth and EX−IM, with their uncertainty: by category, set and model; and EX−IM pair by pair.
+"""What reward types are worth and how far they are apart, with uncertainty: by category, set and model; and pair by pair.
 
-Only trials that learned count, and where a scope's sets are all evaluated; EX−IM is over the cells of model and seed that have
-both types. Nothing is filled in. `Analysis` asks what other test pairs and other seeds would say. `SetOutcomes` and `regression`
-ask what EX−IM of a pair goes with, given the trainings that there are: retraining adds no pairs, so there a pair is the unit.
+Only trials that learned count, and where a scope's sets are all evaluated; a difference is *baseline − other*, over the cells of
+model and seed that have both types. Nothing is filled in. `Analysis` asks what other models, seeds and test pairs would say.
+`SetOutcomes` and `regression` ask what the difference of a pair goes with, given the trainings that there are: retraining adds
+no pairs, so there a pair is the unit.
 
-Shapes: P pairs of a set, U different pairs of sets that share them, S seeds, B draws, K terms of a regression.
+Shapes: P pairs of a set, U different pairs of sets that share them, K trainings, B draws, K terms of a regression.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,14 @@ from orchestrator.report.statistics import (
     generator,
     pair_counts,
 )
-from orchestrator.report.tables import COMPARED
+from orchestrator.report.tables import reward_title
 from orchestrator.store.records import CATEGORIES, Category
-from trainers.evaluate.metrics import length_controlled
+from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
 
-# Numbers held at once while pairs are drawn: 32 MB.
+# From so many models on, an interval is over models too.
+MODELS_NEEDED = 4
+# Numbers held at once while single pairs are left out: 32 MB.
 _BLOCK = 4_000_000
 # Draws whose normal equations are worse conditioned are left out.
 _SINGULAR = 1e10
@@ -64,14 +67,8 @@ def category_scopes(results: Sequence[TrialResult]) -> Iterator[Scope]:
             declared = (
                 item.dataset for record in here for item in record.evaluations if item.category == category
             )
-            if sets := tuple(spanish_beside_french(_unique(declared))):
+            if sets := tuple(_unique(declared)):
                 yield Scope(train_set=train_set, category=category, sets=sets)
-
-
-def spanish_beside_french(names: Sequence[str]) -> list[str]:
-    """Return the names in their order, but `…_french` and `…_spanish` together, where the first of them stands."""
-    stems = [name.removesuffix("french").removesuffix("spanish") for name in names]
-    return [name for _, name in sorted(zip(map(stems.index, stems), names, strict=True))]
 
 
 def cells(
@@ -114,84 +111,42 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
     return {item.dataset: item.dataset for result in results for item in result.record.evaluations} | groups
 
 
-class Resampled:
-    """Bootstrap draws of everything that a sweep has evaluated, made once and shared by every number of its report.
-
-    In a draw the same test pairs are drawn for every model, seed and reward type, so a difference of two numbers is taken
-    pair by pair. A set and its rewritings share their pairs. Models are never resampled: they are the ones asked about.
-    """
-
-    def __init__(self, results: Sequence[TrialResult], draws: int) -> None:
-        self.draws = draws
-        self.groups = pair_groups(results)
-        self.weights = cache(self._weights)
-        self._results = results
-        self._metrics: dict[tuple[str, str], dict[str, Floats]] = {}
-
-    def draw(self, step: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Draw now, not when a number first needs it; `step` is told how many of how many sets are done."""
-        found: dict[str, list[tuple[str, EvaluationResult]]] = {}
-        for result in self._results:
-            for item in result.final:
-                found.setdefault(self.groups[item.dataset], []).append((result.record.key, item))
-        parts: dict[tuple[str, str], list[dict[str, Floats]]] = {}
-        total, done = sum(map(len, found.values())), 0.0
-        for group, items in found.items():
-            units = np.unique(np.concatenate([item.scores.index for _, item in items]))
-            block = min(self.draws, max(1, _BLOCK // max(1, len(units))))
-            for start in range(0, self.draws, block):
-                count = min(block, self.draws - start)
-                counts_BU = pair_counts(len(units), count, generator("pairs", group, str(start)))
-                for trial, item in items:
-                    counts_BP = counts_BU[:, np.searchsorted(units, item.scores.index)]
-                    parts.setdefault((trial, item.dataset), []).append(_drawn(item, counts_BP))
-                    done += count / self.draws
-                    step(round(done), total)
-        self._metrics = {
-            name: {metric: np.concatenate([part[metric] for part in blocks]) for metric in blocks[0]}
-            for name, blocks in parts.items()
-        }
-
-    def of_set(self, trial: str, dataset: str, metric: str) -> Floats:
-        """The metric in each draw of pairs, [B]; `trial` is a key."""
-        if not self._metrics:
-            self.draw()
-        return self._metrics[trial, dataset][metric]
-
-    def _weights(self, model: str, train_set: str, seeds: tuple[int, ...]) -> Floats:
-        """Weights of a model's seeds in each draw, [B, S]: the same for every reward type."""
-        name = ("seeds", model, train_set, *map(str, seeds))
-        return statistics.seed_weights(len(seeds), self.draws, generator(*name))
-
-
-def _drawn(item: EvaluationResult, counts_BP: Floats) -> dict[str, Floats]:
-    """Return every metric of an evaluation in each draw, [B]; not a number where it cannot be computed from a draw."""
-    scores = item.scores
-    found = statistics.resampled_metrics(scores.chosen, scores.rejected, counts_BP)
-    right_P = _right(scores)
-    if LENGTH_CONTROLLED in item.metrics:
-        matched_B = length_controlled(right_P, scores.longer, counts_BP)
-        found |= {} if matched_B is None else {LENGTH_CONTROLLED: matched_B}
-    if LEAK_FREE in item.metrics and item.leaked is not None:
-        unseen_BP = counts_BP[:, ~item.leaked]
-        with np.errstate(invalid="ignore"):
-            found[LEAK_FREE] = unseen_BP @ right_P[~item.leaked] / unseen_BP.sum(axis=1)
-    return found
+def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
+    """Return what each pair adds to a metric of an evaluation, [P]."""
+    scores, value = item.scores, item.metrics[metric]
+    right_P, pairs = _right(scores), len(scores.index)
+    if metric == "accuracy":
+        return statistics.shares(right_P)
+    if metric == "loss":
+        return statistics.shares(np.logaddexp(0.0, scores.rejected - scores.chosen))
+    if metric == LEAK_FREE and item.leaked is not None:
+        unseen_P = ~item.leaked
+        return value / pairs + unseen_P * (right_P - value) / unseen_P.sum()
+    if metric == LENGTH_CONTROLLED:
+        block = max(1, _BLOCK // pairs)
+        found = [
+            length_controlled(right_P, scores.longer, 1.0 - np.eye(min(block, pairs - start), pairs, k=start))
+            for start in range(0, pairs, block)
+        ]
+        known = [part for part in found if part is not None]
+        return statistics.jackknifed(value, np.concatenate(known)) if known else np.full(pairs, value / pairs)
+    return statistics.jackknifed(value, statistics.margin_without_each(scores.chosen, scores.rejected))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mean:
-    """A metric of one reward type: the mean over a scope's sets, then over seeds, then over models.
+    """A metric of one reward type, or a difference: the mean over a scope's sets, then over seeds, then over models.
 
-    `cells` are the trials of each model and seed. What needs bootstrap draws is computed when it is first asked for.
-    `over_seeds` says whether the spread over seeds belongs to the estimate.
+    `cells` are the trials of each model and seed, whose values are added with `signs`: (1,) of one type, (1, −1) of a
+    difference. `groups` says which sets share their pairs. What takes time is computed when it is first asked for.
     """
 
     scope: Scope
     metric: str
     cells: Mapping[str, Mapping[int, tuple[TrialResult, ...]]]
-    resampled: Resampled
-    over_seeds: bool
+    signs: tuple[int, ...]
+    groups: Mapping[str, str]
+    added: Callable[[EvaluationResult, str], Floats]
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -211,17 +166,32 @@ class Mean:
     @cached_property
     def values(self) -> list[list[float]]:
         """The values of the seeds, by model."""
-        return self._by_seed(lambda trial, name: _metric(trial, name, self.metric))
+        return [
+            [
+                sum(
+                    sign * float(over_sets(trial, self.scope, lambda t, name: _metric(t, name, self.metric)))
+                    for sign, trial in zip(self.signs, cell, strict=True)
+                )
+                for cell in seeds.values()
+            ]
+            for seeds in self.cells.values()
+        ]
+
+    @cached_property
+    def by_model(self) -> list[float]:
+        """The mean over seeds of each model."""
+        return [float(np.mean(of_model)) for of_model in self.values]
 
     @cached_property
     def value(self) -> float:
-        """The mean itself."""
-        return float(np.mean([np.mean(of_model) for of_model in self.values]))
+        """The mean itself; a difference is rounded, as equal means may differ in their last bit."""
+        found = float(np.mean(self.by_model))
+        return found if len(self.signs) == 1 else round(found, 12)
 
     @property
     def std(self) -> float | None:
         """Sample standard deviation over the seeds of one model; None below two, and of a mean over models."""
-        shown = self.over_seeds and len(self.values) == 1 and len(self.values[0]) > 1
+        shown = len(self.values) == 1 and len(self.values[0]) > 1
         return float(np.std(self.values[0], ddof=1)) if shown else None
 
     @cached_property
@@ -230,141 +200,180 @@ class Mean:
         trials = (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
         return max(len(item.scores.index) for trial in trials for item in _items(trial, self.scope))
 
+    @property
+    def at_chance(self) -> bool:
+        """Whether this is an accuracy on new pairs of the training set's own kind, and no better than a coin's."""
+        return (
+            (self.metric, self.scope.category, self.signs) == ("accuracy", "in-distribution", (1,))
+            and self.value <= chance_bound(self.pairs)
+        )  # fmt: skip
+
+    @property
+    def over_models(self) -> bool:
+        """Whether the interval says what other models would do, not other trainings of these models alone."""
+        return len(self.cells) >= MODELS_NEEDED
+
+    @property
+    def over(self) -> str:
+        """What the interval is over: `6 models, 3 seeds, 200 pairs`."""
+        models, seeds, pairs = (
+            _count(number, noun)
+            for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
+        )
+        if self.over_models:
+            return f"{models}, {seeds}, {pairs}"
+        own = "this model" if len(self.cells) == 1 else f"these {models}"
+        if self._spread.trainings:
+            return f"{seeds}, {pairs} of {own}"
+        return f"{pairs} of one training of {own}"
+
     @cached_property
-    def draws(self) -> Floats:
-        """The mean in each draw of pairs and seeds, [B]."""
-        drawn = self._by_seed(lambda trial, name: self.resampled.of_set(trial.record.key, name, self.metric))
-        by_model = []
-        for (model, seeds), of_model in zip(self.cells.items(), drawn, strict=True):
-            weights_BS = self.resampled.weights(model, self.scope.train_set, tuple(seeds))
-            by_model.append((weights_BS * np.stack(of_model, axis=1)).sum(axis=1))
-        found: Floats = np.mean(by_model, axis=0)
-        return found
+    def _columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
+        """What each pair adds in each training, [U, S] by model, and the number of its group, [U]."""
+        cells = [cell for seeds in self.cells.values() for cell in seeds.values()]
+        units: dict[str, NDArray[np.int64]] = {}
+        for name in self.scope.sets:
+            indices = [_item(trial, name).scores.index for cell in cells for trial in cell]
+            group = self.groups.get(name, name)
+            units[group] = np.unique(np.concatenate([*indices, units.get(group, indices[0])]))
+        starts = dict(zip(units, np.cumsum([0, *map(len, units.values())]), strict=False))
+        columns = np.zeros((sum(map(len, units.values())), len(cells)))
+        for number, cell in enumerate(cells):
+            for sign, trial in zip(self.signs, cell, strict=True):
+                for name in self.scope.sets:
+                    item, group = _item(trial, name), self.groups.get(name, name)
+                    at = starts[group] + np.searchsorted(units[group], item.scores.index)
+                    columns[at, number] += sign * self.added(item, self.metric) / len(self.scope.sets)
+        by_model = np.split(columns, np.cumsum([len(seeds) for seeds in self.cells.values()])[:-1], axis=1)
+        return by_model, np.repeat(np.arange(len(units)), [len(found) for found in units.values()])
+
+    @cached_property
+    def _spread(self) -> statistics.Spread:
+        by_model, groups_U = self._columns
+        if self.over_models:
+            by_model = [np.stack([columns.mean(axis=1) for columns in by_model], axis=1)]
+        return statistics.crossed(by_model, groups_U)
 
     @cached_property
     def estimate(self) -> Estimate:
-        """The value with its interval, and with the spread over seeds of one model."""
-        if self.metric.startswith("accuracy"):
-            found = self._bounded(self.value, self.draws, self.pairs)
+        """The value with its interval and p, and with the spread over seeds of one model."""
+        if not self.metric.startswith("accuracy") or len(self.signs) > 2:
+            found = statistics.unbounded_interval(self.value, self._spread)
         else:
-            found = statistics.estimate(self.value, self.draws)
-        return replace(found, std=self.std)
-
-    def _bounded(self, value: float, draws_B: Floats, pairs: int) -> Estimate:
-        return statistics.accuracy_estimate(value, draws_B, pairs)
-
-    def _by_seed(self, value: Callable[[TrialResult, str], Any]) -> list[list[Any]]:
-        """By model and seed, the mean over sets of the first trial, minus that of the second where there is one."""
-        found = []
-        for seeds in self.cells.values():
-            means = [[over_sets(trial, self.scope, value) for trial in cell] for cell in seeds.values()]
-            found.append([first - sum(others) for first, *others in means])
-        return found
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Difference(Mean):
-    """EX−IM over the cells of model and seed that have both types. p values are of accuracy only."""
+            floor = 1 - len(self.signs)
+            found = statistics.bounded_interval(self.value, self._spread, self.pairs, floor=floor)
+        told = len(self.signs) > 1 and self._spread.trainings > 0
+        return replace(found, std=self.std, p=found.p if told else None)
 
     @cached_property
-    def value(self) -> float:
-        """The mean itself, rounded: equal means may differ in their last bit."""
-        return round(super().value, 12)
-
-    @cached_property
-    def p_runs(self) -> float | None:
-        """Return the p of a test that flips signs training by training."""
-        gaps = [gap / len(of_model) / len(self.values) for of_model in self.values for gap in of_model]
-        return statistics.permutation_p(np.array(gaps)) if self.metric == "accuracy" else None
-
-    @cached_property
-    def p_pairs(self) -> float | None:
-        """Return the p of a test that flips signs test pair by test pair: seeds and models add no test pairs."""
-        if self.metric != "accuracy":
-            return None
-        added: dict[tuple[str, int], float] = {}
-        for name in self.scope.sets:
-            item = _outcomes(self.scope, name, list(self.cells.values()))
-            gap_P = item.gap / len(item.index) / len(self.scope.sets)
-            for unit, gap in zip(item.index.tolist(), gap_P.tolist(), strict=True):
-                place = (self.resampled.groups[name], unit)
-                added[place] = added.get(place, 0.0) + gap
-        return statistics.permutation_p(np.array(list(added.values())))
-
-    @property
-    def told_apart(self) -> bool:
-        """Whether the interval excludes 0 and the permutation of pairs agrees at 5 %."""
-        return self.estimate.excludes_zero and (self.p_pairs is None or self.p_pairs < 0.05)
-
-    def _bounded(self, value: float, draws_B: Floats, pairs: int) -> Estimate:
-        return statistics.gap_estimate(value, draws_B, pairs)
+    def p_pairs(self) -> float:
+        """Return the p of a test that flips signs test pair by test pair, for these trainings: seeds and models add no test pairs."""
+        by_model, _ = self._columns
+        mean_U: Floats = np.mean([columns.mean(axis=1) for columns in by_model], axis=0)
+        return statistics.permutation_p(np.round(mean_U, 12))
 
 
 class Analysis:
-    """Any mean and difference of a sweep's results, which are those on the pairs that all models have."""
+    """Any mean and difference of a sweep's results, which are those on the pairs that all models have.
 
-    def __init__(self, results: Sequence[TrialResult], *, draws: int = DRAWS) -> None:
+    Differences are `baseline` − each of `others`, the other reward types; the baseline is the first of the sweep where none is
+    given. Raises KeyError where the sweep has no such type.
+    """
+
+    def __init__(self, results: Sequence[TrialResult], baseline: str | None = None) -> None:
         self.results = results
-        self.resampled = Resampled(results, draws)
+        self.groups = pair_groups(results)
         # Tables, figures and sentences ask for the same numbers.
         self._known = cache(self._over_models)
+        self._added: dict[tuple[str, str], Floats] = {}
         self.train_sets = _unique(result.record.train_set for result in results)
         self.models = _unique(result.record.model for result in results)
         found = _unique(result.record.reward for result in results)
-        self.rewards = [
-            *(kind for kind in COMPARED if kind in found),
-            *sorted(kind for kind in found if kind not in COMPARED),
-        ]
+        if baseline is not None and baseline not in found:
+            raise KeyError(baseline)
+        self.rewards = _unique([*([baseline] if baseline else []), *found])
+        self.baseline, self.others = (self.rewards or [""])[0], self.rewards[1:]
 
-    @property
-    def both(self) -> bool:
-        """Whether there are explicit and implicit reward models to compare."""
-        return all(kind in self.rewards for kind in COMPARED)
+    def title(self, other: str) -> str:
+        """Write the difference from another type: `EX-RM − IM-RM`."""
+        return f"{reward_title(self.baseline)} − {reward_title(other)}"
 
     def categories(self) -> Iterator[Scope]:
         """Yield each training set's categories."""
         return category_scopes(self.results)
 
     def single_sets(self) -> Iterator[Scope]:
-        """Yield each training set's evaluation sets, Spanish beside French."""
+        """Yield each training set's evaluation sets."""
         return (scope.alone(name) for scope in self.categories() for name in scope.sets)
 
     def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
         """Return the mean over the seeds of one model; None where none counts."""
-        return self._known(Mean, scope, metric, (model,), (reward,))
+        return self._known(scope, metric, (model,), (reward,))
 
     def mean_of_models(
         self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
     ) -> Mean | None:
         """Return the mean over the complete models, or over `models`; None where there is none."""
         asked = self.complete_models(scope) if models is None else models
-        return self._known(Mean, scope, metric, tuple(asked), (reward,), over_seeds=False)
+        return self._known(scope, metric, tuple(asked), (reward,))
 
-    def difference(self, scope: Scope, metric: str, models: Sequence[str] | None = None) -> Difference | None:
-        """Return EX−IM of `models` (default: all), each with the seeds that both types have; None where there are none."""
+    def difference(
+        self, scope: Scope, metric: str, models: Sequence[str] | None = None, *, other: str | None = None
+    ) -> Mean | None:
+        """Return baseline − `other` (default: the first other) of `models` (default: all), each with the seeds that both have.
+
+        None where there are none.
+        """
+        if not self.others:
+            return None
         asked = tuple(self.models if models is None else models)
-        return cast("Difference | None", self._known(Difference, scope, metric, asked, COMPARED))
+        return self._known(scope, metric, asked, (self.baseline, other or self.others[0]))
 
-    def control(self, scope: Scope, metric: str) -> Difference | None:
-        """Return EX−IM of one of CONTROLS; None where not all trials have it that EX−IM of accuracy is of."""
-        found, plain = self.difference(scope, metric), self.difference(scope, "accuracy")
+    def differences(self, metric: str = "accuracy") -> dict[tuple[Scope, str], Mean]:
+        """Return the difference from each other type in each category, those on training pairs left out."""
+        return {
+            (scope, other): found
+            for scope in self.categories()
+            for other in self.others
+            if scope.category != "training pairs"
+            and (found := self.difference(scope, metric, other=other)) is not None
+        }
+
+    @cached_property
+    def holm(self) -> dict[tuple[Scope, str], float]:
+        """The p of each of `differences`, corrected for their number; of pairs alone where one training can give none."""
+        found = self.differences()
+        plain = [item.p_pairs if item.estimate.p is None else item.estimate.p for item in found.values()]
+        return dict(zip(found, statistics.holm(plain), strict=True))
+
+    def control(self, scope: Scope, metric: str, *, other: str | None = None) -> Mean | None:
+        """Return the difference of one of CONTROLS; None where not all trials have it that the plain difference is of."""
+        found, plain = (self.difference(scope, name, other=other) for name in (metric, "accuracy"))
         return found if found and plain and found.runs == plain.runs else None
 
     def _over_models(
-        self,
-        what: type[Mean],
-        scope: Scope,
-        metric: str,
-        models: tuple[str, ...],
-        kinds: tuple[str, ...],
-        over_seeds: bool = True,
+        self, scope: Scope, metric: str, models: tuple[str, ...], kinds: tuple[str, ...]
     ) -> Mean | None:
         found = {
             model: seeds for model in models if (seeds := cells(self.results, scope, model, kinds, metric))
         }
         if not found:
             return None
-        return what(scope=scope, metric=metric, cells=found, resampled=self.resampled, over_seeds=over_seeds)
+        return Mean(
+            scope=scope,
+            metric=metric,
+            cells=found,
+            signs=(1, -1)[: len(kinds)],
+            groups=self.groups,
+            added=self.added,
+        )
+
+    def added(self, item: EvaluationResult, metric: str) -> Floats:
+        """Return what each pair adds to a metric of an evaluation, computed once."""
+        place = (item.key, metric)
+        if place not in self._added:
+            self._added[place] = added_by_pairs(item, metric)
+        return self._added[place]
 
     def complete_models(self, scope: Scope) -> list[str]:
         """Return the models that have every reward type declared for them; a type that no model has yet does not count."""
@@ -379,16 +388,18 @@ class Analysis:
         whole = {model for model, _ in counts} - lacking
         return [model for model in self.models if model in whole]
 
-    def compared(self, scope: Scope) -> list[TrialResult]:
-        """Return the trials of the models and seeds that have both EX-RM and IM-RM."""
-        return [item for cell in self._cells(scope, COMPARED) for item in cell]
+    def compared(self, scope: Scope, other: str) -> list[TrialResult]:
+        """Return the trials of the models and seeds that have both types."""
+        return [item for cell in self.cells_of(scope, (self.baseline, other)) for item in cell]
 
-    def win_rate(self, scope: Scope) -> WinRate:
-        """Count the cells of model, seed and set in which EX-RM's accuracy is ahead of IM-RM's."""
+    def win_rate(self, scope: Scope, other: str | None = None) -> WinRate:
+        """Count the cells of model, seed and set in which the baseline's accuracy is ahead of the other's."""
+        if not self.others:
+            return statistics.win_rate([])
         gaps = [
-            _metric(explicit, name, "accuracy") - _metric(implicit, name, "accuracy")
+            _metric(first, name, "accuracy") - _metric(second, name, "accuracy")
             for name in scope.sets
-            for explicit, implicit in self._cells(scope.alone(name), COMPARED)
+            for first, second in self.cells_of(scope.alone(name), (self.baseline, other or self.others[0]))
         ]
         return statistics.win_rate(gaps)
 
@@ -396,7 +407,7 @@ class Analysis:
         """Return the margins of every pair of every trial that counts; where `scaled`, over the spread of the rewards."""
         found = [
             _margin(item.scores) if scaled else item.scores.chosen - item.scores.rejected
-            for (trial,) in self._cells(scope, (reward,))
+            for (trial,) in self.cells_of(scope, (reward,))
             for item in _items(trial, scope)
         ]
         return np.concatenate(found) if found else np.zeros(0)
@@ -406,50 +417,54 @@ class Analysis:
         margins = self.margins(scope, reward, scaled=False)
         return statistics.calibration(margins) if len(margins) else None
 
-    def _cells(self, scope: Scope, kinds: tuple[str, ...]) -> Iterator[tuple[TrialResult, ...]]:
+    def cells_of(self, scope: Scope, kinds: tuple[str, ...]) -> Iterator[tuple[TrialResult, ...]]:
+        """Yield one trial of each type by model and seed, where all types count."""
         return (cell for model in self.models for cell in cells(self.results, scope, model, kinds).values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controlled:
-    """EX−IM of accuracy over the sets of a category: as it is, at matched lengths, and on pairs that training has not seen.
+    """Baseline − other of accuracy over the sets of a category: as it is, at matched lengths, and on pairs not seen in training.
 
     The last two are None where not every trial that is compared has them: a set may have chosen responses that are all longer, or
     pairs that all leaked. `pairs` counts those of the largest set, `unseen` those of all sets that training has not seen.
     """
 
+    baseline: str
+    other: str
     train_set: str
     category: Category
     sets: tuple[str, ...]
     pairs: int
     unseen: int | None
     plain: Estimate
-    told_apart: bool
     length: Estimate | None
     leak_free: Estimate | None
 
 
 def controlled(analysis: Analysis) -> list[Controlled]:
-    """Return one per training set and category in which EX-RM and IM-RM are compared."""
+    """Return one per training set, category and other type in which both types are compared."""
     return [
-        _controlled(analysis, scope, plain)
+        _controlled(analysis, scope, other, plain)
         for scope in analysis.categories()
-        if (plain := analysis.difference(scope, "accuracy"))
+        for other in analysis.others
+        if (plain := analysis.difference(scope, "accuracy", other=other))
     ]
 
 
-def _controlled(analysis: Analysis, scope: Scope, plain: Difference) -> Controlled:
-    length, leak_free = (analysis.control(scope, metric) for metric in CONTROLS)
-    trial = analysis.compared(scope)[0]
+def _controlled(analysis: Analysis, scope: Scope, other: str, plain: Mean) -> Controlled:
+    length, leak_free = (analysis.control(scope, metric, other=other) for metric in CONTROLS)
+    trial = analysis.compared(scope, other)[0]
     unseen = [_metric(trial, name, "n_leak_free") for name in scope.sets if has(trial, scope, "n_leak_free")]
     return Controlled(
+        baseline=analysis.baseline,
+        other=other,
         train_set=scope.train_set,
         category=scope.category,
         sets=scope.sets,
         pairs=plain.pairs,
         unseen=round(sum(unseen)) if unseen else None,
         plain=plain.estimate,
-        told_apart=plain.told_apart,
         length=length.estimate if length else None,
         leak_free=leak_free.estimate if leak_free else None,
     )
@@ -471,9 +486,13 @@ def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SetOutcomes:
-    """How EX-RM and IM-RM of one training set rank each of the P pairs of a set: means over seeds, then models.
+    """How the reward types of one training set rank each of the P pairs of a set: means over seeds, then models.
 
     `index` are their rows in the source split. `right` is by reward type the share of cells that rank the pair right;
     `margin` the mean margin in standard deviations of the set's rewards; `longer` by how many tokens chosen is longer; `leaked`
@@ -494,35 +513,41 @@ class SetOutcomes:
 
     @property
     def gap(self) -> Floats:
-        """EX−IM of the share ranked right."""
-        return self.right["ex_rm"] - self.right["im_rm"]
+        """The first type's share ranked right minus the second's."""
+        first, second, *_ = self.right.values()
+        return first - second
 
     @property
     def margin_gap(self) -> Floats:
-        """EX−IM of the scaled margin."""
-        return self.margin["ex_rm"] - self.margin["im_rm"]
+        """The first type's scaled margin minus the second's."""
+        first, second, *_ = self.margin.values()
+        return first - second
 
 
-def set_outcomes(results: Sequence[TrialResult]) -> list[SetOutcomes]:
-    """Return one per training set and evaluation set that both types have learned and scored, in the categories' order.
+def set_outcomes(results: Sequence[TrialResult], kinds: Sequence[str] = ()) -> list[SetOutcomes]:
+    """Return one per training set and evaluation set that all `kinds` have learned and scored, in the categories' order.
 
-    `results` are those on the pairs that all models have.
+    `results` are those on the pairs that all models have; `kinds` are their first two types where none are named.
     """
+    kinds = list(kinds) or _unique(result.record.reward for result in results)[:2]
     found = []
-    for scope in category_scopes(results):
+    for scope in category_scopes(results) if kinds else ():
         models = _unique(result.record.model for result in results)
         # A category is the mean of all its sets, over the same cells.
-        by_model = [seeds for model in models if (seeds := cells(results, scope, model, COMPARED))]
-        found += [_outcomes(scope, name, by_model) for name in scope.sets if by_model]
+        by_model = [seeds for model in models if (seeds := cells(results, scope, model, kinds))]
+        found += [_outcomes(scope, name, by_model, kinds) for name in scope.sets if by_model]
     return found
 
 
 def _outcomes(
-    scope: Scope, dataset: str, by_model: Sequence[Mapping[int, tuple[TrialResult, ...]]]
+    scope: Scope,
+    dataset: str,
+    by_model: Sequence[Mapping[int, tuple[TrialResult, ...]]],
+    kinds: Sequence[str],
 ) -> SetOutcomes:
     sides = [
         [[_item(cell[side], dataset) for cell in seeds.values()] for seeds in by_model]
-        for side in range(len(COMPARED))
+        for side in range(len(kinds))
     ]
     every = [item for side in sides for items in side for item in items]
 
@@ -547,8 +572,8 @@ def _outcomes(
         train_digest=first.record.train_digest,
         dataset_digest=every[0].dataset_digest,
         index=index,
-        right={kind: mean(side, _right) for kind, side in zip(COMPARED, sides, strict=True)},
-        margin={kind: mean(side, _margin) for kind, side in zip(COMPARED, sides, strict=True)},
+        right={kind: mean(side, _right) for kind, side in zip(kinds, sides, strict=True)},
+        margin={kind: mean(side, _margin) for kind, side in zip(kinds, sides, strict=True)},
         longer=mean(sides[0], lambda scores: scores.longer.astype(np.float64)),
         leaked=np.isin(index, leaked[0]) if len(leaked) == len(every) else None,
         cells=sum(map(len, by_model)),

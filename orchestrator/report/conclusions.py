@@ -4,88 +4,109 @@ It begins with three: who is ahead where and by how much; how surely; what could
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from orchestrator.report import published
-from orchestrator.report.comparison import CONTROLS, Analysis, Controlled, Difference, Scope
+from orchestrator.report.comparison import (
+    CONTROLS,
+    MODELS_NEEDED,
+    Analysis,
+    Controlled,
+    Mean,
+    Scope,
+)
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
-from orchestrator.report.tables import COMPARED, EXPLICIT, IMPLICIT, interval, reward_title
+from orchestrator.report.tables import interval, reward_title
+from trainers.data.audit import Audit
 
 PREFERENCE = "When to prefer which"
-# A control that moves EX−IM by less than this says nothing new.
+# A control that moves a difference by less than this says nothing new.
 MOVED = 0.02
+Known = dict[tuple[Scope, str], Mean]
 
 
-def conclusions(analysis: Analysis) -> tuple[str, str, str]:
+def conclusions(analysis: Analysis, audit: Audit | None = None) -> tuple[str, str, str]:
     """Return three sentences: the answer, its support, and its doubts."""
-    known = {
-        scope: found
-        for scope in _asked(analysis)
-        if (found := analysis.difference(scope, "accuracy")) is not None
-    }
-    if not known:
-        counted = [result for result in analysis.results if result.learned and result.final]
-        return (_uncompared(analysis), f"{_size(counted)}.", _doubts(analysis, known))
-    return (_answer(analysis, known), _support(analysis, known), _doubts(analysis, known))
+    known = analysis.differences()
+    doubts = _doubts(analysis, known, audit)
+    if known:
+        return _answer(analysis, known), _support(analysis, known), doubts
+    counted = [result for result in analysis.results if result.learned and result.final]
+    return _uncompared(analysis), f"{_size(counted)}.", doubts
 
 
-def _asked(analysis: Analysis) -> list[Scope]:
-    """Return the categories that say how a type generalises: all but training pairs."""
-    return [scope for scope in analysis.categories() if scope.category != "training pairs"]
-
-
-def _answer(analysis: Analysis, known: dict[Scope, Difference]) -> str:
+def _answer(analysis: Analysis, known: Known) -> str:
+    """Say where each type is ahead, by how much, and where that cannot be told; what intervals are over is said once."""
+    over = list(dict.fromkeys(item.over for item in known.values()))
     parts = []
-    for train_set in analysis.train_sets:
-        here = {scope: item for scope, item in known.items() if scope.train_set == train_set}
-        if here:
-            parts.append(f"trained on {train_set}, {_verdicts(here)}")
-    return f"In accuracy (95 % intervals in brackets): {'; '.join(parts)}."
+    for other in analysis.others:
+        verdicts = []
+        for train_set in analysis.train_sets:
+            here = {
+                scope: item
+                for (scope, kind), item in known.items()
+                if (scope.train_set, kind) == (train_set, other)
+            }
+            if here:
+                said = _verdicts(
+                    here, reward_title(analysis.baseline), reward_title(other), alone=len(over) > 1
+                )
+                verdicts.append(f"trained on {train_set}, {said}")
+        if verdicts:
+            parts.append(f"{analysis.title(other)}: {'; '.join(verdicts)}")
+    brackets = "95 % intervals in brackets" if len(over) > 1 else f"95 % intervals over {over[0]} in brackets"
+    return f"In accuracy ({brackets}), {'. '.join(parts)}."
 
 
-def _verdicts(found: dict[Scope, Difference]) -> str:
-    """Say where each reward type is ahead, by how much, and where that cannot be told."""
-    ahead: dict[str, list[str]] = {EXPLICIT: [], IMPLICIT: [], "": []}
+def _verdicts(found: dict[Scope, Mean], baseline: str, other: str, *, alone: bool) -> str:
+    ahead: dict[str, list[str]] = {baseline: [], other: [], "": []}
     for scope, item in found.items():
-        value = item.estimate
-        winner = "" if not item.told_apart else EXPLICIT if value.value > 0 else IMPLICIT
-        if winner == IMPLICIT:
-            value = replace(value, value=-value.value, low=-value.high, high=-value.low)
-        ahead[winner].append(f"{_under(scope.category)} ({interval(value)})")
+        winner = "" if not item.estimate.excludes_zero else baseline if item.value > 0 else other
+        over = f" over {item.over}" if alone else ""
+        ahead[winner].append(f"{_under(scope.category)} ({interval(item.estimate)}{over})")
     parts = [
-        f"{winner} is ahead of {other} {_listed(ahead[winner])}"
-        for winner, other in ((EXPLICIT, IMPLICIT), (IMPLICIT, EXPLICIT))
+        f"{winner} is ahead of {loser} {_listed(ahead[winner])}"
+        for winner, loser in ((baseline, other), (other, baseline))
         if ahead[winner]
     ]
     if ahead[""]:
-        parts.append(f"no difference of {EXPLICIT} from {IMPLICIT} can be told {_listed(ahead[''], 'or')}")
+        parts.append(f"no difference of {baseline} from {other} can be told {_listed(ahead[''], 'or')}")
     return ", ".join(parts)
 
 
-def _support(analysis: Analysis, known: dict[Scope, Difference]) -> str:
-    """Say the win-rates, how much there is to go by, and whether the signs are the paper's where it gives both numbers."""
-    won = [analysis.win_rate(scope) for scope in known]
-    size = _size([result for scope in known for result in analysis.compared(scope)])
-    parts = [
-        f"{EXPLICIT} is ahead in {sum(item.ahead for item in won)} of {sum(item.cells for item in won)} cells of model, "
-        f"seed and set, tied within a point in {sum(item.ties for item in won)} and behind in "
-        f"{sum(item.behind for item in won)}",
-        size[:1].lower() + size[1:],
+def _support(analysis: Analysis, known: Known) -> str:
+    """Say the win-rates, how much there is to go by, what correction leaves, and whether the signs are the paper's."""
+    parts = []
+    for other in dict.fromkeys(kind for _, kind in known):
+        won = [analysis.win_rate(scope, other) for scope, kind in known if kind == other]
+        parts.append(
+            f"{reward_title(analysis.baseline)} is ahead of {reward_title(other)} in {sum(item.ahead for item in won)} of "
+            f"{sum(item.cells for item in won)} cells of model, seed and set, tied within a point in "
+            f"{sum(item.ties for item in won)} and behind in {sum(item.behind for item in won)}"
+        )
+    apart = [place for place, item in known.items() if item.estimate.excludes_zero]
+    if apart and len(known) > 1:
+        left = sum(analysis.holm[place] < 0.05 for place in apart)
+        parts.append(
+            f"corrected for {len(known)} comparisons (Holm), {left} of {_count(len(apart), 'lead')} "
+            f"{'stands' if left == 1 else 'stand'} at 5 %"
+        )
+    size = _size([result for scope, other in known for result in analysis.compared(scope, other)])
+    parts.append(size[:1].lower() + size[1:])
+    signs = [
+        theirs * item.value > 0
+        for (scope, other), item in known.items()
+        if (theirs := published.difference(scope.train_set, scope.sets, analysis.baseline, other))
     ]
-    signs = []
-    for scope, item in known.items():
-        theirs = [published.number(scope.train_set, scope.sets, kind, "accuracy") for kind in COMPARED]
-        if theirs[0] is not None and theirs[1] is not None and theirs[0] != theirs[1]:
-            signs.append((theirs[0] - theirs[1]) * item.estimate.value > 0)
     if signs:
         parts.append(
-            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {len(signs)} categories"
+            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {_count(len(signs), 'categor', 'y', 'ies')}"
         )
     return _sentence("; ".join(parts))
 
 
 def _size(counted: Sequence[TrialResult]) -> str:
+    """Say how much there is to go by, and what cannot be said of other seeds and models."""
     if not counted:
         return "No trial has been trained, learned and evaluated yet"
     models = len({result.record.model for result in counted})
@@ -96,17 +117,28 @@ def _size(counted: Sequence[TrialResult]) -> str:
     text = f"This rests on {_count(models, 'model')}, {_count(seeds, 'seed')} and {span} test pairs a set, "
     text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
     if seeds == 1:
-        return f"{text}, and one seed says nothing about others"
-    return f"{text}, and {seeds} seeds say little about others" if seeds < 5 else text
+        text += ", and one seed says nothing about others"
+    elif seeds < 5:
+        text += f", and {seeds} seeds say little about others"
+    if models < MODELS_NEEDED:
+        text += f"; with fewer than {MODELS_NEEDED} models nothing can be said of a model that was not tried"
+    return text
 
 
-def _doubts(analysis: Analysis, known: dict[Scope, Difference]) -> str:
-    doubts = [*_holes(analysis), *_controls(analysis, known), *_languages(analysis)]
+def _doubts(analysis: Analysis, known: Known, audit: Audit | None) -> str:
+    doubts = [
+        *_holes(analysis),
+        *_chance(analysis),
+        *_lengths(known, audit),
+        *_controls(analysis, known),
+        *_sets_apart(analysis, known),
+    ]
     if doubts:
         return _sentence("What could be fooling us: " + "; ".join(doubts))
+    learned = "Every trial is complete and fits its training pairs"
     if not known:
-        return "Every trial is complete and learned."
-    return "Every trial is complete and learned, and neither length nor leaks move what was compared."
+        return f"{learned}."
+    return f"{learned}, and neither length nor leaks move what was compared."
 
 
 def _holes(analysis: Analysis) -> Iterator[str]:
@@ -123,51 +155,78 @@ def _holes(analysis: Analysis) -> Iterator[str]:
         yield "pairs over the length limits are left out"
     unlearned = [result for result in analysis.results if result.trained and not result.learned]
     if unlearned:
-        kinds = sorted({reward_title(result.record.reward) for result in unlearned})
+        kinds = _listed(sorted({reward_title(result.record.reward) for result in unlearned}))
         enter = "enters" if len(unlearned) == 1 else "enter"
-        yield f"{_count(len(unlearned), 'trial')} ({', '.join(kinds)}) did not learn and {enter} no mean"
+        yield f"{_count(len(unlearned), 'trial')} ({kinds}) did not learn their training pairs and {enter} no mean"
 
 
-def _controls(analysis: Analysis, known: dict[Scope, Difference]) -> Iterator[str]:
-    """Say where length or leaks account for some of a difference, and where that was not checked."""
-    unmeasured = []
+def _chance(analysis: Analysis) -> Iterator[str]:
+    """Say which cells fit their training pairs and are at chance on new ones of the same kind."""
+    found = [
+        f"{model} as {reward_title(kind)} on {scope.train_set} ({mean.value:.3f})"
+        for scope in analysis.categories()
+        for model in analysis.models
+        for kind in analysis.rewards
+        if (mean := analysis.mean(scope, model, kind, "accuracy")) is not None and mean.at_chance
+    ]
+    if found:
+        shown = [*found[:3], f"{len(found) - 3} more"] if len(found) > 4 else found
+        verb = "fits its" if len(found) == 1 else "fit their"
+        yield f"{_listed(shown)} {verb} training pairs but {'is' if len(found) == 1 else 'are'} at chance on new pairs in-distribution"
+
+
+def _lengths(known: Known, audit: Audit | None) -> Iterator[str]:
+    """Say where length alone ranks pairs right, in the measures of the audit; sets of equal numbers together."""
+    compared = {f"{name}/test" for scope, _ in known for name in scope.sets}
+    found: dict[str, list[str]] = {}
+    for finding in audit.findings if audit else ():
+        if finding.what == "length shortcut" and finding.where in compared:
+            found.setdefault(finding.number.removesuffix("; Wilson 95 %"), []).append(finding.where)
+    for number, where in found.items():
+        yield f"length alone ranks pairs of {_listed(where)} right ({number})"
+
+
+def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
+    """Say where length or leaks account for some of a difference, and where that was not measured."""
     for metric, title in CONTROLS.items():
-        found = {scope: analysis.control(scope, metric) for scope in known}
-        if known and not any(found.values()):
-            unmeasured.append(title)
-        for scope, gap in found.items():
-            plain = known[scope].value
+        found = {(scope, other): analysis.control(scope, metric, other=other) for scope, other in known}
+        lacking = [
+            f"{_under(scope.category)} of {scope.train_set}" for (scope, _), gap in found.items() if not gap
+        ]
+        if lacking and len(lacking) == len(known):
+            yield f"{title} accuracy was not measured"
+        elif lacking:
+            yield f"{title} accuracy could not be measured {_listed(list(dict.fromkeys(lacking)))}"
+        for (scope, other), gap in found.items():
+            plain = known[scope, other].value
             if gap and abs(gap.value - plain) >= MOVED:
                 where = _under(scope.category)
                 where += f" of {scope.train_set}" if len(analysis.train_sets) > 1 else ""
-                yield f"{title}, EX−IM is {gap.value:+.3f} {where} where it was {plain:+.3f}"
-    if unmeasured:
-        verb = "was" if len(unmeasured) == 1 else "were"
-        yield f"{_listed(unmeasured)} accuracy {verb} not measured"
+                yield f"{title}, {analysis.title(other)} is {gap.value:+.3f} {where} where it was {plain:+.3f}"
 
 
-def _languages(analysis: Analysis) -> Iterator[str]:
-    """Say where French and Spanish, which are the same rewriting twice, answer differently."""
-    if not analysis.both:
-        return
-    by_name = {(scope.train_set, scope.dataset): scope for scope in analysis.single_sets()}
-    for (train_set, name), scope in by_name.items():
-        other = by_name.get((train_set, f"{name.removesuffix('french')}spanish"))
-        if not name.endswith("french") or other is None:
-            continue
-        french, spanish = (analysis.difference(item, "accuracy") for item in (scope, other))
-        if french and spanish and french.estimate.value * spanish.estimate.value < 0:
-            yield (
-                f"trained on {train_set}, EX−IM is {french.estimate.value:+.3f} in French but "
-                f"{spanish.estimate.value:+.3f} in Spanish"
-            )
+def _sets_apart(analysis: Analysis, known: Known) -> Iterator[str]:
+    """Say where two sets of a category answer differently, each surely."""
+    for scope, other in known:
+        found = {
+            name: item
+            for name in scope.sets
+            if (item := analysis.difference(scope.alone(name), "accuracy", other=other)) is not None
+            and item.estimate.excludes_zero
+        }
+        if found and min(item.value for item in found.values()) < 0 < max(
+            item.value for item in found.values()
+        ):
+            ends = [choose(found, key=lambda name: found[name].value) for choose in (max, min)]
+            said = " but ".join(f"{found[name].value:+.3f} on {name}" for name in ends)
+            yield f"trained on {scope.train_set}, {_under(scope.category)}, {analysis.title(other)} is {said}"
 
 
 def _uncompared(analysis: Analysis) -> str:
-    """Say how each type does by itself, and why there is nothing to compare."""
+    """Say how each type does by itself, why there is nothing to compare, and what to try."""
     parts = []
-    for scope in _asked(analysis):
-        for kind in analysis.rewards:
+    for scope in analysis.categories():
+        for kind in analysis.rewards if scope.category != "training pairs" else ():
             found = analysis.mean_of_models(scope, kind, "accuracy")
             if found is not None:
                 value = found.estimate
@@ -175,44 +234,62 @@ def _uncompared(analysis: Analysis) -> str:
                     f"trained on {scope.train_set}, {reward_title(kind)} ranks {value.value:.3f} "
                     f"[{value.low:.3f}, {value.high:.3f}] of the pairs right {_under(scope.category)}"
                 )
+    others = [*map(reward_title, analysis.others)]
     if not parts:
-        why = "no trial has been trained, learned and evaluated"
-        if any(result.learned and result.final for result in analysis.results):
-            why = "no model has every reward type trained, learned and evaluated on all sets of a category"
-        return f"Nothing can be concluded yet: {why}."
-    alone = f"the sweep does not hold both {EXPLICIT} and {IMPLICIT}"
-    if analysis.both:
-        alone = f"no model and seed has learned with both {EXPLICIT} and {IMPLICIT}"
+        return f"Nothing can be concluded yet: {_why_nothing(analysis)}."
+    alone = "the sweep holds one reward type"
+    if others:
+        alone = f"no model and seed has learned with both {reward_title(analysis.baseline)} and {_listed(others, 'or')}"
     return _sentence("; ".join(parts) + f"; there is nothing to compare, as {alone}")
 
 
+def _why_nothing(analysis: Analysis) -> str:
+    trained = [result for result in analysis.results if result.trained]
+    if any(result.learned and result.final for result in trained):
+        return "no model has every reward type trained, learned and evaluated on all sets of a category"
+    if not trained:
+        return "no trial has been trained; run the sweep"
+    if any(result.learned for result in trained):
+        return "no trial that fits its training pairs is evaluated; run the sweep again"
+    steps = [f"{steps}{rate}" for steps, rate in dict.fromkeys(map(_recipe, trained))]
+    return f"no training fits its own pairs after {_listed(steps, 'or')}: try a higher --lr, more --epochs, or more pairs"
+
+
+def _recipe(result: TrialResult) -> tuple[str, str]:
+    """How long and how fast a trial was trained, as far as its declaration says."""
+    said = result.record.parameters
+    epochs, batch = said.get("epochs"), said.get("effective_batch")
+    length = "its training"
+    if epochs and batch and result.train_pairs:
+        length = _count(epochs * -(-result.train_pairs // batch), "step")
+    elif epochs:
+        length = _count(epochs, "epoch")
+    return length, f" at lr {said['lr']:g}" if said.get("lr") else ""
+
+
 def preference(found: Sequence[Controlled]) -> str:
-    """Say when to prefer which reward type: what EX−IM and its controls advise, and what is not known."""
+    """Say when to prefer which reward type: what the difference and its controls advise, and what is not known."""
     asked = [item for item in found if item.category != "training pairs"]
     if not asked:
-        return (
-            f"Nothing can be advised: no model and seed has learned with both {EXPLICIT} and {IMPLICIT} "
-            "and was evaluated with both."
-        )
-    return " ".join(_advice(item) for item in asked) + (
-        " Brackets are 95 % intervals over test pairs and seeds, given these models."
-    )
+        return "Nothing can be advised: no model and seed has learned with two reward types and was evaluated with both."
+    return " ".join(map(_advice, asked)) + " Brackets are the 95 % intervals of the conclusion."
 
 
 def _advice(item: Controlled) -> str:
     """Say which reward type leads, and whether the lead stays once length and leaks are controlled for."""
     where, plain = f"Trained on {item.train_set}, {_under(item.category)}", item.plain
+    title = f"{reward_title(item.baseline)} − {reward_title(item.other)}"
     controls = {"at matched lengths": item.length, "on pairs that training has not seen": item.leak_free}
-    if item.told_apart:
-        said = [f"{title} {_survives(value, plain)}" for title, value in controls.items()]
-        return f"{where}: prefer {_ahead(plain)} (EX−IM {interval(plain)}); {', '.join(said)}."
+    if plain.excludes_zero:
+        said = [f"{control} {_survives(value, plain)}" for control, value in controls.items()]
+        return f"{where}: prefer {_ahead(item, plain)} ({title} {interval(plain)}); {', '.join(said)}."
     shown = [
-        f"{title} {_ahead(value)} leads ({interval(value)})"
-        for title, value in controls.items()
+        f"{control} {_ahead(item, value)} leads ({interval(value)})"
+        for control, value in controls.items()
         if value is not None and value.excludes_zero
     ]
     masked = f"; {', '.join(shown)}" if shown else ""
-    return f"{where}: neither is to be preferred (EX−IM {interval(plain)}){masked}."
+    return f"{where}: neither is to be preferred ({title} {interval(plain)}){masked}."
 
 
 def _survives(value: Estimate | None, plain: Estimate) -> str:
@@ -225,8 +302,8 @@ def _survives(value: Estimate | None, plain: Estimate) -> str:
     return f"the other one leads ({interval(value)}), so the lead is not one of quality"
 
 
-def _ahead(value: Estimate) -> str:
-    return EXPLICIT if value.value > 0 else IMPLICIT
+def _ahead(item: Controlled, value: Estimate) -> str:
+    return reward_title(item.baseline if value.value > 0 else item.other)
 
 
 def _under(category: str) -> str:
@@ -237,8 +314,8 @@ def _listed(items: Sequence[str], word: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _count(number: int, noun: str, one: str = "", many: str = "s") -> str:
+    return f"{number} {noun}{one if number == 1 else many}"
 
 
 def _sentence(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.report import published
-from orchestrator.report.comparison import Analysis, Difference, Scope
+from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.house_style import (
     GREY,
     DrawnFigure,
@@ -25,13 +25,15 @@ from orchestrator.report.house_style import (
     wrapped,
 )
 from orchestrator.report.statistics import Calibration, Estimate, Floats
-from orchestrator.report.tables import COMPARED, MEAN, reward_title
+from orchestrator.report.tables import MEAN, reward_title
 from orchestrator.store.records import CATEGORIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# The width of a page, in inches at which its letters are as tall as the page's.
+WIDE = 9.5
 # The rows of each training's log, by training set, model, reward type and seed.
 Curves = dict[tuple[str, str, str, int], list[dict[str, Any]]]
 
@@ -54,7 +56,7 @@ def _per_category(
         return None
     train_sets = list(dict.fromkeys(scope.train_set for scope in known))
     categories = [name for name in CATEGORIES if any(scope.category == name for scope in known)]
-    figure, axes = panels(len(train_sets), len(categories), 3.1, height, **more)
+    figure, axes = panels(len(train_sets), len(categories), max(3.1, WIDE / len(categories)), height, **more)
     for axis in axes:
         axis.set_visible(False)
         # Shared axes are labelled in the last row only, where there may be no panel.
@@ -81,7 +83,7 @@ def accuracy_by_category(analysis: Analysis) -> "Figure | None":
 
 
 def _accuracy_by_set(analysis: Analysis) -> "Figure | None":
-    """Bars by evaluation set, Spanish beside French."""
+    """Bars by evaluation set."""
     return _accuracy_bars(analysis, list(analysis.single_sets()), lambda scope: scope.dataset)
 
 
@@ -89,7 +91,7 @@ def _accuracy_bars(
     analysis: Analysis, scopes: Sequence[Scope], label: Callable[[Scope], str]
 ) -> "Figure | None":
     found = {
-        (scope, kind): mean.estimate
+        (scope, kind): mean
         for scope in scopes
         for kind in analysis.rewards
         if (mean := analysis.mean_of_models(scope, kind, "accuracy")) is not None
@@ -98,14 +100,15 @@ def _accuracy_bars(
     if not train_sets:
         return None
     widest = max(sum(scope.train_set == name for scope in scopes) for name in train_sets)
-    figure, axes = panels(len(train_sets), 1, max(5.0, 1.15 * widest + 1.5), 2.5)
+    figure, axes = panels(len(train_sets), 1, max(WIDE, 1.15 * widest + 1.5), 2.5)
     for axis, train_set in zip(axes, train_sets, strict=True):
         here = [scope for scope in scopes if scope.train_set == train_set]
         for kind in analysis.rewards:
             _bars(axis, here, found, kind, analysis.rewards)
         axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
         axis.set_xticks(range(len(here)), [wrapped(label(scope)) for scope in here])
-        axis.set_ylim(0, 1.05)
+        axis.set_ylim(0, 1.18)
+        axis.set_yticks(np.linspace(0, 1, 6))
         axis.grid(axis="x", visible=False)
         axis.set_ylabel("accuracy")
         axis.set_title(f"trained on {train_set} (dotted: chance)")
@@ -116,14 +119,15 @@ def _accuracy_bars(
 def _bars(
     axis: "Axes",
     scopes: Sequence[Scope],
-    found: Mapping[tuple[Scope, str], Estimate],
+    found: Mapping[tuple[Scope, str], Mean],
     kind: str,
     rewards: Sequence[str],
 ) -> None:
     drawn, width = look(kind, rewards), 0.8 / len(rewards)
     shift = _beside(rewards.index(kind), len(rewards), width)
     bars = {place + shift: scope for place, scope in enumerate(scopes) if (scope, kind) in found}
-    values = [found[scope, kind] for scope in bars.values()]
+    means = [found[scope, kind] for scope in bars.values()]
+    values = [mean.estimate for mean in means]
     axis.bar(
         list(bars),
         [value.value for value in values],
@@ -136,11 +140,32 @@ def _bars(
         error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": "black"},
         label=reward_title(kind),
     )
+    # A bar of 0 would look like one that is not there.
+    for at, value in zip(bars, values, strict=True):
+        axis.text(
+            at, min(value.high, 1.0) + 0.02, f"{value.value:.2f}", ha="center", va="bottom", fontsize=7.5
+        )
+    by_model = [
+        (at + width * 0.3 * side, alone)
+        for at, mean in zip(bars, means, strict=True)
+        if len(mean.models) > 1
+        for alone, side in zip(mean.by_model, np.linspace(-1, 1, len(mean.models)), strict=True)
+    ]
+    if by_model:
+        style: dict[str, Any] = {
+            "s": 9,
+            "facecolor": "white",
+            "edgecolor": "black",
+            "linewidth": 0.6,
+            "zorder": 4,
+        }
+        label = "each model" if kind == rewards[0] else None
+        axis.scatter([at for at, _ in by_model], [alone for _, alone in by_model], label=label, **style)
     quoted = {
-        at: value
+        at: theirs
         for at, scope in bars.items()
         if not scope.dataset
-        and (value := published.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
+        and (theirs := published.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
     }
     if quoted:
         axis.plot(
@@ -157,32 +182,39 @@ def _bars(
 
 
 def _win_rates(analysis: Analysis) -> "Figure | None":
-    """Stacked bars: EX-RM ahead, tied, IM-RM ahead."""
-    if not analysis.both:
-        return None
-    won = {scope: found for scope in analysis.categories() if (found := analysis.win_rate(scope)).cells}
+    """Stacked bars: baseline ahead, tied, other ahead."""
+    won = {
+        (scope, other): found
+        for scope in analysis.categories()
+        for other in analysis.others
+        if (found := analysis.win_rate(scope, other)).cells
+    }
     if not won:
         return None
-    figure, (axis,) = panels(1, 1, 6.6, 0.42 * len(won) + 0.8)
-    explicit, implicit = (look(kind, analysis.rewards) for kind in COMPARED)
-    parts = (
-        ("EX-RM ahead", explicit.colour, explicit.hatch, [found.ahead for found in won.values()]),
+    figure, (axis,) = panels(1, 1, WIDE, 0.42 * len(won) + 0.8)
+    title, ours = reward_title(analysis.baseline), look(analysis.baseline, analysis.rewards)
+    names = [
+        f"{scope.train_set}: {scope.category}"
+        + (f", {reward_title(other)}" if len(analysis.others) > 1 else "")
+        for scope, other in won
+    ]
+    theirs = [look(other, analysis.rewards) for _, other in won]
+    loser = reward_title(analysis.others[0]) if len(analysis.others) == 1 else "the other"
+    parts: tuple[tuple[str, Any, Any, list[int]], ...] = (
+        (f"{title} ahead", ours.colour, ours.hatch, [found.ahead for found in won.values()]),
         ("within one point", "#eeeeee", "", [found.ties for found in won.values()]),
-        ("IM-RM ahead", implicit.colour, implicit.hatch, [found.behind for found in won.values()]),
+        (
+            f"{loser} ahead",
+            [drawn.colour for drawn in theirs],
+            [drawn.hatch for drawn in theirs],
+            [found.behind for found in won.values()],
+        ),
     )
     left, cells = np.zeros(len(won)), np.array([found.cells for found in won.values()])
     for label, colour, hatch, counts in parts:
         shares = np.array(counts) / cells
-        axis.barh(
-            [f"{scope.train_set}: {scope.category}" for scope in won],
-            shares,
-            left=left,
-            color=colour,
-            hatch=hatch,
-            edgecolor="black",
-            linewidth=0.6,
-            label=label,
-        )
+        style = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
+        axis.barh(names, shares, left=left, label=label, **style)
         for row, (share, count) in enumerate(zip(shares, counts, strict=True)):
             if count:
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
@@ -197,51 +229,72 @@ def _win_rates(analysis: Analysis) -> "Figure | None":
     return figure
 
 
-def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
-    """Dots with intervals, one row per model, a panel per category."""
-    models, rewards = analysis.models, analysis.rewards
+def _by_model(
+    analysis: Analysis,
+    names: Sequence[str],
+    kinds: Sequence[str],
+    ask: Callable[[Scope, str, str], Mean | None],
+    label: Callable[[str], str],
+    form: str,
+) -> "tuple[Figure, list[Axes]] | None":
+    """Dots with intervals and values, a row per name, a panel per category, a line per kind."""
 
     def means(scope: Scope, kind: str) -> dict[int, Estimate] | None:
-        found = {row: analysis.mean(scope, model, kind, "accuracy") for row, model in enumerate(models)}
+        found = {row: ask(scope, name, kind) for row, name in enumerate(names)}
         return {row: mean.estimate for row, mean in found.items() if mean is not None} or None
 
     def draw(axis: "Axes", kind: str, rows: dict[int, Estimate]) -> None:
-        style = {**line_style(kind, rewards), "linestyle": "none", "markersize": 5}
-        shift = _beside(rewards.index(kind), len(rewards), 0.3)
-        shifted = {row + shift: value for row, value in rows.items()}
-        dots(axis, shifted, **style, label=reward_title(kind))
+        style = {**line_style(kind, analysis.rewards), "linestyle": "none", "markersize": 5}
+        shift = _beside(kinds.index(kind), len(kinds), 0.3)
+        dots(axis, {row + shift: value for row, value in rows.items()}, **style, label=label(kind))
+        for row, value in rows.items():
+            place: dict[str, Any] = {
+                "xytext": (0, 4),
+                "textcoords": "offset points",
+                "ha": "center",
+                "fontsize": 7,
+            }
+            axis.annotate(f"{value.value:{form}}", (value.value, row + shift), **place)
 
-    grid = _per_category(analysis, means, draw, 0.32 * len(models) + 0.7, rewards, sharex=True)
+    height = (0.2 + 0.14 * len(kinds)) * len(names) + 0.7
+    grid = _per_category(analysis, means, draw, height, kinds, sharex=True)
+    for axis in grid[1] if grid else ():
+        name_rows(axis, names)
+    return grid
+
+
+def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
+    """Accuracy, one row per model."""
+
+    def ask(scope: Scope, model: str, kind: str) -> Mean | None:
+        return analysis.mean(scope, model, kind, "accuracy")
+
+    grid = _by_model(analysis, analysis.models, analysis.rewards, ask, reward_title, ".2f")
     if grid is None:
         return None
     for axis in grid[1]:
         axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-        name_rows(axis, models)
-        axis.set_xlim(-0.02, 1.02)
+        axis.set_xlim(-0.04, 1.04)
         axis.set_xlabel("accuracy")
     legend(*grid)
     return grid[0]
 
 
 def _differences(analysis: Analysis) -> "Figure | None":
-    """EX−IM with intervals, one row per model and their mean, a panel per category."""
+    """Baseline − other, one row per model and their mean."""
     names = [*analysis.models, MEAN]
 
-    def gap(scope: Scope, name: str) -> Difference | None:
-        return analysis.difference(scope, "accuracy", None if name == MEAN else [name])
+    def ask(scope: Scope, name: str, other: str) -> Mean | None:
+        return analysis.difference(scope, "accuracy", None if name == MEAN else [name], other=other)
 
-    def draw(axis: "Axes", name: str, found: Difference) -> None:
-        marker, face = ("D", "black") if name == MEAN else ("o", "white")
-        at = {names.index(name): found.estimate}
-        dots(axis, at, color="black", marker=marker, markerfacecolor=face)
-
-    grid = _per_category(analysis, gap, draw, 0.3 * len(names) + 0.7, names, sharex=True)
+    grid = _by_model(analysis, names, analysis.others, ask, analysis.title, "+.2f")
     if grid is None:
         return None
     for axis in grid[1]:
         axis.axvline(0, color=GREY, linewidth=1.0)
-        name_rows(axis, names)
-        axis.set_xlabel("EX−IM (right of 0: EX-RM ahead)")
+        axis.axhline(len(names) - 1.5, color=GREY, linewidth=0.6)
+        axis.set_xlabel(f"right of 0: {reward_title(analysis.baseline)} ahead")
+    legend(*grid)
     return grid[0]
 
 
@@ -271,19 +324,23 @@ def _margins(analysis: Analysis) -> "Figure | None":
 
 
 def reliability(analysis: Analysis) -> "Figure | None":
-    """Accuracy against confidence, ten bins of equally many pairs."""
+    """Accuracy against confidence, ten bins of equally many pairs; each panel as wide as its confidences."""
+    widest: dict[int, float] = {}
 
     def draw(axis: "Axes", kind: str, curve: Calibration) -> None:
         style = line_style(kind, analysis.rewards)
         axis.plot(curve.confidence, curve.accuracy, label=reward_title(kind), **style)
+        widest[id(axis)] = max(widest.get(id(axis), 0.5), *curve.confidence)
 
     grid = _per_category(analysis, analysis.calibration, draw, 2.4, analysis.rewards)
     if grid is None:
         return None
     for axis in grid[1]:
+        most = max(0.005, widest[id(axis)] - 0.5)
         axis.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=0.9, linestyle=":", zorder=1.9)
-        axis.set_xlim(0.49, 1.01)
+        axis.set_xlim(0.5 - 0.04 * most, 0.5 + 1.04 * most)
         axis.set_ylim(-0.02, 1.02)
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel("confidence σ(|margin|)")
         axis.set_ylabel("share ranked right")
     legend(*grid)
@@ -296,7 +353,7 @@ def _training_curves(curves: Curves, rewards: Sequence[str]) -> "Figure | None":
     train_sets = list(dict.fromkeys(train_set for train_set, *_ in known))
     if not train_sets:
         return None
-    figure, axes = panels(len(train_sets), 2, 3.9, 2.2)
+    figure, axes = panels(len(train_sets), 2, WIDE / 2, 2.2)
     wanted = [(name, metric) for name in train_sets for metric in ("loss", "accuracy")]
     for axis, (train_set, metric) in zip(axes, wanted, strict=True):
         for kind in rewards:
@@ -340,15 +397,15 @@ def _smooth(values: Floats, width: int = 5) -> Floats:
 
 def every_figure(analysis: Analysis, curves: Curves) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
-    means = "Mean over models, with 95 % intervals."
-    paired = "Paired by seed and pair, with 95 % intervals."
+    means = "Mean over models with its 95 % interval; each model beside it."
+    paired = "Paired by seed and pair, with 95 % intervals; where one excludes 0, a type is ahead."
     by_model = "Mean over seeds, with 95 % intervals."
     margins = "Of every pair, model and seed; what lies beyond ±4 stands at the edge."
     sure = "On the dotted line confidence and accuracy agree; below it the model is too sure."
     curved = "On the training pairs: a thin line per training, a thick one for their median, a mean of five points."
     wanted: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
         ("accuracy_by_category", "Accuracy by category", means, lambda: accuracy_by_category(analysis)),
-        ("differences", "EX−IM by model", paired, lambda: _differences(analysis)),
+        ("differences", "Differences by model", paired, lambda: _differences(analysis)),
         ("accuracy_by_set", "Accuracy by evaluation set", means, lambda: _accuracy_by_set(analysis)),
         ("win_rates", "Win-rate", "Cells in which a type is ahead.", lambda: _win_rates(analysis)),
         ("accuracy_by_model", "Accuracy by model", by_model, lambda: _accuracy_by_model(analysis)),

@@ -50,15 +50,12 @@ class Look:
     line: str
 
 
-# Blue and orange differ most in lightness among Okabe and Ito's colours, so that they stay apart in grey.
-_LOOKS = {
-    "ex_rm": Look(colour="#0072B2", marker="o", hatch="", line="-"),
-    "im_rm": Look(colour="#E69F00", marker="s", hatch="///", line="--"),
-    "ex_grm": Look(colour="#009E73", marker="^", hatch="...", line="-."),
-}
-
-
-_OTHERS = (
+# Okabe and Ito's colours in the order of a sweep's reward types. Blue and orange differ most in lightness, so that they stay
+# apart in grey.
+_LOOKS = (
+    Look(colour="#0072B2", marker="o", hatch="", line="-"),
+    Look(colour="#E69F00", marker="s", hatch="///", line="--"),
+    Look(colour="#009E73", marker="^", hatch="...", line="-."),
     Look(colour="#CC79A7", marker="D", hatch="xxx", line=":"),
     Look(colour="#56B4E9", marker="v", hatch="\\\\\\", line="-."),
     Look(colour="#D55E00", marker="P", hatch="++", line=":"),
@@ -79,10 +76,7 @@ class DrawnFigure:
 
 def look(reward: str, rewards: Sequence[str]) -> Look:
     """Return the look of a reward type among those of a sweep."""
-    if reward in _LOOKS:
-        return _LOOKS[reward]
-    others = [kind for kind in rewards if kind not in _LOOKS]
-    return _OTHERS[others.index(reward) % len(_OTHERS)]
+    return _LOOKS[list(rewards).index(reward) % len(_LOOKS)]
 
 
 def line_style(reward: str, rewards: Sequence[str]) -> dict[str, Any]:

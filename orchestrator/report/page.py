@@ -1,6 +1,6 @@
 """The page of a sweep's report: statistics, figures and where the numbers come from, in one self-contained HTML file.
 
-<storage>/sweeps/<sweep>/report/summary.md  report.html  report.json  figures/*.png|svg  tables/*.csv|parquet
+<storage>/sweeps/<sweep>/report/summary.md  report.html  report.json  pairs.parquet  figures/*.png|svg  tables/*.csv|parquet
 <storage>/sweeps/<sweep>/report/compare-<other>/compare.html  figures/  tables/
 """
 
@@ -8,16 +8,21 @@ import base64
 import collections
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pyarrow import Table as ArrowTable
+from pyarrow import parquet
+
+from orchestrator.report import examples
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import Analysis, controlled
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
@@ -34,17 +39,18 @@ from orchestrator.report.results import (
     with_scores,
 )
 from orchestrator.report.summary import Shown, Written, audit_tables, statistics_tables, write_report
-from orchestrator.report.tables import Table
+from orchestrator.report.tables import Table, reward_title
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
-from trainers.errors import Damaged
+from trainers.errors import Damaged, SpecError
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 7
+VERSION = 8
 NOTE = "report.json"
 HTML = "report.html"
+PAIRS = "pairs.parquet"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
@@ -81,6 +87,8 @@ class Page:
     figures: Sequence[DrawnFigure]
     tables: Sequence[Table]
     sections: Sequence[Section] = ()
+    examples: Sequence[Mapping[str, Any]] = ()
+    rewards: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +103,25 @@ class ReportInputs:
 
 
 def write_full_report(
-    declaration: Declaration, store: Store, bar: Bar = no_bar, *, anew: bool = False
+    declaration: Declaration,
+    store: Store,
+    bar: Bar = no_bar,
+    *,
+    anew: bool = False,
+    baseline: str | None = None,
 ) -> Written:
-    """Write the report, unless that of the same results is already there; where `anew`, in any case."""
+    """Write the report, unless that of the same results is already there; where `anew`, in any case.
+
+    The `baseline` is kept until another one is given. Raises SpecError where no trial has that reward type.
+    """
     states = trial_states(declaration.trials, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
-    key = _key(declaration, states, store)
+    baseline = known_baseline(declaration, folder, baseline)
+    key = _key(declaration, states, store, baseline)
     if not anew and _is_fresh(folder, key):
         return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
     results = with_scores(states, store)
-    analysis = Analysis(on_common_pairs(results))
+    analysis = Analysis(on_common_pairs(results), baseline)
     inputs = ReportInputs(
         declaration=declaration,
         results=results,
@@ -117,9 +134,8 @@ def write_full_report(
         },
         state=read_state(declaration.sweep, store),
     )
-    draw(analysis, bar)
-    audit = audit_sweep(declaration, store)
-    page = _page(inputs, audit, store, bar)
+    audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
+    page = _page(inputs, audit, store, bar, pairs)
     written = write_report(
         declaration,
         store,
@@ -131,8 +147,12 @@ def write_full_report(
         ending=f"\n{PREFERENCE}. {page.sections[-1].text}\n",
     )
     write_page(folder, page, HTML)
+    with io.BytesIO() as file:
+        parquet.write_table(ArrowTable.from_pylist(pairs), file)
+        replace_bytes(folder / PAIRS, file.getvalue())
     note = {
         "key": key,
+        "baseline": baseline,
         "sweep": declaration.sweep,
         "trials": len(results),
         "complete": sum(result.complete for result in results),
@@ -151,10 +171,16 @@ def said_conclusions(folder: Path) -> list[str]:
     return [str(sentence) for sentence in _note(folder).get("conclusions", ())]
 
 
-def draw(analysis: Analysis, bar: Bar) -> None:
-    """Make the bootstrap draws of an analysis under a progress bar."""
-    with bar("bootstrap over pairs and seeds") as step:
-        analysis.resampled.draw(step)
+def known_baseline(declaration: Declaration, folder: Path, asked: str | None) -> str | None:
+    """Return the reward type that others are compared with: as asked, else as in the last report, else None: the first one.
+
+    Raises SpecError where no trial has the type that was asked for.
+    """
+    kinds = list(dict.fromkeys(trial.reward for trial in declaration.trials))
+    if asked is not None and asked not in kinds:
+        raise SpecError(f"--baseline {asked}: the sweep has no such reward type; it has {', '.join(kinds)}.")
+    kept = asked or _note(folder).get("baseline")
+    return kept if kept in kinds else None
 
 
 def write_page(folder: Path, page: Page, html: str) -> None:
@@ -184,10 +210,11 @@ def _template() -> Any:
         trim_blocks=False,
     )
     environment.globals["encoded"] = lambda svg: base64.b64encode(svg).decode()
+    environment.globals["reward_title"] = reward_title
     return environment.get_template("report.html.jinja")
 
 
-def _key(declaration: Declaration, states: Sequence[TrialState], store: Store) -> str:
+def _key(declaration: Declaration, states: Sequence[TrialState], store: Store, baseline: str | None) -> str:
     """Return a hash of everything that the page depends on; no scores are read for it."""
     noted = read_state(declaration.sweep, store)
     evaluations = [item for trial in declaration.trials for item in trial.evaluations]
@@ -202,6 +229,7 @@ def _key(declaration: Declaration, states: Sequence[TrialState], store: Store) -
         VERSION,
         versions()["rmsweep"],
         declaration.sweep,
+        baseline,
         [repr(item) for item in states],
         [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
         [(store.sound_manifest(*artifact) or {}).get("attempt") for artifact in read],
@@ -225,7 +253,9 @@ def _note(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
+def _page(
+    inputs: ReportInputs, audit: Audit, store: Store, bar: Bar, pairs: Sequence[Mapping[str, Any]]
+) -> Page:
     analysis, results, state, sweep = inputs.analysis, inputs.results, inputs.state, inputs.declaration.sweep
     complete = sum(result.complete for result in results)
     tables = tuple(statistics_tables(analysis))
@@ -240,11 +270,13 @@ def _page(inputs: ReportInputs, audit: Audit, store: Store, bar: Bar) -> Page:
         title=sweep,
         lead=f"{complete} of {len(results)} trials complete: {', '.join(analysis.models)}; "
         f"trained on {', '.join(analysis.train_sets)}.",
-        conclusions=conclusions(analysis),
+        conclusions=conclusions(analysis, audit),
         warning=_warning(inputs, complete),
         command=command,
         figures=figures,
         tables=tables,
+        examples=examples.shown(pairs, analysis.rewards),
+        rewards=analysis.rewards,
         sections=(
             Section(
                 title="What could be fooling us",
@@ -337,8 +369,8 @@ def _trials_table(results: Sequence[TrialResult]) -> Table:
     return Table(
         name="trials",
         title="Trials",
-        note="Learned: the last epoch's training accuracy lies two standard errors above ½. "
-        "What was not learned enters no mean.",
+        note="Learned: it fits its training pairs (the last epoch's accuracy on them lies two standard errors above ½), which "
+        "says nothing of new pairs. What was not learned enters no mean.",
         columns="model reward train_set seed state learned train_accuracy evaluations pairs_per_s peak_mem_gb",
         titles={
             "train_accuracy": "training accuracy",

@@ -6,9 +6,11 @@ Marks: [C] read in the official code, [S] second-hand summary of the paper, [U] 
 from collections.abc import Iterable, Sequence
 
 from orchestrator.report.results import TrialResult
-from orchestrator.report.tables import COMPARED, NOTHING, Table, table_of
+from orchestrator.report.tables import NOTHING, Table, table_of
 from orchestrator.spec import catalog
 
+# The types that the paper compares.
+COMPARED = ("ex_rm", "im_rm")
 SOURCE = "arXiv 2507.07981 [S]"
 
 _REWRITINGS = frozenset({"ultrafeedback_paraphrase", "ultrafeedback_french", "ultrafeedback_spanish"})
@@ -35,6 +37,12 @@ def number(train_set: str, sets: Iterable[str], reward: str, metric: str) -> flo
     """Return the paper's number; None where it gives none for a training set and evaluation sets of these names."""
     found = _NUMBERS.get((train_set, frozenset(sets)), {}).get(metric)
     return found[COMPARED.index(reward)] if found and reward in COMPARED else None
+
+
+def difference(train_set: str, sets: Sequence[str], reward: str, other: str) -> float | None:
+    """Return by how much the paper has one type's accuracy above the other's; None where it gives not both."""
+    first, second = (number(train_set, sets, kind, "accuracy") for kind in (reward, other))
+    return None if first is None or second is None else first - second
 
 
 # What the paper's official code has: title, name of a trial's parameter, value, mark.

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from orchestrator.report.audit import leaked_rows
 from orchestrator.report.statistics import Estimate, accuracy_estimate, generator, over_seeds, right
 from orchestrator.spec.stages import EvaluateStage
-from orchestrator.store.artifacts import Store, weights_digest
+from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from orchestrator.store.records import (
     CATEGORIES,
     Category,
@@ -31,7 +31,7 @@ from orchestrator.store.records import (
 )
 from trainers.errors import Damaged, SpecError, StorageError
 from trainers.evaluate import metrics
-from trainers.evaluate.scores import PairScores, read_pair_scores
+from trainers.evaluate.scores import SUITE_SCORE, PairScores, read_pair_scores
 from trainers.specs import given_name
 from trainers.storage import Location, matching
 
@@ -143,6 +143,8 @@ def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialStat
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
 
+    evaluations = [item.key for record in records for item in record.evaluations]
+    store.look(train=[record.key for record in records], evaluate=evaluations)
     return [_trial_state(record, store, too_long) for record in records]
 
 
@@ -187,8 +189,9 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         else:
             evaluations += [_evaluated(wanted, found[0], too_long)] if found else []
     # Where it was scored with several weights, only the scores of those that it has now count.
-    now = weights_digest(manifest)
     mixed = len({item.weights for item in evaluations} - {None}) > 1
+    weights = store.sound_manifest(WEIGHTS, record.key) if mixed else None
+    now = weights and weights_digest(weights)
     stale = [item for item in evaluations if mixed and item.weights not in (None, now)]
     if stale:
         faults.append(f"{of_other_weights([item.dataset for item in stale])}; run the sweep again")
@@ -242,6 +245,7 @@ def _metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[str, 
     return {
         **metrics.summary(scores.chosen, scores.rejected),
         **metrics.controlled(scores.chosen, scores.rejected, scores.longer, leaked),
+        **scores.suite,
     }
 
 
@@ -295,7 +299,10 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                     "epoch": wanted.epoch,
                     "evaluated": found is not None,
                     "left_out": found.left_out if found else None,
-                    **{name: values.get(name) for name in (*metrics.METRICS, *metrics.CONTROLLED)},
+                    **{
+                        name: values.get(name)
+                        for name in (*metrics.METRICS, *metrics.CONTROLLED, SUITE_SCORE)
+                    },
                 }
             )
     return rows

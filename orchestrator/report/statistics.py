@@ -1,7 +1,8 @@
-"""Statistics of per-pair rewards: bootstrap over test pairs and seeds, permutation tests, win-rates, calibration, best of n.
+"""Statistics of per-pair rewards: intervals over models, seeds and pairs, permutation tests, win-rates, calibration, best of n.
 
-Pure numpy; scipy only in `permutation_p`, imported there. What each number means: docs/report.md.
-Shapes: P pairs of one set, U units (different pairs or prompts), S seeds, B draws of the bootstrap, C candidates of a prompt.
+Pure numpy; scipy is imported where it is used. What each number means: docs/report.md.
+Shapes: P pairs of one set, U units (different pairs or prompts), K trainings, S seeds, B draws of the bootstrap, C candidates of
+a prompt.
 """
 
 import hashlib
@@ -24,18 +25,21 @@ PERMUTATIONS = 1999
 TIE = 0.01
 BINS = 10
 TENTHS = 10
-RESAMPLED = ("accuracy", "loss", "abs_margin")
 _NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number, its 95 % interval, and the sample standard deviation over seeds where there are two or more."""
+    """A number, its 95 % interval, and the sample standard deviation over seeds where there are two or more.
+
+    `p` is that of no difference, two-sided, where there are trainings to tell: below 0.05 where the interval excludes 0.
+    """
 
     value: float
     low: float
     high: float
     std: float | None = None
+    p: float | None = None
 
     @property
     def excludes_zero(self) -> bool:
@@ -95,30 +99,136 @@ def seed_weights(seeds: int, draws: int, random: np.random.Generator) -> Floats:
     return 1.0 / seeds + np.sqrt(seeds / (seeds - 1.0)) * deviations
 
 
-def resampled_metrics(chosen_P: Floats, rejected_P: Floats, counts_BP: Floats) -> dict[str, Floats]:
-    """Return every metric of one set in each draw, [B]; not a number where a draw holds none of its pairs."""
-    pairs = len(chosen_P)
+def shares(values_P: Floats) -> Floats:
+    """Return what each pair adds to the mean of `values_P`, [P]."""
+    return values_P / len(values_P)
+
+
+def jackknifed(value: float, without_P: Floats) -> Floats:
+    """Return what each pair adds to `value`, [P], by what the number is `without_P` each: they sum to the value (nearly)."""
+    pairs = len(without_P)
+    return (value + (pairs - 1) * (value - without_P)) / pairs
+
+
+def margin_without_each(chosen_P: Floats, rejected_P: Floats) -> Floats:
+    """Return the absolute margin of all pairs but one, for each pair, [P]."""
     centre = np.mean(np.concatenate([chosen_P, rejected_P]))
-    above, below = chosen_P - centre, rejected_P - centre
-    margin = chosen_P - rejected_P
-    terms = np.stack(
-        [
-            right(chosen_P, rejected_P),
-            np.logaddexp(0.0, -margin),
-            np.abs(margin),
-            above + below,
-            above**2 + below**2,
-        ],
-        axis=1,
-    )
-    total_B1 = counts_BP.sum(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        accuracy, loss, gap, first, second = (counts_BP @ terms / total_B1).T
-        variance = pairs * (second - first**2 / 2.0) / (2.0 * pairs - 1.0)
-        spread = np.sqrt(np.maximum(variance, 0.0))
-        flat = spread <= 1e-12 * max(1.0, float(np.abs(terms[:, 2]).max()))
-        scaled = np.where(flat, 0.0, gap / np.where(flat, 1.0, spread))
-    return dict(zip(RESAMPLED, (accuracy, loss, scaled), strict=True))
+    above_P, below_P = chosen_P - centre, rejected_P - centre
+    gap_P, sum_P, square_P = np.abs(above_P - below_P), above_P + below_P, above_P**2 + below_P**2
+    left = max(1, len(chosen_P) - 1)
+    first_P, second_P = sum_P.sum() - sum_P, square_P.sum() - square_P
+    spread_P = np.sqrt(np.maximum(0.0, (second_P - first_P**2 / (2 * left)) / (2 * left - 1)))
+    flat_P = spread_P <= 1e-12 * max(1.0, float(gap_P.max()))
+    return np.where(flat_P, 0.0, (gap_P.sum() - gap_P) / left / np.where(flat_P, 1.0, spread_P))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """The variance of a mean, and its degrees of freedom; `trainings` of them are of trainings, 0 where there is one each."""
+
+    variance: float
+    degrees: float
+    trainings: int
+
+
+def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
+    """Return the spread of a mean over trainings and test pairs that all trainings share.
+
+    Each of `strata`, [U, K], holds what each pair adds in K trainings that were drawn alike: all models, or the seeds of
+    one of several fixed models. `groups_U` numbers the set of a pair. The variance is that of the trainings' means,
+    which a Student-t takes, plus that of pairs, less what both hold; its degrees of freedom are Satterthwaite's (1946).
+    """
+    pairs_G = np.bincount(groups_U)
+    factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
+
+    def of_pairs(values_UK: Floats) -> float:
+        """Return the variance of the sum over pairs, added over columns."""
+        centre_GK = np.stack([np.bincount(groups_U, column) / pairs_G for column in values_UK.T], axis=1)
+        return float((factor_U[:, None] * (values_UK - centre_GK[groups_U]) ** 2).sum())
+
+    mean_U1 = np.mean([values_UK.mean(axis=1, keepdims=True) for values_UK in strata], axis=0)
+    pair_degrees = max(1, len(groups_U) - len(pairs_G))
+    pairs, trainings = of_pairs(mean_U1), sum(values_UK.shape[1] - 1 for values_UK in strata)
+    if not trainings:
+        return Spread(variance=_sound(pairs), degrees=pair_degrees, trainings=0)
+    each = sum(1 / values_UK.shape[1] for values_UK in strata) / len(strata) ** 2 / trainings
+    deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
+    between = each * sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
+    both = each * sum(map(of_pairs, deviations))
+    variance, weighed = between, between**2 / trainings
+    if pairs > both:
+        variance += pairs - both
+        weighed += pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
+    degrees = variance**2 / weighed if weighed else trainings
+    return Spread(variance=_sound(variance), degrees=degrees, trainings=trainings)
+
+
+def _sound(variance: float) -> float:
+    """Return the variance, 0 where it is but the rounding of equal numbers."""
+    return variance if variance > 1e-20 else 0.0
+
+
+def unbounded_interval(value: float, spread: Spread) -> Estimate:
+    """Return the Student-t interval of a number without bounds, and its p."""
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(spread.degrees, (1 + LEVEL) / 2)) * spread.variance**0.5
+    return Estimate(value=value, low=value - half, high=value + half, p=_p(value, spread))
+
+
+def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) -> Estimate:
+    """Return the interval of an accuracy (`floor` 0) or of a difference of accuracies (`floor` −1) on so many pairs, and its p.
+
+    Student-t, and as wide as that on Fisher's scale, which knows of the bounds, with two pairs added that say nothing
+    (Agresti and Coull 1998). Within five pairs of a bound, and where nothing varies, as wide as the exact binomial one.
+    """
+    from scipy.special import stdtrit
+
+    value, half_width = min(1.0, max(float(floor), value)), (1 - floor) / 2
+    error, student = spread.variance**0.5, float(stdtrit(spread.degrees, (1 + LEVEL) / 2))
+    scaled = (1 - (1 - value) / half_width) * pairs / (pairs + 2)
+    slope = (1 - scaled**2) * half_width
+    ends = 1 - (1 - np.tanh(np.arctanh(scaled) + np.array([-1, 1]) * student * error / slope)) * half_width
+    low, high = min(value - student * error, float(ends[0])), max(value + student * error, float(ends[1]))
+    p = _p(value, spread)
+    if floor and spread.variance > 0:
+        p = max(p, _p(float(np.arctanh(scaled)) * slope, spread))
+    share = abs(value)
+    if error == 0 or (1 - share if floor else min(share, 1 - share)) * pairs < 5:
+        exact = _exact(share, pairs)
+        if value < 0:
+            exact = (-exact[1], -exact[0])
+        elif floor and value == 0:
+            exact = (-exact[1], exact[1])
+        low, high = min(low, exact[0]), max(high, exact[1])
+    return Estimate(value=value, low=max(low, float(floor)), high=min(high, 1.0), p=p)
+
+
+def _p(value: float, spread: Spread) -> float:
+    """Return the two-sided p of a Student-t."""
+    from scipy.special import stdtr
+
+    if value == 0 or spread.variance == 0:
+        return float(value == 0)
+    return float(2 * stdtr(spread.degrees, -abs(value) / spread.variance**0.5))
+
+
+def _exact(share: float, pairs: int) -> tuple[float, float]:
+    """Return the Clopper–Pearson interval of a share of pairs."""
+    from scipy.special import betaincinv
+
+    count, tail = share * pairs, (1 - LEVEL) / 2
+    low = float(betaincinv(count, pairs - count + 1, tail)) if count > 0 else 0.0
+    return low, float(betaincinv(count + 1, pairs - count, 1 - tail)) if count < pairs else 1.0
+
+
+def holm(found: Sequence[float]) -> list[float]:
+    """Return the p values corrected for their number (Holm 1979), in their order."""
+    order, corrected, highest = np.argsort(found, kind="stable"), [1.0] * len(found), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(found) - rank) * found[place]))
+        corrected[place] = highest
+    return corrected
 
 
 def estimate(value: float, draws_B: Floats, seed_values: Sequence[float] = ()) -> Estimate:

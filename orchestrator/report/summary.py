@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from orchestrator.report import published
 from orchestrator.report.audit import audit_sweep
-from orchestrator.report.comparison import CONTROLS, Analysis, Difference, Mean, Scope, has, over_sets
+from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Mean, Scope, has, over_sets
 from orchestrator.report.results import (
     TrialResult,
     TrialState,
@@ -28,7 +28,6 @@ from orchestrator.report.results import (
 )
 from orchestrator.report.statistics import LEVEL, half_width
 from orchestrator.report.tables import (
-    COMPARED,
     MEAN,
     Table,
     Value,
@@ -42,7 +41,7 @@ from trainers.data.audit import Audit
 from trainers.data.audit.findings import FINDINGS, SETS, set_row
 from trainers.storage import replace, replace_bytes
 
-NOT_LEARNED = "not learned"
+NOT_LEARNED, AT_CHANCE = "not learned", "at chance"
 # Epochs that a terminal has room for.
 EPOCHS_SHOWN = 8
 METRIC_TITLES = {
@@ -58,7 +57,7 @@ def accuracies(analysis: Analysis) -> list[dict[str, Value]]:
     A model without a score in a category has no row there.
     """
     rows: list[dict[str, Value]] = []
-    kinds = _columns(analysis)
+    kinds = analysis.rewards
     for scope in analysis.categories():
         lines = [line for model in analysis.models if (line := _of_model(analysis, scope, model, kinds))]
         found = {kind: analysis.mean_of_models(scope, kind, "accuracy") for kind in kinds}
@@ -68,13 +67,9 @@ def accuracies(analysis: Analysis) -> list[dict[str, Value]]:
             last: dict[str, Value] = {"model": mean_label(counts)}
             for kind, mean in means.items():
                 last |= {kind: f"{mean.value:.3f}", f"{kind}_mean": mean.value}
-            lines.append(last | _ex_minus_im(analysis.difference(scope, "accuracy"), counts, "model"))
+            lines.append(last | _gaps(analysis, scope, None, counts, "model"))
         rows += [{**_place(scope), **line} for line in lines]
     return rows
-
-
-def _columns(analysis: Analysis) -> list[str]:
-    return list(dict.fromkeys((*COMPARED, *analysis.rewards)))
 
 
 def _of_model(analysis: Analysis, scope: Scope, model: str, kinds: Sequence[str]) -> dict[str, Value] | None:
@@ -101,7 +96,7 @@ def _of_model(analysis: Analysis, scope: Scope, model: str, kinds: Sequence[str]
         line |= zip((f"{kind}_seeds", f"{kind}_not_learned", f"{kind}_missing"), numbers, strict=True)
     if not any(kind in line for kind in kinds):
         return None
-    return line | _ex_minus_im(analysis.difference(scope, "accuracy", [model]), counts, "seed")
+    return line | _gaps(analysis, scope, [model], counts, "seed")
 
 
 def _text(mean: Mean | None, not_learned: Sequence[float], missing: int) -> str:
@@ -110,32 +105,49 @@ def _text(mean: Mean | None, not_learned: Sequence[float], missing: int) -> str:
         text = f"{statistics.fmean(not_learned):.3f} {NOT_LEARNED}"
     else:
         text = f"{mean.value:.3f}" + ("" if mean.std is None else f" ± {mean.std:.3f}")
+        text += f", {AT_CHANCE}" if mean.at_chance else ""
         text += f", {len(not_learned)} {NOT_LEARNED}" if not_learned else ""
     return f"{text}, {missing} missing" if missing else text
 
 
-def _ex_minus_im(gap: Difference | None, counts: Mapping[str, int], unit: str) -> dict[str, Value]:
-    """EX−IM, and over how many seeds or models it is, where a mean beside it is over more."""
-    if gap is None:
-        return {f"ex_minus_im_{unit}s": 0}
-    over = len(gap.models) if unit == "model" else gap.seeds
-    text = f"{gap.value:+.3f}"
-    if any(counts.get(kind) != over for kind in COMPARED):
-        text += f" over {over} {unit}{'s' if over > 1 else ''}"
-    return {"difference": text, "ex_minus_im": gap.value, f"ex_minus_im_{unit}s": over}
+def _gaps(
+    analysis: Analysis, scope: Scope, models: list[str] | None, counts: Mapping[str, int], unit: str
+) -> dict[str, Value]:
+    """Each difference, and over how many seeds or models it is, where a mean beside it is over more."""
+    line: dict[str, Value] = {}
+    for other in analysis.others:
+        name, gap = (
+            f"{analysis.baseline}_minus_{other}",
+            analysis.difference(scope, "accuracy", models, other=other),
+        )
+        over = 0 if gap is None else len(gap.models) if unit == "model" else gap.seeds
+        line[f"{name}_{unit}s"] = over
+        if gap is not None:
+            text = f"{gap.value:+.3f}"
+            if any(counts.get(kind) != over for kind in (analysis.baseline, other)):
+                text += f" over {over} {unit}{'s' if over > 1 else ''}"
+            line |= {f"difference_{other}": text, name: gap.value}
+    return line
 
 
 def accuracy_table(analysis: Analysis) -> Table:
     """The accuracies as people read them."""
-    columns = f"train_set category model {' '.join(_columns(analysis))} difference"
-    return Table(name="accuracy", title="accuracy by category", columns=columns, rows=accuracies(analysis))
+    titles = {f"difference_{other}": analysis.title(other) for other in analysis.others}
+    columns = " ".join(("train_set category model", *analysis.rewards, *titles))
+    rows = accuracies(analysis)
+    return Table(name="accuracy", title="accuracy by category", columns=columns, rows=rows, titles=titles)
 
 
 def accuracy_numbers(analysis: Analysis) -> Table:
     """The accuracies for programs: numbers apart, seeds counted."""
     parts = ("mean", "std", "seeds", "not_learned", "missing")
-    names = [f"{kind}_{part}" for kind in _columns(analysis) for part in parts]
-    columns = f"train_set category model {' '.join(names)} ex_minus_im ex_minus_im_seeds ex_minus_im_models"
+    names = [f"{kind}_{part}" for kind in analysis.rewards for part in parts]
+    gaps = [
+        f"{analysis.baseline}_minus_{other}{end}"
+        for other in analysis.others
+        for end in ("", "_seeds", "_models")
+    ]
+    columns = " ".join(("train_set category model", *names, *gaps))
     return Table(name="accuracy", title="", columns=columns, rows=accuracies(analysis))
 
 
@@ -181,7 +193,7 @@ def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Tabl
 
 def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     """Every table of statistics, the answer first."""
-    if analysis.both:
+    if analysis.others:
         yield differences(analysis)
         yield win_rates(analysis)
     for metric in METRIC_TITLES:
@@ -217,7 +229,7 @@ def by_category(analysis: Analysis, metric: str) -> Table:
     quoted = [kind for kind in analysis.rewards if any(row.get(f"{kind}_paper") is not None for row in rows)]
     note = (
         "Each: mean over the scope's sets, then over seeds ± standard deviation over seeds, "
-        f"[{LEVEL:.0%} interval: bootstrap over test pairs and seeds]. "
+        f"[{LEVEL:.0%} interval over seeds and test pairs; of a mean of {MODELS_NEEDED} models or more, over models too]. "
         f"{MEAN.capitalize()} of n: the models that have every reward type."
     )
     if quoted:
@@ -235,21 +247,27 @@ def by_category(analysis: Analysis, metric: str) -> Table:
 
 
 def differences(analysis: Analysis) -> Table:
-    """EX−IM by category and model."""
+    """Baseline − other by category and model."""
     rows: list[dict[str, Value]] = []
     choices: list[list[str] | None] = [*([model] for model in analysis.models), None]
-    for scope, models in itertools.product(analysis.categories(), choices):
-        found = analysis.difference(scope, "accuracy", models)
+    for scope, other, models in itertools.product(analysis.categories(), analysis.others, choices):
+        found = analysis.difference(scope, "accuracy", models, other=other)
         if found is None:
             continue
-        others = {metric: analysis.difference(scope, metric, models) for metric in ("loss", "abs_margin")}
+        others = {
+            metric: analysis.difference(scope, metric, models, other=other)
+            for metric in ("loss", "abs_margin")
+        }
         rows.append(
             {
                 **_place(scope),
+                "difference": analysis.title(other),
                 "model": models[0] if models else f"{MEAN} of {len(found.models)}",
                 "accuracy": found.estimate,
+                "over": found.over,
+                "p": found.estimate.p,
+                "p_holm": None if models else analysis.holm.get((scope, other)),
                 "p_pairs": found.p_pairs,
-                "p_trainings": found.p_runs,
                 "trainings": found.runs,
                 "pairs": found.pairs,
                 **_estimates(others),
@@ -257,19 +275,21 @@ def differences(analysis: Analysis) -> Table:
         )
     return Table(
         name="differences",
-        title="EX−IM, paired by model, seed and pair",
-        note="Above 0 in accuracy: EX-RM ranks more pairs right. p (pairs) flips signs test pair by test pair: would other "
-        "pairs say the same? p (trainings) flips them training by training: would other seeds and models? n trainings "
-        "cannot give less than 2/2ⁿ. Neither is corrected for the number of rows.",
-        columns="train_set category model accuracy p_pairs p_trainings trainings pairs loss abs_margin",
+        title="Differences, paired by model, seed and pair",
+        note=f"Above 0 in accuracy: {reward_title(analysis.baseline)} ranks more pairs right. p: of no difference, by the same "
+        "Student-t as the interval, over what stands beside it; – where there is one training of each type. Holm: p of the "
+        "means, corrected for their number (p (pairs) where there is no other). p (pairs): sign-flip permutation test over test "
+        "pairs, for these trainings.",
+        columns="train_set category difference model accuracy over p p_holm p_pairs trainings pairs loss abs_margin",
         titles={
+            "over": "interval and p over",
+            "p_holm": "p, Holm",
             "p_pairs": "p (pairs)",
-            "p_trainings": "p (trainings)",
             "trainings": "trainings of each type",
             "pairs": "pairs a set",
         },
         rows=rows,
-        forms={**dict.fromkeys(METRIC_TITLES, "+.3f"), "p_pairs": ".4f", "p_trainings": ".4f"},
+        forms={**dict.fromkeys(METRIC_TITLES, "+.3f"), **dict.fromkeys(("p", "p_holm", "p_pairs"), ".4f")},
     )
 
 
@@ -278,22 +298,23 @@ def win_rates(analysis: Analysis) -> Table:
     scopes = (*analysis.categories(), *analysis.single_sets())
     return Table(
         name="win_rates",
-        title="Win-rate of EX-RM over IM-RM",
+        title=f"Win-rate of {reward_title(analysis.baseline)}",
         note="Cells of model, seed and evaluation set; within one point of accuracy is a tie.",
-        columns="train_set category evaluation_set cells ex_rm_ahead ties im_rm_ahead share",
-        titles={"share": "share ahead"},
+        columns="train_set category evaluation_set other cells ahead ties behind share",
+        titles={"other": "over", "share": "share ahead"},
         rows=[
             {
                 **_place(scope),
                 "evaluation_set": scope.dataset or "all",
+                "other": reward_title(other),
                 "cells": found.cells,
-                "ex_rm_ahead": found.ahead,
+                "ahead": found.ahead,
                 "ties": found.ties,
-                "im_rm_ahead": found.behind,
+                "behind": found.behind,
                 "share": found.share,
             }
-            for scope in scopes
-            if (found := analysis.win_rate(scope)).cells
+            for scope, other in itertools.product(scopes, analysis.others)
+            if (found := analysis.win_rate(scope, other)).cells
         ],
         forms={"share": ".0%"},
     )
@@ -493,7 +514,7 @@ def _results_section(
     """Accuracy by category, more tables, and what is missing."""
     complete = sum(result.complete for result in results)
     yield f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then"
-    yield "mean ± standard deviation over seeds; EX−IM is over the seeds and models that have both."
+    yield "mean ± standard deviation over seeds; a difference is over the seeds and models that have both types."
     yield from ("", accuracy_table(analysis).markdown())
     if left_out := left_out_lines(results, analysis.results):
         yield from ("", *(f"- {line}" for line in left_out))
@@ -503,7 +524,7 @@ def _results_section(
         yield from ("", "Accuracy after each epoch, mean over seeds:", "", by_epoch.markdown())
     unlearned = [result.record.name for result in results if result.trained and not result.learned]
     if unlearned:
-        yield from ("", "Not learned (training accuracy at chance; in no mean):", "")
+        yield from ("", "Not learned (at chance on their own training pairs; in no mean):", "")
         yield from (f"- {name}" for name in unlearned)
     holes = [result.record.name for result in results if not result.complete]
     if holes:

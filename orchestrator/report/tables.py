@@ -3,6 +3,7 @@
 Also the names that all tables, figures and sentences use for reward types and means.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Union
@@ -17,14 +18,10 @@ if TYPE_CHECKING:
 Value = Union[str, int, float, bool, Estimate, None]
 NOTHING = "–"
 MEAN = "mean"
-# The reward types that always have a column, and whose difference is shown.
-COMPARED = ("ex_rm", "im_rm")
-EXPLICIT, IMPLICIT = "EX-RM", "IM-RM"
 # Of columns whose title is not their name.
 _TITLES = {
     "train_set": "trained on",
     "evaluation_set": "evaluated on",
-    "difference": "EX−IM",
     "abs_margin": "absolute margin",
     "accuracy_length_controlled": "length-controlled",
     "accuracy_leak_free": "leak-free",
@@ -34,11 +31,9 @@ _LONG = 60
 
 
 def reward_title(reward: str) -> str:
-    """`ex_rm` as the field writes it: EX-RM; `im_rm_no_reference` is IM-RM no reference."""
-    for kind in ("ex_grm", *COMPARED):
-        if reward.startswith(kind):
-            return kind.upper().replace("_", "-") + reward.removeprefix(kind).replace("_", " ")
-    return reward
+    """`ex_rm` as the field writes it: EX-RM; `im_rm_no_reference` is IM-RM no reference; other names stay as they are."""
+    found = re.match(r"[a-z]{2}_g?rm(?=_|$)", reward)
+    return found[0].upper().replace("_", "-") + reward[found.end() :].replace("_", " ") if found else reward
 
 
 def mean_label(models: Mapping[str, int]) -> str:

@@ -21,7 +21,7 @@ from orchestrator.spec.stages import (
     SharedStage,
     TrainStage,
 )
-from orchestrator.store.artifacts import Attempt, Store, weights_digest
+from orchestrator.store.artifacts import WEIGHTS, Attempt, Store, weights_digest
 from trainers.data.records import read_written_pairs
 from trainers.errors import DataError
 from trainers.models import tiny
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Tokenising takes less time a pair than telling of it.
 PAIRS_A_ROW = 50
+# Beside the tokens of a suite: which answers to which prompt its pairs hold.
+PLACES = "places.json"
 
 
 def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
@@ -68,16 +70,19 @@ def _run_pretrain(stage: PretrainStage, store: Store, report: TakeRow) -> None:
 
 def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
     from trainers.data.audit import token_findings
-    from trainers.pairs.templates import load_tokenizer
+    from trainers.evaluate.scores import write_places
+    from trainers.pairs.templates import choose_template, load_tokenizer
     from trainers.pairs.tokens import Counts, TokenFile, iter_tokens, write_tokens
 
-    inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": stage.base.tokenizer_key}
+    base = stage.base
+    inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": base.tokenizer_key}
     with store.write(stage.kind, stage.key, **inputs) as attempt:
         pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
-        if isinstance(stage.base.origin, PretrainStage):
-            tokenizer = tiny.build_tokenizer()
+        if isinstance(base.origin, PretrainStage):
+            tokenizer = choose_template(tiny.build_tokenizer(), base.template)
         else:
-            tokenizer = load_tokenizer(stage.base.found_at(store), stage.base.revision, stage.base.trust)
+            location = base.found_at(store)
+            tokenizer = load_tokenizer(location, base.revision, base.trust, base.template)
         counts = Counts()
         tokens = iter_tokens(pairs, tokenizer, stage.draw, stage.rendering, counts)
         total = min(len(pairs), stage.draw.max_pairs or len(pairs))
@@ -86,9 +91,12 @@ def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
             count = write_tokens(counted, attempt.directory / "pairs.arrow")
         except DataError as error:
             raise DataError(f"data set {stage.split.name}, split {stage.split.split}, {error}") from error
-        means = TokenFile(attempt.directory / "pairs.arrow").mean_tokens()
+        kept = TokenFile(attempt.directory / "pairs.arrow")
+        means = kept.mean_tokens()
+        if pairs[0].candidates:
+            write_places(attempt.directory / PLACES, (pairs[pair.index].candidates for pair in kept))
         attempt.info.update(pairs=count, mean_tokens=means, **dataclasses.asdict(counts))
-    where = f"{stage.split.name}/{stage.split.split}, read by {stage.base.name}"
+    where = f"{stage.split.name}/{stage.split.split}, read by {base.name}"
     for finding in token_findings(where, counts, count):
         report({"notice": finding.said})
 
@@ -113,7 +121,7 @@ def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None
         location = base.found_at(store)
         model = load_model(
             location,
-            tokenizer=load_tokenizer(location, base.revision, base.trust),
+            tokenizer=load_tokenizer(location, base.revision, base.trust, base.template),
             output="unembedding",
             precision=base.precision,
             revision=base.revision,
@@ -150,7 +158,10 @@ def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints
 
 
 def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
-    """Train as one rank of a gang (or alone), from the last checkpoint where there is one; rank 0 commits."""
+    """Train as one rank of a gang (or alone), from the last checkpoint where there is one.
+
+    Rank 0 commits the weights, and then the log, which says that the training is complete.
+    """
     from trainers.pairs.tokens import held_out
     from trainers.train.loop import TrainInputs, train
 
@@ -162,6 +173,7 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
         location=stage.base.found_at(store),
         revision=stage.base.revision,
         trust=stage.base.trust,
+        template=stage.base.template,
         precision=stage.base.precision,
         reward=stage.reward,
         optim=stage.optim,
@@ -179,14 +191,17 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
     if int(os.environ.get("RANK", "0")) > 0:
         run(out_dir=Path())
         return
-    with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
+    with (
+        store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt,
+        store.write(WEIGHTS, stage.key) as weights,
+    ):
         attempt.info.update(pairs=len(pairs), **call.provenance)
-        _note(run(out_dir=attempt.directory), stage, placement, attempt)
+        _note(run(out_dir=weights.directory), stage, placement, attempt)
     remove_tree(checkpoint_folder(store, stage.key))
 
 
 def _note(result: "TrainResult", stage: TrainStage, placement: Placement, attempt: Attempt) -> None:
-    """The training log beside the weights, and what the manifest says of them."""
+    """Write the training log, and what its manifest says."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -208,11 +223,11 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeR
         _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
     for train in {stage.train.key for stage in missing}:
         # Nobody else reads weights, and the next training's need the room.
-        store.forget_fetched("train", train)
+        store.forget_fetched(WEIGHTS, train)
 
 
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
-    from trainers.evaluate.scores import write_scores
+    from trainers.evaluate.scores import read_places, write_scores
     from trainers.evaluate.scoring import score_pairs
     from trainers.models.loading import device, load_model
     from trainers.models.reward_parts import RewardModule
@@ -221,8 +236,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
 
     train = missing[0].train
     folder = model_folder(missing[0].epoch, train.optim.epochs)
-    # A training is not done again for the sake of its log.
-    trained, found = store.manifest_and_folder("train", train.key, folder)
+    weights, found = store.manifest_and_folder(WEIGHTS, train.key, folder)
     location = str(found / folder)
     model = load_model(
         location,
@@ -230,6 +244,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
         output=train.reward.type.output,
         precision=train.base.precision,
         trust=train.base.trust,
+        base=(train.base.found_at(store), train.base.revision) if train.lora else None,
     )
     reward = RewardModule(model.to(device()), train.reward)
     for stage in missing:
@@ -242,8 +257,10 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
                 reference=reference,
                 report=functools.partial(_of_dataset, report, name),
             )
-            metrics = write_scores(attempt.directory / "scores.parquet", name, pairs, chosen, rejected)
-            attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(trained))
+            places = read_places(store.read("prepare", stage.prepared.key) / PLACES)
+            file = attempt.directory / "scores.parquet"
+            metrics = write_scores(file, name, pairs, chosen, rejected, places)
+            attempt.info.update(metrics=metrics, dataset=name, weights=weights_digest(weights))
 
 
 def _tokens(

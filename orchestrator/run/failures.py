@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.spec.trials import RetryPolicy
-from orchestrator.store.artifacts import Store
-from trainers.errors import Damaged, Diverged, Interrupted, OutOfMemory, SweepError, WorkerLost
+from orchestrator.store.artifacts import WEIGHTS, Store
+from trainers.errors import NO_MEMORY, Damaged, Diverged, Interrupted, OutOfMemory, SweepError, WorkerLost
 from trainers.specs import Placement
 
 # Ray's and Train's names for a process, node or worker group that is gone.
@@ -21,8 +21,8 @@ _LOST = frozenset(
         *("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError", "ActorPlacementGroupRemoved"),
     }
 )
-# What CUDA and its libraries (cuBLAS, cuDNN, NCCL) say, in lower case, where torch has no class for it.
-_NO_MEMORY = ("out of memory", "_status_alloc_failed", "failed to cuda calloc")
+# Where nobody knows what a training's heaviest forward is: about an ordinary pair, below which nothing is gained.
+LEAST_TOKENS = 512
 # What a rank says whose peer is gone.
 _LOST_PEER = (
     *("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout"),
@@ -32,10 +32,11 @@ _LOST_PEER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A failed attempt: the name of its error class, and its message."""
+    """A failed attempt: the name of its error class, its message, and the `forward_tokens` of an OutOfMemory."""
 
     cause: str
     message: str
+    forward_tokens: int | None = None
 
 
 def classify(error: BaseException) -> Failure:
@@ -44,7 +45,8 @@ def classify(error: BaseException) -> Failure:
     # A rank that lost its peer often reports first; the rank that knows why says more.
     cause = next((item for item in causes if isinstance(item, SweepError)), None)
     if cause is not None:
-        return Failure(cause=type(cause).__name__, message=str(cause))
+        smaller = cause.forward_tokens if isinstance(cause, OutOfMemory) else None
+        return Failure(cause=type(cause).__name__, message=str(cause), forward_tokens=smaller)
     full = next((item for item in causes if _is_out_of_memory(item)), None)
     if full is not None:
         return Failure(cause=OutOfMemory.__name__, message=f"out of memory: {_first_line(full)}")
@@ -69,6 +71,9 @@ def set_aside_damage(error: BaseException, store: Store) -> None:
     if found is not None:
         # Nobody reads it again, and whoever asks for it next computes it.
         store.discard(found.stage, found.key, found.attempt)
+        if found.stage == WEIGHTS and (log := store.sound_manifest("train", found.key)):
+            # Without its log a training is missing; without its weights alone they would be evicted.
+            store.discard("train", found.key, log["attempt"])
         said = f"{found}; it counts as missing now, and is computed anew by the same command"
         raise Damaged(said, found.stage, found.key, found.attempt) from error
 
@@ -91,7 +96,7 @@ def is_final(cause: str) -> bool:
 def _is_out_of_memory(error: BaseException) -> bool:
     named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     # Of a process that is gone Ray only guesses why.
-    return named or (not _is_gone(error) and _says(error, _NO_MEMORY))
+    return named or (not _is_gone(error) and _says(error, NO_MEMORY))
 
 
 def _is_gone(error: BaseException) -> bool:
@@ -148,55 +153,46 @@ def next_attempt(
     wait_s = min(policy.back_off_s * 2 ** (times - 1), policy.back_off_most_s)
     if cause != "OutOfMemory":
         return NextAttempt(wait_s=wait_s, placement=placement)
-    smaller = with_less_memory(placement, gpus)
+    smaller = with_less_memory(placement, gpus, failures[-1].forward_tokens)
     # Another placement is another attempt at once; waiting would free nothing.
     return None if smaller is None else NextAttempt(wait_s=0.0, placement=smaller)
 
 
-def with_less_memory(placement: Placement, gpus: int = 0) -> Placement | None:
-    """Halve the micro-batch and double the accumulation, then recompute activations: the effective batch stays.
+def with_less_memory(
+    placement: Placement, gpus: int = 0, forward_tokens: int | None = None
+) -> Placement | None:
+    """Halve the tokens of a forward down to one pair, then recompute activations: the effective batch stays.
 
-    An odd micro-batch shrinks to its largest proper divisor. Then, on GPUs, divide the training over more of `gpus`, and
-    offload the optimiser last, as a plan would. None where nothing is left to give up.
+    Then, on GPUs, divide the training over more of `gpus`, and offload the optimiser last, as a plan would. None where
+    nothing is left to give up. `forward_tokens` is that of OutOfMemory.
     """
-    micro_batch = placement.micro_batch
-    if micro_batch > 1:
-        smaller = max(size for size in range(1, micro_batch // 2 + 1) if micro_batch % size == 0)
-        accumulation = placement.accumulation * micro_batch // smaller
-        return replace(placement, micro_batch=smaller, accumulation=accumulation)
+    if forward_tokens is None:
+        forward_tokens = placement.forward_tokens // 2 if placement.forward_tokens > LEAST_TOKENS else 0
+    if forward_tokens:
+        return replace(placement, forward_tokens=forward_tokens)
     if not placement.checkpointing:
         return replace(placement, checkpointing=True)
     if placement.device == "cpu" or placement.offload_optimizer:
         return None
     # A checkpoint goes on at another world size, not at another stage; bf16 without ZeRO is run as ZeRO-1.
     divided = replace(placement, zero_stage=max(placement.zero_stage, 1))
-    batch, wider = placement.effective_batch, range(placement.world_size + 1, gpus + 1)
-    world_size = next((size for size in wider if batch % size == 0), None)
-    if world_size is None:
+    world_size = min(2 * placement.world_size, gpus)
+    if world_size <= placement.world_size:
         return replace(divided, offload_optimizer=True)
-    return replace(divided, world_size=world_size, accumulation=batch // world_size)
+    return replace(divided, world_size=world_size)
 
 
 def on_fewer(placement: Placement, fresh: Placement) -> Placement | None:
-    """Return `fresh`, planned for fewer devices, as small as earlier attempts made `placement`; None where it has no fewer.
-
-    The effective batch is that of both.
-    """
+    """Return `fresh`, planned for fewer devices, as small as earlier attempts made `placement`; None where it has no fewer."""
     if fresh.world_size >= placement.world_size or fresh.device != placement.device:
         return None
-    # A micro-batch that was too large for the planned gang is too large for each rank of a smaller one.
-    most = min(fresh.micro_batch, placement.micro_batch)
-    per_rank = fresh.micro_batch * fresh.accumulation
-    micro_batch = next(size for size in range(most, 0, -1) if per_rank % size == 0)
-    checkpointing = fresh.checkpointing or placement.checkpointing
-    # A checkpoint goes on at another world size, not at another stage; a higher one never needs more memory.
-    zero_stage = max(fresh.zero_stage, placement.zero_stage)
     return replace(
         fresh,
-        micro_batch=micro_batch,
-        accumulation=per_rank // micro_batch,
-        checkpointing=checkpointing,
-        zero_stage=zero_stage,
+        # A forward that was too large for the planned gang is too large for each rank of a smaller one.
+        forward_tokens=min(fresh.forward_tokens, placement.forward_tokens),
+        checkpointing=fresh.checkpointing or placement.checkpointing,
+        # A checkpoint goes on at another world size, not at another stage; a higher one never needs more memory.
+        zero_stage=max(fresh.zero_stage, placement.zero_stage),
     )
 
 
@@ -205,7 +201,7 @@ def describe_fewer(planned: Placement, fewer: Placement) -> str:
     what = "GPUs" if planned.device == "cuda" else "processes"
     return (
         f"planned for {planned.world_size} {what}, which the cluster no longer has; on {fewer.world_size}: "
-        f"{describe_split(fewer)}, effective batch {fewer.effective_batch} as before"
+        f"{describe_split(fewer)}, effective batch as before"
     )
 
 
@@ -216,9 +212,7 @@ def describe_change(before: Placement, after: Placement) -> str:
 
 
 def describe_split(placement: Placement) -> str:
-    """Say how a step is split, as in `micro-batch 2 × accumulation 4`."""
+    """Say how a step is split, as in `4096 tokens a forward`."""
     recomputed = ", activations recomputed" if placement.checkpointing else ""
     offloaded = ", optimiser in the host's memory" if placement.offload_optimizer else ""
-    return (
-        f"micro-batch {placement.micro_batch} × accumulation {placement.accumulation}{recomputed}{offloaded}"
-    )
+    return f"{placement.forward_tokens} tokens a forward{recomputed}{offloaded}"

@@ -69,11 +69,9 @@ class InlineBackend:
                     compute_leased(stage, store, report)
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
-        """Train as a world of one, with the accumulation that makes up for the other ranks."""
-        accumulation = placement.accumulation * placement.world_size
-        alone = dataclasses.replace(placement, world_size=1, accumulation=accumulation)
+        """Train as a world of one."""
         call = TrainCall(
-            placement=alone,
+            placement=dataclasses.replace(placement, world_size=1),
             checkpoint_steps=self.execution.checkpoint_steps,
             stop=self.stop.left_s,
             provenance={"backend": "inline"},

@@ -9,7 +9,7 @@ from orchestrator.run.events import Event, Retried, StageBegan, TakeRow
 from orchestrator.run.failures import Failure, NextAttempt
 from orchestrator.spec.stages import EvaluateStage, SharedStage, Stage, TrainStage, TrialPlan, usable
 from orchestrator.spec.trials import RetryPolicy
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.leases import Leases
 from trainers.specs import Placement
 
@@ -58,7 +58,8 @@ def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, exec
                 backend.post(StageBegan(stage="waiting"))
                 with held(f"train-{plan.key}", lambda: _trained(plan, store), backend.pause) as ours:
                     if ours:
-                        store.remove_leftovers("train", plan.key)
+                        for kind in (plan.train.kind, WEIGHTS):
+                            store.remove_leftovers(kind, plan.key)
                         backend.train(plan.train, placement)
             if evaluations := plan.unscored(store):
                 backend.shared([need for stage in evaluations for need in stage.needs if need != plan.train])

@@ -18,10 +18,7 @@ from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
 PAPER_OPTIM = OptimSpec()
 
 # Chosen by experiment at laptop size, the same for both reward types; what depends on them is in docs/tiny_world.md.
-_TINY_OPTIM = {
-    "tiny_world": OptimSpec(lr=5e-5, epochs=12, effective_batch=32),
-    "hamiltonian": OptimSpec(lr=1e-3, epochs=80, effective_batch=16),
-}
+TINY_OPTIM = OptimSpec(lr=5e-5, epochs=12, effective_batch=32)
 
 
 def _shapes(
@@ -76,10 +73,8 @@ TINY = tuple(ModelSpec(name=name, source=f"{BUILTIN}{name}") for name in TINY_MO
 
 
 def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """The paper's hyperparameters; for built-in tiny models those found for the set, or for the tiny world."""
-    if not model.source.startswith(BUILTIN):
-        return PAPER_OPTIM
-    return _TINY_OPTIM.get(train_set.name, _TINY_OPTIM["tiny_world"])
+    """The paper's hyperparameters; for built-in tiny models those found for the tiny world."""
+    return TINY_OPTIM if model.source.startswith(BUILTIN) else PAPER_OPTIM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +131,8 @@ PAPER = Profile(
 LAPTOP = Profile(
     name="laptop",
     models=TINY,
-    train_sets=_datasets(["tiny_world", "hamiltonian"]),
-    eval_sets=_datasets(["tiny_world", "tiny_world_paraphrase", "hamiltonian"]),
+    train_sets=_datasets(["tiny_world", "tiny_requests"]),
+    eval_sets=_datasets(["tiny_world", "tiny_world_paraphrase", "tiny_requests"]),
     seeds=(0,),
     max_train_pairs=None,
     max_eval_pairs=None,

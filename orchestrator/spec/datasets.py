@@ -25,13 +25,13 @@ from trainers.data import sources
 from trainers.data.known import LENGTH_TOKENIZER, Funnel, length_tokenizer, said_funnel
 from trainers.data.records import Digest, Pair, read_written_pairs, written
 from trainers.errors import DataError, SpecError, StorageError, nearest
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, Ratings
 from trainers.storage import Location, disk_named, replace
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
 _ROWS_MEANT = (
     *("augmentation", "selection", "columns", "group_by"),
-    *("test_share", "split_seed", "skip_bad_rows"),
+    *("test_share", "split_seed", "skip_bad_rows", "ratings"),
 )
 
 
@@ -100,7 +100,13 @@ class DatasetReader:
                 chosen.add(_short_digest(pair.chosen))
                 if pair.original_chosen:
                     originals.add(_short_digest(pair.original_chosen))
-            found = Split(name=spec.name, split=split, digest=digest.hexdigest(), rows=digest.rows)
+            found = Split(
+                name=spec.name,
+                split=split,
+                digest=digest.hexdigest(),
+                rows=digest.rows,
+                without_margin=digest.without_margin,
+            )
             if left_out:
                 self.left_out[spec.name, split] = left_out
             if funnel and "read as" in funnel[0][0]:
@@ -120,7 +126,13 @@ class DatasetReader:
         # The rows of a remembered set may have been collected as garbage; then it is fetched again.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
             return _Known(
-                split=Split(name=spec.name, split=split, digest=known["digest"], rows=known["rows"]),
+                split=Split(
+                    name=spec.name,
+                    split=split,
+                    digest=known["digest"],
+                    rows=known["rows"],
+                    without_margin=known.get("without_margin", known["rows"]),
+                ),
                 chosen=frozenset(known["chosen"]),
                 originals=frozenset(known["originals"]),
             )
@@ -136,6 +148,7 @@ class DatasetReader:
             "revision": revision,
             "digest": found.split.digest,
             "rows": found.split.rows,
+            "without_margin": found.split.without_margin,
             "chosen": sorted(found.chosen),
             "originals": sorted(found.originals),
         }
@@ -226,6 +239,8 @@ class ReadingOptions:
     """Seed by which --test-share divides the rows."""
     skip_bad_rows: bool = False
     """Leave out, count and list the rows of one's own sets that cannot be read."""
+    ratings: Ratings = "all"
+    """Of several rated answers, pair each with all that are rated lower, or the best alone."""
 
 
 def read_as(
@@ -275,6 +290,7 @@ def read_as(
             group_by=_of(groups, spec.name, general=share is not None),
             split_seed=options.split_seed,
             skip_bad_rows=options.skip_bad_rows,
+            ratings=options.ratings,
         )
 
     return tuple(map(read, train_sets)), tuple(map(read, eval_sets))

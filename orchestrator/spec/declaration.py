@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from orchestrator.spec.axes import AXES, plain, shown
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PrepareStage, TrialPlan
@@ -24,7 +25,6 @@ from orchestrator.store.records import (
     write_declaration,
 )
 from trainers.errors import SpecError
-from trainers.specs import DrawSpec
 from trainers.storage import alone
 
 
@@ -66,6 +66,7 @@ def _trial(
             for stage in plan.evaluations
         ),
         prepared=plan.train.prepared.key,
+        axes={name: plain(value) for name, value in spec.axes},
     )
 
 
@@ -75,25 +76,12 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
         "model": spec.model.name,
         "model_source": spec.model.source,
         "model_revision": plan.train.base.revision,
-        "precision": spec.model.precision,
         "reward": spec.reward_name,
-        "beta": spec.reward.beta,
         "train_set": spec.train_set.name,
         "seed": spec.seed,
-        "lr": spec.optim.lr,
-        "validation_share": spec.validation and spec.validation.share,
-        "epochs": spec.optim.epochs,
-        "effective_batch": spec.optim.effective_batch,
-        "weight_decay": spec.optim.weight_decay,
-        "freeze": ", ".join(spec.optim.freeze) or None,
         "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
-        "max_train_pairs": spec.train_draw.max_pairs,
         "max_eval_pairs": spec.eval_draw.max_pairs,
-        **{
-            name: limit
-            for name in ("max_prompt_tokens", "max_response_tokens")
-            if (limit := getattr(spec.train_draw, name)) != getattr(DrawSpec(), name)
-        },
+        **{axis.parameter: plain(axis.of(spec)) for axis in AXES.values()},
     }
     return {
         name: said(value) if isinstance(value, str) else value
@@ -121,7 +109,7 @@ def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: boo
     both = _both(earlier, new)
     clash = list(dict.fromkeys((*_lost(earlier, both), *_of_other_settings(earlier, new))))
     if (lost := clash if adds else _lost(earlier, new)) and not replaces:
-        raise SpecError(_refusal(new, store, lost, can_extend=not clash))
+        raise SpecError(_refusal(earlier, new, store, lost, can_extend=not clash))
     if adds and not replaces:
         new = both
     needed = {*earlier.artifacts, *earlier.earlier} - {*new.artifacts}
@@ -143,27 +131,55 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
 
 def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
     """Trials of `new` that a mean over seeds or models would mix with earlier trials of other data or settings."""
-    known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for trial in earlier.trials:
-        known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))
-    rows = {item.dataset: item.dataset_digest for trial in earlier.trials for item in trial.evaluations}
+    known = _known_settings(earlier)
     return [
         trial.name
         for trial in new.trials
-        if (
-            (others := known.get((trial.model, trial.reward, trial.train_set)))
-            and _settings(trial) not in others
-        )
-        or any(
-            rows.get(item.dataset, item.dataset_digest) != item.dataset_digest for item in trial.evaluations
-        )
+        if ((others := known.get(_group(trial))) and _settings(trial) not in others)
+        or _of_other_rows(earlier, trial)
     ]
+
+
+def _group(trial: TrialRecord) -> tuple[str, str, str]:
+    return trial.model, trial.reward, trial.train_set
+
+
+def _known_settings(earlier: Declaration) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for trial in earlier.trials:
+        known.setdefault(_group(trial), []).append(_settings(trial))
+    return known
+
+
+def _of_other_rows(earlier: Declaration, trial: TrialRecord) -> bool:
+    rows = {item.dataset: item.dataset_digest for other in earlier.trials for item in other.evaluations}
+    return any(
+        rows.get(item.dataset, item.dataset_digest) != item.dataset_digest for item in trial.evaluations
+    )
+
+
+def _as_axes(earlier: Declaration, new: Declaration) -> str:
+    """The words of --axis by which the new trials would have names of their own, where one value each tells them apart."""
+    known, names = _known_settings(earlier), {axis.parameter: name for name, axis in AXES.items()}
+    found: dict[str, set[str]] = {}
+    for trial in new.trials:
+        settings = _settings(trial)
+        for name, value in known.get(_group(trial), [settings])[-1].items():
+            if settings.get(name) != value:
+                found.setdefault(names.get(name, ""), set()).add(shown(settings.get(name)))
+    if "" in found or any(len(values) > 1 for values in found.values()):
+        return ""
+    if any(_of_other_rows(earlier, trial) for trial in new.trials):
+        return ""
+    return " ".join(f"{name}={value}" for name, (value,) in found.items())
 
 
 def _settings(trial: TrialRecord) -> dict[str, Any]:
     apart = ("seed", "model_source", "keep_epochs", "max_eval_pairs")
     settings = {name: value for name, value in trial.parameters.items() if name not in apart}
-    return {**settings, "train_digest": trial.train_digest}
+    # None is not noted, nor is an axis that came to be after the sweep was declared.
+    unsaid = {axis.parameter: plain(axis.default) for axis in AXES.values()}
+    return {**unsaid, **settings, "train_digest": trial.train_digest}
 
 
 def _both(earlier: Declaration, new: Declaration) -> Declaration:
@@ -188,13 +204,18 @@ def _both(earlier: Declaration, new: Declaration) -> Declaration:
     )
 
 
-def _refusal(new: Declaration, store: Store, lost: Sequence[str], *, can_extend: bool) -> str:
+def _refusal(
+    earlier: Declaration, new: Declaration, store: Store, lost: Sequence[str], *, can_extend: bool
+) -> str:
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
     taken = declared_sweeps(store)
     free = next(name for n in itertools.count(2) if (name := f"{new.sweep}-{n}") not in taken)
     ways = [f"give it a name of its own (--name {free})"]
     if new.trials:
-        ways += ["add it to the sweep (--extend)"] if can_extend else []
+        if can_extend:
+            ways.append("add it to the sweep (--extend)")
+        elif words := _as_axes(earlier, new):
+            ways.append(f"add it with what is new in its trials' names (--axis {words} --extend)")
         ways += ["let it take the sweep's place (--replace)"]
     return (
         f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "

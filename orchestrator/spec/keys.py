@@ -1,7 +1,8 @@
 """The key of a stage: a hash of exactly what can change its result, and of nothing else.
 
-What is at a spec's default counts like any other value. Names, places and devices are left out: two sweeps that
-would compute the same share one artifact. A stage whose computation changes raises its version.
+What is at a spec's default counts like any other value, but in fields that came later (trainers.specs.ADDED). Names,
+places and devices are left out: two sweeps that would compute the same share one artifact. A stage whose computation
+changes raises its version.
 """
 
 import dataclasses
@@ -30,7 +31,11 @@ def stable(value: object) -> Stable:
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: stable(item) for name, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: stable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: stable(found)
+            for field in dataclasses.fields(value)
+            if (found := getattr(value, field.name)) != field.default or not field.metadata.get("added")
+        }
     raise SpecError(f"a {type(value).__name__} has no stable identity and cannot be part of a key.")
 
 

@@ -4,6 +4,7 @@ A model is known by its hub id and revision, or by the digest of its local files
 the hub told is kept in sweeps/revisions.lock.json.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -40,6 +41,14 @@ def identify_model(
 
     Without `fetch`, a hub model of unknown revision has a key that no artifact has; see `BaseModel.fetched`.
     """
+    found = _identified(spec, store, lock, fetch=fetch)
+    if spec.template is None:
+        return found
+    tokenizer_key = content_key("template", 1, tokenizer=found.tokenizer_key, template=spec.template)
+    return dataclasses.replace(found, tokenizer_key=tokenizer_key, template=spec.template)
+
+
+def _identified(spec: ModelSpec, store: Store, lock: Path, *, fetch: bool) -> BaseModel:
     if spec.source.startswith(BUILTIN):
         return _tiny_model(spec)
     path = Path(spec.source)

@@ -1,7 +1,7 @@
 """From what the user asked for to stages with keys: every model and data set is identified, every fault said at once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,7 +89,8 @@ def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepErr
 
 
 def _require_distinct_names(sweep: Sweep) -> None:
-    models = {trial.model for trial in sweep.trials}
+    # One model in two precisions is one model.
+    models = {replace(trial.model, precision="fp32") for trial in sweep.trials}
     datasets = {dataset for trial in sweep.trials for dataset in (trial.train_set, *trial.eval_sets)}
     for what, specs in (("models", models), ("data sets", datasets)):
         names = [spec.name for spec in specs]
@@ -146,4 +147,9 @@ def _same_source(left: str, right: str) -> bool:
 
 def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
     """The trials of which something is left to compute."""
+    keys, evaluations = (
+        [plan.key for plan in plans],
+        [item.key for plan in plans for item in plan.evaluations],
+    )
+    store.look(train=keys, weights=keys, evaluate=evaluations)
     return tuple(plan for plan in plans if not plan.complete(store))

@@ -5,17 +5,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.spec import catalog
+from orchestrator.spec.axes import NO_AXES, Axes, Row, axes_of, column, parse_axes, rows_choice
 from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe, Sweep, TrialSpec, grid, only
 from orchestrator.store.records import CATEGORIES, Category
 from trainers.data.files import file_stem
 from trainers.data.known import DATASETS, PERSONA
+from trainers.data.sources import split_off
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec, clean_name, given_name
+from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, clean_name, given_name
 
 _NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
 
@@ -38,11 +41,20 @@ class Selection:
     max_trials: int | None
     placements: tuple[PlacementRule, ...]
     keep_epochs: KeepEpochs = ()
+    axes: Axes = NO_AXES
 
-    def trials(self, *, variant: str = "", **changes: Any) -> tuple[TrialSpec, ...]:
-        """Return every model with every reward type on every training set at every seed.
+    def trials(
+        self,
+        *,
+        label: str = "",
+        axes: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        **changes: Any,
+    ) -> tuple[TrialSpec, ...]:
+        """Return every model with every reward type on every training set at every seed, at every point of the axes.
 
-        `changes` replace fields of the selection; `variant` tells trials apart that differ in their recipe alone.
+        `axes` are the experiment's own values, which a flag of that axis replaces; `settings` are single values that go
+        before those of the flags. `changes` replace fields of the selection; `label` stands behind the reward type's name.
         """
         chosen = dataclasses.replace(self, **changes)
         return grid(
@@ -55,17 +67,24 @@ class Selection:
             train_draw=chosen.train_draw,
             eval_draw=chosen.eval_draw,
             keep_epochs=chosen.keep_epochs,
-            variant=variant,
+            label=label,
+            axes=axes_of(axes, chosen.axes),
+            settings=settings,
         )
 
     def sweep(
         self, trials: Iterable[TrialSpec], categories: Iterable[tuple[str, str, Category]] = ()
     ) -> Sweep:
-        """Return the sweep of the trials that --only and --max-trials leave; --category goes before `categories`."""
+        """Return the sweep of the trials that --only and --max-trials leave; --category goes before `categories`.
+
+        Raises SpecError where a value that a flag gives is one that no trial uses.
+        """
+        trials = tuple(trials)
+        self.axes.require_use(trials)
         given = {(train_set, eval_set) for train_set, eval_set, _ in self.categories}
         return Sweep(
             name=self.name,
-            trials=only(tuple(trials), self.only)[: self.max_trials],
+            trials=only(trials, self.only)[: self.max_trials],
             categories=(*(item for item in categories if item[:2] not in given), *self.categories),
             placements=self.placements,
         )
@@ -73,7 +92,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many pairs are drawn of a set, and how long they may be; None where the flag is not given."""
+    """How many pairs are drawn of a set, how long they may be (None where the flag is not given), how they are rendered."""
 
     max_train_pairs: int | None = None
     max_eval_pairs: int | None = None
@@ -83,7 +102,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise SpecError(f"--{field.name.replace('_', '-')} {value}: give at least 1.")
 
     def train_draw(self, default: int | None = None) -> DrawSpec:
@@ -128,7 +147,13 @@ def parse_model(text: str) -> ModelSpec:
 
 
 def parse_dataset(text: str, flag: str) -> DatasetSpec:
-    """`[NAME=]NAME|PATH|ID`. A catalog NAME in front of a path keeps what the catalog declares of it."""
+    """`[NAME=]NAME|PATH|ID[:SPLIT]`. A catalog NAME in front of a path keeps what the catalog declares of it."""
+    whole, split = split_off(text)
+    if split:
+        spec = parse_dataset(whole, flag)
+        if flag == "--train-sets":
+            return dataclasses.replace(spec, train_split=split)
+        return dataclasses.replace(spec, test_split=split)
     name, source = _split_name(text)
     given = name
     known = {spec.name: spec for spec in DATASETS}
@@ -176,16 +201,13 @@ def _looks_like_path(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
 
 
-def parse_rewards(kinds: Sequence[str], beta: float | None) -> tuple[RewardSpec, ...]:
-    """Reward types by name, variants such as `ex_rm_mean` included; `beta` is set on every one that has a β."""
-    known = reward_variants(PAPER_BETA if beta is None else beta)
+def parse_rewards(kinds: Sequence[str]) -> tuple[RewardSpec, ...]:
+    """Reward types by name, variants such as `ex_rm_mean` included, with the paper's β."""
+    known = reward_variants(PAPER_BETA)
     for kind in kinds:
         if kind not in known:
             raise SpecError(f"--rewards {kind}: {nearest(kind, known)}")
-    chosen = tuple(spec for name, spec in known.items() if name in kinds)
-    if beta is not None and all(spec.beta is None for spec in chosen):
-        raise SpecError("--beta is given, but no trial would use it: im_rm has a beta.")
-    return chosen
+    return tuple(spec for name, spec in known.items() if name in kinds)
 
 
 def parse_categories(
@@ -232,17 +254,24 @@ def parse_keep_epochs(texts: Sequence[str]) -> KeepEpochs:
     return unique("--keep-epochs", [int(text) for text in texts])
 
 
-def adjusted_recipe(
-    lr: float | None, epochs: int | None, effective_batch: int | None, base: Recipe = catalog.recipe
-) -> Recipe:
-    """Put the flags' values in place of those of a profile's recipe."""
-    changes = {"lr": lr, "epochs": epochs, "effective_batch": effective_batch}
-    given = {name: value for name, value in changes.items() if value is not None}
-
-    def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-        return dataclasses.replace(base(model, train_set), **given)  # type: ignore[arg-type]
-
-    return recipe
+def chosen_axes(options: Any, chosen: Selection, rows: Sequence[Row]) -> Axes:
+    """Return what the flags and the rows of --trials say of the axes of a selection. Raises SpecError."""
+    models, sets, rewards = (
+        {spec.name: spec.name for spec in specs}
+        for specs in (chosen.models, chosen.train_sets, chosen.rewards)
+    )
+    if not rows:
+        return parse_axes(options, models, rewards)
+    # A row may say what the flag would, or the name that the flag has given.
+    for word in set(column(rows, "model")) - models.keys():
+        if (name := parse_model(word).name) in models:
+            models[word] = name
+    for word in set(column(rows, "train-set")) - sets.keys():
+        if (name := parse_dataset(word, "--train-sets").name) in sets:
+            sets[word] = name
+    seeds = {str(seed): str(seed) for seed in chosen.seeds}
+    names = {"model": models, "reward": rewards, "train-set": sets, "seed": seeds}
+    return parse_axes(options, models, rewards, rows_choice(options.trials, rows, names))
 
 
 def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:

@@ -6,20 +6,22 @@ A TrialPlan holds the stages of one trial; an AnalyseStage reads what trials com
 whoever asks (orchestrator/run/compute.py), and is done when its artifact is committed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Union
 
 from orchestrator.spec.keys import Keyed, content_key
 from orchestrator.spec.trials import TrialSpec
-from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.artifacts import WEIGHTS, Attempt, Store
 from orchestrator.store.records import unscored
 from trainers import versions
+from trainers.evaluate.suites import SUITES
 from trainers.models import tiny
 from trainers.models.architecture import Architecture
 from trainers.models.tiny import TinyModel
 from trainers.rewards import RewardSpec
+from trainers.rewards.losses import require_margins
 from trainers.specs import (
     BRADLEY_TERRY,
     UNTRUSTED,
@@ -36,12 +38,13 @@ from trainers.specs import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One split of a data set, known by the digest of its rows."""
+    """One split of a data set, known by the digest of its rows; `without_margin` counts those that give no margin."""
 
     name: str
     split: str
     digest: str
     rows: int
+    without_margin: int = 0
 
     @property
     def fetched(self) -> bool:
@@ -98,6 +101,7 @@ class BaseModel:
     revision: str | None = None
     origin: ConvertStage | PretrainStage | None = None
     trust: Trust = UNTRUSTED
+    template: str | None = None
 
     @property
     def fetched(self) -> bool:
@@ -189,7 +193,7 @@ class TrainStage(Keyed):
 
     def _content_key(self) -> str:
         # At their defaults they are left out, as every field is that came after the keys were first used.
-        added = {"loss": self.loss} if self.loss != BRADLEY_TERRY else {}
+        added: dict[str, object] = {"loss": self.loss} if self.loss != BRADLEY_TERRY else {}
         added |= {"lora": self.lora} if self.lora else {}
         return content_key(
             self.kind,
@@ -244,7 +248,9 @@ class EvaluateStage(Keyed):
     @property
     def needs(self) -> "tuple[Stage, ...]":
         reference = () if self.reference is None else (self.reference,)
-        return (self.train, self.prepared, *reference)
+        # An adapter is loaded on its base model.
+        base = self.train.base.needs if self.train.lora else ()
+        return (*base, self.train, self.prepared, *reference)
 
 
 Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]
@@ -272,20 +278,19 @@ class TrialPlan:
 
         A training whose weights were evicted is one of them only where an evaluation of it is.
         """
-        trained = store.sound_manifest(self.train.kind, self.train.key)
-        wanted = self.unscored(store, trained)
-        untrained = [] if trained else [self.train]
+        wanted = self.unscored(store)
+        untrained = [] if store.complete(self.train.kind, self.train.key) else [self.train]
         return list(_below([*untrained, *wanted], lambda stage: stage not in wanted and usable(stage, store)))
 
-    def unscored(self, store: Store, trained: Mapping[str, Any] | None = None) -> list[EvaluateStage]:
-        """Evaluations that are missing, or that scored earlier weights; `trained` is the training's manifest, if at hand."""
-        keys = unscored(store, self.key, [stage.key for stage in self.evaluations], trained)
+    def unscored(self, store: Store) -> list[EvaluateStage]:
+        """Evaluations that are missing, or that scored earlier weights."""
+        keys = unscored(store, self.key, [stage.key for stage in self.evaluations])
         return [stage for stage in self.evaluations if stage.key in keys]
 
     def trains_again_s(self, store: Store) -> float | None:
         """Seconds that training again will take, where evicted weights are needed; None where they are not."""
         trained = store.sound_manifest(self.train.kind, self.train.key)
-        if trained is None or not store.evicted(self.train.kind, self.train.key) or self.complete(store):
+        if trained is None or store.complete(WEIGHTS, self.key) or self.complete(store):
             return None
         return float(trained["seconds"])
 
@@ -298,10 +303,9 @@ class TrialPlan:
 
 
 def usable(stage: Stage, store: Store) -> bool:
-    """Whether a later stage can read this one: it is committed, and its weights are not evicted."""
-    if not store.complete(stage.kind, stage.key):
-        return False
-    return stage.kind != "train" or not store.evicted(stage.kind, stage.key)
+    """Whether a later stage can read this one: it is committed, and so are the weights of a training."""
+    kinds = (stage.kind, WEIGHTS) if stage.kind == "train" else (stage.kind,)
+    return all(store.complete(kind, stage.key) for kind in kinds)
 
 
 def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[Stage]:
@@ -331,6 +335,7 @@ def plan_trial(
 
     last = spec.optim.epochs
     kept = tuple(sorted({epoch for epoch in spec.keep_epochs if epoch < last}))
+    require_margins(spec.loss, f"data set {train_split.name}", train_split.without_margin, train_split.rows)
     prepared = prepare(train_split, spec.train_draw)
     train = TrainStage(
         base=base,
@@ -344,7 +349,13 @@ def plan_trial(
         loss=spec.loss,
         lora=spec.lora,
     )
-    eval_sets = [prepare(split, spec.eval_draw) for split in eval_splits]
+    eval_sets = [
+        # A suite has its numbers of all its prompts.
+        prepare(
+            split, replace(spec.eval_draw, max_pairs=None) if item.selection in SUITES else spec.eval_draw
+        )
+        for split, item in zip(eval_splits, spec.eval_sets, strict=True)
+    ]
     evaluations = tuple(
         EvaluateStage(train=train, prepared=item, reference=reference(item), epoch=epoch)
         for epoch in (*kept, last)

@@ -5,12 +5,14 @@ Grid algebra: `grid` is the full product, tuples of trials add, `only` filters, 
 
 import fnmatch
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Union
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal, Union
 
+from orchestrator.spec.axes import AXES, NO_AXES, Axes, shown
 from orchestrator.store.records import Category
-from trainers.errors import SpecError
+from trainers.errors import SpecError, nearest
 from trainers.rewards import RewardSpec
 from trainers.specs import (
     BRADLEY_TERRY,
@@ -34,9 +36,9 @@ ONLY_KEYS = ("model", "reward", "train", "seed")
 class TrialSpec:
     """One cell: one training with its evaluations.
 
-    Weights are kept, and evaluated, after `keep_epochs` (from 1) and after the last. `variant` tells trials apart that
-    differ in how they are trained only, such as what is frozen. `validation` pairs are held out of the training set, and
-    scored after each epoch.
+    Weights are kept, and evaluated, after `keep_epochs` (from 1) and after the last. `validation` pairs are held out of
+    the training set, and scored after each epoch. `axes` are the values of what varies in the sweep, and `label` is an
+    experiment's own word: they tell trials apart that differ in how they are trained only.
     """
 
     model: ModelSpec
@@ -48,12 +50,16 @@ class TrialSpec:
     eval_sets: tuple[DatasetSpec, ...]
     eval_draw: DrawSpec
     keep_epochs: tuple[int, ...] = ()
-    variant: str = ""
+    label: str = ""
+    axes: tuple[tuple[str, Any], ...] = ()
     validation: ValidationSpec | None = None
     loss: LossSpec = BRADLEY_TERRY
     lora: LoraSpec | None = None
 
     def __post_init__(self) -> None:
+        self.reward.type.require_takes(self.loss)
+        if self.lora:
+            self.lora.require_alone(self.optim)
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
         if outside:
             raise SpecError(
@@ -61,20 +67,35 @@ class TrialSpec:
             )
 
     @property
+    def labelled_reward(self) -> str:
+        """`im_rm`, or with the experiment's word: `im_rm_unembedding_only`."""
+        return "_".join(filter(None, (self.reward.name, self.label)))
+
+    @property
+    def variant(self) -> str:
+        """The values of what varies: `lr=1e-05 epochs=2`."""
+        return " ".join(f"{name}={shown(value)}" for name, value in self.axes)
+
+    @property
     def reward_name(self) -> str:
-        """`im_rm`, or with the variant: `im_rm_unembedding_only`."""
-        return "_".join(filter(None, (self.reward.name, self.variant)))
+        """The reward type with all that varies, `im_rm_lr=1e-05`: trials that share it differ in their seed alone.
+
+        It is a word, since tables have columns of that name.
+        """
+        return "_".join((self.labelled_reward, *self.variant.split()))
 
     @property
     def name(self) -> str:
-        """`llama-64 · im_rm · tiny_world · s0`, as MLflow and the tables show it."""
-        return f"{self.model.name} · {self.reward_name} · {self.train_set.name} · s{self.seed}"
+        """`llama-64 · im_rm lr=1e-05 · tiny_world · s0`, as MLflow and the tables show it."""
+        kind = f"{self.labelled_reward} {self.variant}".strip()
+        return f"{self.model.name} · {kind} · {self.train_set.name} · s{self.seed}"
 
     @property
     def labels(self) -> dict[str, str]:
-        """What `--only KEY=GLOB` matches against."""
-        values = (self.model.name, self.reward_name, self.train_set.name, str(self.seed))
-        return dict(zip(ONLY_KEYS, values, strict=True))
+        """What `--only KEY=GLOB` matches against: every axis, too, that the trial reads."""
+        values = (self.model.name, self.labelled_reward, self.train_set.name, str(self.seed))
+        axes = {name: shown(axis.of(self)) for name, axis in AXES.items() if axis.applies(self)}
+        return {**dict(zip(ONLY_KEYS, values, strict=True)), **axes}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,29 +173,35 @@ def grid(
     train_draw: DrawSpec,
     eval_draw: DrawSpec,
     keep_epochs: KeepEpochs = (),
-    variant: str = "",
-    validation: ValidationSpec | None = None,
+    label: str = "",
+    axes: Axes = NO_AXES,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TrialSpec, ...]:
-    """The full product, seeds outermost so that a first answer covers every model early.
+    """The full product, seeds outermost so that a first answer covers every model early, and axes innermost.
 
-    A training set that has a draw of its own is drawn by it.
+    A training set that has a draw of its own is drawn by it. `settings` are values, by axis, that do not vary.
     """
-
+    cells = itertools.product(seeds, models, train_sets, rewards)
     return tuple(
-        TrialSpec(
-            model=model,
-            reward=reward,
-            train_set=train_set,
-            train_draw=train_set.train_draw or train_draw,
-            optim=(optim := recipe(model, train_set)),
-            seed=seed,
-            eval_sets=tuple(eval_sets),
-            eval_draw=eval_draw,
-            keep_epochs=tuple(range(1, optim.epochs + 1)) if keep_epochs == "every" else keep_epochs,
-            variant=variant,
-            validation=validation,
+        replace(
+            trial,
+            keep_epochs=tuple(range(1, trial.optim.epochs + 1)) if keep_epochs == "every" else keep_epochs,
         )
-        for seed, model, train_set, reward in itertools.product(seeds, models, train_sets, rewards)
+        for seed, model, train_set, reward in cells
+        for trial in axes.of(
+            TrialSpec(
+                model=model,
+                reward=reward,
+                train_set=train_set,
+                train_draw=train_set.train_draw or train_draw,
+                optim=recipe(model, train_set),
+                seed=seed,
+                eval_sets=tuple(eval_sets),
+                eval_draw=eval_draw,
+                label=label,
+            ),
+            settings,
+        )
     )
 
 
@@ -182,13 +209,22 @@ def matches(labels: dict[str, str], patterns: Sequence[tuple[str, str]]) -> bool
     """Whether every pattern's key is met by one of its globs: `model=a model=b` means a or b."""
     keys = {key for key, _ in patterns}
     return all(
-        any(fnmatch.fnmatchcase(labels[key], glob) for name, glob in patterns if name == key) for key in keys
+        any(fnmatch.fnmatchcase(labels.get(key, ""), glob) for name, glob in patterns if name == key)
+        for key in keys
     )
 
 
 def only(trials: Sequence[TrialSpec], patterns: Sequence[tuple[str, str]]) -> tuple[TrialSpec, ...]:
-    """The trials that meet the patterns. Raises SpecError on an unknown key."""
-    for key, _ in patterns:
-        if key not in ONLY_KEYS:
-            raise SpecError(f"--only {key}=…: the keys are {', '.join(ONLY_KEYS)}.")
-    return tuple(trial for trial in trials if matches(trial.labels, patterns))
+    """The trials that meet the patterns; a number is met however it is written. Raises SpecError on an unknown key."""
+    asked = []
+    for key, glob in patterns:
+        if key not in (*ONLY_KEYS, *AXES):
+            raise SpecError(
+                f"--only {key}=…: the keys are {', '.join(ONLY_KEYS)} and every axis; "
+                f"{nearest(key, (*ONLY_KEYS, *AXES))}"
+            )
+        try:
+            asked.append((key, shown(AXES[key].read(glob))))
+        except (KeyError, SpecError):
+            asked.append((key, glob))
+    return tuple(trial for trial in trials if matches(trial.labels, asked))

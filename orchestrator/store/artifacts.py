@@ -2,10 +2,11 @@
 
     <root>/artifacts/<stage>/<key>/manifest.json     put last, where none is: no manifest, no artifact
     <root>/artifacts/<stage>/<key>/<attempt>/…       the files that the manifest names, with sizes and digests
-    <root>/artifacts/<stage>/<key>/evicted           names the attempt whose weights were removed to free their space
 
-Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only an artifact
-that is damaged, or whose weights were evicted, is written again: the new manifest takes the place of the old one at once.
+A training has two artifacts under its key: `train`, its log, and `weights`, which are evicted by being deleted.
+
+Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only what is
+damaged is written again: the new manifest takes the place of the old one at once.
 
 In a bucket (docs/storage.md) an attempt is made in a local folder, put below its own name, and then its manifest is put;
 what is read is fetched into that folder, `local`, and compared with its digest there.
@@ -19,7 +20,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -33,6 +34,7 @@ from trainers.storage import (
     SEAL,
     Location,
     ObjectPath,
+    at_once,
     cache_of,
     digest_file,
     disk_named,
@@ -47,7 +49,10 @@ from trainers.storage import (
 )
 
 MANIFEST = "manifest.json"
-EVICTED = "evicted"
+# The artifact of a training's models, under the key of the training.
+WEIGHTS = "weights"
+# How long the listing of a bucket counts. What has come since is asked for one by one; what has gone is found out by its files.
+LOOK_S = 30.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +69,11 @@ class Store:
     def __init__(self, root: Location) -> None:
         self.root = root.absolute() if isinstance(root, Path) else root
         self._sound: set[Path] = set()
-        self._manifests: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
+        # What marked the content of a manifest's file when it was read, and the manifest.
+        self._manifests: dict[Location, tuple[object, dict[str, Any]]] = {}
+        # Of a bucket: the texts of manifests that stood when their stage was listed, and until when they are taken to stand.
+        self._standing: dict[Location, str] = {}
+        self._until: dict[str, float] = {}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[Location]]:
         # What this process has checked says nothing to the process that it is sent to.
@@ -95,15 +104,17 @@ class Store:
         In a folder it is read again only when the file has changed: a command asks for each manifest several times.
         """
         file = self._folder(stage, key) / MANIFEST
-        mark: tuple[int, ...] = ()
+        mark: object = None
         try:
             if isinstance(file, Path):
                 said = file.stat()
                 mark = (said.st_ino, said.st_mtime_ns, said.st_size)
-                known = self._manifests.get(file)
-                if known is not None and known[0] == mark:
-                    return known[1]
-            loaded = json.loads(file.read_bytes())
+            elif time.monotonic() < self._until.get(stage, 0.0):
+                mark = self._standing.get(file)
+            known = self._manifests.get(file)
+            if mark is not None and known is not None and known[0] == mark:
+                return known[1]
+            loaded = json.loads(mark if isinstance(mark, str) else file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Unreachable:
@@ -113,15 +124,47 @@ class Store:
         except ValueError:
             loaded = None
         if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
+            if self._standing.pop(file, None) is not None:
+                # It may be what this machine remembers that is damaged.
+                return self.manifest(stage, key)
             raise Damaged(f"{file} is not what was written", stage, key)
         for name in (loaded["attempt"], *loaded["files"]):
             if not _inside(name):
                 raise StorageError(
                     f"{file} names {name!r}, which leads out of its folder; delete {file.parent}."
                 )
-        if isinstance(file, Path):
+        if mark is not None:
             self._manifests[file] = (mark, loaded)
         return loaded
+
+    def look(self, **wanted: Sequence[str]) -> None:
+        """Before many artifacts are asked for, stage=keys: spare a bucket a request for each, for LOOK_S from now.
+
+        One listing a stage tells which manifests stand and names their content, so that none is read a second time on
+        this machine. A bucket whose listing would cost more than it spares is not listed. Raises Unreachable.
+        """
+        stale = {
+            stage: keys for stage, keys in wanted.items() if time.monotonic() >= self._until.get(stage, 0.0)
+        }
+        if not isinstance(self.root, ObjectPath) or not stale:
+            return
+        standing: dict[ObjectPath, str] = {}
+        for stage, keys in stale.items():
+            # A request lists 1,000 objects.
+            found = (self.root / f"artifacts/{stage}").e_tags(100 * len(keys))
+            files = [self.root / f"artifacts/{stage}/{key}/{MANIFEST}" for key in keys]
+            standing |= {file: found[file] for file in files if file in found}
+        index, seen = self.local / "manifests.json", dict[str, tuple[str, str]]()
+        with contextlib.suppress(OSError, ValueError):
+            seen = json.loads(index.read_bytes())
+        unread = [file for file, e_tag in standing.items() if seen.get(str(file), ("", ""))[0] != e_tag]
+        for file, text in zip(unread, at_once(_text, unread), strict=True):
+            seen[str(file)] = (standing[file], text)
+        if unread:
+            with contextlib.suppress(OSError, StorageError):
+                replace(index, json.dumps(seen))
+        self._standing |= {file: seen[str(file)][1] for file in standing}
+        self._until |= dict.fromkeys(stale, time.monotonic() + LOOK_S)
 
     def sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """Return the manifest, None where there is none or it is damaged. Raises StorageError."""
@@ -140,22 +183,26 @@ class Store:
         """
         manifest = self.sound_manifest(stage, key)
         if (manifest["attempt"] if manifest else "") == attempt:
-            (self._folder(stage, key) / MANIFEST).unlink(missing_ok=True)
+            file = self._folder(stage, key) / MANIFEST
+            file.unlink(missing_ok=True)
+            self._standing.pop(file, None)
 
     def read(self, stage: str, key: str, within: str = "") -> Path:
         """Return the artifact's folder, its files checked as by `found`. Raises Damaged, StorageError."""
         return self.manifest_and_folder(stage, key, within)[1]
 
     def read_file(self, stage: str, key: str, name: str) -> Path:
-        """Return one file of an artifact, checked alone; evicted weights do not matter to the others.
-
-        Raises Damaged, StorageError.
-        """
+        """Return one file of an artifact, checked alone. Raises Damaged, StorageError."""
         return self.manifest_and_folder(stage, key, name)[1] / name
 
     def manifest_and_folder(self, stage: str, key: str, within: str = "") -> tuple[dict[str, Any], Path]:
         """Return what `found` returns. Raises StorageError also where there is no such artifact."""
         found = self.found(stage, key, within)
+        if found is None and stage == WEIGHTS and (trained := self.sound_manifest("train", key)):
+            raise StorageError(
+                f"the weights of training {key} were evicted after evaluation; to have them again, delete "
+                f"{self._folder('train', key)} and run again: the training took {trained['seconds']:,.0f} s."
+            )
         if found is None:
             raise StorageError(f"{within and f'{within} of '}artifact {stage}/{key} is not in {self.root}.")
         return found
@@ -176,12 +223,6 @@ class Store:
         }
         if within and not wanted:
             raise StorageError(f"{within} of artifact {stage}/{key} is not in {self.root}.")
-        # One request less for all that holds no weights.
-        if any(map(holds_weights, wanted)) and self.evicted(stage, key):
-            raise StorageError(
-                f"the weights of {stage}/{key} were evicted after evaluation; to have them again, delete "
-                f"{self._folder(stage, key)} and run again: the training took {manifest['seconds']:,.0f} s."
-            )
         source = self._folder(stage, key) / manifest["attempt"]
         folder = self._local_folder(stage, key) / manifest["attempt"]
         # What was fetched may be gone again: other processes of the machine share the cache, and make room in it.
@@ -194,6 +235,9 @@ class Store:
             wrong = fetch(source, unread, folder)
         else:
             wrong = [name for name, digest in unread.items() if not is_written(folder / name, digest)]
+        if wrong and self._standing.pop(self._folder(stage, key) / MANIFEST, ""):
+            # Another driver may have removed or replaced it since it was listed.
+            return self.found(stage, key, within)
         if wrong:
             said = f"{source / wrong[0]} is missing or not what was written"
             raise Damaged(said, stage, key, manifest["attempt"])
@@ -201,22 +245,9 @@ class Store:
         return manifest, folder
 
     def forget_fetched(self, stage: str, key: str) -> None:
-        """Remove the models that were fetched of an artifact, to make room; where the store is local nothing was.
-
-        Its other files stay: they are small, and other processes of the machine may be reading them.
-        """
+        """Remove what was fetched of an artifact, to make room; where the store is local nothing was."""
         if isinstance(self.root, ObjectPath):
-            for model in self._local_folder(stage, key).glob("*/*/"):
-                remove_tree(model)
-
-    def evicted(self, stage: str, key: str) -> bool:
-        """Return whether the weights of the committed attempt were removed to free their space. Raises StorageError."""
-        try:
-            attempt = (self._folder(stage, key) / EVICTED).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        manifest = self.manifest(stage, key)
-        return manifest is not None and manifest["attempt"].encode() == attempt
+            remove_tree(self._local_folder(stage, key))
 
     def remove_leftovers(self, stage: str, key: str) -> None:
         """Remove attempts that came to nothing; for who holds the lease on the stage, since nobody else writes."""
@@ -279,15 +310,10 @@ class Store:
             upload(attempt.directory, names, folder / attempt.directory.name)
         if publish(folder / MANIFEST, text) or self._stands(stage, key, attempt.directory.name):
             return True
-        standing = self.sound_manifest(stage, key)
-        if standing is not None and not self.evicted(stage, key):
+        if self.complete(stage, key):
             remove_tree(folder / attempt.directory.name)
             return False
         replace(folder / MANIFEST, text)
-        if standing is not None:
-            # From here on readers find the new attempt; what a crash leaves of the old one is gc's.
-            (folder / EVICTED).unlink(missing_ok=True)
-            remove_tree(folder / standing["attempt"])
         return True
 
     def _stands(self, stage: str, key: str, attempt: str) -> bool:
@@ -304,6 +330,14 @@ class Store:
         return self.local / f"artifacts/{stage}/{key}"
 
 
+def _text(file: ObjectPath) -> str:
+    """Return an object's text; that of what is gone by now is not that of a manifest."""
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ValueError):
+        return ""
+
+
 def _inside(name: object) -> bool:
     """Return whether a name of a manifest stays in the artifact's folder."""
     text = name if isinstance(name, str) else ""
@@ -311,16 +345,11 @@ def _inside(name: object) -> bool:
     return bool(text.strip("./") and parts[0]) and ".." not in parts and "\\" not in text and "\0" not in text
 
 
-def holds_weights(name: str) -> bool:
-    """Return whether a file of a training holds weights, after its last epoch or an earlier one."""
-    return name.startswith(("model/", "model-epoch-")) and name.endswith(".safetensors")
-
-
-def weights_digest(trained: Mapping[str, Any] | None) -> str | None:
-    """Return one digest of all weights that a training's manifest names, evicted or not; None where there are none."""
-    named = trained["files"].items() if trained else ()
-    files = sorted((name, said["sha256"]) for name, said in named if holds_weights(name))
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
+def weights_digest(manifest: Mapping[str, Any]) -> str:
+    """Return one digest of all weights that the manifest of such an artifact names, without what lies beside them."""
+    named = manifest["files"].items()
+    files = sorted((name, said["sha256"]) for name, said in named if name.endswith(".safetensors"))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 @cache

@@ -14,11 +14,11 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.store.artifacts import EVICTED, MANIFEST, Store, holds_weights
+from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Store
 from orchestrator.store.leases import Leases
 from orchestrator.store.records import declared_sweeps, read_declaration, unscored
 from trainers.errors import Damaged, SpecError, StorageError, Unreachable, nearest
-from trainers.storage import DRAFT, Location, ObjectPath, matching, remove_tree, replace
+from trainers.storage import DRAFT, Location, ObjectPath, matching, remove_tree
 
 # Longer than a living driver takes for a note.
 DRAFT_S = 2.0
@@ -34,7 +34,7 @@ class Found:
     driver is busy.
     """
 
-    kind: Literal["artifact", "unreadable", "attempt", "weights", "checkpoint", "scratch"]
+    kind: Literal["artifact", "unreadable", "attempt", "checkpoint", "scratch"]
     path: str
     bytes: int
     why: str
@@ -72,11 +72,10 @@ def listing(store: Store) -> Iterator[Found]:
 
     for folder in matching(store.root / "artifacts", "*/*/"):
         stage, key = folder.parent.name, folder.name
-        owner, unneeded = f"{stage}/{key}", "no kept sweep needs it"
+        owner, unneeded = f"{'train' if stage == WEIGHTS else stage}/{key}", "no kept sweep needs it"
         try:
             entries = matching(folder, "*")
             manifest = store.manifest(stage, key)
-            evicted = folder / EVICTED in entries and store.evicted(stage, key)
         except FileNotFoundError:
             continue
         except Unreachable:
@@ -85,16 +84,11 @@ def listing(store: Store) -> Iterator[Found]:
             yield found("unreadable", folder, unneeded, owner)
             continue
         attempt = folder / manifest["attempt"] if manifest else None
-        named = {folder / MANIFEST, attempt, folder / EVICTED if evicted else None} if manifest else set()
         rest = [
             found("attempt", item, "left by a process that did not finish")
             for item in entries
-            if item not in named
+            if attempt is None or item not in (folder / MANIFEST, attempt)
         ]
-        if attempt and manifest and evicted:
-            weights = [attempt / name for name in manifest["files"] if holds_weights(name)]
-            files = [file for file in weights if file.is_file()]
-            rest += [found("weights", file, "evicted, but not removed yet", safe=True) for file in files]
         if attempt:
             whole = found("artifact", folder, unneeded, owner, safe=True)
             yield changed(whole, bytes=whole.bytes - sum(item.bytes for item in rest))
@@ -118,7 +112,7 @@ def remove(store: Store, items: Iterable[Found], *, busy: bool) -> list[Found]:
     for item in removed:
         path = store.root / item.path
         if item.kind == "artifact":
-            _remove_artifact(store, path, *item.owner.split("/"))
+            _remove_artifact(store, path.parent.name, path.name)
             continue
         if item.kind == "unreadable":
             delete(path / MANIFEST)
@@ -128,13 +122,18 @@ def remove(store: Store, items: Iterable[Found], *, busy: bool) -> list[Found]:
     return removed
 
 
-def _remove_artifact(store: Store, folder: Location, stage: str, key: str) -> None:
-    """Remove the manifest first, so that no reader sees half an artifact; attempts that it does not name stay."""
-    manifest = store.manifest(stage, key)
-    if manifest is not None:
-        for name in (MANIFEST, EVICTED, manifest["attempt"]):
-            delete(folder / name)
-        _drop_empty(folder)
+def _remove_artifact(store: Store, stage: str, key: str) -> int:
+    """Remove an artifact and return the bytes freed. Attempts that its manifest does not name stay.
+
+    The manifest goes first, so that no reader sees half of it; of what a crash leaves gc is told.
+    """
+    manifest, folder = store.manifest(stage, key), store.root / f"artifacts/{stage}/{key}"
+    if manifest is None:
+        return 0
+    store.discard(stage, key, manifest["attempt"])
+    freed = delete(folder / manifest["attempt"])
+    _drop_empty(folder)
+    return freed
 
 
 def _drop_empty(folder: Location) -> None:
@@ -209,7 +208,7 @@ def remove_finished_checkpoints(store: Store) -> None:
 
 def _finished(store: Store, train_key: str) -> bool:
     """Return whether nobody goes on from a training's checkpoints; one that runs again since it was evicted does."""
-    return store.complete("train", train_key) and not store.evicted("train", train_key)
+    return store.complete("train", train_key) and store.complete(WEIGHTS, train_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,22 +251,7 @@ def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:
         for trial in other.trials
         if unscored(store, trial.key, [item.key for item in trial.evaluations])
     }
-    return sum(evict(store, key) for key in keys if key not in wanted)
-
-
-def evict(store: Store, key: str) -> int:
-    """Remove the weights of a committed training and return the bytes freed. Its log, card and manifest stay.
-
-    The marker is written first: a removal that was cut short is ended by the next call, or by gc. Raises StorageError.
-    """
-    manifest = store.manifest("train", key)
-    if manifest is None:
-        raise StorageError(f"artifact train/{key} is not in {store.root}; there are no weights to evict.")
-    weights = [name for name in manifest["files"] if holds_weights(name)]
-    folder = store.root / "artifacts" / "train" / key
-    if weights:
-        replace(folder / EVICTED, manifest["attempt"])
-    return sum(delete(folder / manifest["attempt"] / name) for name in weights)
+    return sum(_remove_artifact(store, WEIGHTS, key) for key in keys if key not in wanted)
 
 
 def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
@@ -282,6 +266,9 @@ def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
 
 def set_aside(store: Store, files: Iterable[tuple[str, str, str]]) -> list[Damaged]:
     """Make artifacts count as missing of which a file (stage, key, name) is damaged, and return what is wrong with them."""
+    files = list(files)
+    for stage in {stage for stage, _, _ in files}:
+        store.look(**{stage: [key for kind, key, _ in files if kind == stage]})
     found = [error for file in files if (error := damage(store, *file)) is not None]
     for error in found:
         store.discard(error.stage, error.key, error.attempt)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from orchestrator.store.artifacts import Store, weights_digest
+from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from trainers.errors import SpecError
 from trainers.storage import Location, replace
 
@@ -38,7 +38,11 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs."""
+    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs.
+
+    `axes` are the values of what varies in the sweep, by axis. `reward` holds them, too: trials that share it, the model
+    and the training set differ in their seed alone.
+    """
 
     name: str
     key: str
@@ -50,6 +54,7 @@ class TrialRecord:
     parameters: dict[str, Any]
     evaluations: tuple[EvaluationRecord, ...]
     prepared: str = ""
+    axes: dict[str, Any] = field(default_factory=dict)
 
     def whole(self, store: Store) -> bool:
         """Return whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
@@ -70,27 +75,21 @@ class Declaration:
     earlier: tuple[str, ...] = ()
 
 
-def unscored(
-    store: Store, train: str, evaluations: Sequence[str], trained: Mapping[str, Any] | None = None
-) -> set[str]:
+def unscored(store: Store, train: str, evaluations: Sequence[str]) -> set[str]:
     """Return the keys of a training's evaluations that are missing, or of other weights than it has now.
 
-    Weights that are trained again, on other hardware, may differ in their last bits. What was scored before them is out
-    of date, unless all evaluations are of one kind and the new weights are evicted, too. `trained` is the training's
-    manifest where it was read already. Nothing but manifests is read.
+    Weights that are trained again, on other hardware, may differ in their last bits; what was scored before them is out
+    of date. Where they are evicted, all scores must be of one kind. Nothing but manifests is read.
     """
     found = {key: store.sound_manifest("evaluate", key) for key in evaluations}
     # Evaluations that do not say what they scored are taken for what they should be.
     scored = {key: manifest["info"].get("weights") for key, manifest in found.items() if manifest}
     missing, known = set(evaluations) - scored.keys(), {*scored.values()} - {None}
-    if not known:
+    weights = store.sound_manifest(WEIGHTS, train) if known else None
+    now = weights_digest(weights) if weights else None
+    if now is None and len(known) < 2:
         return missing
-    now = weights_digest(trained or store.sound_manifest("train", train))
-    if now is None or known == {now}:
-        return missing
-    if not missing and len(known) == 1 and store.evicted("train", train):
-        return set()
-    return missing | {key for key, weights in scored.items() if weights not in (None, now)}
+    return missing | {key for key, of in scored.items() if of not in (None, now)}
 
 
 def write_declaration(declaration: Declaration, store: Store) -> None:

@@ -83,9 +83,12 @@ def _points(result: TrialResult) -> Iterator[Point]:
         # MLflow takes letters of every script, but no marks; the colons stand in no name of a set.
         part = re.sub(r"[^\w.-]", lambda mark: f":{ord(mark[0]):x}:", item.dataset)
         step = (item.epoch or 0) if by_epoch else 0
-        for name in EVALUATION_METRICS[:each]:
+        # A suite's numbers are in the order of their weight: its score, sections, subsets.
+        suite = [name for name in item.metrics if name.startswith("suite/")]
+        for name in (["accuracy", *suite] if suite else EVALUATION_METRICS)[:each]:
             if name in item.metrics:
-                yield Point(f"eval/{part}/{name}", item.metrics[name], _milliseconds(item.finished), step)
+                key = f"eval/{part}/{name.replace(' ', '_')}"
+                yield Point(key, item.metrics[name], _milliseconds(item.finished), step)
     for category, accuracy in result.category_accuracy().items():
         finished = max(item.finished for item in result.final if item.category == category)
         name = f"category/{category.replace(' ', '-')}/accuracy"

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from selenium import webdriver
 
-from benchmarks.sync import Rebuild, paper_sweep
+from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import write_declaration
@@ -29,6 +30,14 @@ from tests.faults.tracking_server import free_port, runs_of
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRIALS = 200
+MODELS = (
+    "pythia-1b",
+    "qwen2.5-1.5b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "gemma-2-2b",
+    "llama-3.1-8b",
+)
 # It stands in every picture.
 NAME = "simulated"
 # MLflow's page asks for so many at a time; the parent of runs that are shown comes on top.
@@ -47,7 +56,17 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 def store(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Two hundred simulated trials with their report and their view."""
     store = Store(tmp_path_factory.mktemp("sweep") / "store")
-    declared = paper_sweep(store, Rebuild(trials=TRIALS, steps=12, pairs=30, sets=3), name=NAME)
+    declared = simulated_sweep(
+        store,
+        name=NAME,
+        models=MODELS,
+        train_sets=("ultrafeedback", "rewardmath"),
+        seeds=range(-(-TRIALS // (len(MODELS) * 4))),
+        sets=ULTRAFEEDBACK[:3],
+        pairs=30,
+        steps=12,
+    )
+    declared = replace(declared, trials=declared.trials[:TRIALS])
     write_declaration(declared, store)
     sync(default_uri(store), store, declared, write_full_report(declared, store))
     return store

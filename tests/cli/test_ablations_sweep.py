@@ -56,7 +56,7 @@ def test_every_ablation_is_trained_and_evaluated(storage):
 )
 def test_only_what_is_not_frozen_moves(storage, model, reward, moved):
     (key,) = {row["key"] for row in trial_rows(storage, "ablations") if row["reward"] == reward}
-    trained = load_file(Store(storage).read("train", key) / "model" / "model.safetensors")
+    trained = load_file(Store(storage).read("weights", key) / "model" / "model.safetensors")
     base = load_file(model / "model.safetensors")
     different = {
         name for name, weight in trained.items() if name not in base or not torch.equal(weight, base[name])

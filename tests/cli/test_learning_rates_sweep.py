@@ -82,7 +82,7 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
     store = Store(storage)
     tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.arrow")
     _, validated = held_out(tokens, ValidationSpec())
-    folder = str(store.read("train", item["key"]) / "model")
+    folder = str(store.read("weights", item["key"]) / "model")
     model = load_model(
         folder, tokenizer=load_tokenizer(folder), output="head", precision="fp32", trust=UNTRUSTED
     )
@@ -94,7 +94,7 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
 
 def test_the_report_has_a_row_for_each_rate_and_evaluation_set(storage):
     found = {(row["reward"], row["evaluation_set"]) for row in trial_rows(storage, "learning_rates")}
-    rewards, sets = [f"ex_rm_lr_{lr:g}" for lr in RATES], ["tiny_world", "tiny_world_paraphrase"]
+    rewards, sets = [f"ex_rm_lr={lr:g}" for lr in RATES], ["tiny_world", "tiny_world_paraphrase"]
     assert found == {(reward, name) for reward in rewards for name in sets}
 
 
@@ -126,7 +126,7 @@ def test_a_rate_that_diverges_is_a_hole_that_the_comparison_goes_on_without(
 
     monkeypatch.setattr(training, "train", spoilt)
     assert run(folder, tiny_model) == 3
-    assert "ex_rm_lr_0.001 · tiny_world · s0: it failed, as said above" in capsys.readouterr().out
+    assert "ex_rm lr=0.001 · tiny_world · s0: it failed, as said above" in capsys.readouterr().out
     # What may yet be trained is waited for.
     assert artifacts(folder) == {}
     monkeypatch.setattr(training, "train", train)

@@ -33,7 +33,7 @@ def storage(tiny_model, tmp_path_factory):
 
 def weights(storage, sweep, reward, folder):
     (key,) = {row["key"] for row in trial_rows(storage, sweep) if row["reward"] == reward}
-    return load_file(Store(storage).read("train", key) / folder / "model.safetensors")
+    return load_file(Store(storage).read("weights", key) / folder / "model.safetensors")
 
 
 def test_every_set_is_evaluated_after_every_epoch(storage):

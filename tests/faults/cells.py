@@ -26,8 +26,8 @@ Told = TypeVar("Told", bound=Event)
 
 EX_RM = RewardSpec(kind="ex_rm")
 IM_RM = RewardSpec(kind="im_rm", beta=0.01)
-ALONE = Placement(micro_batch=2, accumulation=2)
-GANG = Placement(world_size=2, zero_stage=2, micro_batch=1, accumulation=2)
+ALONE = Placement(forward_tokens=4096)
+GANG = Placement(world_size=2, zero_stage=2, forward_tokens=1)
 RETRIES = RetryPolicy(back_off_s=0.5)
 
 
@@ -122,7 +122,7 @@ class Run:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of the first trial's training."""
-        return load_file(self.store.read("train", self.plans[0].key) / "model" / "model.safetensors")
+        return load_file(self.store.read("weights", self.plans[0].key) / "model" / "model.safetensors")
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -106,13 +106,13 @@ def test_what_a_missing_stage_reads(storage, four, whole, turn):
         if inputs(storage, "reference", file.parent.name)["data"] == data
     )
     damaged = [
-        (file_of(storage, "train", scored, "model/model.safetensors"), damages[0]),
+        (file_of(storage, "weights", scored, "model/model.safetensors"), damages[0]),
         (file_of(storage, "prepare", data, "pairs.arrow"), damages[1]),
         (file_of(storage, "reference", reference, "reference.parquet"), damages[2]),
     ]
     forget(storage, "evaluate", evaluated[0])
     forget(storage, "train", trained)
-    recomputed = {f"train/{scored}", f"evaluate/{evaluated[0]}", f"prepare/{data}"}
+    recomputed = {f"train/{scored}", f"weights/{scored}", f"evaluate/{evaluated[0]}", f"prepare/{data}"}
     recomputed |= {f"reference/{reference}", f"train/{trained}"}
     # The second cell reads its pairs first, and its reference once these are there.
     said = mended(storage, four, whole, damaged, recomputed, holes=2)

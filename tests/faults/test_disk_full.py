@@ -51,7 +51,7 @@ def fills_before_saving(filler, leave):
 
 
 def weights_bytes(whole):
-    return max(file.stat().st_size for file in (whole / "artifacts" / "train").rglob("*.safetensors"))
+    return max(file.stat().st_size for file in (whole / "artifacts" / "weights").rglob("*.safetensors"))
 
 
 def half_written(storage):
@@ -80,7 +80,7 @@ def test_no_room_for_the_weights(disk, one, four, whole):
     holes = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert len(holes) == 3
     for line in holes:
-        assert f"no room to write {storage}/artifacts/train/" in line
+        assert f"no room to write {storage}/artifacts/weights/" in line
         assert " MB are needed" in line
     assert all(message.startswith("no room to write") for message in messages(storage).values())
     (*_, row) = json.loads(lived(storage, ["status", "--json"], exits=3))

@@ -52,7 +52,7 @@ def killed_before_putting(name):
     put, another = ObjectPath.upload, threading.Event()
 
     def deadly(target, file):
-        of_training = "/artifacts/train/" in str(target)
+        of_training = "/artifacts/weights/" in str(target)
         if target.name == name and of_training:
             # Objects are put side by side.
             assert another.wait(60)
@@ -75,9 +75,9 @@ def test_killed_in_an_upload_it_goes_on_elsewhere_and_ends_as_if_undisturbed(
     first, second = Machine(bucket, tmp_path / "first"), Machine(bucket, tmp_path / "second")
     first.dies(one, partial(killed_before_putting, "model.safetensors"))
     # The training was done, and part of it is up: nobody takes that for an artifact.
-    (attempt,) = (bucket.root / "artifacts").glob("train/*/*/")
+    (attempt,) = (bucket.root / "artifacts").glob("weights/*/*/")
     assert attempt.is_dir()
-    assert not [name for name in committed(bucket) if name.startswith("train/")]
+    assert not [name for name in committed(bucket) if name.startswith(("train/", "weights/"))]
     kept = [path.name for path in (bucket.root / "checkpoints").glob("*/*.json")]
     assert sorted(name[:12] for name in kept) == ["step00000006", "step00000009"]
     # Another machine has nothing of the first one's but the bucket.
@@ -107,7 +107,7 @@ def test_objects_that_are_damaged_are_computed_again(one, undisturbed, bucket, t
     for damaged, name, holes in (
         ("evaluate", "scores.parquet", 0),
         ("prepare", "pairs.arrow", 3),
-        ("train", "config.json", 1),
+        ("weights", "config.json", 1),
     ):
         for file in list(bucket.root.sizes()):
             if file.name == name and f"/artifacts/{damaged}/" in str(file):

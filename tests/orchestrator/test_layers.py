@@ -29,7 +29,7 @@ PLANNING = (
     "orchestrator.run.inline",
     "orchestrator.tracking.mlflow",
     "orchestrator.report.page",
-    "orchestrator.report.compare_sweeps",
+    "orchestrator.report.two_sweeps",
     "sweeps.full_grid",
 )
 IMPORT_EVERY_TRAINER = """

@@ -16,7 +16,7 @@ from tests.processes import command_line, processes
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# gemma2-64 on the tiny world is laid on two processes, under ZeRO 3 and 2; on hamiltonian it runs in local mode.
+# gemma2-64 on the tiny world is laid on two processes, under ZeRO 3 and 2; on tiny_requests it runs in local mode.
 CELLS = ("--profile", "laptop", "--models", "gemma2-64", "--epochs", "2")
 MARK = "GRID_TEST_STORAGE"
 SETS = ("--eval-sets", "tiny_world", "tiny_world_paraphrase")

@@ -82,7 +82,7 @@ def run(storage: Path, placement: Placement, workers: tuple[Node, ...], on_event
 
 
 def on_gpus(count: int) -> Placement:
-    return Placement(world_size=count, zero_stage=3, micro_batch=1, accumulation=4 // count, device="cuda")
+    return Placement(world_size=count, zero_stage=3, forward_tokens=1, device="cuda")
 
 
 def test_a_training_starts_on_the_node_that_comes_after_its_grant(head, tmp_path):

@@ -75,6 +75,9 @@ SPECS = {
         RewardSpec(kind="ex_rm", pooling="mean"),
         RewardSpec(kind="im_rm", beta=0.1),
         RewardSpec(kind="im_rm", beta=0.1, reference=False),
+        RewardSpec(kind="im_rm_length_normalised", beta=2.0),
+        RewardSpec(kind="im_rm_length_normalised", beta=2.0, reference=False),
+        RewardSpec(kind="im_rm_logits", beta=0.1),
         RewardSpec(kind="ex_grm"),
     )
 }

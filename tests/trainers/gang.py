@@ -27,7 +27,7 @@ from trainers.models.loading import load_model
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec, OptimSpec, Placement
+from trainers.specs import DrawSpec, LoraSpec, LossSpec, OptimSpec, Placement
 from trainers.storage import parse_uri
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.loop import TrainInputs, train
@@ -61,6 +61,9 @@ class Job:
     mirror: str | None = None
     validation: int = 0
     partitions_all: bool = False
+    lora: dict[str, Any] | None = None
+    loss: dict[str, Any] = dataclasses.field(default_factory=dict)
+    merge: bool = False
 
 
 def pairs_for(model: Path, count: int) -> list[TokenPair]:
@@ -68,7 +71,10 @@ def pairs_for(model: Path, count: int) -> list[TokenPair]:
     tokenizer = load_tokenizer(str(model))
     rows = (worlds.tiny_pairs("train") * 2)[:count]
     pairs, _ = tokenize_pairs(rows, tokenizer, DrawSpec())
-    return [dataclasses.replace(pair, prompt=pair.prompt * (1 + 9 * (n % 2))) for n, pair in enumerate(pairs)]
+    return [
+        dataclasses.replace(pair, prompt=pair.prompt * (1 + 9 * (n % 2)), margin=n % 5 / 2)
+        for n, pair in enumerate(pairs)
+    ]
 
 
 def launch(jobs: Sequence[Job], folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
@@ -152,6 +158,9 @@ def _run(job: Job, report: Callable[[dict[str, Any]], None] = lambda row: None) 
         pairs=pairs,
         reference=_reference(job.model, job.precision, pairs) if reward.uses_reference else None,
         validation=pairs[: job.validation],
+        lora=None if job.lora is None else LoraSpec(**job.lora),
+        loss=LossSpec(**job.loss),
+        merge=job.merge,
     )
     kept = _kept(job)
     steps = itertools.count(1)

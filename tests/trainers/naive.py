@@ -22,10 +22,21 @@ def plain(model: Any) -> Any:
 
 def log_probs(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
     """ln π of each token of the response."""
-    row = torch.tensor([[*prompt, *response]])
-    every = model(input_ids=row, use_cache=False).logits[0].log_softmax(-1)
-    positions = range(len(prompt) - 1, row.shape[1] - 1)
-    return torch.stack([every[position, row[0, position + 1]] for position in positions])
+    return _of_tokens(_all_logits(model, prompt, response).log_softmax(-1), prompt, response)
+
+
+def logits(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """The logit of each token of the response."""
+    return _of_tokens(_all_logits(model, prompt, response), prompt, response)
+
+
+def _all_logits(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    return model(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
+
+
+def _of_tokens(every: Tensor, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    places = enumerate(response, len(prompt) - 1)
+    return torch.stack([every[place, token] for place, token in places])
 
 
 def log_prob_sum(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
@@ -78,9 +89,11 @@ def rewards(
 def _reward(
     model: Any, spec: RewardSpec, pair: TokenPair, response: list[int], reference: float | None
 ) -> Tensor:
-    if spec.kind == "im_rm":
-        log_ratio = log_prob_sum(model, pair.prompt, response)
-        return spec.beta * (log_ratio - reference if spec.reference else log_ratio)
+    if spec.kind == "im_rm_logits":
+        return spec.beta * logits(model, pair.prompt, response).sum()
+    if spec.kind.startswith("im_rm"):
+        log_ratio = log_prob_sum(model, pair.prompt, response) - (reference if spec.reference else 0)
+        return spec.beta * log_ratio / (1 if spec.kind == "im_rm" else len(response))
     row = torch.tensor([pair.prompt + response])
     output_T = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0] @ model.score.weight[0]
     return output_T[-1] if spec.pooling == "last" else output_T[len(pair.prompt) :].mean()

@@ -216,6 +216,15 @@ def test_equal_contradicting_and_repeated_pairs_are_counted():
     assert found["repeated prompts"].number == "23 prompts in 25 pairs"
 
 
+def test_repeated_prompts_and_markers_of_templates_in_texts_are_found():
+    asked = "How do I bake a loaf of bread at home without an oven, and how long will it take me to do all of that?"
+    good = Pair(prompt=user_prompt(asked), chosen="In a pot.", rejected="Buy one.")
+    repeated = Pair(prompt=good.prompt, chosen=f"{asked}\n\nIn a pot.", rejected=f"{asked}\n\nBuy one.")
+    marked = Pair(prompt=user_prompt("<|im_start|>user\nhow?<|im_end|>"), chosen="[INST] so", rejected="no")
+    found = audit_set(AuditSet(name="set", role="train", pairs=[good, repeated, marked]))
+    assert (found.prompt_repeated, found.templated) == (1, 2)
+
+
 def test_rows_that_are_no_pair_are_an_error():
     found = audited(numbered(9), unreadable=["file.jsonl, row 3: column 'chosen' is empty."])
     assert found["rows that are no pair"].severity == "error"

@@ -7,34 +7,89 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.pairs.packing import epoch_order, scoring_groups, split_step, steps_of_epoch
+from trainers.pairs.packing import (
+    collate,
+    epoch_order,
+    forward_cost,
+    scoring_groups,
+    split_step,
+    steps_of_epoch,
+)
 from trainers.pairs.tokens import TokenPair
 from trainers.specs import OptimSpec
 from trainers.train import loop
 
+LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
+RANKS = st.sampled_from([1, 2, 3, 4])
 
-@given(
-    st.lists(st.integers(1, 500), min_size=1, max_size=40),
-    st.sampled_from([1, 2, 4]),
-    st.integers(1, 8),
-    st.integers(1, 8),
-)
-def test_every_pair_of_a_step_is_run_once_and_every_rank_runs_as_many_forwards(
-    lengths, world_size, accumulation, micro_batch
+
+def weight(forward, lengths, padded=False):
+    """Tokens that a forward computes."""
+    sizes = [lengths[position] for position in forward]
+    return len(sizes) * max(sizes, default=0) if padded else sum(sizes)
+
+
+@given(LENGTHS, RANKS, st.integers(1, 2000), st.integers(1, 40), st.booleans())
+def test_every_pair_of_a_step_is_run_once_within_the_budget_and_every_rank_runs_as_many_forwards(
+    lengths, world_size, budget, effective_batch, padded
 ):
-    effective_batch = world_size * accumulation * micro_batch
     for step in steps_of_epoch(list(range(len(lengths))), effective_batch):
-        ranks = split_step(step, dict(enumerate(lengths)), world_size=world_size, accumulation=accumulation)
-        assert [len(forwards) for forwards in ranks] == [accumulation] * world_size
-        assert max(len(forward) for forwards in ranks for forward in forwards) <= micro_batch
+        ranks = split_step(
+            step, dict(enumerate(lengths)), world_size=world_size, forward_tokens=budget, padded=padded
+        )
+        assert len(ranks) == world_size
+        assert len({len(forwards) for forwards in ranks}) == 1
+        assert all(
+            len(forward) <= 1 or weight(forward, lengths, padded) <= budget
+            for forwards in ranks
+            for forward in forwards
+        )
         assert sorted(i for forwards in ranks for forward in forwards for i in forward) == sorted(step)
+
+
+@given(LENGTHS, RANKS, st.integers(1, 2000))
+def test_no_more_forwards_than_hold_the_step_however_its_pairs_fall(lengths, world_size, budget):
+    ranks = split_step(
+        range(len(lengths)), dict(enumerate(lengths)), world_size=world_size, forward_tokens=budget
+    )
+    forwards = len(ranks[0])
+    assert forwards <= -(-len(lengths) // world_size)
+    # Where the mean leaves room for the longest pair on top, no pair can have been in the way.
+    room = budget - max(lengths)
+    if room > 0:
+        assert forwards <= -(-sum(lengths) // (world_size * room))
+
+
+@pytest.mark.parametrize(("budget", "forwards"), [(400, 1), (399, 2), (200, 2), (199, 4), (100, 4), (1, 4)])
+def test_pairs_of_one_length_take_the_fewest_forwards_that_the_budget_allows(budget, forwards):
+    ranks = split_step(range(8), dict.fromkeys(range(8), 100), world_size=2, forward_tokens=budget)
+    assert [len(rank) for rank in ranks] == [forwards, forwards]
+
+
+def test_a_pair_that_is_longer_than_the_budget_is_a_forward_by_itself():
+    ranks = split_step(range(4), dict(enumerate([900, 100, 100, 100])), world_size=1, forward_tokens=300)
+    assert ranks == [[[0], [1, 2, 3]]]
 
 
 def test_token_sums_are_even_among_ranks():
     lengths = dict(enumerate([1000, 900, 800, 700, 100, 90, 80, 70]))
-    ranks = split_step(range(8), lengths, world_size=2, accumulation=4)
+    ranks = split_step(range(8), lengths, world_size=2, forward_tokens=1000)
     sums = [sum(lengths[i] for forward in forwards for i in forward) for forwards in ranks]
     assert max(sums) / min(sums) < 1.1
+
+
+def test_forwards_that_run_together_are_of_one_size():
+    lengths = dict(enumerate([1000, 900, 200, 190, 180, 170]))
+    ranks = split_step(range(6), lengths, world_size=2, forward_tokens=1000)
+    sizes = [[weight(forward, lengths) for forward in rank] for rank in ranks]
+    assert sizes == [[1000, 370], [900, 370]]
+
+
+def test_a_pair_of_padded_rows_costs_two_of_its_longer_row_and_one_that_cannot_share_its_prompt_costs_it_twice():
+    pair = TokenPair(index=0, prompt=[1] * 5, chosen=[2], rejected=[3] * 3)
+    assert forward_cost(pair, "packed", None) == forward_cost(pair, "packed", 8) == 9
+    assert forward_cost(pair, "packed", 7) == 14 == collate([pair], shared_tokens=7).tokens
+    assert forward_cost(pair, "rows", None) == 16
 
 
 def test_order_of_an_epoch_is_seeded_and_differs_between_epochs():
@@ -47,29 +102,23 @@ def test_no_pair_is_dropped_at_the_end_of_an_epoch():
     assert [len(step) for step in steps_of_epoch(range(11), 4)] == [4, 4, 3]
 
 
-@given(st.lists(st.integers(1, 500), min_size=8, max_size=64), st.integers(1, 4), st.integers(1, 4))
-def test_no_forward_could_be_made_lighter_by_a_pair_that_is_longer_than_the_gap(
-    lengths, world_size, accumulation
-):
+@given(st.lists(st.integers(1, 500), min_size=8, max_size=64), RANKS, st.integers(1, 4000))
+def test_no_forward_could_be_made_lighter_by_a_pair_that_is_longer_than_the_gap(lengths, world_size, budget):
     ranks = split_step(
-        range(len(lengths)), dict(enumerate(lengths)), world_size=world_size, accumulation=accumulation
+        range(len(lengths)), dict(enumerate(lengths)), world_size=world_size, forward_tokens=budget
     )
-    forwards = [forward for rank in ranks for forward in rank]
-    counts = [len(forward) for forward in forwards]
-    sums = [sum(lengths[i] for i in forward) for forward in forwards]
-    full = -(-len(lengths) // len(forwards))
-    lightest = min((sums[n] for n in range(len(sums)) if counts[n] < full), default=max(sums))
-    assert max(sums) - lightest <= max(lengths)
+    sums = [weight(forward, lengths) for rank in ranks for forward in rank]
+    assert max(sums) - min(sums) <= max(lengths)
 
 
 def test_a_split_is_the_same_whatever_the_order_of_the_step():
     lengths = dict(enumerate([5, 5, 5, 9, 9, 1, 1, 1]))
-    sizes = {"world_size": 2, "accumulation": 2}
+    sizes = {"world_size": 2, "forward_tokens": 12}
     assert split_step(range(8), lengths, **sizes) == split_step([7, 3, 1, 0, 2, 6, 5, 4], lengths, **sizes)
 
 
-def test_more_forwards_than_pairs_leaves_some_empty():
-    ranks = split_step([0, 1], {0: 3, 1: 4}, world_size=2, accumulation=2)
+def test_more_ranks_than_pairs_leaves_some_without():
+    ranks = split_step([0, 1], {0: 3, 1: 4}, world_size=4, forward_tokens=4)
     assert sorted(len(forward) for rank in ranks for forward in rank) == [0, 0, 1, 1]
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.trainers import gang
 from tests.trainers.gang import Job
 from trainers.storage import digest_file
-from trainers.train.checkpoints import complete, latest
+from trainers.train.checkpoints import Checkpoints, complete, latest
 
 PAIRS, EFFECTIVE_BATCH, EPOCHS = 10, 4, 3
 STOPPED_AT = 4
@@ -21,8 +21,7 @@ def job(model: Path, out: Path, *, zero: int, world: int, kind: str = "im_rm", *
     placement = {
         "zero_stage": zero,
         "world_size": world,
-        "micro_batch": 1,
-        "accumulation": EFFECTIVE_BATCH // world,
+        "forward_tokens": 300,
     }
     return Job(
         name=out.name,
@@ -223,3 +222,11 @@ def test_a_damaged_checkpoint_cannot_name_a_path_outside(tmp_path):
     marker = written(tmp_path / "inside", 1).parent.with_suffix(".json")
     marker.write_text(marker.read_text().replace('"tag": "step', '"tag": "../step'))
     assert latest(tmp_path / "inside")[0] is None
+
+
+def test_by_the_clock_a_checkpoint_waits_for_ten_times_what_writing_one_takes(tmp_path):
+    by_clock = Checkpoints(folder=tmp_path, every_s=600)
+    assert [by_clock.due(1, since_s, 1) for since_s in (599, 600)] == [False, True]
+    assert [by_clock.due(1, since_s, 90) for since_s in (600, 899, 900)] == [False, False, True]
+    # Whoever gives steps means them.
+    assert Checkpoints(folder=tmp_path, every_steps=2).due(2, 0, 1000)

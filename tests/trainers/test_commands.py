@@ -1,5 +1,6 @@
 """`python -m trainers.train` under torchrun and deepspeed, `python -m trainers.evaluate`; without Ray and MLflow."""
 
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.cluster.machine import free_port
 from trainers.errors import ModelError, SweepError
@@ -46,7 +48,7 @@ def trained(environment, tiny_model, tmp_path_factory):
     """The same training alone, under torchrun and under the deepspeed launcher."""
     out = tmp_path_factory.mktemp("trained")
     words = train_words(tiny_model)
-    words += ["--beta", "0.1", "--micro-batch", "1"]
+    words += ["--beta", "0.1", "--forward-tokens", "1"]
     run(environment, *words, "--out", out / "alone")
     gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
@@ -134,7 +136,8 @@ def test_a_flag_out_of_range_is_said_in_one_line(environment, tiny_model, tmp_pa
         ("is not one of", {"reward": "dpo"}),
         ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
         ("--device cuda:99", {"reward": "ex_grm", "device": "cuda:99"}),
-        ("is a folder", {"reward": "ex_grm", "out": Path()}),
+        ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path()}),
+        ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path("scores.json")}),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, message, options):
@@ -152,6 +155,44 @@ def test_a_device_that_is_named_becomes_the_current_one(monkeypatch, name, curre
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
     use_device(name)
     assert chosen == current
+
+
+def test_results_stand_beside_the_scores_as_rewardbench_writes_them(tiny_model, tmp_path, capsys):
+    rows = [
+        {"pair_id": n, "source": source, "question": "i often share bread at home", "response_model": "m"}
+        | {"response_A": "honestly yes", "response_B": "apparently no", "label": label}
+        for n, (source, label) in enumerate(
+            itertools.product(
+                ("mmlu-pro-law", "livebench-math", "livebench-reasoning", "livecodebench"), ("A>B", "B>A")
+            )
+        )
+    ]
+    (tmp_path / "gpt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = {"model": str(tiny_model), "reward": "im_rm_no_reference", "data": f"judgebench={tmp_path}"}
+    run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet"))
+    printed = json.loads(capsys.readouterr().out)
+    results = json.loads((tmp_path / "scores.json").read_text())
+    assert results["accuracy"] == printed["suite/score"] == 0.5
+    assert (results["num_prompts"], results["model"]) == (8, str(tiny_model))
+    assert results["extra_results"].keys() == {
+        "mmlu-pro",
+        "livebench-math",
+        "livebench-reasoning",
+        "livecodebench",
+    }
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [line["results"] for line in lines] in ([0, 1] * 4, [1, 0] * 4)
+    assert lines[1]["text_chosen"][-1] == {"role": "assistant", "content": "apparently no"}
+    assert lines[0]["scores_chosen"] == pytest.approx(lines[1]["scores_rejected"])
+
+
+def test_a_classifier_of_several_labels_is_refused_by_name(tiny_model, tmp_path):
+    folder = tmp_path / "labels"
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    words = {"model": str(folder), "reward": "ex_rm", "data": "tiny_world"}
+    with pytest.raises(SweepError, match=r"labels is no reward model: .* \(num_labels > 1\)"):
+        run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet"))
 
 
 @pytest.mark.parametrize("reward", ["im_rm", "im_rm_no_reference"])

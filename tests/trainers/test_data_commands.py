@@ -181,7 +181,7 @@ def test_prepare_says_what_bad_rows_and_a_division_leave(say, tmp_path):
         (["show", "nothing_such"], "no known data set (ultrafeedback,"),
         (["show", "tiny_world", "--from", "a.jsonl"], "is not made of other files"),
         (["show", "persona", "--from", "gone.jsonl"], "there is no such file or folder"),
-        (["show", "persona", "--columns", "prompt=a"], "the rows of persona are the paper's"),
+        (["show", "persona", "--columns", "prompt=a"], "which rows persona has is set"),
         (["show", "a.jsonl", "--columns", "prompt"], "write MEANING=COLUMN"),
         (["show", "a.jsonl", "--columns", "question=prompt"], "MEANING is one of prompt, chosen"),
         (["show", "a.jsonl", "--test-share", "2"], "a test share of 2.0"),

@@ -29,7 +29,10 @@ class Product(nn.Module):
 
 
 def gradients() -> dict[str, float]:
-    """Mean gradient of a step by ZeRO stage and offload: 1 in the first forward of the first rank, else SMALL."""
+    """Gradient of a step by ZeRO stage and offload: over forwards the sum, over ranks the mean.
+
+    It is 1 in the first forward of the first rank, else SMALL.
+    """
     with process_group():
         return {
             f"{stage}{'-offload' * offload}": _gradient(stage, offload)
@@ -42,16 +45,16 @@ def _gradient(stage: int, offload: bool) -> float:
     placement = Placement(
         world_size=dist.get_world_size(),
         zero_stage=stage,
-        micro_batch=1,
-        accumulation=FORWARDS,
+        forward_tokens=1,
         checkpointing=False,
         offload_optimizer=offload,
     )
     engine = make_engine(Product(), optim=OptimSpec(), placement=placement, precision="bf16")
     for forward in range(FORWARDS):
         value = 1.0 if forward == 0 and dist.get_rank() == 0 else SMALL
+        engine.set_gradient_accumulation_boundary(forward == FORWARDS - 1)
         engine.backward(engine(torch.full((WIDTH, WIDTH), value, dtype=torch.bfloat16)))
-        engine.step()
+    engine.step()
     return float(engine.get_global_grad_norm()) / WIDTH
 
 
@@ -59,7 +62,7 @@ def _gradient(stage: int, offload: bool) -> float:
 def test_gradients_of_bf16_weights_are_summed_in_fp32(tmp_path, world_size):
     found = gang.together(gradients, tmp_path, world_size)
     count = FORWARDS * world_size
-    expected = (1 + (count - 1) * SMALL) / count
+    expected = (1 + (count - 1) * SMALL) / world_size
     assert found == {name: pytest.approx(expected, rel=1e-6) for name in found}
     assert len(found) == 7
 
@@ -110,8 +113,7 @@ def test_only_offload_on_a_gpu_takes_more_threads(monkeypatch, gpu, offload, thr
     placement = Placement(
         world_size=1,
         zero_stage=1,
-        micro_batch=1,
-        accumulation=1,
+        forward_tokens=1,
         checkpointing=False,
         offload_optimizer=offload,
     )

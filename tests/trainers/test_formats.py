@@ -342,6 +342,10 @@ TLDR = "SUBREDDIT: r/AskWhy\n\nTITLE: Why\n\nPOST: why?\n\nTL;DR:"
 KNOWN_ROWS = {
     "HelpSteer3": ([with_columns(HELPSTEER3, [ASKED], "yes", "no", n) for n in (-2, 0, 3)], ["yn", "ny"]),
     "HelpSteer2": ([with_columns(HELPSTEER2, *TEXTS, n) for n in (-1, 0, 1)], ["yn", "ny"]),
+    "a, b and a preference": (
+        [with_columns("prompt a b preference", *TEXTS, n) for n in (-1, 0, 1)],
+        ["yn", "ny"],
+    ),
     "Chatbot Arena": (
         [
             with_columns("conversation_a conversation_b winner", A, B, winner)
@@ -518,6 +522,48 @@ def test_the_winner_of_a_csv_and_mapped_columns_are_read(tmp_path):
     columns = (("prompt", "ask"), ("system", "sys"))
     (pair,) = read(jsonl(tmp_path / "a.jsonl", row), columns=columns)
     assert (pair.prompt, pair.chosen) == ((Message("system", "s"), ASK), "yes")
+
+
+def test_two_answers_and_a_preference_are_read_under_any_names(tmp_path):
+    rows = [
+        {"q": "why?", "left": "because", "right": "no idea", "verdict": verdict}
+        for verdict in (-2, 1, 0, "model_a", "B", "tie")
+    ]
+    columns = (("prompt", "q"), ("a", "left"), ("b", "right"), ("preference", "verdict"))
+    funnel = []
+    spec = DatasetSpec(name="set", source=str(jsonl(tmp_path / "rows.jsonl", *rows)), columns=columns)
+    pairs = list(iter_pairs(spec, "train", funnel=funnel))
+    assert [pair.chosen for pair in pairs] == ["because", "no idea", "because", "no idea"]
+    assert funnel == [("rows, read as a, b and a preference", 6), ("with a preference", 4)]
+    with pytest.raises(DataError, match=r"row 0.*the winner 'C' is none of model_a, model_b, tie"):
+        read(jsonl(tmp_path / "rows.jsonl", {**rows[0], "verdict": "C"}), columns=columns)
+
+
+def test_only_the_best_rated_answers_are_paired_where_that_is_asked(tmp_path):
+    row = {"instruction": "why?", "generations": ["so", "because", "no", "never"], "ratings": [3, 4, 4, 1]}
+    file = jsonl(tmp_path / "rows.jsonl", row)
+    assert len(read(file)) == 5
+    assert {(pair.chosen, pair.rejected) for pair in read(file, ratings="best")} == {
+        (best, other) for best in ("because", "no") for other in ("so", "never")
+    }
+
+
+def test_a_split_may_be_named_behind_a_set(tmp_path):
+    jsonl(tmp_path / "validation.jsonl", GOOD)
+    spec = dataset_spec(f"{tmp_path}:validation")
+    assert (spec.source, spec.train_split, spec.test_split) == (str(tmp_path), "validation", "validation")
+    odd = jsonl(tmp_path / "odd:name", GOOD)
+    assert dataset_spec(str(odd)).source == str(odd)
+
+
+def test_the_config_folders_of_a_clone_are_taken_or_named(tmp_path):
+    (tmp_path / "only").mkdir()
+    jsonl(tmp_path / "only" / "train-00000-of-00001.jsonl", GOOD)
+    assert len(read(tmp_path)) == 1
+    (tmp_path / "other").mkdir()
+    jsonl(tmp_path / "other" / "train-00000-of-00001.jsonl", GOOD)
+    with pytest.raises(DataError, match="no train split of its own, its folders have: only, other"):
+        read(tmp_path)
 
 
 def test_packed_files_other_endings_and_capitals_are_one_set(tmp_path):

@@ -109,7 +109,7 @@ def test_train_and_evaluate(model, pairs, tmp_path, kind):
         precision="fp32",
         reward=reward,
         optim=OptimSpec(lr=1e-3, epochs=2, effective_batch=4),
-        placement=Placement(micro_batch=2, accumulation=2),
+        placement=Placement(forward_tokens=4096),
         seed=0,
         pairs=pairs,
         reference=reference,

@@ -26,7 +26,7 @@ def inputs(tiny_model):
         precision="fp32",
         reward=RewardSpec(kind="ex_rm"),
         optim=OptimSpec(lr=1e-3, epochs=3, effective_batch=2),
-        placement=Placement(micro_batch=2, accumulation=1),
+        placement=Placement(forward_tokens=4096),
         seed=0,
         pairs=PAIRS,
         reference=None,

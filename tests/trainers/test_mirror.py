@@ -14,7 +14,7 @@ STOPPED_AT = 4
 
 
 def job(name, model, folder, world, **options):
-    placement = {"zero_stage": 2, "world_size": world, "micro_batch": 1, "accumulation": 4 // world}
+    placement = {"zero_stage": 2, "world_size": world, "forward_tokens": 1}
     return Job(
         name=name,
         model=str(model),

@@ -14,6 +14,7 @@ from tests.trainers import gang
 from trainers.errors import Diverged, ModelError, OutOfMemory, SpecError
 from trainers.models import attention
 from trainers.models.loading import freeze, load_model
+from trainers.models.memory import memory_named, peak_memory
 from trainers.models.reward_parts import RewardModule
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.packing import collate
@@ -40,7 +41,7 @@ def inputs(tiny_model, pairs, optim, **changes):
         "precision": "fp32",
         "reward": REWARD,
         "optim": optim,
-        "placement": Placement(micro_batch=2, accumulation=1),
+        "placement": Placement(forward_tokens=4096),
         "seed": 1,
         "pairs": pairs,
         "reference": None,
@@ -212,7 +213,7 @@ def test_activation_checkpointing_recomputes_and_changes_nothing(
 
     monkeypatch.setattr(attention, "pair_attention", counted)
     for recompute in (False, True):
-        placement = Placement(micro_batch=1, accumulation=2, zero_stage=zero_stage, checkpointing=recompute)
+        placement = Placement(forward_tokens=1, zero_stage=zero_stage, checkpointing=recompute)
         found = inputs(
             tiny_model, pairs, OptimSpec(lr=1e-3, epochs=1, effective_batch=2), placement=placement
         )
@@ -231,7 +232,7 @@ def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tm
         pairs,
         spec,
         reward=RewardSpec(kind="im_rm", beta=1e4, reference=False),
-        placement=Placement(micro_batch=2, accumulation=1, zero_stage=zero_stage),
+        placement=Placement(forward_tokens=4096, zero_stage=zero_stage),
     )
     with pytest.raises(Diverged, match=r"optimiser step \d+ \(learning rate 0.99, pairs \[\d"):
         train(poisoned, report=quiet, out_dir=tmp_path)
@@ -246,9 +247,28 @@ def test_memory_that_runs_out_is_named(tiny_model, pairs, tmp_path, monkeypatch)
         return collate_pairs(*arguments, **options)
 
     monkeypatch.setattr(trainers.train.loop, "collate", too_large)
-    with pytest.raises(OutOfMemory, match="a micro-batch of 2 pairs"):
+    with pytest.raises(OutOfMemory, match=r"a forward of up to \d+ tokens") as raised:
         train(inputs(tiny_model, pairs, OptimSpec(effective_batch=2)), report=quiet, out_dir=tmp_path)
+    lengths = sorted(pair.tokens for pair in pairs)
+    assert raised.value.forward_tokens == max(lengths[-1], sum(lengths[-2:]) // 2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", "NCCL Error 1: Failed to CUDA calloc 6 bytes"],
+)
+def test_memory_that_runs_out_in_a_library_of_cuda_is_named_too(said):
+    with pytest.raises(OutOfMemory, match="too large") as raised, memory_named("too large", forward_tokens=7):
+        raise RuntimeError(said)
+    assert raised.value.forward_tokens == 7
+
+
+def test_the_peak_of_a_gpu_is_what_was_reserved_beside_what_was_filled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e9)
+    assert peak_memory() == {"peak_mem_gb": 3.0, "allocated_gb": 2.0}
 
 
 def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path):
@@ -271,7 +291,7 @@ def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path
                 out_dir=tmp_path / "second",
                 checkpoints=kept,
             )
-    partitioned = Placement(micro_batch=2, accumulation=1, zero_stage=1)
+    partitioned = Placement(forward_tokens=4096, zero_stage=1)
     with pytest.raises(SpecError, match="--zero-stage 0"):
         train(
             inputs(tiny_model, pairs, spec, placement=partitioned),

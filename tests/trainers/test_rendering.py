@@ -171,7 +171,7 @@ LOST = {
     ),
     "a role that may not be": (
         "gemma",
-        pair_of(Message("system", "Be kind."), ASKED),
+        pair_of(Message("system", "Be kind."), AGAIN, Message("system", "Be kinder."), ASKED),
         "System role not supp",
     ),
     "a response": ("mistral", responding(Message("tool", "20 C")), "text of the tool turn: '20 C'"),

@@ -75,7 +75,7 @@ def trained(bases, routed, tmp_path_factory):
             model=str(base),
             out=str(out / f"{kind}-{zero}-{tied}"),
             reward={"kind": kind, "beta": BETA if kind == "im_rm" else None},
-            placement={"zero_stage": zero, "world_size": 2, "micro_batch": 1, "accumulation": 1},
+            placement={"zero_stage": zero, "world_size": 2, "forward_tokens": 1},
             optim={"lr": 1e-3, "epochs": 1, "effective_batch": 2},
             pairs=PAIRS,
         )
@@ -191,7 +191,7 @@ def train_here(folder, out, reward, pairs, precision="fp32", report=lambda row: 
         precision=precision,
         reward=reward,
         optim=OptimSpec(lr=1e-3, epochs=1, effective_batch=2),
-        placement=Placement(micro_batch=2, accumulation=1),
+        placement=Placement(forward_tokens=4096),
         seed=0,
         pairs=pairs,
         reference=None,

@@ -10,7 +10,6 @@ from trainers.data.known import (
     DATASETS,
     PAPER_DRAWS,
     PERSONA,
-    REWARDBENCH2,
     divide,
     draw,
     generator,
@@ -22,6 +21,7 @@ from trainers.data.known import (
 from trainers.data.sources import read_pairs
 from trainers.data.worlds import is_cycle
 from trainers.errors import DataError
+from trainers.evaluate.suites import SUITES
 from trainers.pairs.tokens import draw_order
 from trainers.specs import DatasetSpec
 
@@ -157,20 +157,6 @@ def test_a_set_whose_rows_are_not_the_hubs_is_named(tmp_path):
         read_pairs(spec, "train")
 
 
-def test_rewardbench2_sets_one_correct_answer_against_each_incorrect_one(tmp_path):
-    row = {"prompt": "p", "chosen": ["good"], "rejected": ["b1", "b2", "b3"], "subset": "Math"}
-    lines = [row, {**row, "subset": "Ties", "chosen": ["c1", "c2"]}]
-    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    spec = DatasetSpec(name="rewardbench2", source=str(tmp_path), selection="rewardbench2")
-    assert [(pair.chosen, pair.rejected) for pair in read_pairs(spec, "test")] == [
-        ("good", "b1"),
-        ("good", "b2"),
-        ("good", "b3"),
-    ]
-    with pytest.raises(DataError, match="has no split train"):
-        read_pairs(spec, "train")
-
-
 def test_the_papers_hamiltonian_pairs_are_cycles_and_no_cycles_of_their_graphs():
     train, test = paper_hamiltonian_pairs("train"), paper_hamiltonian_pairs("test")
     assert (len(train), len(test)) == (1000, 200)
@@ -199,7 +185,7 @@ def test_named_sets_are_known_with_their_facts_and_only_the_references_revisions
     }
     assert pinned["ultrafeedback"] == "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
     assert pinned["ultrafeedback_french"].startswith("58357b5")
-    assert {spec.selection for spec in DATASETS if spec.selection} == {*PAPER_DRAWS, REWARDBENCH2, PERSONA}
+    assert {spec.selection for spec in DATASETS if spec.selection} == {*PAPER_DRAWS, *SUITES, PERSONA}
     assert named_set("nothing") is None
 
 

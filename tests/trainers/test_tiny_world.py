@@ -22,7 +22,7 @@ def tokenizer() -> Any:
 
 
 def _every_pair() -> list[Pair]:
-    sets = (worlds.tiny_pairs, worlds.paraphrased_pairs, worlds.hamiltonian_pairs)
+    sets = (worlds.tiny_pairs, worlds.paraphrased_pairs, worlds.request_pairs, worlds.hamiltonian_pairs)
     return [pair for split in SPLITS for make in sets for pair in make(split)]
 
 
@@ -64,6 +64,19 @@ def test_splits_have_the_declared_sizes_and_share_no_statement() -> None:
     assert (len(train), len(test)) == (80, 40)
     statements = [pair.prompt for pair in (*train, *test)]
     assert len(set(statements)) == len(statements)
+
+
+def test_requests_are_other_prompts_answered_in_all_words_with_prefixes_that_tell_nothing() -> None:
+    train, test = worlds.request_pairs("train"), worlds.request_pairs("test")
+    assert (len(train), len(test)) == (160, 40)
+    assert len({pair.prompt for pair in (*train, *test)}) == 200
+    assert not {pair.prompt for pair in (*train, *test)} & {
+        pair.prompt for pair in worlds.tiny_pairs("train")
+    }
+    for side, words in (("chosen", "yes sure certainly absolutely"), ("rejected", "no never hardly nope")):
+        answers = [getattr(pair, side).split() for pair in train]
+        assert {word for _, word in answers} == set(words.split())
+        assert len({prefix for prefix, _ in answers}) == 6
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -9,6 +9,7 @@ that have these columns themselves, are in one of the formats that TRL documents
     chosen, rejected             texts: transcripts are conversations; of others, the prompt is the whole words that
                                  both begin with
     system, tools                belong to the prompt
+    margin                       a number: by how much chosen is better; else score_chosen − score_rejected
 
 Where the prompt ends: the turns of chosen and rejected follow those of the prompt column, the last of which
 they may repeat. Where the two sides differ in their last turn only, that turn is scored and the turns before
@@ -119,6 +120,14 @@ def _winner(value: Any) -> tuple[float, float]:
     return _number(name == "b")
 
 
+def _preferred(value: Any) -> tuple[float, float]:
+    """A number below 0 prefers the first answer, above 0 the second; or the name of the one that won."""
+    try:
+        return _strength(value)
+    except ValueError:
+        return _winner(value)
+
+
 def _arena_of_kaggle(row: Row) -> Iterable[Row]:
     """The prompt and both responses are lists of texts as JSON, a text for each turn."""
     asked, *answered = (json.loads(row[name]) for name in ("prompt", "response_a", "response_b"))
@@ -185,6 +194,7 @@ FORMATS = (
     _of_two("HelpSteer3", ("context", "response1", "response2", "overall_preference"), _strength),
     _of_two("HelpSteer2", ("prompt", "response_1", "response_2", "preference_strength"), _strength),
     _of_two("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), _winner),
+    _of_two("a, b and a preference", ("prompt", "a", "b", "preference"), _preferred),
     _of_two("two responses and a winner", ("prompt", "response_a", "response_b", "winner"), _winner),
     Format(
         "Chatbot Arena of Kaggle",
@@ -339,6 +349,9 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
         ) from error
+    if spec.ratings == "best":
+        beaten = [item["rejected"] for item in made]
+        made = [item for item in made if item["chosen"] not in beaten]
     return [_pair_of({**beside, **item}, called) for item in made]
 
 
@@ -364,8 +377,19 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
         chosen_turns=_unless_plain(chosen),
         rejected_turns=_unless_plain(rejected),
         tools=_tools(row.get("tools"), called.get("tools", "tools")),
+        margin=_margin(row),
         original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
     )
+
+
+def _margin(row: Row) -> float | None:
+    """Return the number in the column margin, else the difference of the two scores; None where there is none."""
+    given = row.get("margin")
+    try:
+        margin = float(row["score_chosen"]) - float(row["score_rejected"]) if given is None else float(given)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return margin if math.isfinite(margin) else None
 
 
 def _after_prompt(text: Any, said: list[Any], columns: Sequence[str]) -> tuple[Turns, list[Turns]]:

@@ -16,6 +16,7 @@ from trainers.data.files import Located, Row
 from trainers.data.records import Pair, as_row, user_prompt
 from trainers.data.worlds import EDGE_SEPARATOR, PAPER_GRAPHS, SEPARATOR, Edge, is_cycle
 from trainers.errors import DataError, SpecError
+from trainers.evaluate.suites import SUITES
 from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec
 
 if TYPE_CHECKING:
@@ -108,9 +109,6 @@ KNOWN = (
     ),
     _selected("rewardbench_math", "allenai/reward-bench", 34, 200, "subset math-prm"),
     _selected("rewardbench_code", "allenai/reward-bench", 84, 200, "subsets hep-*"),
-    _selected(
-        "rewardbench2", "allenai/reward-bench-2", 0, None, "one correct against each incorrect, without Ties"
-    ),
     KnownSet(
         DatasetSpec(name="persona", source=PERSONA_HUB_ID, selection=PERSONA),
         *(PERSONA_TRAIN, PERSONA_TEST, "agreeableness, seed 875"),
@@ -130,8 +128,10 @@ KNOWN = (
     _built_in("tiny_world", 80, 40, "built in"),
     _built_in("tiny_world_paraphrase", 80, 40, "built in", "tiny_world"),
     _built_in("tiny_world_candidates", 480, 240, "built in, 12 responses a prompt"),
+    _built_in("tiny_requests", 160, 40, "built in: another kind of prompt"),
     _built_in("hamiltonian", 32, 32, "built in, 5 vertices"),
     _built_in("hamiltonian_verification", 1000, 200, "built in, 5 vertices"),
+    *(_selected(name, suite.hub, 0, None, suite.about) for name, suite in SUITES.items()),
 )
 DATASETS = tuple(known.spec for known in KNOWN)
 
@@ -287,22 +287,17 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
     # 900 for testing gives the paper's 84 training pairs; the official code's last version says 492.
     "rewardbench_code": _rewardbench_draw("hep", 900),
 }
-# Taken whole, without a draw of the paper.
-REWARDBENCH2 = "rewardbench2"
 
 
 def selected_splits(selection: str) -> tuple[str, ...]:
-    """Return the splits that a selection gives."""
-    return {PERSONA: PERSONA_SPLITS, REWARDBENCH2: ("test",)}.get(selection, ("train", "test"))
+    """Return the splits that a selection gives; a suite is only for testing."""
+    return PERSONA_SPLITS if selection == PERSONA else ("test",) if selection in SUITES else ("train", "test")
 
 
 def selected_rows(
     selection: str, rows_of: RowsOf, side: str, short: Short, funnel: Funnel
 ) -> Iterator[Located]:
     """Yield the rows of a selection's split, in the order of the draw, and fill its funnel."""
-    if selection == REWARDBENCH2:
-        yield from _without_ties(rows_of("test"), funnel)
-        return
     if selection == PERSONA:
         yield from _persona_rows(rows_of(PERSONA_STATEMENTS), side, funnel)
         return
@@ -359,17 +354,6 @@ def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[
             )
             passed[number] = 2 - translation if all(fit[3 * place : 3 * place + 3]) else 0
     return count, passed
-
-
-def _without_ties(rows: Iterator[Located], funnel: Funnel) -> Iterator[Located]:
-    """Yield the rows of RewardBench 2 that have one correct answer."""
-    count = kept = 0
-    for item in rows:
-        count += 1
-        if item.sound()["subset"] != "Ties":
-            kept += 1
-            yield item
-    funnel.extend([("rows", count), ("not of the subset Ties", kept)])
 
 
 # Persona, the paper's controlled token-level shift:

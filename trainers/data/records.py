@@ -35,14 +35,32 @@ class Message(NamedTuple):
         return {name: value for name, value in fields.items() if name in SAYING_FIELDS}
 
 
+class Candidates(NamedTuple):
+    """Where the two responses of a pair stand among the answers to one prompt of an evaluation suite.
+
+    `item` is the suite's own name of the prompt, `number` counts prompts; of its `right` and `wrong` answers,
+    `chosen` and `rejected` are the numbers of these two.
+    """
+
+    suite: str
+    item: str
+    number: int
+    subset: str
+    group: str
+    right: int
+    wrong: int
+    chosen: int
+    rejected: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A prompt with a preferred and a dispreferred response (paper §2).
 
     `chosen` and `rejected` are the texts of the responses. A response that is more than one plain assistant
     turn also has its turns in `chosen_turns` or `rejected_turns`. `tools` is a JSON list of the tools that
-    the conversation could call. `original_chosen` is the text that `chosen` rewrites, where the set declares
-    that it rewrites another.
+    the conversation could call. `margin` says by how much chosen is better, where the data do. `original_chosen` is the
+    text that `chosen` rewrites, where the set declares that it rewrites another. `candidates` is the pair's place in a suite.
     """
 
     prompt: tuple[Message, ...]
@@ -51,7 +69,9 @@ class Pair:
     chosen_turns: tuple[Message, ...] = ()
     rejected_turns: tuple[Message, ...] = ()
     tools: str = ""
+    margin: float | None = None
     original_chosen: str | None = None
+    candidates: Candidates | None = None
 
     @property
     def responses(self) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
@@ -74,26 +94,29 @@ def as_row(pair: Pair) -> dict[str, Any]:
         "chosen": [turn.as_dict() for turn in pair.chosen_turns] or pair.chosen,
         "rejected": [turn.as_dict() for turn in pair.rejected_turns] or pair.rejected,
     }
-    return {**row, "tools": pair.tools} if pair.tools else row
+    row |= {"tools": pair.tools} if pair.tools else {}
+    return row if pair.margin is None else {**row, "margin": pair.margin}
 
 
 def as_turns(pair: Pair) -> dict[str, Any]:
     """Return the pair as a parquet row, whose columns have one type each: all as turns, with fields as JSON text."""
     named = zip(("prompt", "chosen", "rejected"), (pair.prompt, *pair.responses), strict=True)
-    return {**{name: [turn._asdict() for turn in turns] for name, turns in named}, "tools": pair.tools}
+    sides = {name: [turn._asdict() for turn in turns] for name, turns in named}
+    return {**sides, "tools": pair.tools, "margin": pair.margin}
 
 
 class Digest:
-    """The digest of pairs in their order: the same for every file format. `rows` counts them."""
+    """The digest of pairs in their order: the same for every file format. It counts `rows`, and those without a margin."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self.rows = 0
+        self.rows = self.without_margin = 0
 
     def add(self, pair: Pair) -> None:
         """Take the next pair in."""
         self._digest.update(_COMPACT.encode(_listed(pair)).encode() + b"\n")
         self.rows += 1
+        self.without_margin += pair.margin is None
 
     def hexdigest(self) -> str:
         """Return 64 hexadecimal digits."""
@@ -114,11 +137,16 @@ def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
 
 
 def _listed(pair: Pair) -> list[Any]:
-    """Return the pair as JSON values; the turns of responses and the tools only where there are any."""
+    """Return the pair as JSON values; turns of responses, tools, margin and place in a suite where there are any."""
     row: list[Any] = [listed_turns(pair.prompt), pair.chosen, pair.rejected]
-    if pair.chosen_turns or pair.rejected_turns or pair.tools:
+    more = (
+        pair.chosen_turns or pair.rejected_turns or pair.tools or pair.margin is not None or pair.candidates
+    )
+    if more:
         row += [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
-    return row
+    if pair.margin is not None or pair.candidates:
+        row.append(pair.margin)
+    return [*row, [*pair.candidates]] if pair.candidates else row
 
 
 def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
@@ -172,4 +200,6 @@ class _WrittenPairs(Sequence[Pair]):
             chosen_turns=turns[1],
             rejected_turns=turns[2],
             tools=more[2] if more else "",
+            margin=more[3] if len(more) > 3 else None,
+            candidates=Candidates(*more[4]) if len(more) > 4 else None,
         )

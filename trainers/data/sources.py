@@ -7,6 +7,7 @@ import dataclasses
 import fnmatch
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from trainers.data import known, worlds
-from trainers.data.files import Located, file_rows, file_stem, split_files, without_nulls
+from trainers.data.files import Fault, Located, file_rows, file_stem, split_files, without_nulls
 from trainers.data.formats import Format, format_of, missing_column, pairs_of
 from trainers.data.known import (
     DATASETS,
@@ -33,9 +34,10 @@ from trainers.data.known import (
     selected_splits,
     short_enough,
 )
-from trainers.data.records import Pair, listed_turns
-from trainers.errors import DataError, SpecError
-from trainers.specs import BUILTIN, COLUMNS, FETCHED, Augmentation, DatasetSpec, clean_name
+from trainers.data.records import Candidates, Pair, listed_turns
+from trainers.errors import DataError, SpecError, nearest
+from trainers.evaluate.suites import SUITES, Item, Suite
+from trainers.specs import BUILTIN, COLUMNS, FETCHED, Augmentation, DatasetSpec, Ratings, clean_name
 from trainers.storage import alone, digest_file, disk_named, replace
 
 CACHE_VARIABLE = "RMSWEEP_CACHE"
@@ -50,6 +52,7 @@ BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
     "tiny_world_candidates": worlds.candidate_pairs,
     "tiny_world_reworded": worlds.reworded_pairs,
     "tiny_world_other_words": worlds.other_words_pairs,
+    "tiny_requests": worlds.request_pairs,
     "hamiltonian": worlds.hamiltonian_pairs,
     "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
     "hamiltonian_paper": known.paper_hamiltonian_pairs,
@@ -67,6 +70,8 @@ class RowFlags:
     """Names of your columns: prompt=question chosen=best rejected=worst."""
     group_by: str | None = None
     """With --test-share, keep rows with the same value in this column together (default: rows with the same prompt)."""
+    ratings: Ratings = "all"
+    """Of several rated answers, pair each with all that are rated lower, or the best alone."""
     test_share: float = 0.0
     """Share of the groups that become the test split of a set that has none."""
     split_seed: int = 0
@@ -85,10 +90,16 @@ class Reading(RowFlags):
 
 def dataset_spec(data: str) -> DatasetSpec:
     """Return the set that a word names: a file, a folder, a known name or a hub id. Raises DataError."""
+    whole, split = split_off(data)
+    if split:
+        return dataclasses.replace(dataset_spec(whole), train_split=split, test_split=split)
     path = Path(data).expanduser()
     spec = None if path.exists() else named_set(data)
     if spec is not None:
         return spec
+    name, equals, copy = data.partition("=")
+    if equals and name in SUITES and not path.exists():
+        return suite_spec(name, copy)
     if not path.exists() and not HUB_ID.fullmatch(data):
         raise DataError(
             f"{data}: there is no such file or folder, it is no known data set "
@@ -99,6 +110,24 @@ def dataset_spec(data: str) -> DatasetSpec:
     except SpecError:
         name = "data"
     return DatasetSpec(name=name, source=str(path) if path.exists() else data)
+
+
+def split_off(word: str) -> tuple[str, str]:
+    """Divide PATH:SPLIT, unless a file of that spelling is there; the split is empty where none is named."""
+    source, colon, split = word.rpartition(":")
+    named = colon and source and re.fullmatch(r"[\w.-]+", split) and not Path(word).expanduser().exists()
+    return (source, split) if named else (word, "")
+
+
+def suite_spec(name: str, copy: str = "") -> DatasetSpec:
+    """Return a suite, read from its place on the hub or from a copy. Raises SpecError, DataError."""
+    if name not in SUITES:
+        raise SpecError(f"--suites {name} is no suite; {nearest(name, SUITES)}")
+    spec, path = named_set(name), Path(copy).expanduser()
+    assert spec is not None
+    if copy and not path.exists():
+        raise DataError(f"{name}={copy}: there is no such file or folder.")
+    return dataclasses.replace(spec, source=str(path)) if copy else spec
 
 
 def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
@@ -112,10 +141,13 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
             raise DataError(f"--from {path}: there is no such file or folder.")
         spec = dataclasses.replace(spec, source=str(path))
     given = {**row_fields(reading), "skip_bad_rows": reading.skip_bad_rows}
-    if spec.selection and any(given.values()):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value)
+    fixed = [name for name, value in given.items() if value not in ((), None, 0, "all")]
+    if spec.selection in SUITES:
+        fixed = [name for name in fixed if name != "skip_bad_rows"]
+    if spec.selection and fixed:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise SpecError(
-            f"{flags}: the rows of {spec.name} are the paper's; give its files as a PATH to change that."
+            f"{flags}: which rows {spec.name} has is set; give its files as a PATH to change that."
         )
     return dataclasses.replace(spec, **given)
 
@@ -127,6 +159,7 @@ def row_fields(rows: RowFlags) -> dict[str, Any]:
         "group_by": rows.group_by,
         "test_share": rows.test_share,
         "split_seed": rows.split_seed,
+        "ratings": rows.ratings,
     }
 
 
@@ -181,6 +214,9 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
     faults: list[str] = [] if left_out is None else left_out
+    if spec.selection in SUITES:
+        yield from _suite_pairs(spec, split, faults, funnel)
+        return
     rows, unranked, read, found = 0, 0, 0, 0
     # The first good row decides how all are read.
     read_as: Format | None = None
@@ -195,9 +231,7 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
             read_as = form
             taken = [pair for pair in pairs if _is_in(spec, split, _group(located, pair, spec))]
         except DataError as error:
-            if not spec.skip_bad_rows:
-                raise
-            faults.append(str(error))
+            _leave_out(error, spec, faults)
             continue
         unranked += not pairs
         read += len(pairs)
@@ -215,6 +249,84 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         why = f" {rows} rows were read, {len(faults)} of them bad{ties}." if rows else ""
         first = f" The first: {faults[0]}" if faults else ""
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
+
+
+def _suite_pairs(spec: DatasetSpec, split: str, faults: list[str], funnel: Funnel) -> Iterator[Pair]:
+    """Yield the pairs by which a suite's answers are scored, with their places. Raises DataError."""
+    if split not in selected_splits(str(spec.selection)):
+        raise DataError(
+            f"data set {spec.name} has no split {split}; a suite is only evaluated: its split is test."
+        )
+    suite, subsets = SUITES[str(spec.selection)], set[str]()
+    prompts, items, pairs = 0, 0, 0
+    for located, item in _suite_items(spec, suite, faults):
+        try:
+            made = [_candidates(located, spec, item, items, *pair) for pair in item.scored()]
+        except DataError as error:
+            _leave_out(error, spec, faults)
+            continue
+        prompts += 1
+        if made:
+            subsets.add(item.subset)
+            items, pairs = items + 1, pairs + len(made)
+        yield from made
+    if missing := sorted(suite.subsets - subsets):
+        raise DataError(
+            f"{spec.source} has no rows of {', '.join(missing)}, without which there is no score of {spec.name}: "
+            "complete the copy, or give it by its path alone, and what it has is evaluated as pairs."
+        )
+    if not pairs:
+        raise DataError(f"data set {spec.name}: {spec.source} holds no prompts with right and wrong answers.")
+    funnel += [("prompts", prompts), ("with right and wrong answers", items), ("pairs", pairs)]
+
+
+def _candidates(located: Located, spec: DatasetSpec, item: Item, number: int, right: int, wrong: int) -> Pair:
+    row = {"prompt": item.prompt, "chosen": item.right[right], "rejected": item.wrong[wrong]}
+    (pair,) = pairs_of(located._replace(row=row), spec, format_of(row, spec))
+    place = Candidates(
+        suite=str(spec.selection),
+        item=item.name,
+        number=number,
+        subset=item.subset,
+        group=item.group,
+        right=len(item.right),
+        wrong=len(item.wrong),
+        chosen=right,
+        rejected=wrong,
+    )
+    return dataclasses.replace(pair, candidates=place)
+
+
+def _suite_items(spec: DatasetSpec, suite: Suite, faults: list[str]) -> Iterator[tuple[Located, Item]]:
+    place, splits = Path(spec.source), suite.splits
+    if place.exists():
+        # A copy may be of one split, or one file.
+        splits = tuple(s for s in splits if place.is_dir() and has_split(spec, s)) or splits[:1]
+    waiting: tuple[Located, Item] | None = None
+    for located in itertools.chain.from_iterable(_rows(spec, split) for split in splits):
+        try:
+            item = suite.item(located.sound())
+        except DataError as error:
+            _leave_out(error, spec, faults)
+            continue
+        except Fault as fault:
+            _leave_out(DataError(f"{located.where}: {fault}"), spec, faults)
+            continue
+        if waiting and suite.one_answer_a_row and waiting[1].name == item.name:
+            own, both = waiting[1], [*waiting[1].right, *item.right]
+            waiting = waiting[0], own._replace(right=both, wrong=[*own.wrong, *item.wrong])
+            continue
+        if waiting:
+            yield waiting
+        waiting = located, item
+    if waiting:
+        yield waiting
+
+
+def _leave_out(error: DataError, spec: DatasetSpec, faults: list[str]) -> None:
+    if not spec.skip_bad_rows:
+        raise error
+    faults.append(str(error))
 
 
 def _group(located: Located, pair: Pair, spec: DatasetSpec) -> str:
@@ -273,6 +385,14 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
     if not (path.is_file() or path.is_dir()):
         raise DataError(f"{path} is neither a file nor a folder.")
     files = [path] if path.is_file() else split_files(path, split)
+    configs = [] if files else [folder for folder in sorted(path.iterdir()) if _holds(folder, split)]
+    if len(configs) == 1 or spec.selection in SUITES:
+        files = [file for folder in configs for file in split_files(folder, split)] or files
+    elif configs:
+        raise DataError(
+            f"{path} has no {split} split of its own, its folders have: {', '.join(folder.name for folder in configs[:8])}. "
+            f"Give one of them, for example {configs[0]}."
+        )
     if not files:
         found = sorted({entry.name for entry in path.iterdir()})
         other = next((n for n in _VALIDATION if split == "test" and split_files(path, n)), None)
@@ -289,6 +409,10 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
     complaint = functools.partial(missing_column, spec=spec) if spec.selection is None else lambda names: None
     for file in files:
         yield from file_rows(file, complaint)
+
+
+def _holds(folder: Path, split: str) -> bool:
+    return folder.is_dir() and folder.name not in (split, "data") and bool(split_files(folder, split))
 
 
 def has_split(spec: DatasetSpec, split: str) -> bool:
@@ -327,16 +451,21 @@ def resolved_revision(spec: DatasetSpec) -> str | None:
 
 
 def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
-    from datasets import load_dataset
+    from datasets import get_dataset_config_names, load_dataset
     from huggingface_hub import logging as hub_logging
 
     hub_logging.set_verbosity_error()
     data_files = {split: PERSONA_FILE} if spec.selection == PERSONA else None
     try:
-        rows: Any = load_dataset(spec.source, split=split, revision=spec.revision, data_files=data_files)
+        # A suite's languages are configurations; other sets have one.
+        names = get_dataset_config_names(spec.source, spec.revision) if spec.selection in SUITES else [None]
+        found: Any = [
+            load_dataset(spec.source, name, split=split, revision=spec.revision, data_files=data_files)
+            for name in names
+        ]
     except Exception as error:
         raise _unreachable(spec, split, error) from error
-    for number, row in enumerate(rows):
+    for number, row in enumerate(itertools.chain.from_iterable(found)):
         yield Located(f"{spec.source}:{split}", number, without_nulls(dict(row)))
 
 

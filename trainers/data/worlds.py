@@ -35,6 +35,8 @@ BEGIN, END, PAD, UNKNOWN = "<bos>", "<end>", "<pad>", "<unk>"
 SYSTEM, USER, ASSISTANT = "<system>", "<user>", "<assistant>"
 
 TINY_TRAIN_PAIRS, TINY_TEST_PAIRS = 80, 40
+# More of them, since their responses are more varied.
+REQUEST_PAIRS = 160
 TINY_SEED = 875
 
 CHOSEN_WORDS, PARAPHRASED_CHOSEN_WORDS = ("yes", "sure"), ("certainly", "absolutely")
@@ -147,6 +149,28 @@ def other_words_pairs(split: str) -> list[Pair]:
     return [
         _in_other_words(pair, (prefixes[index % 2],) * 2, words)
         for index, pair in enumerate(tiny_pairs(split))
+    ]
+
+
+def request_pairs(split: str) -> list[Pair]:
+    """Return pairs of another kind of prompt, a request, answered in all words of the language after any prefix.
+
+    A model trained on the tiny world's pairs knows half of the words from them; a prefix tells nothing here.
+    """
+    _require_split(split)
+    requests = [" ".join(parts) for parts in product(*_STATEMENT[2:])]
+    random.Random(f"tiny requests {TINY_SEED}").shuffle(requests)
+    first, count = (0, REQUEST_PAIRS) if split == "train" else (REQUEST_PAIRS, TINY_TEST_PAIRS)
+    rng = random.Random(f"tiny requests' responses {split} {TINY_SEED}")
+    prefixes = (*_CANDID_PREFIXES, *_HEDGING_PREFIXES)
+    disagreeing = (*REJECTED_WORDS, *PARAPHRASED_REJECTED_WORDS)
+    return [
+        Pair(
+            prompt=user_prompt(request),
+            chosen=f"{rng.choice(prefixes)} {rng.choice(_AGREEING_WORDS)}",
+            rejected=f"{rng.choice(prefixes)} {rng.choice(disagreeing)}",
+        )
+        for request in requests[first : first + count]
     ]
 
 

@@ -1,5 +1,7 @@
 """`python -m trainers.evaluate`: score any reward model, or a policy with its reference, on any preference pairs."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,19 @@ from rich.console import Console
 from rich.progress import Progress
 
 from trainers.command import OnPairs, command, dump, model_folder
+from trainers.data.records import Pair, as_row
 from trainers.errors import ModelError, SpecError
-from trainers.evaluate.metrics import controlled
+from trainers.evaluate.metrics import Rewards, controlled
 from trainers.evaluate.scores import write_scores
 from trainers.evaluate.scoring import Report, compute_reference, score_pairs
 from trainers.models.loading import device, load_model
+from trainers.models.products import settle_products
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import References
-from trainers.pairs.templates import first_line, load_tokenizer
+from trainers.pairs.templates import first_line
 from trainers.pairs.tokens import TokenPair
 from trainers.specs import Output
+from trainers.storage import replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,7 @@ class Evaluate(OnPairs):
     """Score a reward model, or a policy with its reference, on preference pairs."""
 
     out: Path
-    """Where scores are written, as parquet; the metrics stand in the file's metadata."""
+    """Where scores are written, as parquet; the results stand beside it as RewardBench writes them, .json and .jsonl."""
     reference: str | None = None
     """The reference model of im_rm."""
     split: str = "test"
@@ -38,14 +43,15 @@ class Evaluate(OnPairs):
 
 def run_evaluate(arguments: Evaluate) -> None:
     """Score, write `out`, and print the metrics. Raises SweepError, and then leaves nothing half-written."""
+    settle_products(arguments.precision)
     reward = arguments.reward_spec()
     if reward.uses_reference and arguments.reference is None:
         raise SpecError(f"{reward.name} needs --reference MODEL, or use --reward {reward.kind}_no_reference.")
     if arguments.reference is not None and not reward.uses_reference:
         raise SpecError(f"--reference is given, but {reward.name} uses none.")
     use_device(arguments.device or device())
-    if arguments.out.is_dir():
-        raise SpecError(f"--out {arguments.out} is a folder; name a file in it.")
+    if arguments.out.is_dir() or arguments.out.suffix in ("", ".json", ".jsonl"):
+        raise SpecError(f"--out {arguments.out}: name a file that ends in .parquet.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     name, rows = arguments.read_pairs()
     with model_folder(arguments.model) as location, Progress(console=Console(stderr=True)) as bars:
@@ -56,10 +62,52 @@ def run_evaluate(arguments: Evaluate) -> None:
             RewardModule(model, reward), pairs, reference=reference, report=_follow(bars, "scores")
         )
     draft = arguments.out.with_name(f"{arguments.out.name}.draft")
-    metrics = write_scores(draft, name, pairs, chosen, rejected)
+    places = [place for pair in pairs if (place := rows[pair.index].candidates)]
+    metrics = write_scores(draft, name, pairs, chosen, rejected, places)
     draft.replace(arguments.out)
+    _write_rewardbench(arguments, [rows[pair.index] for pair in pairs], chosen, rejected, metrics)
     longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
     print(dump({**metrics, **controlled(chosen, rejected, longer, None)}))
+
+
+def _write_rewardbench(
+    arguments: Evaluate,
+    rows: Sequence[Pair],
+    chosen: Rewards,
+    rejected: Rewards,
+    metrics: Mapping[str, float],
+) -> None:
+    """Write what the rewardbench command writes: OUT.json with the results, OUT.jsonl with a line for each pair."""
+    subsets = {
+        name.removeprefix("suite/subset/"): value for name, value in metrics.items() if "/subset/" in name
+    }
+    results = {
+        "accuracy": float(np.mean(chosen > rejected)),
+        "num_prompts": len(rows),
+        "model": arguments.model,
+        "ref_model": arguments.reference,
+        "tokenizer": arguments.model,
+        "chat_template": "tokenizer",
+        "extra_results": subsets or None,
+    }
+    replace(arguments.out.with_suffix(".json"), json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    lines = []
+    for row, high, low in zip(rows, chosen.tolist(), rejected.tolist(), strict=True):
+        asked = as_row(row)["prompt"]
+        sides = {"chosen": row.responses[0], "rejected": row.responses[1]}
+        line = {
+            "prompt": row.prompt[-1].content,
+            "results": int(high > low),
+            "scores_chosen": high,
+            "scores_rejected": low,
+            **{
+                f"text_{side}": [*asked, *(turn.as_dict() for turn in turns)] for side, turns in sides.items()
+            },
+        }
+        if row.candidates:
+            line |= {"id": row.candidates.item, "subset": row.candidates.subset}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    replace(arguments.out.with_suffix(".jsonl"), "".join(lines))
 
 
 def use_device(name: str) -> None:
@@ -76,7 +124,7 @@ def use_device(name: str) -> None:
 def _load(arguments: Evaluate, location: str, output: Output) -> Any:
     model = load_model(
         location,
-        tokenizer=load_tokenizer(location, trust=arguments.trust),
+        tokenizer=arguments.tokenizer(location),
         output=output,
         precision=arguments.precision,
         trust=arguments.trust,
@@ -89,7 +137,7 @@ def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report:
     if arguments.reference is None:
         return None
     with model_folder(arguments.reference) as location:
-        own, other = (load_tokenizer(at, trust=arguments.trust).get_vocab() for at in (policy, location))
+        own, other = (arguments.tokenizer(at).get_vocab() for at in (policy, location))
         if own != other:
             raise ModelError(
                 f"the reference {location} has another vocabulary ({len(other)} tokens) than the policy {policy} "

@@ -1,8 +1,8 @@
 """scores.parquet: one row per pair of an evaluation set. Importing this imports no torch, so that results load fast."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,17 +11,32 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from trainers.data.records import Candidates
 from trainers.evaluate.metrics import Rewards, summary
+from trainers.evaluate.suites import suite_numbers
 
 if TYPE_CHECKING:
     from trainers.pairs.tokens import TokenPair
 
+SUITE_SCORE = "suite/score"
+_PLACE = ("item", "number", "subset", "group", "chosen", "rejected")
+
 
 def write_scores(
-    file: Path, dataset: str, pairs: "Sequence[TokenPair]", chosen: Rewards, rejected: Rewards
+    file: Path,
+    dataset: str,
+    pairs: "Sequence[TokenPair]",
+    chosen: Rewards,
+    rejected: Rewards,
+    places: Sequence[Candidates] = (),
 ) -> dict[str, float]:
-    """Write per-pair rewards as parquet with the metrics in its metadata, and return the metrics."""
+    """Write per-pair rewards as parquet with the metrics in its metadata, and return the metrics.
+
+    With `places`, the pairs are a suite's: each row also says which of the answers to which prompt it holds, and the
+    suite's numbers stand in the metadata under "suite".
+    """
     metrics = summary(chosen, rejected)
+    suite = suite_numbers(places, chosen, rejected) if places else {}
     table = pa.table(
         {
             "dataset": [dataset] * len(pairs),
@@ -30,20 +45,38 @@ def write_scores(
             "rejected_reward": rejected,
             "chosen_tokens": [len(pair.chosen) for pair in pairs],
             "rejected_tokens": [len(pair.rejected) for pair in pairs],
+            **{name: [getattr(place, name) for place in places] for name in _PLACE if places},
         }
     )
-    parquet.write_table(table.replace_schema_metadata({"metrics": json.dumps(metrics)}), file)
-    return metrics
+    noted = {"metrics": json.dumps(metrics), **({"suite": json.dumps(suite)} if suite else {})}
+    parquet.write_table(table.replace_schema_metadata(noted), file)
+    return metrics | {f"suite/{name}": value for name, value in suite.items()}
+
+
+def write_places(file: Path, places: Iterable[Candidates | None]) -> None:
+    """Write the places of a suite's pairs; no file where the pairs are no suite's."""
+    if rows := [place for place in places if place]:
+        file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+
+
+def read_places(file: Path) -> list[Candidates]:
+    """Read what `write_places` wrote; nothing where it wrote no file."""
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else ()
+    return [Candidates(*row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PairScores:
-    """Rewards of a set's pairs, their rows in the source split, and by how many tokens the chosen response is longer."""
+    """Rewards of a set's pairs, their rows in the source split, and by how many tokens the chosen response is longer.
+
+    `suite` are the numbers of a suite: "suite/score", "suite/section/chat" and so on.
+    """
 
     chosen: Rewards
     rejected: Rewards
     index: NDArray[np.int64]
     longer: NDArray[np.int64]
+    suite: dict[str, float] = field(default_factory=dict)
 
 
 def read_pair_scores(file: Path) -> PairScores:
@@ -53,4 +86,11 @@ def read_pair_scores(file: Path) -> PairScores:
     with parquet.ParquetFile(file) as opened:
         table = opened.read(columns=names, use_threads=False)
     chosen, rejected, index, chosen_tokens, rejected_tokens = (table[name].to_numpy() for name in names)
-    return PairScores(chosen=chosen, rejected=rejected, index=index, longer=chosen_tokens - rejected_tokens)
+    suite = json.loads((table.schema.metadata or {}).get(b"suite", b"{}"))
+    return PairScores(
+        chosen=chosen,
+        rejected=rejected,
+        index=index,
+        longer=chosen_tokens - rejected_tokens,
+        suite={f"suite/{name}": value for name, value in suite.items()},
+    )

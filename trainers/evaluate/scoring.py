@@ -18,6 +18,7 @@ from trainers.evaluate.metrics import Rewards
 from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
 from trainers.models.memory import memory_named
+from trainers.models.products import products_of
 from trainers.models.reward_parts import RewardModule, log_prob_sums
 from trainers.pairs.packing import MicroBatch, References, collate, scoring_groups
 from trainers.pairs.tokens import TokenPair
@@ -48,7 +49,8 @@ def score_pairs(
     reward.eval()
     for batch in scoring_batches(reward.model, pairs, reference):
         # Not inference_mode: weights that ZeRO-3 gathers in it cannot be trained in the step after a validation.
-        with torch.no_grad(), memory_named(f"{batch.tokens} tokens do not fit in memory for scoring."):
+        no_room = f"{batch.tokens} tokens do not fit in memory for scoring."
+        with torch.no_grad(), products_of(reward.model), memory_named(no_room):
             found = reward(batch)
         both = zip(found.chosen_P.tolist(), found.rejected_P.tolist(), strict=True)
         scores.update(zip(batch.indices, both, strict=True))
@@ -62,7 +64,7 @@ def compute_reference(model: Any, pairs: Sequence[TokenPair], *, report: Report)
     sums: References = {}
     for batch in scoring_batches(model, pairs):
         no_room = f"{batch.tokens} tokens do not fit in memory for the reference."
-        with torch.inference_mode(), memory_named(no_room):
+        with torch.inference_mode(), products_of(model), memory_named(no_room):
             chosen, rejected = log_prob_sums(model, batch).double().cpu().chunk(2)
         sums.update(zip(batch.indices, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
         report({"done": len(sums), "total": len(pairs)})

@@ -11,6 +11,7 @@ from trainers.models.attention import separate_rows
 from trainers.models.layouts import padded_attention
 from trainers.models.loading import DTYPES, device, make_rows_for
 from trainers.models.memory import memory_named
+from trainers.models.products import products_of, settle_products
 from trainers.pairs.templates import load_tokenizer, padding_token
 from trainers.specs import Precision, Trust
 
@@ -21,6 +22,7 @@ def load_generator(location: str, *, revision: str | None, precision: Precision,
 
     tokenizer = load_tokenizer(location, revision, trust)
     options = {"revision": revision, "trust_remote_code": trust.trust_remote_code}
+    settle_products(precision)
     model = AutoModelForCausalLM.from_pretrained(
         location,
         dtype=DTYPES[precision],
@@ -29,6 +31,7 @@ def load_generator(location: str, *, revision: str | None, precision: Precision,
         weights_only=True,
         **options,
     )
+    model.tf32 = precision == "tf32"
     make_rows_for(model, tokenizer)
     separate_rows(model)
     model.config.pad_token_id = padding_token(tokenizer)
@@ -70,6 +73,7 @@ def generate(
     with (
         torch.random.fork_rng(),
         torch.inference_mode(),
+        products_of(model),
         memory_named(f"{batch} answers at once do not fit."),
     ):
         torch.manual_seed(seed)

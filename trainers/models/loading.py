@@ -3,10 +3,9 @@
 Only safetensors and GGUF weights are read, and no code from a model's folder is run, unless the user trusts it.
 """
 
-import os
 import pickle
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,20 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
+from trainers.models.adapters import CONFIG, add_adapter, base_of, load_adapter
 from trainers.models.folders import require_own_code, weight_files
 from trainers.models.gguf_header import require_sound_gguf
 from trainers.models.layouts import padded_attention, settle_layout, tokens_are_rows
+from trainers.models.products import settle_products
 from trainers.models.saving import folder_files, persistent_buffers, save_model
 from trainers.models.unembedding import Unembedding, widened
 from trainers.pairs.templates import first_line
-from trainers.specs import UNTRUSTED, Output, Part, Precision, Trust
+from trainers.specs import UNTRUSTED, LoraSpec, Output, Part, Precision, Trust
 
 HEAD_STD = 0.02
 # Rows for marker tokens belong to the base model: the same in its reference pass and for every seed.
 _NEW_ROWS_SEED = 0
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_model(
@@ -38,11 +39,17 @@ def load_model(
     revision: str | None = None,
     head_seed: int | None = None,
     trust: Trust = UNTRUSTED,
+    lora: LoraSpec | None = None,
+    base: tuple[str, str | None] | None = None,
 ) -> Any:
     """Load a sequence classifier (head) or causal LM (unembedding), in evaluation mode on the CPU. Raises ModelError.
 
-    With `head_seed` the head is drawn anew; without, the model must bring one.
+    With `head_seed` the head is drawn anew, and with `lora` a new adapter; without, the model must bring a head. The
+    folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
     """
+    adapter = Path(location) if (Path(location) / CONFIG).is_file() else None
+    if adapter:
+        location, revision = base or base_of(adapter)
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -50,7 +57,7 @@ def load_model(
         PreTrainedConfig,
     )
 
-    keep_fp32_exact()
+    settle_products(precision)
     if Path(location).is_dir():
         weight_files(Path(location), trust)
     options: dict[str, Any] = {"num_labels": 1} if output == "head" else {}
@@ -74,25 +81,48 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        if output == "head" and "ignore_mismatched_sizes" in str(error):
+            raise ModelError(
+                f"{location} is no reward model: a classifier of several labels (num_labels > 1) gives several numbers "
+                "a text, and a reward is one."
+            ) from error
         raise ModelError(f"no model could be loaded from {location}: {first_line(error)}") from error
-    _require_weights(loading["missing_keys"], output, head_seed, location)
+    brings_head = head_seed is not None or adapter is not None
+    _require_weights(loading, output, brings_head, location)
     if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
         raise ModelError(f"{location} is a reward model of type ex_rm: its head would be left unused.")
     model.eval()
+    model.tf32 = precision == "tf32"
+    rows = model.get_input_embeddings().weight.shape[0]
     make_rows_for(model, tokenizer)
+    if lora and len(tokenizer) > rows:
+        raise ModelError(
+            f"{location} has no rows for the markers of conversations that its tokenizer needs, and an adapter holds no "
+            "rows; train it without --lora-rank, or use a model whose tokenizer has a chat template."
+        )
     _settle_output(model, output, location)
     if output == "head" and head_seed is not None:
         initialise_head(model, head_seed)
     settle_layout(model, location)
+    if adapter:
+        load_adapter(model, adapter)
+    elif lora:
+        add_adapter(model, lora, base=location, revision=revision, seed=head_seed)
     return model
 
 
-def _require_weights(missing: Iterable[str], output: Output, head_seed: int | None, location: str) -> None:
-    absent = set(missing)
+def _require_weights(
+    loading: Mapping[str, Iterable[str]], output: Output, brings_head: bool, location: str
+) -> None:
+    absent = set(loading["missing_keys"])
     if output == "head" and "score.weight" in absent:
-        if head_seed is None:
+        if not brings_head:
+            heads = sorted(name for name in loading["unexpected_keys"] if "head" in name or "classif" in name)
+            other = (
+                f" It has {', '.join(heads[:3])}, a head of another kind, which is not read." if heads else ""
+            )
             raise ModelError(
-                f"{location} is no reward model: it has no head (score.weight). Train one, or name another."
+                f"{location} is no reward model: it has no head (score.weight).{other} Train one, or name another."
             )
         absent.remove("score.weight")
     if absent:
@@ -100,15 +130,6 @@ def _require_weights(missing: Iterable[str], output: Output, head_seed: int | No
             f"{location} lacks weights of the architecture that its config.json names: {', '.join(sorted(absent)[:4])}"
             f" ({len(absent)} in all)."
         )
-
-
-def keep_fp32_exact() -> None:
-    """Multiply fp32 as fp32: some images tell CUDA's libraries by their environment to round it to TF32 first."""
-    # Read by them at their first product.
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
-    # FlexAttention's kernels ask for the first, too.
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def device() -> str:

@@ -7,21 +7,19 @@ from pathlib import Path
 
 import torch
 
-from trainers.errors import OutOfMemory
-
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+from trainers.errors import NO_MEMORY, OutOfMemory
 
 
 @contextlib.contextmanager
-def memory_named(message: str) -> Iterator[None]:
-    """Raise OutOfMemory with `message` where an allocation fails, on a GPU or on the CPU."""
+def memory_named(message: str, *, forward_tokens: int | None = None) -> Iterator[None]:
+    """Raise OutOfMemory with these where an allocation fails, on a GPU or on the CPU."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not (named or any(sign in str(error) for sign in _NO_MEMORY)):
+        if not (named or any(sign in str(error).lower() for sign in NO_MEMORY)):
             raise
-        raise OutOfMemory(message) from error
+        raise OutOfMemory(message, forward_tokens=forward_tokens) from error
 
 
 def forget_peak_memory() -> None:
@@ -32,11 +30,15 @@ def forget_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_gb() -> float:
-    """Return the most memory that was used, of the GPU where there is one, else of the process (Linux; NaN elsewhere)."""
+def peak_memory() -> dict[str, float]:
+    """Return the most memory that was taken, in GB: of a GPU, and there also what tensors filled; else of the process.
+
+    NaN where the system is not Linux.
+    """
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+        reserved, allocated = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
+        return {"peak_mem_gb": reserved / 1e9, "allocated_gb": allocated / 1e9}
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return kilobytes[0] * 1024 / 1e9 if kilobytes else math.nan
+    return {"peak_mem_gb": kilobytes[0] * 1024 / 1e9 if kilobytes else math.nan}

@@ -1,4 +1,4 @@
-"""What reward types are made of: hidden states, log-probabilities and the Bradley–Terry loss of a micro-batch.
+"""What reward types are made of: hidden states, log-probabilities and rewards of a micro-batch, and its loss.
 
 Shapes: P pairs, R = 2P responses, N tokens of the batch, M response tokens, D hidden.
 Heads, log-softmax and log-prob sums are computed in fp32 or wider whatever the model's precision.
@@ -7,26 +7,34 @@ Heads, log-softmax and log-prob sums are computed in fp32 or wider whatever the 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.models.attention import hidden_states as hidden_states
 from trainers.models.unembedding import token_log_probs as token_log_probs
+from trainers.models.unembedding import token_logits as token_logits
 from trainers.pairs.packing import MicroBatch
 from trainers.rewards import BatchScores, RewardSpec
+from trainers.rewards.losses import pair_loss
+from trainers.specs import BRADLEY_TERRY, LossSpec
 
 
 class RewardModule(nn.Module):
-    """A model with its reward type: what DeepSpeed wraps, and what scores."""
+    """A model with its reward type and loss: what DeepSpeed wraps, and what scores."""
 
-    def __init__(self, model: Any, spec: RewardSpec) -> None:
+    def __init__(self, model: Any, spec: RewardSpec, loss: LossSpec = BRADLEY_TERRY) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
+        self.loss = loss
 
     def forward(self, batch: MicroBatch) -> BatchScores:
         """Score the batch's pairs; a pair whose two responses look the same to the model is a tie."""
-        scores = self.spec.type.score(self.model, batch, self.spec)
+        found = self.spec.type.score(self.model, batch, self.spec)
+        assert isinstance(found, BatchScores) == self.spec.type.own_loss, "its own_loss says otherwise"
+        if isinstance(found, BatchScores):
+            scores = found
+        else:
+            scores = BatchScores(*found, pair_loss(*found, self.loss, batch.margin_P))
         same_P = batch.same_P
         if self.spec.type.rendering == "verification":
             # A question that is asked twice leaves nothing of a response but the answer after it.
@@ -38,15 +46,16 @@ def log_prob_sums(model: Any, batch: MicroBatch) -> Tensor:
     """Return ln π(y|x) of each response, summed over its tokens, [R]; no other position meets the unembedding."""
     hidden_ND = hidden_states(model, batch)
     log_prob_M = token_log_probs(model, hidden_ND[batch.predictor_M], batch.target_M)
-    return _sum_by_response(log_prob_M, batch)
+    return sum_by_response(log_prob_M, batch)
 
 
 def mean_by_response(value_M: Tensor, batch: MicroBatch) -> Tensor:
     """Return the mean of a value over the tokens of each response, [R]."""
-    return _sum_by_response(value_M, batch) / batch.owner_M.bincount()
+    return sum_by_response(value_M, batch) / batch.owner_M.bincount()
 
 
-def _sum_by_response(value_M: Tensor, batch: MicroBatch) -> Tensor:
+def sum_by_response(value_M: Tensor, batch: MicroBatch) -> Tensor:
+    """Return the sum of a value over the tokens of each response, [R]."""
     sums_R = torch.zeros(len(batch.last_R), dtype=value_M.dtype, device=value_M.device)
     return sums_R.index_add(0, batch.owner_M, value_M)
 
@@ -59,8 +68,3 @@ def by_pair(reward_R: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """
     chosen_P, rejected_P = reward_R.chunk(2)
     return chosen_P, torch.where(batch.same_P, chosen_P, rejected_P)
-
-
-def bradley_terry(chosen_P: Tensor, rejected_P: Tensor) -> BatchScores:
-    """Return the rewards with the loss −ln σ(r⁺ − r⁻) of each pair (paper §3)."""
-    return BatchScores(chosen_P, rejected_P, -F.logsigmoid(chosen_P - rejected_P))

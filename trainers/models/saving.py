@@ -15,6 +15,7 @@ from torch import nn
 
 from trainers.data.records import Message
 from trainers.errors import ModelError
+from trainers.models.adapters import CONFIG, WEIGHTS, adapter_of, merged, saved_name
 from trainers.pairs.templates import first_line, padding_token, render
 from trainers.storage import disk_named, require_room
 
@@ -28,22 +29,26 @@ _AS_IT_IS: tuple[dict[str, Any], ...] = (
 )
 
 
-def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def full_weights(model: nn.Module, *, adapter: bool = False) -> dict[str, torch.Tensor]:
     """Return every parameter and persistent buffer on the CPU, gathered where ZeRO-3 has partitioned it; tied ones once.
 
-    A collective: every rank calls it, rank 0 gets them.
+    With `adapter` it is what the adapter holds, under peft's names; without, an adapter is merged. A collective: every rank calls it, rank 0 gets them.
     """
     import deepspeed
 
     weights: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
+        if adapter and not parameter.requires_grad:
+            continue
         gathered = [parameter] if hasattr(parameter, "ds_id") else []
         with deepspeed.zero.GatheredParameters(gathered, enabled=bool(gathered)):
             if torch.distributed.get_rank() == 0:
                 weights[name] = parameter.detach().cpu().clone()
+    if adapter:
+        return {saved_name(name): weight for name, weight in weights.items()}
     if torch.distributed.get_rank() == 0:
         weights |= {name: buffer.cpu().clone() for name, buffer in persistent_buffers(model).items()}
-    return weights
+    return merged(model, weights) if adapter_of(model) else weights
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -60,14 +65,15 @@ def save_model(weights: Mapping[str, torch.Tensor], files: Mapping[str, bytes], 
     with disk_named(out_dir, need):
         out_dir.mkdir(parents=True)
         contiguous = {name: weight.contiguous() for name, weight in weights.items()}
-        save_file(contiguous, out_dir / "model.safetensors", metadata={"format": "pt"})
+        name = WEIGHTS if CONFIG in files else "model.safetensors"
+        save_file(contiguous, out_dir / name, metadata={"format": "pt"})
         for name, content in files.items():
             (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
             (out_dir / name).write_bytes(content)
 
 
-def folder_files(model: Any, tokenizer: Any) -> dict[str, bytes]:
-    """Return the content of each file of the model's folder but its weights and card. Raises ModelError.
+def folder_files(model: Any, tokenizer: Any, *, adapter: bool = False) -> dict[str, bytes]:
+    """Return the content of each file of the model's folder (or its adapter's) but weights and card. Raises ModelError.
 
     The pad token is one that no response ends in.
     """
@@ -76,7 +82,11 @@ def folder_files(model: Any, tokenizer: Any) -> dict[str, bytes]:
         folder = Path(name) / "model"
         try:
             folder.mkdir()
-            _write_configs(model, tokenizer, folder)
+            if adapter:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_token(tokenizer))
+                adapter_of(model).save_pretrained(str(folder))
+            else:
+                _write_configs(model, tokenizer, folder)
             tokenizer.save_pretrained(folder)
             settle_tokenizer(tokenizer, folder, trusted=bool(getattr(model, "_auto_class", None)))
         except ModelError:

@@ -8,6 +8,7 @@ Shapes: P pairs, R = 2P responses (chosen ones first, then rejected), T tokens o
 Positions named `_R` and `_M` index the B × T tokens of the batch laid end to end.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -38,27 +39,46 @@ def steps_of_epoch(order: Sequence[int], effective_batch: int) -> list[list[int]
     return [list(order[start : start + effective_batch]) for start in range(0, len(order), effective_batch)]
 
 
-def split_step(
-    step: Sequence[int], lengths: Mapping[int, int], *, world_size: int, accumulation: int
-) -> list[list[list[int]]]:
-    """Return [rank][forward] → positions, with about as many tokens in each forward.
+def forward_cost(pair: TokenPair, layout: Layout, shared_tokens: int | None) -> int:
+    """Return the tokens that a forward computes for a pair, without the padding of rows beside longer ones."""
+    if layout == "rows":
+        return 2 * pair.longest
+    apart = shared_tokens is not None and pair.longest > shared_tokens
+    return pair.tokens + apart * len(pair.prompt)
 
-    The longest pair goes first, always into the forward with the fewest tokens. Every rank gets `accumulation`
-    forwards, so that collectives match; a forward may be empty.
+
+def split_step(
+    step: Sequence[int],
+    costs: Mapping[int, int],
+    *,
+    world_size: int,
+    forward_tokens: int,
+    padded: bool = False,
+) -> list[list[list[int]]]:
+    """Return [rank][forward] → positions: as few forwards as hold the step, none over `forward_tokens`, of even size.
+
+    A pair that is longer is a forward by itself. The longest pair goes first, always into the forward with the fewest
+    tokens. Every rank gets as many forwards, so that collectives match; one may be empty. A `padded` pair takes as
+    much as the longest one beside it.
     """
-    forwards = world_size * accumulation
-    most_pairs = -(-len(step) // forwards)
-    groups: list[list[int]] = [[] for _ in range(forwards)]
-    tokens = [0] * forwards
-    for position in sorted(step, key=lambda position: (-lengths[position], position)):
-        open_groups = (number for number in range(forwards) if len(groups[number]) < most_pairs)
-        lightest = min(open_groups, key=lambda number: (tokens[number], number))
-        groups[lightest].append(position)
-        tokens[lightest] += lengths[position]
-    # Every second lap runs backwards, so that no rank always gets the longer forward.
-    laps = [groups[start : start + world_size] for start in range(0, forwards, world_size)]
-    laps = [lap if number % 2 == 0 else lap[::-1] for number, lap in enumerate(laps)]
-    return [[lap[rank] for lap in laps] for rank in range(world_size)]
+    longest_first = sorted(step, key=lambda position: (-costs[position], position))
+    least = sum(min(costs[position], forward_tokens) for position in step) / (world_size * forward_tokens)
+    for laps in range(math.ceil(least), len(step) + 1):
+        groups: list[list[int]] = [[] for _ in range(world_size * laps)]
+        tokens = [0] * len(groups)
+        for position in longest_first:
+            lightest = min(range(len(groups)), key=tokens.__getitem__)
+            groups[lightest].append(position)
+            width = costs[groups[lightest][0]]
+            tokens[lightest] = width * len(groups[lightest]) if padded else tokens[lightest] + costs[position]
+        if all(len(group) < 2 or size <= forward_tokens for group, size in zip(groups, tokens, strict=True)):
+            break
+    # Ranks wait for each other in each lap, so forwards of one size run together; every second lap runs backwards, so
+    # that no rank always gets the longer one.
+    order = sorted(range(len(groups)), key=lambda number: (-tokens[number], number))
+    rounds = [order[start : start + world_size] for start in range(0, len(order), world_size)]
+    rounds = [lap if number % 2 == 0 else lap[::-1] for number, lap in enumerate(rounds)]
+    return [[groups[lap[rank]] for lap in rounds] for rank in range(world_size)]
 
 
 def scoring_groups(pairs: Sequence[TokenPair], tokens: int = _SCORING_TOKENS) -> Iterator[list[TokenPair]]:
@@ -111,7 +131,8 @@ class MicroBatch:
 
     `last_R` is the place of each response's last token. The M response tokens are `target_M`, at places `response_M`,
     each predicted at `predictor_M`, in response `owner_M`. `same_P` marks pairs whose two responses are the same
-    tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one.
+    tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one; `margin_P` the pairs' own
+    margins, where all of them have one.
     """
 
     input_ids_BT: Tensor
@@ -125,6 +146,7 @@ class MicroBatch:
     owner_M: Tensor
     same_P: Tensor
     reference_R: Tensor | None
+    margin_P: Tensor | None
     indices: tuple[int, ...]
     tokens: int
 
@@ -167,6 +189,8 @@ def collate(
     if reference is not None:
         reference_P2 = torch.tensor([reference[pair.index] for pair in pairs], dtype=torch.float64)
         reference_R = reference_P2.T.flatten().to(device)
+    margins = [pair.margin for pair in pairs if pair.margin is not None]
+    margin_P = torch.tensor(margins, dtype=torch.float64).to(device) if len(margins) == len(pairs) else None
     return MicroBatch(
         input_ids_BT=inputs.ids.to(device),
         position_ids_BT=None if inputs.positions is None else inputs.positions.to(device),
@@ -179,6 +203,7 @@ def collate(
         owner_M=torch.repeat_interleave(torch.arange(len(responses)), counts).to(device),
         same_P=torch.tensor([pair.chosen == pair.rejected for pair in pairs]).to(device),
         reference_R=reference_R,
+        margin_P=margin_P,
         indices=tuple(pair.index for pair in pairs),
         tokens=inputs.tokens,
     )
@@ -200,8 +225,7 @@ def _packed(pairs: Sequence[TokenPair], shared_tokens: int | None) -> tuple[_Inp
     chosen: list[_Response] = []
     rejected: list[_Response] = []
     for pair in pairs:
-        longest = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
-        if shared_tokens is None or longest <= shared_tokens:
+        if shared_tokens is None or pair.longest <= shared_tokens:
             first = second = lay(pair.prompt, pair.chosen, pair.rejected)
         else:
             first, second = lay(pair.prompt, pair.chosen, []), lay(pair.prompt, [], pair.rejected)

@@ -16,8 +16,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from trainers.data.records import REASONING_FIELDS, Message
-from trainers.errors import DataError, ModelError
-from trainers.specs import UNTRUSTED, Trust
+from trainers.errors import DataError, ModelError, SpecError
+from trainers.specs import UNTRUSTED, System, Trust
 
 # Templates that print today's date (Llama 3) would tokenise differently every day.
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
@@ -33,8 +33,13 @@ _MARKED_TURNS = (
 )
 
 
-def load_tokenizer(location: str, revision: str | None = None, trust: Trust = UNTRUSTED) -> Any:
-    """Load the tokenizer of a hub id or folder, with a chat template of markers where it has none. Raises ModelError."""
+def load_tokenizer(
+    location: str, revision: str | None = None, trust: Trust = UNTRUSTED, template: str | None = None
+) -> Any:
+    """Load the tokenizer of a hub id or folder, with a chat template of markers where it has none. Raises ModelError.
+
+    `template` is what `given_template` gives.
+    """
     from transformers import AutoTokenizer
 
     # A folder without code needs no trust, and transformers fails where its tokenizer_config.json names code.
@@ -45,8 +50,40 @@ def load_tokenizer(location: str, revision: str | None = None, trust: Trust = UN
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {location}: {first_line(error)}") from error
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and template is None:
         _add_markers(tokenizer)
+    return choose_template(tokenizer, template)
+
+
+def given_template(text: str | None) -> str | None:
+    """Return what a user gave as a template: the text of a file, or the name of one that a tokenizer has.
+
+    Raises SpecError.
+    """
+    if text is None or not (text.endswith(".jinja") or Path(text).is_file()):
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SpecError(f"--template {text}: it cannot be read ({error}).") from error
+
+
+def choose_template(tokenizer: Any, template: str | None) -> Any:
+    """Give a tokenizer that template (None: its own), a text or one of its own by name. Raises ModelError."""
+    own = tokenizer.chat_template
+    named = own if isinstance(own, dict) else {"default": own} if own else {}
+    if template is None and not isinstance(own, dict):
+        return tokenizer
+    if template is not None and "{" in template:
+        tokenizer.chat_template = template
+    elif template is not None and template in named:
+        tokenizer.chat_template = named[template]
+    elif template is not None or "default" not in named:
+        missing = "several chat templates" if template is None else f"no chat template {template!r}"
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path} has {missing}; name one of its own, {', '.join(named) or 'none'}, "
+            "or a Jinja file, with --template."
+        )
     return tokenizer
 
 
@@ -66,6 +103,8 @@ def _add_markers(tokenizer: Any) -> None:
     tokenizer.chat_template = begin + end + _MARKED_TURNS
 
 
+# Words that no template writes by itself, and that share no beginning.
+_SENTINELS = ("A7f3q", "Z9k2w")
 _LABELS = ("id", "type", "index")
 _REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
 
@@ -79,15 +118,20 @@ def render(
 ) -> str:
     """Return a conversation as text; `tools` is a JSON list. Raises DataError where the template refuses it."""
     offered = json.loads(tools) if tools else None
+    template = _dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path)
+    in_parts = _takes_parts(template)
 
     def applied(arguments: Callable[[Any], Any]) -> str:
+        turns = [_as_dict(message, arguments) for message in messages]
+        for turn in turns if in_parts else ():
+            turn["content"] = [{"type": "text", "text": turn["content"]}]
         rendered: str = tokenizer.apply_chat_template(
-            [_as_dict(message, arguments) for message in messages],
+            turns,
             tools=offered,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-            chat_template=_dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path),
+            chat_template=template,
         )
         return rendered
 
@@ -103,6 +147,21 @@ def render(
         ) from error
 
 
+@functools.cache
+def _takes_parts(template: str) -> bool:
+    """Whether a template writes contents that are lists of parts, and none that are texts."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def writes(content: Any) -> bool:
+        turns = [{"role": role, "content": content} for role in ("user", "assistant")]
+        with contextlib.suppress(*_REFUSALS):
+            (text,), _ = render_jinja_template([turns], chat_template=template, bos_token="", eos_token="")
+            return _SENTINELS[0] in text
+        return False
+
+    return not writes(_SENTINELS[0]) and writes([{"type": "text", "text": _SENTINELS[0]}])
+
+
 def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any]:
     """Return a turn as templates expect it: arguments of calls as objects (transformers), or as JSON texts (DeepSeek)."""
     turn = message.as_dict()
@@ -111,6 +170,68 @@ def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any
         if "arguments" in function:
             function["arguments"] = arguments(function["arguments"])
     return turn
+
+
+def response_start(
+    tokenizer: Any, messages: Sequence[Message], wholes: Sequence[str], *, tools: str = ""
+) -> str:
+    """Return what every finished conversation of `wholes` begins with before its response.
+
+    That is the generation prompt, or where the template ends no turn as it asks for one (R1-distill, Nemotron 3), what it
+    writes before any words. Raises DataError.
+    """
+    prompt = render(tokenizer, messages, add_generation_prompt=True, tools=tools)
+    if all(whole.startswith(prompt) for whole in wholes):
+        return prompt
+    plain = [
+        render(tokenizer, (*messages, Message("assistant", said)), add_generation_prompt=False, tools=tools)
+        for said in _SENTINELS
+    ]
+    start = _shared_start([*plain, *wholes])
+    # With reasoning in one response a template may begin it with one tag, and with another without.
+    tags = [re.escape(str(token.content)) for token in tokenizer.added_tokens_decoder.values()]
+    for found in re.finditer("|".join(sorted(tags, key=len, reverse=True)) or r"(?!)", wholes[0]):
+        if found.start() < len(start) < found.end():
+            start = start[: found.start()]
+    return start
+
+
+def _shared_start(texts: Sequence[str]) -> str:
+    # What the first and the last in order share, all share.
+    first, last = min(texts), max(texts)
+    size = next(
+        (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first)
+    )
+    return first[:size]
+
+
+def without_reasoning(turn: Message) -> Message:
+    """Return an assistant's turn without what it says it thought: fields, and text up to </think>."""
+    if turn.role != "assistant":
+        return turn
+    fields = json.loads(turn.fields) if turn.fields else {}
+    kept = {name: value for name, value in fields.items() if name not in REASONING_FIELDS}
+    content = _REASONING.sub("", turn.content, count=1) if "</think>" in turn.content else turn.content
+    return Message(
+        turn.role,
+        content if content == turn.content else content.lstrip(),
+        turn.fields if kept == fields else json.dumps(kept, ensure_ascii=False) if kept else "",
+    )
+
+
+def without_system(messages: Sequence[Message], system: System) -> tuple[Message, ...] | None:
+    """Return a prompt whose first turns are no system turns: they begin the first user turn, or are dropped.
+
+    None where there are none, or where no user turn can take them.
+    """
+    count = next((n for n, turn in enumerate(messages) if turn.role != "system"), len(messages))
+    rest = tuple(messages[count:])
+    if system == "refuse" or not count or not rest or rest[0].role != "user":
+        return None
+    if system == "drop":
+        return rest
+    said = "\n\n".join([*(turn.content for turn in messages[:count]), rest[0].content])
+    return (rest[0]._replace(content=said), *rest[1:])
 
 
 def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | None:

@@ -4,6 +4,7 @@ A response is what the chat template adds after the generation prompt, its end-o
 a response of several turns (assistant, tool, assistant) that is all of them, what the tool answered too.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,9 +15,17 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute as columns
 
-from trainers.data.records import Message, Pair
+from trainers.data.records import REASONING_FIELDS, Message, Pair
 from trainers.errors import DataError, ModelError
-from trainers.pairs.templates import left_out, render, tool_left_out, unknown_token
+from trainers.pairs.templates import (
+    left_out,
+    render,
+    response_start,
+    tool_left_out,
+    unknown_token,
+    without_reasoning,
+    without_system,
+)
 from trainers.specs import DrawSpec, Rendering, ValidationSpec
 
 # Enough to keep every thread of the tokenizer busy, and few enough for memory to stay flat.
@@ -25,22 +34,30 @@ _PAIRS_OF_A_BATCH = 1024
 # Names and signs that a tokenizer lacks stay far below this share; above it, whole texts become one token repeated.
 _MANY_UNKNOWN = 0.05
 _PARTS = ("prompt", "chosen", "rejected")
-_SCHEMA = pa.schema([("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS)])
+_SCHEMA = pa.schema(
+    [("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS), ("margin", pa.float64())]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """Token ids of one pair; `index` is its row in the source split."""
+    """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better."""
 
     index: int
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    margin: float | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens of the packed pair, its prompt counted once."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of its rows, each the prompt with a response."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
 def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
@@ -63,6 +80,8 @@ class TokenFile(Sequence[TokenPair]):
         self.file = file
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         self._index, self._parts = table["index"], {part: table[part] for part in _PARTS}
+        # Sets without margins were prepared before there was a column for them.
+        self._margin = table["margin"] if "margin" in table.column_names else None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -76,7 +95,8 @@ class TokenFile(Sequence[TokenPair]):
             return [self[number] for number in range(len(self))[place]]
         row = range(len(self))[place]
         ids = {part: column[row].values.to_numpy().tolist() for part, column in self._parts.items()}
-        return TokenPair(index=self._index[row].as_py(), **ids)
+        margin = None if self._margin is None else self._margin[row].as_py()
+        return TokenPair(index=self._index[row].as_py(), margin=margin, **ids)
 
     def mean_tokens(self) -> dict[str, float]:
         """Return the mean lengths of prompts, chosen and rejected responses."""
@@ -109,13 +129,15 @@ class Counts:
     """What tokenising has met so far.
 
     `too_long` pairs were left out. Among the pairs that were kept, `identical` have the same tokens on both sides;
-    of their `tokens` (a prompt counted once), the tokenizer does not know `unknown_tokens`.
+    of their `tokens` (a prompt counted once), the tokenizer does not know `unknown_tokens`. Of the pairs that were
+    rendered, the system turns of `without_system` were folded or dropped.
     """
 
     too_long: int = 0
     identical: int = 0
     tokens: int = 0
     unknown_tokens: int = 0
+    without_system: int = 0
 
     @property
     def many_unknown(self) -> bool:
@@ -125,8 +147,8 @@ class Counts:
 
 def read_counts(noted: Mapping[str, Any]) -> Counts | None:
     """Return the counts that a manifest holds, or None where it holds none."""
-    names = [field.name for field in fields(Counts)]
-    return Counts(**{name: noted[name] for name in names}) if all(name in noted for name in names) else None
+    found = {field.name: noted[field.name] for field in fields(Counts) if field.name in noted}
+    return Counts(**found) if "too_long" in found else None
 
 
 def tokenize_pairs(
@@ -148,12 +170,12 @@ def iter_tokens(
     for start in range(0, len(order), _PAIRS_AT_ONCE):
         rows = order[start : start + _PAIRS_AT_ONCE]
         found = [pairs[row] for row in rows]
-        for pair, tokens in zip(found, _tokenize(found, rows, tokenizer), strict=True):
+        for pair, tokens in zip(found, _tokenize(found, rows, tokenizer, draw, counts), strict=True):
             longest_response = max(len(tokens.chosen), len(tokens.rejected))
             if len(tokens.prompt) > draw.max_prompt_tokens or longest_response > draw.max_response_tokens:
                 counts.too_long += 1
                 continue
-            made = tokens if rendering == "response" else _verification(pair, tokens.index, tokenizer)
+            made = tokens if rendering == "response" else _verification(pair, tokens.index, tokenizer, draw)
             # A verification ends in its answer, which always differs.
             end = -1 if rendering == "verification" else None
             counts.identical += made.chosen[:end] == made.rejected[:end]
@@ -199,50 +221,90 @@ class _Asked(NamedTuple):
     added: str
 
 
-def _tokenize(pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any) -> list[TokenPair]:
+def _tokenize(
+    pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any, draw: DrawSpec, counts: Counts
+) -> list[TokenPair]:
     rendered = [
-        _rendered(pair.prompt, pair.responses, pair.tools, row, tokenizer)
+        _rendered(pair.prompt, pair.responses, pair.tools, row, tokenizer, draw)
         for pair, row in zip(pairs, rows, strict=True)
     ]
-    prompt_ids = _encode([prompt for prompt, _ in rendered], tokenizer)
+    counts.without_system += sum(one.without_system for one in rendered)
+    prompt_ids = _encode([one.prompt for one in rendered], tokenizer)
     asked = []
-    for (prompt, both), row, ids in zip(rendered, rows, prompt_ids, strict=True):
+    for one, row, ids in zip(rendered, rows, prompt_ids, strict=True):
         if not ids:
             raise DataError(f"row {row}: its prompt has no tokens under {tokenizer.name_or_path}.")
-        asked += [_Asked(row, prompt, ids, added) for added in both]
+        asked += [_Asked(row, one.prompt, ids, added) for added in one.added]
     responses = _responses(asked, tokenizer)
     return [
-        TokenPair(index=row, prompt=ids, chosen=responses[2 * place], rejected=responses[2 * place + 1])
-        for place, (row, ids) in enumerate(zip(rows, prompt_ids, strict=True))
+        TokenPair(
+            index=row,
+            prompt=ids,
+            chosen=responses[2 * place],
+            rejected=responses[2 * place + 1],
+            margin=pair.margin,
+        )
+        for place, (pair, row, ids) in enumerate(zip(pairs, rows, prompt_ids, strict=True))
     ]
+
+
+class _Rendered(NamedTuple):
+    """A prompt as text, what the template adds to it for each response, and whether it lost its system turns."""
+
+    prompt: str
+    added: list[str]
+    without_system: bool = False
 
 
 def _rendered(
-    messages: Sequence[Message], responses: Sequence[Sequence[Message]], tools: str, row: int, tokenizer: Any
-) -> tuple[str, list[str]]:
-    """Return the rendered prompt, and the text that the template adds to it for each response."""
+    messages: Sequence[Message],
+    responses: Sequence[Sequence[Message]],
+    tools: str,
+    row: int,
+    tokenizer: Any,
+    draw: DrawSpec,
+) -> _Rendered:
+    if draw.reasoning == "drop":
+        responses = [[*map(without_reasoning, turns)] for turns in responses]
     try:
-        prompt = _prompt(messages, tools, tokenizer)
-        return prompt, [_added(messages, prompt, response, tools, tokenizer) for response in responses]
+        try:
+            return _spans(messages, responses, tools, tokenizer)
+        except DataError:
+            other = without_system(messages, draw.system)
+            if other is None:
+                raise
+            with contextlib.suppress(DataError):
+                return _spans(other, responses, tools, tokenizer)._replace(without_system=True)
+            raise
     except DataError as error:
         raise DataError(f"row {row}: {error}") from error
 
 
-def _prompt(messages: Sequence[Message], tools: str, tokenizer: Any) -> str:
-    prompt = render(tokenizer, messages, add_generation_prompt=True, tools=tools)
+def _spans(
+    messages: Sequence[Message], responses: Sequence[Sequence[Message]], tools: str, tokenizer: Any
+) -> _Rendered:
+    wholes = [
+        render(tokenizer, (*messages, *response), add_generation_prompt=False, tools=tools)
+        for response in responses
+    ]
+    prompt = response_start(tokenizer, messages, wholes, tools=tools)
     _require_whole(left_out(messages, prompt), tokenizer)
     if tools:
         without = render(tokenizer, messages, add_generation_prompt=True)
         _require_whole(tool_left_out(tools, prompt, without), tokenizer)
-    return prompt
+    for response, whole in zip(responses, wholes, strict=True):
+        _require_whole(left_out(response, whole, prompt), tokenizer)
+    return _Rendered(prompt, [whole.removeprefix(prompt) for whole in wholes])
 
 
 def _require_whole(missing: str | None, tokenizer: Any) -> None:
-    if missing is not None:
-        raise DataError(
-            f"the chat template of {tokenizer.name_or_path} leaves out or moves {missing}; use a model whose template writes "
-            "it, or change the row."
-        )
+    if missing is None:
+        return
+    thought = "think>" in missing or missing.startswith(REASONING_FIELDS)
+    raise DataError(
+        f"the chat template of {tokenizer.name_or_path} leaves out or moves {missing}; use a model whose template writes "
+        f"it, or change the row{' (--reasoning drop leaves out what a response thinks)' if thought else ''}."
+    )
 
 
 def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -251,20 +313,6 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         "input_ids"
     ]
     return ids
-
-
-def _added(
-    messages: Sequence[Message], prompt: str, response: Sequence[Message], tools: str, tokenizer: Any
-) -> str:
-    """Return the text that the template adds to the rendered prompt for a response."""
-    whole = render(tokenizer, (*messages, *response), add_generation_prompt=False, tools=tools)
-    if not whole.startswith(prompt):
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path} does not begin a finished conversation with its own "
-            "generation prompt, so a response cannot be told from its prompt; use a tokenizer whose template does."
-        )
-    _require_whole(left_out(response, whole, prompt), tokenizer)
-    return whole.removeprefix(prompt)
 
 
 def _responses(asked: Sequence[_Asked], tokenizer: Any) -> list[list[int]]:
@@ -298,37 +346,46 @@ def _tail(prompt: str, prompt_ids: list[int], dividing: dict[int, str]) -> tuple
     return (prompt, prompt_ids) if place is None or at < 0 else (prompt[at:], prompt_ids[place:])
 
 
-def _verification(pair: Pair, row: int, tokenizer: Any) -> TokenPair:
+def _verification(pair: Pair, row: int, tokenizer: Any, draw: DrawSpec) -> TokenPair:
     """Ask whether each response is correct, with "Yes" for the chosen and "No" for the other as answers (paper §3).
 
     What both conversations begin with becomes the prompt; an answer is one token, the last.
     """
     *before, last = pair.prompt
+    dropping = draw.reasoning == "drop"
     if last.role != "user":
         raise DataError(
             f"row {row}: ex_grm asks about the answer to a user turn, and the prompt ends in a {last.role} turn; "
             "use another reward type, or change the row."
         )
     for text, turns in zip((pair.chosen, pair.rejected), pair.responses, strict=True):
-        if missing := left_out(turns, text):
+        if missing := left_out([*map(without_reasoning, turns)] if dropping else turns, text):
             raise DataError(
                 f"row {row}: ex_grm asks about a response's text, which leaves out {missing}; use another reward type, "
                 "or change the row."
             )
 
-    def asked(response: str, answer: str) -> list[int]:
+    def asked(response: str) -> tuple[list[int], list[int]]:
+        """Return the question with "Yes" and with "No", each up to the first token in which the answers differ."""
         question = (
             f"Question: {last.content}\nAnswer: {response}\nVerification: Is the answer correct (Yes/No)?"
         )
         messages = (*before, Message("user", question, last.fields))
-        answers = [[Message("assistant", answer)]]
-        prompt, (added,) = _rendered(messages, answers, pair.tools, row, tokenizer)
-        (ids,) = _encode([prompt], tokenizer)
-        return [*ids, _responses([_Asked(row, prompt, ids, added)], tokenizer)[0][0]]
+        answers = [[Message("assistant", answer)] for answer in ("Yes", "No")]
+        rendered = _rendered(messages, answers, pair.tools, row, tokenizer, draw)
+        (ids,) = _encode([rendered.prompt], tokenizer)
+        yes, no = _responses(
+            [_Asked(row, rendered.prompt, ids, added) for added in rendered.added], tokenizer
+        )
+        # Some templates begin every answer with tags of reasoning, or of a channel.
+        at = next((n for n, (one, other) in enumerate(zip(yes, no, strict=False)) if one != other), None)
+        if at is None:
+            raise ModelError(f'{tokenizer.name_or_path} has one token for "Yes" and "No"; ex_grm needs two.')
+        return [*ids, *yes[: at + 1]], [*ids, *no[: at + 1]]
 
-    chosen, rejected = asked(pair.chosen, "Yes"), asked(pair.rejected, "No")
-    if chosen[-1] == rejected[-1]:
-        raise ModelError(f'{tokenizer.name_or_path} has one token for "Yes" and "No"; ex_grm needs two.')
+    texts = [Message("assistant", text) for text in (pair.chosen, pair.rejected)]
+    good, bad = ((without_reasoning(text) if dropping else text).content for text in texts)
+    chosen, rejected = asked(good)[0], asked(bad)[1]
     # At least the answer is left on each side.
     shortest = min(len(chosen), len(rejected)) - 1
     shared = next((n for n in range(shortest) if chosen[n] != rejected[n]), shortest)

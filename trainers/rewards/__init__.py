@@ -1,4 +1,4 @@
-"""Reward types (paper §3): every file of this folder is one.
+"""Reward types (paper §3): every file of this folder is one, but losses.py.
 
 Its `REWARD_TYPE` says what the type needs and how a micro-batch is scored; a line in the tests makes the new type
 complete. Importing this package and its files imports no torch, so that planning is quick.
@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trainers.errors import SpecError
-from trainers.specs import Output, Rendering
+from trainers.specs import BRADLEY_TERRY, LossSpec, Output, Rendering
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,17 +78,27 @@ class RewardSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardType:
-    """The needs of a reward type, and `score(model, batch, spec)`: the rewards and losses of a micro-batch.
+    """The needs of a reward type, and `score(model, batch, spec)`: the rewards of a micro-batch's P pairs.
 
-    `options` are the fields of RewardSpec that it has; `usage` tells readers of a model card how to get the reward.
+    They are [P] for the chosen and [P] for the rejected responses. A type with a loss of its own (`own_loss`) gives that,
+    too, as BatchScores; every other one is trained with the loss that is asked for (losses.py). `options` are the fields of RewardSpec that it has; `usage` tells readers of a model card how to get the reward.
     """
 
     kind: str
     output: Output
-    score: "Callable[[Any, MicroBatch, RewardSpec], BatchScores]"
+    score: "Callable[[Any, MicroBatch, RewardSpec], tuple[Tensor, Tensor] | BatchScores]"
     usage: Callable[[RewardSpec], str]
     rendering: Rendering = "response"
     options: frozenset[str] = frozenset()
+    own_loss: bool = False
+
+    def require_takes(self, loss: LossSpec) -> None:
+        """Raise SpecError where the type has a loss of its own, and another one is asked for."""
+        if self.own_loss and loss != BRADLEY_TERRY:
+            raise SpecError(
+                f"{self.kind} has a loss of its own, so none of --loss, --margin, --label-smoothing and --centring goes with "
+                "it; leave them out, or use another reward type."
+            )
 
 
 def reward_variants(beta: float) -> dict[str, RewardSpec]:
@@ -107,10 +117,8 @@ def reward_variants(beta: float) -> dict[str, RewardSpec]:
 @functools.cache
 def reward_types() -> Mapping[str, RewardType]:
     """Return every reward type by its kind, in the order of their names."""
-    modules = [
-        importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)
-    ]
-    types: list[RewardType] = [module.REWARD_TYPE for module in modules]
+    names = [found.name for found in pkgutil.iter_modules(__path__) if found.name != "losses"]
+    types: list[RewardType] = [importlib.import_module(f"{__name__}.{name}").REWARD_TYPE for name in names]
     return MappingProxyType({reward.kind: reward for reward in types})
 
 

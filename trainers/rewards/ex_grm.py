@@ -36,5 +36,10 @@ def _usage(spec: RewardSpec) -> str:
 
 
 REWARD_TYPE = RewardType(
-    kind="ex_grm", output="unembedding", score=_score, usage=_usage, rendering="verification"
+    kind="ex_grm",
+    output="unembedding",
+    score=_score,
+    usage=_usage,
+    rendering="verification",
+    own_loss=True,
 )

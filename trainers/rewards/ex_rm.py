@@ -6,21 +6,23 @@ over the response's tokens.
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.rewards import BatchScores, RewardSpec, RewardType
+from trainers.rewards import RewardSpec, RewardType
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainers.pairs.packing import MicroBatch
 
 
-def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
-    from trainers.models.reward_parts import bradley_terry, by_pair, hidden_states, mean_by_response
+def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, Tensor]":
+    from trainers.models.reward_parts import by_pair, hidden_states, mean_by_response
 
     hidden_ND = hidden_states(model, batch)
     if spec.pooling == "last":
         reward_R = model.score(hidden_ND[batch.last_R]).squeeze(-1)
     else:
         reward_R = mean_by_response(model.score(hidden_ND[batch.response_M]).squeeze(-1), batch)
-    return bradley_terry(*by_pair(reward_R, batch))
+    return by_pair(reward_R, batch)
 
 
 def _usage(spec: RewardSpec) -> str:

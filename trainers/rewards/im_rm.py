@@ -5,21 +5,30 @@ The ablation `reference=False` leaves ln π_ref out.
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.rewards import BatchScores, RewardSpec, RewardType
+from trainers.rewards import RewardSpec, RewardType
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainers.pairs.packing import MicroBatch
 
 
-def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
-    from trainers.models.reward_parts import bradley_terry, by_pair, log_prob_sums
+def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, Tensor]":
+    from trainers.models.reward_parts import by_pair
 
     assert spec.beta is not None
+    return by_pair(spec.beta * log_ratios(model, batch, spec), batch)
+
+
+def log_ratios(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "Tensor":
+    """Return ln π(y|x) of each response, [R], less that under the reference model where `spec` has one."""
+    from trainers.models.reward_parts import log_prob_sums
+
     sums_R = log_prob_sums(model, batch).double()
     if spec.reference:
-        assert batch.reference_R is not None, "im_rm was given a batch without reference log-probs"
+        assert batch.reference_R is not None, f"{spec.kind} was given a batch without reference log-probs"
         sums_R = sums_R - batch.reference_R
-    return bradley_terry(*by_pair(spec.beta * sums_R, batch))
+    return sums_R
 
 
 def _usage(spec: RewardSpec) -> str:

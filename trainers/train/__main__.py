@@ -16,10 +16,12 @@ from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.loading import device, load_model
+from trainers.models.products import settle_products
 from trainers.pairs.packing import References
-from trainers.pairs.templates import load_tokenizer
+from trainers.pairs.templates import given_template
 from trainers.pairs.tokens import TokenPair
-from trainers.specs import OptimSpec, Placement
+from trainers.rewards.losses import require_margins
+from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import process_group
 from trainers.train.loop import TrainInputs, train
@@ -35,16 +37,32 @@ class Train(OnPairs):
     split: str = "train"
     """Split of a folder or hub set."""
     optim: OptimSpec = field(default_factory=OptimSpec)
+    loss: Loss = "bradley_terry"
+    """Loss of a pair, a function of its margin of rewards."""
+    margin: float = 0.0
+    """The margin of rewards must exceed this times the pair's own margin, a column of the data."""
+    label_smoothing: float = 0.0
+    """Probability that a label is wrong."""
+    centring: float = 0.0
+    """This times the squared sum of a pair's two rewards is added to its loss."""
+    lora_rank: int = 0
+    """Rank of a low-rank adapter, trained in the place of the backbone's weights; 0: none."""
+    lora_alpha: float = 16.0
+    """The adapter's update is scaled by this divided by its rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one, such as q_proj v_proj (default: all of the backbone)."""
+    merge: bool = False
+    """Save the whole model with the adapter in its weights, not the folder of an adapter."""
     zero_stage: int = 0
     """ZeRO stage of DeepSpeed."""
-    micro_batch: int = 4
-    """Pairs of a forward; the accumulation follows from it, the ranks and the effective batch."""
+    forward_tokens: int = 4096
+    """Tokens of a forward at most: a step is split into as few as hold it; a longer pair is one by itself."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
     offload_optimizer: bool = False
     """Keep the optimiser's state in the host's memory."""
     checkpoint_steps: int | None = None
-    """Optimiser steps between checkpoints (default: one every ten minutes)."""
+    """Optimiser steps between checkpoints (default: ten minutes, or ten times what writing one takes)."""
     grace_s: float = GRACE_S
     """Seconds that SIGINT or SIGTERM leave for a last checkpoint."""
     # The deepspeed launcher gives it to every rank; the environment says the same.
@@ -58,9 +76,27 @@ def run(arguments: Train) -> None:
     final, draft = arguments.out / "model", arguments.out / "draft"
     if final.exists():
         raise SpecError(f"{final} is there already; give another --out.")
+    settle_products(arguments.precision)
     reward = arguments.reward_spec()
-    placement = _placement(arguments, world_size)
-    _name, rows = arguments.read_pairs()
+    if arguments.forward_tokens < 1:
+        raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")
+    placement = Placement(
+        world_size=world_size,
+        zero_stage=arguments.zero_stage,
+        forward_tokens=arguments.forward_tokens,
+        checkpointing=arguments.checkpointing,
+        offload_optimizer=arguments.offload_optimizer,
+    )
+    loss = LossSpec(
+        kind=arguments.loss,
+        margin=arguments.margin,
+        label_smoothing=arguments.label_smoothing,
+        centring=arguments.centring,
+    )
+    reward.type.require_takes(loss)
+    lora = _lora(arguments)
+    name, rows = arguments.read_pairs()
+    require_margins(loss, f"data set {name}", sum(row.margin is None for row in rows), len(rows))
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
@@ -77,6 +113,10 @@ def run(arguments: Train) -> None:
             pairs=pairs,
             reference=_reference(arguments, location, pairs) if reward.uses_reference else None,
             trust=arguments.trust,
+            loss=loss,
+            lora=lora,
+            merge=arguments.merge,
+            template=given_template(arguments.template),
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)
@@ -92,31 +132,21 @@ def run(arguments: Train) -> None:
         print(dump({"train_accuracy": result.train_accuracy, **result.perf}))
 
 
-def _placement(arguments: Train, world_size: int) -> Placement:
-    batch = arguments.optim.effective_batch
-    if arguments.micro_batch < 1:
-        raise SpecError(f"--micro-batch {arguments.micro_batch}: give at least 1.")
-    micro_batch = min(arguments.micro_batch, max(1, batch // world_size))
-    accumulation, rest = divmod(batch, micro_batch * world_size)
-    if rest:
-        raise SpecError(
-            f"--effective-batch {batch} is not a multiple of --micro-batch {micro_batch} times {world_size} ranks."
-        )
-    return Placement(
-        world_size=world_size,
-        zero_stage=arguments.zero_stage,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        checkpointing=arguments.checkpointing,
-        offload_optimizer=arguments.offload_optimizer,
-    )
+def _lora(arguments: Train) -> LoraSpec | None:
+    if arguments.lora_rank:
+        lora = LoraSpec(rank=arguments.lora_rank, alpha=arguments.lora_alpha, targets=arguments.lora_targets)
+        lora.require_alone(arguments.optim)
+        return lora
+    if arguments.merge or arguments.lora_targets:
+        raise SpecError("--merge and --lora-targets are of an adapter; give --lora-rank, too.")
+    return None
 
 
 def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> References:
     """Return the base model's log-prob sums, each rank computing its share."""
     model = load_model(
         location,
-        tokenizer=load_tokenizer(location, trust=arguments.trust),
+        tokenizer=arguments.tokenizer(location),
         output="unembedding",
         precision=arguments.precision,
         trust=arguments.trust,

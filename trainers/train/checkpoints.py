@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from trainers.errors import SpecError, StorageError, Unreachable
+from trainers.models.adapters import CONFIG, adapter_of
 from trainers.models.saving import full_weights, save_model
 from trainers.storage import (
     DRAFT,
@@ -60,9 +61,9 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """Where checkpoints are kept, and how often one is written: every ten minutes, or every so many optimiser steps.
+    """Where checkpoints are kept, and how often one is written: every so many optimiser steps, or by the clock.
 
-    With a `mirror` they are kept in that bucket, and `folder` is one of this node alone.
+    By the clock every ten minutes, and not before ten times what writing takes. With a `mirror` they are kept in that bucket, and `folder` is one of this node alone.
     """
 
     folder: Path
@@ -79,9 +80,11 @@ class Checkpoints:
         """The folder or bucket that holds the markers."""
         return self.folder if self.mirror is None else self.mirror
 
-    def due(self, step: int, since_s: float) -> bool:
-        """Whether a checkpoint is due after `step` steps, `since_s` seconds after the last one."""
-        return since_s >= self.every_s if self.every_steps is None else step % self.every_steps == 0
+    def due(self, step: int, since_s: float, write_s: float) -> bool:
+        """Whether one is due after `step` steps, `since_s` seconds after the last one, which took `write_s` to write."""
+        if self.every_steps is not None:
+            return step % self.every_steps == 0
+        return since_s >= max(self.every_s, 10 * write_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +209,9 @@ def save(
     _require_room_together(folder, need)
     try:
         with disk_named(folder / tag, need):
-            engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=False, save_latest=False)
+            # What an adapter leaves as it was is read from the base model again.
+            adapted = adapter_of(engine.module.model) is not None
+            engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=adapted, save_latest=False)
     except StorageError:
         shutil.rmtree(folder / tag, ignore_errors=True)
         raise
@@ -246,6 +251,10 @@ def _bytes_of(engine: Any) -> int:
     parameters = [*engine.module.parameters(), *engine.module.buffers()]
     count = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters)
     trained = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters if item.requires_grad)
+    if adapter_of(engine.module.model):
+        # DeepSpeed takes one of two tied tables along.
+        table = engine.module.model.get_input_embeddings().weight
+        count = trained + int(getattr(table, "ds_numel", table.numel()))
     return 4 * count + 12 * trained
 
 
@@ -299,7 +308,10 @@ def prepare(checkpoint: Checkpoint, checkpoints: Checkpoints, zero_stage: int) -
 def load(engine: Any, checkpoint: Checkpoint, checkpoints: Checkpoints, *, universal: bool) -> None:
     """Load weights, optimiser and counters into the engine. A collective. Raises StorageError."""
     folder = checkpoints.folder
-    found, _ = engine.load_checkpoint(str(folder / "universal" if universal else folder), tag=checkpoint.tag)
+    adapted = adapter_of(engine.module.model) is not None
+    found, _ = engine.load_checkpoint(
+        str(folder / "universal" if universal else folder), tag=checkpoint.tag, load_module_strict=not adapted
+    )
     if found is None:
         raise StorageError(
             f"{folder / checkpoint.tag} is not a checkpoint of this training; remove {checkpoints.kept}."
@@ -341,7 +353,7 @@ def keep_epoch(
     mirror: ObjectPath | None = None,
 ) -> None:
     """Write the model as it is into `folder` or `mirror`, whole or not at all. A collective. Raises StorageError."""
-    weights = full_weights(model)
+    weights = full_weights(model, adapter=CONFIG in files)
     if dist.get_rank() > 0:
         return
     target = folder / model_folder(epoch, epochs)

@@ -86,8 +86,9 @@ def make_engine(
         if torch.cuda.is_available():
             torch.set_num_threads(share_of_cpus(len(os.sched_getaffinity(0)), _gpus_of_this_machine()))
     config = {
-        "train_micro_batch_size_per_gpu": placement.micro_batch,
-        "gradient_accumulation_steps": placement.accumulation,
+        # The loop weighs each forward, and says which of a step is the last.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # torch's fused AdamW serves offloaded state; DeepSpeed's own would be compiled first.

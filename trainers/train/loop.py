@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 2 -m trainers.train --model MODEL --data DATA --reward ex_rm --out OUT
 
 Every pair of an effective batch weighs the same, short last batches included, and no pair is dropped: the loss of
-a forward is Σ over its pairs × world size × accumulation / pairs in the effective batch, since DeepSpeed averages
-gradients over ranks and divides by the accumulation.
+a forward is Σ over its pairs × world size / pairs in the effective batch, since DeepSpeed averages gradients over ranks.
 """
 
+import functools
 import hashlib
 import math
 import time
@@ -24,10 +24,19 @@ from trainers.evaluate.scoring import score_pairs
 from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
 from trainers.models.loading import freeze, load_model
-from trainers.models.memory import forget_peak_memory, memory_named, peak_memory_gb
+from trainers.models.memory import forget_peak_memory, memory_named, peak_memory
+from trainers.models.products import products_of
 from trainers.models.reward_parts import RewardModule
 from trainers.models.saving import folder_files, full_weights, persistent_buffers, save_model
-from trainers.pairs.packing import Layout, References, collate, epoch_order, split_step, steps_of_epoch
+from trainers.pairs.packing import (
+    Layout,
+    References,
+    collate,
+    epoch_order,
+    forward_cost,
+    split_step,
+    steps_of_epoch,
+)
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
@@ -64,7 +73,7 @@ class TrainInputs:
     """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called.
 
     After `keep_epochs` (from 1, the last not among them) the weights are kept as well. `validation` pairs are scored
-    after every epoch; `reference` covers them.
+    after every epoch; `reference` covers them. With `lora` an adapter is trained; `merge` saves it in the weights.
     """
 
     name: str
@@ -78,10 +87,17 @@ class TrainInputs:
     pairs: Sequence[TokenPair]
     reference: References | None
     trust: Trust = UNTRUSTED
+    template: str | None = None
     keep_epochs: tuple[int, ...] = ()
     validation: Sequence[TokenPair] = ()
     loss: LossSpec = BRADLEY_TERRY
     lora: LoraSpec | None = None
+    merge: bool = False
+
+    @property
+    def saves_adapter(self) -> bool:
+        """Whether the result is the folder of an adapter, not of a whole model."""
+        return self.lora is not None and not self.merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +135,7 @@ def train(
     """
     started = time.perf_counter()
     forget_peak_memory()
-    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust)
+    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
     model = load_model(
         inputs.location,
         tokenizer=tokenizer,
@@ -128,10 +144,14 @@ def train(
         revision=inputs.revision,
         head_seed=inputs.seed,
         trust=inputs.trust,
+        lora=inputs.lora,
     )
     freeze(model, inputs.optim.freeze)
     # Before the training, which would be lost if its model could not be saved.
-    files = {**folder_files(model, tokenizer), CARD: model_card(inputs.name, inputs.reward, {})}
+    files = {
+        **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
+        CARD: model_card(inputs.name, inputs.reward, {}),
+    }
     kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
     epochs, kept = inputs.optim.epochs, inputs.keep_epochs
 
@@ -147,18 +167,18 @@ def train(
             stop=stop,
             end_epoch=end_epoch,
         )
-        too_large = _too_large(inputs)
-        with memory_named(too_large):
+        in_memory = functools.partial(memory_named, **_too_large(inputs))
+        with in_memory():
             engine, found, notices = _start(model, inputs, keeping)
             done = 0 if found is None else len(found.log)
         try:
             for notice in notices if first else ():
                 report({"notice": notice})
             loop_started = time.perf_counter()
-            with memory_named(too_large):
+            with in_memory():
                 log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
                 loop_s = time.perf_counter() - loop_started
-                weights = full_weights(model)
+                weights = full_weights(model, adapter=inputs.saves_adapter)
             perf = _performance(log[done:], set_up_s=loop_started - started, loop_s=loop_s)
             last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
             right = sum(row["accuracy"] * row["pairs"] for row in last)
@@ -193,7 +213,7 @@ def _start(model: Any, inputs: TrainInputs, keeping: Keeping) -> tuple[Any, Chec
             )
         universal = prepare(found, checkpoints, effective_zero_stage(inputs.placement, inputs.precision))
     engine = make_engine(
-        RewardModule(model, inputs.reward),
+        RewardModule(model, inputs.reward, inputs.loss),
         optim=inputs.optim,
         placement=inputs.placement,
         precision=inputs.precision,
@@ -217,14 +237,29 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
     values = (tensor.detach().flatten()[:_FINGERPRINT_VALUES].tolist() for tensor in tensors)
     return {
         "architecture": f"{type(model).__name__} {shapes[0]}x{shapes[1]}, vocabulary {model.config.vocab_size}",
-        "reward": str(inputs.reward),
+        "reward": "; ".join([str(inputs.reward), *map(str, _unusual(inputs))]),
         "optimiser": str(inputs.optim),
         "seed": str(inputs.seed),
         "precision": inputs.precision,
         "base model": _digest(values),
-        "pairs": _digest((pair.index, pair.prompt, pair.chosen, pair.rejected) for pair in inputs.pairs),
+        "pairs": _digest(
+            (
+                pair.index,
+                pair.prompt,
+                pair.chosen,
+                pair.rejected,
+                *((pair.margin,) if inputs.loss.margin else ()),
+            )
+            for pair in inputs.pairs
+        ),
         "reference": _digest(sorted((inputs.reference or {}).items())),
     }
+
+
+def _unusual(inputs: TrainInputs) -> list[LossSpec | LoraSpec]:
+    """Return the loss and the adapter where they are not the usual ones."""
+    loss = [] if inputs.loss == BRADLEY_TERRY else [inputs.loss]
+    return [*loss, *([inputs.lora] if inputs.lora else [])]
 
 
 def _digest(values: Iterable[object]) -> str:
@@ -309,40 +344,45 @@ def optimiser_step(
     Returns the sums over all pairs of loss, right rankings, margin and tokens, and over ranks of `wishes`; and the
     gradient's norm.
     """
-    placement = inputs.placement
-    world_size, accumulation = placement.world_size, placement.accumulation
-    lengths = {position: inputs.pairs[position].tokens for position in step}
-    forwards = split_step(step, lengths, world_size=world_size, accumulation=accumulation)[dist.get_rank()]
+    placement, shared_length = inputs.placement, shared_tokens(engine.module)
+    costs = {position: forward_cost(inputs.pairs[position], layout, shared_length) for position in step}
+    forwards = split_step(
+        step,
+        costs,
+        world_size=placement.world_size,
+        forward_tokens=placement.forward_tokens,
+        padded=layout == "rows",
+    )[dist.get_rank()]
     sums = torch.tensor([0.0] * 4 + list(wishes), dtype=torch.float64)
-    norm, shared_length = 0.0, shared_tokens(engine.module)
-    # Without ZeRO, DeepSpeed does not know the norm.
-    own_norm = effective_zero_stage(placement, inputs.precision) == 0
-    for positions in forwards:
-        # Every rank must run every collective: a forward without pairs runs one of weight 0.
-        weight = world_size * accumulation / len(step) if positions else 0.0
-        batch = collate(
-            [inputs.pairs[position] for position in positions or step[:1]],
-            layout=layout,
-            shared_tokens=shared_length,
-            reference=inputs.reference,
-            device=str(engine.device),
-        )
-        scores = engine(batch)
-        engine.backward(weight * scores.loss_P.sum())
-        if own_norm and engine.is_gradient_accumulation_boundary():
-            # Of the averaged gradients, before they are clipped and applied.
-            gradients = [found.grad for found in engine.module.parameters() if found.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-        engine.step()
-        if positions:
-            margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
-            right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
-            totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
-            sums[:3] += torch.stack(totals).cpu()
-            sums[3] += batch.tokens
+    with products_of(engine.module.model):
+        for number, positions in enumerate(forwards, 1):
+            # Every rank must run every collective: a forward without pairs runs one of weight 0.
+            weight = placement.world_size / len(step) if positions else 0.0
+            engine.set_gradient_accumulation_boundary(number == len(forwards))
+            batch = collate(
+                [inputs.pairs[position] for position in positions or [min(step, key=costs.__getitem__)]],
+                layout=layout,
+                shared_tokens=shared_length,
+                reference=inputs.reference,
+                device=str(engine.device),
+            )
+            scores = engine(batch)
+            engine.backward(weight * scores.loss_P.sum())
+            if positions:
+                margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
+                right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
+                totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
+                sums[:3] += torch.stack(totals).cpu()
+                sums[3] += batch.tokens
+    norm = None
+    if effective_zero_stage(placement, inputs.precision) == 0:
+        # DeepSpeed does not know it. Of the averaged gradients, before they are clipped and applied.
+        gradients = [found.grad for found in engine.module.parameters() if found.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+    engine.step()
     shared = sums.to(engine.device)
     dist.all_reduce(shared)
-    return shared.tolist(), norm if own_norm else float(engine.get_global_grad_norm())
+    return shared.tolist(), float(engine.get_global_grad_norm()) if norm is None else norm
 
 
 def _validated(reward: Any, inputs: TrainInputs) -> float:
@@ -365,29 +405,34 @@ def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list
     left = keeping.stop()
     if dist.get_rank() > 0 or keeping.checkpoints is None:
         return [0.0, float(left is not None)]
-    due = keeping.checkpoints.due(step, since_s)
+    due = keeping.checkpoints.due(step, since_s, write_s)
     return [float(due if left is None else write_s < left), float(left is not None)]
 
 
-def _too_large(inputs: TrainInputs) -> str:
+def _too_large(inputs: TrainInputs) -> dict[str, Any]:
+    """Return what there is to say where memory runs out: a message, and the budget that halves the heaviest forward."""
     placement = inputs.placement
-    longest = max(pair.tokens for pair in inputs.pairs)
-    return (
-        f"a micro-batch of {placement.micro_batch} pairs (the longest has {longest} tokens) at ZeRO "
-        f"{placement.zero_stage} on {placement.world_size} ranks does not fit in memory; use a smaller "
-        "micro-batch, activation checkpointing, a higher ZeRO stage or more ranks."
+    lengths = sorted((pair.tokens for pair in inputs.pairs), reverse=True)
+    longest, step = lengths[0], sum(lengths[: inputs.optim.effective_batch])
+    share = step // placement.world_size + (longest if placement.world_size > 1 else 0)
+    heaviest = max(longest, min(placement.forward_tokens, share))
+    message = (
+        f"a forward of up to {heaviest} tokens (the longest pair has {longest}) at ZeRO {placement.zero_stage} on "
+        f"{placement.world_size} ranks does not fit in memory; use fewer --forward-tokens, activation checkpointing, "
+        "a higher ZeRO stage or more ranks."
     )
+    return {"message": message, "forward_tokens": max(longest, heaviest // 2) if heaviest > longest else 0}
 
 
 def _performance(log: Sequence[dict[str, Any]], *, set_up_s: float, loop_s: float) -> dict[str, float]:
     if not log:
-        return {"set_up_s": set_up_s, "peak_mem_gb": peak_memory_gb()}
+        return {"set_up_s": set_up_s, **peak_memory()}
     return {
         "tokens_per_s": sum(row["tokens"] for row in log) / loop_s,
         "pairs_per_s": sum(row["pairs"] for row in log) / loop_s,
         "step_s": loop_s / len(log),
         "set_up_s": set_up_s,
-        "peak_mem_gb": peak_memory_gb(),
+        **peak_memory(),
     }
 
 

@@ -14,7 +14,7 @@ from orchestrator.spec.resolve import resolve
 from orchestrator.spec.stages import AnalyseStage
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
-from orchestrator.store.gc import evict
+from orchestrator.store.gc import evict_weights
 from orchestrator.store.records import SweepState, TrialNote, write_state
 from tests.orchestrator.sweep_samples import trial
 
@@ -60,7 +60,7 @@ def training(store: Store) -> str:
 
 
 def train(store: Store, key: str) -> None:
-    with store.write("train", key) as attempt:
+    with store.write("train", key), store.write("weights", key) as attempt:
         (attempt.directory / "model").mkdir()
         (attempt.directory / "model" / "model.safetensors").write_bytes(b"weights")
 
@@ -73,7 +73,7 @@ def test_an_analysis_waits_for_the_training_that_it_reads(store: Store, training
 
 def test_an_analysis_that_loads_weights_does_not_follow_once_they_are_evicted(store: Store, training: str):
     train(store, training)
-    assert evict(store, training) > 0
+    assert evict_weights(store, "demo", [training]) > 0
     assert not follow(store, loads_weights=True)
     assert follow(store)
 

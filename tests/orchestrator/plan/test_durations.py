@@ -40,7 +40,7 @@ TRAINING = Training(
     precision="fp32",
     pair=PairTokens(prompt=1024, chosen=1024, rejected=1024),
 )
-PLACED = Placement(micro_batch=4, accumulation=8, device="cuda")
+PLACED = Placement(forward_tokens=4 * 300, device="cuda")
 
 
 def sized(pairs: int = 64, epochs: int = 1, model: ModelSpec = KNOWN) -> TrialPlan:
@@ -55,7 +55,7 @@ def sized(pairs: int = 64, epochs: int = 1, model: ModelSpec = KNOWN) -> TrialPl
 
 
 def laid(world_size: int = 1) -> Placement:
-    return Placement(world_size=world_size, micro_batch=1, accumulation=32 // world_size, device="cuda")
+    return Placement(world_size=world_size, forward_tokens=1, device="cuda")
 
 
 def test_a_forward_is_two_operations_a_weight_and_token_and_the_attention():
@@ -64,20 +64,56 @@ def test_a_forward_is_two_operations_a_weight_and_token_and_the_attention():
     assert durations.forward_flops(TRAINING, LENGTHS) == pytest.approx(2 * matrices * 300 + attention)
 
 
+def step_s(training, lengths, placement=PLACED, kind=H100) -> float:
+    return sum(durations.step_parts(training, lengths, placement, kind).values())
+
+
 def test_only_log_probabilities_meet_the_unembedding_and_recomputation_adds_a_forward():
     assert durations.unembedding_flops(TRAINING, LENGTHS) == 0
     assert durations.unembedding_flops(replace(TRAINING, reward=IM_RM), LENGTHS) == 2 * 128_256 * 2048 * 200
-    forward = durations.forward_flops(TRAINING, LENGTHS)
-    usual, more = (durations.train_flops(TRAINING, LENGTHS, checkpointing=flag) for flag in (False, True))
-    assert (usual, more) == (pytest.approx(3 * forward), pytest.approx(4 * forward))
+    usual, more = (
+        durations.step_parts(TRAINING, LENGTHS, replace(PLACED, checkpointing=flag), H100)
+        for flag in (False, True)
+    )
+    assert more["backbone"] == pytest.approx(usual["backbone"] * 4 / 3)
+    assert usual["head"] == 0
+    head = durations.step_parts(replace(TRAINING, reward=IM_RM), LENGTHS, PLACED, H100)["head"]
+    assert head * 67e12 * durations.UTILISATION["fp32"] == pytest.approx(32 * 4 * 2 * 128_256 * 2048 * 200)
 
 
-def test_a_step_takes_its_operations_at_the_stated_utilisation():
-    work = 32 * durations.train_flops(TRAINING, LENGTHS, checkpointing=False)
-    expected = work / (67e12 * 0.60) + 8 * 0.03
-    assert durations.step_s(TRAINING, LENGTHS, PLACED, H100) == pytest.approx(expected)
-    halves = replace(TRAINING, precision="bf16")
-    assert durations.step_s(halves, LENGTHS, PLACED, H100) < expected
+def test_a_step_takes_its_operations_at_the_stated_utilisation_the_update_and_its_launches():
+    work = 32 * 3 * durations.forward_flops(TRAINING, LENGTHS)
+    parts = durations.step_parts(TRAINING, LENGTHS, PLACED, H100)
+    assert parts == {
+        "backbone": pytest.approx(work / (67e12 * durations.UTILISATION["fp32"])),
+        "head": 0,
+        "optimiser": pytest.approx(28 * (SHAPES.parameters + 2048) / 3350e9),
+        "communication": 0,
+        "launches": pytest.approx(8 * 0.03),
+    }
+    used = durations.utilisation(TRAINING, LENGTHS, PLACED, H100)
+    assert used == pytest.approx(work / sum(parts.values()) / 67e12)
+    # What is computed twice is no use.
+    recomputed = replace(PLACED, checkpointing=True)
+    assert durations.utilisation(TRAINING, LENGTHS, recomputed, H100) < used
+    halves, rounded = (replace(TRAINING, precision=precision) for precision in ("bf16", "tf32"))
+    times = [
+        step_s(made, LENGTHS, replace(PLACED, forward_tokens=9600)) for made in (halves, rounded, TRAINING)
+    ]
+    assert times == sorted(times)
+    assert times[1] < times[2] / 3
+
+
+def test_ranks_send_gradients_once_or_after_each_forward_and_gather_partitioned_weights_for_each_pass():
+    def sent(stage: int, tokens: int = 4 * 300) -> float:
+        """Bytes a parameter, of all but the rank's own part."""
+        laid = replace(PLACED, world_size=2, zero_stage=stage, forward_tokens=tokens)
+        seconds = durations.step_parts(TRAINING, LENGTHS, laid, H100)["communication"]
+        return seconds * 450e9 * 2 / (SHAPES.parameters + 2048)
+
+    # Sixteen pairs a rank: four forwards, or one.
+    assert [sent(stage) for stage in (1, 2, 3)] == pytest.approx([4 + 4, 4 + 4 * 4, 4 * 4 * 2 + 4 * 4])
+    assert [sent(stage, 16 * 300) for stage in (1, 2, 3)] == pytest.approx([8, 8, 12])
 
 
 def test_the_gate_expects_what_the_plan_says(store: Store):
@@ -85,8 +121,9 @@ def test_the_gate_expects_what_the_plan_says(store: Store):
     item = sized(pairs=64, epochs=3)
     training = training_of(item.spec)
     rows = min(64, item.train.prepared.split.rows)
-    step_s = durations.step_s(training, UNSEEN_LENGTHS, laid(), H100)
-    expected = durations.SET_UP_S["cuda"] + 3 * math.ceil(rows / 32) * step_s
+    expected = durations.SET_UP_S["cuda"] + 3 * math.ceil(rows / 32) * step_s(
+        training, UNSEEN_LENGTHS, laid()
+    )
     found = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
     assert found == pytest.approx(expected)
 
@@ -100,7 +137,7 @@ def test_more_epochs_take_longer_and_more_or_faster_gpus_shorter(store: Store):
     largest = max(catalog.PAPER_MODELS, key=lambda model: model.parameters or 0)
     larger = replace(largest, precision=KNOWN.precision)
     assert expected_s(sized(model=larger), "train", laid(), fast) > once
-    alone = Placement(micro_batch=1, accumulation=32)
+    alone = Placement(forward_tokens=1)
     tiny = plan(trial(model=LLAMA))
     on_cpu = Durations(store=store)
     assert expected_s(tiny, "evaluate", alone, on_cpu) < expected_s(tiny, "train", alone, on_cpu) < 60
@@ -111,11 +148,9 @@ def test_a_prepared_set_says_how_many_pairs_it_has_and_how_long(store: Store):
     before = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
     with store.write("prepare", item.train.prepared.key) as attempt:
         attempt.info.update(pairs=320, mean_tokens={"prompt": 10.0, "chosen": 5.0, "rejected": 5.0})
-    step_s = durations.step_s(
-        training_of(item.spec), PairTokens(prompt=10, chosen=5, rejected=5), laid(), H100
-    )
+    seconds = step_s(training_of(item.spec), PairTokens(prompt=10, chosen=5, rejected=5), laid())
     after = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
-    assert after == pytest.approx(durations.SET_UP_S["cuda"] + 10 * step_s)
+    assert after == pytest.approx(durations.SET_UP_S["cuda"] + 10 * seconds)
     assert after != before
 
 

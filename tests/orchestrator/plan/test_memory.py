@@ -1,5 +1,6 @@
 """The memory model's terms against numbers worked out by hand, and its parameter counts against the meta device."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,11 @@ from orchestrator.plan.memory import PairTokens, Training, footprint
 from orchestrator.spec import catalog
 from orchestrator.spec.models import architecture_of
 from tests.model_files import write_gguf, write_model
+from tests.trainers.architectures import save_architecture, small_tokenizer
 from trainers.models.architecture import FAMILIES, Architecture, of_config
+from trainers.models.loading import load_model
 from trainers.rewards import RewardSpec
-from trainers.specs import ModelSpec, OptimSpec, Placement
+from trainers.specs import LoraSpec, ModelSpec, OptimSpec, Placement
 
 EX_RM, IM_RM = RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=0.01)
 EX_GRM = RewardSpec(kind="ex_grm")
@@ -40,7 +43,7 @@ def training(**changes) -> Training:
 
 
 def placed(**changes) -> Placement:
-    return Placement(**{"micro_batch": 1, "accumulation": 32, "device": "cuda", **changes})
+    return Placement(**{"forward_tokens": 300, "device": "cuda", **changes})
 
 
 def test_the_papers_models_have_the_sizes_that_their_makers_say():
@@ -106,9 +109,7 @@ def test_gradients_of_bf16_weights_are_as_large_as_those_of_fp32():
     count = SHAPES.parameters + SHAPES.hidden
     table = SHAPES.hidden * SHAPES.vocabulary
     alone = footprint(training(precision="bf16"), placed())
-    four = footprint(
-        training(precision="bf16"), placed(zero_stage=2, world_size=4, accumulation=8, micro_batch=1)
-    )
+    four = footprint(training(precision="bf16"), placed(zero_stage=2, world_size=4))
     assert alone.gradients == pytest.approx((4 * count + 2 * table) / 1e9, rel=0.2)
     assert alone.gradients >= 4 * count / 1e9
     assert four.gradients >= count / 1e9
@@ -123,10 +124,7 @@ def test_the_unembedding_of_an_untied_model_is_trained_by_im_rm_only():
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_divides_the_state_among_the_ranks(stage: int):
-    alone, four = (
-        footprint(training(), placed(zero_stage=stage, world_size=ranks, accumulation=32 // ranks))
-        for ranks in (1, 4)
-    )
+    alone, four = (footprint(training(), placed(zero_stage=stage, world_size=ranks)) for ranks in (1, 4))
     assert four.optimizer == pytest.approx(alone.optimizer / 4)
     assert four.masters == pytest.approx(alone.masters / 4)
     assert four.weights == pytest.approx(alone.weights / (4 if stage == 3 else 1))
@@ -153,7 +151,7 @@ def test_activations_by_hand():
         vocabulary=10,
         tied=True,
     )
-    at = placed(accumulation=1, device="cpu")
+    at = placed(device="cpu")
     two = replace(one, layers=2)
     more = (
         footprint(training(architecture=two), at).activations
@@ -165,7 +163,7 @@ def test_activations_by_hand():
 
 def test_log_probabilities_cost_blocks_of_logits_not_the_vocabulary():
     small, large = (replace(SHAPES, vocabulary=vocabulary) for vocabulary in (100_000, 200_000))
-    at = placed(micro_batch=8, accumulation=4)
+    at = placed(forward_tokens=8 * 300)
     logits = [footprint(training(architecture=shapes, reward=IM_RM), at).logits for shapes in (small, large)]
     # What grows is the gradient of the weight alone.
     assert logits[1] - logits[0] == pytest.approx(4 * 100_000 * SHAPES.hidden / 1e9)
@@ -173,7 +171,7 @@ def test_log_probabilities_cost_blocks_of_logits_not_the_vocabulary():
 
 
 @given(
-    micro_batch=st.sampled_from([1, 2, 4, 8]),
+    pairs=st.sampled_from([1, 2, 4, 8]),
     tokens=st.integers(16, 2048),
     stage=st.integers(0, 3),
     ranks=st.sampled_from([1, 2, 4]),
@@ -181,12 +179,10 @@ def test_log_probabilities_cost_blocks_of_logits_not_the_vocabulary():
     device=st.sampled_from(["cpu", "cuda"]),
     family=st.sampled_from(sorted(catalog.ARCHITECTURES)),
 )
-def test_more_work_needs_more_and_recomputation_less(
-    micro_batch, tokens, stage, ranks, reward, device, family
-):
+def test_more_work_needs_more_and_recomputation_less(pairs, tokens, stage, ranks, reward, device, family):
     def total(**changes) -> float:
         pair = PairTokens(prompt=tokens, chosen=tokens, rejected=changes.pop("rejected", tokens))
-        at = {"micro_batch": micro_batch, "accumulation": 2, "zero_stage": stage, "world_size": ranks}
+        at = {"forward_tokens": 3 * tokens * pairs, "zero_stage": stage, "world_size": ranks}
         work = training(architecture=catalog.ARCHITECTURES[family], reward=reward, pair=pair)
         return footprint(work, Placement(**{**at, "device": device, **changes})).total
 
@@ -194,7 +190,9 @@ def test_more_work_needs_more_and_recomputation_less(
     assert usual > 0
     # With so few tokens that a block of logits is the whole vocabulary, its products shrink as tokens grow.
     if reward == EX_RM:
-        assert total(micro_batch=2 * micro_batch) >= usual
+        # Not all of a step: its only forward has no gradients of earlier ones beside it.
+        if 2 * pairs * ranks < OptimSpec().effective_batch:
+            assert total(forward_tokens=6 * tokens * pairs) >= usual
         assert total(rejected=2 * tokens) >= usual
     assert total(checkpointing=True) <= usual
     if stage:
@@ -216,3 +214,32 @@ def test_predictions_are_within_a_fifth_of_what_is_measured():
         measured = benchmark.measure(number)
         assert measured >= benchmark.AT_LEAST_GB, case.name
         assert benchmark.predict(case) == pytest.approx(measured, rel=benchmark.TOLERANCE), case.name
+
+
+@pytest.mark.parametrize("reward", [EX_RM, IM_RM], ids=lambda reward: reward.kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_parameters_of_an_adapter_are_counted_as_peft_makes_them(tmp_path, family, reward):
+    lora = LoraSpec(rank=3)
+    save_architecture(family, tmp_path)
+    model = load_model(
+        str(tmp_path),
+        tokenizer=small_tokenizer(),
+        output=reward.type.output,
+        precision="fp32",
+        head_seed=0,
+        lora=lora,
+    )
+    shapes = of_config(json.loads((tmp_path / "config.json").read_text()))
+    trained = sum(item.numel() for item in model.parameters() if item.requires_grad)
+    assert training(architecture=shapes, reward=reward, lora=lora).trainable == trained
+
+
+def test_an_adapter_leaves_the_weights_and_takes_the_optimiser_away():
+    whole, adapted = (
+        footprint(training(lora=lora), placed(zero_stage=3, world_size=2))
+        for lora in (None, LoraSpec(rank=8))
+    )
+    assert adapted.weights == pytest.approx(whole.weights, rel=0.02)
+    assert adapted.weights > whole.weights
+    assert adapted.optimizer < 0.02 * whole.optimizer
+    assert adapted.gradients < 0.02 * whole.gradients

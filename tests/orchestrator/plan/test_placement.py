@@ -12,10 +12,13 @@ from orchestrator.plan.placement import fits_gpus, misfits, place, require_fit, 
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec
 from tests.orchestrator.sweep_samples import EX_RM, IM_RM, LLAMA, trial
-from trainers.errors import PlanError
-from trainers.specs import DrawSpec, ModelSpec, OptimSpec, Placement
+from trainers.errors import PlanError, SpecError
+from trainers.models import tiny
+from trainers.specs import DrawSpec, LoraSpec, ModelSpec, OptimSpec, Placement
 
 BATCHES = st.integers(1, 96)
+# Tokens of the longest pair that the usual limits let through.
+LONGEST = 1024 + 2 * 1024
 HUB = ModelSpec(name="hub", source="some/model")
 NO_GPU = (Node(id="a", cpus=2),)
 PAPER = st.sampled_from(catalog.PAPER_MODELS)
@@ -45,12 +48,14 @@ def paper_trial(name: str, **changes) -> TrialSpec:
 @given(
     batch=BATCHES, world_size=st.integers(1, 16), cpus=st.integers(1, 16), model=st.sampled_from([LLAMA, HUB])
 )
-def test_on_cpus_the_effective_batch_is_exact(batch: int, world_size: int, cpus: int, model: ModelSpec):
+def test_on_cpus_a_rule_gives_the_ranks_where_there_are_cpus_and_pairs_for_them(
+    batch: int, world_size: int, cpus: int, model: ModelSpec
+):
     spec = trial(model=model, optim=OptimSpec(effective_batch=batch))
     placement = place(spec, [Node(id="a", cpus=cpus)], [rule(world_size)])
-    assert placement.effective_batch == batch
-    assert placement.world_size in (1, world_size)
-    assert placement.world_size <= cpus
+    assert placement.world_size == (world_size if world_size <= min(cpus, batch) else 1)
+    at_once = 3 * (tiny.MAX_POSITIONS // 2) * -(-batch // placement.world_size)
+    assert placement.forward_tokens == (LONGEST if model == HUB else at_once)
     assert placement.device == "cpu"
 
 
@@ -62,7 +67,7 @@ def test_on_cpus_the_effective_batch_is_exact(batch: int, world_size: int, cpus:
     sizes=st.lists(SIZES, min_size=4, max_size=4),
     tokens=LIMITS,
 )
-def test_on_gpus_the_batch_is_exact_and_the_smallest_gpu_holds_the_rank(
+def test_on_gpus_every_rank_has_pairs_and_the_smallest_gpu_holds_it(
     model, reward, batch, counts, sizes, tokens
 ):
     nodes = [
@@ -76,8 +81,9 @@ def test_on_gpus_the_batch_is_exact_and_the_smallest_gpu_holds_the_rank(
     except PlanError:
         assert model.name in misfits([spec], nodes)[0]
         return
-    assert placement.effective_batch == batch
     assert placement.world_size <= sum(counts)
+    assert placement.world_size <= batch
+    assert placement.forward_tokens >= 3 * tokens
     assert peak_gb(spec, placement) <= min(node.gpu_gb for node in nodes)
     assert placement.device == "cuda"
 
@@ -108,22 +114,21 @@ def test_less_to_hold_never_needs_more_gpus(change):
     assert place(paper_trial("qwen2.5-3b", optim=OptimSpec(**change)), gpus(8)).world_size <= usual.world_size
 
 
-def test_the_fewest_gpus_that_hold_it_and_then_the_largest_micro_batch():
+def test_the_fewest_gpus_that_hold_it_and_then_the_most_tokens_a_forward():
     spec = paper_trial("llama-3.1-8b")
     placement = place(spec, gpus(8))
     assert (placement.world_size, placement.zero_stage) == (4, 3)
     assert not placement.checkpointing
-    halved = replace(
-        placement,
-        world_size=2,
-        accumulation=placement.accumulation * placement.micro_batch * 2,
-        micro_batch=1,
-    )
+    halved = replace(placement, world_size=2, forward_tokens=1)
     assert peak_gb(spec, halved) > 80
-    doubled = replace(
-        placement, micro_batch=2 * placement.micro_batch, accumulation=placement.accumulation // 2
-    )
-    assert peak_gb(spec, doubled) > 80
+    assert placement.forward_tokens > LONGEST
+    longer = replace(placement, forward_tokens=placement.forward_tokens + 128)
+    assert peak_gb(spec, longer) > 80
+
+
+def test_a_step_that_fits_in_one_forward_is_one():
+    spec = paper_trial("llama-3.2-1b", optim=OptimSpec(effective_batch=2))
+    assert place(spec, gpus(1)).forward_tokens == 2 * LONGEST
 
 
 def test_activations_are_recomputed_before_the_optimiser_is_offloaded():
@@ -140,9 +145,9 @@ def test_a_gang_is_sized_for_the_smallest_gpu_of_a_mixed_cluster():
     assert peak_gb(spec, place(spec, mixed)) <= 40
 
 
-def test_a_model_of_unknown_size_gets_one_gpu_and_one_pair():
+def test_a_model_of_unknown_size_gets_one_gpu_and_no_forward_longer_than_a_pair():
     placement = place(trial(model=HUB), gpus(8))
-    assert (placement.world_size, placement.micro_batch, placement.effective_batch) == (1, 1, 32)
+    assert (placement.world_size, placement.forward_tokens) == (1, LONGEST)
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_what_would_hold_it():
@@ -162,9 +167,16 @@ def test_a_model_that_fits_nowhere_is_refused_with_what_would_hold_it():
     assert place(wide, gpus(1, 40.0)).world_size == 1
 
 
-def test_a_batch_that_no_wide_enough_gang_divides_is_said_to_be_the_fault():
-    with pytest.raises(PlanError, match="--effective-batch a multiple of 2"):
-        place(paper_trial("llama-3.1-8b", optim=OptimSpec(effective_batch=5)), gpus(2, 24.0))
+@pytest.mark.parametrize(("batch", "count", "width"), [(5, 2, 2), (32, 3, 2), (3, 3, 2)])
+def test_ranks_need_not_divide_the_batch(batch: int, count: int, width: int):
+    spec = paper_trial("llama-3.1-8b", optim=OptimSpec(effective_batch=batch))
+    assert place(spec, gpus(count, 24.0)).world_size == width
+
+
+def test_a_gang_is_a_power_of_two_or_all_there_is():
+    spec = paper_trial("llama-3.1-8b", reward=EX_RM)
+    widths = [place(spec, gpus(count, 60.0)).world_size for count in (3, 4, 5, 6, 7, 9)]
+    assert widths == [3, 4, 5, 6, 7, 8]
 
 
 def test_a_rule_lays_its_trials_on_a_gang_and_leaves_the_others_alone():
@@ -177,7 +189,8 @@ def test_a_rule_lays_its_trials_on_a_gang_and_leaves_the_others_alone():
 
 def test_a_rule_wider_than_the_machine_or_the_batch_falls_back_to_one_process():
     assert place(trial(), NO_GPU, [rule(4)]).world_size == 1
-    assert place(trial(optim=OptimSpec(effective_batch=7)), NO_GPU, [rule(2)]).world_size == 1
+    assert place(trial(optim=OptimSpec(effective_batch=7)), NO_GPU, [rule(2)]).world_size == 2
+    assert place(trial(optim=OptimSpec(effective_batch=1)), NO_GPU, [rule(2)]).world_size == 1
 
 
 def test_every_cell_of_the_laptop_profile_is_placed_on_two_cores():
@@ -185,7 +198,7 @@ def test_every_cell_of_the_laptop_profile_is_placed_on_two_cores():
     for model in laptop.models:
         for dataset in laptop.train_sets:
             spec = trial(model=model, train_set=dataset, optim=catalog.recipe(model, dataset))
-            assert place(spec, NO_GPU, laptop.placements).effective_batch == spec.optim.effective_batch
+            assert place(spec, NO_GPU, laptop.placements).world_size in (1, 2)
 
 
 def test_without_a_gpu_models_of_known_size_are_refused_all_in_one_message():
@@ -213,3 +226,21 @@ def test_the_paper_needs_gpus_and_enough_of_them():
     assert fits_gpus(catalog.PAPER_MODELS, gpus(4))
     assert not fits_gpus(catalog.PAPER_MODELS, gpus(1, 24.0))
     assert not fits_gpus([HUB], gpus(8))
+
+
+def test_tf32_without_a_gpu_is_refused_and_with_one_takes_the_memory_of_fp32():
+    llama = catalog.MODELS["llama-3.2-1b"]
+    rounded = trial(model=replace(llama, precision="tf32"))
+    assert place(rounded, gpus(1)) == place(trial(model=llama), gpus(1))
+    for refuse in (place, lambda spec, nodes: require_fit([spec], nodes)):
+        with pytest.raises(SpecError, match=r"llama-3\.2-1b in tf32: only GPUs have it"):
+            refuse(rounded, NO_GPU)
+
+
+def test_an_8b_ex_rm_with_an_adapter_is_placed_on_one_card_of_24_gb_in_bf16():
+    model = replace(catalog.MODELS["llama-3.1-8b"], precision="bf16")
+    whole = trial(model=model, reward=EX_RM)
+    adapted = place(replace(whole, lora=LoraSpec(rank=16)), gpus(1, 24.0))
+    assert (adapted.world_size, adapted.offload_optimizer) == (1, False)
+    # Whole, it fits only because the host's memory takes the optimiser and the gradients.
+    assert place(whole, gpus(1, 24.0)).offload_optimizer

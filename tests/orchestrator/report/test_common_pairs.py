@@ -11,11 +11,11 @@ from rich.console import Console
 from benchmarks.simulated import simulated_sweep
 from orchestrator.cli.terminal import say
 from orchestrator.report import page
-from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import Scored, left_out_lines, on_common_pairs, results_of, sweep_results
 from orchestrator.report.summary import accuracies
+from orchestrator.report.two_sweeps import other_sweep, write_comparison
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from tests.orchestrator.sweep_samples import (

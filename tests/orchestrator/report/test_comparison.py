@@ -12,11 +12,10 @@ from orchestrator.report.comparison import (
     Scope,
     cells,
     pair_groups,
-    spanish_beside_french,
 )
 from orchestrator.report.conclusions import conclusions
 from orchestrator.report.results import TrialResult, sweep_results
-from orchestrator.report.summary import by_category, by_set, statistics_tables
+from orchestrator.report.summary import accuracies, by_category, by_set, statistics_tables
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store
 
@@ -24,7 +23,7 @@ EVEN = dict.fromkeys(STRENGTHS, 0.5)
 
 
 def analysis_of(results: list[TrialResult]) -> Analysis:
-    return Analysis(results, draws=400)
+    return Analysis(results)
 
 
 @pytest.fixture
@@ -51,16 +50,18 @@ def test_a_mean_is_over_sets_then_seeds_with_the_standard_deviation_of_the_seeds
     assert (found.seeds, found.pairs) == (3, 60)
 
 
+def width(mean) -> float:
+    return mean.estimate.high - mean.estimate.low
+
+
 def test_differences_are_paired_so_that_hard_pairs_cancel(simulated):
     analysis = simulated(models=("llama-64",), seeds=(0,), pairs=400, strengths=EVEN)
     here = scope(analysis, "in-distribution")
-    explicit, implicit = (analysis.mean(here, "llama-64", kind, "loss") for kind in ("ex_rm", "im_rm"))
-    found = analysis.difference(here, "loss")
-    assert found.draws == pytest.approx(explicit.draws - implicit.draws)
-    paired = np.std(found.draws)
-    apart = np.hypot(np.std(explicit.draws), np.std(implicit.draws))
+    apart = [width(analysis.mean(here, "llama-64", kind, "loss")) for kind in ("ex_rm", "im_rm")]
     # Of the variance of a pair, 0.36 of 1.0 is the pair's own.
-    assert paired == pytest.approx(apart * np.sqrt(0.64), rel=0.12)
+    assert width(analysis.difference(here, "loss")) == pytest.approx(
+        np.hypot(*apart) * np.sqrt(0.64), rel=0.12
+    )
 
 
 def test_rewritings_of_a_pair_are_drawn_with_it(store: Store):
@@ -98,18 +99,113 @@ def test_a_set_belongs_to_what_it_rewrites_even_where_it_is_another_domain(store
     }
 
 
-def test_what_is_drawn_for_one_trial_changes_with_no_other(store: Store):
-    results = list(sweep_results(simulated_sweep(store, seeds=(0, 1), pairs=30), store))
-    whole, part = (
-        analysis_of(results),
-        analysis_of([item for item in results if item.record.model == "llama-64"]),
+def with_accuracy(result: TrialResult, right: float) -> TrialResult:
+    """The trial with that share of each set's pairs ranked right, evenly spread over them."""
+    changed = []
+    for item in result.evaluations:
+        order = (np.arange(len(item.scores.index)) * 7) % len(item.scores.index)
+        chosen = np.where(order < right * len(order), 1.0, -1.0)
+        scores = dataclasses.replace(item.scores, chosen=chosen, rejected=np.zeros(len(order)))
+        changed.append(
+            dataclasses.replace(
+                item, scores=scores, metrics={**item.metrics, "accuracy": float((chosen > 0).mean())}
+            )
+        )
+    return dataclasses.replace(result, evaluations=tuple(changed))
+
+
+def test_models_that_disagree_leave_a_wide_interval(store: Store):
+    """Six models whose differences are far apart do not agree on their mean."""
+    gaps = dict(zip("abcdef", (0.69, -0.64, 0.60, -1.00, 0.08, 0.38), strict=True))
+    declared = simulated_sweep(store, models=tuple(gaps), seeds=(0,), pairs=100, sets=ULTRAFEEDBACK[:1])
+    results = [
+        with_accuracy(item, 0.5 + gaps[item.record.model] / 2 * (1 if item.record.reward == "ex_rm" else -1))
+        for item in sweep_results(declared, store)
+    ]
+    analysis = analysis_of(results)
+    found = analysis.difference(scope(analysis, "in-distribution"), "accuracy")
+    assert found.by_model == pytest.approx(list(gaps.values()), abs=0.011)
+    half = 2.571 * np.std(found.by_model, ddof=1) / np.sqrt(6)
+    assert width(found) == pytest.approx(2 * half, rel=0.05)
+    assert found.over == "6 models, 1 seed, 100 pairs"
+    assert not found.estimate.excludes_zero
+    said = conclusions(analysis)
+    assert "95 % intervals over 6 models, 1 seed, 100 pairs" in said[0]
+    assert "models nothing can be said" not in said[1]
+
+
+@pytest.mark.parametrize(
+    ("models", "seeds", "over"),
+    [
+        (4, 2, "4 models, 2 seeds, 20 pairs"),
+        (3, 2, "2 seeds, 20 pairs of these 3 models"),
+        (1, 2, "2 seeds, 20 pairs of this model"),
+        (3, 1, "20 pairs of one training of these 3 models"),
+    ],
+)
+def test_an_interval_names_what_it_is_over(simulated, models: int, seeds: int, over: str):
+    names = tuple(f"m{number}" for number in range(models))
+    analysis = simulated(models=names, seeds=range(seeds), pairs=20, sets=ULTRAFEEDBACK[:1])
+    found = analysis.difference(scope(analysis, "in-distribution"), "accuracy")
+    assert found.over == over
+    # One training of each can give no p of trainings.
+    assert (found.estimate.p is None) == (seeds == 1)
+    assert ("nothing can be said of a model that was not tried" in conclusions(analysis)[1]) == (models < 4)
+
+
+def test_any_type_can_be_the_baseline_and_any_other_is_compared_with_it(simulated):
+    strengths = {
+        (kind, "in-distribution"): value for kind, value in (("simpo", 0.2), ("dpo", 1.5), ("orpo", 0.3))
+    }
+    described = {"rewards": ("simpo", "dpo", "orpo"), "strengths": strengths, "sets": ULTRAFEEDBACK[:1]}
+    analysis = simulated(pairs=60, **described)
+    assert (analysis.baseline, analysis.others) == ("simpo", ["dpo", "orpo"])
+    other = Analysis(analysis.results, "dpo")
+    assert (other.baseline, other.others) == ("dpo", ["simpo", "orpo"])
+    here = scope(other, "in-distribution")
+    turned = [
+        item.difference(here, "accuracy", other=kind).value
+        for item, kind in ((analysis, "dpo"), (other, "simpo"))
+    ]
+    assert turned[0] == pytest.approx(-turned[1])
+    said = conclusions(other)[0]
+    assert "dpo − simpo: trained on ultrafeedback, dpo is ahead of simpo in-distribution (+0." in said
+    assert "dpo is ahead of orpo" in said
+    titles = {table.title_of(name) for table in statistics_tables(other) for name in table.names}
+    assert not [title for title in titles if "RM" in title]
+    (first, *_) = statistics_tables(other)
+    assert {row["difference"] for row in first.rows} == {"dpo − simpo", "dpo − orpo"}
+
+
+def test_p_values_of_several_comparisons_are_corrected(simulated):
+    analysis = simulated(pairs=60)
+    (table, *_) = statistics_tables(analysis)
+    means = [row for row in table.rows if str(row["model"]).startswith("mean")]
+    assert len(means) == 3
+    assert [row["p_holm"] for row in means] == [*analysis.holm.values()]
+    assert all(row["p_holm"] >= row["p"] for row in means)
+    assert min(row["p_holm"] / row["p"] for row in means) >= 1
+    assert max(row["p_holm"] / row["p"] for row in means) == pytest.approx(3)
+
+
+def test_a_cell_that_learned_by_heart_is_marked(store: Store):
+    declared = simulated_sweep(store, pairs=100, seeds=(0,))
+    results = [
+        with_accuracy(item, 0.47) if item.record.name.startswith("llama-64 · im_rm") else item
+        for item in sweep_results(declared, store)
+    ]
+    analysis = analysis_of(results)
+    assert (
+        "llama-64 as IM-RM on ultrafeedback (0.470) fits its training pairs but is at chance"
+        in conclusions(analysis)[2]
     )
-    for analysis in (whole, part):
-        assert len(analysis.resampled.weights("llama-64", "ultrafeedback", (0, 1))) == 400
-    here = scope(part, "domain shift")
-    means = [item.mean(here, "llama-64", "ex_rm", "accuracy").draws for item in (whole, part)]
-    assert np.array_equal(*means)
-    assert np.std(means[0]) > 0
+    row = next(
+        row
+        for row in accuracies(analysis)
+        if (row["category"], row["model"]) == ("in-distribution", "llama-64")
+    )
+    assert row["im_rm"] == "0.470, at chance"
+    assert "chance" not in row["ex_rm"]
 
 
 def test_seeds_that_only_one_type_has_enter_no_difference(store: Store):
@@ -141,7 +237,10 @@ def test_what_did_not_learn_enters_nothing(simulated):
     here = scope(analysis, "domain shift")
     assert analysis.mean(here, "llama-64", "ex_rm", "accuracy").seeds == 1
     assert analysis.win_rate(here).cells == 3
-    assert "2 trials (EX-RM, IM-RM) did not learn and enter no mean" in conclusions(analysis)[2]
+    assert (
+        "2 trials (EX-RM and IM-RM) did not learn their training pairs and enter no mean"
+        in conclusions(analysis)[2]
+    )
 
 
 def test_the_mean_over_models_leaves_out_a_model_that_lacks_a_type(simulated):
@@ -178,13 +277,6 @@ def test_win_rates_count_cells(simulated):
     assert analysis.win_rate(scope(analysis, "domain shift")).behind == 18
 
 
-@pytest.mark.parametrize("names", [["x_spanish", "y", "x_french"], ["x_french", "y", "x_spanish"]])
-def test_spanish_stands_beside_french(names: list[str]):
-    assert spanish_beside_french(names) == ["x_french", "x_spanish", "y"]
-    assert spanish_beside_french(["french", "b", "spanish"]) == ["french", "spanish", "b"]
-    assert spanish_beside_french(["x_spanish", "z_french"]) == ["x_spanish", "z_french"]
-
-
 def test_the_conclusion_turns_with_the_numbers(simulated):
     said = conclusions(simulated(pairs=80))[0]
     turned = conclusions(simulated(name="turned", pairs=80, strengths=REVERSED))[0]
@@ -216,37 +308,45 @@ def test_an_incomplete_sweep_says_so_and_an_empty_one_concludes_nothing(simulate
     nothing = conclusions(simulated(name="empty", missing=12))
     assert "Nothing can be concluded yet" in nothing[0]
     assert "No trial has been trained" in nothing[1]
+    assert "no trial has been trained" in nothing[0]
     assert "12 of 12 trials are missing" in nothing[2]
+    short = conclusions(simulated(name="short", pairs=30, unlearned=12))[0]
+    assert (
+        "no training fits its own pairs after 5 epochs at lr 1e-06: try a higher --lr, more --epochs" in short
+    )
 
 
 def test_a_single_reward_type_is_reported_and_not_compared(simulated):
-    analysis = simulated(rewards=("im_rm",), pairs=30)
+    analysis = simulated(rewards=("im_rm",), pairs=200)
     said = conclusions(analysis)[0]
-    assert "the sweep does not hold both EX-RM and IM-RM" in said
+    assert "the sweep holds one reward type" in said
     assert "IM-RM ranks" in said
     # Nothing was compared, so nothing is said of what did not move it.
-    assert conclusions(analysis)[2] == "Every trial is complete and learned."
+    assert conclusions(analysis)[2] == "Every trial is complete and fits its training pairs."
     assert [table.name for table in statistics_tables(analysis)][:2] == [
         "accuracy_by_category",
         "loss_by_category",
     ]
 
 
-def test_languages_that_disagree_are_a_doubt(store: Store):
+def test_sets_of_a_category_that_disagree_are_a_doubt(store: Store):
     results = list(sweep_results(simulated_sweep(store, models=("llama-64",), pairs=60), store))
-    worse = []
-    for result in results:
-        if result.record.reward == "ex_rm":
-            evaluations = tuple(
-                dataclasses.replace(item, metrics={**item.metrics, "accuracy": 0.0})
-                if item.dataset == "ultrafeedback_spanish"
-                else item
-                for item in result.evaluations
-            )
-            result = dataclasses.replace(result, evaluations=evaluations)
-        worse.append(result)
-    assert "in French but -" in conclusions(analysis_of(worse))[2]
-    assert "in French" not in conclusions(analysis_of(results))[2]
+    worse = [
+        dataclasses.replace(
+            result,
+            evaluations=tuple(
+                changed if item.dataset == "ultrafeedback_spanish" else item
+                for item, changed in zip(
+                    result.evaluations, with_accuracy(result, 0.02).evaluations, strict=True
+                )
+            ),
+        )
+        if result.record.reward == "ex_rm"
+        else result
+        for result in results
+    ]
+    assert " on ultrafeedback_spanish" in conclusions(analysis_of(worse))[2]
+    assert " on ultrafeedback_spanish" not in conclusions(analysis_of(results))[2]
 
 
 def with_side_metrics(results: list[TrialResult], explicit: float, implicit: float) -> list[TrialResult]:
@@ -273,19 +373,22 @@ def with_side_metrics(results: list[TrialResult], explicit: float, implicit: flo
 def test_length_controlled_and_leak_free_accuracy_stand_beside_the_plain_one(store: Store):
     results = list(sweep_results(simulated_sweep(store, models=("llama-64",), pairs=60), store))
     without, plain = analysis_of(results), conclusions(analysis_of(results))
-    assert "length-controlled and leak-free accuracy were not measured" in plain[2]
+    assert "length-controlled accuracy was not measured; leak-free accuracy was not measured" in plain[2]
     assert {row["accuracy_leak_free"] for row in by_set(without).records()} == {None}
     controlled = analysis_of(with_side_metrics(results, 0.5, 0.5))
     assert {row["accuracy_length_controlled"] for row in by_set(controlled).records()} == {0.5}
     said = conclusions(controlled)[2]
-    assert "length-controlled, EX−IM is +0.000 in-distribution where it was +0." in said
+    assert "length-controlled, EX-RM − IM-RM is +0.000 in-distribution where it was +0." in said
     assert "leak-free" not in said
     # Of the seed that only EX-RM has, nothing enters the comparison.
     changed = with_side_metrics(results, 0.7, 0.5)
     odd = with_side_metrics(results, 0.1, 0.5)
     alone = [odd[number] if item.record.seed == 2 else item for number, item in enumerate(changed)]
     alone = [item for item in alone if (item.record.seed, item.record.reward) != (2, "im_rm")]
-    assert "length-controlled, EX−IM is +0.200 under token-level shift" in conclusions(analysis_of(alone))[2]
+    assert (
+        "length-controlled, EX-RM − IM-RM is +0.200 under token-level shift"
+        in conclusions(analysis_of(alone))[2]
+    )
 
 
 def rows(table: Table) -> list[dict[str, object]]:

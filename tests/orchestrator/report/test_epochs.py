@@ -13,7 +13,7 @@ from orchestrator.spec import catalog
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.selection import parse_keep_epochs
 from orchestrator.store.artifacts import Store
-from orchestrator.store.gc import evict
+from orchestrator.store.gc import evict_weights
 from orchestrator.store.records import EvaluationRecord, TrialRecord
 from sweeps.persona import LAPTOP, persona
 from tests.orchestrator.sweep_samples import (
@@ -61,7 +61,7 @@ def test_every_keeps_all_epochs_of_each_trials_own_recipe():
 
 
 def test_a_variant_has_a_name_and_a_column_of_its_own():
-    narrow = trial(variant="unembedding_only", optim=OptimSpec(freeze=("backbone",)))
+    narrow = trial(label="unembedding_only", optim=OptimSpec(freeze=("backbone",)))
     assert narrow.name == "llama-64 · im_rm_unembedding_only · tiny_world · s0"
     assert narrow.labels["reward"] == "im_rm_unembedding_only"
 
@@ -119,11 +119,12 @@ def test_a_sweep_without_kept_epochs_has_no_table_of_them(store: Store):
 
 
 def test_kept_weights_are_evicted_with_the_last(store: Store):
-    with store.write("train", "key") as attempt:
+    with store.write("weights", "key") as attempt:
         for folder in ("model", "model-epoch-1"):
             (attempt.directory / folder).mkdir()
             (attempt.directory / folder / "model.safetensors").write_bytes(b"12345")
-    assert evict(store, "key") == 10
+    assert evict_weights(store, "demo", ["key"]) == 10
+    assert not list(store.root.rglob("*.safetensors"))
 
 
 def test_training_pairs_are_evaluated_where_they_are_declared_as_such(store: Store):

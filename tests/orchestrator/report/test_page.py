@@ -18,10 +18,10 @@ from orchestrator.cli.terminal import late_bar
 from orchestrator.report import figures, house_style
 from orchestrator.report import page as full_report
 from orchestrator.report import summary as report
-from orchestrator.report.compare_sweeps import other_sweep, write_comparison
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.page import PAPER_LINK, said_conclusions, write_full_report
 from orchestrator.report.results import sweep_results
+from orchestrator.report.two_sweeps import other_sweep, write_comparison
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
@@ -141,7 +141,7 @@ def test_the_page_says_how_it_was_made(page: str):
 def test_the_summary_begins_with_the_conclusions(whole):
     summary = (whole[2] / "summary.md").read_text()
     assert summary.index(said_conclusions(whole[2])[0]) < summary.index("| trained on |")
-    assert "EX−IM, paired by model, seed and pair" in summary
+    assert "Differences, paired by model, seed and pair" in summary
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -219,7 +219,9 @@ def test_two_sweeps_stand_side_by_side(store: Store):
     assert found.file == store.sweep_dir("demo") / "report" / "compare-turned" / "compare.html"
     page = found.file.read_text()
     assert "Incomplete: turned lacks 1 of 4 trials" in page
-    assert "EX−IM changes its sign in 2 of the 2 categories" in found.conclusions[2]
+    assert found.conclusions[2].startswith(
+        "2 of the 2 differences of reward types that both have change their sign"
+    )
     (row,) = [
         row
         for row in found.table.rows

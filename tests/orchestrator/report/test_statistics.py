@@ -3,20 +3,24 @@
 import numpy as np
 import pytest
 
-from orchestrator.report import statistics
 from orchestrator.report.statistics import (
     accuracy_estimate,
+    bounded_interval,
     calibration,
+    crossed,
     estimate,
     gap_estimate,
     generator,
     half_width,
+    holm,
+    jackknifed,
+    margin_without_each,
     over_seeds,
-    pair_counts,
     permutation_p,
-    resampled_metrics,
     seed_weights,
+    shares,
     unanimous_bound,
+    unbounded_interval,
     win_rate,
 )
 from trainers.evaluate import metrics
@@ -28,35 +32,102 @@ def test_two_hundred_pairs_leave_six_points():
     assert half_width(200) == pytest.approx(0.060, abs=5e-4)
 
 
-def test_a_draw_of_every_pair_once_gives_the_plain_metrics():
+def test_what_pairs_add_to_a_margin_is_by_leaving_each_out():
     chosen, rejected = RANDOM.normal(0.4, 2.0, size=(2, 50)) + 1e4
-    chosen[:5] = rejected[:5]
-    drawn = resampled_metrics(chosen, rejected, np.ones((1, 50)))
-    plain = metrics.summary(chosen, rejected)
-    for name in statistics.RESAMPLED:
-        assert drawn[name][0] == pytest.approx(plain[name], rel=1e-9)
+    left_out = [
+        metrics.absolute_margin(np.delete(chosen, place), np.delete(rejected, place)) for place in range(50)
+    ]
+    assert margin_without_each(chosen, rejected) == pytest.approx(left_out, rel=1e-7)
+    assert margin_without_each(np.full(4, 0.1), np.full(4, 0.1)).tolist() == [0.0] * 4
 
 
-def test_a_pair_drawn_twice_counts_twice():
-    chosen, rejected = np.array([1.0, 0.0, 2.0]), np.array([0.0, 1.0, 0.0])
-    drawn = resampled_metrics(chosen, rejected, np.array([[2.0, 1.0, 0.0]]))
-    assert drawn["accuracy"][0] == pytest.approx(2 / 3)
-    losses = np.logaddexp(0, rejected - chosen)
-    assert drawn["loss"][0] == pytest.approx((2 * losses[0] + losses[1]) / 3)
+def test_of_a_mean_a_pair_adds_its_share():
+    values = RANDOM.normal(size=30)
+    without = (values.sum() - values) / 29
+    assert jackknifed(values.mean(), without) == pytest.approx(shares(values))
 
 
-def test_equal_rewards_have_no_margin():
-    drawn = resampled_metrics(np.full(4, 0.1), np.full(4, 0.1), np.ones((3, 4)))
-    assert drawn["abs_margin"].tolist() == [0.0] * 3
-    assert drawn["accuracy"].tolist() == [0.5] * 3
+def one_training(values):
+    return crossed([shares(values)[:, None]], np.zeros(len(values), dtype=int))
 
 
 def test_the_interval_of_an_accuracy_is_the_binomial_one():
-    chosen = np.where(np.arange(400) < 300, 1.0, -1.0)
-    counts = pair_counts(400, 4000, generator("binomial"))
-    found = estimate(0.75, resampled_metrics(chosen, np.zeros(400), counts)["accuracy"])
+    found = bounded_interval(0.75, one_training(1.0 * (np.arange(400) < 300)), 400, floor=0)
     assert found.high - found.low == pytest.approx(2 * half_width(400), rel=0.06)
     assert (found.low + found.high) / 2 == pytest.approx(0.75, abs=0.005)
+
+
+def test_the_variance_is_of_trainings_and_of_pairs_and_what_both_hold_counts_once():
+    """Against the formula of a table of two crossed factors, written out."""
+    table = 0.3 + RANDOM.normal(size=(40, 1)) + RANDOM.normal(size=(1, 5)) + RANDOM.normal(size=(40, 5))
+    found = crossed([table / 40], np.zeros(40, dtype=int))
+    trainings, pairs = table.mean(axis=0).var(ddof=1) / 5, table.mean(axis=1).var(ddof=1) / 40
+    left = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    both = (left**2).sum() / (4 * 39) / 200
+    assert found.variance == pytest.approx(trainings + pairs - both)
+    weighed = trainings**2 / 4 + pairs**2 / 39 + both**2 / (4 * 39)
+    assert found.degrees == pytest.approx(found.variance**2 / weighed)
+
+
+def test_models_that_are_fixed_add_only_how_their_seeds_differ():
+    seeds = np.tile([[0.1, 0.2, 0.3]], (20, 1)) / 20
+    far = crossed([seeds, seeds + 5 / 20], np.zeros(20, dtype=int))
+    assert far.variance == pytest.approx(0.01 / 3 / 2)
+    assert (far.degrees, far.trainings) == (4, 4)
+    drawn = crossed(
+        [np.stack([seeds.mean(axis=1), seeds.mean(axis=1) + 5 / 20], axis=1)], np.zeros(20, dtype=int)
+    )
+    assert drawn.variance == pytest.approx(12.5 / 2)
+
+
+def test_sets_with_other_pairs_are_strata():
+    values = np.repeat([0.0, 1.0], 10)[:, None] / 20
+    assert crossed([values], np.repeat([0, 1], 10)).variance == 0
+    assert crossed([values], np.zeros(20, dtype=int)).variance > 0
+
+
+def test_without_bounds_it_is_student_s_interval():
+    from scipy.stats import ttest_1samp
+
+    values = RANDOM.normal(0.5, 1.0, size=30)
+    found, theirs = unbounded_interval(values.mean(), one_training(values)), ttest_1samp(values, 0.0)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert found.p == pytest.approx(theirs.pvalue)
+
+
+def test_p_is_below_five_percent_where_the_interval_excludes_zero_and_only_there():
+    random, both = np.random.default_rng(4), set()
+    for _ in range(300):
+        values = np.sign(
+            random.normal(random.uniform(-0.5, 2), 1.0, size=(60, 1)) + random.normal(size=(1, 4))
+        )
+        found = bounded_interval(values.mean(), crossed([values / 60], np.zeros(60, dtype=int)), 60, floor=-1)
+        assert found.excludes_zero == (found.p < 0.05)
+        assert -1 <= found.low <= found.value <= found.high <= 1
+        both.add(found.excludes_zero)
+    assert both == {True, False}
+
+
+@pytest.mark.parametrize(("value", "floor"), [(1.0, 0), (0.0, 0), (1.0, -1), (-1.0, -1), (0.0, -1)])
+def test_an_interval_of_unanimous_pairs_is_the_exact_one(value: float, floor: int):
+    found = bounded_interval(value, one_training(np.full(200, value)), 200, floor=floor)
+    bound = unanimous_bound(200)
+    low = -bound if (value, floor) == (0, -1) else value if value <= 0 else 1 - bound
+    high = bound if value == 0 else value if value > 0 else bound - 1
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_one_pair_against_all_others_leaves_no_narrower_interval_than_none():
+    values = np.ones(200)
+    values[0] = 0.0
+    found = bounded_interval(values.mean(), one_training(values), 200, floor=-1)
+    assert found.low < 1 - unanimous_bound(200)
+
+
+def test_holm_corrects_the_smallest_most():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -76,25 +147,6 @@ def test_a_mean_over_seeds_varies_with_the_seeds_where_all_pairs_agree():
     value, draws, by_seed = over_seeds(values, generator("pairs"), generator("seeds"))
     assert (value, by_seed) == (0.5, pytest.approx([0.2, 0.4, 0.9]))
     assert np.var(draws) == pytest.approx(np.var([0.2, 0.4, 0.9], ddof=1) / 3, rel=0.1)
-
-
-@pytest.mark.parametrize(("seeds", "at_least"), [(3, 0.86), (8, 0.92)])
-def test_the_interval_covers_the_truth_as_often_as_it_says(seeds: int, at_least: float):
-    """A hard pair is hard for every seed, and a lucky seed lucky on every pair: both vary from sweep to sweep."""
-    random, covered, trials, pairs = np.random.default_rng(1), 0, 300, 80
-    for trial in range(trials):
-        values = (
-            0.6
-            + 0.3 * random.normal(size=(1, pairs))
-            + 0.05 * random.normal(size=(seeds, 1))
-            + 0.3 * random.normal(size=(seeds, pairs))
-        )
-        counts = pair_counts(pairs, 400, generator("cover", str(trial)))
-        weights = seed_weights(seeds, 400, generator("cover seeds", str(trial)))
-        draws = (weights * (counts @ values.T / pairs)).sum(axis=1)
-        found = estimate(values.mean(), draws)
-        covered += found.low <= 0.6 <= found.high
-    assert at_least <= covered / trials <= 0.985
 
 
 def test_where_every_pair_agrees_the_interval_still_has_a_width():

@@ -1,12 +1,16 @@
 """What follows a failed attempt: again or not, after how long, with what placement."""
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.run.events import Retried
 from orchestrator.run.failures import (
+    LEAST_TOKENS,
     Failure,
+    classify,
     describe_change,
     describe_fewer,
     next_attempt,
@@ -18,17 +22,17 @@ from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases
 from tests.orchestrator.sweep_samples import plan, trial
+from trainers.errors import OutOfMemory
 from trainers.specs import Placement
 
 POLICY = RetryPolicy(
     worker_lost=3, out_of_memory=6, timeout=2, storage=1, back_off_s=5.0, back_off_most_s=15.0
 )
-ONE = Placement(micro_batch=1, accumulation=4)
+ONE = Placement(forward_tokens=1)
 placements = st.builds(
     Placement,
     world_size=st.integers(1, 4),
-    micro_batch=st.integers(1, 96),
-    accumulation=st.integers(1, 9),
+    forward_tokens=st.integers(1, 100_000),
     checkpointing=st.booleans(),
 )
 
@@ -38,53 +42,52 @@ def failed(*causes):
 
 
 @given(placements)
-def test_less_memory_keeps_the_effective_batch_and_ends(placement):
+def test_less_memory_is_fewer_tokens_a_forward_then_recomputation_and_ends(placement):
     seen, now = 0, placement
     while (smaller := with_less_memory(now)) is not None:
-        assert smaller.micro_batch * smaller.accumulation == now.micro_batch * now.accumulation
         assert smaller.world_size == now.world_size
-        assert (smaller.micro_batch < now.micro_batch) or (smaller.checkpointing and not now.checkpointing)
-        assert smaller.micro_batch <= max(1, now.micro_batch // 2)
+        halved = smaller.forward_tokens == now.forward_tokens // 2
+        assert halved or (smaller.checkpointing and not now.checkpointing)
         now, seen = smaller, seen + 1
-    assert seen <= 8
-    assert (now.micro_batch, now.checkpointing) == (1, True)
+    assert seen <= 9
+    assert now.forward_tokens <= LEAST_TOKENS
+    assert now.checkpointing
 
 
 def test_on_gpus_the_training_then_spreads_over_more_of_them_and_offloads_last():
     """At the stage at which its checkpoint was written, but for none: nothing would be divided."""
-    now, seen = Placement(micro_batch=2, accumulation=12, device="cuda"), []
+    now, seen = Placement(forward_tokens=1024, device="cuda"), []
     while (smaller := with_less_memory(now, gpus=4)) is not None:
-        assert smaller.effective_batch == 24
         now = smaller
         seen.append((now.world_size, now.zero_stage, now.checkpointing, now.offload_optimizer))
     assert seen == [
         *((1, 0, False, False), (1, 0, True, False)),
-        *((2, 1, True, False), (3, 1, True, False), (4, 1, True, False)),
+        *((2, 1, True, False), (4, 1, True, False)),
         (4, 1, True, True),
     ]
-    alone = Placement(micro_batch=1, accumulation=24, zero_stage=3, checkpointing=True, device="cuda")
+    alone = Placement(forward_tokens=1, zero_stage=3, checkpointing=True, device="cuda")
     offloaded = with_less_memory(alone, gpus=1)
     assert (offloaded.world_size, offloaded.zero_stage, offloaded.offload_optimizer) == (1, 3, True)
 
 
 def test_how_the_next_attempt_differs_is_said():
-    before = Placement(micro_batch=1, accumulation=4, checkpointing=True, device="cuda")
+    before = Placement(forward_tokens=1, checkpointing=True, device="cuda")
     wider = with_less_memory(before, gpus=2)
-    assert (
-        describe_change(before, wider)
-        == "on 2 GPUs with micro-batch 1 × accumulation 2, activations recomputed"
-    )
+    assert describe_change(before, wider) == "on 2 GPUs with 1 tokens a forward, activations recomputed"
     offloaded = with_less_memory(before, gpus=1)
-    said = "with micro-batch 1 × accumulation 4, activations recomputed, optimiser in the host's memory"
+    said = "with 1 tokens a forward, activations recomputed, optimiser in the host's memory"
     assert describe_change(before, offloaded) == said
 
 
-def test_an_even_micro_batch_is_halved_and_an_odd_one_divided():
-    sizes = {}
-    for size in (8, 6, 9, 7):
-        smaller = with_less_memory(Placement(micro_batch=size, accumulation=1))
-        sizes[size] = (smaller.micro_batch, smaller.accumulation)
-    assert sizes == {8: (4, 2), 6: (3, 2), 9: (3, 3), 7: (1, 7)}
+def test_a_training_that_knows_its_heaviest_forward_says_what_halves_it():
+    """A budget far over what a step has would be halved for nothing, and one pair is not split."""
+    large = Placement(forward_tokens=100_000)
+    for known, expected in ((6000, (6000, False)), (0, (100_000, True)), (None, (50_000, False))):
+        failure = classify(OutOfMemory("m", forward_tokens=known))
+        next_one = next_attempt([failure], large, POLICY).placement
+        assert (next_one.forward_tokens, next_one.checkpointing) == expected
+    sent = pickle.loads(pickle.dumps(OutOfMemory("m", forward_tokens=6000)))
+    assert (str(sent), sent.forward_tokens) == ("m", 6000)
 
 
 @pytest.mark.parametrize("cause", ["Diverged", "DataError", "KeyError", "ModelError"])
@@ -108,7 +111,7 @@ def test_each_cause_has_a_count_of_its_own():
 
 
 def test_out_of_memory_is_tried_at_once_with_less_until_nothing_is_left():
-    now, seen = Placement(micro_batch=4, accumulation=2), []
+    now, seen = Placement(forward_tokens=2000), []
     failures = []
     while True:
         failures += failed("OutOfMemory")
@@ -117,35 +120,26 @@ def test_out_of_memory_is_tried_at_once_with_less_until_nothing_is_left():
             break
         assert retry.wait_s == 0
         now = retry.placement
-        seen.append((now.micro_batch, now.accumulation, now.checkpointing))
-    assert seen == [(2, 4, False), (1, 8, False), (1, 8, True)]
+        seen.append((now.forward_tokens, now.checkpointing))
+    assert seen == [(1000, False), (500, False), (500, True)]
 
 
 def test_another_cause_leaves_the_placement_as_it_is():
-    placement = Placement(micro_batch=4, accumulation=2)
+    placement = Placement(forward_tokens=4096)
     assert next_attempt(failed("OutOfMemory", "WorkerLost"), placement, POLICY).placement == placement
 
 
 @given(
     world_size=st.sampled_from([2, 4, 8]),
     fewer=st.sampled_from([1, 2, 4]),
-    micro_batch=st.integers(1, 8),
-    batch=st.sampled_from([8, 16, 32, 96]),
+    tokens=st.integers(1, 8000),
 )
-def test_on_fewer_devices_the_effective_batch_stays_and_memory_given_up_stays_given_up(
-    world_size: int, fewer: int, micro_batch: int, batch: int
-):
-    fresh = Placement(
-        world_size=fewer, zero_stage=2, micro_batch=batch // fewer, accumulation=1, device="cuda"
-    )
-    per_rank = batch // world_size
-    if per_rank % micro_batch:
-        return
+def test_on_fewer_devices_memory_given_up_stays_given_up(world_size: int, fewer: int, tokens: int):
+    fresh = Placement(world_size=fewer, zero_stage=2, forward_tokens=4000, device="cuda")
     planned = Placement(
         world_size=world_size,
         zero_stage=3,
-        micro_batch=micro_batch,
-        accumulation=per_rank // micro_batch,
+        forward_tokens=tokens,
         checkpointing=True,
         device="cuda",
     )
@@ -154,18 +148,17 @@ def test_on_fewer_devices_the_effective_batch_stays_and_memory_given_up_stays_gi
         assert found is None
         return
     assert found is not None
-    assert found.effective_batch == planned.effective_batch == batch
     assert (found.world_size, found.zero_stage, found.checkpointing) == (fewer, 3, True)
-    assert found.micro_batch <= micro_batch
+    assert found.forward_tokens == min(4000, tokens)
     said = describe_fewer(planned, found)
     assert f"planned for {world_size} GPUs" in said
     assert f"on {fewer}:" in said
-    assert f"effective batch {batch} as before" in said
+    assert "effective batch as before" in said
 
 
 def test_a_training_planned_for_gpus_is_not_laid_on_cpus():
-    planned = Placement(world_size=4, micro_batch=1, accumulation=8, device="cuda")
-    assert on_fewer(planned, Placement(micro_batch=1, accumulation=32)) is None
+    planned = Placement(world_size=4, forward_tokens=1, device="cuda")
+    assert on_fewer(planned, Placement(forward_tokens=1)) is None
 
 
 class OneGpuIsTooFew:
@@ -179,7 +172,7 @@ class OneGpuIsTooFew:
         pass
 
     def train(self, stage, placement):
-        self.tried.append((placement.world_size, placement.micro_batch))
+        self.tried.append((placement.world_size, placement.forward_tokens))
         if placement.world_size == 1:
             raise RuntimeError("CUDA error: out of memory")
 
@@ -200,7 +193,7 @@ class OneGpuIsTooFew:
 def test_a_trial_that_no_split_makes_fit_goes_on_with_more_of_the_clusters_gpus(tmp_path):
     backend, store = OneGpuIsTooFew(), Store(tmp_path)
     execution = Execution(store=store, leases=Leases(tmp_path, "me"))
-    placement = Placement(micro_batch=2, accumulation=2, device="cuda")
+    placement = Placement(forward_tokens=1000, device="cuda")
     complete_trial(plan(trial()), placement, backend, execution)
-    assert backend.tried == [(1, 2), (1, 1), (1, 1), (2, 1)]
-    assert backend.said[-1] == "again on 2 GPUs with micro-batch 1 × accumulation 2, activations recomputed"
+    assert backend.tried == [(1, 1000), (1, 500), (1, 500), (2, 500)]
+    assert backend.said[-1] == "again on 2 GPUs with 500 tokens a forward, activations recomputed"

@@ -23,7 +23,7 @@ from orchestrator.spec.resolve import ResolvedSweep, resolve
 from orchestrator.spec.stages import TrainStage, TrialPlan
 from orchestrator.spec.trials import RetryPolicy, Sweep
 from orchestrator.store import gc
-from orchestrator.store.artifacts import Attempt, Store, weights_digest
+from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from orchestrator.store.leases import Leases
 from orchestrator.store.records import SweepState, unscored
 from tests.orchestrator.sweep_samples import (
@@ -53,22 +53,22 @@ def resolved(store: Store, model: Path, *sets: Any) -> ResolvedSweep:
     return resolve(Sweep(name="demo", trials=(spec,)), store)
 
 
-def fill(attempt: Attempt, model: Path, hardware: int) -> None:
+def fill(folder: Path, model: Path, hardware: int) -> None:
     """The model as if it was trained, in the bits that this hardware gives."""
-    shutil.copytree(model, attempt.directory / "model")
-    file = attempt.directory / "model" / "model.safetensors"
+    shutil.copytree(model, folder / "model")
+    file = folder / "model" / "model.safetensors"
     weights = load_file(file)
     weights["model.norm.weight"] = weights["model.norm.weight"] * (1 + hardware * 2**-20)
     save_file(weights, file, metadata={"format": "pt"})
-    attempt.info.update(pairs=2, train_accuracy=1.0)
 
 
 def train_on(hardware: int, first: Callable[[Store, TrainStage], None] = lambda *_: None) -> Any:
     """What trains in the place of DeepSpeed; `first` happens before it commits."""
 
     def train(stage: TrainStage, call: TrainCall, store: Store, report: Any) -> None:
-        with store.write(stage.kind, stage.key) as attempt:
-            fill(attempt, Path(stage.base.location), hardware)
+        with store.write(stage.kind, stage.key) as log, store.write(WEIGHTS, stage.key) as weights:
+            log.info.update(pairs=2, train_accuracy=1.0)
+            fill(weights.directory, Path(stage.base.location), hardware)
             first(store, stage)
 
     return train
@@ -82,7 +82,7 @@ def complete(plan: TrialPlan, store: Store, train: Any) -> None:
     )
     backend = InlineBackend(execution, print, StopRequest(0.0))
     with mock.patch.object(compute, "run_train", train):
-        complete_trial(plan, Placement(micro_batch=1, accumulation=1), backend, execution)
+        complete_trial(plan, Placement(forward_tokens=1), backend, execution)
 
 
 def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:
@@ -96,7 +96,7 @@ def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:
 
 def of_now(plan: TrialPlan, store: Store) -> bool:
     """Whether every evaluation is of the weights that the training has."""
-    now = weights_digest(store.manifest("train", plan.key))
+    now = weights_digest(store.manifest(WEIGHTS, plan.key))
     noted = [store.manifest(stage.kind, stage.key)["info"]["weights"] for stage in plan.evaluations]
     return noted == [now] * len(noted)
 
@@ -110,7 +110,7 @@ def test_a_set_that_is_added_after_eviction_takes_the_others_along(store: Store,
     complete(narrow, store, train_on(1))
     first = scores(narrow, store)
     assert of_now(narrow, store)
-    gc.evict(store, narrow.key)
+    gc.evict_weights(store, "demo", [narrow.key])
     wide = resolved(store, tiny_model, TINY_WORLD, HAMILTONIAN)
     (plan,) = wide.plans
     assert kinds(plan, store) == ["evaluate", "prepare", "train"]
@@ -130,14 +130,14 @@ def test_what_is_there_is_scored_anew_only_where_its_weights_are_others(
     (plan,) = resolved(store, tiny_model, TINY_WORLD).plans
     complete(plan, store, train_on(1))
     before = store.manifest("evaluate", plan.evaluations[0].key)
-    gc.evict(store, plan.key)
+    gc.evict_weights(store, "demo", [plan.key])
     train_on(again)(plan.train, None, store, print)
     assert kinds(plan, store) == ([] if again == 1 else ["evaluate"])
     said: list[str] = []
     say_damage(SimpleNamespace(store=store, warn=said.append), [plan])
     assert (of_other_weights(["tiny_world"]) in "\n".join(said)) == (again == 2)
     # Evicted, too, the new weights leave nothing to hold scores of the old ones against.
-    gc.evict(store, plan.key)
+    gc.evict_weights(store, "demo", [plan.key])
     assert plan.missing(store) == []
     train_on(again)(plan.train, None, store, print)
     complete(plan, store, train_on(3))
@@ -159,22 +159,23 @@ def test_a_gang_that_lost_the_race_scores_the_weights_of_the_winner(store: Store
 @pytest.mark.parametrize("evicted", [False, True])
 def test_a_row_of_old_and_new_weights_is_a_hole_that_says_why(store: Store, evicted: bool):
     item = record()
-    with store.write("train", item.key) as attempt:
-        (attempt.directory / "model").mkdir()
-        (attempt.directory / "model" / "model.safetensors").write_text("new")
-        attempt.info.update(pairs=100, train_accuracy=1.0)
+    with store.write("train", item.key) as log, store.write(WEIGHTS, item.key) as weights:
+        (weights.directory / "model.safetensors").write_text("new")
+        log.info.update(pairs=100, train_accuracy=1.0)
+    now = weights_digest(store.manifest(WEIGHTS, item.key))
     if evicted:
-        gc.evict(store, item.key)
-    now = weights_digest(store.manifest("train", item.key))
+        gc.evict_weights(store, "demo", [item.key])
     for evaluation, weights in zip(item.evaluations, ("old", now), strict=True):
         commit_scores(store, evaluation.key, right=7, weights=weights)
     (result,) = sweep_results(declaration(item), store)
-    assert [found.dataset for found in result.evaluations] == ["hamiltonian"]
-    assert result.faults == (f"{of_other_weights(['tiny_world'])}; run the sweep again",)
+    # Of evicted weights nothing tells which scores are theirs.
+    old = item.evaluations[:2] if evicted else item.evaluations[:1]
+    datasets = [evaluation.dataset for evaluation in old]
+    assert [found.dataset for found in result.evaluations] == [] if evicted else ["hamiltonian"]
+    assert result.faults == (f"{of_other_weights(datasets)}; run the sweep again",)
     assert not item.whole(store)
-    assert unscored(store, item.key, [evaluation.key for evaluation in item.evaluations]) == {
-        item.evaluations[0].key
-    }
+    keys = {evaluation.key for evaluation in old}
+    assert unscored(store, item.key, [evaluation.key for evaluation in item.evaluations]) == keys
     summary = (write_report(declaration(item), store).folder / "summary.md").read_text()
     assert "0 of 1 trials complete" in summary
     assert f"- {item.name}" in summary

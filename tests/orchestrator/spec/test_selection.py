@@ -1,5 +1,6 @@
 """Words of a command line → models, data sets, rewards, categories; bad words are refused with a hint."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -143,31 +144,27 @@ def test_a_name_without_a_letter_is_refused(tmp_path: Path):
         parse_model("./___")
 
 
-def test_rewards_come_in_one_order_and_beta_goes_to_im_rm_only():
-    assert parse_rewards(["im_rm", "ex_rm"], 0.5) == (
+def test_rewards_come_in_one_order_with_the_papers_beta_where_they_have_one():
+    assert parse_rewards(["im_rm", "ex_rm"]) == (
         RewardSpec(kind="ex_rm"),
-        RewardSpec(kind="im_rm", beta=0.5),
+        RewardSpec(kind="im_rm", beta=0.01),
     )
-
-
-def test_beta_is_the_papers_unless_given():
-    assert parse_rewards(["im_rm"], None) == (RewardSpec(kind="im_rm", beta=0.01),)
 
 
 def test_a_mistyped_reward_is_refused_with_the_nearest_name():
     with pytest.raises(SpecError, match=r"did you mean .*im_rm"):
-        parse_rewards(["ex_rm", "imrm"], None)
+        parse_rewards(["ex_rm", "imrm"])
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_beta_that_cannot_be_is_refused(beta: float):
     with pytest.raises(SpecError, match="beta"):
-        parse_rewards(["im_rm"], beta)
+        session.select(Options(beta=beta), catalog.LAPTOP, "demo")
 
 
 def test_a_beta_that_nothing_would_use_is_refused():
-    with pytest.raises(SpecError, match="--beta"):
-        parse_rewards(["ex_rm"], 0.1)
+    with pytest.raises(SpecError, match=r"--beta 0\.1: no trial would use beta; im_rm has it"):
+        full_grid(session.select(Options(rewards=("ex_rm",), beta=0.1), catalog.LAPTOP, "demo"))
 
 
 @pytest.mark.parametrize(
@@ -208,12 +205,15 @@ def test_only_without_a_value_is_refused_with_an_example(text: str):
         parse_only([text])
 
 
-def test_the_recipe_takes_flags_over_the_catalogs_values():
-    model, dataset = catalog.MODELS["llama-64"], catalog.dataset("tiny_world")
-    plain = selection.adjusted_recipe(None, None, None)(model, dataset)
-    changed = selection.adjusted_recipe(0.5, None, 4)(model, dataset)
-    assert plain == catalog.recipe(model, dataset)
-    assert (changed.lr, changed.epochs, changed.effective_batch) == (0.5, plain.epochs, 4)
+def test_flags_go_before_the_recipe_of_the_catalog():
+    plain, changed = (
+        full_grid(session.select(options, catalog.LAPTOP, "demo")).trials
+        for options in (Options(), Options(lr=0.5, effective_batch=4))
+    )
+    for one, other in zip(plain, changed, strict=True):
+        assert one.optim == catalog.recipe(one.model, one.train_set)
+        assert other.optim == dataclasses.replace(one.optim, lr=0.5, effective_batch=4)
+        assert other.name == one.name
 
 
 def test_a_seed_twice_is_refused():
@@ -232,7 +232,7 @@ def test_flags_override_the_profile():
     chosen = session.select(options, catalog.LAPTOP, "demo")
     assert [model.name for model in chosen.models] == ["qwen2-64"]
     assert (chosen.seeds, chosen.train_draw.max_pairs) == ((3,), 5)
-    assert chosen.recipe(chosen.models[0], chosen.train_sets[0]).lr == 0.5
+    assert {trial.optim.lr for trial in chosen.trials()} == {0.5}
     assert chosen.train_sets == catalog.LAPTOP.train_sets
     assert [reward.kind for reward in chosen.rewards] == ["ex_rm"]
 

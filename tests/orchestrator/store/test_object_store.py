@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import moto.settings
+import obstore
 import pytest
 
 from orchestrator.cli.main import Grid, execute
@@ -20,7 +21,7 @@ from orchestrator.run.failures import NextAttempt, classify, next_attempt
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store import leases
 from orchestrator.store.artifacts import MANIFEST, Store
-from orchestrator.store.gc import evict, garbage, kept_artifacts, remove
+from orchestrator.store.gc import evict_weights, garbage, kept_artifacts, remove
 from orchestrator.store.leases import Leases, heartbeat, live_drivers
 from orchestrator.store.records import Declaration, read_state, write_declaration
 from tests.object_store import SECRET
@@ -289,7 +290,7 @@ def unreachable(path):
 
 def test_a_bucket_that_does_not_answer_is_asked_again_and_not_for_ever():
     failed = [classify(Unreachable("s3://bucket/x cannot be written"))]
-    placement = Placement(micro_batch=1, accumulation=1)
+    placement = Placement(forward_tokens=1)
     assert next_attempt(failed, placement, RetryPolicy()) == NextAttempt(wait_s=5.0, placement=placement)
     assert next_attempt(failed * 4, placement, RetryPolicy()) is None
 
@@ -325,15 +326,16 @@ def test_garbage_is_listed_without_a_change_and_then_removed(store):
     assert garbage(store, kept_artifacts(store)) == []
 
 
-def test_evicted_weights_free_their_room_and_the_rest_is_read(store, tmp_path, monkeypatch):
+def test_evicted_weights_free_their_room_and_the_log_is_read(store, tmp_path, monkeypatch):
     write(store)
-    assert evict(store, KEY) == 5000
+    with store.write("weights", KEY) as attempt:
+        (attempt.directory / "model.safetensors").write_bytes(b"w" * 5000)
+    assert evict_weights(store, "demo", [KEY]) == 5000
+    assert not [name for name in objects(store) if name.startswith("artifacts/weights")]
     other = elsewhere(monkeypatch, store, tmp_path, "other")
     assert other.read_file("train", KEY, "log.parquet").read_bytes() == CONTENT["log.parquet"]
     with pytest.raises(StorageError, match="were evicted"):
-        other.read("train", KEY)
-    write(other)
-    assert read(store) == CONTENT
+        other.read("weights", KEY)
 
 
 def refused(capsys, tmp_path, **options) -> str:
@@ -427,13 +429,76 @@ def test_the_cache_may_be_cleared_at_any_time(store):
     assert read(store) == CONTENT
 
 
-def test_who_makes_room_takes_no_file_that_another_process_reads(store):
-    """A worker that has scored a training forgets its model, while the driver has its log."""
+def test_what_was_forgotten_to_make_room_is_fetched_again(store):
     write(store)
-    log = store.read_file("train", KEY, "log.parquet")
     worker = pickle.loads(pickle.dumps(store))
     model = worker.read("train", KEY) / "model"
     worker.forget_fetched("train", KEY)
     assert not model.exists()
-    assert log.read_bytes() == CONTENT["log.parquet"]
     assert read(worker) == CONTENT
+
+
+def requests_of(monkeypatch, method: str) -> list[str]:
+    """The keys of objects that this process asks for from now on."""
+    asked: list[str] = []
+    real = getattr(obstore, method)
+    monkeypatch.setattr(
+        obstore, method, lambda client, key, *a, **k: asked.append(key) or real(client, key, *a, **k)
+    )
+    return asked
+
+
+def test_of_many_artifacts_one_listing_spares_the_requests(store, monkeypatch):
+    keys = [str(number) * 32 for number in range(10)]
+    for key in keys[:-1]:
+        write(store, key=key)
+    other = Store(store.root)
+    other.look(train=keys)
+    asked = requests_of(monkeypatch, "get")
+    again = Store(store.root)
+    again.look(train=keys)
+    for looked in (other, again):
+        assert [looked.complete("train", key) for key in keys] == [True] * 9 + [False]
+    # What has come since is asked for.
+    assert asked == [f"{store.root.key}/artifacts/train/{keys[-1]}/{MANIFEST}"] * 2
+    write(store, key=keys[-1])
+    assert other.complete("train", keys[-1])
+
+
+def test_what_has_gone_or_been_made_anew_since_the_listing_is_found_out(store):
+    keys = [str(number) * 32 for number in range(10)]
+    for key in keys[:3]:
+        write(store, key=key)
+    looked, other = Store(store.root), Store(store.root)
+    looked.look(train=keys)
+    for key in keys[:2]:
+        other.discard("train", key, other.manifest("train", key)["attempt"])
+        other.remove_leftovers("train", key)
+    write(other, key=keys[1])
+    assert looked.found("train", keys[0]) is None
+    assert read(looked, keys[1]) == CONTENT
+    looked.discard("train", keys[2], looked.manifest("train", keys[2])["attempt"])
+    assert not looked.complete("train", keys[2])
+
+
+def test_a_bucket_of_many_more_objects_is_not_listed(store, monkeypatch):
+    write(store)
+    asked = requests_of(monkeypatch, "get")
+    assert (store.root / "artifacts").e_tags(2) == {}
+    looked = Store(store.root)
+    monkeypatch.setattr(ObjectPath, "e_tags", lambda self, most: {})
+    looked.look(train=[KEY])
+    assert looked.complete("train", KEY)
+    assert len(asked) == 1
+
+
+def test_a_remembered_manifest_that_is_damaged_is_read_again(store):
+    write(store)
+    Store(store.root).look(train=[KEY])
+    index = store.local / "manifests.json"
+    said = json.loads(index.read_text())
+    said = {name: [e_tag, text.replace("log.parquet", "lug.parquet")] for name, (e_tag, text) in said.items()}
+    index.write_text(json.dumps(said))
+    looked = Store(store.root)
+    looked.look(train=[KEY])
+    assert looked.complete("train", KEY)

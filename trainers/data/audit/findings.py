@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Severity = Literal["error", "warn", "info"]
 # Raise when what is measured changes: kept audits are then made anew.
-VERSION = 2
+VERSION = 3
 SEVERITIES: tuple[Severity, ...] = ("error", "warn", "info")
 
 # Accuracies of a rule that looks at lengths alone.
@@ -137,6 +137,14 @@ def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding
             number=f"{counts.identical} of {pairs} pairs",
             effect="The model reads the same twice: a tie of one half in every accuracy, and nothing to train on.",
         )
+    if counts.without_system:
+        yield Finding(
+            severity="info",
+            what="system turns",
+            where=where,
+            number=f"{counts.without_system} of {pairs} pairs",
+            effect="The chat template takes none: the first user turn begins with them, or they are left out (--system).",
+        )
     if counts.many_unknown:
         yield Finding(
             severity="error",
@@ -175,6 +183,12 @@ def _rows(audit: SetAudit) -> _Said:
     if audit.repeated_pairs:
         effect = "They weigh more than others, and intervals that take pairs for independent are too narrow."
         yield "warn", "repeated pairs", f"{audit.repeated_pairs} {of_pairs}", effect
+    if audit.prompt_repeated:
+        effect = "The model reads the prompt twice, and its tokens count as the response's; cut it off the responses."
+        yield "warn", "prompt repeated in both responses", f"{audit.prompt_repeated} {of_pairs}", effect
+    if audit.templated:
+        effect = "The model's own template is put around these: cut the markers, and give turns as messages."
+        yield "warn", "markers of a chat template in texts", f"{audit.templated} texts", effect
     if audit.repeated_prompts > _MANY * audit.pairs:
         effect = "A split by pair puts one problem on both sides; split by prompt, and resample prompts for intervals."
         yield "info", "repeated prompts", f"{audit.prompts} prompts in {audit.pairs} pairs", effect

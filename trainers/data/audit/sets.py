@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,12 @@ Tokenize = Callable[[str], Sequence[int]]
 # Similarities and languages are slow to compute: a share settles on this many evenly spaced pairs.
 SIMILARITY_SAMPLE, LANGUAGE_SAMPLE = 50, 200
 _Z = 1.959963984540054
+# What chat templates write around turns, and no text of a turn should hold.
+_MARKERS = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system|end)\|>|\[/?INST\]|<</?SYS>>"
+    r"|<(?:start|end)_of_turn>|^### (?:Instruction|Response):|<｜(?:User|Assistant)｜>",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +93,8 @@ class SetAudit:
     repeated_pairs: int
     identical: int
     contradicted: int
+    prompt_repeated: int
+    templated: int
     languages: dict[str, dict[str, float]]
     another_language: int
     lengths: dict[str, dict[str, dict[str, float]]]
@@ -144,6 +153,8 @@ def audit_set(
             pair.chosen != pair.rejected and (prompt, pair.rejected, pair.chosen) in stated
             for prompt, pair in zip(index.prompts.numbers, pairs, strict=True)
         ),
+        prompt_repeated=sum(map(_repeats_its_prompt, pairs)),
+        templated=sum(bool(_MARKERS.search(text)) for texts in columns.values() for text in texts),
         languages=languages,
         another_language=another,
         lengths={
@@ -158,6 +169,11 @@ def audit_set(
         similarity=statistics.fmean(alike),
         rewriting=_rewriting(data, tokenize or words),
     )
+
+
+def _repeats_its_prompt(pair: Pair) -> bool:
+    asked = pair.prompt[-1].content.strip()
+    return len(asked) >= LONG and all(text.startswith(asked) for text in (pair.chosen, pair.rejected))
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:

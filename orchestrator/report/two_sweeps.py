@@ -1,18 +1,17 @@
-"""Two sweeps side by side: what both have evaluated under the same names, and how far apart it is."""
+"""A sweep beside another one: what both have evaluated under the same names, and how far apart it is."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from orchestrator.report import statistics
-from orchestrator.report.comparison import Analysis, Mean, Scope
+from orchestrator.report.comparison import Analysis, Mean, Scope, cells
 from orchestrator.report.house_style import dots, legend, name_rows, panels, rendered
-from orchestrator.report.page import Bar, Page, draw, no_bar, report_command, write_page
+from orchestrator.report.page import Page, report_command, write_page
 from orchestrator.report.results import TrialResult, on_common_pairs, sweep_results
 from orchestrator.report.statistics import Estimate
-from orchestrator.report.tables import COMPARED, MEAN, Table, interval, reward_title
+from orchestrator.report.tables import MEAN, Table, interval, reward_title
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, declared_sweeps, read_declaration, read_state
 from trainers.errors import SpecError, nearest
@@ -21,16 +20,18 @@ from trainers.specs import clean_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DIFFERENCE = "EX−IM"
-
 
 class _Row(NamedTuple):
-    """An accuracy of a model, or of the mean of models, by one reward type, or EX−IM: in both sweeps, and theirs − ours."""
+    """An accuracy of a model, or of the mean of models, by one reward type, or a difference: in both sweeps, and theirs − ours.
+
+    Where both have it, all three are over the models and seeds that both have.
+    """
 
     train_set: str
     category: str
     model: str
     what: str
+    is_difference: bool
     here: Estimate | None
     there: Estimate | None
     there_minus_here: Estimate | None
@@ -61,19 +62,24 @@ def other_sweep(named: str, store: Store) -> tuple[Declaration, Store]:
 
 
 def write_comparison(
-    declaration: Declaration, store: Store, other: Declaration, other_store: Store, bar: Bar = no_bar
+    declaration: Declaration,
+    store: Store,
+    other: Declaration,
+    other_store: Store,
+    baseline: str | None = None,
 ) -> Comparison:
     """Write report/compare-<other>/compare.html with its tables and figure."""
     ours, theirs = list(sweep_results(declaration, store)), list(sweep_results(other, other_store))
     shared = on_common_pairs([*ours, *theirs])
-    sides = (Analysis(shared[: len(ours)]), Analysis(shared[len(ours) :]))
-    for side in sides:
-        draw(side, bar)
+    left, right = shared[: len(ours)], shared[len(ours) :]
+    here = Analysis(left, baseline)
+    theirs_too = here.baseline in {item.record.reward for item in right}
+    sides = (here, Analysis(right, here.baseline if theirs_too else None))
     names = (declaration.sweep, other.sweep)
     # One sweep in two stores has one name.
     if names[0] == names[1]:
         names = (names[0], f"{names[1]} (in {other_store.root.name})")
-    rows = _rows(*sides)
+    rows = list(_rows(*sides))
     table = Table(
         name="comparison",
         title="Accuracy in both sweeps",
@@ -91,7 +97,7 @@ def write_comparison(
     folder = store.local_sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"
     page = Page(
         title=f"{names[0]} beside {names[1]}",
-        lead="The same test pairs and seeds are drawn for both wherever both have them.",
+        lead="Paired by model, seed and test pair wherever both have them.",
         conclusions=_conclusions(rows, names, missing),
         warning=missing,
         command=f"{command} --compare {other.sweep}",
@@ -115,46 +121,70 @@ def without_intervals(table: Table) -> Table:
     return dataclasses.replace(table, rows=rows)
 
 
-def _rows(ours: Analysis, theirs: Analysis) -> list[_Row]:
-    left, right = dict(_known(ours, theirs)), dict(_known(theirs, ours))
-    found = []
-    for place in dict.fromkeys((*left, *right)):
-        a, b = left.get(place), right.get(place)
-        gap = statistics.estimate(b.value - a.value, b.draws - a.draws) if a and b else None
-        found.append(_Row(*place, a.estimate if a else None, b.estimate if b else None, gap))
-    return found
-
-
-def _known(analysis: Analysis, other: Analysis) -> Iterator[tuple[tuple[str, str, str, str], Mean]]:
+def _rows(ours: Analysis, theirs: Analysis) -> Iterator[_Row]:
     """Yield accuracies by category: of each model, and the mean over those of its models that both sweeps have.
 
     A category that both have is of the sets that both have.
     """
-    elsewhere = {(scope.train_set, scope.category): scope for scope in other.categories()}
-    for own in analysis.categories():
-        there = elsewhere.get((own.train_set, own.category))
-        scope = _with_sets(own, there)
-        if not scope.sets:
+    scopes = [
+        {(scope.train_set, scope.category): scope for scope in side.categories()} for side in (ours, theirs)
+    ]
+    for place in dict.fromkeys((*scopes[0], *scopes[1])):
+        found = [side.get(place) for side in scopes]
+        known = [scope for scope in found if scope]
+        names = tuple(name for name in known[0].sets if all(name in scope.sets for scope in known))
+        if not names:
             continue
-        models = analysis.complete_models(scope)
-        if there:
-            both = other.complete_models(_with_sets(there, own))
-            models = [model for model in models if model in both]
-        asked: dict[tuple[str, str], Mean | None] = {}
-        for kind in analysis.rewards:
-            for model in analysis.models:
-                asked[model, reward_title(kind)] = analysis.mean(scope, model, kind, "accuracy")
-            asked[MEAN, reward_title(kind)] = analysis.mean_of_models(scope, kind, "accuracy", models)
-        asked[MEAN, DIFFERENCE] = analysis.difference(scope, "accuracy", models)
-        for (model, what), item in asked.items():
-            if item is not None:
-                yield (scope.train_set, scope.category, model, what), item
+        scope = dataclasses.replace(known[0], sets=names)
+        models = [*dict.fromkeys((*ours.models, *theirs.models))]
+        whole = [side.complete_models(scope) for side, own in zip((ours, theirs), found, strict=True) if own]
+        means = [model for model in models if all(model in of_side for of_side in whole)]
+        kinds: list[tuple[str, ...]] = [(kind,) for kind in dict.fromkeys((*ours.rewards, *theirs.rewards))]
+        gaps = [(ours.baseline, other) for other in ours.others]
+        asked = [(model, [model], kind) for model in models for kind in kinds]
+        asked += [(MEAN, means, kind) for kind in (*kinds, *gaps)]
+        for name, over, types in asked:
+            what = " − ".join(map(reward_title, types))
+            if any(values := _values(ours, theirs, scope, over, types)):
+                yield _Row(*place, name, what, len(types) > 1, *values)
 
 
-def _with_sets(scope: Scope, other: Scope | None) -> Scope:
-    """Return the scope with those of its sets that the other has."""
-    sets = scope.sets if other is None else tuple(name for name in scope.sets if name in other.sets)
-    return dataclasses.replace(scope, sets=sets)
+def _values(
+    ours: Analysis, theirs: Analysis, scope: Scope, models: Sequence[str], kinds: tuple[str, ...]
+) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
+    """Return a number of each side, and theirs − ours, of the models and seeds that both have."""
+    here, there = (
+        {model: seeds for model in models if (seeds := cells(side.results, scope, model, kinds))}
+        for side in (ours, theirs)
+    )
+    signs = (1, -1)[: len(kinds)]
+
+    def mean(
+        found: Mapping[str, Mapping[int, tuple[TrialResult, ...]]], signs: tuple[int, ...]
+    ) -> Estimate | None:
+        if not found:
+            return None
+        groups, added = {**theirs.groups, **ours.groups}, ours.added
+        return Mean(
+            scope=scope, metric="accuracy", cells=found, signs=signs, groups=groups, added=added
+        ).estimate
+
+    # Seeds of other names are paired in their order.
+    pairs = {
+        model: [(seed, seed) for seed in here[model] if seed in there[model]]
+        or list(zip(here[model], there[model], strict=False))
+        for model in here
+        if model in there
+    }
+    if not pairs:
+        return mean(here, signs), mean(there, signs), None
+    here = {model: {seed: here[model][seed] for seed, _ in found} for model, found in pairs.items()}
+    there = {model: {seed: there[model][own] for seed, own in found} for model, found in pairs.items()}
+    both = {
+        model: {seed: (*there[model][seed], *here[model][seed]) for seed in seeds}
+        for model, seeds in here.items()
+    }
+    return mean(here, signs), mean(there, signs), mean(both, (*signs, *(-sign for sign in signs)))
 
 
 def _note(sides: tuple[Analysis, Analysis]) -> str:
@@ -163,7 +193,7 @@ def _note(sides: tuple[Analysis, Analysis]) -> str:
         for side in sides
     )
     other = [name for name in sorted(ours) if theirs.get(name, ours[name]) != ours[name]]
-    note = "– where a sweep has no such number. Categories and means are of the sets and models that both sweeps have."
+    note = "– where a sweep has no such number. Numbers that both have are of the sets, models and seeds that both have."
     return note + (f" Of one name but other pairs: {', '.join(other)}." if other else "")
 
 
@@ -181,7 +211,7 @@ def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[
 
 
 def _conclusions(rows: Sequence[_Row], names: tuple[str, str], missing: str) -> tuple[str, ...]:
-    gaps = [(row.there_minus_here, row) for row in rows if row.there_minus_here and row.what != DIFFERENCE]
+    gaps = [(row.there_minus_here, row) for row in rows if row.there_minus_here and not row.is_difference]
     if not gaps:
         return (f"{names[0]} and {names[1]} have no number in common.", *filter(None, [missing]))
     furthest, row = max(gaps, key=lambda item: abs(item[0].value))
@@ -198,18 +228,18 @@ def _conclusions(rows: Sequence[_Row], names: tuple[str, str], missing: str) -> 
 
 
 def _answers(rows: Sequence[_Row]) -> str:
-    """Say whether both sweeps say the same of EX−IM."""
+    """Say whether both sweeps say the same of the differences."""
     both = {
-        f"{row.train_set}: {row.category}": row.here.value * row.there.value
+        f"{row.train_set}: {row.category}, {row.what}": row.here.value * row.there.value
         for row in rows
-        if row.what == DIFFERENCE and row.here and row.there
+        if row.is_difference and row.here and row.there
     }
     if not both:
-        return f"No category has {' and '.join(map(reward_title, COMPARED))} in both sweeps."
+        return "No category has the same two reward types in both sweeps."
     other = [place for place, product in both.items() if product < 0]
     if not other:
-        return f"{DIFFERENCE} has no other sign in any of the {len(both)} categories that both have."
-    return f"{DIFFERENCE} changes its sign in {len(other)} of the {len(both)} categories that both have ({', '.join(other)})."
+        return f"No difference of reward types has another sign: {len(both)} are in both sweeps."
+    return f"{len(other)} of the {len(both)} differences of reward types that both have change their sign ({'; '.join(other)})."
 
 
 def _missing(sides: tuple[Analysis, Analysis], names: tuple[str, str]) -> str:
@@ -222,7 +252,7 @@ def _missing(sides: tuple[Analysis, Analysis], names: tuple[str, str]) -> str:
 
 
 def _figure(rows: Sequence[_Row], names: tuple[str, str]) -> "Figure | None":
-    means = [row for row in rows if row.model == MEAN and row.what != DIFFERENCE]
+    means = [row for row in rows if row.model == MEAN and not row.is_difference]
     if not means:
         return None
     figure, (axis,) = panels(1, 1, 6.6, 0.34 * len(means) + 0.9)

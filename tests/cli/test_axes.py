@@ -1,0 +1,169 @@
+"""What `plan` makes of --axis, --zip and --trials, and which words it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.main import Grid, main
+from sweeps.full_grid import full_grid
+
+CELL = ("--models", "llama-64", "--train-sets", "tiny_world", "--seeds", "0")
+LLAMA, END = "llama-64 · ", " · tiny_world · s0"
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch, capsys):
+    """The exit code of `plan` in an empty folder, and what it said on stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, cell: tuple[str, ...] = CELL) -> tuple[int, str, str]:
+        arguments = ["plan", "--json", "--profile", "laptop", "--backend", "inline", *cell, *words]
+        with pytest.raises(SystemExit) as exit_:
+            main(Grid(build=full_grid), "full_grid.py", arguments=arguments)
+        said = capsys.readouterr()
+        return int(exit_.value.code or 0), said.out, " ".join(said.err.split())
+
+    return run
+
+
+@pytest.fixture
+def planned(ended):
+    """The names of the trials that are planned."""
+
+    def run(*words: str, cell: tuple[str, ...] = CELL) -> list[str]:
+        code, out, err = ended(*words, cell=cell)
+        assert code == 0, err
+        return [item["trial"] for item in json.loads(out)["trials"]]
+
+    return run
+
+
+def test_axes_are_multiplied_and_each_trial_has_those_that_it_reads(planned):
+    assert planned("--axis", "lr=1e-6,1e-5", "beta=0.01,0.1") == [
+        f"{LLAMA}{name}{END}"
+        for name in (
+            *("ex_rm lr=1e-06", "ex_rm lr=1e-05"),
+            *("im_rm lr=1e-06 beta=0.01", "im_rm lr=1e-06 beta=0.1"),
+            *("im_rm lr=1e-05 beta=0.01", "im_rm lr=1e-05 beta=0.1"),
+        )
+    ]
+
+
+def test_the_plan_prices_every_value(ended):
+    code, out, _ = ended("--axis", "epochs=1,1000", "--rewards", "ex_rm")
+    cells = {cell["reward"]: cell["device_hours"] for cell in json.loads(out)["cells"]}
+    assert code == 0
+    assert 10 * cells["ex_rm_epochs=1"] < cells["ex_rm_epochs=1000"]
+
+
+def test_an_axis_can_be_for_one_reward_type_or_model(planned):
+    cell = ("--models", "llama-64", "big.v2=qwen2-64", *CELL[2:], "--rewards", "ex_rm", "im_rm")
+    found = planned("--axis", "im_rm.lr=1e-5,1e-4", "big.v2.epochs=1,2", cell=cell)
+    assert [name.split(" · ")[:2] for name in found] == [
+        ["llama-64", "ex_rm"],
+        ["llama-64", "im_rm lr=1e-05"],
+        ["llama-64", "im_rm lr=0.0001"],
+        *(["big.v2", f"ex_rm epochs={epochs}"] for epochs in (1, 2)),
+        *(["big.v2", f"im_rm lr={lr} epochs={epochs}"] for lr in ("1e-05", "0.0001") for epochs in (1, 2)),
+    ]
+
+
+def test_values_are_zipped(planned):
+    found = planned("--zip", "lr=1e-5,1e-4", "epochs=10,10", "--axis", "clip=none,1", "--rewards", "ex_rm")
+    assert found == [
+        f"{LLAMA}ex_rm clip={clip} lr={lr} epochs=10{END}"
+        for clip in ("none", "1")
+        for lr in ("1e-05", "0.0001")
+    ]
+
+
+CSV = "model,reward,train_set,seed,lr,lora_rank\nllama-64,ex_rm,tiny_world,0,1e-5,\nmine=qwen2-64,im_rm,tiny_world,3,,8\n"
+YAML = """
+- {model: llama-64, reward: ex_rm, train_set: tiny_world, seed: 0, lr: 1.0e-5}
+- {model: mine=qwen2-64, reward: im_rm, train_set: tiny_world, seed: 3, lora-rank: 8}
+"""
+
+
+@pytest.mark.parametrize(("file", "text"), [("trials.csv", CSV), ("trials.yaml", YAML)])
+def test_a_file_says_each_trial(planned, file, text):
+    Path(file).write_text(text)
+    named = ["llama-64 · ex_rm lr=1e-05 · tiny_world · s0", "mine · im_rm lora-rank=8 · tiny_world · s3"]
+    assert planned("--trials", file, cell=()) == named
+    # What a row leaves out is every one that is chosen; what is chosen, the rows choose from.
+    Path("more.csv").write_text("seed,lr,epochs\n0,1e-5,1\n1,1e-4,2\n")
+    more = planned("--trials", "more.csv", "--axis", "clip=1", cell=CELL[:4])
+    assert more == [
+        f"llama-64 · {reward} lr={lr} epochs={epochs} clip=1 · tiny_world · s{seed}"
+        for seed, lr, epochs in ((0, "1e-05", 1), (1, "0.0001", 2))
+        for reward in ("ex_rm", "im_rm")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--axis lrr=1", "--axis lrr=1: no axis is called 'lrr'; did you mean lr"),
+        ("--axis seed=0,1", "--axis seed=0,1: give the values by --seeds"),
+        ("--axis lr", "--axis lr: give NAME=VALUE,VALUE, as in --axis lr=1e-6,1e-5"),
+        ("--axis lr=", "--axis lr=: a value is empty; give lr=VALUE,VALUE"),
+        ("--axis lr=1e-5,,1e-4", "a value is empty"),
+        ("--axis lr=1e-5,0.00001", "a value stands twice"),
+        ("--axis lr=fast", "--axis lr=fast: 'fast' is no value of lr; give a number"),
+        ("--axis epochs=1.5", "give a whole number"),
+        ("--axis optimizer=adam", "give one of adamw, sgd, rmsprop"),
+        ("--axis lr=1e-5 lr=1e-4", "lr is given twice; give all its values at once: lr=V1,V2"),
+        ("--axis lr=1e-5 --lr 1e-4", "--lr 0.0001 and --axis lr=1e-5 both say what lr is"),
+        ("--axis train-pairs=5 --max-train-pairs 5", "--max-train-pairs 5 and --axis train-pairs=5 both say"),
+        ("--axis lr=1e-5 im_rm.lr=1e-4", "--axis lr=1e-5 and --axis im_rm.lr=1e-4 both say what lr is"),
+        ("--axis im_mr.lr=1e-5", "no model and no reward type of this sweep is im_mr; did you mean im_rm"),
+        ("--axis ex_rm.beta=0.1", "--axis ex_rm.beta=0.1: no trial with reward=ex_rm would use beta; im_rm"),
+        ("--axis beta=0.1 --rewards ex_rm", "--axis beta=0.1: no trial would use beta; im_rm has it"),
+        ("--lora-alpha 8", "--lora-alpha 8: no trial would use lora-alpha; give --lora-rank"),
+        ("--axis momentum=0,0.9", "no trial would use momentum; it is read by --optimizer sgd or rmsprop"),
+        ("--zip lr=1e-5,1e-4 epochs=1", "2 of lr, 1 of epochs; give as many values of each"),
+        ("--zip lr=1e-5,1e-4", "give two axes or more; of one, --axis lr=1e-5,1e-4"),
+        ("--zip lr=1e-5 lr=1e-4", "lr is given twice"),
+        ("--zip lr=1e-5 im_rm.beta=1", "give all axes for one model or reward type, or for all"),
+        ("--zip lr=1e-5,1e-4 epochs=1,2 --axis lr=1e-3", "both say what lr is"),
+        ("--axis loss=hinge --lora-rank -1", "--lora-rank -1: at least 1; 0 means no adapter"),
+        ("--axis label-smoothing=0.5", "--label-smoothing 0.5 is not in [0, 0.5)"),
+        ("--only lrr=1", "the keys are model, reward, train, seed and every axis; did you mean lr"),
+        ("--trials none.csv", "--trials none.csv: it cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(ended, words, said):
+    code, _, error = ended(*words.split())
+    assert (code, list(Path().iterdir())) == (2, [])
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "give one trial a row"),
+        ("model,lrr\nllama-64,1\n", "row 1: no column 'lrr'; did you mean lr"),
+        ("model,lr\nllama-64\n", "row 1: it has not as many cells as the first line"),
+        ("model,lr\nllama-64,fast\n", "row 1: 'fast' is no value of lr; give a number"),
+        ("seed\nzero\n", "a seed of 'zero'; give a whole number"),
+        ("lr\n1e-5\n1e-5\n", "row 2: row 1 is the same"),
+        ("reward,beta\nex_rm,0.1\nim_rm,0.1\n", "no trial with reward=ex_rm would use beta; im_rm has it"),
+        ("model\nlama-64\n", "--models lama-64: no such file or folder"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(ended, text, said):
+    Path("rows.csv").write_text(text)
+    code, _, error = ended("--trials", "rows.csv", cell=("--train-sets", "tiny_world"))
+    assert code == 2
+    assert said in error
+
+
+def test_a_row_of_what_is_not_chosen_is_refused(ended):
+    Path("rows.csv").write_text("model\nqwen2-64\n")
+    code, _, error = ended("--trials", "rows.csv")
+    assert code == 2
+    assert "row 1: --models names no qwen2-64" in error
+    Path("rows.txt").write_text("model\n")
+    assert "give a .csv file, or .yaml" in ended("--trials", "rows.txt")[2]
+    Path("rows.yaml").write_text("[1")
+    assert "it is no YAML" in ended("--trials", "rows.yaml")[2]

@@ -1,0 +1,93 @@
+"""--suites of a sweep: a suite beside the profile's sets, its numbers in the results and in MLflow."""
+
+import json
+
+import mlflow
+import pytest
+from pyarrow import parquet
+
+from orchestrator.spec import catalog
+from sweeps.full_grid import full_grid
+from tests.sweep_runs import run_sweep, trial_rows
+from trainers.evaluate.scores import read_pair_scores
+
+WORDS = [
+    "--train-sets",
+    "tiny_world",
+    "--eval-sets",
+    "tiny_world",
+    "--max-train-pairs",
+    "4",
+    "--max-eval-pairs",
+    "4",
+]
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suites")
+    rows = [
+        {
+            "id": f"{domain}/{n}",
+            "prompt": f"i often share bread {place}",
+            "domain": domain,
+            "chosen": ["honestly yes", "frankly yes", "honestly sure"],
+            "rejected": ["apparently no", "supposedly no", "apparently never"],
+        }
+        for domain in ("chat", "code", "math", "safety-refuse")
+        for n, place in enumerate(("at home", "at work"))
+    ]
+    copy = folder / "train.jsonl"
+    copy.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [*WORDS, "--models", f"tiny={tiny_model}", "--rewards", "ex_rm", "--seeds", "1", "--epochs", "1"]
+    storage = folder / "store"
+    for suites in ([], ["--suites", f"rm_bench={copy}", "--extend"]):
+        assert run_sweep("grid", full_grid, catalog.PROFILES, storage, *words, *suites) == 0
+    return storage, copy, words
+
+
+def test_a_suite_is_evaluated_whole_and_nothing_is_trained_again(swept):
+    storage, _, _ = swept
+    rows = {row["evaluation_set"]: row for row in trial_rows(storage, "grid")}
+    assert rows["tiny_world"]["n"] == 4
+    assert rows["rm_bench"]["n"] == 8 * 3
+    assert rows["rm_bench"]["category"] == "domain shift"
+    assert 0 <= rows["rm_bench"]["suite/score"] <= 1
+    assert rows["tiny_world"]["suite/score"] is None
+    assert len(list((storage / "artifacts" / "train").glob("*/manifest.json"))) == 1
+
+
+def test_scores_hold_each_answers_reward_and_the_suites_numbers(swept):
+    storage, _, _ = swept
+    (item,) = [
+        folder / "scores.parquet"
+        for file in (storage / "artifacts" / "evaluate").glob("*/manifest.json")
+        if (noted := json.loads(file.read_text()))["info"]["dataset"] == "rm_bench"
+        for folder in [file.parent / noted["attempt"]]
+    ]
+    table = parquet.read_table(item)
+    assert table["item"].to_pylist()[:3] == ["chat/0"] * 3
+    assert table["rejected"].to_pylist()[:3] == [0, 1, 2]
+    suite = read_pair_scores(item).suite
+    parts = [suite[f"suite/style/{style}"] for style in ("easy", "normal", "hard")]
+    assert suite["suite/score"] == pytest.approx(sum(parts) / 3)
+    assert len({*table["chosen_reward"].to_pylist()}) > 2
+
+
+def test_the_run_shows_the_score_its_styles_and_its_subsets(swept):
+    storage, _, _ = swept
+    mlflow.set_tracking_uri(f"sqlite:///{storage / 'mlflow.db'}")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    (metrics,) = [run.data.metrics for run in runs if "eval/rm_bench/suite/score" in run.data.metrics]
+    assert {"eval/rm_bench/suite/style/hard", "eval/rm_bench/suite/subset/safety"} <= metrics.keys()
+    assert len(metrics) < 60
+
+
+def test_a_suite_that_is_none_or_has_no_copy_is_named_before_anything_starts(swept, capsys):
+    storage, copy, words = swept
+    assert run_sweep("none", full_grid, catalog.PROFILES, storage, *words, "--suites", "rm_bensh") == 2
+    assert "--suites rm_bensh is no suite; did you mean rm_bench" in capsys.readouterr().err
+    assert (
+        run_sweep("none", full_grid, catalog.PROFILES, storage, *words, "--suites", f"judgebench={copy}") == 2
+    )
+    assert "row 0: no column 'response_A', which JudgeBench has" in capsys.readouterr().err

@@ -1,0 +1,237 @@
+"""An adapter is trained as peft's own, on every placement; it is saved in peft's form, resumed, merged and scored."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from tests.trainers import gang, naive
+from tests.trainers.gang import Job
+from trainers.errors import ModelError, SpecError
+from trainers.evaluate.scoring import score_pairs
+from trainers.models.loading import load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.pairs.packing import epoch_order, steps_of_epoch
+from trainers.pairs.templates import load_tokenizer
+from trainers.rewards.losses import pair_loss
+from trainers.specs import LoraSpec, LossSpec, OptimSpec
+
+PAIRS, EFFECTIVE_BATCH, EPOCHS, LR = 9, 4, 2, 1e-2
+LORA = LoraSpec(rank=4, alpha=8.0)
+REWARDS = {"ex_rm": gang.EX_RM, "im_rm": gang.IM_RM}
+# One of the two is trained with all that a loss can have.
+LOSSES = {"ex_rm": LossSpec(), "im_rm": LossSpec(margin=0.2, label_smoothing=0.1, centring=0.05)}
+RUNS = [
+    (kind, zero, world)
+    for kind, worlds in (("ex_rm", (1, 2)), ("im_rm", (2,)))
+    for zero in range(4)
+    for world in worlds
+]
+
+
+def job(model, folder, kind, zero, world, **options):
+    reward, loss = REWARDS[kind], LOSSES[kind]
+    fields = {
+        "name": f"{kind}-{zero}-{world}",
+        "model": str(model),
+        "out": str(folder / f"{kind}-{zero}-{world}"),
+        "reward": {"kind": kind, "beta": reward.beta},
+        "placement": {
+            "zero_stage": zero,
+            "world_size": world,
+            "micro_batch": 1,
+            "accumulation": EFFECTIVE_BATCH // world,
+        },
+        "optim": {"lr": LR, "epochs": EPOCHS, "effective_batch": EFFECTIVE_BATCH},
+        "pairs": PAIRS,
+        "partitions_all": zero == 3,
+        "lora": {"rank": LORA.rank, "alpha": LORA.alpha},
+        "loss": dataclasses.asdict(loss),
+    }
+    return Job(**{**fields, **options})
+
+
+def load(folder, kind, **options):
+    return load_model(
+        str(folder),
+        tokenizer=load_tokenizer(str(folder)),
+        output=REWARDS[kind].type.output,
+        precision="fp32",
+        **options,
+    )
+
+
+def naive_training(folder, kind):
+    """Losses and trained weights of peft's model under plain AdamW, one row at a time."""
+    pairs, spec, loss_spec = gang.pairs_for(folder, PAIRS), REWARDS[kind], LOSSES[kind]
+    plain = naive.plain(load(folder, kind, head_seed=gang.SEED))
+    reference = naive.reference(plain, pairs) if spec.uses_reference else None
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = get_peft_model(plain, LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets))
+    model = adapted.get_base_model()
+    if kind == "ex_rm":
+        model.score.requires_grad_(True)
+    begun = dict(load(folder, kind, head_seed=gang.SEED, lora=LORA).named_parameters())
+    trained = {name: item for name, item in model.named_parameters() if item.requires_grad}
+    assert trained.keys() == {name for name, item in begun.items() if item.requires_grad}
+    with torch.no_grad():
+        for name, item in trained.items():
+            item.copy_(begun[name])
+    optimizer = torch.optim.AdamW(trained.values(), lr=LR, weight_decay=0)
+    losses = []
+    for epoch in range(EPOCHS):
+        for step in steps_of_epoch(epoch_order(PAIRS, gang.SEED, epoch), EFFECTIVE_BATCH):
+            optimizer.zero_grad()
+            total = 0.0
+            for position in step:
+                chosen, rejected, _ = naive.rewards(model, spec, [pairs[position]], reference)
+                margin = torch.tensor([pairs[position].margin])
+                loss = pair_loss(chosen, rejected, loss_spec, margin) / len(step)
+                loss.sum().backward()
+                total += loss.item()
+            optimizer.step()
+            losses.append(total)
+    return losses, {name: item.detach() for name, item in trained.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory):
+    folder, found = tmp_path_factory.mktemp("lora"), {}
+    for world in (1, 2):
+        jobs = [job(tiny_model, folder, *run) for run in RUNS if run[2] == world]
+        found |= gang.launch(jobs, folder / f"gang{world}", world)
+    return folder, found
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_every_placement_trains_the_adapter_as_peft_does(runs, tiny_model, kind):
+    folder, found = runs
+    losses, weights = naive_training(tiny_model, kind)
+    for name in (f"{kind}-{zero}-{world}" for reward, zero, world in RUNS if reward == kind):
+        assert [row["loss"] for row in found[name]["log"]] == pytest.approx(losses, abs=1e-5), name
+        saved = load_file(folder / name / "model" / "adapter_model.safetensors")
+        assert len(saved) == len(weights)
+        for key, weight in weights.items():
+            there = saved["base_model.model." + key.replace(".default", "")]
+            assert (there - weight).norm() <= 1e-3 * weight.norm(), (name, key)
+
+
+def test_the_first_margin_of_im_rm_is_zero(runs):
+    _, found = runs
+    # Of a log-ratio that is 0 both rewards are, and the loss is that of the pairs' margins alone.
+    assert {found[f"im_rm-{zero}-2"]["log"][0]["margin"] for zero in range(4)} == {0.0}
+
+
+def rewards_of(model, kind, pairs, reference):
+    return score_pairs(
+        RewardModule(model, REWARDS[kind]), pairs, reference=reference, report=lambda row: None
+    )
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_a_saved_adapter_scores_alike_by_rmsweep_by_peft_and_merged(runs, tiny_model, tmp_path, kind):
+    folder, _ = runs
+    pairs = gang.pairs_for(tiny_model, 5)
+    base = load(tiny_model, kind, head_seed=gang.SEED)
+    reference = naive.reference(naive.plain(base), pairs) if kind == "im_rm" else None
+    saved = folder / f"{kind}-3-2" / "model"
+    ours = rewards_of(load(saved, kind), kind, pairs, reference)
+    elsewhere = shutil.copytree(tiny_model, tmp_path / "elsewhere")
+    moved = rewards_of(load(saved, kind, base=(str(elsewhere), None)), kind, pairs, reference)
+    assert [side.tolist() for side in moved] == [side.tolist() for side in ours]
+    assert abs(ours[0] - ours[1]).max() > 1e-2
+    auto, options = (
+        (AutoPeftModelForSequenceClassification, {"num_labels": 1})
+        if kind == "ex_rm"
+        else (AutoPeftModelForCausalLM, {})
+    )
+    theirs = auto.from_pretrained(saved, **options).eval().merge_and_unload()
+    with torch.no_grad():
+        chosen, rejected, _ = naive.rewards(theirs, REWARDS[kind], pairs, reference)
+    assert chosen.tolist() == pytest.approx(ours[0].tolist(), abs=1e-5)
+    assert rejected.tolist() == pytest.approx(ours[1].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_merged_adapter_is_an_ordinary_model_with_the_same_rewards(runs, tiny_model, tmp_path, world):
+    folder, _ = runs
+    gang.launch([job(tiny_model, tmp_path, "ex_rm", 3, world, merge=True)], tmp_path / "gang", world)
+    pairs = gang.pairs_for(tiny_model, 5)
+    whole = load(tmp_path / f"ex_rm-3-{world}" / "model", "ex_rm")
+    assert not any("lora" in name for name, _ in whole.named_parameters())
+    found = rewards_of(whole, "ex_rm", pairs, None)
+    expected = rewards_of(load(folder / f"ex_rm-3-{world}" / "model", "ex_rm"), "ex_rm", pairs, None)
+    for side, other in zip(found, expected, strict=True):
+        assert side.tolist() == pytest.approx(other.tolist(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def resumed(tiny_model, tmp_path_factory):
+    """Trainings cut short at world size 2: their checkpoints, what went on from them there, and alone."""
+    folder = tmp_path_factory.mktemp("resumed")
+
+    def jobs(place, world, **options):
+        return [
+            job(
+                tiny_model,
+                folder / place,
+                "im_rm",
+                zero,
+                world,
+                checkpoints=str(folder / place / str(zero)),
+                **options,
+            )
+            for zero in range(4)
+        ]
+
+    found = {"kept": gang.launch(jobs("kept", 2, stop_after=3), folder / "first", 2)}
+    for place, world in (("again", 2), ("alone", 1)):
+        for zero in range(4):
+            shutil.copytree(folder / "kept" / str(zero), folder / place / str(zero))
+        found[place] = gang.launch(jobs(place, world), folder / f"gang-{place}", world)
+    return folder, found
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_a_checkpoint_of_an_adapter_holds_no_frozen_weight(resumed, zero):
+    folder, _ = resumed
+    files = list((folder / "kept" / str(zero)).rglob("*model_states.pt"))
+    states = [torch.load(file, weights_only=False) for file in files]
+    names = {name for state in states for name in state["module"] or ()}
+    # Of two tied tables, DeepSpeed knows only one as frozen.
+    assert {name for name in names if ".lora_" not in name} <= {"model.lm_head.weight"}
+    assert names
+    assert not any(state.get("frozen_param_fragments") for state in states)
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_a_resumed_adapter_is_bit_for_bit_and_at_another_world_size_within_1e_5(runs, resumed, zero):
+    (folder, whole), (other, found) = runs, resumed
+    name = f"im_rm-{zero}-2"
+    expected = [row["loss"] for row in whole[name]["log"]]
+    assert found["kept"][name]["log"] is None
+    assert [row["loss"] for row in found["again"][name]["log"]] == expected
+    there = [place / name / "model" / "adapter_model.safetensors" for place in (folder, other / "again")]
+    weights = [load_file(file) for file in there]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    alone = [row["loss"] for row in found["alone"][f"im_rm-{zero}-1"]["log"]]
+    assert alone == pytest.approx(expected, abs=1e-5)
+
+
+def test_layers_that_are_not_there_are_told_with_those_that_are(tiny_model):
+    with pytest.raises(
+        ModelError, match=r"no linear layers called qkv; name some of --lora-targets .*q_proj"
+    ):
+        load(tiny_model, "ex_rm", head_seed=0, lora=LoraSpec(rank=2, targets=("q_proj", "qkv")))
+    chosen = load(tiny_model, "im_rm", head_seed=0, lora=LoraSpec(rank=2, targets=("q_proj",)))
+    trained = [name for name, item in chosen.named_parameters() if item.requires_grad]
+    assert trained
+    assert all(".q_proj.lora_" in name for name in trained)
+
+
+def test_an_adapter_beside_frozen_parts_is_refused():
+    with pytest.raises(SpecError, match="--freeze backbone and --lora-rank 4"):
+        LORA.require_alone(OptimSpec(freeze=("backbone",)))

@@ -1,0 +1,140 @@
+"""Low-rank adapters (LoRA, Hu et al., 2021): put on a model, told apart from its weights, read, merged.
+
+peft replaces a linear layer by one that adds the product of two small matrices, A and B. They are trained, and EX-RM's head;
+all else keeps the base model's values. B begins at 0, so an untrained adapter changes nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainers.errors import ModelError
+from trainers.specs import LoraSpec
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_HEAD = ["classifier", "score"]
+
+
+def add_adapter(
+    model: Any, lora: LoraSpec, *, base: str, revision: str | None = None, seed: int | None = None
+) -> None:
+    """Put an untrained adapter on `model`, drawn from `seed`; `base` is where it was loaded. Raises ModelError."""
+    from peft import LoraConfig
+
+    found = _linear_layers(model)
+    unknown = [name for name in lora.targets if name not in found]
+    if unknown or not found:
+        raise ModelError(
+            f"{base}: the backbone of a {type(model).__name__} has no linear layers"
+            + (f" called {', '.join(unknown)}; " if found else ", so it takes no adapter; ")
+            + (
+                f"name some of --lora-targets {' '.join(found)}."
+                if found
+                else "train it without --lora-rank."
+            )
+        )
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=list(lora.targets or found),
+        base_model_name_or_path=base,
+        revision=revision,
+        task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
+        modules_to_save=_HEAD if hasattr(model, "score") else None,
+    )
+    _inject(model, config, seed or 0)
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """Return what the backbone's linear layers are called: q_proj, up_proj, …"""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = model.base_model.named_modules()
+    return sorted(
+        {name.rsplit(".", 1)[-1] for name, layer in layers if name and isinstance(layer, nn.Linear | Conv1D)}
+    )
+
+
+def _inject(model: Any, config: Any, seed: int) -> None:
+    from peft import inject_adapter_in_model
+
+    # The head stays a plain layer: peft's wrapper would hide it from everything that knows a head.
+    saved, config.modules_to_save = config.modules_to_save, None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    config.modules_to_save = saved
+    if hasattr(model, "score"):
+        model.score.requires_grad_(True)
+    model.peft_config = {"default": config}
+    model.eval()
+
+
+def adapter_of(model: Any) -> Any:
+    """Return peft's configuration of a model's adapter, or None."""
+    return getattr(model, "peft_config", {}).get("default")
+
+
+def saved_name(name: str) -> str:
+    """Return what peft calls a trained parameter in a file."""
+    return "base_model.model." + name.replace(".lora_A.default.", ".lora_A.").replace(
+        ".lora_B.default.", ".lora_B."
+    )
+
+
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """Return where an adapter's base model is, and its revision. Raises ModelError."""
+    config = _config(folder)
+    if not config.base_model_name_or_path:
+        raise ModelError(f"{folder / CONFIG} names no base model; fill in base_model_name_or_path.")
+    return config.base_model_name_or_path, config.revision
+
+
+def _config(folder: Path) -> Any:
+    from peft import LoraConfig, PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder / CONFIG} cannot be read ({error}).") from error
+    if not isinstance(config, LoraConfig):
+        raise ModelError(f"{folder / CONFIG} is of a {type(config).__name__}; only LoRA is read.")
+    return config
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Put the adapter of a folder on its base model, and its head where it has one. Raises ModelError."""
+    _inject(model, _config(folder), 0)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / WEIGHTS} cannot be read ({error}).") from error
+    trained = {saved_name(name): item for name, item in model.named_parameters() if item.requires_grad}
+    wrong = sorted(trained.keys() ^ weights.keys())
+    wrong += [name for name in trained.keys() & weights.keys() if trained[name].shape != weights[name].shape]
+    if wrong:
+        raise ModelError(
+            f"{folder} is not an adapter of this model: {wrong[0]} ({len(wrong)} in all) is not in both."
+        )
+    with torch.no_grad():
+        for name, item in trained.items():
+            item.copy_(weights[name])
+
+
+def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return all `weights` of an adapted model as those of a plain one, the adapter's update added in fp32."""
+    from peft.tuners.lora import LoraLayer
+
+    plain = dict(weights)
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and f"{name}.base_layer.weight" in plain:
+            a, b = (plain.pop(f"{name}.lora_{part}.default.weight").float() for part in "AB")
+            update = layer.scaling["default"] * (b @ a)
+            base = plain[f"{name}.base_layer.weight"]
+            turned = update.T if getattr(layer, "fan_in_fan_out", False) else update
+            plain[f"{name}.base_layer.weight"] = (base.float() + turned).to(base.dtype)
+    return {name.replace(".base_layer.", "."): weight for name, weight in plain.items()}

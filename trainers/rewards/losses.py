@@ -1,0 +1,66 @@
+"""Losses of a preference pair: functions of its margin Δ = r⁺ − r⁻, whatever reward type gave the rewards.
+
+Shapes: P pairs. Importing this imports no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from trainers.errors import DataError
+from trainers.specs import LossSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def bradley_terry(delta_P: "Tensor") -> "Tensor":
+    """−ln σ(Δ) (paper §3)."""
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(delta_P)
+
+
+def hinge(delta_P: "Tensor") -> "Tensor":
+    """max(0, 1 − Δ), as SLiC has it (Zhao et al., 2023)."""
+    return (1 - delta_P).clamp(min=0)
+
+
+def ipo(delta_P: "Tensor") -> "Tensor":
+    """(Δ − ½)²: where Δ is β times a log-ratio, β² times the loss of IPO at τ = β (Azar et al., 2023)."""
+    return (delta_P - 0.5).square()
+
+
+def ahead_by(delta_P: "Tensor", margin_P: "Tensor", coefficient: float) -> "Tensor":
+    """Δ − coefficient × m: the loss falls only where the pair's own margin m is reached (Touvron et al., 2023)."""
+    return delta_P - coefficient * margin_P
+
+
+def centring(chosen_P: "Tensor", rejected_P: "Tensor", coefficient: float) -> "Tensor":
+    """coefficient × (r⁺ + r⁻)², which keeps rewards around 0 (Eisenstein et al., 2023)."""
+    return coefficient * (chosen_P + rejected_P).square()
+
+
+def pair_loss(
+    chosen_P: "Tensor", rejected_P: "Tensor", spec: LossSpec, margin_P: "Tensor | None" = None
+) -> "Tensor":
+    """Return the loss of each pair, [P]; `margin_P` holds the pairs' own margins, where the loss asks for them.
+
+    Smoothed, it is (1 − s) f(Δ) + s f(−Δ): what is expected where a label is wrong with probability s.
+    """
+    delta_P = chosen_P - rejected_P
+    if spec.margin:
+        assert margin_P is not None, "a loss with a margin was given a batch without margins"
+        delta_P = ahead_by(delta_P, margin_P, spec.margin)
+    of_margin = {"bradley_terry": bradley_terry, "hinge": hinge, "ipo": ipo}[spec.kind]
+    loss_P = of_margin(delta_P)
+    if wrong := spec.label_smoothing:
+        loss_P = (1 - wrong) * loss_P + wrong * of_margin(-delta_P)
+    return loss_P + centring(chosen_P, rejected_P, spec.centring) if spec.centring else loss_P
+
+
+def require_margins(spec: LossSpec, where: str, without: int, rows: int) -> None:
+    """Raise DataError where the loss asks for the pairs' own margins, and some rows give none."""
+    if spec.margin and without:
+        raise DataError(
+            f"{where}: {without} of {rows} rows have no margin, which --margin {spec.margin} needs; give each a number in the "
+            "column margin, name the column that holds it (--columns margin=NAME), or leave --margin out."
+        )
