@@ -303,7 +303,9 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
     for column in rows[0] if rows else ():
         if any(row[column] not in ("", "–") for row in rows):
             is_words = column in words
-            width = None if is_words else max(len(column), *(len(row[column]) for row in rows))
+            # Words are wrapped, numbers are not.
+            cells = [part for row in rows for part in (row[column].split() if is_words else [row[column]])]
+            width = max(map(len, (*column.split(), *cells)))
             table.add_column(column, justify="left" if is_words else "right", min_width=width)
     for row in rows:
         table.add_row(*(row[str(column.header)] for column in table.columns))

@@ -196,6 +196,8 @@ def test_differences_are_the_report_s_own(simulated: Store):
     assert len(by_model) == 2 * len(found)
     with pytest.raises(SpecError, match="no reward type ex; did you mean ex_rm"):
         results.difference("ex", "im_rm")
+    with pytest.raises(SpecError, match="give two reward types"):
+        results.difference("ex_rm", "ex_rm")
     with pytest.raises(SpecError, match="by='models': did you mean model"):
         results.difference("ex_rm", "im_rm", by="models")  # type: ignore[arg-type]
 
