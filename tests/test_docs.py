@@ -117,9 +117,10 @@ def test_a_broken_link_is_found(tmp_path):
     assert broken(page) == ["#elsewhere", "none.md"]
 
 
-def test_every_page_is_linked_from_the_readme():
-    linked = set(targets(ROOT / "README.md"))
-    assert {f"docs/{page.name}" for page in DOCS} <= linked
+def test_every_page_is_on_the_map_which_the_readme_names():
+    on_the_map = set(targets(ROOT / "docs" / "README.md"))
+    assert {page.name for page in DOCS if page.name != "README.md"} <= on_the_map
+    assert "docs/README.md" in targets(ROOT / "README.md")
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
@@ -323,9 +324,7 @@ def test_the_experiments_of_the_page_are_run(copy_of_the_repository, tiny_model)
     assert line.endswith(f"| {max(accuracies):.3f} |")
 
 
-def test_the_readme_shows_the_reward_type_of_the_page():
-    (shown,) = blocks(ROOT / "README.md", "python")
-    assert shown == blocks(ROOT / "docs" / "adding_a_reward_type.md", "python")[0]
+def test_the_readme_runs_the_reward_type_of_the_page():
     (command,) = commands(ROOT / "docs" / "adding_a_reward_type.md")
     assert command in commands(ROOT / "README.md")
 

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,7 +188,7 @@ def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
     swept = [
         command.partition("full_grid.py run")[2] for command in COMMANDS if "full_grid.py run" in command
     ]
-    assert len(swept) == 3
+    assert len(swept) == 4
     for text in (demo, *swept):
         # That one is made while one follows docs/adding_a_reward_type.md.
         words = [{"simpo": "ex_rm"}.get(word, word) for word in shlex.split(text)]
@@ -200,11 +201,11 @@ def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
         assert ended.value.code == 0, text
     store = Store(yours / "rmsweep-store")
     assert len(read_declaration("full_grid", store).trials) == 24
-    assert len(declared_sweeps(store)) == 3
+    assert len(declared_sweeps(store)) == 4
 
 
-def test_your_own_model_and_data(yours):
-    (command,) = [text for text in COMMANDS if "--models my-model/ --train-sets" in text]
+def test_your_own_model_and_data_in_the_shell_and_then_in_python(yours, monkeypatch):
+    (command,) = [text for text in COMMANDS if "run --name mine" in text]
     words = shlex.split(command)
     output = run(
         [sys.executable, str(ROOT / words[1]), *words[2:], "--backend", "inline"],
@@ -215,3 +216,18 @@ def test_your_own_model_and_data(yours):
     assert "in-distribution" in output
     assert "token-level shift" in output
     assert "domain shift" in output
+
+    (block,) = [body for kind, body in FENCE.findall(README) if kind == "python"]
+    monkeypatch.chdir(yours)
+    monkeypatch.setenv("RMSWEEP_STORAGE", str(yours / "store"))
+    known: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), known)
+    assert set(known["accuracies"]["state"]) == {"complete"}
+    assert set(known["accuracies"]["reward"]) == {"ex_rm", "im_rm"}
+
+
+def test_learning_rates_on_your_own_data(yours):
+    (command,) = [text for text in COMMANDS if "--axis" in text]
+    words = ["plan", *shlex.split(command)[3:], "--backend", "inline"]
+    output = run([sys.executable, str(ROOT / "sweeps/full_grid.py"), *words], yours / "store", cwd=yours)
+    assert "4 trials" in output
