@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.session import Session
 from orchestrator.cli.terminal import Progress, late_bar, quiet
@@ -205,7 +205,8 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
     def on_event(event: Event) -> None:
         if isinstance(event, Failed | Retried | Notice):
             texts = [item.name for item in dataclasses.fields(event) if item.type is str]
-            event = dataclasses.replace(event, **{name: redacted(getattr(event, name)) for name in texts})
+            clean: dict[str, Any] = {name: redacted(getattr(event, name)) for name in texts}
+            event = dataclasses.replace(event, **clean)
         state.on_event(event)
         progress.on_event(event)
         if isinstance(event, Failed) and event.detail:
