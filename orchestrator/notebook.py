@@ -9,7 +9,7 @@ import io
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import WEIGHTS
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_declaration, read_state
-from trainers.data.records import as_row
+from trainers.data.records import Message
 from trainers.errors import SpecError, nearest
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class DeclaredSweep:
         goes on from there.
         """
         session = self._session(Retry() if retry else Run(), **({"backend": backend} if backend else {}))
-        work = (commands.ready_again if retry else commands.ready)(session, _whole_grid)
+        work = commands.ready(session, _whole_grid, again=retry)
         written = commands.carry_out(session, work)
         commands.evict_weights(session, written.results)
         results = SweepResults(session)
@@ -147,15 +147,8 @@ class SweepResults:
             state, cause = states[row["key"]]
             parameters = json.loads(row.pop("parameters"))
             # First what names a trial, then what it is, then what was measured.
-            rows.append(
-                {
-                    **dict.fromkeys(("trial", "state", "cause")),
-                    **parameters,
-                    **row,
-                    "state": state,
-                    "cause": cause,
-                }
-            )
+            row = {"trial": row["trial"], "state": state, "cause": cause, **parameters, **row}
+            rows.append(row | {"state": state})
         return pd.DataFrame(rows)
 
     def pairs(self, evaluation_set: str | None = None) -> "pd.DataFrame":
@@ -182,11 +175,12 @@ class SweepResults:
                 table.insert(place, name, value)
             table["margin"] = table["chosen_reward"] - table["rejected_reward"]
             said = [
-                as_row(texts[name][row]) if texts[name] else {}
+                texts[name][row] if texts[name] else None
                 for name, row in zip(table["evaluation_set"], table["index"], strict=True)
             ]
-            for name in ("prompt", "chosen", "rejected"):
-                table[name] = [_plain(row.get(name)) for row in said]
+            table["prompt"] = [pair and _said(pair.prompt) for pair in said]
+            for name in ("chosen", "rejected"):
+                table[name] = [pair and getattr(pair, name) for pair in said]
             tables.append(table)
         return pd.concat(tables[1:] or tables, ignore_index=True)
 
@@ -201,6 +195,8 @@ class SweepResults:
         for reward in (first, second):
             if reward not in known:
                 raise SpecError(f"{self.name} has no reward type {reward}; {nearest(reward, known)}")
+        if first == second:
+            raise SpecError(f"{first} − {second} is 0; give two reward types.")
         if by not in typing.get_args(By):
             raise SpecError(f"by={by!r}: {nearest(str(by), typing.get_args(By))}")
         analysis, rows = Analysis(results, first), []
@@ -217,7 +213,8 @@ class SweepResults:
                     "difference": estimate.value,
                     "low": estimate.low,
                     "high": estimate.high,
-                    "p": estimate.p,
+                    "p": found.p_pairs if estimate.p is None else estimate.p,
+                    "over": found.over,
                 }
                 counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
                 rows.append({**place, **({"model": model} if model else {}), **said, **counts})
@@ -273,12 +270,11 @@ class FigureFiles:
         return self.png.read_bytes()
 
 
-def _plain(text: Any) -> str | None:
-    """Return a response, or a prompt of one turn, as text; turns as lines with their roles."""
-    if text is None or isinstance(text, str):
-        return text
-    turns = [f"{turn['role']}: {turn['content']}" for turn in text]
-    return str(text[0]["content"]) if len(text) == 1 else "\n".join(turns)
+def _said(turns: Sequence[Message]) -> str:
+    """Return a prompt of one turn as its text, one of several with their roles."""
+    if len(turns) == 1:
+        return turns[0].content
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
 _WORDS = {field.name: field for field in dataclasses.fields(Options) if field.name not in _SAID_OTHERWISE}

@@ -15,7 +15,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -143,23 +142,18 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
-    failed = any(note.cause for key, note in state.trials.items() if key in holes)
-    session.say(*_ways_on(state.command, failed, session.driver_log.parent))
-    return HOLES
-
-
-def _ways_on(command: Sequence[str], failed: bool, logs: Path) -> list[str]:
-    lines = [f"to run what is missing, give the same command again; logs: {logs}"]
-    if failed and command:
+    logs = session.driver_log.parent
+    session.say(f"to run what is missing, give the same command again; logs: {logs}")
+    if state.command and any(note.cause for key, note in state.trials.items() if key in holes):
         # `run` is the only command that is left out of a retry; as a value it follows its flag.
         words = [
             word
-            for before, word in itertools.pairwise(command)
+            for before, word in itertools.pairwise(state.command)
             if word not in ("run", "retry") or before.startswith("--")
         ]
-        retry = [os.path.relpath(sys.executable), command[0], "retry", *words]
-        lines.append(f"to run the failed trials again: {shlex.join(retry)}")
-    return lines
+        retry = [os.path.relpath(sys.executable), state.command[0], "retry", *words]
+        session.say(f"to run the failed trials again: {shlex.join(retry)}")
+    return HOLES
 
 
 def report(session: Session, compare: str | None, baseline: str | None = None) -> int:
@@ -191,17 +185,17 @@ def print_report(session: Session, written: Written) -> None:
         console.print(table.terminal(labels=4))
     session.warn(*written.shown.left_out)
     session.say(*said_conclusions(written.folder))
-    session.say(f"report: {written.folder / HTML}")
-    if session.command:
-        session.say(f"MLflow: {_ui_command(session)}")
-
-
-def _ui_command(session: Session) -> str:
     options = session.options
-    words = [os.path.relpath(sys.executable), session.command[0], "ui", "--storage", str(session.store.root)]
+    words = [
+        os.path.relpath(sys.executable),
+        (session.command or sys.argv)[0],
+        "ui",
+        "--storage",
+        str(session.store.root),
+    ]
     words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
     words += ["--name", options.name] if options.name else []
-    return shlex.join(words)
+    session.say(f"report: {written.folder / HTML}", f"MLflow: {shlex.join(words)}")
 
 
 def ui(session: Session, port: int) -> int:
@@ -272,7 +266,6 @@ def _runs_page(address: str, server: subprocess.Popen[bytes], sweep: str) -> str
 
 
 def sync(session: Session) -> int:
-    """Write the sweep's runs to MLflow again."""
     declaration = read_declaration(session.sweep_name, session.store)
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
     written = write_full_report(declaration, session.store, functools.partial(late_bar, session.console))
@@ -324,5 +317,4 @@ def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
 
 
 def gigabytes(size: int) -> str:
-    """Write bytes as GB."""
     return f"{size / 1e9:,.1f}" if size >= 1e9 else f"{size / 1e9:.4f}"

@@ -123,12 +123,22 @@ def _opening(doc: str) -> str:
 
 def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
     """Run the command, and return its exit code; an error is printed on stderr."""
+    from orchestrator.cli import inspect
+
     errors = Console(stderr=True)
     if logging.lastResort is not None:
         # Libraries that warn where nobody has set up logging.
         logging.lastResort.setFormatter(RedactingFormatter())
     try:
-        code = _run(experiment, options, open_session(options, file.stem, file.parent))
+        _refuse_ignored(options)
+        session = open_session(options, file.stem, file.parent)
+        match options.command:
+            case Ui(port=port):
+                code = inspect.ui(session, port)
+            case Gc(keep=keep, delete=delete):
+                code = inspect.gc(session, keep, delete=delete)
+            case _:
+                code = experiment.run(options, session)
         sys.stdout.flush()
     except SweepError as error:
         say(errors, f"error: {redacted(str(error))}", style="red")
@@ -146,18 +156,6 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
         say(errors, f"this is a defect of rmsweep; please report it with {log}", style="red")
         return DEFECT
     return code
-
-
-def _run(experiment: Experiment, options: CommonOptions, session: Session) -> int:
-    from orchestrator.cli import inspect
-
-    _refuse_ignored(options)
-    match options.command:
-        case Ui(port=port):
-            return inspect.ui(session, port)
-        case Gc(keep=keep, delete=delete):
-            return inspect.gc(session, keep, delete=delete)
-    return experiment.run(options, session)
 
 
 def _refuse_ignored(options: CommonOptions) -> None:

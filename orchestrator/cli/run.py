@@ -52,51 +52,42 @@ class Ready:
     todo: Sequence[TrialPlan]
 
 
-def ready(session: Session, build: Build) -> Ready:
-    """Declare the sweep and find what is missing of it. Raises the errors that the user can mend.
+def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
+    """Declare the sweep and find what is missing of it; `again`: what has failed of the trials that it was declared to have.
 
-    A grid that --only or --max-trials narrows leaves the declaration as it was.
+    A grid that --only or --max-trials narrows leaves the declaration as it was. Raises the errors that the user can mend.
     """
-    options = session.options
+    options, store = session.options, session.store
     if options.extend and options.replace:
         raise SpecError(
             "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
         )
     resolved, nodes = _prepared(session, build)
-    declaration = adopt(
-        with_analyses(declare(resolved), session, resolved.plans),
-        session.store,
-        adds=options.extend or _narrowed(session),
-        replaces=options.replace,
-    )
-    say_damaged_logs(session, [item.key for item in resolved.plans])
-    missing = missing_trials(resolved.plans, session.store)
-    notes = read_state(session.sweep_name, session.store).trials
-    diverged = [item for item in missing if is_final(notes.get(item.key, TrialNote()).cause)]
-    todo = [item for item in missing if item not in diverged]
-    session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
-    session.say_left_out(resolved.left_out)
-    if diverged:
-        session.say(
-            f"{len(diverged)} trials failed for good before and are left out; `retry` runs them again"
-        )
-    say_damage(session, missing)
-    if todo:
-        session.warn(*audit_errors(declaration, session.store))
+    if again:
+        declaration = read_declaration(session.sweep_name, store)
+    else:
+        wanted = with_analyses(declare(resolved), session, resolved.plans)
+        adds = options.extend or _narrowed(session)
+        declaration = adopt(wanted, store, adds=adds, replaces=options.replace)
+        say_damaged_logs(session, [item.key for item in resolved.plans])
+    missing = missing_trials(resolved.plans, store)
+    notes = read_state(session.sweep_name, store).trials
+    causes = {item.key: cause for item in missing if (cause := notes.get(item.key, TrialNote()).cause)}
+    if again:
+        declared = {trial.key for trial in declaration.trials}
+        todo = [item for item in missing if item.key in declared and item.key in causes]
+        names = ", ".join(item.spec.name for item in todo)
+        session.say(f"running again: {names}" if todo else "no trial of these has failed")
+    else:
+        todo = [item for item in missing if not is_final(causes.get(item.key, ""))]
+        session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
+        session.say_left_out(resolved.left_out)
+        if final := len(missing) - len(todo):
+            session.say(f"{final} trials failed for good before and are left out; `retry` runs them again")
+        say_damage(session, missing)
+        if todo:
+            session.warn(*audit_errors(declaration, store))
     return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=todo)
-
-
-def ready_again(session: Session, build: Build) -> Ready:
-    """Find the failed trials, among those that the sweep was declared to have."""
-    resolved, nodes = _prepared(session, build)
-    declaration = read_declaration(session.sweep_name, session.store)
-    notes = read_state(session.sweep_name, session.store).trials
-    declared = {trial.key for trial in declaration.trials}
-    missing = missing_trials(resolved.plans, session.store)
-    failed = [item for item in missing if item.key in declared and notes.get(item.key, TrialNote()).cause]
-    names = ", ".join(item.spec.name for item in failed)
-    session.say(f"running again: {names}" if failed else "no trial of these has failed")
-    return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=failed)
 
 
 def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
@@ -112,8 +103,12 @@ def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node
     placement.require_fit(sweep.trials, nodes)
     require_access([trial.model for trial in sweep.trials])
     resolved = _resolve(session, sweep, fetch=True)
-    _set_aside(session, _scores(resolved.plans))
-    if _set_aside(session, _rows_to_read(session, missing_trials(resolved.plans, session.store))):
+    _set_aside_scores(session, resolved.plans)
+    missing = (stage for plan in resolved.plans for stage in plan.missing(session.store))
+    digests = sorted({stage.split.digest for stage in missing if isinstance(stage, PrepareStage)})
+    read = [("dataset", digest, "pairs.jsonl") for digest in digests]
+    if damaged := gc.set_aside(session.store, read):
+        session.warn(*(f"damaged: {error}; it is made again" for error in damaged))
         resolved = _resolve(session, sweep, fetch=True)
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in nodes))
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
@@ -189,7 +184,7 @@ def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | Non
     except SweepError:
         # The caller resolves it again, and there the error is the user's to see.
         return None
-    _set_aside(session, _scores(resolved.plans))
+    _set_aside_scores(session, resolved.plans)
     return None if missing_trials(resolved.plans, session.store) else resolved
 
 
@@ -209,7 +204,7 @@ def carry_out(session: Session, work: Ready) -> Written:
 
 def run(session: Session, build: Build, *, again: bool = False) -> int:
     """Run what is missing, or `again` what has failed, and what follows: report, analyses, eviction, holes."""
-    work = ready_again(session, build) if again else ready(session, build)
+    work = ready(session, build, again=again)
     # Each failure is said when it comes.
     told = [item.key for item in work.todo]
     try:
@@ -291,8 +286,11 @@ def plan_only(session: Session, build: Build) -> Outlook:
 def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
     """Return for each training set its evaluation sets by category."""
     found: dict[str, dict[str, list[str]]] = {}
-    for (train_set, evaluated), category in resolved.categories.items():
-        found.setdefault(train_set, {}).setdefault(category, []).append(evaluated)
+    for spec in (plan.spec for plan in resolved.plans):
+        for item in spec.eval_sets:
+            category = resolved.categories[spec.train_set.name, item.name]
+            names = found.setdefault(spec.train_set.name, {}).setdefault(category, [])
+            names += [] if item.name in names else [item.name]
     return found
 
 
@@ -305,7 +303,9 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
     for column in rows[0] if rows else ():
         if any(row[column] not in ("", "–") for row in rows):
             is_words = column in words
-            width = None if is_words else max(len(column), *(len(row[column]) for row in rows))
+            # Words are wrapped, numbers are not.
+            cells = [part for row in rows for part in (row[column].split() if is_words else [row[column]])]
+            width = max(map(len, (*column.split(), *cells)))
             table.add_column(column, justify="left" if is_words else "right", min_width=width)
     for row in rows:
         table.add_row(*(row[str(column.header)] for column in table.columns))
@@ -471,21 +471,7 @@ def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
             session.warn(f"{item.spec.name}: {of_other_weights(old)}; they are made again")
 
 
-def _scores(plans: Sequence[TrialPlan]) -> list[tuple[str, str, str]]:
-    """Return the scores of trials as stage, key and file. But for this check the report would be the first to read them."""
-    return [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.evaluations]
-
-
-def _rows_to_read(session: Session, plans: Sequence[TrialPlan]) -> list[tuple[str, str, str]]:
-    """Return the data sets that a missing preparation reads, as stage, key and file."""
-    missing = (stage for plan in plans for stage in plan.missing(session.store))
-    digests = sorted({stage.split.digest for stage in missing if isinstance(stage, PrepareStage)})
-    return [("dataset", digest, "pairs.jsonl") for digest in digests]
-
-
-def _set_aside(session: Session, files: Sequence[tuple[str, str, str]]) -> bool:
-    """Make artifacts with a damaged file count as missing, and say so; return whether there was one."""
-    found = gc.set_aside(session.store, files)
-    for error in found:
-        session.warn(f"damaged: {error}; it is made again")
-    return bool(found)
+def _set_aside_scores(session: Session, plans: Sequence[TrialPlan]) -> None:
+    """Make damaged scores count as missing; but for this the report would be the first to read them."""
+    scores = [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.evaluations]
+    session.warn(*(f"damaged: {error}; it is made again" for error in gc.set_aside(session.store, scores)))

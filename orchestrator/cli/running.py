@@ -54,11 +54,6 @@ WRITE_EVERY_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-def _begun_again(note: TrialNote) -> TrialNote:
-    """Return a fresh note that keeps why the trial failed before, which holds until it is complete."""
-    return TrialNote(cause=note.cause, message=note.message)
-
-
 class StateWriter:
     """Keeps notes of trials from their events, and writes them: at most once a second, failures at once, and at `close`.
 
@@ -71,13 +66,15 @@ class StateWriter:
         self._sweep, self._store = sweep, store
         self._driver, self._command = driver, tuple(command)
         earlier = read_state(sweep, store).trials
-        self.notes = {**earlier, **{key: _begun_again(earlier.get(key, TrialNote())) for key in todo}}
+        before = {key: earlier.get(key, TrialNote()) for key in todo}
+        # Why a trial failed before holds until it is complete.
+        begun = {key: TrialNote(cause=note.cause, message=note.message) for key, note in before.items()}
+        self.notes = {**earlier, **begun}
         self._paces: dict[str, Pace] = {}
         self._written = 0.0
         self._write()
 
     def on_event(self, event: Event) -> None:
-        """Note what an event says of its trial."""
         note = self.notes.get(event.trial)
         if note is None:
             return
@@ -85,7 +82,13 @@ class StateWriter:
             case Started():
                 note.state = "running"
             case StageBegan() | RowsLogged():
-                self._note_pace(event, note)
+                pace = self._paces.setdefault(event.trial, Pace())
+                if isinstance(event, StageBegan):
+                    pace.begin(event.stage)
+                else:
+                    pace.take(event.stage, event.rows[-1])
+                note.stage, note.step, note.total = pace.stage, pace.done, pace.total
+                note.loss, note.pairs_per_s, note.train_s = pace.loss, pace.rate, pace.train_s
             case Retried():
                 note.retries.append(f"{event.cause}: {event.message}")
             case Replanned():
@@ -101,15 +104,6 @@ class StateWriter:
         # Of a failure that is not noted a later command knows nothing.
         if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
-
-    def _note_pace(self, event: StageBegan | RowsLogged, note: TrialNote) -> None:
-        pace = self._paces.setdefault(event.trial, Pace())
-        if isinstance(event, StageBegan):
-            pace.begin(event.stage)
-        else:
-            pace.take(event.stage, event.rows[-1])
-        note.stage, note.step, note.total = pace.stage, pace.done, pace.total
-        note.loss, note.pairs_per_s, note.train_s = pace.loss, pace.rate, pace.train_s
 
     def close(self) -> None:
         """Note what still ran as stopped, and write all."""
@@ -210,7 +204,9 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
 
     def on_event(event: Event) -> None:
         if isinstance(event, Failed | Retried | Notice):
-            event = _redacted(event)
+            texts = [item.name for item in dataclasses.fields(event) if item.type is str]
+            clean: dict[str, Any] = {name: redacted(getattr(event, name)) for name in texts}
+            event = dataclasses.replace(event, **clean)
         state.on_event(event)
         progress.on_event(event)
         if isinstance(event, Failed) and event.detail:
@@ -228,12 +224,6 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
                 tracker.ended(event.trial, failed=isinstance(event, Failed))
 
     return on_event
-
-
-def _redacted(event: Failed | Retried | Notice) -> Event:
-    texts = [item.name for item in dataclasses.fields(event) if item.type is str]
-    clean: dict[str, Any] = {name: redacted(getattr(event, name)) for name in texts}
-    return dataclasses.replace(event, **clean)
 
 
 def _run_on_ray(

@@ -6,12 +6,12 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.cli.options import Command, CommonOptions, Gc, Options, Retry, Run, Sync, Ui
+from orchestrator.cli.options import CommonOptions, Gc, Options, Retry, Run, Sync, Ui
 from orchestrator.cli.terminal import console_on, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node
@@ -66,7 +66,6 @@ class Session:
 
 
 def dump_json(value: object) -> None:
-    """Print a value as JSON."""
     print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))
 
 
@@ -81,12 +80,17 @@ def open_session(
 
     store = Store(storage_root(options.storage))
     uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    if not uri and (isinstance(store.root, Path) or _shows_runs(options.command)):
+    writes = isinstance(options.command, Run | Retry | Sync)
+    if not uri and (isinstance(store.root, Path) or writes or isinstance(options.command, Ui)):
         uri = default_uri(store)
     if isinstance(store.root, ObjectPath):
-        require_access(store.root, write=_writes(options.command))
+        deletes = isinstance(options.command, Gc) and options.command.delete
+        require_access(store.root, write=writes or deletes)
+    if not isinstance(options, Options):
+        # An analysis reads none of a grid's flags.
+        options = Options(**{item.name: getattr(options, item.name) for item in fields(CommonOptions)})
     return Session(
-        options=options if isinstance(options, Options) else _options_of_analysis(options),
+        options=options,
         sweep_name=name if options.name is None else given_name("--name", options.name),
         store=store,
         tracking_uri=take_credentials(uri),
@@ -94,20 +98,6 @@ def open_session(
         console=_console(),
         command=tuple(map(redacted, sys.argv if command is None else command)),
     )
-
-
-def _options_of_analysis(given: CommonOptions) -> Options:
-    """Return the common flags as those of a grid, whose own flags an analysis does not read."""
-    common = {item.name: getattr(given, item.name) for item in dataclasses.fields(CommonOptions)}
-    return Options(**common)
-
-
-def _shows_runs(command: Command) -> bool:
-    return isinstance(command, Run | Retry | Sync | Ui)
-
-
-def _writes(command: Command) -> bool:
-    return isinstance(command, Run | Retry | Sync) or (isinstance(command, Gc) and command.delete)
 
 
 def storage_root(given: str | None) -> Location:

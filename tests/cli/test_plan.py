@@ -49,6 +49,10 @@ def test_the_papers_grid_is_planned_offline(grid, tmp_path):
         "per GPU-hour (assumed: AWS on demand",
         "of the peak rate (MFU); backbone",
         "not fetched: gemma-2-2b, llama-3.1-8b",
+        "8.03 B bf16 4, ZeRO",
+        "trained on ultrafeedback, evaluated on ultrafeedback (in-distribution), ultrafeedback_paraphrase, "
+        "ultrafeedback_french, ultrafeedback_spanish (token-level shift), rewardbench_math, rewardbench_code, rewardmath "
+        "(domain shift)",
     ):
         assert part in said
     # Nothing is started, and nothing is written.
@@ -59,7 +63,10 @@ def test_json_says_the_same_in_numbers(grid):
     done = grid(*PAPER, "--json", "--price", "2")
     found = json.loads(done.stdout)
     assert (found["devices"], found["unit"], len(found["trials"]), len(found["cells"])) == (16, "GPU", 72, 12)
+    assert found["categories"]["rewardmath"]["in-distribution"] == ["rewardmath"]
     for cell in found["cells"]:
+        assert cell["train_sets"] == ["ultrafeedback", "rewardmath"]
+        assert cell["precision"] == ("bf16" if cell["model"] == "llama-3.1-8b" else "fp32")
         at = cell["placement"]
         assert at["forward_tokens"] >= 3072
         assert cell["effective_batch"] == 32
@@ -78,6 +85,22 @@ def test_json_says_the_same_in_numbers(grid):
     assert found["price"] == pytest.approx(2 * found["device_hours"])
     assert found["price_held"] == pytest.approx(2 * 16 * found["makespan_h"])
     assert "llama-3.2-1b" in found["not_fetched"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_each_row_names_its_training_set_and_its_hours_of_what(grid, width):
+    words = ("plan", "--profile", "laptop", "--backend", "inline", "--models", "gemma2-64", "llama-48")
+    # Of the profile's sets one is trained on two processes.
+    words += ("--train-sets", "tiny_world", "hamiltonian")
+    printed = grid(*words, **OFFLINE, COLUMNS=str(width)).stdout
+    assert max(map(len, printed.splitlines()[:8])) <= width
+    said = " ".join(printed.split())
+    for train_set, devices in (("tiny_world", "2, ZeRO 3"), ("hamiltonian", "1, ZeRO 0")):
+        if width == 80:
+            assert f"trained on {train_set}, trials 1, weights 93.4 k fp32, devices {devices}" in said
+        else:
+            assert f"gemma2-64 · ex_rm {train_set} 1 93.4 k fp32 {devices}" in said
+    assert ("CPU-hours 0." if width == 80 else "CPU-hours to do") in said
 
 
 def test_what_does_not_fit_is_said_with_what_would(grid):

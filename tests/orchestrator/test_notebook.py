@@ -1,0 +1,217 @@
+"""Sweeps from Python: the words of the command line, results as pandas tables, mistakes as one line."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from benchmarks.simulated import simulated_sweep
+from orchestrator import grid, notebook, open_sweep
+from orchestrator.cli.options import Options
+from orchestrator.report.comparison import Analysis
+from orchestrator.report.results import on_common_pairs
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import write_declaration
+from tests.orchestrator.test_layers import HEAVY, python
+from trainers.command import parse
+from trainers.errors import SpecError
+
+LAZY = """
+import sys
+import orchestrator
+print("orchestrator.notebook" in sys.modules, "rich" in sys.modules)
+from orchestrator import grid, open_sweep
+print(*[name for name in {heavy!r} if name in sys.modules])
+"""
+
+
+def test_importing_costs_nothing_and_grid_imports_nothing_heavy():
+    assert python(LAZY.format(heavy=HEAVY)).split("\n") == ["False False"]
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    import orchestrator
+
+    with pytest.raises(AttributeError, match="gird"):
+        orchestrator.gird  # noqa: B018
+
+
+def test_values_are_the_words_of_the_command_line():
+    said = notebook._options(
+        {
+            "models": [Path("a"), "llama-64"],
+            "train_sets": {"mine": "x.jsonl"},
+            "eval_sets": "tiny_world",
+            "category": {("mine", "tiny_world"): "domain-shift"},
+            "columns": {"mine/prompt": "question"},
+            "test_share": 0.2,
+            "seeds": range(2),
+            "lr": 1,
+            "keep_epochs": [1, 2],
+            "backend": "inline",
+            "extend": True,
+        }
+    )
+    words = "--models a llama-64 --train-sets mine=x.jsonl --eval-sets tiny_world --category mine/tiny_world=domain-shift "
+    words += "--columns mine/prompt=question --test-share 0.2 --seeds 0 1 --lr 1 --keep-epochs 1 2 --backend inline --extend"
+    assert said == parse(Options, words.split(), prog="grid", config=())
+    assert notebook._listed({"lr": [1e-6, 1e-5]}).__next__() == "lr=1e-06,1e-05"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"modles": ["llama-64"]}, "grid has no modles; did you mean models"),
+        ({"lr": "high"}, "lr='high': give a number."),
+        ({"seeds": [0, 1.5]}, "seeds=1.5: give a whole number."),
+        ({"extend": 1}, "extend=1: give True or False."),
+        ({"profile": "big"}, "profile='big': give 'auto' or 'paper' or 'laptop'."),
+        ({"models": ["lama-64"], "profile": "laptop"}, "--models lama-64: no such file"),
+        ({"only": ["model"], "profile": "laptop"}, "--only model: give KEY=GLOB"),
+        ({"name": "a/b"}, "--name"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_mistake_is_one_line(words: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(SpecError) as raised:
+        grid(**{"name": "demo", "storage": tmp_path, **words}).plan()
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_notebook_shows_every_word_of_grid():
+    shown = notebook.grid.__signature__.parameters  # type: ignore[attr-defined]
+    assert next(iter(shown)) == "name"
+    assert {"models", "max_train_pairs", "keep_weights", "columns"} <= shown.keys()
+    assert not {"command", "json"} & shown.keys()
+    assert shown["backend"].default == "ray"
+
+
+@pytest.fixture(scope="module")
+def ran(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    """A sweep of a sound model and one whose weights hold a NaN, as it was declared and run."""
+    storage = tmp_path_factory.mktemp("ran") / "store"
+    folder = shutil.copytree(tiny_model, storage.parent / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights[next(name for name in weights if "down_proj" in name)][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sweep = grid(
+        "demo",
+        models={"good": tiny_model, "bad": folder},
+        rewards="ex_rm",
+        train_sets="tiny_world",
+        eval_sets=["tiny_world", "tiny_world_paraphrase"],
+        seeds=0,
+        profile="laptop",
+        storage=storage,
+        epochs=1,
+        max_train_pairs=16,
+        max_eval_pairs=8,
+    )
+    return sweep, sweep.run(backend="inline"), storage
+
+
+def test_a_trial_that_fails_is_in_the_results(ran: tuple[Any, Any, Path]):
+    _, results, storage = ran
+    good, bad = (f"{model} · ex_rm · tiny_world · s0" for model in ("good", "bad"))
+    assert list(results.failed()) == [bad]
+    assert "not finite" in results.failed()[bad]
+    table = results.to_pandas()
+    assert list(zip(table["trial"], table["evaluation_set"], table["state"], strict=True)) == [
+        (good, "tiny_world", "complete"),
+        (good, "tiny_world_paraphrase", "complete"),
+        (bad, "tiny_world", "failed"),
+        (bad, "tiny_world_paraphrase", "failed"),
+    ]
+    assert table["accuracy"].notna().tolist() == [True, True, False, False]
+    assert set(table["cause"]) == {"", results.failed()[bad]}
+    assert (results.model_path(good) / "config.json").is_file()
+    with pytest.raises(SpecError, match=f"{bad} has no weights: .*not finite"):
+        results.model_path(bad)
+    with pytest.raises(SpecError, match="did you mean good"):
+        results.model_path("godd · ex_rm · tiny_world · s0")
+    assert f"missing: {bad}: " in repr(open_sweep(storage, "demo"))
+
+
+def test_pairs_have_their_texts(ran: tuple[Any, Any, Path]):
+    pairs = ran[1].pairs("tiny_world_paraphrase")
+    assert len(pairs) == 8
+    assert set(pairs["evaluation_set"]) == {"tiny_world_paraphrase"}
+    from orchestrator.spec import catalog
+    from trainers.data.sources import read_pairs
+
+    rows = read_pairs(catalog.dataset("tiny_world_paraphrase"), "test")
+    for row in pairs.to_dict("records"):
+        pair = rows[row["index"]]
+        assert (row["prompt"], row["chosen"], row["rejected"]) == (
+            pair.prompt[0].content,
+            pair.chosen,
+            pair.rejected,
+        )
+        assert row["margin"] == row["chosen_reward"] - row["rejected_reward"]
+    with pytest.raises(SpecError, match="did you mean tiny_world"):
+        ran[1].pairs("tiny_word")
+
+
+def test_running_again_does_nothing_for_a_trial_that_failed_for_good(
+    ran: tuple[Any, Any, Path], capsys: pytest.CaptureFixture[str]
+):
+    sweep, results, _ = ran
+    again = sweep.run(backend="inline")
+    assert again.failed() == results.failed()
+    assert "failed for good" in capsys.readouterr().out
+    assert "1 train" in repr(sweep.plan())
+    assert sweep.plan().outlook.stages["train"] == {"cached": 1, "missing": 1}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two models, three seeds, two reward types, as if they had been trained."""
+    store = Store(tmp_path_factory.mktemp("simulated") / "store")
+    write_declaration(simulated_sweep(store, name="demo"), store)
+    return store
+
+
+def test_differences_are_the_report_s_own(simulated: Store):
+    results = open_sweep(simulated.root, "demo")
+    analysis = Analysis(on_common_pairs(results.trials))
+    found = results.difference("ex_rm", "im_rm")
+    for row, scope in zip(found.to_dict("records"), analysis.categories(), strict=True):
+        wanted = analysis.difference(scope, "accuracy")
+        assert wanted is not None
+        assert row["category"] == scope.category
+        estimate = wanted.estimate
+        assert (row["difference"], row["low"], row["high"]) == (wanted.value, estimate.low, estimate.high)
+        assert (row["models"], row["seeds"]) == (2, 3)
+    turned = results.difference("im_rm", "ex_rm")
+    assert turned["difference"].tolist() == (-found["difference"]).tolist()
+    assert (turned["low"] <= turned["difference"]).all()
+    by_set, by_model = (
+        results.difference("ex_rm", "im_rm", "set"),
+        results.difference("ex_rm", "im_rm", "model"),
+    )
+    assert by_set["evaluation_set"].is_unique
+    assert len(by_model) == 2 * len(found)
+    with pytest.raises(SpecError, match="no reward type ex; did you mean ex_rm"):
+        results.difference("ex", "im_rm")
+    with pytest.raises(SpecError, match="give two reward types"):
+        results.difference("ex_rm", "ex_rm")
+    with pytest.raises(SpecError, match="by='models': did you mean model"):
+        results.difference("ex_rm", "im_rm", by="models")  # type: ignore[arg-type]
+
+
+def test_figures_are_the_report_s_own(simulated: Store):
+    results = open_sweep(str(simulated.root), "demo")
+    figure = results.figure("accuracy_by_category")
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+    assert figure.svg.is_file()
+    assert results.report().name == "report.html"
+    with pytest.raises(SpecError, match="did you mean differences"):
+        results.figure("diffrences")
+
+
+def test_a_sweep_that_nobody_knows_is_refused(tmp_path: Path):
+    with pytest.raises(SpecError, match="knows no sweep 'demo'"):
+        open_sweep(tmp_path, "demo")
