@@ -106,6 +106,7 @@ def run(arguments: Train) -> None:
             loss=loss,
             lora=lora,
             merge=arguments.merge,
+            dataset=name,
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)
