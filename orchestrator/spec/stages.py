@@ -191,7 +191,7 @@ class TrainStage(Keyed):
 
     def _content_key(self) -> str:
         # At their defaults they are left out, as every field is that came after the keys were first used.
-        added = {"loss": self.loss} if self.loss != BRADLEY_TERRY else {}
+        added: dict[str, object] = {"loss": self.loss} if self.loss != BRADLEY_TERRY else {}
         added |= {"lora": self.lora} if self.lora else {}
         return content_key(
             self.kind,

@@ -372,12 +372,10 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
 
 def _margin(row: Row) -> float | None:
     """Return the number in the column margin, else the difference of the two scores; None where there is none."""
-    scores = row.get("score_chosen"), row.get("score_rejected")
+    given = row.get("margin") is not None
     try:
-        margin = (
-            float(row["margin"]) if row.get("margin") is not None else float(scores[0]) - float(scores[1])
-        )
-    except (TypeError, ValueError):
+        margin = float(row["margin"]) if given else float(row["score_chosen"]) - float(row["score_rejected"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return margin if math.isfinite(margin) else None
 
