@@ -185,6 +185,7 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
         validation=validation,
         loss=stage.loss,
         lora=stage.lora,
+        dataset=stage.prepared.split.name,
     )
     kept = _kept(store, stage.key, call.checkpoint_steps)
     run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)

@@ -44,6 +44,7 @@ def job(model, folder, kind, zero, world, **options):
             "world_size": world,
             "micro_batch": 1,
             "accumulation": EFFECTIVE_BATCH // world,
+            "checkpointing": zero in (1, 3),
         },
         "optim": {"lr": LR, "epochs": EPOCHS, "effective_batch": EFFECTIVE_BATCH},
         "pairs": PAIRS,

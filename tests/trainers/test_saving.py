@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +21,7 @@ from tests.trainers import gang
 from tests.trainers.architectures import BUFFERED, random_pairs, save_architecture, small_tokenizer
 from tests.trainers.gang import Job
 from trainers.data import worlds
+from trainers.data.records import Pair, user_prompt
 from trainers.errors import ModelError
 from trainers.evaluate.scoring import score_pairs
 from trainers.models import tiny
@@ -29,8 +31,8 @@ from trainers.models.saving import folder_files, full_weights
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import tokenize_pairs
-from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec, OptimSpec, Placement, Trust
+from trainers.rewards import RewardSpec, reward_variants
+from trainers.specs import DrawSpec, LoraSpec, OptimSpec, Placement, Trust
 from trainers.train.loop import TrainInputs, model_card
 
 KINDS = ("ex_rm", "im_rm", "ex_grm")
@@ -176,15 +178,46 @@ def test_a_folder_holds_template_and_card(trained):
     assert "AutoModelForSequenceClassification" in card
 
 
-def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not():
-    card = model_card("base", RewardSpec(kind="ex_rm", pooling="mean"), {}).decode()
+def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not(tmp_path):
+    card = model_card(inputs_of(tmp_path, RewardSpec(kind="ex_rm", pooling="mean"), ()), {}).decode()
     assert "not" in card
     assert "--reward ex_rm_mean" in card
 
 
-def train_here(folder, out, reward, pairs, precision="fp32", report=lambda row: None):
-    """One epoch in this process, without a reference; the folder of the trained model."""
-    inputs = TrainInputs(
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("kind", ["ex_rm", "im_rm_no_reference"])
+def test_the_code_of_a_card_gives_the_reward(tiny_model, tmp_path, monkeypatch, kind, adapter):
+    reward = reward_variants(0.5)[kind]
+    pair = Pair(prompt=user_prompt("What is 2 + 2?"), chosen="4", rejected="5")
+    pairs, _ = tokenize_pairs([pair] * 2, load_tokenizer(str(tiny_model)), DrawSpec())
+    lora = {"lora": LoraSpec(rank=2)} if adapter else {}
+    inputs = dataclasses.replace(inputs_of(tiny_model, reward, pairs), dataset="sums", **lora)
+    trainers.train.loop.train(inputs, report=lambda row: None, out_dir=tmp_path)
+    folder = tmp_path / "model"
+    _, head, card = (folder / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "library_name": "peft" if adapter else "transformers",
+        "base_model": "base",
+        "datasets": ["sums"],
+        "pipeline_tag": "text-classification" if kind == "ex_rm" else "text-generation",
+        "tags": ["reward-model", "rmsweep"],
+    }
+    monkeypatch.chdir(folder)
+    said = {}
+    with torch.no_grad():
+        exec(card.split("```python\n")[1].split("```")[0], said)
+    model = load_model(
+        str(folder), tokenizer=load_tokenizer(str(folder)), output=reward.type.output, precision="fp32"
+    )
+    expected, _ = score_pairs(RewardModule(model, reward), pairs, reference=None, report=lambda row: None)
+    found = said["reward"] if kind == "ex_rm" else 0.5 * said["log_probs"].sum().item()
+    assert found == pytest.approx(expected[0], abs=1e-5)
+    if kind == "ex_rm" and not adapter:
+        assert said["model"].config.id2label == {0: "reward"}
+
+
+def inputs_of(folder, reward, pairs, precision="fp32"):
+    return TrainInputs(
         name="base",
         location=str(folder),
         revision=None,
@@ -196,6 +229,11 @@ def train_here(folder, out, reward, pairs, precision="fp32", report=lambda row: 
         pairs=pairs,
         reference=None,
     )
+
+
+def train_here(folder, out, reward, pairs, precision="fp32", report=lambda row: None):
+    """One epoch in this process, without a reference; the folder of the trained model."""
+    inputs = inputs_of(folder, reward, pairs, precision)
     trainers.train.loop.train(inputs, report=report, out_dir=out)
     return out / "model"
 

@@ -384,10 +384,10 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
 
 def _margin(row: Row) -> float | None:
     """Return the number in the column margin, else the difference of the two scores; None where there is none."""
-    given = row.get("margin")
+    given = row.get("margin") is not None
     try:
-        margin = float(row["score_chosen"]) - float(row["score_rejected"]) if given is None else float(given)
-    except (KeyError, TypeError, ValueError):
+        margin = float(row["margin"]) if given else float(row["score_chosen"]) - float(row["score_rejected"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return margin if math.isfinite(margin) else None
 

@@ -41,7 +41,7 @@ def add_adapter(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules=list(lora.targets or found),
-        base_model_name_or_path=base,
+        base_model_name_or_path=str(Path(base).absolute()) if Path(base).exists() else base,
         revision=revision,
         task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
         modules_to_save=_HEAD if hasattr(model, "score") else None,

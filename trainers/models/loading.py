@@ -60,7 +60,9 @@ def load_model(
     settle_products(precision)
     if Path(location).is_dir():
         weight_files(Path(location), trust)
-    options: dict[str, Any] = {"num_labels": 1} if output == "head" else {}
+    options: dict[str, Any] = {}
+    if output == "head":
+        options = {"num_labels": 1, "id2label": {0: "reward"}, "label2id": {"reward": 0}}
     loader = AutoModelForSequenceClassification if output == "head" else AutoModelForCausalLM
     try:
         if trust.trust_remote_code:

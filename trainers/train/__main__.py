@@ -100,6 +100,14 @@ def run(arguments: Train) -> None:
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
+        if (
+            lora
+            and not arguments.merge
+            and location not in (arguments.model, str(Path(arguments.model).expanduser()))
+        ):
+            raise SpecError(
+                f"--model {arguments.model} is a GGUF file, which an adapter cannot name as its base; give --merge, too."
+            )
         pairs = arguments.tokenize(rows, location)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
@@ -117,6 +125,7 @@ def run(arguments: Train) -> None:
             lora=lora,
             merge=arguments.merge,
             template=given_template(arguments.template),
+            dataset=name,
         )
         if first:
             shutil.rmtree(draft, ignore_errors=True)

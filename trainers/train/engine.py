@@ -166,6 +166,9 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
         )
     # ZeRO-3 partitions weights between forward and backward, which the newer kind of checkpoint refuses.
     model.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
+    if zero_stage == 3 and not any(item.requires_grad for item in model.get_input_embeddings().parameters()):
+        # That kind computes no gradient at all of a layer whose input needs none.
+        model.enable_input_require_grads()
     for layer in module.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.training = True

@@ -8,6 +8,7 @@ a forward is Σ over its pairs × world size / pairs in the effective batch, sin
 
 import functools
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -70,7 +71,7 @@ _FINGERPRINT_VALUES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainInputs:
-    """Everything a rank needs; `location` and `revision` say where the base model is, `name` what it is called.
+    """Everything a rank needs; `location` and `revision` say where the base model is; `name` and `dataset` are for the card.
 
     After `keep_epochs` (from 1, the last not among them) the weights are kept as well. `validation` pairs are scored
     after every epoch; `reference` covers them. With `lora` an adapter is trained; `merge` saves it in the weights.
@@ -93,6 +94,7 @@ class TrainInputs:
     loss: LossSpec = BRADLEY_TERRY
     lora: LoraSpec | None = None
     merge: bool = False
+    dataset: str = ""
 
     @property
     def saves_adapter(self) -> bool:
@@ -150,7 +152,7 @@ def train(
     # Before the training, which would be lost if its model could not be saved.
     files = {
         **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
-        CARD: model_card(inputs.name, inputs.reward, {}),
+        CARD: model_card(inputs, {}),
     }
     kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
     epochs, kept = inputs.optim.epochs, inputs.keep_epochs
@@ -184,7 +186,7 @@ def train(
             right = sum(row["accuracy"] * row["pairs"] for row in last)
             result = TrainResult(log=log, train_accuracy=right / sum(row["pairs"] for row in last), perf=perf)
             if first:
-                card = model_card(inputs.name, inputs.reward, _facts(inputs, result))
+                card = model_card(inputs, _facts(inputs, result))
                 save_model(weights, {**files, CARD: card}, out_dir / "model")
                 collect_epochs(kept_in, out_dir, kept, epochs, mirror)
         finally:
@@ -443,26 +445,64 @@ def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:
         "epochs": optim.epochs,
         "seed": inputs.seed,
         "precision": inputs.precision,
+        **{type(option).__name__: option for option in _unusual(inputs)},
         "training accuracy, last epoch": f"{result.train_accuracy:.4f}",
         "loss, last step": f"{last['loss']:.4f}",
         "margin, last step": f"{last['margin']:.4f}",
     }
 
 
-def model_card(base: str, reward: RewardSpec, facts: Mapping[str, object]) -> bytes:
+def model_card(inputs: TrainInputs, facts: Mapping[str, object]) -> bytes:
     """Return the README.md of a trained model: what it is, how its reward is read, and what its training came to."""
+    reward, on_hub = inputs.reward, inputs.location.count("/") == 1 and not Path(inputs.location).exists()
+    head = reward.type.output == "head"
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if inputs.saves_adapter else 'transformers'}",
+        f"base_model: {json.dumps(inputs.location if on_hub else inputs.name)}",
+        *([f"datasets: [{json.dumps(inputs.dataset)}]"] if inputs.dataset else []),
+        f"pipeline_tag: {'text-classification' if head else 'text-generation'}",
         "tags: [reward-model, rmsweep]",
         "---",
         "",
-        f"# {reward.name} on {base}",
+        f"# {reward.name} on {inputs.name}",
         "",
         f"A reward model of type `{reward.name}`, trained by rmsweep. {reward.type.usage(reward)}",
         "",
+        *(_snippet(inputs) if reward.type.rendering == "response" and reward.pooling == "last" else []),
         "| | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),
     ]
     return ("\n".join(lines) + "\n").encode()
+
+
+def _snippet(inputs: TrainInputs) -> list[str]:
+    """Return Python for a card: it scores a response, or gives the log-probabilities of the response's tokens."""
+    head, adapter = inputs.reward.type.output == "head", inputs.saves_adapter
+    loader = f"Auto{'Peft' if adapter else ''}ModelFor{'SequenceClassification' if head else 'CausalLM'}"
+    imports = [f"from transformers import {loader}, AutoTokenizer"]
+    if adapter:
+        imports = [f"from peft import {loader}", "from transformers import AutoTokenizer"]
+    return [
+        "```python",
+        *imports,
+        "",
+        'folder = "."  # this folder, or its id on the hub',
+        f"model = {loader}.from_pretrained(folder{', num_labels=1' if adapter and head else ''}).eval()",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'turns = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]',
+        'as_ids = {"return_dict": True, "return_tensors": "pt"}',
+        'ids = tokenizer.apply_chat_template(turns, **as_ids)["input_ids"]',
+        *(_READ_HEAD if head else _READ_LOG_PROBS),
+        "```",
+        "",
+    ]
+
+
+_READ_HEAD = ("reward = model(input_ids=ids).logits[0, 0].item()",)
+_READ_LOG_PROBS = (
+    'prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, **as_ids)["input_ids"]',
+    "every = model(input_ids=ids).logits[0, :-1].log_softmax(-1)",
+    "log_probs = every.gather(1, ids[0, 1:, None])[prompt.shape[1] - 1 :, 0]",
+)

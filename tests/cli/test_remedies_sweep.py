@@ -1,0 +1,31 @@
+"""sweeps/remedies.py at its smallest: every remedy is trained and evaluated, a mean with its larger β."""
+
+from orchestrator.store.artifacts import Store
+from sweeps.remedies import PROFILES, REWARDS, TINY_LENGTH, USUAL_LENGTH, remedies
+from tests.conftest import save_tiny_llama
+from tests.sweep_runs import run_sweep, trial_rows
+from trainers.models.tiny import build_tokenizer
+
+
+def test_every_remedy_is_trained_and_evaluated(tmp_path):
+    save_tiny_llama(tmp_path / "tiny", build_tokenizer(), seed=0, tied=True)
+    small = (
+        "--epochs",
+        "1",
+        "--max-train-pairs",
+        "8",
+        "--max-eval-pairs",
+        "8",
+        "--seeds",
+        "0",
+        "--beta",
+        "0.01",
+    )
+    words = ("--models", str(tmp_path / "tiny"), *small)
+    assert run_sweep("remedies", remedies, PROFILES, tmp_path / "store", *words) == 0
+    rows = trial_rows(tmp_path / "store", "remedies")
+    assert {row["reward"] for row in rows if row["evaluated"]} == {*REWARDS}
+    (key,) = {row["key"] for row in rows if row["reward"] == "im_rm_length_normalised"}
+    card = (Store(tmp_path / "store").read("train", key) / "model" / "README.md").read_text()
+    assert USUAL_LENGTH > TINY_LENGTH
+    assert f"the reward is {0.01 * USUAL_LENGTH} times the mean" in card
