@@ -245,7 +245,7 @@ def plan_only(session: Session, build: Build) -> int:
     sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
     found = outlook(resolved, capacity(session), session.store, price=price)
-    long = too_long(resolved.plans, session.store)
+    long, refused = too_long(resolved.plans, session.store)
     denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
@@ -258,12 +258,18 @@ def plan_only(session: Session, build: Build) -> int:
         ]
         left_out = [dataclasses.asdict(item) for item in long]
         dump_json(
-            {**dataclasses.asdict(found), "too_long": left_out, "access_denied": denied, "trials": trials}
+            {
+                **dataclasses.asdict(found),
+                "too_long": left_out,
+                "refused": refused,
+                "access_denied": denied,
+                "trials": trials,
+            }
         )
         return 0
     session.say_left_out(resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))
-    session.warn(*map(str, long))
+    session.warn(*map(str, long), *(f"would be refused: {why}" for why in refused))
     if again := _trains_again(resolved.plans, session):
         session.say(again)
     if denied:

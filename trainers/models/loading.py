@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
+from trainers.models.attention import backbone
 from trainers.models.folders import require_own_code, weight_files
 from trainers.models.gguf_header import require_sound_gguf
 from trainers.models.layouts import padded_attention, settle_layout, tokens_are_rows
 from trainers.models.saving import folder_files, persistent_buffers, save_model
 from trainers.models.unembedding import Unembedding, widened
+from trainers.models.variants import register_head, text_of
 from trainers.pairs.templates import first_line
 from trainers.specs import UNTRUSTED, Output, Part, Precision, Trust
 
@@ -53,17 +55,21 @@ def load_model(
     keep_fp32_exact()
     if Path(location).is_dir():
         weight_files(Path(location), trust)
-    options: dict[str, Any] = {"num_labels": 1} if output == "head" else {}
     loader = AutoModelForSequenceClassification if output == "head" else AutoModelForCausalLM
     try:
         if trust.trust_remote_code:
             require_own_code(PreTrainedConfig.get_config_dict(location, revision=revision)[0], location)
         config = AutoConfig.from_pretrained(
-            location, revision=revision, trust_remote_code=trust.trust_remote_code, **options
+            location, revision=revision, trust_remote_code=trust.trust_remote_code
         )
+        config, key_mapping = text_of(config)
+        if output == "head":
+            config.num_labels = 1
+            register_head(config)
         model, loading = loader.from_pretrained(
             location,
             config=config,
+            key_mapping=key_mapping,
             revision=revision,
             dtype=DTYPES[precision],
             attn_implementation=padded_attention(config),
@@ -133,7 +139,7 @@ def freeze(model: Any, parts: tuple[Part, ...]) -> None:
         unembedding.weight = nn.Parameter(unembedding.weight.detach().clone())
         model.config.tie_word_embeddings = False
     if "backbone" in parts:
-        model.base_model.requires_grad_(False)
+        backbone(model).requires_grad_(False)
     if "embeddings" in parts:
         embeddings.requires_grad_(False)
     if "unembedding" in parts:
