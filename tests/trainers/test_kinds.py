@@ -4,9 +4,19 @@ Each is tiny and random, of its architecture's default config scaled down; what 
 transformers. The table in docs/models.md is `LAYOUTS`.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    GranitePreTrainedModel,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from tests.trainers import naive
 from tests.trainers.architectures import SPECS, small_tokenizer
@@ -52,7 +62,11 @@ QUICK = [
     "opt",
     "qwen3_moe",
 ]
-NO_HEAD = "ctrl"
+NO_HEAD = ("ctrl",)
+# Beside the defaults of the architecture's config.
+OPTIONS = {
+    "gemma4_text": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+}
 
 KINDS = [
     pytest.param(kind, layout, id=kind, marks=() if kind in QUICK else pytest.mark.slow)
@@ -76,7 +90,7 @@ def random_rows(count=3, seed=7):
 
 def saved(kind, folder):
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **OPTIONS.get(kind, {})))
     tiny_copy(model).float().save_pretrained(folder)
     small_tokenizer().save_pretrained(folder)
     return folder
@@ -137,7 +151,7 @@ def close(found, expected):
 def test_rewards_gradients_and_what_is_saved_are_those_of_plain_transformers(kind, layout, tmp_path):
     pairs, folder = random_rows(), saved(kind, tmp_path / "base")
     for output, spec in (("unembedding", SPECS["im_rm_no_reference"]), ("head", SPECS["ex_rm"])):
-        if output == "head" and kind in NO_HEAD.split():
+        if output == "head" and kind in NO_HEAD:
             continue
         model = loaded(folder, output)
         alone = ", one at a time" if getattr(model, "rows_alone", False) else ""
@@ -164,3 +178,43 @@ def test_rewards_gradients_and_what_is_saved_are_those_of_plain_transformers(kin
             tmp_path / output, kind, spec, pairs, None if head is None else model.score.weight.data
         )
         close(again, trained)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["gemma3", pytest.param("llama4", marks=pytest.mark.slow)])
+def test_of_a_model_of_text_and_images_the_language_model_is_loaded(kind, tmp_path):
+    config = AutoConfig.for_model(kind)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    tiny_copy(model).float().save_pretrained(tmp_path)
+    small_tokenizer().save_pretrained(tmp_path)
+    ids = torch.tensor([list(ORDINARY_TOKENS[:12])])
+    with torch.inference_mode():
+        expected = AutoModelForImageTextToText.from_pretrained(tmp_path)(input_ids=ids).logits
+        found = load_model(str(tmp_path), tokenizer=small_tokenizer(), output="unembedding", precision="fp32")
+        assert not [name for name, _ in found.named_parameters() if "vision" in name]
+        found.set_attn_implementation("sdpa")
+        torch.testing.assert_close(found(input_ids=ids).logits, expected)
+
+
+class GraniteReward(GenericForSequenceClassification, GranitePreTrainedModel):
+    """The class of docs/models.md."""
+
+
+def test_a_head_without_a_class_is_loaded_as_the_page_says(tmp_path):
+    pairs, folder = random_rows(), saved("granite", tmp_path / "base")
+    model = loaded(folder, "head")
+    rewards, _ = scored(model, SPECS["ex_rm"], pairs)
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    save_model(weights, folder_files(model, small_tokenizer()), tmp_path / "saved")
+    plain = GraniteReward.from_pretrained(tmp_path / "saved").double().eval()
+    with torch.inference_mode(), Wide():
+        for pair, reward in zip(pairs, rewards[: len(pairs)], strict=True):
+            logit = plain(input_ids=torch.tensor([pair.prompt + pair.chosen])).logits
+            assert float(logit) == pytest.approx(float(reward), rel=1e-9)
+
+
+def test_the_page_has_every_kind():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (packed|rows|rows, one at a time) \| (.+) \|$", page, re.MULTILINE)
+    assert {kind: layout for layout, kinds in rows for kind in kinds.split(", ")} == LAYOUTS

@@ -20,9 +20,7 @@ def text_of(config: Any) -> tuple[Any, dict[str, str] | None]:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
 
     text = config.get_text_config()
-    # Some classes of language models take both configs, and find their own weights.
-    known = type(text) in CAUSAL and type(config) in CAUSAL and CAUSAL[type(text)] is not CAUSAL[type(config)]
-    if text is config or not known:
+    if text is config or type(text) not in CAUSAL:
         return config, None
     text.tie_word_embeddings = config.tie_word_embeddings
     return text, _TEXT_NAMES
@@ -50,8 +48,11 @@ def register_head(config: Any) -> None:
         f"{causal.__name__.removesuffix('ForCausalLM').removesuffix('LMHeadModel')}ForSequenceClassification"
     )
     # As if it stood in the module of its architecture, which transformers reads for what the class supports.
-    named = {"base_model_prefix": prefix, "__module__": causal.__module__}
+    named = {
+        "base_model_prefix": prefix,
+        "__module__": causal.__module__,
+        "__annotations__": {"config": kind},
+    }
     head = type(name, (GenericForSequenceClassification, base), named)
-    head.config_class = kind  # type: ignore[attr-defined]
     # Without exist_ok nothing is registered for a config of transformers' own.
     AutoModelForSequenceClassification.register(kind, head, exist_ok=True)
