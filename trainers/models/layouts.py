@@ -258,7 +258,10 @@ def _settle_logits(model: Any) -> None:
         vars(layer).pop("forward", None)
     scale, limit = float(logits_T[0] / given_T[0]), float(logits_T[1])
     linear = math.isclose(limit, scale * float(given_T[1]), rel_tol=0.1)
-    layer.scale, layer.softcap = (1.0, None) if not scale else (scale, None if linear else limit)
+    expected_T = scale * given_T if linear else limit * torch.tanh(scale / limit * given_T)
+    # Some models (OPT) use a part of what is called their backbone.
+    if scale and torch.allclose(logits_T, expected_T, rtol=0.01):
+        layer.scale, layer.softcap = scale, None if linear else limit
 
 
 def _why_not(model: Any, layout: Layout, expected: Sequence[Tensor]) -> str:
