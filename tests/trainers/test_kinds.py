@@ -34,7 +34,6 @@ PACKED = """
     gpt_bigcode gpt_neox gpt_oss granite granitemoe granitemoeshared helium hy_v3 jais2 jetmoe laguna lfm2 llama
     longcat_flash mellum mimo_v2_flash minicpm3 minimax_m2 ministral3 mistral mixtral nanochat olmo olmo2 olmo3 olmoe
     opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 vaultgemma
-    youtu
 """
 ROWS = """
     bamba biogpt bloom codegen falcon falcon_h1 falcon_mamba gpt_neo gpt_neox_japanese gptj granitemoehybrid jamba
