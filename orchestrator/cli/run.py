@@ -253,7 +253,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     sweep = _sweep(session, build)
     resolved = _resolve(session, sweep, fetch=False)
     found = outlook(resolved, capacity(session), session.store, price=price)
-    long = too_long(resolved.plans, session.store)
+    long, refused = too_long(resolved.plans, session.store)
     denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
@@ -265,8 +265,8 @@ def plan_only(session: Session, build: Build) -> Outlook:
             for item in resolved.plans
         ]
         left_out = [dataclasses.asdict(item) for item in long]
-        said = {"categories": _categories(resolved), "too_long": left_out, "access_denied": denied}
-        dump_json({**dataclasses.asdict(found), **said, "trials": trials})
+        said = {"categories": _categories(resolved), "too_long": left_out, "refused": refused}
+        dump_json({**dataclasses.asdict(found), **said, "access_denied": denied, "trials": trials})
         return found
     session.say_left_out(resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))
@@ -275,7 +275,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
         session.say(f"trained on {train_set}, evaluated on {', '.join(by_category)}")
     if not any(group.missing for group in found.cells):
         session.say(f"nothing to do: all {len(resolved.plans)} trials are complete")
-    session.warn(*map(str, long))
+    session.warn(*map(str, long), *(f"would be refused: {why}" for why in refused))
     if again := _trains_again(resolved.plans, session):
         session.say(again)
     if denied:

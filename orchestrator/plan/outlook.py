@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from orchestrator.plan import hardware, placement
 from orchestrator.plan.durations import Durations, measured_rates, rate_name, slowest, step_parts, utilisation
@@ -28,12 +28,14 @@ from trainers.data import sources
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, ModelError, PlanError
 from trainers.models.architecture import Architecture
-from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, ModelSpec, Placement
+from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, ModelSpec, Placement, Rendering
 
 # Of more pairs so many are looked at for their length, the first that are drawn.
 MOST = 2000
 # Where the tokenizer is not at hand; English text under today's vocabularies.
 BYTES_PER_TOKEN = 4
+# More tokens than any text has.
+ANY = 1 << 62
 # No tokenizer makes more tokens than bytes, and no template adds more to a message.
 TEMPLATE_TOKENS = 128
 
@@ -270,18 +272,32 @@ class TooLong:
         )
 
 
-def too_long(plans: Sequence[TrialPlan], store: Store) -> list[TooLong]:
-    """Return what each set loses to the length limits; sets whose rows were never fetched are not looked at."""
-    wanted: dict[tuple[str, str, DrawSpec], tuple[PrepareStage, DatasetSpec, dict[str, None]]] = {}
+class Wanted(NamedTuple):
+    """A set that is prepared with one tokenizer: a stage of it, its set, the models, and each rendering with a stage."""
+
+    stage: PrepareStage
+    spec: DatasetSpec
+    models: dict[str, None]
+    renderings: dict[Rendering, PrepareStage]
+
+
+def too_long(plans: Sequence[TrialPlan], store: Store) -> tuple[list[TooLong], list[str]]:
+    """Return what each set loses to the length limits, and what `run` would say of first rows that templates refuse.
+
+    Sets whose rows were never fetched are not looked at.
+    """
+    wanted: dict[tuple[str, str, DrawSpec], Wanted] = {}
     for plan in plans:
         last = [stage.prepared for stage in plan.evaluations[-len(plan.spec.eval_sets) :]]
         sets = zip([plan.train.prepared, *last], [plan.spec.train_set, *plan.spec.eval_sets], strict=False)
         for stage, spec in sets:
             place = (stage.base.tokenizer_key, stage.split.digest, stage.draw)
-            wanted.setdefault(place, (stage, spec, {}))[2][stage.base.name] = None
+            item = wanted.setdefault(place, Wanted(stage, spec, {}, {}))
+            item.models[stage.base.name] = None
+            item.renderings.setdefault(stage.rendering, stage)
     rows: dict[str, Sequence[Pair]] = {}
-    found = []
-    for stage, spec, models in wanted.values():
+    found, refused = [], []
+    for stage, spec, models, renderings in wanted.values():
         manifest = store.sound_manifest(stage.kind, stage.key)
         known: Known = "prepared"
         if manifest is not None and "too_long" in manifest["info"]:
@@ -292,6 +308,10 @@ def too_long(plans: Sequence[TrialPlan], store: Store) -> list[TooLong]:
             if digest not in rows:
                 rows[digest] = _rows(stage, spec, store)
             left_out, pairs, known = _counted(stage, rows[digest])
+            said = (_refusal(item, rows[digest]) for item in renderings.values())
+            refused += [
+                f"{', '.join(models)} on {stage.split.name}/{stage.split.split}, {why}" for why in said if why
+            ]
         if left_out:
             found.append(
                 TooLong(
@@ -304,7 +324,22 @@ def too_long(plans: Sequence[TrialPlan], store: Store) -> list[TooLong]:
                     draw=stage.draw,
                 )
             )
-    return found
+    return found, refused
+
+
+def _refusal(stage: PrepareStage, pairs: Sequence[Pair]) -> str:
+    """Say why the model's template refuses the first row that is drawn; "" where it does not, or is not here."""
+    from trainers.pairs.tokens import Counts, draw_order, iter_tokens
+
+    try:
+        tokenizer = _tokenizer(stage)
+        first = [pairs[row] for row in draw_order(len(pairs), stage.draw)[:1]]
+        if tokenizer is not None and first:
+            draw = replace(stage.draw, max_pairs=None, max_prompt_tokens=ANY, max_response_tokens=ANY)
+            list(iter_tokens(first, tokenizer, draw, stage.rendering, Counts()))
+    except (DataError, ModelError) as error:
+        return str(error)
+    return ""
 
 
 def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainers.models.attention import backbone
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 
@@ -95,5 +96,5 @@ def _reward(
         log_ratio = log_prob_sum(model, pair.prompt, response) - (reference if spec.reference else 0)
         return spec.beta * log_ratio / (1 if spec.kind == "im_rm" else len(response))
     row = torch.tensor([pair.prompt + response])
-    output_T = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0] @ model.score.weight[0]
+    output_T = backbone(model)(input_ids=row, use_cache=False).last_hidden_state[0] @ model.score.weight[0]
     return output_T[-1] if spec.pooling == "last" else output_T[len(pair.prompt) :].mean()

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from tests.trainers.architectures import word_tokenizer
 from tests.trainers.command_line import said
 from trainers.data.records import content_digest
 from trainers.data.sources import read_pairs
@@ -44,6 +45,27 @@ def test_show_prints_pairs_and_the_content(say, shared):
     assert out.count("[chosen]") == 1
     shown = json.loads(say("show", "tiny_world", "--json", "--pairs", "3")[1])
     assert (len(shown["pairs"]), shown["rows"]) == (3, 80)
+
+
+def test_show_prints_pairs_as_a_model_reads_them(say, tmp_path):
+    word_tokenizer(["<unk>", "why?", "because", "no", "idea", "Be"], unk_token="<unk>").save_pretrained(
+        tmp_path
+    )
+    system = [{"role": "system", "content": "Be"}, {"role": "user", "content": "why?"}]
+    file = rows(tmp_path / "own.jsonl", GOOD, {**GOOD, "prompt": system})
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages if m.role != 'system' %}{{ m.content }} {% endfor %}", encoding="utf-8"
+    )
+    words = ("show", file, "--model", tmp_path)
+    code, out, _ = say(*words)
+    assert code == 0
+    assert "[prompt, 3 tokens] <|user|>·why?·<|assistant|>" in out
+    assert "[rejected, 2 tokens] no·idea" in out
+    _, out, _ = say(*words, "--template", template)
+    assert out.count("[prompt, 1 tokens] why?") == 1
+    assert "[prompt, 2 tokens] Be·why?" in out
+    assert say(*words, "--template", template, "--system", "refuse")[0] == 2
 
 
 def test_show_says_what_a_store_remembers_of_a_source(say, tmp_path):

@@ -71,17 +71,18 @@ EXPECTED = [
     ("gptj", {}, "rows"),
     ("gpt_oss", {}, "packed"),
     ("exaone4", {}, "packed"),
-    ("doge", {}, "other hidden states"),
+    ("doge", {}, "rows"),
     ("lfm2", {"num_hidden_layers": 16, "layer_types": CONV * 4}, "rows"),
     ("granite", {}, "packed"),
-    ("granite", {"logits_scaling": 8.0}, "scaled or shifted"),
-    ("cohere", {}, "scaled or shifted"),
+    ("granite", {"logits_scaling": 6.0}, "packed"),
+    ("cohere", {}, "packed"),
     ("cohere2", {"logit_scale": 1.0}, "packed"),
     ("deepseek_v3", {}, "packed"),
     ("smollm3", {}, "packed"),
     ("mamba", {}, "rows"),
     ("rwkv", {}, "rows"),
-    ("recurrent_gemma", {}, "scaled or shifted"),
+    ("recurrent_gemma", {}, "rows"),
+    ("modernbert-decoder", {}, "not its unembedding applied"),
     ("jamba", {}, "rows"),
     ("bert", {}, "looks ahead"),
 ]
@@ -140,10 +141,32 @@ def test_a_llama_that_looks_ahead_is_refused_by_name(tmp_path, output):
         load_untrained(tmp_path, output)
 
 
-def test_a_doge_is_refused_by_name(tmp_path):
-    saved(tmp_path, "doge")
-    with pytest.raises(ModelError, match="DogeForCausalLM"):
-        load_untrained(tmp_path, "unembedding")
+@pytest.mark.parametrize(
+    ("model_type", "options", "expected"),
+    [
+        ("llama", {}, (1.0, None)),
+        ("cohere", {"logit_scale": 0.0625}, (0.0625, None)),
+        ("granite", {"logits_scaling": 6.0}, (1 / 6, None)),
+        ("minicpm3", {"hidden_size": 2560, "dim_model_base": 256}, (0.1, None)),
+        ("gemma2", {"final_logit_softcapping": 30.0}, (1.0, 30.0)),
+        ("recurrent_gemma", {"logits_soft_cap": 30.0}, (1.0, 30.0)),
+    ],
+)
+def test_scale_and_cap_of_logits_are_those_of_the_real_config(model_type, options, expected):
+    model = without_weights(model_type, options)
+    settle_layout(model, "here")
+    layer = model.get_output_embeddings()
+    scale, softcap = expected
+    assert layer.scale == pytest.approx(scale, rel=1e-9)
+    assert layer.softcap == (softcap and pytest.approx(softcap, rel=1e-9))
+
+
+def test_rows_that_are_computed_alone_are_refused_under_zero_3():
+    model = without_weights("doge", {})
+    settle_layout(model, "here")
+    next(model.parameters()).ds_id = 0
+    with pytest.raises(ModelError, match=r"DogeForCausalLM is computed row by row, which ZeRO 3 cannot"):
+        RewardModule(model, SPECS["im_rm_no_reference"])(collate(random_pairs(), layout="rows"))
 
 
 def test_weights_that_hide_a_convolution_do_not_make_a_model_packed(tmp_path, caplog):

@@ -55,7 +55,8 @@ def assert_equal(left, right, tolerance):
 def test_values_and_gradients_are_those_of_a_full_log_softmax(block, bias, softcap):
     ours, theirs = layer(bias=bias), layer(bias=bias)
     (hidden, target), (other_hidden, _) = inputs(), inputs()
-    found = ours(hidden, target, softcap)
+    ours.softcap = softcap
+    found = ours(hidden, target)
     expected = full(other_hidden, theirs.weight, theirs.bias, target, softcap)
     assert_equal(found, expected, 1e-12)
     slope = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
@@ -125,13 +126,15 @@ def test_tensor_cores_give_the_widened_values_and_gradients_to_bf16(block, monke
 
     wide = layer(dtype=torch.bfloat16, bias=True)
     wide_hidden, target = inputs(dtype=torch.bfloat16)
-    expected = wide(wide_hidden, target, softcap)
+    wide.softcap = softcap
+    expected = wide(wide_hidden, target)
     slope = torch.linspace(-1, 2, TOKENS)
     (expected * slope).sum().backward()
     monkeypatch.setattr(unembedding, "_on_tensor_cores", lambda values: values.dtype == torch.bfloat16)
     monkeypatch.setattr(torch, "mm", mm)
     made, (hidden, _) = layer(dtype=torch.bfloat16, bias=True), inputs(dtype=torch.bfloat16)
-    found = made(hidden, target, softcap)
+    made.softcap = softcap
+    found = made(hidden, target)
     assert torch.equal(found, expected)
     (found * slope).sum().backward()
     assert set(multiplied) == {(torch.bfloat16, torch.bfloat16)}
@@ -162,7 +165,8 @@ def test_on_tensor_cores_bf16_is_multiplied_as_it_is_and_nothing_waits(monkeypat
         made = Unembedding(WIDTH, 100_000, dtype=torch.bfloat16)
         hidden = torch.empty(TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
         with Operations() as recorded:
-            found = made(hidden, torch.empty(TOKENS, dtype=torch.long), softcap)
+            made.softcap = softcap
+            found = made(hidden, torch.empty(TOKENS, dtype=torch.long))
             found.sum().backward()
     assert found.dtype == torch.float32
     assert hidden.grad.dtype == made.weight.grad.dtype == torch.bfloat16
@@ -211,7 +215,8 @@ def largest_tensor(vocabulary):
     made = layer(dtype=torch.float32, vocabulary=vocabulary, width=8)
     hidden, target = inputs(dtype=torch.float32, tokens=64, vocabulary=vocabulary, width=8)
     with LargestTensor(made.weight) as recorded:
-        made(hidden, target, 2.0).sum().backward()
+        made.softcap = 2.0
+        made(hidden, target).sum().backward()
     return recorded.elements
 
 

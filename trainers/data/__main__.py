@@ -5,7 +5,7 @@ import itertools
 import json
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -45,7 +45,7 @@ from trainers.data.sources import (
     splits_of,
 )
 from trainers.errors import DataError, SpecError, TrialFailed
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec, given_name
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec, Reasoning, System, given_name
 from trainers.storage import disk_named, replace
 
 Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
@@ -111,6 +111,14 @@ class Show:
     """The split to show."""
     pairs: int = 2
     """Number of pairs to show."""
+    model: str | None = None
+    """Folder or hub id: show pairs as its chat template renders them, with · between tokens."""
+    template: str | None = None
+    """Chat template in the place of the model's own: the name of one that its tokenizer has, or a Jinja file."""
+    system: System = "fold"
+    """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    reasoning: Reasoning = "score"
+    """Reasoning in a response: score it like the rest, or drop it."""
     storage: Path | None = None
     """A sweep's storage: also say which revision of the set it took, and which content that was."""
     json: bool = False
@@ -149,8 +157,30 @@ class Show:
                 f"content {record['digest'][:16]}, {record['rows']} pairs"
             )
         _say_what_was_left(funnel, left_out)
-        for number, pair in enumerate(first):
-            print(f"\n── {number} ──\n{_text(pair)}")
+        rendered = map(_text, first) if self.model is None else _as_tokens(self, self.model, first)
+        for number, text in enumerate(rendered):
+            print(f"\n── {number} ──\n{text}")
+
+
+def _as_tokens(show: Show, model: str, pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield each pair as the model reads it, its tokens apart. Raises SweepError."""
+    from trainers.pairs.templates import given_template, load_tokenizer
+    from trainers.pairs.tokens import tokenize_pairs
+
+    tokenizer = load_tokenizer(model, template=given_template(show.template))
+    # Limits that no text is over: what is shown is not drawn.
+    draw = DrawSpec(
+        max_prompt_tokens=1 << 62,
+        max_response_tokens=1 << 62,
+        system=show.system,
+        reasoning=show.reasoning,
+    )
+    for tokens in tokenize_pairs(pairs, tokenizer, draw)[0] if pairs else ():
+        parts = (("prompt", tokens.prompt), ("chosen", tokens.chosen), ("rejected", tokens.rejected))
+        yield "\n".join(
+            f"[{what}, {len(ids)} tokens] {'·'.join(tokenizer.decode([token]) for token in ids)}"
+            for what, ids in parts
+        )
 
 
 def _say_what_was_left(funnel: Funnel, left_out: list[str]) -> None:

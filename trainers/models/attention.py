@@ -21,7 +21,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from trainers.errors import ModelError
 from trainers.pairs.packing import CHOSEN, PROMPT, REJECTED, MicroBatch, PairLayout
 
 PACKED_PAIRS = "packed_pairs"
@@ -37,8 +39,20 @@ _FLEX_WIDTH, _FLEX_BLOCK = 16, 128
 _FLEX_GRAPHS = 64
 
 
+def backbone(model: Any) -> Any:
+    """Return the part of a model that gives hidden states; a Llama 4 calls itself its base."""
+    return model.model if model.base_model is model else model.base_model
+
+
+def compute_alone(model: Any) -> None:
+    """Make `hidden_states` compute each row without the others: padding changes what this model gives."""
+    model.rows_alone = True
+
+
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Return the last layer's normalised hidden states of all tokens of the batch, [N, D]."""
+    if getattr(model, "rows_alone", False):
+        return _alone(model, batch)
     layout = {} if batch.layout is None else {"pair_layout": batch.layout}
     position_ids_BT = batch.position_ids_BT
     if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
@@ -48,7 +62,7 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     if batch.layout is not None:
         # Without a mask, positions that restart would be taken for rows that may not see each other.
         mask_BT = torch.ones_like(batch.input_ids_BT)
-    output = model.base_model(
+    output = backbone(model)(
         input_ids=batch.input_ids_BT,
         position_ids=position_ids_BT,
         attention_mask=mask_BT,
@@ -57,6 +71,19 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     )
     hidden_BTD: Tensor = output.last_hidden_state
     return hidden_BTD.flatten(0, 1)
+
+
+def _alone(model: Any, batch: MicroBatch) -> Tensor:
+    if hasattr(next(model.parameters()), "ds_id"):
+        # Ranks would wait for each other's rows, of which they have different numbers.
+        raise ModelError(f"a {type(model).__name__} is computed row by row, which ZeRO 3 cannot; use ZeRO 2.")
+    assert batch.attention_mask_BT is not None
+    lengths = batch.attention_mask_BT.sum(1).tolist()
+    rows = [
+        backbone(model)(input_ids=row_T[None, :length], use_cache=False).last_hidden_state[0]
+        for row_T, length in zip(batch.input_ids_BT, lengths, strict=True)
+    ]
+    return pad_sequence(rows, batch_first=True).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ Shapes: R = 2P rows of the P pairs that are tried (chosen ones first), L tokens 
 import copy
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from trainers.errors import ModelError
 from trainers.models import attention
-from trainers.models.attention import separate_rows, shared_tokens
+from trainers.models.attention import backbone, compute_alone, separate_rows, shared_tokens
 from trainers.models.reward_parts import hidden_states, token_log_probs
 from trainers.models.tiny_copy import ORDINARY_TOKENS, Wide, tiny_copy
 from trainers.models.unembedding import Unembedding
@@ -35,10 +36,14 @@ _LENGTHS = ((9, 7, 4), (5, 3, 8), (4, 3, 2), (6, 6, 1))
 
 
 class Verdict(NamedTuple):
-    """The layout that a kind of model may be used with (None: it may not be used), and why it is not packed."""
+    """The layout that a kind of model may be used with (None: it may not be used), and why it is not packed.
+
+    `alone` says that its rows may not even be padded.
+    """
 
     layout: Layout | None
     why: str
+    alone: bool = False
 
 
 def layout_of(model: Any) -> Layout:
@@ -53,15 +58,20 @@ def padded_attention(config: Any) -> str | None:
 
 def settle_layout(model: Any, location: str) -> None:
     """Give `model` the packed layout if its kind is exact with it, else say why not. Raises ModelError."""
-    layout, why = _verdict(model)
+    layout, why, alone = _verdict(model)
     kind = type(model).__name__
     if layout is None:
         raise ModelError(f"{location}: a {kind} with this config.json cannot be scored or trained: {why}.")
     separate_rows(model)
+    if isinstance(model.get_output_embeddings(), Unembedding):
+        _settle_logits(model)
     if layout == "packed":
         _pack(model)
-    else:
-        logger.warning("%s (%s) gets two padded rows a pair, not packed pairs: %s.", location, kind, why)
+        return
+    if alone:
+        compute_alone(model)
+    rows = "two rows a pair, each computed alone" if alone else "two padded rows a pair"
+    logger.warning("%s (%s) gets %s, not packed pairs: %s.", location, kind, rows, why)
 
 
 def tokens_are_rows(model: Any) -> bool:
@@ -112,15 +122,19 @@ def _tried(model: Any, gives_log_probs: bool) -> Verdict:
         return Verdict(None, refusal)
     separate_rows(tiny)
     rows = _why_not(tiny, "rows", expected)
-    packed = "its attention is its own"
+    packed, plain = "its attention is its own", tiny.config._attn_implementation
     if model._supports_attention_backend:
         _pack(tiny)
         packed = _why_not(tiny, "packed", expected)
     if not packed:
         return Verdict("packed", "")
-    return Verdict(
-        None if rows else "rows", f"with padded rows {rows}; with packed pairs {packed}" if rows else packed
-    )
+    if not rows:
+        return Verdict("rows", packed)
+    compute_alone(tiny)
+    tiny.set_attn_implementation(plain)
+    alone = _why_not(tiny, "rows", expected)
+    why = f"with padded rows {rows}; with packed pairs {packed}"
+    return Verdict(None if alone else "rows", f"{why}; row by row {alone}" if alone else why, not alone)
 
 
 def _not_tried(error: Exception) -> str:
@@ -171,7 +185,7 @@ def _fresh(model: Any) -> Any:
 
 def _row(model: Any, row: list[int]) -> Tensor:
     """Return the hidden states of one row as transformers gives them, [L, D]."""
-    return _fresh(model).base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
+    return backbone(_fresh(model))(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
 
 
 def _by_row(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
@@ -196,17 +210,58 @@ def _why_refused(model: Any, gives_log_probs: bool) -> str:
         return "its hidden states do not depend on its tokens"
     if not gives_log_probs:
         return ""
-    layer = model.get_output_embeddings()
-    layer.__class__ = Unembedding
+    model.get_output_embeddings().__class__ = Unembedding
+    _settle_logits(model)
     target_L = torch.tensor(row[1:])
     logits_LV = _fresh(model)(input_ids=torch.tensor([row]), use_cache=False).logits[0, :-1]
     expected_L = logits_LV.log_softmax(-1).gather(1, target_L[:, None])[:, 0]
     if not _close(token_log_probs(model, row_LD[:-1], target_L), expected_L):
         return (
-            "its logits are scaled or shifted in a way that rmsweep does not know, so its log-probabilities would be "
-            "wrong. Only models whose logits are their unembedding applied to their hidden states can be im_rm or ex_grm"
+            "its logits are not its unembedding applied to its hidden states, scaled or soft-capped, so its "
+            "log-probabilities would be wrong. It can be ex_rm, but not im_rm or ex_grm"
         )
     return ""
+
+
+class _Given:
+    """What a backbone gives: these hidden states, and None for anything else that is asked for."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, place: Any) -> Tensor | None:
+        return self.last_hidden_state if place == 0 else None
+
+
+def _settle_logits(model: Any) -> None:
+    """Find the scale and the soft-cap of the logits: what the model makes of numbers that its unembedding gives it.
+
+    Neither its weights nor its layers are used. A model that does something else with them keeps the plain logits.
+    """
+    body, layer = backbone(model), model.get_output_embeddings()
+    given_T = torch.tensor([2.0**-16, 2.0**40, 0.5, -1.0, 4.0, -32.0], dtype=torch.float64)
+    hidden_1TD = given_T[None, :, None].repeat(1, 1, layer.in_features)
+    try:
+        body.forward = lambda *others, **named: _Given(hidden_1TD)
+        layer.forward = lambda hidden_1TD: hidden_1TD[..., :1].repeat(1, 1, layer.out_features)
+        with torch.inference_mode(), Wide():
+            ids = torch.zeros(1, len(given_T), dtype=torch.long)
+            logits_T = model(input_ids=ids, use_cache=False).logits[0, :, 0].double()
+    # Whatever it raises, _why_refused compares the log-probabilities.
+    except Exception:
+        return
+    finally:
+        vars(body).pop("forward", None)
+        vars(layer).pop("forward", None)
+    scale, limit = float(logits_T[0] / given_T[0]), float(logits_T[1])
+    linear = math.isclose(limit, scale * float(given_T[1]), rel_tol=0.1)
+    expected_T = scale * given_T if linear else limit * torch.tanh(scale / limit * given_T)
+    # Some models (OPT) use a part of what is called their backbone.
+    if scale and torch.allclose(logits_T, expected_T, rtol=0.01):
+        layer.scale, layer.softcap = scale, None if linear else limit
 
 
 def _why_not(model: Any, layout: Layout, expected: Sequence[Tensor]) -> str:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from trainers.errors import ModelError
 from trainers.models.adapters import CONFIG, add_adapter, base_of, load_adapter
+from trainers.models.attention import backbone
 from trainers.models.folders import require_own_code, weight_files
 from trainers.models.gguf_header import require_sound_gguf
 from trainers.models.layouts import padded_attention, settle_layout, tokens_are_rows
 from trainers.models.products import settle_products
 from trainers.models.saving import folder_files, persistent_buffers, save_model
 from trainers.models.unembedding import Unembedding, widened
+from trainers.models.variants import register_head, text_of
 from trainers.pairs.templates import first_line
 from trainers.specs import UNTRUSTED, LoraSpec, Output, Part, Precision, Trust
 
@@ -60,19 +62,22 @@ def load_model(
     settle_products(precision)
     if Path(location).is_dir():
         weight_files(Path(location), trust)
-    options: dict[str, Any] = {}
-    if output == "head":
-        options = {"num_labels": 1, "id2label": {0: "reward"}, "label2id": {"reward": 0}}
     loader = AutoModelForSequenceClassification if output == "head" else AutoModelForCausalLM
     try:
         if trust.trust_remote_code:
             require_own_code(PreTrainedConfig.get_config_dict(location, revision=revision)[0], location)
         config = AutoConfig.from_pretrained(
-            location, revision=revision, trust_remote_code=trust.trust_remote_code, **options
+            location, revision=revision, trust_remote_code=trust.trust_remote_code
         )
+        config, key_mapping = text_of(config)
+        if output == "head":
+            config.num_labels = 1
+            config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+            register_head(config)
         model, loading = loader.from_pretrained(
             location,
             config=config,
+            key_mapping=key_mapping,
             revision=revision,
             dtype=DTYPES[precision],
             attn_implementation=padded_attention(config),
@@ -156,7 +161,7 @@ def freeze(model: Any, parts: tuple[Part, ...]) -> None:
         unembedding.weight = nn.Parameter(unembedding.weight.detach().clone())
         model.config.tie_word_embeddings = False
     if "backbone" in parts:
-        model.base_model.requires_grad_(False)
+        backbone(model).requires_grad_(False)
     if "embeddings" in parts:
         embeddings.requires_grad_(False)
     if "unembedding" in parts:

@@ -25,37 +25,34 @@ class Unembedding(nn.Linear):
     """A language model's output layer that returns the log-probabilities (or logits) of targets, where it is given any.
 
     One module called once per forward, so that ZeRO-3 gathers its weight once. Without targets it is a linear layer.
+    The model's logits are c·tanh(s·Wh / c), of the scale s and the soft-cap c, where there is one.
     """
 
-    def forward(
-        self,
-        input: Tensor,
-        target_M: Tensor | None = None,
-        softcap: float | None = None,
-        normalised: bool = True,
-    ) -> Tensor:
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def forward(self, input: Tensor, target_M: Tensor | None = None, *, normalised: bool = True) -> Tensor:
         """[M, D] hidden states and [M] token ids → [M] log-probabilities, or logits, fp32 or wider."""
         if target_M is None:
             return super().forward(input)
+        hidden_MD = input if self.scale == 1 else input * self.scale
         if not normalised:
-            logit_M = (widened(input) * widened(self.weight[target_M])).sum(1)
+            logit_M = (widened(hidden_MD) * widened(self.weight[target_M])).sum(1)
             logit_M = logit_M if self.bias is None else logit_M + widened(self.bias[target_M])
-            return logit_M if softcap is None else softcap * (logit_M / softcap).tanh()
-        log_prob_M: Tensor = _TokenLogProbs.apply(input, self.weight, self.bias, target_M, softcap)
+            return logit_M if self.softcap is None else self.softcap * (logit_M / self.softcap).tanh()
+        log_prob_M: Tensor = _TokenLogProbs.apply(hidden_MD, self.weight, self.bias, target_M, self.softcap)
         return log_prob_M
 
 
 def token_log_probs(model: Any, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
     """Return ln π of each target token after its hidden state, [M]."""
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    log_prob_M: Tensor = model.get_output_embeddings()(hidden_MD, target_M, softcap)
+    log_prob_M: Tensor = model.get_output_embeddings()(hidden_MD, target_M)
     return log_prob_M
 
 
 def token_logits(model: Any, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
     """Return the logit of each target token after its hidden state, [M]; no other logit is computed."""
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    logit_M: Tensor = model.get_output_embeddings()(hidden_MD, target_M, softcap, normalised=False)
+    logit_M: Tensor = model.get_output_embeddings()(hidden_MD, target_M, normalised=False)
     return logit_M
 
 

@@ -53,9 +53,9 @@ def differences(states: Sequence[PairStates]) -> Tensor:
 def plain_unembedding(model: Any) -> Tensor:
     """U of π = softmax(U h), [V, D], on the CPU. Raises ModelError where the model's π is another function."""
     layer = model.get_output_embeddings()
-    if layer.bias is not None or getattr(model.config, "final_logit_softcapping", None) is not None:
+    if layer.bias is not None or layer.softcap is not None or layer.scale != 1:
         raise ModelError(
-            f"a {type(model).__name__} has biased or soft-capped logits, for which the formula does not hold; "
+            f"a {type(model).__name__} has biased, scaled or soft-capped logits, for which the formula does not hold; "
             "name a model whose π is softmax(U h)."
         )
     weight: Tensor = layer.weight.detach().cpu().clone()

@@ -1,5 +1,6 @@
 """What a plan comes to on nodes, and how many pairs it expects to leave out for length, by what is at hand."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def planned(folder: Path, draw: DrawSpec, *, built_in: bool) -> TrialPlan:
 def test_pairs_are_counted_where_the_tokenizer_is_at_hand_else_estimated(
     store: Store, tmp_path: Path, draw: DrawSpec, built_in: bool, expected: tuple[int, int, str] | None
 ):
-    found = too_long([planned(tmp_path, draw, built_in=built_in)] * 2, store)
+    found, _ = too_long([planned(tmp_path, draw, built_in=built_in)] * 2, store)
     assert [(item.too_long, item.pairs, item.known) for item in found] == ([expected] if expected else [])
     if found:
         assert f"left out: {found[0].too_long} of 12 pairs of mine/train for llama-64" in str(found[0])
@@ -52,7 +53,7 @@ def test_of_a_large_set_the_first_that_are_drawn_are_looked_at(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(outlook, "MOST", 6)
-    (found,) = too_long([planned(tmp_path, DrawSpec(), built_in=True)], store)
+    (found,), _ = too_long([planned(tmp_path, DrawSpec(), built_in=True)], store)
     assert (found.too_long, found.pairs, found.known) == (4, 6, "sampled")
     assert "of the first 6 that are drawn" in str(found)
 
@@ -60,8 +61,22 @@ def test_of_a_large_set_the_first_that_are_drawn_are_looked_at(
 def test_of_a_prepared_set_it_is_known(store: Store, tmp_path: Path):
     item = planned(tmp_path, DrawSpec(), built_in=False)
     commit_prepared(store, item.train.prepared.key, too_long=3, pairs=9)
-    (found,) = too_long([item], store)
+    (found,), refused = too_long([item], store)
+    assert refused == []
     assert (found.too_long, found.pairs, found.known) == (3, 12, "prepared")
+
+
+def test_a_first_row_that_a_template_refuses_is_said_before_anything_runs(store: Store, tmp_path: Path):
+    turns = [{"role": "tool", "content": "20 C"}]
+    row = {"prompt": turns, "chosen": "Warm.", "rejected": "Cold."}
+    item = planned(tmp_path, DrawSpec(max_response_tokens=1600), built_in=True)
+    for file in (tmp_path / "mine").glob("*.jsonl"):
+        file.write_text(json.dumps(row) + "\n")
+    assert all("no token for the role tool" in why for why in too_long([item], store)[1])
+    assert [why.partition(",")[0] for why in too_long([item], store)[1]] == [
+        "llama-64 on mine/train",
+        "llama-64 on mine/test",
+    ]
 
 
 def test_a_gang_that_waits_for_a_node_of_its_own_waits_in_a_plan_too(store: Store):
