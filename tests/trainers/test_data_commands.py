@@ -1,6 +1,7 @@
 """`python -m trainers.data`: what is printed, what is written, how faults end."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,6 +45,13 @@ def test_show_prints_pairs_and_the_content(say, shared):
     assert out.count("[chosen]") == 1
     shown = json.loads(say("show", "tiny_world", "--json", "--pairs", "3")[1])
     assert (len(shown["pairs"]), shown["rows"]) == (3, 80)
+
+
+def test_show_prints_pairs_as_a_models_template_renders_them_and_marks_its_tokens(say, tiny_model):
+    code, out, _ = say("show", "tiny_world", "--pairs", "1", "--tokenizer", tiny_model)
+    assert code == 0
+    assert re.search(r"\[prompt, \d+ tokens\] <bos>\|<user>\|i\|.*\|<end>\|<assistant>", out)
+    assert re.search(r"\[chosen, 3 tokens\] \w+\|\w+\|<end>", out)
 
 
 def test_show_says_what_a_store_remembers_of_a_source(say, tmp_path):

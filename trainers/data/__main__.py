@@ -3,9 +3,10 @@
 import dataclasses
 import itertools
 import json
+import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -45,7 +46,7 @@ from trainers.data.sources import (
     splits_of,
 )
 from trainers.errors import DataError, SpecError, TrialFailed
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec, given_name
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec, given_name
 from trainers.storage import disk_named, replace
 
 Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
@@ -111,6 +112,8 @@ class Show:
     """The split to show."""
     pairs: int = 2
     """Number of pairs to show."""
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="ID|PATH")] = None
+    """Folder or hub id of a model's tokenizer: show the pairs in its chat template, with a bar between tokens."""
     storage: Path | None = None
     """A sweep's storage: also say which revision of the set it took, and which content that was."""
     json: bool = False
@@ -149,8 +152,9 @@ class Show:
                 f"content {record['digest'][:16]}, {record['rows']} pairs"
             )
         _say_what_was_left(funnel, left_out)
-        for number, pair in enumerate(first):
-            print(f"\n── {number} ──\n{_text(pair)}")
+        texts = map(_text, first) if self.tokenizer is None else _rendered(first, self.tokenizer)
+        for number, text in enumerate(texts):
+            print(f"\n── {number} ──\n{text}")
 
 
 def _say_what_was_left(funnel: Funnel, left_out: list[str]) -> None:
@@ -177,6 +181,21 @@ def _text(pair: Pair) -> str:
     for what, turns in zip(("chosen", "rejected"), pair.responses, strict=True):
         parts += [(what if len(turns) == 1 else f"{what}: {turn.role}", _said(turn)) for turn in turns]
     return "\n".join(f"[{what}] {_short(text)}" for what, text in parts)
+
+
+def _rendered(pairs: Sequence[Pair], location: str) -> Iterator[str]:
+    """Yield each pair as a model reads it: its tokens, divided by bars. Raises ModelError, DataError."""
+    from trainers.pairs.templates import load_tokenizer
+    from trainers.pairs.tokens import tokenize_pairs
+
+    tokenizer: Any = load_tokenizer(location)
+    most = DrawSpec(max_prompt_tokens=sys.maxsize, max_response_tokens=sys.maxsize)
+    for tokens in tokenize_pairs(pairs, tokenizer, most)[0] if pairs else ():
+        parts = {part: getattr(tokens, part) for part in ("prompt", "chosen", "rejected")}
+        yield "\n".join(
+            f"[{part}, {len(ids)} tokens] {'|'.join(tokenizer.decode([token]) for token in ids)}"
+            for part, ids in parts.items()
+        )
 
 
 def _said(turn: Message) -> str:
