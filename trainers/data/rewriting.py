@@ -254,15 +254,6 @@ def estimate(texts: Sequence[str], task: Task, asking: Asking) -> Spending:
     return asking.spending(prompt, completion)
 
 
-def require_affordable(wanted: Spending, already: Spending, asking: Asking) -> None:
-    """Raise SpecError where the estimate exceeds the cap, before anything is paid."""
-    if asking.max_cost is not None and already.cost + wanted.cost > asking.max_cost:
-        raise SpecError(
-            f"about {wanted.cost:.2f} is needed and {already.cost:.2f} was paid before, over --max-cost "
-            f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The rewriting of each text that has one, why the others have none, and why asking stopped early, if it did."""
