@@ -134,7 +134,8 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     whole, split = split_off(text)
     if split:
         spec = parse_dataset(whole, flag)
-        return dataclasses.replace(spec, **{"train_split" if flag == "--train-sets" else "test_split": split})
+        train, test = (split, spec.test_split) if flag == "--train-sets" else (spec.train_split, split)
+        return dataclasses.replace(spec, train_split=train, test_split=test)
     name, source = _split_name(text)
     given = name
     known = {spec.name: spec for spec in DATASETS}
