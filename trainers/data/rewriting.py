@@ -235,7 +235,11 @@ class Journal:
 
     def spent(self, asking: Asking) -> Spending:
         """Return what the answers cost, used or not."""
-        return asking.spending(*(sum(answer[place] for answer in self.answers) for place in (3, 4)))
+        answers = self.answers
+        return asking.spending(
+            sum(answer.prompt_tokens for answer in answers),
+            sum(answer.completion_tokens for answer in answers),
+        )
 
     def _take(self, answer: Answer) -> None:
         self.answers.append(answer)
@@ -270,7 +274,9 @@ def rewrite_by_rules(texts: Iterable[str], rules: str) -> Outcome:
 
 def rewrite_texts(texts: Sequence[str], task: Task, asking: Asking, journal: Journal) -> Outcome:
     """Ask for every text that has no usable answer in the journal. Raises DataError where no request can succeed."""
-    answers, why, stopped = {}, {}, None
+    answers: dict[str, str] = {}
+    why: dict[str, str] = {}
+    stopped: str | None = None
     if missing := missing_texts(texts, task, asking, journal):
         # Loading these takes seconds, for which the time-outs of requests under way would not wait.
         measured("a" * 100, "b" * 100)
