@@ -50,6 +50,10 @@ NOT_RUN = {
         "python -m trainers.data audit [": "a list of the flags; tests/trainers/test_audit.py uses them",
         "python -m trainers.data audit ../shared": "tests/trainers/test_audit.py asserts the same findings in process",
     },
+    "suites.md": {
+        ".venv/bin/python sweeps/full_grid.py --suites": "copies that are not here; tests/cli/test_suites_sweep.py runs the flag",
+        ".venv/bin/python -m trainers.evaluate": "the same; tests/trainers/test_commands.py scores a suite",
+    },
     "data.md": {"export OPENAI_": "an endpoint and its key; the endpoint of the tests is a fake one"},
     "storage.md": {
         "export AWS_": "addresses and keys of a bucket; tests/faults/test_s3.py sets those of moto's server",

@@ -403,7 +403,9 @@ def _on(item: EvaluationResult, rows: NDArray[np.int64]) -> EvaluationResult:
     kept = np.isin(item.scores.index, rows)
     if kept.all():
         return item
-    scores = PairScores(**{name: getattr(item.scores, name)[kept] for name in PairScores.__slots__})
+    arrays = {name: getattr(item.scores, name)[kept] for name in ("chosen", "rejected", "index", "longer")}
+    # A suite's numbers stay those of all its prompts that the model scored.
+    scores = PairScores(**arrays, suite=item.scores.suite)
     leaked = None if item.leaked is None else item.leaked[kept]
     return replace(item, scores=scores, leaked=leaked, metrics=_metrics(scores, leaked))
 

@@ -17,6 +17,7 @@ from trainers.data.files import file_stem
 from trainers.data.known import DATASETS, PERSONA
 from trainers.data.sources import split_off
 from trainers.errors import SpecError, nearest
+from trainers.evaluate.suites import SUITES
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, clean_name, given_name
 
@@ -166,7 +167,7 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
         )
     if not name:
         name = clean_name(file_stem(path or Path(source)).lower())
-    if path is not None and name in known and known[name].selection == PERSONA:
+    if path is not None and (given in SUITES or (name in known and known[name].selection == PERSONA)):
         return dataclasses.replace(known[name], source=str(path))
     rewriting_of = known[name].rewriting_of if name in known else None
     # A folder may be called as a catalog set by chance.

@@ -23,7 +23,6 @@ from trainers.data.rewriting import (
     Journal,
     estimate,
     missing_texts,
-    require_affordable,
     responses_of,
     rewrite_by_rules,
     rewrite_texts,
@@ -459,7 +458,11 @@ class Rewrite:
         missing = missing_texts(texts, task, asking, journal)
         wanted, already = estimate(missing, task, asking), journal.spent(asking)
         print(f"{len(missing)} responses to rewrite, about {wanted}; paid before: {already}")
-        require_affordable(wanted, already, asking)
+        if asking.max_cost is not None and already.cost + wanted.cost > asking.max_cost:
+            raise SpecError(
+                f"about {wanted.cost:.2f} is needed and {already.cost:.2f} was paid before, over --max-cost "
+                f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
+            )
         if self.estimate:
             return
         outcome = rewrite_texts(texts, task, asking, journal)

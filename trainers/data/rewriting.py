@@ -7,17 +7,17 @@ is no rewriting is asked for again under a new one.
 """
 
 import asyncio
-import dataclasses
 import functools
 import hashlib
 import json
 import os
 import re
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainers.data.known import generator, permutation
 from trainers.data.records import Pair, as_row
@@ -186,11 +186,10 @@ def _chrf(original: str, rewritten: str) -> float:
     return float(_chrf_metric().sentence_score(rewritten, [original]).score)
 
 
-# What was asked and answered.
+# Asking.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """One answer to the request `key`; `fault` says why it cannot be used."""
 
     key: str
@@ -206,9 +205,8 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.prompt_tokens, self.completion_tokens = 0, 0
-        self._first: dict[tuple[str, str], str] = {}
-        self.by_key: dict[str, list[Answer]] = {}
+        self.answers: list[Answer] = []
+        self.by_key: dict[str, list[Answer]] = defaultdict(list)
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = 0
         for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.is_file() else ()):
@@ -226,35 +224,26 @@ class Journal:
     def add(self, answer: Answer) -> None:
         """Keep an answer: it is on the disk when this returns."""
         with disk_named(self.file), self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
+            stream.write(json.dumps(answer._asdict(), ensure_ascii=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
         self._take(answer)
 
-    def of(self, key: str) -> list[Answer]:
-        """Return the answers to one request, in order."""
-        return self.by_key.get(key, [])
-
     def accepted(self, key: str) -> Answer | None:
         """Return the first answer to a request that can be used."""
-        return next((answer for answer in self.of(key) if answer.fault is None), None)
-
-    def is_anothers(self, key: str, identity: str, text: str) -> bool:
-        """Return whether the very same answer was given to another request."""
-        return self._first.get((identity, text), key) != key
+        return next((answer for answer in self.by_key[key] if answer.fault is None), None)
 
     def spent(self, asking: Asking) -> Spending:
         """Return what the answers cost, used or not."""
-        return asking.spending(self.prompt_tokens, self.completion_tokens)
+        answers = self.answers
+        return asking.spending(
+            sum(answer.prompt_tokens for answer in answers),
+            sum(answer.completion_tokens for answer in answers),
+        )
 
     def _take(self, answer: Answer) -> None:
-        self.prompt_tokens += answer.prompt_tokens
-        self.completion_tokens += answer.completion_tokens
-        self._first.setdefault((answer.id, answer.text), answer.key)
-        self.by_key.setdefault(answer.key, []).append(answer)
-
-
-# Asking.
+        self.answers.append(answer)
+        self.by_key[answer.key].append(answer)
 
 
 def missing_texts(texts: Iterable[str], task: Task, asking: Asking, journal: Journal) -> list[str]:
@@ -267,15 +256,6 @@ def estimate(texts: Sequence[str], task: Task, asking: Asking) -> Spending:
     prompt = sum((len(task.prompt) + len(text)) / _CHARACTERS_OF_A_TOKEN for text in texts)
     completion = sum(min(asking.max_tokens, _GROWTH * len(text) / _CHARACTERS_OF_A_TOKEN) for text in texts)
     return asking.spending(prompt, completion)
-
-
-def require_affordable(wanted: Spending, already: Spending, asking: Asking) -> None:
-    """Raise SpecError where the estimate exceeds the cap, before anything is paid."""
-    if asking.max_cost is not None and already.cost + wanted.cost > asking.max_cost:
-        raise SpecError(
-            f"about {wanted.cost:.2f} is needed and {already.cost:.2f} was paid before, over --max-cost "
-            f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,21 +274,20 @@ def rewrite_by_rules(texts: Iterable[str], rules: str) -> Outcome:
 
 def rewrite_texts(texts: Sequence[str], task: Task, asking: Asking, journal: Journal) -> Outcome:
     """Ask for every text that has no usable answer in the journal. Raises DataError where no request can succeed."""
-    gave_up, stopped = {}, None
+    answers: dict[str, str] = {}
+    why: dict[str, str] = {}
+    stopped: str | None = None
     if missing := missing_texts(texts, task, asking, journal):
         # Loading these takes seconds, for which the time-outs of requests under way would not wait.
         measured("a" * 100, "b" * 100)
-        run = _Requests(task, asking, journal)
-        asyncio.run(run.rewrite_all(missing))
-        gave_up, stopped = run.gave_up, run.stopped
-    answers, why = {}, {}
+        why, stopped = asyncio.run(_ask_for_all(missing, task, asking, journal))
     for text in dict.fromkeys(texts):
         key = task.key(text, asking)
         if found := journal.accepted(key):
             answers[text] = found.text
         else:
-            faults = [answer.fault for answer in journal.of(key)]
-            why[text] = gave_up.get(text) or (faults and faults[-1]) or "not asked"
+            faults = [answer.fault or "" for answer in journal.by_key[key]]
+            why.setdefault(text, faults[-1] if faults else "not asked")
     return Outcome(answers=answers, why=why, stopped=stopped)
 
 
@@ -316,114 +295,101 @@ class _GaveUp(Exception):
     """A request that got no answer; others may."""
 
 
-class _Requests:
-    """What the requests under way share: the client, the budget, and whether to stop."""
+async def _ask_for_all(
+    texts: Sequence[str], task: Task, asking: Asking, journal: Journal
+) -> tuple[dict[str, str], str | None]:
+    """Return why texts got no answer, and why no more was asked, if so. Requests under way are waited for: they are paid."""
+    import openai
 
-    def __init__(self, task: Task, asking: Asking, journal: Journal) -> None:
-        import openai
+    gave_up: dict[str, str] = {}
+    stopped: list[str] = []
+    under_way = [0]
+    slots = asyncio.Semaphore(asking.concurrency)
+    # The most that a request can cost.
+    longest = max(len(text.encode()) for text in texts)
+    most = asking.spending((len(task.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens).cost
 
-        self.task, self.asking, self.journal = task, asking, journal
-        self.client = openai.AsyncOpenAI(
-            base_url=asking.endpoint,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=asking.tries - 1,
-            timeout=asking.timeout_s,
-        )
-        self.stopped: str | None = None
-        self.gave_up: dict[str, str] = {}
-        # The most that each request under way can cost.
-        self.reserved: dict[str, float] = {}
-
-    async def rewrite_all(self, texts: Sequence[str]) -> None:
-        """Ask for all texts. Requests under way when one raises are waited for: their answers are paid."""
-        slots = asyncio.Semaphore(self.asking.concurrency)
-        async with self.client:
-            ended = await asyncio.gather(
-                *(self._rewrite(text, slots) for text in texts), return_exceptions=True
-            )
-        for error in ended:
-            if isinstance(error, BaseException):
-                raise error
-
-    async def _rewrite(self, text: str, slots: asyncio.Semaphore) -> None:
-        """Ask until there is an answer that can be used, or attempts are used up."""
-        key, journal = self.task.key(text, self.asking), self.journal
+    async def rewrite(text: str) -> None:
+        key = task.key(text, asking)
         async with slots:
-            while not journal.accepted(key) and len(journal.of(key)) < self.asking.attempts:
-                if not self._reserve(text):
+            while not journal.accepted(key) and len(journal.by_key[key]) < asking.attempts:
+                cost = journal.spent(asking).cost + (under_way[0] + 1) * most
+                if asking.max_cost is not None and cost > asking.max_cost:
+                    stopped.append(f"the next request could pass --max-cost {asking.max_cost:.2f}")
+                if stopped:
                     return
+                under_way[0] += 1
                 try:
-                    journal.add(await self._ask(text, key))
+                    said = await _ask(client, text, key, task, asking, len(journal.by_key[key]))
+                    journal.add(_checked(said, text, key, task, journal))
                 except _GaveUp as error:
-                    self.gave_up[text] = str(error)
+                    gave_up[text] = str(error)
                     return
                 except BaseException as error:
-                    self.stopped = self.stopped or str(error)
+                    stopped.append(str(error))
                     raise
                 finally:
-                    del self.reserved[text]
+                    under_way[0] -= 1
 
-    def _reserve(self, text: str) -> bool:
-        """Set aside the most that a request can cost. Returns False where the cap forbids it: no more is asked then."""
-        asking = self.asking
-        prompt = (len(self.task.prompt) + len(text.encode())) / _LEAST_CHARACTERS
-        most = asking.spending(prompt, asking.max_tokens).cost
-        all_of_it = self.journal.spent(asking).cost + sum(self.reserved.values()) + most
-        if self.stopped is None and asking.max_cost is not None and all_of_it > asking.max_cost:
-            self.stopped = f"the next request could pass --max-cost {asking.max_cost:.2f}"
-        if self.stopped is None:
-            self.reserved[text] = most
-        return self.stopped is None
+    async with openai.AsyncOpenAI(
+        base_url=asking.endpoint,
+        api_key=os.environ.get("OPENAI_API_KEY") or "none",
+        max_retries=asking.tries - 1,
+        timeout=asking.timeout_s,
+    ) as client:
+        ended = await asyncio.gather(*map(rewrite, texts), return_exceptions=True)
+    for error in ended:
+        if isinstance(error, BaseException):
+            raise error
+    return gave_up, next(iter(stopped), None)
 
-    async def _ask(self, text: str, key: str) -> Answer:
-        """Return the checked answer to one request, which is sent again where its answer cannot be read."""
-        import openai
 
-        url = self.client.base_url
-        for left in reversed(range(self.asking.tries)):
-            try:
-                said: Any = await self.client.chat.completions.create(
-                    model=str(self.asking.model),
-                    messages=[{"role": "user", "content": self.task.prompt.replace("{response}", text)}],
-                    max_tokens=self.asking.max_tokens,
-                    extra_headers={"Idempotency-Key": f"{key}-{len(self.journal.of(key))}"},
-                )
-                return self._checked(text, key, said)
-            except openai.RateLimitError as error:
-                if error.code == "insufficient_quota":
-                    raise DataError(f"{url}: the account's quota is used up ({error.message}).") from error
-                raise _GaveUp(f"{url} answered 429") from error
-            except (openai.BadRequestError, openai.UnprocessableEntityError, openai.ConflictError) as error:
-                raise _GaveUp(f"declined: {_line(error)}") from error
-            except (openai.APIConnectionError, openai.InternalServerError) as error:
-                raise _GaveUp(_line(error)) from error
-            except openai.APIStatusError as error:
+async def _ask(client: Any, text: str, key: str, task: Task, asking: Asking, attempt: int) -> dict[str, Any]:
+    """Return the text, id and use of one answer; a request is sent again where its answer cannot be read."""
+    import openai
+
+    for left in reversed(range(asking.tries)):
+        try:
+            said = await client.chat.completions.create(
+                model=str(asking.model),
+                messages=[{"role": "user", "content": task.prompt.replace("{response}", text)}],
+                max_tokens=asking.max_tokens,
+                extra_headers={"Idempotency-Key": f"{key}-{attempt}"},
+            )
+            choice, usage = said.choices[0], said.usage
+            return {
+                "text": choice.message.content or "",
+                "id": said.id or "",
+                "prompt_tokens": usage.prompt_tokens if usage else 0,
+                "completion_tokens": usage.completion_tokens if usage else 0,
+                "refused": getattr(choice.message, "refusal", None)
+                or choice.finish_reason == "content_filter",
+                "cut": choice.finish_reason == "length",
+            }
+        except openai.APIStatusError as error:
+            where = f"{client.base_url} answered {error.status_code} ({_line(error)})"
+            declined = error.status_code in (400, 409, 422)
+            passing = error.status_code >= 500 or error.status_code in (408, 429)
+            if error.code == "insufficient_quota" or not (declined or passing):
                 raise DataError(
-                    f"{url} answered {error.status_code} ({_line(error)}). Check --endpoint, --model and OPENAI_API_KEY."
+                    f"{where}. Check --endpoint, --model, OPENAI_API_KEY and its quota."
                 ) from error
-            # Broken JSON, or JSON that is no chat completion.
-            except (AttributeError, LookupError, TypeError, ValueError, openai.APIError) as error:
-                if not left:
-                    raise _GaveUp(f"the answer cannot be read ({_line(error)})") from error
-        raise AssertionError("the last try returns or raises")
+            raise _GaveUp(f"declined: {where}" if declined else where) from error
+        except openai.APIConnectionError as error:
+            raise _GaveUp(_line(error)) from error
+        # Broken JSON, or JSON that is no chat completion.
+        except (AttributeError, LookupError, TypeError, ValueError, openai.APIError) as error:
+            if not left:
+                raise _GaveUp(f"the answer cannot be read ({_line(error)})") from error
+    raise AssertionError("the last try returns or raises")
 
-    def _checked(self, text: str, key: str, said: Any) -> Answer:
-        choice, usage = said.choices[0], said.usage
-        found = choice.message.content or ""
-        if getattr(choice.message, "refusal", None) or choice.finish_reason == "content_filter":
-            why: str | None = "refused"
-        else:
-            why = fault(text, found, wanted=self.task.wanted, cut=choice.finish_reason == "length")
-        if why is None and self.journal.is_anothers(key, said.id or "", found):
-            why = "the answer to another request"
-        return Answer(
-            key=key,
-            text=found,
-            id=said.id or "",
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-            fault=why,
-        )
+
+def _checked(said: dict[str, Any], text: str, key: str, task: Task, journal: Journal) -> Answer:
+    cut, refused = said.pop("cut"), said.pop("refused")
+    why = "refused" if refused else fault(text, said["text"], wanted=task.wanted, cut=cut)
+    # The very same answer to another request is a mistake of the endpoint's.
+    same = next((a.key for a in journal.answers if (a.id, a.text) == (said["id"], said["text"])), key)
+    return Answer(key=key, fault=why or (None if same == key else "the answer to another request"), **said)
 
 
 def _line(error: Exception) -> str:

@@ -283,16 +283,9 @@ def _suite_pairs(spec: DatasetSpec, split: str, faults: list[str], funnel: Funne
 def _candidates(located: Located, spec: DatasetSpec, item: Item, number: int, right: int, wrong: int) -> Pair:
     row = {"prompt": item.prompt, "chosen": item.right[right], "rejected": item.wrong[wrong]}
     (pair,) = pairs_of(located._replace(row=row), spec, format_of(row, spec))
+    counts = len(item.right), len(item.wrong)
     place = Candidates(
-        suite=str(spec.selection),
-        item=item.name,
-        number=number,
-        subset=item.subset,
-        group=item.group,
-        right=len(item.right),
-        wrong=len(item.wrong),
-        chosen=right,
-        rejected=wrong,
+        str(spec.selection), item.name, number, item.subset, item.group, *counts, chosen=right, rejected=wrong
     )
     return dataclasses.replace(pair, candidates=place)
 
