@@ -230,7 +230,7 @@ def test_the_sweep_s_run_says_what_the_report_concludes(database: str, store: St
     written = write_full_report(declared, store)
     sync(database, store, declared, written)
     said = runs_of(database, "demo")[0].data.tags["mlflow.note.content"]
-    assert said.startswith("In accuracy (95 % intervals in brackets): ")
+    assert said.startswith("In accuracy (95 % intervals over ")
     assert said.split("\n\n") == said_conclusions(written.folder)
 
 
