@@ -128,8 +128,7 @@ def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
             length_controlled(right_P, scores.longer, 1.0 - np.eye(min(block, pairs - start), pairs, k=start))
             for start in range(0, pairs, block)
         ]
-        known = [part for part in found if part is not None]
-        return statistics.jackknifed(value, np.concatenate(known)) if known else np.full(pairs, value / pairs)
+        return statistics.jackknifed(value, np.concatenate([part for part in found if part is not None]))
     return statistics.jackknifed(value, statistics.margin_without_each(scores.chosen, scores.rejected))
 
 
@@ -197,8 +196,17 @@ class Mean:
     @cached_property
     def pairs(self) -> int:
         """The pairs of the largest set."""
+        return max(len(item.scores.index) for item in self._evaluations)
+
+    @cached_property
+    def prompts(self) -> int:
+        """The prompts of the set that has most; of a set that is no suite each pair counts as one."""
+        return max(len(np.unique(item.scores.units)) for item in self._evaluations)
+
+    @property
+    def _evaluations(self) -> Iterator[EvaluationResult]:
         trials = (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
-        return max(len(item.scores.index) for trial in trials for item in _items(trial, self.scope))
+        return (item for trial in trials for item in _items(trial, self.scope))
 
     @property
     def at_chance(self) -> bool:
@@ -220,6 +228,8 @@ class Mean:
             _count(number, noun)
             for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
         )
+        if self.prompts < self.pairs:
+            pairs += f" of {_count(self.prompts, 'prompt')}"
         if self.over_models:
             return f"{models}, {seeds}, {pairs}"
         own = "this model" if len(self.cells) == 1 else f"these {models}"
@@ -229,11 +239,11 @@ class Mean:
 
     @cached_property
     def _columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
-        """What each pair adds in each training, [U, S] by model, and the number of its group, [U]."""
+        """What each pair, or prompt of a suite, adds in each training, [U, S] by model, and the number of its group, [U]."""
         cells = [cell for seeds in self.cells.values() for cell in seeds.values()]
         units: dict[str, NDArray[np.int64]] = {}
         for name in self.scope.sets:
-            indices = [_item(trial, name).scores.index for cell in cells for trial in cell]
+            indices = [_item(trial, name).scores.units for cell in cells for trial in cell]
             group = self.groups.get(name, name)
             units[group] = np.unique(np.concatenate([*indices, units.get(group, indices[0])]))
         starts = dict(zip(units, np.cumsum([0, *map(len, units.values())]), strict=False))
@@ -242,8 +252,9 @@ class Mean:
             for sign, trial in zip(self.signs, cell, strict=True):
                 for name in self.scope.sets:
                     item, group = _item(trial, name), self.groups.get(name, name)
-                    at = starts[group] + np.searchsorted(units[group], item.scores.index)
-                    columns[at, number] += sign * self.added(item, self.metric) / len(self.scope.sets)
+                    own, added = statistics.by_unit(self.added(item, self.metric), item.scores.units)
+                    at = starts[group] + np.searchsorted(units[group], own)
+                    columns[at, number] += sign * added / len(self.scope.sets)
         by_model = np.split(columns, np.cumsum([len(seeds) for seeds in self.cells.values()])[:-1], axis=1)
         return by_model, np.repeat(np.arange(len(units)), [len(found) for found in units.values()])
 
@@ -261,7 +272,7 @@ class Mean:
             found = statistics.unbounded_interval(self.value, self._spread)
         else:
             floor = 1 - len(self.signs)
-            found = statistics.bounded_interval(self.value, self._spread, self.pairs, floor=floor)
+            found = statistics.bounded_interval(self.value, self._spread, self.prompts, floor=floor)
         told = len(self.signs) > 1 and self._spread.trainings > 0
         return replace(found, std=self.std, p=found.p if told else None)
 

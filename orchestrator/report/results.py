@@ -405,7 +405,8 @@ def _on(item: EvaluationResult, rows: NDArray[np.int64]) -> EvaluationResult:
         return item
     arrays = {name: getattr(item.scores, name)[kept] for name in ("chosen", "rejected", "index", "longer")}
     # A suite's numbers stay those of all its prompts that the model scored.
-    scores = PairScores(**arrays, suite=item.scores.suite)
+    prompts = None if item.scores.prompts is None else item.scores.prompts[kept]
+    scores = PairScores(**arrays, suite=item.scores.suite, prompts=prompts)
     leaked = None if item.leaked is None else item.leaked[kept]
     return replace(item, scores=scores, leaked=leaked, metrics=_metrics(scores, leaked))
 

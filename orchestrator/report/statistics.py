@@ -99,6 +99,13 @@ def jackknifed(value: float, without_P: Floats) -> Floats:
     return (value + (pairs - 1) * (value - without_P)) / pairs
 
 
+def by_unit(added_P: Floats, units_P: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+    """Return the different units of pairs, [U], and what each adds, [U]: one of more pairs adds no more than its pairs are off."""
+    units_U, at_P, counts_U = np.unique(units_P, return_inverse=True, return_counts=True)
+    even_U = added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
+    return units_U, np.bincount(at_P, added_P) + even_U
+
+
 def margin_without_each(chosen_P: Floats, rejected_P: Floats) -> Floats:
     """Return the absolute margin of all pairs but one, for each pair, [P]."""
     centre = np.mean(np.concatenate([chosen_P, rejected_P]))

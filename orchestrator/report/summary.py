@@ -337,7 +337,7 @@ def by_set(analysis: Analysis) -> Table:
                     **{name: found.value if found else None for name, found in controls.items()},
                     "seeds": accuracy.seeds,
                     "pairs": accuracy.pairs,
-                    "half_width": f"± {half_width(accuracy.pairs):.2f}",
+                    "half_width": f"± {half_width(accuracy.prompts):.2f}",
                 }
             )
     return Table(
