@@ -23,6 +23,7 @@ from rich.table import Table
 from orchestrator.cli.analyses import show_analyses
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
+from orchestrator.report.by_axis import axes_of
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialState, trial_states
 from orchestrator.report.summary import Written
@@ -156,19 +157,26 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     return HOLES
 
 
-def report(session: Session, compare: str | None, baseline: str | None = None) -> int:
+def report(session: Session, compare: str | None, baseline: str | None = None, by: str | None = None) -> int:
     """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
     declaration, store = read_declaration(session.sweep_name, session.store), session.store
     bar = functools.partial(late_bar, session.console)
     other = None if compare is None else other_sweep(compare, store)
+    axes = axes_of(declaration.trials)
+    if by is not None and by not in axes:
+        raise SpecError(f"--by {by}: the sweep does not vary it; it varies {', '.join(axes) or 'no axis'}.")
     written = write_full_report(declaration, store, bar, anew=True, baseline=baseline)
     beside = other and write_comparison(declaration, store, *other, baseline)
+    by_axis = next((table for table in written.shown.more if table.name == f"by_{by}"), None)
     if session.options.json:
-        rows = written.shown.accuracies
+        rows = by_axis.records() if by_axis else written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
     print_report(session, written)
     show_analyses(session, declaration)
+    if by_axis:
+        session.console.print(fitting(by_axis.terminal(labels=4, merged=2), session.console))
+        session.say(by_axis.note)
     if beside:
         table = without_intervals(beside.table).terminal(labels=4)
         session.console.print(fitting(table, session.console))

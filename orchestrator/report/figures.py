@@ -5,11 +5,13 @@ Each function draws one matplotlib Figure from numbers, or returns None where th
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orchestrator.report import published
+from orchestrator.report.by_axis import draw_axis
 from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.house_style import (
     GREY,
@@ -25,7 +27,7 @@ from orchestrator.report.house_style import (
     wrapped,
 )
 from orchestrator.report.statistics import Calibration, Estimate, Floats
-from orchestrator.report.tables import MEAN, reward_title
+from orchestrator.report.tables import MEAN, Table, reward_title
 from orchestrator.store.records import CATEGORIES
 
 if TYPE_CHECKING:
@@ -395,7 +397,7 @@ def _smooth(values: Floats, width: int = 5) -> Floats:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def every_figure(analysis: Analysis, curves: Curves) -> Iterator[DrawnFigure]:
+def every_figure(analysis: Analysis, curves: Curves, by_axis: Sequence[Table] = ()) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
     means = "Mean over models with its 95 % interval; each model beside it."
     paired = "Paired by seed and pair, with 95 % intervals; where one excludes 0, a type is ahead."
@@ -411,6 +413,7 @@ def every_figure(analysis: Analysis, curves: Curves) -> Iterator[DrawnFigure]:
         ("accuracy_by_model", "Accuracy by model", by_model, lambda: _accuracy_by_model(analysis)),
         ("margins", "Margins", margins, lambda: _margins(analysis)),
         ("reliability", "Reliability", sure, lambda: reliability(analysis)),
+        *((item.name, item.title, item.note, partial(draw_axis, item)) for item in by_axis),
         ("training_curves", "Training curves", curved, lambda: _training_curves(curves, analysis.rewards)),
     )
     for name, title, caption, draw in wanted:

@@ -24,6 +24,7 @@ from pyarrow import parquet
 
 from orchestrator.report import examples
 from orchestrator.report.audit import audit_sweep
+from orchestrator.report.by_axis import axes_of, axis_tables
 from orchestrator.report.comparison import Analysis, controlled
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.figures import Curves, every_figure
@@ -47,7 +48,7 @@ from trainers.errors import Damaged, SpecError
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 8
+VERSION = 9
 NOTE = "report.json"
 HTML = "report.html"
 PAIRS = "pairs.parquet"
@@ -136,6 +137,7 @@ def write_full_report(
     )
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
     page = _page(inputs, audit, store, bar, pairs)
+    shown_below = {"suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
     written = write_report(
         declaration,
         store,
@@ -143,7 +145,7 @@ def write_full_report(
         analysis,
         audit,
         conclusions=page.conclusions,
-        tables=page.tables[:1],
+        tables=[item for item in page.tables if item is page.tables[0] or item.name in shown_below],
         ending=f"\n{PREFERENCE}. {page.sections[-1].text}\n",
     )
     write_page(folder, page, HTML)
@@ -258,10 +260,11 @@ def _page(
 ) -> Page:
     analysis, results, state, sweep = inputs.analysis, inputs.results, inputs.state, inputs.declaration.sweep
     complete = sum(result.complete for result in results)
-    tables = tuple(statistics_tables(analysis))
+    by_axis = [*axis_tables(analysis)]
+    tables = (*statistics_tables(analysis), *by_axis)
     figures = []
     with bar("figures") as step:
-        for figure in every_figure(analysis, inputs.curves):
+        for figure in every_figure(analysis, inputs.curves, by_axis):
             figures.append(figure)
             step(len(figures), 8)
     command = report_command(state, sweep)

@@ -74,7 +74,8 @@ class EvaluationResult(Evaluated):
 class TrialState:
     """A trial and what the store has of it, by the manifests. Times are Unix times, None where nothing is there.
 
-    Damaged artifacts count as missing, and `faults` names them. `train_left_out` counts the pairs over the length limits.
+    Damaged artifacts count as missing, and `faults` names them. `train_left_out` counts the pairs over the length limits,
+    `validation_accuracy` is that on held-out training pairs after the last epoch.
     """
 
     record: TrialRecord
@@ -87,6 +88,7 @@ class TrialState:
     trained_at: float
     faults: tuple[str, ...] = ()
     train_left_out: int = 0
+    validation_accuracy: float | None = None
 
     @property
     def finished(self) -> float:
@@ -207,6 +209,7 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         trained_at=_committed(manifest) if manifest else 0.0,
         faults=tuple(faults),
         train_left_out=too_long(manifest["inputs"].get("data", "")) if manifest else 0,
+        validation_accuracy=next(iter(info.get("validation_accuracy", ())[-1:]), None),
     )
 
 

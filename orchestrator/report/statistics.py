@@ -100,7 +100,7 @@ def jackknifed(value: float, without_P: Floats) -> Floats:
 
 
 def by_unit(added_P: Floats, units_P: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
-    """Return the different units of pairs, [U], and what each adds, [U]: one of more pairs adds no more than its pairs are off."""
+    """Return the different units of pairs, [U], and what each adds, [U]; their numbers of pairs alone make no difference."""
     units_U, at_P, counts_U = np.unique(units_P, return_inverse=True, return_counts=True)
     even_U = added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
     return units_U, np.bincount(at_P, added_P) + even_U

@@ -199,6 +199,8 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     for metric in METRIC_TITLES:
         yield by_category(analysis, metric)
     yield by_set(analysis)
+    if any(item.scores.suite for result in analysis.results for item in result.final):
+        yield suites(analysis)
     yield calibrations(analysis)
 
 
@@ -352,6 +354,49 @@ def by_set(analysis: Analysis) -> Table:
     )
 
 
+def suites(analysis: Analysis) -> Table:
+    """Each suite's own numbers: its score and the parts of it, or its subsets where it has no other parts."""
+    rows: list[dict[str, Value]] = []
+    choices: list[list[str] | None] = [[model] for model in analysis.models]
+    choices += [None] if len(choices) > 1 else []
+    for scope in analysis.single_sets():
+        scored = (item for trial in analysis.results for item in trial.final if item.dataset == scope.dataset)
+        names = [*dict.fromkeys(name for item in scored for name in item.scores.suite)]
+        names = [name for name in names if name not in ("suite/items", "suite/left_out")]
+        parts = [name for name in names if not name.startswith("suite/subset/")]
+        for name, models in itertools.product(parts if len(parts) > 1 else names, choices):
+            means, counted = (
+                {
+                    kind: mean
+                    for kind in analysis.rewards
+                    if (mean := analysis.mean_of_models(scope, kind, metric, models))
+                }
+                for metric in (name, "suite/items")
+            )
+            if means:
+                label = mean_label({kind: len(mean.models) for kind, mean in means.items()})
+                rows.append(
+                    {
+                        "train_set": scope.train_set,
+                        "suite": scope.dataset,
+                        "number": name.removeprefix("suite/"),
+                        "model": models[0] if models else label,
+                        **{kind: mean.value for kind, mean in means.items()},
+                        "prompts": " / ".join(
+                            dict.fromkeys(f"{mean.value:.0f}" for mean in counted.values())
+                        ),
+                    }
+                )
+    return Table(
+        name="suites",
+        title="Suites by their own numbers",
+        note="Means over seeds, then models; a tie is no success. A prompt counts where all of its answers are within the length "
+        "limits, so models may be scored on others (by reward type, where means differ). Every number: docs/suites.md.",
+        columns=f"train_set suite number model {' '.join(analysis.rewards)} prompts",
+        rows=rows,
+    )
+
+
 def calibrations(analysis: Analysis) -> Table:
     """Expected calibration error and Brier score, by category and reward type."""
     scopes = (*analysis.categories(), *analysis.single_sets())
@@ -431,10 +476,11 @@ class Shown:
     """What a terminal shows of a report. It is kept with the report, so that nothing is read or computed to show it again.
 
     `tables` are the accuracies and, where there are several epochs, those after each; `accuracies` are the same for
-    programs; `left_out` says which pairs the length limits took.
+    programs; `more` are the tables below them in summary.md; `left_out` says which pairs the length limits took.
     """
 
     tables: tuple[Table, ...] = ()
+    more: tuple[Table, ...] = ()
     accuracies: Sequence[dict[str, Any]] = ()
     left_out: tuple[str, ...] = ()
 
@@ -443,6 +489,7 @@ class Shown:
         """What was kept as JSON."""
         return cls(
             tables=tuple(map(Table.of_json, loaded["tables"])),
+            more=tuple(map(Table.of_json, loaded["more"])),
             accuracies=loaded["accuracies"],
             left_out=tuple(loaded["left_out"]),
         )
@@ -502,6 +549,7 @@ def write_report(
     by_epoch = epoch_table(analysis.results, most=EPOCHS_SHOWN)
     shown = Shown(
         tables=(accuracy_table(analysis), *([by_epoch] if by_epoch else [])),
+        more=tuple(tables),
         accuracies=accuracy_numbers(analysis).records(),
         left_out=tuple(left_out_lines(results, analysis.results)),
     )
