@@ -9,14 +9,15 @@ import pytest
 from pyarrow import parquet
 
 from benchmarks.simulated import simulated_sweep
+from orchestrator.cli.main import Grid, main
 from orchestrator.report.by_axis import axes_of, axis_tables, draw_axis
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.house_style import look, rendered
-from orchestrator.report.page import write_full_report
 from orchestrator.report.results import sweep_results
 from orchestrator.report.summary import suites
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import Declaration
+from orchestrator.store.records import Declaration, write_declaration
+from sweeps.full_grid import full_grid
 
 KINDS = ("ex_rm", "im_rm_lr=1e-05", "im_rm_lr=0.0001", "im_rm_lr=2e-06")
 SETS = (("ultrafeedback", "in-distribution"), ("suite", "domain shift"))
@@ -77,7 +78,7 @@ def test_an_axis_has_a_row_for_each_value_and_the_best_by_held_out_pairs(store: 
     assert draw_axis(words) is None
 
 
-def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration):
+def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration, capsys):
     for trial in declared.trials[:3]:
         suite = {"score": 0.25, "section/chat": 0.5, "subset/a": 0.1, "items": 15.0, "left_out": 2.0}
         written = store.manifest("evaluate", trial.evaluations[1].key)
@@ -100,11 +101,20 @@ def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration):
     assert [row["number"] for row in table.rows] == ["score", "section/chat"]
     assert table.rows[0]["im_rm_lr=1e-05"] == 0.25
     assert table.rows[0]["prompts"] == "15"
-    written = write_full_report(declared, store)
-    assert [item.name for item in written.shown.more] == ["differences", "suites", "by_lr"]
-    assert (written.folder / "figures" / "by_lr.svg").is_file()
-    assert "IM-RM lr=1e-05" in (written.folder / "summary.md").read_text()
-    sets = parquet.read_table(written.folder / "tables" / "differences.parquet").to_pylist()
+    write_declaration(declared, store)
+    flags = ["--storage", str(store.root), "--name", "demo", "--by", "lr"]
+    with pytest.raises(SystemExit) as ended:
+        main(Grid(build=full_grid), "full_grid.py", arguments=["report", *flags])
+    assert ended.value.code == 3
+    said = capsys.readouterr().out
+    assert "Accuracy by lr" in said
+    assert "no trial that counts" in said
+    folder = store.sweep_dir("demo") / "report"
+    assert (folder / "figures" / "by_lr.svg").is_file()
+    summary = (folder / "summary.md").read_text()
+    for text in ("IM-RM lr=1e-05", "Suites by their own numbers", "Accuracy by lr"):
+        assert text in summary
+    sets = parquet.read_table(folder / "tables" / "differences.parquet").to_pylist()
     assert {row["over"] for row in sets if row["category"] == "domain shift"} == {
         "60 pairs of 15 prompts of one training of this model"
     }
