@@ -114,19 +114,16 @@ def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
 def draw_axis(table: Table) -> "Figure | None":
     """Draw accuracy against a numeric axis, a panel per training set and category; None where it is not numeric."""
     axis = table.names[3]
-    if not all(_is_number(str(row[axis])) for row in table.rows):
+    found = {str(row[axis]) for row in table.rows}
+    if not all(map(_is_number, found)) or not any("accuracy" in row for row in table.rows):
         return None
     rows = [{**row, axis: float(str(row[axis]))} for row in table.rows if "accuracy" in row]
-    if not rows:
-        return None
     columns = len({row["category"] for row in rows})
-    figure, panels = draw_lines(
-        rows, ("train_set", "category"), axis, "accuracy", columns=columns, width=3.2, height=2.4
-    )
-    at = [row[axis] for row in rows]
+    place = ("train_set", "category")
+    figure, panels = draw_lines(rows, place, axis, "accuracy", columns=columns, width=3.2, height=2.4)
+    values = [*map(float, found)]
     for panel in panels.values():
-        panel.set_xlabel(axis)
-        if min(at) > 0 and max(at) > 20 * min(at):
-            panel.set_xscale("log")
+        wide = min(values) > 0 and max(values) > 20 * min(values)
+        panel.set(xlabel=axis, xscale="log" if wide else "linear")
     legend(figure, panels.values())
     return figure

@@ -11,7 +11,6 @@ Shapes: P pairs of a set, U different pairs of sets that share them, K trainings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from orchestrator.report.statistics import (
 )
 from orchestrator.report.tables import reward_title
 from orchestrator.store.records import CATEGORIES, Category
+from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
 
@@ -92,13 +92,9 @@ def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
     return set(scope.sets) <= {item.dataset for item in result.final if metric in item.metrics}
 
 
-def over_sets(
-    trial: TrialResult,
-    scope: Scope,
-    value: Callable[[TrialResult, str], Any] = lambda trial, dataset: _metric(trial, dataset, "accuracy"),
-) -> Any:
-    """Return the mean over the scope's sets of a value of each set, which is accuracy where none is given."""
-    return np.mean([value(trial, name) for name in scope.sets], axis=0)
+def over_sets(trial: TrialResult, scope: Scope, metric: str = "accuracy") -> float:
+    """Return the mean of a metric over the scope's sets."""
+    return float(np.mean([_metric(trial, name, metric) for name in scope.sets]))
 
 
 def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
@@ -112,13 +108,17 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
-    """Return what each pair adds to a metric of an evaluation, [P]."""
+    """Return what each pair adds to a metric of an evaluation, [P]. Raises SpecError where pairs do not make the metric."""
     scores, value = item.scores, item.metrics[metric]
     right_P, pairs = _right(scores), len(scores.index)
-    if metric == "accuracy":
-        return statistics.shares(right_P)
-    if metric == "loss":
-        return statistics.shares(np.logaddexp(0.0, scores.rejected - scores.chosen))
+    means: dict[str, Floats] = {
+        "accuracy": right_P,
+        "loss": np.logaddexp(0.0, scores.rejected - scores.chosen),
+        "chosen_reward": scores.chosen,
+        "rejected_reward": scores.rejected,
+    }
+    if metric in means:
+        return means[metric] / pairs
     if metric == LEAK_FREE and item.leaked is not None:
         unseen_P = ~item.leaked
         return value / pairs + unseen_P * (right_P - value) / unseen_P.sum()
@@ -129,7 +129,10 @@ def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
             for start in range(0, pairs, block)
         ]
         return statistics.jackknifed(value, np.concatenate([part for part in found if part is not None]))
-    return statistics.jackknifed(value, statistics.margin_without_each(scores.chosen, scores.rejected))
+    if metric == "abs_margin":
+        return statistics.jackknifed(value, statistics.margin_without_each(scores.chosen, scores.rejected))
+    intervals = ", ".join((*means, LENGTH_CONTROLLED, LEAK_FREE, "abs_margin"))
+    raise SpecError(f"{metric} has no interval, as it is not made of pairs; give one of {intervals}.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,7 +171,7 @@ class Mean:
         return [
             [
                 sum(
-                    sign * float(over_sets(trial, self.scope, lambda t, name: _metric(t, name, self.metric)))
+                    sign * over_sets(trial, self.scope, self.metric)
                     for sign, trial in zip(self.signs, cell, strict=True)
                 )
                 for cell in seeds.values()
@@ -335,7 +338,6 @@ class Analysis:
         models: Sequence[str] | None = None,
         *,
         other: str | None = None,
-        baseline: str | None = None,
     ) -> Mean | None:
         """Return baseline − `other` (default: the first other) of `models` (default: all), each with the seeds that both have.
 
@@ -344,7 +346,7 @@ class Analysis:
         if not self.others:
             return None
         asked = tuple(self.models if models is None else models)
-        return self._known(scope, metric, asked, (baseline or self.baseline, other or self.others[0]))
+        return self._known(scope, metric, asked, (self.baseline, other or self.others[0]))
 
     def differences(self, metric: str = "accuracy") -> dict[tuple[Scope, str], Mean]:
         """Return the difference from each other type in each category, those on training pairs left out."""

@@ -88,11 +88,6 @@ def pair_counts(units: int, draws: int, random: np.random.Generator) -> Floats:
     return random.multinomial(units, np.full(units, 1.0 / units), size=draws).astype(np.float64)
 
 
-def shares(values_P: Floats) -> Floats:
-    """Return what each pair adds to the mean of `values_P`, [P]."""
-    return values_P / len(values_P)
-
-
 def jackknifed(value: float, without_P: Floats) -> Floats:
     """Return what each pair adds to `value`, [P], by what the number is `without_P` each: they sum to the value (nearly)."""
     pairs = len(without_P)

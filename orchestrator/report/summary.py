@@ -86,7 +86,7 @@ def _of_model(analysis: Analysis, scope: Scope, model: str, kinds: Sequence[str]
         ]
         known = [item for item in asked if has(item, scope)]
         mean, missing = analysis.mean(scope, model, kind, "accuracy"), len(asked) - len(known)
-        not_learned = [float(over_sets(item, scope)) for item in known if not item.learned]
+        not_learned = [over_sets(item, scope) for item in known if not item.learned]
         counts[kind] = mean.seeds if mean else 0
         if mean:
             line |= {f"{kind}_mean": mean.value, f"{kind}_std": mean.std}
@@ -208,6 +208,15 @@ def _place(scope: Scope) -> dict[str, Value]:
     return {"train_set": scope.train_set, "category": scope.category}
 
 
+def _lines(analysis: Analysis, scope: Scope, metric: str) -> Iterator[tuple[str, dict[str, Mean]]]:
+    """Yield a metric's means by reward type for each model, and for the mean of those that are complete; none that is empty."""
+    for label in (*analysis.models, None):
+        models = [label] if label else None
+        found = {kind: analysis.mean_of_models(scope, kind, metric, models) for kind in analysis.rewards}
+        if means := {kind: mean for kind, mean in found.items() if mean}:
+            yield label or mean_label({kind: len(mean.models) for kind, mean in means.items()}), means
+
+
 def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
     return {name: item.estimate if item else None for name, item in found.items()}
 
@@ -216,18 +225,13 @@ def by_category(analysis: Analysis, metric: str) -> Table:
     """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
     rows: list[dict[str, Value]] = []
     for scope in analysis.categories():
-        for model in analysis.models:
-            means = {kind: analysis.mean(scope, model, kind, metric) for kind in analysis.rewards}
-            if any(means.values()):
-                rows.append({**_place(scope), "model": model, **_estimates(means)})
-        over = {kind: analysis.mean_of_models(scope, kind, metric) for kind in analysis.rewards}
-        if any(over.values()):
-            label = mean_label({kind: len(mean.models) for kind, mean in over.items() if mean})
+        for label, means in _lines(analysis, scope, metric):
             theirs = {
                 f"{kind}_paper": published.number(scope.train_set, scope.sets, kind, metric)
                 for kind in analysis.rewards
+                if label not in analysis.models
             }
-            rows.append({**_place(scope), "model": label, **_estimates(over), **theirs})
+            rows.append({**_place(scope), "model": label, **_estimates(means), **theirs})
     quoted = [kind for kind in analysis.rewards if any(row.get(f"{kind}_paper") is not None for row in rows)]
     note = (
         "Each: mean over the scope's sets, then over seeds ± standard deviation over seeds, "
@@ -309,11 +313,7 @@ def win_rates(analysis: Analysis) -> Table:
                 **_place(scope),
                 "evaluation_set": scope.dataset or "all",
                 "other": reward_title(other),
-                "cells": found.cells,
-                "ahead": found.ahead,
-                "ties": found.ties,
-                "behind": found.behind,
-                "share": found.share,
+                **{name: getattr(found, name) for name in ("cells", "ahead", "ties", "behind", "share")},
             }
             for scope, other in itertools.product(scopes, analysis.others)
             if (found := analysis.win_rate(scope, other)).cells
@@ -357,41 +357,34 @@ def by_set(analysis: Analysis) -> Table:
 def suites(analysis: Analysis) -> Table:
     """Each suite's own numbers: its score and the parts of it, or its subsets where it has no other parts."""
     rows: list[dict[str, Value]] = []
-    choices: list[list[str] | None] = [[model] for model in analysis.models]
-    choices += [None] if len(choices) > 1 else []
     for scope in analysis.single_sets():
         scored = (item for trial in analysis.results for item in trial.final if item.dataset == scope.dataset)
         names = [*dict.fromkeys(name for item in scored for name in item.scores.suite)]
         names = [name for name in names if name not in ("suite/items", "suite/left_out")]
         parts = [name for name in names if not name.startswith("suite/subset/")]
-        for name, models in itertools.product(parts if len(parts) > 1 else names, choices):
-            means, counted = (
-                {
-                    kind: mean
-                    for kind in analysis.rewards
-                    if (mean := analysis.mean_of_models(scope, kind, metric, models))
+        for name in parts if len(parts) > 1 else names:
+            for label, means in _lines(analysis, scope, name):
+                counted = {
+                    f"{over_sets(trial, scope, 'suite/items'):.0f}"
+                    for mean in means.values()
+                    for seeds in mean.cells.values()
+                    for (trial,) in seeds.values()
                 }
-                for metric in (name, "suite/items")
-            )
-            if means:
-                label = mean_label({kind: len(mean.models) for kind, mean in means.items()})
                 rows.append(
                     {
                         "train_set": scope.train_set,
                         "suite": scope.dataset,
                         "number": name.removeprefix("suite/"),
-                        "model": models[0] if models else label,
+                        "model": label,
                         **{kind: mean.value for kind, mean in means.items()},
-                        "prompts": " / ".join(
-                            dict.fromkeys(f"{mean.value:.0f}" for mean in counted.values())
-                        ),
+                        "prompts": " / ".join(sorted(counted, key=int)),
                     }
                 )
     return Table(
         name="suites",
         title="Suites by their own numbers",
         note="Means over seeds, then models; a tie is no success. A prompt counts where all of its answers are within the length "
-        "limits, so models may be scored on others (by reward type, where means differ). Every number: docs/suites.md.",
+        "limits, so models may be scored on others: then several numbers stand there. Every number: docs/suites.md.",
         columns=f"train_set suite number model {' '.join(analysis.rewards)} prompts",
         rows=rows,
     )

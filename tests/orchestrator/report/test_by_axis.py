@@ -18,6 +18,7 @@ from orchestrator.report.summary import suites
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
+from trainers.errors import SpecError
 
 KINDS = ("ex_rm", "im_rm_lr=1e-05", "im_rm_lr=0.0001", "im_rm_lr=2e-06")
 SETS = (("ultrafeedback", "in-distribution"), ("suite", "domain shift"))
@@ -97,8 +98,14 @@ def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration, c
         for trial in declared.trials
     )
     declared = replace(declared, trials=trials)
-    table = suites(Analysis(sweep_results(declared, store)))
-    assert [row["number"] for row in table.rows] == ["score", "section/chat"]
+    analysis = Analysis(sweep_results(declared, store))
+    table = suites(analysis)
+    assert [(row["number"], row["model"]) for row in table.rows] == [
+        (number, label) for number in ("score", "section/chat") for label in ("llama-64", "mean of 1")
+    ]
+    (scope,) = [item for item in analysis.single_sets() if item.dataset == "suite"]
+    with pytest.raises(SpecError, match="suite/score has no interval"):
+        _ = analysis.difference(scope, "suite/score").estimate
     assert table.rows[0]["im_rm_lr=1e-05"] == 0.25
     assert table.rows[0]["prompts"] == "15"
     write_declaration(declared, store)
