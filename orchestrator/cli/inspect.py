@@ -1,6 +1,7 @@
 """The commands that train nothing: status, report, ui, sync and gc."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -27,6 +28,7 @@ from orchestrator.report.by_axis import axes_of
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialState, trial_states
 from orchestrator.report.summary import Written
+from orchestrator.report.tables import Table as ReportTable
 from orchestrator.report.two_sweeps import other_sweep, without_intervals, write_comparison
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
@@ -172,11 +174,8 @@ def report(session: Session, compare: str | None, baseline: str | None = None, b
         rows = by_axis.records() if by_axis else written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
-    print_report(session, written)
+    print_report(session, written, by_axis)
     show_analyses(session, declaration)
-    if by_axis:
-        session.console.print(fitting(by_axis.terminal(labels=4, merged=2), session.console))
-        session.say(by_axis.note)
     if beside:
         table = without_intervals(beside.table).terminal(labels=4)
         session.console.print(fitting(table, session.console))
@@ -184,10 +183,14 @@ def report(session: Session, compare: str | None, baseline: str | None = None, b
     return say_holes(session, written.results)
 
 
-def print_report(session: Session, written: Written) -> None:
-    """Print the report's tables and conclusions, and where to see more."""
+def print_report(session: Session, written: Written, by_axis: ReportTable | None = None) -> None:
+    """Print the report's tables and conclusions, and where to see more; accuracies `by_axis` in the place of all."""
     console = session.console
     accuracy, *by_epoch = written.shown.tables
+    if by_axis:
+        session.say(by_axis.note)
+        # What an interval is over is in the file, for which there is room.
+        accuracy, by_epoch = dataclasses.replace(by_axis, columns=by_axis.columns.removesuffix(" over")), []
     console.print(fitting(accuracy.terminal(labels=3, merged=2), console))
     for table in by_epoch:
         console.print(table.terminal(labels=4))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.report.analysis_files import draw_lines
-from orchestrator.report.comparison import Analysis, Mean
+from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.house_style import legend
 from orchestrator.report.results import TrialResult
 from orchestrator.report.tables import Table, Value, reward_title
@@ -40,33 +40,44 @@ def _is_number(value: str) -> bool:
 
 
 def axis_tables(analysis: Analysis) -> Iterator[Table]:
-    """Yield a table for each axis: accuracy by training set, category, reward type and value."""
+    """Yield a table for each axis: accuracy by training set, category, reward type and value, and differences at a value."""
     for axis, values in axes_of([result.record for result in analysis.results]).items():
         at = {value: Analysis([*_at(analysis.results, axis, value)]) for value in values}
-        kinds = dict.fromkeys(kind for here in at.values() for kind in here.rewards)
+        records = [result.record for result in analysis.results]
+        first = [_reward(record, axis) for record in records if record.reward == analysis.baseline]
+        kinds = [*dict.fromkeys([*first, *(kind for here in at.values() for kind in here.rewards)])]
         rows: list[dict[str, Value]] = [
             {
                 "train_set": scope.train_set,
                 "category": scope.category,
                 "reward": reward_title(kind),
                 axis: value,
-                **_numbers(here.mean_of_models(scope, kind, "accuracy")),
+                **_numbers(here, scope, kind, kinds[0]),
             }
             for scope in analysis.categories()
             for kind in kinds
             for value, here in at.items()
             if kind in here.rewards
         ]
-        held_out = " held_out" if any(row.get("held_out") is not None for row in rows) else ""
+        held_out = ["held_out"] if any(row.get("held_out") is not None for row in rows) else []
         yield Table(
             name=f"by_{axis}",
             title=f"Accuracy by {axis}",
             note=" ".join(
-                ["Means over the models that have every reward type at a value.", *_best(axis, at)]
+                [
+                    "Means over the models that have every reward type at a value; differences at it.",
+                    *_best(axis, at),
+                ]
             ),
-            columns=f"train_set category reward {axis} accuracy over{held_out}",
-            titles={axis: axis, "over": "interval over", "held_out": "accuracy on held-out pairs"},
+            columns=" ".join(("train_set category reward", axis, "accuracy difference", *held_out, "over")),
+            titles={
+                axis: axis,
+                "difference": f"{reward_title(kinds[0])} − it",
+                "held_out": "on held-out pairs",
+                "over": "interval of accuracy over",
+            },
             rows=rows,
+            forms={"difference": "+.3f"},
         )
 
 
@@ -74,21 +85,30 @@ def _at(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[Trial
     """Yield the trials at a value, by reward types that do not name it."""
     for result in results:
         record = result.record
-        if axis not in record.axes:
-            yield result
-        elif shown(record.axes[axis]) == value:
-            word = "_".join(f"_{axis}={value}".split())
-            yield replace(result, record=replace(record, reward=record.reward.replace(word, "", 1)))
+        if axis not in record.axes or shown(record.axes[axis]) == value:
+            yield replace(result, record=replace(record, reward=_reward(record, axis)))
 
 
-def _numbers(mean: Mean | None) -> dict[str, Value]:
+def _reward(record: TrialRecord, axis: str) -> str:
+    if axis not in record.axes:
+        return record.reward
+    return record.reward.replace("_".join(f"_{axis}={shown(record.axes[axis])}".split()), "", 1)
+
+
+def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str, Value]:
+    mean = here.mean_of_models(scope, kind, "accuracy")
     if mean is None:
         return {"over": "no trial that counts"}
+    gap = here.difference(scope, "accuracy", baseline=baseline, other=kind) if kind != baseline else None
     trials = (trial for seeds in mean.cells.values() for (trial,) in seeds.values())
     found = [trial.validation_accuracy for trial in trials]
     known = [accuracy for accuracy in found if accuracy is not None]
-    held_out = float(np.mean(known)) if len(known) == len(found) else None
-    return {"accuracy": mean.estimate, "over": mean.over, "held_out": held_out}
+    return {
+        "accuracy": mean.estimate,
+        "difference": gap and gap.estimate,
+        "held_out": float(np.mean(known)) if len(known) == len(found) else None,
+        "over": mean.over,
+    }
 
 
 def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:

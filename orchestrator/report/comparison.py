@@ -338,6 +338,7 @@ class Analysis:
         models: Sequence[str] | None = None,
         *,
         other: str | None = None,
+        baseline: str | None = None,
     ) -> Mean | None:
         """Return baseline − `other` (default: the first other) of `models` (default: all), each with the seeds that both have.
 
@@ -346,7 +347,7 @@ class Analysis:
         if not self.others:
             return None
         asked = tuple(self.models if models is None else models)
-        return self._known(scope, metric, asked, (self.baseline, other or self.others[0]))
+        return self._known(scope, metric, asked, (baseline or self.baseline, other or self.others[0]))
 
     def differences(self, metric: str = "accuracy") -> dict[tuple[Scope, str], Mean]:
         """Return the difference from each other type in each category, those on training pairs left out."""

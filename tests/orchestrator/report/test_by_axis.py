@@ -67,6 +67,8 @@ def test_an_axis_has_a_row_for_each_value_and_the_best_by_held_out_pairs(store: 
     whole = Analysis(results)
     (scope,) = [item for item in whole.categories() if item.category == "domain shift"]
     assert rows[4]["accuracy"] == whole.mean(scope, "llama-64", "im_rm_lr=1e-05", "accuracy").estimate
+    assert rows[4]["difference"].value == rows[1]["accuracy"].value - rows[4]["accuracy"].value
+    assert "difference" not in rows[1] or rows[1]["difference"] is None
     assert "held_out" not in table.names
     held_out = dict(zip(KINDS, (None, 0.5, 0.75, 0.7), strict=True))
     results = [replace(item, validation_accuracy=held_out[item.record.reward]) for item in results]
@@ -115,7 +117,7 @@ def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration, c
     assert ended.value.code == 3
     said = capsys.readouterr().out
     assert "Accuracy by lr" in said
-    assert "no trial that counts" in said
+    assert "EX-RM − it" in said
     folder = store.sweep_dir("demo") / "report"
     assert (folder / "figures" / "by_lr.svg").is_file()
     summary = (folder / "summary.md").read_text()
