@@ -105,7 +105,7 @@ def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str
     known = [accuracy for accuracy in found if accuracy is not None]
     return {
         "accuracy": mean.estimate,
-        "difference": gap and gap.estimate,
+        "difference": gap.estimate if gap else None,
         "held_out": float(np.mean(known)) if len(known) == len(found) else None,
         "over": mean.over,
     }

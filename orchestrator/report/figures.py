@@ -381,6 +381,7 @@ def _smooth(values: Floats, width: int = 5) -> Floats:
 
 def every_figure(analysis: Analysis, curves: Curves, by_axis: Sequence[Table] = ()) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
+    bars = partial(accuracy_bars, analysis)
     means = "Mean over models with its 95 % interval; each model beside it."
     paired = "Paired by seed and pair, with 95 % intervals; where one excludes 0, a type is ahead."
     by_model = "Mean over seeds, with 95 % intervals."
@@ -388,19 +389,9 @@ def every_figure(analysis: Analysis, curves: Curves, by_axis: Sequence[Table] = 
     sure = "On the dotted line confidence and accuracy agree; below it the model is too sure."
     curved = "On the training pairs: a thin line per training, a thick one for their median, a mean of five points."
     wanted: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
-        (
-            "accuracy_by_category",
-            "Accuracy by category",
-            means,
-            lambda: accuracy_bars(analysis, analysis.categories()),
-        ),
+        ("accuracy_by_category", "Accuracy by category", means, lambda: bars(analysis.categories())),
         ("differences", "Differences by model", paired, lambda: _differences(analysis)),
-        (
-            "accuracy_by_set",
-            "Accuracy by evaluation set",
-            means,
-            lambda: accuracy_bars(analysis, analysis.single_sets()),
-        ),
+        ("accuracy_by_set", "Accuracy by evaluation set", means, lambda: bars(analysis.single_sets())),
         ("win_rates", "Win-rate", "Cells in which a type is ahead.", lambda: _win_rates(analysis)),
         ("accuracy_by_model", "Accuracy by model", by_model, lambda: _accuracy_by_model(analysis)),
         ("margins", "Margins", margins, lambda: _margins(analysis)),

@@ -264,11 +264,7 @@ def _page(
         examples=examples.shown(pairs, analysis.rewards),
         rewards=analysis.rewards,
         sections=(
-            Section(
-                title="What could be fooling us",
-                anchor="audit",
-                tables=audit_tables(audit, analysis),
-            ),
+            Section(title="What could be fooling us", anchor="audit", tables=audit_tables(audit, analysis)),
             Section(title="Beside the paper", anchor="paper", tables=[spec_difference(results)]),
             Section(
                 title="How it was made",
@@ -277,11 +273,7 @@ def _page(
                 tables=[_time_table(results, store), _made_with(results, store), _trials_table(results)],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
-            Section(
-                title=PREFERENCE,
-                anchor="prefer",
-                text=preference(controlled(analysis)),
-            ),
+            Section(title=PREFERENCE, anchor="prefer", text=preference(controlled(analysis))),
         ),
     )
 

@@ -27,14 +27,7 @@ from orchestrator.report.results import (
     trial_rows,
 )
 from orchestrator.report.statistics import LEVEL, half_width
-from orchestrator.report.tables import (
-    MEAN,
-    Table,
-    Value,
-    mean_label,
-    reward_title,
-    table_of,
-)
+from orchestrator.report.tables import MEAN, Table, Value, mean_label, reward_title, table_of
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
