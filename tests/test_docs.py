@@ -212,7 +212,7 @@ def storage(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize("command", commands(ROOT / "docs" / "report.md"))
 def test_a_report_of_the_page_is_made(command, storage, capsys):
     assert ended(storage, *shlex.split(command)[2:]) == 0
-    assert "token" in capsys.readouterr().out
+    assert "token-level shift" in capsys.readouterr().out
     report = storage / "sweeps" / "full_grid" / "report"
     page = "compare-OTHER/compare.html" if "--compare" in command else "report.html"
     assert (report / page).is_file()

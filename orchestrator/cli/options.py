@@ -49,6 +49,8 @@ class Report:
     """Compare with another sweep: its name in this storage, or its folder <storage>/sweeps/<name>."""
     baseline: Annotated[str | None, flag("REWARD", "that of the last report, or the sweep's first")] = None
     """Reward type that the others are compared with: differences are baseline − other."""
+    by: Annotated[str | None, flag("AXIS")] = None
+    """Print accuracies by the values of an axis that the sweep varies, and the best by held-out pairs."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def fitting(table: Table, console: Console) -> RenderableType:
     for head, *values in zip(first, *others, strict=True):
         parts.append(Text(head))
         said = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True) if value)
-        parts.append(Padding(Text(said), (0, 0, 0, 2)))
+        parts += [Padding(Text(said), (0, 0, 0, 2))] if said else []
     return Group(*parts)
 
 

@@ -73,7 +73,9 @@ def draw_lines(
     places = list(dict.fromkeys(map(place, rows)))
     kinds = list(dict.fromkeys(row["reward"] for row in rows))
     figure, axes = panels(-(-len(places) // columns), columns, width, height)
-    found = dict(zip(places, axes, strict=True))
+    found = dict(zip(places, axes, strict=False))
+    for axis in axes[len(places) :]:
+        axis.set_visible(False)
     for here, axis in found.items():
         for kind in kinds:
             line = [row for row in rows if (place(row), row["reward"]) == (here, kind)]

@@ -11,7 +11,6 @@ Shapes: P pairs of a set, U different pairs of sets that share them, K trainings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from orchestrator.report.statistics import (
 )
 from orchestrator.report.tables import reward_title
 from orchestrator.store.records import CATEGORIES, Category
+from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
 
@@ -92,13 +92,9 @@ def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
     return set(scope.sets) <= {item.dataset for item in result.final if metric in item.metrics}
 
 
-def over_sets(
-    trial: TrialResult,
-    scope: Scope,
-    value: Callable[[TrialResult, str], Any] = lambda trial, dataset: _metric(trial, dataset, "accuracy"),
-) -> Any:
-    """Return the mean over the scope's sets of a value of each set, which is accuracy where none is given."""
-    return np.mean([value(trial, name) for name in scope.sets], axis=0)
+def over_sets(trial: TrialResult, scope: Scope, metric: str = "accuracy") -> float:
+    """Return the mean of a metric over the scope's sets."""
+    return float(np.mean([_metric(trial, name, metric) for name in scope.sets]))
 
 
 def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
@@ -112,13 +108,17 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
-    """Return what each pair adds to a metric of an evaluation, [P]."""
+    """Return what each pair adds to a metric of an evaluation, [P]. Raises SpecError where pairs do not make the metric."""
     scores, value = item.scores, item.metrics[metric]
     right_P, pairs = _right(scores), len(scores.index)
-    if metric == "accuracy":
-        return statistics.shares(right_P)
-    if metric == "loss":
-        return statistics.shares(np.logaddexp(0.0, scores.rejected - scores.chosen))
+    means: dict[str, Floats] = {
+        "accuracy": right_P,
+        "loss": np.logaddexp(0.0, scores.rejected - scores.chosen),
+        "chosen_reward": scores.chosen,
+        "rejected_reward": scores.rejected,
+    }
+    if metric in means:
+        return means[metric] / pairs
     if metric == LEAK_FREE and item.leaked is not None:
         unseen_P = ~item.leaked
         return value / pairs + unseen_P * (right_P - value) / unseen_P.sum()
@@ -128,9 +128,11 @@ def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
             length_controlled(right_P, scores.longer, 1.0 - np.eye(min(block, pairs - start), pairs, k=start))
             for start in range(0, pairs, block)
         ]
-        known = [part for part in found if part is not None]
-        return statistics.jackknifed(value, np.concatenate(known)) if known else np.full(pairs, value / pairs)
-    return statistics.jackknifed(value, statistics.margin_without_each(scores.chosen, scores.rejected))
+        return statistics.jackknifed(value, np.concatenate([part for part in found if part is not None]))
+    if metric == "abs_margin":
+        return statistics.jackknifed(value, statistics.margin_without_each(scores.chosen, scores.rejected))
+    intervals = ", ".join((*means, LENGTH_CONTROLLED, LEAK_FREE, "abs_margin"))
+    raise SpecError(f"{metric} has no interval, as it is not made of pairs; give one of {intervals}.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,7 +171,7 @@ class Mean:
         return [
             [
                 sum(
-                    sign * float(over_sets(trial, self.scope, lambda t, name: _metric(t, name, self.metric)))
+                    sign * over_sets(trial, self.scope, self.metric)
                     for sign, trial in zip(self.signs, cell, strict=True)
                 )
                 for cell in seeds.values()
@@ -197,8 +199,17 @@ class Mean:
     @cached_property
     def pairs(self) -> int:
         """The pairs of the largest set."""
+        return max(len(item.scores.index) for item in self._evaluations)
+
+    @cached_property
+    def prompts(self) -> int:
+        """The prompts of the set that has most; of a set that is no suite each pair counts as one."""
+        return max(len(np.unique(item.scores.units)) for item in self._evaluations)
+
+    @property
+    def _evaluations(self) -> Iterator[EvaluationResult]:
         trials = (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
-        return max(len(item.scores.index) for trial in trials for item in _items(trial, self.scope))
+        return (item for trial in trials for item in _items(trial, self.scope))
 
     @property
     def at_chance(self) -> bool:
@@ -220,6 +231,8 @@ class Mean:
             _count(number, noun)
             for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
         )
+        if self.prompts < self.pairs:
+            pairs += f" of {_count(self.prompts, 'prompt')}"
         if self.over_models:
             return f"{models}, {seeds}, {pairs}"
         own = "this model" if len(self.cells) == 1 else f"these {models}"
@@ -229,11 +242,11 @@ class Mean:
 
     @cached_property
     def _columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
-        """What each pair adds in each training, [U, S] by model, and the number of its group, [U]."""
+        """What each pair, or prompt of a suite, adds in each training, [U, S] by model, and the number of its group, [U]."""
         cells = [cell for seeds in self.cells.values() for cell in seeds.values()]
         units: dict[str, NDArray[np.int64]] = {}
         for name in self.scope.sets:
-            indices = [_item(trial, name).scores.index for cell in cells for trial in cell]
+            indices = [_item(trial, name).scores.units for cell in cells for trial in cell]
             group = self.groups.get(name, name)
             units[group] = np.unique(np.concatenate([*indices, units.get(group, indices[0])]))
         starts = dict(zip(units, np.cumsum([0, *map(len, units.values())]), strict=False))
@@ -242,8 +255,9 @@ class Mean:
             for sign, trial in zip(self.signs, cell, strict=True):
                 for name in self.scope.sets:
                     item, group = _item(trial, name), self.groups.get(name, name)
-                    at = starts[group] + np.searchsorted(units[group], item.scores.index)
-                    columns[at, number] += sign * self.added(item, self.metric) / len(self.scope.sets)
+                    own, added = statistics.by_unit(self.added(item, self.metric), item.scores.units)
+                    at = starts[group] + np.searchsorted(units[group], own)
+                    columns[at, number] += sign * added / len(self.scope.sets)
         by_model = np.split(columns, np.cumsum([len(seeds) for seeds in self.cells.values()])[:-1], axis=1)
         return by_model, np.repeat(np.arange(len(units)), [len(found) for found in units.values()])
 
@@ -261,7 +275,7 @@ class Mean:
             found = statistics.unbounded_interval(self.value, self._spread)
         else:
             floor = 1 - len(self.signs)
-            found = statistics.bounded_interval(self.value, self._spread, self.pairs, floor=floor)
+            found = statistics.bounded_interval(self.value, self._spread, self.prompts, floor=floor)
         told = len(self.signs) > 1 and self._spread.trainings > 0
         return replace(found, std=self.std, p=found.p if told else None)
 

@@ -6,14 +6,7 @@ It begins with three: who is ahead where and by how much; how surely; what could
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report import published
-from orchestrator.report.comparison import (
-    CONTROLS,
-    MODELS_NEEDED,
-    Analysis,
-    Controlled,
-    Mean,
-    Scope,
-)
+from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Controlled, Mean, Scope
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
 from orchestrator.report.tables import interval, reward_title

@@ -71,10 +71,7 @@ def _order(row: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, float]:
     first = right[0] - float(np.mean(right[1:])) if len(rewards) > 1 else right[0] - 0.5
     lead = margin[0] - float(np.mean(margin[1:])) if len(rewards) > 1 else margin[0]
     # Margins decide among pairs that as many trainings rank right.
-    return {
-        "disagreement": first + 1e-3 * float(np.tanh(lead)),
-        "confidence": float(np.mean(np.abs(margin))),
-    }
+    return {"disagreement": first + 1e-3 * float(np.tanh(lead)), "confidence": float(np.mean(np.abs(margin)))}
 
 
 def _cut(text: str) -> str:

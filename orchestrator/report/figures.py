@@ -4,12 +4,14 @@ Each function draws one matplotlib Figure from numbers, or returns None where th
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orchestrator.report import published
+from orchestrator.report.by_axis import draw_axis
 from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.house_style import (
     GREY,
@@ -25,7 +27,7 @@ from orchestrator.report.house_style import (
     wrapped,
 )
 from orchestrator.report.statistics import Calibration, Estimate, Floats
-from orchestrator.report.tables import MEAN, reward_title
+from orchestrator.report.tables import MEAN, Table, reward_title
 from orchestrator.store.records import CATEGORIES
 
 if TYPE_CHECKING:
@@ -42,11 +44,15 @@ def _per_category(
     analysis: Analysis,
     ask: Callable[[Scope, str], Any],
     draw: "Callable[[Axes, str, Any], None]",
+    finish: "Callable[[Axes], object]",
     height: float,
     kinds: Sequence[str],
     **more: Any,
-) -> "tuple[Figure, list[Axes]] | None":
-    """Draw a row of panels per training set and a column per category; None where there is nothing to draw."""
+) -> "Figure | None":
+    """Draw a row of panels per training set and a column per category; None where there is nothing to draw.
+
+    A panel is `finish`ed when all kinds are drawn.
+    """
     found = {
         scope: {kind: item for kind in kinds if (item := ask(scope, kind)) is not None}
         for scope in analysis.categories()
@@ -68,8 +74,10 @@ def _per_category(
         axis.set_title(f"{scope.train_set}: {scope.category}")
         for kind, item in items.items():
             draw(axis, kind, item)
+        finish(axis)
         shown.append(axis)
-    return figure, shown
+    legend(figure, shown)
+    return figure
 
 
 def _beside(number: int, of: int, width: float) -> float:
@@ -77,19 +85,9 @@ def _beside(number: int, of: int, width: float) -> float:
     return (number - (of - 1) / 2) * width
 
 
-def accuracy_by_category(analysis: Analysis) -> "Figure | None":
-    """Bars by category and reward type, mean over models; the paper's means as diamonds."""
-    return _accuracy_bars(analysis, list(analysis.categories()), lambda scope: scope.category)
-
-
-def _accuracy_by_set(analysis: Analysis) -> "Figure | None":
-    """Bars by evaluation set."""
-    return _accuracy_bars(analysis, list(analysis.single_sets()), lambda scope: scope.dataset)
-
-
-def _accuracy_bars(
-    analysis: Analysis, scopes: Sequence[Scope], label: Callable[[Scope], str]
-) -> "Figure | None":
+def accuracy_bars(analysis: Analysis, scopes: Iterable[Scope]) -> "Figure | None":
+    """Bars by category or set and reward type, mean over models; the paper's means as diamonds."""
+    scopes = list(scopes)
     found = {
         (scope, kind): mean
         for scope in scopes
@@ -106,7 +104,7 @@ def _accuracy_bars(
         for kind in analysis.rewards:
             _bars(axis, here, found, kind, analysis.rewards)
         axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-        axis.set_xticks(range(len(here)), [wrapped(label(scope)) for scope in here])
+        axis.set_xticks(range(len(here)), [wrapped(scope.dataset or scope.category) for scope in here])
         axis.set_ylim(0, 1.18)
         axis.set_yticks(np.linspace(0, 1, 6))
         axis.grid(axis="x", visible=False)
@@ -236,7 +234,8 @@ def _by_model(
     ask: Callable[[Scope, str, str], Mean | None],
     label: Callable[[str], str],
     form: str,
-) -> "tuple[Figure, list[Axes]] | None":
+    finish: "Callable[[Axes], object]",
+) -> "Figure | None":
     """Dots with intervals and values, a row per name, a panel per category, a line per kind."""
 
     def means(scope: Scope, kind: str) -> dict[int, Estimate] | None:
@@ -256,11 +255,12 @@ def _by_model(
             }
             axis.annotate(f"{value.value:{form}}", (value.value, row + shift), **place)
 
-    height = (0.2 + 0.14 * len(kinds)) * len(names) + 0.7
-    grid = _per_category(analysis, means, draw, height, kinds, sharex=True)
-    for axis in grid[1] if grid else ():
+    def named(axis: "Axes") -> None:
         name_rows(axis, names)
-    return grid
+        finish(axis)
+
+    height = (0.2 + 0.14 * len(kinds)) * len(names) + 0.7
+    return _per_category(analysis, means, draw, named, height, kinds, sharex=True)
 
 
 def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
@@ -269,15 +269,11 @@ def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
     def ask(scope: Scope, model: str, kind: str) -> Mean | None:
         return analysis.mean(scope, model, kind, "accuracy")
 
-    grid = _by_model(analysis, analysis.models, analysis.rewards, ask, reward_title, ".2f")
-    if grid is None:
-        return None
-    for axis in grid[1]:
+    def finish(axis: "Axes") -> None:
         axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-        axis.set_xlim(-0.04, 1.04)
-        axis.set_xlabel("accuracy")
-    legend(*grid)
-    return grid[0]
+        axis.set(xlim=(-0.04, 1.04), xlabel="accuracy")
+
+    return _by_model(analysis, analysis.models, analysis.rewards, ask, reward_title, ".2f", finish)
 
 
 def _differences(analysis: Analysis) -> "Figure | None":
@@ -287,15 +283,12 @@ def _differences(analysis: Analysis) -> "Figure | None":
     def ask(scope: Scope, name: str, other: str) -> Mean | None:
         return analysis.difference(scope, "accuracy", None if name == MEAN else [name], other=other)
 
-    grid = _by_model(analysis, names, analysis.others, ask, analysis.title, "+.2f")
-    if grid is None:
-        return None
-    for axis in grid[1]:
+    def finish(axis: "Axes") -> None:
         axis.axvline(0, color=GREY, linewidth=1.0)
         axis.axhline(len(names) - 1.5, color=GREY, linewidth=0.6)
         axis.set_xlabel(f"right of 0: {reward_title(analysis.baseline)} ahead")
-    legend(*grid)
-    return grid[0]
+
+    return _by_model(analysis, names, analysis.others, ask, analysis.title, "+.2f", finish)
 
 
 def _margins(analysis: Analysis) -> "Figure | None":
@@ -312,15 +305,11 @@ def _margins(analysis: Analysis) -> "Figure | None":
         axis.stairs(heights, edges, fill=True, color=drawn.colour, alpha=0.25)
         axis.stairs(heights, edges, color=drawn.colour, linewidth=1.5, linestyle=drawn.line, label=title)
 
-    grid = _per_category(analysis, margins, draw, 1.9, analysis.rewards)
-    if grid is None:
-        return None
-    for axis in grid[1]:
+    def finish(axis: "Axes") -> None:
         axis.axvline(0, color=GREY, linewidth=0.9, linestyle=":")
-        axis.set_xlabel("margin / standard deviation of rewards")
-        axis.set_yticks([])
-    legend(*grid)
-    return grid[0]
+        axis.set(xlabel="margin / standard deviation of rewards", yticks=[])
+
+    return _per_category(analysis, margins, draw, finish, 1.9, analysis.rewards)
 
 
 def reliability(analysis: Analysis) -> "Figure | None":
@@ -332,19 +321,14 @@ def reliability(analysis: Analysis) -> "Figure | None":
         axis.plot(curve.confidence, curve.accuracy, label=reward_title(kind), **style)
         widest[id(axis)] = max(widest.get(id(axis), 0.5), *curve.confidence)
 
-    grid = _per_category(analysis, analysis.calibration, draw, 2.4, analysis.rewards)
-    if grid is None:
-        return None
-    for axis in grid[1]:
+    def finish(axis: "Axes") -> None:
         most = max(0.005, widest[id(axis)] - 0.5)
         axis.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=0.9, linestyle=":", zorder=1.9)
-        axis.set_xlim(0.5 - 0.04 * most, 0.5 + 1.04 * most)
-        axis.set_ylim(-0.02, 1.02)
+        axis.set(xlim=(0.5 - 0.04 * most, 0.5 + 1.04 * most), ylim=(-0.02, 1.02))
         axis.locator_params(axis="x", nbins=5)
-        axis.set_xlabel("confidence σ(|margin|)")
-        axis.set_ylabel("share ranked right")
-    legend(*grid)
-    return grid[0]
+        axis.set(xlabel="confidence σ(|margin|)", ylabel="share ranked right")
+
+    return _per_category(analysis, analysis.calibration, draw, finish, 2.4, analysis.rewards)
 
 
 def _training_curves(curves: Curves, rewards: Sequence[str]) -> "Figure | None":
@@ -395,8 +379,9 @@ def _smooth(values: Floats, width: int = 5) -> Floats:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def every_figure(analysis: Analysis, curves: Curves) -> Iterator[DrawnFigure]:
+def every_figure(analysis: Analysis, curves: Curves, by_axis: Sequence[Table] = ()) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
+    bars = partial(accuracy_bars, analysis)
     means = "Mean over models with its 95 % interval; each model beside it."
     paired = "Paired by seed and pair, with 95 % intervals; where one excludes 0, a type is ahead."
     by_model = "Mean over seeds, with 95 % intervals."
@@ -404,13 +389,14 @@ def every_figure(analysis: Analysis, curves: Curves) -> Iterator[DrawnFigure]:
     sure = "On the dotted line confidence and accuracy agree; below it the model is too sure."
     curved = "On the training pairs: a thin line per training, a thick one for their median, a mean of five points."
     wanted: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
-        ("accuracy_by_category", "Accuracy by category", means, lambda: accuracy_by_category(analysis)),
+        ("accuracy_by_category", "Accuracy by category", means, lambda: bars(analysis.categories())),
         ("differences", "Differences by model", paired, lambda: _differences(analysis)),
-        ("accuracy_by_set", "Accuracy by evaluation set", means, lambda: _accuracy_by_set(analysis)),
+        ("accuracy_by_set", "Accuracy by evaluation set", means, lambda: bars(analysis.single_sets())),
         ("win_rates", "Win-rate", "Cells in which a type is ahead.", lambda: _win_rates(analysis)),
         ("accuracy_by_model", "Accuracy by model", by_model, lambda: _accuracy_by_model(analysis)),
         ("margins", "Margins", margins, lambda: _margins(analysis)),
         ("reliability", "Reliability", sure, lambda: reliability(analysis)),
+        *((item.name, item.title, item.note, partial(draw_axis, item)) for item in by_axis),
         ("training_curves", "Training curves", curved, lambda: _training_curves(curves, analysis.rewards)),
     )
     for name, title, caption, draw in wanted:

@@ -7,7 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +75,9 @@ class DrawnFigure:
 
 
 def look(reward: str, rewards: Sequence[str]) -> Look:
-    """Return the look of a reward type among those of a sweep."""
-    return _LOOKS[list(rewards).index(reward) % len(_LOOKS)]
+    """Return the look of a reward type among those of a sweep; from the seventh on, a colour has another marker, hatch and line."""
+    again, number = divmod(list(rewards).index(reward), len(_LOOKS))
+    return replace(_LOOKS[(number + again) % len(_LOOKS)], colour=_LOOKS[number].colour)
 
 
 def line_style(reward: str, rewards: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pyarrow import parquet
 
 from orchestrator.report import examples
 from orchestrator.report.audit import audit_sweep
+from orchestrator.report.by_axis import axes_of, axis_tables
 from orchestrator.report.comparison import Analysis, controlled
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.figures import Curves, every_figure
@@ -43,11 +44,11 @@ from orchestrator.report.tables import NOTHING, Table, reward_title
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
-from trainers.errors import Damaged, SpecError
+from trainers.errors import SpecError
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 8
+VERSION = 9
 NOTE = "report.json"
 HTML = "report.html"
 PAIRS = "pairs.parquet"
@@ -91,17 +92,6 @@ class Page:
     rewards: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportInputs:
-    """Everything that a report is made of; `analysis` is of the results on the pairs that all models have."""
-
-    declaration: Declaration
-    results: Sequence[TrialResult]
-    analysis: Analysis
-    curves: Curves
-    state: SweepState
-
-
 def write_full_report(
     declaration: Declaration,
     store: Store,
@@ -122,20 +112,9 @@ def write_full_report(
         return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
-    inputs = ReportInputs(
-        declaration=declaration,
-        results=results,
-        analysis=analysis,
-        curves={
-            (item.record.train_set, item.record.model, item.record.reward, item.record.seed): curve_rows(
-                store, item.record.key
-            )
-            for item in results
-        },
-        state=read_state(declaration.sweep, store),
-    )
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
-    page = _page(inputs, audit, store, bar, pairs)
+    page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs)
+    shown_below = {"suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
     written = write_report(
         declaration,
         store,
@@ -143,7 +122,7 @@ def write_full_report(
         analysis,
         audit,
         conclusions=page.conclusions,
-        tables=page.tables[:1],
+        tables=[item for item in page.tables if item is page.tables[0] or item.name in shown_below],
         ending=f"\n{PREFERENCE}. {page.sections[-1].text}\n",
     )
     write_page(folder, page, HTML)
@@ -254,14 +233,21 @@ def _note(folder: Path) -> dict[str, Any]:
 
 
 def _page(
-    inputs: ReportInputs, audit: Audit, store: Store, bar: Bar, pairs: Sequence[Mapping[str, Any]]
+    sweep: str,
+    results: Sequence[TrialResult],
+    analysis: Analysis,
+    audit: Audit,
+    store: Store,
+    bar: Bar,
+    pairs: Sequence[Mapping[str, Any]],
 ) -> Page:
-    analysis, results, state, sweep = inputs.analysis, inputs.results, inputs.state, inputs.declaration.sweep
+    state = read_state(sweep, store)
     complete = sum(result.complete for result in results)
-    tables = tuple(statistics_tables(analysis))
+    by_axis = [*axis_tables(analysis)]
+    tables = (*statistics_tables(analysis), *by_axis)
     figures = []
     with bar("figures") as step:
-        for figure in every_figure(analysis, inputs.curves):
+        for figure in every_figure(analysis, _curves(results, store), by_axis):
             figures.append(figure)
             step(len(figures), 8)
     command = report_command(state, sweep)
@@ -271,18 +257,14 @@ def _page(
         lead=f"{complete} of {len(results)} trials complete: {', '.join(analysis.models)}; "
         f"trained on {', '.join(analysis.train_sets)}.",
         conclusions=conclusions(analysis, audit),
-        warning=_warning(inputs, complete),
+        warning=_warning(results, analysis),
         command=command,
         figures=figures,
         tables=tables,
         examples=examples.shown(pairs, analysis.rewards),
         rewards=analysis.rewards,
         sections=(
-            Section(
-                title="What could be fooling us",
-                anchor="audit",
-                tables=audit_tables(audit, analysis),
-            ),
+            Section(title="What could be fooling us", anchor="audit", tables=audit_tables(audit, analysis)),
             Section(title="Beside the paper", anchor="paper", tables=[spec_difference(results)]),
             Section(
                 title="How it was made",
@@ -291,23 +273,26 @@ def _page(
                 tables=[_time_table(results, store), _made_with(results, store), _trials_table(results)],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
-            Section(
-                title=PREFERENCE,
-                anchor="prefer",
-                text=preference(controlled(analysis)),
-            ),
+            Section(title=PREFERENCE, anchor="prefer", text=preference(controlled(analysis))),
         ),
     )
 
 
-def _warning(inputs: ReportInputs, complete: int) -> str:
+def _curves(results: Sequence[TrialResult], store: Store) -> Curves:
+    return {
+        (item.train_set, item.model, item.reward, item.seed): curve_rows(store, item.key)
+        for item in (result.record for result in results)
+    }
+
+
+def _warning(results: Sequence[TrialResult], analysis: Analysis) -> str:
     """Say what the numbers lack: missing trials, and pairs over the length limits."""
-    results = inputs.results
-    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, inputs.analysis.results)]
-    if complete < len(results):
-        missing = f"{len(results) - complete} of {len(results)} trials are missing"
+    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, analysis.results)]
+    if missing := sum(not result.complete for result in results):
         said.insert(
-            0, f"Incomplete: {missing}. Nothing stands in for them; what is missing is listed at the end."
+            0,
+            f"Incomplete: {missing} of {len(results)} trials are missing. Nothing stands in for them; what is missing is listed "
+            "at the end.",
         )
     return " ".join(said)
 
@@ -326,11 +311,9 @@ def report_command(state: SweepState, sweep: str) -> str:
 def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
     """List the library versions and hardware of every training and evaluation, from their manifests."""
     seen: dict[str, collections.Counter[str]] = {}
-    for stage, key in _artifacts(results):
-        # A damaged manifest is said among the holes.
-        with contextlib.suppress(Damaged):
-            for what, value in _facts(stage, store.manifest(stage, key)):
-                seen.setdefault(what, collections.Counter())[value] += 1
+    for stage, manifest in _manifests(results, store):
+        for what, value in _facts(stage, manifest):
+            seen.setdefault(what, collections.Counter())[value] += 1
     return Table(
         name="made_with",
         title="Versions and hardware",
@@ -347,14 +330,12 @@ def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
 def _time_table(results: Sequence[TrialResult], store: Store) -> Table:
     """Add up the time of all trainings and evaluations, from their manifests."""
     spent: dict[tuple[str, str], list[float]] = {}
-    for stage, key in _artifacts(results):
-        with contextlib.suppress(Damaged):
-            if manifest := store.manifest(stage, key):
-                laid = manifest["info"].get("placement", {})
-                devices = int(laid.get("world_size", 1))
-                line = spent.setdefault((stage, str(laid.get("device", NOTHING))), [0, 0.0, 0.0])
-                for place, value in enumerate((1, manifest["seconds"], manifest["seconds"] * devices)):
-                    line[place] += value
+    for stage, manifest in _manifests(results, store):
+        laid = manifest["info"].get("placement", {})
+        line = spent.setdefault((stage, str(laid.get("device", NOTHING))), [0, 0.0, 0.0])
+        devices = int(laid.get("world_size", 1))
+        for place, value in enumerate((1, manifest["seconds"], manifest["seconds"] * devices)):
+            line[place] += value
     return Table(
         name="time",
         title="Time",
@@ -374,17 +355,16 @@ def _time_table(results: Sequence[TrialResult], store: Store) -> Table:
     )
 
 
-def _artifacts(results: Sequence[TrialResult]) -> Iterator[tuple[str, str]]:
-    """Stage and key of everything that the report is of."""
+def _manifests(results: Sequence[TrialResult], store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield stage and manifest of everything that the report is of; a damaged one is said among the holes."""
     for result in results:
-        if result.trained:
-            yield "train", result.record.key
-        yield from (("evaluate", item.key) for item in result.evaluations)
+        keys = [("train", result.record.key)] if result.trained else []
+        for stage, key in (*keys, *(("evaluate", item.key) for item in result.evaluations)):
+            if manifest := store.sound_manifest(stage, key):
+                yield stage, manifest
 
 
-def _facts(stage: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
-    if manifest is None:
-        return
+def _facts(stage: str, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from manifest["versions"].items()
     yield f"host ({stage})", manifest["host"]
     if laid := manifest["info"].get("placement"):

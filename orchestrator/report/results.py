@@ -74,7 +74,8 @@ class EvaluationResult(Evaluated):
 class TrialState:
     """A trial and what the store has of it, by the manifests. Times are Unix times, None where nothing is there.
 
-    Damaged artifacts count as missing, and `faults` names them. `train_left_out` counts the pairs over the length limits.
+    Damaged artifacts count as missing, and `faults` names them. `train_left_out` counts the pairs over the length limits,
+    `validation_accuracy` is that on held-out training pairs after the last epoch.
     """
 
     record: TrialRecord
@@ -87,6 +88,7 @@ class TrialState:
     trained_at: float
     faults: tuple[str, ...] = ()
     train_left_out: int = 0
+    validation_accuracy: float | None = None
 
     @property
     def finished(self) -> float:
@@ -207,6 +209,7 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         trained_at=_committed(manifest) if manifest else 0.0,
         faults=tuple(faults),
         train_left_out=too_long(manifest["inputs"].get("data", "")) if manifest else 0,
+        validation_accuracy=next(iter(info.get("validation_accuracy", ())[-1:]), None),
     )
 
 
@@ -405,7 +408,8 @@ def _on(item: EvaluationResult, rows: NDArray[np.int64]) -> EvaluationResult:
         return item
     arrays = {name: getattr(item.scores, name)[kept] for name in ("chosen", "rejected", "index", "longer")}
     # A suite's numbers stay those of all its prompts that the model scored.
-    scores = PairScores(**arrays, suite=item.scores.suite)
+    prompts = None if item.scores.prompts is None else item.scores.prompts[kept]
+    scores = PairScores(**arrays, suite=item.scores.suite, prompts=prompts)
     leaked = None if item.leaked is None else item.leaked[kept]
     return replace(item, scores=scores, leaked=leaked, metrics=_metrics(scores, leaked))
 

@@ -88,15 +88,17 @@ def pair_counts(units: int, draws: int, random: np.random.Generator) -> Floats:
     return random.multinomial(units, np.full(units, 1.0 / units), size=draws).astype(np.float64)
 
 
-def shares(values_P: Floats) -> Floats:
-    """Return what each pair adds to the mean of `values_P`, [P]."""
-    return values_P / len(values_P)
-
-
 def jackknifed(value: float, without_P: Floats) -> Floats:
     """Return what each pair adds to `value`, [P], by what the number is `without_P` each: they sum to the value (nearly)."""
     pairs = len(without_P)
     return (value + (pairs - 1) * (value - without_P)) / pairs
+
+
+def by_unit(added_P: Floats, units_P: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+    """Return the different units of pairs, [U], and what each adds, [U]; their numbers of pairs alone make no difference."""
+    units_U, at_P, counts_U = np.unique(units_P, return_inverse=True, return_counts=True)
+    even_U = added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
+    return units_U, np.bincount(at_P, added_P) + even_U
 
 
 def margin_without_each(chosen_P: Floats, rejected_P: Floats) -> Floats:

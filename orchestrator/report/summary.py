@@ -27,14 +27,7 @@ from orchestrator.report.results import (
     trial_rows,
 )
 from orchestrator.report.statistics import LEVEL, half_width
-from orchestrator.report.tables import (
-    MEAN,
-    Table,
-    Value,
-    mean_label,
-    reward_title,
-    table_of,
-)
+from orchestrator.report.tables import MEAN, Table, Value, mean_label, reward_title, table_of
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
 from trainers.data.audit import Audit
@@ -86,7 +79,7 @@ def _of_model(analysis: Analysis, scope: Scope, model: str, kinds: Sequence[str]
         ]
         known = [item for item in asked if has(item, scope)]
         mean, missing = analysis.mean(scope, model, kind, "accuracy"), len(asked) - len(known)
-        not_learned = [float(over_sets(item, scope)) for item in known if not item.learned]
+        not_learned = [over_sets(item, scope) for item in known if not item.learned]
         counts[kind] = mean.seeds if mean else 0
         if mean:
             line |= {f"{kind}_mean": mean.value, f"{kind}_std": mean.std}
@@ -199,11 +192,22 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     for metric in METRIC_TITLES:
         yield by_category(analysis, metric)
     yield by_set(analysis)
+    if any(item.scores.suite for result in analysis.results for item in result.final):
+        yield suites(analysis)
     yield calibrations(analysis)
 
 
 def _place(scope: Scope) -> dict[str, Value]:
     return {"train_set": scope.train_set, "category": scope.category}
+
+
+def _lines(analysis: Analysis, scope: Scope, metric: str) -> Iterator[tuple[str, dict[str, Mean]]]:
+    """Yield a metric's means by reward type for each model, and for the mean of those that are complete; none that is empty."""
+    for label in (*analysis.models, None):
+        models = [label] if label else None
+        found = {kind: analysis.mean_of_models(scope, kind, metric, models) for kind in analysis.rewards}
+        if means := {kind: mean for kind, mean in found.items() if mean}:
+            yield label or mean_label({kind: len(mean.models) for kind, mean in means.items()}), means
 
 
 def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
@@ -214,18 +218,13 @@ def by_category(analysis: Analysis, metric: str) -> Table:
     """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
     rows: list[dict[str, Value]] = []
     for scope in analysis.categories():
-        for model in analysis.models:
-            means = {kind: analysis.mean(scope, model, kind, metric) for kind in analysis.rewards}
-            if any(means.values()):
-                rows.append({**_place(scope), "model": model, **_estimates(means)})
-        over = {kind: analysis.mean_of_models(scope, kind, metric) for kind in analysis.rewards}
-        if any(over.values()):
-            label = mean_label({kind: len(mean.models) for kind, mean in over.items() if mean})
+        for label, means in _lines(analysis, scope, metric):
             theirs = {
                 f"{kind}_paper": published.number(scope.train_set, scope.sets, kind, metric)
                 for kind in analysis.rewards
+                if label not in analysis.models
             }
-            rows.append({**_place(scope), "model": label, **_estimates(over), **theirs})
+            rows.append({**_place(scope), "model": label, **_estimates(means), **theirs})
     quoted = [kind for kind in analysis.rewards if any(row.get(f"{kind}_paper") is not None for row in rows)]
     note = (
         "Each: mean over the scope's sets, then over seeds ± standard deviation over seeds, "
@@ -307,11 +306,7 @@ def win_rates(analysis: Analysis) -> Table:
                 **_place(scope),
                 "evaluation_set": scope.dataset or "all",
                 "other": reward_title(other),
-                "cells": found.cells,
-                "ahead": found.ahead,
-                "ties": found.ties,
-                "behind": found.behind,
-                "share": found.share,
+                **{name: getattr(found, name) for name in ("cells", "ahead", "ties", "behind", "share")},
             }
             for scope, other in itertools.product(scopes, analysis.others)
             if (found := analysis.win_rate(scope, other)).cells
@@ -337,7 +332,7 @@ def by_set(analysis: Analysis) -> Table:
                     **{name: found.value if found else None for name, found in controls.items()},
                     "seeds": accuracy.seeds,
                     "pairs": accuracy.pairs,
-                    "half_width": f"± {half_width(accuracy.pairs):.2f}",
+                    "half_width": f"± {half_width(accuracy.prompts):.2f}",
                 }
             )
     return Table(
@@ -348,6 +343,42 @@ def by_set(analysis: Analysis) -> Table:
         "pairs alone gives at an accuracy of 0.75.",
         columns=f"train_set category evaluation_set model reward accuracy {' '.join(CONTROLS)} loss abs_margin seeds pairs half_width",
         titles={"half_width": "± by pairs"},
+        rows=rows,
+    )
+
+
+def suites(analysis: Analysis) -> Table:
+    """Each suite's own numbers: its score and the parts of it, or its subsets where it has no other parts."""
+    rows: list[dict[str, Value]] = []
+    for scope in analysis.single_sets():
+        scored = (item for trial in analysis.results for item in trial.final if item.dataset == scope.dataset)
+        names = [*dict.fromkeys(name for item in scored for name in item.scores.suite)]
+        names = [name for name in names if name not in ("suite/items", "suite/left_out")]
+        parts = [name for name in names if not name.startswith("suite/subset/")]
+        for name in parts if len(parts) > 1 else names:
+            for label, means in _lines(analysis, scope, name):
+                counted = {
+                    f"{over_sets(trial, scope, 'suite/items'):.0f}"
+                    for mean in means.values()
+                    for seeds in mean.cells.values()
+                    for (trial,) in seeds.values()
+                }
+                rows.append(
+                    {
+                        "train_set": scope.train_set,
+                        "suite": scope.dataset,
+                        "number": name.removeprefix("suite/"),
+                        "model": label,
+                        **{kind: mean.value for kind, mean in means.items()},
+                        "prompts": " / ".join(sorted(counted, key=int)),
+                    }
+                )
+    return Table(
+        name="suites",
+        title="Suites by their own numbers",
+        note="Means over seeds, then models; a tie is no success. A prompt counts where all of its answers are within the length "
+        "limits, so models may be scored on others: then several numbers stand there. Every number: docs/suites.md.",
+        columns=f"train_set suite number model {' '.join(analysis.rewards)} prompts",
         rows=rows,
     )
 
@@ -431,10 +462,11 @@ class Shown:
     """What a terminal shows of a report. It is kept with the report, so that nothing is read or computed to show it again.
 
     `tables` are the accuracies and, where there are several epochs, those after each; `accuracies` are the same for
-    programs; `left_out` says which pairs the length limits took.
+    programs; `more` are the tables below them in summary.md; `left_out` says which pairs the length limits took.
     """
 
     tables: tuple[Table, ...] = ()
+    more: tuple[Table, ...] = ()
     accuracies: Sequence[dict[str, Any]] = ()
     left_out: tuple[str, ...] = ()
 
@@ -443,6 +475,7 @@ class Shown:
         """What was kept as JSON."""
         return cls(
             tables=tuple(map(Table.of_json, loaded["tables"])),
+            more=tuple(map(Table.of_json, loaded["more"])),
             accuracies=loaded["accuracies"],
             left_out=tuple(loaded["left_out"]),
         )
@@ -502,6 +535,7 @@ def write_report(
     by_epoch = epoch_table(analysis.results, most=EPOCHS_SHOWN)
     shown = Shown(
         tables=(accuracy_table(analysis), *([by_epoch] if by_epoch else [])),
+        more=tuple(tables),
         accuracies=accuracy_numbers(analysis).records(),
         left_out=tuple(left_out_lines(results, analysis.results)),
     )

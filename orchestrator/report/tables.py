@@ -145,19 +145,27 @@ class Table:
     def terminal(self, labels: int, merged: int = 0) -> "TerminalTable":
         """The rows for a terminal: `labels` columns stand left, the others right.
 
-        The first `merged` columns say only what differs from the line above, and a line between parts them.
+        The first `merged` columns stand above the next one, as headings of the rows that share them.
         """
         from rich.table import Table as TerminalTable
 
-        shown, lines = TerminalTable(title=self.title, title_justify="left"), self.texts()
-        for number, name in enumerate(self.names):
-            shown.add_column(
-                self.title_of(name), justify="left" if number < labels else "right", overflow="fold"
-            )
-        for above, line, below in zip((None, *lines), lines, (*lines[1:], None), strict=False):
-            same = next((n for n in range(merged) if above is None or above[n] != line[n]), merged)
-            ends = merged > 0 and (below is None or below[:merged] != line[:merged])
-            shown.add_row(*[""] * same, *line[same:], end_section=ends)
+        shown, titles = (
+            TerminalTable(title=self.title, title_justify="left"),
+            [*map(self.title_of, self.names)],
+        )
+        heads = [" " * depth + title for depth, title in enumerate(titles[: merged + 1])]
+        shown.add_column("\n".join(heads), no_wrap=merged > 0, overflow="fold")
+        for number, title in enumerate(titles[merged + 1 :], merged + 1):
+            shown.add_column(title, justify="left" if number < labels else "right", overflow="fold")
+        above: tuple[str, ...] = ()
+        for line in self.texts():
+            if above[:merged] != line[:merged]:
+                shown.add_section()
+            for depth in range(merged):
+                if above[: depth + 1] != line[: depth + 1]:
+                    shown.add_row(" " * depth + line[depth])
+            shown.add_row(" " * merged + line[merged], *line[merged + 1 :])
+            above = line
         return shown
 
     def cells(self) -> Iterator[tuple[bool, list[tuple[str, str, str]]]]:

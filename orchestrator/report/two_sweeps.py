@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.report.comparison import Analysis, Mean, Scope, cells
 from orchestrator.report.house_style import dots, legend, name_rows, panels, rendered
-from orchestrator.report.page import Page, report_command, write_page
+from orchestrator.report.page import Page, known_baseline, report_command, write_page
 from orchestrator.report.results import TrialResult, on_common_pairs, sweep_results
 from orchestrator.report.statistics import Estimate
 from orchestrator.report.tables import MEAN, Table, interval, reward_title
@@ -72,7 +72,8 @@ def write_comparison(
     ours, theirs = list(sweep_results(declaration, store)), list(sweep_results(other, other_store))
     shared = on_common_pairs([*ours, *theirs])
     left, right = shared[: len(ours)], shared[len(ours) :]
-    here = Analysis(left, baseline)
+    folder = store.local_sweep_dir(declaration.sweep) / "report"
+    here = Analysis(left, known_baseline(declaration, folder, baseline))
     theirs_too = here.baseline in {item.record.reward for item in right}
     sides = (here, Analysis(right, here.baseline if theirs_too else None))
     names = (declaration.sweep, other.sweep)
@@ -94,7 +95,7 @@ def write_comparison(
         "both", "Both sweeps", "Mean over models, with 95 % intervals.", lambda: _figure(rows, names)
     )
     command = report_command(read_state(declaration.sweep, store), declaration.sweep)
-    folder = store.local_sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"
+    folder /= f"compare-{clean_name(names[1])}"
     page = Page(
         title=f"{names[0]} beside {names[1]}",
         lead="Paired by model, seed and test pair wherever both have them.",

@@ -113,13 +113,13 @@ def _category_metric(category: str) -> str:
 
 
 def _summary_points(trials: Path, time: int) -> list[Point]:
-    """Return the metrics of a whole sweep: how many trials are complete, and the mean accuracies of each reward type."""
+    """Return the metrics of a whole sweep: how many trials are complete, and the mean accuracies of each reward type, of what learned."""
     if not trials.is_file():
         return []
     rows = parquet.read_table(trials).to_pandas()
     states = rows.groupby("key").state.first()
     values = {"trials/declared": len(states), "trials/complete": sum(states == "complete")}
-    last = rows[rows.evaluated & (rows.epoch.isna() | (rows.epoch == rows.epochs))]
+    last = rows[rows.learned & rows.evaluated & (rows.epoch.isna() | (rows.epoch == rows.epochs))]
     for (reward, category), accuracy in last.groupby(["reward", "category"]).accuracy.mean().items():
         values[f"{_category_metric(category)}/{_part(reward)}"] = accuracy
     return [Point(name, float(value), time, 0) for name, value in values.items()]

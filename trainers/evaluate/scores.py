@@ -69,7 +69,8 @@ def read_places(file: Path) -> list[Candidates]:
 class PairScores:
     """Rewards of a set's pairs, their rows in the source split, and by how many tokens the chosen response is longer.
 
-    `suite` are the numbers of a suite: "suite/score", "suite/section/chat" and so on.
+    `suite` are the numbers of a suite: "suite/score", "suite/section/chat" and so on; `prompts` numbers the prompt of each
+    of its pairs, which may share one.
     """
 
     chosen: Rewards
@@ -77,6 +78,12 @@ class PairScores:
     index: NDArray[np.int64]
     longer: NDArray[np.int64]
     suite: dict[str, float] = field(default_factory=dict)
+    prompts: NDArray[np.int64] | None = None
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """The pair's prompt in a suite, else the pair: what is independent of each other."""
+        return self.index if self.prompts is None else self.prompts
 
 
 def read_pair_scores(file: Path) -> PairScores:
@@ -84,7 +91,8 @@ def read_pair_scores(file: Path) -> PairScores:
     names = ["chosen_reward", "rejected_reward", "index", "chosen_tokens", "rejected_tokens"]
     # A report reads thousands of small files: opened one by one, without threads, each takes a sixth of the time.
     with parquet.ParquetFile(file) as opened:
-        table = opened.read(columns=names, use_threads=False)
+        of_suite = "number" in opened.schema_arrow.names
+        table = opened.read(columns=[*names, *(["number"] if of_suite else [])], use_threads=False)
     chosen, rejected, index, chosen_tokens, rejected_tokens = (table[name].to_numpy() for name in names)
     suite = json.loads((table.schema.metadata or {}).get(b"suite", b"{}"))
     return PairScores(
@@ -93,4 +101,5 @@ def read_pair_scores(file: Path) -> PairScores:
         index=index,
         longer=chosen_tokens - rejected_tokens,
         suite={f"suite/{name}": value for name, value in suite.items()},
+        prompts=table["number"].to_numpy() if of_suite else None,
     )

@@ -18,6 +18,7 @@ from orchestrator.report.results import TrialResult, sweep_results
 from orchestrator.report.summary import accuracies, by_category, by_set, statistics_tables
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store
+from trainers.evaluate.metrics import summary
 
 EVEN = dict.fromkeys(STRENGTHS, 0.5)
 
@@ -415,3 +416,39 @@ def test_other_sets_and_other_training_sets_have_no_number_of_the_paper(simulate
     assert "paper" not in " ".join(
         conclusions(simulated(name="third", pairs=30, seeds=(0,), train_sets=("rewardmath",)))
     )
+
+
+def test_pairs_that_share_a_prompt_of_a_suite_are_one_unit(store: Store):
+    """Each prompt four times over, all four alike, is no more evidence than once; nor does a prompt of more pairs add noise."""
+    sets = (("suite", "domain shift"),)
+    declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), sets=sets, pairs=50, strengths=EVEN)
+    once = list(sweep_results(declared, store))
+
+    def repeated(result: TrialResult, times: np.ndarray) -> TrialResult:
+        (item,) = result.evaluations
+        at = np.repeat(np.arange(50), times)
+        arrays = {name: getattr(item.scores, name)[at] for name in ("chosen", "rejected", "longer")}
+        scores = dataclasses.replace(item.scores, **arrays, index=np.arange(len(at)), prompts=at)
+        metrics = summary(scores.chosen, scores.rejected)
+        return dataclasses.replace(
+            result, evaluations=(dataclasses.replace(item, scores=scores, metrics=metrics),)
+        )
+
+    fourfold = analysis_of([repeated(result, np.full(50, 4)) for result in once])
+    here = scope(fourfold, "domain shift")
+    for kinds in ("ex_rm", "im_rm"):
+        alone, four = (
+            analysis.mean(here, "llama-64", kinds, "accuracy") for analysis in (analysis_of(once), fourfold)
+        )
+        assert (four.estimate.low, four.estimate.high) == pytest.approx(
+            (alone.estimate.low, alone.estimate.high)
+        )
+    assert four.over == "200 pairs of 50 prompts of one training of this model"
+    gaps = [analysis.difference(here, "accuracy") for analysis in (analysis_of(once), fourfold)]
+    assert gaps[1].p_pairs == pytest.approx(gaps[0].p_pairs)
+    right = dataclasses.replace(once[0].evaluations[0].scores, chosen=np.ones(50), rejected=np.zeros(50))
+    sure = dataclasses.replace(
+        once[0], evaluations=(dataclasses.replace(once[0].evaluations[0], scores=right),)
+    )
+    uneven = analysis_of([repeated(sure, np.arange(50) % 5 + 1)]).mean(here, "llama-64", "ex_rm", "accuracy")
+    assert uneven.estimate.low == pytest.approx(0.929, abs=1e-3)

@@ -91,9 +91,11 @@ def test_types_stay_apart_in_grey():
 def test_the_same_numbers_give_the_same_bytes(whole):
     store, declared, folder = whole
     analysis = Analysis(sweep_results(declared, store))
-    for draw in (figures.accuracy_by_category, figures.reliability):
-        name = draw.__name__
-        again = house_style.rendered(name, "", "", lambda draw=draw: draw(analysis))
+    for name, draw in (
+        ("accuracy_by_category", lambda: figures.accuracy_bars(analysis, analysis.categories())),
+        ("reliability", lambda: figures.reliability(analysis)),
+    ):
+        again = house_style.rendered(name, "", "", draw)
         assert again.png == (folder / "figures" / f"{name}.png").read_bytes()
         assert again.svg == (folder / "figures" / f"{name}.svg").read_bytes()
 
@@ -231,6 +233,10 @@ def test_two_sweeps_stand_side_by_side(store: Store):
     assert row["there_minus_here"].high < 0
     assert (found.file.parent / "tables" / "comparison.csv").is_file()
     assert (found.file.parent / "figures" / "both.png").stat().st_size > 5_000
+    # The baseline of the report beside it.
+    (found.file.parents[1] / "report.json").write_text('{"baseline": "im_rm"}')
+    rows = write_comparison(ours, store, *other_sweep("turned", store)).table.rows
+    assert {row["what"] for row in rows if row["is_difference"]} == {"IM-RM − EX-RM"}
 
 
 def test_a_sweep_beside_itself_in_another_folder_is_equal(store: Store, tmp_path: Path):
@@ -268,6 +274,10 @@ def test_the_command_prints_what_is_concluded(store: Store, capsys: pytest.Captu
         assert text in said
     assert "report.html" in said
     assert "compare-other/compare.html" in said
+    with pytest.raises(SystemExit) as ended:
+        main(Grid(build=full_grid), "full_grid.py", arguments=["report", *flags, "--by", "lr"])
+    assert ended.value.code == 2
+    assert "--by lr: the sweep does not vary it; it varies no axis." in capsys.readouterr().err
 
 
 def test_a_bar_comes_late_and_only_on_a_terminal():

@@ -15,7 +15,6 @@ from orchestrator.report.statistics import (
     margin_without_each,
     over_seeds,
     permutation_p,
-    shares,
     unbounded_interval,
     win_rate,
 )
@@ -40,11 +39,11 @@ def test_what_pairs_add_to_a_margin_is_by_leaving_each_out():
 def test_of_a_mean_a_pair_adds_its_share():
     values = RANDOM.normal(size=30)
     without = (values.sum() - values) / 29
-    assert jackknifed(values.mean(), without) == pytest.approx(shares(values))
+    assert jackknifed(values.mean(), without) == pytest.approx(values / len(values))
 
 
 def one_training(values):
-    return crossed([shares(values)[:, None]], np.zeros(len(values), dtype=int))
+    return crossed([values[:, None] / len(values)], np.zeros(len(values), dtype=int))
 
 
 def test_the_interval_of_an_accuracy_is_the_binomial_one():

@@ -59,6 +59,22 @@ def test_a_terminal_says_once_what_repeats():
     assert "0.500 ± 0.125" in out.getvalue()
 
 
+def test_two_reward_types_fit_a_terminal_of_80_columns():
+    value = "0.889 ± 0.013"
+    row = {"train_set": "ultrafeedback", "category": "token-level shift", "model": "llama-3.2-1b"}
+    table = Table(
+        name="",
+        title="",
+        columns="train_set category model ex_rm im_rm gap",
+        rows=[{**row, "ex_rm": value, "im_rm": value, "gap": "+0.233"}],
+        titles={"gap": "EX-RM − IM-RM"},
+    )
+    out = io.StringIO()
+    Console(file=out, width=80).print(table.terminal(labels=3, merged=2))
+    for text in ("ultrafeedback", "token-level shift", "llama-3.2-1b", f"{value} │ {value}", "EX-RM − IM-RM"):
+        assert text in out.getvalue()
+
+
 def test_a_page_sorts_by_numbers_and_knows_means():
     (is_mean, first), (second_is_mean, second) = TABLE.cells()
     assert (is_mean, second_is_mean) == (False, True)

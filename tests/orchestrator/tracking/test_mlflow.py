@@ -290,11 +290,13 @@ def test_a_sweep_that_grows_renames_its_runs(database: str, store: Store):
 
 
 def test_the_sweep_s_run_has_the_mean_accuracies_of_each_reward_type(database: str, store: Store):
-    sync_all(database, store, declaration(*two_trials(store), record(seed=1)))
+    unlearned = record(seed=2)
+    commit_trial(store, unlearned, 1, 1, accuracy=0.5)
+    sync_all(database, store, declaration(*two_trials(store), record(seed=1), unlearned))
     last = {name: points[-1][2] for name, points in snapshot(database, "demo")[0]["history"].items()}
     assert last == {
-        "trials/declared": 3.0,
-        "trials/complete": 2.0,
+        "trials/declared": 4.0,
+        "trials/complete": 3.0,
         "category/in-distribution/accuracy/ex_rm": 0.9,
         "category/in-distribution/accuracy/im_rm": 0.8,
         "category/domain-shift/accuracy/ex_rm": 0.5,

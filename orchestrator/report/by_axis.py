@@ -1,0 +1,149 @@
+"""What the values of an axis come to: accuracy by category at each value, and which is the best on held-out training pairs.
+
+A trial that does not read the axis stands at every value.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orchestrator.report.analysis_files import draw_lines
+from orchestrator.report.comparison import Analysis, Scope
+from orchestrator.report.house_style import legend
+from orchestrator.report.results import TrialResult
+from orchestrator.report.tables import Table, Value, reward_title
+from orchestrator.spec.axes import shown
+from orchestrator.store.records import TrialRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def axes_of(trials: Sequence[TrialRecord]) -> dict[str, list[str]]:
+    """Return the values of each axis that has several, numbers in their order."""
+    found: dict[str, dict[str, None]] = {}
+    for trial in trials:
+        for axis, value in trial.axes.items():
+            found.setdefault(axis, {})[shown(value)] = None
+    return {
+        axis: sorted(values, key=float) if all(map(_is_number, values)) else [*values]
+        for axis, values in found.items()
+        if len(values) > 1
+    }
+
+
+def _is_number(value: str) -> bool:
+    return re.fullmatch(r"-?[\d.]+(e[+-]\d+)?", value) is not None
+
+
+def axis_tables(analysis: Analysis) -> Iterator[Table]:
+    """Yield a table for each axis: accuracy by training set, category, reward type and value, and differences at a value."""
+    for axis, values in axes_of([result.record for result in analysis.results]).items():
+        at = {value: Analysis([*_at(analysis.results, axis, value)]) for value in values}
+        records = [result.record for result in analysis.results]
+        first = [_reward(record, axis) for record in records if record.reward == analysis.baseline]
+        kinds = [*dict.fromkeys([*first, *(kind for here in at.values() for kind in here.rewards)])]
+        rows: list[dict[str, Value]] = [
+            {
+                "train_set": scope.train_set,
+                "category": scope.category,
+                "reward": reward_title(kind),
+                axis: value,
+                **_numbers(here, scope, kind, kinds[0]),
+            }
+            for scope in analysis.categories()
+            for kind in kinds
+            for value, here in at.items()
+            if kind in here.rewards
+        ]
+        held_out = ["held_out"] if any(row.get("held_out") is not None for row in rows) else []
+        yield Table(
+            name=f"by_{axis}",
+            title=f"Accuracy by {axis}",
+            note=" ".join(
+                [
+                    "Means over the models that have every reward type at a value; differences at it.",
+                    *_best(axis, at),
+                ]
+            ),
+            columns=" ".join(("train_set category reward", axis, "accuracy difference", *held_out, "over")),
+            titles={
+                axis: axis,
+                "difference": f"{reward_title(kinds[0])} − it",
+                "held_out": "on held-out pairs",
+                "over": "interval of accuracy over",
+            },
+            rows=rows,
+            forms={"difference": "+.3f"},
+        )
+
+
+def _at(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[TrialResult]:
+    """Yield the trials at a value, by reward types that do not name it."""
+    for result in results:
+        record = result.record
+        if axis not in record.axes or shown(record.axes[axis]) == value:
+            yield replace(result, record=replace(record, reward=_reward(record, axis)))
+
+
+def _reward(record: TrialRecord, axis: str) -> str:
+    if axis not in record.axes:
+        return record.reward
+    return record.reward.replace("_".join(f"_{axis}={shown(record.axes[axis])}".split()), "", 1)
+
+
+def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str, Value]:
+    mean = here.mean_of_models(scope, kind, "accuracy")
+    if mean is None:
+        return {"over": "no trial that counts"}
+    gap = here.difference(scope, "accuracy", baseline=baseline, other=kind) if kind != baseline else None
+    trials = (trial for seeds in mean.cells.values() for (trial,) in seeds.values())
+    found = [trial.validation_accuracy for trial in trials]
+    known = [accuracy for accuracy in found if accuracy is not None]
+    return {
+        "accuracy": mean.estimate,
+        "difference": gap.estimate if gap else None,
+        "held_out": float(np.mean(known)) if len(known) == len(found) else None,
+        "over": mean.over,
+    }
+
+
+def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
+    """Say which value ranks most held-out training pairs right, over the models and seeds that have all values."""
+    found: dict[tuple[str, str], dict[str, dict[tuple[str, int], float]]] = {}
+    for value, here in at.items():
+        for result in here.results:
+            record, accuracy = result.record, result.validation_accuracy
+            if axis in record.axes and accuracy is not None:
+                values = found.setdefault((record.train_set, record.reward), {})
+                values.setdefault(value, {})[record.model, record.seed] = accuracy
+    for (train_set, kind), values in found.items():
+        both = set.intersection(*map(set, values.values())) if len(values) == len(at) else ()
+        if both:
+            means = {value: float(np.mean([cells[cell] for cell in both])) for value, cells in values.items()}
+            best = [value for value, mean in means.items() if np.isclose(mean, max(means.values()))]
+            yield (
+                f"Best by held-out pairs, trained on {train_set}: {reward_title(kind)} at {axis} {' or '.join(best)} "
+                f"({max(means.values()):.3f}; mean over {len(both)} of model and seed)."
+            )
+
+
+def draw_axis(table: Table) -> "Figure | None":
+    """Draw accuracy against a numeric axis, a panel per training set and category; None where it is not numeric."""
+    axis = table.names[3]
+    found = {str(row[axis]) for row in table.rows}
+    if not all(map(_is_number, found)) or not any("accuracy" in row for row in table.rows):
+        return None
+    rows = [{**row, axis: float(str(row[axis]))} for row in table.rows if "accuracy" in row]
+    columns = len({row["category"] for row in rows})
+    place = ("train_set", "category")
+    figure, panels = draw_lines(rows, place, axis, "accuracy", columns=columns, width=3.2, height=2.4)
+    values = [*map(float, found)]
+    for panel in panels.values():
+        wide = min(values) > 0 and max(values) > 20 * min(values)
+        panel.set(xlabel=axis, xscale="log" if wide else "linear")
+    legend(figure, panels.values())
+    return figure
