@@ -3,12 +3,14 @@
 Exit codes: 0 done · 1 a defect · 2 wrong usage or input, said before anything starts · 3 it started and failed.
 """
 
+import atexit
 import codecs
 import contextlib
 import dataclasses
 import io
 import json
 import os
+import select
 import sys
 import tempfile
 import types
@@ -77,6 +79,9 @@ def command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
 
 
 def _quieten_transformers() -> None:
@@ -98,6 +103,21 @@ def write_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not is_utf(stream.encoding):
             stream.reconfigure(errors=READABLE)
+    atexit.register(_is_unread)
+
+
+def _is_unread() -> bool:
+    """Return whether what read the output has ended, as head does; the rest of it is then dropped without a word."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            return False
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        # It is no file, or closed.
+        return False
+    return True
 
 
 def is_utf(encoding: str | None) -> bool:
@@ -209,7 +229,19 @@ def model_folder(model: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPairs:
+class TemplateFlags:
+    """How a model's chat template renders pairs."""
+
+    template: str | None = None
+    """Chat template in the place of the model's own: the name of one that its tokenizer has, or a Jinja file."""
+    system: System = "fold"
+    """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    reasoning: Reasoning = "score"
+    """Reasoning in a response: score it like the rest, or drop it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPairs(TemplateFlags):
     """The flags of a command that takes a model and preference pairs."""
 
     model: str
@@ -231,12 +263,6 @@ class OnPairs:
     """Pairs with a longer prompt are left out and counted, never cut."""
     max_response_tokens: int = 1024
     """Pairs with a longer response are left out and counted, never cut."""
-    template: str | None = None
-    """Chat template in the place of the model's own: the name of one that its tokenizer has, or a Jinja file."""
-    system: System = "fold"
-    """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
-    reasoning: Reasoning = "score"
-    """Reasoning in a response: score it like the rest, or drop it."""
     precision: Precision = "fp32"
     """Precision: in tf32, products of fp32 weights are rounded by the GPU. In bf16, heads and log-probabilities are still fp32, and training keeps fp32 weights."""
     allow_pickle: bool = False

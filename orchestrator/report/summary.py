@@ -37,8 +37,7 @@ from orchestrator.report.tables import (
 )
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
-from trainers.data.audit import Audit
-from trainers.data.audit.findings import FINDINGS, SETS, set_row
+from trainers.data.audit import FINDINGS, SETS, Audit, set_row
 from trainers.storage import replace, replace_bytes
 
 NOT_LEARNED, AT_CHANCE = "not learned", "at chance"

@@ -135,6 +135,7 @@ def test_a_flag_out_of_range_is_said_in_one_line(environment, tiny_model, tmp_pa
         ("has no beta", {"reward": "ex_rm", "beta": 0.1}),
         ("is not one of", {"reward": "dpo"}),
         ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
+        ("--max-pairs: of a part", {"reward": "ex_rm", "data": "m_rewardbench=suite.jsonl", "max_pairs": 1}),
         ("--device cuda:99", {"reward": "ex_grm", "device": "cuda:99"}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path()}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path("scores.json")}),
@@ -143,6 +144,8 @@ def test_a_flag_out_of_range_is_said_in_one_line(environment, tiny_model, tmp_pa
 def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, message, options):
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").touch()
+    row = {"id": "1", "prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "language": "l"}
+    Path("suite.jsonl").write_text(json.dumps(row))
     values = {"model": str(tiny_model), "data": "tiny_world", "out": tmp_path / "scores.parquet", **options}
     with pytest.raises(SweepError, match=message):
         run_evaluate(Evaluate(**values))

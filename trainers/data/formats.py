@@ -50,6 +50,7 @@ ROLES = {
 Turns = tuple[Message, ...]
 
 _SIDES = ("chosen", "rejected")
+_MARGINS = ("margin", "score_chosen", "score_rejected")
 # Names that a prompt has beside chosen and rejected, as text or as turns.
 _LIKE_PROMPTS = (
     *("instruction", "input", "query", "problem"),
@@ -82,14 +83,14 @@ class Format(NamedTuple):
 
 
 def _ranked(prompt: Any, answers: Sequence[Any], ratings: Iterable[Any]) -> Iterator[Row]:
-    """Yield a row for each answer and each other one that is rated lower; without a `prompt`, answers hold it."""
+    """Yield a row for each answer and each other one rated lower, with its rating; without a `prompt`, answers hold it."""
     asked = {} if prompt is None else {"prompt": prompt}
     rated = [(answer, float(rating)) for answer, rating in zip(answers, ratings, strict=True)]
     for (chosen, high), (rejected, low) in itertools.permutations(rated, 2):
         if math.isnan(high) or math.isnan(low):
             raise Fault("a rating is no number.")
         if high > low:
-            yield {**asked, "chosen": chosen, "rejected": rejected}
+            yield {**asked, "chosen": chosen, "rejected": rejected, "rating": high}
 
 
 def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
@@ -341,7 +342,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         asked = read_as.columns[:-2]
         called = {"prompt": asked[0] if asked else "", **called}
         return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
-    beside: Row = {name: named[name] for name in ("system", "tools") if name in named}
+    beside: Row = {name: named[name] for name in ("system", "tools", *_MARGINS) if name in named}
     try:
         made = list(read_as.rows(named))
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -349,9 +350,14 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
         ) from error
-    if spec.ratings == "best":
-        beaten = [item["rejected"] for item in made]
-        made = [item for item in made if item["chosen"] not in beaten]
+    if ratings := [item["rating"] for item in made if "rating" in item]:
+        # Of rated answers, a number in the row does not say which one it is about.
+        if "margin" in called:
+            raise Fault(
+                f"margin={called['margin']} does not say which of the rated answers is better; leave it out."
+            )
+        beside = {name: value for name, value in beside.items() if name not in _MARGINS}
+        made = [item for item in made if spec.ratings == "all" or item["rating"] == max(ratings)]
     return [_pair_of({**beside, **item}, called) for item in made]
 
 
@@ -384,7 +390,7 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
 
 def _margin(row: Row) -> float | None:
     """Return the number in the column margin, else the difference of the two scores; None where there is none."""
-    given = row.get("margin") is not None
+    given = row.get("margin") not in (None, "")
     try:
         margin = float(row["margin"]) if given else float(row["score_chosen"]) - float(row["score_rejected"])
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -551,15 +557,6 @@ def _turn(turn: dict[str, Any], column: str) -> Message:
 
 def _fields(turn: dict[str, Any], known: tuple[str, str], column: str) -> str:
     more = {name: item for name, item in turn.items() if name not in known}
-    if isinstance(more.get("fields"), str):
-        # A prepared parquet file holds them as JSON.
-        try:
-            found = json.loads(more["fields"])
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            del more["fields"]
-            more |= found
     more = {name: item for name, item in more.items() if item not in (None, "", [], {})}
     return text_of(_json_of(more), column) if more else ""
 

@@ -13,17 +13,18 @@ import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from trainers.data import known, worlds
+from trainers.data import known
 from trainers.data.files import Fault, Located, file_rows, file_stem, split_files, without_nulls
 from trainers.data.formats import Format, format_of, missing_column, pairs_of
 from trainers.data.known import (
+    BUILTIN_SETS,
     DATASETS,
     PERSONA,
     PERSONA_FILE,
@@ -46,17 +47,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 _COPIES_SEED = 517
 # Names of a held-out split that is not called test.
 _VALIDATION = ("validation", "valid", "val", "dev")
-BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
-    "tiny_world": worlds.tiny_pairs,
-    "tiny_world_paraphrase": worlds.paraphrased_pairs,
-    "tiny_world_candidates": worlds.candidate_pairs,
-    "tiny_world_reworded": worlds.reworded_pairs,
-    "tiny_world_other_words": worlds.other_words_pairs,
-    "tiny_requests": worlds.request_pairs,
-    "hamiltonian": worlds.hamiltonian_pairs,
-    "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
-    "hamiltonian_paper": known.paper_hamiltonian_pairs,
-}
 
 
 # The set that words on a command line name.
@@ -140,27 +130,23 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
         if not path.exists():
             raise DataError(f"--from {path}: there is no such file or folder.")
         spec = dataclasses.replace(spec, source=str(path))
-    given = {**row_fields(reading), "skip_bad_rows": reading.skip_bad_rows}
-    fixed = [name for name, value in given.items() if value not in ((), None, 0, "all")]
-    if spec.selection in SUITES:
-        fixed = [name for name in fixed if name != "skip_bad_rows"]
-    if spec.selection and fixed:
+    given = row_fields(reading)
+    usual = row_fields(RowFlags())
+    fixed = [name for name, value in given.items() if value != usual[name]]
+    if reading.skip_bad_rows and spec.selection and spec.selection not in SUITES:
+        fixed.append("skip_bad_rows")
+    if fixed and (spec.selection or spec.source.startswith(BUILTIN)):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise SpecError(
             f"{flags}: which rows {spec.name} has is set; give its files as a PATH to change that."
         )
-    return dataclasses.replace(spec, **given)
+    return dataclasses.replace(spec, **given, skip_bad_rows=reading.skip_bad_rows)
 
 
 def row_fields(rows: RowFlags) -> dict[str, Any]:
     """Return the flags as fields of a DatasetSpec. Raises SpecError."""
-    return {
-        "columns": tuple(map(parse_column, rows.columns)),
-        "group_by": rows.group_by,
-        "test_share": rows.test_share,
-        "split_seed": rows.split_seed,
-        "ratings": rows.ratings,
-    }
+    fields = {field.name: getattr(rows, field.name) for field in dataclasses.fields(RowFlags)}
+    return {**fields, "columns": tuple(map(parse_column, rows.columns))}
 
 
 def parse_column(text: str) -> tuple[str, str]:
@@ -295,25 +281,24 @@ def _suite_items(spec: DatasetSpec, suite: Suite, faults: list[str]) -> Iterator
     if place.exists():
         # A copy may be of one split, or one file.
         splits = tuple(s for s in splits if place.is_dir() and has_split(spec, s)) or splits[:1]
-    waiting: tuple[Located, Item] | None = None
-    for located in itertools.chain.from_iterable(_rows(spec, split) for split in splits):
-        try:
-            item = suite.item(located.sound())
-        except DataError as error:
-            _leave_out(error, spec, faults)
-            continue
-        except Fault as fault:
-            _leave_out(DataError(f"{located.where}: {fault}"), spec, faults)
-            continue
-        if waiting and suite.one_answer_a_row and waiting[1].name == item.name:
-            own, both = waiting[1], [*waiting[1].right, *item.right]
-            waiting = waiting[0], own._replace(right=both, wrong=[*own.wrong, *item.wrong])
-            continue
-        if waiting:
-            yield waiting
-        waiting = located, item
-    if waiting:
-        yield waiting
+
+    def items() -> Iterator[tuple[Located, Item]]:
+        for located in itertools.chain.from_iterable(_rows(spec, split) for split in splits):
+            try:
+                yield located, suite.item(located.sound())
+            except Fault as fault:
+                _leave_out(DataError(f"{located.where}: {fault}"), spec, faults)
+            except DataError as error:
+                _leave_out(error, spec, faults)
+
+    for _, same in itertools.groupby(
+        items(), key=lambda both: both[1].name if suite.one_answer_a_row else both
+    ):
+        rows = list(same)
+        right, wrong = (
+            [answer for _, item in rows for answer in getattr(item, side)] for side in ("right", "wrong")
+        )
+        yield rows[0][0], rows[0][1]._replace(right=right, wrong=wrong)
 
 
 def _leave_out(error: DataError, spec: DatasetSpec, faults: list[str]) -> None:
@@ -387,18 +372,13 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
             f"Give one of them, for example {configs[0]}."
         )
     if not files:
-        found = sorted({entry.name for entry in path.iterdir()})
-        other = next((n for n in _VALIDATION if split == "test" and split_files(path, n)), None)
+        found = ", ".join(sorted({entry.name for entry in path.iterdir()})[:8])
+        other = next((f" Its {n} split" for n in _VALIDATION if split == "test" and split_files(path, n)), "")
         raise DataError(
             f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
-            f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}."
-            + (
-                f" Its {other} split is not taken for a test split: rename its file, or give that file itself."
-                if other
-                else ""
-            )
+            f"written by save_to_disk; found {found or 'nothing'}."
+            + (other and f"{other} is not taken for a test split: rename its file, or give that file itself.")
         )
-
     complaint = functools.partial(missing_column, spec=spec) if spec.selection is None else lambda names: None
     for file in files:
         yield from file_rows(file, complaint)
@@ -416,14 +396,14 @@ def has_split(spec: DatasetSpec, split: str) -> bool:
 def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
     """Return the splits that a set has, as far as that can be told without reading it."""
     path = Path(spec.source)
-    own = (spec.train_split, spec.test_split)
+    own = tuple(dict.fromkeys((spec.train_split, spec.test_split)))
     if spec.selection:
         return tuple(split for split in own if split in selected_splits(spec.selection))
     if spec.test_share or not path.exists():
         return own
     if path.is_file():
         return (spec.train_split,)
-    return tuple(split for split in (*own, *_VALIDATION) if has_split(spec, split))
+    return tuple(split for split in dict.fromkeys((*own, *_VALIDATION)) if has_split(spec, split))
 
 
 def resolved_revision(spec: DatasetSpec) -> str | None:
