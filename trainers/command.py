@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from trainers.data.audit import token_findings
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
-from trainers.pairs.tokens import Counts, TokenPair, tokenize_pairs
+from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DrawSpec, Precision, Reasoning, System, Trust, clean_name
 
@@ -305,44 +306,16 @@ class OnPairs(TemplateFlags):
         )
         rendering = self.reward_spec().type.rendering
         pairs, counts = tokenize_pairs(rows, self.tokenizer(location), draw, rendering)
-        said = []
+        said = [finding.said for finding in token_findings(f"read by {self.model}", counts, len(pairs))]
         if counts.too_long:
             said.append(
                 f"{counts.too_long} pairs left out: over {self.max_prompt_tokens} prompt or "
                 f"{self.max_response_tokens} response tokens"
             )
-        if counts.identical:
-            said.append(ties(counts.identical, len(pairs), self.model))
-        if counts.without_system:
-            said.append(no_system(counts.without_system, self.system, self.model))
-        if counts.many_unknown:
-            said.append(unknown(counts, self.model))
         if os.environ.get("RANK", "0") == "0":
             for line in said:
                 print(line, file=sys.stderr)
         return pairs
-
-
-def ties(identical: int, kept: int, model: str) -> str:
-    """Return a line about pairs whose two sides are the same tokens."""
-    return (
-        f"{identical} of {kept} pairs have the same tokens on both sides under the chat template of {model}: "
-        "ties, from which nothing is learned"
-    )
-
-
-def no_system(rows: int, system: System, model: str) -> str:
-    """Return a line about system turns of which a template knows nothing."""
-    done = "the first user turn begins with it" if system == "fold" else "it is left out"
-    return f"in {rows} pairs the chat template of {model} takes no system turn: {done} (--system {system})"
-
-
-def unknown(counts: Counts, model: str) -> str:
-    """Return a line about texts that a tokenizer hardly knows."""
-    return (
-        f"{counts.unknown_tokens} of {counts.tokens} tokens are unknown to the tokenizer of {model}: it gives all such "
-        "words one id, so that texts that differ only in them are the same to the model"
-    )
 
 
 def plain_name(text: str, otherwise: str) -> str:

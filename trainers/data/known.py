@@ -221,10 +221,6 @@ def said_funnel(funnel: Funnel) -> str:
     return " → ".join(f"{count:,} {what}" for what, count in funnel)
 
 
-_BOTH_TEST = {"train": "test", "test": "test"}
-_BOTH_FILTERED = {"train": "filtered", "test": "filtered"}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperDraw:
     """One of the paper's draws. `texts` returns prompt, chosen and rejected of a row, or None where it is dropped.
@@ -257,15 +253,6 @@ def _rewardbench(row: Row, prefix: str) -> Texts | None:
     return (row["prompt"], row["chosen"], row["rejected"]) if row["subset"].startswith(prefix) else None
 
 
-def _rewardbench_draw(prefix: str, test_rows: int) -> PaperDraw:
-    return PaperDraw(
-        texts=functools.partial(_rewardbench, prefix=prefix),
-        kept="of its subset",
-        splits=_BOTH_FILTERED,
-        test_rows=test_rows,
-    )
-
-
 PAPER_DRAWS: Mapping[str, PaperDraw] = {
     "ultrafeedback": PaperDraw(
         texts=_ultrafeedback,
@@ -276,13 +263,23 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
     ),
     "rewardmath": PaperDraw(
         texts=_rewardmath,
-        splits=_BOTH_TEST,
+        splits=dict.fromkeys(("train", "test"), "test"),
         test_rows=1000,
         pairs={"train": 2000, "test": 200},
     ),
-    "rewardbench_math": _rewardbench_draw("math-prm", 400),
-    # 900 for testing gives the paper's 84 training pairs; the official code's last version says 492.
-    "rewardbench_code": _rewardbench_draw("hep", 900),
+    **{
+        name: PaperDraw(
+            texts=functools.partial(_rewardbench, prefix=prefix),
+            kept="of its subset",
+            splits=dict.fromkeys(("train", "test"), "filtered"),
+            test_rows=test_rows,
+        )
+        for name, prefix, test_rows in (
+            ("rewardbench_math", "math-prm", 400),
+            # 900 for testing gives the paper's 84 training pairs; the official code's last version says 492.
+            ("rewardbench_code", "hep", 900),
+        )
+    },
 }
 
 

@@ -215,7 +215,7 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
             form = read_as or format_of(row, spec)
             pairs = pairs_of(located, spec, form)
             read_as = form
-            taken = [pair for pair in pairs if _is_in(spec, split, _group(located, pair, spec))]
+            taken = [pair for pair in pairs if _is_in(spec, split, located, pair)]
         except DataError as error:
             _leave_out(error, spec, faults)
             continue
@@ -307,24 +307,18 @@ def _leave_out(error: DataError, spec: DatasetSpec, faults: list[str]) -> None:
     faults.append(str(error))
 
 
-def _group(located: Located, pair: Pair, spec: DatasetSpec) -> str:
-    """Return what rows of one side of a division have in common. Raises DataError."""
-    if spec.group_by is None:
-        return json.dumps(listed_turns(pair.prompt)) if spec.test_share else ""
-    value = located.sound().get(spec.group_by)
-    if value is None:
-        raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
-    """Return whether a group is in the split: its hash decides, so that it stays there whatever rows are added.
+def _is_in(spec: DatasetSpec, split: str, located: Located, pair: Pair) -> bool:
+    """Return whether a row's group is in the split: its hash decides, so that it stays there whatever rows are added.
 
     A set that is evaluated on its training rows has one name for both splits: that is its train split.
     """
     if not spec.test_share:
         return True
-    digest = hashlib.sha256(f"{spec.split_seed}\n{group}".encode()).digest()
+    group: Any = listed_turns(pair.prompt)
+    if spec.group_by is not None and (group := located.sound().get(spec.group_by)) is None:
+        raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
+    said = json.dumps(group, sort_keys=True, default=str) if spec.group_by else json.dumps(group)
+    digest = hashlib.sha256(f"{spec.split_seed}\n{said}".encode()).digest()
     for_test = int.from_bytes(digest[:8], "big") < spec.test_share * 2**64
     return split == (spec.test_split if for_test else spec.train_split) and (
         not for_test or split != spec.train_split
