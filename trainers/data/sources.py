@@ -3,6 +3,7 @@
 formats.py says how files and rows are read, known.py which sets have a name and what the paper drew of them.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -200,6 +201,9 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
     faults: list[str] = [] if left_out is None else left_out
+    if spec.selection and split not in (splits := selected_splits(spec.selection)):
+        suite = "a suite is only evaluated: " if spec.selection in SUITES else ""
+        raise DataError(f"data set {spec.name} has no split {split}; {suite}it has {', '.join(splits)}.")
     if spec.selection in SUITES:
         yield from _suite_pairs(spec, split, faults, funnel)
         return
@@ -239,10 +243,6 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
 
 def _suite_pairs(spec: DatasetSpec, split: str, faults: list[str], funnel: Funnel) -> Iterator[Pair]:
     """Yield the pairs by which a suite's answers are scored, with their places. Raises DataError."""
-    if split not in selected_splits(str(spec.selection)):
-        raise DataError(
-            f"data set {spec.name} has no split {split}; a suite is only evaluated: its split is test."
-        )
     suite, subsets = SUITES[str(spec.selection)], set[str]()
     prompts, items, pairs = 0, 0, 0
     for located, item in _suite_items(spec, suite, faults):
@@ -329,9 +329,6 @@ def _selected_rows(spec: DatasetSpec, split: str, funnel: Funnel) -> Iterator[Lo
     if spec.selection is None:
         yield from _rows(spec, spec.train_split if spec.test_share else split)
         return
-    splits = selected_splits(spec.selection)
-    if split not in splits:
-        raise DataError(f"data set {spec.name} has no split {split}; it has {', '.join(splits)}.")
     try:
         yield from selected_rows(spec.selection, functools.partial(_rows, spec), split, short_enough, funnel)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -406,45 +403,43 @@ def resolved_revision(spec: DatasetSpec) -> str | None:
     if spec.revision is not None or not remote:
         return spec.revision
     from huggingface_hub import HfApi
-    from huggingface_hub import logging as hub_logging
 
-    # Our own message says what went wrong, once.
-    hub_logging.set_verbosity_error()
-    try:
-        revision: str | None = HfApi().dataset_info(spec.source).sha
-    except Exception as error:
-        raise _unreachable(spec, spec.train_split, error) from error
-    return revision
+    with _hub_named(spec, spec.train_split):
+        return HfApi().dataset_info(spec.source).sha
 
 
 def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     from datasets import get_dataset_config_names, load_dataset
-    from huggingface_hub import logging as hub_logging
 
-    hub_logging.set_verbosity_error()
     data_files = {split: PERSONA_FILE} if spec.selection == PERSONA else None
-    try:
+    with _hub_named(spec, split):
         # A suite's languages are configurations; other sets have one.
         names = get_dataset_config_names(spec.source, spec.revision) if spec.selection in SUITES else [None]
         found: Any = [
             load_dataset(spec.source, name, split=split, revision=spec.revision, data_files=data_files)
             for name in names
         ]
-    except Exception as error:
-        raise _unreachable(spec, split, error) from error
     for number, row in enumerate(itertools.chain.from_iterable(found)):
         yield Located(f"{spec.source}:{split}", number, without_nulls(dict(row)))
 
 
-def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:
-    revision = f" at revision {spec.revision}" if spec.revision else ""
-    raw = "" if spec.selection is None else " (its own files, before any filter: prepare --from PATH)"
-    return DataError(
-        f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
-        f"({type(error).__name__}). Check the name, the network and HF_TOKEN. Without a network, fetch "
-        f"https://huggingface.co/datasets/{spec.source}{revision} elsewhere{raw}, "
-        f"or pass {spec.name}=PATH of its pairs."
-    )
+@contextlib.contextmanager
+def _hub_named(spec: DatasetSpec, split: str) -> Iterator[None]:
+    """Turn whatever goes wrong with the hub into one DataError, which says what to do without it."""
+    from huggingface_hub import logging as hub_logging
+
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as error:
+        revision = f" at revision {spec.revision}" if spec.revision else ""
+        raw = "" if spec.selection is None else " (its own files, before any filter: prepare --from PATH)"
+        raise DataError(
+            f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
+            f"({type(error).__name__}). Check the name, the network and HF_TOKEN. Without a network, fetch "
+            f"https://huggingface.co/datasets/{spec.source}{revision} elsewhere{raw}, "
+            f"or pass {spec.name}=PATH of its pairs."
+        ) from error
 
 
 def _fetched(name: str, split: str) -> Path:
