@@ -92,13 +92,10 @@ class Asking:
     def spending(self, prompt_tokens: float, completion_tokens: float) -> "Spending":
         """Return so many tokens with their price."""
         cost = (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
-        return Spending(
-            prompt_tokens=round(prompt_tokens), completion_tokens=round(completion_tokens), cost=cost
-        )
+        return Spending(round(prompt_tokens), round(completion_tokens), cost)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spending:
+class Spending(NamedTuple):
     """Tokens, and their price."""
 
     prompt_tokens: int
@@ -228,8 +225,7 @@ class Journal(dict[str, list[Answer]]):
         """Return what the answers cost, used or not."""
         answers = [answer for found in self.values() for answer in found]
         return asking.spending(
-            sum(answer.prompt_tokens for answer in answers),
-            sum(answer.completion_tokens for answer in answers),
+            sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
         )
 
 
