@@ -82,11 +82,11 @@ class Format(NamedTuple):
     rows: Callable[[Row], Iterable[Row]] | None
 
 
-def _ranked(prompt: Any, answers: Sequence[Any], ratings: Iterable[Any]) -> Iterator[Row]:
+def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
     """Yield a row for each answer and each other one rated lower, with its rating; without a `prompt`, answers hold it."""
     asked = {} if prompt is None else {"prompt": prompt}
-    rated = [(answer, float(rating)) for answer, rating in zip(answers, ratings, strict=True)]
-    for (chosen, high), (rejected, low) in itertools.permutations(rated, 2):
+    answers = [(answer, float(rating)) for answer, rating in rated]
+    for (chosen, high), (rejected, low) in itertools.permutations(answers, 2):
         if math.isnan(high) or math.isnan(low):
             raise Fault("a rating is no number.")
         if high > low:
@@ -98,7 +98,8 @@ def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[
     *asked, first, second, by = columns
 
     def rows(row: Row) -> Iterable[Row]:
-        return _ranked(row[asked[0]] if asked else None, (row[first], row[second]), ratings(row[by]))
+        rated = zip((row[first], row[second]), ratings(row[by]), strict=True)
+        return _ranked(row[asked[0]] if asked else None, rated)
 
     return Format(name, columns, rows)
 
@@ -140,7 +141,7 @@ def _arena_of_kaggle(row: Row) -> Iterable[Row]:
         ]
         for answers in answered
     ]
-    return _ranked(None, sides, (row["winner_model_a"], row["winner_model_b"]))
+    return _ranked(None, zip(sides, (row["winner_model_a"], row["winner_model_b"]), strict=True))
 
 
 def _openai(row: Row) -> Iterable[Row]:
@@ -159,16 +160,12 @@ def _summaries(row: Row) -> Iterable[Row]:
         else title + info["article"]
     )
     texts = [summary["text"] for summary in row["summaries"]]
-    return _ranked(f"{post}\n\nTL;DR:", texts, _number(row["choice"]))
+    return _ranked(f"{post}\n\nTL;DR:", zip(texts, _number(row["choice"]), strict=True))
 
 
 def _swift(row: Row) -> Iterable[Row]:
     last = {"role": "assistant", "content": row["rejected_response"]}
     return [{"chosen": row["messages"], "rejected": [*row["messages"][:-1], last]}]
-
-
-def _prompted(prompt: Any, row: Row) -> Iterable[Row]:
-    return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
 
 def _are_candidates(value: Any) -> bool:
@@ -185,10 +182,15 @@ def _candidates(row: Row) -> Iterable[Row]:
     ]
 
 
-def _asked_in(column: str) -> Format:
-    return Format(
-        f"{column}, chosen and rejected", (column, *_SIDES), lambda row: _prompted(row[column], row)
-    )
+def _asked_in(*columns: str) -> Format:
+    """Return the format of a prompt in these columns, chosen and rejected."""
+
+    def rows(row: Row) -> Iterable[Row]:
+        asked = [row[column] for column in columns]
+        prompt = asked[0] if len(asked) == 1 else "\n".join(filter(None, asked))
+        return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
+
+    return Format(f"{', '.join(columns)}, chosen and rejected", (*columns, *_SIDES), rows)
 
 
 FORMATS = (
@@ -210,25 +212,21 @@ FORMATS = (
         "UltraFeedback",
         ("instruction", "completions"),
         lambda row: _ranked(
-            row["instruction"],
-            [answer["response"] for answer in row["completions"]],
-            [answer["overall_score"] for answer in row["completions"]],
+            row["instruction"], ((said["response"], said["overall_score"]) for said in row["completions"])
         ),
     ),
     Format(
         "Nectar",
         ("prompt", "answers"),
         lambda row: _ranked(
-            row["prompt"],
-            [answer["answer"] for answer in row["answers"]],
-            [-float(answer["rank"]) for answer in row["answers"]],
+            row["prompt"], ((said["answer"], -float(said["rank"])) for said in row["answers"])
         ),
     ),
     Format(
         "WebGPT",
         ("question", "answer_0", "answer_1", "score_0", "score_1"),
         lambda row: _ranked(
-            row["question"]["full_text"], (row["answer_0"], row["answer_1"]), (row["score_0"], row["score_1"])
+            row["question"]["full_text"], [(row[f"answer_{n}"], row[f"score_{n}"]) for n in range(2)]
         ),
     ),
     Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
@@ -242,13 +240,9 @@ FORMATS = (
     Format(
         "rated generations",
         ("instruction", "generations", "ratings"),
-        lambda row: _ranked(row["instruction"], row["generations"], row["ratings"]),
+        lambda row: _ranked(row["instruction"], zip(row["generations"], row["ratings"], strict=True)),
     ),
-    Format(
-        "instruction, input, chosen and rejected",
-        ("instruction", "input", *_SIDES),
-        lambda row: _prompted("\n".join(filter(None, (row["instruction"], row["input"]))), row),
-    ),
+    _asked_in("instruction", "input"),
     *map(_asked_in, _LIKE_PROMPTS),
 )
 _PLAIN = Format("", ("prompt", *_SIDES), None)
