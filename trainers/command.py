@@ -3,12 +3,14 @@
 Exit codes: 0 done · 1 a defect · 2 wrong usage or input, said before anything starts · 3 it started and failed.
 """
 
+import atexit
 import codecs
 import contextlib
 import dataclasses
 import io
 import json
 import os
+import select
 import sys
 import tempfile
 import types
@@ -19,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from trainers.data.audit import token_findings
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
-from trainers.pairs.tokens import Counts, TokenPair, tokenize_pairs
+from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DrawSpec, Precision, Reasoning, System, Trust, clean_name
 
@@ -77,6 +80,9 @@ def command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
 
 
 def _quieten_transformers() -> None:
@@ -98,6 +104,21 @@ def write_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not is_utf(stream.encoding):
             stream.reconfigure(errors=READABLE)
+    atexit.register(_is_unread)
+
+
+def _is_unread() -> bool:
+    """Return whether what read the output has ended, as head does; the rest of it is then dropped without a word."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            return False
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        # It is no file, or closed.
+        return False
+    return True
 
 
 def is_utf(encoding: str | None) -> bool:
@@ -209,7 +230,19 @@ def model_folder(model: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPairs:
+class TemplateFlags:
+    """How a model's chat template renders pairs."""
+
+    template: str | None = None
+    """Chat template in the place of the model's own: the name of one that its tokenizer has, or a Jinja file."""
+    system: System = "fold"
+    """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    reasoning: Reasoning = "score"
+    """Reasoning in a response: score it like the rest, or drop it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPairs(TemplateFlags):
     """The flags of a command that takes a model and preference pairs."""
 
     model: str
@@ -231,12 +264,6 @@ class OnPairs:
     """Pairs with a longer prompt are left out and counted, never cut."""
     max_response_tokens: int = 1024
     """Pairs with a longer response are left out and counted, never cut."""
-    template: str | None = None
-    """Chat template in the place of the model's own: the name of one that its tokenizer has, or a Jinja file."""
-    system: System = "fold"
-    """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
-    reasoning: Reasoning = "score"
-    """Reasoning in a response: score it like the rest, or drop it."""
     precision: Precision = "fp32"
     """Precision: in tf32, products of fp32 weights are rounded by the GPU. In bf16, heads and log-probabilities are still fp32, and training keeps fp32 weights."""
     allow_pickle: bool = False
@@ -279,44 +306,16 @@ class OnPairs:
         )
         rendering = self.reward_spec().type.rendering
         pairs, counts = tokenize_pairs(rows, self.tokenizer(location), draw, rendering)
-        said = []
+        said = [finding.said for finding in token_findings(f"read by {self.model}", counts, len(pairs))]
         if counts.too_long:
             said.append(
                 f"{counts.too_long} pairs left out: over {self.max_prompt_tokens} prompt or "
                 f"{self.max_response_tokens} response tokens"
             )
-        if counts.identical:
-            said.append(ties(counts.identical, len(pairs), self.model))
-        if counts.without_system:
-            said.append(no_system(counts.without_system, self.system, self.model))
-        if counts.many_unknown:
-            said.append(unknown(counts, self.model))
         if os.environ.get("RANK", "0") == "0":
             for line in said:
                 print(line, file=sys.stderr)
         return pairs
-
-
-def ties(identical: int, kept: int, model: str) -> str:
-    """Return a line about pairs whose two sides are the same tokens."""
-    return (
-        f"{identical} of {kept} pairs have the same tokens on both sides under the chat template of {model}: "
-        "ties, from which nothing is learned"
-    )
-
-
-def no_system(rows: int, system: System, model: str) -> str:
-    """Return a line about system turns of which a template knows nothing."""
-    done = "the first user turn begins with it" if system == "fold" else "it is left out"
-    return f"in {rows} pairs the chat template of {model} takes no system turn: {done} (--system {system})"
-
-
-def unknown(counts: Counts, model: str) -> str:
-    """Return a line about texts that a tokenizer hardly knows."""
-    return (
-        f"{counts.unknown_tokens} of {counts.tokens} tokens are unknown to the tokenizer of {model}: it gives all such "
-        "words one id, so that texts that differ only in them are the same to the model"
-    )
 
 
 def plain_name(text: str, otherwise: str) -> str:

@@ -17,7 +17,7 @@ from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.keys import content_key
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
-from trainers.data import audit
+from trainers.data import audit, overlaps
 from trainers.storage import SEAL, replace, seal
 
 # What this process has read or computed, by root and key: a grid asks for each overlap once per trial.
@@ -96,7 +96,7 @@ def leaked_rows(store: Store, train_digest: str, eval_digest: str) -> NDArray[np
     return None if found is None else np.array(found.leaked, dtype=np.int64)
 
 
-def overlap(store: Store, train: tuple[str, str], evaluated: tuple[str, str]) -> audit.Overlap | None:
+def overlap(store: Store, train: tuple[str, str], evaluated: tuple[str, str]) -> overlaps.Overlap | None:
     """Return what two splits, each (name, digest), share; None where the rows of one are not in the store."""
     key = content_key("overlap", audit.VERSION, train=train[1], evaluated=evaluated[1])
 
@@ -104,13 +104,13 @@ def overlap(store: Store, train: tuple[str, str], evaluated: tuple[str, str]) ->
         seen, pairs = _train_index(store, train[1]), pairs_of(store, evaluated[1])
         if not seen or not pairs:
             return None
-        return dataclasses.asdict(audit.overlap(seen, audit.IndexedPairs(pairs), names=("", "")))
+        return dataclasses.asdict(overlaps.overlap(seen, overlaps.IndexedPairs(pairs), names=("", "")))
 
     record = _kept(store, key, compute)
     if record is None:
         return None
-    own = {field.name: record[field.name] for field in dataclasses.fields(audit.Overlap)}
-    return audit.Overlap(
+    own = {field.name: record[field.name] for field in dataclasses.fields(overlaps.Overlap)}
+    return overlaps.Overlap(
         **{**own, "train": train[0], "evaluated": evaluated[0], "leaked": tuple(record["leaked"])}
     )
 
@@ -140,9 +140,9 @@ def set_audit(
 
 # One training set is compared with every evaluation set before the next one is.
 @lru_cache(maxsize=1)
-def _train_index(store: Store, digest: str) -> audit.IndexedPairs | None:
+def _train_index(store: Store, digest: str) -> overlaps.IndexedPairs | None:
     pairs = pairs_of(store, digest)
-    return audit.IndexedPairs(pairs) if pairs else None
+    return overlaps.IndexedPairs(pairs) if pairs else None
 
 
 def _kept(store: Store, key: str, compute: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -30,8 +30,7 @@ from orchestrator.report.statistics import LEVEL, half_width
 from orchestrator.report.tables import MEAN, Table, Value, mean_label, reward_title, table_of
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration
-from trainers.data.audit import Audit
-from trainers.data.audit.findings import FINDINGS, SETS, set_row
+from trainers.data.audit import FINDINGS, SETS, Audit, set_row
 from trainers.storage import replace, replace_bytes
 
 NOT_LEARNED, AT_CHANCE = "not learned", "at chance"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainers.command_line import said
 from trainers.command import command
 from trainers.data.__main__ import Data, run
 
@@ -59,6 +60,21 @@ def test_a_folder_is_audited_between_its_splits(audit, tmp_path):
     assert said["between"][0]["leaked"] == [8, 9]
     assert "2 of 10 pairs" in done.stdout
     assert "1 error, 0 warn, 0 info" in done.stdout
+
+
+def test_a_split_that_is_named_is_evaluated_and_does_not_leak_into_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data", train=rows(20, "set"), validation=rows(8, "new"))
+    row = {"id": "1", "prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "language": "l"}
+    (tmp_path / "suite.jsonl").write_text(json.dumps(row))
+    code, *_ = said(["audit", "data:validation", "m_rewardbench=suite.jsonl", "--train", "data"], capsys)
+    assert code == 0
+    sets = json.loads((tmp_path / "audit.json").read_text())["sets"]
+    assert [(item["name"], item["role"], item["pairs"]) for item in sets] == [
+        ("data/train", "train", 20),
+        ("data/test", "eval", 8),
+        ("m_rewardbench/test", "eval", 1),
+    ]
 
 
 def test_sets_may_only_train_or_only_be_evaluated_and_json_is_printed(audit, tmp_path):

@@ -13,17 +13,26 @@ from trainers.data.audit import (
     Audit,
     AuditSet,
     Finding,
-    IndexedPairs,
-    Overlap,
     audit_set,
     audit_sets,
+    distribution,
+    length_baseline,
     originals,
-    overlap,
+    overlap_findings,
     read_set_audit,
+    set_findings,
+    wilson,
 )
-from trainers.data.audit.findings import overlap_findings, set_findings
-from trainers.data.audit.overlaps import NEAR, TextIndex, jaccard, normalised, shingles
-from trainers.data.audit.sets import distribution, length_baseline, wilson
+from trainers.data.overlaps import (
+    NEAR,
+    IndexedPairs,
+    Overlap,
+    TextIndex,
+    jaccard,
+    normalised,
+    overlap,
+    shingles,
+)
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.data.sources import has_split, read_pairs
 from trainers.data.texts import UNKNOWN, language, looks_cut, similarity, token_overlap, words

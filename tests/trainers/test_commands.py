@@ -135,6 +135,7 @@ def test_a_flag_out_of_range_is_said_in_one_line(environment, tiny_model, tmp_pa
         ("has no beta", {"reward": "ex_rm", "beta": 0.1}),
         ("is not one of", {"reward": "dpo"}),
         ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
+        ("--max-pairs: of a part", {"reward": "ex_rm", "data": "m_rewardbench=suite.jsonl", "max_pairs": 1}),
         ("--device cuda:99", {"reward": "ex_grm", "device": "cuda:99"}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path()}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path("scores.json")}),
@@ -143,6 +144,8 @@ def test_a_flag_out_of_range_is_said_in_one_line(environment, tiny_model, tmp_pa
 def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, message, options):
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").touch()
+    row = {"id": "1", "prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "language": "l"}
+    Path("suite.jsonl").write_text(json.dumps(row))
     values = {"model": str(tiny_model), "data": "tiny_world", "out": tmp_path / "scores.parquet", **options}
     with pytest.raises(SweepError, match=message):
         run_evaluate(Evaluate(**values))
@@ -209,9 +212,9 @@ def test_rows_of_the_same_tokens_twice_are_ties(shared, tiny_model, tmp_path, ca
     metrics = json.loads(printed.out)
     assert metrics["n"] == 12
     assert (metrics["accuracy"], metrics["loss"], metrics["abs_margin"]) == (0.5, 0.693147, 0.0)
-    assert "12 of 12 pairs have the same tokens on both sides" in printed.err
+    assert f"chosen = rejected in tokens, read by {tiny_model}: 12 of 12 pairs" in printed.err
     # The tiny world has a word for none of these.
-    assert f"tokens are unknown to the tokenizer of {tiny_model}" in printed.err
+    assert f"unknown tokens, read by {tiny_model}: " in printed.err
 
 
 def test_a_reference_of_another_vocabulary_is_refused(trained, tiny_model, tmp_path):
@@ -253,7 +256,7 @@ def test_pairs_left_out_and_ties_are_said_once(tiny_model, tmp_path, monkeypatch
     run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet", max_response_tokens=9))
     said = capsys.readouterr().err
     assert ("1 pairs left out: over 1024 prompt or 9 response tokens" in said) == (rank == "0")
-    assert ("1 of 2 pairs have the same tokens on both sides" in said) == (rank == "0")
+    assert (": 1 of 2 pairs. The model reads the same twice" in said) == (rank == "0")
 
 
 @pytest.mark.parametrize(("terminal", "rank"), [(True, "0"), (True, "1"), (False, "0")])

@@ -1,6 +1,8 @@
 """`python -m trainers.data`: what is printed, what is written, how faults end."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,6 +36,15 @@ def test_list_names_every_set_with_source_revision_and_sizes(say):
     found = {row["name"]: row for row in json.loads(say("list", "--json")[1])}
     assert found["ultrafeedback_french"]["rewriting_of"] == "ultrafeedback"
     assert found["rewardmath"]["revision"] is None
+
+
+@pytest.mark.parametrize("words", ["list --json", "show --help"])
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(words):
+    command = [sys.executable, "-m", "trainers.data", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_show_prints_pairs_and_the_content(say, shared):
@@ -92,7 +103,7 @@ def test_prepare_keeps_a_set_that_is_the_same_set(say, tmp_path, shared):
         original = read_pairs(DatasetSpec(name="a", source=str(shared / "data" / "rewardmath")), split)
         assert content_digest(pairs) == content_digest(original) == record["splits"][split]["digest"]
         assert record["splits"][split]["rows"] == count
-    assert sorted(path.name for path in out.iterdir()) == ["prepared.json", "test.parquet", "train.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == ["prepared.json", "test.jsonl", "train.jsonl"]
 
 
 def test_turns_fields_and_tools_outlive_every_file_that_is_written(say, tmp_path):
@@ -105,12 +116,20 @@ def test_turns_fields_and_tools_outlive_every_file_that_is_written(say, tmp_path
     answer = {"role": "assistant", "content": "yes", "reasoning_content": "hm"}
     noted = {"role": "assistant", "content": "no", "tokens": 1}
     lines = [
-        {"prompt": prompts[0], "chosen": "yes, quite", "rejected": noted, "tools": [{"name": "f"}]},
+        {
+            "prompt": prompts[0],
+            "chosen": "yes, quite",
+            "rejected": noted,
+            "tools": [{"name": "f"}],
+            "margin": 0.5,
+            "orig_chosen": "yes",
+        },
         {"prompt": prompts[1], "chosen": [answer, *prompts[0][:1], answer], "rejected": "no"},
     ]
     data = rows(tmp_path / "train.jsonl", GOOD, *lines)
     (pairs, digest) = pairs_of(data)
     assert [len(pair.chosen_turns) for pair in pairs] == [0, 0, 3]
+    assert [pair.margin for pair in pairs] == [None, 0.5, None]
     assert say("prepare", data, "--out", tmp_path / "out")[0] == 0
     assert pairs_of(tmp_path / "out") == (pairs, digest)
     shown = json.loads(say("show", data, "--json", "--pairs", "3")[1])["pairs"]
@@ -135,6 +154,17 @@ def pairs_of(source: Path):
     return pairs, content_digest(pairs)
 
 
+def test_prepare_keeps_a_split_that_is_named_once_and_show_says_which(say, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows(folder / "validation.jsonl", GOOD)
+    code, printed, error = say("prepare", f"{folder}:validation", "--out", tmp_path / "out")
+    assert code == 0, error
+    assert printed.count("split validation: 1 pairs") == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["prepared.json", "validation.jsonl"]
+    assert "split validation: 1 pairs" in say("show", f"{folder}:validation")[1]
+
+
 def test_prepare_maps_columns_splits_by_problem_and_lists_bad_rows(say, tmp_path):
     lines = [{"q": f"q{n}", "good": f"g{n // 2}", "bad": "b", "id": n // 2} for n in range(40)]
     data = rows(tmp_path / "mine.jsonl", *lines, {"q": "x", "good": 3, "bad": "b", "id": 99})
@@ -152,14 +182,14 @@ def test_prepare_maps_columns_splits_by_problem_and_lists_bad_rows(say, tmp_path
     code, _, error = say(*words)
     assert code == 2
     assert "mine.jsonl, row 40: column 'good' holds int" in error
-    assert not list((tmp_path / "out").glob("*.parquet"))
+    assert not list((tmp_path / "out").glob("*.jsonl"))
     code, printed, _ = say(*words, "--skip-bad-rows")
     assert code == 0
     assert "1 bad rows left out:" in printed
     train, test = (
         {
-            row["chosen"][0]["content"]
-            for row in parquet.read_table(tmp_path / "out" / f"{split}.parquet").to_pylist()
+            json.loads(line)["chosen"]
+            for line in (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()
         }
         for split in ("train", "test")
     )
@@ -204,6 +234,7 @@ def test_prepare_says_what_bad_rows_and_a_division_leave(say, tmp_path):
         (["show", "tiny_world", "--from", "a.jsonl"], "is not made of other files"),
         (["show", "persona", "--from", "gone.jsonl"], "there is no such file or folder"),
         (["show", "persona", "--columns", "prompt=a"], "which rows persona has is set"),
+        (["show", "tiny_world", "--test-share", "0.5"], "--test-share: which rows tiny_world has is set"),
         (["show", "a.jsonl", "--columns", "prompt"], "write MEANING=COLUMN"),
         (["show", "a.jsonl", "--columns", "question=prompt"], "MEANING is one of prompt, chosen"),
         (["show", "a.jsonl", "--test-share", "2"], "a test share of 2.0"),

@@ -548,6 +548,37 @@ def test_only_the_best_rated_answers_are_paired_where_that_is_asked(tmp_path):
     }
 
 
+def test_the_best_rated_answer_is_paired_though_a_lower_rated_one_says_the_same(tmp_path):
+    row = {"instruction": "why?", "generations": ["so", "so", "no"], "ratings": [5, 3, 1]}
+    pairs = read(jsonl(tmp_path / "rows.jsonl", row), ratings="best")
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("so", "so"), ("so", "no")]
+
+
+def test_margins_are_read_beside_prompts_of_any_name_and_not_beside_rated_answers(tmp_path):
+    sides = {"chosen": "because", "rejected": "no idea"}
+    for number, row in enumerate(
+        (
+            {"query": "why?", **sides, "far": 2},
+            {
+                "instruction": "why?",
+                "input": "",
+                **sides,
+                "score_chosen": 3,
+                "score_rejected": 1,
+                "far": None,
+            },
+            {"prompt": "why?", "chosen": ["because"], "rejected": ["no idea"], "far": 2},
+        )
+    ):
+        (pair,) = read(jsonl(tmp_path / f"{number}.jsonl", row), columns=(("margin", "far"),))
+        assert pair.margin == 2.0
+    rated = {"prompt": "why?", "response_1": "a", "response_2": "b", "preference_strength": -2, "margin": 1}
+    (pair,) = read(jsonl(tmp_path / "rated.jsonl", rated))
+    assert pair.margin is None
+    with pytest.raises(DataError, match="margin=preference_strength does not say which"):
+        read(tmp_path / "rated.jsonl", columns=(("margin", "preference_strength"),))
+
+
 def test_a_split_may_be_named_behind_a_set(tmp_path):
     jsonl(tmp_path / "validation.jsonl", GOOD)
     spec = dataset_spec(f"{tmp_path}:validation")

@@ -1,22 +1,21 @@
 """`python -m trainers.data list | show | prepare | audit | rewrite`: preference data, looked at and made."""
 
 import dataclasses
-import itertools
+import functools
 import json
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, TextIO, Union
 
 import tyro
 
-from trainers.command import command
-from trainers.data.audit import Audit, AuditSet, Role, audit_sets, originals
-from trainers.data.audit.findings import FINDINGS, SETS, set_row
-from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, KnownSet, named_set, rewrites_base, said_funnel
-from trainers.data.records import Digest, Message, Pair, as_row, as_turns
+from trainers.command import TemplateFlags, command
+from trainers.data.audit import FINDINGS, SETS, Audit, AuditSet, Role, audit_sets, originals, set_row
+from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, named_set, rewrites_base, said_funnel
+from trainers.data.records import Digest, Pair, as_row
 from trainers.data.rewriting import (
     PARAPHRASE,
     Asking,
@@ -35,19 +34,21 @@ from trainers.data.sources import (
     RowFlags,
     chosen_spec,
     dataset_spec,
-    has_split,
     iter_pairs,
     own_split,
     read_pairs,
     resolved_revision,
     row_fields,
+    split_off,
     splits_of,
 )
 from trainers.errors import DataError, SpecError, TrialFailed
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec, Reasoning, System, given_name
+from trainers.evaluate.suites import SUITES
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec, given_name
 from trainers.storage import disk_named, replace
 
 Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
+_ROLES: tuple[Role, ...] = ("train", "eval")
 _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
 
 
@@ -60,34 +61,31 @@ class List:
 
     def run(self) -> None:
         """Print the table."""
-        rows = [_listed(known) for known in KNOWN]
+        rows = [
+            {
+                "name": known.spec.name,
+                "train": known.train,
+                "test": known.test,
+                "revision": known.spec.revision,
+                "source": _source_of(known.spec),
+                "rewriting_of": known.spec.rewriting_of,
+                "about": known.about,
+            }
+            for known in KNOWN
+        ]
         if self.json:
             print(json.dumps(rows, indent=1))
             return
         shown = [("name", "train", "test", "revision", "source", "what")]
         for row in rows:
-            counts = ["?" if row[split] is None else str(row[split] or "-") for split in ("train", "test")]
-            revision = str(row["revision"] or "-")[:12]
-            shown.append((row["name"], *counts, revision, row["source"], row["about"]))
-        widths = [max(len(line[column]) for line in shown) for column in range(5)]
-        for line in shown:
-            print(
-                "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[5]])
+            counts = ("?" if row[split] is None else str(row[split] or "-") for split in ("train", "test"))
+            shown.append(
+                (row["name"], *counts, (row["revision"] or "-")[:12], row["source"], row["about"])  # type: ignore
             )
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        for line in shown:
+            print("  ".join(map(str.ljust, line, widths)).rstrip())
         print("A hub set with revision - is taken as the hub has it at the first fetch, and remembered.")
-
-
-def _listed(known: KnownSet) -> dict[str, Any]:
-    spec = known.spec
-    return {
-        "name": spec.name,
-        "source": _source_of(spec),
-        "revision": spec.revision,
-        "train": known.train,
-        "test": known.test,
-        "rewriting_of": spec.rewriting_of,
-        "about": known.about,
-    }
 
 
 def _source_of(spec: DatasetSpec) -> str:
@@ -112,12 +110,7 @@ class Show:
     """Number of pairs to show."""
     model: str | None = None
     """Folder or hub id: show pairs as its chat template renders them, with · between tokens."""
-    template: str | None = None
-    """Chat template in the place of the model's own: the name of one that its tokenizer has, or a Jinja file."""
-    system: System = "fold"
-    """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
-    reasoning: Reasoning = "score"
-    """Reasoning in a response: score it like the rest, or drop it."""
+    rendering: tyro.conf.OmitArgPrefixes[TemplateFlags] = field(default_factory=TemplateFlags)
     storage: Path | None = None
     """A sweep's storage: also say which revision of the set it took, and which content that was."""
     json: bool = False
@@ -128,34 +121,27 @@ class Show:
         if self.pairs < 0:
             raise SpecError(f"--pairs {self.pairs}: give a number of at least 0.")
         spec = chosen_spec(self.data, self.reading)
-        left_out: list[str] = []
-        digest, first, funnel = Digest(), [], Funnel()
-        for pair in iter_pairs(spec, own_split(spec, self.split), left_out, funnel):
-            digest.add(pair)
-            if digest.rows <= self.pairs:
-                first.append(pair)
+        split = own_split(spec, self.split)
+        first: list[Pair] = []
+        read = _read(spec, split, lambda pair: first.append(pair) if len(first) < self.pairs else None)
         facts: dict[str, Any] = {
             "name": spec.name,
             "source": _source_of(spec),
             "revision": spec.revision,
-            "split": self.split,
-            "rows": digest.rows,
-            "digest": digest.hexdigest(),
-            "left_out": left_out,
-            "funnel": funnel,
+            "split": split,
+            **read,
             "remembered": [] if self.storage is None else remembered(self.storage, spec.source),
         }
         if self.json:
             print(json.dumps({**facts, "pairs": [as_row(pair) for pair in first]}, ensure_ascii=False))
             return
-        print(f"{spec.name}, split {self.split}: {digest.rows} pairs, content {facts['digest'][:16]}")
+        _say_split(spec, split, read)
         print(f"from {facts['source']}" + (f" at revision {spec.revision}" if spec.revision else ""))
         for record in facts["remembered"]:
             print(
                 f"in {self.storage}: split {record['split']} at revision {record['revision']}, "
                 f"content {record['digest'][:16]}, {record['rows']} pairs"
             )
-        _say_what_was_left(funnel, left_out)
         rendered = map(_text, first) if self.model is None else _as_tokens(self, self.model, first)
         for number, text in enumerate(rendered):
             print(f"\n── {number} ──\n{text}")
@@ -166,13 +152,13 @@ def _as_tokens(show: Show, model: str, pairs: Sequence[Pair]) -> Iterator[str]:
     from trainers.pairs.templates import given_template, load_tokenizer
     from trainers.pairs.tokens import tokenize_pairs
 
-    tokenizer = load_tokenizer(model, template=given_template(show.template))
+    tokenizer = load_tokenizer(model, template=given_template(show.rendering.template))
     # Limits that no text is over: what is shown is not drawn.
     draw = DrawSpec(
         max_prompt_tokens=1 << 62,
         max_response_tokens=1 << 62,
-        system=show.system,
-        reasoning=show.reasoning,
+        system=show.rendering.system,
+        reasoning=show.rendering.reasoning,
     )
     for tokens in tokenize_pairs(pairs, tokenizer, draw)[0] if pairs else ():
         parts = (("prompt", tokens.prompt), ("chosen", tokens.chosen), ("rejected", tokens.rejected))
@@ -182,15 +168,26 @@ def _as_tokens(show: Show, model: str, pairs: Sequence[Pair]) -> Iterator[str]:
         )
 
 
-def _say_what_was_left(funnel: Funnel, left_out: list[str]) -> None:
-    if funnel:
-        print(f"  {said_funnel(funnel)}")
+def _read(spec: DatasetSpec, split: str, keep: Callable[[Pair], Any]) -> dict[str, Any]:
+    """Read a split pair by pair. Returns its rows, digest, bad rows, and how many rows each step has left."""
+    digest, left_out, funnel = Digest(), list[str](), Funnel()
+    for pair in iter_pairs(spec, split, left_out, funnel):
+        digest.add(pair)
+        keep(pair)
+    return {"rows": digest.rows, "digest": digest.hexdigest(), "left_out": left_out, "funnel": funnel}
+
+
+def _say_split(spec: DatasetSpec, split: str, read: dict[str, Any]) -> None:
+    print(f"{spec.name}, split {split}: {read['rows']} pairs, content {read['digest'][:16]}")
+    if read["funnel"]:
+        print(f"  {said_funnel(read['funnel'])}")
+    _say_left_out(read["left_out"])
+
+
+def _say_left_out(left_out: list[str]) -> None:
     if left_out:
-        print(f"{len(left_out)} bad rows left out:")
-    for line in left_out[:20]:
-        print(f"  {line}")
-    if len(left_out) > 20:
-        print(f"  and {len(left_out) - 20} more")
+        more = [f"and {len(left_out) - 20} more"] if len(left_out) > 20 else []
+        print("\n  ".join([f"{len(left_out)} bad rows left out:", *left_out[:20], *more]))
 
 
 def remembered(storage: Path, source: str) -> list[dict[str, Any]]:
@@ -202,14 +199,11 @@ def remembered(storage: Path, source: str) -> list[dict[str, Any]]:
 
 def _text(pair: Pair) -> str:
     parts = [("tools", pair.tools)] if pair.tools else []
-    parts += [(turn.role, _said(turn)) for turn in pair.prompt]
-    for what, turns in zip(("chosen", "rejected"), pair.responses, strict=True):
-        parts += [(what if len(turns) == 1 else f"{what}: {turn.role}", _said(turn)) for turn in turns]
+    for what, turns in (("", pair.prompt), *zip(("chosen", "rejected"), pair.responses, strict=True)):
+        for turn in turns:
+            alone = what if len(turns) == 1 else f"{what}: {turn.role}"
+            parts.append((alone if what else turn.role, " ".join(filter(None, turn[1:]))))
     return "\n".join(f"[{what}] {_short(text)}" for what, text in parts)
-
-
-def _said(turn: Message) -> str:
-    return " ".join(filter(None, turn[1:]))
 
 
 def _short(text: str) -> str:
@@ -221,7 +215,7 @@ def _short(text: str) -> str:
 class Prepare:
     """Read a set once, with the paper's filters and draw where it has them, and keep it in a folder.
 
-    OUT/train.parquet and test.parquet are a data set by themselves: prompt, chosen and rejected as messages.
+    OUT/train.jsonl and test.jsonl are a data set by themselves.
     OUT/prepared.json has source, revision, and of each split digest, rows, what each filter left and the bad
     rows that were left out.
     """
@@ -233,22 +227,23 @@ class Prepare:
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     splits: tuple[str, ...] = ()
     """Splits to read (default: those that the set has)."""
-    json: bool = False
-    """Print prepared.json."""
 
     def run(self) -> None:
         """Prepare the set; its splits appear together or not at all. Raises SweepError."""
         spec = chosen_spec(self.data, self.reading)
         spec = dataclasses.replace(spec, revision=resolved_revision(spec))
-        out = self.out
+        out, splits = self.out, dict[str, Any]()
         out.mkdir(parents=True, exist_ok=True)
         names = self.splits or splits_of(spec)
         if not names:
             raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
         with tempfile.TemporaryDirectory(dir=out) as drafts, disk_named(out):
-            splits = {split: _keep(spec, split, Path(drafts) / f"{split}.parquet") for split in names}
-            for split in names:
-                (Path(drafts) / f"{split}.parquet").replace(out / f"{split}.parquet")
+            files = {split: Path(drafts) / f"{split}.jsonl" for split in names}
+            for split, file in files.items():
+                with file.open("w", encoding="utf-8") as lines:
+                    splits[split] = _read(spec, split, functools.partial(_write, lines))
+            for file in files.values():
+                file.replace(out / file.name)
         record: dict[str, Any] = {
             "name": spec.name,
             "source": _source_of(spec),
@@ -256,31 +251,12 @@ class Prepare:
             "splits": splits,
         }
         replace(out / "prepared.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        if self.json:
-            print(json.dumps(record, ensure_ascii=False))
-            return
-        for split, facts in splits.items():
-            print(f"{spec.name}, split {split}: {facts['rows']} pairs, content {facts['digest'][:16]}")
-            _say_what_was_left(facts["funnel"], facts["left_out"])
+        for split, read in splits.items():
+            _say_split(spec, split, read)
 
 
-def _keep(spec: DatasetSpec, split: str, file: Path) -> dict[str, Any]:
-    """Write the split as it is read. Returns its digest, rows, bad rows and funnel."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    turns = pa.list_(pa.struct([(name, pa.string()) for name in ("role", "content", "fields")]))
-    columns = [(name, turns) for name in ("prompt", "chosen", "rejected")]
-    schema = pa.schema([*columns, ("orig_chosen", pa.string()), ("tools", pa.string())])
-    digest, left_out, funnel = Digest(), list[str](), Funnel()
-    with parquet.ParquetWriter(file, schema) as writer:
-        pairs = iter_pairs(spec, split, left_out, funnel)
-        while batch := list(itertools.islice(pairs, 1024)):
-            for pair in batch:
-                digest.add(pair)
-            rows = [{**as_turns(pair), "orig_chosen": pair.original_chosen} for pair in batch]
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-    return {"digest": digest.hexdigest(), "rows": digest.rows, "left_out": left_out, "funnel": funnel}
+def _write(lines: TextIO, pair: Pair) -> None:
+    lines.write(json.dumps(as_row(pair), ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,9 +283,9 @@ class AuditFlags:
             raise SpecError("audit: name at least one set: a folder, a file or a known name.")
         if self.out.is_dir():
             raise SpecError(f"--out {self.out} is a folder; name a file in it.")
-        wanted = [(word, role) for word in self.data for role in _roles(word, self.rows)]
-        wanted += [(word, "train") for word in self.train] + [(word, "eval") for word in self.eval]
-        read = [_split(word, role, self.rows) for word, role in wanted]
+        groups = ((self.data, None), (self.train, ("train",)), (self.eval, ("eval",)))
+        specs = [(*_named_spec(word, self.rows), roles) for words, roles in groups for word in words]
+        read = [_audit_set(name, spec, role) for name, spec, roles in specs for role in roles or _roles(spec)]
         names = [item.name for item in read]
         if twice := sorted({name.rpartition("/")[0] for name in names if names.count(name) > 1}):
             raise SpecError(f"two sets are called {', '.join(twice)}; give them apart with NAME=PATH.")
@@ -332,37 +308,37 @@ class AuditFlags:
             _print_audit(audited, self.out)
 
 
-def _name_and_source(word: str) -> tuple[str | None, str]:
-    """Divide NAME=SOURCE, unless a path of that spelling is there."""
+def _named_spec(word: str, rows: RowFlags) -> tuple[str, DatasetSpec]:
+    """Return the set that NAME=SOURCE or SOURCE names, and what it is called. Raises SpecError, DataError."""
     name, equals, source = word.partition("=")
-    named = equals and not Path(word).expanduser().exists()
-    return (given_name("NAME", name), source) if named else (None, word)
-
-
-def _roles(word: str, rows: RowFlags) -> tuple[Role, ...]:
-    path = Path(_name_and_source(word)[1]).expanduser()
-    both: tuple[Role, ...] = ("train", "eval")
-    if rows.test_share or not path.exists():
-        return both
-    if path.is_file():
-        return ("eval",)
-    spec = DatasetSpec(name="data", source=str(path))
-    # Reading the test split that is missing too says what was expected.
-    return tuple(r for r in both if has_split(spec, "train" if r == "train" else "test")) or ("eval",)
-
-
-def _split(word: str, role: Role, rows: RowFlags) -> AuditSet:
-    name, source = _name_and_source(word)
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
+    if not equals or name in SUITES or Path(word).expanduser().exists():
+        name, source = "", word
+    if source.startswith(("/", ".", "~")) and not Path(split_off(source)[0]).expanduser().exists():
         raise DataError(f"{source}: no such file or folder.")
-    spec, unreadable = dataset_spec(source), list[str]()
+    spec = dataset_spec(source)
     # The flags say how your own sets are read, not the named ones.
-    if named_set(spec.name) != spec:
+    if not spec.selection and named_set(spec.name) != spec:
         spec = dataclasses.replace(spec, **row_fields(rows))
-    split = spec.train_split if role == "train" else spec.test_split
-    pairs = read_pairs(dataclasses.replace(spec, skip_bad_rows=True), split, unreadable)
+    return given_name("NAME", name) if name else spec.name, dataclasses.replace(spec, skip_bad_rows=True)
+
+
+def _roles(spec: DatasetSpec) -> tuple[Role, ...]:
+    if spec.train_split == spec.test_split or (Path(spec.source).is_file() and not spec.test_share):
+        return ("eval",)
+    splits = splits_of(spec)
+    # Reading the test split that is missing too says what was expected.
+    return tuple(role for role in _ROLES if _split(spec, role) in splits) or ("eval",)
+
+
+def _split(spec: DatasetSpec, role: Role) -> str:
+    return spec.train_split if role == "train" else spec.test_split
+
+
+def _audit_set(name: str, spec: DatasetSpec, role: Role) -> AuditSet:
+    unreadable: list[str] = []
+    pairs = read_pairs(spec, _split(spec, role), unreadable)
     own = "train" if role == "train" else "test"
-    return AuditSet(name=f"{name or spec.name}/{own}", role=role, pairs=pairs, unreadable=unreadable)
+    return AuditSet(name=f"{name}/{own}", role=role, pairs=pairs, unreadable=unreadable)
 
 
 def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
@@ -382,17 +358,19 @@ def _print_audit(audited: Audit, out: Path) -> None:
     from rich.table import Table
 
     console = Console()
-    sets = Table(title="sets", title_justify="left")
-    for number, name in enumerate(SETS):
-        sets.add_column(name, overflow="fold", justify="left" if number < 2 else "right")
-    for item in audited.sets:
-        sets.add_row(*set_row(item))
-    findings = Table(title="findings", title_justify="left", show_lines=True)
-    for name in FINDINGS:
-        findings.add_column(name, overflow="fold")
-    for finding in audited.findings:
-        findings.add_row(*finding.row, style={"error": "red", "warn": "yellow"}.get(finding.severity, ""))
-    console.print(sets, findings)
+    colours = {"error": "red", "warn": "yellow"}
+    for title, names, rows in (
+        ("sets", SETS, [(set_row(item), "") for item in audited.sets]),
+        ("findings", FINDINGS, [(item.row, colours.get(item.severity, "")) for item in audited.findings]),
+    ):
+        table = Table(title=title, title_justify="left", show_lines=title == "findings")
+        for number, name in enumerate(names):
+            table.add_column(
+                name, overflow="fold", justify="right" if names is SETS and number > 1 else "left"
+            )
+        for row, style in rows:
+            table.add_row(*row, style=style)
+        console.print(table)
     found = [finding.severity for finding in audited.findings]
     counts = ", ".join(f"{found.count(severity)} {severity}" for severity in ("error", "warn", "info"))
     console.print(f"{counts}; everything measured: {out}", highlight=False, soft_wrap=True)
@@ -444,39 +422,35 @@ class Rewrite:
         spec = chosen_spec(self.data, self.reading)
         left_out: list[str] = []
         rows = read_pairs(spec, own_split(spec, self.split), left_out)
-        _say_what_was_left([], left_out)
+        _say_left_out(left_out)
         pairs = sampled(rows, self.sample, self.sample_seed)
         texts = responses_of(pairs)
         out.parent.mkdir(parents=True, exist_ok=True)
-        hygiene, failures = (out.with_name(f"{out.name}.{what}.jsonl") for what in ("hygiene", "failures"))
         if self.rules is not None:
-            outcome = rewrite_by_rules(texts, self.rules)
-            written = write_rewritten(out, pairs, outcome, hygiene=hygiene, failures=failures)
-            print(f"{written}, by the rules {self.rules}, in {out}")
-            return
-        journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
-        missing = missing_texts(texts, task, asking, journal)
-        wanted, already = estimate(missing, task, asking), journal.spent(asking)
-        print(f"{len(missing)} responses to rewrite, about {wanted}; paid before: {already}")
-        if asking.max_cost is not None and already.cost + wanted.cost > asking.max_cost:
-            raise SpecError(
-                f"about {wanted.cost:.2f} is needed and {already.cost:.2f} was paid before, over --max-cost "
-                f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
-            )
-        if self.estimate:
-            return
-        outcome = rewrite_texts(texts, task, asking, journal)
-        print(f"paid: {journal.spent(asking)}")
+            outcome, by = rewrite_by_rules(texts, self.rules), f", by the rules {self.rules}"
+        else:
+            journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
+            missing = missing_texts(texts, task, asking, journal)
+            wanted, already = estimate(missing, task, asking), journal.spent(asking)
+            print(f"{len(missing)} responses to rewrite, about {wanted}; paid before: {already}")
+            if asking.max_cost is not None and already.cost + wanted.cost > asking.max_cost:
+                raise SpecError(
+                    f"about {wanted.cost:.2f} is needed and {already.cost:.2f} was paid before, over --max-cost "
+                    f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
+                )
+            if self.estimate:
+                return
+            outcome, by = rewrite_texts(texts, task, asking, journal), ""
+            print(f"paid: {journal.spent(asking)}")
+        hygiene, failures = (out.with_name(f"{out.name}.{what}.jsonl") for what in ("hygiene", "failures"))
         written = write_rewritten(out, pairs, outcome, hygiene=hygiene, failures=failures)
         if written.kept:
-            print(f"{written}, in {out}")
+            print(f"{written}{by}, in {out}")
         if written.failures:
-            stopped = ""
-            if outcome.stopped:
-                stopped = f"stopped: {outcome.stopped}; the same command with a higher cap goes on. "
+            stopped = f"stopped: {outcome.stopped}; the same command with a higher cap goes on. "
             raise TrialFailed(
-                f"{stopped}{written.said_failures()}; all are in {failures}. Run the same command to ask again where a "
-                "request failed, or with more --attempts."
+                f"{stopped if outcome.stopped else ''}{written.said_failures()}; all are in {failures}. Run the same "
+                "command to ask again where a request failed, or with more --attempts."
             )
 
 

@@ -1,6 +1,6 @@
 """Files → rows: parquet, Arrow, jsonl, csv or one JSON array, streamed; and which files of a folder hold a split.
 
-Rows are counted from 0, blank lines of jsonl too. A bad row is a DataError in the row's place, so that a reader
+Rows are counted from 0, blank lines of jsonl too. A bad row is a Fault in the row's place, so that a reader
 may raise it or leave the row out; a file that cannot be read at all is a DataError that is raised.
 """
 
@@ -29,11 +29,11 @@ class Fault(Exception):
 
 
 class Located(NamedTuple):
-    """A row with its file (or hub split) and its number there; `row` is the error where the row is bad."""
+    """A row with its file (or hub split) and its number there; `row` is the fault where the row is bad."""
 
     file: str
     number: int
-    row: Union[Row, DataError]
+    row: Union[Row, Fault]
 
     @property
     def where(self) -> str:
@@ -42,8 +42,8 @@ class Located(NamedTuple):
 
     def sound(self) -> Row:
         """Return the row. Raises DataError where it is bad."""
-        if isinstance(self.row, DataError):
-            raise self.row
+        if isinstance(self.row, Fault):
+            raise DataError(f"{self.where}: {self.row}") from self.row
         return self.row
 
 
@@ -82,9 +82,7 @@ def file_rows(file: Path, complaint: Complaint = lambda names: None) -> Iterator
     name, number = str(file), -1
     try:
         for number, row in enumerate(_READERS[kind](file, require)):
-            if isinstance(row, Fault):
-                yield Located(name, number, DataError(f"{name}, row {number}: {row}"))
-            elif row is not None:
+            if row is not None:
                 yield Located(name, number, row)
     except (pa.ArrowException, csv.Error, OSError, ValueError, RecursionError, MemoryError) as error:
         said = (str(error).splitlines() or [repr(error)])[0]

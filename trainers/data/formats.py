@@ -50,6 +50,7 @@ ROLES = {
 Turns = tuple[Message, ...]
 
 _SIDES = ("chosen", "rejected")
+_MARGINS = ("margin", "score_chosen", "score_rejected")
 # Names that a prompt has beside chosen and rejected, as text or as turns.
 _LIKE_PROMPTS = (
     *("instruction", "input", "query", "problem"),
@@ -81,15 +82,15 @@ class Format(NamedTuple):
     rows: Callable[[Row], Iterable[Row]] | None
 
 
-def _ranked(prompt: Any, answers: Sequence[Any], ratings: Iterable[Any]) -> Iterator[Row]:
-    """Yield a row for each answer and each other one that is rated lower; without a `prompt`, answers hold it."""
+def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
+    """Yield a row for each answer and each other one rated lower, with its rating; without a `prompt`, answers hold it."""
     asked = {} if prompt is None else {"prompt": prompt}
-    rated = [(answer, float(rating)) for answer, rating in zip(answers, ratings, strict=True)]
-    for (chosen, high), (rejected, low) in itertools.permutations(rated, 2):
+    answers = [(answer, float(rating)) for answer, rating in rated]
+    for (chosen, high), (rejected, low) in itertools.permutations(answers, 2):
         if math.isnan(high) or math.isnan(low):
             raise Fault("a rating is no number.")
         if high > low:
-            yield {**asked, "chosen": chosen, "rejected": rejected}
+            yield {**asked, "chosen": chosen, "rejected": rejected, "rating": high}
 
 
 def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
@@ -97,7 +98,8 @@ def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[
     *asked, first, second, by = columns
 
     def rows(row: Row) -> Iterable[Row]:
-        return _ranked(row[asked[0]] if asked else None, (row[first], row[second]), ratings(row[by]))
+        rated = zip((row[first], row[second]), ratings(row[by]), strict=True)
+        return _ranked(row[asked[0]] if asked else None, rated)
 
     return Format(name, columns, rows)
 
@@ -139,7 +141,7 @@ def _arena_of_kaggle(row: Row) -> Iterable[Row]:
         ]
         for answers in answered
     ]
-    return _ranked(None, sides, (row["winner_model_a"], row["winner_model_b"]))
+    return _ranked(None, zip(sides, (row["winner_model_a"], row["winner_model_b"]), strict=True))
 
 
 def _openai(row: Row) -> Iterable[Row]:
@@ -158,16 +160,12 @@ def _summaries(row: Row) -> Iterable[Row]:
         else title + info["article"]
     )
     texts = [summary["text"] for summary in row["summaries"]]
-    return _ranked(f"{post}\n\nTL;DR:", texts, _number(row["choice"]))
+    return _ranked(f"{post}\n\nTL;DR:", zip(texts, _number(row["choice"]), strict=True))
 
 
 def _swift(row: Row) -> Iterable[Row]:
     last = {"role": "assistant", "content": row["rejected_response"]}
     return [{"chosen": row["messages"], "rejected": [*row["messages"][:-1], last]}]
-
-
-def _prompted(prompt: Any, row: Row) -> Iterable[Row]:
-    return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
 
 def _are_candidates(value: Any) -> bool:
@@ -184,10 +182,15 @@ def _candidates(row: Row) -> Iterable[Row]:
     ]
 
 
-def _asked_in(column: str) -> Format:
-    return Format(
-        f"{column}, chosen and rejected", (column, *_SIDES), lambda row: _prompted(row[column], row)
-    )
+def _asked_in(*columns: str) -> Format:
+    """Return the format of a prompt in these columns, chosen and rejected."""
+
+    def rows(row: Row) -> Iterable[Row]:
+        asked = [row[column] for column in columns]
+        prompt = asked[0] if len(asked) == 1 else "\n".join(filter(None, asked))
+        return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
+
+    return Format(f"{', '.join(columns)}, chosen and rejected", (*columns, *_SIDES), rows)
 
 
 FORMATS = (
@@ -209,25 +212,21 @@ FORMATS = (
         "UltraFeedback",
         ("instruction", "completions"),
         lambda row: _ranked(
-            row["instruction"],
-            [answer["response"] for answer in row["completions"]],
-            [answer["overall_score"] for answer in row["completions"]],
+            row["instruction"], ((said["response"], said["overall_score"]) for said in row["completions"])
         ),
     ),
     Format(
         "Nectar",
         ("prompt", "answers"),
         lambda row: _ranked(
-            row["prompt"],
-            [answer["answer"] for answer in row["answers"]],
-            [-float(answer["rank"]) for answer in row["answers"]],
+            row["prompt"], ((said["answer"], -float(said["rank"])) for said in row["answers"])
         ),
     ),
     Format(
         "WebGPT",
         ("question", "answer_0", "answer_1", "score_0", "score_1"),
         lambda row: _ranked(
-            row["question"]["full_text"], (row["answer_0"], row["answer_1"]), (row["score_0"], row["score_1"])
+            row["question"]["full_text"], [(row[f"answer_{n}"], row[f"score_{n}"]) for n in range(2)]
         ),
     ),
     Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
@@ -241,13 +240,9 @@ FORMATS = (
     Format(
         "rated generations",
         ("instruction", "generations", "ratings"),
-        lambda row: _ranked(row["instruction"], row["generations"], row["ratings"]),
+        lambda row: _ranked(row["instruction"], zip(row["generations"], row["ratings"], strict=True)),
     ),
-    Format(
-        "instruction, input, chosen and rejected",
-        ("instruction", "input", *_SIDES),
-        lambda row: _prompted("\n".join(filter(None, (row["instruction"], row["input"]))), row),
-    ),
+    _asked_in("instruction", "input"),
     *map(_asked_in, _LIKE_PROMPTS),
 )
 _PLAIN = Format("", ("prompt", *_SIDES), None)
@@ -341,7 +336,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         asked = read_as.columns[:-2]
         called = {"prompt": asked[0] if asked else "", **called}
         return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
-    beside: Row = {name: named[name] for name in ("system", "tools") if name in named}
+    beside: Row = {name: named[name] for name in ("system", "tools", *_MARGINS) if name in named}
     try:
         made = list(read_as.rows(named))
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -349,9 +344,14 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
         ) from error
-    if spec.ratings == "best":
-        beaten = [item["rejected"] for item in made]
-        made = [item for item in made if item["chosen"] not in beaten]
+    if ratings := [item["rating"] for item in made if "rating" in item]:
+        # Of rated answers, a number in the row does not say which one it is about.
+        if "margin" in called:
+            raise Fault(
+                f"margin={called['margin']} does not say which of the rated answers is better; leave it out."
+            )
+        beside = {name: value for name, value in beside.items() if name not in _MARGINS}
+        made = [item for item in made if spec.ratings == "all" or item["rating"] == max(ratings)]
     return [_pair_of({**beside, **item}, called) for item in made]
 
 
@@ -384,7 +384,7 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
 
 def _margin(row: Row) -> float | None:
     """Return the number in the column margin, else the difference of the two scores; None where there is none."""
-    given = row.get("margin") is not None
+    given = row.get("margin") not in (None, "")
     try:
         margin = float(row["margin"]) if given else float(row["score_chosen"]) - float(row["score_rejected"])
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -551,15 +551,6 @@ def _turn(turn: dict[str, Any], column: str) -> Message:
 
 def _fields(turn: dict[str, Any], known: tuple[str, str], column: str) -> str:
     more = {name: item for name, item in turn.items() if name not in known}
-    if isinstance(more.get("fields"), str):
-        # A prepared parquet file holds them as JSON.
-        try:
-            found = json.loads(more["fields"])
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            del more["fields"]
-            more |= found
     more = {name: item for name, item in more.items() if item not in (None, "", [], {})}
     return text_of(_json_of(more), column) if more else ""
 

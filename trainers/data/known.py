@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trainers.data import worlds
 from trainers.data.files import Located, Row
 from trainers.data.records import Pair, as_row, user_prompt
 from trainers.data.worlds import EDGE_SEPARATOR, PAPER_GRAPHS, SEPARATOR, Edge, is_cycle
@@ -66,73 +67,69 @@ class KnownSet(NamedTuple):
     about: str
 
 
-def _rewriting(kind: str) -> KnownSet:
+# The sets that are generated: the function that returns the pairs of a split.
+BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
+    "tiny_world": worlds.tiny_pairs,
+    "tiny_world_paraphrase": worlds.paraphrased_pairs,
+    "tiny_world_candidates": worlds.candidate_pairs,
+    "tiny_world_reworded": worlds.reworded_pairs,
+    "tiny_world_other_words": worlds.other_words_pairs,
+    "tiny_requests": worlds.request_pairs,
+    "hamiltonian": worlds.hamiltonian_pairs,
+    "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
+    "hamiltonian_paper": lambda split: paper_hamiltonian_pairs(split),
+}
+# Name, source, pairs to train on and to evaluate, and what it is.
+_SETS: tuple[tuple[str, str, int | None, int | None, str], ...] = (
+    ("ultrafeedback", "HuggingFaceH4/ultrafeedback_binarized", 2000, 200, "the paper's filters and draw"),
+    *((name, FETCHED, 200, 200, "its responses rewritten by gpt-4.1-2025-04-14") for name in REWRITES),
+    (
+        "rewardmath",
+        "RewardMATH/RewardMATH_pairwise",
+        2000,
+        200,
+        "the paper's: its test leaks; trains on 1000",
+    ),
+    ("rewardbench_math", "allenai/reward-bench", 34, 200, "subset math-prm"),
+    ("rewardbench_code", "allenai/reward-bench", 84, 200, "subsets hep-*"),
+    ("persona", PERSONA_HUB_ID, PERSONA_TRAIN, PERSONA_TEST, "agreeableness, seed 875"),
+    ("persona_paraphrase", PERSONA_HUB_ID, 4 * PERSONA_TRAIN, 4 * PERSONA_TEST, "in other words, four each"),
+    ("hamiltonian_paper", BUILTIN, 1000, 200, "10 vertices, p = 0.2, seed 982"),
+    ("tiny_world", BUILTIN, 80, 40, "built in"),
+    ("tiny_world_paraphrase", BUILTIN, 80, 40, "built in"),
+    ("tiny_world_candidates", BUILTIN, 480, 240, "built in, 12 responses a prompt"),
+    ("tiny_requests", BUILTIN, 160, 40, "built in: another kind of prompt"),
+    ("hamiltonian", BUILTIN, 32, 32, "built in, 5 vertices"),
+    ("hamiltonian_verification", BUILTIN, 1000, 200, "built in, 5 vertices"),
+    *((name, suite.hub, 0, None, suite.about) for name, suite in SUITES.items()),
+)
+# A hub set without a revision takes the hub's newest at the first fetch; the store remembers it (paper §2 names one).
+_REVISIONS = {
+    "ultrafeedback": "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85",
+    **dict.fromkeys(REWRITES, REWRITES_COMMIT),
+}
+_MORE: Mapping[str, Mapping[str, Any]] = {
+    # The paper prepared 2000 pairs and trained on 1000 of them.
+    "rewardmath": {"train_draw": DrawSpec(max_pairs=1000, seed=SUBSET_SEED, permutation="torch")},
+    "persona_paraphrase": {"train_split": "train_paraphrase", "test_split": "test_paraphrase"},
+}
+
+
+def _known(name: str, source: str, train: int | None, test: int | None, about: str) -> KnownSet:
+    original, _, kind = name.rpartition("_")
+    is_own = source in (BUILTIN, FETCHED)
     spec = DatasetSpec(
-        name=f"ultrafeedback_{kind}",
-        source=f"{FETCHED}ultrafeedback_{kind}",
-        revision=REWRITES_COMMIT,
-        rewriting_of="ultrafeedback",
+        name=name,
+        source=f"{source}{name}" if is_own else source,
+        revision=_REVISIONS.get(name),
+        selection=None if is_own else PERSONA if source == PERSONA_HUB_ID else name,
+        rewriting_of=original if kind in ("paraphrase", "french", "spanish") else None,
+        **_MORE.get(name, {}),
     )
-    return KnownSet(spec, 200, 200, "the responses of UltraFeedback's pairs rewritten by gpt-4.1-2025-04-14")
-
-
-def _built_in(name: str, train: int, test: int, about: str, rewriting_of: str | None = None) -> KnownSet:
-    spec = DatasetSpec(name=name, source=f"{BUILTIN}{name}", rewriting_of=rewriting_of)
     return KnownSet(spec, train, test, about)
 
 
-def _selected(name: str, source: str, train: int | None, test: int | None, about: str) -> KnownSet:
-    return KnownSet(DatasetSpec(name=name, source=source, selection=name), train, test, about)
-
-
-# A hub set without a revision takes the hub's newest at the first fetch; the store remembers it (paper §2 names one).
-KNOWN = (
-    KnownSet(
-        DatasetSpec(
-            name="ultrafeedback",
-            source="HuggingFaceH4/ultrafeedback_binarized",
-            revision="3949bf5f8c17c394422ccfab0c31ea9c20bdeb85",
-            selection="ultrafeedback",
-        ),
-        *(2000, 200, "the paper's filters and draw, seed 982"),
-    ),
-    *map(_rewriting, ("paraphrase", "french", "spanish")),
-    KnownSet(
-        DatasetSpec(
-            name="rewardmath",
-            source="RewardMATH/RewardMATH_pairwise",
-            selection="rewardmath",
-            # The paper prepared 2000 pairs and trained on 1000 of them.
-            train_draw=DrawSpec(max_pairs=1000, seed=SUBSET_SEED, permutation="torch"),
-        ),
-        *(2000, 200, "split by pair as in the paper: its test leaks; 1000 are trained on"),
-    ),
-    _selected("rewardbench_math", "allenai/reward-bench", 34, 200, "subset math-prm"),
-    _selected("rewardbench_code", "allenai/reward-bench", 84, 200, "subsets hep-*"),
-    KnownSet(
-        DatasetSpec(name="persona", source=PERSONA_HUB_ID, selection=PERSONA),
-        *(PERSONA_TRAIN, PERSONA_TEST, "agreeableness, seed 875"),
-    ),
-    KnownSet(
-        DatasetSpec(
-            name="persona_paraphrase",
-            source=PERSONA_HUB_ID,
-            selection=PERSONA,
-            train_split="train_paraphrase",
-            test_split="test_paraphrase",
-            rewriting_of="persona",
-        ),
-        *(4 * PERSONA_TRAIN, 4 * PERSONA_TEST, "persona in other words, four pairings each"),
-    ),
-    _built_in("hamiltonian_paper", 1000, 200, "10 vertices, p = 0.2, seed 982"),
-    _built_in("tiny_world", 80, 40, "built in"),
-    _built_in("tiny_world_paraphrase", 80, 40, "built in", "tiny_world"),
-    _built_in("tiny_world_candidates", 480, 240, "built in, 12 responses a prompt"),
-    _built_in("tiny_requests", 160, 40, "built in: another kind of prompt"),
-    _built_in("hamiltonian", 32, 32, "built in, 5 vertices"),
-    _built_in("hamiltonian_verification", 1000, 200, "built in, 5 vertices"),
-    *(_selected(name, suite.hub, 0, None, suite.about) for name, suite in SUITES.items()),
-)
+KNOWN = tuple(itertools.starmap(_known, _SETS))
 DATASETS = tuple(known.spec for known in KNOWN)
 
 
@@ -224,10 +221,6 @@ def said_funnel(funnel: Funnel) -> str:
     return " → ".join(f"{count:,} {what}" for what, count in funnel)
 
 
-_BOTH_TEST = {"train": "test", "test": "test"}
-_BOTH_FILTERED = {"train": "filtered", "test": "filtered"}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperDraw:
     """One of the paper's draws. `texts` returns prompt, chosen and rejected of a row, or None where it is dropped.
@@ -260,15 +253,6 @@ def _rewardbench(row: Row, prefix: str) -> Texts | None:
     return (row["prompt"], row["chosen"], row["rejected"]) if row["subset"].startswith(prefix) else None
 
 
-def _rewardbench_draw(prefix: str, test_rows: int) -> PaperDraw:
-    return PaperDraw(
-        texts=functools.partial(_rewardbench, prefix=prefix),
-        kept="of its subset",
-        splits=_BOTH_FILTERED,
-        test_rows=test_rows,
-    )
-
-
 PAPER_DRAWS: Mapping[str, PaperDraw] = {
     "ultrafeedback": PaperDraw(
         texts=_ultrafeedback,
@@ -279,13 +263,23 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
     ),
     "rewardmath": PaperDraw(
         texts=_rewardmath,
-        splits=_BOTH_TEST,
+        splits=dict.fromkeys(("train", "test"), "test"),
         test_rows=1000,
         pairs={"train": 2000, "test": 200},
     ),
-    "rewardbench_math": _rewardbench_draw("math-prm", 400),
-    # 900 for testing gives the paper's 84 training pairs; the official code's last version says 492.
-    "rewardbench_code": _rewardbench_draw("hep", 900),
+    **{
+        name: PaperDraw(
+            texts=functools.partial(_rewardbench, prefix=prefix),
+            kept="of its subset",
+            splits=dict.fromkeys(("train", "test"), "filtered"),
+            test_rows=test_rows,
+        )
+        for name, prefix, test_rows in (
+            ("rewardbench_math", "math-prm", 400),
+            # 900 for testing gives the paper's 84 training pairs; the official code's last version says 492.
+            ("rewardbench_code", "hep", 900),
+        )
+    },
 }
 
 
@@ -369,7 +363,7 @@ def _persona_rows(statements: Iterator[Located], split: str, funnel: Funnel) -> 
     matching = [row for row in rows if row["answer_matching_behavior"].strip().lower() == "yes"]
     pairs = persona_pairs([row["question"] for row in matching], split)
     for number, pair in enumerate(pairs):
-        yield Located(PERSONA, number, {**as_row(pair), "orig_chosen": pair.original_chosen})
+        yield Located(PERSONA, number, as_row(pair))
     funnel += [("rows", len(rows)), ("whose matching answer is Yes", len(matching)), ("pairs", len(pairs))]
 
 

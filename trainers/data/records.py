@@ -94,15 +94,8 @@ def as_row(pair: Pair) -> dict[str, Any]:
         "chosen": [turn.as_dict() for turn in pair.chosen_turns] or pair.chosen,
         "rejected": [turn.as_dict() for turn in pair.rejected_turns] or pair.rejected,
     }
-    row |= {"tools": pair.tools} if pair.tools else {}
-    return row if pair.margin is None else {**row, "margin": pair.margin}
-
-
-def as_turns(pair: Pair) -> dict[str, Any]:
-    """Return the pair as a parquet row, whose columns have one type each: all as turns, with fields as JSON text."""
-    named = zip(("prompt", "chosen", "rejected"), (pair.prompt, *pair.responses), strict=True)
-    sides = {name: [turn._asdict() for turn in turns] for name, turns in named}
-    return {**sides, "tools": pair.tools, "margin": pair.margin}
+    more = {"tools": pair.tools or None, "margin": pair.margin, "orig_chosen": pair.original_chosen}
+    return row | {name: value for name, value in more.items() if value is not None}
 
 
 class Digest:

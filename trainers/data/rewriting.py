@@ -1,19 +1,19 @@
 """Rewriting responses by a model behind an OpenAI-compatible endpoint: a token-level shift, made (paper §2).
 
 Chosen and rejected responses are rewritten independently; prompts are left alone. Each answer is checked, and
-kept in a journal when it comes: what was paid for once is never asked for again. The openai client itself
+a line of the journal when it comes: what was paid for once is never asked for again. The openai client itself
 repeats requests that fail for a while (429, 5xx, time-outs), under the same idempotency key. An answer that
 is no rewriting is asked for again under a new one.
 """
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,13 +92,10 @@ class Asking:
     def spending(self, prompt_tokens: float, completion_tokens: float) -> "Spending":
         """Return so many tokens with their price."""
         cost = (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
-        return Spending(
-            prompt_tokens=round(prompt_tokens), completion_tokens=round(completion_tokens), cost=cost
-        )
+        return Spending(round(prompt_tokens), round(completion_tokens), cost)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spending:
+class Spending(NamedTuple):
     """Tokens, and their price."""
 
     prompt_tokens: int
@@ -195,60 +192,46 @@ class Answer(NamedTuple):
     key: str
     text: str
     id: str
-    prompt_tokens: int
-    completion_tokens: int
     fault: str | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
-class Journal:
-    """The answers so far, one line each. A line that a killed process left half-written is dropped."""
+class Journal(dict[str, list[Answer]]):
+    """The answers so far by request, from a file with a line for each; a line that is no answer was cut short by a kill."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.answers: list[Answer] = []
-        self.by_key: dict[str, list[Answer]] = defaultdict(list)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.is_file() else ()):
-            if not line.endswith(b"\n"):
-                os.truncate(file, whole)
-                break
-            try:
-                self._take(Answer(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise DataError(
-                    f"{file}, line {number + 1} is no answer ({error}); mend or drop it."
-                ) from error
-            whole += len(line)
+        for line in file.read_bytes().splitlines() if file.is_file() else ():
+            with contextlib.suppress(ValueError, TypeError):
+                answer = Answer(**json.loads(line))
+                self.setdefault(answer.key, []).append(answer)
 
     def add(self, answer: Answer) -> None:
         """Keep an answer: it is on the disk when this returns."""
+        self.setdefault(answer.key, []).append(answer)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         with disk_named(self.file), self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(answer._asdict(), ensure_ascii=False) + "\n")
+            # A new line first, since the last one may have been cut short.
+            stream.write("\n" + json.dumps(answer._asdict(), ensure_ascii=False))
             stream.flush()
             os.fsync(stream.fileno())
-        self._take(answer)
 
-    def accepted(self, key: str) -> Answer | None:
+    def rewriting(self, key: str) -> str | None:
         """Return the first answer to a request that can be used."""
-        return next((answer for answer in self.by_key[key] if answer.fault is None), None)
+        return next((answer.text for answer in self.get(key, ()) if answer.fault is None), None)
 
     def spent(self, asking: Asking) -> Spending:
         """Return what the answers cost, used or not."""
-        answers = self.answers
+        answers = [answer for found in self.values() for answer in found]
         return asking.spending(
-            sum(answer.prompt_tokens for answer in answers),
-            sum(answer.completion_tokens for answer in answers),
+            sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
         )
-
-    def _take(self, answer: Answer) -> None:
-        self.answers.append(answer)
-        self.by_key[answer.key].append(answer)
 
 
 def missing_texts(texts: Iterable[str], task: Task, asking: Asking, journal: Journal) -> list[str]:
     """Return the distinct texts without a usable answer."""
-    return [text for text in dict.fromkeys(texts) if journal.accepted(task.key(text, asking)) is None]
+    return [text for text in dict.fromkeys(texts) if journal.rewriting(task.key(text, asking)) is None]
 
 
 def estimate(texts: Sequence[str], task: Task, asking: Asking) -> Spending:
@@ -274,25 +257,20 @@ def rewrite_by_rules(texts: Iterable[str], rules: str) -> Outcome:
 
 def rewrite_texts(texts: Sequence[str], task: Task, asking: Asking, journal: Journal) -> Outcome:
     """Ask for every text that has no usable answer in the journal. Raises DataError where no request can succeed."""
-    answers: dict[str, str] = {}
     why: dict[str, str] = {}
     stopped: str | None = None
     if missing := missing_texts(texts, task, asking, journal):
         # Loading these takes seconds, for which the time-outs of requests under way would not wait.
         measured("a" * 100, "b" * 100)
         why, stopped = asyncio.run(_ask_for_all(missing, task, asking, journal))
+    answers: dict[str, str] = {}
     for text in dict.fromkeys(texts):
         key = task.key(text, asking)
-        if found := journal.accepted(key):
-            answers[text] = found.text
-        else:
-            faults = [answer.fault or "" for answer in journal.by_key[key]]
-            why.setdefault(text, faults[-1] if faults else "not asked")
+        if (found := journal.rewriting(key)) is not None:
+            answers[text] = found
+        elif key in journal:
+            why.setdefault(text, journal[key][-1].fault or "")
     return Outcome(answers=answers, why=why, stopped=stopped)
-
-
-class _GaveUp(Exception):
-    """A request that got no answer; others may."""
 
 
 async def _ask_for_all(
@@ -302,34 +280,41 @@ async def _ask_for_all(
     import openai
 
     gave_up: dict[str, str] = {}
-    stopped: list[str] = []
-    under_way = [0]
+    fatal: list[str] = []
+    capped: list[str] = []
+    under_way = 0
     slots = asyncio.Semaphore(asking.concurrency)
     # The most that a request can cost.
     longest = max(len(text.encode()) for text in texts)
     most = asking.spending((len(task.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens).cost
 
     async def rewrite(text: str) -> None:
+        nonlocal under_way
         key = task.key(text, asking)
         async with slots:
-            while not journal.accepted(key) and len(journal.by_key[key]) < asking.attempts:
-                cost = journal.spent(asking).cost + (under_way[0] + 1) * most
+            while journal.rewriting(key) is None and len(journal.get(key, ())) < asking.attempts:
+                cost = journal.spent(asking).cost + (under_way + 1) * most
                 if asking.max_cost is not None and cost > asking.max_cost:
-                    stopped.append(f"the next request could pass --max-cost {asking.max_cost:.2f}")
-                if stopped:
+                    capped.append(f"the next request could pass --max-cost {asking.max_cost:.2f}")
+                if capped or fatal:
                     return
-                under_way[0] += 1
+                under_way += 1
                 try:
-                    said = await _ask(client, text, key, task, asking, len(journal.by_key[key]))
-                    journal.add(_checked(said, text, key, task, journal))
-                except _GaveUp as error:
-                    gave_up[text] = str(error)
+                    journal.add(await _ask(client, text, key, task, asking, journal))
+                except openai.APIError as error:
+                    status = getattr(error, "status_code", None)
+                    gave_up[text] = (
+                        f"{client.base_url} answered {status} ({_line(error)})" if status else _line(error)
+                    )
+                    if status in (400, 409, 422):
+                        gave_up[text] = f"declined: {gave_up[text]}"
+                    elif error.code == "insufficient_quota" or (
+                        status and status < 500 and status not in (408, 429)
+                    ):
+                        fatal.append(gave_up[text])
                     return
-                except BaseException as error:
-                    stopped.append(str(error))
-                    raise
                 finally:
-                    under_way[0] -= 1
+                    under_way -= 1
 
     async with openai.AsyncOpenAI(
         base_url=asking.endpoint,
@@ -337,59 +322,33 @@ async def _ask_for_all(
         max_retries=asking.tries - 1,
         timeout=asking.timeout_s,
     ) as client:
-        ended = await asyncio.gather(*map(rewrite, texts), return_exceptions=True)
-    for error in ended:
-        if isinstance(error, BaseException):
-            raise error
-    return gave_up, next(iter(stopped), None)
+        await asyncio.gather(*map(rewrite, texts))
+    if fatal:
+        raise DataError(f"{fatal[0]}. Check --endpoint, --model, OPENAI_API_KEY and its quota.")
+    return gave_up, next(iter(capped), None)
 
 
-async def _ask(client: Any, text: str, key: str, task: Task, asking: Asking, attempt: int) -> dict[str, Any]:
-    """Return the text, id and use of one answer; a request is sent again where its answer cannot be read."""
-    import openai
-
-    for left in reversed(range(asking.tries)):
-        try:
-            said = await client.chat.completions.create(
-                model=str(asking.model),
-                messages=[{"role": "user", "content": task.prompt.replace("{response}", text)}],
-                max_tokens=asking.max_tokens,
-                extra_headers={"Idempotency-Key": f"{key}-{attempt}"},
-            )
-            choice, usage = said.choices[0], said.usage
-            return {
-                "text": choice.message.content or "",
-                "id": said.id or "",
-                "prompt_tokens": usage.prompt_tokens if usage else 0,
-                "completion_tokens": usage.completion_tokens if usage else 0,
-                "refused": getattr(choice.message, "refusal", None)
-                or choice.finish_reason == "content_filter",
-                "cut": choice.finish_reason == "length",
-            }
-        except openai.APIStatusError as error:
-            where = f"{client.base_url} answered {error.status_code} ({_line(error)})"
-            declined = error.status_code in (400, 409, 422)
-            passing = error.status_code >= 500 or error.status_code in (408, 429)
-            if error.code == "insufficient_quota" or not (declined or passing):
-                raise DataError(
-                    f"{where}. Check --endpoint, --model, OPENAI_API_KEY and its quota."
-                ) from error
-            raise _GaveUp(f"declined: {where}" if declined else where) from error
-        except openai.APIConnectionError as error:
-            raise _GaveUp(_line(error)) from error
-        # Broken JSON, or JSON that is no chat completion.
-        except (AttributeError, LookupError, TypeError, ValueError, openai.APIError) as error:
-            if not left:
-                raise _GaveUp(f"the answer cannot be read ({_line(error)})") from error
-    raise AssertionError("the last try returns or raises")
-
-
-def _checked(said: dict[str, Any], text: str, key: str, task: Task, journal: Journal) -> Answer:
-    cut, refused = said.pop("cut"), said.pop("refused")
-    why = "refused" if refused else fault(text, said["text"], wanted=task.wanted, cut=cut)
+async def _ask(client: Any, text: str, key: str, task: Task, asking: Asking, journal: Journal) -> Answer:
+    try:
+        said = await client.chat.completions.create(
+            model=str(asking.model),
+            messages=[{"role": "user", "content": task.prompt.replace("{response}", text)}],
+            max_tokens=asking.max_tokens,
+            extra_headers={"Idempotency-Key": f"{key}-{len(journal.get(key, ()))}"},
+        )
+        choice, usage = said.choices[0], said.usage
+        rewritten, ended = choice.message.content or "", choice.finish_reason
+        refused = ended == "content_filter" or getattr(choice.message, "refusal", None)
+    # Broken JSON, or JSON that is no chat completion.
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        return Answer(key, "", "", f"the answer cannot be read ({_line(error)})")
+    why = "refused" if refused else fault(text, rewritten, wanted=task.wanted, cut=ended == "length")
     # The very same answer to another request is a mistake of the endpoint's.
-    same = next((a.key for a in journal.answers if (a.id, a.text) == (said["id"], said["text"])), key)
-    return Answer(key=key, fault=why or (None if same == key else "the answer to another request"), **said)
+    others = (answer for other, found in journal.items() if other != key for answer in found)
+    if why is None and any((other.id, other.text) == (said.id, rewritten) for other in others):
+        why = "the answer to another request"
+    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    return Answer(key, rewritten, said.id or "", why, *tokens)
 
 
 def _line(error: Exception) -> str:
@@ -430,12 +389,11 @@ class RewritingResult:
 
     def __str__(self) -> str:
         said = f"{self.kept} of {self.pairs} pairs are rewritten"
-        return said + (
+        measures = (
             ": token overlap {overlap:.3f} (of the originals with themselves {self_overlap:.3f}), chrF {chrf:.1f}, "
-            "{length_ratio:.2f} times as long".format(**self.means)
-            if self.means
-            else ""
+            "{length_ratio:.2f} times as long"
         )
+        return said + (measures.format(**self.means) if self.means else "")
 
     def said_failures(self) -> str:
         """Return how many responses have no usable rewriting, and the first of them."""
@@ -452,30 +410,21 @@ def write_rewritten(
     `hygiene` gets what each rewriting is like, `failures` the responses without one; a file without lines is
     not written.
     """
-    answers = outcome.answers
-    kept = [(row, pair) for row, pair in pairs if pair.chosen in answers and pair.rejected in answers]
-    failed = [
-        {"row": row, "side": side, "why": outcome.why.get(text, "not asked")}
-        for row, pair in pairs
-        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
-        if text not in answers
-    ]
-    rows: list[dict[str, Any]] = [
-        {
-            **as_row(pair),
-            "chosen": answers[pair.chosen],
-            "rejected": answers[pair.rejected],
-            "orig_chosen": pair.chosen,
-            "orig_rejected": pair.rejected,
-            "orig_index": row,
-        }
-        for row, pair in kept
-    ]
-    lines = [
-        {"row": row["orig_index"], "side": side, **measured(row[f"orig_{side}"], row[side])}
-        for row in rows
-        for side in ("chosen", "rejected")
-    ]
+    rows: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for row, pair in pairs:
+        own = {"chosen": pair.chosen, "rejected": pair.rejected}
+        made = {side: outcome.answers[text] for side, text in own.items() if text in outcome.answers}
+        if len(made) == 2:
+            was = {f"orig_{side}": text for side, text in own.items()}
+            rows.append({**as_row(pair), **made, **was, "orig_index": row})
+            lines += [{"row": row, "side": side, **measured(own[side], made[side])} for side in own]
+        failed += [
+            {"row": row, "side": side, "why": outcome.why.get(text, "not asked")}
+            for side, text in own.items()
+            if side not in made
+        ]
     for place, found in ((failures, failed), (file, rows), (hygiene, lines)):
         if found:
             replace(place, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
@@ -483,4 +432,4 @@ def write_rewritten(
             place.unlink(missing_ok=True)
     names = ("self_overlap", "overlap", "chrf", "length_ratio") if lines else ()
     means = {name: statistics.fmean(line[name] for line in lines) for name in names}
-    return RewritingResult(kept=len(kept), pairs=len(pairs), means=means, failures=failed)
+    return RewritingResult(kept=len(rows), pairs=len(pairs), means=means, failures=failed)

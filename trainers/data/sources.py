@@ -3,6 +3,7 @@
 formats.py says how files and rows are read, known.py which sets have a name and what the paper drew of them.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -13,17 +14,18 @@ import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from trainers.data import known, worlds
+from trainers.data import known
 from trainers.data.files import Fault, Located, file_rows, file_stem, split_files, without_nulls
 from trainers.data.formats import Format, format_of, missing_column, pairs_of
 from trainers.data.known import (
+    BUILTIN_SETS,
     DATASETS,
     PERSONA,
     PERSONA_FILE,
@@ -46,17 +48,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 _COPIES_SEED = 517
 # Names of a held-out split that is not called test.
 _VALIDATION = ("validation", "valid", "val", "dev")
-BUILTIN_SETS: dict[str, Callable[[str], list[Pair]]] = {
-    "tiny_world": worlds.tiny_pairs,
-    "tiny_world_paraphrase": worlds.paraphrased_pairs,
-    "tiny_world_candidates": worlds.candidate_pairs,
-    "tiny_world_reworded": worlds.reworded_pairs,
-    "tiny_world_other_words": worlds.other_words_pairs,
-    "tiny_requests": worlds.request_pairs,
-    "hamiltonian": worlds.hamiltonian_pairs,
-    "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
-    "hamiltonian_paper": known.paper_hamiltonian_pairs,
-}
 
 
 # The set that words on a command line name.
@@ -140,27 +131,23 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
         if not path.exists():
             raise DataError(f"--from {path}: there is no such file or folder.")
         spec = dataclasses.replace(spec, source=str(path))
-    given = {**row_fields(reading), "skip_bad_rows": reading.skip_bad_rows}
-    fixed = [name for name, value in given.items() if value not in ((), None, 0, "all")]
-    if spec.selection in SUITES:
-        fixed = [name for name in fixed if name != "skip_bad_rows"]
-    if spec.selection and fixed:
+    given = row_fields(reading)
+    usual = row_fields(RowFlags())
+    fixed = [name for name, value in given.items() if value != usual[name]]
+    if reading.skip_bad_rows and spec.selection and spec.selection not in SUITES:
+        fixed.append("skip_bad_rows")
+    if fixed and (spec.selection or spec.source.startswith(BUILTIN)):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise SpecError(
             f"{flags}: which rows {spec.name} has is set; give its files as a PATH to change that."
         )
-    return dataclasses.replace(spec, **given)
+    return dataclasses.replace(spec, **given, skip_bad_rows=reading.skip_bad_rows)
 
 
 def row_fields(rows: RowFlags) -> dict[str, Any]:
     """Return the flags as fields of a DatasetSpec. Raises SpecError."""
-    return {
-        "columns": tuple(map(parse_column, rows.columns)),
-        "group_by": rows.group_by,
-        "test_share": rows.test_share,
-        "split_seed": rows.split_seed,
-        "ratings": rows.ratings,
-    }
+    fields = {field.name: getattr(rows, field.name) for field in dataclasses.fields(RowFlags)}
+    return {**fields, "columns": tuple(map(parse_column, rows.columns))}
 
 
 def parse_column(text: str) -> tuple[str, str]:
@@ -214,6 +201,9 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
     faults: list[str] = [] if left_out is None else left_out
+    if spec.selection and split not in (splits := selected_splits(spec.selection)):
+        suite = "a suite is only evaluated: " if spec.selection in SUITES else ""
+        raise DataError(f"data set {spec.name} has no split {split}; {suite}it has {', '.join(splits)}.")
     if spec.selection in SUITES:
         yield from _suite_pairs(spec, split, faults, funnel)
         return
@@ -229,7 +219,7 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
             form = read_as or format_of(row, spec)
             pairs = pairs_of(located, spec, form)
             read_as = form
-            taken = [pair for pair in pairs if _is_in(spec, split, _group(located, pair, spec))]
+            taken = [pair for pair in pairs if _is_in(spec, split, located, pair)]
         except DataError as error:
             _leave_out(error, spec, faults)
             continue
@@ -253,10 +243,6 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
 
 def _suite_pairs(spec: DatasetSpec, split: str, faults: list[str], funnel: Funnel) -> Iterator[Pair]:
     """Yield the pairs by which a suite's answers are scored, with their places. Raises DataError."""
-    if split not in selected_splits(str(spec.selection)):
-        raise DataError(
-            f"data set {spec.name} has no split {split}; a suite is only evaluated: its split is test."
-        )
     suite, subsets = SUITES[str(spec.selection)], set[str]()
     prompts, items, pairs = 0, 0, 0
     for located, item in _suite_items(spec, suite, faults):
@@ -295,25 +281,24 @@ def _suite_items(spec: DatasetSpec, suite: Suite, faults: list[str]) -> Iterator
     if place.exists():
         # A copy may be of one split, or one file.
         splits = tuple(s for s in splits if place.is_dir() and has_split(spec, s)) or splits[:1]
-    waiting: tuple[Located, Item] | None = None
-    for located in itertools.chain.from_iterable(_rows(spec, split) for split in splits):
-        try:
-            item = suite.item(located.sound())
-        except DataError as error:
-            _leave_out(error, spec, faults)
-            continue
-        except Fault as fault:
-            _leave_out(DataError(f"{located.where}: {fault}"), spec, faults)
-            continue
-        if waiting and suite.one_answer_a_row and waiting[1].name == item.name:
-            own, both = waiting[1], [*waiting[1].right, *item.right]
-            waiting = waiting[0], own._replace(right=both, wrong=[*own.wrong, *item.wrong])
-            continue
-        if waiting:
-            yield waiting
-        waiting = located, item
-    if waiting:
-        yield waiting
+
+    def items() -> Iterator[tuple[Located, Item]]:
+        for located in itertools.chain.from_iterable(_rows(spec, split) for split in splits):
+            try:
+                yield located, suite.item(located.sound())
+            except Fault as fault:
+                _leave_out(DataError(f"{located.where}: {fault}"), spec, faults)
+            except DataError as error:
+                _leave_out(error, spec, faults)
+
+    for _, same in itertools.groupby(
+        items(), key=lambda both: both[1].name if suite.one_answer_a_row else both
+    ):
+        rows = list(same)
+        right, wrong = (
+            [answer for _, item in rows for answer in getattr(item, side)] for side in ("right", "wrong")
+        )
+        yield rows[0][0], rows[0][1]._replace(right=right, wrong=wrong)
 
 
 def _leave_out(error: DataError, spec: DatasetSpec, faults: list[str]) -> None:
@@ -322,24 +307,18 @@ def _leave_out(error: DataError, spec: DatasetSpec, faults: list[str]) -> None:
     faults.append(str(error))
 
 
-def _group(located: Located, pair: Pair, spec: DatasetSpec) -> str:
-    """Return what rows of one side of a division have in common. Raises DataError."""
-    if spec.group_by is None:
-        return json.dumps(listed_turns(pair.prompt)) if spec.test_share else ""
-    value = located.sound().get(spec.group_by)
-    if value is None:
-        raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _is_in(spec: DatasetSpec, split: str, group: str) -> bool:
-    """Return whether a group is in the split: its hash decides, so that it stays there whatever rows are added.
+def _is_in(spec: DatasetSpec, split: str, located: Located, pair: Pair) -> bool:
+    """Return whether a row's group is in the split: its hash decides, so that it stays there whatever rows are added.
 
     A set that is evaluated on its training rows has one name for both splits: that is its train split.
     """
     if not spec.test_share:
         return True
-    digest = hashlib.sha256(f"{spec.split_seed}\n{group}".encode()).digest()
+    group: Any = listed_turns(pair.prompt)
+    if spec.group_by is not None and (group := located.sound().get(spec.group_by)) is None:
+        raise DataError(f"{located.where}: no value in the group column {spec.group_by!r}.")
+    said = json.dumps(group, sort_keys=True, default=str) if spec.group_by else json.dumps(group)
+    digest = hashlib.sha256(f"{spec.split_seed}\n{said}".encode()).digest()
     for_test = int.from_bytes(digest[:8], "big") < spec.test_share * 2**64
     return split == (spec.test_split if for_test else spec.train_split) and (
         not for_test or split != spec.train_split
@@ -350,9 +329,6 @@ def _selected_rows(spec: DatasetSpec, split: str, funnel: Funnel) -> Iterator[Lo
     if spec.selection is None:
         yield from _rows(spec, spec.train_split if spec.test_share else split)
         return
-    splits = selected_splits(spec.selection)
-    if split not in splits:
-        raise DataError(f"data set {spec.name} has no split {split}; it has {', '.join(splits)}.")
     try:
         yield from selected_rows(spec.selection, functools.partial(_rows, spec), split, short_enough, funnel)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -387,18 +363,13 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
             f"Give one of them, for example {configs[0]}."
         )
     if not files:
-        found = sorted({entry.name for entry in path.iterdir()})
-        other = next((n for n in _VALIDATION if split == "test" and split_files(path, n)), None)
+        found = ", ".join(sorted({entry.name for entry in path.iterdir()})[:8])
+        other = next((f" Its {n} split" for n in _VALIDATION if split == "test" and split_files(path, n)), "")
         raise DataError(
             f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
-            f"written by save_to_disk; found {', '.join(found[:8]) or 'nothing'}."
-            + (
-                f" Its {other} split is not taken for a test split: rename its file, or give that file itself."
-                if other
-                else ""
-            )
+            f"written by save_to_disk; found {found or 'nothing'}."
+            + (other and f"{other} is not taken for a test split: rename its file, or give that file itself.")
         )
-
     complaint = functools.partial(missing_column, spec=spec) if spec.selection is None else lambda names: None
     for file in files:
         yield from file_rows(file, complaint)
@@ -416,14 +387,14 @@ def has_split(spec: DatasetSpec, split: str) -> bool:
 def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
     """Return the splits that a set has, as far as that can be told without reading it."""
     path = Path(spec.source)
-    own = (spec.train_split, spec.test_split)
+    own = tuple(dict.fromkeys((spec.train_split, spec.test_split)))
     if spec.selection:
         return tuple(split for split in own if split in selected_splits(spec.selection))
     if spec.test_share or not path.exists():
         return own
     if path.is_file():
         return (spec.train_split,)
-    return tuple(split for split in (*own, *_VALIDATION) if has_split(spec, split))
+    return tuple(split for split in dict.fromkeys((*own, *_VALIDATION)) if has_split(spec, split))
 
 
 def resolved_revision(spec: DatasetSpec) -> str | None:
@@ -432,45 +403,43 @@ def resolved_revision(spec: DatasetSpec) -> str | None:
     if spec.revision is not None or not remote:
         return spec.revision
     from huggingface_hub import HfApi
-    from huggingface_hub import logging as hub_logging
 
-    # Our own message says what went wrong, once.
-    hub_logging.set_verbosity_error()
-    try:
-        revision: str | None = HfApi().dataset_info(spec.source).sha
-    except Exception as error:
-        raise _unreachable(spec, spec.train_split, error) from error
-    return revision
+    with _hub_named(spec, spec.train_split):
+        return HfApi().dataset_info(spec.source).sha
 
 
 def _hub_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     from datasets import get_dataset_config_names, load_dataset
-    from huggingface_hub import logging as hub_logging
 
-    hub_logging.set_verbosity_error()
     data_files = {split: PERSONA_FILE} if spec.selection == PERSONA else None
-    try:
+    with _hub_named(spec, split):
         # A suite's languages are configurations; other sets have one.
         names = get_dataset_config_names(spec.source, spec.revision) if spec.selection in SUITES else [None]
         found: Any = [
             load_dataset(spec.source, name, split=split, revision=spec.revision, data_files=data_files)
             for name in names
         ]
-    except Exception as error:
-        raise _unreachable(spec, split, error) from error
     for number, row in enumerate(itertools.chain.from_iterable(found)):
         yield Located(f"{spec.source}:{split}", number, without_nulls(dict(row)))
 
 
-def _unreachable(spec: DatasetSpec, split: str, error: Exception) -> DataError:
-    revision = f" at revision {spec.revision}" if spec.revision else ""
-    raw = "" if spec.selection is None else " (its own files, before any filter: prepare --from PATH)"
-    return DataError(
-        f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
-        f"({type(error).__name__}). Check the name, the network and HF_TOKEN. Without a network, fetch "
-        f"https://huggingface.co/datasets/{spec.source}{revision} elsewhere{raw}, "
-        f"or pass {spec.name}=PATH of its pairs."
-    )
+@contextlib.contextmanager
+def _hub_named(spec: DatasetSpec, split: str) -> Iterator[None]:
+    """Turn whatever goes wrong with the hub into one DataError, which says what to do without it."""
+    from huggingface_hub import logging as hub_logging
+
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as error:
+        revision = f" at revision {spec.revision}" if spec.revision else ""
+        raw = "" if spec.selection is None else " (its own files, before any filter: prepare --from PATH)"
+        raise DataError(
+            f"data set {spec.name}: {spec.source} is no local path and the hub did not give its split {split} "
+            f"({type(error).__name__}). Check the name, the network and HF_TOKEN. Without a network, fetch "
+            f"https://huggingface.co/datasets/{spec.source}{revision} elsewhere{raw}, "
+            f"or pass {spec.name}=PATH of its pairs."
+        ) from error
 
 
 def _fetched(name: str, split: str) -> Path:

@@ -54,6 +54,8 @@ def run_evaluate(arguments: Evaluate) -> None:
         raise SpecError(f"--out {arguments.out}: name a file that ends in .parquet.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     name, rows = arguments.read_pairs()
+    if arguments.max_pairs is not None and rows[0].candidates:
+        raise SpecError(f"--max-pairs: of a part of {name} there is no score; a suite is evaluated whole.")
     with model_folder(arguments.model) as location, Progress(console=Console(stderr=True)) as bars:
         pairs = arguments.tokenize(rows, location)
         reference = _reference(arguments, location, pairs, _follow(bars, "reference"))

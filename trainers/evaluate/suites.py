@@ -99,9 +99,7 @@ def _rewardbench(row: Row) -> Item:
 
 def _translated(row: Row) -> Item:
     """M-RewardBench calls RewardBench's subsets sources."""
-    return Item(
-        str(row["id"]), row["source"], row["prompt"], [row["chosen"]], [row["rejected"]], row["language"]
-    )
+    return _rewardbench({**row, "subset": row["source"]})._replace(group=row["language"])
 
 
 def _rewardbench2(row: Row) -> Item:

@@ -10,7 +10,7 @@ import hashlib
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,17 +67,17 @@ class Repeated:
 
 
 class TextIndex:
-    """One column of a set, searchable. `numbers` has a number for each row: equal texts have the same."""
+    """One text of each item, searchable, and asked of the item when needed. In `numbers`, equal texts have one number."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = texts
+    def __init__(self, items: Sequence[Any], text: Callable[[Any], str] = str) -> None:
+        self._items, self._text = items, text
         self.numbers: list[int] = []
         self._known: dict[bytes, int] = {}
         self._asked: dict[int, Shingles] = {}
         # The first row of each number.
         self._rows: list[int] = []
-        for row, text in enumerate(texts):
-            digest = hashlib.blake2b(normalised(text).encode(), digest_size=16).digest()
+        for row, item in enumerate(items):
+            digest = hashlib.blake2b(normalised(text(item)).encode(), digest_size=16).digest()
             number = self._known.setdefault(digest, len(self._known))
             self.numbers.append(number)
             if number == len(self._rows):
@@ -94,7 +94,7 @@ class TextIndex:
         return self._asked[number]
 
     def _shingles(self, number: int) -> Shingles:
-        return shingles(normalised(self._texts[self._rows[number]]))
+        return shingles(normalised(self._text(self._items[self._rows[number]])))
 
     @cached_property
     def _bands(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
@@ -145,30 +145,14 @@ def _banded(found: Shingles) -> NDArray[np.uint64] | None:
     return bands
 
 
-class Column(Sequence[str]):
-    """One text of each pair, asked of the pairs when it is needed."""
-
-    def __init__(self, pairs: Sequence[Pair], text: Callable[[Pair], str]) -> None:
-        self._pairs, self._text = pairs, text
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, row: Any) -> Any:
-        return self._text(self._pairs[row])
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._text, self._pairs)
-
-
 class IndexedPairs:
     """Pairs whose prompts, chosen and rejected responses are searchable."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
-        self.prompts = TextIndex(Column(pairs, lambda pair: "\n".join(turn.content for turn in pair.prompt)))
-        self.chosen = TextIndex(Column(pairs, lambda pair: pair.chosen))
-        self.rejected = TextIndex(Column(pairs, lambda pair: pair.rejected))
+        self.prompts = TextIndex(pairs, lambda pair: "\n".join(turn.content for turn in pair.prompt))
+        self.chosen = TextIndex(pairs, lambda pair: pair.chosen)
+        self.rejected = TextIndex(pairs, lambda pair: pair.rejected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,23 +179,19 @@ class Overlap:
 def overlap(train: IndexedPairs, evaluated: IndexedPairs, *, names: tuple[str, str]) -> Overlap:
     """Compare a training set with an evaluation set; `names` are those of the two."""
     pairs = evaluated.pairs
-    prompts = evaluated.prompts.repeats_of(train.prompts)
-    chosen = evaluated.chosen.repeats_of(train.chosen)
-    rejected = evaluated.rejected.repeats_of(train.rejected)
+    columns = ("prompts", "chosen", "rejected")
+    found = {name: getattr(evaluated, name).repeats_of(getattr(train, name)) for name in columns}
+    leaked = {*found["prompts"].exact, *found["prompts"].near}
+    for side in columns[1:]:
+        rows = (*found[side].exact, *found[side].near)
+        leaked |= {row for row in rows if len(getattr(pairs[row], side)) >= LONG}
     crossed = evaluated.chosen.repeats_of(train.rejected).exact
-    leaked = {*prompts.exact, *prompts.near}
-    leaked |= {row for row in (*chosen.exact, *chosen.near) if len(pairs[row].chosen) >= LONG}
-    leaked |= {row for row in (*rejected.exact, *rejected.near) if len(pairs[row].rejected) >= LONG}
     return Overlap(
         train=names[0],
         evaluated=names[1],
         pairs=len(pairs),
-        prompts_exact=len(prompts.exact),
-        prompts_near=len(prompts.near),
-        chosen_exact=len(chosen.exact),
-        chosen_near=len(chosen.near),
-        rejected_exact=len(rejected.exact),
-        rejected_near=len(rejected.near),
+        **{f"{name}_exact": len(repeated.exact) for name, repeated in found.items()},
+        **{f"{name}_near": len(repeated.near) for name, repeated in found.items()},
         chosen_as_rejected=sum(len(pairs[row].chosen) >= LONG for row in crossed),
         leaked=tuple(sorted(leaked)),
     )
