@@ -171,16 +171,18 @@ def test_a_prepared_set_says_how_many_pairs_it_has_and_how_long(store: Store):
 
 
 def test_what_is_held_out_takes_no_steps_and_is_scored_after_each_epoch(store: Store):
-    times = Durations(store=store, kind=H100)
+    times, optim = Durations(store=store, kind=H100), OptimSpec(epochs=2, effective_batch=2)
     whole, part = (
-        replace(item, spec=replace(item.spec, validation=validation))
-        for item in [sized(64, epochs=2)]
+        plan(trial(model=KNOWN, optim=optim, validation=validation))
         for validation in (None, ValidationSpec(share=0.5))
     )
-    step_s, two_epochs_s = times.rate(whole, PLACED).step_s, times.train_s(whole, PLACED)
-    scored_s = two_epochs_s - 2 * step_s - times.train_s(part, PLACED)
-    one_pass_s = times.scoring_s(sized(32), [sized(32).train.prepared], PLACED) - durations.SET_UP_S["cuda"]
-    assert scored_s == pytest.approx(-2 * one_pass_s)
+    rate, rows = times.rate(whole, PLACED), whole.train.prepared.split.rows
+    assert rate is not None
+    of_all_s = times.scoring_s(whole, [whole.train.prepared], PLACED) - durations.SET_UP_S["cuda"]
+    assert times.train_s(whole, PLACED) == pytest.approx(rate.set_up_s + 2 * rows / 2 * rate.step_s)
+    assert times.train_s(part, PLACED) == pytest.approx(
+        rate.set_up_s + 2 * (rows / 4 * rate.step_s + of_all_s / 2)
+    )
 
 
 def test_a_gguf_file_is_no_tiny_model(store: Store):
