@@ -94,10 +94,8 @@ def test_what_cannot_be_meant_is_refused(file, words, said):
 
 
 def test_flags_that_concern_no_set_are_refused(file):
-    with pytest.raises(
-        SpecError, match=r"--columns, --skip-bad-rows, --ratings: every set here is the catalog's"
-    ):
-        words = {"columns": ("prompt=q",), "skip_bad_rows": True, "ratings": "best"}
+    words = {"columns": ("prompt=q",), "skip_bad_rows": True, "ratings": "best"}
+    with pytest.raises(SpecError, match=r"--columns, --skip-bad-rows, --ratings: every set here is the"):
         read_as([catalog.dataset("tiny_world")], [], ReadingOptions(**words))
     with pytest.raises(SpecError, match="no training set of one's own lacks a test split"):
         read_as(
