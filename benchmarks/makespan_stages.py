@@ -39,8 +39,8 @@ def planned_s(
     training = Training(
         architecture=architecture, reward=spec.reward, optim=spec.optim, precision=precision, pair=LONGEST
     )
-    seconds = sum(step_parts(training, UNSEEN_LENGTHS, placement, KIND).values())
-    return seconds * math.ceil(PAIRS / spec.optim.effective_batch)
+    parts = step_parts(training, UNSEEN_LENGTHS, placement, KIND)
+    return sum(parts.values()) * math.ceil(PAIRS / spec.optim.effective_batch)
 
 
 def takes_s(

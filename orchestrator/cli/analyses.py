@@ -289,13 +289,13 @@ def declare_models(
     models = [selection.parse_model(text) for text in options.models]
     if len({model.name for model in models}) < len(models):
         raise SpecError("--models: two have one name; tell them apart with NAME=.")
-    limits = selection.Limits(max_train_pairs=options.max_train_pairs, max_eval_pairs=options.max_eval_pairs)
-    train_draw = limits.within(trained).train_draw or limits.train_draw()
+    drawn, most = trained.train_draw, options.max_train_pairs
+    train_draw = drawn if drawn and most in (None, drawn.max_pairs) else DrawSpec(max_pairs=most)
     fetch = not isinstance(options.command, Plan)
     reader = DatasetReader(session.store, fetch=fetch)
     wanted: list[tuple[str, DatasetSpec, str, DrawSpec]] = [
         (SEEN, trained, trained.train_split, train_draw),
-        *((item.name, item, item.test_split, limits.eval_draw()) for item in unseen),
+        *((item.name, item, item.test_split, DrawSpec(max_pairs=options.max_eval_pairs)) for item in unseen),
     ]
     lock = session.folder / "revisions.lock.json"
     bases = [identify_model(model, session.store, lock=lock, fetch=fetch) for model in models]

@@ -26,7 +26,7 @@ from trainers.command import is_utf
 from trainers.data.sources import suite_spec
 from trainers.errors import SpecError, StorageError
 from trainers.pairs.templates import given_template
-from trainers.specs import Trust, given_name
+from trainers.specs import DrawSpec, Trust, given_name
 from trainers.storage import SCHEME, Location, ObjectPath, parse_uri, require_access
 
 DEFECT, USAGE, HOLES, INTERRUPTED = 1, 2, 3, 130
@@ -149,13 +149,6 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     suites = (suite_spec(*text.partition("=")[::2]) for text in options.suites)
     eval_sets += tuple(dataclasses.replace(suite, skip_bad_rows=options.skip_bad_rows) for suite in suites)
 
-    limits = selection.Limits(
-        max_train_pairs=options.max_train_pairs,
-        max_eval_pairs=options.max_eval_pairs,
-        max_prompt_tokens=options.max_prompt_tokens,
-        max_response_tokens=options.max_response_tokens,
-    )
-    train_sets, eval_sets = (tuple(map(limits.within, sets)) for sets in (train_sets, eval_sets))
     words = options.models or axes.column(rows, "model")
     models = tuple(selection.parse_model(text) for text in words) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
@@ -163,6 +156,10 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     for flag, value in (
         ("--max-trials", options.max_trials),
         ("--checkpoint-steps", options.checkpoint_steps),
+        ("--max-train-pairs", options.max_train_pairs),
+        ("--max-eval-pairs", options.max_eval_pairs),
+        ("--max-prompt-tokens", options.max_prompt_tokens),
+        ("--max-response-tokens", options.max_response_tokens),
     ):
         if value is not None and value < 1:
             raise SpecError(f"{flag} {value}: give at least 1.")
@@ -175,8 +172,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         train_sets=train_sets,
         eval_sets=eval_sets,
         seeds=selection.unique("--seeds", options.seeds) or axes.seeds(rows) or profile.seeds,
-        train_draw=limits.train_draw(profile.max_train_pairs),
-        eval_draw=limits.eval_draw(profile.max_eval_pairs),
+        train_draw=DrawSpec(max_pairs=profile.max_train_pairs),
+        eval_draw=DrawSpec(max_pairs=options.max_eval_pairs or profile.max_eval_pairs),
         recipe=profile.recipe,
         categories=selection.parse_categories(
             options.category, [spec.name for spec in train_sets], [spec.name for spec in eval_sets]

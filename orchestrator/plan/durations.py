@@ -13,7 +13,7 @@ from orchestrator.plan.hardware import GpuKind, Node
 from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
-from orchestrator.spec.stages import PrepareStage, TrialPlan
+from orchestrator.spec.stages import PrepareStage, PretrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
 from trainers.specs import Placement, Precision
@@ -167,20 +167,28 @@ class Durations:
         rate = self.rate(plan, placement)
         if rate is None:
             return UNKNOWN_S
-        pairs, _ = _prepared(plan.train.prepared, self.store)
-        steps = plan.train.optim.epochs * math.ceil(pairs / plan.train.optim.effective_batch)
-        return rate.set_up_s + steps * rate.step_s
+        (pairs, lengths), optim = _prepared(plan.train.prepared, self.store), plan.train.optim
+        held_out = round(pairs * plan.spec.validation.share) if plan.spec.validation else 0
+        steps = math.ceil((pairs - held_out) / optim.effective_batch)
+        # Every rank scores what is held out after each epoch.
+        return rate.set_up_s + optim.epochs * (
+            steps * rate.step_s + self._forwards_s(plan, held_out, lengths)
+        )
 
     def scoring_s(self, plan: TrialPlan, stages: Iterable[PrepareStage], placement: Placement) -> float:
         """Seconds of a process that scores these sets by the plan's model, one after another on one device."""
+        if training_of(plan.spec, plan.architecture) is None:
+            return UNKNOWN_S
+        sets = (_prepared(stage, self.store) for stage in stages)
+        return SET_UP_S[placement.device] + sum(self._forwards_s(plan, *found) for found in sets)
+
+    def _forwards_s(self, plan: TrialPlan, pairs: int, lengths: PairTokens) -> float:
+        """Seconds of the forward passes of so many pairs; 0 where nobody knows the model's size."""
         training = training_of(plan.spec, plan.architecture)
         if training is None:
-            return UNKNOWN_S
-        seconds = SET_UP_S[placement.device]
-        for pairs, lengths in (_prepared(stage, self.store) for stage in stages):
-            work = pairs * (forward_flops(training, lengths) + unembedding_flops(training, lengths))
-            seconds += work / flops_per_s(self.kind, training.precision)
-        return seconds
+            return 0.0
+        work = pairs * (forward_flops(training, lengths) + unembedding_flops(training, lengths))
+        return work / flops_per_s(self.kind, training.precision)
 
 
 def expected_s(
@@ -214,16 +222,18 @@ def _mean(rates: Iterable[tuple[RateName, Rate]]) -> dict[RateName, Rate]:
 
 
 def slowest(nodes: Iterable[Node]) -> GpuKind | None:
-    """Return the kind of GPU that a gang may get at worst; None without GPUs."""
+    """Return what a gang may get at worst, rate by rate; None without GPUs. Of two kinds one may be slower in fp32 only."""
     kinds = [kind for node in nodes if (kind := node.kind) is not None]
-    return min(kinds, key=lambda kind: kind.bf16_tflops, default=None)
+    rates = ("bf16_tflops", "tf32_tflops", "fp32_tflops", "memory_gb_s", "link_gb_s")
+    worst = {rate: min(getattr(kind, rate) for kind in kinds) for rate in rates if kinds}
+    return kinds[0]._replace(**worst) if kinds else None
 
 
 def _prepared(stage: PrepareStage, store: Store) -> tuple[int, PairTokens]:
     """How many pairs a prepared set has, and their mean lengths; an assumption where it is not prepared."""
     manifest = store.sound_manifest(stage.kind, stage.key)
     info = manifest["info"] if manifest else {}
-    lengths = TINY_LENGTHS if stage.base.origin is not None and not stage.base.location else UNSEEN_LENGTHS
+    lengths = TINY_LENGTHS if isinstance(stage.base.origin, PretrainStage) else UNSEEN_LENGTHS
     if "mean_tokens" in info:
         lengths = PairTokens(**info["mean_tokens"])
     if "pairs" in info:

@@ -67,27 +67,23 @@ GPU_KINDS = (
     GpuKind("A10", 24, 125, 62.5, 31.2, 600, 32, 1.01),
     GpuKind("L4", 24, 121, 60, 30.3, 300, 32, 0.80),
 )
+# Sizes of an AWS family with one GPU: virtual CPUs by what stands before `xlarge`.
+_SINGLES = {"": (1, 4), "2": (1, 8), "4": (1, 16), "8": (1, 32), "16": (1, 64)}
 # AWS instance types (EC2's own tables): kind of GPU, GPUs, virtual CPUs.
 INSTANCES: Mapping[str, tuple[str, int, int]] = {
-    "p6-b200.48xlarge": ("B200-180GB", 8, 192),
-    "p5.48xlarge": ("H100-80GB", 8, 192),
-    "p5.4xlarge": ("H100-80GB", 1, 16),
-    "p5e.48xlarge": ("H200-141GB", 8, 192),
-    "p5en.48xlarge": ("H200-141GB", 8, 192),
-    "p4d.24xlarge": ("A100-40GB", 8, 96),
-    "p4de.24xlarge": ("A100-80GB", 8, 96),
-    **{f"g5.{size}xlarge": ("A10G-24GB", 1, 4 * size) for size in (2, 4, 8, 16)},
-    "g5.xlarge": ("A10G-24GB", 1, 4),
-    "g5.12xlarge": ("A10G-24GB", 4, 48),
-    "g5.24xlarge": ("A10G-24GB", 4, 96),
-    "g5.48xlarge": ("A10G-24GB", 8, 192),
-    **{f"g6.{size}xlarge": ("L4-24GB", 1, 4 * size) for size in (2, 4, 8, 16)},
-    "g6.xlarge": ("L4-24GB", 1, 4),
-    "g6.12xlarge": ("L4-24GB", 4, 48),
-    "g6.48xlarge": ("L4-24GB", 8, 192),
-    "g6e.xlarge": ("L40S-48GB", 1, 4),
-    "g6e.12xlarge": ("L40S-48GB", 4, 48),
-    "g6e.48xlarge": ("L40S-48GB", 8, 192),
+    f"{family}.{size}xlarge": (kind, *count)
+    for family, kind, sizes in (
+        ("p6-b200", "B200-180GB", {"48": (8, 192)}),
+        ("p5", "H100-80GB", {"48": (8, 192), "4": (1, 16)}),
+        ("p5e", "H200-141GB", {"48": (8, 192)}),
+        ("p5en", "H200-141GB", {"48": (8, 192)}),
+        ("p4d", "A100-40GB", {"24": (8, 96)}),
+        ("p4de", "A100-80GB", {"24": (8, 96)}),
+        ("g5", "A10G-24GB", {**_SINGLES, "12": (4, 48), "24": (4, 96), "48": (8, 192)}),
+        ("g6", "L4-24GB", {**_SINGLES, "12": (4, 48), "48": (8, 192)}),
+        ("g6e", "L40S-48GB", {"": (1, 4), "12": (4, 48), "48": (8, 192)}),
+    )
+    for size, count in sizes.items()
 }
 _NAMES = "|".join(dict.fromkeys(kind.name for kind in GPU_KINDS))
 _KIND = re.compile(rf"(?P<name>{_NAMES})(?:-(?P<gb>\d+)GB?)?")

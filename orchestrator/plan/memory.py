@@ -40,6 +40,11 @@ class PairTokens:
         return self.prompt + self.chosen + self.rejected
 
     @property
+    def in_rows(self) -> "PairTokens":
+        """What two rows take, each with the prompt: the pairs of an architecture that may not take packed ones."""
+        return replace(self, prompt=2 * self.prompt)
+
+    @property
     def responses(self) -> float:
         """Tokens whose log-probabilities IM-RM wants."""
         return self.chosen + self.rejected

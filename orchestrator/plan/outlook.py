@@ -181,9 +181,10 @@ def _count_stages(plans: Sequence[TrialPlan], missing: set[str], store: Store) -
 def _not_fetched(plans: Sequence[TrialPlan]) -> tuple[str, ...]:
     """Return the names of the models and data sets of which nothing is known yet but where they are."""
     names = {item.train.base.name for item in plans if not item.train.base.fetched}
-    for item in plans:
-        prepared = [item.train.prepared, *(stage.prepared for stage in item.evaluations)]
-        names |= {stage.split.name for stage in prepared if not stage.split.fetched}
+    stages = (stage for item in plans for stage in item.stages())
+    names |= {
+        stage.split.name for stage in stages if isinstance(stage, PrepareStage) and not stage.split.fetched
+    }
     return tuple(sorted(names))
 
 

@@ -17,7 +17,7 @@ from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec, matches
 from trainers.errors import PlanError, SpecError
 from trainers.models import tiny
-from trainers.models.architecture import Architecture
+from trainers.models.architecture import FAMILIES, Architecture
 from trainers.rewards import RewardSpec
 from trainers.specs import BUILTIN, DrawSpec, ModelSpec, OptimSpec, Placement
 
@@ -59,9 +59,8 @@ def training_of(trial: TrialSpec, architecture: Architecture | None = None) -> T
     shapes = architecture or catalog.architecture(trial.model)
     if shapes is None:
         return None
-    return replace(
-        _training(trial.model, shapes, trial.reward, trial.optim, trial.train_draw), lora=trial.lora
-    )
+    training = _training(trial.model, shapes, trial.reward, trial.optim, trial.train_draw)
+    return replace(training, lora=trial.lora)
 
 
 def _training(
@@ -72,7 +71,7 @@ def _training(
         reward=reward,
         optim=optim,
         precision=model.precision,
-        pair=_longest_pair(model, draw),
+        pair=_longest_pair(model, draw) if shapes.family in FAMILIES else _longest_pair(model, draw).in_rows,
     )
 
 

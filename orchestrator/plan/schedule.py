@@ -330,18 +330,24 @@ def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
     A few rules of thumb are played through, and the order that ends first is taken.
     """
     enough = CLOSE * lower_bound_s([_job(request) for request in requests], nodes)
-    best: list[Request] = []
-    best_s = math.inf
+    best_s, best = math.inf, list[Request]()
+
+    def play(order: Iterable[Request]) -> bool:
+        """Take the order where it ends sooner than the best one so far."""
+        nonlocal best_s, best
+        tried = [replace(request, rank=rank) for rank, request in enumerate(order)]
+        took_s = predicted_s(tried, nodes)
+        if sooner := took_s < best_s:
+            best_s, best = took_s, tried
+        return sooner
+
     rules: tuple[Callable[[Request], float], ...] = (
         lambda request: request.weight,
         lambda request: request.expected_s,
         lambda request: request.expected_s * request.width,
     )
     for rule in rules:
-        tried = _in_order(sorted(requests, key=rule, reverse=True))
-        took_s = predicted_s(tried, nodes)
-        if took_s < best_s:
-            best, best_s = tried, took_s
+        play(sorted(requests, key=rule, reverse=True))
         if best_s <= enough:
             return best
     better = len(best) <= FEW
@@ -350,15 +356,8 @@ def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
         for left, right in itertools.combinations(range(len(best)), 2):
             swapped = list(best)
             swapped[left], swapped[right] = best[right], best[left]
-            tried = _in_order(swapped)
-            took_s = predicted_s(tried, nodes)
-            if took_s < best_s:
-                best, best_s, better = tried, took_s, True
+            better |= play(swapped)
     return best
-
-
-def _in_order(requests: Iterable[Request]) -> list[Request]:
-    return [replace(request, rank=rank) for rank, request in enumerate(requests)]
 
 
 def _job(request: Request) -> Job:

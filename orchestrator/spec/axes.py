@@ -26,6 +26,8 @@ _ELSEWHERE = {"model": "--models", "reward": "--rewards", "train-set": "--train-
 _SWITCHES = {"lora": "rank", "validation": "share"}
 # How texts are read, in training and evaluation alike.
 _OF_BOTH_DRAWS = ("max_prompt_tokens", "max_response_tokens", "system", "reasoning")
+# Where all pairs are taken, nothing is drawn.
+_OF_A_DRAW = ("seed", "permutation")
 # What an optimiser does not read cannot tell trials apart.
 _READ_BY = {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
 
@@ -63,6 +65,8 @@ class Axis:
             return self.field in trial.reward.type.options
         if self.home == "loss":
             return not trial.reward.type.own_loss
+        if self.home == "train_draw" and self.field in _OF_A_DRAW:
+            return trial.train_draw.max_pairs is not None
         if self.home in _SWITCHES and self.field != _SWITCHES[self.home]:
             return getattr(trial, self.home) is not None
         return self.home != "optim" or trial.optim.optimizer in _READ_BY.get(
@@ -99,6 +103,8 @@ class Axis:
             return f"it is an option of {', '.join(having)}"
         if self.home == "loss":
             return "the reward type has a loss of its own"
+        if self.home == "train_draw":
+            return "all pairs are taken; give --max-train-pairs"
         if self.home == "optim":
             return f"it is read by --optimizer {' or '.join(_READ_BY[self.field])}"
         return f"give --{self.home}-{_SWITCHES[self.home]}"
@@ -150,7 +156,9 @@ def _converted(kind: Any, text: str) -> Any:
         words = [] if text == NONE else text.split("+")
         kinds = get_args(bare)
         kinds = kinds[:1] * len(words) if kinds[-1] is Ellipsis else kinds
-        return tuple(_converted(*item) for item in zip(kinds, words, strict=True))
+        found = tuple(_converted(*item) for item in zip(kinds, words, strict=True))
+        # Any number of words is a set: another order is no other training.
+        return tuple(sorted(set(found))) if get_args(bare)[-1] is Ellipsis else found
     if get_origin(bare) is Literal:
         if text not in get_args(bare):
             raise ValueError(text)
@@ -214,16 +222,23 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
         drawn, own = changes["train_draw"], trial.train_set.train_draw
         if "max_pairs" in homes["train_draw"] and own is not None and drawn.max_pairs != own.max_pairs:
             # Another number than a set's own is drawn from it in the usual way.
-            usual = {"seed": DrawSpec().seed, "permutation": DrawSpec().permutation}
-            changes["train_draw"] = replace(drawn, **{**usual, **homes["train_draw"]})
+            drawn = replace(drawn, **{**_usual_draw(), **homes["train_draw"]})
+        changes["train_draw"] = drawn if drawn.max_pairs else replace(drawn, **_usual_draw())
         shared = {field: value for field, value in homes["train_draw"].items() if field in _OF_BOTH_DRAWS}
         changes["eval_draw"] = replace(trial.eval_draw, **shared)
     return replace(trial, **changes)
 
 
-def varied(trial: Trial, values: Mapping[str, Any]) -> Trial:
-    """Return the trial at this point of axes: those of them that it reads stand in its name."""
-    made = settled(trial, values)
+def _usual_draw() -> dict[str, Any]:
+    return {name: getattr(DrawSpec(), name) for name in _OF_A_DRAW}
+
+
+def varied(
+    trial: Trial, values: Mapping[str, Any], given: Mapping[str, Any] = types.MappingProxyType({})
+) -> Trial:
+    """Return the trial at this point of axes: those of them that it reads stand in its name; what is `given` does not."""
+    # At once, since a point may say whether a given value is read: --axis optimizer=adamw,sgd --momentum 0.9.
+    made = settled(trial, {**given, **values})
     names = dict.fromkeys((*dict(trial.axes), *values))
     own = tuple((name, AXES[name].of(made)) for name in names if AXES[name].applies(made))
     return replace(made, axes=own)
@@ -280,8 +295,8 @@ class Axes:
         for one, other in itertools.combinations(fitting, 2):
             if both := sorted(one.names & other.names):
                 raise SpecError(
-                    f"{one.said} and {other.said} both say what {both[0]} is of {trial.name}; give it once, or "
-                    f"apart for each reward type or model, as --axis {trial.reward.name}.{both[0]}=…"
+                    f"{one.said} and {other.said} both say what {both[0]} is of {trial.name}; give all its values at "
+                    f"once, or apart for each reward type or model, as --axis {trial.reward.name}.{both[0]}=…"
                 )
         fixed = {
             name: value
@@ -289,10 +304,10 @@ class Axes:
             if not choice.varies
             for name, value in points[0].values
         }
-        base = settled(trial, {**fixed, **settings})
+        given = {**fixed, **settings}
         varying = [points for choice, points in fitting.items() if choice.varies]
         made = [
-            varied(base, {name: value for point in points for name, value in point.values})
+            varied(trial, {name: value for point in points for name, value in point.values}, given)
             for points in itertools.product(*varying)
         ]
         return list(dict.fromkeys(made))
@@ -331,13 +346,6 @@ def parse_axes(
             values = ((axis.name, axis.read(shown(value))),)
             singles.append(Choice(said=said, points=(Point(values=values),), varies=False))
     choices = [_choice("--axis", [text], labels) for text in options.axis]
-    alike = [(item.points[0].labels, item.names) for item in choices]
-    for item, text in zip(alike, options.axis, strict=True):
-        if alike.count(item) > 1:
-            name = text.partition("=")[0]
-            raise SpecError(
-                f"--axis {text}: {name} is given twice; give all its values at once: {name}=V1,V2."
-            )
     if len(options.zip) == 1:
         raise SpecError(f"--zip {options.zip[0]}: give two axes or more; of one, --axis {options.zip[0]}.")
     zipped = [_choice("--zip", options.zip, labels)] if options.zip else []
@@ -366,7 +374,12 @@ def _choice(flag: str, texts: Sequence[str], labels: Mapping[str, str]) -> Choic
         scope, _, name = head.rpartition(".")
         if not equals:
             raise SpecError(f"{flag} {text}: give NAME=VALUE,VALUE, as in {flag} lr=1e-6,1e-5.")
-        axis = axis_named(name, f"{flag} {text}")
+        name = name.replace("_", "-")
+        if name in _ELSEWHERE:
+            raise SpecError(f"{flag} {text}: give the values by {_ELSEWHERE[name]}.")
+        if name not in AXES:
+            raise SpecError(f"{flag} {text}: no axis is called {name!r}; {nearest(name, AXES)}")
+        axis = AXES[name]
         if scope and scope not in labels:
             raise SpecError(
                 f"{flag} {text}: no model and no reward type of this sweep is {scope}; {nearest(scope, labels)}"
@@ -395,16 +408,6 @@ def _choice(flag: str, texts: Sequence[str], labels: Mapping[str, str]) -> Choic
     return Choice(said=f"{flag} {' '.join(texts)}", points=points)
 
 
-def axis_named(text: str, where: str) -> Axis:
-    """Return the axis of that name. Raises SpecError with the nearest ones, after `where`."""
-    name = text.replace("_", "-")
-    if name in _ELSEWHERE:
-        raise SpecError(f"{where}: give the values by {_ELSEWHERE[name]}.")
-    if name not in AXES:
-        raise SpecError(f"{where}: no axis is called {text!r}; {nearest(name, AXES)}")
-    return AXES[name]
-
-
 def _read(axis: Axis, word: str, where: str) -> Any:
     try:
         return axis.read(word)
@@ -419,6 +422,8 @@ def read_rows(file: str | None) -> list[Row]:
     """Return the rows of a --trials file, .csv or .yaml, as words by column. Raises SpecError."""
     if file is None:
         return []
+    import yaml  # type: ignore[import-untyped]
+
     path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -426,7 +431,12 @@ def read_rows(file: str | None) -> list[Row]:
         raise SpecError(f"--trials {file}: it cannot be read ({error}).") from error
     if path.suffix not in (".csv", ".yaml", ".yml"):
         raise SpecError(f"--trials {file}: give a .csv file, or .yaml with a list of trials.")
-    loaded: Any = list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else _yaml(text, file)
+    try:
+        loaded: Any = (
+            list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else yaml.safe_load(text)
+        )
+    except yaml.YAMLError as error:
+        raise SpecError(f"--trials {file}: it is no YAML: {error}") from error
     if not isinstance(loaded, list) or not loaded or not all(isinstance(row, dict) for row in loaded):
         raise SpecError(f"--trials {file}: give one trial a row, such as model, reward, train_set, seed, lr.")
     rows: list[Row] = []
@@ -444,15 +454,6 @@ def read_rows(file: str | None) -> list[Row]:
             raise SpecError(f"--trials {file}, row {number}: row {rows.index(words) + 1} is the same.")
         rows.append(words)
     return rows
-
-
-def _yaml(text: str, file: str) -> Any:
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--trials {file}: it is no YAML: {error}") from error
 
 
 def column(rows: Sequence[Row], name: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ The data sets, with the paper's filters and draws, are trainers/data/known.py's.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
@@ -105,24 +105,13 @@ def dataset(name: str) -> DatasetSpec:
     return found
 
 
-def _datasets(names: Iterable[str]) -> tuple[DatasetSpec, ...]:
-    return tuple(dataset(name) for name in names)
-
-
 PAPER = Profile(
     name="paper",
     models=PAPER_MODELS,
-    train_sets=_datasets(["ultrafeedback", "rewardmath"]),
-    eval_sets=_datasets(
-        [
-            "ultrafeedback",
-            "ultrafeedback_paraphrase",
-            "ultrafeedback_french",
-            "ultrafeedback_spanish",
-            "rewardbench_math",
-            "rewardbench_code",
-            "rewardmath",
-        ]
+    train_sets=(dataset("ultrafeedback"), dataset("rewardmath")),
+    eval_sets=(
+        *(dataset(f"ultrafeedback{of}") for of in ("", "_paraphrase", "_french", "_spanish")),
+        *map(dataset, ("rewardbench_math", "rewardbench_code", "rewardmath")),
     ),
     seeds=(0, 1, 2),
     max_train_pairs=2000,
@@ -131,33 +120,29 @@ PAPER = Profile(
 LAPTOP = Profile(
     name="laptop",
     models=TINY,
-    train_sets=_datasets(["tiny_world", "tiny_requests"]),
-    eval_sets=_datasets(["tiny_world", "tiny_world_paraphrase", "tiny_requests"]),
+    train_sets=(dataset("tiny_world"), dataset("tiny_requests")),
+    eval_sets=tuple(map(dataset, ("tiny_world", "tiny_world_paraphrase", "tiny_requests"))),
     seeds=(0,),
     max_train_pairs=None,
     max_eval_pairs=None,
     # Two cells as gangs, so that a laptop too exercises what a cluster does.
-    placements=(
+    placements=tuple(
         PlacementRule(
-            match=(("model", "gemma2-64"), ("reward", "ex_rm"), ("train", "tiny_world")),
+            match=(("model", "gemma2-64"), ("reward", reward), ("train", "tiny_world")),
             world_size=2,
-            zero_stage=3,
-        ),
-        PlacementRule(
-            match=(("model", "gemma2-64"), ("reward", "im_rm"), ("train", "tiny_world")),
-            world_size=2,
-            zero_stage=2,
-        ),
+            zero_stage=stage,
+        )
+        for reward, stage in (("ex_rm", 3), ("im_rm", 2))
     ),
 )
 PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
-MODELS = {spec.name: spec for spec in (*PAPER_MODELS, *TINY)}
+MODELS = {spec.name: spec for spec in (*PAPER_MODELS, PYTHIA_1B, LLAMA_1B_BASE, *TINY)}
 # The laptop profile of experiments that ask about training rather than about models.
 ONE_MODEL = dataclasses.replace(
     LAPTOP,
     models=(MODELS["llama-64"],),
-    train_sets=_datasets(["tiny_world"]),
-    eval_sets=_datasets(["tiny_world", "tiny_world_paraphrase"]),
+    train_sets=(dataset("tiny_world"),),
+    eval_sets=(dataset("tiny_world"), dataset("tiny_world_paraphrase")),
     placements=(),
 )
 

@@ -255,8 +255,9 @@ def read_as(
         for spec in (*eval_sets, *train_sets)
         if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED))
     }
-    flags = ("columns", "test_share", "group_by", "skip_bad_rows")
+    flags = ("columns", "test_share", "group_by", "split_seed", "skip_bad_rows")
     given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
+    given += ["--ratings"] if options.ratings != "all" else []
     if given and not own:
         raise SpecError(
             f"{', '.join(given)}: every set here is the catalog's, whose rows are read one way; give a PATH or hub id."
@@ -267,6 +268,10 @@ def read_as(
     if groups and not shares:
         raise SpecError(
             f"--group-by {' '.join(options.group_by)}: groups stay together in a division; give --test-share."
+        )
+    if options.split_seed and not shares:
+        raise SpecError(
+            f"--split-seed {options.split_seed}: it divides sets with --test-share; give that, too."
         )
     divided = {
         spec.name

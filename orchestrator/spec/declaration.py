@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from orchestrator.spec.axes import AXES, plain, shown
+from orchestrator.spec.keys import content_key
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PrepareStage, TrialPlan
@@ -71,11 +72,14 @@ def _trial(
 
 
 def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
-    spec = plan.spec
+    spec, template = plan.spec, plan.spec.model.template
     parameters: dict[str, Any] = {
         "model": spec.model.name,
         "model_source": spec.model.source,
         "model_revision": plan.train.base.revision,
+        "model_key": plan.train.base.key,
+        "template": template
+        and (template if "{" not in template else content_key("template", 1, text=template)),
         "reward": spec.reward_name,
         "train_set": spec.train_set.name,
         "seed": spec.seed,
@@ -135,13 +139,19 @@ def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
     return [
         trial.name
         for trial in new.trials
-        if ((others := known.get(_group(trial))) and _settings(trial) not in others)
+        if ((others := known.get(_group(trial))) and not any(_alike(other, trial) for other in others))
         or _of_other_rows(earlier, trial)
     ]
 
 
 def _group(trial: TrialRecord) -> tuple[str, str, str]:
     return trial.model, trial.reward, trial.train_set
+
+
+def _alike(earlier: dict[str, Any], trial: TrialRecord) -> bool:
+    settings = _settings(trial)
+    # An earlier rmsweep noted no key of the model.
+    return {"model_key": settings.get("model_key"), **earlier} == {"model_key": None, **settings}
 
 
 def _known_settings(earlier: Declaration) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
@@ -178,7 +188,7 @@ def _settings(trial: TrialRecord) -> dict[str, Any]:
     apart = ("seed", "model_source", "keep_epochs", "max_eval_pairs")
     settings = {name: value for name, value in trial.parameters.items() if name not in apart}
     # None is not noted, nor is an axis that came to be after the sweep was declared.
-    unsaid = {axis.parameter: plain(axis.default) for axis in AXES.values()}
+    unsaid = {"template": None, **{axis.parameter: plain(axis.default) for axis in AXES.values()}}
     return {**unsaid, **settings, "train_digest": trial.train_digest}
 
 

@@ -4,13 +4,13 @@ A model is known by its hub id and revision, or by the digest of its local files
 the hub told is kept in sweeps/revisions.lock.json.
 """
 
-import dataclasses
 import json
 import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from orchestrator.spec import catalog
 from orchestrator.spec.keys import content_key
@@ -41,14 +41,6 @@ def identify_model(
 
     Without `fetch`, a hub model of unknown revision has a key that no artifact has; see `BaseModel.fetched`.
     """
-    found = _identified(spec, store, lock, fetch=fetch)
-    if spec.template is None:
-        return found
-    tokenizer_key = content_key("template", 1, tokenizer=found.tokenizer_key, template=spec.template)
-    return dataclasses.replace(found, tokenizer_key=tokenizer_key, template=spec.template)
-
-
-def _identified(spec: ModelSpec, store: Store, lock: Path, *, fetch: bool) -> BaseModel:
     if spec.source.startswith(BUILTIN):
         return _tiny_model(spec)
     path = Path(spec.source)
@@ -63,16 +55,29 @@ def _identified(spec: ModelSpec, store: Store, lock: Path, *, fetch: bool) -> Ba
     # The revision names the code, too; that it is run is what the key adds.
     trusted = {"code": True} if spec.trust.trust_remote_code else {}
     key = content_key("model", 1, id=spec.source, revision=revision, **trusted)
-    return _loaded_from(spec, spec.source, key, key, revision)
+    return _base(spec, key, key, location=spec.source, revision=revision)
+
+
+def _base(spec: ModelSpec, key: str, tokenizer_key: str, **found: Any) -> BaseModel:
+    """Return the model with that key; a template of its own changes what its tokenizer makes."""
+    if spec.template is not None:
+        tokenizer_key = content_key("template", 1, tokenizer=tokenizer_key, template=spec.template)
+    return BaseModel(
+        name=spec.name,
+        key=key,
+        tokenizer_key=tokenizer_key,
+        precision=spec.precision,
+        trust=spec.trust,
+        template=spec.template,
+        **found,
+    )
 
 
 def _tiny_model(spec: ModelSpec) -> BaseModel:
     config = TINY_MODELS[spec.source.removeprefix(BUILTIN)]
     origin = PretrainStage(model=config, name=spec.name)
     tokenizer_key = content_key("tokenizer", 1, vocabulary=worlds.VOCABULARY, template=CHAT_TEMPLATE)
-    return BaseModel(
-        name=spec.name, key=origin.key, tokenizer_key=tokenizer_key, precision=spec.precision, origin=origin
-    )
+    return _base(spec, origin.key, tokenizer_key, origin=origin)
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -96,9 +101,7 @@ def _gguf_file(path: Path) -> Path | None:
 def _gguf_model(spec: ModelSpec, file: Path) -> BaseModel:
     require_sound_gguf(file)
     origin = ConvertStage(file=str(file.absolute()), digest=digest_file(file), name=spec.name)
-    return BaseModel(
-        name=spec.name, key=origin.key, tokenizer_key=origin.key, precision=spec.precision, origin=origin
-    )
+    return _base(spec, origin.key, origin.key, origin=origin)
 
 
 def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
@@ -117,21 +120,7 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     ]
     key = content_key("model", 1, files=_digests([path / "config.json", *weights], path), code=ran)
     tokenizer_key = content_key("tokenizer", 1, files=_digests(tokenizer, path), code=ran)
-    return _loaded_from(spec, str(path.absolute()), key, tokenizer_key)
-
-
-def _loaded_from(
-    spec: ModelSpec, location: str, key: str, tokenizer_key: str, revision: str | None = None
-) -> BaseModel:
-    return BaseModel(
-        name=spec.name,
-        key=key,
-        tokenizer_key=tokenizer_key,
-        precision=spec.precision,
-        location=location,
-        revision=revision,
-        trust=spec.trust,
-    )
+    return _base(spec, key, tokenizer_key, location=str(path.absolute()))
 
 
 def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.spec.datasets import DatasetReader
-from orchestrator.spec.models import REVISION_LOCK, identify_model
+from orchestrator.spec.models import REVISION_LOCK, architecture_of, identify_model
 from orchestrator.spec.stages import Split, TrialPlan, plan_trial
-from orchestrator.spec.trials import Sweep
+from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Category
 from trainers.errors import DataError, ModelError, SpecError, SweepError
+from trainers.models.architecture import LINEAR_LAYERS
 from trainers.specs import DatasetSpec
 
 Named = TypeVar("Named")
@@ -53,6 +54,7 @@ def resolve(
     train_splits = {dataset: splits[dataset, dataset.train_split] for dataset in train_sets}
     eval_splits = {dataset: splits[dataset, dataset.test_split] for dataset in eval_sets}
     _require_distinct_names(sweep)
+    _require_layers(trials)
     overrides = {(train, evaluated): category for train, evaluated, category in sweep.categories}
     if not allow_overlap:
         _refuse_training_rows(train_splits, eval_splits, overrides)
@@ -98,6 +100,18 @@ def _require_distinct_names(sweep: Sweep) -> None:
         if twice:
             raise SpecError(
                 f"two {what} of one name: {', '.join(twice)}; give them apart with NAME=PATH or NAME=ID."
+            )
+
+
+def _require_layers(trials: Sequence[TrialSpec]) -> None:
+    """Refuse names of layers for an adapter that a model of a known family has not."""
+    for model, targets in {(trial.model, trial.lora.targets): None for trial in trials if trial.lora}:
+        shapes = None if model.trust.trust_remote_code else architecture_of(model)
+        layers = LINEAR_LAYERS.get(shapes.family, targets) if shapes else targets
+        if unknown := [name for name in targets if name not in layers]:
+            raise SpecError(
+                f"model {model.name} has no linear layers called {', '.join(unknown)}; "
+                f"name some of --lora-targets {' '.join(layers)}."
             )
 
 
@@ -147,9 +161,7 @@ def _same_source(left: str, right: str) -> bool:
 
 def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
     """The trials of which something is left to compute."""
-    keys, evaluations = (
-        [plan.key for plan in plans],
-        [item.key for plan in plans for item in plan.evaluations],
-    )
+    keys = [plan.key for plan in plans]
+    evaluations = [item.key for plan in plans for item in plan.evaluations]
     store.look(train=keys, weights=keys, evaluate=evaluations)
     return tuple(plan for plan in plans if not plan.complete(store))

@@ -21,6 +21,11 @@ from trainers.evaluate.suites import SUITES
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, clean_name, given_name
 
+# What a grid is made of, by the names of the selection's fields.
+_OF_GRID = (
+    *("models", "rewards", "train_sets", "eval_sets", "seeds"),
+    *("recipe", "train_draw", "eval_draw", "keep_epochs"),
+)
 _NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
 
 
@@ -57,21 +62,8 @@ class Selection:
         `axes` are the experiment's own values, which a flag of that axis replaces; `settings` are single values that go
         before those of the flags. `changes` replace fields of the selection; `label` stands behind the reward type's name.
         """
-        chosen = dataclasses.replace(self, **changes)
-        return grid(
-            models=chosen.models,
-            rewards=chosen.rewards,
-            train_sets=chosen.train_sets,
-            eval_sets=chosen.eval_sets,
-            seeds=chosen.seeds,
-            recipe=chosen.recipe,
-            train_draw=chosen.train_draw,
-            eval_draw=chosen.eval_draw,
-            keep_epochs=chosen.keep_epochs,
-            label=label,
-            axes=axes_of(axes, chosen.axes),
-            settings=settings,
-        )
+        chosen = {**{name: getattr(self, name) for name in _OF_GRID}, **changes}
+        return grid(label=label, axes=axes_of(axes, self.axes), settings=settings, **chosen)
 
     def sweep(
         self, trials: Iterable[TrialSpec], categories: Iterable[tuple[str, str, Category]] = ()
@@ -91,59 +83,15 @@ class Selection:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How many pairs are drawn of a set, how long they may be (None where the flag is not given), how they are rendered."""
-
-    max_train_pairs: int | None = None
-    max_eval_pairs: int | None = None
-    max_prompt_tokens: int | None = None
-    max_response_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise SpecError(f"--{field.name.replace('_', '-')} {value}: give at least 1.")
-
-    def train_draw(self, default: int | None = None) -> DrawSpec:
-        """Draw training pairs: at most `default` where the flags say no number."""
-        return self._limited(DrawSpec(max_pairs=self.max_train_pairs or default))
-
-    def eval_draw(self, default: int | None = None) -> DrawSpec:
-        """Draw test pairs: at most `default` where the flags say no number."""
-        return self._limited(DrawSpec(max_pairs=self.max_eval_pairs or default))
-
-    def within(self, spec: DatasetSpec) -> DatasetSpec:
-        """Limit the draw that a set declares for itself, and drop it where another number of pairs is given."""
-        own = spec.train_draw
-        if own is None:
-            return spec
-        kept = self._limited(own) if self.max_train_pairs in (None, own.max_pairs) else None
-        return dataclasses.replace(spec, train_draw=kept)
-
-    def _limited(self, draw: DrawSpec) -> DrawSpec:
-        return dataclasses.replace(
-            draw,
-            max_prompt_tokens=self.max_prompt_tokens or draw.max_prompt_tokens,
-            max_response_tokens=self.max_response_tokens or draw.max_response_tokens,
-        )
-
-
 def parse_model(text: str) -> ModelSpec:
     """`[NAME=]ID|PATH`, where ID is a catalog name or a hub id."""
     name, source = _split_name(text)
     if source in catalog.MODELS:
-        known = catalog.MODELS[source]
-        return dataclasses.replace(known, name=name or known.name)
-    path = _found(source)
+        return dataclasses.replace(catalog.MODELS[source], name=name or source)
+    path = _path_or_id(source, "--models", "model", catalog.MODELS)
     if path is not None:
         stem = path.absolute().stem if path.is_file() else path.absolute().name
         return ModelSpec(name=name or clean_name(stem), source=str(path))
-    if _looks_like_path(source) or not HUB_ID.fullmatch(source):
-        raise SpecError(
-            f"--models {source}: no such file or folder, and no known model; {nearest(source, catalog.MODELS)}"
-        )
     return ModelSpec(name=name or clean_name(source.split("/")[-1].lower()), source=source)
 
 
@@ -160,11 +108,7 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     known = {spec.name: spec for spec in DATASETS}
     if source in known:
         return dataclasses.replace(known[source], name=name or source)
-    path = _found(source)
-    if path is None and (_looks_like_path(source) or not HUB_ID.fullmatch(source)):
-        raise SpecError(
-            f"{flag} {source}: no such file or folder, and no known data set; {nearest(source, known)}"
-        )
+    path = _path_or_id(source, flag, "data set", known)
     if not name:
         name = clean_name(file_stem(path or Path(source)).lower())
     if path is not None and (given in SUITES or (name in known and known[name].selection == PERSONA)):
@@ -198,8 +142,15 @@ def _found(text: str) -> Path | None:
         return None
 
 
-def _looks_like_path(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
+def _path_or_id(source: str, flag: str, what: str, known: Iterable[str]) -> Path | None:
+    """Find the file or folder; None for a hub id. Raises SpecError for what is neither."""
+    path = _found(source)
+    like_path = source.startswith(("/", "./", "../", "~")) or source.count("/") > 1
+    if path is None and (like_path or not HUB_ID.fullmatch(source)):
+        raise SpecError(
+            f"{flag} {source}: no such file or folder, and no known {what}; {nearest(source, known)}"
+        )
+    return path
 
 
 def parse_rewards(kinds: Sequence[str]) -> tuple[RewardSpec, ...]:
@@ -264,12 +215,11 @@ def chosen_axes(options: Any, chosen: Selection, rows: Sequence[Row]) -> Axes:
     if not rows:
         return parse_axes(options, models, rewards)
     # A row may say what the flag would, or the name that the flag has given.
-    for word in set(column(rows, "model")) - models.keys():
-        if (name := parse_model(word).name) in models:
-            models[word] = name
-    for word in set(column(rows, "train-set")) - sets.keys():
-        if (name := parse_dataset(word, "--train-sets").name) in sets:
-            sets[word] = name
+    for key, known in (("model", models), ("train-set", sets)):
+        for word in set(column(rows, key)) - known.keys():
+            spec = parse_model(word) if known is models else parse_dataset(word, "--train-sets")
+            if spec.name in known:
+                known[word] = spec.name
     seeds = {str(seed): str(seed) for seed in chosen.seeds}
     names = {"model": models, "reward": rewards, "train-set": sets, "seed": seeds}
     return parse_axes(options, models, rewards, rows_choice(options.trials, rows, names))

@@ -216,8 +216,7 @@ class TrainStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        reference = () if self.reference is None else (self.reference,)
-        return (*self.base.needs, self.prepared, *reference)
+        return (*self.base.needs, self.prepared, *filter(None, [self.reference]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,10 +246,9 @@ class EvaluateStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        reference = () if self.reference is None else (self.reference,)
         # An adapter is loaded on its base model.
         base = self.train.base.needs if self.train.lora else ()
-        return (*base, self.train, self.prepared, *reference)
+        return (*base, self.train, self.prepared, *filter(None, [self.reference]))
 
 
 Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]

@@ -124,14 +124,13 @@ class RetryPolicy:
 
     def limit(self, cause: str) -> int:
         """Retries after errors of the class `cause`."""
-        limits = {
+        return {
             "WorkerLost": self.worker_lost,
             "OutOfMemory": self.out_of_memory,
             "Timeout": self.timeout,
             "StorageError": self.storage,
             "Unreachable": self.unreachable,
-        }
-        return limits.get(cause, 0)
+        }.get(cause, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,7 +112,7 @@ def test_a_file_says_each_trial(planned, file, text):
         ("--axis lr=fast", "--axis lr=fast: 'fast' is no value of lr; give a number"),
         ("--axis epochs=1.5", "give a whole number"),
         ("--axis optimizer=adam", "give one of adamw, sgd, rmsprop"),
-        ("--axis lr=1e-5 lr=1e-4", "lr is given twice; give all its values at once: lr=V1,V2"),
+        ("--axis lr=1e-5 lr=1e-4", "--axis lr=1e-5 and --axis lr=1e-4 both say what lr is"),
         ("--axis lr=1e-5 --lr 1e-4", "--lr 0.0001 and --axis lr=1e-5 both say what lr is"),
         ("--axis train-pairs=5 --max-train-pairs 5", "--max-train-pairs 5 and --axis train-pairs=5 both say"),
         ("--axis lr=1e-5 im_rm.lr=1e-4", "--axis lr=1e-5 and --axis im_rm.lr=1e-4 both say what lr is"),

@@ -17,7 +17,13 @@ from typing import Any
 from trainers.errors import ModelError
 from trainers.specs import Output
 
-FAMILIES = ("llama", "mistral", "qwen2", "gemma2", "gpt_neox")
+_GATED = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+# The names of their linear layers, without the unembedding.
+LINEAR_LAYERS = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "gemma2"), _GATED),
+    "gpt_neox": ("dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"),
+}
+FAMILIES = tuple(LINEAR_LAYERS)
 _META_TIMEOUT_S = 120
 
 

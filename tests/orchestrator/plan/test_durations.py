@@ -21,12 +21,12 @@ from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.spec import catalog
-from orchestrator.spec.stages import TrialPlan
+from orchestrator.spec.stages import ConvertStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
 from tests.orchestrator.sweep_samples import LLAMA, plan, trial
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec, LoraSpec, ModelSpec, OptimSpec, Placement
+from trainers.specs import DrawSpec, LoraSpec, ModelSpec, OptimSpec, Placement, ValidationSpec
 
 H100, L4 = gpu_kind("H100"), gpu_kind("L4")
 KNOWN = catalog.PAPER_MODELS[0]
@@ -170,6 +170,31 @@ def test_a_prepared_set_says_how_many_pairs_it_has_and_how_long(store: Store):
     assert after != before
 
 
+def test_what_is_held_out_takes_no_steps_and_is_scored_after_each_epoch(store: Store):
+    times, optim = Durations(store=store, kind=H100), OptimSpec(epochs=2, effective_batch=2)
+    whole, part = (
+        plan(trial(model=KNOWN, optim=optim, validation=validation))
+        for validation in (None, ValidationSpec(share=0.5))
+    )
+    rate, rows = times.rate(whole, PLACED), whole.train.prepared.split.rows
+    assert rate is not None
+    of_all_s = times.scoring_s(whole, [whole.train.prepared], PLACED) - durations.SET_UP_S["cuda"]
+    assert times.train_s(whole, PLACED) == pytest.approx(rate.set_up_s + 2 * rows / 2 * rate.step_s)
+    assert times.train_s(part, PLACED) == pytest.approx(
+        rate.set_up_s + 2 * (rows / 4 * rate.step_s + of_all_s / 2)
+    )
+
+
+def test_a_gguf_file_is_no_tiny_model(store: Store):
+    converted = sized()
+    origin = ConvertStage(file="/m.gguf", digest="d", name="m")
+    prepared = replace(
+        converted.train.prepared, base=replace(converted.train.base, origin=origin, location="")
+    )
+    converted = replace(converted, train=replace(converted.train, prepared=prepared))
+    assert Durations(store=store).lengths(converted) == UNSEEN_LENGTHS
+
+
 def test_a_model_of_unknown_size_gets_the_gates_own_guess(store: Store):
     unknown = sized(model=ModelSpec(name="hub", source="some/model"))
     for kind in ("train", "evaluate"):
@@ -201,7 +226,12 @@ def test_rates_are_read_of_what_the_store_has(store: Store):
 
 def test_a_gang_may_get_the_slowest_gpus_there_are():
     assert isinstance(H100, GpuKind)
-    assert slowest(read_cluster("1x8xH100,1x8xL4")) == L4
+    assert slowest(read_cluster("1x8xH100,1x8xL4"))[2:7] == L4[2:7]
+    # In bf16 the A10G is slower, in fp32 the A100.
+    mixed, a100 = slowest(read_cluster("1x8xA10G,1x8xA100")), gpu_kind("A100")
+    assert isinstance(a100, GpuKind)
+    assert mixed is not None
+    assert (mixed.bf16_tflops, mixed.fp32_tflops) == (70, a100.fp32_tflops)
     assert slowest([]) is None
 
 

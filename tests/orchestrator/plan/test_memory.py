@@ -12,7 +12,7 @@ from orchestrator.spec import catalog
 from orchestrator.spec.models import architecture_of
 from tests.model_files import write_gguf, write_model
 from tests.trainers.architectures import save_architecture, small_tokenizer
-from trainers.models.architecture import FAMILIES, Architecture, of_config
+from trainers.models.architecture import FAMILIES, LINEAR_LAYERS, Architecture, of_config
 from trainers.models.loading import load_model
 from trainers.rewards import RewardSpec
 from trainers.specs import LoraSpec, ModelSpec, OptimSpec, Placement
@@ -70,6 +70,8 @@ def test_a_count_by_formula_is_that_of_the_meta_device(family: str, tied: bool):
     assert found is not None
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.tied == tied
+    layers = [name for name, part in model.base_model.named_modules() if isinstance(part, torch.nn.Linear)]
+    assert {name.rpartition(".")[2] for name in layers} == set(LINEAR_LAYERS[family])
 
 
 def test_an_unknown_family_is_asked_for_on_the_meta_device(tmp_path):

@@ -150,6 +150,15 @@ def test_a_model_of_unknown_size_gets_one_gpu_and_no_forward_longer_than_a_pair(
     assert (placement.world_size, placement.forward_tokens) == (1, LONGEST)
 
 
+@pytest.mark.parametrize(("family", "longest"), [("qwen2", LONGEST), ("unheard_of", LONGEST + 1024)])
+def test_an_architecture_that_may_need_padded_rows_has_room_for_the_prompt_twice(family: str, longest: int):
+    shapes = replace(catalog.ARCHITECTURES["Qwen/Qwen2.5-3B-Instruct"], family=family)
+    training = training_of(trial(model=HUB), shapes)
+    assert training is not None
+    assert training.pair.total == longest
+    assert place(trial(model=HUB), gpus(1), architecture=shapes).forward_tokens >= longest
+
+
 def test_a_model_that_fits_nowhere_is_refused_with_what_would_hold_it():
     with pytest.raises(PlanError) as raised:
         place(paper_trial("llama-3.1-8b"), gpus(1, 24.0))

@@ -51,8 +51,8 @@ VALUES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "lora-targets": ("q_proj+v_proj", ("q_proj", "v_proj"), {"lora-rank": 4}),
     "precision": ("bf16", "bf16", {}),
     "train-pairs": ("5", 5, {}),
-    "draw-seed": ("3", 3, {}),
-    "permutation": ("torch", "torch", {}),
+    "draw-seed": ("3", 3, {"train-pairs": 5}),
+    "permutation": ("torch", "torch", {"train-pairs": 5}),
     "max-prompt-tokens": ("64", 64, {}),
     "max-response-tokens": ("64", 64, {}),
     "system": ("drop", "drop", {}),
@@ -129,6 +129,32 @@ def test_points_that_are_one_training_are_one_trial():
     assert names == ["optimizer=adamw", "optimizer=sgd momentum=0", "optimizer=sgd momentum=0.9"]
 
 
+def test_a_flag_that_only_some_points_read_is_kept_for_those():
+    made = trials("optimizer=adamw,sgd", momentum=0.9, rewards=("ex_rm",))
+    assert [item.optim.momentum for item in made] == [0.0, 0.9]
+    made = trials("lora-rank=0,8", lora_alpha=32.0, lora_targets=("v_proj", "q_proj"), rewards=("ex_rm",))
+    assert [item.lora for item in made] == [None, LoraSpec(rank=8, alpha=32.0, targets=("q_proj", "v_proj"))]
+
+
+def test_names_of_parts_are_one_value_in_any_order():
+    assert AXES["freeze"].read("unembedding+embeddings+embeddings") == ("embeddings", "unembedding")
+    assert AXES["betas"].read("0.9+0.8") == (0.9, 0.8)
+
+
+def test_without_a_draw_its_seed_tells_no_trainings_apart():
+    with pytest.raises(
+        SpecError, match="no trial would use draw-seed; all pairs are taken; give --max-train-pairs"
+    ):
+        trials("draw-seed=0,1")
+    made = trials("train-pairs=none,5", "draw-seed=0,1", rewards=("ex_rm",))
+    assert [item.variant for item in made] == [
+        "train-pairs=none",
+        "train-pairs=5 draw-seed=0",
+        "train-pairs=5 draw-seed=1",
+    ]
+    assert made[0].train_draw == DrawSpec()
+
+
 def test_another_number_of_pairs_of_a_set_with_its_own_draw_is_the_flags_draw():
     for pairs in (500, 1000):
         flag, along = (
@@ -202,8 +228,8 @@ def test_a_value_is_validated_by_the_spec_that_has_it(axis: str, said: str):
         trials(axis)
 
 
-def declared(*specs: TrialSpec) -> Any:
-    plans = tuple(map(plan, specs))
+def declared(*specs: TrialSpec, **base: Any) -> Any:
+    plans = tuple(plan(spec, **base) for spec in specs)
     names = {(spec.train_set.name, item.name): "domain shift" for spec in specs for item in spec.eval_sets}
     return declare(ResolvedSweep(sweep=Sweep(name="demo", trials=specs), plans=plans, categories=names))
 
@@ -233,6 +259,18 @@ def test_another_value_is_added_under_a_name_of_its_own_and_a_refusal_says_how(t
         assert all(word in str(refused.value) for word in ("(--replace)", "(--name demo-2)"))
     both = adopted(declared(varied(trial(), {"lr": 1e-5})), store, adds=True)
     assert {item.reward for item in both.trials} == {"im_rm", "im_rm_lr=1e-05"}
+
+
+@pytest.mark.parametrize("change", [{"key": "other weights"}, {"template": "chatml"}])
+def test_seeds_of_another_model_or_template_of_that_name_are_not_added(tmp_path, change: dict[str, str]):
+    store, other = Store(tmp_path), trial(seed=1)
+    write_declaration(declared(trial()), store)
+    adopted(declared(other), store, adds=True)
+    if "template" in change:
+        other = dataclasses.replace(other, model=dataclasses.replace(other.model, **change))
+        change = {}
+    with pytest.raises(SpecError, match="with other data or settings"):
+        adopted(declared(other, **change), store, adds=True)
 
 
 def test_a_sweep_of_before_there_were_axes_is_extended(tmp_path):

@@ -85,6 +85,7 @@ def test_a_share_divides_what_is_trained_on_and_lacks_a_test_split(file, tmp_pat
         ({"test_share": ("1",)}, "above 0 and below 1"),
         ({"test_share": ("0.1", "0.2")}, "two values for all sets"),
         ({"group_by": ("id",)}, "give --test-share"),
+        ({"split_seed": 3}, "--split-seed 3: it divides sets with --test-share"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(file, words, said):
@@ -93,10 +94,9 @@ def test_what_cannot_be_meant_is_refused(file, words, said):
 
 
 def test_flags_that_concern_no_set_are_refused(file):
-    with pytest.raises(SpecError, match=r"--columns, --skip-bad-rows: every set here is the catalog's"):
-        read_as(
-            [catalog.dataset("tiny_world")], [], ReadingOptions(columns=("prompt=q",), skip_bad_rows=True)
-        )
+    words = {"columns": ("prompt=q",), "skip_bad_rows": True, "ratings": "best"}
+    with pytest.raises(SpecError, match=r"--columns, --skip-bad-rows, --ratings: every set here is the"):
+        read_as([catalog.dataset("tiny_world")], [], ReadingOptions(**words))
     with pytest.raises(SpecError, match="no training set of one's own lacks a test split"):
         read_as(
             [catalog.dataset("tiny_world")],

@@ -32,7 +32,7 @@ from tests.orchestrator.sweep_samples import (
 )
 from trainers.data.__main__ import remembered
 from trainers.errors import DataError, ModelError, SpecError
-from trainers.specs import DatasetSpec, ModelSpec, Trust
+from trainers.specs import DatasetSpec, LoraSpec, ModelSpec, Trust
 
 HUB_MODEL = ModelSpec(name="acme", source="acme/tiny-model")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -47,6 +47,19 @@ def test_a_sweep_of_built_in_parts_resolves_to_a_plan_per_trial(store: Store):
     resolved = resolve(sweep([TINY_WORLD, HAMILTONIAN], [TINY_WORLD], models=[LLAMA, QWEN]), store)
     assert [plan.spec.name for plan in resolved.plans] == [trial.name for trial in resolved.sweep.trials]
     assert len({plan.key for plan in resolved.plans}) == 4
+
+
+def test_layers_that_a_model_has_not_are_refused_before_it_is_loaded(store: Store, tmp_path: Path):
+    numbers = dict.fromkeys(("num_hidden_layers", "intermediate_size", "num_attention_heads"), 1)
+    neox = write_model(tmp_path / "neox", model_type="gpt_neox", **numbers)
+    whole = sweep([TINY_WORLD], [TINY_WORLD], models=[LLAMA, ModelSpec(name="neox", source=str(neox))])
+    lora = LoraSpec(rank=1, targets=("q_proj", "v_proj"))
+    adapted = replace(whole, trials=tuple(replace(item, lora=lora) for item in whole.trials))
+    with pytest.raises(
+        SpecError, match=r"neox has no linear layers called q_proj, v_proj; .* query_key_value"
+    ):
+        resolve(adapted, store)
+    resolve(replace(adapted, trials=adapted.trials[:1]), store)
 
 
 def test_the_test_split_of_what_is_trained_on_is_in_distribution(store: Store):
