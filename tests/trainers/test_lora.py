@@ -45,8 +45,7 @@ def job(model, folder, kind, zero, world, **options):
         "placement": {
             "zero_stage": zero,
             "world_size": world,
-            "micro_batch": 1,
-            "accumulation": EFFECTIVE_BATCH // world,
+            "forward_tokens": 300,
             "checkpointing": zero in (1, 3),
         },
         "optim": {"lr": LR, "epochs": EPOCHS, "effective_batch": EFFECTIVE_BATCH},

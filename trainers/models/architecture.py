@@ -108,13 +108,8 @@ def count_parameters(numbers: Architecture) -> int:
 
 def on_meta_device(location: str, revision: str | None = None) -> Architecture:
     """Return the architecture of any model that transformers knows, from a process of its own. Raises ModelError."""
-    command = [
-        sys.executable,
-        "-m",
-        "trainers.models.architecture",
-        location,
-        *([revision] if revision else []),
-    ]
+    asked = [location, revision] if revision else [location]
+    command = [sys.executable, "-m", "trainers.models.architecture", *asked]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_META_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
