@@ -93,10 +93,14 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     assert isinstance(training, TrainStage)
     model = training.base
     base = Weights(
-        location=inputs.location, revision=model.revision, precision=model.precision, trust=model.trust
+        location=inputs.location,
+        revision=model.revision,
+        precision=model.precision,
+        trust=model.trust,
+        template=model.template,
     )
     location = str(inputs.store.read("weights", training.key, "model") / "model")
-    trained = replace(base, location=location, revision=None)
+    trained = replace(base, location=location, revision=None, template=None)
     split = inputs.store.read("dataset", stage.prepared[0][1].split.digest)
     texts = read_written_pairs(split / "pairs.jsonl")
     prompts = [texts[pair.index].prompt[-1].content for pair in pairs]

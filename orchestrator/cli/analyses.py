@@ -336,7 +336,7 @@ def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
     assert base is not None
     model = load_model(
         inputs.location,
-        tokenizer=load_tokenizer(inputs.location, base.revision, base.trust),
+        tokenizer=load_tokenizer(inputs.location, base.revision, base.trust, base.template),
         output=output,
         precision="fp32",
         revision=base.revision,

@@ -356,6 +356,13 @@ def test_nothing_is_dropped_where_activations_are_recomputed(model_type, zero_st
         assert all(map(torch.equal, found, expected))
 
 
+def test_layers_that_share_keys_and_values_are_not_recomputed_under_zero_3():
+    module = RewardModule(without_weights("gemma3n_text", {}), SPECS["im_rm_no_reference"])
+    _checkpoint_activations(module, zero_stage=2)
+    with pytest.raises(ModelError, match=r"Gemma3nForCausalLM take keys and values from others.*ZeRO 2"):
+        _checkpoint_activations(module, zero_stage=3)
+
+
 def test_layers_still_recompute_after_a_validation(monkeypatch):
     def evaluated(reward, pairs, **options):
         reward.eval()

@@ -7,11 +7,14 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.trainers import gang, naive
+from tests.trainers.architectures import load_untrained, save_architecture
 from tests.trainers.gang import Job
 from trainers.errors import ModelError, SpecError
 from trainers.evaluate.scoring import score_pairs
+from trainers.models.adapters import add_adapter
 from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import epoch_order, steps_of_epoch
@@ -42,8 +45,7 @@ def job(model, folder, kind, zero, world, **options):
         "placement": {
             "zero_stage": zero,
             "world_size": world,
-            "micro_batch": 1,
-            "accumulation": EFFECTIVE_BATCH // world,
+            "forward_tokens": 300,
             "checkpointing": zero in (1, 3),
         },
         "optim": {"lr": LR, "epochs": EPOCHS, "effective_batch": EFFECTIVE_BATCH},
@@ -231,6 +233,48 @@ def test_layers_that_are_not_there_are_told_with_those_that_are(tiny_model):
     trained = [name for name, item in chosen.named_parameters() if item.requires_grad]
     assert trained
     assert all(".q_proj.lora_" in name for name in trained)
+
+
+class Router(torch.nn.Linear):
+    """A linear layer that gives something else."""
+
+
+def adapted(model, **options):
+    add_adapter(model, LoraSpec(rank=2, **options), base="here")
+    return {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+
+
+def test_layers_that_do_something_else_or_share_their_weights_get_no_adapter(tiny_model):
+    model = load(tiny_model, "im_rm")
+    first, second = (layer.self_attn for layer in model.model.layers[:2])
+    first.q_proj.weight = second.q_proj.weight
+    first.k_proj.__class__ = Router
+    model.lm_head.__class__ = torch.nn.Linear
+    names = adapted(model)
+    assert "model.layers.1.self_attn.k_proj" in names
+    assert not [name for name in names if name.endswith(("q_proj", "layers.0.self_attn.k_proj", "lm_head"))]
+
+
+def test_a_layer_without_a_name_is_not_taken_for_a_layer_of_the_model(tiny_model):
+    model = load(tiny_model, "im_rm")
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = torch.nn.Sequential(mlp.up_proj)
+    assert "model.layers.1.mlp.up_proj.0" in adapted(model)
+
+
+def test_what_peft_would_put_on_experts_or_refuses_is_told(tmp_path):
+    experts, state = (tmp_path / name for name in ("experts", "state"))
+    save_architecture("deepseek_v3", experts)
+    names = adapted(load_untrained(experts, "unembedding"))
+    assert names
+    assert not [name for name in names if "mlp" in name]
+    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained(state)
+    with pytest.raises(
+        ModelError, match=r"here: .*'out_proj' is incompatible.*name some of --lora-targets dt_proj"
+    ):
+        adapted(load_untrained(state, "unembedding"))
+    assert adapted(load_untrained(state, "head"), targets=("in_proj",)) == {"backbone.layers.0.mixer.in_proj"}
 
 
 def test_an_adapter_beside_frozen_parts_is_refused():

@@ -103,6 +103,19 @@ def test_a_tag_that_both_sides_share_in_part_stays_whole():
     assert tokenizer.decode(tokens.rejected) == "</think>No idea."
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_tag_that_only_one_side_begins_with_stays_whole_on_either(side):
+    begins = turns(
+        "<|bot|>{{ '<think>Hm.' if m.reasoning_content else '<thus>' }}{{ m.content }}", "<|bot|><think>"
+    )
+    tokenizer = tokenizer_of(begins)
+    tokenizer.add_tokens(["<think>"])
+    pair = pair_of(ASKED, **{f"{side}_turns": (reasoning("Hm.", "Yes."),)})
+    (tokens,), _ = tokenize_pairs([pair], tokenizer, DrawSpec())
+    assert tokenizer.decode(tokens.prompt) == PROMPT
+    assert tokenizer.decode(getattr(tokens, side)) == "<think>Hm.Yes."
+
+
 DROPPED = {
     "in a field": THINKING,
     "in the text": pair_of(ASKED, chosen="<think>Hm.</think>\n\nYes."),
@@ -200,7 +213,8 @@ def test_a_template_is_chosen_by_name_or_file(tmp_path):
     file = tmp_path / "own.jinja"
     file.write_text("{{ messages[0].content }} own", "utf-8")
     tokenizer_of(NAMED).save_pretrained(tmp_path / "model")
-    for given, said in (("rag", "rag"), (str(file), "own")):
+    inline = "{{ messages[0].content }} " + "text" * 100
+    for given, said in (("rag", "rag"), (str(file), "own"), (inline, "text" * 100)):
         tokenizer = load_tokenizer(str(tmp_path / "model"), template=given_template(given))
         assert (
             tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == f"a {said}"

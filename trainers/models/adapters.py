@@ -4,6 +4,7 @@ peft replaces a linear layer by one that adds the product of two small matrices,
 all else keeps the base model's values. B begins at 0, so an untrained adapter changes nothing.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
+from trainers.models.attention import backbone
+from trainers.pairs.templates import first_line
 from trainers.specs import LoraSpec
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_HEAD = ["classifier", "score"]
 
 
 def add_adapter(
@@ -24,39 +26,59 @@ def add_adapter(
 ) -> None:
     """Put an untrained adapter on `model`, drawn from `seed`; `base` is where it was loaded. Raises ModelError."""
     from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    found = _linear_layers(model)
-    unknown = [name for name in lora.targets if name not in found]
-    if unknown or not found:
-        raise ModelError(
-            f"{base}: the backbone of a {type(model).__name__} has no linear layers"
-            + (f" called {', '.join(unknown)}; " if found else ", so it takes no adapter; ")
-            + (
-                f"name some of --lora-targets {' '.join(found)}."
-                if found
-                else "train it without --lora-rank."
-            )
+    plain = _linear_layers(model)
+    found = sorted({_last(name) for name in plain})
+    try:
+        # Where experts have layers of these names, too, peft would take their fused weights instead.
+        kept = LoraConfig(target_modules=found)
+        convert_peft_config_for_transformers(kept, model=model, conversions=None)
+        found = sorted(kept.target_modules or ())
+        targets = list(lora.targets or found)
+        _require_layers(model, targets, found)
+        # peft finds layers by the ends of their names.
+        others = [name for name, _ in model.named_modules() if _last(name) in targets and name not in plain]
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            target_modules=targets,
+            exclude_modules=others or None,
+            base_model_name_or_path=str(Path(base).absolute()) if Path(base).exists() else base,
+            revision=revision,
+            task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
+            modules_to_save=["classifier", "score"] if hasattr(model, "score") else None,
         )
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        target_modules=list(lora.targets or found),
-        base_model_name_or_path=str(Path(base).absolute()) if Path(base).exists() else base,
-        revision=revision,
-        task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
-        modules_to_save=_HEAD if hasattr(model, "score") else None,
-    )
-    _inject(model, config, seed or 0)
+        _inject(model, config, seed or 0)
+    except ValueError as error:
+        instead = (
+            f"name some of --lora-targets {' '.join(found)}" if found else "train it without --lora-rank"
+        )
+        raise ModelError(f"{base}: {first_line(error).rstrip('.')}; {instead}.") from error
 
 
-def _linear_layers(model: Any) -> list[str]:
-    """Return what the backbone's linear layers are called: q_proj, up_proj, …"""
+def _require_layers(model: Any, targets: list[str], found: list[str]) -> None:
+    unknown = [name for name in targets if name not in found]
+    if unknown or not found:
+        called = f" called {', '.join(unknown)}" if found else ""
+        raise ValueError(f"the backbone of a {type(model).__name__} has no linear layers{called}")
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _linear_layers(model: Any) -> set[str]:
+    """Return the names of the backbone's layers that are linear, do nothing else, and share their weights with none."""
     from transformers.pytorch_utils import Conv1D
 
-    layers = model.base_model.named_modules()
-    return sorted(
-        {name.rsplit(".", 1)[-1] for name, layer in layers if name and isinstance(layer, nn.Linear | Conv1D)}
-    )
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    inside = {
+        id(layer)
+        for layer in backbone(model).modules()
+        if type(layer) in (nn.Linear, Conv1D) and uses[id(layer.weight)] == 1
+    }
+    return {name for name, layer in model.named_modules() if id(layer) in inside}
 
 
 def _inject(model: Any, config: Any, seed: int) -> None:

@@ -25,6 +25,10 @@ LINEAR_LAYERS = {
 }
 FAMILIES = tuple(LINEAR_LAYERS)
 _META_TIMEOUT_S = 120
+_NAMES = (
+    *("model_type", "vocab_size", "hidden_size", "intermediate_size", "head_dim"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,28 +70,29 @@ class Architecture:
 def of_config(config: Mapping[str, Any]) -> Architecture | None:
     """Return the architecture that a config.json describes; None for another family, or where a number is missing."""
     family = config.get("model_type")
-    if family not in FAMILIES:
+    biased = config.get("attention_bias") or config.get("mlp_bias")
+    if family not in FAMILIES or (biased and family in ("llama", "gemma2")):
         return None
     try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        found = Architecture(
-            family=family,
-            parameters=0,
-            layers=int(config["num_hidden_layers"]),
-            hidden=hidden,
-            intermediate=int(config["intermediate_size"]),
-            heads=heads,
-            key_heads=int(config.get("num_key_value_heads") or heads),
-            head_width=int(config.get("head_dim") or hidden // heads),
-            vocabulary=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", family == "gemma2")),
-        )
+        tied = bool(config.get("tie_word_embeddings", family == "gemma2"))
+        found = _numbers(config, parameters=0, intermediate=int(config["intermediate_size"]), tied=tied)
     except (KeyError, TypeError, ValueError):
         return None
-    biased = config.get("attention_bias") or config.get("mlp_bias")
-    if biased and family in ("llama", "gemma2"):
-        return None
     return dataclasses.replace(found, parameters=count_parameters(found))
+
+
+def _numbers(config: Mapping[str, Any], **counted: Any) -> Architecture:
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    return Architecture(
+        family=config["model_type"],
+        layers=int(config["num_hidden_layers"]),
+        hidden=hidden,
+        heads=heads,
+        key_heads=int(config.get("num_key_value_heads") or heads),
+        head_width=int(config.get("head_dim") or hidden // heads),
+        vocabulary=int(config["vocab_size"]),
+        **counted,
+    )
 
 
 def count_parameters(numbers: Architecture) -> int:
@@ -109,13 +114,8 @@ def count_parameters(numbers: Architecture) -> int:
 
 def on_meta_device(location: str, revision: str | None = None) -> Architecture:
     """Return the architecture of any model that transformers knows, from a process of its own. Raises ModelError."""
-    command = [
-        sys.executable,
-        "-m",
-        "trainers.models.architecture",
-        location,
-        *([revision] if revision else []),
-    ]
+    asked = [location, revision] if revision else [location]
+    command = [sys.executable, "-m", "trainers.models.architecture", *asked]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_META_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -134,17 +134,12 @@ def _build(location: str, revision: str | None) -> Architecture:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     embeddings, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
-    heads = int(config.num_attention_heads)
-    return Architecture(
-        family=config.model_type,
+    # Configs have names of their own for these numbers (n_embd), and know them by the common ones.
+    common = {name: getattr(config, name, None) for name in _NAMES}
+    return _numbers(
+        common,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=int(config.num_hidden_layers),
-        hidden=int(config.hidden_size),
-        intermediate=int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size),
-        heads=heads,
-        key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        vocabulary=int(config.vocab_size),
+        intermediate=int(common["intermediate_size"] or 4 * config.hidden_size),
         tied=unembedding is not None and unembedding.weight is embeddings.weight,
     )
 

@@ -44,13 +44,9 @@ def backbone(model: Any) -> Any:
     return model.model if model.base_model is model else model.base_model
 
 
-def compute_alone(model: Any) -> None:
-    """Make `hidden_states` compute each row without the others: padding changes what this model gives."""
-    model.rows_alone = True
-
-
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Return the last layer's normalised hidden states of all tokens of the batch, [N, D]."""
+    # Where padding changes what a row gives (layouts.py).
     if getattr(model, "rows_alone", False):
         return _alone(model, batch)
     layout = {} if batch.layout is None else {"pair_layout": batch.layout}

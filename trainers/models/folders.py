@@ -34,20 +34,17 @@ def require_sound_model(folder: Path, trust: Trust) -> list[Path]:
 
 def weight_files(folder: Path, trust: Trust) -> list[Path]:
     """Return safetensors files, or pickles where there are none and they are allowed. Raises ModelError."""
-    found = sorted(folder.glob("*.safetensors"))
-    if found:
-        index = folder / "model.safetensors.index.json"
-        return found if (folder / "model.safetensors").is_file() else _complete(found, index)
-    pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
-    if not pickles:
-        raise ModelError(f"{folder} holds no safetensors weights, and no other format is read.")
-    if not trust.allow_pickle:
-        raise ModelError(
-            f"{folder} holds no safetensors weights; {pickles[0].name} is a pickle, which can run any code of its "
-            "author. Convert it, or say --allow-pickle if you trust it."
-        )
-    index = folder / "pytorch_model.bin.index.json"
-    return pickles if (folder / "pytorch_model.bin").is_file() else _complete(pickles, index)
+    for single, patterns in (("model.safetensors", ("*.safetensors",)), (PICKLES[0], PICKLES)):
+        found = sorted(file for pattern in patterns for file in folder.glob(pattern))
+        if found and patterns is PICKLES and not trust.allow_pickle:
+            raise ModelError(
+                f"{folder} holds no safetensors weights; {found[0].name} is a pickle, which can run any code of its "
+                "author. Convert it, or say --allow-pickle if you trust it."
+            )
+        if found:
+            whole = (folder / single).is_file()
+            return found if whole else _complete(found, folder / f"{single}.index.json")
+    raise ModelError(f"{folder} holds no safetensors weights, and no other format is read.")
 
 
 def _complete(shards: list[Path], index: Path) -> list[Path]:

@@ -7,35 +7,31 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from trainers.models.attention import separate_rows
-from trainers.models.layouts import padded_attention
-from trainers.models.loading import DTYPES, device, make_rows_for
+from trainers.models.layouts import layout_of, padded_attention
+from trainers.models.loading import device, load_model
 from trainers.models.memory import memory_named
-from trainers.models.products import products_of, settle_products
-from trainers.pairs.templates import load_tokenizer, padding_token
+from trainers.models.products import products_of
+from trainers.pairs.templates import padding_token
 from trainers.specs import Precision, Trust
 
 
-def load_generator(location: str, *, revision: str | None, precision: Precision, trust: Trust) -> Any:
-    """Load a causal language model as transformers has it, on a GPU where there is one, with its tokenizer's pad id."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tokenizer = load_tokenizer(location, revision, trust)
-    options = {"revision": revision, "trust_remote_code": trust.trust_remote_code}
-    settle_products(precision)
-    model = AutoModelForCausalLM.from_pretrained(
+def load_generator(
+    location: str, *, tokenizer: Any, revision: str | None, precision: Precision, trust: Trust
+) -> Any:
+    """Load a causal language model with an attention of transformers, on a GPU where there is one. Raises ModelError."""
+    model = load_model(
         location,
-        dtype=DTYPES[precision],
-        attn_implementation=padded_attention(AutoConfig.from_pretrained(location, **options)),
-        use_safetensors=None if trust.allow_pickle else True,
-        weights_only=True,
-        **options,
+        tokenizer=tokenizer,
+        output="unembedding",
+        precision=precision,
+        revision=revision,
+        trust=trust,
     )
-    model.tf32 = precision == "tf32"
-    make_rows_for(model, tokenizer)
-    separate_rows(model)
+    if layout_of(model) == "packed":
+        own = "sdpa" if model._supports_sdpa else "eager"
+        model.set_attn_implementation(padded_attention(model.config) or own)
     model.config.pad_token_id = padding_token(tokenizer)
-    return model.eval().to(device())
+    return model.to(device())
 
 
 def generate(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainers.errors import ModelError
 from trainers.models import attention
-from trainers.models.attention import backbone, compute_alone, separate_rows, shared_tokens
+from trainers.models.attention import backbone, separate_rows, shared_tokens
 from trainers.models.reward_parts import hidden_states, token_log_probs
 from trainers.models.tiny_copy import ORDINARY_TOKENS, Wide, tiny_copy
 from trainers.models.unembedding import Unembedding
@@ -68,8 +68,7 @@ def settle_layout(model: Any, location: str) -> None:
     if layout == "packed":
         _pack(model)
         return
-    if alone:
-        compute_alone(model)
+    model.rows_alone = alone
     rows = "two rows a pair, each computed alone" if alone else "two padded rows a pair"
     logger.warning("%s (%s) gets %s, not packed pairs: %s.", location, kind, rows, why)
 
@@ -130,7 +129,7 @@ def _tried(model: Any, gives_log_probs: bool) -> Verdict:
         return Verdict("packed", "")
     if not rows:
         return Verdict("rows", packed)
-    compute_alone(tiny)
+    tiny.rows_alone = True
     tiny.set_attn_implementation(plain)
     alone = _why_not(tiny, "rows", expected)
     why = f"with padded rows {rows}; with packed pairs {packed}"
@@ -250,13 +249,13 @@ def _settle_logits(model: Any) -> None:
         with torch.inference_mode(), Wide():
             ids = torch.zeros(1, len(given_T), dtype=torch.long)
             logits_T = model(input_ids=ids, use_cache=False).logits[0, :, 0].double()
+            scale, limit = float(logits_T[0] / given_T[0]), float(logits_T[1])
     # Whatever it raises, _why_refused compares the log-probabilities.
     except Exception:
         return
     finally:
         vars(body).pop("forward", None)
         vars(layer).pop("forward", None)
-    scale, limit = float(logits_T[0] / given_T[0]), float(logits_T[1])
     linear = math.isclose(limit, scale * float(given_T[1]), rel_tol=0.1)
     expected_T = scale * given_T if linear else limit * torch.tanh(scale / limit * given_T)
     # Some models (OPT) use a part of what is called their backbone.

@@ -22,13 +22,17 @@ from trainers.models.layouts import padded_attention, settle_layout, tokens_are_
 from trainers.models.products import settle_products
 from trainers.models.saving import folder_files, persistent_buffers, save_model
 from trainers.models.unembedding import Unembedding, widened
-from trainers.models.variants import register_head, text_of
 from trainers.pairs.templates import first_line
 from trainers.specs import UNTRUSTED, LoraSpec, Output, Part, Precision, Trust
 
 HEAD_STD = 0.02
 # Rows for marker tokens belong to the base model: the same in its reference pass and for every seed.
 _NEW_ROWS_SEED = 0
+# Names of a multimodal checkpoint → of its language model alone.
+_TEXT_NAMES = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?language_model\.(?:model\.)?": "model.",
+}
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -69,11 +73,11 @@ def load_model(
         config = AutoConfig.from_pretrained(
             location, revision=revision, trust_remote_code=trust.trust_remote_code
         )
-        config, key_mapping = text_of(config)
+        config, key_mapping = _text_of(config)
         if output == "head":
             config.num_labels = 1
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-            register_head(config)
+            _register_head(config)
         model, loading = loader.from_pretrained(
             location,
             config=config,
@@ -116,6 +120,49 @@ def load_model(
     elif lora:
         add_adapter(model, lora, base=location, revision=revision, seed=head_seed)
     return model
+
+
+def _text_of(config: Any) -> tuple[Any, dict[str, str] | None]:
+    """Return the config of a multimodal model's language model, and how its weights are renamed; other configs as they are."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+
+    text = config.get_text_config()
+    if text is config or type(text) not in CAUSAL:
+        return config, None
+    text.tie_word_embeddings = config.tie_word_embeddings
+    return text, _TEXT_NAMES
+
+
+def _register_head(config: Any) -> None:
+    """Let AutoModelForSequenceClassification load a head on a causal language model that has no class with one.
+
+    What is saved with it is loaded without rmsweep by a class like this one (docs/models.md).
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
+    from transformers import AutoModelForSequenceClassification, PreTrainedModel
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    kind = type(config)
+    if kind in CLASSIFIERS or kind not in CAUSAL:
+        return
+    causal = CAUSAL[kind]
+    with torch.device("meta"):
+        model = causal(config)
+    prefix = next(name for name, part in model.named_children() if part is backbone(model))
+    base = next(parent for parent in causal.__mro__[1:] if issubclass(parent, PreTrainedModel))
+    name = (
+        f"{causal.__name__.removesuffix('ForCausalLM').removesuffix('LMHeadModel')}ForSequenceClassification"
+    )
+    # As if it stood in the module of its architecture, which transformers reads for what the class supports.
+    named = {
+        "base_model_prefix": prefix,
+        "__module__": causal.__module__,
+        "__annotations__": {"config": kind},
+    }
+    head = type(name, (GenericForSequenceClassification, base), named)
+    # Without exist_ok nothing is registered for a config of transformers' own.
+    AutoModelForSequenceClassification.register(kind, head, exist_ok=True)
 
 
 def _require_weights(

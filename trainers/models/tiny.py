@@ -7,13 +7,14 @@ The same bytes come out of every run on the same machine.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trainers.data import worlds
-from trainers.models import architecture as architectures
+from trainers.models.architecture import Architecture as Numbers
+from trainers.models.architecture import of_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,6 +25,7 @@ VERSION = 2
 Architecture = Literal["llama", "qwen2", "gemma2"]
 MAX_POSITIONS = 256
 REPORT_EVERY_STEPS = 50
+_ROLES = (worlds.SYSTEM, worlds.USER, worlds.ASSISTANT)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -51,22 +53,30 @@ class TinyModel:
     learning_rate: float = 1e-2
 
     @property
-    def numbers(self) -> architectures.Architecture:
+    def config(self) -> dict[str, Any]:
+        """What its config.json says beside the defaults of its architecture."""
+        head_width = self.width // self.heads
+        extra = {"head_dim": head_width, "query_pre_attn_scalar": head_width, "sliding_window": MAX_POSITIONS}
+        return {
+            "model_type": self.architecture,
+            "vocab_size": len(_words()),
+            "hidden_size": self.width,
+            "intermediate_size": 2 * self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads,
+            # If they were tied, a word's logit would move with what the word means once it is read.
+            "tie_word_embeddings": False,
+            "max_position_embeddings": MAX_POSITIONS,
+            **(extra if self.architecture == "gemma2" else {}),
+        }
+
+    @property
+    def numbers(self) -> Numbers:
         """The numbers that decide its memory."""
-        specials = 7
-        known = architectures.Architecture(
-            family=self.architecture,
-            parameters=0,
-            layers=self.layers,
-            hidden=self.width,
-            intermediate=2 * self.width,
-            heads=self.heads,
-            key_heads=self.heads,
-            head_width=self.width // self.heads,
-            vocabulary=len(worlds.VOCABULARY) + specials,
-            tied=False,
-        )
-        return replace(known, parameters=architectures.count_parameters(known))
+        found = of_config(self.config)
+        assert found is not None
+        return found
 
 
 TINY_MODELS: Mapping[str, TinyModel] = MappingProxyType(
@@ -78,6 +88,10 @@ TINY_MODELS: Mapping[str, TinyModel] = MappingProxyType(
 )
 
 
+def _words() -> tuple[str, ...]:
+    return (worlds.PAD, worlds.UNKNOWN, worlds.BEGIN, worlds.END, *_ROLES, *worlds.VOCABULARY)
+
+
 def build_tokenizer() -> "PreTrainedTokenizerFast":
     """Make a tokenizer with one token per word of the tiny world; the end-of-turn token is the eos token."""
     from tokenizers import Tokenizer
@@ -85,10 +99,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    specials = (worlds.PAD, worlds.UNKNOWN, worlds.BEGIN, worlds.END)
-    roles = (worlds.SYSTEM, worlds.USER, worlds.ASSISTANT)
-    words = (*specials, *roles, *worlds.VOCABULARY)
-    numbers = {word: number for number, word in enumerate(words)}
+    numbers = {word: number for number, word in enumerate(_words())}
     backend = Tokenizer(WordLevel(numbers, unk_token=worlds.UNKNOWN))
     backend.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -97,7 +108,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
         unk_token=worlds.UNKNOWN,
         bos_token=worlds.BEGIN,
         eos_token=worlds.END,
-        additional_special_tokens=list(roles),
+        additional_special_tokens=list(_ROLES),
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
     )
@@ -114,6 +125,7 @@ def pretrain(model: TinyModel, out_dir: Path, report: Callable[[dict[str, float]
     the caller's random state and thread count are as before when it returns.
     """
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from trainers.models.saving import settle_tokenizer
 
@@ -124,44 +136,22 @@ def pretrain(model: TinyModel, out_dir: Path, report: Callable[[dict[str, float]
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(model.seed)
-            network = _build_network(model, tokenizer)
+            config = AutoConfig.for_model(
+                **model.config,
+                **{
+                    name: getattr(tokenizer, name)
+                    for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+                },
+            )
+            network = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation="eager"
+            )
             _fit(model, network, tokenizer, report)
     finally:
         torch.set_num_threads(threads)
     network.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
     settle_tokenizer(tokenizer, out_dir)
-
-
-def _build_network(model: TinyModel, tokenizer: "PreTrainedTokenizerFast") -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    extra: dict[str, Any] = {}
-    if model.architecture == "gemma2":
-        head_dim = model.width // model.heads
-        extra = {
-            "head_dim": head_dim,
-            "query_pre_attn_scalar": head_dim,
-            "sliding_window": MAX_POSITIONS,
-        }
-    config = AutoConfig.for_model(
-        model.architecture,
-        vocab_size=len(tokenizer),
-        hidden_size=model.width,
-        intermediate_size=2 * model.width,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        num_key_value_heads=model.heads,
-        # If they were tied, a word's logit would move with what the word means once it is read.
-        tie_word_embeddings=False,
-        max_position_embeddings=MAX_POSITIONS,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **extra,
-    )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
 def _fit(

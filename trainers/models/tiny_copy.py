@@ -68,7 +68,9 @@ class Wide(TorchFunctionMode):
 
 def tiny_copy(model: Any) -> Any:
     """Make a tiny random model of the class of `model`, on the CPU, in evaluation mode."""
-    config = scaled_down(model.config)
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    _scale(config)
     # Only the CPU's generator: touching a GPU's would start it.
     with torch.random.fork_rng(devices=[]), Wide():
         torch.default_generator.manual_seed(0)
@@ -77,15 +79,8 @@ def tiny_copy(model: Any) -> Any:
     return tiny
 
 
-def scaled_down(config: Any) -> Any:
-    """Return a copy of `config` whose model is tiny."""
-    scaled = copy.deepcopy(config)
-    scaled.__dict__.pop("quantization_config", None)
-    _scale(scaled)
-    return scaled
-
-
 def _scale(config: Any) -> None:
+    """Make the model of `config` tiny."""
     from transformers import PreTrainedConfig
 
     # Without the setters, which would check each change against what is still large.

@@ -159,16 +159,6 @@ class _Response(NamedTuple):
     ids: list[int]
 
 
-class _Inputs(NamedTuple):
-    """What the model reads: ids, positions and padding mask, [B, T], and which tokens are a pair."""
-
-    ids: Tensor
-    positions: Tensor | None
-    mask: Tensor | None
-    layout: PairLayout | None
-    tokens: int
-
-
 def collate(
     pairs: Sequence[TokenPair],
     *,
@@ -179,12 +169,14 @@ def collate(
     device: str = "cpu",
 ) -> MicroBatch:
     """Make one micro-batch. Packed, a pair shares its prompt unless one of its rows is longer than `shared_tokens`."""
-    inputs, responses = _packed(pairs, shared_tokens) if layout == "packed" else _rows(pairs, pad_id)
+    ids, positions, mask, spans, responses = (
+        _packed(pairs, shared_tokens) if layout == "packed" else _rows(pairs, pad_id)
+    )
     counts = torch.tensor([len(response.ids) for response in responses])
-    starts_M = torch.repeat_interleave(torch.tensor([response.start for response in responses]), counts)
+    owner_M = torch.repeat_interleave(torch.arange(len(responses)), counts)
     within_M = torch.cat([torch.arange(len(response.ids)) for response in responses])
-    before_M = torch.repeat_interleave(torch.tensor([response.before for response in responses]), counts)
-    response_M = starts_M + within_M
+    before_M = torch.tensor([response.before for response in responses])[owner_M]
+    response_M = torch.tensor([response.start for response in responses])[owner_M] + within_M
     reference_R = None
     if reference is not None:
         reference_P2 = torch.tensor([reference[pair.index] for pair in pairs], dtype=torch.float64)
@@ -192,33 +184,38 @@ def collate(
     margins = [pair.margin for pair in pairs if pair.margin is not None]
     margin_P = torch.tensor(margins, dtype=torch.float64).to(device) if len(margins) == len(pairs) else None
     return MicroBatch(
-        input_ids_BT=inputs.ids.to(device),
-        position_ids_BT=None if inputs.positions is None else inputs.positions.to(device),
-        attention_mask_BT=None if inputs.mask is None else inputs.mask.to(device),
-        layout=inputs.layout,
+        input_ids_BT=ids.to(device),
+        position_ids_BT=None if positions is None else positions.to(device),
+        attention_mask_BT=None if mask is None else mask.to(device),
+        layout=spans,
         last_R=torch.tensor([response.start + len(response.ids) - 1 for response in responses]).to(device),
         response_M=response_M.to(device),
         predictor_M=torch.where(within_M == 0, before_M, response_M - 1).to(device),
         target_M=torch.tensor([token for response in responses for token in response.ids]).to(device),
-        owner_M=torch.repeat_interleave(torch.arange(len(responses)), counts).to(device),
+        owner_M=owner_M.to(device),
         same_P=torch.tensor([pair.chosen == pair.rejected for pair in pairs]).to(device),
         reference_R=reference_R,
         margin_P=margin_P,
         indices=tuple(pair.index for pair in pairs),
-        tokens=inputs.tokens,
+        tokens=ids.numel() if mask is None else int(mask.sum()),
     )
 
 
-def _packed(pairs: Sequence[TokenPair], shared_tokens: int | None) -> tuple[_Inputs, list[_Response]]:
+# Ids, positions and padding mask, [B, T], which tokens are a pair, and the responses.
+_Laid = tuple[Tensor, Tensor | None, Tensor | None, PairLayout | None, list[_Response]]
+
+
+def _packed(pairs: Sequence[TokenPair], shared_tokens: int | None) -> _Laid:
     ids: list[int] = []
-    positions: list[Tensor] = []
+    positions: list[int] = []
     spans: list[Span] = []
 
     def lay(prompt: list[int], chosen: list[int], rejected: list[int]) -> Span:
         span = Span(len(ids), len(prompt), len(chosen), len(rejected))
         ids.extend([*prompt, *chosen, *rejected])
-        positions.append(torch.arange(span.prompt + span.chosen))
-        positions.append(torch.arange(span.prompt, span.prompt + span.rejected))
+        positions.extend(
+            [*range(span.prompt + span.chosen), *range(span.prompt, span.prompt + span.rejected)]
+        )
         spans.append(span)
         return span
 
@@ -232,22 +229,15 @@ def _packed(pairs: Sequence[TokenPair], shared_tokens: int | None) -> tuple[_Inp
         before = first.start + first.prompt - 1
         chosen.append(_Response(before, before + 1, pair.chosen))
         rejected.append(_Response(second.start + second.prompt - 1, second.rejected_start, pair.rejected))
-    inputs = _Inputs(
-        torch.tensor([ids]), torch.cat(positions)[None], None, PairLayout(tuple(spans)), len(ids)
-    )
-    return inputs, chosen + rejected
+    return torch.tensor([ids]), torch.tensor([positions]), None, PairLayout(tuple(spans)), chosen + rejected
 
 
-def _rows(pairs: Sequence[TokenPair], pad_id: int) -> tuple[_Inputs, list[_Response]]:
+def _rows(pairs: Sequence[TokenPair], pad_id: int) -> _Laid:
     halves = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
     width = max(len(prompt) + len(response) for prompt, response in halves)
-    ids = torch.full((len(halves), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(halves), width), dtype=torch.long)
-    responses = []
-    for number, (prompt, response) in enumerate(halves):
-        row = prompt + response
-        ids[number, : len(row)] = torch.tensor(row)
-        mask[number, : len(row)] = 1
-        start = number * width + len(prompt)
-        responses.append(_Response(start - 1, start, response))
-    return _Inputs(ids, None, mask, None, int(mask.sum())), responses
+    rows = [prompt + response for prompt, response in halves]
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    starts = [number * width + len(prompt) for number, (prompt, _) in enumerate(halves)]
+    responses = [_Response(start - 1, start, half[1]) for start, half in zip(starts, halves, strict=True)]
+    return ids, None, mask, None, responses

@@ -7,6 +7,7 @@ its end-of-sequence token, where it has one, after each response. Turns of any o
 import contextlib
 import datetime
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -56,11 +57,11 @@ def load_tokenizer(
 
 
 def given_template(text: str | None) -> str | None:
-    """Return what a user gave as a template: the text of a file, or the name of one that a tokenizer has.
+    """Return what a user gave as a template: the text of a file, a text, or the name of one that a tokenizer has.
 
     Raises SpecError.
     """
-    if text is None or not (text.endswith(".jinja") or Path(text).is_file()):
+    if text is None or "{" in text or not (text.endswith(".jinja") or Path(text).is_file()):
         return text
     try:
         return Path(text).read_text(encoding="utf-8")
@@ -72,18 +73,16 @@ def choose_template(tokenizer: Any, template: str | None) -> Any:
     """Give a tokenizer that template (None: its own), a text or one of its own by name. Raises ModelError."""
     own = tokenizer.chat_template
     named = own if isinstance(own, dict) else {"default": own} if own else {}
-    if template is None and not isinstance(own, dict):
+    if template is None and (not isinstance(own, dict) or "default" in own):
         return tokenizer
-    if template is not None and "{" in template:
-        tokenizer.chat_template = template
-    elif template is not None and template in named:
-        tokenizer.chat_template = named[template]
-    elif template is not None or "default" not in named:
+    chosen = template if template and "{" in template else named.get(template)
+    if chosen is None:
         missing = "several chat templates" if template is None else f"no chat template {template!r}"
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has {missing}; name one of its own, {', '.join(named) or 'none'}, "
             "or a Jinja file, with --template."
         )
+    tokenizer.chat_template = chosen
     return tokenizer
 
 
@@ -107,7 +106,6 @@ def _add_markers(tokenizer: Any) -> None:
 _SENTINELS = ("A7f3q", "Z9k2w")
 _LABELS = ("id", "type", "index")
 _REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
-
 
 # What a template raises that meets an unexpected form: it adds, loops over or looks up what it cannot.
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
@@ -190,7 +188,8 @@ def response_start(
     start = _shared_start([*plain, *wholes])
     # With reasoning in one response a template may begin it with one tag, and with another without.
     tags = [re.escape(str(token.content)) for token in tokenizer.added_tokens_decoder.values()]
-    for found in re.finditer("|".join(sorted(tags, key=len, reverse=True)) or r"(?!)", wholes[0]):
+    tag = re.compile("|".join(sorted(tags, key=len, reverse=True)) or r"(?!)")
+    for found in itertools.chain.from_iterable(map(tag.finditer, wholes)):
         if found.start() < len(start) < found.end():
             start = start[: found.start()]
     return start

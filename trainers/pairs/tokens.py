@@ -212,40 +212,19 @@ def held_out(
     )
 
 
-class _Asked(NamedTuple):
-    """A rendered prompt with its tokens, and the text that the template adds to it for a response."""
-
-    row: int
-    prompt: str
-    prompt_ids: list[int]
-    added: str
-
-
 def _tokenize(
     pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any, draw: DrawSpec, counts: Counts
-) -> list[TokenPair]:
+) -> Iterator[TokenPair]:
     rendered = [
         _rendered(pair.prompt, pair.responses, pair.tools, row, tokenizer, draw)
         for pair, row in zip(pairs, rows, strict=True)
     ]
     counts.without_system += sum(one.without_system for one in rendered)
-    prompt_ids = _encode([one.prompt for one in rendered], tokenizer)
-    asked = []
-    for one, row, ids in zip(rendered, rows, prompt_ids, strict=True):
-        if not ids:
-            raise DataError(f"row {row}: its prompt has no tokens under {tokenizer.name_or_path}.")
-        asked += [_Asked(row, one.prompt, ids, added) for added in one.added]
-    responses = _responses(asked, tokenizer)
-    return [
-        TokenPair(
-            index=row,
-            prompt=ids,
-            chosen=responses[2 * place],
-            rejected=responses[2 * place + 1],
-            margin=pair.margin,
-        )
-        for place, (pair, row, ids) in enumerate(zip(pairs, rows, prompt_ids, strict=True))
-    ]
+    for pair, row, ids in zip(pairs, rows, _encoded(rendered, tokenizer), strict=True):
+        for part, tokens in zip(("its prompt", "a response", "a response"), ids, strict=True):
+            if not tokens:
+                raise DataError(f"row {row}: {part} has no tokens under {tokenizer.name_or_path}.")
+        yield TokenPair(index=row, margin=pair.margin, **dict(zip(_PARTS, ids, strict=True)))
 
 
 class _Rendered(NamedTuple):
@@ -264,20 +243,19 @@ def _rendered(
     tokenizer: Any,
     draw: DrawSpec,
 ) -> _Rendered:
-    if draw.reasoning == "drop":
-        responses = [[*map(without_reasoning, turns)] for turns in responses]
+    responses = [_heard(turns, draw) for turns in responses]
     try:
-        try:
-            return _spans(messages, responses, tools, tokenizer)
-        except DataError:
-            other = without_system(messages, draw.system)
-            if other is None:
-                raise
-            with contextlib.suppress(DataError):
-                return _spans(other, responses, tools, tokenizer)._replace(without_system=True)
-            raise
+        return _spans(messages, responses, tools, tokenizer)
     except DataError as error:
+        other = without_system(messages, draw.system)
+        with contextlib.suppress(DataError):
+            if other is not None:
+                return _spans(other, responses, tools, tokenizer)._replace(without_system=True)
         raise DataError(f"row {row}: {error}") from error
+
+
+def _heard(turns: Sequence[Message], draw: DrawSpec) -> Sequence[Message]:
+    return [*map(without_reasoning, turns)] if draw.reasoning == "drop" else turns
 
 
 def _spans(
@@ -288,23 +266,19 @@ def _spans(
         for response in responses
     ]
     prompt = response_start(tokenizer, messages, wholes, tools=tools)
-    _require_whole(left_out(messages, prompt), tokenizer)
-    if tools:
+    missing = left_out(messages, prompt)
+    if tools and not missing:
         without = render(tokenizer, messages, add_generation_prompt=True)
-        _require_whole(tool_left_out(tools, prompt, without), tokenizer)
+        missing = tool_left_out(tools, prompt, without)
     for response, whole in zip(responses, wholes, strict=True):
-        _require_whole(left_out(response, whole, prompt), tokenizer)
+        missing = missing or left_out(response, whole, prompt)
+    if missing:
+        thought = "think>" in missing or missing.startswith(REASONING_FIELDS)
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path} leaves out or moves {missing}; use a model whose template "
+            f"writes it, or change the row{' (--reasoning drop leaves out what a response thinks)' if thought else ''}."
+        )
     return _Rendered(prompt, [whole.removeprefix(prompt) for whole in wholes])
-
-
-def _require_whole(missing: str | None, tokenizer: Any) -> None:
-    if missing is None:
-        return
-    thought = "think>" in missing or missing.startswith(REASONING_FIELDS)
-    raise DataError(
-        f"the chat template of {tokenizer.name_or_path} leaves out or moves {missing}; use a model whose template writes "
-        f"it, or change the row{' (--reasoning drop leaves out what a response thinks)' if thought else ''}."
-    )
 
 
 def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -315,28 +289,24 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return ids
 
 
-def _responses(asked: Sequence[_Asked], tokenizer: Any) -> list[list[int]]:
-    """Return the tokens that each response adds to those of its prompt."""
-    dividing = _dividing_tokens(tokenizer)
-    tails = [_tail(one.prompt, one.prompt_ids, dividing) for one in asked]
-    pieces = _encode([text + one.added for (text, _), one in zip(tails, asked, strict=True)], tokenizer)
-    found = []
-    for one, (_, tail), piece in zip(asked, tails, pieces, strict=True):
-        # Where tokens merge across the boundary, the response's own are taken: a model generates it that way.
-        ids = piece[len(tail) :] if piece[: len(tail)] == tail else _encode([one.added], tokenizer)[0]
-        if not ids:
-            raise DataError(f"row {one.row}: a response has no tokens under {tokenizer.name_or_path}.")
-        found.append(ids)
-    return found
-
-
-def _dividing_tokens(tokenizer: Any) -> dict[int, str]:
-    """Return the special tokens. A tokenizer takes them out of a text first, so that nothing merges across them."""
-    return {
+def _encoded(rendered: Sequence[_Rendered], tokenizer: Any) -> list[tuple[list[int], list[int], list[int]]]:
+    """Return the tokens of each prompt, and those that its two responses add to them."""
+    # A tokenizer takes special tokens out of a text first, so that nothing merges across them.
+    dividing = {
         number: str(token.content)
         for number, token in tokenizer.added_tokens_decoder.items()
         if token.special and not token.normalized
     }
+    prompts = _encode([one.prompt for one in rendered], tokenizer)
+    tails = [_tail(one.prompt, ids, dividing) for one, ids in zip(rendered, prompts, strict=True)]
+    asked = [(*tail, added) for one, tail in zip(rendered, tails, strict=True) for added in one.added]
+    pieces = _encode([text + added for text, _, added in asked], tokenizer)
+    # Where tokens merge across the boundary, the response's own are taken: a model generates it that way.
+    responses = [
+        piece[len(tail) :] if piece[: len(tail)] == tail else _encode([added], tokenizer)[0]
+        for (_, tail, added), piece in zip(asked, pieces, strict=True)
+    ]
+    return list(zip(prompts, responses[::2], responses[1::2], strict=True))
 
 
 def _tail(prompt: str, prompt_ids: list[int], dividing: dict[int, str]) -> tuple[str, list[int]]:
@@ -352,14 +322,13 @@ def _verification(pair: Pair, row: int, tokenizer: Any, draw: DrawSpec) -> Token
     What both conversations begin with becomes the prompt; an answer is one token, the last.
     """
     *before, last = pair.prompt
-    dropping = draw.reasoning == "drop"
     if last.role != "user":
         raise DataError(
             f"row {row}: ex_grm asks about the answer to a user turn, and the prompt ends in a {last.role} turn; "
             "use another reward type, or change the row."
         )
     for text, turns in zip((pair.chosen, pair.rejected), pair.responses, strict=True):
-        if missing := left_out([*map(without_reasoning, turns)] if dropping else turns, text):
+        if missing := left_out(_heard(turns, draw), text):
             raise DataError(
                 f"row {row}: ex_grm asks about a response's text, which leaves out {missing}; use another reward type, "
                 "or change the row."
@@ -373,19 +342,15 @@ def _verification(pair: Pair, row: int, tokenizer: Any, draw: DrawSpec) -> Token
         messages = (*before, Message("user", question, last.fields))
         answers = [[Message("assistant", answer)] for answer in ("Yes", "No")]
         rendered = _rendered(messages, answers, pair.tools, row, tokenizer, draw)
-        (ids,) = _encode([rendered.prompt], tokenizer)
-        yes, no = _responses(
-            [_Asked(row, rendered.prompt, ids, added) for added in rendered.added], tokenizer
-        )
+        ((ids, yes, no),) = _encoded([rendered], tokenizer)
         # Some templates begin every answer with tags of reasoning, or of a channel.
         at = next((n for n, (one, other) in enumerate(zip(yes, no, strict=False)) if one != other), None)
         if at is None:
             raise ModelError(f'{tokenizer.name_or_path} has one token for "Yes" and "No"; ex_grm needs two.')
         return [*ids, *yes[: at + 1]], [*ids, *no[: at + 1]]
 
-    texts = [Message("assistant", text) for text in (pair.chosen, pair.rejected)]
-    good, bad = ((without_reasoning(text) if dropping else text).content for text in texts)
-    chosen, rejected = asked(good)[0], asked(bad)[1]
+    good, bad = _heard([Message("assistant", text) for text in (pair.chosen, pair.rejected)], draw)
+    chosen, rejected = asked(good.content)[0], asked(bad.content)[1]
     # At least the answer is left on each side.
     shortest = min(len(chosen), len(rejected)) - 1
     shared = next((n for n in range(shortest) if chosen[n] != rejected[n]), shortest)

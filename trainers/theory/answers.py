@@ -26,16 +26,21 @@ class Weights:
     revision: str | None
     precision: Precision
     trust: Trust
+    template: str | None = None
 
     def tokenizer(self) -> Any:
         """Load the model's tokenizer."""
-        return load_tokenizer(self.location, self.revision, self.trust)
+        return load_tokenizer(self.location, self.revision, self.trust, self.template)
 
 
 def ask(weights: Weights, pairs: Sequence[TokenPair], *, samples: int, seed: int) -> Answers:
     """Return for each prompt the likeliest answer, then `samples` drawn at temperature 1: tokens without the end."""
     model = load_generator(
-        weights.location, revision=weights.revision, precision=weights.precision, trust=weights.trust
+        weights.location,
+        tokenizer=weights.tokenizer(),
+        revision=weights.revision,
+        precision=weights.precision,
+        trust=weights.trust,
     )
     end, longest = _limits(pairs)
     likeliest, drawn = (

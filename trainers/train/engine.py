@@ -164,6 +164,11 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
         raise ModelError(
             f"a {type(model).__name__} cannot recompute its activations; train it without checkpointing."
         )
+    if zero_stage == 3 and getattr(model.config, "num_kv_shared_layers", None):
+        raise ModelError(
+            f"layers of a {type(model).__name__} take keys and values from others, whose gradients recomputing loses "
+            "under ZeRO 3; train it without checkpointing, or with ZeRO 2."
+        )
     # ZeRO-3 partitions weights between forward and backward, which the newer kind of checkpoint refuses.
     model.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
     if zero_stage == 3 and not any(item.requires_grad for item in model.get_input_embeddings().parameters()):
