@@ -28,7 +28,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -402,86 +401,47 @@ def throughput(check: Check) -> Figures:
     do not count. `planned GB` is what `plan` would reserve.
     """
     _require("deepspeed")
-    from benchmarks.interleave import OURS, measure, ratio_to_ours
+    from transformers import LlamaConfig
+
+    from benchmarks.data import random_draw
+    from benchmarks.turns import OURS, Job, measure, ratio_to_ours
+    from orchestrator.spec.catalog import ARCHITECTURES
+    from trainers.models.architecture import of_config
 
     contenders = (OURS, "naive", *(["trl"] if _is_installed("trl") and not check.cpu else []))
     precisions = ("fp32",) if check.cpu else ("bf16", "tf32", "fp32")
     batch, repetitions = (2, 1) if check.cpu else (8, 5)
-    found: Figures = {}
-    with tempfile.TemporaryDirectory() as name:
-        inputs, shapes = _random_inputs(Path(name), check, batch * (repetitions + 1))
-        for precision in precisions:
-            for kind in ("ex_rm", "im_rm"):
-                jobs = [
-                    replace(inputs.job(one, "train", kind), precision=precision, batch=batch)
-                    for one in contenders
-                ]
-                measured = measure(jobs, repetitions)
-                seconds = {one: turns.seconds() for one, turns in measured.items()}
-                values = [turns.value for turns in measured.values()]
-                # Contenders that compute the same step agree on its loss, within the precision.
-                if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
-                    raise WrongNumber(f"{precision} {kind}: the contenders' losses are {values}")
-                own = statistics.median(seconds[OURS])
-                figures: Figures = {
-                    "pairs/s": batch / own,
-                    "peak GB": max(turn["peak_bytes"] for turn in measured[OURS].turns) / 1e9,
-                    **{f"times {one}": ratio_to_ours(seconds, one) for one in contenders[1:]},
-                    **_planned(shapes, kind, precision, batch, own, check),
-                }
-                found[f"{precision} {kind}"] = figures
-    return found
-
-
-def _random_inputs(folder: Path, check: Check, count: int) -> tuple[Any, Any]:
-    """A model of random weights and pairs of random words, as a benchmark's inputs; and the model's shape."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from benchmarks.data import Drawn, Inputs, save
-    from orchestrator.spec.catalog import ARCHITECTURES
-    from trainers.data import worlds
-    from trainers.data.records import Message, Pair
-    from trainers.models.architecture import of_config
-    from trainers.models.tiny import build_tokenizer
-    from trainers.pairs.tokens import tokenize_pairs
-    from trainers.specs import DrawSpec
-
     shapes = ARCHITECTURES["meta-llama/Llama-3.2-1B"]
-    config = LlamaConfig(
-        vocab_size=512 if check.cpu else shapes.vocabulary,
-        hidden_size=32 if check.cpu else shapes.hidden,
-        intermediate_size=64 if check.cpu else shapes.intermediate,
-        num_hidden_layers=2 if check.cpu else shapes.layers,
-        num_attention_heads=4 if check.cpu else shapes.heads,
-        num_key_value_heads=2 if check.cpu else shapes.key_heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-    )
-    torch.manual_seed(SEED)
-    tokenizer = build_tokenizer()
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    random = np.random.default_rng(SEED)
-
-    def text(tokens: int) -> str:
-        longest = 3 * tokens // 2
-        return " ".join(random.choice(worlds.VOCABULARY, random.integers(tokens // 2, longest)))
-
-    lengths = (9, 7, 5) if check.cpu else PAIR
-    records = [
-        Pair(
-            prompt=(Message(role="user", content=text(lengths[0])),),
-            chosen=text(lengths[1]),
-            rejected=text(lengths[2]),
-        )
-        for _ in range(count)
-    ]
-    pairs, _ = tokenize_pairs(records, tokenizer, DrawSpec(max_pairs=count, seed=SEED))
-    (folder / "pairs").mkdir()
-    save(Drawn(pairs=pairs, records=[records[pair.index] for pair in pairs]), folder / "pairs")
-    found = of_config(config.to_dict())
-    return Inputs(model=folder / "model", folder=folder / "pairs", count=count), found
+    config = {
+        "vocab_size": 512 if check.cpu else shapes.vocabulary,
+        "hidden_size": 32 if check.cpu else shapes.hidden,
+        "intermediate_size": 64 if check.cpu else shapes.intermediate,
+        "num_hidden_layers": 2 if check.cpu else shapes.layers,
+        "num_attention_heads": 4 if check.cpu else shapes.heads,
+        "num_key_value_heads": 2 if check.cpu else shapes.key_heads,
+        "max_position_embeddings": 4096,
+    }
+    found: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        lengths = (9, 7, 5) if check.cpu else PAIR
+        drawn = random_draw(Path(folder), config, lengths, batch * (repetitions + 1))
+        shapes = of_config(LlamaConfig.from_pretrained(folder).to_dict())
+        for precision, kind in itertools.product(precisions, ("ex_rm", "im_rm")):
+            options = {"task": "train", "kind": kind, "drawn": drawn, "precision": precision, "batch": batch}
+            measured = measure([Job(contender=one, **options) for one in contenders], repetitions)
+            seconds = {one: turns.seconds() for one, turns in measured.items()}
+            values = [turns.value for turns in measured.values()]
+            # Contenders that compute the same step agree on its loss, within the precision.
+            if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
+                raise WrongNumber(f"{precision} {kind}: the contenders' losses are {values}")
+            own = statistics.median(seconds[OURS])
+            found[f"{precision} {kind}"] = {
+                "pairs/s": batch / own,
+                "peak GB": measured[OURS].peak_bytes / 1e9,
+                **{f"times {one}": ratio_to_ours(seconds, one) for one in contenders[1:]},
+                **_planned(shapes, kind, precision, batch, own, check),
+            }
+    return found
 
 
 def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, check: Check) -> Figures:

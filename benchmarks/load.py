@@ -24,6 +24,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
+import psutil
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +33,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from benchmarks.load_stages import AT_ONCE, standing_in, standing_in_on_ray
-from benchmarks.turns import resident_bytes
 from orchestrator.cli import run
 from orchestrator.cli.options import Options
 from orchestrator.cli.session import Session
@@ -82,7 +82,7 @@ class Driver:
 
     def _sample(self) -> None:
         while True:
-            self.samples.append((time.time(), resident_bytes(), time.process_time()))
+            self.samples.append((time.time(), psutil.Process().memory_info().rss, time.process_time()))
             if self._done.wait(SAMPLE_EVERY_S):
                 return
 
