@@ -54,6 +54,10 @@ NOT_RUN = {
         ".venv/bin/python sweeps/full_grid.py --suites": "copies that are not here; tests/cli/test_suites_sweep.py runs the flag",
         ".venv/bin/python -m trainers.evaluate": "the same; tests/trainers/test_commands.py scores a suite",
     },
+    "training_options.md": {
+        ".venv/bin/python -m trainers.train": "tests/trainers/test_lora.py trains, saves and loads adapters",
+        ".venv/bin/python sweeps/remedies.py": "minutes; tests/cli/test_remedies_sweep.py runs it at its smallest",
+    },
     "data.md": {"export OPENAI_": "an endpoint and its key; the endpoint of the tests is a fake one"},
     "storage.md": {
         "export AWS_": "addresses and keys of a bucket; tests/faults/test_s3.py sets those of moto's server",

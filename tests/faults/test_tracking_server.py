@@ -27,7 +27,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from orchestrator.tracking.database import EXPERIMENT, default_uri
 from orchestrator.tracking.mlflow import SHOWN, Tracker, is_shown, sync
-from orchestrator.tracking.view import View
+from orchestrator.tracking.view import View, run_names
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
 from tests.orchestrator.sweep_samples import commit_train, commit_trial, declaration, record
@@ -345,11 +345,12 @@ def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(server: st
     written = write_report(declared, case.store)
     assert not is_shown(uri, case.store, declared.sweep, written.results)
     assert Tracker(uri, case.store, declared, **SOON).close(written) is None
+    names = run_names(declared.trials)
     statuses = {run.info.run_name: run.info.status for run in runs_of(server, declared.sweep)}
     assert statuses == {
         declared.sweep: "FAILED",
-        declared.trials[0].name: "FINISHED",
-        broken.name: "FAILED",
+        names[declared.trials[0].key]: "FINISHED",
+        names[broken.key]: "FAILED",
     }
     assert is_shown(uri, case.store, declared.sweep, written.results)
 
