@@ -228,19 +228,19 @@ def _head(check: Check, precision: str) -> Figures:
     layer = Unembedding(width, vocabulary, bias=False)
     layer.weight = torch.nn.Parameter(weight_VD)
 
+    def found(log_prob_M: Tensor, *leaves: Tensor) -> list[Tensor]:
+        log_prob_M.sum().backward()
+        of_hidden_MD, of_weight_VD = _gradients(*leaves)
+        return [log_prob_M.detach(), of_hidden_MD, of_weight_VD, of_weight_VD[others_V]]
+
     def in_blocks() -> list[Tensor]:
         leaf_MD, layer.weight.grad = hidden_MD.detach().requires_grad_(), None
-        log_prob_M = layer(leaf_MD, target_M)
-        log_prob_M.sum().backward()
-        of_hidden_MD, of_weight_VD = _gradients(leaf_MD, layer.weight)
-        return [log_prob_M.detach(), of_hidden_MD, of_weight_VD, of_weight_VD[others_V]]
+        return found(layer(leaf_MD, target_M), leaf_MD, layer.weight)
 
     def whole() -> list[Tensor]:
         leaf_MD, wide_VD = hidden_MD.double().requires_grad_(), weight_VD.double().requires_grad_()
-        log_prob_M = (leaf_MD @ wide_VD.T).log_softmax(-1).gather(1, target_M[:, None])[:, 0]
-        log_prob_M.sum().backward()
-        of_hidden_MD, of_weight_VD = _gradients(leaf_MD, wide_VD)
-        return [log_prob_M.detach(), of_hidden_MD, of_weight_VD, of_weight_VD[others_V]]
+        log_prob_MV = (leaf_MD @ wide_VD.T).log_softmax(-1)
+        return found(log_prob_MV.gather(1, target_M[:, None])[:, 0], leaf_MD, wide_VD)
 
     figures = _compared(f"log-probabilities in {precision}", in_blocks(), whole(), dtype)
     if check.cpu:
@@ -330,9 +330,11 @@ def _losses(folder: Path, model: str, reward: str, *more: str, cpu: bool) -> lis
     from pyarrow import parquet
 
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "trainers.train", "--model", str(folder / model)]
-        command += ["--data", str(folder / "train.jsonl"), "--reward", reward, "--out", f"{out}/trained"]
-        command += ["--effective-batch=8", "--epochs=1", "--lr=1e-4", *more]
+        words = (
+            f"-m trainers.train --model {folder / model} --data {folder / 'train.jsonl'} --reward {reward}"
+        )
+        words += f" --out {out}/trained --effective-batch=8 --epochs=1 --lr=1e-4"
+        command = [sys.executable, *words.split(), *more]
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -363,16 +365,9 @@ def sweep(check: Check) -> Figures:
     _require("ray", "deepspeed", "mlflow")
     before = _on_the_card(check)
     with tempfile.TemporaryDirectory() as storage:
-        command = [sys.executable, "sweeps/full_grid.py", "--profile", "laptop", "--storage", storage]
-        command += [
-            "--models",
-            "llama-64",
-            "--train-sets",
-            "tiny_world",
-            "--max-trials",
-            "1" if check.cpu else "2",
-        ]
-        command += ["--backend", "inline"] if check.cpu else []
+        words = "sweeps/full_grid.py --profile laptop --models llama-64 --train-sets tiny_world --max-trials"
+        words += " 1 --backend inline" if check.cpu else " 2"
+        command = [sys.executable, *words.split(), "--storage", storage]
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -205,13 +205,12 @@ def main(load: Load) -> None:
             code = run.run(session, full_grid)
         if code:
             sys.exit(f"exit code {code}: {session.console.file.getvalue()}")
-        catching_up = [run_again(session) for _ in itertools.takewhile(lambda _: _behind(session), range(20))]
+        shown = session.store.sweep_dir(NAME) / SHOWN
+        catching_up = [
+            run_again(session) for _ in itertools.takewhile(lambda _: not shown.exists(), range(20))
+        ]
         again_s = run_again(session)
         _print(load, session, trials_s[0], driver, sum(catching_up), again_s)
-
-
-def _behind(session: Session) -> bool:
-    return not (session.store.sweep_dir(NAME) / SHOWN).exists()
 
 
 def _print(
@@ -224,6 +223,7 @@ def _print(
 ) -> None:
     results = list(sweep_results(read_declaration(NAME, session.store), session.store))
     ended = sorted(result.finished for result in results)
+    evaluated = sum(len(result.evaluations) for result in results)
     # Artifacts say when trials ended.
     parts = list(enumerate(quarters(ended, ended[-1] - wall_s), 1))
     processor_s = [driver.at(end)[2] - driver.at(start)[2] for _, (start, end, _) in parts]
@@ -232,10 +232,7 @@ def _print(
         f"{load.trials} trials × {load.sets} sets, {load.backend}",
         [
             ("trainings found", f"{sum(result.trained for result in results)} of {load.trials}"),
-            (
-                "evaluations found",
-                f"{sum(len(result.evaluations) for result in results)} of {load.trials * load.sets}",
-            ),
+            ("evaluations found", f"{evaluated} of {load.trials * load.sets}"),
             ("trials that run at once", f"{slots}"),
             ("trials, s", f"{wall_s:.1f}"),
             ("trials, s per trial", f"{wall_s / load.trials:.3f}"),

@@ -48,9 +48,7 @@ def scaled(
             f"tokens, its end-of-turn token included{minus}."
         )
 
-    return RewardType(
-        kind=kind, output="unembedding", score=score, usage=usage, options=options, reads=reads
-    )
+    return RewardType(kind=kind, output="unembedding", score=score, usage=usage, options=options, reads=reads)
 
 
 REWARD_TYPE = scaled("im_rm", log_ratios, "summed log-probability")

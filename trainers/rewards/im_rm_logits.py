@@ -24,6 +24,4 @@ def _logit_sums(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "Tensor":
     return sum_by_response(logit_M.double(), batch)
 
 
-REWARD_TYPE = scaled(
-    "im_rm_logits", _logit_sums, "summed logit", options=frozenset({"beta"}), reads="logits"
-)
+REWARD_TYPE = scaled("im_rm_logits", _logit_sums, "summed logit", options=frozenset({"beta"}), reads="logits")
