@@ -8,8 +8,9 @@ A checkpoint is DeepSpeed's own, and complete only when its marker stands beside
 
 The two newest are kept: one that was damaged since is passed over for the one before. Every tag is new, so that two
 writers of one folder never share a file. With a mirror, files and markers are kept in a bucket under the same names, and
-`folder` is where every node writes and reads them: a station that they leave once they are up. At the placement it was written with a checkpoint is loaded bit for
-bit; at another world size it is converted first. The ZeRO stage must be the one it was written at.
+`folder` is only a station of each node: files leave it once they are up, and are fetched into it before a training
+resumes. At the placement it was written with a checkpoint is loaded bit for bit; at another world size it is converted
+first. The ZeRO stage must be the one it was written at.
 
 The weights of chosen epochs wait beside the checkpoints, so that a training that goes on still has those of its earlier
 epochs; without checkpoints they go to the output folder at once. In a bucket, a sealed note of their files' digests is
