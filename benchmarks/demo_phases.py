@@ -4,49 +4,33 @@ python benchmarks/demo_phases.py --storage rmsweep-store
 """
 
 import json
+import statistics
 from collections import defaultdict
 from pathlib import Path
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 
 def main(storage: Path = Path("rmsweep-store")) -> None:
     """Print the table."""
-    console = Console()
-    seconds_of: dict[str, list[float]] = defaultdict(list)
-    set_up: list[float] = []
+    seconds: dict[str, list[float]] = defaultdict(list)
     peaks: list[tuple[float, float]] = []
     for file in (storage / "artifacts").glob("*/*/manifest.json"):
         manifest = json.loads(file.read_text())
-        seconds_of[manifest["stage"]].append(manifest["seconds"])
-        if manifest["stage"] != "train":
-            continue
-        perf = manifest["info"]["perf"]
-        set_up.append(perf["set_up_s"])
-        if manifest["info"].get("local_mode"):
-            peaks.append((manifest["started"], perf["peak_mem_gb"]))
-    stages = Table(title="stages in the store", title_justify="left")
-    for column in ("stage", "count", "sum s", "median s"):
-        stages.add_column(column, justify="left" if column == "stage" else "right")
-    for stage, values in sorted(seconds_of.items(), key=lambda item: -sum(item[1])):
-        stages.add_row(
-            stage, str(len(values)), f"{sum(values):.1f}", f"{sorted(values)[len(values) // 2]:.1f}"
-        )
-    stages.add_row(
-        "(set-up within train)",
-        str(len(set_up)),
-        f"{sum(set_up):.1f}",
-        f"{sorted(set_up)[len(set_up) // 2]:.1f}",
-    )
-    console.print(stages)
+        info = manifest["info"]
+        seconds[manifest["stage"]].append(manifest["seconds"])
+        if manifest["stage"] == "train":
+            seconds["(set-up within train)"].append(info["perf"]["set_up_s"])
+            if info.get("local_mode"):
+                peaks.append((manifest["started"], info["perf"]["peak_mem_gb"]))
+    print(f"\n{'stages in the store':24}{'count':>8}{'sum s':>10}{'median s':>10}")
+    for stage, values in sorted(seconds.items(), key=lambda item: -sum(item[1])):
+        print(f"{stage:24}{len(values):8}{sum(values):10.1f}{statistics.median(values):10.1f}")
     in_order = [peak for _, peak in sorted(peaks)]
     if in_order:
-        console.print(
+        print(
             f"peak memory of trainings in reused processes, GB: first {in_order[0]:.2f}, last {in_order[-1]:.2f}, "
-            f"largest {max(in_order):.2f}, of {len(in_order)}",
-            soft_wrap=True,
+            f"largest {max(in_order):.2f}, of {len(in_order)}"
         )
 
 

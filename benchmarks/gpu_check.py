@@ -28,7 +28,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -229,19 +228,19 @@ def _head(check: Check, precision: str) -> Figures:
     layer = Unembedding(width, vocabulary, bias=False)
     layer.weight = torch.nn.Parameter(weight_VD)
 
+    def found(log_prob_M: Tensor, *leaves: Tensor) -> list[Tensor]:
+        log_prob_M.sum().backward()
+        of_hidden_MD, of_weight_VD = _gradients(*leaves)
+        return [log_prob_M.detach(), of_hidden_MD, of_weight_VD, of_weight_VD[others_V]]
+
     def in_blocks() -> list[Tensor]:
         leaf_MD, layer.weight.grad = hidden_MD.detach().requires_grad_(), None
-        log_prob_M = layer(leaf_MD, target_M)
-        log_prob_M.sum().backward()
-        of_hidden_MD, of_weight_VD = _gradients(leaf_MD, layer.weight)
-        return [log_prob_M.detach(), of_hidden_MD, of_weight_VD, of_weight_VD[others_V]]
+        return found(layer(leaf_MD, target_M), leaf_MD, layer.weight)
 
     def whole() -> list[Tensor]:
         leaf_MD, wide_VD = hidden_MD.double().requires_grad_(), weight_VD.double().requires_grad_()
-        log_prob_M = (leaf_MD @ wide_VD.T).log_softmax(-1).gather(1, target_M[:, None])[:, 0]
-        log_prob_M.sum().backward()
-        of_hidden_MD, of_weight_VD = _gradients(leaf_MD, wide_VD)
-        return [log_prob_M.detach(), of_hidden_MD, of_weight_VD, of_weight_VD[others_V]]
+        log_prob_MV = (leaf_MD @ wide_VD.T).log_softmax(-1)
+        return found(log_prob_MV.gather(1, target_M[:, None])[:, 0], leaf_MD, wide_VD)
 
     figures = _compared(f"log-probabilities in {precision}", in_blocks(), whole(), dtype)
     if check.cpu:
@@ -331,9 +330,11 @@ def _losses(folder: Path, model: str, reward: str, *more: str, cpu: bool) -> lis
     from pyarrow import parquet
 
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "trainers.train", "--model", str(folder / model)]
-        command += ["--data", str(folder / "train.jsonl"), "--reward", reward, "--out", f"{out}/trained"]
-        command += ["--effective-batch=8", "--epochs=1", "--lr=1e-4", *more]
+        words = (
+            f"-m trainers.train --model {folder / model} --data {folder / 'train.jsonl'} --reward {reward}"
+        )
+        words += f" --out {out}/trained --effective-batch=8 --epochs=1 --lr=1e-4"
+        command = [sys.executable, *words.split(), *more]
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -364,16 +365,9 @@ def sweep(check: Check) -> Figures:
     _require("ray", "deepspeed", "mlflow")
     before = _on_the_card(check)
     with tempfile.TemporaryDirectory() as storage:
-        command = [sys.executable, "sweeps/full_grid.py", "--profile", "laptop", "--storage", storage]
-        command += [
-            "--models",
-            "llama-64",
-            "--train-sets",
-            "tiny_world",
-            "--max-trials",
-            "1" if check.cpu else "2",
-        ]
-        command += ["--backend", "inline"] if check.cpu else []
+        words = "sweeps/full_grid.py --profile laptop --models llama-64 --train-sets tiny_world --max-trials"
+        words += " 1 --backend inline" if check.cpu else " 2"
+        command = [sys.executable, *words.split(), "--storage", storage]
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -402,86 +396,47 @@ def throughput(check: Check) -> Figures:
     do not count. `planned GB` is what `plan` would reserve.
     """
     _require("deepspeed")
-    from benchmarks.interleave import OURS, measure, ratio_to_ours
+    from transformers import LlamaConfig
+
+    from benchmarks.data import random_draw
+    from benchmarks.turns import OURS, Job, measure, ratio_to_ours
+    from orchestrator.spec.catalog import ARCHITECTURES
+    from trainers.models.architecture import of_config
 
     contenders = (OURS, "naive", *(["trl"] if _is_installed("trl") and not check.cpu else []))
     precisions = ("fp32",) if check.cpu else ("bf16", "tf32", "fp32")
     batch, repetitions = (2, 1) if check.cpu else (8, 5)
-    found: Figures = {}
-    with tempfile.TemporaryDirectory() as name:
-        inputs, shapes = _random_inputs(Path(name), check, batch * (repetitions + 1))
-        for precision in precisions:
-            for kind in ("ex_rm", "im_rm"):
-                jobs = [
-                    replace(inputs.job(one, "train", kind), precision=precision, batch=batch)
-                    for one in contenders
-                ]
-                measured = measure(jobs, repetitions)
-                seconds = {one: turns.seconds() for one, turns in measured.items()}
-                values = [turns.value for turns in measured.values()]
-                # Contenders that compute the same step agree on its loss, within the precision.
-                if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
-                    raise WrongNumber(f"{precision} {kind}: the contenders' losses are {values}")
-                own = statistics.median(seconds[OURS])
-                figures: Figures = {
-                    "pairs/s": batch / own,
-                    "peak GB": max(turn["peak_bytes"] for turn in measured[OURS].turns) / 1e9,
-                    **{f"times {one}": ratio_to_ours(seconds, one) for one in contenders[1:]},
-                    **_planned(shapes, kind, precision, batch, own, check),
-                }
-                found[f"{precision} {kind}"] = figures
-    return found
-
-
-def _random_inputs(folder: Path, check: Check, count: int) -> tuple[Any, Any]:
-    """A model of random weights and pairs of random words, as a benchmark's inputs; and the model's shape."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from benchmarks.data import Drawn, Inputs, save
-    from orchestrator.spec.catalog import ARCHITECTURES
-    from trainers.data import worlds
-    from trainers.data.records import Message, Pair
-    from trainers.models.architecture import of_config
-    from trainers.models.tiny import build_tokenizer
-    from trainers.pairs.tokens import tokenize_pairs
-    from trainers.specs import DrawSpec
-
     shapes = ARCHITECTURES["meta-llama/Llama-3.2-1B"]
-    config = LlamaConfig(
-        vocab_size=512 if check.cpu else shapes.vocabulary,
-        hidden_size=32 if check.cpu else shapes.hidden,
-        intermediate_size=64 if check.cpu else shapes.intermediate,
-        num_hidden_layers=2 if check.cpu else shapes.layers,
-        num_attention_heads=4 if check.cpu else shapes.heads,
-        num_key_value_heads=2 if check.cpu else shapes.key_heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-    )
-    torch.manual_seed(SEED)
-    tokenizer = build_tokenizer()
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    random = np.random.default_rng(SEED)
-
-    def text(tokens: int) -> str:
-        longest = 3 * tokens // 2
-        return " ".join(random.choice(worlds.VOCABULARY, random.integers(tokens // 2, longest)))
-
-    lengths = (9, 7, 5) if check.cpu else PAIR
-    records = [
-        Pair(
-            prompt=(Message(role="user", content=text(lengths[0])),),
-            chosen=text(lengths[1]),
-            rejected=text(lengths[2]),
-        )
-        for _ in range(count)
-    ]
-    pairs, _ = tokenize_pairs(records, tokenizer, DrawSpec(max_pairs=count, seed=SEED))
-    (folder / "pairs").mkdir()
-    save(Drawn(pairs=pairs, records=[records[pair.index] for pair in pairs]), folder / "pairs")
-    found = of_config(config.to_dict())
-    return Inputs(model=folder / "model", folder=folder / "pairs", count=count), found
+    config = {
+        "vocab_size": 512 if check.cpu else shapes.vocabulary,
+        "hidden_size": 32 if check.cpu else shapes.hidden,
+        "intermediate_size": 64 if check.cpu else shapes.intermediate,
+        "num_hidden_layers": 2 if check.cpu else shapes.layers,
+        "num_attention_heads": 4 if check.cpu else shapes.heads,
+        "num_key_value_heads": 2 if check.cpu else shapes.key_heads,
+        "max_position_embeddings": 4096,
+    }
+    found: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        lengths = (9, 7, 5) if check.cpu else PAIR
+        drawn = random_draw(Path(folder), config, lengths, batch * (repetitions + 1))
+        shapes = of_config(LlamaConfig.from_pretrained(folder).to_dict())
+        for precision, kind in itertools.product(precisions, ("ex_rm", "im_rm")):
+            options = {"task": "train", "kind": kind, "drawn": drawn, "precision": precision, "batch": batch}
+            measured = measure([Job(contender=one, **options) for one in contenders], repetitions)
+            seconds = {one: turns.seconds() for one, turns in measured.items()}
+            values = [turns.value for turns in measured.values()]
+            # Contenders that compute the same step agree on its loss, within the precision.
+            if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
+                raise WrongNumber(f"{precision} {kind}: the contenders' losses are {values}")
+            own = statistics.median(seconds[OURS])
+            found[f"{precision} {kind}"] = {
+                "pairs/s": batch / own,
+                "peak GB": measured[OURS].peak_bytes / 1e9,
+                **{f"times {one}": ratio_to_ours(seconds, one) for one in contenders[1:]},
+                **_planned(shapes, kind, precision, batch, own, check),
+            }
+    return found
 
 
 def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, check: Check) -> Figures:

@@ -17,22 +17,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
+import psutil
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from benchmarks.load_stages import AT_ONCE, standing_in, standing_in_on_ray
-from benchmarks.turns import resident_bytes
 from orchestrator.cli import run
 from orchestrator.cli.options import Options
 from orchestrator.cli.session import Session
@@ -48,7 +48,7 @@ REWARDS = ("ex_rm", "im_rm")
 MODELS = 100
 SAMPLE_EVERY_S = 0.5
 # What runs the trials of a command.
-RUNS = {"ray": "orchestrator.run.ray.sweep.run_on_ray", "inline": "orchestrator.run.inline.run_inline"}
+RUNS = {"ray": "orchestrator.run.ray.sweep.run_on_ray", "inline": "orchestrator.cli.running.run_inline"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Driver:
 
     def _sample(self) -> None:
         while True:
-            self.samples.append((time.time(), resident_bytes(), time.process_time()))
+            self.samples.append((time.time(), psutil.Process().memory_info().rss, time.process_time()))
             if self._done.wait(SAMPLE_EVERY_S):
                 return
 
@@ -106,10 +106,15 @@ def make_session(load: Load, folder: Path) -> Session:
         seeds=tuple(seeds),
         max_trials=load.trials,
     )
+    return session_of(options, folder)
+
+
+def session_of(options: Options, folder: Path) -> Session:
+    """The invocation with those options, which keeps what it says; its storage is in `folder`."""
     store = Store(folder / "store")
     return Session(
         options=options,
-        sweep_name=NAME,
+        sweep_name=options.name,
         store=store,
         tracking_uri=default_uri(store),
         folder=folder,
@@ -200,13 +205,12 @@ def main(load: Load) -> None:
             code = run.run(session, full_grid)
         if code:
             sys.exit(f"exit code {code}: {session.console.file.getvalue()}")
-        catching_up = [run_again(session) for _ in itertools.takewhile(lambda _: _behind(session), range(20))]
+        shown = session.store.sweep_dir(NAME) / SHOWN
+        catching_up = [
+            run_again(session) for _ in itertools.takewhile(lambda _: not shown.exists(), range(20))
+        ]
         again_s = run_again(session)
         _print(load, session, trials_s[0], driver, sum(catching_up), again_s)
-
-
-def _behind(session: Session) -> bool:
-    return not (session.store.sweep_dir(NAME) / SHOWN).exists()
 
 
 def _print(
@@ -218,44 +222,45 @@ def _print(
     again_s: float,
 ) -> None:
     results = list(sweep_results(read_declaration(NAME, session.store), session.store))
-    trained = sum(result.trained for result in results)
-    evaluated = sum(len(result.evaluations) for result in results)
     ended = sorted(result.finished for result in results)
+    evaluated = sum(len(result.evaluations) for result in results)
     # Artifacts say when trials ended.
-    began = ended[-1] - wall_s
-    table = Table(title=f"{load.trials} trials × {load.sets} sets, {load.backend}", title_justify="left")
-    table.add_column("what")
-    table.add_column("measured", justify="right")
+    parts = list(enumerate(quarters(ended, ended[-1] - wall_s), 1))
+    processor_s = [driver.at(end)[2] - driver.at(start)[2] for _, (start, end, _) in parts]
     slots = len(os.sched_getaffinity(0)) if load.backend == "ray" else 1
-    rows = [
-        ("trainings found", f"{trained} of {load.trials}"),
-        ("evaluations found", f"{evaluated} of {load.trials * load.sets}"),
-        ("trials that run at once", f"{slots}"),
-        ("trials, s", f"{wall_s:.1f}"),
-        ("trials, s per trial", f"{wall_s / load.trials:.3f}"),
-        *(
-            (f"quarter {number}, wall s per trial", f"{(end - start) / count:.3f}")
-            for number, (start, end, count) in enumerate(quarters(ended, began), 1)
-        ),
-        *(
-            (f"quarter {number}, driver's CPU s per trial", f"{_processor_s(driver, start, end) / count:.3f}")
-            for number, (start, end, count) in enumerate(quarters(ended, began), 1)
-        ),
-        ("driver at the start, MB", f"{driver.samples[0][1] / 1e6:.0f}"),
-        *(
-            (f"driver after quarter {number}, MB", f"{driver.at(end)[1] / 1e6:.0f}")
-            for number, (_, end, _) in enumerate(quarters(ended, began), 1)
-        ),
-        ("MLflow, catching up afterwards, s", f"{catching_up_s:.1f}"),
-        ("run again when complete, s", f"{again_s:.1f}"),
-    ]
+    print_table(
+        f"{load.trials} trials × {load.sets} sets, {load.backend}",
+        [
+            ("trainings found", f"{sum(result.trained for result in results)} of {load.trials}"),
+            ("evaluations found", f"{evaluated} of {load.trials * load.sets}"),
+            ("trials that run at once", f"{slots}"),
+            ("trials, s", f"{wall_s:.1f}"),
+            ("trials, s per trial", f"{wall_s / load.trials:.3f}"),
+            *(
+                (f"quarter {n}, wall s per trial", f"{(end - start) / of:.3f}")
+                for n, (start, end, of) in parts
+            ),
+            *(
+                (f"quarter {n}, driver's CPU s per trial", f"{seconds / of:.3f}")
+                for (n, (_, _, of)), seconds in zip(parts, processor_s, strict=True)
+            ),
+            ("driver at the start, MB", f"{driver.samples[0][1] / 1e6:.0f}"),
+            *(
+                (f"driver after quarter {n}, MB", f"{driver.at(end)[1] / 1e6:.0f}")
+                for n, (_, end, _) in parts
+            ),
+            ("MLflow, catching up afterwards, s", f"{catching_up_s:.1f}"),
+            ("run again when complete, s", f"{again_s:.1f}"),
+        ],
+    )
+
+
+def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print what was measured."""
+    table = Table("what", Column("measured", justify="right"), title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-
-
-def _processor_s(driver: Driver, start: float, end: float) -> float:
-    return driver.at(end)[2] - driver.at(start)[2]
 
 
 if __name__ == "__main__":

@@ -88,6 +88,21 @@ def _row(step: int, total: int) -> dict[str, Any]:
     }
 
 
+class NoView:
+    """What stands in the place of MLflow's writer: a view that shows nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def shows(self, key: str) -> bool:
+        return False
+
+    def started(self, key: str) -> None: ...
+
+    def ended(self, key: str, *, failed: bool) -> None: ...
+
+    def close(self, *_: object, **__: object) -> None: ...
+
+
 # What stands in the place of functions of the product, by where these are looked up.
 Stages = Mapping[str, Callable[..., Any]]
 AT_ONCE: Stages = {

@@ -8,7 +8,6 @@ task that holds its GPUs and sleeps; what it sleeps is planned from model size, 
 
 import contextlib
 import dataclasses
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,17 @@ from pathlib import Path
 from unittest import mock
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.load import RUNS, benchmark_folder, dataset_folder, model_folder, seconds_of
-from benchmarks.load_stages import standing_in_on_ray
-from benchmarks.no_view import NoView
+from benchmarks.load import (
+    RUNS,
+    benchmark_folder,
+    dataset_folder,
+    model_folder,
+    print_table,
+    seconds_of,
+    session_of,
+)
+from benchmarks.load_stages import NoView, standing_in_on_ray
 from orchestrator.cli import run
 from orchestrator.cli.options import Options
 from orchestrator.cli.session import Session, select
@@ -32,10 +36,8 @@ from orchestrator.plan.schedule import Job, Request, lower_bound_s, predicted_s,
 from orchestrator.spec.catalog import ARCHITECTURES, LAPTOP, PAPER_MODELS
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
-from orchestrator.store.artifacts import Store
 from orchestrator.store.records import read_state
 from orchestrator.tracking import mlflow
-from orchestrator.tracking.database import default_uri
 from sweeps.full_grid import full_grid
 
 NAME = "makespan"
@@ -81,15 +83,7 @@ def make_session(asked: Makespan, folder: Path) -> Session:
         seeds=(0, 1, 2),
         max_trials=asked.trials,
     )
-    store = Store(folder / "store")
-    return Session(
-        options=options,
-        sweep_name=NAME,
-        store=store,
-        tracking_uri=default_uri(store),
-        folder=folder,
-        console=Console(file=io.StringIO(), width=120),
-    )
+    return session_of(options, folder)
 
 
 def sized_grid(chosen: Selection) -> Sweep:
@@ -164,12 +158,7 @@ def _print(asked: Makespan, session: Session, jobs: Sequence[Job], scale: float,
     notes = read_state(NAME, session.store).trials.values()
     played_s = scale * predicted_s(ranked([job.request for job in jobs], asked.capacity), asked.capacity)
     seconds, widths = [job.takes_s * scale for job in jobs], [job.request.width for job in jobs]
-    table = Table(
-        title=f"{len(jobs)} trials on {asked.nodes} × {asked.gpus} logical GPUs", title_justify="left"
-    )
-    table.add_column("what")
-    table.add_column("measured", justify="right")
-    rows = [
+    rows = (
         ("trials complete", f"{sum(note.state == 'complete' for note in notes)} of {len(jobs)}"),
         ("attempts again", f"{sum(len(note.retries) for note in notes)}"),
         ("trainings by GPUs", ", ".join(f"{widths.count(w)} × {w}" for w in sorted(set(widths)))),
@@ -178,10 +167,8 @@ def _print(asked: Makespan, session: Session, jobs: Sequence[Job], scale: float,
         ("makespan of the trainings, simulated, s", f"{played_s:.0f}"),
         ("makespan, Tune's start and end included, s", f"{trials_s:.0f}"),
         ("makespan / lower bound", f"{trials_s / asked.lower_bound_s:.3f}"),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    )
+    print_table(f"{len(jobs)} trials on {asked.nodes} × {asked.gpus} logical GPUs", rows)
 
 
 if __name__ == "__main__":

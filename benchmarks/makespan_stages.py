@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 import ray
@@ -66,28 +66,6 @@ def sleep_as_a_gang(stage: TrainStage, call: TrainCall, store: Store, seconds: f
     train_at_once(stage, call, store, lambda row: None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sleeper:
-    """What stands in the place of Train: one task holds what was granted for as long as the training is planned to take."""
-
-    backend: RayBackend
-    stage: TrainStage
-    placement: Placement
-    grant: Grant
-    seconds: float
-
-    def fit(self) -> None:
-        """Sleep."""
-        (node,) = set(self.grant.nodes)
-        placement = self.placement
-        gpus = placement.world_size if placement.device == "cuda" else 0
-        call = TrainCall(placement=placement, provenance={"node": node, "world_size": placement.world_size})
-        self.backend.post(StageBegan(stage="train"))
-        on = NodeAffinitySchedulingStrategy(node, soft=False)
-        gang = sleep_as_a_gang.options(num_gpus=gpus, scheduling_strategy=on)
-        ray.get(gang.remote(self.stage, call, self.backend.execution.store, self.seconds))
-
-
 def sleeper(
     backend: RayBackend,
     stage: TrainStage,
@@ -96,10 +74,20 @@ def sleeper(
     *,
     scale: float,
     shapes: Mapping[str, Architecture],
-) -> Sleeper:
-    """Return the sleeper of a training. `shapes` are by model name."""
+) -> SimpleNamespace:
+    """What stands in the place of Train: one task holds what was granted for as long as the training is planned to take."""
     seconds = scale * planned_s(shapes[stage.base.name], stage, stage.base.precision, placement)
-    return Sleeper(backend=backend, stage=stage, placement=placement, grant=grant, seconds=seconds)
+
+    def fit() -> None:
+        (node,) = set(grant.nodes)
+        gpus = placement.world_size if placement.device == "cuda" else 0
+        call = TrainCall(placement=placement, provenance={"node": node, "world_size": placement.world_size})
+        backend.post(StageBegan(stage="train"))
+        on = NodeAffinitySchedulingStrategy(node, soft=False)
+        gang = sleep_as_a_gang.options(num_gpus=gpus, scheduling_strategy=on)
+        ray.get(gang.remote(stage, call, backend.execution.store, seconds))
+
+    return SimpleNamespace(fit=fit)
 
 
 def shared_in_time(stage: SharedStage, store: Store, report: TakeRow) -> None:

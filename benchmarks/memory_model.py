@@ -10,7 +10,6 @@ model: all of them are counted from the code that is run. Linux only; 15 minutes
 """
 
 import gc
-import json
 import os
 import random
 import subprocess
@@ -144,9 +143,8 @@ def measure(number: int) -> float:
     case, environment = CASES[number], {**os.environ, **_ENVIRONMENT}
     config = MODELS[case.model]
     with tempfile.TemporaryDirectory() as folder:
-        # Built by a process that is gone when they are measured.
-        configs = json.dumps({"model": config, "small": {**config, **_SMALL}})
-        subprocess.run([sys.executable, "-c", _BUILD, configs, folder], check=True, capture_output=True)
+        _build(config, Path(folder) / "model")
+        _build({**config, **_SMALL}, Path(folder) / "small")
         launcher = [sys.executable]
         if (ranks := case.placement.world_size) > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -157,17 +155,16 @@ def measure(number: int) -> float:
         return max(float(file.read_text()) for file in Path(folder).glob("rank*.peak"))
 
 
-_BUILD = """
-import json, sys, torch
-from transformers import AutoConfig, AutoModelForCausalLM
-from trainers.models.tiny import build_tokenizer
-torch.manual_seed(0)
-for name, config in json.loads(sys.argv[1]).items():
-    made = AutoConfig.for_model(config.pop("model_type"), pad_token_id=0, **config)
-    folder = f"{sys.argv[2]}/{name}"
+def _build(config: dict[str, Any], folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from trainers.models.tiny import build_tokenizer
+
+    torch.manual_seed(0)
+    made = AutoConfig.for_model(**config, pad_token_id=0)
     AutoModelForCausalLM.from_config(made, dtype=torch.float32).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
-"""
 
 
 def rank(case: Case, folder: Path) -> None:

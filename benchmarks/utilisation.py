@@ -16,15 +16,16 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks.data import load, prepared
-from benchmarks.ours import OurContender
-from benchmarks.turns import BETA, EFFECTIVE_BATCH, Kind
+from benchmarks.contenders import BETA, Ours
+from benchmarks.data import draw
+from benchmarks.turns import EFFECTIVE_BATCH, OURS, Job, Kind
 from orchestrator.plan.durations import BACKWARD, forward_flops, unembedding_flops
 from orchestrator.plan.memory import PairTokens, Training
 from trainers.models.architecture import Architecture, of_config
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec
+from trainers.train.engine import process_group
 
 _MATRIX_REPEATS = 10
 _LISTED = 8
@@ -40,14 +41,14 @@ def main(
 ) -> None:
     """Print the utilisation of each reward type, and the operations of one profiled step."""
     steps = repetitions + 2
-    with prepared(model, data, split=split, count=EFFECTIVE_BATCH * steps, seed=seed) as inputs:
-        pairs = load(inputs.folder).pairs
-        batches = [pairs[start : start + EFFECTIVE_BATCH] for start in range(0, len(pairs), EFFECTIVE_BATCH)]
-        for kind in kinds:
-            _report(OurContender(inputs.job("ours", "train", kind), pairs), kind, batches)
+    drawn = draw(model, data, split=split, count=EFFECTIVE_BATCH * steps, seed=seed)
+    for kind in kinds:
+        job = Job(contender=OURS, task="train", kind=kind, drawn=drawn)
+        with process_group():
+            _report(Ours(job), kind, [job.pairs_of(step) for step in range(steps)])
 
 
-def _report(contender: OurContender, kind: Kind, batches: Sequence[Sequence[TokenPair]]) -> None:
+def _report(contender: Ours, kind: Kind, batches: Sequence[Sequence[TokenPair]]) -> None:
     shapes = of_config(contender.model.config.to_dict())
     assert shapes is not None
     contender.step(batches[0])

@@ -15,8 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from benchmarks.load import NAME, Load, make_session
-from benchmarks.load_stages import AT_ONCE, CHATTY, CHATTY_ROWS, shared_at_once, standing_in
-from benchmarks.no_view import NoView
+from benchmarks.load_stages import AT_ONCE, CHATTY, CHATTY_ROWS, NoView, shared_at_once, standing_in
 from orchestrator.cli import run as commands
 from orchestrator.plan.durations import Durations
 from orchestrator.plan.hardware import local_capacity

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.cluster.machine import free_port
-from trainers.errors import ModelError, SweepError
+from trainers.errors import ModelError, SpecError, SweepError
 from trainers.evaluate.__main__ import Evaluate, run_evaluate, use_device
 from trainers.evaluate.scores import read_pair_scores
+from trainers.specs import OptimSpec
+from trainers.train import __main__ as training
 
 # What a machine without them answers to an import, and to the question whether they are there.
 BLOCK = 'import sys; sys.modules["ray"] = sys.modules["mlflow"] = None'
@@ -125,6 +127,29 @@ def test_a_flag_out_of_range_is_said_in_one_line(environment, tiny_model, tmp_pa
     error = run(environment, *words, "--out", tmp_path / "out", "--lr", "5", code=2).stderr
     assert "error: --lr 5" in error
     assert "Traceback" not in error
+
+
+def train_here(model, tmp_path, **options):
+    words = {"model": str(model), "reward": "ex_rm", "data": "tiny_world", "max_pairs": 4}
+    training.run(training.Train(**words, out=tmp_path / "out", **options))
+
+
+@pytest.mark.parametrize("options", [{"merge": True}, {"lora_targets": ("q_proj",)}, {"lora_alpha": 8.0}])
+def test_options_of_an_adapter_without_one_are_refused(tmp_path, options):
+    with pytest.raises(SpecError, match="give --lora-rank, too"):
+        train_here(tmp_path / "none", tmp_path, **options)
+
+
+def test_an_adapter_on_a_converted_model_is_refused_unless_it_is_merged(tiny_model, tmp_path, monkeypatch):
+    """A GGUF file's folder is gone after the training, so an adapter could not name its base model."""
+    monkeypatch.setattr(
+        "trainers.models.loading.convert_gguf", lambda _, out: shutil.copytree(tiny_model, out)
+    )
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(SpecError, match="GGUF file, which an adapter cannot name as its base; give --merge"):
+        train_here(tmp_path / "model.gguf", tmp_path, lora_rank=2)
+    train_here(tmp_path / "model.gguf", tmp_path, lora_rank=2, merge=True, optim=OptimSpec(epochs=1))
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

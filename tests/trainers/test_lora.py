@@ -45,7 +45,7 @@ def job(model, folder, kind, zero, world, **options):
         "placement": {
             "zero_stage": zero,
             "world_size": world,
-            "forward_tokens": 300,
+            "forward_tokens": (1, 300, 1, 600)[zero],
             "checkpointing": zero in (1, 3),
         },
         "optim": {"lr": LR, "epochs": EPOCHS, "effective_batch": EFFECTIVE_BATCH},

@@ -185,7 +185,7 @@ def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not(tmp_path):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("kind", ["ex_rm", "im_rm_no_reference"])
+@pytest.mark.parametrize("kind", ["ex_rm", "im_rm_no_reference", "im_rm_logits"])
 def test_the_code_of_a_card_gives_the_reward(tiny_model, tmp_path, monkeypatch, kind, adapter):
     reward = reward_variants(0.5)[kind]
     pair = Pair(prompt=user_prompt("What is 2 + 2?"), chosen="4", rejected="5")
@@ -210,7 +210,8 @@ def test_the_code_of_a_card_gives_the_reward(tiny_model, tmp_path, monkeypatch, 
         str(folder), tokenizer=load_tokenizer(str(folder)), output=reward.type.output, precision="fp32"
     )
     expected, _ = score_pairs(RewardModule(model, reward), pairs, reference=None, report=lambda row: None)
-    found = said["reward"] if kind == "ex_rm" else 0.5 * said["log_probs"].sum().item()
+    reads = "logits" if kind == "im_rm_logits" else "log_probs"
+    found = said["reward"] if kind == "ex_rm" else 0.5 * said[reads].sum().item()
     assert found == pytest.approx(expected[0], abs=1e-5)
     if kind == "ex_rm" and not adapter:
         assert said["model"].config.id2label == {0: "reward"}

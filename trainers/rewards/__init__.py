@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from trainers.pairs.packing import MicroBatch
 
 Pooling = Literal["last", "mean"]
+# What a reward with an unembedding is made of.
+Read = Literal["log_probs", "logits"]
 # Paper §1.
 PAPER_BETA = 0.01
 
@@ -81,7 +83,8 @@ class RewardType:
     """The needs of a reward type, and `score(model, batch, spec)`: the rewards of a micro-batch's P pairs.
 
     They are [P] for the chosen and [P] for the rejected responses. A type with a loss of its own (`own_loss`) gives that,
-    too, as BatchScores; every other one is trained with the loss that is asked for (losses.py). `options` are the fields of RewardSpec that it has; `usage` tells readers of a model card how to get the reward.
+    too, as BatchScores; every other one is trained with the loss that is asked for (losses.py). `options` are the fields of
+    RewardSpec that it has; `usage` tells readers of a model card how to get the reward, and the card's code gives what it `reads`.
     """
 
     kind: str
@@ -91,6 +94,7 @@ class RewardType:
     rendering: Rendering = "response"
     options: frozenset[str] = frozenset()
     own_loss: bool = False
+    reads: Read = "log_probs"
 
     def require_takes(self, loss: LossSpec) -> None:
         """Raise SpecError where the type has a loss of its own, and another one is asked for."""

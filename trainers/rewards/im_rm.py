@@ -3,21 +3,15 @@
 The ablation `reference=False` leaves ln π_ref out.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from trainers.rewards import RewardSpec, RewardType
+from trainers.rewards import Read, RewardSpec, RewardType
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.pairs.packing import MicroBatch
-
-
-def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, Tensor]":
-    from trainers.models.reward_parts import by_pair
-
-    assert spec.beta is not None
-    return by_pair(spec.beta * log_ratios(model, batch, spec), batch)
 
 
 def log_ratios(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "Tensor":
@@ -31,18 +25,30 @@ def log_ratios(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "Tensor":
     return sums_R
 
 
-def _usage(spec: RewardSpec) -> str:
-    minus = ", minus that under the base model" if spec.reference else ""
-    return (
-        f"Load it with `AutoModelForCausalLM`: the reward is {spec.beta} times the summed log-probability of the "
-        f"response's tokens, its end-of-turn token included{minus}."
-    )
+def scaled(
+    kind: str,
+    value: "Callable[[Any, MicroBatch, RewardSpec], Tensor]",
+    called: str,
+    *,
+    options: frozenset[str] = frozenset({"beta", "reference"}),
+    reads: Read = "log_probs",
+) -> RewardType:
+    """Return the type whose reward is β times `value`, [R], which a model card calls `called`."""
+
+    def score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, Tensor]":
+        from trainers.models.reward_parts import by_pair
+
+        assert spec.beta is not None
+        return by_pair(spec.beta * value(model, batch, spec), batch)
+
+    def usage(spec: RewardSpec) -> str:
+        minus = ", minus that under the base model" if "reference" in options and spec.reference else ""
+        return (
+            f"Load it with `AutoModelForCausalLM`: the reward is {spec.beta} times the {called} of the response's "
+            f"tokens, its end-of-turn token included{minus}."
+        )
+
+    return RewardType(kind=kind, output="unembedding", score=score, usage=usage, options=options, reads=reads)
 
 
-REWARD_TYPE = RewardType(
-    kind="im_rm",
-    output="unembedding",
-    score=_score,
-    usage=_usage,
-    options=frozenset({"beta", "reference"}),
-)
+REWARD_TYPE = scaled("im_rm", log_ratios, "summed log-probability")

@@ -7,7 +7,8 @@ what is cached of the base model is its log-probabilities.
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.rewards import RewardSpec, RewardType
+from trainers.rewards import RewardSpec
+from trainers.rewards.im_rm import scaled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,22 +16,12 @@ if TYPE_CHECKING:
     from trainers.pairs.packing import MicroBatch
 
 
-def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, Tensor]":
-    from trainers.models.reward_parts import by_pair, hidden_states, sum_by_response, token_logits
+def _logit_sums(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "Tensor":
+    from trainers.models.reward_parts import hidden_states, sum_by_response, token_logits
 
-    assert spec.beta is not None
     hidden_ND = hidden_states(model, batch)
     logit_M = token_logits(model, hidden_ND[batch.predictor_M], batch.target_M)
-    return by_pair(spec.beta * sum_by_response(logit_M.double(), batch), batch)
+    return sum_by_response(logit_M.double(), batch)
 
 
-def _usage(spec: RewardSpec) -> str:
-    return (
-        f"Load it with `AutoModelForCausalLM`: the reward is {spec.beta} times the summed logit of the response's tokens, "
-        "its end-of-turn token included."
-    )
-
-
-REWARD_TYPE = RewardType(
-    kind="im_rm_logits", output="unembedding", score=_score, usage=_usage, options=frozenset({"beta"})
-)
+REWARD_TYPE = scaled("im_rm_logits", _logit_sums, "summed logit", options=frozenset({"beta"}), reads="logits")

@@ -29,16 +29,6 @@ def ipo(delta_P: "Tensor") -> "Tensor":
     return (delta_P - 0.5).square()
 
 
-def ahead_by(delta_P: "Tensor", margin_P: "Tensor", coefficient: float) -> "Tensor":
-    """Δ − coefficient × m: the loss falls only where the pair's own margin m is reached (Touvron et al., 2023)."""
-    return delta_P - coefficient * margin_P
-
-
-def centring(chosen_P: "Tensor", rejected_P: "Tensor", coefficient: float) -> "Tensor":
-    """coefficient × (r⁺ + r⁻)², which keeps rewards around 0 (Eisenstein et al., 2023)."""
-    return coefficient * (chosen_P + rejected_P).square()
-
-
 def pair_loss(
     chosen_P: "Tensor", rejected_P: "Tensor", spec: LossSpec, margin_P: "Tensor | None" = None
 ) -> "Tensor":
@@ -49,12 +39,16 @@ def pair_loss(
     delta_P = chosen_P - rejected_P
     if spec.margin:
         assert margin_P is not None, "a loss with a margin was given a batch without margins"
-        delta_P = ahead_by(delta_P, margin_P, spec.margin)
+        # The loss falls only where the pair's own margin is reached (Touvron et al., 2023).
+        delta_P = delta_P - spec.margin * margin_P
     of_margin = {"bradley_terry": bradley_terry, "hinge": hinge, "ipo": ipo}[spec.kind]
     loss_P = of_margin(delta_P)
     if wrong := spec.label_smoothing:
         loss_P = (1 - wrong) * loss_P + wrong * of_margin(-delta_P)
-    return loss_P + centring(chosen_P, rejected_P, spec.centring) if spec.centring else loss_P
+    if spec.centring:
+        # It keeps rewards around 0 (Eisenstein et al., 2023).
+        loss_P = loss_P + spec.centring * (chosen_P + rejected_P).square()
+    return loss_P
 
 
 def require_margins(spec: LossSpec, where: str, without: int, rows: int) -> None:

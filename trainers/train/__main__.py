@@ -27,6 +27,8 @@ from trainers.train.engine import process_group
 from trainers.train.loop import TrainInputs, train
 from trainers.train.stopping import GRACE_S, StopRequest
 
+_ALPHA = LoraSpec(rank=1).alpha
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(OnPairs):
@@ -47,7 +49,7 @@ class Train(OnPairs):
     """This times the squared sum of a pair's two rewards is added to its loss."""
     lora_rank: int = 0
     """Rank of a low-rank adapter, trained in the place of the backbone's weights; 0: none."""
-    lora_alpha: float = 16.0
+    lora_alpha: float = _ALPHA
     """The adapter's update is scaled by this divided by its rank."""
     lora_targets: tuple[str, ...] = ()
     """Names of the linear layers that get one, such as q_proj v_proj (default: all of the backbone)."""
@@ -100,11 +102,8 @@ def run(arguments: Train) -> None:
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
-        if (
-            lora
-            and not arguments.merge
-            and location not in (arguments.model, str(Path(arguments.model).expanduser()))
-        ):
+        converted = location not in (arguments.model, str(Path(arguments.model).expanduser()))
+        if converted and lora and not arguments.merge:
             raise SpecError(
                 f"--model {arguments.model} is a GGUF file, which an adapter cannot name as its base; give --merge, too."
             )
@@ -146,8 +145,8 @@ def _lora(arguments: Train) -> LoraSpec | None:
         lora = LoraSpec(rank=arguments.lora_rank, alpha=arguments.lora_alpha, targets=arguments.lora_targets)
         lora.require_alone(arguments.optim)
         return lora
-    if arguments.merge or arguments.lora_targets:
-        raise SpecError("--merge and --lora-targets are of an adapter; give --lora-rank, too.")
+    if arguments.merge or arguments.lora_targets or arguments.lora_alpha != _ALPHA:
+        raise SpecError("--merge, --lora-targets and --lora-alpha are of an adapter; give --lora-rank, too.")
     return None
 
 

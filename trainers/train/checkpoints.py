@@ -8,8 +8,9 @@ A checkpoint is DeepSpeed's own, and complete only when its marker stands beside
 
 The two newest are kept: one that was damaged since is passed over for the one before. Every tag is new, so that two
 writers of one folder never share a file. With a mirror, files and markers are kept in a bucket under the same names, and
-`folder` is where every node writes and reads them. At the placement it was written with a checkpoint is loaded bit for
-bit; at another world size it is converted first. The ZeRO stage must be the one it was written at.
+`folder` is only a station of each node: files leave it once they are up, and are fetched into it before a training
+resumes. At the placement it was written with a checkpoint is loaded bit for bit; at another world size it is converted
+first. The ZeRO stage must be the one it was written at.
 
 The weights of chosen epochs wait beside the checkpoints, so that a training that goes on still has those of its earlier
 epochs; without checkpoints they go to the output folder at once. In a bucket, a sealed note of their files' digests is
@@ -51,7 +52,6 @@ from trainers.storage import (
     seal,
     upload,
 )
-from trainers.train.mirror import clear_together, fetch_together, on_node, together, upload_together
 
 KEPT = 2
 EVERY_S = 600.0
@@ -396,3 +396,65 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
         return
     shutil.copy2(source, target)
+
+
+def on_node() -> tuple[int, int]:
+    """This rank's place among those of its node, and how many they are, as the launcher says."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def upload_together(station: Path, tag: str, mirror: ObjectPath) -> dict[str, str]:
+    """Put every node's files of the checkpoint `tag` and remove its folder; the digests of all. A collective.
+
+    Raises StorageError on every rank where one rank's files cannot be put.
+    """
+
+    def put() -> dict[str, str]:
+        first, step = on_node()
+        folder = station / tag
+        names = files_below(folder)[first::step]
+        upload(folder, names, mirror / tag)
+        return {name: digest_file(folder / name) for name in names}
+
+    try:
+        shares = together(put)
+    finally:
+        # Whole, as DeepSpeed leaves scripts of its own beside the checkpoint.
+        clear_together(station)
+    return {name: digest for share in shares for name, digest in share.items()}
+
+
+def fetch_together(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> str | None:
+    """Have all files of a checkpoint in every node's folder; what is wrong with them, None where nothing is. A collective.
+
+    Raises StorageError on every rank where one node cannot fetch them.
+    """
+
+    def get() -> list[str]:
+        return fetch(source, digests, folder) if on_node()[0] == 0 else []
+
+    wrong = sorted({name for share in together(get) for name in share})
+    return f"{wrong[0]} is missing or not what was written" if wrong else None
+
+
+def clear_together(folder: Path) -> None:
+    """Remove a folder on every node when all ranks are done with it. A collective."""
+    dist.barrier()
+    if on_node()[0] == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    dist.barrier()
+
+
+def together(act: Callable[[], Found]) -> list[Found]:
+    """Return what every rank found. Raises StorageError on all of them where one failed, as the others would wait for it."""
+    mine: tuple[Found | None, str | None]
+    try:
+        mine = act(), None
+    except (OSError, StorageError) as error:
+        mine = None, str(error)
+    shares: list[tuple[Found, str | None]] = [mine] * dist.get_world_size()  # type: ignore[list-item]
+    dist.all_gather_object(shares, mine)
+    for _, fault in shares:
+        if fault is not None:
+            raise StorageError(fault)
+    return [found for found, _ in shares]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,11 +21,6 @@ from trainers.specs import OptimSpec, Placement, Precision
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 
 
-class _Options(TypedDict, total=False):
-    timeout: timedelta
-    device_id: torch.device
-
-
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Make this process a rank of the gang that launched it, or a world of its own, for as long as the block runs."""
@@ -34,12 +29,12 @@ def process_group() -> Iterator[None]:
 
     # DeepSpeed would compile it (45–100 s).
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-    backend, options = "gloo", _Options(timeout=COLLECTIVE_TIMEOUT)
+    backend, options = "gloo", dict[str, Any](timeout=COLLECTIVE_TIMEOUT)
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         # Before any collective: NCCL refuses two ranks on one device, and guesses a rank's unless it is told.
         torch.cuda.set_device(device)
-        backend, options = "nccl", _Options(timeout=COLLECTIVE_TIMEOUT, device_id=device)
+        backend, options["device_id"] = "nccl", device
     own = not dist.is_initialized()
     named = os.environ.get("GLOO_SOCKET_IFNAME")
     if own and int(os.environ.get("WORLD_SIZE", "1")) > 1:

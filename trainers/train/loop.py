@@ -478,12 +478,17 @@ def model_card(inputs: TrainInputs, facts: Mapping[str, object]) -> bytes:
 
 
 def _snippet(inputs: TrainInputs) -> list[str]:
-    """Return Python for a card: it scores a response, or gives the log-probabilities of the response's tokens."""
-    head, adapter = inputs.reward.type.output == "head", inputs.saves_adapter
+    """Return Python for a card: it scores a response, or gives what the reward is made of at the response's tokens."""
+    head, adapter, reads = inputs.reward.type.output == "head", inputs.saves_adapter, inputs.reward.type.reads
     loader = f"Auto{'Peft' if adapter else ''}ModelFor{'SequenceClassification' if head else 'CausalLM'}"
     imports = [f"from transformers import {loader}, AutoTokenizer"]
     if adapter:
         imports = [f"from peft import {loader}", "from transformers import AutoTokenizer"]
+    of_tokens = [
+        'prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, **as_ids)["input_ids"]',
+        f"every = model(input_ids=ids).logits[0, :-1]{'.log_softmax(-1)' if reads == 'log_probs' else ''}",
+        f"{reads} = every.gather(1, ids[0, 1:, None])[prompt.shape[1] - 1 :, 0]",
+    ]
     return [
         "```python",
         *imports,
@@ -494,15 +499,7 @@ def _snippet(inputs: TrainInputs) -> list[str]:
         'turns = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]',
         'as_ids = {"return_dict": True, "return_tensors": "pt"}',
         'ids = tokenizer.apply_chat_template(turns, **as_ids)["input_ids"]',
-        *(_READ_HEAD if head else _READ_LOG_PROBS),
+        *(["reward = model(input_ids=ids).logits[0, 0].item()"] if head else of_tokens),
         "```",
         "",
     ]
-
-
-_READ_HEAD = ("reward = model(input_ids=ids).logits[0, 0].item()",)
-_READ_LOG_PROBS = (
-    'prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, **as_ids)["input_ids"]',
-    "every = model(input_ids=ids).logits[0, :-1].log_softmax(-1)",
-    "log_probs = every.gather(1, ids[0, 1:, None])[prompt.shape[1] - 1 :, 0]",
-)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import Load, make_session
-from benchmarks.load_stages import AT_ONCE, standing_in
-from benchmarks.no_view import NoView
+from benchmarks.load_stages import AT_ONCE, NoView, standing_in
 from orchestrator.cli import run
 from orchestrator.cli.session import Session
 from orchestrator.plan.hardware import Node
