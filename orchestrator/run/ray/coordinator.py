@@ -355,7 +355,6 @@ class Coordinator:
     # Events on their way to the driver, and signs of life.
 
     async def post(self, event: Event) -> None:
-        """Note an event for the driver."""
         self._events.append(event)
 
     async def post_shared(self, key: str, event: Event) -> None:
