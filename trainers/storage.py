@@ -40,12 +40,8 @@ RETRIES = 10
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # What libraries say when a write comes back short: Rust's, PyTorch's zip writer, Arrow's.
 _NO_ROOM = (
-    "no space left",
-    "os error 28",
-    "disk quota",
-    "file write failed",
-    "pytorchstreamwriter",
-    "iostream error",
+    *("no space left", "os error 28", "disk quota"),
+    *("file write failed", "pytorchstreamwriter", "iostream error"),
 )
 Given = TypeVar("Given")
 Found = TypeVar("Found")
@@ -81,15 +77,6 @@ class ObjectPath:
     @property
     def parent(self) -> "ObjectPath":
         return changed(self, key=self.key.rpartition("/")[0])
-
-    def with_name(self, name: str) -> "ObjectPath":
-        return self.parent / name
-
-    def relative_to(self, other: "ObjectPath") -> PurePosixPath:
-        return PurePosixPath(self.key).relative_to(other.key)
-
-    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: a bucket has no folders."""
 
     def read_bytes(self) -> bytes:
         with self.asked("read") as (obstore, client):
@@ -134,16 +121,13 @@ class ObjectPath:
 
     def is_dir(self) -> bool:
         """Return whether there are objects below this name."""
-        return any(True for _ in self.iterdir())
-
-    def iterdir(self) -> Iterator["ObjectPath"]:
-        return self.glob("*")
+        return any(True for _ in self.glob("*"))
 
     def glob(self, pattern: str) -> Iterator["ObjectPath"]:
         """Yield what matches part by part; with a slash at the end only what has objects below it."""
         wanted = pattern.rstrip("/").split("/")
         below: dict[tuple[str, ...], bool] = {}
-        for name in self._names() if len(wanted) > 1 else self._names_right_below():
+        for name in self._names(deep=len(wanted) > 1):
             parts = name.split("/")
             if len(parts) >= len(wanted):
                 below[tuple(parts[: len(wanted)])] = len(parts) > len(wanted)
@@ -181,18 +165,16 @@ class ObjectPath:
         with self.asked("removed") as (obstore, client), contextlib.suppress(FileNotFoundError):
             obstore.delete(client, paths)
 
-    def _names(self) -> list[str]:
-        return [path.key.removeprefix(self.key).lstrip("/") for path in self.sizes()]
-
-    def _names_right_below(self) -> list[str]:
-        """Return the names of objects right below, and those of what has objects below it with a slash at the end."""
+    def _names(self, *, deep: bool) -> list[str]:
+        """Return the names of all objects below, or of what is right below, with a slash where objects are below it."""
         with self.asked("listed") as (obstore, client):
-            found = obstore.list_with_delimiter(client, self.key or None)
-        names = [item["path"] for item in found["objects"]]
-        return [
-            name.removeprefix(self.key).lstrip("/")
-            for name in (*names, *(f"{path}/" for path in found["common_prefixes"]))
-        ]
+            if deep:
+                names = [item["path"] for page in obstore.list(client, self.key or None) for item in page]
+            else:
+                found = obstore.list_with_delimiter(client, self.key or None)
+                names = [item["path"] for item in found["objects"]]
+                names += [f"{path}/" for path in found["common_prefixes"]]
+        return [name.removeprefix(self.key).lstrip("/") for name in names]
 
     def arrow_uri(self) -> str:
         """Return what pyarrow calls it, and with it Ray."""
@@ -242,9 +224,7 @@ def _client(bucket: str, endpoint: str | None, region: str | None) -> Any:
         credential_provider=credentials,
         # Not the whole of a large object must come within a time, but some of it again and again.
         client_options={
-            "connect_timeout": "10s",
-            "timeout": "1 day",
-            "read_timeout": "2 minutes",
+            **{"connect_timeout": "10s", "timeout": "1 day", "read_timeout": "2 minutes"},
             "allow_http": True,
         },
         retry_config={"max_retries": RETRIES},
@@ -276,12 +256,8 @@ def parse_uri(uri: str) -> ObjectPath:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if endpoint is not None:
         address = urlsplit(endpoint)
-        if (
-            address.scheme not in ("http", "https")
-            or not address.hostname
-            or "@" in address.netloc
-            or address.query
-        ):
+        named = address.scheme in ("http", "https") and address.hostname
+        if not named or "@" in address.netloc or address.query:
             raise StorageError(
                 "AWS_ENDPOINT_URL must be http://HOST:PORT or https://HOST, without credentials."
             )
@@ -292,7 +268,7 @@ def parse_uri(uri: str) -> ObjectPath:
 def require_access(root: ObjectPath, *, write: bool) -> None:
     """List what is below `root` and, to `write`, put and delete an object there. Raises StorageError."""
     try:
-        list(root.iterdir())
+        list(root.glob("*"))
         if write:
             probe = root / f".probe-{uuid.uuid4().hex}"
             probe.write_text(probe.name)
@@ -395,6 +371,7 @@ def publish(file: Location, text: str) -> bool:
     """Make `file` appear whole or not at all; False where one was there first. Of many at once one is told True."""
     if isinstance(file, ObjectPath):
         return file.create(text)
+    file.parent.mkdir(parents=True, exist_ok=True)
     with _draft(file, text.encode()) as draft:
         try:
             os.link(draft, file)
@@ -445,8 +422,7 @@ def free_bytes(path: Path) -> int:
 
 def require_room(path: Path, need: int) -> None:
     """Raise StorageError where fewer than `need` bytes are free at `path`."""
-    free = free_bytes(path)
-    if free < need:
+    if free_bytes(path) < need:
         raise StorageError(_message(path, need))
 
 

@@ -33,7 +33,7 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_declaration, read_state
 from trainers.errors import Damaged, PlanError, SpecError, StorageError, SweepError
 from trainers.specs import Placement
@@ -457,9 +457,8 @@ def audit_errors(declaration: Declaration, store: Store) -> list[str]:
 
 def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
     """Name the damaged manifests and the scores of other weights, whose stages count as missing."""
-    for kind, key in sorted(
-        {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
-    ):
+    found = {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
+    for kind, key in sorted(found | {(WEIGHTS, key) for kind, key in found if kind == "train"}):
         try:
             session.store.manifest(kind, key)
         except Damaged as error:

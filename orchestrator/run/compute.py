@@ -42,30 +42,23 @@ PLACES = "places.json"
 
 
 def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
-    """Compute a stage that trials share; nothing happens where it is complete."""
+    """Compute a stage that trials share, whose lease is held; nothing happens where it is complete."""
     if store.complete(stage.kind, stage.key):
         return
+    store.remove_leftovers(stage.kind, stage.key)
     match stage:
         case ConvertStage():
-            _run_convert(stage, store)
+            from trainers.models.loading import convert_gguf
+
+            with store.write(stage.kind, stage.key, gguf=stage.digest, name=stage.name) as attempt:
+                convert_gguf(Path(stage.file), attempt.directory / "model")
         case PretrainStage():
-            _run_pretrain(stage, store, report)
+            with store.write(stage.kind, stage.key, name=stage.name) as attempt:
+                tiny.pretrain(stage.model, attempt.directory / "model", report)
         case PrepareStage():
             _run_prepare(stage, store, report)
         case ReferenceStage():
             _run_reference(stage, store, report)
-
-
-def _run_convert(stage: ConvertStage, store: Store) -> None:
-    from trainers.models.loading import convert_gguf
-
-    with store.write(stage.kind, stage.key, gguf=stage.digest, name=stage.name) as attempt:
-        convert_gguf(Path(stage.file), attempt.directory / "model")
-
-
-def _run_pretrain(stage: PretrainStage, store: Store, report: TakeRow) -> None:
-    with store.write(stage.kind, stage.key, name=stage.name) as attempt:
-        tiny.pretrain(stage.model, attempt.directory / "model", report)
 
 
 def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
@@ -151,10 +144,11 @@ def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints
     from trainers.train.checkpoints import Checkpoints
 
     kept = checkpoint_folder(store, train_key)
-    if isinstance(kept, ObjectPath):
-        local = store.local / "checkpoints" / train_key
-        return Checkpoints(folder=local, mirror=kept, every_steps=every_steps)
-    return Checkpoints(folder=kept, every_steps=every_steps)
+    return Checkpoints(
+        folder=store.local / "checkpoints" / train_key,
+        mirror=kept if isinstance(kept, ObjectPath) else None,
+        every_steps=every_steps,
+    )
 
 
 def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:

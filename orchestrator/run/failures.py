@@ -71,9 +71,9 @@ def set_aside_damage(error: BaseException, store: Store) -> None:
     if found is not None:
         # Nobody reads it again, and whoever asks for it next computes it.
         store.discard(found.stage, found.key, found.attempt)
-        if found.stage == WEIGHTS and (log := store.sound_manifest("train", found.key)):
+        if found.stage == WEIGHTS and not store.complete(WEIGHTS, found.key):
             # Without its log a training is missing; without its weights alone they would be evicted.
-            store.discard("train", found.key, log["attempt"])
+            store.discard("train", found.key)
         said = f"{found}; it counts as missing now, and is computed anew by the same command"
         raise Damaged(said, found.stage, found.key, found.attempt) from error
 
@@ -140,18 +140,23 @@ class NextAttempt:
 
 
 def next_attempt(
-    failures: Sequence[Failure], placement: Placement, policy: RetryPolicy, gpus: int = 0
+    failures: Sequence[Failure],
+    placement: Placement,
+    policy: RetryPolicy,
+    gpus: int = 0,
+    *,
+    training: bool = True,
 ) -> NextAttempt | None:
     """Return the attempt that follows the last of `failures`; None where the policy allows no more of its kind.
 
-    `gpus` are all that the training could have.
+    `gpus` are all that the training could have. Where no `training` failed, its placement stays: nothing else uses it.
     """
     cause = failures[-1].cause
     times = sum(failure.cause == cause for failure in failures)
     if times > policy.limit(cause):
         return None
     wait_s = min(policy.back_off_s * 2 ** (times - 1), policy.back_off_most_s)
-    if cause != "OutOfMemory":
+    if cause != "OutOfMemory" or not training:
         return NextAttempt(wait_s=wait_s, placement=placement)
     smaller = with_less_memory(placement, gpus, failures[-1].forward_tokens)
     # Another placement is another attempt at once; waiting would free nothing.

@@ -3,17 +3,18 @@
 import dataclasses
 import functools
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from orchestrator.run import compute, failures
 from orchestrator.run.compute import TrainCall
-from orchestrator.run.events import Completed, Event, Failed, Post, Started, posting_for, reporting
-from orchestrator.run.trial import Execution, complete_trial, compute_leased
+from orchestrator.run.events import Post, posting_for, reporting
+from orchestrator.run.trial import Execution, run_to_end
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, EvaluateStage, Stage, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import heartbeat
+from trainers.errors import Interrupted
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
 
@@ -29,18 +30,11 @@ def run_inline(
 ) -> None:
     """Run what is missing of each plan. Raises KeyboardInterrupt when stopped; what fails is an event."""
     for plan in plans:
-        post = posting_for(plan.key, on_event)
-        post(Started())
+        backend = InlineBackend(execution, posting_for(plan.key, on_event), stop)
         try:
-            complete_trial(plan, placements[plan.key], InlineBackend(execution, post, stop), execution)
-        except Exception as error:
-            if failures.interrupted(error):
-                raise KeyboardInterrupt from error
-            failure = failures.classify(error)
-            detail = traceback.format_exc()
-            post(Failed(cause=failure.cause, message=failure.message, detail=detail))
-        else:
-            post(Completed())
+            run_to_end(plan, placements[plan.key], backend, execution)
+        except Interrupted as error:
+            raise KeyboardInterrupt from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +48,18 @@ class InlineBackend:
     def shared(self, stages: Sequence[Stage]) -> None:
         """Compute each, after what it needs."""
         for stage in stages:
-            store = self.execution.store
-            if store.complete(stage.kind, stage.key):
+            if self.execution.store.complete(stage.kind, stage.key):
                 continue
             self.shared(stage.needs)
             assert not isinstance(stage, TrainStage | EvaluateStage)
-            name = f"{stage.kind}-{stage.key}"
-            done = functools.partial(store.complete, stage.kind, stage.key)
-            with (
-                reporting(stage.kind, self.post) as report,
-                self.execution.leases.held(name, done, self.pause) as ours,
-            ):
+            with reporting(stage.kind, self.post) as report, self.leased(stage) as ours:
                 if ours:
-                    compute_leased(stage, store, report)
+                    compute.run_shared(stage, self.execution.store, report)
+
+    def leased(self, stage: Stage | AnalyseStage) -> AbstractContextManager[bool]:
+        """Wait until nobody else computes the stage; gives False where somebody has."""
+        done = functools.partial(self.execution.store.complete, stage.kind, stage.key)
+        return self.execution.leases.held(f"{stage.kind}-{stage.key}", done, self.pause)
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """Train as a world of one."""
@@ -80,7 +73,6 @@ class InlineBackend:
             compute.run_train(stage, call, self.execution.store, report)
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
-        """Score in this process."""
         with reporting("evaluate", self.post) as report:
             compute.run_evaluations(stages, self.execution.store, report)
 
@@ -89,7 +81,6 @@ class InlineBackend:
         return 1
 
     def pause(self, seconds: float) -> None:
-        """Sleep; a signal ends it."""
         time.sleep(seconds)
 
 
@@ -97,8 +88,8 @@ def compute_analyses(stages: Sequence[AnalyseStage], store: Store, say: Say) -> 
     """Compute the stages that are missing, and what they need. What an analysis says while it computes goes to `say`."""
     stop = StopRequest(0.0)
     with stop.listening(), heartbeat(store.root) as leases:
-        execution = Execution(store=store, leases=leases)
-        backend = InlineBackend(execution, _nobody_waits, stop)
+        # No trial waits for what an analysis needs.
+        backend = InlineBackend(Execution(store=store, leases=leases), lambda event: None, stop)
         for stage in stages:
             try:
                 _compute_missing(stage, backend, say)
@@ -107,33 +98,26 @@ def compute_analyses(stages: Sequence[AnalyseStage], store: Store, say: Say) -> 
                 raise
 
 
-def _nobody_waits(event: Event) -> None:
-    """No trial waits for what an analysis needs."""
-
-
 def _compute_missing(stage: AnalyseStage, backend: InlineBackend, say: Say) -> None:
-    store, leases = backend.execution.store, backend.execution.leases
-    backend.shared(stage.needs)
-    name = f"{stage.kind}-{stage.key}"
-    with leases.held(name, lambda: store.complete(stage.kind, stage.key), backend.pause) as ours:
-        if ours:
-            store.remove_leftovers(stage.kind, stage.key)
-            parameters = dataclasses.asdict(stage.parameters)
-            with store.write(stage.kind, stage.key, parameters=parameters) as attempt:
-                stage.compute(stage, _analysis_inputs(stage, store, say), attempt)
-
-
-def _analysis_inputs(stage: AnalyseStage, store: Store, say: Say) -> AnalysisInputs:
     from trainers.pairs.tokens import read_tokens
 
-    return AnalysisInputs(
-        name=stage.label,
-        location="" if stage.base is None else stage.base.found_at(store),
-        base=stage.base,
-        pairs={
-            name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
-            for name, needed in stage.prepared
-        },
-        store=store,
-        say=say,
-    )
+    store = backend.execution.store
+    backend.shared(stage.needs)
+    with backend.leased(stage) as ours:
+        if not ours:
+            return
+        store.remove_leftovers(stage.kind, stage.key)
+        parameters = dataclasses.asdict(stage.parameters)
+        with store.write(stage.kind, stage.key, parameters=parameters) as attempt:
+            inputs = AnalysisInputs(
+                name=stage.label,
+                location="" if stage.base is None else stage.base.found_at(store),
+                base=stage.base,
+                pairs={
+                    name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
+                    for name, needed in stage.prepared
+                },
+                store=store,
+                say=say,
+            )
+            stage.compute(stage, inputs, attempt)

@@ -13,12 +13,11 @@ from orchestrator.run.events import Post, TakeRow, reporting
 from orchestrator.spec.redaction import without_secrets
 
 PROBE_S = 3.0
-# One process of ours per core: more threads only fight (2 processes × 2 threads on 2 cores ran 3–8× slower).
-THREADS = "1"
 # torch reads the second name, too.
 ALLOCATOR, OLDER_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": THREADS,
+    # One process of ours per core: more threads only fight (2 processes × 2 threads on 2 cores ran 3–8× slower).
+    "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -79,7 +78,7 @@ def prepare_worker() -> None:
     from transformers.utils import logging as transformers_logging
 
     if not torch.cuda.is_available():
-        torch.set_num_threads(int(THREADS))
+        torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
 
 

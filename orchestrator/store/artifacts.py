@@ -108,9 +108,9 @@ class Store:
                 mark = (said.st_ino, said.st_mtime_ns, said.st_size)
             elif time.monotonic() < self._until.get(stage, 0.0):
                 mark = self._standing.get(file)
-            known = self._manifests.get(file)
-            if mark is not None and known is not None and known[0] == mark:
-                return known[1]
+            known, manifest = self._manifests.get(file, (None, None))
+            if mark is not None and known == mark:
+                return manifest
             loaded = json.loads(mark if isinstance(mark, str) else file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -121,7 +121,7 @@ class Store:
         except ValueError:
             loaded = None
         if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
-            if self._standing.pop(file, None) is not None:
+            if self._forget_look(stage, key):
                 # It may be what this machine remembers that is damaged.
                 return self.manifest(stage, key)
             raise Damaged(f"{file} is not what was written", stage, key)
@@ -173,16 +173,21 @@ class Store:
         """Return whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
         return self.sound_manifest(stage, key) is not None
 
-    def discard(self, stage: str, key: str, attempt: str) -> None:
-        """Make an artifact that is damaged or out of date count as missing, unless another attempt stands there by now.
+    def _forget_look(self, stage: str, key: str) -> bool:
+        """Ask the bucket for this manifest from now on; return whether it was taken to stand without that."""
+        return self._standing.pop(self._folder(stage, key) / MANIFEST, None) is not None
+
+    def discard(self, stage: str, key: str, attempt: str | None = None) -> None:
+        """Make an artifact count as missing; where an `attempt` is named, unless another one stands there by now.
 
         A manifest that is itself damaged names no attempt: ''.
         """
-        manifest = self.sound_manifest(stage, key)
-        if (manifest["attempt"] if manifest else "") == attempt:
-            file = self._folder(stage, key) / MANIFEST
-            file.unlink(missing_ok=True)
-            self._standing.pop(file, None)
+        self._forget_look(stage, key)
+        if attempt is not None:
+            manifest = self.sound_manifest(stage, key)
+            if (manifest["attempt"] if manifest else "") != attempt:
+                return
+        (self._folder(stage, key) / MANIFEST).unlink(missing_ok=True)
 
     def read(self, stage: str, key: str, within: str = "") -> Path:
         """Return the artifact's folder, its files checked as by `found`. Raises Damaged, StorageError."""
@@ -232,10 +237,11 @@ class Store:
             wrong = fetch(source, unread, folder)
         else:
             wrong = [name for name, digest in unread.items() if not is_written(folder / name, digest)]
-        if wrong and self._standing.pop(self._folder(stage, key) / MANIFEST, ""):
-            # Another driver may have removed or replaced it since it was listed.
-            return self.found(stage, key, within)
         if wrong:
+            self._forget_look(stage, key)
+            if self.manifest(stage, key) != manifest:
+                # Another driver has removed or replaced it meanwhile.
+                return self.found(stage, key, within)
             said = f"{source / wrong[0]} is missing or not what was written"
             raise Damaged(said, stage, key, manifest["attempt"])
         self._sound |= {folder / name for name in unread}
@@ -248,13 +254,14 @@ class Store:
 
     def remove_leftovers(self, stage: str, key: str) -> None:
         """Remove attempts that came to nothing; for who holds the lease on the stage, since nobody else writes."""
+        self._forget_look(stage, key)
         committed = self.sound_manifest(stage, key)
         for parent in {self._folder(stage, key), self._local_folder(stage, key)}:
-            for path in parent.iterdir() if parent.is_dir() else ():
-                if path.is_dir() and (committed is None or path.name != committed["attempt"]):
+            for path in parent.glob("*/"):
+                if committed is None or path.name != committed["attempt"]:
                     remove_tree(path)
-                elif path.name.startswith(DRAFT):
-                    path.unlink(missing_ok=True)
+            for draft in parent.glob(f"{DRAFT}*"):
+                draft.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def write(self, stage: str, key: str, **inputs: Any) -> Iterator[Attempt]:
@@ -281,17 +288,12 @@ class Store:
     def _commit(self, stage: str, key: str, attempt: Attempt, started: float, inputs: dict[str, Any]) -> bool:
         """Put the manifest; False where another attempt was committed first."""
         names = files_below(attempt.directory)
+        files = {name: attempt.directory / name for name in names}
         manifest = {
-            "stage": stage,
-            "key": key,
-            "attempt": attempt.directory.name,
-            "inputs": inputs,
+            **{"stage": stage, "key": key, "attempt": attempt.directory.name, "inputs": inputs},
             "files": {
-                name: {
-                    "size": (attempt.directory / name).stat().st_size,
-                    "sha256": digest_file(attempt.directory / name),
-                }
-                for name in names
+                name: {"size": file.stat().st_size, "sha256": digest_file(file)}
+                for name, file in files.items()
             },
             "info": attempt.info,
             "started": started,
@@ -305,6 +307,7 @@ class Store:
             # What is up when this fails is left to who holds the lease next, or to gc: a manifest whose answer was
             # lost may name it.
             upload(attempt.directory, names, folder / attempt.directory.name)
+        self._forget_look(stage, key)
         if publish(folder / MANIFEST, text) or self._stands(stage, key, attempt.directory.name):
             return True
         if self.complete(stage, key):

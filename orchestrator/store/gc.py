@@ -114,8 +114,6 @@ def remove(store: Store, items: Iterable[Found], *, busy: bool) -> list[Found]:
         if item.kind == "artifact":
             _remove_artifact(store, path.parent.name, path.name)
             continue
-        if item.kind == "unreadable":
-            delete(path / MANIFEST)
         delete(path)
         if item.kind == "attempt":
             _drop_empty(path.parent)

@@ -58,7 +58,6 @@ class Leases:
     def take(self, name: str) -> bool:
         """Take the lease on `name`; False where another driver that lives has it. All processes of a driver share its leases."""
         lease = self._root / "leases" / f"{name}.json"
-        lease.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             if publish(lease, json.dumps({"driver": self.driver})):
                 return True

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from trainers.errors import SpecError
-from trainers.storage import Location, replace
+from trainers.storage import replace
 
 # How a training set and an evaluation set are related.
 Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]
@@ -107,17 +107,14 @@ def read_declaration(sweep: str, store: Store) -> Declaration:
         raise SpecError(
             f"{store.root} knows no sweep {sweep!r}; run it first, or give --name or --storage."
         ) from None
-    return Declaration(
-        sweep=loaded["sweep"],
-        trials=tuple(map(_read_trial, loaded["trials"])),
-        artifacts=tuple(loaded["artifacts"]),
-        earlier=tuple(loaded["earlier"]),
-    )
-
-
-def _read_trial(loaded: dict[str, Any]) -> TrialRecord:
-    evaluations = tuple(EvaluationRecord(**item) for item in loaded["evaluations"])
-    return TrialRecord(**{**loaded, "evaluations": evaluations})
+    trials = [
+        TrialRecord(
+            **{**trial, "evaluations": tuple(EvaluationRecord(**item) for item in trial["evaluations"])}
+        )
+        for trial in loaded["trials"]
+    ]
+    lists = {name: tuple(loaded[name]) for name in ("artifacts", "earlier")}
+    return Declaration(sweep=loaded["sweep"], trials=tuple(trials), **lists)
 
 
 def declared_sweeps(store: Store) -> list[str]:
@@ -145,9 +142,6 @@ class TrialNote:
     replanned: list[str] = field(default_factory=list)
 
 
-NOTED = tuple(field.name for field in dataclasses.fields(TrialNote))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepState:
     """The last command's driver, the words that were its command line, and a note of each trial by key."""
@@ -160,7 +154,7 @@ class SweepState:
 def read_state(sweep: str, store: Store) -> SweepState:
     """Return what the last command noted; nothing where there was none or its note is unreadable."""
     try:
-        loaded = json.loads(_file(sweep, store).read_text())
+        loaded = json.loads((store.sweep_dir(sweep) / "state.json").read_text())
         trials = {key: TrialNote(**note) for key, note in loaded["trials"].items()}
         return SweepState(driver=loaded["driver"], command=tuple(loaded["command"]), trials=trials)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -169,11 +163,4 @@ def read_state(sweep: str, store: Store) -> SweepState:
 
 def write_state(sweep: str, store: Store, state: SweepState) -> None:
     """Note what a command does. Raises StorageError."""
-    trials = {key: {name: getattr(note, name) for name in NOTED} for key, note in state.trials.items()}
-    replace(
-        _file(sweep, store), json.dumps({"driver": state.driver, "command": state.command, "trials": trials})
-    )
-
-
-def _file(sweep: str, store: Store) -> Location:
-    return store.sweep_dir(sweep) / "state.json"
+    replace(store.sweep_dir(sweep) / "state.json", json.dumps(dataclasses.asdict(state)))

@@ -114,8 +114,12 @@ def leftovers(storage: Path) -> list[str]:
     attempts = [
         folder
         for folder in (storage / "artifacts").glob("*/*/*")
-        if folder.is_dir() and folder.name not in (folder.parent / "manifest.json").read_text()
+        if folder.is_dir() and folder.name not in _text(folder.parent / "manifest.json")
     ]
     drafts = list(storage.rglob(".draft-*")) + list((storage / "checkpoints").glob("*"))
     leases = list((storage / "leases").glob("*")) + list((storage / "drivers").glob("*"))
     return sorted(str(path.relative_to(storage)) for path in [*attempts, *drafts, *leases])
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""

@@ -119,6 +119,14 @@ def test_what_a_missing_stage_reads(storage, four, whole, turn):
     assert said.count("is computed anew by the same command") == len(damaged)
 
 
+def test_the_manifest_of_weights_that_a_missing_evaluation_reads(storage, one, whole):
+    _, trained, evaluated = cells(storage)[0]
+    forget(storage, "evaluate", evaluated[0])
+    file = storage / "artifacts" / "weights" / trained / MANIFEST
+    recomputed = {f"weights/{trained}", f"evaluate/{evaluated[0]}"}
+    mended(storage, (*one, "--replace"), whole, [(file, cut_short)], recomputed)
+
+
 @pytest.mark.parametrize("damage", [flip_a_bit, remove])
 def test_rows_that_a_missing_preparation_reads(storage, one, whole, damage):
     _, trained, _ = cells(storage)[0]

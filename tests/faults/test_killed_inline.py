@@ -78,19 +78,39 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
     assert leftovers(storage) == []
 
 
+def before_its_log():
+    """Kill this process when the weights of a training are committed, and its log is not."""
+    from orchestrator.store.artifacts import Store
+
+    commit = Store._commit
+
+    def deadly(self, stage, *rest):
+        if stage == "train":
+            signalled(signal.SIGKILL)
+        return commit(self, stage, *rest)
+
+    Store._commit = deadly
+
+
+def before(module, function):
+    return partial(before_each, module, function, partial(signalled, signal.SIGKILL))
+
+
 @pytest.mark.parametrize(
-    ("module", "function"),
+    "killed",
     [
+        pytest.param(before_its_log, id="the weights and the log"),
         pytest.param(
-            "orchestrator.run.compute", "remove_tree", id="a training and the end of its checkpoints"
+            before("orchestrator.run.compute", "remove_tree"), id="a training and the end of its checkpoints"
         ),
-        pytest.param("orchestrator.cli.running", "write_full_report", id="the last trial and the report"),
+        pytest.param(
+            before("orchestrator.cli.running", "write_full_report"), id="the last trial and the report"
+        ),
     ],
 )
-def test_killed_between_two_ends_nothing_is_left(command, module, function, empty_database, tmp_path):
+def test_killed_between_two_ends_nothing_is_left(command, killed, empty_database, tmp_path):
     storage = new_storage(tmp_path, empty_database)
     one_trial = (*command, "--only", "reward=ex_rm", "seed=0")
-    killed = partial(before_each, module, function, partial(signalled, signal.SIGKILL))
     lived(storage, one_trial, killed, exits=-signal.SIGKILL)
     assert leftovers(storage) != []
     lived(storage, one_trial)

@@ -44,7 +44,6 @@ class RayBackend:
     scratch: Path
 
     def post(self, event: Event) -> None:
-        """Tell the driver, through the coordinator."""
         ray.get(self.coordinator.post.remote(replace(event, trial=self.work.plan.key)))
 
     def pause(self, seconds: float) -> None:
@@ -61,7 +60,6 @@ class RayBackend:
         return gpus_of(nodes)[0]
 
     def shared(self, stages: Sequence[Stage]) -> None:
-        """Ask the coordinator for each."""
         ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
@@ -91,9 +89,8 @@ class RayBackend:
         on_gpus = placement.device == "cuda"
         here = ray.get_runtime_context().get_node_id()
         in_process = not on_gpus and grant.nodes == (here,)
-        if in_process:
-            scaling = ScalingConfig(num_workers=0)
-        else:
+        scaling = ScalingConfig(num_workers=0)
+        if not in_process:
             scaling = ScalingConfig(
                 num_workers=placement.world_size,
                 use_gpu=on_gpus,
@@ -102,33 +99,31 @@ class RayBackend:
             )
         # A name of its own each time: Train would go on from the state in which the last attempt failed.
         name = f"train-{stage.key}-{uuid.uuid4().hex[:8]}"
-        provenance = {
-            "backend": "ray",
-            "tune_trial_id": tune.get_context().get_trial_id(),
-            "train_run_name": name,
-            "local_mode": in_process,
-        }
+        call = TrainCall(
+            placement=placement,
+            checkpoint_steps=self.execution.checkpoint_steps,
+            provenance={
+                "backend": "ray",
+                "tune_trial_id": tune.get_context().get_trial_id(),
+                "train_run_name": name,
+                "local_mode": in_process,
+            },
+        )
+        # Where Train writes its own files of a run, every node must see it.
+        root, storage = self.execution.store.root, str(self.scratch)
+        if isinstance(root, ObjectPath):
+            storage = (root / "scratch" / self.scratch.name).arrow_uri()
         once = FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=1)
         return TorchTrainer(
             train_rank,
             train_loop_config={
-                "stage": stage,
-                "placement": placement,
-                "execution": self.execution,
-                "coordinator": self.coordinator,
-                "provenance": provenance,
+                **{"stage": stage, "call": call},
+                **{"store": self.execution.store, "coordinator": self.coordinator},
             },
             torch_config=LoopbackTorchConfig(timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),
             scaling_config=scaling,
-            run_config=RunConfig(name=name, storage_path=self._train_storage(), failure_config=once),
+            run_config=RunConfig(name=name, storage_path=storage, failure_config=once),
         )
-
-    def _train_storage(self) -> str:
-        """Return where Train writes its own files of a run, a place that every node must see."""
-        root = self.execution.store.root
-        if not isinstance(root, ObjectPath):
-            return str(self.scratch)
-        return (root / "scratch" / self.scratch.name).arrow_uri()
 
     def _on_fewer(self, placement: Placement) -> Placement:
         """Another layout of the training for what the cluster has left. Raises PlanError where there is none."""
@@ -188,17 +183,10 @@ def evaluate_task(stages: list[EvaluateStage], store: Store, coordinator: ActorH
 
 def train_rank(config: dict[str, Any]) -> None:
     """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
-    stage: TrainStage = config["stage"]
-    execution: Execution = config["execution"]
-    coordinator = config["coordinator"]
-    call = TrainCall(
-        placement=config["placement"],
-        checkpoint_steps=execution.checkpoint_steps,
-        stop=_asking(coordinator),
-        provenance=config["provenance"],
-    )
+    stage, coordinator = config["stage"], config["coordinator"]
+    call = replace(config["call"], stop=_asking(coordinator))
     with working("train", posting_for(stage.key, coordinator.post.remote)) as report:
-        compute.run_train(stage, call, execution.store, report)
+        compute.run_train(stage, call, config["store"], report)
 
 
 def _asking(coordinator: ActorHandle) -> StopLeft:

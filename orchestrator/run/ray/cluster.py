@@ -34,7 +34,7 @@ from orchestrator.run.workers import (
 )
 from orchestrator.store.artifacts import Store
 from trainers.errors import PlanError, StorageError
-from trainers.storage import Location
+from trainers.storage import Location, replace
 from trainers.train.stopping import StopRequest
 
 IDLE_WORKER_S = 60
@@ -236,10 +236,9 @@ def _read_probe(file: Location) -> str:
 
 def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
     """Every live node reads what the driver wrote. Raises StorageError, or PlanError where our code is not there."""
-    store.root.mkdir(parents=True, exist_ok=True)
     probe = store.root / f".probe-{os.getpid()}"
     written = str(time.time())
-    probe.write_text(written)
+    replace(probe, written)
     try:
         for node in nodes:
             try:

@@ -17,11 +17,11 @@ from ray.actor import ActorHandle
 from orchestrator.plan.durations import Durations, Rate, RateName
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import Grant, Request, RequestId, Running, bundles, decide
-from orchestrator.run import failures
+from orchestrator.run import compute, failures
 from orchestrator.run.events import Event, Notice
 from orchestrator.run.ray.cluster import capacity, lives, task_on
 from orchestrator.run.ray.scaling import NOTHING_SCALES, Scaling, ask_for, node_types, still_absent
-from orchestrator.run.trial import Execution, compute_leased
+from orchestrator.run.trial import Execution
 from orchestrator.run.workers import working
 from orchestrator.spec.stages import SharedStage, TrialPlan
 from orchestrator.store.artifacts import Store
@@ -355,7 +355,6 @@ class Coordinator:
     # Events on their way to the driver, and signs of life.
 
     async def post(self, event: Event) -> None:
-        """Note an event for the driver."""
         self._events.append(event)
 
     async def post_shared(self, key: str, event: Event) -> None:
@@ -411,4 +410,4 @@ def shared_task(stage: SharedStage, store: Store, coordinator: ActorHandle) -> N
         coordinator.post_shared.remote(stage.key, event)
 
     with working(stage.kind, post) as report:
-        compute_leased(stage, store, report)
+        compute.run_shared(stage, store, report)

@@ -22,7 +22,6 @@ class LoopbackTorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """What Train sets a gang up with."""
         return _FileBackend
 
 
@@ -30,7 +29,6 @@ class _FileBackend(_TorchBackend):
     _folder: Path | None = None
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Make the ranks one process group."""
         on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         if ray.util.get_node_ip_address() != LOOPBACK or on_gpus:
             super().on_start(worker_group, backend_config)
@@ -47,7 +45,6 @@ class _FileBackend(_TorchBackend):
         ray.get(joining)
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """End the process group."""
         super().on_shutdown(worker_group, backend_config)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -5,7 +5,7 @@ An absent node's id is its type and a number, as in `gpu_worker 3`.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.plan.hardware import Node, read_cluster
@@ -21,7 +21,7 @@ class Scaling:
     """All workers that the autoscaler may have up at once, and how long one is waited for, in seconds."""
 
     nodes: tuple[Node, ...]
-    wait_s: float = WAIT_S
+    wait_s: float = field(default_factory=lambda: float(os.environ.get("RMSWEEP_NODE_WAIT_S", WAIT_S)))
 
     def without(self, ids: Iterable[str]) -> "Scaling":
         """Return the same without any node of these nodes' types."""
@@ -42,11 +42,6 @@ def node_types(ids: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(map(node_type, ids)))
 
 
-def scaling(nodes: Sequence[Node]) -> Scaling:
-    """A cluster that may come to these nodes; fixed where there are none."""
-    return Scaling(nodes=tuple(nodes), wait_s=float(os.environ.get("RMSWEEP_NODE_WAIT_S", WAIT_S)))
-
-
 def still_absent(nodes: Sequence[Node], live: Sequence[Node]) -> dict[str, Node]:
     """Return the nodes that are not up, by id; a live node stands for one of its size."""
     missing = list(nodes)
@@ -62,23 +57,18 @@ def _size(node: Node) -> tuple[int, int]:
     return (node.gpus, 0 if node.gpus else node.cpus)
 
 
-def own_description(file: Path = BOOTSTRAP) -> tuple[Node, ...]:
-    """The workers of the cluster whose head this is, up or not; none where this is no head of Ray's launcher.
+def all_workers(given: str | None = None, bootstrap: Path = BOOTSTRAP) -> tuple[Node, ...]:
+    """All workers of the cluster that was joined, up or not: by `--cluster`, else by what its head says.
 
-    Raises PlanError.
+    None where this is no head of Ray's launcher. Raises PlanError.
     """
-    path = file.expanduser()
-    if not path.is_file():
+    if given is not None:
+        nodes = read_cluster(given)
+    elif bootstrap.expanduser().is_file():
+        nodes = read_cluster(str(bootstrap), "Ray's description of this cluster,")
+    else:
         return ()
-    nodes = read_cluster(str(path), "Ray's description of this cluster,")
     return tuple(node for node in nodes if not node.head)
-
-
-def all_workers(given: str | None = None) -> tuple[Node, ...]:
-    """All workers of the cluster that was joined: by `--cluster`, else by what its head says. Raises PlanError."""
-    if given is None:
-        return own_description()
-    return tuple(node for node in read_cluster(given) if not node.head)
 
 
 def ask_for(wanted: Sequence[Mapping[str, float]]) -> None:

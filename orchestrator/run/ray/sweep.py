@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,17 +27,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from orchestrator.plan.durations import Durations, Rate, RateName, slowest
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import ranked, window
-from orchestrator.run import failures
-from orchestrator.run.events import Completed, Event, Failed, Post, Retried, Started, Stopped
+from orchestrator.run.events import Event, Failed, Post, Retried, Stopped
 from orchestrator.run.ray.backend import RayBackend, training
 from orchestrator.run.ray.cluster import capacity, start_ray, task_on
 from orchestrator.run.ray.coordinator import Coordinator, Work
-from orchestrator.run.ray.scaling import ask_for, scaling, still_absent
-from orchestrator.run.trial import Execution, complete_trial
+from orchestrator.run.ray.scaling import Scaling, ask_for, still_absent
+from orchestrator.run.trial import Execution, run_to_end
 from orchestrator.run.workers import make_room
 from orchestrator.spec.redaction import is_secret_name
 from orchestrator.spec.stages import TrialPlan
-from trainers.errors import WorkerLost
+from trainers.errors import Interrupted, WorkerLost
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
 
@@ -76,7 +74,13 @@ def run_on_ray(
         live = capacity()
         nodes = [*live, *still_absent(workers, live).values()]
         durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
-        work = _in_turn(plans, placements, durations, nodes)
+        by_key = {plan.key: plan for plan in plans}
+        asked = [training(plan, placements[plan.key], durations) for plan in plans]
+        # In the order in which the trainings should start.
+        work = {
+            request.key: Work(plan=by_key[request.key], placement=placements[request.key], rank=request.rank)
+            for request in ranked(asked, nodes)
+        }
         # On the head, as the trial functions are: the loss of another node must not take it.
         coordinator = ray.remote(Coordinator).options(
             num_cpus=0,
@@ -84,7 +88,7 @@ def run_on_ray(
             max_concurrency=10_000,
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
         )
-        handle = coordinator.remote(execution, live, work, durations, scaling(workers))
+        handle = coordinator.remote(execution, live, work, durations, Scaling(nodes=tuple(workers)))
         slots = sum(node.gpus or node.cpus for node in nodes)
         tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
         with Events(handle, on_event):
@@ -98,21 +102,6 @@ def run_on_ray(
                     # Ray keeps a wish for nodes until it hears another.
                     ask_for([])
         ray.kill(handle)
-
-
-def _in_turn(
-    plans: Sequence[TrialPlan],
-    placements: Mapping[str, Placement],
-    durations: Durations,
-    nodes: Sequence[Node],
-) -> dict[str, Work]:
-    """Return the work of each trial, in the order in which the trainings should start."""
-    asked = [training(plan, placements[plan.key], durations) for plan in plans]
-    by_key = {plan.key: plan for plan in plans}
-    return {
-        request.key: Work(plan=by_key[request.key], placement=placements[request.key], rank=request.rank)
-        for request in ranked(asked, nodes)
-    }
 
 
 def _tuner(
@@ -157,18 +146,11 @@ def run_trial(
     work: Work = ray.get(coordinator.work.remote(config["trial"]))
     plan = work.plan
     backend = RayBackend(work, execution, coordinator, Path(scratch))
-    backend.post(Started())
     try:
         with _beating(plan.key, coordinator):
-            complete_trial(plan, work.placement, backend, execution)
-        backend.post(Completed())
-    except Exception as error:
-        if failures.interrupted(error):
-            backend.post(Stopped())
-        else:
-            logger.exception("trial %s", plan.spec.name)
-            failure, detail = failures.classify(error), traceback.format_exc()
-            backend.post(Failed(cause=failure.cause, message=failure.message, detail=detail))
+            run_to_end(plan, work.placement, backend, execution)
+    except Interrupted:
+        backend.post(Stopped())
     make_room()
     tune.report({"done_stages": 1})
 

@@ -40,7 +40,7 @@ def test_an_adapter_is_trained_and_scored(tmp_path):
     rows = trial_rows(tmp_path / "store", "adapted")
     assert {(row["reward"], row["evaluated"]) for row in rows} == {("ex_rm", True), ("im_rm", True)}
     for key in {row["key"] for row in rows}:
-        model = Store(tmp_path / "store").read("train", key) / "model"
+        model = Store(tmp_path / "store").read("weights", key) / "model"
         assert not (model / "config.json").exists()
         assert json.loads((model / "adapter_config.json").read_text())["r"] == 2
 

@@ -197,3 +197,28 @@ def test_a_trial_that_no_split_makes_fit_goes_on_with_more_of_the_clusters_gpus(
     complete_trial(plan(trial()), placement, backend, execution)
     assert backend.tried == [(1, 1000), (1, 500), (1, 500), (2, 500)]
     assert backend.said[-1] == "again on 2 GPUs with 500 tokens a forward, activations recomputed"
+
+
+class ScoringFindsNoMemory(OneGpuIsTooFew):
+    """Trains, and has room to score only at the third attempt."""
+
+    def train(self, stage, placement):
+        self.tried.append(placement)
+
+    def evaluate(self, plan, stages, placement):
+        if len(self.tried) < 3:
+            raise OutOfMemory("9000 tokens do not fit in memory for scoring.")
+
+    def pause(self, seconds):
+        assert seconds > 0
+
+
+def test_where_no_training_ran_out_of_memory_its_placement_stays(tmp_path):
+    backend, execution = (
+        ScoringFindsNoMemory(),
+        Execution(store=Store(tmp_path), leases=Leases(tmp_path, "me")),
+    )
+    placement = Placement(forward_tokens=1000, device="cuda")
+    complete_trial(plan(trial()), placement, backend, execution)
+    assert backend.tried == [placement] * 3
+    assert backend.said == ["again in 5 s", "again in 10 s"]

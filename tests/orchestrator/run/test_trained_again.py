@@ -16,6 +16,7 @@ from orchestrator.report.results import of_other_weights, sweep_results
 from orchestrator.report.summary import write_report
 from orchestrator.run import compute
 from orchestrator.run.compute import TrainCall
+from orchestrator.run.failures import set_aside_damage
 from orchestrator.run.inline import InlineBackend
 from orchestrator.run.trial import Execution, complete_trial
 from orchestrator.spec.declaration import declare
@@ -34,6 +35,7 @@ from tests.orchestrator.sweep_samples import (
     record,
     trial,
 )
+from trainers.errors import Damaged
 from trainers.evaluate.scores import read_pair_scores
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, ModelSpec, Placement
@@ -154,6 +156,22 @@ def test_a_gang_that_lost_the_race_scores_the_weights_of_the_winner(store: Store
     (alone,) = resolved(other, tiny_model, TINY_WORLD).plans
     complete(alone, other, train_on(2))
     assert lost == scores(alone, other)
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_damaged_weights_take_their_log_along_unless_there_are_new_ones_by_now(store: Store, mended: bool):
+    def train() -> str:
+        with store.write("train", "a"), store.write(WEIGHTS, "a") as weights:
+            (weights.directory / "model.safetensors").write_text("w")
+        return weights.directory.name
+
+    error = Damaged("weights are damaged", WEIGHTS, "a", train())
+    if mended:
+        store.discard(WEIGHTS, "a")
+        train()
+    with pytest.raises(Damaged, match="computed anew by the same command"):
+        set_aside_damage(error, store)
+    assert [store.complete(kind, "a") for kind in ("train", WEIGHTS)] == [mended] * 2
 
 
 @pytest.mark.parametrize("evicted", [False, True])

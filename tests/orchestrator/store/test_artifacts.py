@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.store import artifacts
 from orchestrator.store.artifacts import MANIFEST, Store
 from orchestrator.store.gc import clear_up
 from trainers.errors import StorageError
@@ -39,6 +40,29 @@ def test_the_manifest_says_what_and_from_what(store: Store):
     assert list(manifest["files"]) == ["nested/file.txt"]
     assert manifest["files"]["nested/file.txt"]["size"] == len("content")
     assert manifest["seconds"] >= 0
+
+
+def test_what_another_one_removes_or_replaces_while_it_is_read_is_not_taken_for_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    def removed_first(file: Path, digest: str) -> bool:
+        store.discard("train", KEY)
+        return False
+
+    write(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "is_written", removed_first)
+        assert store.found("train", KEY) is None
+    write(store, "old")
+
+    def replaced_first(file: Path, digest: str) -> bool:
+        monkeypatch.undo()
+        store.discard("train", KEY)
+        write(store, "new")
+        return False
+
+    monkeypatch.setattr(artifacts, "is_written", replaced_first)
+    assert (store.read("train", KEY) / "nested" / "file.txt").read_text() == "new"
 
 
 def test_nothing_is_visible_before_the_block_ends(store: Store):

@@ -10,7 +10,7 @@ from orchestrator.cli.session import profile_for
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.schedule import Grant, Request
 from orchestrator.run.ray.coordinator import Nodes
-from orchestrator.run.ray.scaling import Scaling, all_workers, node_types, own_description, still_absent
+from orchestrator.run.ray.scaling import Scaling, all_workers, node_types, still_absent
 from trainers.errors import PlanError
 
 GPU_WORKER = {"resources": {"CPU": 96, "GPU": 8, "accelerator_type:H100": 1}, "max_workers": 4}
@@ -30,7 +30,7 @@ HEAD = Node(id="f00d", cpus=8)
 def workers(tmp_path: Path) -> tuple[Node, ...]:
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text(yaml.safe_dump(CONFIG, sort_keys=False))
-    return own_description(file)
+    return all_workers(bootstrap=file)
 
 
 def test_workers_are_counted_by_type_and_all_together_and_the_head_is_none(workers):
@@ -55,14 +55,14 @@ def test_a_type_that_does_not_come_is_counted_on_no_more(workers):
 
 def test_a_head_says_what_its_cluster_may_come_to_unless_it_is_given(tmp_path: Path):
     file = tmp_path / "ray_bootstrap_config.yaml"
-    assert own_description(file) == ()
+    assert all_workers(bootstrap=file) == ()
     file.write_text(
         "max_workers: 1\nhead_node_type: head\navailable_node_types:\n  gpu: {resources: {CPU: 4, GPU: 1, 'accelerator_type:L4': 1}}\n"
     )
-    assert own_description(file) == (Node(id="gpu 0", cpus=4, gpus=1, gpu_gb=24.0, gpu_kind="L4-24GB"),)
+    assert all_workers(bootstrap=file) == (Node(id="gpu 0", cpus=4, gpus=1, gpu_gb=24.0, gpu_kind="L4-24GB"),)
     file.write_text("a: [")
     with pytest.raises(PlanError, match="cannot be read as YAML"):
-        own_description(file)
+        all_workers(bootstrap=file)
     assert [node.id for node in all_workers("2x8xH100")] == ["group0 0", "group0 1"]
 
 
