@@ -283,7 +283,11 @@ class AuditFlags:
             raise SpecError("audit: name at least one set: a folder, a file or a known name.")
         if self.out.is_dir():
             raise SpecError(f"--out {self.out} is a folder; name a file in it.")
-        groups = ((self.data, None), (self.train, ("train",)), (self.eval, ("eval",)))
+        groups: Sequence[tuple[_Words, tuple[Role, ...]]] = (
+            (self.data, ()),
+            (self.train, ("train",)),
+            (self.eval, ("eval",)),
+        )
         specs = [(*_named_spec(word, self.rows), roles) for words, roles in groups for word in words]
         read = [_audit_set(name, spec, role) for name, spec, roles in specs for role in roles or _roles(spec)]
         names = [item.name for item in read]
