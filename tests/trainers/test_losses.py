@@ -105,7 +105,7 @@ def test_a_margin_is_read_written_and_prepared(tmp_path):
 def test_rows_without_a_margin_are_counted_before_a_sweep_starts(tmp_path):
     file = rows(tmp_path, [{"margin": 1.5}, {}, {}])
     found = DatasetReader(Store(tmp_path / "store")).split(dataset_spec(str(file)), "train")
-    spec, base = trial(loss=LossSpec(margin=0.5)), base_model()
+    spec, base = trial(loss=LossSpec(margin=0.5), eval_sets=()), base_model()
     with pytest.raises(
         DataError, match=r"data set pairs: 2 of 3 rows have no margin, which --margin 0\.5 needs"
     ):
