@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmarks.load_stages import Stages, evaluate_at_once, shared_at_once, train_at_once
-from orchestrator.plan.durations import UNSEEN_LENGTHS, Durations, step_s
+from orchestrator.plan.durations import UNSEEN_LENGTHS, Durations, step_parts
 from orchestrator.plan.hardware import gpu_kind
 from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.plan.schedule import Grant
@@ -39,7 +39,8 @@ def planned_s(
     training = Training(
         architecture=architecture, reward=spec.reward, optim=spec.optim, precision=precision, pair=LONGEST
     )
-    return step_s(training, UNSEEN_LENGTHS, placement, KIND) * math.ceil(PAIRS / spec.optim.effective_batch)
+    seconds = sum(step_parts(training, UNSEEN_LENGTHS, placement, KIND).values())
+    return seconds * math.ceil(PAIRS / spec.optim.effective_batch)
 
 
 def takes_s(
