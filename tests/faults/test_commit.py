@@ -126,7 +126,7 @@ def test_killed_while_an_artifact_is_committed(tmp_path, over):
 class Engine:
     """What `save` asks of DeepSpeed's engine, for one process."""
 
-    module = torch.nn.Linear(4, 4)
+    module = torch.nn.ModuleDict({"model": torch.nn.Linear(4, 4)})
 
     def save_checkpoint(self, folder, tag, **_):
         target = Path(folder) / tag
