@@ -9,7 +9,7 @@ import io
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from orchestrator.cli.options import Options, Plan, Retry, Run, Status
 from orchestrator.cli.session import PIPE_WIDTH, Session, open_session
 from orchestrator.cli.terminal import console_on
 from orchestrator.plan.outlook import Outlook
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import CONTROLS, Analysis
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialResult, all_scores, on_common_pairs, sweep_results, trial_rows
 from orchestrator.spec.datasets import pairs_of
@@ -29,7 +29,7 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import WEIGHTS
 from orchestrator.store.leases import live_drivers
-from orchestrator.store.records import TrialNote, read_declaration, read_state
+from orchestrator.store.records import TrialNote, read_state
 from trainers.data.records import Message
 from trainers.errors import SpecError, nearest
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 By = Literal["category", "set", "model"]
+METRICS = ("accuracy", "loss", "abs_margin", *CONTROLS)
 # What a sweep from Python says by its methods, not by a word.
 _SAID_OTHERWISE = ("command", "json")
 
@@ -80,12 +81,9 @@ class DeclaredSweep:
         return results
 
     def __repr__(self) -> str:
-        given = {
-            field.name: getattr(self.options, field.name)
-            for field in dataclasses.fields(Options)
-            if field.name not in _SAID_OTHERWISE and getattr(self.options, field.name) != _default(field)
-        }
-        return f"grid({', '.join(f'{word}={value!r}' for word, value in given.items())})"
+        values = [(word, getattr(self.options, word), field.default) for word, field in _WORDS.items()]
+        given = (f"{word}={value!r}" for word, value, default in values if value != default)
+        return f"grid({', '.join(given)})"
 
     def _session(self, command: Plan | Run | Retry, **changes: Any) -> Session:
         checked = {word: _taken(word, value, _TYPES[word]) for word, value in changes.items()}
@@ -119,7 +117,7 @@ class SweepResults:
 
     def __init__(self, session: Session) -> None:
         self.name, self._store = session.sweep_name, session.store
-        self._declaration = read_declaration(self.name, self._store)
+        self._declaration = session.declaration()
         self._state = read_state(self.name, self._store)
         self._running = self._state.driver in live_drivers(self._store.root)
 
@@ -130,12 +128,8 @@ class SweepResults:
 
     def failed(self) -> dict[str, str]:
         """Return why trials are not complete, by name."""
-        return {
-            item.record.name: cause or state
-            for item in self.trials
-            for state, cause in [self._said(item)]
-            if state != "complete"
-        }
+        said = {item.record.name: self._said(item) for item in self.trials}
+        return {name: cause or state for name, (state, cause) in said.items() if state != "complete"}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row for each trial and evaluation set (and kept epoch): parameters, state, cause and metrics."""
@@ -146,6 +140,8 @@ class SweepResults:
         for row in trial_rows(self.trials):
             state, cause = states[row["key"]]
             parameters = json.loads(row.pop("parameters"))
+            # As `loss` the table has what was measured.
+            parameters["loss_function"] = parameters.pop("loss", None)
             # First what names a trial, then what it is, then what was measured.
             row = {"trial": row["trial"], "state": state, "cause": cause, **parameters, **row}
             rows.append(row | {"state": state})
@@ -156,28 +152,22 @@ class SweepResults:
         import pandas as pd
 
         known = {item.dataset for trial in self.trials for item in trial.record.evaluations}
-        if evaluation_set is not None and evaluation_set not in known:
-            raise SpecError(
-                f"{self.name} has no evaluation set {evaluation_set}; {nearest(evaluation_set, known)}"
-            )
+        if evaluation_set is not None:
+            self._require("evaluation set", evaluation_set, known)
+            known = {evaluation_set}
         digests = {item.dataset: item.dataset_digest for trial in self.trials for item in trial.evaluations}
-        texts = {name: pairs_of(self._store, digest) for name, digest in digests.items()}
+        texts = {name: pairs_of(self._store, digests[name]) for name in known & digests.keys()}
         tables = [pd.DataFrame()]
         for trial in self.trials:
             if not trial.evaluations:
                 continue
             table = all_scores(trial, self._store).to_pandas().rename(columns={"dataset": "evaluation_set"})
-            table = table[table["evaluation_set"].isin(known if evaluation_set is None else [evaluation_set])]
-            record = trial.record
-            told: dict[str, Any] = {"trial": record.name, "model": record.model, "reward": record.reward}
-            told |= {"train_set": record.train_set, "seed": record.seed}
-            for place, (name, value) in enumerate(told.items()):
-                table.insert(place, name, value)
+            table = table[table["evaluation_set"].isin(known)]
+            told = {name: getattr(trial.record, name) for name in ("model", "reward", "train_set", "seed")}
+            table = pd.DataFrame({"trial": trial.record.name, **told}, index=table.index).join(table)
             table["margin"] = table["chosen_reward"] - table["rejected_reward"]
-            said = [
-                texts[name][row] if texts[name] else None
-                for name, row in zip(table["evaluation_set"], table["index"], strict=True)
-            ]
+            places = zip(table["evaluation_set"], table["index"], strict=True)
+            said = [rows[row] if (rows := texts[name]) else None for name, row in places]
             table["prompt"] = [pair and _said(pair.prompt) for pair in said]
             for name in ("chosen", "rejected"):
                 table[name] = [pair and getattr(pair, name) for pair in said]
@@ -187,21 +177,22 @@ class SweepResults:
     def difference(
         self, first: str, second: str, by: By = "category", metric: str = "accuracy"
     ) -> "pd.DataFrame":
-        """Return first − second of a metric with its 95 % interval, as the report has it: by category, set or model."""
+        """Return first − second of a metric with its 95 % interval, as the report has it: by category, set or model.
+
+        Raises SpecError for a metric that the report knows no interval of.
+        """
         import pandas as pd
 
         results = on_common_pairs(self.trials)
-        known = list(dict.fromkeys(result.record.reward for result in results))
         for reward in (first, second):
-            if reward not in known:
-                raise SpecError(f"{self.name} has no reward type {reward}; {nearest(reward, known)}")
+            self._require("reward type", reward, dict.fromkeys(item.record.reward for item in results))
         if first == second:
             raise SpecError(f"{first} − {second} is 0; give two reward types.")
-        if by not in typing.get_args(By):
-            raise SpecError(f"by={by!r}: {nearest(str(by), typing.get_args(By))}")
+        for word, value, known in (("by", by, typing.get_args(By)), ("metric", metric, METRICS)):
+            if value not in known:
+                raise SpecError(f"{word}={value!r}: {nearest(str(value), known)}")
         analysis, rows = Analysis(results, first), []
-        scopes = analysis.single_sets() if by == "set" else analysis.categories()
-        for scope in scopes:
+        for scope in analysis.single_sets() if by == "set" else analysis.categories():
             place = {"train_set": scope.train_set, "category": scope.category}
             place |= {"evaluation_set": scope.dataset} if by == "set" else {}
             for model in analysis.models if by == "model" else [None]:
@@ -209,23 +200,17 @@ class SweepResults:
                 if found is None:
                     continue
                 estimate = found.estimate
-                said = {
-                    "difference": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    "p": found.p_pairs if estimate.p is None else estimate.p,
-                    "over": found.over,
-                }
+                said = {"difference": estimate.value, "low": estimate.low, "high": estimate.high}
+                said["p"] = found.p_pairs if estimate.p is None else estimate.p
                 counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
-                rows.append({**place, **({"model": model} if model else {}), **said, **counts})
+                of_model = {"model": model} if model else {}
+                rows.append({**place, **of_model, **said, "over": found.over, **counts})
         return pd.DataFrame(rows)
 
     def figure(self, name: str = "accuracy_by_category") -> "FigureFiles":
         """Return one of the report's figures, which a notebook shows; an unknown name is answered with those that there are."""
         folder = self._written() / "figures"
-        known = sorted(file.stem for file in folder.glob("*.svg"))
-        if name not in known:
-            raise SpecError(f"the report of {self.name} has no figure {name}; {nearest(name, known)}")
+        self._require("figure", name, sorted(file.stem for file in folder.glob("*.svg")))
         return FigureFiles(svg=folder / f"{name}.svg", png=folder / f"{name}.png")
 
     def report(self) -> Path:
@@ -238,8 +223,7 @@ class SweepResults:
         Raises SpecError where there is no such trial or it is not trained, StorageError where its weights were evicted.
         """
         records = {item.name: item for item in self._declaration.trials}
-        if trial not in records:
-            raise SpecError(f"{self.name} has no trial {trial!r}; {nearest(trial, records)}")
+        self._require("trial", trial, records)
         key = records[trial].key
         if not self._store.complete("train", key):
             raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}.")
@@ -250,6 +234,10 @@ class SweepResults:
         lines = [f"{self.name} in {self._store.root}: {complete} of {len(self.trials)} trials complete"]
         lines += [f"missing: {name}: {cause}" for name, cause in self.failed().items()]
         return "\n".join([*lines, *said_conclusions(self._store.local_sweep_dir(self.name) / "report")])
+
+    def _require(self, kind: str, name: str, known: Iterable[str]) -> None:
+        if name not in (known := list(known)):
+            raise SpecError(f"{self.name} has no {kind} {name}; {nearest(name, known)}")
 
     def _written(self) -> Path:
         return write_full_report(self._declaration, self._store).folder
@@ -272,9 +260,9 @@ class FigureFiles:
 
 def _said(turns: Sequence[Message]) -> str:
     """Return a prompt of one turn as its text, one of several with their roles."""
-    if len(turns) == 1:
-        return turns[0].content
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    return (
+        turns[0].content if len(turns) == 1 else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    )
 
 
 _WORDS = {field.name: field for field in dataclasses.fields(Options) if field.name not in _SAID_OTHERWISE}
@@ -305,13 +293,8 @@ def _taken(word: str, value: Any, wanted: Any) -> Any:
     else:
         fits = type(value) is wanted
     if not fits:
-        said = " or ".join(map(repr, parts)) or {
-            "str": "text",
-            "int": "a whole number",
-            "float": "a number",
-            "bool": "True or False",
-        }.get(wanted.__name__, wanted.__name__)
-        raise SpecError(f"{word}={value!r}: give {said}.")
+        said = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+        raise SpecError(f"{word}={value!r}: give {' or '.join(map(repr, parts)) or said[wanted]}.")
     return value
 
 
@@ -328,20 +311,17 @@ def _listed(value: Any) -> Iterator[Any]:
         yield from value
 
 
-def _show_words() -> inspect.Signature:
-    """Return what a notebook shows of `grid(`: every word with its default."""
-    named = inspect.Parameter.KEYWORD_ONLY
-    words = [
-        inspect.Parameter(word, named, default=_default(field), annotation=_TYPES[word])
-        for word, field in _WORDS.items()
-        if word != "name"
-    ]
-    first = inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
-    return inspect.Signature([first, *words], return_annotation=DeclaredSweep)
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default is not dataclasses.MISSING else None
-
-
-grid.__signature__ = _show_words()  # type: ignore[attr-defined]
+# What a notebook shows of `grid(`: every word with its default.
+grid.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+        *(
+            inspect.Parameter(
+                word, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_TYPES[word]
+            )
+            for word, field in _WORDS.items()
+            if word != "name"
+        ),
+    ],
+    return_annotation=DeclaredSweep,
+)

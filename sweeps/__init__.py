@@ -8,17 +8,20 @@ from pathlib import Path
 
 def main() -> None:
     """Run the experiment that the first word names, as `python sweeps/NAME.py` would; without one, list them all."""
+    from trainers.command import for_any_reader, write_any_text
     from trainers.errors import nearest
 
+    write_any_text()
     files = {file.stem: file for file in sorted(Path(__file__).parent.glob("[!_]*.py"))}
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: rmsweep EXPERIMENT [run | plan | status | report | ui | retry | sync | gc] …\n")
-        width = max(map(len, files))
-        for known, file in files.items():
-            said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-            print(f"  {known:{width}}  {said.splitlines()[0]}")
-        print("\nrmsweep EXPERIMENT --help tells its flags.")
+        with for_any_reader():
+            print("usage: rmsweep EXPERIMENT [run | plan | status | report | ui | retry | sync | gc] …\n")
+            width = max(map(len, files))
+            for known, file in files.items():
+                said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+                print(f"  {known:{width}}  {said.splitlines()[0]}")
+            print("\nrmsweep EXPERIMENT --help tells its flags.")
         return
     chosen = files.get(name.replace("-", "_"))
     if chosen is None:

@@ -29,6 +29,8 @@ from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DrawSpec, Precision, Reasoning, System, Trust, clean_name
 
+# As rich ends a process whose output nobody reads any more.
+UNREAD = 1
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
 Takes = Literal["nothing", "one", "several", "subcommand"]
@@ -70,7 +72,8 @@ def command(
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-        run(parse(parsed, sys.argv[1:], prog=f"python -m {name}", config=config))
+        with for_any_reader():
+            run(parse(parsed, sys.argv[1:], prog=f"python -m {name}", config=config))
     except Interrupted as error:
         print(f"interrupted: {error} The same command goes on.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -119,6 +122,20 @@ def _is_unread() -> bool:
         # It is no file, or closed.
         return False
     return True
+
+
+@contextlib.contextmanager
+def for_any_reader() -> Iterator[None]:
+    """End the process without complaint where nobody reads its output any more, as under `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left to write goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)
 
 
 def is_utf(encoding: str | None) -> bool:

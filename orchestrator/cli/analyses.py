@@ -96,15 +96,15 @@ class Analyses(Generic[Options]):
         stages = self.declare(options, session)
         if isinstance(options.command, Plan):
             return _plan(session, stages)
-        declaration = _declaration(session, stages)
-        match options.command:
-            case Report():
-                adopted(declaration, session.store)
+        # It has no trials, and names the artifacts that gc must keep.
+        artifacts = tuple(sorted({name for stage in stages for name in _artifacts(stage)}))
+        declaration = Declaration(sweep=session.sweep_name, trials=(), artifacts=artifacts)
+        if isinstance(options.command, Report | Sync):
+            adopted(declaration, session.store)
+            if isinstance(options.command, Report):
                 return _report(session, stages)
-            case Sync():
-                adopted(declaration, session.store)
-                _show_in_mlflow(session, declaration, stages)
-                return 0
+            _show_in_mlflow(session, declaration, stages)
+            return 0
         adopt(declaration, session.store)
         missing = [stage for stage in stages if not session.store.complete(stage.kind, stage.key)]
         session.say(f"{len(stages)} analyses, {len(stages) - len(missing)} complete")
@@ -126,17 +126,14 @@ def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
     """Print which stages each analysis still needs."""
     store, rows = session.store, []
     for stage in stages:
-        needed: list[Stage | AnalyseStage] = [*stage.needs, stage]
+        needed = () if store.complete(stage.kind, stage.key) else (*stage.needs, stage)
         missing = [item.kind for item in needed if not store.complete(item.kind, item.key)]
-        if store.complete(stage.kind, stage.key):
-            missing = []
         rows.append({"analysis": stage.label, "key": stage.key, "missing": missing})
     if session.options.json:
         dump_json(rows)
         return 0
     for row in rows:
-        missing_text = ", ".join(row["missing"]) or "nothing"
-        session.say(f"{row['analysis']}  {row['key']}  missing: {missing_text}")
+        session.say(f"{row['analysis']}  {row['key']}  missing: {', '.join(row['missing']) or 'nothing'}")
     return 0
 
 
@@ -171,12 +168,11 @@ def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[di
     """Fill `folder` with copies of analyses, by key and place, and print their summaries; return their results."""
     store, results = session.store, []
     # Before the copies of before go: one of them may be damaged.
-    artifacts = {key: _sound_artifact(key, store) for key in places}
+    artifacts = {key: _read(key, store) for key in places}
     shutil.rmtree(folder, ignore_errors=True)
-    for key, place in places.items():
-        found = artifacts[key]
-        shutil.copytree(found, place, dirs_exist_ok=True)
-        results.append(_results(found))
+    for key, (found, result) in artifacts.items():
+        shutil.copytree(found, places[key], dirs_exist_ok=True)
+        results.append(result)
         if not session.options.json:
             session.say((found / SUMMARY).read_text(), f"artifact: {KIND}/{key}")
     if places:
@@ -184,23 +180,14 @@ def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[di
     return results
 
 
-def _sound_artifact(key: str, store: Store) -> Path:
+def _read(key: str, store: Store) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of an analysis and its results; a damaged one counts as missing from then on."""
     try:
-        return store.read(KIND, key)
+        found = store.read(KIND, key)
     except Damaged as error:
         set_aside_damage(error, store)
         raise
-
-
-def _results(artifact: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((artifact / "results.json").read_text())
-    return found
-
-
-def _declaration(session: Session, stages: Sequence[AnalyseStage]) -> Declaration:
-    """Return a declaration of no trials that names the artifacts that gc must keep."""
-    named = {name for stage in stages for name in _artifacts(stage)}
-    return Declaration(sweep=session.sweep_name, trials=(), artifacts=tuple(sorted(named)))
+    return found, json.loads((found / "results.json").read_text())
 
 
 def _artifacts(stage: Stage | AnalyseStage) -> Iterator[str]:
@@ -262,7 +249,7 @@ def show_analyses(session: Session, declaration: Declaration) -> None:
     store = session.store
     folder = store.local_sweep_dir(declaration.sweep) / "report" / "analyses"
     keys = [key for kind, _, key in (item.partition("/") for item in declaration.artifacts) if kind == KIND]
-    named = {_results(_sound_artifact(key, store))["name"]: key for key in keys if store.complete(KIND, key)}
+    named = {_read(key, store)[1]["name"]: key for key in keys if store.complete(KIND, key)}
     _show(session, folder, {key: folder / clean_name(name) for name, key in sorted(named.items())})
 
 
@@ -280,8 +267,13 @@ def declare_models(
     """Declare one analysis for each model. Raises SpecError, ModelError, DataError."""
     trained = selection.parse_dataset(options.train_set, "--train-set")
     unseen = [selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets]
-    (trained,), own = read_as([trained], unseen or _own_sets(trained), options)
-    unseen = [_placed(item, trained) for item in own]
+    rewritings = [item for item in DATASETS if item.rewriting_of == trained.name]
+    (trained,), own = read_as([trained], unseen or [trained, *rewritings], options)
+    # All sets of Persona are made of the same statements.
+    unseen = [
+        dataclasses.replace(item, source=trained.source) if item.selection == PERSONA else item
+        for item in own
+    ]
     if SEEN in {item.name for item in unseen} or len({item.name for item in unseen}) < len(unseen):
         raise SpecError(
             "--eval-sets: two sets have one name, or one is called seen; tell them apart with NAME=."
@@ -299,32 +291,16 @@ def declare_models(
     ]
     lock = session.folder / "revisions.lock.json"
     bases = [identify_model(model, session.store, lock=lock, fetch=fetch) for model in models]
-    stages = [
-        AnalyseStage(
-            analysis=analysis,
-            version=version,
-            compute=compute,
-            parameters=parameters,
-            base=base,
-            prepared=tuple(
-                (name, PrepareStage(base=base, split=reader.split(dataset, split), draw=draw))
-                for name, dataset, split, draw in wanted
-            ),
+    asked = AnalyseStage(analysis=analysis, version=version, compute=compute, parameters=parameters)
+    stages = []
+    for base in bases:
+        prepared = tuple(
+            (name, PrepareStage(base=base, split=reader.split(dataset, split), draw=draw))
+            for name, dataset, split, draw in wanted
         )
-        for base in bases
-    ]
+        stages.append(dataclasses.replace(asked, base=base, prepared=prepared))
     session.say_left_out(reader.said_left_out())
     return stages
-
-
-def _own_sets(trained: DatasetSpec) -> list[DatasetSpec]:
-    """Return the set itself and the catalog's rewritings of it."""
-    return [trained, *(item for item in DATASETS if item.rewriting_of == trained.name)]
-
-
-def _placed(item: DatasetSpec, trained: DatasetSpec) -> DatasetSpec:
-    """Return a set of Persona with the training set's source: all are made of the same statements."""
-    return dataclasses.replace(item, source=trained.source) if item.selection == PERSONA else item
 
 
 def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:

@@ -22,7 +22,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
-from orchestrator.cli.session import HOLES, Session, dump_json
+from orchestrator.cli.options import Gc
+from orchestrator.cli.session import HOLES, Session, dump_json, shell_words
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
@@ -33,7 +34,7 @@ from orchestrator.report.two_sweeps import other_sweep, without_intervals, write
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
-from orchestrator.store.records import TrialNote, read_declaration, read_state
+from orchestrator.store.records import TrialNote, read_state
 from orchestrator.tracking.database import EXPERIMENT, SHARED_VIEW, follow_storage, shared_view_tag
 from orchestrator.tracking.mlflow import sync as rebuild_view
 from trainers.errors import SpecError
@@ -50,7 +51,7 @@ def status(session: Session, *, watch: bool = False) -> int:
     known: dict[str, TrialState] = {}
     shown: list[dict[str, Any]] | None = None
     while True:
-        declaration = read_declaration(session.sweep_name, session.store)
+        declaration = session.declaration()
         asked = [trial for trial in declaration.trials if trial.key not in known]
         found = {state.record.key: state for state in trial_states(asked, session.store)}
         results = [known.get(trial.key) or found[trial.key] for trial in declaration.trials]
@@ -154,14 +155,14 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
             for before, word in itertools.pairwise(state.command)
             if word not in ("run", "retry") or before.startswith("--")
         ]
-        retry = [os.path.relpath(sys.executable), state.command[0], "retry", *words]
-        session.say(f"to run the failed trials again: {shlex.join(retry)}")
+        retry = shlex.join([*shell_words(state.command[0]), "retry", *words])
+        session.say(f"to run the failed trials again: {retry}")
     return HOLES
 
 
 def report(session: Session, compare: str | None, baseline: str | None = None, by: str | None = None) -> int:
     """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
-    declaration, store = read_declaration(session.sweep_name, session.store), session.store
+    declaration, store = session.declaration(), session.store
     bar = functools.partial(late_bar, session.console)
     other = None if compare is None else other_sweep(compare, store)
     axes = axes_of(declaration.trials)
@@ -197,13 +198,7 @@ def print_report(session: Session, written: Written, by_axis: ReportTable | None
     session.warn(*written.shown.left_out)
     session.say(*said_conclusions(written.folder))
     options = session.options
-    words = [
-        os.path.relpath(sys.executable),
-        (session.command or sys.argv)[0],
-        "ui",
-        "--storage",
-        str(session.store.root),
-    ]
+    words = [*shell_words(session.command[0]), "ui", "--storage", str(session.store.root)]
     words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
     words += ["--name", options.name] if options.name else []
     session.say(f"report: {written.folder / HTML}", f"MLflow: {shlex.join(words)}")
@@ -277,7 +272,7 @@ def _runs_page(address: str, server: subprocess.Popen[bytes], sweep: str) -> str
 
 
 def sync(session: Session) -> int:
-    declaration = read_declaration(session.sweep_name, session.store)
+    declaration = session.declaration()
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
     written = write_full_report(declaration, session.store, functools.partial(late_bar, session.console))
     with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
@@ -295,11 +290,15 @@ def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
             session.warn(f"damaged: {error}; MLflow does not show its curve; weights and scores are sound")
 
 
-def gc(session: Session, keep: Sequence[str], *, delete: bool) -> int:
-    """Print what no kept sweep needs; with `delete`, remove it."""
-    store = session.store
-    items = garbage(store, kept_artifacts(store, keep))
-    removed = set(remove(store, items, busy=bool(live_drivers(store.root)))) if delete else set()
+def gc(session: Session, command: Gc) -> int:
+    """Print what no sweep needs but those to drop; with --delete, remove it. Raises SpecError where one of them runs."""
+    store, delete = session.store, command.delete
+    drivers = live_drivers(store.root)
+    kept = kept_artifacts(store, command.drop, drop_earlier=command.drop_earlier)
+    if running := [name for name in command.drop if read_state(name, store).driver in drivers]:
+        raise SpecError(f"--drop {' '.join(running)}: it runs now; stop it first.")
+    items = garbage(store, kept)
+    removed = set(remove(store, items, busy=bool(drivers))) if delete else set()
     if session.options.json:
         dump_json(
             [

@@ -6,7 +6,6 @@ starts · 3 the sweep ended with holes · 130 interrupted.
 
 import dataclasses
 import logging
-import os
 import re
 import shutil
 import sys
@@ -21,7 +20,7 @@ import tyro
 from rich.console import Console
 
 from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui
-from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, open_session
+from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, by_rmsweep, open_session
 from orchestrator.cli.terminal import say
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profiles
@@ -29,15 +28,16 @@ from orchestrator.spec.redaction import RedactingFormatter, redacted
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import FollowUp
 from orchestrator.spec.trials import Sweep
-from trainers.command import parse, write_any_text
+from trainers.command import for_any_reader, parse, write_any_text
 from trainers.errors import SpecError, SweepError
 
-# As rich ends a process whose output nobody reads any more.
-UNREAD = 1
 # What a command reads beside its own flags. The command at the foot of a report names the profile, too.
 _READS: dict[type, tuple[str, ...]] = {
     Status: ("name", "storage", "json"),
     Report: ("name", "storage", "json", "tracking_uri", "profile"),
+    Sync: ("name", "storage", "tracking_uri"),
+    Ui: ("name", "storage", "tracking_uri"),
+    Gc: ("storage", "json"),
 }
 
 
@@ -94,18 +94,19 @@ def main(
     `file` is the experiment's: its name is that of the sweep. `doc`, the file's docstring, opens the help.
     """
     write_any_text()
-    options = parse(
-        experiment.options,
-        sys.argv[1:] if arguments is None else arguments,
-        prog=f"python sweeps/{Path(file).name}",
-        description=doc and _opening(doc),
-        config=(
-            tyro.conf.CascadeSubcommandArgs,
-            tyro.conf.OmitSubcommandPrefixes,
-            tyro.conf.FlagCreatePairsOff,
-        ),
-    )
-    sys.exit(execute(experiment, options, Path(file)))
+    prog = f"python sweeps/{Path(file).name}"
+    called = f"rmsweep {Path(file).stem}" if by_rmsweep() else prog
+    config = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    with for_any_reader():
+        options = parse(
+            experiment.options,
+            sys.argv[1:] if arguments is None else arguments,
+            prog=called,
+            description=doc and _opening(doc).replace(prog, called),
+            config=config,
+        )
+        code = execute(experiment, options, Path(file))
+    sys.exit(code)
 
 
 def _opening(doc: str) -> str:
@@ -135,11 +136,10 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
         match options.command:
             case Ui(port=port):
                 code = inspect.ui(session, port)
-            case Gc(keep=keep, delete=delete):
-                code = inspect.gc(session, keep, delete=delete)
+            case Gc() as command:
+                code = inspect.gc(session, command)
             case _:
                 code = experiment.run(options, session)
-        sys.stdout.flush()
     except SweepError as error:
         say(errors, f"error: {redacted(str(error))}", style="red")
         return USAGE
@@ -147,9 +147,7 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
         say(errors, "interrupted; the same command goes on where this one stopped")
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has ended, as `| head` does. What is left to write goes nowhere, without complaint.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
+        raise
     except Exception:
         log = Path.cwd() / "rmsweep-error.log"
         log.write_text(redacted(traceback.format_exc()), encoding="utf-8")
@@ -170,6 +168,5 @@ def _refuse_ignored(options: CommonOptions) -> None:
     ]
     if ignored:
         verb = type(options.command).__name__.lower()
-        raise SpecError(
-            f"{', '.join(ignored)}: {verb} tells of the whole sweep as it was declared; leave out what it would ignore."
-        )
+        whole = "all sweeps in the storage" if verb == "gc" else "the whole sweep as it was declared"
+        raise SpecError(f"{', '.join(ignored)}: {verb} is about {whole}; leave out what it would ignore.")

@@ -75,8 +75,10 @@ class Retry:
 class Gc:
     """List the files in the storage that no sweep needs, with their sizes."""
 
-    keep: Annotated[tuple[str, ...], flag("NAME", "all that any sweep was ever declared to be")] = ()
-    """Sweeps whose artifacts stay, as they are declared now."""
+    drop: Annotated[tuple[str, ...], flag("SWEEP")] = ()
+    """Sweeps that are no longer needed: list also what only they need."""
+    drop_earlier: bool = False
+    """List also what sweeps needed only before they were declared anew with --replace."""
     delete: bool = False
     """Delete what is listed."""
 

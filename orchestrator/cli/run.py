@@ -13,7 +13,7 @@ from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, 
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, select
-from orchestrator.cli.terminal import fitting, late_bar, quiet, say
+from orchestrator.cli.terminal import fits, fitting, late_bar, quiet, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node, local_capacity, read_cluster
 from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outlook, too_long
@@ -34,11 +34,14 @@ from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import WEIGHTS, Store
-from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_declaration, read_state
+from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_state
 from trainers.errors import Damaged, PlanError, SpecError, StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
+# What a narrow terminal does not show of a plan; --json has it.
+SPARE = "tokens a forward"
+WRAPPED = ("model · reward", "trained on", "memory saved by", "to do")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,7 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
         )
     resolved, nodes = _prepared(session, build)
     if again:
-        declaration = read_declaration(session.sweep_name, store)
+        declaration = session.declaration()
     else:
         wanted = with_analyses(declare(resolved), session, resolved.plans)
         adds = options.extend or _narrowed(session)
@@ -295,23 +298,41 @@ def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
 
 
 def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
-    """Print a row for each model and reward type, then what the sweep comes to. A column that says nothing is left out."""
-    title = f"{found.sweep}: {trials} trials on {found.cluster}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    """Print a row for each model and reward type, then what the sweep comes to. What all rows share stands below them."""
     rows = [_outlook_row(group, found.unit) for group in found.cells]
-    words = ("model · reward", "trained on", "memory saved by", "to do")
-    for column in rows[0] if rows else ():
-        if any(row[column] not in ("", "–") for row in rows):
-            is_words = column in words
-            # Words are wrapped, numbers are not.
-            cells = [part for row in rows for part in (row[column].split() if is_words else [row[column]])]
-            width = max(map(len, (*column.split(), *cells)))
-            table.add_column(column, justify="left" if is_words else "right", min_width=width)
-    for row in rows:
-        table.add_row(*(row[str(column.header)] for column in table.columns))
+    told = [name for name in rows[0] if any(row[name] not in ("", "–") for row in rows)] if rows else []
+    shared = [name for name in told[1:] if len(rows) > 1 and len({row[name] for row in rows}) == 1]
+    columns = [name for name in told if name not in shared]
+    session.say(f"{found.sweep}: {trials} trials on {found.cluster}")
+    table = _outlook_table(columns, rows, session.console.width)
+    if SPARE in columns and not fits(table, session.console):
+        columns.remove(SPARE)
+        table = _outlook_table(columns, rows, session.console.width)
     session.console.print(fitting(table, session.console))
+    session.say(
+        *([f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else [])
+    )
     session.say(*_totals(found))
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
+
+
+def _outlook_table(columns: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> Table:
+    """Return the table with columns that break no word; of what is left of `width` the first ones take what they need."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    least: dict[str, int] = {}
+    for name in columns:
+        cells = [row[name] for row in rows]
+        # Words are wrapped, numbers are not.
+        least[name] = max(map(len, name.split() + (" ".join(cells).split() if name in WRAPPED else cells)))
+    room = width - sum(least.values()) - len(columns) + 1
+    for name in columns:
+        most = max(len(name), *(len(row[name]) for row in rows))
+        more = max(0, min(room, most - least[name]))
+        room -= more
+        table.add_column(name, justify="left" if name in WRAPPED else "right", width=least[name] + more)
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
+    return table
 
 
 def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
@@ -323,27 +344,29 @@ def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
         "model · reward": f"{group.model} · {group.reward}",
         "trained on": ", ".join(group.train_sets),
         "trials": str(group.trials),
-        "weights": f"{_count(group.parameters)} {group.precision}",
+        "weights": _count(group.parameters),
+        "precision": group.precision,
         "devices": "none",
         "batch": str(group.effective_batch),
-        "tokens a forward": "",
+        SPARE: "",
         "memory saved by": "does not fit",
         "peak GB": "",
+        "GPU GB": "",
         "step s": "",
-        f"{unit}-hours": "",
+        f"{unit} hours": "",
         "to do": ", ".join(own) or ("shared stages" if group.missing else "nothing"),
     }
     if placed is not None:
         saved = [("recomputation", placed.checkpointing), ("offload", placed.offload_optimizer)]
         peak = "?" if group.peak_gb is None else f"{group.peak_gb:.{1 if group.peak_gb >= 1 else 2}f}"
-        limit = f" of {group.gpu_gb:g}" if group.gpu_gb and group.peak_gb is not None else ""
         row |= {
             "devices": f"{placed.world_size}, ZeRO {placed.zero_stage}",
-            "tokens a forward": f"{placed.forward_tokens:,}",
+            SPARE: f"{placed.forward_tokens:,}",
             "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
-            "peak GB": peak + limit,
+            "peak GB": peak,
+            "GPU GB": f"{group.gpu_gb:g}" if group.gpu_gb else "",
             "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
-            f"{unit}-hours": "?" if group.device_hours is None else _hours(group.device_hours),
+            f"{unit} hours": "?" if group.device_hours is None else _hours(group.device_hours),
         }
     return row
 
@@ -363,14 +386,19 @@ def _totals(found: Outlook) -> list[str]:
             f"price: ${found.price:,.2f} for the work, ${found.price_held:,.2f} with the whole cluster held to the end, at "
             f"${found.price_per_hour:,.2f} per GPU-hour ({found.price_is})"
         )
-    for group in found.cells:
-        if group.utilisation is not None:
-            shares = ", ".join(
-                f"{name} {share:.0%}" for name, share in group.step_shares.items() if share >= 0.005
-            )
-            lines.append(
-                f"{group.model} · {group.reward}, estimated: {group.utilisation:.0%} of the peak rate (MFU); {shares}"
-            )
+    estimated = [
+        (group.device_hours, group.utilisation, group.step_shares)
+        for group in found.cells
+        if group.device_hours and group.utilisation is not None
+    ]
+    if total := sum(hours for hours, _, _ in estimated):
+        used = sum(hours * share for hours, share, _ in estimated) / total
+        parts = {
+            name: sum(hours * shares[name] for hours, _, shares in estimated) / total
+            for name in estimated[0][2]
+        }
+        said = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.005)
+        lines.append(f"estimated steps use {used:.0%} of the peak rate (MFU); their time: {said}")
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
     if found.not_fetched:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -22,6 +23,7 @@ from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
+from orchestrator.store.records import Declaration, read_declaration
 from trainers.command import is_utf
 from trainers.data.sources import suite_spec
 from trainers.errors import SpecError, StorageError
@@ -51,6 +53,15 @@ class Session:
     def driver_log(self) -> Path:
         """The log of all that libraries print; logs of failed trials stand beside it."""
         return self.store.local_sweep_dir(self.sweep_name) / "logs" / "driver.log"
+
+    def declaration(self) -> Declaration:
+        """Return what the sweep was declared to be. Raises SpecError where nothing was, or analyses without a trial."""
+        found = read_declaration(self.sweep_name, self.store)
+        if not found.trials:
+            raise SpecError(
+                f"{self.sweep_name} in {self.store.root} has analyses and no trials; ask the file in sweeps/ that ran it."
+            )
+        return found
 
     def say(self, *lines: str, style: str | None = None) -> None:
         """Print each line as it is."""
@@ -98,6 +109,19 @@ def open_session(
         console=_console(),
         command=tuple(map(redacted, sys.argv if command is None else command)),
     )
+
+
+def by_rmsweep() -> bool:
+    """Whether this process was called as `rmsweep EXPERIMENT`."""
+    return Path(*sys.orig_argv[1:2]).name == "rmsweep"
+
+
+def shell_words(script: str) -> list[str]:
+    """Return the words that call an experiment's file in a shell, in the manner in which this process was called."""
+    if not by_rmsweep():
+        return [os.path.relpath(sys.executable), script]
+    typed = sys.orig_argv[1]
+    return ["rmsweep" if shutil.which("rmsweep") == typed else os.path.relpath(typed), Path(script).stem]
 
 
 def storage_root(given: str | None) -> Location:

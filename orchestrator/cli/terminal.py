@@ -39,19 +39,10 @@ BAR_AFTER_S = 2.0
 _UNBOUNDED = 10_000
 
 
-class _Rate(progress.ProgressColumn):
-    """A column with the number of items done per second."""
-
-    def render(self, task: progress.Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s")
-
-
 _BAR = (
     progress.TextColumn("{task.description}"),
     progress.BarColumn(),
     progress.MofNCompleteColumn(),
-    _Rate(),
     progress.TimeRemainingColumn(),
 )
 
@@ -62,9 +53,14 @@ def say(console: Console, *lines: str, style: str | None = None) -> None:
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def fits(table: Table, console: Console) -> bool:
+    """Whether no word of the table would be broken."""
+    return console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width
+
+
 def fitting(table: Table, console: Console) -> RenderableType:
     """Return the table; where it would break words, its rows as paragraphs, each value after its column's name."""
-    if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
+    if fits(table, console):
         return table
     first, *others = ([_cell_text(cell) for cell in column.cells] for column in table.columns)
     names = [_cell_text(column.header) for column in table.columns[1:]]

@@ -42,19 +42,22 @@ class Found:
     safe: bool = False
 
 
-def kept_artifacts(store: Store, sweeps: Sequence[str] = ()) -> frozenset[str]:
-    """Return the artifacts, as stage/key, that the named sweeps need, or all sweeps with what they were earlier.
+def kept_artifacts(store: Store, drop: Sequence[str] = (), *, drop_earlier: bool = False) -> frozenset[str]:
+    """Return the artifacts, as stage/key, that the declared sweeps need, without those to `drop`.
 
-    Raises SpecError for a sweep that the store does not know.
+    A sweep also keeps what it was declared to be earlier, unless `drop_earlier`. Raises SpecError for a sweep that the
+    store does not know.
     """
     known = declared_sweeps(store)
-    for name in sweeps:
+    for name in drop:
         if name not in known:
             hint = nearest(name, known) if known else "it knows none."
-            raise SpecError(f"--keep {name}: {store.root} knows no such sweep; {hint}")
-    declarations = [read_declaration(name, store) for name in sweeps or known]
+            raise SpecError(f"--drop {name}: {store.root} knows no such sweep; {hint}")
+    declarations = [read_declaration(name, store) for name in known if name not in drop]
     return frozenset(
-        artifact for item in declarations for artifact in (*item.artifacts, *(() if sweeps else item.earlier))
+        artifact
+        for item in declarations
+        for artifact in (*item.artifacts, *(() if drop_earlier else item.earlier))
     )
 
 

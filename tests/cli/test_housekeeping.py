@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.store.leases import heartbeat
 from tests.faults.lives import lived
 
 SMALL = ("--backend", "inline", "--train-sets", "tiny_world")
@@ -32,6 +33,11 @@ def with_weights(storage: Path) -> set[str]:
     """Keys of trainings whose weights are there."""
     found = (storage / "artifacts" / "weights").glob("*/*/model/model.safetensors")
     return {file.parent.parent.parent.name for file in found}
+
+
+def artifacts(storage: Path) -> set[str]:
+    """Every artifact as stage/key."""
+    return {f"{folder.parent.name}/{folder.name}" for folder in (storage / "artifacts").glob("*/*")}
 
 
 def everything(storage: Path) -> dict[Path, int]:
@@ -83,7 +89,7 @@ def test_weights_go_and_come_back_and_garbage_goes(small, storage):
     assert "s1 and 1 more. Nothing was started: give it a name of its own (--name full_grid-2)" in refused
     assert "all 1 trials are complete" in grid(storage, "run", *small, *NARROW, "--replace")
     assert "nothing to remove" in grid(storage, "gc")
-    listed = json.loads(grid(storage, "gc", "--keep", "full_grid", "--json"))
+    listed = json.loads(grid(storage, "gc", "--drop-earlier", "--json"))
     stages = [item["path"].split("/")[1] for item in listed]
     assert {stage: stages.count(stage) for stage in stages} == {
         "dataset": 1,
@@ -94,12 +100,12 @@ def test_weights_go_and_come_back_and_garbage_goes(small, storage):
         "weights": 3,
     }
     assert not any(item["removed"] for item in listed)
-    assert "nothing is removed without --delete" in grid(storage, "gc", "--keep", "full_grid")
+    assert "nothing is removed without --delete" in grid(storage, "gc", "--drop-earlier")
     assert everything(storage) == before
 
     total = sum(item["bytes"] for item in listed)
     assert f"18 of 18 items removed, {total / 1e9:.4f} GB freed" in grid(
-        storage, "gc", "--keep", "full_grid", "--delete"
+        storage, "gc", "--drop-earlier", "--delete"
     )
     assert sum(everything(storage).values()) == sum(before.values()) - total
     assert "nothing to remove" in grid(storage, "gc")
@@ -120,7 +126,7 @@ def test_a_narrowed_grid_stays_the_sweep_that_it_is_part_of(small, storage):
     assert "all 1 trials are complete" in said
     rows = json.loads(grid(storage, "status", "--json"))
     assert len(rows) == 4
-    assert "nothing to remove" in grid(storage, "gc", "--keep", "full_grid")
+    assert "nothing to remove" in grid(storage, "gc", "--drop-earlier")
     # One that it has with other settings is no part of it; beside it a grid adds up.
     other = ["run", *small, *WIDE, "--lr", "0.01", "--only", "seed=0"]
     assert "with other data or settings" in lived(storage, other, exits=2)
@@ -147,8 +153,29 @@ def test_a_storage_that_lies_elsewhere_now_has_its_mlflow_files_there(small, sto
         assert client.list_artifacts(run.info.run_id)
 
 
-def test_a_sweep_to_keep_that_nobody_declared_is_refused(storage):
+def test_a_sweep_to_drop_that_nobody_declared_is_refused(storage):
     before = everything(storage)
-    said = lived(storage, ["gc", "--keep", "fullgrid", "--delete"], exits=2)
+    said = lived(storage, ["gc", "--drop", "fullgrid", "--delete"], exits=2)
     assert "did you mean full_grid" in said
     assert everything(storage) == before
+
+
+def test_a_dropped_sweep_leaves_what_another_one_needs_and_its_own_report(small, storage):
+    narrow = ["run", *small, *NARROW, "--name", "narrow"]
+    assert "all 1 trials are complete" in grid(storage, *narrow)
+    assert "nothing to remove" in grid(storage, "gc")
+    kept = json.loads((storage / "sweeps" / "narrow" / "sweep.json").read_text())["artifacts"]
+    before = artifacts(storage)
+    state = storage / "sweeps" / "full_grid" / "state.json"
+    noted = state.read_text()
+    with heartbeat(storage) as running:
+        state.write_text(json.dumps({**json.loads(noted), "driver": running.driver}))
+        assert "it runs now" in lived(storage, ["gc", "--drop", "full_grid", "--delete"], exits=2)
+    state.write_text(noted)
+    assert "items removed" in grid(storage, "gc", "--drop", "full_grid", "--delete")
+    # Weights are a training's.
+    assert (
+        artifacts(storage) == {name for name in before if name.replace("weights/", "train/") in kept} < before
+    )
+    assert (storage / "sweeps" / "full_grid" / "report" / "report.html").is_file()
+    assert "all 1 trials are complete" in grid(storage, *narrow)

@@ -48,7 +48,7 @@ def test_the_papers_grid_is_planned_offline(grid, tmp_path):
         "GPU-hours on 16 GPUs",
         "never under",
         "per GPU-hour (assumed: AWS on demand",
-        "of the peak rate (MFU); backbone",
+        "of the peak rate (MFU); their time: backbone",
         "not fetched: gemma-2-2b, llama-3.1-8b",
         "8.03 B bf16 4, ZeRO",
         "trained on ultrafeedback, evaluated on ultrafeedback (in-distribution), ultrafeedback_paraphrase, "
@@ -94,14 +94,27 @@ def test_each_row_names_its_training_set_and_its_hours_of_what(grid, width):
     # Of the profile's sets one is trained on two processes.
     words += ("--train-sets", "tiny_world", "hamiltonian")
     printed = grid(*words, **OFFLINE, COLUMNS=str(width)).stdout
-    assert max(map(len, printed.splitlines()[:8])) <= width
     said = " ".join(printed.split())
+    table = printed.partition("all alike: precision fp32; batch 32\n")[0]
+    assert max(map(len, table.splitlines())) <= width
     for train_set, devices in (("tiny_world", "2, ZeRO 3"), ("hamiltonian", "1, ZeRO 0")):
-        if width == 80:
-            assert f"trained on {train_set}, trials 1, weights 93.4 k fp32, devices {devices}" in said
-        else:
-            assert f"gemma2-64 · ex_rm {train_set} 1 93.4 k fp32 {devices}" in said
-    assert ("CPU-hours 0." if width == 80 else "CPU-hours to do") in said
+        model = "gemma2-64 ·" if width == 80 else "gemma2-64 · ex_rm"
+        assert f"{model} {train_set} 1 93.4 k {devices}" in said
+    # What is left out of a narrow table is the least of it.
+    assert ("tokens a forward" in table) == (width > 80)
+    assert "evaluate" in table
+    assert "CPU-hours on" in said
+
+
+def test_the_papers_grid_is_a_table_of_a_line_a_row_on_a_terminal_of_80_columns(grid):
+    printed = grid(*PAPER, **OFFLINE, COLUMNS="80").stdout
+    table = printed.partition(
+        "all alike: trained on ultrafeedback, rewardmath; trials 6; batch 32; GPU GB 80; to do"
+    )[0]
+    rows = [line for line in table.splitlines() if "_rm" in line]
+    assert len(rows) == 12
+    assert all(len(line) <= 80 and len(line.split()) == 14 for line in rows)
+    assert max(map(len, table.splitlines())) <= 80
 
 
 def test_what_does_not_fit_is_said_with_what_would(grid):

@@ -53,7 +53,7 @@ def parsed(monkeypatch):
         ("--seeds 0 plan --price 2 --seeds 1", "--seeds 0 1 plan --price 2"),
         ("--only model=a --only train=b", "--only model=a train=b"),
         ("--train-sets a --eval-sets b --train_sets c", "--train-sets a c --eval-sets b"),
-        ("gc --keep a --delete --keep b --delete", "gc --keep a b --delete"),
+        ("gc --drop a --delete --drop b --delete", "gc --drop a b --delete"),
         # As a value it is no command.
         ("--name plan --seeds 0 --seeds 1", "--name plan --seeds 0 1"),
     ],

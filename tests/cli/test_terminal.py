@@ -48,6 +48,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
+@pytest.fixture(scope="module")
+def rmsweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script that an installation has."""
+    file = tmp_path_factory.mktemp("bin") / "rmsweep"
+    file.write_text(f"#!{sys.executable}\nfrom sweeps import main\nmain()\n")
+    file.chmod(0o755)
+    return file
+
+
 def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr, read as the encoding that was asked for."""
     done = subprocess.run(
@@ -108,11 +117,24 @@ def test_help_is_readable_on_a_narrow_terminal_without_utf_8(tmp_path: Path):
     assert max(map(len, prose)) <= 40
 
 
-def test_who_reads_the_first_line_alone_hears_no_complaint(store: Store, tmp_path: Path):
-    words = ["status", "--json", "--storage", str(store.root)]
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"{GRID} status --json --storage STORE",
+        f"{GRID} --help",
+        "RMSWEEP --help",
+        "RMSWEEP full_grid gc --help",
+        "-m trainers.data --help",
+    ],
+    ids=lambda text: text.replace(str(GRID), "full_grid"),
+)
+def test_who_reads_the_first_line_alone_hears_no_complaint(
+    words: str, store: Store, rmsweep: Path, tmp_path: Path
+):
+    words = words.replace("STORE", str(store.root)).replace("RMSWEEP", str(rmsweep))
     script = '"$@" | true; echo "${PIPESTATUS[0]}"'
     done = subprocess.run(
-        ["bash", "-c", script, "bash", sys.executable, str(GRID), *words],
+        ["bash", "-c", script, "bash", sys.executable, *words.split()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -142,6 +164,28 @@ def test_status_in_ascii_and_forty_columns_names_every_trial_and_the_cause_once(
     assert words.count("state complete") == 3
     assert "evaluations 2/2" in words
     assert "to run the failed trials again: " in words
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_hints_and_help_name_the_command_as_it_was_called(
+    on_path: bool, store: Store, rmsweep: Path, tmp_path: Path
+):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    if on_path:
+        environment["PATH"] = f"{rmsweep.parent}:{os.environ['PATH']}"
+    called = "rmsweep" if on_path else os.path.relpath(rmsweep, tmp_path)
+
+    def said(*words: str) -> str:
+        command = [called, "full_grid", *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        ).stdout
+
+    shown = said("status", "--storage", str(store.root))
+    assert f"to run the failed trials again: {called} full_grid retry\n" in shown
+    assert "usage: rmsweep full_grid " in (opening := said("plan", "--help"))
+    assert "  rmsweep full_grid --profile laptop  " in said("--help")
+    assert "python sweeps" not in opening
 
 
 def test_status_for_machines_is_whole_in_any_encoding(store: Store, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Sweeps from Python: the words of the command line, results as pandas tables, mistakes as one line."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from orchestrator.cli.options import Options
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import on_common_pairs
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import write_declaration
+from orchestrator.store.records import Declaration, write_declaration
 from tests.orchestrator.test_layers import HEAVY, python
 from trainers.command import parse
 from trainers.errors import SpecError
@@ -110,7 +111,10 @@ def ran(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
         max_train_pairs=16,
         max_eval_pairs=8,
     )
-    return sweep, sweep.run(backend="inline"), storage
+    hook = sys.excepthook
+    results = sweep.run(backend="inline")
+    assert sys.excepthook is hook, "a script's own mistakes would be those of [rank0]"
+    return sweep, results, storage
 
 
 def test_a_trial_that_fails_is_in_the_results(ran: tuple[Any, Any, Path]):
@@ -125,7 +129,9 @@ def test_a_trial_that_fails_is_in_the_results(ran: tuple[Any, Any, Path]):
         (bad, "tiny_world", "failed"),
         (bad, "tiny_world_paraphrase", "failed"),
     ]
-    assert table["accuracy"].notna().tolist() == [True, True, False, False]
+    for metric in ("accuracy", "loss"):
+        assert table[metric].notna().tolist() == [True, True, False, False]
+    assert set(table["loss_function"]) == {"bradley_terry"}
     assert set(table["cause"]) == {"", results.failed()[bad]}
     assert (results.model_path(good) / "config.json").is_file()
     with pytest.raises(SpecError, match=f"{bad} has no weights: .*not finite"):
@@ -166,6 +172,13 @@ def test_running_again_does_nothing_for_a_trial_that_failed_for_good(
     assert sweep.plan().outlook.stages["train"] == {"cached": 1, "missing": 1}
 
 
+def test_a_sweep_of_analyses_is_not_opened_and_its_report_stays(tmp_path: Path):
+    store = Store(tmp_path / "store")
+    write_declaration(Declaration(sweep="margins", trials=(), artifacts=("analyse/a",)), store)
+    with pytest.raises(SpecError, match=r"margins in .* has analyses and no trials; ask the file"):
+        open_sweep(store.root, "margins")
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Two models, three seeds, two reward types, as if they had been trained."""
@@ -198,6 +211,13 @@ def test_differences_are_the_report_s_own(simulated: Store):
         results.difference("ex", "im_rm")
     with pytest.raises(SpecError, match="give two reward types"):
         results.difference("ex_rm", "ex_rm")
+    # Of the others no interval would be right.
+    for metric, said in (
+        ("acuracy", "did you mean accuracy"),
+        ("chosen_reward", "known are accuracy, loss, abs"),
+    ):
+        with pytest.raises(SpecError, match=f"metric='{metric}': {said}"):
+            results.difference("ex_rm", "im_rm", metric=metric)
     with pytest.raises(SpecError, match="by='models': did you mean model"):
         results.difference("ex_rm", "im_rm", by="models")  # type: ignore[arg-type]
 

@@ -41,7 +41,10 @@ def process_group() -> Iterator[None]:
         dist.init_process_group(backend, **options)
     elif own:
         gloo_on_loopback()
+        hook = sys.excepthook
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)  # type: ignore[attr-defined]
+        # A script that goes on after this block is no rank, as its tracebacks would say.
+        sys.excepthook = hook
     os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, auto_mpi_discovery=False)
     try:

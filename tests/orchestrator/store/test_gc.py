@@ -212,9 +212,9 @@ def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(st
     assert declared_sweeps(store) == ["demo"]
 
 
-def test_a_sweep_to_keep_that_the_store_does_not_know_is_an_error(store: Store):
+def test_a_sweep_to_drop_that_the_store_does_not_know_is_an_error(store: Store):
     declare_names(store, "full_grid")
-    with pytest.raises(SpecError, match=r"--keep ful_grid: .* did you mean full_grid"):
+    with pytest.raises(SpecError, match=r"--drop ful_grid: .* did you mean full_grid"):
         gc.kept_artifacts(store, ["full_grid", "ful_grid"])
 
 
