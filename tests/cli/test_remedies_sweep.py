@@ -1,5 +1,7 @@
 """sweeps/remedies.py at its smallest: every remedy is trained and evaluated, a mean with its larger β."""
 
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import select
 from orchestrator.store.artifacts import Store
 from sweeps.remedies import PROFILES, REWARDS, TINY_LENGTH, USUAL_LENGTH, remedies
 from tests.conftest import save_tiny_llama
@@ -29,3 +31,13 @@ def test_every_remedy_is_trained_and_evaluated(tmp_path):
     card = (Store(tmp_path / "store").read("train", key) / "model" / "README.md").read_text()
     assert USUAL_LENGTH > TINY_LENGTH
     assert f"the reward is {0.01 * USUAL_LENGTH} times the mean" in card
+
+
+def test_each_beta_of_an_axis_is_a_means_larger_one_and_in_its_name():
+    words = Options(seeds=(0,), axis=("beta=0.01,0.1",))
+    made = remedies(select(words, PROFILES["laptop"], "betas")).trials
+    found = {trial.reward_name: trial.reward.beta for trial in made if "normalised" in trial.reward_name}
+    assert found == {
+        f"im_rm_length_normalised_beta={beta:g}": beta for beta in (0.01 * TINY_LENGTH, 0.1 * TINY_LENGTH)
+    }
+    assert {trial.reward.beta for trial in made if trial.reward.kind == "im_rm"} == {0.01, 0.1}

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from trainers.models.adapters import CONFIG, base_of, load_adapter
 from trainers.models.attention import separate_rows
 from trainers.models.layouts import padded_attention
 from trainers.models.loading import DTYPES, device, make_rows_for
@@ -16,11 +18,24 @@ from trainers.pairs.templates import load_tokenizer, padding_token
 from trainers.specs import Precision, Trust
 
 
-def load_generator(location: str, *, revision: str | None, precision: Precision, trust: Trust) -> Any:
-    """Load a causal language model as transformers has it, on a GPU where there is one, with its tokenizer's pad id."""
+def load_generator(
+    location: str,
+    *,
+    revision: str | None,
+    precision: Precision,
+    trust: Trust,
+    base: tuple[str, str | None] | None = None,
+) -> Any:
+    """Load a causal language model as transformers has it, on a GPU where there is one, with its tokenizer's pad id.
+
+    The folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = load_tokenizer(location, revision, trust)
+    adapter = Path(location) if (Path(location) / CONFIG).is_file() else None
+    if adapter:
+        location, revision = base or base_of(adapter)
     options = {"revision": revision, "trust_remote_code": trust.trust_remote_code}
     settle_products(precision)
     model = AutoModelForCausalLM.from_pretrained(
@@ -34,6 +49,8 @@ def load_generator(location: str, *, revision: str | None, precision: Precision,
     model.tf32 = precision == "tf32"
     make_rows_for(model, tokenizer)
     separate_rows(model)
+    if adapter:
+        load_adapter(model, adapter)
     model.config.pad_token_id = padding_token(tokenizer)
     return model.eval().to(device())
 
