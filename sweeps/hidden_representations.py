@@ -8,6 +8,7 @@ python sweeps/hidden_representations.py --models PATH --train-set persona=FILE.j
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
@@ -24,6 +25,11 @@ VERSION = 1
 MEASURES = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Nothing beside model and pairs."""
+
+
 def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis per model."""
     return declare_models(
@@ -32,7 +38,7 @@ def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
         analysis="hidden_representations",
         version=VERSION,
         compute=compute,
-        parameters={},
+        parameters=Parameters(),
     )
 
 

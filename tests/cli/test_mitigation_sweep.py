@@ -105,7 +105,7 @@ def test_each_training_set_and_each_point_of_an_axis_has_a_curve_of_its_own(tiny
     words = Options(models=(str(tiny_model),), seeds=(0,), axis=("lr=1e-4,1e-3",))
     chosen = select(words, mitigation.PROFILES["laptop"], "curves")
     other = [replace(item, name=f"again_{item.name}", rewriting_of="again") for item in chosen.eval_sets[1:]]
-    twice = (*chosen.train_sets, replace(ORIGINAL, name="again"))
+    twice = (*chosen.train_sets, replace(ORIGINAL, name="again", source="builtin:tiny_world_paraphrase"))
     chosen = replace(chosen, train_sets=twice, eval_sets=(*chosen.eval_sets, *other))
     curves = mitigation.declare(resolve(mitigation.mitigation(chosen), Store(tmp_path)).plans)
     assert {stage.analysis for stage in curves} == {"mitigation lr=0.0001", "mitigation lr=0.001"}
