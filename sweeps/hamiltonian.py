@@ -36,16 +36,8 @@ def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
 
 
 def _profile(name: str, model: ModelSpec, graphs: str, seeds: tuple[int, ...]) -> Profile:
-    sets = (catalog.dataset(graphs),)
-    return replace(
-        catalog.ONE_MODEL,
-        name=name,
-        models=(model,),
-        train_sets=sets,
-        eval_sets=sets,
-        seeds=seeds,
-        recipe=_recipe,
-    )
+    one, sets = replace(catalog.ONE_MODEL, name=name, models=(model,)), (catalog.dataset(graphs),)
+    return replace(one, train_sets=sets, eval_sets=sets, seeds=seeds, recipe=_recipe)
 
 
 PROFILES = {
@@ -56,7 +48,7 @@ PROFILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Answers sampled at temperature 1 of each prompt, the first of them the paper's one; the seed of the draws."""
+    """Answers drawn of each prompt, the first of them the paper's one; the seed of the draws."""
 
     samples: int = SAMPLES
     seed: int = SEED
@@ -86,8 +78,7 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Answers of the trained model and of the base model, judged by the exact parser."""
     from trainers.data.records import read_written_pairs
-    from trainers.data.worlds import cycle_share, graph_of, is_correct
-    from trainers.theory.answers import Weights, ask, judged, rewards, shares
+    from trainers.theory.answers import Weights, verified
 
     (training,), pairs = stage.reads, inputs.pairs["prompts"]
     assert isinstance(training, TrainStage)
@@ -100,38 +91,29 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         template=model.template,
     )
     location = str(inputs.store.read("weights", training.key, "model") / "model")
-    trained = replace(base, location=location, revision=None, template=None)
     split = inputs.store.read("dataset", stage.prepared[0][1].split.digest)
     texts = read_written_pairs(split / "pairs.jsonl")
     prompts = [texts[pair.index].prompt[-1].content for pair in pairs]
-    guesses = [cycle_share(*graph_of(prompt)) for prompt in prompts]
-    results: dict[str, Any] = {
-        "name": stage.analysis,
-        "prompts": len(prompts),
-        "random_order": sum(guesses) / len(prompts),
-        "random_order_best": sum(1 - (1 - share) ** SAMPLES for share in guesses) / len(prompts),
-    }
-    rows: list[dict[str, Any]] = []
-    for name, writer in (("base", base), ("trained", trained)):
-        answers = ask(writer, pairs, samples=stage.parameters.samples, seed=stage.parameters.seed)
-        reward = rewards(answers, pairs, training.reward, trained, base)
-        found = judged(writer, answers, reward, lambda number, text: is_correct(text, prompts[number]))
-        results[name] = shares(found)
-        rows += [{"model": name, **row} for row in found]
+    trained = replace(
+        base, location=location, revision=None, template=None, base=(base.location, base.revision)
+    )
+    writers = {"base": base, "trained": trained}
+    asked: Parameters = stage.parameters
+    found, rows = verified(writers, pairs, prompts, training.reward, samples=asked.samples, seed=asked.seed)
+    results: dict[str, Any] = {"name": stage.analysis, "prompts": len(prompts), **found}
     said = f"Correct cycles written, share of {len(prompts)} prompts; best of {SAMPLES} by the trained model's reward."
-    paragraphs = [said, _table(results).markdown()]
-    write_analysis(attempt, stage.analysis, paragraphs, results=results, rows={"answers": rows})
+    shown = [said, _table(results).markdown()]
+    write_analysis(attempt, stage.analysis, shown, results=results, rows={"answers": rows})
 
 
 def _table(results: dict[str, Any]) -> Table:
-    rows = [{"by": name, **results[name]} for name in ("base", "trained")]
     random, best = results["random_order"], results["random_order_best"]
-    rows.append({"by": "orders at random", "sampled": random, "greedy": random, "any_of_k": best})
+    guessed = {"by": "orders at random", "sampled": random, "greedy": random, "any_of_k": best}
     return Table(
         name="correct",
         title="",
         columns="by sampled greedy best_of_k any_of_k",
-        rows=rows,
+        rows=[*({"by": name, **results[name]} for name in ("base", "trained")), guessed],
         titles={
             "by": "written by",
             "sampled": "one sample",

@@ -25,17 +25,12 @@ VERSION = 1
 MEASURES = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RepresentationsOptions(ModelOptions):
-    """Statistics of untrained hidden states, against those of the pairs that are trained on."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
     """Nothing beside model and pairs."""
 
 
-def declare(options: RepresentationsOptions, session: Session) -> Sequence[AnalyseStage]:
+def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis per model."""
     return declare_models(
         options,
@@ -97,5 +92,6 @@ def _draw(values: dict[str, dict[str, Any]]) -> Any:
     return figure
 
 
+EXPERIMENT = Analyses(options=ModelOptions, declare=declare)
 if __name__ == "__main__":
-    main(Analyses(options=RepresentationsOptions, declare=declare), __file__, __doc__)
+    main(EXPERIMENT, __file__, __doc__)

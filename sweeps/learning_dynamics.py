@@ -8,8 +8,10 @@ python sweeps/learning_dynamics.py                                              
 python sweeps/learning_dynamics.py --models PATH --train-set persona=FILE.jsonl --max-eval-pairs 20 --steps-on 2
 """
 
+import functools
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,11 +26,10 @@ from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 from trainers.errors import SpecError
-from trainers.rewards import PAPER_BETA, RewardSpec
+from trainers.rewards import PAPER_BETA
 
 # Raise when the analysis computes something else from the same parameters.
 VERSION = 1
-KINDS = ("ex_rm", "im_rm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +54,9 @@ class DynamicsOptions(ModelOptions):
 def declare(options: DynamicsOptions, session: Session) -> Sequence[AnalyseStage]:
     """One analysis per model."""
     asked = options.parameters
-    if asked.steps_on < 1:
-        raise SpecError(f"--steps-on {asked.steps_on}: give at least 1.")
-    for flag, value in (("--step-size", asked.step_size), ("--beta", asked.beta)):
+    for flag, value in (("steps-on", asked.steps_on), ("step-size", asked.step_size), ("beta", asked.beta)):
         if not (math.isfinite(value) and value > 0):
-            raise SpecError(f"{flag} {value}: give a positive number.")
+            raise SpecError(f"--{flag} {value}: give a positive number.")
     return declare_models(
         options, session, analysis="learning_dynamics", version=VERSION, compute=compute, parameters=asked
     )
@@ -65,73 +64,45 @@ def declare(options: DynamicsOptions, session: Session) -> Sequence[AnalyseStage
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Predict and measure the change of every unseen pair by every step."""
-    from trainers.theory.one_step import agreement, changes
+    from trainers.theory.one_step import agreement, both_changes
 
     asked: Parameters = stage.parameters
     trained_on = inputs.pairs[SEEN][: asked.steps_on]
     unseen = {name: pairs for name, pairs in inputs.pairs.items() if name != SEEN}
-    rows: list[dict[str, Any]] = []
-    for kind in KINDS:
-        spec = RewardSpec(kind=kind, beta=asked.beta if kind == "im_rm" else None)
-        model = load_untrained(inputs, spec.type.output)
-        found = changes(model, spec, trained_on, unseen, asked.step_size)
-        rows += [{"reward": kind, **row} for row in found]
-    results = {kind: {name: agreement(_some(rows, kind, name)) for name in unseen} for kind in KINDS}
+    load, step = functools.partial(load_untrained, inputs), asked.step_size
+    found = both_changes(load, trained_on, unseen, step_size=step, beta=asked.beta)
+    rows = [{"reward": kind, **row} for (kind, _), some in found.items() for row in some]
+    results = {kind: {name: agreement(found[kind, name]) for name in unseen} for kind, _ in found}
     said = (
-        f"One step of η = {asked.step_size:g} on each of {len(trained_on)} "
-        "training pairs; the change of r⁺ − r⁻ of unseen pairs. Error: ‖measured − predicted‖ / ‖measured‖, the output layer "
-        "alone taking the step. Rises: share of the pairs whose r⁺ − r⁻ rises."
+        f"One step of η = {step:g} on each of {len(trained_on)} training pairs; the change of r⁺ − r⁻ of unseen pairs. "
+        "Error: ‖measured − predicted‖ / ‖measured‖, the output layer alone taking the step. Rises: share of the pairs whose r⁺ − r⁻ rises."
     )
-    write_analysis(
-        attempt,
-        inputs.name,
-        [said, _table(results).markdown()],
-        results=results,
-        rows={"changes": rows},
-        figures={"learning_dynamics": lambda: _draw(rows, list(unseen))},
-    )
-
-
-def _some(rows: Rows, kind: str, name: str) -> Rows:
-    """The rows of one reward type and set."""
-    return [row for row in rows if (row["reward"], row["set"]) == (kind, name)]
-
-
-def _table(results: dict[str, Any]) -> Table:
-    return Table(
+    table = Table(
         name="errors",
         title="",
         columns="reward set relative_error predicted_to_rise rises rises_all_weights correlation_all_weights share_of_token_matches",
-        titles={
-            "reward": "",
-            "set": "unseen set",
-            "relative_error": "error",
-            "rises_all_weights": "rises, all weights",
-            "correlation_all_weights": "correlation, all weights",
-        },
-        rows=[
-            {"reward": kind, "set": name, **found}
-            for kind, sets in results.items()
-            for name, found in sets.items()
-        ],
+        titles={"set": "unseen set", "relative_error": "error"},
+        rows=[{"reward": kind, "set": name, **results[kind][name]} for kind, name in found],
         forms={"relative_error": ".1e"},
     )
+    shown, figures = [said, table.markdown()], {"learning_dynamics": lambda: _draw(found, list(unseen))}
+    write_analysis(attempt, inputs.name, shown, results=results, rows={"changes": rows}, figures=figures)
 
 
-def _draw(rows: Rows, names: Sequence[str]) -> Any:
+def _draw(found: Mapping[tuple[str, str], Rows], names: Sequence[str]) -> Any:
     figure, axes = panels(1, 3, 5.0, 4.0)
-    for axis, kind in zip(axes, KINDS, strict=False):
+    for axis, kind in zip(axes, ("ex_rm", "im_rm"), strict=False):
         for name in names:
-            some = _some(rows, kind, name)
-            predicted, measured = ([row[what] for row in some] for what in ("predicted", "measured"))
+            predicted, measured = (
+                [row[what] for row in found[kind, name]] for what in ("predicted", "measured")
+            )
             axis.scatter(predicted, measured, s=8, label=name)
         axis.axline((0, 0), slope=1, color=GREY, linewidth=0.8)
         axis.set(xlabel="predicted change of r⁺ − r⁻", ylabel="measured", title=kind)
         axis.legend()
     for offset, part in ((-0.2, "token_matches"), (0.2, "other_tokens")):
-        values = [[row[part] for row in _some(rows, "im_rm", name)] for name in names]
         places = [place + offset for place in range(len(names))]
-        means = [sum(some) / len(some) for some in values]
+        means = [statistics.mean(row[part] for row in found["im_rm", name]) for name in names]
         axes[2].bar(places, means, width=0.4, label=part.replace("_", " "))
     axes[2].axhline(0, color=GREY, linewidth=0.8)
     axes[2].set_xticks(range(len(names)), names, rotation=15)
@@ -140,5 +111,6 @@ def _draw(rows: Rows, names: Sequence[str]) -> Any:
     return figure
 
 
+EXPERIMENT = Analyses(options=DynamicsOptions, declare=declare)
 if __name__ == "__main__":
-    main(Analyses(options=DynamicsOptions, declare=declare), __file__, __doc__)
+    main(EXPERIMENT, __file__, __doc__)

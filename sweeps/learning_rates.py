@@ -21,6 +21,7 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Attempt
+from trainers.errors import SpecError
 
 # Raise when the analysis does otherwise with the same trainings.
 VERSION = 4
@@ -31,15 +32,20 @@ PROFILES = {"paper": catalog.PAPER, "laptop": catalog.ONE_MODEL}
 
 
 def learning_rates(chosen: Selection) -> Sweep:
-    """The grid along an axis of learning rates: multiples of its own, unless --axis says which."""
+    """The grid along an axis of learning rates: multiples of its own, for trials for which --axis says none."""
     trials = chosen.trials(axes={"validation-share": (0.25,)})
-    if any("lr" in dict(trial.axes) for trial in trials):
-        return chosen.sweep(trials)
-    return chosen.sweep(
+    if not all(trial.validation for trial in trials):
+        raise SpecError(
+            "--validation-share 0: held-out pairs choose the best rate; give a share of the pairs."
+        )
+    given = [trial for trial in trials if "lr" in dict(trial.axes)]
+    multiples = (
         varied(trial, {"lr": float(f"{multiple * trial.optim.lr:.6g}")})
         for multiple in MULTIPLES
         for trial in trials
+        if trial not in given
     )
+    return chosen.sweep([*given, *multiples])
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:

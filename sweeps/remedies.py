@@ -8,16 +8,17 @@
 python sweeps/remedies.py --profile laptop
 python sweeps/remedies.py
 
-A mean is shorter than a sum by the length of a response, so its β is larger by a usual length: rewards begin alike.
+A mean is shorter than a sum by the length of a response, so its β is larger by a usual length: rewards begin alike. So it
+is for each β that --axis gives; the name has the β of the mean.
 """
 
 from dataclasses import replace
 
 from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
+from orchestrator.spec.axes import varied
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
-from trainers.rewards import RewardSpec
 from trainers.specs import BUILTIN
 
 # Tokens of a response, of the tiny world and of what the paper trains on.
@@ -31,17 +32,17 @@ PROFILES = {
 
 def remedies(chosen: Selection) -> Sweep:
     """Every reward type on every model and training set, each mean with its larger β."""
-    trials: list[TrialSpec] = []
-    for model in chosen.models:
-        length = TINY_LENGTH if model.source.startswith(BUILTIN) else USUAL_LENGTH
-        rewards = [_scaled(reward, length) for reward in chosen.rewards]
-        trials += chosen.trials(models=(model,), rewards=rewards)
-    return chosen.sweep(trials)
+    return chosen.sweep(map(_scaled, chosen.trials()))
 
 
-def _scaled(reward: RewardSpec, length: int) -> RewardSpec:
-    mean = reward.kind == "im_rm_length_normalised"
-    return replace(reward, beta=reward.beta * length) if mean and reward.beta else reward
+def _scaled(trial: TrialSpec) -> TrialSpec:
+    if trial.reward.kind != "im_rm_length_normalised" or not trial.reward.beta:
+        return trial
+    length = TINY_LENGTH if trial.model.source.startswith(BUILTIN) else USUAL_LENGTH
+    beta = trial.reward.beta * length
+    if "beta" in dict(trial.axes):
+        return varied(trial, {"beta": float(f"{beta:.6g}")})
+    return replace(trial, reward=replace(trial.reward, beta=beta))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ python sweeps/theory.py --betas 0.01 0.1 --deltas 0.05 0.5 --seeds 0 1 2
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import tyro
@@ -20,7 +20,6 @@ from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.house_style import GREY, panels
-from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 from trainers.errors import SpecError
@@ -69,25 +68,11 @@ def declare(options: TheoryOptions, session: Session) -> Sequence[AnalyseStage]:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Check both theorems, and say how far they hold."""
-    from trainers.theory.theorems import theorem_1, theorem_2
+    from trainers.theory.theorems import checked
 
     asked: Parameters = stage.parameters
-    first = theorem_1(asked.betas, asked.deltas, asked.masses)
-    worlds = [theorem_2(asked.pairs, asked.width, seed) for seed in asked.seeds]
-    second = [row for row, _ in worlds]
-    curves = [{"seed": row["seed"], **step._asdict()} for row, steps in worlds for step in steps]
-    means = {
-        name: sum(row[name] for row in second) / len(second)
-        for name in ("im_rm_unseen_accuracy", "ex_rm_unseen_accuracy", "separator_unseen_accuracy")
-    }
-    results = {
-        "theorem_1_largest_margin_error": max(abs(row["margin"] / row["delta"] - 1) for row in first),
-        "theorem_1_points_above_bound": sum(row["log_correct"] > row["log_bound"] for row in first),
-        "theorem_1_points": len(first),
-        "im_rm_largest_unseen_difference": max(row["im_rm_largest_unseen_difference"] for row in second),
-        "ex_rm_cosine": min(row["ex_rm_cosine"] for row in second),
-        **means,
-    }
+    results, rows = checked(**asdict(asked))
+    first = rows["theorem_1"]
     seldom = [row for row in first if row["log_correct"] < math.log(1e-3)] or first
     rare = max(seldom, key=lambda row: row["delta"])
     paragraphs = [
@@ -96,55 +81,38 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         f"{results['theorem_1_points_above_bound']} points are above the bound e^(δ/β) π_ref(C).",
         f"At β = {rare['beta']}, δ = {rare['delta']} every pair is ranked right and a correct response is "
         f"generated with probability {math.exp(rare['log_correct']):.2e}.",
-        f"Theorem 2, {len(second)} worlds of {asked.pairs} pairs in {asked.width} dimensions:",
-        _table(results).markdown(),
+        f"Theorem 2, {len(asked.seeds)} worlds of {asked.pairs} pairs in {asked.width} dimensions: of pairs of unseen tokens the IM-RM "
+        f"ranks {results['im_rm_unseen_accuracy']:.3f} right, and its reward differences of them change by at most "
+        f"{results['im_rm_largest_unseen_difference']:.1e}; the EX-RM ranks {results['ex_rm_unseen_accuracy']:.3f} right (the "
+        f"max-margin separator: {results['separator_unseen_accuracy']:.3f}), and the cosine of its head with the separator is "
+        f"{results['ex_rm_cosine']:.5f} at the least.",
     ]
-    write_analysis(
-        attempt,
-        "theory",
-        paragraphs,
-        results=results,
-        rows={"theorem_1": first, "theorem_2": second, "descent": curves},
-        figures={"theory": lambda: _draw(first, curves)},
-    )
-
-
-def _table(results: dict[str, float]) -> Table:
-    implicit, explicit, best = (
-        f"{results[f'{name}_unseen_accuracy']:.3f}" for name in ("im_rm", "ex_rm", "separator")
-    )
-    change = f"{results['im_rm_largest_unseen_difference']:.1e}"
-    lines = (
-        ("accuracy on pairs of unseen tokens", implicit, f"{explicit} (the separator: {best})"),
-        ("largest change of their reward difference", change, ""),
-        ("cosine of the head with the max-margin separator, least", "", f"{results['ex_rm_cosine']:.5f}"),
-    )
-    rows = [dict(zip(("what", "im_rm", "ex_rm"), line, strict=True)) for line in lines]
-    return Table(name="theorem_2", title="", columns="what im_rm ex_rm", rows=rows, titles={"what": ""})
+    draw = {"theory": lambda: _draw(first, rows["descent"])}
+    write_analysis(attempt, "theory", paragraphs, results=results, rows=rows, figures=draw)
 
 
 def _draw(first: Rows, curves: Rows) -> Any:
     figure, (left, right) = panels(1, 2, 5.0, 4.0)
     for mass in dict.fromkeys(row["mass"] for row in first):
-        rows = sorted((row for row in first if row["mass"] == mass), key=_ratio)
-        at = [_ratio(row) for row in rows]
-        left.plot(at, [row["log_correct"] for row in rows], "o-", label=f"π_ref(C) = {mass:g}")
-        left.plot(at, [min(0.0, row["log_bound"]) for row in rows], ":", color=GREY)
+        rows = sorted(
+            (row["delta"] / row["beta"], row["log_correct"], min(0.0, row["log_bound"]))
+            for row in first
+            if row["mass"] == mass
+        )
+        at, correct, bound = zip(*rows, strict=True)
+        left.plot(at, correct, "o-", label=f"π_ref(C) = {mass:g}")
+        left.plot(at, bound, ":", color=GREY)
     left.set(xscale="log", xlabel="δ/β", ylabel="ln π(C)", title="Theorem 1: margin δ, seldom correct")
     left.legend()
     for seed in dict.fromkeys(point["seed"] for point in curves):
-        points = [point for point in curves if point["seed"] == seed]
-        gaps = [1 - point["cosine"] for point in points]
-        right.plot([point["step"] for point in points], gaps, "o-", label=f"{seed}")
-    right.set(xscale="log", yscale="log", xlabel="step", ylabel="1 − cos(u, separator)")
-    right.set(title="Theorem 2: EX-RM head")
+        points = [(point["step"], 1 - point["cosine"]) for point in curves if point["seed"] == seed]
+        right.plot(*zip(*points, strict=True), "o-", label=f"{seed}")
+    right.set(xscale="log", yscale="log", xlabel="step", title="Theorem 2: EX-RM head")
+    right.set_ylabel("1 − cos(u, separator)")
     right.legend(title="seed")
     return figure
 
 
-def _ratio(row: Any) -> float:
-    return float(row["delta"] / row["beta"])
-
-
+EXPERIMENT = Analyses(options=TheoryOptions, declare=declare)
 if __name__ == "__main__":
-    main(Analyses(options=TheoryOptions, declare=declare), __file__, __doc__)
+    main(EXPERIMENT, __file__, __doc__)

@@ -8,7 +8,6 @@ from unittest import mock
 import pytest
 from pyarrow import parquet
 
-from orchestrator.cli.analyses import Analyses, AnalysisOptions
 from orchestrator.cli.main import Grid, main
 from orchestrator.report import page
 from orchestrator.store.artifacts import Store
@@ -42,15 +41,9 @@ def trial_rows(storage: Path, sweep: str) -> list[dict[str, Any]]:
 
 def run_analysis(module: Any, storage: Path, *arguments: str) -> int:
     """The exit code of the command of an analysis in sweeps/."""
-    (options,) = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, AnalysisOptions) and item.__module__ == module.__name__
-    ]
     file = storage.parent / f"{module.__name__.removeprefix('sweeps.')}.py"
-    experiment = Analyses(options=options, declare=module.declare)
     with pytest.raises(SystemExit) as ended:
-        main(experiment, file, arguments=[*arguments, "--storage", str(storage)])
+        main(module.EXPERIMENT, file, arguments=[*arguments, "--storage", str(storage)])
     return int(ended.value.code or 0)
 
 

@@ -21,6 +21,7 @@ from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import quiet, say
 from orchestrator.report.results import scored
+from orchestrator.report.studies import Study, scored_of
 from orchestrator.report.summary import Shown, Written
 from orchestrator.run.failures import is_final, set_aside_damage
 from orchestrator.run.inline import compute_analyses
@@ -57,9 +58,9 @@ class AnalysisOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredOptions(AnalysisOptions):
-    """The flags of every analysis of a sweep's scores."""
+    """The flags of every study of a sweep's scores."""
 
-    sweep: Annotated[str, tyro.conf.arg(metavar="NAME")] = "full_grid"
+    sweep: Annotated[str | None, flag("NAME", "the study's own")] = None
     """The sweep in the same storage whose scores are read."""
 
 
@@ -79,6 +80,11 @@ class ModelOptions(ReadingOptions, AnalysisOptions):
     """Use the first N training pairs of a seeded permutation."""
     max_eval_pairs: Annotated[int | None, flag("N")] = None
     """Use the first N test pairs of a seeded permutation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredModelOptions(ModelOptions, ScoredOptions):
+    """The flags of every study that reads a sweep's scores and the untrained models; their pairs are as many as the sweep's."""
 
 
 Options = TypeVar("Options", bound=AnalysisOptions)
@@ -253,12 +259,45 @@ def show_analyses(session: Session, declaration: Declaration) -> None:
     _show(session, folder, {key: folder / clean_name(name) for name, key in sorted(named.items())})
 
 
-def declare_scored(
-    options: ScoredOptions, session: Session, *, analysis: str, version: int, compute: Compute
-) -> Sequence[AnalyseStage]:
-    """Declare one analysis of the sweep's complete trials. Raises SpecError where none is complete."""
-    parameters = scored(session.store, options.sweep)
-    return [AnalyseStage(analysis=analysis, version=version, compute=compute, parameters=parameters)]
+def analyses_of(study: Study) -> Analyses[ScoredOptions]:
+    """Return the experiment that asks one sweep's complete trials. It raises SpecError where none is complete."""
+
+    def declare(options: ScoredOptions, session: Session) -> list[AnalyseStage]:
+        parameters = scored(session.store, options.sweep or study.sweep)
+        name, compute = study.name, study.compute
+        return [AnalyseStage(analysis=name, version=study.version, compute=compute, parameters=parameters)]
+
+    return Analyses(options=ScoredOptions, declare=declare)
+
+
+def analyses_of_models(study: Study) -> Analyses[ScoredModelOptions]:
+    """Return the experiment that asks one sweep's complete trials on one training set, model by model."""
+
+    def declare(options: ScoredModelOptions, session: Session) -> list[AnalyseStage]:
+        sweep, stages = options.sweep or study.sweep, list[AnalyseStage]()
+        trained = selection.parse_dataset(options.train_set, "--train-set").name
+        for text in options.models:
+            asked, drawn = scored_of(session.store, sweep, selection.parse_model(text).name, trained)
+            limits = ("max_train_pairs", "max_eval_pairs")
+            own: dict[str, Any] = {name: getattr(options, name) or drawn.get(name) for name in limits}
+            own_options = dataclasses.replace(options, models=(text,), **own)
+            stages += declare_models(
+                own_options,
+                session,
+                analysis=study.name,
+                version=study.version,
+                compute=study.compute,
+                parameters=asked,
+            )
+            ((_, seen), *_) = stages[-1].prepared
+            if other := [item.name for item in asked.trials if item.prepared not in ("", seen.key)]:
+                raise SpecError(
+                    f"--sweep {sweep}: {other[0]} was trained on other pairs than those that are drawn here, or in another "
+                    "template; give its --max-train-pairs, or a sweep with the usual draw and template."
+                )
+        return stages
+
+    return Analyses(options=ScoredModelOptions, declare=declare)
 
 
 def declare_models(

@@ -57,6 +57,15 @@ def test_a_new_seed_asks_only_the_new_model(storage, tiny_model):
     assert before.items() <= after.items()
 
 
+def test_an_adapters_im_rm_writes_on_its_base_model(tiny_model, tmp_path):
+    words = ("--only", "reward=im_rm", "--lora-rank", "2", "--lr", "0.1")
+    assert run(tmp_path / "store", tiny_model, *words) == 0
+    ((_, folder),) = artifacts(tmp_path / "store").items()
+    rows = parquet.read_table(folder / "answers.parquet").to_pylist()
+    written = {name: [row["answer"] for row in rows if row["model"] == name] for name in ("base", "trained")}
+    assert written["base"] != written["trained"]
+
+
 def test_shares_tell_the_best_rewarded_from_any():
     def row(sample, correct, reward):
         return {"prompt": 0, "sample": sample, "correct": correct, "reward": reward}

@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import select
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import garbage, kept_artifacts
 from orchestrator.store.records import read_declaration
@@ -136,3 +138,15 @@ def test_a_rate_that_diverges_is_a_hole_that_the_comparison_goes_on_without(
     told = results(folder)
     assert [row["validation_accuracy"] is None for row in told["rates"]] == [False, False, True, False]
     assert told["best_lr"] != 2.5e-4
+
+
+def test_rates_of_one_reward_type_leave_the_multiples_to_the_other():
+    words = Options(seeds=(0,), axis=("ex_rm.lr=1e-4,1e-3",))
+    made = learning_rates.learning_rates(select(words, learning_rates.PROFILES["laptop"], "rates")).trials
+    rates = {name: sorted(t.optim.lr for t in made if t.reward.name == name) for name in ("ex_rm", "im_rm")}
+    assert rates == {"ex_rm": [1e-4, 1e-3], "im_rm": RATES}
+
+
+def test_without_held_out_pairs_nothing_could_choose(tiny_model, tmp_path, capsys):
+    assert run(tmp_path / "store", tiny_model, "--validation-share", "0") == 2
+    assert "held-out pairs choose the best rate" in capsys.readouterr().err

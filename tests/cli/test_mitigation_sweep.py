@@ -1,8 +1,7 @@
 """sweeps/mitigation.py at its smallest: copies enter the key by their rows, and every point of the curve is there."""
 
-import csv
-
 import pytest
+from pyarrow import parquet
 
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.trials import Sweep
@@ -53,28 +52,24 @@ def storage(tiny_model, tmp_path_factory):
 
 def test_the_curve_is_the_mean_accuracy_of_each_share(storage):
     ((_, folder),) = artifacts(storage).items()
-    with (folder / "curve.csv").open() as file:
-        curve = list(csv.DictReader(file))
+    curve = parquet.read_table(folder / "curve.parquet").to_pylist()
     rows = trial_rows(storage, "mitigation")
     for point in curve:
         accuracies = [
             row["accuracy"]
             for row in rows
-            if row["evaluation_set"] == point["evaluation_set"]
-            and SHARES[row["train_set"]] == float(point["share"])
+            if row["evaluation_set"] == point["evaluation_set"] and SHARES[row["train_set"]] == point["share"]
         ]
-        assert len(accuracies) == int(point["seeds"]) == 2
-        assert float(point["accuracy"]) == pytest.approx(sum(accuracies) / 2)
-        assert float(point["accuracy_low"]) <= float(point["accuracy"]) <= float(point["accuracy_high"])
+        assert len(accuracies) == point["seeds"] == 2
+        assert point["accuracy"] == pytest.approx(sum(accuracies) / 2)
+        assert point["accuracy_low"] <= point["accuracy"] <= point["accuracy_high"]
     assert {(point["evaluation_set"], point["share"]) for point in curve} == {
-        (name, str(share))
+        (name, share)
         for name in ("tiny_world", "tiny_world_reworded", "tiny_world_other_words")
         for share in mitigation.SHARES
     }
-    assert {point["evaluation_set"] for point in curve if point["trained_with"] == "True"} == {
-        "tiny_world_reworded"
-    }
-    assert (folder / "figures" / "mitigation.png").stat().st_size > 1000
+    assert {point["evaluation_set"] for point in curve if point["trained_with"]} == {"tiny_world_reworded"}
+    assert (folder / "figures" / "curve.png").stat().st_size > 1000
 
 
 def test_rewritings_are_token_level_shifts_whatever_the_share(storage):
@@ -99,3 +94,23 @@ def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
     (plain,) = (item for item in sweep.trials if item.train_set == ORIGINAL and item.reward.kind == "im_rm")
     alone = Sweep(name="alone", trials=(replace(plain, eval_sets=(ORIGINAL,)),))
     assert resolve(alone, Store(tmp_path)).plans[0].key == keys[plain.name]
+
+
+def test_each_training_set_and_each_point_of_an_axis_has_a_curve_of_its_own(tiny_model, tmp_path):
+    from dataclasses import replace
+
+    from orchestrator.cli.options import Options
+    from orchestrator.cli.session import select
+
+    words = Options(models=(str(tiny_model),), seeds=(0,), axis=("lr=1e-4,1e-3",))
+    chosen = select(words, mitigation.PROFILES["laptop"], "curves")
+    other = [replace(item, name=f"again_{item.name}", rewriting_of="again") for item in chosen.eval_sets[1:]]
+    twice = (*chosen.train_sets, replace(ORIGINAL, name="again", source="builtin:tiny_world_paraphrase"))
+    chosen = replace(chosen, train_sets=twice, eval_sets=(*chosen.eval_sets, *other))
+    curves = mitigation.declare(resolve(mitigation.mitigation(chosen), Store(tmp_path)).plans)
+    assert {stage.analysis for stage in curves} == {"mitigation lr=0.0001", "mitigation lr=0.001"}
+    for stage in curves:
+        places = stage.parameters.places
+        assert len(set(places)) == len(places) == 2 * 2 * 4 * 5
+        copies = {place[1:3] for place in places if place[3]}
+        assert copies == {("tiny_world", "tiny_world_reworded"), ("again", "again_tiny_world_reworded")}

@@ -1,5 +1,7 @@
 """sweeps/remedies.py at its smallest: every remedy is trained and evaluated, a mean with its larger β."""
 
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import select
 from orchestrator.store.artifacts import Store
 from sweeps.remedies import PROFILES, REWARDS, TINY_LENGTH, USUAL_LENGTH, remedies
 from tests.conftest import save_tiny_llama
@@ -26,6 +28,19 @@ def test_every_remedy_is_trained_and_evaluated(tmp_path):
     rows = trial_rows(tmp_path / "store", "remedies")
     assert {row["reward"] for row in rows if row["evaluated"]} == {*REWARDS}
     (key,) = {row["key"] for row in rows if row["reward"] == "im_rm_length_normalised"}
-    card = (Store(tmp_path / "store").read("train", key) / "model" / "README.md").read_text()
+    card = (Store(tmp_path / "store").read("weights", key) / "model" / "README.md").read_text()
     assert USUAL_LENGTH > TINY_LENGTH
     assert f"the reward is {0.01 * USUAL_LENGTH} times the mean" in card
+
+
+def test_each_beta_of_an_axis_is_a_means_larger_one_and_in_its_name():
+    words = Options(seeds=(0,), axis=("beta=0.01,0.1",))
+    made = remedies(select(words, PROFILES["laptop"], "betas")).trials
+    found = {
+        trial.reward_name: round(trial.reward.beta, 9) for trial in made if "normalised" in trial.reward_name
+    }
+    assert found == {
+        f"im_rm_length_normalised_beta={beta:g}": round(beta, 9)
+        for beta in (0.01 * TINY_LENGTH, 0.1 * TINY_LENGTH)
+    }
+    assert {trial.reward.beta for trial in made if trial.reward.kind == "im_rm"} == {0.01, 0.1}

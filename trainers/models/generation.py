@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,18 @@ from trainers.specs import Precision, Trust
 
 
 def load_generator(
-    location: str, *, tokenizer: Any, revision: str | None, precision: Precision, trust: Trust
+    location: str,
+    *,
+    tokenizer: Any,
+    revision: str | None,
+    precision: Precision,
+    trust: Trust,
+    base: tuple[str, str | None] | None = None,
 ) -> Any:
-    """Load a causal language model with an attention of transformers, on a GPU where there is one. Raises ModelError."""
+    """Load a causal language model with an attention of transformers, on a GPU where there is one. Raises ModelError.
+
+    The folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
+    """
     model = load_model(
         location,
         tokenizer=tokenizer,
@@ -26,6 +36,7 @@ def load_generator(
         precision=precision,
         revision=revision,
         trust=trust,
+        base=base,
     )
     if layout_of(model) == "packed":
         own = "sdpa" if model._supports_sdpa else "eager"

@@ -3,10 +3,11 @@
 The pairs whose prompts are asked say what ends an answer, and how long one may get: longer than every right answer is wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainers.data.worlds import cycle_share, graph_of, is_correct
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.generation import generate, load_generator
 from trainers.models.loading import device, load_model
@@ -20,13 +21,14 @@ Answers = list[list[list[int]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Where a causal language model is, and how it is loaded."""
+    """Where a causal language model is, and how it is loaded; `base` is where an adapter's base model is."""
 
     location: str
     revision: str | None
     precision: Precision
     trust: Trust
     template: str | None = None
+    base: tuple[str, str | None] | None = None
 
     def tokenizer(self) -> Any:
         """Load the model's tokenizer."""
@@ -41,6 +43,7 @@ def ask(weights: Weights, pairs: Sequence[TokenPair], *, samples: int, seed: int
         revision=weights.revision,
         precision=weights.precision,
         trust=weights.trust,
+        base=weights.base,
     )
     end, longest = _limits(pairs)
     likeliest, drawn = (
@@ -94,27 +97,51 @@ def _log_prob_sums(weights: Weights, pairs: Sequence[TokenPair]) -> list[float]:
         precision=weights.precision,
         revision=weights.revision,
         trust=weights.trust,
+        base=weights.base,
     )
     found = compute_reference(model.to(device()), pairs, report=lambda row: None)
     return [found[pair.index][0] for pair in pairs]
 
 
-def judged(
-    writer: Weights, answers: Answers, reward: list[list[float]], right: Callable[[int, str], bool]
-) -> list[dict[str, Any]]:
-    """Return a row for each prompt and answer, the likeliest as sample −1; `right` judges the text by the prompt's number."""
-    tokenizer = writer.tokenizer()
-    return [
-        {
-            "prompt": number,
-            "sample": place - 1,
-            "answer": (text := tokenizer.decode(tokens)),
-            "correct": right(number, text),
-            "reward": reward[number][place],
-        }
-        for number, found in enumerate(answers)
-        for place, tokens in enumerate(found)
-    ]
+def verified(
+    writers: Mapping[str, Weights],
+    pairs: Sequence[TokenPair],
+    prompts: Sequence[str],
+    spec: RewardSpec,
+    *,
+    samples: int,
+    seed: int,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ask the `base` and the `trained` model for a cycle of each prompt's graph, and judge the answers by the exact parser.
+
+    Returns the shares of prompts with a correct answer, by writer, beside what orders of the vertices drawn at random are
+    worth; and a row for each prompt and answer, the likeliest as sample −1.
+    """
+    guesses = [cycle_share(*graph_of(prompt)) for prompt in prompts]
+    results: dict[str, Any] = {
+        "random_order": sum(guesses) / len(prompts),
+        "random_order_best": sum(1 - (1 - share) ** samples for share in guesses) / len(prompts),
+    }
+    rows: list[dict[str, Any]] = []
+    for name, writer in writers.items():
+        answers = ask(writer, pairs, samples=samples, seed=seed)
+        rewarded = rewards(answers, pairs, spec, writers["trained"], writers["base"])
+        tokenizer = writer.tokenizer()
+        judged = [
+            {
+                "model": name,
+                "prompt": number,
+                "sample": place - 1,
+                "answer": (text := tokenizer.decode(tokens)),
+                "correct": is_correct(text, prompts[number]),
+                "reward": rewarded[number][place],
+            }
+            for number, found in enumerate(answers)
+            for place, tokens in enumerate(found)
+        ]
+        results[name] = shares(judged)
+        rows += judged
+    return results, rows
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

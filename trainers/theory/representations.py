@@ -3,12 +3,16 @@
 Shapes: P pairs that are trained on, Q others, D hidden.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainers.data.texts import Bag, bag, nearest_overlap
 from trainers.errors import SpecError
+from trainers.pairs.tokens import TokenPair
+from trainers.theory.states import differences, pair_states
 
 # Hard: a softer margin would let pairs be on the wrong side.
 _PENALTY = 1e9
@@ -52,6 +56,24 @@ def nearest_cosines(seen_PD: Tensor, unseen_QD: Tensor) -> Tensor:
         found / found.norm(dim=1, keepdim=True).clamp_min(1e-300) for found in (seen_PD, unseen_QD)
     )
     return (unseen_QD @ seen_PD.T).amax(dim=1)
+
+
+def nearness(
+    model: Any, seen: Sequence[TokenPair], unseen: Mapping[str, Sequence[TokenPair]]
+) -> dict[str, dict[int, dict[str, float]]]:
+    """By set and index, how near a pair is to the nearest one that is seen: in tokens, and in hidden states."""
+
+    def bags(pairs: Sequence[TokenPair]) -> list[Bag]:
+        return [bag(pair.chosen, pair.rejected) for pair in pairs]
+
+    seen_PD, seen_bags = differences(pair_states(model, seen)), bags(seen)
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for name, pairs in unseen.items():
+        overlap_Q = nearest_overlap(bags(pairs), seen_bags)
+        cosine_Q = nearest_cosines(seen_PD, differences(pair_states(model, pairs)))
+        measured = zip(pairs, overlap_Q, cosine_Q, strict=True)
+        found[name] = {pair.index: {"overlap": float(a), "cosine": float(b)} for pair, a, b in measured}
+    return found
 
 
 def statistics(values: Tensor) -> dict[str, float]:

@@ -1,0 +1,351 @@
+"""Studies of a finished sweep's scores: the shape that they share, and what each of them computes.
+
+A study reads the complete trials of one sweep, on the pairs that all of them have, computes something of each pair or prompt,
+and shows it as tables and a figure. A file in sweeps/ says what is asked, and how it is shown.
+Shapes: P pairs, S seeds, Q prompts.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
+from orchestrator.report.comparison import (
+    Analysis,
+    SetOutcomes,
+    by_category,
+    drawn_pairs,
+    regression,
+    set_outcomes,
+)
+from orchestrator.report.house_style import GREY, legend
+from orchestrator.report.results import (
+    Scored,
+    TrialResult,
+    by_seeds,
+    results_of,
+    scored,
+    seeds_accuracy,
+)
+from orchestrator.report.statistics import (
+    Candidates,
+    Floats,
+    best_of,
+    by_decile,
+    over_seeds,
+    rank_correlation,
+    right,
+    share_within,
+    spreads,
+)
+from orchestrator.report.tables import Table, reward_title
+from orchestrator.spec.datasets import pairs_of
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, EvaluateStage
+from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.records import read_declaration
+from trainers.data.texts import bag, nearest_overlap, similarity, words
+from trainers.errors import DataError, SpecError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a study has found: sentences, tables, what results.json holds, rows by the name of their file, and its figure."""
+
+    said: Sequence[str] = ()
+    tables: Sequence[Table]
+    results: Mapping[str, Any]
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    draw: Callable[[], Any] = lambda: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A question to the scores of a sweep. Raise `version` when `find` finds something else in the same scores.
+
+    `sweep` is the one that is read where --sweep names none.
+    """
+
+    name: str
+    version: int
+    find: Callable[[list[TrialResult], AnalysisInputs], Found]
+    sweep: str = "full_grid"
+
+    def compute(self, stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
+        """Find, and write it down under sentences on how much was read."""
+        results, basis = results_of(stage.parameters, inputs.store)
+        found = self.find(results, inputs)
+        write_analysis(
+            attempt,
+            inputs.name,
+            [basis, *found.said],
+            found.tables,
+            results=found.results,
+            rows=found.rows,
+            figures={self.name: found.draw},
+        )
+
+
+def titled(rows: Rows) -> list[dict[str, Any]]:
+    """Return the rows with the reward types as the field writes them."""
+    return [{**row, "reward": reward_title(row["reward"])} for row in rows]
+
+
+def learned_cells(results: Sequence[TrialResult]) -> Iterator[tuple[dict[str, Any], list[TrialResult]]]:
+    """Yield the trials that have learned and differ in their seed alone, after the labels that rows about them share."""
+    for trials in by_seeds([item for item in results if item.learned]):
+        record = trials[0].record
+        names = {"train_set": record.train_set, "model": record.model, "reward": record.reward}
+        yield {**names, "seeds": len(trials)}, trials
+
+
+def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[Scored, Mapping[str, Any]]:
+    """Return a model's complete trials on a training set, and the parameters of the first. Raises SpecError without one."""
+    complete = scored(store, sweep)
+    trials = tuple(item for item in complete.trials if (item.model, item.train_set) == (model, train_set))
+    if not trials:
+        raise SpecError(
+            f"--sweep {sweep} has no complete trial of {model} on {train_set}; give its --models and --train-set."
+        )
+    declared = {item.name: item.parameters for item in read_declaration(sweep, store).trials}
+    return replace(complete, trials=trials), declared[trials[0].name]
+
+
+# Pair by pair: what does the difference of two reward types go with?
+
+FEATURES = ("length_difference", "overlap_with_training", "similarity", "leaked")
+Features = Mapping[str, Floats]
+
+
+def pair_features(item: SetOutcomes, store: Store) -> Features:
+    """Return each feature of each pair; those that need rows are left out where the store does not hold them."""
+    found = {"length_difference": item.longer}
+    trained, texts = pairs_of(store, item.train_digest), pairs_of(store, item.dataset_digest)
+    asked = [texts[row] for row in item.index] if texts else []
+    if asked and trained:
+        ours, theirs = (
+            [bag(words(pair.chosen), words(pair.rejected)) for pair in pairs] for pairs in (asked, trained)
+        )
+        found["overlap_with_training"] = nearest_overlap(ours, theirs)
+    if asked:
+        found["similarity"] = np.array([similarity(pair.chosen, pair.rejected) for pair in asked])
+    if item.leaked is not None:
+        found["leaked"] = item.leaked.astype(np.float64)
+    return found
+
+
+def by_features(
+    outcomes: Sequence[SetOutcomes], features: Mapping[tuple[str, str], Features]
+) -> list[dict[str, Any]]:
+    """Regress both differences of each category's pairs on the features that all of its sets have, sets told apart."""
+    rows = []
+    for found in by_category(outcomes):
+        known = [features[item.train_set, item.dataset] for item in found]
+        of_set_P = np.repeat(np.arange(len(found)), [len(item.index) for item in found])
+        terms = {
+            name: np.concatenate([values[name] for values in known])
+            for name in FEATURES
+            if all(name in values for values in known)
+        }
+        terms |= {f"set {item.dataset}": 1.0 * (of_set_P == at) for at, item in enumerate(found) if at}
+        counts_BP = np.concatenate(drawn_pairs(found), axis=1)
+        place = {"train_set": found[0].train_set, "category": found[0].category}
+        for outcome, name in (("accuracy", "gap"), ("margin", "margin_gap")):
+            values_P = np.concatenate([getattr(item, name) for item in found])
+            if (fitted := regression(values_P, terms, counts_BP)) is not None:
+                rows.append({**place, "outcome": outcome, "fitted": fitted})
+    return rows
+
+
+def pair_rows(item: SetOutcomes, known: Features) -> Iterator[dict[str, Any]]:
+    """Yield each pair with both of its differences and its features."""
+    for at, index in enumerate(item.index):
+        yield {
+            "train_set": item.train_set,
+            "evaluation_set": item.dataset,
+            "category": item.category,
+            "index": int(index),
+            "gap": float(item.gap[at]),
+            "margin_gap": float(item.margin_gap[at]),
+            **{name: float(known[name][at]) if name in known else None for name in FEATURES},
+        }
+
+
+def differences(
+    analysis: Analysis, store: Store
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """Return each pair's differences with its features, their regressions, and which features are not known.
+
+    Differences are of the baseline from each other reward type.
+    """
+    pairs, regressions = list[dict[str, Any]](), list[dict[str, Any]]()
+    features: dict[tuple[str, str], Features] = {}
+    for other in analysis.others:
+        names = {"baseline": analysis.baseline, "other": other}
+        outcomes = set_outcomes(analysis.results, tuple(names.values()))
+        for item in outcomes:
+            place = item.train_set, item.dataset
+            if place not in features:
+                features[place] = pair_features(item, store)
+            pairs += [{**names, **row} for row in pair_rows(item, features[place])]
+        regressions += [{**names, **row} for row in by_features(outcomes, features)]
+    lacking = [
+        f"{dataset} after {train_set} lacks {', '.join(missing).replace('_', ' ')}"
+        for (train_set, dataset), known in features.items()
+        if (missing := [name for name in FEATURES if name not in known])
+    ]
+    return pairs, regressions, lacking
+
+
+# Pair by pair: how near is it to training?
+
+TOGETHER = "together"
+Nearness = Mapping[int, Mapping[str, float]]
+
+
+def by_nearness(
+    outcomes: Sequence[SetOutcomes], near: Mapping[str, Nearness], measures: Sequence[str]
+) -> tuple[Rows, Rows, Rows]:
+    """Return the pairs, accuracy by tenths of each measure, and its rank correlation, of each set and of all together.
+
+    `near` holds by set and row the measures of a pair; only pairs that have them count. Raises DataError without one.
+    """
+    pairs: list[dict[str, Any]] = [
+        {"set": name, "index": index, **near[name][index]}
+        | {kind: float(right_P[at]) for kind, right_P in item.right.items()}
+        for item in outcomes
+        for name in [item.dataset]
+        for at, index in enumerate(item.index.tolist())
+        if index in near[name]
+    ]
+    if not pairs:
+        raise DataError(
+            "no pair that was scored is among those drawn here; give the sweep's --max-eval-pairs."
+        )
+    kinds = list(outcomes[0].right)
+    sets = list(dict.fromkeys(row["set"] for row in pairs))
+    deciles, relations = list[dict[str, Any]](), list[dict[str, Any]]()
+    for name in [*sets, *([TOGETHER] if len(sets) > 1 else [])]:
+        here = [row for row in pairs if name in (TOGETHER, row["set"])]
+        for measure, kind in itertools.product(measures, kinds):
+            labels = {"set": name, "measure": measure, "reward": kind}
+            # Cosines of equal states differ in their last bits.
+            nearness_P, right_P = (np.round([row[side] for row in here], 9) for side in (measure, kind))
+            deciles += [{**labels, **row} for row in by_decile(nearness_P, right_P)]
+            relations.append(
+                {
+                    **labels,
+                    "pairs": len(here),
+                    "varies": bool(np.ptp(nearness_P)),
+                    "correlation": rank_correlation(nearness_P, right_P),
+                }
+            )
+    return pairs, deciles, relations
+
+
+# Prompt by prompt.
+
+
+def right_by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
+    """Return the accuracy on each prompt's pairs, [Q], in the order in which prompts first stand in the set."""
+    result = next(item for item in trial.final if item.dataset == dataset)
+    pairs, scores = pairs_of(store, result.dataset_digest), result.scores
+    # Without the rows every pair is taken for a prompt of its own.
+    asked = [pairs[row].prompt if pairs else row for row in scores.index]
+    numbers: dict[Any, int] = {}
+    prompt_P = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in asked])
+    return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)
+
+
+def best_of_curve(seeds: Sequence[Sequence[Candidates]], drawn: Sequence[int]) -> list[dict[str, Any]]:
+    """By n: expected quality of the pick, over prompts and seeds; what chance and the best pick would have."""
+    rows = []
+    for n in drawn:
+        kept = [number for number, item in enumerate(seeds[0]) if len(item.reward) >= n]
+        if not kept:
+            break
+        picked_SQ = np.array(
+            [[best_of(found[q].reward, found[q].quality, n) for q in kept] for found in seeds]
+        )
+        first = [seeds[0][q] for q in kept]
+        rows.append(
+            {
+                "n": n,
+                "prompts": len(kept),
+                "quality": over_seeds(picked_SQ),
+                "chance": float(np.mean([item.quality.mean() for item in first])),
+                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in first])),
+            }
+        )
+    return rows
+
+
+def variance_within(seeds: Sequence[Sequence[Candidates]]) -> dict[str, Any]:
+    """Return how much of a reward's variance lies within prompts, and whether it picks well where it spreads them."""
+    spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
+    picked_Q = np.mean(
+        [[best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in seeds], axis=0
+    )
+    return {
+        "candidates": float(np.mean([len(item.reward) for item in seeds[0]])),
+        "within": float(np.mean([share_within(found) for found in seeds])),
+        "spread_with_pick": rank_correlation(spread_Q, picked_Q),
+    }
+
+
+# Along a value, of a sweep's own evaluations.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Accuracy along a value: the labels of each evaluation that is read, by `names`; the value is the last of them."""
+
+    title: str
+    names: tuple[str, ...]
+    places: tuple[tuple[str | float, ...], ...]
+
+
+def compute_curve(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
+    """Write the mean accuracy of the evaluations at each place: a table with a column for each value, rows, and a figure."""
+    asked: Curve = stage.parameters
+    *labels, along = asked.names
+    found: dict[tuple[Any, ...], list[EvaluateStage]] = {}
+    for place, item in zip(asked.places, stage.reads, strict=True):
+        assert isinstance(item, EvaluateStage)
+        # Of a training that failed for good there is none; the others are what is said.
+        if inputs.store.complete(item.kind, item.key):
+            found.setdefault(place, []).append(item)
+    rows: list[dict[str, Any]] = [
+        dict(zip(asked.names, place, strict=True))
+        | {"seeds": len(some), "accuracy": seeds_accuracy(some, inputs.store)}
+        for place, some in sorted(found.items())
+    ]
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in titled(rows):
+        place = tuple(row[name] for name in labels)
+        line = lines.setdefault(place, dict(zip(labels, place, strict=True)))
+        line[f"{row[along]:g}"] = row["accuracy"]
+    shown = [f"{value:g}" for value in sorted({row[along] for row in rows})]
+    table = Table(name=along, title="", columns=" ".join((*labels, *shown)), rows=list(lines.values()))
+    flat = Table(name="curve", title="", columns=" ".join((*asked.names, "seeds", "accuracy")), rows=rows)
+
+    def draw() -> Any:
+        panel = [name for name in labels if isinstance(rows[0][name], str) and name != "reward"]
+        sets = len({row["evaluation_set"] for row in rows})
+        figure, axes = draw_lines(rows, panel, along, "accuracy", columns=sets, width=5.0, height=4.0)
+        for axis in axes.values():
+            axis.axhline(0.5, color=GREY, linewidth=0.8)
+            axis.set_xlabel(along)
+        legend(figure, axes.values())
+        return figure
+
+    write_analysis(
+        attempt,
+        f"{stage.analysis}: {asked.title}",
+        ["Mean over seeds, 95 % interval over test pairs and seeds.", table.markdown()],
+        results={"name": stage.analysis, "curve": rows},
+        rows={"curve": flat.records()},
+        figures={"curve": draw},
+    )
