@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
