@@ -25,7 +25,6 @@ from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
 # Raise when the generation check computes something else from the same weights.
 VERSION = 1
 SAMPLES, SEED = 8, 0
-GENERATED = f"{BUILTIN}hamiltonian"
 
 
 def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
@@ -60,7 +59,7 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
     for plan in plans:
         sets = plan.spec.eval_sets
         for graphs, evaluation in zip(sets, plan.evaluations[-len(sets) :], strict=True):
-            if plan.spec.reward.kind == "im_rm" and graphs.source.startswith(GENERATED):
+            if plan.spec.reward.kind == "im_rm" and graphs.source.startswith(f"{BUILTIN}hamiltonian"):
                 stage = AnalyseStage(
                     analysis=f"generation · {plan.spec.name} · {evaluation.prepared.split.name}",
                     version=VERSION,

@@ -53,11 +53,8 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
         raise DataError(
             "no trial of this sweep has learned and has the rows of its evaluation sets in the store; run the sweep again."
         )
-    left_out = (
-        [f"Not in the store, so left out: the rows of {', '.join(sorted(unknown))}."] if unknown else []
-    )
     return Found(
-        said=[SCOPE, *left_out],
+        said=[SCOPE, *(f"Not in the store, so left out: the rows of {name}." for name in sorted(unknown))],
         tables=(_curve_table(curves), _variance_table(variances)),
         results={"best_of": curves, "variance": variances},
         draw=lambda: _draw(curves),
