@@ -259,10 +259,10 @@ def test_buffers_are_saved_with_the_weights(tmp_path, monkeypatch, name, reward,
         found = score_pairs(RewardModule(model, reward), pairs, reference=None, report=lambda row: None)
         scores.append([rewards.tolist() for rewards in found])
 
-    def scored_weights(model):
+    def scored_weights(model, *, adapter):
         score(model)
         buffers.update(model.named_buffers())
-        return full_weights(model)
+        return full_weights(model, adapter=adapter)
 
     monkeypatch.setattr(trainers.train.loop, "full_weights", scored_weights)
     folder = train_here(tmp_path / "base", tmp_path / "out", reward, pairs, precision)
