@@ -70,15 +70,22 @@ def _last(name: str) -> str:
 
 def _linear_layers(model: Any) -> set[str]:
     """Return the names of the backbone's layers that are linear, do nothing else, and share their weights with none."""
-    from transformers.pytorch_utils import Conv1D
-
     uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     inside = {
-        id(layer)
-        for layer in backbone(model).modules()
-        if type(layer) in (nn.Linear, Conv1D) and uses[id(layer.weight)] == 1
+        id(layer) for layer in backbone(model).modules() if _multiplies(layer) and uses[id(layer.weight)] == 1
     }
     return {name for name, layer in model.named_modules() if id(layer) in inside}
+
+
+def _multiplies(layer: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    if type(layer) in (nn.Linear, Conv1D) or not isinstance(layer, nn.Linear):
+        return type(layer) in (nn.Linear, Conv1D)
+    with torch.inference_mode():
+        ones = layer.weight.new_ones(1, layer.in_features)
+        found, expected = layer(ones), nn.functional.linear(ones, layer.weight, layer.bias)
+    return isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
 
 
 def _inject(model: Any, config: Any, seed: int) -> None:
