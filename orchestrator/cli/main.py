@@ -169,4 +169,4 @@ def _refuse_ignored(options: CommonOptions) -> None:
     if ignored:
         verb = type(options.command).__name__.lower()
         whole = "all sweeps in the storage" if verb == "gc" else "the whole sweep as it was declared"
-        raise SpecError(f"{', '.join(ignored)}: {verb} is about {whole}; leave out what it would ignore.")
+        raise SpecError(f"{', '.join(ignored)}: {verb} tells of {whole}; leave out what it would ignore.")
