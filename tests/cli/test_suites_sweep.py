@@ -2,8 +2,8 @@
 
 import json
 
-import mlflow
 import pytest
+from mlflow import MlflowClient
 from pyarrow import parquet
 
 from orchestrator.spec import catalog
@@ -76,8 +76,8 @@ def test_scores_hold_each_answers_reward_and_the_suites_numbers(swept):
 
 def test_the_run_shows_the_score_its_styles_and_its_subsets(swept):
     storage, _, _ = swept
-    mlflow.set_tracking_uri(f"sqlite:///{storage / 'mlflow.db'}")
-    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("rmsweep").experiment_id])
     (metrics,) = [run.data.metrics for run in runs if "eval/rm_bench/suite/score" in run.data.metrics]
     assert {"eval/rm_bench/suite/style/hard", "eval/rm_bench/suite/subset/safety"} <= metrics.keys()
     assert len(metrics) < 60

@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from tests.trainers.architectures import word_tokenizer
 from tests.trainers.command_line import said
+from trainers.command import UNREAD
 from trainers.data.records import content_digest
 from trainers.data.sources import read_pairs
 from trainers.specs import DatasetSpec
@@ -44,7 +45,7 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word(words):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
-    assert process.returncode == 0
+    assert process.returncode == UNREAD
 
 
 def test_show_prints_pairs_and_the_content(say, shared):

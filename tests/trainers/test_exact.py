@@ -21,7 +21,6 @@ from tests.trainers.architectures import (
     save_architecture,
 )
 from trainers.data.sources import read_pairs
-from trainers.errors import ModelError
 from trainers.models import attention, layouts
 from trainers.models.layouts import layout_of
 from trainers.models.loading import load_model
@@ -299,15 +298,12 @@ def save_cohere(folder, logit_scale):
         CohereForCausalLM(config).save_pretrained(folder)
 
 
-def test_a_causal_model_with_scaled_logits_is_refused(tmp_path):
-    save_cohere(tmp_path, logit_scale=0.0625)
-    with pytest.raises(ModelError, match="scaled or shifted"):
-        load_untrained(tmp_path, "unembedding")
-
-
-def test_it_is_the_scale_that_is_refused(tmp_path):
-    save_cohere(tmp_path, logit_scale=1.0)
-    assert layout_of(load_untrained(tmp_path, "unembedding")) == "packed"
+@pytest.mark.parametrize("scale", [0.0625, 1.0])
+def test_a_causal_model_with_scaled_logits_is_packed_and_its_scale_is_known(tmp_path, scale):
+    save_cohere(tmp_path, logit_scale=scale)
+    model = load_untrained(tmp_path, "unembedding")
+    assert layout_of(model) == "packed"
+    assert model.get_output_embeddings().scale == pytest.approx(scale)
 
 
 @pytest.fixture(scope="session")
