@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from typing import Union
+from typing import Any, Union
 
 from trainers.errors import SpecError
 
@@ -31,12 +31,22 @@ def stable(value: object) -> Stable:
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: stable(item) for name, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: stable(found)
+        usual = {
+            field.name: getattr(value, field.name)
             for field in dataclasses.fields(value)
-            if (found := getattr(value, field.name)) != field.default or not field.metadata.get("added")
+            if not field.metadata.get("added")
         }
+        return {name: stable(item) for name, item in (usual | changed(value)).items()}
     raise SpecError(f"a {type(value).__name__} has no stable identity and cannot be part of a key.")
+
+
+def changed(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that came later (trainers.specs.ADDED) and are not at their defaults."""
+    return {
+        field.name: found
+        for field in dataclasses.fields(value)
+        if field.metadata.get("added") and (found := getattr(value, field.name)) != field.default
+    }
 
 
 def content_key(stage: str, version: int, **inputs: object) -> str:

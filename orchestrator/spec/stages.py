@@ -7,11 +7,11 @@ whoever asks (orchestrator/run/compute.py), and is done when its artifact is com
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Union
 
-from orchestrator.spec.keys import Keyed, content_key
+from orchestrator.spec.keys import Keyed, changed, content_key
 from orchestrator.spec.trials import TrialSpec
 from orchestrator.store.artifacts import WEIGHTS, Attempt, Store
 from orchestrator.store.records import unscored
@@ -23,6 +23,7 @@ from trainers.models.tiny import TinyModel
 from trainers.rewards import RewardSpec
 from trainers.rewards.losses import require_margins
 from trainers.specs import (
+    ADDED,
     BRADLEY_TERRY,
     UNTRUSTED,
     DrawSpec,
@@ -187,14 +188,11 @@ class TrainStage(Keyed):
     seed: int
     keep_epochs: tuple[int, ...] = ()
     validation: ValidationSpec | None = None
-    loss: LossSpec = BRADLEY_TERRY
-    lora: LoraSpec | None = None
+    loss: LossSpec = field(default=BRADLEY_TERRY, metadata=ADDED)
+    lora: LoraSpec | None = field(default=None, metadata=ADDED)
     kind = "train"
 
     def _content_key(self) -> str:
-        # At their defaults they are left out, as every field is that came after the keys were first used.
-        added: dict[str, object] = {"loss": self.loss} if self.loss != BRADLEY_TERRY else {}
-        added |= {"lora": self.lora} if self.lora else {}
         return content_key(
             self.kind,
             versions.TRAIN,
@@ -207,7 +205,7 @@ class TrainStage(Keyed):
             seed=self.seed,
             keep_epochs=self.keep_epochs,
             validation=self.validation,
-            **added,
+            **changed(self),
         )
 
     @property
