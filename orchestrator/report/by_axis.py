@@ -15,7 +15,7 @@ from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.house_style import legend
 from orchestrator.report.results import TrialResult
 from orchestrator.report.tables import Table, Value, reward_title
-from orchestrator.spec.axes import shown
+from orchestrator.spec.axes import in_a_name, shown
 from orchestrator.store.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _at(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[Trial
 def _reward(record: TrialRecord, axis: str) -> str:
     if axis not in record.axes:
         return record.reward
-    return record.reward.replace("_".join(f"_{axis}={shown(record.axes[axis])}".split()), "", 1)
+    return record.reward.replace(in_a_name(axis, record.axes[axis]), "", 1)
 
 
 def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str, Value]:

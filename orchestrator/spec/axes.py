@@ -196,6 +196,11 @@ def shown(value: Any) -> str:
     return NONE if value is None else str(value)
 
 
+def in_a_name(axis: str, value: Any) -> str:
+    """Return what a value adds to a reward type's name, `_lr=1e-05`: a word, since tables have columns of that name."""
+    return "_".join(f"_{axis}={shown(value)}".split())
+
+
 def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
     """Return the trial with these values, by axis; a field that it does not have is passed over. Raises SpecError."""
     homes: dict[str, dict[str, Any]] = {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, Union
 
-from orchestrator.spec.axes import AXES, NO_AXES, Axes, shown
+from orchestrator.spec.axes import AXES, NO_AXES, Axes, in_a_name, shown
 from orchestrator.store.records import Category
 from trainers.errors import SpecError, nearest
 from trainers.rewards import RewardSpec
@@ -78,11 +78,8 @@ class TrialSpec:
 
     @property
     def reward_name(self) -> str:
-        """The reward type with all that varies, `im_rm_lr=1e-05`: trials that share it differ in their seed alone.
-
-        It is a word, since tables have columns of that name.
-        """
-        return "_".join((self.labelled_reward, *self.variant.split()))
+        """The reward type with all that varies, `im_rm_lr=1e-05`: trials that share it differ in their seed alone."""
+        return self.labelled_reward + "".join(in_a_name(*item) for item in self.axes)
 
     @property
     def name(self) -> str:
