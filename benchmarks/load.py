@@ -114,7 +114,6 @@ def session_of(options: Options, folder: Path) -> Session:
     store = Store(folder / "store")
     return Session(
         options=options,
-        command=("load.py",),
         sweep_name=options.name,
         store=store,
         tracking_uri=default_uri(store),

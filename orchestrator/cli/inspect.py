@@ -197,11 +197,13 @@ def print_report(session: Session, written: Written, by_axis: ReportTable | None
         console.print(table.terminal(labels=4))
     session.warn(*written.shown.left_out)
     session.say(*said_conclusions(written.folder))
-    options = session.options
-    words = [*shell_words(session.command[0]), "ui", "--storage", str(session.store.root)]
-    words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
-    words += ["--name", options.name] if options.name else []
-    session.say(f"report: {written.folder / HTML}", f"MLflow: {shlex.join(words)}")
+    session.say(f"report: {written.folder / HTML}")
+    if session.command:
+        options = session.options
+        words = [*shell_words(session.command[0]), "ui", "--storage", str(session.store.root)]
+        words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
+        words += ["--name", options.name] if options.name else []
+        session.say(f"MLflow: {shlex.join(words)}")
 
 
 def ui(session: Session, port: int) -> int:
