@@ -1,4 +1,6 @@
-"""Who takes turns: ours; the paper's recipe as a researcher would write it; and TRL's trainers. Each is on the GPU where there is one.
+"""The contenders that a measurement compares: our trainer, the paper's recipe as one would write it, and TRL's trainers.
+
+Each runs on the GPU where there is one.
 
 Shapes: P pairs of a step, R = 2P rows (chosen rows first), T tokens of the longest row, V vocabulary.
 """

@@ -12,6 +12,9 @@ from orchestrator.cli.main import Grid, main
 from orchestrator.report import page
 from orchestrator.store.artifacts import Store
 
+# The flags of the smallest training with its evaluations.
+SMALL = ("--epochs", "1", "--max-train-pairs", "8", "--max-eval-pairs", "8", "--seeds", "0")
+
 
 def run_sweep(
     name: str,

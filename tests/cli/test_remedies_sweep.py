@@ -5,25 +5,13 @@ from orchestrator.cli.session import select
 from orchestrator.store.artifacts import Store
 from sweeps.remedies import PROFILES, REWARDS, TINY_LENGTH, USUAL_LENGTH, remedies
 from tests.conftest import save_tiny_llama
-from tests.sweep_runs import run_sweep, trial_rows
+from tests.sweep_runs import SMALL, run_sweep, trial_rows
 from trainers.models.tiny import build_tokenizer
 
 
 def test_every_remedy_is_trained_and_evaluated(tmp_path):
     save_tiny_llama(tmp_path / "tiny", build_tokenizer(), seed=0, tied=True)
-    small = (
-        "--epochs",
-        "1",
-        "--max-train-pairs",
-        "8",
-        "--max-eval-pairs",
-        "8",
-        "--seeds",
-        "0",
-        "--beta",
-        "0.01",
-    )
-    words = ("--models", str(tmp_path / "tiny"), *small)
+    words = ("--models", str(tmp_path / "tiny"), *SMALL, "--beta", "0.01")
     assert run_sweep("remedies", remedies, PROFILES, tmp_path / "store", *words) == 0
     rows = trial_rows(tmp_path / "store", "remedies")
     assert {row["reward"] for row in rows if row["evaluated"]} == {*REWARDS}

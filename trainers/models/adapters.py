@@ -80,8 +80,10 @@ def _linear_layers(model: Any) -> set[str]:
 def _multiplies(layer: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    if type(layer) in (nn.Linear, Conv1D) or not isinstance(layer, nn.Linear):
-        return type(layer) in (nn.Linear, Conv1D)
+    if type(layer) in (nn.Linear, Conv1D):
+        return True
+    if not isinstance(layer, nn.Linear):
+        return False
     with torch.inference_mode():
         ones = layer.weight.new_ones(1, layer.in_features)
         found, expected = layer(ones), nn.functional.linear(ones, layer.weight, layer.bias)

@@ -56,6 +56,35 @@ def load_model(
     adapter = Path(location) if (Path(location) / CONFIG).is_file() else None
     if adapter:
         location, revision = base or base_of(adapter)
+    model, loading = _from_pretrained(location, output, precision, revision, trust)
+    brings_head = head_seed is not None or adapter is not None
+    _require_weights(loading, output, brings_head, location)
+    if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
+        raise ModelError(f"{location} is a reward model of type ex_rm: its head would be left unused.")
+    model.eval()
+    model.tf32 = precision == "tf32"
+    rows = model.get_input_embeddings().weight.shape[0]
+    make_rows_for(model, tokenizer)
+    if lora and len(tokenizer) > rows:
+        raise ModelError(
+            f"{location} has no rows for the markers of conversations that its tokenizer needs, and an adapter holds no "
+            "rows; train it without --lora-rank, or use a model whose tokenizer has a chat template."
+        )
+    _settle_output(model, output, location)
+    if output == "head" and head_seed is not None:
+        initialise_head(model, head_seed)
+    settle_layout(model, location)
+    if adapter:
+        load_adapter(model, adapter)
+    elif lora:
+        add_adapter(model, lora, base=location, revision=revision, seed=head_seed)
+    return model
+
+
+def _from_pretrained(
+    location: str, output: Output, precision: Precision, revision: str | None, trust: Trust
+) -> tuple[Any, Mapping[str, Iterable[str]]]:
+    """Return a model as transformers loads it, and what it says of the names of weights. Raises ModelError."""
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -98,28 +127,7 @@ def load_model(
                 "a text, and a reward is one."
             ) from error
         raise ModelError(f"no model could be loaded from {location}: {first_line(error)}") from error
-    brings_head = head_seed is not None or adapter is not None
-    _require_weights(loading, output, brings_head, location)
-    if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
-        raise ModelError(f"{location} is a reward model of type ex_rm: its head would be left unused.")
-    model.eval()
-    model.tf32 = precision == "tf32"
-    rows = model.get_input_embeddings().weight.shape[0]
-    make_rows_for(model, tokenizer)
-    if lora and len(tokenizer) > rows:
-        raise ModelError(
-            f"{location} has no rows for the markers of conversations that its tokenizer needs, and an adapter holds no "
-            "rows; train it without --lora-rank, or use a model whose tokenizer has a chat template."
-        )
-    _settle_output(model, output, location)
-    if output == "head" and head_seed is not None:
-        initialise_head(model, head_seed)
-    settle_layout(model, location)
-    if adapter:
-        load_adapter(model, adapter)
-    elif lora:
-        add_adapter(model, lora, base=location, revision=revision, seed=head_seed)
-    return model
+    return model, loading
 
 
 def _text_of(config: Any) -> tuple[Any, dict[str, str] | None]:

@@ -10,7 +10,7 @@ from orchestrator.spec.stages import ConvertStage
 from orchestrator.store.artifacts import Store
 from tests.conftest import save_tiny_llama
 from tests.orchestrator.sweep_samples import plan, trial
-from tests.sweep_runs import run_sweep, trial_rows
+from tests.sweep_runs import SMALL, run_sweep, trial_rows
 from trainers.errors import SpecError
 from trainers.models.tiny import build_tokenizer
 from trainers.specs import LoraSpec, OptimSpec
@@ -22,19 +22,7 @@ def adapted(chosen):
 
 def test_an_adapter_is_trained_and_scored(tmp_path):
     save_tiny_llama(tmp_path / "tiny", build_tokenizer(), seed=0, tied=True)
-    small = (
-        "--epochs",
-        "1",
-        "--max-train-pairs",
-        "8",
-        "--max-eval-pairs",
-        "8",
-        "--seeds",
-        "0",
-        "--lr",
-        "1e-2",
-    )
-    words = ("--models", str(tmp_path / "tiny"), *small)
+    words = ("--models", str(tmp_path / "tiny"), *SMALL, "--lr", "1e-2")
     profiles = {**catalog.PROFILES, "laptop": catalog.ONE_MODEL}
     assert run_sweep("adapted", adapted, profiles, tmp_path / "store", *words) == 0
     rows = trial_rows(tmp_path / "store", "adapted")
