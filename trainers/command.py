@@ -262,7 +262,7 @@ class TemplateFlags:
 class OnPairs(TemplateFlags):
     """The flags of a command that takes a model and preference pairs."""
 
-    model: str
+    model: str | tuple[str, ...]
     """Folder, GGUF file or hub id."""
     reward: str
     """ex_rm, im_rm, ex_grm, an ablation (ex_rm_mean, im_rm_no_reference) or a remedy (im_rm_length_normalised,
@@ -311,8 +311,8 @@ class OnPairs(TemplateFlags):
         """Load the tokenizer of the model at `location`, with the template that the flags name. Raises SweepError."""
         return load_tokenizer(location, None, self.trust, given_template(self.template))
 
-    def tokenize(self, rows: Sequence[Any], location: str) -> list[TokenPair]:
-        """Return the drawn pairs as tokens of the model at `location`, and say once what was left out and is alike."""
+    def tokenize(self, rows: Sequence[Any], location: str, model: str) -> list[TokenPair]:
+        """Return the drawn pairs as tokens of the `model` at `location`, and say once what was left out and is alike."""
         draw = DrawSpec(
             max_pairs=self.max_pairs,
             seed=self.seed,
@@ -323,7 +323,7 @@ class OnPairs(TemplateFlags):
         )
         rendering = self.reward_spec().type.rendering
         pairs, counts = tokenize_pairs(rows, self.tokenizer(location), draw, rendering)
-        said = [finding.said for finding in token_findings(f"read by {self.model}", counts, len(pairs))]
+        said = [finding.said for finding in token_findings(f"read by {model}", counts, len(pairs))]
         if counts.too_long:
             said.append(
                 f"{counts.too_long} pairs left out: over {self.max_prompt_tokens} prompt or "

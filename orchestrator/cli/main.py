@@ -77,8 +77,8 @@ class Grid:
                 return 0
             case Status(watch=watch):
                 return inspect.status(session, watch=watch)
-            case Report(compare=compare, baseline=baseline, by=by):
-                return inspect.report(session, compare, baseline, by)
+            case Report() as command:
+                return inspect.report(session, command)
             case Sync():
                 return inspect.sync(session)
             case Retry():

@@ -51,6 +51,8 @@ class Report:
     """Reward type that the others are compared with: differences are baseline − other."""
     by: Annotated[str | None, flag("AXIS")] = None
     """Print accuracies by the values of an axis that the sweep varies, and the best by held-out pairs."""
+    ensemble: bool = False
+    """Print accuracies of the mean reward of all seeds, beside those of a seed alone."""
 
 
 @dataclass(frozen=True)

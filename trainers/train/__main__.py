@@ -15,6 +15,7 @@ from pyarrow import parquet
 from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
+from trainers.models.hub import open_repository, push, require_base_on_hub
 from trainers.models.loading import device, load_model
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
@@ -34,6 +35,7 @@ _ALPHA = LoraSpec(rank=1).alpha
 class Train(OnPairs):
     """Train a reward model; ranks are the launcher's. Run again, it goes on from its last checkpoint."""
 
+    model: str
     out: Path
     """Folder for model/, log.parquet and, meanwhile, checkpoints/."""
     split: str = "train"
@@ -55,6 +57,10 @@ class Train(OnPairs):
     """Names of the linear layers that get one, such as q_proj v_proj (default: all of the backbone)."""
     merge: bool = False
     """Save the whole model with the adapter in its weights, not the folder of an adapter."""
+    push: str | None = None
+    """Push the finished model to ORG/NAME on the hub, which is made as a private repository."""
+    public: bool = False
+    """Of --push: let everybody see the repository."""
     zero_stage: int = 0
     """ZeRO stage of DeepSpeed."""
     forward_tokens: int = 4096
@@ -97,8 +103,14 @@ def run(arguments: Train) -> None:
     )
     reward.type.require_takes(loss)
     lora = _lora(arguments)
+    if arguments.public and arguments.push is None:
+        raise SpecError("--public is of a repository; give --push ORG/NAME, too.")
+    if arguments.push is not None and lora and not arguments.merge:
+        require_base_on_hub(arguments.model)
     name, rows = arguments.read_pairs()
     require_margins(loss, f"data set {name}", sum(row.margin is None for row in rows), len(rows))
+    if arguments.push is not None and first:
+        open_repository(arguments.push, public=arguments.public)
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
@@ -107,7 +119,7 @@ def run(arguments: Train) -> None:
             raise SpecError(
                 f"--model {arguments.model} is a GGUF file, which an adapter cannot name as its base; give --merge, too."
             )
-        pairs = arguments.tokenize(rows, location)
+        pairs = arguments.tokenize(rows, location, arguments.model)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
             location=location,
@@ -138,6 +150,8 @@ def run(arguments: Train) -> None:
         draft.rmdir()
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         print(dump({"train_accuracy": result.train_accuracy, **result.perf}))
+        if arguments.push is not None:
+            print(f"pushed to {push(final, arguments.push)}", file=sys.stderr)
 
 
 def _lora(arguments: Train) -> LoraSpec | None:
