@@ -239,10 +239,11 @@ class SweepResults:
 
         Raises what `model_path` does, and SpecError where there is no token or the hub refuses.
         """
-        from trainers.models import hub
+        from trainers.models import adapters, hub
 
         folder = self.model_path(trial)
-        hub.require_pushable(folder)
+        if (folder / adapters.CONFIG).is_file():
+            hub.require_base_on_hub(adapters.base_of(folder)[0])
         hub.open_repository(name, public=public)
         return hub.push(folder, name)
 

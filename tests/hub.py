@@ -13,7 +13,9 @@ import pytest
 from tests.loopback import Loopback, Quiet
 
 TOKEN = "hf_" + "s3cret" * 4
-FILES = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/(preupload|commit)/main|/(?P<lfs>.+)\.git/info/lfs/objects/batch")
+FILES = re.compile(
+    r"/api/models/(?P<name>[^/]+/[^/]+)/(preupload|commit)/main|/(?P<lfs>.+)\.git/info/lfs/objects/batch"
+)
 
 
 class PushedHub(Loopback):
@@ -47,7 +49,9 @@ class PushedHub(Loopback):
                 return self.command == "PUT" or self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
             def answer(self, said: dict[str, Any] | None) -> None:
-                content = json.dumps(said or {"error": f"not for {self.headers.get('Authorization')}"}).encode()
+                content = json.dumps(
+                    said or {"error": f"not for {self.headers.get('Authorization')}"}
+                ).encode()
                 self.send_response(401 if not self.allowed() else 404 if said is None else 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
@@ -73,7 +77,8 @@ class PushedHub(Loopback):
             return {
                 "transfer": "basic",
                 "objects": [
-                    item | {"actions": {"upload": {"href": f"{self.url}/put/{item['oid']}"}}} for item in objects
+                    item | {"actions": {"upload": {"href": f"{self.url}/put/{item['oid']}"}}}
+                    for item in objects
                 ],
             }
         if "/preupload/" in path:

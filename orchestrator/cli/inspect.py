@@ -165,13 +165,13 @@ def report(session: Session, command: Report) -> int:
     """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
     declaration, store = session.declaration(), session.store
     compare, baseline, by = command.compare, command.baseline, command.by
+    if by and command.ensemble:
+        raise SpecError("--by and --ensemble print another table each; give one of them.")
     bar = functools.partial(late_bar, session.console)
     other = None if compare is None else other_sweep(compare, store)
     axes = axes_of(declaration.trials)
     if by is not None and by not in axes:
         raise SpecError(f"--by {by}: the sweep does not vary it; it varies {', '.join(axes) or 'no axis'}.")
-    if by and command.ensemble:
-        raise SpecError("--by and --ensemble print another table each; give one of them.")
     written = write_full_report(declaration, store, bar, anew=True, baseline=baseline)
     beside = other and write_comparison(declaration, store, *other, baseline)
     asked = next((table for table in written.shown.more if table.name == f"by_{by}"), None)

@@ -94,15 +94,18 @@ def main(
     `file` is the experiment's: its name is that of the sweep. `doc`, the file's docstring, opens the help.
     """
     write_any_text()
-    prog = f"python sweeps/{Path(file).name}"
-    called = f"rmsweep {Path(file).stem}" if by_rmsweep() else prog
+    called = f"python sweeps/{Path(file).name}"
+    if by_rmsweep():
+        called, doc = (
+            text and re.sub(r"python sweeps/(\w+)\.py", r"rmsweep \1", text) for text in (called, doc)
+        )
     config = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     with for_any_reader():
         options = parse(
             experiment.options,
             sys.argv[1:] if arguments is None else arguments,
             prog=called,
-            description=doc and _opening(doc).replace(prog, called),
+            description=doc and _opening(doc),
             config=config,
         )
         code = execute(experiment, options, Path(file))
@@ -116,7 +119,7 @@ def _opening(doc: str) -> str:
     """
     width = shutil.get_terminal_size().columns - 2
     paragraphs = [
-        part if re.search("^(?: |python )", part, re.MULTILINE) else textwrap.fill(part, width)
+        part if re.search("^(?: |python |rmsweep )", part, re.MULTILINE) else textwrap.fill(part, width)
         for part in doc.strip().split("\n\n")
     ]
     return textwrap.indent("\n\n".join(paragraphs), "  ")

@@ -174,7 +174,12 @@ def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, mess
     Path("empty.jsonl").touch()
     row = {"id": "1", "prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "language": "l"}
     Path("suite.jsonl").write_text(json.dumps(row))
-    values = {"model": (str(tiny_model),), "data": "tiny_world", "out": tmp_path / "scores.parquet", **options}
+    values = {
+        "model": (str(tiny_model),),
+        "data": "tiny_world",
+        "out": tmp_path / "scores.parquet",
+        **options,
+    }
     with pytest.raises(SweepError, match=message):
         run_evaluate(Evaluate(**values))
 
@@ -217,7 +222,9 @@ def test_results_stand_beside_the_scores_as_rewardbench_writes_them(tiny_model, 
     assert lines[0]["scores_chosen"] == pytest.approx(lines[1]["scores_rejected"])
 
 
-def test_several_models_are_one_of_their_mean_rewards_on_the_pairs_that_all_read(tiny_model, tmp_path, capsys):
+def test_several_models_are_one_of_their_mean_rewards_on_the_pairs_that_all_read(
+    tiny_model, tmp_path, capsys
+):
     models, alone = [], []
     for seed in range(3):
         models.append(str(tmp_path / str(seed)))
@@ -264,8 +271,8 @@ def test_a_constant_of_one_model_changes_no_spread_and_no_margin():
     level = [[0.0], [6.0], [0.0]]
     after = ensemble(chosen + level, rejected + level)
     assert after.chosen == pytest.approx(before.chosen + 2)
-    for name in ("chosen_spread", "rejected_spread", "margin_spread"):
-        assert getattr(after, name) == pytest.approx(getattr(before, name))
+    for name, spread in before.spreads.items():
+        assert after.spreads[name] == pytest.approx(spread)
 
 
 def test_a_classifier_of_several_labels_is_refused_by_name(tiny_model, tmp_path):

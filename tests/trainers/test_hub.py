@@ -23,13 +23,17 @@ def train(model, out, **options):
     run(Train(**{**words, **options}, out=out, optim=OptimSpec(epochs=1)))
 
 
-def test_a_trained_model_is_pushed_with_its_card_and_nothing_tells_the_token(hub, tiny_model, tmp_path, capfd):
+def test_a_trained_model_is_pushed_with_its_card_and_nothing_tells_the_token(
+    hub, tiny_model, tmp_path, capfd
+):
     train(tiny_model, tmp_path / "out")
     folder = tmp_path / "out" / "model"
     assert hub.private == {NAME: True}
     assert hub.files == {file.name: file.read_bytes() for file in folder.iterdir()}
     assert {"README.md", "model.safetensors", "tokenizer.json"} <= hub.files.keys()
-    assert not any(str(place).encode() in content for content in hub.files.values() for place in (tmp_path, tiny_model))
+    assert not any(
+        str(place).encode() in content for content in hub.files.values() for place in (tmp_path, tiny_model)
+    )
     out, err = capfd.readouterr()
     assert f"pushed to {hub.url}/{NAME}" in err
     written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
@@ -62,6 +66,6 @@ def test_what_cannot_be_pushed_is_said_before_the_training(hub, tiny_model, tmp_
 
 def test_a_model_that_does_not_arrive_is_kept_and_named(hub, tiny_model, tmp_path):
     hub.takes = False
-    with pytest.raises(TrialFailed, match="model is sound, but could not be pushed to acme/judge: .*404"):
+    with pytest.raises(TrialFailed, match=r"model is sound, but could not be pushed to acme/judge: .*404"):
         train(tiny_model, tmp_path / "out")
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from trainers.pairs.tokens import TokenPair
 
 SUITE_SCORE = "suite/score"
-_SPREADS = ("chosen_spread", "rejected_spread", "margin_spread")
 _PLACE = ("item", "number", "subset", "group", "chosen", "rejected")
 
 
@@ -47,7 +46,7 @@ def write_scores(
             "rejected_reward": rejected,
             "chosen_tokens": [len(pair.chosen) for pair in pairs],
             "rejected_tokens": [len(pair.rejected) for pair in pairs],
-            **{name: getattr(together, name) for name in _SPREADS if together},
+            **(together.spreads if together else {}),
             **{name: [getattr(place, name) for place in places] for name in _PLACE if places},
         }
     )

@@ -4,13 +4,11 @@ The token is the hub's own: HF_TOKEN, or what `hf auth login` keeps. It goes now
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from trainers.errors import SpecError, TrialFailed
-from trainers.models.adapters import CONFIG
 from trainers.pairs.templates import first_line
 
 
@@ -34,7 +32,9 @@ def open_repository(name: str, *, public: bool) -> None:
 def require_base_on_hub(base: str) -> None:
     """Raise SpecError where an adapter's base model is a folder, which nobody else has."""
     if Path(base).expanduser().exists():
-        raise SpecError(f"an adapter is of no use on the hub without its base, the folder {base}; push it merged.")
+        raise SpecError(
+            f"an adapter is of no use on the hub without its base, the folder {base}; push it merged."
+        )
 
 
 def push(folder: Path, name: str) -> str:
@@ -42,22 +42,18 @@ def push(folder: Path, name: str) -> str:
     from huggingface_hub import HfApi
 
     with _said(TrialFailed, f"{folder} is sound, but could not be pushed to {name}"):
-        return str(HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="by rmsweep").repo_url)
-
-
-def require_pushable(folder: Path) -> None:
-    """Raise SpecError for an adapter that nobody else could load."""
-    if (config := folder / CONFIG).is_file():
-        require_base_on_hub(json.loads(config.read_text("utf-8"))["base_model_name_or_path"])
+        return str(
+            HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="by rmsweep").repo_url
+        )
 
 
 @contextlib.contextmanager
 def _said(kind: type[SpecError] | type[TrialFailed], what: str) -> Iterator[None]:
-    from huggingface_hub import get_token
-
     try:
         yield
     # It raises what its HTTP library raises, too.
     except Exception as error:
-        said = ": ".join(first_line(part).rstrip(".") for part in (error, error.__cause__) if isinstance(part, Exception))
-        raise kind(f"{what}: {said.replace(get_token() or ' ', '***')}") from None
+        parts = [
+            first_line(part).rstrip(".") for part in (error, error.__cause__) if isinstance(part, Exception)
+        ]
+        raise kind(f"{what}: {': '.join(dict.fromkeys(parts))}") from None
