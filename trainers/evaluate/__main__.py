@@ -17,14 +17,13 @@ from trainers.errors import ModelError, SpecError
 from trainers.evaluate.metrics import Rewards, controlled, ensemble
 from trainers.evaluate.scores import write_scores
 from trainers.evaluate.scoring import Report, compute_reference, score_pairs
-from trainers.models.loading import device, load_model
+from trainers.models.loading import device
 from trainers.models.products import settle_products
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import References
 from trainers.pairs.templates import first_line
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
-from trainers.specs import Output
 from trainers.storage import replace
 
 
@@ -95,7 +94,7 @@ def _scored(
             arguments, location, pairs, _follow(bars, "reference")
         )
         known += [(pairs, reference)] if reference else []
-        model = _load(arguments, location, reward.type.output)
+        model = arguments.load(location, reward.type.output, arguments.device or device())
         both = score_pairs(
             RewardModule(model, reward), pairs, reference=reference, report=_follow(bars, "scores")
         )
@@ -154,17 +153,6 @@ def use_device(name: str) -> None:
         torch.cuda.set_device(chosen)
 
 
-def _load(arguments: Evaluate, location: str, output: Output) -> Any:
-    model = load_model(
-        location,
-        tokenizer=arguments.tokenizer(location),
-        output=output,
-        precision=arguments.precision,
-        trust=arguments.trust,
-    )
-    return model.to(arguments.device or device())
-
-
 def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report: Report) -> References | None:
     """Return the reference model's log-probabilities. Raises ModelError where it gives tokens other ids."""
     if arguments.reference is None:
@@ -176,7 +164,9 @@ def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report:
                 f"the reference {location} has another vocabulary ({len(other)} tokens) than the policy {policy} "
                 f"({len(own)}); name the model that the policy was trained from."
             )
-        return compute_reference(_load(arguments, location, "unembedding"), pairs, report=report)
+        return compute_reference(
+            arguments.load(location, "unembedding", arguments.device or device()), pairs, report=report
+        )
 
 
 def _follow(bars: Progress, name: str) -> Report:

@@ -16,7 +16,7 @@ from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.hub import open_repository, push, require_base_on_hub
-from trainers.models.loading import device, load_model
+from trainers.models.loading import device
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
 from trainers.pairs.templates import given_template
@@ -88,19 +88,10 @@ def run(arguments: Train) -> None:
     reward = arguments.reward_spec()
     if arguments.forward_tokens < 1:
         raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")
-    placement = Placement(
-        world_size=world_size,
-        zero_stage=arguments.zero_stage,
-        forward_tokens=arguments.forward_tokens,
-        checkpointing=arguments.checkpointing,
-        offload_optimizer=arguments.offload_optimizer,
-    )
-    loss = LossSpec(
-        kind=arguments.loss,
-        margin=arguments.margin,
-        label_smoothing=arguments.label_smoothing,
-        centring=arguments.centring,
-    )
+    placed = ("zero_stage", "forward_tokens", "checkpointing", "offload_optimizer")
+    placement = Placement(world_size=world_size, **{name: getattr(arguments, name) for name in placed})
+    weighed = ("margin", "label_smoothing", "centring")
+    loss = LossSpec(kind=arguments.loss, **{name: getattr(arguments, name) for name in weighed})
     reward.type.require_takes(loss)
     lora = _lora(arguments)
     if arguments.public and arguments.push is None:
@@ -166,15 +157,9 @@ def _lora(arguments: Train) -> LoraSpec | None:
 
 def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> References:
     """Return the base model's log-prob sums, each rank computing its share."""
-    model = load_model(
-        location,
-        tokenizer=arguments.tokenizer(location),
-        output="unembedding",
-        precision=arguments.precision,
-        trust=arguments.trust,
-    )
+    model = arguments.load(location, "unembedding", device())
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    mine = compute_reference(model.to(device()), pairs[rank::world_size], report=lambda row: None)
+    mine = compute_reference(model, pairs[rank::world_size], report=lambda row: None)
     shares: list[Any] = [None] * world_size
     dist.all_gather_object(shares, mine)
     return {index: sums for share in shares for index, sums in share.items()}
