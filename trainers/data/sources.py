@@ -188,11 +188,18 @@ def iter_pairs(
 
 
 def mixed(shares: Sequence[float], rows: Sequence[Sequence[Pair]]) -> Iterator[Pair]:
-    """Yield the largest mixture of sets of pairs in these shares: of each set the first of a seeded permutation, in order."""
+    """Yield the largest mixture of sets of pairs in these shares: of each set the first of a seeded permutation, in order.
+
+    Raises DataError where it has no pair of one of them.
+    """
     size = min(len(own) / share for share, own in zip(shares, rows, strict=True))
     for share, own in zip(shares, rows, strict=True):
+        if not (count := round(share * size)):
+            raise DataError(
+                f"a mixture of {size:.0f} pairs has none of a set with a share of {share:g}; raise it."
+            )
         order = random.Random(_COPIES_SEED).sample(range(len(own)), len(own))
-        yield from (own[row] for row in sorted(order[: round(share * size)]))
+        yield from (own[row] for row in sorted(order[:count]))
 
 
 def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:

@@ -96,6 +96,9 @@ def test_a_mixture_has_the_shares_of_its_sets_and_the_nearest_of_their_categorie
     assert again.plans[0].train.key == resolved.plans[0].train.key
     shares = replace(mixture, mixture=((mine, 0.5), (other, 0.5)))
     assert resolve(sweep([shares], [mine]), store).plans[0].train.key != resolved.plans[0].train.key
+    little = replace(mixture, mixture=((mine, 0.99), (other, 0.01)))
+    with pytest.raises(DataError, match="9 pairs has none of a set"):
+        resolve(sweep([little], [mine]), store)
     trained_on = replace(other, name="seen", test_split="train")
     with pytest.raises(SpecError, match="seen holds the very rows that mix trains on"):
         resolve(sweep([mixture], [trained_on]), store)
