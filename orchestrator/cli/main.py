@@ -96,9 +96,8 @@ def main(
     write_any_text()
     called = f"python sweeps/{Path(file).name}"
     if by_rmsweep():
-        called, doc = (
-            text and re.sub(r"python sweeps/(\w+)\.py", r"rmsweep \1", text) for text in (called, doc)
-        )
+        called = f"rmsweep {Path(file).stem}"
+        doc = doc and re.sub(r"python sweeps/(\w+)\.py", r"rmsweep \1", doc)
     config = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     with for_any_reader():
         options = parse(

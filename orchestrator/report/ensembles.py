@@ -32,7 +32,7 @@ def ensemble_table(results: Sequence[TrialResult]) -> Table:
                 "seeds": len(scores),
                 "accuracy": accuracy(together.chosen, together.rejected),
             }
-            rows.append(row | {key: numbers[key] for key in _TITLES if key in numbers})
+            rows.append({**row, **{key: numbers[key] for key in _TITLES if key in numbers}})
     return Table(
         name="ensembles",
         title="Ensembles of all seeds",

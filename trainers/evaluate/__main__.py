@@ -69,7 +69,7 @@ def run_evaluate(arguments: Evaluate) -> None:
     if not pairs:
         raise SpecError(f"--model: no pair of {name} is read by all models; raise the limits of lengths.")
     together = ensemble(every_MP2[..., 0], every_MP2[..., 1]) if len(found) > 1 else None
-    chosen, rejected = (together.chosen, together.rejected) if together else every_MP2[0].T
+    chosen, rejected = together[:2] if together else (every_MP2[0, :, 0], every_MP2[0, :, 1])
     draft = arguments.out.with_name(f"{arguments.out.name}.draft")
     places = [place for pair in pairs if (place := rows[pair.index].candidates)]
     metrics = write_scores(draft, name, pairs, chosen, rejected, places, together)
