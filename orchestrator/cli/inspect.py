@@ -230,8 +230,8 @@ def ui(session: Session, port: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with subprocess.Popen(command, env=environment) as server:
         try:
-            if (runs := _runs_page(address, server, session.sweep_name)) is not None:
-                session.say(f"its runs: {runs}")
+            for view, page in _pages(address, server, session.sweep_name).items():
+                session.say(f"its {view}: {page}")
             return server.wait()
         except BaseException:
             # Asked first: it ends its own workers, which a kill would leave.
@@ -252,25 +252,30 @@ def _require_free(port: int) -> None:
             raise SpecError(f"--port {port} cannot be served ({error}); give another.") from error
 
 
-def _runs_page(address: str, server: subprocess.Popen[bytes], sweep: str) -> str | None:
-    """Wait for the server, and return the page of a sweep's runs; None where it has no experiment of ours, or ends first."""
+def _pages(address: str, server: subprocess.Popen[bytes], sweep: str) -> dict[str, str]:
+    """Wait for the server, and return the pages of a sweep's runs and charts; none where it has no experiment of ours, or ends first."""
     asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     while server.poll() is None:
         try:
             with urllib.request.urlopen(asked, timeout=30) as answer:
                 found = json.load(answer)["experiment"]
         except urllib.error.HTTPError:
-            return None
+            break
         except OSError:
             time.sleep(0.2)
             continue
-        # Without it MLflow opens pages for chat programs.
-        query = {"workflowType": "machine_learning"}
-        view = shared_view_tag(sweep)
-        if view in {tag["key"] for tag in found.get("tags", ())}:
-            query["viewStateShareKey"] = view.removeprefix(SHARED_VIEW)
-        return f"{address}/#/experiments/{found['experiment_id']}/runs?{urllib.parse.urlencode(query)}"
-    return None
+        known = {tag["key"] for tag in found.get("tags", ())}
+        pages = {}
+        for view, mode in (("runs", "TABLE"), ("charts", "CHART")):
+            # Without it MLflow opens pages for chat programs.
+            query = {"workflowType": "machine_learning", "compareRunsMode": mode}
+            if (tag := shared_view_tag(sweep, view)) in known:
+                query["viewStateShareKey"] = tag.removeprefix(SHARED_VIEW)
+            pages[view] = (
+                f"{address}/#/experiments/{found['experiment_id']}/runs?{urllib.parse.urlencode(query)}"
+            )
+        return pages
+    return {}
 
 
 def sync(session: Session) -> int:

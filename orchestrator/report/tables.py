@@ -1,8 +1,9 @@
 """A table of a report: its rows, and how they look as CSV, parquet, markdown, HTML and in a terminal.
 
-Also the names that all tables, figures and sentences use for reward types and means.
+Also the names that all tables, figures and sentences use for reward types, means and trials.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,19 @@ def reward_title(reward: str) -> str:
     """`ex_rm` as the field writes it: EX-RM; `im_rm_no_reference` is IM-RM no reference; other names stay as they are."""
     found = re.match(r"[a-z]{2}_g?rm(?=_|$)", reward)
     return found[0].upper().replace("_", "-") + reward[found.end() :].replace("_", " ") if found else reward
+
+
+def what_differs(names: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Part each trial's name into what the trials differ in and what all of them have; where that cannot be told, all differs."""
+    parts = {key: name.split(" · ") for key, name in names.items()}
+    if len(parts) < 2 or len(set(map(len, parts.values()))) > 1:
+        return {key: (name, "") for key, name in names.items()}
+    differs = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
+    same = [not one for one in differs]
+    return {
+        key: (" · ".join(itertools.compress(part, differs)), " · ".join(itertools.compress(part, same)))
+        for key, part in parts.items()
+    }
 
 
 def mean_label(models: Mapping[str, int]) -> str:
