@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -22,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
-from orchestrator.cli.options import Gc
+from orchestrator.cli.options import Gc, Report
 from orchestrator.cli.session import HOLES, Session, dump_json, shell_words
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
@@ -37,16 +38,17 @@ from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_state
 from orchestrator.tracking.database import EXPERIMENT, SHARED_VIEW, follow_storage, shared_view_tag
 from orchestrator.tracking.mlflow import sync as rebuild_view
+from orchestrator.tracking.view import weights_place
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
 UI_STOPPING_S = 10.0
 
 
-def status(session: Session, *, watch: bool = False) -> int:
+def status(session: Session, *, watch: bool = False, paths: bool = False) -> int:
     """Print the state of each trial, from its artifacts and from what the running command notes.
 
-    With `watch`, print it again whenever it changes, until the sweep ends.
+    With `watch`, print it again whenever it changes, until the sweep ends; with `paths`, also where its weights are.
     """
     known: dict[str, TrialState] = {}
     shown: list[dict[str, Any]] | None = None
@@ -58,8 +60,11 @@ def status(session: Session, *, watch: bool = False) -> int:
         known = {result.record.key: result for result in results if result.complete}
         state = read_state(session.sweep_name, session.store)
         running = state.driver in live_drivers(session.store.root)
+        if paths:
+            session.store.look(weights=[trial.key for trial in declaration.trials])
         rows = [
             _status_row(result, state.trials.get(result.record.key, TrialNote()), running)
+            | ({"weights": weights_place(session.store, result.record.key)} if paths else {})
             for result in results
         ]
         if rows != shown:
@@ -160,16 +165,20 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     return HOLES
 
 
-def report(session: Session, compare: str | None, baseline: str | None = None, by: str | None = None) -> int:
+def report(session: Session, command: Report) -> int:
     """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
     declaration, store = session.declaration(), session.store
-    bar = functools.partial(late_bar, session.console)
-    other = None if compare is None else other_sweep(compare, store)
+    bar, by = functools.partial(late_bar, session.console), command.by
+    other = None if command.compare is None else other_sweep(command.compare, store)
     axes = axes_of(declaration.trials)
+    if command.price is not None and not 0 <= command.price < math.inf:
+        raise SpecError(f"--price {command.price}: give $ per GPU-hour, 0 or more.")
     if by is not None and by not in axes:
         raise SpecError(f"--by {by}: the sweep does not vary it; it varies {', '.join(axes) or 'no axis'}.")
-    written = write_full_report(declaration, store, bar, anew=True, baseline=baseline)
-    beside = other and write_comparison(declaration, store, *other, baseline)
+    written = write_full_report(
+        declaration, store, bar, anew=True, baseline=command.baseline, price=command.price
+    )
+    beside = other and write_comparison(declaration, store, *other, command.baseline)
     by_axis = next((table for table in written.shown.more if table.name == f"by_{by}"), None)
     if session.options.json:
         rows = by_axis.records() if by_axis else written.shown.accuracies
@@ -178,7 +187,7 @@ def report(session: Session, compare: str | None, baseline: str | None = None, b
     print_report(session, written, by_axis)
     show_analyses(session, declaration)
     if beside:
-        table = without_intervals(beside.table).terminal(labels=4)
+        table = without_intervals(beside.table).terminal(labels=4, merged=2)
         session.console.print(fitting(table, session.console))
         session.say(*beside.conclusions, f"comparison: {beside.file}")
     return say_holes(session, written.results)

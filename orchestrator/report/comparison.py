@@ -271,11 +271,14 @@ class Mean:
     @cached_property
     def estimate(self) -> Estimate:
         """The value with its interval and p, and with the spread over seeds of one model."""
-        if not self.metric.startswith("accuracy") or len(self.signs) > 2:
-            found = statistics.unbounded_interval(self.value, self._spread)
+        if self.metric.startswith("accuracy"):
+            # A difference of two differences may be as large as 2.
+            scale, floor = max(1, len(self.signs) // 2), 1 - min(2, len(self.signs))
+            spread = replace(self._spread, variance=self._spread.variance / scale**2)
+            found = statistics.bounded_interval(self.value / scale, spread, self.prompts, floor=floor)
+            found = replace(found, value=self.value, low=found.low * scale, high=found.high * scale)
         else:
-            floor = 1 - len(self.signs)
-            found = statistics.bounded_interval(self.value, self._spread, self.prompts, floor=floor)
+            found = statistics.unbounded_interval(self.value, self._spread)
         told = len(self.signs) > 1 and self._spread.trainings > 0
         return replace(found, std=self.std, p=found.p if told else None)
 
@@ -544,15 +547,14 @@ class SetOutcomes:
         return first - second
 
 
-def set_outcomes(results: Sequence[TrialResult], kinds: Sequence[str] = ()) -> list[SetOutcomes]:
+def set_outcomes(results: Sequence[TrialResult], kinds: Sequence[str]) -> list[SetOutcomes]:
     """Return one per training set and evaluation set that all `kinds` have learned and scored, in the categories' order.
 
-    `results` are those on the pairs that all models have; `kinds` are their first two types where none are named.
+    `results` are those on the pairs that all models have.
     """
-    kinds = list(kinds) or _unique(result.record.reward for result in results)[:2]
     found = []
+    models = _unique(result.record.model for result in results)
     for scope in category_scopes(results) if kinds else ():
-        models = _unique(result.record.model for result in results)
         # A category is the mean of all its sets, over the same cells.
         by_model = [seeds for model in models if (seeds := cells(results, scope, model, kinds))]
         found += [_outcomes(scope, name, by_model, kinds) for name in scope.sets if by_model]

@@ -3,12 +3,12 @@
 A model's tokenizer decides which pairs are over the length limits, so models may have scored different pairs of one set.
 """
 
+import functools
 import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ class TrialResult(TrialState):
 def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialState]:
     """Return what the store has of each trial; scores are compared with their digests, not read."""
 
-    @cache
+    @functools.cache
     def too_long(prepared: str) -> int:
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
@@ -162,14 +162,21 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
 
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
     """The trials with the scores of their evaluations; what has them is taken as it is."""
-    return [state if isinstance(state, TrialResult) else _with_scores(state, store) for state in states]
+    # Seeds, models and reward types share their splits.
+    leaked = functools.cache(functools.partial(leaked_rows, store))
+    return [
+        state if isinstance(state, TrialResult) else _with_scores(state, store, leaked) for state in states
+    ]
 
 
-def _with_scores(state: TrialState, store: Store) -> TrialResult:
-    scored = [_result(item, state.record, store) for item in state.evaluations]
+Leaked = Callable[[str, str], NDArray[np.int64] | None]
+
+
+def _with_scores(state: TrialState, store: Store, leaked: Leaked) -> TrialResult:
+    scored = [_result(item, state.record, store, leaked) for item in state.evaluations]
     if None in scored:
         # Another driver has scored it anew since its state was read.
-        return _with_scores(trial_states([state.record], store)[0], store)
+        return _with_scores(trial_states([state.record], store)[0], store, leaked)
     return TrialResult(
         **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
         evaluations=tuple(item for item in scored if item),
@@ -225,7 +232,7 @@ def _evaluated(
     )
 
 
-def _result(item: Evaluated, record: TrialRecord, store: Store) -> EvaluationResult | None:
+def _result(item: Evaluated, record: TrialRecord, store: Store, leaked_of: Leaked) -> EvaluationResult | None:
     """Read the scores of an evaluation; None where they are not those of its attempt any more."""
     try:
         found = store.found("evaluate", item.key, SCORES)
@@ -234,7 +241,7 @@ def _result(item: Evaluated, record: TrialRecord, store: Store) -> EvaluationRes
     if found is None or found[0]["attempt"] != item.attempt:
         return None
     scores = read_pair_scores(found[1] / SCORES)
-    rows = leaked_rows(store, record.train_digest, item.dataset_digest)
+    rows = leaked_of(record.train_digest, item.dataset_digest)
     leaked = None if rows is None else np.isin(scores.index, rows)
     return EvaluationResult(
         **{name.name: getattr(item, name.name) for name in fields(item)},

@@ -266,8 +266,6 @@ def differences(analysis: Analysis) -> Table:
                 "p": found.estimate.p,
                 "p_holm": None if models else analysis.holm.get((scope, other)),
                 "p_pairs": found.p_pairs,
-                "trainings": found.runs,
-                "pairs": found.pairs,
                 **_estimates(others),
             }
         )
@@ -278,13 +276,11 @@ def differences(analysis: Analysis) -> Table:
         "Student-t as the interval, over what stands beside it; – where there is one training of each type. Holm: p of the "
         "means, corrected for their number (p (pairs) where there is no other). p (pairs): sign-flip permutation test over test "
         "pairs, for these trainings.",
-        columns="train_set category difference model accuracy over p p_holm p_pairs trainings pairs loss abs_margin",
+        columns="train_set category difference model accuracy over p p_holm p_pairs loss abs_margin",
         titles={
             "over": "interval and p over",
             "p_holm": "p, Holm",
             "p_pairs": "p (pairs)",
-            "trainings": "trainings of each type",
-            "pairs": "pairs a set",
         },
         rows=rows,
         forms={**dict.fromkeys(METRIC_TITLES, "+.3f"), **dict.fromkeys(("p", "p_holm", "p_pairs"), ".2g")},

@@ -27,8 +27,8 @@ _TITLES = {
     "accuracy_length_controlled": "length-controlled",
     "accuracy_leak_free": "leak-free",
 }
-# Longer texts are broken into lines in a page.
-_LONG = 60
+# In a page longer texts are broken into lines, those of several sentences at a width of their own.
+_LINE, _LONG = 24, 60
 
 
 def reward_title(reward: str) -> str:
@@ -99,6 +99,16 @@ class Table:
         if isinstance(value, float):
             return f"{value:{form}}"
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+    def line(self, row: Mapping[str, Value], space: str) -> tuple[str, ...]:
+        """A row as people read it; within an estimate's parts stands `space`, so that it is broken before its interval alone."""
+        texts = ((row.get(name), self.text(row, name)) for name in self.names)
+        return tuple(
+            text.replace(" ± ", f"{space}±{space}").replace(", ", f",{space}")
+            if isinstance(value, Estimate)
+            else text
+            for value, text in texts
+        )
 
     def texts(self) -> list[tuple[str, ...]]:
         """All rows as people read them."""
@@ -172,7 +182,7 @@ class Table:
         for number, title in enumerate(titles[merged + 1 :], merged + 1):
             shown.add_column(title, justify="left" if number < labels else "right", overflow="fold")
         above: tuple[str, ...] = ()
-        for line in self.texts():
+        for line in (self.line(row, "") for row in self.rows):
             if above[:merged] != line[:merged]:
                 shown.add_section()
             for depth in range(merged):
@@ -190,20 +200,22 @@ class Table:
             plain = {
                 name: value.value if isinstance(value, Estimate) else value for name, value in row.items()
             }
+            cells = zip(classes.items(), self.line(row, "\u00a0"), strict=True)
             yield (
                 mean,
                 [
-                    (css, "" if plain.get(name) is None else str(plain[name]), self.text(row, name))
-                    for name, css in classes.items()
+                    (css, "" if plain.get(name) is None else str(plain[name]), text)
+                    for (name, css), text in cells
                 ],
             )
 
     def css(self, name: str) -> str:
-        """The CSS class of a column: of numbers, of long texts, or none."""
+        """The CSS class of a column: of numbers, of long or longer texts, or none."""
         values = [value for row in self.rows if (value := row.get(name)) is not None]
         if values and not any(isinstance(value, str | bool) for value in values):
             return "number"
-        return "wide" if any(len(str(value)) > _LONG for value in values) else ""
+        longest = max((len(str(value)) for value in values), default=0)
+        return "wide" if longest > _LONG else "text" if longest > _LINE else ""
 
 
 def table_of(
