@@ -138,11 +138,16 @@ def _bars(
         error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": "black"},
         label=reward_title(kind),
     )
+    quoted = {
+        at: theirs
+        for at, scope in bars.items()
+        if not scope.dataset
+        and (theirs := published.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
+    }
     # A bar of 0 would look like one that is not there.
     for at, value in zip(bars, values, strict=True):
-        axis.text(
-            at, min(value.high, 1.0) + 0.02, f"{value.value:.2f}", ha="center", va="bottom", fontsize=7.5
-        )
+        top = max(min(value.high, 1.0) + 0.02, quoted.get(at, 0.0) + 0.05)
+        axis.text(at, top, f"{value.value:.2f}", ha="center", va="bottom", fontsize=7.5)
     by_model = [
         (at + width * 0.3 * side, alone)
         for at, mean in zip(bars, means, strict=True)
@@ -159,12 +164,6 @@ def _bars(
         }
         label = "each model" if kind == rewards[0] else None
         axis.scatter([at for at, _ in by_model], [alone for _, alone in by_model], label=label, **style)
-    quoted = {
-        at: theirs
-        for at, scope in bars.items()
-        if not scope.dataset
-        and (theirs := published.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
-    }
     if quoted:
         axis.plot(
             list(quoted),

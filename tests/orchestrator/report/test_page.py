@@ -136,8 +136,28 @@ def test_the_page_leads_with_three_sentences_then_figures_then_tables(whole, pag
 
 def test_the_page_says_how_it_was_made(page: str):
     assert "python sweeps/full_grid.py report --name demo" in page
-    for text in ("torch", "host (train)", "device hours", "artifacts/train/demo-", "effective batch", "[S]"):
+    for text in (
+        "torch",
+        "host (train)",
+        "CPU- or GPU-hours",
+        "artifacts/train/demo-",
+        "effective batch",
+        "[S]",
+    ):
         assert text in page
+
+
+def test_a_price_gives_the_cost_and_is_kept(store: Store):
+    declared = simulated_sweep(store, **SMALL)
+    assert "cost, $" not in (write_full_report(declared, store).folder / "report.html").read_text()
+    write_full_report(declared, store, price=3600.0)
+    folder = write_full_report(declared, store, anew=True).folder
+    train, evaluate = parquet.read_table(folder / "tables" / "time.parquet").to_pylist()
+    assert (train["device"], evaluate["device"]) == ("GPU", "GPU")
+    assert train["device_hours"] == pytest.approx(8 * train["hours"])
+    assert evaluate["device_hours"] == pytest.approx(evaluate["hours"])
+    assert train["cost"] == pytest.approx(3600 * train["device_hours"])
+    assert "At $ 3600 per GPU-hour" in (folder / "report.html").read_text()
 
 
 def test_the_summary_begins_with_the_conclusions(whole):
