@@ -173,7 +173,6 @@ def dots(axis: "Axes", rows: Mapping[int, Estimate] | Mapping[float, Estimate], 
 
 
 def name_rows(axis: "Axes", names: Sequence[str]) -> None:
-    """Name the rows, from the top."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)

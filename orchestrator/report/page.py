@@ -61,7 +61,6 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @contextlib.contextmanager
 def no_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show nothing."""
     yield lambda done, total: None
 
 

@@ -92,12 +92,10 @@ class TrialState:
 
     @property
     def finished(self) -> float:
-        """When its last stage was committed."""
         return max((item.finished for item in self.evaluations), default=self.trained_at)
 
     @property
     def complete(self) -> bool:
-        """Trained, and evaluated on every declared set."""
         return self.trained and len(self.evaluations) == len(self.record.evaluations)
 
     @property
@@ -151,12 +149,10 @@ def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialStat
 
 
 def sweep_results(declaration: Declaration, store: Store) -> list[TrialResult]:
-    """Every trial of a sweep with its scores, in plan order."""
     return with_scores(trial_states(declaration.trials, store), store)
 
 
 def trial_result(record: TrialRecord, store: Store) -> TrialResult:
-    """One trial with its scores."""
     return with_scores(trial_states([record], store), store)[0]
 
 

@@ -58,7 +58,6 @@ class WinRate:
 
     @property
     def cells(self) -> int:
-        """How many cells there are."""
         return self.ahead + self.ties + self.behind
 
     @property

@@ -131,7 +131,6 @@ def accuracy_table(analysis: Analysis) -> Table:
 
 
 def accuracy_numbers(analysis: Analysis) -> Table:
-    """The accuracies for programs: numbers apart, seeds counted."""
     parts = ("mean", "std", "seeds", "not_learned", "missing")
     names = [f"{kind}_{part}" for kind in analysis.rewards for part in parts]
     gaps = [
@@ -245,7 +244,6 @@ def by_category(analysis: Analysis, metric: str) -> Table:
 
 
 def differences(analysis: Analysis) -> Table:
-    """Baseline − other by category and model."""
     rows: list[dict[str, Value]] = []
     choices: list[list[str] | None] = [*([model] for model in analysis.models), None]
     for scope, other, models in itertools.product(analysis.categories(), analysis.others, choices):
@@ -288,7 +286,6 @@ def differences(analysis: Analysis) -> Table:
 
 
 def win_rates(analysis: Analysis) -> Table:
-    """Which type is ahead in how many cells."""
     scopes = (*analysis.categories(), *analysis.single_sets())
     return Table(
         name="win_rates",

@@ -81,11 +81,9 @@ class Table:
 
     @property
     def names(self) -> list[str]:
-        """The columns' names."""
         return self.columns.split()
 
     def title_of(self, name: str) -> str:
-        """A column's title."""
         return self.titles.get(name, _TITLES.get(name, reward_title(name).replace("_", " ")))
 
     def text(self, row: Mapping[str, Value], name: str) -> str:
@@ -111,7 +109,6 @@ class Table:
         )
 
     def texts(self) -> list[tuple[str, ...]]:
-        """All rows as people read them."""
         return [tuple(self.text(row, name) for name in self.names) for row in self.rows]
 
     def records(self) -> list[dict[str, Any]]:
@@ -137,7 +134,6 @@ class Table:
 
     @classmethod
     def of_json(cls, loaded: dict[str, Any]) -> "Table":
-        """The table whose `asdict` was kept as JSON."""
         rows = [
             {name: Estimate(**value) if isinstance(value, dict) else value for name, value in row.items()}
             for row in loaded["rows"]
@@ -145,17 +141,14 @@ class Table:
         return cls(**{**loaded, "rows": rows})
 
     def frame(self) -> "pd.DataFrame":
-        """The flat rows, each value as it is."""
         import pandas as pd
 
         return pd.DataFrame(self.records(), columns=None if self.rows else self.names, dtype=object)
 
     def csv(self) -> str:
-        """The flat rows for a spreadsheet."""
         return str(self.frame().to_csv(index=False, lineterminator="\n"))
 
     def parquet(self) -> bytes:
-        """The flat rows for pandas and the like."""
         return bytes(self.frame().to_parquet(index=False))
 
     def markdown(self) -> str:

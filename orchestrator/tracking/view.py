@@ -205,7 +205,6 @@ def report_mark(folder: Path) -> str:
 
 
 def as_hash(parts: Any) -> str:
-    """Return a hash of plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -294,7 +293,6 @@ class View:
         )
 
     def begin(self) -> None:
-        """Show that the sweep runs."""
         self._set_status(self._runs[""], "RUNNING")
 
     def log_rows(self, key: str, rows: Rows) -> bool:
