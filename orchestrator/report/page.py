@@ -110,7 +110,8 @@ def write_full_report(
     baseline = known_baseline(declaration, folder, baseline)
     price = _note(folder).get("price") if price is None else price
     key = _key(declaration, states, store, baseline, price)
-    if not anew and _is_fresh(folder, key):
+    files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
+    if not anew and _note(folder).get("key") == key and all(file.is_file() for file in files):
         return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
@@ -226,11 +227,6 @@ def _key(
         {key: note.message for key, note in noted.trials.items()},
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _is_fresh(folder: Path, key: str) -> bool:
-    files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
-    return _note(folder).get("key") == key and all(file.is_file() for file in files)
 
 
 def _note(folder: Path) -> dict[str, Any]:

@@ -44,6 +44,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Of every data set's rows, as MLflow's pages read one.
 _COLUMNS = [{"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")]
 _SCHEMA = json.dumps({"mlflow_colspec": _COLUMNS})
+_CHART = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False}
 _CONFIG, _SCORES = "config.json", "scores.parquet"
 # Raised by hand when the same results would give another run, so that `sync` writes the runs that are there anew.
 VERSION = 3
@@ -135,20 +136,21 @@ def _curve_points(row: Mapping[str, Any]) -> Iterator[Point]:
 def _view_states(sweep: str) -> dict[str, str]:
     """Return by its tag what MLflow's page shows of a sweep, as 3.17 notes it.
 
-    Its runs: what they are and how accurate; and its charts, of each reward type's mean by what it was trained on.
+    Its runs are shown by what they are and how accurate, its charts of each reward type's mean by what it was trained on.
     """
     accuracies = [_category_metric(category) for category in CATEGORIES]
     columns = [f"params.`{name}`" for name in ("model", "reward", "train_set", "seed")]
     columns += [f"metrics.`{name}`" for name in accuracies]
     wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
-    drawn = [("BAR", name, "accuracy") for name in accuracies]
-    drawn += [("LINE", f"train/{name}", "training") for name in ("loss", "accuracy")]
     charts = {
         "searchFilter": f'{wanted} and tags.`rmsweep.role` = "trial"',
-        "compareRunCharts": [_chart(*chart) for chart in drawn],
+        # The page adds a chart of every other metric below these.
+        "compareRunCharts": [
+            {"type": "BAR", "uuid": name, "metricKey": name, "metricSectionId": "accuracy", **_CHART}
+            for name in accuracies
+        ],
         "compareRunSections": [
-            {"uuid": uuid, "name": name, "display": True, "isReordered": True}
-            for uuid, name in (("accuracy", "Accuracy by category"), ("training", "Training"))
+            {"uuid": "accuracy", "name": "Accuracy by category", "display": True, "isReordered": True}
         ],
         "isAccordionReordered": True,
         "groupBy": {
@@ -163,20 +165,6 @@ def _view_states(sweep: str) -> dict[str, str]:
         shared_view_tag(sweep, view): json.dumps(state)
         for view, state in (("runs", runs), ("charts", charts))
     }
-
-
-def _chart(kind: str, metric: str, section: str) -> dict[str, Any]:
-    chart = {"type": kind, "uuid": metric, "metricKey": metric, "metricSectionId": section}
-    if kind == "LINE":
-        whole = {
-            "selectedMetricKeys": [metric],
-            "selectedYAxisMetricKey": "",
-            "yAxisKey": "metric",
-            "yAxisExpressions": [],
-        }
-        chart |= {**whole, "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear", "range": {}}
-        chart |= {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True, "lineSmoothness": 0}
-    return {**chart, "runsCountToCompare": 20, "deleted": False, "isGenerated": False}
 
 
 def run_names(trials: Sequence[TrialRecord]) -> dict[str, str]:

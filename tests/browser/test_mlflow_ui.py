@@ -144,7 +144,7 @@ def test_charts_are_filled_with_the_means_of_each_reward_type(
     assert (
         said.index("Accuracy by category")
         < said.index("category/in-distribution/accuracy")
-        < said.index("Training")
+        < said.index("train\n")
     )
     for reward in ("ex_rm", "im_rm"):
         assert f"reward: {reward}, train_set: ultra" in said
