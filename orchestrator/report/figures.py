@@ -179,7 +179,6 @@ def _bars(
 
 
 def _win_rates(analysis: Analysis) -> "Figure | None":
-    """Stacked bars: baseline ahead, tied, other ahead."""
     won = {
         (scope, other): found
         for scope in analysis.categories()
@@ -263,7 +262,6 @@ def _by_model(
 
 
 def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
-    """Accuracy, one row per model."""
 
     def ask(scope: Scope, model: str, kind: str) -> Mean | None:
         return analysis.mean(scope, model, kind, "accuracy")
@@ -276,7 +274,6 @@ def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
 
 
 def _differences(analysis: Analysis) -> "Figure | None":
-    """Baseline − other, one row per model and their mean."""
     names = [*analysis.models, MEAN]
 
     def ask(scope: Scope, name: str, other: str) -> Mean | None:
@@ -291,7 +288,6 @@ def _differences(analysis: Analysis) -> "Figure | None":
 
 
 def _margins(analysis: Analysis) -> "Figure | None":
-    """Histograms of margins over their rewards' standard deviation."""
     edges = np.linspace(-4, 4, 49)
 
     def margins(scope: Scope, kind: str) -> Floats | None:

@@ -309,7 +309,6 @@ def _warning(results: Sequence[TrialResult], analysis: Analysis) -> str:
 
 
 def report_command(state: SweepState, sweep: str) -> str:
-    """Return the command that makes the report again."""
     script, *words = state.command or ("sweeps/full_grid.py", "--name", sweep)
     kept: list[str] = []
     for word, value in itertools.pairwise((*words, "")):
@@ -390,7 +389,6 @@ def _facts(stage: str, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _trials_table(results: Sequence[TrialResult]) -> Table:
-    """List every trial with its training."""
     return Table(
         name="trials",
         title="Trials",

@@ -107,7 +107,6 @@ class TrialState:
 
     @property
     def last_epoch(self) -> int | None:
-        """The epoch that the trial is judged by."""
         return max((item.epoch or 0 for item in self.record.evaluations), default=0) or None
 
 
@@ -119,7 +118,6 @@ class TrialResult(TrialState):
 
     @property
     def final(self) -> tuple[EvaluationResult, ...]:
-        """The evaluations after the last epoch."""
         last = self.last_epoch
         return tuple(item for item in self.evaluations if item.epoch == last)
 

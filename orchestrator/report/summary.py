@@ -123,7 +123,6 @@ def _gaps(
 
 
 def accuracy_table(analysis: Analysis) -> Table:
-    """The accuracies as people read them."""
     titles = {f"difference_{other}": analysis.title(other) for other in analysis.others}
     columns = " ".join(("train_set category model", *analysis.rewards, *titles))
     rows = accuracies(analysis)
@@ -183,7 +182,6 @@ def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Tabl
 
 
 def statistics_tables(analysis: Analysis) -> Iterator[Table]:
-    """Every table of statistics, the answer first."""
     if analysis.others:
         yield differences(analysis)
         yield win_rates(analysis)
@@ -376,7 +374,6 @@ def suites(analysis: Analysis) -> Table:
 
 
 def calibrations(analysis: Analysis) -> Table:
-    """Expected calibration error and Brier score, by category and reward type."""
     scopes = (*analysis.categories(), *analysis.single_sets())
     return Table(
         name="calibration",
@@ -464,7 +461,6 @@ class Shown:
 
     @classmethod
     def of_json(cls, loaded: dict[str, Any]) -> "Shown":
-        """What was kept as JSON."""
         return cls(
             tables=tuple(map(Table.of_json, loaded["tables"])),
             more=tuple(map(Table.of_json, loaded["more"])),
@@ -482,7 +478,6 @@ class Written(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether every trial of the report is complete."""
         return all(result.complete for result in self.results)
 
 
