@@ -267,6 +267,8 @@ def test_a_sweep_beside_itself_in_another_folder_is_equal(store: Store, tmp_path
     found = write_comparison(ours, store, *other)
     assert "are equal" in found.conclusions[0]
     assert "demo (in elsewhere)" in found.file.read_text()
+    # Pairs that agree leave open what other pairs would say, of differences of differences, too.
+    assert all(row["there_minus_here"].low < 0 < row["there_minus_here"].high for row in found.table.rows)
 
 
 def test_a_sweep_that_nobody_knows_is_refused(store: Store):
