@@ -350,8 +350,14 @@ def _time_table(results: Sequence[TrialResult], store: Store, price: float | Non
             for place, value in enumerate((1, hours, hours * laid.get("world_size", 1))):
                 line[place] += value
     rows: list[dict[str, Value]] = [
-        {"stage": stage, "device": device, "artifacts": int(count), "hours": hours, "device_hours": each}
-        | ({"cost": price * each} if price is not None and device == "GPU" else {})
+        {
+            "stage": stage,
+            "device": device,
+            "artifacts": int(count),
+            "hours": hours,
+            "device_hours": each,
+            **({"cost": price * each} if price is not None and device == "GPU" else {}),
+        }
         for (stage, device), (count, hours, each) in spent.items()
     ]
     note = "Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it."

@@ -44,7 +44,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Of every data set's rows, as MLflow's pages read one.
 _COLUMNS = [{"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")]
 _SCHEMA = json.dumps({"mlflow_colspec": _COLUMNS})
-_CHART = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False}
+_CHART: dict[str, Any] = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False}
 _CONFIG, _SCORES = "config.json", "scores.parquet"
 # Raised by hand when the same results would give another run, so that `sync` writes the runs that are there anew.
 VERSION = 3
