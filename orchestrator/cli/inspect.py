@@ -203,7 +203,7 @@ def print_report(session: Session, written: Written, by_axis: ReportTable | None
         accuracy, by_epoch = dataclasses.replace(by_axis, columns=by_axis.columns.removesuffix(" over")), []
     console.print(fitting(accuracy.terminal(labels=3, merged=2), console))
     for table in by_epoch:
-        console.print(table.terminal(labels=4))
+        console.print(fitting(table.terminal(labels=4), console))
     session.warn(*written.shown.left_out)
     session.say(*said_conclusions(written.folder))
     session.say(f"report: {written.folder / HTML}")

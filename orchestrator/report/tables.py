@@ -171,7 +171,12 @@ class Table:
             [*map(self.title_of, self.names)],
         )
         heads = [" " * depth + title for depth, title in enumerate(titles[: merged + 1])]
-        shown.add_column("\n".join(heads), no_wrap=merged > 0, overflow="fold")
+        # A heading is in one piece, however narrow the terminal is.
+        pieces = (
+            " " * depth + text for line in self.texts() for depth, text in enumerate(line[: merged + 1])
+        )
+        least = max(map(len, pieces), default=0) if merged else None
+        shown.add_column("\n".join(heads), no_wrap=merged > 0, min_width=least, overflow="fold")
         for number, title in enumerate(titles[merged + 1 :], merged + 1):
             shown.add_column(title, justify="left" if number < labels else "right", overflow="fold")
         above: tuple[str, ...] = ()
