@@ -99,10 +99,10 @@ class Table:
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
     def line(self, row: Mapping[str, Value], space: str) -> tuple[str, ...]:
-        """A row as people read it; within an estimate's parts stands `space`, so that it is broken before its interval alone."""
+        """A row as people read it; within its interval an estimate has `space`, so that it is not broken there."""
         texts = ((row.get(name), self.text(row, name)) for name in self.names)
         return tuple(
-            text.replace(" ± ", f"{space}±{space}").replace(", ", f",{space}")
+            text.replace(" ± ", f"{space or ' '}±{space or ' '}").replace(", ", f",{space}")
             if isinstance(value, Estimate)
             else text
             for value, text in texts
