@@ -75,8 +75,8 @@ class Grid:
             case Plan():
                 commands.plan_only(session, self.build)
                 return 0
-            case Status(watch=watch):
-                return inspect.status(session, watch=watch)
+            case Status(watch=watch, paths=paths):
+                return inspect.status(session, watch=watch, paths=paths)
             case Report() as command:
                 return inspect.report(session, command)
             case Sync():

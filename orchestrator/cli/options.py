@@ -39,6 +39,8 @@ class Status:
 
     watch: bool = False
     """Print again whenever something changes, until the sweep ends."""
+    paths: bool = False
+    """Print also where the weights of each trial are."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Report:
     """Print accuracies by the values of an axis that the sweep varies, and the best by held-out pairs."""
     ensemble: bool = False
     """Print accuracies of the mean reward of all seeds, beside those of a seed alone."""
+    price: Annotated[float | None, flag("X", "that of the last report")] = None
+    """$ per GPU-hour: the report then says what the sweep cost."""
 
 
 @dataclass(frozen=True)
