@@ -489,7 +489,7 @@ def test_every_format_has_a_row_in_this_file():
         ),
         (
             {**with_columns(HELPSTEER2, *TEXTS, 1), **GOOD},
-            "is a row of prompt, chosen, rejected, and the split's first row is HelpSteer2",
+            "is prompt, chosen and rejected, and the split's first row is HelpSteer2",
         ),
     ],
 )
@@ -636,7 +636,7 @@ def test_a_mapped_column_is_there_in_every_row(tmp_path):
         (
             {"chosen": "why? yes", "rejected": "why? no"},
             GOOD,
-            "row 1: is a row of prompt, chosen, rejected, and the split's first row is a row of chosen, rejected;",
+            "row 1: is prompt, chosen and rejected, and the split's first row is chosen and rejected, which both begin",
         ),
     ],
 )

@@ -163,8 +163,9 @@ def _as_tokens(show: Show, model: str, pairs: Sequence[Pair]) -> Iterator[str]:
     for tokens in tokenize_pairs(pairs, tokenizer, draw)[0] if pairs else ():
         parts = (("prompt", tokens.prompt), ("chosen", tokens.chosen), ("rejected", tokens.rejected))
         yield "\n".join(
-            f"[{what}, {len(ids)} tokens] {'·'.join(tokenizer.decode([token]) for token in ids)}"
-            for what, ids in parts
+            f"[{what}, {len(ids)} tokens{f', the first {kept} not scored' if kept else ''}] "
+            + "·".join(tokenizer.decode([token]) for token in ids)
+            for (what, ids), kept in zip(parts, (0, *tokens.unscored), strict=True)
         )
 
 

@@ -30,8 +30,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from trainers.data.files import Fault, Located, Row
-from trainers.data.records import Message, Pair, user_prompt
+from trainers.data.records import PLACE, Candidates, Message, Pair, user_prompt
 from trainers.errors import DataError
+from trainers.evaluate.suites import SUITES
 from trainers.specs import DatasetSpec
 
 # Far beyond what any model reads: a longer text is a damaged file, or would be tokenised for minutes and then left out.
@@ -245,7 +246,14 @@ FORMATS = (
     _asked_in("instruction", "input"),
     *map(_asked_in, _LIKE_PROMPTS),
 )
-_PLAIN = Format("", ("prompt", *_SIDES), None)
+_CONVERSATIONS = Format("chosen and rejected, which both begin with the prompt", _SIDES, None)
+
+
+def _asked_by(column: str) -> Format:
+    return Format(f"{column}, chosen and rejected", (column, *_SIDES), None)
+
+
+_PLAIN = _asked_by("prompt")
 
 
 # A row → its format → its pairs.
@@ -269,7 +277,7 @@ def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]
     try:
         return _pairs_of(located.sound(), spec, read_as)
     except Fault as fault:
-        name = f", read as {read_as.name}" if read_as.name else ""
+        name = f", read as {read_as.name}" if read_as.rows else ""
         raise DataError(f"{located.where}{name}: {fault}") from fault
 
 
@@ -303,7 +311,7 @@ def _format_of(row: Row) -> Format:
                 return known
     if asked and any(_are_candidates(row.get(side)) for side in _SIDES):
         return Format("candidates", (asked, *_SIDES), _candidates)
-    return Format("", (asked, *_SIDES) if asked else _SIDES, None)
+    return _asked_by(asked) if asked else _CONVERSATIONS
 
 
 def _begins_in_prompt(value: Any) -> bool:
@@ -323,10 +331,11 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     called, named = dict(spec.columns), _named(row, spec)
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
-            raise Fault(_missing(name, list(row), read_as if read_as.name else _PLAIN))
+            raise Fault(_missing(name, list(row), read_as if read_as.rows else _PLAIN))
     if (found := _format_of(named)) != read_as:
-        one, other = (item.name or f"a row of {', '.join(item.columns)}" for item in (found, read_as))
-        raise Fault(f"is {one}, and the split's first row is {other}; give each format a file of its own.")
+        raise Fault(
+            f"is {found.name}, and the split's first row is {read_as.name}; give each format a file of its own."
+        )
     for name in (*_NOT_READ, *_NOT_TEXT):
         if row.get(name) and name not in (*called.values(), *read_as.columns):
             how = f"map it (--columns prompt={name} or system={name}), put it into the prompt, or drop it"
@@ -378,8 +387,18 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
         rejected_turns=_unless_plain(rejected),
         tools=_tools(row.get("tools"), called.get("tools", "tools")),
         margin=_margin(row),
+        candidates=_place(row.get(PLACE)),
         original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
     )
+
+
+def _place(value: Any) -> Candidates | None:
+    """Return the place in a suite that `as_row` wrote."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.keys() != {*Candidates._fields} or value["suite"] not in SUITES:
+        raise Fault(f"column {PLACE!r} is no place in a suite as `prepare` writes it; drop it.")
+    return Candidates(**value)
 
 
 def _margin(row: Row) -> float | None:

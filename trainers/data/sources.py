@@ -229,7 +229,7 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         yield from taken
     if spec.selection is None:
         sound = rows - len(faults)
-        funnel.append((f"rows, read as {read_as.name}" if read_as and read_as.name else "rows", rows))
+        funnel.append((f"rows, read as {read_as.name}" if read_as else "rows", rows))
         steps = (("readable", sound), ("with a preference", sound - unranked), ("pairs", read))
         for step in (*steps, (f"in the {split} split", found)):
             if step[1] != funnel[-1][1]:
