@@ -424,6 +424,7 @@ KNOWN_ROWS = {
         [with_columns("instruction input chosen rejected", "why?", "", "yes", "no")],
         ["yn"],
     ),
+    "Argilla": ([with_columns("instruction chosen_response rejected_response", *TEXTS)], ["yn"]),
     "instruction, chosen and rejected": (
         [with_columns("instruction chosen rejected", *TEXTS)],
         ["yn"],
@@ -554,7 +555,7 @@ def test_the_best_rated_answer_is_paired_though_a_lower_rated_one_says_the_same(
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("so", "so"), ("so", "no")]
 
 
-def test_margins_are_read_beside_prompts_of_any_name_and_not_beside_rated_answers(tmp_path):
+def test_margins_are_read_beside_prompts_of_any_name_and_are_the_difference_of_ratings(tmp_path):
     sides = {"chosen": "because", "rejected": "no idea"}
     for number, row in enumerate(
         (
@@ -573,8 +574,10 @@ def test_margins_are_read_beside_prompts_of_any_name_and_not_beside_rated_answer
         (pair,) = read(jsonl(tmp_path / f"{number}.jsonl", row), columns=(("margin", "far"),))
         assert pair.margin == 2.0
     rated = {"prompt": "why?", "response_1": "a", "response_2": "b", "preference_strength": -2, "margin": 1}
-    (pair,) = read(jsonl(tmp_path / "rated.jsonl", rated))
-    assert pair.margin is None
+    won = {"prompt": "why?", "response_a": "a", "response_b": "b", "winner": "model_b", "margin": 1}
+    for row, margin in ((won, None), (rated, 2.0)):
+        (pair,) = read(jsonl(tmp_path / "rated.jsonl", row))
+        assert pair.margin == margin
     with pytest.raises(DataError, match="margin=preference_strength does not say which"):
         read(tmp_path / "rated.jsonl", columns=(("margin", "preference_strength"),))
 

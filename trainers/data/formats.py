@@ -84,14 +84,18 @@ class Format(NamedTuple):
 
 
 def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
-    """Yield a row for each answer and each other one rated lower, with its rating; without a `prompt`, answers hold it."""
+    """Yield a row for each answer and each other one rated lower; without a `prompt`, answers hold it.
+
+    The difference of two ratings is the margin, but that of True (it won) and False.
+    """
     asked = {} if prompt is None else {"prompt": prompt}
-    answers = [(answer, float(rating)) for answer, rating in rated]
-    for (chosen, high), (rejected, low) in itertools.permutations(answers, 2):
-        if math.isnan(high) or math.isnan(low):
+    for (chosen, high), (rejected, low) in itertools.permutations(rated, 2):
+        margin = float(high) - float(low)
+        if math.isnan(margin):
             raise Fault("a rating is no number.")
-        if high > low:
-            yield {**asked, "chosen": chosen, "rejected": rejected, "rating": high}
+        if margin > 0:
+            measured = {} if isinstance(high, bool) else {"margin": margin}
+            yield {**asked, "chosen": chosen, "rejected": rejected, "rating": float(high), **measured}
 
 
 def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
@@ -109,15 +113,15 @@ def _strength(value: Any) -> tuple[float, float]:
     return 0.0, float(value)
 
 
-def _number(value: Any) -> tuple[float, float]:
+def _number(value: Any) -> tuple[bool, bool]:
     # A soft label says neither: it is no row of this format.
-    return {0.0: (1.0, 0.0), 1.0: (0.0, 1.0)}[float(value)]
+    return {0.0: (True, False), 1.0: (False, True)}[float(value)]
 
 
-def _winner(value: Any) -> tuple[float, float]:
+def _winner(value: Any) -> tuple[bool, bool]:
     name = str(value).lower().removeprefix("model_").removeprefix("response_")
     if "tie" in name or "both" in name:
-        return 0.0, 0.0
+        return False, False
     if name not in ("a", "b"):
         raise Fault(f"the winner {value!r} is none of model_a, model_b, tie.")
     return _number(name == "b")
@@ -142,7 +146,8 @@ def _arena_of_kaggle(row: Row) -> Iterable[Row]:
         ]
         for answers in answered
     ]
-    return _ranked(None, zip(sides, (row["winner_model_a"], row["winner_model_b"]), strict=True))
+    won = (_number(row[name])[1] for name in ("winner_model_a", "winner_model_b"))
+    return _ranked(None, zip(sides, won, strict=True))
 
 
 def _openai(row: Row) -> Iterable[Row]:
@@ -242,6 +247,11 @@ FORMATS = (
         "rated generations",
         ("instruction", "generations", "ratings"),
         lambda row: _ranked(row["instruction"], zip(row["generations"], row["ratings"], strict=True)),
+    ),
+    Format(
+        "Argilla",
+        ("instruction", "chosen_response", "rejected_response"),
+        lambda row: [{"prompt": row["instruction"], **{side: row[f"{side}_response"] for side in _SIDES}}],
     ),
     _asked_in("instruction", "input"),
     *map(_asked_in, _LIKE_PROMPTS),
