@@ -709,6 +709,15 @@ def test_shards_are_one_split_and_json_may_be_lines(tmp_path):
     assert len(read(tmp_path)) == 3
 
 
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_a_folder_that_spark_wrote_is_a_split(tmp_path, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "_SUCCESS").touch()
+    for part in ("part-00000-3f.json", "part-00001-3f.json"):
+        jsonl(tmp_path / folder / part, GOOD)
+    assert len(read(tmp_path)) == 2
+
+
 def test_a_column_map_that_cannot_be_meant_is_refused():
     with pytest.raises(SpecError, match="'question' is not one of prompt, chosen"):
         DatasetSpec(name="a", source="a", columns=(("question", "prompt"),))

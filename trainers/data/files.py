@@ -93,16 +93,17 @@ def file_rows(file: Path, complaint: Complaint = lambda names: None) -> Iterator
 def split_files(path: Path, split: str) -> list[Path]:
     """Return the files of a split: one, or shards of one kind. Raises DataError where several kinds may be meant."""
     found: dict[Any, list[Path]] = {}
-    for folder in (path / split, *([path] if split == "train" else [])):
-        if (state := folder / "state.json").is_file():
+    # A folder of its own, which datasets or Spark wrote. Copies of a hub data set keep their files in data/.
+    own = [(path / split, ""), *([(path, "part")] if split == "train" else [])]
+    for place, name in (*own, (path, split), (path / "data", split)):
+        if (state := place / "state.json").is_file() and (place, name) in own:
             found[state] = [state]
-    # Copies of a hub data set keep their files in data/.
-    for place in (path, path / "data"):
+            continue
         for file in sorted(place.iterdir()) if place.is_dir() else ():
             ending = file_ending(file)
             stem = file.name[: -len(ending)] if ending else ""
-            if stem == split or stem.startswith(f"{split}-"):
-                found.setdefault((place, ending, stem == split), []).append(file)
+            if stem and (not name or stem == name or stem.startswith(f"{name}-")):
+                found.setdefault((place, ending, stem == name), []).append(file)
     if len(found) > 1:
         first = ", ".join(str(files[0].relative_to(path)) for files in found.values())
         raise DataError(f"{path} holds the {split} split more than once ({first}): which is meant? Keep one.")

@@ -263,7 +263,11 @@ def _suite_pairs(spec: DatasetSpec, split: str, faults: list[str], funnel: Funne
         )
     if not pairs:
         raise DataError(f"data set {spec.name}: {spec.source} holds no prompts with right and wrong answers.")
-    funnel += [("prompts", prompts), ("with right and wrong answers", items), ("pairs", pairs)]
+    funnel += [
+        (f"prompts, read as {suite.title}", prompts),
+        ("with right and wrong answers", items),
+        ("pairs", pairs),
+    ]
 
 
 def _candidates(located: Located, spec: DatasetSpec, item: Item, number: int, right: int, wrong: int) -> Pair:
