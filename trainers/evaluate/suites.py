@@ -321,7 +321,7 @@ _JUDGED = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 
 
 def _of_pairs(items: Sequence[Scored]) -> Numbers:
-    """The score is the accuracy over all pairs (JudgeBench, utils/metrics.py; PPE, whose code was not at hand)."""
+    """The score is the accuracy over all pairs (JudgeBench, utils/metrics.py; PPE, whose scorers were not at hand)."""
     pairs = [item.right[right] > item.wrong[wrong] for item in items for right, wrong in item.pairs]
     parts = [_accuracies(items, part, lambda item: item.share_of_pairs) for part in ("subset", "group")]
     return {"score": _mean(pairs), **parts[0], **parts[1]}
