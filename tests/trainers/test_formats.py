@@ -828,11 +828,8 @@ def test_bytes_that_are_no_utf8_in_parquet_are_named_by_row(tmp_path):
     ("rows", "message"),
     [
         ([["prompt", "chosen", "chosen"], ["a", "b", "c"]], r"bad\.csv: column 'chosen' stands twice"),
-        ([["prompt", "chosen"], ["a", "b"]], r"bad\.csv: no column 'rejected'"),
         ([list(GOOD), ["a", "b"]], r"bad\.csv, row 0: 2 cells under 3 column names"),
-        ([list(GOOD), ["a", "b", ""]], r"bad\.csv, row 0: column 'rejected' is empty"),
         ([list(GOOD), ["a", "b", "c" * 600_000]], r"row 0: column 'rejected' has 600,000 characters"),
-        ([], r"bad\.csv: no column 'chosen'"),
         ([list(GOOD)], "holds no pairs"),
     ],
 )
@@ -853,14 +850,6 @@ def test_a_quote_that_never_ends_is_named(tmp_path):
         read(tmp_path / "bad.csv")
 
 
-def test_duplicate_column_names_of_parquet_are_refused(tmp_path):
-    column = pa.array(["a"])
-    table = pa.Table.from_arrays([column] * 4, names=["prompt", "chosen", "chosen", "rejected"])
-    parquet.write_table(table, tmp_path / "bad.parquet")
-    with pytest.raises(DataError, match=r"bad\.parquet: column 'chosen' stands twice"):
-        read(tmp_path / "bad.parquet")
-
-
 def test_nothing_left_says_what_was_read(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", {**GOOD, "subset": "a"}, {**GOOD, "chosen": 3, "subset": "b"})
     with pytest.raises(DataError, match=r"holds no pairs\. 2 rows were read, 0 of them bad"):
@@ -877,8 +866,6 @@ def test_nothing_left_says_what_was_read(tmp_path):
         ("ultrafeedback", "train", 200),
         ("ultrafeedback", "test", 200),
         ("ultrafeedback_paraphrase", "test", 200),
-        ("rewardmath", "train", 2000),
-        ("rewardmath", "test", 200),
         ("rewardbench_math", "test", 200),
     ],
 )

@@ -366,7 +366,7 @@ def _print_audit(audited: Audit, out: Path) -> None:
     colours = {"error": "red", "warn": "yellow"}
     for title, names, rows in (
         ("sets", SETS, [(set_row(item), "") for item in audited.sets]),
-        ("findings", FINDINGS, [(item.row, colours.get(item.severity, "")) for item in audited.findings]),
+        ("findings", FINDINGS, [(item, colours.get(item.severity, "")) for item in audited.findings]),
     ):
         table = Table(title=title, title_justify="left", show_lines=title == "findings")
         for number, name in enumerate(names):

@@ -47,8 +47,6 @@ class Located(NamedTuple):
         return self.row
 
 
-# Says what is wrong with the names of a file's columns, or None.
-Complaint = Callable[[Sequence[str]], Union[str, None]]
 # None is a blank line, which counts as a row and is none.
 _Rows = Iterator[Union[Row, Fault, None]]
 
@@ -65,8 +63,8 @@ def file_stem(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
-def file_rows(file: Path, complaint: Complaint = lambda names: None) -> Iterator[Located]:
-    """Yield the rows of one file. Raises DataError where it cannot be read or its columns give a `complaint`."""
+def file_rows(file: Path) -> Iterator[Located]:
+    """Yield the rows of one file. Raises DataError where it cannot be read, or has two columns of one name."""
     import pyarrow as pa
 
     ending = file_ending(file)
@@ -75,9 +73,8 @@ def file_rows(file: Path, complaint: Complaint = lambda names: None) -> Iterator
     kind = ending.split(".")[1]
 
     def require(names: Sequence[str]) -> None:
-        twice = sorted({name for name in names if list(names).count(name) > 1})
-        if said := f"column {twice[0]!r} stands twice; keep one." if twice else complaint(names):
-            raise DataError(f"{file}: {said}")
+        if twice := sorted({name for name in names if list(names).count(name) > 1}):
+            raise DataError(f"{file}: column {twice[0]!r} stands twice; keep one.")
 
     name, number = str(file), -1
     try:

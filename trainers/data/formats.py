@@ -1,15 +1,7 @@
 """Rows → preference pairs. FORMATS is the table of formats: the columns that a row must have, and how it is read.
 
 A format's reader turns a row into rows of prompt, chosen and rejected, one for each pair. Those, and rows
-that have these columns themselves, are in one of the formats that TRL documents:
-
-    prompt, chosen, rejected     each as text, or as chat messages ({role, content, …}; also {from, value})
-                                 a prompt in text may be the beginning of an hh-rlhf transcript, up to `Assistant:`
-    chosen, rejected             conversations: the turns that both begin with are the prompt
-    chosen, rejected             texts: transcripts are conversations; of others, the prompt is the whole words that
-                                 both begin with
-    system, tools                belong to the prompt
-    margin                       a number: by how much chosen is better; else score_chosen − score_rejected
+that have these columns themselves, are in one of the formats that TRL documents (docs/data.md).
 
 Where the prompt ends: the turns of chosen and rejected follow those of the prompt column, the last of which
 they may repeat. Where the two sides differ in their last turn only, that turn is scored and the turns before
@@ -188,15 +180,15 @@ def _candidates(row: Row) -> Iterable[Row]:
     ]
 
 
-def _asked_in(*columns: str) -> Format:
-    """Return the format of a prompt in these columns, chosen and rejected."""
+def _alpaca(row: Row) -> Iterable[Row]:
+    asked = "\n".join(filter(None, (row["instruction"], row["input"])))
+    return [{"prompt": asked, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
-    def rows(row: Row) -> Iterable[Row]:
-        asked = [row[column] for column in columns]
-        prompt = asked[0] if len(asked) == 1 else "\n".join(filter(None, asked))
-        return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
-    return Format(f"{', '.join(columns)}, chosen and rejected", (*columns, *_SIDES), rows)
+def _called(name: str, *columns: str) -> Format:
+    """Return the format of prompt (where there is one), chosen and rejected in these columns."""
+    meanings = ("prompt", *_SIDES)[-len(columns) :]
+    return Format(name, columns, lambda row: [dict(zip(meanings, map(row.get, columns), strict=True))])
 
 
 FORMATS = (
@@ -238,23 +230,15 @@ FORMATS = (
     Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
     Format("OpenAI's preferences", ("input", "preferred_output", "non_preferred_output"), _openai),
     Format("ms-swift", ("messages", "rejected_response"), _swift),
-    Format(
-        "ms-swift, rejected messages",
-        ("messages", "rejected_messages"),
-        lambda row: [{"chosen": row["messages"], "rejected": row["rejected_messages"]}],
-    ),
+    _called("ms-swift, rejected messages", "messages", "rejected_messages"),
     Format(
         "rated generations",
         ("instruction", "generations", "ratings"),
         lambda row: _ranked(row["instruction"], zip(row["generations"], row["ratings"], strict=True)),
     ),
-    Format(
-        "Argilla",
-        ("instruction", "chosen_response", "rejected_response"),
-        lambda row: [{"prompt": row["instruction"], **{side: row[f"{side}_response"] for side in _SIDES}}],
-    ),
-    _asked_in("instruction", "input"),
-    *map(_asked_in, _LIKE_PROMPTS),
+    _called("Argilla", "instruction", "chosen_response", "rejected_response"),
+    Format("instruction, input, chosen and rejected", ("instruction", "input", *_SIDES), _alpaca),
+    *(_called(f"{name}, chosen and rejected", name, *_SIDES) for name in _LIKE_PROMPTS),
 )
 _CONVERSATIONS = Format("chosen and rejected, which both begin with the prompt", _SIDES, None)
 
@@ -272,14 +256,6 @@ _PLAIN = _asked_by("prompt")
 def format_of(row: Row, spec: DatasetSpec) -> Format:
     """Return how the rows of a split are read whose first row this is."""
     return _format_of(_named(row, spec))
-
-
-def missing_column(names: Sequence[str], spec: DatasetSpec) -> str | None:
-    """Say which column a file lacks whose columns have these names; None where it can be read."""
-    row = dict.fromkeys(names, " ")
-    needed = [name for name in _format_of(_named(row, spec)).columns if name not in dict(spec.columns)]
-    needed += [column for _, column in spec.columns] + ([spec.group_by] if spec.group_by else [])
-    return next((_missing(name, names) for name in needed if name not in row), None)
 
 
 def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]:
@@ -330,7 +306,7 @@ def _begins_in_prompt(value: Any) -> bool:
     return isinstance(role, str) and ROLES.get(role.strip().lower()) in ("system", "user")
 
 
-def _missing(name: str, found: Sequence[str], read_as: Format = _PLAIN) -> str:
+def _missing(name: str, found: Iterable[str], read_as: Format = _PLAIN) -> str:
     return (
         f"no column {name!r}; needed are {', '.join(read_as.columns)}; found {', '.join(found)}. "
         "Say which is which with a column map (prompt=…, chosen=…, rejected=…)."
@@ -341,7 +317,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     called, named = dict(spec.columns), _named(row, spec)
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
-            raise Fault(_missing(name, list(row), read_as if read_as.rows else _PLAIN))
+            raise Fault(_missing(name, row, read_as if read_as.rows else _PLAIN))
     if (found := _format_of(named)) != read_as:
         raise Fault(
             f"is {found.name}, and the split's first row is {read_as.name}; give each format a file of its own."
@@ -386,7 +362,7 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
     else:
         sides = [_turns(side, "assistant", name) for side, name in zip(said, columns, strict=True)]
         if all(turn.role in ("assistant", "tool") for side in sides for turn in side):
-            raise Fault(_missing("prompt", list(row)))
+            raise Fault(_missing("prompt", row))
     prompt, chosen, rejected = _divided(before, sides, columns)
     original = row.get("orig_chosen")
     return Pair(

@@ -23,7 +23,7 @@ import tyro
 
 from trainers.data import known
 from trainers.data.files import Fault, Located, file_rows, file_stem, split_files, without_nulls
-from trainers.data.formats import Format, format_of, missing_column, pairs_of
+from trainers.data.formats import Format, format_of, pairs_of
 from trainers.data.known import (
     BUILTIN_SETS,
     DATASETS,
@@ -374,9 +374,8 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
             f"written by save_to_disk; found {found or 'nothing'}."
             + (other and f"{other} is not taken for a test split: rename its file, or give that file itself.")
         )
-    complaint = functools.partial(missing_column, spec=spec) if spec.selection is None else lambda names: None
     for file in files:
-        yield from file_rows(file, complaint)
+        yield from file_rows(file)
 
 
 def _holds(folder: Path, split: str) -> bool:

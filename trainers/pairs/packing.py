@@ -158,11 +158,6 @@ class _Response(NamedTuple):
     start: int
     ids: list[int]
 
-    def behind(self, count: int) -> "_Response":
-        """Return the rest of the response behind its first `count` tokens."""
-        start = self.start + count
-        return _Response(start - 1, start, self.ids[count:])
-
 
 def collate(
     pairs: Sequence[TokenPair],
@@ -178,7 +173,10 @@ def collate(
         _packed(pairs, shared_tokens) if layout == "packed" else _rows(pairs, pad_id)
     )
     unscored = [pair.unscored[side] for side in (0, 1) for pair in pairs]
-    responses = [one.behind(count) if count else one for one, count in zip(responses, unscored, strict=True)]
+    responses = [
+        _Response(start + count - 1, start + count, ids[count:]) if count else _Response(before, start, ids)
+        for (before, start, ids), count in zip(responses, unscored, strict=True)
+    ]
     counts = torch.tensor([len(response.ids) for response in responses])
     owner_M = torch.repeat_interleave(torch.arange(len(responses)), counts)
     within_M = torch.cat([torch.arange(len(response.ids)) for response in responses])

@@ -35,6 +35,7 @@ _PAIRS_AT_ONCE = 256
 _PAIRS_OF_A_BATCH = 1024
 # Names and signs that a tokenizer lacks stay far below this share; above it, whole texts become one token repeated.
 _MANY_UNKNOWN = 0.05
+_Turns = Sequence[Message]
 _PARTS = ("prompt", "chosen", "rejected")
 _LISTS = (*_PARTS, "unscored")
 _SCHEMA = pa.schema(
@@ -255,12 +256,7 @@ class _Rendered(NamedTuple):
 
 
 def _rendered(
-    messages: Sequence[Message],
-    responses: Sequence[Sequence[Message]],
-    tools: str,
-    row: int,
-    tokenizer: Any,
-    draw: DrawSpec,
+    messages: _Turns, responses: Sequence[_Turns], tools: str, row: int, tokenizer: Any, draw: DrawSpec
 ) -> _Rendered:
     responses = [_heard(turns, draw) for turns in responses]
     try:
@@ -273,16 +269,12 @@ def _rendered(
         raise DataError(f"row {row}: {error}") from error
 
 
-def _heard(turns: Sequence[Message], draw: DrawSpec) -> Sequence[Message]:
+def _heard(turns: _Turns, draw: DrawSpec) -> _Turns:
     return [*map(without_reasoning, turns)] if draw.reasoning == "drop" else turns
 
 
 def _spans(
-    messages: Sequence[Message],
-    responses: Sequence[Sequence[Message]],
-    tools: str,
-    tokenizer: Any,
-    draw: DrawSpec,
+    messages: _Turns, responses: Sequence[_Turns], tools: str, tokenizer: Any, draw: DrawSpec
 ) -> _Rendered:
     wholes = [
         render(tokenizer, (*messages, *response), add_generation_prompt=False, tools=tools)
