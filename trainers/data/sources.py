@@ -370,8 +370,8 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
         found = ", ".join(sorted({entry.name for entry in path.iterdir()})[:8])
         other = next((f" Its {n} split" for n in _VALIDATION if split == "test" and split_files(path, n)), "")
         raise DataError(
-            f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
-            f"written by save_to_disk; found {found or 'nothing'}."
+            f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/; "
+            f"found {found or 'nothing'}."
             + (other and f"{other} is not taken for a test split: rename its file, or give that file itself.")
         )
     for file in files:

@@ -152,7 +152,7 @@ def request_pairs(split: str) -> list[Pair]:
 
     A model trained on the tiny world's pairs knows half of the words from them; a prefix tells nothing here.
     """
-    _require_split(split)
+    require_split(split)
     requests = [" ".join(parts) for parts in product(*_STATEMENT[2:])]
     random.Random(f"tiny requests {TINY_SEED}").shuffle(requests)
     first, count = (0, REQUEST_PAIRS) if split == "train" else (REQUEST_PAIRS, TINY_TEST_PAIRS)
@@ -201,7 +201,7 @@ def _in_other_words(
 
 
 def _statements(split: str) -> list[str]:
-    _require_split(split)
+    require_split(split)
     rng = random.Random(f"tiny world statements {TINY_SEED}")
     distinct: dict[str, None] = {}
     while len(distinct) < TINY_TRAIN_PAIRS + TINY_TEST_PAIRS:
@@ -214,7 +214,8 @@ def _statement(rng: random.Random) -> str:
     return " ".join(rng.choice(part) for part in _STATEMENT)
 
 
-def _require_split(split: str) -> None:
+def require_split(split: str) -> None:
+    """Raise SpecError on a split that is not generated."""
     if split not in ("train", "test"):
         raise SpecError(f'split is "{split}": give "train" or "test"')
 
@@ -253,7 +254,7 @@ def hamiltonian_pairs(split: str, spec: HamiltonianSpec = LAPTOP_GRAPHS) -> list
 
     The chosen response is the planted cycle, the rejected one an order of the vertices that uses a non-edge.
     """
-    _require_split(split)
+    require_split(split)
     rng = random.Random(f"hamiltonian pairs {spec.seed}")
     made: dict[str, Pair] = {}
     wanted = spec.train_pairs + (spec.test_pairs if split == "test" else 0)
