@@ -248,7 +248,7 @@ class TemplateFlags:
     system: System = "fold"
     """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
     reasoning: Reasoning = "score"
-    """Reasoning in a response: score it like the rest, or drop it."""
+    """Reasoning before a response's answer: score it like the rest, keep it as context of what is scored, or drop it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ Part = Literal["backbone", "embeddings", "unembedding"]
 # What becomes of system turns where a template takes none: the first user turn begins with them, they are left out, or
 # the row is refused.
 System = Literal["fold", "drop", "refuse"]
-# What becomes of a response's reasoning: it is scored like the rest, or left out.
-Reasoning = Literal["score", "drop"]
+# What becomes of a response's reasoning: it is scored like the rest, read but not scored, or left out.
+Reasoning = Literal["score", "keep", "drop"]
 # The output layer that a model is loaded with: a new linear head, or its own unembedding.
 Output = Literal["head", "unembedding"]
 # What is tokenised: the prompt and the response, or the question whether the response is correct.

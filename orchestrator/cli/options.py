@@ -146,8 +146,8 @@ class Options(ReadingOptions, CommonOptions):
     """Chat template: the name of one that the tokenizers have, or a Jinja file."""
     system: Annotated[System | None, flag("fold|drop|refuse", "fold")] = None
     """A system turn where a template takes none: fold it into the first user turn, drop it, or refuse the row."""
-    reasoning: Annotated[Reasoning | None, flag("score|drop", "score")] = None
-    """Reasoning in a response: score it like the rest, or drop it."""
+    reasoning: Annotated[Reasoning | None, flag("score|keep|drop", "score")] = None
+    """Reasoning before a response's answer: score it like the rest, keep it as context of what is scored, or drop it."""
     keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()
     """Keep and evaluate the weights after these epochs, too, not after the last alone."""
     axis: Annotated[tuple[str, ...], flag("[MODEL.|REWARD.]NAME=V1,V2")] = ()

@@ -437,7 +437,7 @@ def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
         ),
         table_of(
             FINDINGS,
-            [found.row for found in audit.findings],
+            audit.findings,
             name="audit_findings",
             title="Findings",
             note="The worst first.",

@@ -260,9 +260,12 @@ class ReadingOptions:
 
 
 def read_as(
-    train_sets: Sequence[DatasetSpec], eval_sets: Sequence[DatasetSpec], options: ReadingOptions
+    train_sets: Sequence[DatasetSpec],
+    eval_sets: Sequence[DatasetSpec],
+    options: ReadingOptions,
+    suites: Sequence[str] = (),
 ) -> tuple[tuple[DatasetSpec, ...], tuple[DatasetSpec, ...]]:
-    """Apply the flags to one's own sets; those of the catalog stay as they are. Raises SpecError.
+    """Apply the flags to one's own sets; those of the catalog stay as they are, and `suites` skip bad rows. Raises SpecError.
 
     A division concerns what is trained on; a set that is only evaluated is evaluated whole, unless it is named.
     """
@@ -272,7 +275,7 @@ def read_as(
         for spec in (*eval_sets, *trained)
         if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED))
     }
-    flags = ("columns", "test_share", "group_by", "split_seed", "skip_bad_rows")
+    flags = ("columns", "test_share", "group_by", "split_seed", *([] if suites else ["skip_bad_rows"]))
     given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
     given += ["--ratings"] if options.ratings != "all" else []
     if given and not own:

@@ -417,8 +417,7 @@ def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
 
 def paper_hamiltonian_pairs(split: str) -> list[Pair]:
     """Return the 1000 training or 200 test pairs. Raises SpecError on another split."""
-    if split not in ("train", "test"):
-        raise SpecError(f'split is "{split}": give "train" or "test"')
+    worlds.require_split(split)
     return list(_paper_hamiltonian()[split])
 
 

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 SAYING_FIELDS = ("tool_calls", "function_call", *REASONING_FIELDS)
 
+# The column of a prepared suite that says where a pair stands in it.
+PLACE = "place_in_suite"
+
 _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -94,7 +97,12 @@ def as_row(pair: Pair) -> dict[str, Any]:
         "chosen": [turn.as_dict() for turn in pair.chosen_turns] or pair.chosen,
         "rejected": [turn.as_dict() for turn in pair.rejected_turns] or pair.rejected,
     }
-    more = {"tools": pair.tools or None, "margin": pair.margin, "orig_chosen": pair.original_chosen}
+    more = {
+        "tools": pair.tools or None,
+        "margin": pair.margin,
+        "orig_chosen": pair.original_chosen,
+        PLACE: pair.candidates and pair.candidates._asdict(),
+    }
     return row | {name: value for name, value in more.items() if value is not None}
 
 

@@ -4,6 +4,7 @@ Only safetensors and GGUF weights are read, and no code from a model's folder is
 """
 
 import pickle
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +33,10 @@ _NEW_ROWS_SEED = 0
 _TEXT_NAMES = {
     r"^language_model\.lm_head\.": "lm_head.",
     r"^(?:model\.)?language_model\.(?:model\.)?": "model.",
+}
+# One number a text, by the names that others give the head; a bias of theirs, alike for all texts, is left out.
+_HEADS = {
+    r"^(?:value_head|v_head|reward_head|regression_head|rm_head|classifier)(?:\.summary)?\.weight$": "score.weight"
 }
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -107,6 +112,7 @@ def _from_pretrained(
             config.num_labels = 1
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
             _register_head(config)
+            key_mapping = {**(key_mapping or {}), **_HEADS}
         model, loading = loader.from_pretrained(
             location,
             config=config,
@@ -179,7 +185,9 @@ def _require_weights(
     absent = set(loading["missing_keys"])
     if output == "head" and "score.weight" in absent:
         if not brings_head:
-            heads = sorted(name for name in loading["unexpected_keys"] if "head" in name or "classif" in name)
+            heads = sorted(
+                name for name in loading["unexpected_keys"] if re.search("head|classif|score", name)
+            )
             other = (
                 f" It has {', '.join(heads[:3])}, a head of another kind, which is not read." if heads else ""
             )

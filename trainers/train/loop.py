@@ -251,6 +251,7 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
                 pair.chosen,
                 pair.rejected,
                 *((pair.margin,) if inputs.loss.margin else ()),
+                *(pair.unscored if any(pair.unscored) else ()),
             )
             for pair in inputs.pairs
         ),
