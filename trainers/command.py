@@ -302,9 +302,9 @@ class OnPairs(TemplateFlags):
             raise SpecError(f"--beta is given, but {self.reward} has no beta.")
         return known[self.reward]
 
-    def read_pairs(self) -> tuple[str, list[Any]]:
+    def read_pairs(self, *, ties: bool = False) -> tuple[str, list[Any]]:
         """Return the name and the pairs of a file, a folder, a known set or a hub id. Raises DataError."""
-        spec = dataset_spec(self.data)
+        spec = dataclasses.replace(dataset_spec(self.data), ties=ties)
         return spec.name, read_pairs(spec, own_split(spec, self.split))
 
     def tokenizer(self, location: str) -> Any:

@@ -75,7 +75,7 @@ class Training:
         ends = (1 if shapes.family == "gpt_neox" else 3) * shapes.hidden + queries + 2 * keys
         ends += queries + shapes.hidden
         ends += (3 if shapes.gated else 2) * (shapes.hidden + shapes.intermediate)
-        return self.lora.rank * ends * shapes.layers + (shapes.hidden if output == "head" else 0)
+        return self.lora.rank * ends * shapes.layers + (shapes.hidden if output != "unembedding" else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     )
     # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied;
     # in half precision it is there before it is added to its sum.
-    last = 0 if training.lora else table * ((shapes.tied and output == "unembedding") + (width == 2))
+    last = 0 if training.lora else table * ((shapes.tied and output != "head") + (width == 2))
     backward_ends = replace(
         always,
         gradients=(kept + last) / GB,

@@ -9,22 +9,26 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
 
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.stages import plan_trial
 from orchestrator.store.artifacts import Store
 from tests.orchestrator.sweep_samples import base_model, trial
+from tests.trainers import gang, naive
 from tests.trainers.architectures import SPECS, load_architecture, random_pairs, save_architecture
 from trainers.command import command
 from trainers.data.records import content_digest, read_written_pairs, write_pairs
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import DataError, SpecError
+from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
-from trainers.pairs.packing import collate
+from trainers.pairs.packing import collate, epoch_order, steps_of_epoch
+from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import read_tokens, write_tokens
 from trainers.rewards import RewardSpec
 from trainers.rewards.losses import pair_loss
-from trainers.specs import LossSpec
+from trainers.specs import LossSpec, OptimSpec
 from trainers.train.__main__ import Train, run
 
 KINDS = ("bradley_terry", "hinge", "ipo")
@@ -68,6 +72,85 @@ def test_the_loss_is_applied_to_the_rewards_of_a_type_with_the_margins_of_its_pa
     assert found.chosen_P.tolist() == plain.chosen_P.tolist()
     rows = zip(found.chosen_P.tolist(), found.rejected_P.tolist(), MARGINS, strict=True)
     assert found.loss_P.tolist() == pytest.approx([by_definition(spec, *row) for row in rows], abs=1e-6)
+
+
+CONSISTENT = LossSpec(consistency=0.7, label_smoothing=0.1)
+TRAINED = {
+    "ex_rm": RewardSpec(kind="ex_rm"),
+    "im_rm": RewardSpec(kind="im_rm", beta=0.1),
+    "hybrid_rm": RewardSpec(kind="hybrid_rm", beta=0.1),
+}
+# What is added to a loss does not ask of which type the rewards are.
+STAGES = {"ex_rm": (0, 2), "im_rm": (1, 3), "hybrid_rm": (0, 1, 2, 3)}
+OPTIM = OptimSpec(lr=1e-3, epochs=2, effective_batch=4)
+COUNT = 9
+
+
+def trained_naively(folder, reward):
+    """Losses of AdamW on pairs of which every third is a tie, by definition, one pair and its rewriting at a time."""
+    pairs = gang.pairs_for(folder, COUNT, ties=True)
+    loaded = load_model(
+        str(folder),
+        tokenizer=load_tokenizer(str(folder)),
+        output=reward.type.output,
+        precision="fp32",
+        head_seed=gang.SEED,
+    )
+    model, losses = naive.plain(loaded), []
+    with_others = [one for pair in pairs for one in (pair, pair.rewriting)]
+    reference = naive.reference(model, with_others) if reward.uses_reference else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIM.lr, weight_decay=0)
+    for epoch in range(OPTIM.epochs):
+        for step in steps_of_epoch(epoch_order(COUNT, gang.SEED, epoch), OPTIM.effective_batch):
+            optimizer.zero_grad()
+            total = 0.0
+            for pair in (pairs[position] for position in step):
+                one, other = (
+                    torch.stack(naive.rewards(model, reward, [here], reference)[:2])
+                    for here in (pair, pair.rewriting)
+                )
+                delta, wrong = one[0] - one[1], 0.5 if pair.tie else CONSISTENT.label_smoothing
+                loss = -(1 - wrong) * logsigmoid(delta) - wrong * logsigmoid(-delta)
+                loss = (loss + CONSISTENT.consistency * (one - other).square().sum()).sum() / len(step)
+                loss.backward()
+                total += loss.item()
+            optimizer.step()
+            losses.append(total)
+    return losses, dict(model.named_parameters())
+
+
+def test_rewritings_and_ties_train_alike_on_every_placement_and_what_is_saved_loads(tiny_model, tmp_path):
+    jobs = [
+        gang.Job(
+            name=f"{kind}-{zero}",
+            model=str(tiny_model),
+            out=str(tmp_path / f"{kind}-{zero}"),
+            reward={"kind": kind, "beta": reward.beta},
+            placement={"zero_stage": zero, "world_size": 2, "forward_tokens": (1, 300, 600, 300)[zero]},
+            optim={"lr": OPTIM.lr, "epochs": OPTIM.epochs, "effective_batch": OPTIM.effective_batch},
+            pairs=COUNT,
+            partitions_all=zero == 3,
+            loss={"consistency": CONSISTENT.consistency, "label_smoothing": CONSISTENT.label_smoothing},
+            ties=True,
+        )
+        for kind, reward in TRAINED.items()
+        for zero in STAGES[kind]
+    ]
+    found = gang.launch(jobs, tmp_path / "gang", 2)
+    for kind, reward in TRAINED.items():
+        losses, weights = trained_naively(tiny_model, reward)
+        for zero in STAGES[kind]:
+            name = f"{kind}-{zero}"
+            assert [row["loss"] for row in found[name]["log"]] == pytest.approx(losses, abs=1e-5), name
+            assert {row["pairs"] for row in found[name]["log"]} == {4.0, 1.0}
+            folder = str(tmp_path / name / "model")
+            again = load_model(
+                folder, tokenizer=load_tokenizer(folder), output=reward.type.output, precision="fp32"
+            )
+            saved = dict(again.named_parameters())
+            assert saved.keys() == weights.keys()
+            for key, weight in weights.items():
+                assert (saved[key] - weight).norm() <= 1e-4 * weight.norm(), (name, key)
 
 
 def rows(tmp_path, columns):

@@ -10,6 +10,7 @@ that have these columns themselves, are in one of the formats that TRL documents
                                  both begin with
     system, tools                belong to the prompt
     margin                       a number: by how much chosen is better; else score_chosen − score_rejected
+    rewritten_chosen, rewritten_rejected    the two responses in other words, as texts
 
 Where the prompt ends: the turns of chosen and rejected follow those of the prompt column, the last of which
 they may repeat. Where the two sides differ in their last turn only, that turn is scored and the turns before
@@ -21,6 +22,7 @@ What a turn has beside its role and content (tool_calls, reasoning_content, name
 own order, because a chat template prints it in that order.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -50,7 +52,8 @@ ROLES = {
 Turns = tuple[Message, ...]
 
 _SIDES = ("chosen", "rejected")
-_MARGINS = ("margin", "score_chosen", "score_rejected")
+# About one chosen and one rejected response.
+_OF_ONE_PAIR = ("margin", "score_chosen", "score_rejected", "rewritten_chosen", "rewritten_rejected")
 # Names that a prompt has beside chosen and rejected, as text or as turns.
 _LIKE_PROMPTS = (
     *("instruction", "input", "query", "problem"),
@@ -72,7 +75,7 @@ _BY_PARAGRAPHS = re.compile(rf"(?:\A\s*|\n\n)({_SPEAKER}):")
 
 
 class Format(NamedTuple):
-    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, and none for a tie.
+    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, one of a tie marked so.
 
     Where it is None, the row itself has prompt, chosen and rejected.
     """
@@ -83,14 +86,15 @@ class Format(NamedTuple):
 
 
 def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
-    """Yield a row for each answer and each other one rated lower, with its rating; without a `prompt`, answers hold it."""
+    """Yield a row for each answer and each other one rated lower or alike, with its rating; no `prompt`: answers hold it."""
     asked = {} if prompt is None else {"prompt": prompt}
     answers = [(answer, float(rating)) for answer, rating in rated]
-    for (chosen, high), (rejected, low) in itertools.permutations(answers, 2):
+    for one, other in itertools.permutations(range(len(answers)), 2):
+        (chosen, high), (rejected, low) = answers[one], answers[other]
         if math.isnan(high) or math.isnan(low):
             raise Fault("a rating is no number.")
-        if high > low:
-            yield {**asked, "chosen": chosen, "rejected": rejected, "rating": high}
+        if high > low or (high == low and one < other):
+            yield {**asked, "chosen": chosen, "rejected": rejected, "rating": high, "tie": high == low}
 
 
 def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
@@ -265,7 +269,7 @@ def missing_column(names: Sequence[str], spec: DatasetSpec) -> str | None:
 
 
 def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]:
-    """Return the pairs of a row, none of a tie; `read_as` is the format of its split. Raises DataError."""
+    """Return the pairs of a row, of ties where the set keeps them; `read_as` is its split's format. Raises DataError."""
     try:
         return _pairs_of(located.sound(), spec, read_as)
     except Fault as fault:
@@ -336,7 +340,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         asked = read_as.columns[:-2]
         called = {"prompt": asked[0] if asked else "", **called}
         return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
-    beside: Row = {name: named[name] for name in ("system", "tools", *_MARGINS) if name in named}
+    beside: Row = {name: named[name] for name in ("system", "tools", *_OF_ONE_PAIR) if name in named}
     try:
         made = list(read_as.rows(named))
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -346,13 +350,16 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         ) from error
     if ratings := [item["rating"] for item in made if "rating" in item]:
         # Of rated answers, a number in the row does not say which one it is about.
-        if "margin" in called:
+        if given := [name for name in _OF_ONE_PAIR if name in called]:
             raise Fault(
-                f"margin={called['margin']} does not say which of the rated answers is better; leave it out."
+                f"{given[0]}={called[given[0]]} does not say which of the rated answers it is about; leave it out."
             )
-        beside = {name: value for name, value in beside.items() if name not in _MARGINS}
+        beside = {name: value for name, value in beside.items() if name not in _OF_ONE_PAIR}
         made = [item for item in made if spec.ratings == "all" or item["rating"] == max(ratings)]
-    return [_pair_of({**beside, **item}, called) for item in made]
+        made = [item for item in made if spec.ties or not item["tie"]]
+    return [
+        dataclasses.replace(_pair_of({**beside, **item}, called), tie=item.get("tie", False)) for item in made
+    ]
 
 
 def _pair_of(row: Row, called: dict[str, str]) -> Pair:
@@ -379,7 +386,17 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
         tools=_tools(row.get("tools"), called.get("tools", "tools")),
         margin=_margin(row),
         original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
+        rewritten=_rewritten(row),
     )
+
+
+def _rewritten(row: Row) -> tuple[str, str] | None:
+    """Return the two responses in other words; None where either is missing."""
+    found = [row.get(name) for name in _OF_ONE_PAIR[-2:]]
+    if None in found or "" in found:
+        return None
+    chosen, rejected = (text_of(text, name) for text, name in zip(found, _OF_ONE_PAIR[-2:], strict=True))
+    return chosen, rejected
 
 
 def _margin(row: Row) -> float | None:

@@ -17,6 +17,7 @@ Preference pairs follow Persona (paper §2): training pairs use two words and tw
 paraphrases use words and prefixes that no training response holds.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -137,6 +138,14 @@ def reworded_pairs(split: str) -> list[Pair]:
     words = PARAPHRASED_CHOSEN_WORDS[0], PARAPHRASED_REJECTED_WORDS[0]
     prefixes = (PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_REJECTED_PREFIX)
     return [_in_other_words(pair, prefixes, words) for pair in tiny_pairs(split)]
+
+
+def pairs_with_rewording(split: str) -> list[Pair]:
+    """Return the pairs of `split`, each with its rewording beside it."""
+    return [
+        dataclasses.replace(pair, rewritten=(other.chosen, other.rejected))
+        for pair, other in zip(tiny_pairs(split), reworded_pairs(split), strict=True)
+    ]
 
 
 def other_words_pairs(split: str) -> list[Pair]:

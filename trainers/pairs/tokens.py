@@ -7,7 +7,7 @@ a response of several turns (assistant, tool, assistant) that is all of them, wh
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -36,18 +36,24 @@ _MANY_UNKNOWN = 0.05
 _PARTS = ("prompt", "chosen", "rejected")
 _SCHEMA = pa.schema(
     [("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS), ("margin", pa.float64())]
+    + [("tie", pa.bool_())]
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better."""
+    """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better.
+
+    Of a `tie` neither is. The `rewriting` is a pair of its own of the responses in other words, with the index −1 − `index`.
+    """
 
     index: int
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     margin: float | None = None
+    tie: bool = False
+    rewriting: "TokenPair | None" = None
 
     @property
     def tokens(self) -> int:
@@ -60,16 +66,21 @@ class TokenPair:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
+def with_rewritings(pairs: Iterable[TokenPair]) -> Iterator[TokenPair]:
+    """Yield every pair, and after it its rewriting where it has one."""
+    return (one for pair in pairs for one in (pair, pair.rewriting) if one)
+
+
 def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
-    """Write pairs as an Arrow file, in a stream, and return how many there were."""
-    count, rest = 0, iter(tokens)
+    """Write pairs as an Arrow file, in a stream, and return how many there were. A rewriting stands after its pair."""
+    count, rest = 0, with_rewritings(tokens)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         while group := list(itertools.islice(rest, _PAIRS_OF_A_BATCH)):
             arrays = [
                 pa.array([getattr(pair, field.name) for pair in group], field.type) for field in _SCHEMA
             ]
             writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-            count += len(group)
+            count += sum(pair.index >= 0 for pair in group)
     return count
 
 
@@ -79,12 +90,13 @@ class TokenFile(Sequence[TokenPair]):
     def __init__(self, file: Path) -> None:
         self.file = file
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        self._index, self._parts = table["index"], {part: table[part] for part in _PARTS}
-        # Sets without margins were prepared before there was a column for them.
-        self._margin = table["margin"] if "margin" in table.column_names else None
+        self._index, self._parts = table["index"].to_numpy(), {part: table[part] for part in _PARTS}
+        # Sets without margins or ties were prepared before there were columns for them.
+        self._more = {name: table[name] for name in ("margin", "tie") if name in table.column_names}
+        self._rows = np.flatnonzero(self._index >= 0)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._rows)
 
     @overload
     def __getitem__(self, place: int) -> TokenPair: ...
@@ -93,13 +105,17 @@ class TokenFile(Sequence[TokenPair]):
     def __getitem__(self, place: int | slice) -> TokenPair | list[TokenPair]:
         if isinstance(place, slice):
             return [self[number] for number in range(len(self))[place]]
-        row = range(len(self))[place]
+        row = int(self._rows[range(len(self))[place]])
+        rewritten = (self._index[row + 1 : row + 2] < 0).any()
+        return self._pair(row, self._pair(row + 1) if rewritten else None)
+
+    def _pair(self, row: int, rewriting: TokenPair | None = None) -> TokenPair:
         ids = {part: column[row].values.to_numpy().tolist() for part, column in self._parts.items()}
-        margin = None if self._margin is None else self._margin[row].as_py()
-        return TokenPair(index=self._index[row].as_py(), margin=margin, **ids)
+        more = {name: column[row].as_py() for name, column in self._more.items()}
+        return TokenPair(index=int(self._index[row]), rewriting=rewriting, **more, **ids)
 
     def mean_tokens(self) -> dict[str, float]:
-        """Return the mean lengths of prompts, chosen and rejected responses."""
+        """Return the mean lengths of prompts, chosen and rejected responses, rewritings among them."""
         lengths = {part: columns.list_value_length(column) for part, column in self._parts.items()}
         return {part: columns.mean(length).as_py() for part, length in lengths.items()}
 
@@ -170,8 +186,10 @@ def iter_tokens(
     for start in range(0, len(order), _PAIRS_AT_ONCE):
         rows = order[start : start + _PAIRS_AT_ONCE]
         found = [pairs[row] for row in rows]
-        for pair, tokens in zip(found, _tokenize(found, rows, tokenizer, draw, counts), strict=True):
-            longest_response = max(len(tokens.chosen), len(tokens.rejected))
+        for pair, tokens in zip(found, _both(found, rows, tokenizer, draw, counts), strict=True):
+            longest_response = max(
+                len(side) for one in with_rewritings([tokens]) for side in (one.chosen, one.rejected)
+            )
             if len(tokens.prompt) > draw.max_prompt_tokens or longest_response > draw.max_response_tokens:
                 counts.too_long += 1
                 continue
@@ -200,8 +218,11 @@ def held_out(
     """Return (pairs to train on, pairs to validate with), each in the order given. Raises DataError where one is empty."""
     if validation is None:
         return list(pairs), []
-    order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(pairs))
-    outside = {int(row) for row in order[: round(validation.share * len(pairs))]}
+    pairs = list(pairs)
+    # A tie has no ranking to be right about.
+    ranked = [row for row, pair in enumerate(pairs) if not pair.tie]
+    order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(ranked))
+    outside = {ranked[row] for row in order[: round(validation.share * len(ranked))]}
     if not 0 < len(outside) < len(pairs):
         raise DataError(
             f"a validation share of {validation.share} of {len(pairs)} pairs leaves one side empty."
@@ -210,6 +231,25 @@ def held_out(
         [pair for row, pair in enumerate(pairs) if row not in outside],
         [pair for row, pair in enumerate(pairs) if row in outside],
     )
+
+
+def _both(
+    pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any, draw: DrawSpec, counts: Counts
+) -> Iterator[TokenPair]:
+    """Yield the pairs as tokens with their rewritings."""
+    rewritten = {
+        row: replace(
+            pair, chosen=pair.rewritten[0], rejected=pair.rewritten[1], chosen_turns=(), rejected_turns=()
+        )
+        for pair, row in zip(pairs, rows, strict=True)
+        if pair.rewritten
+    }
+    others: dict[int, TokenPair] = {}
+    if rewritten:
+        made = _tokenize(list(rewritten.values()), list(rewritten), tokenizer, draw, Counts())
+        others = {tokens.index: replace(tokens, index=-1 - tokens.index) for tokens in made}
+    for tokens in _tokenize(pairs, rows, tokenizer, draw, counts):
+        yield replace(tokens, rewriting=others.get(tokens.index))
 
 
 def _tokenize(
@@ -224,7 +264,7 @@ def _tokenize(
         for part, tokens in zip(("its prompt", "a response", "a response"), ids, strict=True):
             if not tokens:
                 raise DataError(f"row {row}: {part} has no tokens under {tokenizer.name_or_path}.")
-        yield TokenPair(index=row, margin=pair.margin, **dict(zip(_PARTS, ids, strict=True)))
+        yield TokenPair(index=row, margin=pair.margin, tie=pair.tie, **dict(zip(_PARTS, ids, strict=True)))
 
 
 class _Rendered(NamedTuple):

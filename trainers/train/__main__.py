@@ -15,12 +15,13 @@ from pyarrow import parquet
 from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
+from trainers.models.architecture import build, require_layers
 from trainers.models.loading import device, load_model
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
 from trainers.pairs.templates import given_template
 from trainers.pairs.tokens import TokenPair
-from trainers.rewards.losses import require_margins
+from trainers.rewards.losses import require_columns
 from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import process_group
@@ -47,6 +48,10 @@ class Train(OnPairs):
     """Probability that a label is wrong."""
     centring: float = 0.0
     """This times the squared sum of a pair's two rewards is added to its loss."""
+    consistency: float = 0.0
+    """This times the squared differences to the rewards of a pair's rewritings is added: columns rewritten_chosen, rewritten_rejected."""
+    ties: bool = False
+    """Train on answers that are rated alike, too: the loss of such a pair is that of a label of ½."""
     lora_rank: int = 0
     """Rank of a low-rank adapter, trained in the place of the backbone's weights; 0: none."""
     lora_alpha: float = _ALPHA
@@ -94,11 +99,18 @@ def run(arguments: Train) -> None:
         margin=arguments.margin,
         label_smoothing=arguments.label_smoothing,
         centring=arguments.centring,
+        consistency=arguments.consistency,
     )
-    reward.type.require_takes(loss)
+    reward.type.require_takes(loss, ties=arguments.ties)
     lora = _lora(arguments)
-    name, rows = arguments.read_pairs()
-    require_margins(loss, f"data set {name}", sum(row.margin is None for row in rows), len(rows))
+    name, rows = arguments.read_pairs(ties=arguments.ties)
+    require_columns(
+        loss,
+        f"data set {name}",
+        len(rows),
+        without_margin=sum(row.margin is None for row in rows),
+        without_rewriting=sum(row.rewritten is None for row in rows),
+    )
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
@@ -107,6 +119,9 @@ def run(arguments: Train) -> None:
             raise SpecError(
                 f"--model {arguments.model} is a GGUF file, which an adapter cannot name as its base; give --merge, too."
             )
+        if lora and not arguments.trust_remote_code:
+            shapes = build(location)
+            require_layers(f"--model {arguments.model}", lora.targets, shapes.linear_layers)
         pairs = arguments.tokenize(rows, location)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
