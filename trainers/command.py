@@ -265,8 +265,8 @@ class OnPairs(TemplateFlags):
     model: str
     """Folder, GGUF file or hub id."""
     reward: str
-    """ex_rm, im_rm, ex_grm, an ablation (ex_rm_mean, im_rm_no_reference) or a remedy (im_rm_length_normalised,
-    im_rm_logits)."""
+    """ex_rm, im_rm, ex_grm, an ablation (ex_rm_mean, im_rm_no_reference) or a remedy (im_rm_hybrid,
+    im_rm_length_normalised, im_rm_logits)."""
     data: str
     """File, folder, known set or hub id of prompt, chosen, rejected; for evaluation also a suite: rm_bench[=COPY]."""
     beta: float | None = None

@@ -78,8 +78,8 @@ SPECS = {
         RewardSpec(kind="im_rm_length_normalised", beta=2.0),
         RewardSpec(kind="im_rm_length_normalised", beta=2.0, reference=False),
         RewardSpec(kind="im_rm_logits", beta=0.1),
-        RewardSpec(kind="hybrid_rm", beta=0.1),
-        RewardSpec(kind="hybrid_rm", beta=0.1, reference=False),
+        RewardSpec(kind="im_rm_hybrid", beta=0.1),
+        RewardSpec(kind="im_rm_hybrid", beta=0.1, reference=False),
         RewardSpec(kind="ex_grm"),
     )
 }

@@ -25,10 +25,10 @@ from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import collate, epoch_order, steps_of_epoch
 from trainers.pairs.templates import load_tokenizer
-from trainers.pairs.tokens import read_tokens, write_tokens
+from trainers.pairs.tokens import held_out, read_tokens, tokenize_pairs, write_tokens
 from trainers.rewards import RewardSpec
 from trainers.rewards.losses import pair_loss
-from trainers.specs import LossSpec, OptimSpec
+from trainers.specs import DrawSpec, LossSpec, OptimSpec, ValidationSpec
 from trainers.train.__main__ import Train, run
 
 KINDS = ("bradley_terry", "hinge", "ipo")
@@ -78,10 +78,10 @@ CONSISTENT = LossSpec(consistency=0.7, label_smoothing=0.1)
 TRAINED = {
     "ex_rm": RewardSpec(kind="ex_rm"),
     "im_rm": RewardSpec(kind="im_rm", beta=0.1),
-    "hybrid_rm": RewardSpec(kind="hybrid_rm", beta=0.1),
+    "im_rm_hybrid": RewardSpec(kind="im_rm_hybrid", beta=0.1),
 }
 # What is added to a loss does not ask of which type the rewards are.
-STAGES = {"ex_rm": (0, 2), "im_rm": (1, 3), "hybrid_rm": (0, 1, 2, 3)}
+STAGES = {"ex_rm": (0, 2), "im_rm": (1, 3), "im_rm_hybrid": (0, 1, 2, 3)}
 OPTIM = OptimSpec(lr=1e-3, epochs=2, effective_batch=4)
 COUNT = 9
 
@@ -162,6 +162,29 @@ def rows(tmp_path, columns):
     return file
 
 
+def test_rewritings_and_ties_are_read_written_and_prepared(tmp_path):
+    other = {"rewritten_chosen": "fine", "rewritten_rejected": "poor"}
+    file = rows(tmp_path, [other, {}, {**other, "rewritten_rejected": None}, {**other, "margin": 0.0}])
+    spec = dataset_spec(str(file))
+    pairs = read_pairs(spec, own_split(spec, "train"))
+    assert [pair.rewritten for pair in pairs] == [("fine", "poor"), None, None, ("fine", "poor")]
+    kept = [*pairs, replace(pairs[1], tie=True)]
+    write_pairs(kept, tmp_path / "written")
+    assert [*read_written_pairs(tmp_path / "written")] == kept
+    assert (
+        len({content_digest([pair]) for pair in (pairs[0], kept[-1], replace(pairs[0], rewritten=None))}) == 3
+    )
+    save_architecture("llama", tmp_path)
+    one, two, *_ = made = list(tokenize_pairs(kept, load_tokenizer(str(tmp_path)), DrawSpec())[0])
+    assert one.rewriting == replace(two, index=-1, prompt=one.prompt)
+    write_tokens([*made, replace(one, index=7)], tmp_path / "tokens")
+    assert [*read_tokens(tmp_path / "tokens")] == [*made, replace(one, index=7)]
+    assert made[-1].tie
+    trained, validated = held_out([*made, *made], ValidationSpec(share=0.5))
+    assert [pair.tie for pair in validated] == [False] * 4
+    assert len(trained) == 6
+
+
 def test_a_margin_is_read_written_and_prepared(tmp_path):
     file = rows(
         tmp_path,
@@ -195,12 +218,20 @@ def test_rows_without_a_margin_are_counted_before_a_sweep_starts(tmp_path):
         plan_trial(spec, base, found, ())
     whole = plan_trial(spec, base, replace(found, without_margin=0), ())
     assert whole.train.loss == LossSpec(margin=0.5)
+    assert found.without_rewriting == 3
+    with pytest.raises(DataError, match="3 of 3 rows have no rewriting"):
+        plan_trial(replace(spec, loss=LossSpec(consistency=0.5)), base, found, ())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["ex_rm", "--margin", "0.5"], "data set pairs: 2 of 3 rows have no margin"),
+        (
+            ["ex_rm", "--consistency", "0.5"],
+            "data set pairs: 3 of 3 rows have no rewriting, which --consistency 0.5",
+        ),
+        (["ex_rm", "--ties", "--loss", "ipo"], "--ties and --loss ipo"),
         (["ex_grm", "--loss", "hinge"], "ex_grm has a loss of its own"),
         (["ex_rm", "--label-smoothing", "0.5"], "--label-smoothing 0.5 is not in"),
     ],
@@ -224,6 +255,16 @@ def test_a_loss_that_cannot_be_is_told_before_a_training(tmp_path, capsys, words
     assert message in capsys.readouterr().err
 
 
-def test_a_trial_whose_reward_type_has_a_loss_of_its_own_takes_no_other():
-    with pytest.raises(SpecError, match="ex_grm has a loss of its own"):
-        trial(reward=RewardSpec(kind="ex_grm"), loss=LossSpec(kind="hinge"))
+@pytest.mark.parametrize(
+    ("reward", "loss", "ties", "message"),
+    [
+        ("ex_grm", LossSpec(kind="hinge"), False, "ex_grm has a loss of its own"),
+        ("ex_grm", LossSpec(), True, "ex_grm has a loss of its own"),
+        ("ex_rm", LossSpec(kind="hinge"), True, "--ties and --loss hinge"),
+        ("ex_rm", LossSpec(margin=0.5), True, r"--ties and --margin 0\.5"),
+    ],
+)
+def test_a_trial_takes_no_loss_that_it_cannot_have(reward, loss, ties, message):
+    train_set = replace(trial().train_set, ties=ties)
+    with pytest.raises(SpecError, match=message):
+        trial(reward=RewardSpec(kind=reward), loss=loss, train_set=train_set)

@@ -362,7 +362,7 @@ def test_a_file_in_the_folder_is_a_reward_type(length_type, models):
 
 
 def test_an_unknown_reward_type_names_those_there_are():
-    with pytest.raises(SpecError, match="'length' is not one of ex_grm, ex_rm, hybrid_rm"):
+    with pytest.raises(SpecError, match="'length' is not one of ex_grm, ex_rm, im_rm"):
         RewardSpec(kind="length")
 
 

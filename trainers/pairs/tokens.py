@@ -35,8 +35,12 @@ _PAIRS_OF_A_BATCH = 1024
 _MANY_UNKNOWN = 0.05
 _PARTS = ("prompt", "chosen", "rejected")
 _SCHEMA = pa.schema(
-    [("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS), ("margin", pa.float64())]
-    + [("tie", pa.bool_())]
+    [
+        ("index", pa.int64()),
+        *((part, pa.list_(pa.int32())) for part in _PARTS),
+        ("margin", pa.float64()),
+        ("tie", pa.bool_()),
+    ]
 )
 
 

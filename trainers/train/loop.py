@@ -470,6 +470,9 @@ def model_card(inputs: TrainInputs, facts: Mapping[str, object]) -> bytes:
     """Return the README.md of a trained model: what it is, how its reward is read, and what its training came to."""
     reward, on_hub = inputs.reward, inputs.location.count("/") == 1 and not Path(inputs.location).exists()
     head = reward.type.output == "head"
+    # No class of peft's reads an adapter's head and its log-probabilities.
+    one_reader = reward.type.output != "both" or not inputs.saves_adapter
+    shows_code = reward.type.rendering == "response" and reward.pooling == "last" and one_reader
     lines = [
         "---",
         f"library_name: {'peft' if inputs.saves_adapter else 'transformers'}",
@@ -483,7 +486,7 @@ def model_card(inputs: TrainInputs, facts: Mapping[str, object]) -> bytes:
         "",
         f"A reward model of type `{reward.name}`, trained by rmsweep. {reward.type.usage(reward)}",
         "",
-        *(_snippet(inputs) if reward.type.rendering == "response" and reward.pooling == "last" else []),
+        *(_snippet(inputs) if shows_code else []),
         "| | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),

@@ -33,5 +33,5 @@ def _usage(spec: RewardSpec) -> str:
 
 
 REWARD_TYPE = RewardType(
-    kind="hybrid_rm", output="both", score=_score, usage=_usage, options=frozenset({"beta", "reference"})
+    kind="im_rm_hybrid", output="both", score=_score, usage=_usage, options=frozenset({"beta", "reference"})
 )
