@@ -19,10 +19,12 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 from trainers.data.audit import token_findings
-from trainers.data.sources import dataset_spec, own_split, read_pairs
+from trainers.data.sources import Reading, chosen_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
 from trainers.pairs.tokens import TokenPair, tokenize_pairs
@@ -63,8 +65,6 @@ def command(
 
     A command without `models` does not wait for transformers to be imported.
     """
-    import tyro
-
     write_any_text()
     if models:
         _quieten_transformers()
@@ -166,8 +166,6 @@ def parse(
 
     The help opens with the description, else with the docstring of `kind`.
     """
-    import tyro
-
     try:
         words = added_up(kind, words)
     except SpecError as error:
@@ -269,6 +267,8 @@ class OnPairs(TemplateFlags):
     im_rm_length_normalised, im_rm_logits)."""
     data: str
     """File, folder, known set or hub id of prompt, chosen, rejected; for evaluation also a suite: rm_bench[=COPY]."""
+    columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEANING=COLUMN")] = ()
+    """Names of your columns: prompt=question chosen=best rejected=worst."""
     beta: float | None = None
     """β of im_rm (default 0.01)."""
     split: str
@@ -304,7 +304,7 @@ class OnPairs(TemplateFlags):
 
     def read_pairs(self, *, ties: bool = False) -> tuple[str, list[Any]]:
         """Return the name and the pairs of a file, a folder, a known set or a hub id. Raises DataError."""
-        spec = dataclasses.replace(dataset_spec(self.data), ties=ties)
+        spec = dataclasses.replace(chosen_spec(self.data, Reading(columns=self.columns)), ties=ties)
         return spec.name, read_pairs(spec, own_split(spec, self.split))
 
     def tokenizer(self, location: str) -> Any:

@@ -63,6 +63,8 @@ class Training:
     precision: Precision
     pair: PairTokens
     lora: LoraSpec | None = None
+    # 2 where each pair is computed with its rewriting.
+    copies: int = 1
 
     @property
     def trainable(self) -> int:
@@ -106,8 +108,9 @@ class Footprint:
 
 def footprint(training: Training, placement: Placement) -> Footprint:
     """Predict what one rank holds at its peak, in the heaviest forward that can come: all of its pairs the longest."""
-    share = training.pair.total * math.ceil(training.optim.effective_batch / placement.world_size)
-    forward = max(training.pair.total, min(placement.forward_tokens, share))
+    unit = training.copies * training.pair.total
+    share = unit * math.ceil(training.optim.effective_batch / placement.world_size)
+    forward = max(unit, min(placement.forward_tokens, share))
     pairs, several = forward / training.pair.total, forward < share
     shapes, output = training.architecture, training.reward.type.output
     width = 2 if training.precision == "bf16" else 4

@@ -21,6 +21,11 @@ def test_every_remedy_is_trained_and_evaluated(tmp_path):
     assert f"the reward is {0.01 * USUAL_LENGTH} times the mean" in card
 
 
+def test_the_laptop_has_rewritings_for_the_consistency_term():
+    made = remedies(select(Options(seeds=(0,)), PROFILES["laptop"], "all")).trials
+    assert {trial.reward_name for trial in made} == {*REWARDS, "ex_rm_consistency=1", "im_rm_consistency=100"}
+
+
 def test_each_beta_of_an_axis_is_a_means_larger_one_and_in_its_name():
     words = Options(seeds=(0,), axis=("beta=0.01,0.1",))
     made = remedies(select(words, PROFILES["laptop"], "betas")).trials

@@ -232,6 +232,7 @@ def test_rows_without_a_margin_are_counted_before_a_sweep_starts(tmp_path):
             "data set pairs: 3 of 3 rows have no rewriting, which --consistency 0.5",
         ),
         (["ex_rm", "--ties", "--loss", "ipo"], "--ties and --loss ipo"),
+        (["ex_rm", "--columns", "margin=gap"], "no column 'gap'"),
         (["ex_grm", "--loss", "hinge"], "ex_grm has a loss of its own"),
         (["ex_rm", "--label-smoothing", "0.5"], "--label-smoothing 0.5 is not in"),
     ],
