@@ -94,13 +94,8 @@ def run(arguments: Train) -> None:
         checkpointing=arguments.checkpointing,
         offload_optimizer=arguments.offload_optimizer,
     )
-    loss = LossSpec(
-        kind=arguments.loss,
-        margin=arguments.margin,
-        label_smoothing=arguments.label_smoothing,
-        centring=arguments.centring,
-        consistency=arguments.consistency,
-    )
+    more = ("margin", "label_smoothing", "centring", "consistency")
+    loss = LossSpec(kind=arguments.loss, **{name: getattr(arguments, name) for name in more})
     reward.type.require_takes(loss, ties=arguments.ties)
     lora = _lora(arguments)
     name, rows = arguments.read_pairs(ties=arguments.ties)
