@@ -6,12 +6,12 @@ Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world ex
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from trainers.errors import SpecError
+from trainers.errors import ModelError, SpecError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
@@ -298,6 +298,16 @@ class LoraSpec:
             math.isfinite(self.alpha) and self.alpha > 0,
             f"--lora-alpha {self.alpha}: give a positive number.",
         )
+
+    def require_layers(self, where: str, found: Sequence[str]) -> None:
+        """Raise ModelError where the model whose linear layers were `found` lacks some that are asked for, or has none."""
+        unknown = [name for name in self.targets if name not in found]
+        if unknown or not found:
+            called = f" called {', '.join(unknown)}" if found else ""
+            instead = (
+                f"name some of --lora-targets {' '.join(found)}" if found else "train it without --lora-rank"
+            )
+            raise ModelError(f"{where}: its backbone has no linear layers{called}; {instead}.")
 
     def require_alone(self, optim: OptimSpec) -> None:
         """Raise SpecError where parts are frozen, too: beside an adapter everything but EX-RM's head already is."""

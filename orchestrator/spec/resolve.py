@@ -12,7 +12,6 @@ from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Category
 from trainers.errors import DataError, ModelError, SpecError, SweepError
-from trainers.models.architecture import require_layers
 from trainers.specs import DatasetSpec
 
 Named = TypeVar("Named")
@@ -105,10 +104,10 @@ def _require_distinct_names(sweep: Sweep) -> None:
 
 def _require_layers(trials: Sequence[TrialSpec], *, fetch: bool) -> None:
     """Refuse an adapter on layers that a model has not, as far as that can be told without its code."""
-    for model, targets in {(trial.model, trial.lora.targets): None for trial in trials if trial.lora}:
+    for model, lora in {(trial.model, trial.lora): None for trial in trials if trial.lora}:
         ask = not model.trust.trust_remote_code and (fetch or Path(model.source).exists())
         if shapes := architecture_of(model, ask=ask):
-            require_layers(f"model {model.name}", targets, shapes.linear_layers)
+            lora.require_layers(f"model {model.name}", shapes.linear_layers)
 
 
 def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:

@@ -190,10 +190,8 @@ class _WrittenPairs(Sequence[Pair]):
         number = range(len(self))[place]
         start = self._ends[number - 1] + 1 if number else 0
         prompt, chosen, rejected, *more = json.loads(self._lines[start : self._ends[number]])
-        *sides, tools, margin, candidates, rewritten, tie = [
-            *more,
-            *([], [], "", None, None, None, None)[len(more) :],
-        ]
+        there: list[Any] = [*more, *([], [], "", None, None, None, None)[len(more) :]]
+        *sides, tools, margin, candidates, rewritten, tie = there
         turns = [tuple(Message(*turn) for turn in side) for side in (prompt, *sides)]
         return Pair(
             prompt=turns[0],

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
-from trainers.models.architecture import require_layers
 from trainers.models.attention import backbone
 from trainers.pairs.templates import first_line
 from trainers.specs import LoraSpec
@@ -30,7 +29,7 @@ def add_adapter(
 
     found = linear_names(model)
     targets = list(lora.targets or found)
-    require_layers(base, targets, found)
+    lora.require_layers(base, found)
     # peft finds layers by the ends of their names.
     plain = _linear_layers(model)
     others = [name for name, _ in model.named_modules() if _last(name) in targets and name not in plain]

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,17 +100,6 @@ def _numbers(config: Mapping[str, Any], **counted: Any) -> Architecture:
         vocabulary=int(config["vocab_size"]),
         **counted,
     )
-
-
-def require_layers(where: str, targets: Sequence[str], found: Sequence[str]) -> None:
-    """Raise ModelError where an adapter is to be put on layers that a model has not."""
-    unknown = [name for name in targets if name not in found]
-    if unknown or not found:
-        called = f" called {', '.join(unknown)}" if found else ""
-        instead = (
-            f"name some of --lora-targets {' '.join(found)}" if found else "train it without --lora-rank"
-        )
-        raise ModelError(f"{where}: its backbone has no linear layers{called}; {instead}.")
 
 
 def count_parameters(numbers: Architecture) -> int:

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
-from trainers.models.architecture import build, require_layers
+from trainers.models.architecture import build
 from trainers.models.loading import device, load_model
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
@@ -115,8 +115,7 @@ def run(arguments: Train) -> None:
                 f"--model {arguments.model} is a GGUF file, which an adapter cannot name as its base; give --merge, too."
             )
         if lora and not arguments.trust_remote_code:
-            shapes = build(location)
-            require_layers(f"--model {arguments.model}", lora.targets, shapes.linear_layers)
+            lora.require_layers(f"--model {arguments.model}", build(location).linear_layers)
         pairs = arguments.tokenize(rows, location)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
