@@ -268,7 +268,10 @@ def _tokenize(
         for part, tokens in zip(("its prompt", "a response", "a response"), ids, strict=True):
             if not tokens:
                 raise DataError(f"row {row}: {part} has no tokens under {tokenizer.name_or_path}.")
-        yield TokenPair(index=row, margin=pair.margin, tie=pair.tie, **dict(zip(_PARTS, ids, strict=True)))
+        prompt, chosen, rejected = ids
+        yield TokenPair(
+            index=row, prompt=prompt, chosen=chosen, rejected=rejected, margin=pair.margin, tie=pair.tie
+        )
 
 
 class _Rendered(NamedTuple):

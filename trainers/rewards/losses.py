@@ -50,7 +50,7 @@ def pair_loss(
     loss_P = of_margin(delta_P)
     wrong: float | Tensor = spec.label_smoothing
     if tie_P is not None:
-        wrong = delta_P.new_full(delta_P.shape, wrong).masked_fill(tie_P, 0.5)
+        wrong = delta_P.new_full(delta_P.shape, spec.label_smoothing).masked_fill(tie_P, 0.5)
     if tie_P is not None or wrong:
         loss_P = (1 - wrong) * loss_P + wrong * of_margin(-delta_P)
     if spec.centring:
