@@ -355,7 +355,7 @@ def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
         output=output,
         precision="fp32",
         revision=base.revision,
-        head_seed=0 if output == "head" else None,
+        head_seed=None if output == "unembedding" else 0,
         trust=base.trust,
     )
     return model.double().to(device())

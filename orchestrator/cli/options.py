@@ -123,7 +123,7 @@ class Options(ReadingOptions, CommonOptions):
     """Base models: catalog names, hub ids, folders or GGUF files."""
     rewards: Annotated[tuple[str, ...], flag("NAME", OF_PROFILE)] = ()
     """Reward types: ex_rm, im_rm, ex_grm, the ablations ex_rm_mean and im_rm_no_reference, and remedies for IM-RM:
-    im_rm_length_normalised and im_rm_logits."""
+    im_rm_hybrid, im_rm_length_normalised and im_rm_logits."""
     train_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to train on; their train split is used. A:0.7+B:0.3 mixes two in these shares."""
     eval_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
@@ -188,6 +188,8 @@ class Options(ReadingOptions, CommonOptions):
     """Times a pair's own margin, how much more than 0 its reward margin must be."""
     centring: Annotated[float | None, flag("X", "0")] = None
     """Times the squared sum of a pair's rewards, what is added to the loss, so that rewards centre on 0."""
+    consistency: Annotated[float | None, flag("X", "0")] = None
+    """Times the squared differences to the rewards of a pair's rewritings, what is added to the loss."""
     lora_rank: Annotated[int | None, flag("N", "0, no adapter")] = None
     """Train a low-rank adapter in the place of the backbone."""
     lora_alpha: Annotated[float | None, flag("X", "16")] = None

@@ -12,7 +12,6 @@ from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Category
 from trainers.errors import DataError, ModelError, SpecError, SweepError
-from trainers.models.architecture import LINEAR_LAYERS
 from trainers.specs import DatasetSpec
 
 Named = TypeVar("Named")
@@ -54,7 +53,7 @@ def resolve(
     train_splits = {dataset: splits[dataset, dataset.train_split] for dataset in train_sets}
     eval_splits = {dataset: splits[dataset, dataset.test_split] for dataset in eval_sets}
     _require_distinct_names(sweep)
-    _require_layers(trials)
+    _require_layers(trials, fetch=fetch)
     overrides = {(train, evaluated): category for train, evaluated, category in sweep.categories}
     if not allow_overlap:
         _refuse_training_rows(
@@ -111,16 +110,12 @@ def _require_distinct_names(sweep: Sweep) -> None:
             )
 
 
-def _require_layers(trials: Sequence[TrialSpec]) -> None:
-    """Refuse names of layers for an adapter that a model of a known family has not."""
-    for model, targets in {(trial.model, trial.lora.targets): None for trial in trials if trial.lora}:
-        shapes = None if model.trust.trust_remote_code else architecture_of(model)
-        layers = LINEAR_LAYERS.get(shapes.family, targets) if shapes else targets
-        if unknown := [name for name in targets if name not in layers]:
-            raise SpecError(
-                f"model {model.name} has no linear layers called {', '.join(unknown)}; "
-                f"name some of --lora-targets {' '.join(layers)}."
-            )
+def _require_layers(trials: Sequence[TrialSpec], *, fetch: bool) -> None:
+    """Refuse an adapter on layers that a model has not, as far as that can be told without its code."""
+    for model, lora in {(trial.model, trial.lora): None for trial in trials if trial.lora}:
+        ask = not model.trust.trust_remote_code and (fetch or Path(model.source).exists())
+        if shapes := architecture_of(model, ask=ask):
+            lora.require_layers(f"model {model.name}", shapes.linear_layers)
 
 
 def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:

@@ -21,7 +21,7 @@ from trainers.models import tiny
 from trainers.models.architecture import Architecture
 from trainers.models.tiny import TinyModel
 from trainers.rewards import RewardSpec
-from trainers.rewards.losses import require_margins
+from trainers.rewards.losses import require_columns
 from trainers.specs import (
     ADDED,
     BRADLEY_TERRY,
@@ -39,13 +39,14 @@ from trainers.specs import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One split of a data set, known by the digest of its rows; `without_margin` counts those that give no margin."""
+    """One split of a data set, known by the digest of its rows; counts those that give no margin or no rewriting."""
 
     name: str
     split: str
     digest: str
     rows: int
     without_margin: int = 0
+    without_rewriting: int = 0
 
     @property
     def fetched(self) -> bool:
@@ -331,7 +332,13 @@ def plan_trial(
 
     last = spec.optim.epochs
     kept = tuple(sorted({epoch for epoch in spec.keep_epochs if epoch < last}))
-    require_margins(spec.loss, f"data set {train_split.name}", train_split.without_margin, train_split.rows)
+    require_columns(
+        spec.loss,
+        f"data set {train_split.name}",
+        train_split.rows,
+        without_margin=train_split.without_margin,
+        without_rewriting=train_split.without_rewriting,
+    )
     prepared = prepare(train_split, spec.train_draw)
     train = TrainStage(
         base=base,

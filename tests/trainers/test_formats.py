@@ -508,6 +508,20 @@ def test_rows_that_are_all_ties_say_so(tmp_path):
         read(jsonl(tmp_path / "a.jsonl", with_columns(HELPSTEER2, *TEXTS, 0)))
 
 
+def test_ties_are_kept_for_training_where_they_are_asked_for(tmp_path):
+    rated = {"instruction": "why?", "generations": ["so", "because", "no"], "ratings": [4, 4, 1]}
+    file = jsonl(tmp_path / "rows.jsonl", rated)
+    found = {(pair.chosen, pair.rejected, pair.tie) for pair in read(file, ties=True)}
+    assert found == {("so", "because", True), ("so", "no", False), ("because", "no", False)}
+    spec = DatasetSpec(name="d", source=str(file), ties=True)
+    assert not any(pair.tie for pair in iter_pairs(spec, spec.test_split))
+    (tie,) = read(jsonl(tmp_path / "one.jsonl", with_columns(HELPSTEER2, *TEXTS, 0)), ties=True)
+    assert tie.tie
+    # A note of that name on a row of chosen and rejected says nothing.
+    (plain,) = read(jsonl(tmp_path / "plain.jsonl", {**GOOD, "tie": True, "rating": 3}), ties=True)
+    assert not plain.tie
+
+
 def test_names_of_known_columns_may_be_notes_beside_a_pair(tmp_path):
     notes = {"answers": [], "instruction": "x", "messages": B}
     (pair,) = read(jsonl(tmp_path / "a.jsonl", {**GOOD, **notes}))

@@ -13,6 +13,7 @@ What a turn has beside its role and content (tool_calls, reasoning_content, name
 own order, because a chat template prints it in that order.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -43,7 +44,8 @@ ROLES = {
 Turns = tuple[Message, ...]
 
 _SIDES = ("chosen", "rejected")
-_MARGINS = ("margin", "score_chosen", "score_rejected")
+# About one chosen and one rejected response.
+_OF_ONE_PAIR = ("margin", "score_chosen", "score_rejected", "rewritten_chosen", "rewritten_rejected")
 # Names that a prompt has beside chosen and rejected, as text or as turns.
 _LIKE_PROMPTS = (
     *("instruction", "input", "query", "problem"),
@@ -65,7 +67,7 @@ _BY_PARAGRAPHS = re.compile(rf"(?:\A\s*|\n\n)({_SPEAKER}):")
 
 
 class Format(NamedTuple):
-    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, and none for a tie.
+    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, one of a tie marked so.
 
     Where it is None, the row itself has prompt, chosen and rejected.
     """
@@ -76,18 +78,26 @@ class Format(NamedTuple):
 
 
 def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
-    """Yield a row for each answer and each other one rated lower; without a `prompt`, answers hold it.
+    """Yield a row for each answer and each other one rated lower or alike; without a `prompt`, answers hold it.
 
     The difference of two ratings is the margin, but that of True (it won) and False.
     """
     asked = {} if prompt is None else {"prompt": prompt}
-    for (chosen, high), (rejected, low) in itertools.permutations(rated, 2):
-        margin = float(high) - float(low)
-        if math.isnan(margin):
+    answers = [(answer, rating, float(rating)) for answer, rating in rated]
+    for one, other in itertools.permutations(range(len(answers)), 2):
+        (chosen, rating, high), (rejected, _, low) = answers[one], answers[other]
+        if math.isnan(high - low):
             raise Fault("a rating is no number.")
-        if margin > 0:
-            measured = {} if isinstance(high, bool) else {"margin": margin}
-            yield {**asked, "chosen": chosen, "rejected": rejected, "rating": float(high), **measured}
+        if high > low or (high == low and one < other):
+            measured = {} if isinstance(rating, bool) or high == low else {"margin": high - low}
+            yield {
+                **asked,
+                "chosen": chosen,
+                "rejected": rejected,
+                "rating": high,
+                "tie": high == low,
+                **measured,
+            }
 
 
 def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
@@ -259,7 +269,7 @@ def format_of(row: Row, spec: DatasetSpec) -> Format:
 
 
 def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]:
-    """Return the pairs of a row, none of a tie; `read_as` is the format of its split. Raises DataError."""
+    """Return the pairs of a row, of ties where the set keeps them; `read_as` is its split's format. Raises DataError."""
     try:
         return _pairs_of(located.sound(), spec, read_as)
     except Fault as fault:
@@ -331,7 +341,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         asked = read_as.columns[:-2]
         called = {"prompt": asked[0] if asked else "", **called}
         return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
-    beside: Row = {name: named[name] for name in ("system", "tools", *_MARGINS) if name in named}
+    beside: Row = {name: named[name] for name in ("system", "tools", *_OF_ONE_PAIR) if name in named}
     try:
         made = list(read_as.rows(named))
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -341,13 +351,16 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         ) from error
     if ratings := [item["rating"] for item in made if "rating" in item]:
         # Of rated answers, a number in the row does not say which one it is about.
-        if "margin" in called:
+        if given := [name for name in _OF_ONE_PAIR if name in called]:
             raise Fault(
-                f"margin={called['margin']} does not say which of the rated answers is better; leave it out."
+                f"{given[0]}={called[given[0]]} does not say which of the rated answers it is about; leave it out."
             )
-        beside = {name: value for name, value in beside.items() if name not in _MARGINS}
+        beside = {name: value for name, value in beside.items() if name not in _OF_ONE_PAIR}
         made = [item for item in made if spec.ratings == "all" or item["rating"] == max(ratings)]
-    return [_pair_of({**beside, **item}, called) for item in made]
+        made = [item for item in made if spec.ties or not item["tie"]]
+    return [
+        dataclasses.replace(_pair_of({**beside, **item}, called), tie=item.get("tie", False)) for item in made
+    ]
 
 
 def _pair_of(row: Row, called: dict[str, str]) -> Pair:
@@ -375,6 +388,7 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
         margin=_margin(row),
         candidates=_place(row.get(PLACE)),
         original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
+        rewritten=_rewritten(row),
     )
 
 
@@ -385,6 +399,15 @@ def _place(value: Any) -> Candidates | None:
     if not isinstance(value, dict) or value.keys() != {*Candidates._fields} or value["suite"] not in SUITES:
         raise Fault(f"column {PLACE!r} is no place in a suite as `prepare` writes it; drop it.")
     return Candidates(**value)
+
+
+def _rewritten(row: Row) -> tuple[str, str] | None:
+    """Return the two responses in other words; None where either is missing."""
+    found = [row.get(name) for name in _OF_ONE_PAIR[-2:]]
+    if None in found or "" in found:
+        return None
+    chosen, rejected = (text_of(text, name) for text, name in zip(found, _OF_ONE_PAIR[-2:], strict=True))
+    return chosen, rejected
 
 
 def _margin(row: Row) -> float | None:

@@ -212,6 +212,9 @@ def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
 
 
 def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel: Funnel) -> Iterator[Pair]:
+    if split != spec.train_split:
+        # A tie says nothing about a ranking.
+        spec = dataclasses.replace(spec, ties=False)
     if spec.source.startswith(BUILTIN):
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return

@@ -17,6 +17,7 @@ Preference pairs follow Persona (paper §2): training pairs use two words and tw
 paraphrases use words and prefixes that no training response holds.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -134,6 +135,14 @@ def reworded_pairs(split: str) -> list[Pair]:
     """Return the pairs of `split` in one unseen word a side after unseen prefixes: half of the paraphrases' words."""
     words = PARAPHRASED_CHOSEN_WORDS[0], PARAPHRASED_REJECTED_WORDS[0]
     return _in_other_words(split, repeat(_UNSEEN_PREFIXES), repeat(words))
+
+
+def pairs_with_rewording(split: str) -> list[Pair]:
+    """Return the pairs of `split`, each with its rewording beside it."""
+    return [
+        dataclasses.replace(pair, rewritten=(other.chosen, other.rejected))
+        for pair, other in zip(tiny_pairs(split), reworded_pairs(split), strict=True)
+    ]
 
 
 def other_words_pairs(split: str) -> list[Pair]:

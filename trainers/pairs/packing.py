@@ -132,7 +132,7 @@ class MicroBatch:
     `last_R` is the place of each response's last token. The M response tokens that are scored are `target_M`, at places `response_M`,
     each predicted at `predictor_M`, in response `owner_M`. `same_P` marks pairs whose two responses are the same
     tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one; `margin_P` the pairs' own
-    margins, where all of them have one.
+    margins, where all of them have one, and `tie_P` marks ties, where there are any.
     """
 
     input_ids_BT: Tensor
@@ -147,6 +147,7 @@ class MicroBatch:
     same_P: Tensor
     reference_R: Tensor | None
     margin_P: Tensor | None
+    tie_P: Tensor | None
     indices: tuple[int, ...]
     tokens: int
 
@@ -201,6 +202,7 @@ def collate(
         same_P=torch.tensor([pair.chosen == pair.rejected for pair in pairs]).to(device),
         reference_R=reference_R,
         margin_P=margin_P,
+        tie_P=torch.tensor(ties).to(device) if any(ties := [pair.tie for pair in pairs]) else None,
         indices=tuple(pair.index for pair in pairs),
         tokens=ids.numel() if mask is None else int(mask.sum()),
     )

@@ -7,7 +7,7 @@ a response of several turns (assistant, tool, assistant) that is all of them, wh
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -39,7 +39,12 @@ _Turns = Sequence[Message]
 _PARTS = ("prompt", "chosen", "rejected")
 _LISTS = (*_PARTS, "unscored")
 _SCHEMA = pa.schema(
-    [("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _LISTS), ("margin", pa.float64())]
+    [
+        ("index", pa.int64()),
+        *((part, pa.list_(pa.int32())) for part in _LISTS),
+        ("margin", pa.float64()),
+        ("tie", pa.bool_()),
+    ]
 )
 
 
@@ -48,6 +53,7 @@ class TokenPair:
     """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better.
 
     `unscored` says how many tokens chosen and rejected begin with that are read, and are no part of what is scored.
+    Of a `tie` neither response is preferred. The `rewriting` is a pair of its own of the responses in other words, with the index −1 − `index`.
     """
 
     index: int
@@ -56,6 +62,8 @@ class TokenPair:
     rejected: list[int]
     unscored: list[int] = field(default_factory=lambda: [0, 0])
     margin: float | None = None
+    tie: bool = False
+    rewriting: "TokenPair | None" = None
 
     @property
     def tokens(self) -> int:
@@ -73,16 +81,21 @@ class TokenPair:
         return self.chosen[self.unscored[0] :], self.rejected[self.unscored[1] :]
 
 
+def with_rewritings(pairs: Iterable[TokenPair]) -> Iterator[TokenPair]:
+    """Yield every pair, and after it its rewriting where it has one."""
+    return (one for pair in pairs for one in (pair, pair.rewriting) if one)
+
+
 def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
-    """Write pairs as an Arrow file, in a stream, and return how many there were."""
-    count, rest = 0, iter(tokens)
+    """Write pairs as an Arrow file, in a stream, and return how many there were. A rewriting stands after its pair."""
+    count, rest = 0, with_rewritings(tokens)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         while group := list(itertools.islice(rest, _PAIRS_OF_A_BATCH)):
             arrays = [
                 pa.array([getattr(pair, field.name) for pair in group], field.type) for field in _SCHEMA
             ]
             writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-            count += len(group)
+            count += sum(pair.index >= 0 for pair in group)
     return count
 
 
@@ -92,12 +105,14 @@ class TokenFile(Sequence[TokenPair]):
     def __init__(self, file: Path) -> None:
         self.file = file
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        # Sets were prepared before there was a column for what is not scored, or for margins.
-        self._index, self._lists = table["index"], {n: table[n] for n in _LISTS if n in table.column_names}
-        self._margin = table["margin"] if "margin" in table.column_names else None
+        self._index = table["index"].to_numpy()
+        # Sets that were prepared before there was a column have none of it.
+        self._lists = {name: table[name] for name in _LISTS if name in table.column_names}
+        self._more = {name: table[name] for name in ("margin", "tie") if name in table.column_names}
+        self._rows = np.flatnonzero(self._index >= 0)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._rows)
 
     @overload
     def __getitem__(self, place: int) -> TokenPair: ...
@@ -106,13 +121,17 @@ class TokenFile(Sequence[TokenPair]):
     def __getitem__(self, place: int | slice) -> TokenPair | list[TokenPair]:
         if isinstance(place, slice):
             return [self[number] for number in range(len(self))[place]]
-        row = range(len(self))[place]
+        row = int(self._rows[range(len(self))[place]])
+        rewritten = (self._index[row + 1 : row + 2] < 0).any()
+        return self._pair(row, self._pair(row + 1) if rewritten else None)
+
+    def _pair(self, row: int, rewriting: TokenPair | None = None) -> TokenPair:
         ids = {part: column[row].values.to_numpy().tolist() for part, column in self._lists.items()}
-        margin = None if self._margin is None else self._margin[row].as_py()
-        return TokenPair(index=self._index[row].as_py(), margin=margin, **ids)
+        more = {name: column[row].as_py() for name, column in self._more.items()}
+        return TokenPair(index=int(self._index[row]), rewriting=rewriting, **more, **ids)
 
     def mean_tokens(self) -> dict[str, float]:
-        """Return the mean lengths of prompts, chosen and rejected responses."""
+        """Return the mean lengths of prompts, chosen and rejected responses, rewritings among them."""
         lengths = {part: columns.list_value_length(self._lists[part]) for part in _PARTS}
         return {part: columns.mean(length).as_py() for part, length in lengths.items()}
 
@@ -183,8 +202,10 @@ def iter_tokens(
     for start in range(0, len(order), _PAIRS_AT_ONCE):
         rows = order[start : start + _PAIRS_AT_ONCE]
         found = [pairs[row] for row in rows]
-        for pair, tokens in zip(found, _tokenize(found, rows, tokenizer, draw, counts), strict=True):
-            longest_response = max(len(tokens.chosen), len(tokens.rejected))
+        for pair, tokens in zip(found, _both(found, rows, tokenizer, draw, counts), strict=True):
+            longest_response = max(
+                len(side) for one in with_rewritings([tokens]) for side in (one.chosen, one.rejected)
+            )
             if len(tokens.prompt) > draw.max_prompt_tokens or longest_response > draw.max_response_tokens:
                 counts.too_long += 1
                 continue
@@ -213,8 +234,11 @@ def held_out(
     """Return (pairs to train on, pairs to validate with), each in the order given. Raises DataError where one is empty."""
     if validation is None:
         return list(pairs), []
-    order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(pairs))
-    outside = {int(row) for row in order[: round(validation.share * len(pairs))]}
+    pairs = list(pairs)
+    # A tie has no ranking to be right about.
+    ranked = [row for row, pair in enumerate(pairs) if not pair.tie]
+    order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(ranked))
+    outside = {ranked[row] for row in order[: round(validation.share * len(ranked))]}
     if not 0 < len(outside) < len(pairs):
         raise DataError(
             f"a validation share of {validation.share} of {len(pairs)} pairs leaves one side empty."
@@ -223,6 +247,25 @@ def held_out(
         [pair for row, pair in enumerate(pairs) if row not in outside],
         [pair for row, pair in enumerate(pairs) if row in outside],
     )
+
+
+def _both(
+    pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any, draw: DrawSpec, counts: Counts
+) -> Iterator[TokenPair]:
+    """Yield the pairs as tokens with their rewritings."""
+    rewritten = {
+        row: replace(
+            pair, chosen=pair.rewritten[0], rejected=pair.rewritten[1], chosen_turns=(), rejected_turns=()
+        )
+        for pair, row in zip(pairs, rows, strict=True)
+        if pair.rewritten
+    }
+    others: dict[int, TokenPair] = {}
+    if rewritten:
+        made = _tokenize(list(rewritten.values()), list(rewritten), tokenizer, draw, Counts())
+        others = {tokens.index: replace(tokens, index=-1 - tokens.index) for tokens in made}
+    for tokens in _tokenize(pairs, rows, tokenizer, draw, counts):
+        yield replace(tokens, rewriting=others.get(tokens.index))
 
 
 def _tokenize(
@@ -241,7 +284,7 @@ def _tokenize(
         starts = zip(ids[1:], ids[3:], strict=False)
         unscored = [len(shared_start([whole[:-1], before])) for whole, before in starts]
         parts = dict(zip(_PARTS, ids, strict=False))
-        yield TokenPair(index=row, margin=pair.margin, unscored=unscored or [0, 0], **parts)
+        yield TokenPair(index=row, margin=pair.margin, tie=pair.tie, unscored=unscored or [0, 0], **parts)
 
 
 class _Rendered(NamedTuple):
