@@ -18,6 +18,7 @@ from pyarrow import parquet
 from orchestrator.report import published
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Mean, Scope, has, over_sets
+from orchestrator.report.power import power_table
 from orchestrator.report.results import (
     TrialResult,
     TrialState,
@@ -187,6 +188,7 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     """Every table of statistics, the answer first."""
     if analysis.others:
         yield differences(analysis)
+        yield power_table(analysis)
         yield win_rates(analysis)
     for metric in METRIC_TITLES:
         yield by_category(analysis, metric)
