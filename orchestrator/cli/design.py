@@ -31,7 +31,7 @@ from orchestrator.plan.durations import UNSEEN_PAIRS, Durations, slowest
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.outlook import architectures, price_of
 from orchestrator.report.comparison import MODELS_NEEDED, Analysis
-from orchestrator.report.power import asked, components
+from orchestrator.report.power import asked, components, half_width
 from orchestrator.report.results import on_common_pairs, sweep_results
 from orchestrator.spec.declaration import declare
 from orchestrator.spec.resolve import ResolvedSweep, missing_trials
@@ -200,8 +200,7 @@ class Growth:
                     question, seeds=seeds, parts=parts, over_models=mean.over_models
                 )
                 if mean.spread.trainings:
-                    wide = (mean.estimate.high - mean.estimate.low) / 2
-                    question = dataclasses.replace(question, half_width=wide)
+                    question = dataclasses.replace(question, half_width=half_width(mean))
             found.append(question)
         return sorted(found, key=lambda item: [*CATEGORIES].index(item.category))  # type: ignore[arg-type]
 
@@ -311,19 +310,26 @@ class Growth:
         """Return for each difference what the declared design tells apart, and what that is taken from."""
         found = []
         for item in self.questions(self.grid, measured=False):
-            seeds = {model: len(self.cells[item.train_set, model]) for model in item.seeds}
-            here = Design(seeds=seeds, pairs=item.pairs(self.declared), over_models=item.over_models)
+            here, wide = self._declared(item)
             found.append(
                 {
                     "train_set": item.train_set,
                     "category": item.category,
                     "design": str(here),
-                    "detectable": _finite(design.detectable(item.parts, here)),
-                    "half_width": _finite(design.half_width(item.parts, here)),
+                    "detectable": _finite(design.detectable(wide, item.parts, here)),
+                    "half_width": _finite(wide),
                     "measured": item.parts is not PRIOR,
                 }
             )
         return found
+
+    def _declared(self, item: Question) -> tuple[Design, float]:
+        """Return the declared design of a difference, and half of the interval that it is expected to give."""
+        now = State(
+            seeds={(item.train_set, model): seeds for model, seeds in item.seeds.items()},
+            pairs=self.declared.pairs,
+        )
+        return item.design(now, self.declared), item.predicted(now, self.declared)
 
     def forecast(self) -> str:
         """Say what the rule is expected to add, and what the whole sweep costs then."""
@@ -335,11 +341,10 @@ class Growth:
         )
         questions = []
         for item in self.questions(grid, measured=False):
-            full = {model: len(self.cells[item.train_set, model]) for model in item.seeds}
-            asked_for = dataclasses.replace(item, seeds=full)
-            wide = design.half_width(item.parts, asked_for.design(declared, state))
-            here = asked_for.design(declared, state).seeds
-            questions.append(dataclasses.replace(item, seeds=here, half_width=wide))
+            here, wide = self._declared(item)
+            whole = dataclasses.replace(item, seeds=here.seeds, half_width=wide)
+            there, wide = whole.design(declared, state), whole.predicted(declared, state)
+            questions.append(dataclasses.replace(whole, seeds=there.seeds, half_width=wide))
         found = Found(questions=questions, costs=dataclasses.replace(costs, spent=spent))
         measure = design.predicts(state, found)
         for decision in design.play(state, measure, self.rule):

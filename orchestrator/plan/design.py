@@ -81,21 +81,22 @@ def spread(parts: Components, design: Design) -> tuple[float, float]:
 
 def half_width(parts: Components, design: Design) -> float:
     """Return half of the 95 % interval that the design is expected to give."""
-    return _in_errors(parts, design, (1 + LEVEL) / 2)
-
-
-def detectable(parts: Components, design: Design) -> float:
-    """Return the difference whose interval excludes 0 in 80 % of such sweeps."""
-    return _in_errors(parts, design, (1 + LEVEL) / 2, POWER)
-
-
-def _in_errors(parts: Components, design: Design, *quantiles: float) -> float:
     from scipy.special import stdtrit
 
     variance, degrees = spread(parts, design)
-    if math.isinf(variance):
-        return math.inf
-    return sum(float(stdtrit(degrees, quantile)) for quantile in quantiles) * math.sqrt(variance)
+    return (
+        math.inf if math.isinf(variance) else float(stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(variance)
+    )
+
+
+def detectable(wide: float, parts: Components, design: Design) -> float:
+    """Return the difference whose interval, `wide` to each side, excludes 0 in 80 % of such sweeps."""
+    from scipy.special import stdtrit
+
+    most, power = (
+        float(stdtrit(spread(parts, design)[1], quantile)) for quantile in ((1 + LEVEL) / 2, POWER)
+    )
+    return wide * (1 + power / most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,9 +243,9 @@ def decide(state: State, found: Found, rule: Rule) -> Decision:
             why = f"{now}: even {MOST_SEEDS} seeds and all pairs would leave about ± {limit:.3f}; it takes {over}"
             return Decision(state=state, why=why, stops=True)
     then, added = state, 0.0
-    while rule.until is None or _wide(questions, state, then) > rule.until:
+    while rule.until is None or min(then.seeds.values()) == 1 or _wide(questions, state, then) > rule.until:
         step = _step(questions, state, then, costs, rule, room - added, rows)
-        if step is None or (added and added + step[1] > costs.spent):
+        if step is None or (added and added + step[1] > 1.01 * costs.spent):
             break
         then, added = step[0], added + step[1]
     if then == state:
@@ -279,7 +280,8 @@ def _step(
         hours = more * sum(costs.score[cell] * seeds for cell, seeds in then.seeds.items())
         steps.append((replace(then, pairs=more), hours))
     worth = [
-        ((wide - wider) / max(hours, 1e-12), after, hours)
+        # Rounded, so that of equals the first is taken on any machine.
+        (float(f"{(wide - wider) / max(hours, 1e-12):.6g}"), after, hours)
         for after, hours in steps
         if hours <= room and (wider := widest.predicted(now, after)) < wide * (1 - LEAST_GAIN)
     ]

@@ -10,30 +10,41 @@ from numpy.typing import NDArray
 
 from orchestrator.report import statistics
 from orchestrator.report.comparison import Analysis, Mean, Scope
-from orchestrator.report.statistics import LEVEL, Floats, Spread
-from orchestrator.report.tables import Table, Value
+from orchestrator.report.statistics import LEVEL, Floats
+from orchestrator.report.tables import Table, Value, reward_title
+from orchestrator.spec.axes import in_a_name
 from orchestrator.store.records import CATEGORIES
 
 POWER = 0.80
 
 
 def asked(analysis: Analysis) -> Iterator[tuple[Scope, Mean]]:
-    """Yield the differences that a report begins with: baseline − the first other type, by training set and category."""
-    for (scope, other), found in analysis.differences().items():
-        if other == analysis.others[0]:
-            yield scope, found
+    """Yield the differences that a sweep is about, by training set and category: from the first other reward type.
+
+    What differs from the baseline in the value of an axis alone is another one only where there is no other.
+    """
+    types = {}
+    for record in (result.record for result in analysis.results):
+        types[record.reward] = record.reward
+        for axis, value in record.axes.items():
+            types[record.reward] = types[record.reward].replace(in_a_name(axis, value), "", 1)
+    first = [kind for kind in analysis.others if types[kind] != types[analysis.baseline]] or analysis.others
+    return ((scope, found) for (scope, other), found in analysis.differences().items() if other == first[0])
 
 
-def detectable(spread: Spread) -> float | None:
+def half_width(found: Mean) -> float:
+    """Return half of its interval; where a bound cuts one side off, the other side."""
+    return max(found.estimate.high - found.estimate.value, found.estimate.value - found.estimate.low)
+
+
+def detectable(found: Mean) -> float | None:
     """Return the difference whose interval excludes 0 with 80 % probability; None where one training of each model cannot tell."""
     from scipy.special import stdtrit
 
-    if not spread.trainings:
+    if not found.spread.trainings:
         return None
-    quantiles = ((1 + LEVEL) / 2, POWER)
-    return sum(float(stdtrit(spread.degrees, quantile)) for quantile in quantiles) * float(
-        spread.variance**0.5
-    )
+    most, power = (float(stdtrit(found.spread.degrees, quantile)) for quantile in ((1 + LEVEL) / 2, POWER))
+    return half_width(found) * (1 + power / most)
 
 
 def components(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> dict[str, float | None]:
@@ -75,17 +86,22 @@ def power_table(analysis: Analysis) -> Table:
     """Return for each difference half of its interval, the difference that such a design finds, and what spreads it."""
     rows: list[dict[str, Value]] = []
     for scope, found in sorted(asked(analysis), key=lambda item: CATEGORIES.index(item[0].category)):
-        estimate, parts = found.estimate, components(*found.columns)
-        sds = {name: None if value is None else value**0.5 for name, value in parts.items()}
+        parts = components(*found.columns)
+        first, second = (
+            next(iter(next(iter(found.cells.values())).values()))[side].record.reward for side in (0, 1)
+        )
         rows.append(
             {
                 "train_set": scope.train_set,
                 "category": scope.category,
-                "difference": analysis.title(analysis.others[0]),
+                "difference": f"{reward_title(first)} − {reward_title(second)}",
                 "over": found.over,
-                "half_width": (estimate.high - estimate.low) / 2,
-                "detectable": detectable(found.spread),
-                **{name: sds[name] for name in ("models", "seeds", "pairs")},
+                "half_width": half_width(found),
+                "detectable": detectable(found),
+                **{
+                    name: None if (value := parts[name]) is None else value**0.5
+                    for name in ("models", "seeds", "pairs")
+                },
             }
         )
     return Table(

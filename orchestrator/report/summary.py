@@ -27,6 +27,7 @@ from orchestrator.report.results import (
     sweep_results,
     trial_rows,
 )
+from orchestrator.report.scaling import scaling_table
 from orchestrator.report.statistics import LEVEL, half_width
 from orchestrator.report.tables import MEAN, Table, Value, mean_label, reward_title, table_of
 from orchestrator.store.artifacts import Store
@@ -193,6 +194,8 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     for metric in METRIC_TITLES:
         yield by_category(analysis, metric)
     yield by_set(analysis)
+    if (scaling := scaling_table(analysis)).rows:
+        yield scaling
     if any(item.scores.suite for result in analysis.results for item in result.final):
         yield suites(analysis)
     yield calibrations(analysis)
