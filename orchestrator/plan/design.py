@@ -111,14 +111,14 @@ class State:
 class Question:
     """A difference that is asked for: half of its interval as it is now, and what that would become.
 
-    `seeds` are those of each model that count; `rows` are all the pairs of each of its sets, a set's number or None where nobody knows.
+    `seeds` are those of each model that count; `rows` are all the pairs of each of its sets.
     """
 
     train_set: str
     category: str
     half_width: float
     parts: Components
-    seeds: Mapping[str, int]
+    seeds: Mapping[str, float]
     rows: Sequence[int]
     over_models: bool
 
