@@ -7,6 +7,7 @@ else is kept, so that a run that was killed decides the same again.
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,6 @@ from orchestrator.plan.design import (
     Components,
     Costs,
     Decision,
-    Design,
     Found,
     Question,
     Rule,
@@ -120,10 +120,6 @@ class Growth:
         """The grid as it is declared."""
         return self.resolve(self.base)
 
-    @property
-    def declared(self) -> State:
-        return State(seeds=self.rule.declared, pairs=self.base.trials[0].eval_draw.max_pairs)
-
     def sweep(self, state: State) -> Sweep:
         """Return the sweep of a state: further seeds count on from the largest that is declared."""
         trials = []
@@ -153,103 +149,92 @@ class Growth:
         )
 
     def questions(self, resolved: ResolvedSweep, *, measured: bool) -> list[Question]:
-        """Return the differences that are asked for; where not only those that are `measured`, others by their priors."""
-        results = sweep_results(declare(resolved), self.store)
-        analysis = Analysis(on_common_pairs(results))
+        """Return the differences that are asked for: what was `measured` of them, or what the whole design is expected to give."""
+        analysis = Analysis(on_common_pairs(sweep_results(declare(resolved), self.store)))
         means = {(scope.train_set, scope.category): mean for scope, mean in asked(analysis)}
+        places = {(train_set, category) for (train_set, _), category in resolved.categories.items()}
         found = []
-        for train_set, category in dict.fromkeys(
-            (train_set, kind) for (train_set, _), kind in resolved.categories.items()
-        ):
+        for train_set, category in sorted(places, key=lambda place: CATEGORIES.index(place[1])):
             plans = [plan for plan in resolved.plans if plan.spec.train_set.name == train_set]
-            mean = means.get((train_set, category))
-            if (
-                category == "training pairs"
-                or len({plan.spec.reward_name for plan in plans}) < 2
-                or (measured and not mean)
-            ):
+            types, mean = {plan.spec.reward_name for plan in plans}, means.get((train_set, category))
+            if category == "training pairs" or len(types) < 2 or (measured and not mean):
                 continue
-            splits = {
-                stage.prepared.split.name: stage.prepared.split
-                for plan in plans
-                for stage in plan.evaluations
-            }
-            rows = [
-                split.rows if split.fetched else UNSEEN_PAIRS
-                for name, split in splits.items()
-                if resolved.categories[train_set, name] == category
-            ]
+            splits = {stage.prepared.split for plan in plans for stage in plan.evaluations}
+            here = [split for split in splits if resolved.categories[train_set, split.name] == category]
+            seeds = Counter(model for model, _ in {(plan.spec.model.name, plan.spec.seed) for plan in plans})
+            whole = State(
+                seeds={(train_set, model): count for model, count in seeds.items()},
+                pairs=plans[0].spec.eval_draw.max_pairs,
+            )
             question = Question(
                 train_set=train_set,
                 category=category,
                 half_width=math.inf,
                 parts=PRIOR,
-                seeds={
-                    model: len(self.cells[train_set, model])
-                    for name, model in self.cells
-                    if name == train_set
-                },
-                rows=rows,
-                over_models=len({plan.spec.model.name for plan in plans}) >= MODELS_NEEDED,
+                seeds=seeds,
+                rows=[split.rows or UNSEEN_PAIRS for split in here],
+                over_models=len(seeds) >= MODELS_NEEDED,
             )
+            now = whole
             if mean:
-                pairs = question.pairs(State(seeds={}, pairs=plans[0].spec.eval_draw.max_pairs))
-                seeds = {model: len(cells) for model, cells in mean.cells.items()}
-                parts = _with_priors(components(*mean.columns), pairs)
+                counted = {model: len(cells) for model, cells in mean.cells.items()}
                 question = dataclasses.replace(
-                    question, seeds=seeds, parts=parts, over_models=mean.over_models
+                    question,
+                    half_width=half_width(mean) if mean.spread.trainings else math.inf,
+                    parts=_with_priors(components(*mean.columns), question.pairs(whole)),
+                    seeds=counted,
+                    over_models=mean.over_models,
                 )
-                if mean.spread.trainings:
-                    question = dataclasses.replace(question, half_width=half_width(mean))
+                now = State(
+                    seeds={(train_set, model): count for model, count in counted.items()}, pairs=whole.pairs
+                )
+            if not measured:
+                expected, wide = question.design(now, whole).seeds, question.predicted(now, whole)
+                question = dataclasses.replace(question, seeds=expected, half_width=wide)
             found.append(question)
-        return sorted(found, key=lambda item: [*CATEGORIES].index(item.category))  # type: ignore[arg-type]
+        return found
 
     def costs(self, resolved: ResolvedSweep, *, measured: bool) -> Costs:
-        """Return what each cell costs: measured where it is complete, else estimated as if nothing had run yet."""
-        train, score, counts = dict[Cell, float](), dict[Cell, float](), dict[Cell, set[int]]()
-        known = architectures(
-            [plan.spec.model for plan in resolved.plans], ask=placement.gpus_of(self.nodes)[0] > 0
-        )
+        """Return what each cell costs, by its artifacts where they are `measured`, else estimated as if nothing had run yet."""
+        train, score = dict[Cell, list[float]](), dict[Cell, list[float]]()
+        models = [plan.spec.model for plan in resolved.plans]
+        known = architectures(models, ask=self.unit == "GPU")
         for plan in resolved.plans:
             cell = plan.spec.train_set.name, plan.spec.model.name
-            counts.setdefault(cell, set()).add(plan.spec.seed)
             if measured:
                 trained, scored = self._measured_h(plan)
             else:
                 item = dataclasses.replace(plan, architecture=known[plan.spec.model])
                 trained, scored = self._estimated_h(item)
-            drawn = max(stage.prepared.split.rows or UNSEEN_PAIRS for stage in plan.evaluations)
-            train[cell] = train.get(cell, 0.0) + trained
-            score[cell] = score.get(cell, 0.0) + scored / min(drawn, plan.spec.eval_draw.max_pairs or drawn)
+            train.setdefault(cell, []).append(trained)
+            score.setdefault(cell, []).append(scored / _drawn(plan))
+        a_seed = {cell: len(next(iter(seeds.values()))) for cell, seeds in self.cells.items()}
         return Costs(
             spent=sum(self._spent.values()),
-            train={cell: hours / len(counts[cell]) for cell, hours in train.items()},
-            score={cell: hours / len(counts[cell]) for cell, hours in score.items()},
+            train={cell: a_seed[cell] * sum(hours) / len(hours) for cell, hours in train.items()},
+            score={cell: a_seed[cell] * sum(hours) / len(hours) for cell, hours in score.items()},
         )
 
     def _measured_h(self, plan: TrialPlan) -> tuple[float, float]:
         for stage in plan.stages():
             manifest = self.store.sound_manifest(stage.kind, stage.key)
             if manifest and stage.kind in ("reference", "train", "evaluate"):
-                width = (
-                    manifest["info"].get("placement", {}).get("world_size", 1) if stage.kind == "train" else 1
-                )
-                self._spent[stage.kind, stage.key] = width * manifest["seconds"] / 3600
+                laid = manifest["info"].get("placement", {}) if stage.kind == "train" else {}
+                hours = laid.get("world_size", 1) * manifest["seconds"] / 3600
+                self._spent[stage.kind, stage.key] = hours
         scored = sum(self._spent["evaluate", stage.key] for stage in plan.evaluations)
         return self._spent["train", plan.key], scored
 
     def _estimated_h(self, plan: TrialPlan) -> tuple[float, float]:
+        rules = self.base.placements
         try:
-            placed = placement.place(
-                plan.spec, self.nodes, self.base.placements, architecture=plan.architecture
-            )
+            placed = placement.place(plan.spec, self.nodes, rules, architecture=plan.architecture)
         except PlanError:
             return math.inf, 0.0
         # What is prepared by now would change the estimate of a run that was killed.
         times = Durations(store=_Nothing(self.store.root), kind=slowest(self.nodes))
-        stages = [stage.prepared for stage in plan.evaluations]
-        scored = times.scoring_s(plan, stages, placed) / 3600
-        return placed.world_size * times.train_s(plan, placed) / 3600, scored
+        scored = times.scoring_s(plan, [stage.prepared for stage in plan.evaluations], placed)
+        return placed.world_size * times.train_s(plan, placed) / 3600, scored / 3600
 
     def begin(self) -> State:
         """Return the first state. Raises SpecError where there is no difference to ask for, or the budget buys no cell."""
@@ -257,27 +242,19 @@ class Growth:
             raise SpecError(
                 "--until and --budget ask for a difference of two reward types, and no training set has two; name them: --rewards ex_rm im_rm."
             )
-        costs, rows = self.costs(self.grid, measured=False), self._rows
-        state = design.first(self.declared.pairs, self.rule, costs, rows)
+        costs, drawn = self.costs(self.grid, measured=False), max(map(_drawn, self.grid.plans))
+        state = design.first(self.base.trials[0].eval_draw.max_pairs, self.rule, costs, drawn)
         if not state.seeds:
-            cheapest = min(self.cells, key=lambda cell: costs.seed(cell, rows))
+            hours, cell = min((costs.seed(cell, drawn), cell) for cell in self.cells)
             raise SpecError(
-                f"--budget {self.budget}: no cell fits. The cheapest, {cheapest[1]} on {cheapest[0]}, takes about "
-                f"{costs.seed(cheapest, min(rows, self.declared.pairs or rows)):.2g} {self.unit}-hours for one seed; give more than that."
+                f"--budget {self.budget}: no cell fits. The cheapest, {cell[1]} on {cell[0]}, takes about {hours:.2g} "
+                f"{self.unit}-hours for one seed; give more than that."
             )
         return state
 
     @property
     def unit(self) -> str:
         return "GPU" if placement.gpus_of(self.nodes)[0] else "CPU"
-
-    @property
-    def _rows(self) -> int:
-        return max(
-            stage.prepared.split.rows or UNSEEN_PAIRS
-            for plan in self.grid.plans
-            for stage in plan.evaluations
-        )
 
     def replay(self) -> tuple[State, Decision | None]:
         """Decide all again from the first state on; return the state that is wanted, and the decision for it, where there was one."""
@@ -295,11 +272,9 @@ class Growth:
             if state == before and not (decision and decision.stops):
                 return
             if decision:
-                spent = sum(self._spent.values())
-                say(
-                    f"design: {decision.why}; {_hours(spent)} {self.unit}-hours so far"
-                    + (f", about {_hours(decision.hours)} more" if decision.hours else "")
-                )
+                more = f", about {_hours(decision.hours)} more" if decision.hours else ""
+                spent = _hours(sum(self._spent.values()))
+                say(f"design: {decision.why}; {spent} {self.unit}-hours so far{more}")
             if state != before:
                 yield self.sweep(state)
             if decision and decision.stops:
@@ -310,46 +285,37 @@ class Growth:
         """Return for each difference what the declared design tells apart, and what that is taken from."""
         found = []
         for item in self.questions(self.grid, measured=False):
-            here, wide = self._declared(item)
+            state = State(seeds={}, pairs=self.base.trials[0].eval_draw.max_pairs)
+            here = item.design(state, state)
+            least = design.detectable(item.half_width, item.parts, here)
+            known = math.isfinite(item.half_width)
             found.append(
                 {
                     "train_set": item.train_set,
                     "category": item.category,
                     "design": str(here),
-                    "detectable": _finite(design.detectable(wide, item.parts, here)),
-                    "half_width": _finite(wide),
+                    "detectable": least if known else None,
+                    "half_width": item.half_width if known else None,
                     "measured": item.parts is not PRIOR,
                 }
             )
         return found
 
-    def _declared(self, item: Question) -> tuple[Design, float]:
-        """Return the declared design of a difference, and half of the interval that it is expected to give."""
-        now = State(
-            seeds={(item.train_set, model): seeds for model, seeds in item.seeds.items()},
-            pairs=self.declared.pairs,
-        )
-        return item.design(now, self.declared), item.predicted(now, self.declared)
-
     def forecast(self) -> str:
-        """Say what the rule is expected to add, and what the whole sweep costs then."""
-        state = self.begin()
-        grid, declared = self.grid, self.declared
-        costs, rows = self.costs(grid, measured=False), self._rows
-        spent = sum(
-            costs.seed(cell, min(rows, state.pairs or rows)) * seeds for cell, seeds in state.seeds.items()
-        )
-        questions = []
-        for item in self.questions(grid, measured=False):
-            here, wide = self._declared(item)
-            whole = dataclasses.replace(item, seeds=here.seeds, half_width=wide)
-            there, wide = whole.design(declared, state), whole.predicted(declared, state)
-            questions.append(dataclasses.replace(whole, seeds=there.seeds, half_width=wide))
-        found = Found(questions=questions, costs=dataclasses.replace(costs, spent=spent))
+        """Say what the rule is expected to add to what is complete, and what the whole sweep costs then."""
+        state, _ = self.replay()
+        found = self.measure(state)
+        if found is None:
+            resolved = self.resolve(self.sweep(state))
+            costs, drawn = self.costs(resolved, measured=False), max(map(_drawn, resolved.plans))
+            spent = sum(costs.seed(cell, drawn) * seeds for cell, seeds in state.seeds.items())
+            questions = self.questions(resolved, measured=False)
+            found = Found(questions=questions, costs=dataclasses.replace(costs, spent=spent))
         measure = design.predicts(state, found)
         for decision in design.play(state, measure, self.rule):
             state = decision.state
-        return f"expected under the rule: {decision.why}; {_seeds(state)}, about {_hours(measure(state).costs.spent)} {self.unit}-hours in all"
+        hours = measure(state).costs.spent
+        return f"expected under the rule: {decision.why}; about {_hours(hours)} {self.unit}-hours in all"
 
 
 class _Nothing(Store):
@@ -357,6 +323,12 @@ class _Nothing(Store):
 
     def sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         return None
+
+
+def _drawn(plan: TrialPlan) -> int:
+    """Return the pairs of the largest set that the trial is evaluated on."""
+    rows = max(stage.prepared.split.rows or UNSEEN_PAIRS for stage in plan.evaluations)
+    return min(rows, plan.spec.eval_draw.max_pairs or rows)
 
 
 def _with_priors(parts: dict[str, float | None], pairs: float) -> Components:
@@ -385,15 +357,6 @@ def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
             said = f"{here} detect a difference of {least:.2f} with 80 % power (± {wide:.2f}), {known}"
         lines.append(f"trained on {train_set}, {', '.join(categories)}: {said}")
     return lines
-
-
-def _seeds(state: State) -> str:
-    counts = sorted(set(state.seeds.values()))
-    return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _hours(hours: float) -> str:

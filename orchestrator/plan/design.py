@@ -84,9 +84,8 @@ def half_width(parts: Components, design: Design) -> float:
     from scipy.special import stdtrit
 
     variance, degrees = spread(parts, design)
-    return (
-        math.inf if math.isinf(variance) else float(stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(variance)
-    )
+    # Student's t of degrees that an infinite variance has is finite.
+    return float(stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(variance)
 
 
 def detectable(wide: float, parts: Components, design: Design) -> float:
@@ -132,11 +131,9 @@ class Question:
         wide = half_width(self.parts, here)
         if math.isinf(wide) or not wide or not math.isfinite(self.half_width):
             # Where nothing varies the interval is that of pairs alone.
-            return half_width(self.parts, there) if wide else self._by_pairs(here, there)
+            alone = self.half_width * math.sqrt(here.pairs / there.pairs)
+            return half_width(self.parts, there) if wide else alone
         return self.half_width * half_width(self.parts, there) / wide
-
-    def _by_pairs(self, here: Design, there: Design) -> float:
-        return self.half_width * math.sqrt(here.pairs / there.pairs)
 
     def design(self, now: State, then: State) -> Design:
         """Return the design of a state: of the seeds that are added as many are taken to count as are added."""
@@ -225,18 +222,15 @@ def decide(state: State, found: Found, rule: Rule) -> Decision:
     if not questions:
         return Decision(state=state, why="no difference can be told yet: see what did not learn", stops=True)
     widest = max(questions, key=lambda item: item.half_width)
-    wide = (
-        f"± {widest.half_width:.3f}"
-        if math.isfinite(widest.half_width)
-        else "no interval over other trainings yet"
-    )
-    now = f"{wide} ({widest.name})"
+    known = math.isfinite(widest.half_width)
+    now = f"± {widest.half_width:.3f}" if known else "no interval over other trainings yet"
+    now += f" ({widest.name})"
     if rule.until is not None and widest.half_width <= rule.until:
         return Decision(state=state, why=f"reached: {now}", stops=True, reached=True)
     room = math.inf if rule.budget_h is None else rule.budget_h - costs.spent
     rows = max(max(item.rows) for item in questions)
     if rule.until is not None and min(state.seeds.values()) > 1:
-        everything = State(seeds=dict.fromkeys(state.seeds, MOST_SEEDS))
+        everything = State(seeds={cell: max(MOST_SEEDS, seeds) for cell, seeds in state.seeds.items()})
         limit = max(item.predicted(state, everything) for item in questions)
         if limit > rule.until:
             over = "more models" if widest.over_models else "more models, or larger evaluation sets"
