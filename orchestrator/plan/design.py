@@ -76,7 +76,7 @@ def spread(parts: Components, design: Design) -> tuple[float, float]:
         return math.inf, 1.0
     variance, pair_degrees = between + pairs - both, max(1.0, design.pairs - 1)
     weighed = between**2 / trainings + pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
-    return variance, max(variance**2 / weighed if weighed else 0.0, min(trainings, pair_degrees))
+    return variance, max(variance**2 / weighed if weighed else pair_degrees, min(trainings, pair_degrees))
 
 
 def half_width(parts: Components, design: Design) -> float:

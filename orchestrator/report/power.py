@@ -43,7 +43,9 @@ def detectable(found: Mean) -> float | None:
 
     if not found.spread.trainings:
         return None
-    most, power = (float(stdtrit(found.spread.degrees, quantile)) for quantile in ((1 + LEVEL) / 2, POWER))
+    # Where nothing varies the interval is that of the pairs alone.
+    degrees = found.spread.degrees if found.spread.variance else found.pairs
+    most, power = (float(stdtrit(degrees, quantile)) for quantile in ((1 + LEVEL) / 2, POWER))
     return half_width(found) * (1 + power / most)
 
 

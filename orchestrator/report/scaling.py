@@ -6,6 +6,7 @@ maximum likelihood; the interval of a slope is Student's t. A fit says nothing o
 Shapes: N points, G groups.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -117,6 +118,17 @@ class Sizes:
             f"it takes {LEAST_SIZES} and {LEAST_FACTOR:g}"
         )
 
+    @property
+    def row(self) -> dict[str, Value]:
+        """What it is of, for a table."""
+        return {
+            "over": self.over,
+            "train_set": self.scope.train_set,
+            "sizes": len(set(self.sizes)),
+            "groups": len(set(self.groups)),
+            "factor": max(self.sizes) / min(self.sizes),
+        }
+
     def line(self) -> Line | None:
         """Return the fitted line."""
         if self.too_short:
@@ -124,88 +136,71 @@ class Sizes:
         return mixed_line(np.log2(self.sizes), np.array(self.values), self.groups)
 
 
+# A point of a line: its group and size, and the model whose results in an analysis it is the mean of.
+Point = tuple[str, float, Analysis, str]
+
+
 def scaled(analysis: Analysis) -> Iterator[Sizes]:
     """Yield accuracies and baseline − other over the sizes of models, and over those of the training set, where these vary."""
-    known = {}
-    for record in (result.record for result in analysis.results):
-        source = str(record.parameters.get("model_source", ""))
-        if record.model not in known:
-            known[record.model] = (
-                architecture_of(ModelSpec(name=record.model, source=source)) if source else None
-            )
-    models = {model: (shapes.family, float(shapes.parameters)) for model, shapes in known.items() if shapes}
-    families = [family for family, _ in dict.fromkeys(models.values())]
-    if len(families) > len(set(families)):
-        yield from _of(analysis, "parameters", {size: (analysis, [name]) for name, size in models.items()})
-    values = axes_of([result.record for result in analysis.results]).get(PAIRS_AXIS, ())
-    at = {value: Analysis([*at_value(analysis.results, PAIRS_AXIS, value)]) for value in values}
-    cells = {
-        (model, float(value)): (here, [model])
-        for value, here in at.items()
-        for model in here.models
-        if value.isdecimal()
+    records = [result.record for result in analysis.results]
+    sources = {record.model: str(record.parameters.get("model_source", "")) for record in records}
+    known = {
+        model: architecture_of(ModelSpec(name=model, source=source))
+        for model, source in sources.items()
+        if source
     }
-    if cells:
-        yield from _of(next(iter(at.values())), PAIRS_AXIS, cells)
+    models: list[Point] = [
+        (shapes.family, float(shapes.parameters), analysis, model)
+        for model, shapes in known.items()
+        if shapes
+    ]
+    families = [family for family, _ in {point[:2] for point in models}]
+    if len(families) > len(set(families)):
+        yield from _of(analysis, "parameters", models)
+    values = [value for value in axes_of(records).get(PAIRS_AXIS, ()) if value.isdecimal()]
+    at = {value: Analysis([*at_value(analysis.results, PAIRS_AXIS, value)]) for value in values}
+    points = [(model, float(value), here, model) for value, here in at.items() for model in here.models]
+    if points:
+        yield from _of(points[0][2], PAIRS_AXIS, points)
 
 
-def _of(
-    analysis: Analysis, over: str, cells: dict[tuple[str, float], tuple[Analysis, list[str]]]
-) -> Iterator[Sizes]:
-    for scope in analysis.categories():
-        asked = [(reward_title(kind), kind, "") for kind in analysis.rewards]
-        asked += [(analysis.title(kind), kind, analysis.baseline) for kind in analysis.others]
-        for what, kind, baseline in asked:
-            points = []
-            for (group, size), (here, models) in cells.items():
-                if baseline:
-                    mean = here.difference(scope, "accuracy", models, baseline=baseline, other=kind)
-                else:
-                    mean = here.mean_of_models(scope, kind, "accuracy", models)
-                if mean:
-                    points.append((size, group, mean.value))
-            if points:
-                sizes, groups, values = zip(*points, strict=True)
-                yield Sizes(
-                    over=over,
-                    scope=scope,
-                    what=what,
-                    reward="" if baseline else kind,
-                    sizes=sizes,
-                    groups=groups,
-                    values=values,
-                )
+def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Sizes]:
+    asked = [(reward_title(kind), kind, "") for kind in analysis.rewards]
+    asked += [(analysis.title(kind), kind, analysis.baseline) for kind in analysis.others]
+    for scope, (what, kind, baseline) in itertools.product(analysis.categories(), asked):
+        found = []
+        for group, size, here, model in points:
+            if baseline:
+                mean = here.difference(scope, "accuracy", [model], baseline=baseline, other=kind)
+            else:
+                mean = here.mean_of_models(scope, kind, "accuracy", [model])
+            if mean:
+                found.append((size, group, mean.value))
+        if found:
+            sizes, groups, values = zip(*found, strict=True)
+            reward = "" if baseline else kind
+            yield Sizes(
+                over=over, scope=scope, what=what, reward=reward, sizes=sizes, groups=groups, values=values
+            )
 
 
 def scaling_table(analysis: Analysis) -> Table:
     """Return for each number its rise with a doubling of size, and the line at its ends; of ranges that are too short, one row."""
-    rows: dict[tuple[str, str], dict[str, Value]] = {}
+    rows: list[dict[str, Value]] = []
+    short: dict[tuple[str, str], Sizes] = {}
     for item in scaled(analysis):
-        place: dict[str, Value] = {"over": item.over, "train_set": item.scope.train_set}
-        counts = {
-            "sizes": len(set(item.sizes)),
-            "groups": len(set(item.groups)),
-            "factor": max(item.sizes) / min(item.sizes),
-        }
         if item.too_short:
-            rows.setdefault((item.over, item.scope.train_set), {**place, **counts, "said": item.too_short})
+            place = item.over, item.scope.train_set
+            short[place] = max(short.get(place, item), item, key=lambda item: len(set(item.sizes)))
             continue
-        line = item.line()
-        ends = (
-            {
-                name: line.at(float(np.log2(end(item.sizes))))
-                for name, end in (("smallest", min), ("largest", max))
-            }
-            if line
-            else {}
-        )
-        found: dict[str, Value] = {"category": item.scope.category, "number": item.what, **counts}
-        found |= (
-            {"rise": line.rise(), "p": line.rise().p, **ends}
-            if line
-            else {"said": "does not vary, or no point is left to tell by"}
-        )
-        rows[item.over, f"{item.scope}{item.what}"] = {**place, **found}
+        row = {**item.row, "category": item.scope.category, "number": item.what}
+        if line := item.line():
+            ends = [float(np.log2(end(item.sizes))) for end in (min, max)]
+            rise = line.rise()
+            row |= {"rise": rise, "p": rise.p, "smallest": line.at(ends[0]), "largest": line.at(ends[1])}
+        else:
+            row["said"] = "does not vary, or no point is left to tell by"
+        rows.append(row)
     return Table(
         name="scaling",
         title="Over size",
@@ -219,7 +214,7 @@ def scaling_table(analysis: Analysis) -> Table:
             "factor": "largest / smallest",
             "said": "note",
         },
-        rows=[*rows.values()],
+        rows=[*({**item.row, "said": item.too_short} for item in short.values()), *rows],
         forms={"rise": "+.3f", "factor": ".3g", "p": ".2g"},
     )
 

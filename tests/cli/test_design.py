@@ -1,18 +1,27 @@
 """`run --until` and `--budget` at their smallest: what is added, when it stops, and that a killed run decides the same again."""
 
-import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.design import Growth
 from orchestrator.cli.main import Grid, main
+from orchestrator.plan.design import State
 from orchestrator.spec.catalog import PROFILES
+from orchestrator.spec.declaration import adopt, declare
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
+from tests.orchestrator import sweep_samples as sample
 from tests.sweep_runs import run_sweep, trial_rows
+from trainers.errors import SpecError
+from trainers.specs import DrawSpec
 
+KINDS = (sample.EX_RM, sample.IM_RM)
 # Eight pairs are learnt by heart in so many epochs.
 LEARNS = ("--max-train-pairs", "8", "--epochs", "12", "--lr", "1e-2", "--effective-batch", "8")
 
@@ -50,19 +59,44 @@ def test_a_sweep_grows_until_it_is_narrow_and_a_killed_one_decides_the_same_agai
         shutil.rmtree(store.root / "artifacts" / kind / lost)
     assert run(tmp_path / "store", *words) == 0
     assert found(tmp_path / "store") == whole
-    # And with all of it done, nothing is run; --budget of what it cost adds nothing either.
+    # And with all of it done, nothing is run.
     capsys.readouterr()
     assert run(tmp_path / "store", *words) == 0
     assert "trials are complete" in capsys.readouterr().out
     assert found(tmp_path / "store") == whole
 
 
-def test_pairs_are_added_where_the_set_has_more_and_take_the_place_of_fewer(tiny_model, tmp_path):
-    words = small(tiny_model, "--max-eval-pairs", "4", "--seeds", "0", "1", "--rewards", "ex_rm", "im_rm")
-    assert run(tmp_path / "store", *words, "--budget", "1cpuh") in (0, 3)
-    rows = trial_rows(tmp_path / "store", "full_grid")
-    parameters = {json.loads(row["parameters"])["max_eval_pairs"] for row in rows}
-    assert parameters == {40}
+def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, capsys):
+    words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "3", "5")
+    assert run(tmp_path / "store", *words, "--budget", "0.000001cpuh") == 2
+    hours = float(re.search(r"takes about (\S+) CPU-hours", " ".join(capsys.readouterr().err.split()))[1])
+    words = (*words, "--budget", f"{1.2 * hours:f}cpuh")
+    assert run(tmp_path / "store", *words) == 0
+    seeds = sorted({int(name.rpartition("s")[2]) for name, _ in found(tmp_path / "store").values()})
+    # Those that are declared first, in their order, then those that follow.
+    assert seeds == [3, 5, *range(6, 30)][: len(seeds)]
+    assert "no step fits what is left of the budget" in capsys.readouterr().out
+
+
+def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
+    store, trials = (
+        Store(tmp_path),
+        [sample.trial(seed=seed, reward=kind) for seed in (0, 1) for kind in KINDS],
+    )
+    base = Sweep(name="demo", trials=[replace(trial, eval_draw=DrawSpec(max_pairs=4)) for trial in trials])
+    growth = Growth(base=base, store=store, nodes=(), resolve=lambda sweep: resolve(sweep, store))
+    before, after = (
+        declare(growth.resolve(growth.sweep(State(seeds={("tiny_world", "llama-64"): seeds}, pairs=pairs))))
+        for seeds, pairs in ((2, 4), (3, 8))
+    )
+    assert [trial.seed for trial in after.trials] == [0, 0, 1, 1, 2, 2]
+    adopt(before, store)
+    with pytest.raises(SpecError, match="was declared with what this command lacks"):
+        adopt(after, store, adds=True)
+    grown = adopt(after, store, grows=True)
+    assert grown.trials == after.trials
+    scored = {f"evaluate/{item.key}" for trial in before.trials for item in trial.evaluations}
+    assert scored <= {*grown.artifacts}
 
 
 @pytest.mark.parametrize(
