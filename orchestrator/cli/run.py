@@ -280,9 +280,9 @@ def plan_only(session: Session, build: Build) -> Outlook:
     if price is not None and not 0 <= price < math.inf:
         raise SpecError(f"--price {price}: give $ per GPU-hour, 0 or more.")
     sweep = _sweep(session, build)
-    resolved = _resolve(session, sweep, fetch=False)
-    found = outlook(resolved, capacity(session), session.store, price=price)
     growth = _growth(session, sweep, fetch=False)
+    resolved = growth.grid
+    found = outlook(resolved, growth.nodes, session.store, price=price)
     told = growth.outlook()
     forecast = [growth.forecast()] if grows(session) else []
     long, refused = too_long(resolved.plans, session.store)
@@ -297,7 +297,13 @@ def plan_only(session: Session, build: Build) -> Outlook:
             for item in resolved.plans
         ]
         left_out = [dataclasses.asdict(item) for item in long]
-        said = {"categories": _categories(resolved), "too_long": left_out, "refused": refused, "design": told}
+        said = {
+            "categories": _categories(resolved),
+            "too_long": left_out,
+            "refused": refused,
+            "design": told,
+            "rule": forecast,
+        }
         dump_json({**dataclasses.asdict(found), **said, "access_denied": denied, "trials": trials})
         return found
     session.say_left_out(resolved.left_out)
