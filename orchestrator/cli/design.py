@@ -22,6 +22,7 @@ from orchestrator.plan.design import (
     Components,
     Costs,
     Decision,
+    Design,
     Found,
     Question,
     Rule,
@@ -161,37 +162,31 @@ class Growth:
                 continue
             splits = {stage.prepared.split for plan in plans for stage in plan.evaluations}
             here = [split for split in splits if resolved.categories[train_set, split.name] == category]
-            seeds = Counter(model for model, _ in {(plan.spec.model.name, plan.spec.seed) for plan in plans})
-            whole = State(
-                seeds={(train_set, model): count for model, count in seeds.items()},
-                pairs=plans[0].spec.eval_draw.max_pairs,
+            rows = [split.rows or UNSEEN_PAIRS for split in here]
+            seeds = dict(
+                Counter(model for model, _ in {(plan.spec.model.name, plan.spec.seed) for plan in plans})
             )
-            question = Question(
-                train_set=train_set,
-                category=category,
-                half_width=math.inf,
-                parts=PRIOR,
-                seeds=seeds,
-                rows=[split.rows or UNSEEN_PAIRS for split in here],
-                over_models=len(seeds) >= MODELS_NEEDED,
+            pairs = design.pairs_of(rows, plans[0].spec.eval_draw.max_pairs)
+            whole = Design(seeds=seeds, pairs=pairs, over_models=len(seeds) >= MODELS_NEEDED)
+            parts = _with_priors(components(*mean.columns), pairs) if mean else PRIOR
+            counted = {model: len(cells) for model, cells in mean.cells.items()} if mean else {}
+            if mean and (measured or counted == seeds):
+                seeds, wide = counted, half_width(mean) if mean.spread.trainings else math.inf
+            else:
+                # Of little that is complete and does not vary nothing follows for the rest.
+                parts = parts if design.spread(parts, whole)[0] > 1e-12 else PRIOR
+                wide = design.half_width(parts, whole)
+            found.append(
+                Question(
+                    train_set=train_set,
+                    category=category,
+                    half_width=wide,
+                    parts=parts,
+                    seeds=seeds,
+                    rows=rows,
+                    over_models=len(seeds) >= MODELS_NEEDED,
+                )
             )
-            now = whole
-            if mean:
-                counted = {model: len(cells) for model, cells in mean.cells.items()}
-                question = dataclasses.replace(
-                    question,
-                    half_width=half_width(mean) if mean.spread.trainings else math.inf,
-                    parts=_with_priors(components(*mean.columns), question.pairs(whole)),
-                    seeds=counted,
-                    over_models=mean.over_models,
-                )
-                now = State(
-                    seeds={(train_set, model): count for model, count in counted.items()}, pairs=whole.pairs
-                )
-            if not measured:
-                expected, wide = question.design(now, whole).seeds, question.predicted(now, whole)
-                question = dataclasses.replace(question, seeds=expected, half_width=wide)
-            found.append(question)
         return found
 
     def costs(self, resolved: ResolvedSweep, *, measured: bool) -> Costs:
@@ -352,7 +347,7 @@ def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
             known = (
                 "from the spread found so far"
                 if measured
-                else "by priors (docs/design.md), before anything ran"
+                else "by priors (docs/design.md)"
             )
             said = f"{here} detect a difference of {least:.2f} with 80 % power (± {wide:.2f}), {known}"
         lines.append(f"trained on {train_set}, {', '.join(categories)}: {said}")

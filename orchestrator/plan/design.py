@@ -143,12 +143,12 @@ class Question:
             - now.seeds.get((self.train_set, model), 0)
             for model, count in self.seeds.items()
         }
-        return Design(seeds=seeds, pairs=self.pairs(then), over_models=self.over_models)
+        return Design(seeds=seeds, pairs=pairs_of(self.rows, then.pairs), over_models=self.over_models)
 
-    def pairs(self, state: State) -> float:
-        """Return the pairs of a set, the harmonic mean of those of all sets, as variances add."""
-        drawn = [min(rows, state.pairs or rows) for rows in self.rows]
-        return len(drawn) / sum(1 / max(1, pairs) for pairs in drawn)
+
+def pairs_of(rows: Sequence[int], most: int | None) -> float:
+    """Return the pairs of a set of which `most` are drawn: the harmonic mean over sets, as variances add."""
+    return len(rows) / sum(1 / max(1, min(count, most or count)) for count in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
