@@ -134,11 +134,14 @@ class Growth:
                     trials += [
                         dataclasses.replace(trial, seed=seed) for trial in self.cells[cell][declared[0]]
                     ]
-        drawn = (
-            dataclasses.replace(trial, eval_draw=dataclasses.replace(trial.eval_draw, max_pairs=state.pairs))
-            for trial in trials
-        )
-        return dataclasses.replace(self.base, trials=tuple(drawn))
+        if state.pairs != self.base.trials[0].eval_draw.max_pairs:
+            trials = [
+                dataclasses.replace(
+                    item, eval_draw=dataclasses.replace(item.eval_draw, max_pairs=state.pairs)
+                )
+                for item in trials
+            ]
+        return dataclasses.replace(self.base, trials=tuple(trials))
 
     def measure(self, state: State) -> Found | None:
         """Return what the artifacts say of a state; None where some of them are missing."""
@@ -344,11 +347,7 @@ def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
     for (train_set, here, least, wide, measured), categories in names.items():
         said = f"{here} say nothing of other trainings; give two seeds or more"
         if least is not None:
-            known = (
-                "from the spread found so far"
-                if measured
-                else "by priors (docs/design.md)"
-            )
+            known = "from the spread found so far" if measured else "by priors (docs/design.md)"
             said = f"{here} detect a difference of {least:.2f} with 80 % power (± {wide:.2f}), {known}"
         lines.append(f"trained on {train_set}, {', '.join(categories)}: {said}")
     return lines
