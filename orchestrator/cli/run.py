@@ -212,7 +212,11 @@ def rounds(session: Session, build: Build) -> Iterator[Build]:
         yield build
         return
     for sweep in _growth(session, _sweep(session, build), fetch=True).rounds(session.say):
-        yield lambda selection, sweep=sweep: sweep
+
+        def grown(selection: Selection, sweep: Sweep = sweep) -> Sweep:
+            return sweep
+
+        yield grown
 
 
 def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:

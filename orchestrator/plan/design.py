@@ -310,7 +310,7 @@ def play(state: State, measure: Measure, rule: Rule) -> Iterator[Decision]:
         state = decision.state
 
 
-def predicts(state: State, found: Found) -> Measure:
+def predicts(state: State, found: Found) -> Callable[[State], Found]:
     """Return what the states that follow a state are expected to measure."""
 
     def measure(then: State) -> Found:
