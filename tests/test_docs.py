@@ -50,6 +50,10 @@ NOT_RUN = {
         "python -m trainers.data audit [": "a list of the flags; tests/trainers/test_audit.py uses them",
         "python -m trainers.data audit ultrafeedback": "tests/trainers/test_audit.py asserts the same findings in process",
     },
+    "design.md": {
+        "python sweeps/full_grid.py run": "minutes; tests/cli/test_design.py runs --until and --budget at their smallest",
+        "python sweeps/full_grid.py plan": "tests/cli/test_design.py plans a design and a rule",
+    },
     "suites.md": {
         ".venv/bin/python sweeps/full_grid.py --suites": "copies that are not here; tests/cli/test_suites_sweep.py runs the flag",
         ".venv/bin/python -m trainers.evaluate": "the same; tests/trainers/test_commands.py scores a suite",

@@ -117,7 +117,7 @@ def write_full_report(
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
     page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
-    shown_below = {"suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
+    shown_below = {"power", "scaling", "suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
     written = write_report(
         declaration,
         store,

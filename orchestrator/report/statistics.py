@@ -127,28 +127,28 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
     one of several fixed models. `groups_U` numbers the set of a pair. The variance is that of the trainings' means,
     which a Student-t takes, plus that of pairs, less what both hold, and no less than either; its degrees of freedom are Satterthwaite's (1946).
     """
-    pairs_G = np.bincount(groups_U)
-    factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
-
-    def of_pairs(values_UK: Floats) -> float:
-        """Return the variance of the sum over pairs, added over columns."""
-        centre_GK = np.stack([np.bincount(groups_U, column) / pairs_G for column in values_UK.T], axis=1)
-        return float((factor_U[:, None] * (values_UK - centre_GK[groups_U]) ** 2).sum())
-
     mean_U1 = np.mean([values_UK.mean(axis=1, keepdims=True) for values_UK in strata], axis=0)
-    pair_degrees = max(1, len(groups_U) - len(pairs_G))
-    pairs, trainings = of_pairs(mean_U1), sum(values_UK.shape[1] - 1 for values_UK in strata)
+    pair_degrees = max(1, len(groups_U) - len(np.unique(groups_U)))
+    pairs, trainings = of_pairs(mean_U1, groups_U), sum(values_UK.shape[1] - 1 for values_UK in strata)
     if not trainings:
         return Spread(variance=_sound(pairs), degrees=pair_degrees, trainings=0)
     each = sum(1 / values_UK.shape[1] for values_UK in strata) / len(strata) ** 2 / trainings
     deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
     between = each * sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
-    both = each * sum(map(of_pairs, deviations))
+    both = each * sum(of_pairs(left_UK, groups_U) for left_UK in deviations)
     # Of three means of squares one difference may come out too small: the whole is no less than either part.
     variance = max(between + pairs - both, between, pairs)
     weighed = between**2 / trainings + pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
     degrees = max(variance**2 / weighed if weighed else 0.0, min(trainings, pair_degrees))
     return Spread(variance=_sound(variance), degrees=degrees, trainings=trainings)
+
+
+def of_pairs(values_UK: Floats, groups_U: NDArray[np.int64]) -> float:
+    """Return the variance of the sum over pairs, added over columns."""
+    pairs_G = np.bincount(groups_U)
+    factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
+    centre_GK = np.stack([np.bincount(groups_U, column) / pairs_G for column in values_UK.T], axis=1)
+    return float((factor_U[:, None] * (values_UK - centre_GK[groups_U]) ** 2).sum())
 
 
 def _sound(variance: float) -> float:

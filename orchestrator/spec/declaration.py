@@ -94,24 +94,30 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
     }
 
 
-def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+def adopt(
+    new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False, grows: bool = False
+) -> Declaration:
     """Write what `adopted` returns. Of drivers that add to one sweep at a time none loses what another added."""
     with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
-        declaration = adopted(new, store, adds=adds, replaces=replaces)
+        declaration = adopted(new, store, adds=adds, replaces=replaces, grows=grows)
         write_declaration(declaration, store)
     return declaration
 
 
-def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+def adopted(
+    new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False, grows: bool = False
+) -> Declaration:
     """The declaration that the sweep has from now on: `new`, which must hold all that was declared before.
 
-    Where it `adds`, what it lacks stays declared; where it `replaces`, only the artifacts stay. Raises SpecError.
+    Where it `adds`, what it lacks stays declared; where it `grows`, too, but for evaluations on other pairs of the same rows, whose place
+    it takes; where it `replaces`, only the artifacts stay. Raises SpecError.
     """
     if new.sweep not in declared_sweeps(store):
         return new
-    earlier = read_declaration(new.sweep, store)
+    earlier, adds = read_declaration(new.sweep, store), adds or grows
     both = _both(earlier, new)
-    clash = list(dict.fromkeys((*_lost(earlier, both), *_of_other_settings(earlier, new))))
+    lacking = () if grows else _lost(earlier, both)
+    clash = list(dict.fromkeys((*lacking, *_of_other_settings(earlier, new))))
     if (lost := clash if adds else _lost(earlier, new)) and not replaces:
         raise SpecError(_refusal(earlier, new, store, lost, can_extend=not clash))
     if adds and not replaces:
