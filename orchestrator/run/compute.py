@@ -18,11 +18,12 @@ from orchestrator.spec.stages import (
     PrepareStage,
     PretrainStage,
     ReferenceStage,
+    SampleStage,
     SharedStage,
     TrainStage,
 )
 from orchestrator.store.artifacts import WEIGHTS, Attempt, Store, weights_digest
-from trainers.data.records import read_written_pairs
+from trainers.data.records import read_written_pairs, write_pairs
 from trainers.errors import DataError
 from trainers.models import tiny
 from trainers.specs import Placement
@@ -55,10 +56,34 @@ def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
         case PretrainStage():
             with store.write(stage.kind, stage.key, name=stage.name) as attempt:
                 tiny.pretrain(stage.model, attempt.directory / "model", report)
+        case SampleStage():
+            _run_sample(stage, store, report)
         case PrepareStage():
             _run_prepare(stage, store, report)
         case ReferenceStage():
             _run_reference(stage, store, report)
+
+
+def _run_sample(stage: SampleStage, store: Store, report: TakeRow) -> None:
+    """Draw the answers; those that a killed process has drawn are kept beside the checkpoints until all are there."""
+    from trainers.evaluate.sampling import Policy, draw_answers, scored_pairs, write_answers
+
+    base, drawn = stage.base, checkpoint_folder(store, f"{stage.kind}-{stage.key}")
+    with store.write(stage.kind, stage.key, model=base.key, prompts=stage.prompts.digest) as attempt:
+        pairs = read_written_pairs(store.read("dataset", stage.prompts.digest) / "pairs.jsonl")
+        policy = Policy(
+            location=base.found_at(store),
+            revision=base.revision,
+            precision=base.precision,
+            trust=base.trust,
+            template=base.template,
+            ends=stage.ends,
+        )
+        answers = draw_answers(policy, pairs, stage.draw, stage.sampling, drawn, report)
+        write_answers(answers, attempt.directory / "answers.jsonl")
+        write_pairs(scored_pairs(answers), attempt.directory / "pairs.jsonl")
+        attempt.info.update(name=stage.answers.name, prompts_asked=len(answers))
+    remove_tree(drawn)
 
 
 def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
@@ -70,7 +95,7 @@ def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
     base = stage.base
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": base.tokenizer_key}
     with store.write(stage.kind, stage.key, **inputs) as attempt:
-        pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
+        pairs = read_written_pairs(store.read(stage.split.kind, stage.split.digest) / "pairs.jsonl")
         if isinstance(base.origin, PretrainStage):
             tokenizer = choose_template(tiny.build_tokenizer(), base.template)
         else:
@@ -135,9 +160,9 @@ class TrainCall:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def checkpoint_folder(store: Store, train_key: str) -> Location:
-    """Return the folder in which a training keeps its checkpoints until it is complete."""
-    return store.root / "checkpoints" / train_key
+def checkpoint_folder(store: Store, name: str) -> Location:
+    """Return the folder in which a training, named by its key, or another stage keeps what it has until it is complete."""
+    return store.root / "checkpoints" / name
 
 
 def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints":
