@@ -233,14 +233,14 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         for item in trial.final
         if item.dataset == asked.answers
     }
-    quality, said = _quality(stage, inputs, pairs, answers, rewards)
+    quality, judge = _quality(stage, inputs, pairs, answers, rewards)
     kept = complete(answers, [*rewards.values(), quality])
     cut = sum(not ended for item in answers for ended in item.ended)
     drawn_answers = sum(len(item.texts) for item in answers)
     said = [
         SCOPE,
         f"{asked.answers.capitalize()}: {len(answers)} prompts, {drawn_answers} answers, {cut} of them cut; {len(kept)} prompts "
-        f"whose answers all models could score. Gold: {said}. {KL_SAID}",
+        f"whose answers all models could score. Gold: {judge}. {KL_SAID}",
     ]
     curves, variances = list[Curve](), list[dict[str, Any]]()
     for labels, trials in learned_cells(results):

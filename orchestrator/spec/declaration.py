@@ -70,6 +70,7 @@ def trial_record(
         ),
         prepared=plan.train.prepared.key,
         axes={name: plain(value) for name, value in spec.axes},
+        answers=tuple(stage.key for stage in plan.answers),
     )
 
 
