@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.run.events import TakeRow
 from orchestrator.spec.stages import (
+    BaseModel,
     ConvertStage,
     EvaluateStage,
     PrepareStage,
@@ -31,6 +32,7 @@ from trainers.storage import Location, ObjectPath, remove_tree
 from trainers.train.stopping import StopLeft, never
 
 if TYPE_CHECKING:
+    from trainers.models.generation import Weights
     from trainers.pairs.packing import References
     from trainers.pairs.tokens import TokenPair
     from trainers.train.checkpoints import Checkpoints
@@ -64,22 +66,28 @@ def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
             _run_reference(stage, store, report)
 
 
+def _weights(base: BaseModel, store: Store) -> "Weights":
+    from trainers.models.generation import Weights
+
+    return Weights(
+        location=base.found_at(store),
+        revision=base.revision,
+        precision=base.precision,
+        trust=base.trust,
+        template=base.template,
+    )
+
+
 def _run_sample(stage: SampleStage, store: Store, report: TakeRow) -> None:
     """Draw the answers; those that a killed process has drawn are kept beside the checkpoints until all are there."""
-    from trainers.evaluate.sampling import Policy, draw_answers, scored_pairs, write_answers
+    from trainers.evaluate.sampling import draw_answers, scored_pairs, write_answers
 
     base, drawn = stage.base, checkpoint_folder(store, f"{stage.kind}-{stage.key}")
     with store.write(stage.kind, stage.key, model=base.key, prompts=stage.prompts.digest) as attempt:
         pairs = read_written_pairs(store.read("dataset", stage.prompts.digest) / "pairs.jsonl")
-        policy = Policy(
-            location=base.found_at(store),
-            revision=base.revision,
-            precision=base.precision,
-            trust=base.trust,
-            template=base.template,
-            ends=stage.ends,
+        answers = draw_answers(
+            _weights(base, store), stage.ends, pairs, stage.draw, stage.sampling, drawn, report
         )
-        answers = draw_answers(policy, pairs, stage.draw, stage.sampling, drawn, report)
         write_answers(answers, attempt.directory / "answers.jsonl")
         write_pairs(scored_pairs(answers), attempt.directory / "pairs.jsonl")
         attempt.info.update(name=stage.answers.name, prompts_asked=len(answers))
@@ -130,23 +138,13 @@ def _counted(tokens: "Iterable[TokenPair]", total: int, report: TakeRow) -> "Ite
 
 def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None:
     from trainers.evaluate.scoring import compute_reference, write_reference
-    from trainers.models.loading import device, load_model
-    from trainers.pairs.templates import load_tokenizer
     from trainers.pairs.tokens import read_tokens
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
-        location = base.found_at(store)
-        model = load_model(
-            location,
-            tokenizer=load_tokenizer(location, base.revision, base.trust, base.template),
-            output="unembedding",
-            precision=base.precision,
-            revision=base.revision,
-            trust=base.trust,
-        )
+        model = _weights(base, store).model()
         pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
-        sums = compute_reference(model.to(device()), pairs, report=report)
+        sums = compute_reference(model, pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")
 
 

@@ -9,8 +9,9 @@ from trainers.data.records import Pair, user_prompt
 from trainers.data.verifiers import VERIFIERS
 from trainers.errors import ModelError, OutOfMemory, SpecError
 from trainers.evaluate import sampling
-from trainers.evaluate.sampling import Policy, draw_answers, read_answers, scored_pairs, write_answers
+from trainers.evaluate.sampling import draw_answers, read_answers, scored_pairs, write_answers
 from trainers.models import generation
+from trainers.models.generation import Weights
 from trainers.models.tiny import build_tokenizer
 from trainers.specs import UNTRUSTED, DrawSpec, SamplingSpec
 
@@ -22,13 +23,11 @@ END = build_tokenizer().eos_token_id
 
 @pytest.fixture
 def policy(tiny_model):
-    return Policy(
-        location=str(tiny_model), revision=None, precision="fp32", trust=UNTRUSTED, template=None, ends=(END,)
-    )
+    return Weights(location=str(tiny_model), revision=None, precision="fp32", trust=UNTRUSTED)
 
 
-def drawn(policy, folder, asked=ASKED, draw=ALL):
-    return draw_answers(policy, PAIRS, draw, asked, folder, lambda row: None)
+def drawn(policy, folder, asked=ASKED, draw=ALL, ends=(END,)):
+    return draw_answers(policy, ends, PAIRS, draw, asked, folder, lambda row: None)
 
 
 def test_sampling_that_was_killed_goes_on_and_writes_the_same_bytes(policy, tmp_path, monkeypatch):
@@ -96,9 +95,9 @@ def test_a_policy_that_does_not_say_what_ends_an_answer_is_refused(policy, tmp_p
     from dataclasses import replace
 
     shutil.copytree(tiny_model, tmp_path / "mute", ignore=shutil.ignore_patterns("generation_config.json"))
-    mute = replace(policy, location=str(tmp_path / "mute"), ends=())
+    mute = replace(policy, location=str(tmp_path / "mute"))
     with pytest.raises(ModelError, match="no generation_config"):
-        drawn(mute, tmp_path / "answers")
+        drawn(mute, tmp_path / "answers", ends=())
 
 
 @pytest.mark.parametrize(

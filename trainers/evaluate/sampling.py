@@ -5,15 +5,17 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainers.data.records import Message, Pair, listed_turns
 from trainers.errors import ModelError, OutOfMemory
 from trainers.pairs.tokens import tokenize_pairs
-from trainers.specs import DrawSpec, Precision, SamplingSpec, Trust
+from trainers.specs import DrawSpec, SamplingSpec
 from trainers.storage import Location, replace
+
+if TYPE_CHECKING:
+    from trainers.models.generation import Weights
 
 # Drawn in one piece, and kept in one file until all are there.
 ANSWERS_AT_ONCE = 256
@@ -31,20 +33,9 @@ class Answers(NamedTuple):
     ended: list[bool]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """The causal language model that answers; without `ends` its own generation config says what ends an answer."""
-
-    location: str
-    revision: str | None
-    precision: Precision
-    trust: Trust
-    template: str | None
-    ends: tuple[int, ...] = ()
-
-
 def draw_answers(
-    policy: Policy,
+    policy: "Weights",
+    ends: Sequence[int],
     pairs: Sequence[Pair],
     draw: DrawSpec,
     sampling: SamplingSpec,
@@ -53,15 +44,13 @@ def draw_answers(
 ) -> list[Answers]:
     """Ask each distinct prompt of `pairs` that the draw takes. What is drawn stands in `kept` piece by piece.
 
-    A piece has a seed of its own, so that a process that was killed and the next one draw what one would have drawn.
+    Without `ends` the policy's generation config says what ends an answer. A piece has a seed of its own, so that a process that was killed and the next one draw what one would have drawn.
     """
-    from trainers.pairs.templates import load_tokenizer
-
-    tokenizer = load_tokenizer(policy.location, policy.revision, policy.trust, policy.template)
+    tokenizer = policy.tokenizer()
     distinct = list({pair.prompt: pair for pair in pairs}.values())
     asked, _ = tokenize_pairs(distinct, tokenizer, draw)
     engine = {"transformers": _transformers, "vllm": _vllm}[sampling.engine]
-    loaded = functools.cache(lambda: engine(policy, tokenizer, sampling))
+    loaded = functools.cache(lambda: engine(policy, ends or _ends(policy), sampling))
     a_piece, found = max(1, ANSWERS_AT_ONCE // sampling.samples), list[Answers]()
     for start in range(0, len(asked), a_piece):
         some, file = asked[start : start + a_piece], kept / f"answers-{start}.json"
@@ -80,31 +69,22 @@ def _seed(seed: int, start: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {start}".encode()).digest()[:4])
 
 
-def _ends(policy: Policy) -> tuple[int, ...]:
+def _ends(policy: "Weights") -> Sequence[int]:
     from transformers import GenerationConfig
 
-    if policy.ends:
-        return policy.ends
     try:
         found = GenerationConfig.from_pretrained(policy.location, revision=policy.revision).eos_token_id
     except (OSError, ValueError) as error:
         raise ModelError(f"the policy {policy.location} has no generation_config.json ({error}).") from error
     if found is None:
         raise ModelError(f"the generation_config.json of the policy {policy.location} names no eos_token_id.")
-    return (found,) if isinstance(found, int) else tuple(found)
+    return [found] if isinstance(found, int) else found
 
 
-def _transformers(policy: Policy, tokenizer: Any, sampling: SamplingSpec) -> Draw:
-    from trainers.models.generation import generate, load_generator
+def _transformers(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec) -> Draw:
+    from trainers.models.generation import generate
 
-    ends = _ends(policy)
-    model = load_generator(
-        policy.location,
-        tokenizer=tokenizer,
-        revision=policy.revision,
-        precision=policy.precision,
-        trust=policy.trust,
-    )
+    model = policy.generator()
 
     def draw(prompts: list[Tokens], seed: int) -> list[list[Tokens]]:
         at_once = ANSWERS_AT_ONCE
@@ -135,11 +115,10 @@ def _transformers(policy: Policy, tokenizer: Any, sampling: SamplingSpec) -> Dra
     return draw
 
 
-def _vllm(policy: Policy, tokenizer: Any, sampling: SamplingSpec) -> Draw:
+def _vllm(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec) -> Draw:
     """Draw by vLLM. We have not tried it: it needs a GPU."""
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    ends = _ends(policy)
     model = LLM(
         model=policy.location,
         revision=policy.revision,
