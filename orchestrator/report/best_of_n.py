@@ -342,7 +342,7 @@ def _first_to_turn(turns: Rows) -> list[str]:
         turned = sorted((row for row in here if row["turns"]), key=lambda row: row["peak"])
         parts = [
             f"{reward_title(row['reward'])} turns after n = {row['peak']} (KL ≤ {row['kl']:.2f}; "
-            f"{interval(row['change'])} from there to n = {row['last']}, p = {row['p']:.3f})"
+            f"{interval(row['change'])} from there to n = {row['last']}, p {_p(row['p'])})"
             for row in turned
         ]
         if stays := [reward_title(row["reward"]) for row in here if not row["turns"]]:
@@ -350,6 +350,10 @@ def _first_to_turn(turns: Rows) -> list[str]:
             parts.append(f"{' and '.join(stays)} not seen to turn up to n = {last} (KL ≤ {kl:.2f})")
         said.append(f"Over-optimisation, {place[0]} trained on {place[1]}: {'; '.join(parts)}.")
     return said
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def _turn_table(rows: Rows) -> Table:
@@ -369,7 +373,7 @@ def _turn_table(rows: Rows) -> Table:
             "by_seed": "peak by seed",
         },
         rows=titled(rows),
-        forms={"kl": ".2f", "change": "+.3f"},
+        forms={"kl": ".2f", "change": "+.3f", "p": ".2g"},
     )
 
 
