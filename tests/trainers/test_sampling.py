@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from trainers import versions
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
 from trainers.data.verifiers import VERIFIERS
@@ -52,6 +53,23 @@ def test_sampling_that_was_killed_goes_on_and_writes_the_same_bytes(policy, tmp_
     found = read_answers(tmp_path / "whole.jsonl")
     assert [item.prompt for item in found] == list(dict.fromkeys(pair.prompt for pair in PAIRS))
     assert {len(item.texts) for item in found} == {5}
+
+
+def test_the_same_version_draws_the_same_answers(policy, tmp_path):
+    golden = {
+        1: [
+            ["i 1 7 gladly", "no fetch join 4", "frankly edges usually fetch", "", "welcome sometimes"],
+            [
+                "frankly 2 tools mend",
+                "0 sure 2 hardly",
+                "5 join 0",
+                "no blankets usually tea",
+                "i carry no send",
+            ],
+        ]
+    }
+    found = drawn(policy, tmp_path, draw=DrawSpec(max_pairs=2))
+    assert [item.texts for item in found] == golden[versions.SAMPLE]
 
 
 def test_a_draw_asks_some_prompts_and_a_seed_draws_other_answers(policy, tmp_path):
