@@ -210,24 +210,21 @@ def _require_known(verifier: str, sample: SampleStage, store: Store) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfNGrid(Grid):
+class BestOfNGrid:
     """A grid whose build and analysis know the flags of the experiment."""
 
-    def run(self, options: Options, session: Session) -> int:
+    options: type[BestOfNOptions] = BestOfNOptions
+
+    def run(self, options: BestOfNOptions, session: Session) -> int:
         """Run the command and return its exit code."""
-        assert isinstance(options, BestOfNOptions)
         grid = Grid(
             build=functools.partial(build, options),
-            profiles=self.profiles,
+            profiles=PROFILES,
             follow_up=functools.partial(declare, options, session.store),
         )
         return grid.run(options, session)
 
 
-def _no_flags(chosen: Selection) -> Sweep:
-    return build(BestOfNOptions(), chosen)
-
-
-EXPERIMENT = BestOfNGrid(build=_no_flags, profiles=PROFILES, options=BestOfNOptions)
+EXPERIMENT = BestOfNGrid()
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)
