@@ -16,7 +16,7 @@ import functools
 import importlib.util
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +61,7 @@ class BestOfNOptions(Options):
     """The set whose test prompts are answered."""
     max_prompts: Annotated[int | None, flag("N", "all")] = None
     """Answer the first N prompts of a seeded permutation."""
-    sampling: tyro.conf.OmitArgPrefixes[SamplingSpec] = field(default_factory=SamplingSpec)
+    sampling: tyro.conf.OmitArgPrefixes[SamplingSpec] = SamplingSpec()
     verifier: Annotated[str | None, flag("NAME", "that of a built-in set of prompts")] = None
     """The program that knows right answers: hamiltonian, arithmetic or tiny_world."""
     gold: Annotated[str | None, flag("TRIAL|[NAME=]ID|PATH")] = None

@@ -104,6 +104,18 @@ def test_the_report_has_the_curves_and_no_accuracy_of_answers(storage):
     assert sets == {"tiny_world_candidates"}
 
 
+@pytest.mark.parametrize("command", ["status", "report", "gc"])
+def test_what_reads_the_sweep_needs_none_of_its_flags(storage, command, capsys):
+    with pytest.raises(SystemExit) as ended, mock.patch.object(page, "every_figure", return_value=()):
+        words = [command, "--storage", str(storage)]
+        main(best_of_n.EXPERIMENT, storage.parent / "best_of_n.py", arguments=words)
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "artifacts/" not in said
+    if command == "report":
+        assert "Best of n by each reward" in said
+
+
 def test_again_nothing_is_computed_and_what_was_lost_is_drawn_again_as_it_was(storage, tiny_model, tmp_path):
     copy = tmp_path / "store"
     shutil.copytree(storage, copy)
