@@ -39,7 +39,7 @@ from trainers.data.verifiers import VERIFIERS
 from trainers.errors import SpecError, nearest
 from trainers.specs import BUILTIN, ModelSpec, SamplingSpec
 
-CANDIDATES = "tiny_world_candidates"
+CANDIDATES, SAMPLING = "tiny_world_candidates", SamplingSpec()
 PROFILES = {
     "paper": replace(catalog.PAPER, train_sets=(catalog.dataset("ultrafeedback"),)),
     "laptop": replace(
@@ -61,7 +61,7 @@ class BestOfNOptions(Options):
     """The set whose test prompts are answered."""
     max_prompts: Annotated[int | None, flag("N", "all")] = None
     """Answer the first N prompts of a seeded permutation."""
-    sampling: tyro.conf.OmitArgPrefixes[SamplingSpec] = SamplingSpec()
+    sampling: tyro.conf.OmitArgPrefixes[SamplingSpec] = SAMPLING
     verifier: Annotated[str | None, flag("NAME", "that of a built-in set of prompts")] = None
     """The program that knows right answers: hamiltonian, arithmetic or tiny_world."""
     gold: Annotated[str | None, flag("TRIAL|[NAME=]ID|PATH")] = None
