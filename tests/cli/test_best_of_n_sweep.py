@@ -39,7 +39,6 @@ def run(storage: Path, model: Path, *words: str, name: str = "best_of_n") -> int
     )
     common = [*words, "--models", f"small={model}", *SETS, *ASKED, *small]
     common += ["--profile", "laptop", "--backend", "inline", "--storage", str(storage), "--name", name]
-    words = [command, "--storage", str(storage)]
     with pytest.raises(SystemExit) as ended, mock.patch.object(page, "every_figure", return_value=()):
         main(best_of_n.EXPERIMENT, storage.parent / "best_of_n.py", arguments=common)
     return int(ended.value.code or 0)
@@ -107,6 +106,7 @@ def test_the_report_has_the_curves_and_no_accuracy_of_answers(storage):
 
 @pytest.mark.parametrize("command", ["status", "report", "gc"])
 def test_what_reads_the_sweep_needs_none_of_its_flags(storage, command, capsys):
+    words = [command, "--storage", str(storage)]
     with pytest.raises(SystemExit) as ended, mock.patch.object(page, "every_figure", return_value=()):
         main(best_of_n.EXPERIMENT, storage.parent / "best_of_n.py", arguments=words)
     assert ended.value.code == 0
