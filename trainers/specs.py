@@ -27,6 +27,7 @@ Reasoning = Literal["score", "keep", "drop"]
 Output = Literal["head", "unembedding", "both"]
 # What is tokenised: the prompt and the response, or the question whether the response is correct.
 Rendering = Literal["response", "verification"]
+Engine = Literal["transformers", "vllm"]
 
 # The metadata of a field that came after keys were first used: a key leaves it out where it is at its default.
 ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
@@ -334,6 +335,30 @@ class ValidationSpec:
 
     def __post_init__(self) -> None:
         _require(0 < self.share < 1, f"a validation share of {self.share}: give above 0, below 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSpec:
+    """How a policy answers a prompt: every token may be drawn, by its probability at the temperature."""
+
+    samples: int = 64
+    """Answers drawn to each prompt."""
+    temperature: float = 1.0
+    """Temperature of the draws."""
+    max_new_tokens: int = 256
+    """Tokens after which an answer is cut."""
+    sampling_seed: int = 0
+    """Seed of the draws."""
+    engine: Engine = "transformers"
+    """What draws: transformers, or vllm, which draws others of the same distribution and must be installed."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 2, f"--samples {self.samples}: at least 2, to choose among.")
+        _require(
+            math.isfinite(self.temperature) and self.temperature > 0,
+            f"--temperature {self.temperature}: above 0; at 0 all answers to a prompt are one.",
+        )
+        _require(self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: at least 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -540,5 +540,5 @@ def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
 
 def _set_aside_scores(session: Session, plans: Sequence[TrialPlan]) -> None:
     """Make damaged scores count as missing; but for this the report would be the first to read them."""
-    scores = [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.evaluations]
+    scores = [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.scored]
     session.warn(*(f"damaged: {error}; it is made again" for error in gc.set_aside(session.store, scores)))

@@ -218,7 +218,7 @@ def _add_jobs(
         seconds = times.train_s(item, placed)
         add(request := Request.of("train", item.key, placed, seconds), waits, item.key)
         waits.append(request.id)
-    if unscored := [stage.prepared for stage in item.evaluations if stage in missing]:
+    if unscored := [stage.prepared for stage in item.scored if stage in missing]:
         seconds = times.scoring_s(item, unscored, placed)
         add(Request.of("evaluate", item.key, placed, seconds), waits, item.key)
 

@@ -89,6 +89,7 @@ class TrialState:
     faults: tuple[str, ...] = ()
     train_left_out: int = 0
     validation_accuracy: float | None = None
+    answered: bool = True
 
     @property
     def finished(self) -> float:
@@ -96,7 +97,8 @@ class TrialState:
 
     @property
     def complete(self) -> bool:
-        return self.trained and len(self.evaluations) == len(self.record.evaluations)
+        """Trained, and evaluated on every declared set and on all answers."""
+        return self.trained and self.answered and len(self.evaluations) == len(self.record.evaluations)
 
     @property
     def learned(self) -> bool:
@@ -141,8 +143,9 @@ def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialStat
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
 
-    evaluations = [item.key for record in records for item in record.evaluations]
-    store.look(train=[record.key for record in records], evaluate=evaluations)
+    scored = [*(item.key for record in records for item in record.evaluations)]
+    scored += [key for record in records for key in record.answers]
+    store.look(train=[record.key for record in records], evaluate=scored)
     return [_trial_state(record, store, too_long) for record in records]
 
 
@@ -211,6 +214,7 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         faults=tuple(faults),
         train_left_out=too_long(manifest["inputs"].get("data", "")) if manifest else 0,
         validation_accuracy=next(iter(info.get("validation_accuracy", ())[-1:]), None),
+        answered=all(store.complete("evaluate", key) for key in record.answers),
     )
 
 

@@ -14,7 +14,7 @@ from orchestrator.spec.axes import AXES, plain, shown
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PrepareStage, TrialPlan
+from orchestrator.spec.stages import PrepareStage, SampleStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import (
     Category,
@@ -34,15 +34,17 @@ def declare(resolved: ResolvedSweep) -> Declaration:
     said = cache(redacted)
     stages = [stage for plan in resolved.plans for stage in plan.stages()]
     artifacts = {f"{stage.kind}/{stage.key}" for stage in stages}
-    artifacts |= {f"dataset/{stage.split.digest}" for stage in stages if isinstance(stage, PrepareStage)}
+    splits = [stage.split for stage in stages if isinstance(stage, PrepareStage)]
+    splits += [stage.prompts for stage in stages if isinstance(stage, SampleStage)]
+    artifacts |= {f"{split.kind}/{split.digest}" for split in splits}
     return Declaration(
         sweep=resolved.sweep.name,
-        trials=tuple(_trial(plan, resolved.categories, said) for plan in resolved.plans),
+        trials=tuple(trial_record(plan, resolved.categories, said) for plan in resolved.plans),
         artifacts=tuple(sorted(artifacts)),
     )
 
 
-def _trial(
+def trial_record(
     plan: TrialPlan, categories: Mapping[tuple[str, str], Category], said: Callable[[str], str]
 ) -> TrialRecord:
     spec = plan.spec
@@ -68,6 +70,7 @@ def _trial(
         ),
         prepared=plan.train.prepared.key,
         axes={name: plain(value) for name, value in spec.axes},
+        answers=tuple(stage.key for stage in plan.answers),
     )
 
 

@@ -100,7 +100,10 @@ def listing(store: Store) -> Iterator[Found]:
         if _finished(store, folder.name):
             yield found("checkpoint", folder, "its training is complete", safe=True)
         else:
-            yield found("checkpoint", folder, "no kept sweep declares its training", f"train/{folder.name}")
+            # A training's has its key as its name, that of another stage has the stage before it.
+            stage, _, key = folder.name.rpartition("-")
+            owner = f"{stage or 'train'}/{key}"
+            yield found("checkpoint", folder, f"no kept sweep declares its {stage or 'training'}", owner)
     for item in matching(store.root / "scratch", "*"):
         yield found("scratch", item, "scratch of a run that ended")
 
@@ -207,9 +210,10 @@ def remove_finished_checkpoints(store: Store) -> None:
                 remove_tree(folder)
 
 
-def _finished(store: Store, train_key: str) -> bool:
-    """Return whether nobody goes on from a training's checkpoints; one that runs again since it was evicted does."""
-    return store.complete("train", train_key) and store.complete(WEIGHTS, train_key)
+def _finished(store: Store, name: str) -> bool:
+    """Return whether nobody goes on from what is kept under `name`; a training that runs again since it was evicted does."""
+    stage, _, key = name.rpartition("-")
+    return all(store.complete(kind, key) for kind in ([stage] if stage else ["train", WEIGHTS]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
