@@ -466,14 +466,14 @@ def _left_out(uses: Mapping[str, _Use]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class ScoredTrials:
     """The input of an analysis of a sweep's scores: its complete trials, and how many others are missing."""
 
     trials: tuple[TrialRecord, ...]
     missing: int
 
 
-def scored(store: Store, sweep: str) -> Scored:
+def scored(store: Store, sweep: str) -> ScoredTrials:
     """Return the sweep's complete trials. Raises SpecError where there is none."""
     name = given_name("--sweep", sweep)
     if name not in declared_sweeps(store):
@@ -486,10 +486,10 @@ def scored(store: Store, sweep: str) -> Scored:
     complete = tuple(replace(trial, parameters={}) for trial in trials if trial.whole(store))
     if not complete:
         raise SpecError(f"--sweep {sweep}: none of its {len(trials)} trials is complete; run it first.")
-    return Scored(trials=complete, missing=len(trials) - len(complete))
+    return ScoredTrials(trials=complete, missing=len(trials) - len(complete))
 
 
-def results_of(parameters: Scored, store: Store) -> tuple[list[TrialResult], str]:
+def results_of(parameters: ScoredTrials, store: Store) -> tuple[list[TrialResult], str]:
     """Return the trials with their scores on the pairs that all of them have, and sentences on how much was read."""
     models, seeds = (
         sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")
