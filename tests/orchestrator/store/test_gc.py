@@ -21,7 +21,7 @@ from orchestrator.spec.stages import PretrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Store
-from orchestrator.store.gc import Removable, Ranked
+from orchestrator.store.gc import Ranked, Removable
 from orchestrator.store.records import (
     Declaration,
     TrialRecord,
