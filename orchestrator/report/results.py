@@ -138,7 +138,7 @@ class TrialResult(TrialState):
 
 
 def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialState]:
-    """Return what the store has of each trial; scores are compared with their digests, not read."""
+    """Return what the store has of each trial; scores are compared with what their manifests say, and not read."""
 
     @cache
     def too_long(prepared: str) -> int:
@@ -185,11 +185,11 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         faults.append(str(error))
     for wanted in record.evaluations:
         try:
-            found = store.found("evaluate", wanted.key, SCORES)
+            found = store.sound("evaluate", wanted.key, SCORES)
         except Damaged as error:
             faults.append(str(error))
         else:
-            evaluations += [_evaluated(wanted, found[0], too_long)] if found else []
+            evaluations += [_evaluated(wanted, found, too_long)] if found else []
     # Where it was scored with several weights, only the scores of those that it has now count.
     mixed = len({item.weights for item in evaluations} - {None}) > 1
     weights = store.sound_manifest(WEIGHTS, record.key) if mixed else None

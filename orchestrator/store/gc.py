@@ -258,7 +258,7 @@ def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:
 def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
     """Return what is wrong with one file of a committed artifact, None where nothing is."""
     try:
-        store.found(stage, key, name)
+        store.sound(stage, key, name)
     except Damaged as error:
         # A manifest that is itself damaged names no attempt; its stage is missing already.
         return error if error.attempt else None

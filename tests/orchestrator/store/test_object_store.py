@@ -518,3 +518,25 @@ def test_a_remembered_manifest_that_is_damaged_is_read_again(store):
     looked = Store(store.root)
     looked.look(train=[KEY])
     assert looked.complete("train", KEY)
+
+
+def test_what_the_listing_says_of_a_file_spares_its_reading(store, monkeypatch):
+    """Where it says that the file is another one, its bytes are read; what others have read of manifests is shared."""
+    keys = [str(number) * 32 for number in range(3)]
+    for key in keys:
+        write(store, key=key)
+    monkeypatch.setattr("orchestrator.store.artifacts.MANY", 2)
+    Store(store.root).look(train=keys)
+    shutil.rmtree(store.local)
+    asked, looked = requests_of(monkeypatch, "get"), Store(store.root)
+    looked.look(train=keys)
+    assert [looked.sound("train", key, "log.parquet")["key"] for key in keys] == keys
+    assert asked == [f"{store.root.key}/manifests.json"]
+    damaged = (
+        store.root / f"artifacts/train/{keys[0]}/{looked.manifest('train', keys[0])['attempt']}/log.parquet"
+    )
+    damaged.write_text("another")
+    again = Store(store.root)
+    again.look(train=keys)
+    with pytest.raises(Damaged):
+        again.sound("train", keys[0], "log.parquet")
