@@ -165,6 +165,8 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
 
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
     """The trials with the scores of their evaluations; what has them is taken as it is."""
+    unread = [state for state in states if not isinstance(state, TrialResult)]
+    store.fetch_ahead("evaluate", [item.key for state in unread for item in state.evaluations], SCORES)
     # Many trials share their sets.
     leaks = cache(partial(leaked_rows, store))
     return [

@@ -276,6 +276,16 @@ class Store:
         found = self.found(stage, key, name)
         return found and found[0]
 
+    def fetch_ahead(self, stage: str, keys: Sequence[str], name: str) -> None:
+        """Before a file of each artifact is read, fetch them from a bucket, a few at a time; what fails, fails when read."""
+
+        def fetched(key: str) -> None:
+            with contextlib.suppress(StorageError):
+                self.found(stage, key, name)
+
+        if isinstance(self.root, ObjectPath):
+            at_once(fetched, keys)
+
     def forget_fetched(self, stage: str, key: str) -> None:
         """Remove what was fetched of an artifact, to make room; where the store is local nothing was."""
         if isinstance(self.root, ObjectPath):

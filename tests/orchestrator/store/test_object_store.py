@@ -264,19 +264,6 @@ def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, m
     assert objects(store) == []
 
 
-def test_of_many_that_lease_at_once_on_a_bucket_one_gets_it(store):
-    gate = threading.Barrier(8)
-
-    def take(number: int) -> bool:
-        driver = {"machine": "another", "pid": 1, "started": "1", "counter": 7}
-        replace(store.root / "drivers" / f"{number}.json", json.dumps(driver))
-        gate.wait()
-        return Leases(store.root, str(number)).take("x")
-
-    with ThreadPoolExecutor(8) as drivers:
-        assert sum(drivers.map(take, range(8))) == 1
-
-
 def test_a_bucket_that_does_not_answer_makes_nobody_dead(store, monkeypatch):
     replace(store.root / "drivers" / "far.json", json.dumps({"machine": "another", "counter": 1}))
     monkeypatch.setattr(type(store.root), "read_text", unreachable)
