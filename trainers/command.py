@@ -19,22 +19,23 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from trainers.data.audit import token_findings
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DrawSpec, Precision, Reasoning, System, Trust, clean_name
 
-if TYPE_CHECKING:
-    from trainers.pairs.tokens import TokenPair
-
 # As rich ends a process whose output nobody reads any more.
 UNREAD = 1
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
 Takes = Literal["nothing", "one", "several", "subcommand"]
+
+if typing.TYPE_CHECKING:
+    from trainers.pairs.tokens import TokenPair
 
 READABLE = "rmsweep-readable"
 _SIGNS = str.maketrans(
@@ -315,7 +316,6 @@ class OnPairs(TemplateFlags):
     def tokenize(self, rows: Sequence[Any], location: str) -> "list[TokenPair]":
         """Return the drawn pairs as tokens of the model at `location`, and say once what was left out and is alike."""
         # Arrow takes a third of the time that a command line takes to load, and most commands read no tokens.
-        from trainers.data.audit import token_findings
         from trainers.pairs.tokens import tokenize_pairs
 
         draw = DrawSpec(

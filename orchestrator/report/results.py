@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,6 @@ from trainers.storage import Location, matching
 # What is shown of a training's log, and of how many of its steps.
 CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
 CURVE_POINTS = 100
-
-# The rows of an evaluation set that training has seen, by the digests of both sets.
-Leaks = Callable[[str, str], NDArray[np.int64] | None]
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +138,7 @@ class TrialResult(TrialState):
 
 
 def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialState]:
-    """Return what the store has of each trial; scores are compared with what their manifests say, and not read."""
+    """Return what the store has of each trial; scores are compared with their digests, not read."""
 
     @cache
     def too_long(prepared: str) -> int:
@@ -165,23 +162,14 @@ def trial_result(record: TrialRecord, store: Store) -> TrialResult:
 
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
     """The trials with the scores of their evaluations; what has them is taken as it is."""
-    unread = [state for state in states if not isinstance(state, TrialResult)]
-    store.fetch_ahead("evaluate", [item.key for state in unread for item in state.evaluations], SCORES)
-    # Many trials share their sets.
-    leaks = cache(partial(leaked_rows, store))
-    return [
-        state if isinstance(state, TrialResult) else _with_scores(state, store, leaks) for state in states
-    ]
+    return [state if isinstance(state, TrialResult) else _with_scores(state, store) for state in states]
 
 
-def _with_scores(state: TrialState, store: Store, leaks: Leaks) -> TrialResult:
-    scored = [
-        _result(item, store, leaks(state.record.train_digest, item.dataset_digest))
-        for item in state.evaluations
-    ]
+def _with_scores(state: TrialState, store: Store) -> TrialResult:
+    scored = [_result(item, state.record, store) for item in state.evaluations]
     if None in scored:
         # Another driver has scored it anew since its state was read.
-        return _with_scores(trial_states([state.record], store)[0], store, leaks)
+        return _with_scores(trial_states([state.record], store)[0], store)
     return TrialResult(
         **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
         evaluations=tuple(item for item in scored if item),
@@ -237,8 +225,8 @@ def _evaluated(
     )
 
 
-def _result(item: Evaluated, store: Store, rows: NDArray[np.int64] | None) -> EvaluationResult | None:
-    """Read the scores of an evaluation, of which training has seen the `rows`; None where its attempt is gone."""
+def _result(item: Evaluated, record: TrialRecord, store: Store) -> EvaluationResult | None:
+    """Read the scores of an evaluation; None where they are not those of its attempt any more."""
     try:
         found = store.found("evaluate", item.key, SCORES)
     except Damaged:
@@ -246,6 +234,7 @@ def _result(item: Evaluated, store: Store, rows: NDArray[np.int64] | None) -> Ev
     if found is None or found[0]["attempt"] != item.attempt:
         return None
     scores = read_pair_scores(found[1] / SCORES)
+    rows = leaked_rows(store, record.train_digest, item.dataset_digest)
     leaked = None if rows is None else np.isin(scores.index, rows)
     return EvaluationResult(
         **{name.name: getattr(item, name.name) for name in fields(item)},

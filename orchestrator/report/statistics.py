@@ -345,14 +345,14 @@ def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptCandidates:
+class Candidates:
     """The distinct responses that a set holds of one prompt; `quality` is the share of its pairs in which one is chosen."""
 
     reward: Floats
     quality: Floats
 
 
-def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[PromptCandidates]:
+def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[Candidates]:
     """Return the candidates of each prompt, in the order of the scores; `pairs` are the rows of the split."""
     prompts: dict[object, dict[str, list[tuple[float, float]]]] = {}
     for row, chosen, rejected in zip(scores.index, scores.chosen, scores.rejected, strict=True):
@@ -362,8 +362,7 @@ def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[PromptCandidat
     # One text is scored once per pair, equal up to rounding.
     means = [np.array([np.mean(found, axis=0) for found in said.values()]) for said in prompts.values()]
     return [
-        PromptCandidates(reward=reward_C, quality=quality_C)
-        for reward_C, quality_C in (item.T for item in means)
+        Candidates(reward=reward_C, quality=quality_C) for reward_C, quality_C in (item.T for item in means)
     ]
 
 
@@ -383,7 +382,7 @@ def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
     return expected
 
 
-def share_within(found: Sequence[PromptCandidates]) -> float:
+def share_within(found: Sequence[Candidates]) -> float:
     """Return the share of the variance of all candidates' rewards that lies within prompts; 0 where rewards do not vary."""
     everything = np.concatenate([item.reward for item in found])
     total = float(everything.var() * len(everything))
@@ -391,7 +390,7 @@ def share_within(found: Sequence[PromptCandidates]) -> float:
     return within / total if total > 1e-24 * max(1.0, float(everything.mean()) ** 2) else 0.0
 
 
-def spreads(found: Sequence[PromptCandidates]) -> Floats:
+def spreads(found: Sequence[Candidates]) -> Floats:
     """Return for each prompt the standard deviation of its candidates' rewards, divided by that of all candidates."""
     spread = float(np.concatenate([item.reward for item in found]).std())
     return np.array([item.reward.std() / spread if spread > 0 else 0.0 for item in found])

@@ -31,8 +31,8 @@ from orchestrator.report.results import (
     seeds_accuracy,
 )
 from orchestrator.report.statistics import (
+    Candidates,
     Floats,
-    PromptCandidates,
     best_of,
     by_decile,
     over_seeds,
@@ -259,7 +259,7 @@ def right_by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
     return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)
 
 
-def best_of_curve(seeds: Sequence[Sequence[PromptCandidates]], drawn: Sequence[int]) -> list[dict[str, Any]]:
+def best_of_curve(seeds: Sequence[Sequence[Candidates]], drawn: Sequence[int]) -> list[dict[str, Any]]:
     """By n: expected quality of the pick, over prompts and seeds; what chance and the best pick would have."""
     rows = []
     for n in drawn:
@@ -282,7 +282,7 @@ def best_of_curve(seeds: Sequence[Sequence[PromptCandidates]], drawn: Sequence[i
     return rows
 
 
-def variance_within(seeds: Sequence[Sequence[PromptCandidates]]) -> dict[str, Any]:
+def variance_within(seeds: Sequence[Sequence[Candidates]]) -> dict[str, Any]:
     """Return how much of a reward's variance lies within prompts, and whether it picks well where it spreads them."""
     spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
     picked_Q = np.mean(

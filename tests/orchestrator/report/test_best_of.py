@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.statistics import PromptCandidates, best_of, candidates, share_within
+from orchestrator.report.statistics import Candidates, best_of, candidates, share_within
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
 from trainers.evaluate.scores import PairScores
@@ -56,7 +56,7 @@ def test_candidates_are_distinct_responses_and_quality_is_how_often_they_are_cho
 
 def test_variance_within_prompts_is_that_which_prompts_do_not_account_for():
     def found(*rewards):
-        return [PromptCandidates(reward=np.array(item), quality=np.zeros(len(item))) for item in rewards]
+        return [Candidates(reward=np.array(item), quality=np.zeros(len(item))) for item in rewards]
 
     assert share_within(found([1.0, 2.0], [1.0, 2.0])) == pytest.approx(1.0)
     assert share_within(found([1.0, 1.0], [2.0, 2.0])) == pytest.approx(0.0)
