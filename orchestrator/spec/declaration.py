@@ -139,13 +139,19 @@ def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
     return [
         trial.name
         for trial in new.trials
-        if ((others := known.get(_group(trial))) and _settings(trial) not in others)
+        if ((others := known.get(_group(trial))) and not any(_alike(other, trial) for other in others))
         or _of_other_rows(rows, trial)
     ]
 
 
 def _group(trial: TrialRecord) -> tuple[str, str, str]:
     return trial.model, trial.reward, trial.train_set
+
+
+def _alike(earlier: dict[str, Any], trial: TrialRecord) -> bool:
+    settings = _settings(trial)
+    # An earlier rmsweep noted no key of the model.
+    return {"model_key": settings.get("model_key"), **earlier} == {"model_key": None, **settings}
 
 
 def _known_settings(earlier: Declaration) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
