@@ -110,7 +110,10 @@ def _commit_train(store: Store, trial: TrialRecord, accuracy: float, steps: int)
     perf = {"tokens_per_s": 5000.0, "pairs_per_s": 10.0 + noise[0], "step_s": 2.0, "peak_mem_gb": 30.0}
     with store.write("train", trial.key) as attempt:
         parquet.write_table(log, attempt.directory / "log.parquet")
-        attempt.info.update(pairs=100, train_accuracy=accuracy, perf={**perf, "set_up_s": 2.0})
+        laid = {"device": "cuda", "world_size": 8, "zero_stage": 2}
+        attempt.info.update(
+            pairs=100, train_accuracy=accuracy, perf={**perf, "set_up_s": 2.0}, placement=laid
+        )
 
 
 def _commit(store: Store, trial: TrialRecord, item: EvaluationRecord, pairs: int, strength: float) -> None:

@@ -32,11 +32,12 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
     """Accuracy by tenths of both measures, each set's and all sets' together."""
     from trainers.theory.representations import nearness
 
-    outcomes = [item for item in set_outcomes(results) if item.dataset in inputs.pairs]
+    kinds = list(dict.fromkeys(item.record.reward for item in results if item.learned))
+    outcomes = [item for item in set_outcomes(results, kinds) if item.dataset in inputs.pairs]
     if not outcomes:
         raise DataError(
-            f"the sweep has scored none of {', '.join(name for name in inputs.pairs if name != SEEN)} with two reward types that "
-            "have learned; give others as --eval-sets."
+            f"the sweep has scored none of {', '.join(name for name in inputs.pairs if name != SEEN)} with every reward type that "
+            "has learned; give others as --eval-sets."
         )
     model = load_untrained(inputs, "unembedding")
     near = nearness(
@@ -94,6 +95,6 @@ def _draw(rows: Rows) -> Any:
     return figure
 
 
-EXPERIMENT = analyses_of_models(Study(name="token_overlap", version=3, find=find))
+EXPERIMENT = analyses_of_models(Study(name="token_overlap", version=4, find=find))
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)

@@ -48,14 +48,15 @@ RUN_HERE = {
 NOT_RUN = {
     "audit.md": {
         "python -m trainers.data audit [": "a list of the flags; tests/trainers/test_audit.py uses them",
-        "python -m trainers.data audit ../shared": "tests/trainers/test_audit.py asserts the same findings in process",
+        "python -m trainers.data audit ultrafeedback": "tests/trainers/test_audit.py asserts the same findings in process",
     },
     "suites.md": {
         ".venv/bin/python sweeps/full_grid.py --suites": "copies that are not here; tests/cli/test_suites_sweep.py runs the flag",
         ".venv/bin/python -m trainers.evaluate": "the same; tests/trainers/test_commands.py scores a suite",
     },
     "training_options.md": {
-        ".venv/bin/python -m trainers.train": "tests/trainers/test_lora.py trains, saves and loads adapters",
+        ".venv/bin/python -m trainers.train": "tests/trainers/test_lora.py trains, saves and loads adapters; test_hub.py pushes",
+        ".venv/bin/python -m trainers.evaluate": "tests/trainers/test_commands.py scores several models as one",
         ".venv/bin/python sweeps/remedies.py": "minutes; tests/cli/test_remedies_sweep.py runs it at its smallest",
     },
     "data.md": {"export OPENAI_": "an endpoint and its key; the endpoint of the tests is a fake one"},
@@ -64,11 +65,10 @@ NOT_RUN = {
         "python sweeps/full_grid.py --storage s3://": "tests/faults/test_s3.py runs sweeps on moto's server",
     },
     "reproduction.md": {
-        "../shared/get_smollm2.sh": "fetches a model; tests/conftest.py calls it where the script is",
         ".venv/bin/python sweeps/persona.py": "half an hour; tests/cli/test_persona_sweep.py runs the sweep at its smallest",
         ".venv/bin/python sweeps/learning_dynamics.py": "minutes on a real model; tests/cli/test_learning_dynamics_sweep.py",
         "--effective-batch 8": "the line before goes on",
-        "--train-set persona=": "the line before goes on",
+        "--train-set persona": "the line before goes on",
         "sweeps/full_grid.py --profile laptop": "minutes; test_readme.py runs the sweep at its smallest",
         "sweeps/persona.py --profile laptop": "minutes; tests/cli/test_persona_sweep.py runs it at its smallest",
         "sweeps/full_grid.py --name best_of_grid": "minutes; as the others of this sweep",

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -22,12 +23,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
-from orchestrator.cli.options import Gc
+from orchestrator.cli.options import Gc, Report
 from orchestrator.cli.session import HOLES, Session, dump_json, shell_words
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
+from orchestrator.report.ensembles import ensemble_table
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
-from orchestrator.report.results import TrialState, trial_states
+from orchestrator.report.results import TrialState, trial_states, with_scores
 from orchestrator.report.summary import Written
 from orchestrator.report.tables import Table as ReportTable
 from orchestrator.report.two_sweeps import other_sweep, without_intervals, write_comparison
@@ -37,16 +39,17 @@ from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_state
 from orchestrator.tracking.database import EXPERIMENT, SHARED_VIEW, follow_storage, shared_view_tag
 from orchestrator.tracking.mlflow import sync as rebuild_view
+from orchestrator.tracking.view import weights_place
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
 UI_STOPPING_S = 10.0
 
 
-def status(session: Session, *, watch: bool = False) -> int:
+def status(session: Session, *, watch: bool = False, paths: bool = False) -> int:
     """Print the state of each trial, from its artifacts and from what the running command notes.
 
-    With `watch`, print it again whenever it changes, until the sweep ends.
+    With `watch`, print it again whenever it changes, until the sweep ends; with `paths`, also where its weights are.
     """
     known: dict[str, TrialState] = {}
     shown: list[dict[str, Any]] | None = None
@@ -58,8 +61,11 @@ def status(session: Session, *, watch: bool = False) -> int:
         known = {result.record.key: result for result in results if result.complete}
         state = read_state(session.sweep_name, session.store)
         running = state.driver in live_drivers(session.store.root)
+        if paths:
+            session.store.look(weights=[trial.key for trial in declaration.trials])
         rows = [
             _status_row(result, state.trials.get(result.record.key, TrialNote()), running)
+            | ({"weights": weights_place(session.store, result.record.key)} if paths else {})
             for result in results
         ]
         if rows != shown:
@@ -160,41 +166,49 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     return HOLES
 
 
-def report(session: Session, compare: str | None, baseline: str | None = None, by: str | None = None) -> int:
+def report(session: Session, command: Report) -> int:
     """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
     declaration, store = session.declaration(), session.store
-    bar = functools.partial(late_bar, session.console)
-    other = None if compare is None else other_sweep(compare, store)
+    bar, by = functools.partial(late_bar, session.console), command.by
+    if by and command.ensemble:
+        raise SpecError("--by and --ensemble print another table each; give one of them.")
+    other = None if command.compare is None else other_sweep(command.compare, store)
     axes = axes_of(declaration.trials)
+    if command.price is not None and not 0 <= command.price < math.inf:
+        raise SpecError(f"--price {command.price}: give $ per GPU-hour, 0 or more.")
     if by is not None and by not in axes:
         raise SpecError(f"--by {by}: the sweep does not vary it; it varies {', '.join(axes) or 'no axis'}.")
-    written = write_full_report(declaration, store, bar, anew=True, baseline=baseline)
-    beside = other and write_comparison(declaration, store, *other, baseline)
-    by_axis = next((table for table in written.shown.more if table.name == f"by_{by}"), None)
+    written = write_full_report(
+        declaration, store, bar, anew=True, baseline=command.baseline, price=command.price
+    )
+    beside = other and write_comparison(declaration, store, *other, command.baseline)
+    asked = next((table for table in written.shown.more if table.name == f"by_{by}"), None)
+    if command.ensemble:
+        asked = ensemble_table(with_scores(written.results, store))
     if session.options.json:
-        rows = by_axis.records() if by_axis else written.shown.accuracies
+        rows = asked.records() if asked else written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
-    print_report(session, written, by_axis)
+    print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
-        table = without_intervals(beside.table).terminal(labels=4)
+        table = without_intervals(beside.table).terminal(labels=4, merged=2)
         session.console.print(fitting(table, session.console))
         session.say(*beside.conclusions, f"comparison: {beside.file}")
     return say_holes(session, written.results)
 
 
-def print_report(session: Session, written: Written, by_axis: ReportTable | None = None) -> None:
-    """Print the report's tables and conclusions, and where to see more; accuracies `by_axis` in the place of all."""
+def print_report(session: Session, written: Written, asked: ReportTable | None = None) -> None:
+    """Print the report's tables and conclusions, and where to see more; a table that was `asked` for in the place of all."""
     console = session.console
     accuracy, *by_epoch = written.shown.tables
-    if by_axis:
-        session.say(by_axis.note)
+    if asked:
+        session.say(asked.note)
         # What an interval is over is in the file, for which there is room.
-        accuracy, by_epoch = dataclasses.replace(by_axis, columns=by_axis.columns.removesuffix(" over")), []
+        accuracy, by_epoch = dataclasses.replace(asked, columns=asked.columns.removesuffix(" over")), []
     console.print(fitting(accuracy.terminal(labels=3, merged=2), console))
     for table in by_epoch:
-        console.print(table.terminal(labels=4))
+        console.print(fitting(table.terminal(labels=4), console))
     session.warn(*written.shown.left_out)
     session.say(*said_conclusions(written.folder))
     session.say(f"report: {written.folder / HTML}")
@@ -230,8 +244,8 @@ def ui(session: Session, port: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with subprocess.Popen(command, env=environment) as server:
         try:
-            if (runs := _runs_page(address, server, session.sweep_name)) is not None:
-                session.say(f"its runs: {runs}")
+            for view, page in _pages(address, server, session.sweep_name).items():
+                session.say(f"its {view}: {page}")
             return server.wait()
         except BaseException:
             # Asked first: it ends its own workers, which a kill would leave.
@@ -252,25 +266,30 @@ def _require_free(port: int) -> None:
             raise SpecError(f"--port {port} cannot be served ({error}); give another.") from error
 
 
-def _runs_page(address: str, server: subprocess.Popen[bytes], sweep: str) -> str | None:
-    """Wait for the server, and return the page of a sweep's runs; None where it has no experiment of ours, or ends first."""
+def _pages(address: str, server: subprocess.Popen[bytes], sweep: str) -> dict[str, str]:
+    """Wait for the server, and return the pages of a sweep's runs and charts; none where it has no experiment of ours, or ends first."""
     asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     while server.poll() is None:
         try:
             with urllib.request.urlopen(asked, timeout=30) as answer:
                 found = json.load(answer)["experiment"]
         except urllib.error.HTTPError:
-            return None
+            break
         except OSError:
             time.sleep(0.2)
             continue
-        # Without it MLflow opens pages for chat programs.
-        query = {"workflowType": "machine_learning"}
-        view = shared_view_tag(sweep)
-        if view in {tag["key"] for tag in found.get("tags", ())}:
-            query["viewStateShareKey"] = view.removeprefix(SHARED_VIEW)
-        return f"{address}/#/experiments/{found['experiment_id']}/runs?{urllib.parse.urlencode(query)}"
-    return None
+        known = {tag["key"] for tag in found.get("tags", ())}
+        pages = {}
+        for view, mode in (("runs", "TABLE"), ("charts", "CHART")):
+            # Without it MLflow opens pages for chat programs.
+            query = {"workflowType": "machine_learning", "compareRunsMode": mode}
+            if (tag := shared_view_tag(sweep, view)) in known:
+                query["viewStateShareKey"] = tag.removeprefix(SHARED_VIEW)
+            pages[view] = (
+                f"{address}/#/experiments/{found['experiment_id']}/runs?{urllib.parse.urlencode(query)}"
+            )
+        return pages
+    return {}
 
 
 def sync(session: Session) -> int:

@@ -5,7 +5,6 @@ While trials run, what libraries print goes into a log.
 
 import contextlib
 import io
-import itertools
 import logging
 import os
 import sys
@@ -24,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.plan.durations import time_left_s
+from orchestrator.report.tables import what_differs
 from orchestrator.run.events import Completed, Event, Failed, Notice, Retried, RowsLogged
 from orchestrator.spec.redaction import RedactingFormatter, scrub
 from orchestrator.store.records import TrialNote
@@ -172,7 +172,8 @@ class Progress:
         starting: str = "starting",
     ) -> None:
         self._console = console
-        self._names, self._short = names, what_differs(names)
+        self._names = names
+        self._short = {key: differs or same for key, (differs, same) in what_differs(names).items()}
         self._notes = {key: notes[key] for key in names}
         self._complete_before, self._starting, self._rows = complete, Spinner("dots", starting), 0
         self._shown_at = 0.0
@@ -279,15 +280,6 @@ def _runs(note: TrialNote) -> bool:
 def _aligned(name: str, cells: Sequence[str], names: Mapping[str, str]) -> str:
     padded = [f"{cell:{side}{width}}" for cell, width, side in zip(cells, WIDTHS, "<>>>", strict=True)]
     return "  ".join([name.ljust(max(map(len, names.values()))), *padded]).rstrip()
-
-
-def what_differs(names: Mapping[str, str]) -> dict[str, str]:
-    """Return the names of trials without the parts that all of them have."""
-    parts = {key: name.split(" · ") for key, name in names.items()}
-    if len(parts) < 2 or len(set(map(len, parts.values()))) > 1:
-        return dict(names)
-    differs = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
-    return {key: " · ".join(itertools.compress(part, differs)) or names[key] for key, part in parts.items()}
 
 
 def said_left(notes: Mapping[str, TrialNote], names: Mapping[str, str]) -> str:

@@ -90,9 +90,10 @@ def _at(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[Trial
 
 
 def _reward(record: TrialRecord, axis: str) -> str:
-    if axis not in record.axes:
-        return record.reward
-    return record.reward.replace(in_a_name(axis, record.axes[axis]), "", 1)
+    """Return the reward type's name without the axis: those of all axes stand at its end."""
+    named = {name: in_a_name(name, value) for name, value in record.axes.items()}
+    plain = record.reward.removesuffix("".join(named.values()))
+    return plain + "".join(text for name, text in named.items() if name != axis)
 
 
 def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str, Value]:

@@ -55,12 +55,10 @@ class Scope:
     dataset: str = ""
 
     def alone(self, name: str) -> "Scope":
-        """Return the scope of one of its sets."""
         return replace(self, sets=(name,), dataset=name)
 
 
 def category_scopes(results: Sequence[TrialResult]) -> Iterator[Scope]:
-    """Yield each training set's categories."""
     for train_set in _unique(result.record.train_set for result in results):
         here = [result.record for result in results if result.record.train_set == train_set]
         for category in CATEGORIES:
@@ -93,7 +91,6 @@ def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
 
 
 def over_sets(trial: TrialResult, scope: Scope, metric: str = "accuracy") -> float:
-    """Return the mean of a metric over the scope's sets."""
     return float(np.mean([_metric(trial, name, metric) for name in scope.sets]))
 
 
@@ -152,22 +149,18 @@ class Mean:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that it is over."""
         return tuple(self.cells)
 
     @property
     def seeds(self) -> int:
-        """How many seeds each model has, at least."""
         return min(map(len, self.cells.values()))
 
     @property
     def runs(self) -> int:
-        """How many cells of model and seed there are."""
         return sum(map(len, self.cells.values()))
 
     @cached_property
     def values(self) -> list[list[float]]:
-        """The values of the seeds, by model."""
         return [
             [
                 sum(
@@ -181,7 +174,6 @@ class Mean:
 
     @cached_property
     def by_model(self) -> list[float]:
-        """The mean over seeds of each model."""
         return [float(np.mean(of_model)) for of_model in self.values]
 
     @cached_property
@@ -271,11 +263,14 @@ class Mean:
     @cached_property
     def estimate(self) -> Estimate:
         """The value with its interval and p, and with the spread over seeds of one model."""
-        if not self.metric.startswith("accuracy") or len(self.signs) > 2:
-            found = statistics.unbounded_interval(self.value, self._spread)
+        if self.metric.startswith("accuracy"):
+            # A difference of two differences may be as large as 2.
+            scale, floor = max(1, len(self.signs) // 2), 1 - min(2, len(self.signs))
+            spread = replace(self._spread, variance=self._spread.variance / scale**2)
+            found = statistics.bounded_interval(self.value / scale, spread, self.prompts, floor=floor)
+            found = replace(found, value=self.value, low=found.low * scale, high=found.high * scale)
         else:
-            floor = 1 - len(self.signs)
-            found = statistics.bounded_interval(self.value, self._spread, self.prompts, floor=floor)
+            found = statistics.unbounded_interval(self.value, self._spread)
         told = len(self.signs) > 1 and self._spread.trainings > 0
         return replace(found, std=self.std, p=found.p if told else None)
 
@@ -316,11 +311,9 @@ class Analysis:
         return f"{reward_title(self.baseline)} − {reward_title(other)}"
 
     def categories(self) -> Iterator[Scope]:
-        """Yield each training set's categories."""
         return category_scopes(self.results)
 
     def single_sets(self) -> Iterator[Scope]:
-        """Yield each training set's evaluation sets."""
         return (scope.alone(name) for scope in self.categories() for name in scope.sets)
 
     def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
@@ -415,7 +408,6 @@ class Analysis:
         return [model for model in self.models if model in whole]
 
     def compared(self, scope: Scope, other: str) -> list[TrialResult]:
-        """Return the trials of the models and seeds that have both types."""
         return [item for cell in self.cells_of(scope, (self.baseline, other)) for item in cell]
 
     def win_rate(self, scope: Scope, other: str | None = None) -> WinRate:
@@ -550,15 +542,14 @@ class SetOutcomes:
         return first - second
 
 
-def set_outcomes(results: Sequence[TrialResult], kinds: Sequence[str] = ()) -> list[SetOutcomes]:
+def set_outcomes(results: Sequence[TrialResult], kinds: Sequence[str]) -> list[SetOutcomes]:
     """Return one per training set and evaluation set that all `kinds` have learned and scored, in the categories' order.
 
-    `results` are those on the pairs that all models have; `kinds` are their first two types where none are named.
+    `results` are those on the pairs that all models have.
     """
-    kinds = list(kinds) or _unique(result.record.reward for result in results)[:2]
     found = []
+    models = _unique(result.record.model for result in results)
     for scope in category_scopes(results) if kinds else ():
-        models = _unique(result.record.model for result in results)
         # A category is the mean of all its sets, over the same cells.
         by_model = [seeds for model in models if (seeds := cells(results, scope, model, kinds))]
         found += [_outcomes(scope, name, by_model, kinds) for name in scope.sets if by_model]
@@ -615,7 +606,6 @@ def _margin(scores: PairScores) -> Floats:
 
 
 def by_category(outcomes: Sequence[SetOutcomes]) -> list[list[SetOutcomes]]:
-    """Group the sets by training set and category."""
     groups: dict[tuple[str, Category], list[SetOutcomes]] = {}
     for item in outcomes:
         groups.setdefault((item.train_set, item.category), []).append(item)

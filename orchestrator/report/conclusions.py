@@ -15,29 +15,41 @@ from trainers.data.audit import Audit
 PREFERENCE = "When to prefer which"
 # A control that moves a difference by less than this says nothing new.
 MOVED = 0.02
+# Reward types that the conclusions tell of, beside the baseline; a table has all.
+TOLD = 3
 Known = dict[tuple[Scope, str], Mean]
 
 
 def conclusions(analysis: Analysis, audit: Audit | None = None) -> tuple[str, str, str]:
     """Return three sentences: the answer, its support, and its doubts."""
     known = analysis.differences()
-    doubts = _doubts(analysis, known, audit)
+    told = _best(known)
+    doubts = _doubts(analysis, told, audit)
     if known:
-        return _answer(analysis, known), _support(analysis, known), doubts
+        return _answer(analysis, told, known), _support(analysis, told, known), doubts
     counted = [result for result in analysis.results if result.learned and result.final]
     return _uncompared(analysis), f"{_size(counted)}.", doubts
 
 
-def _answer(analysis: Analysis, known: Known) -> str:
+def _best(known: Known) -> Known:
+    """Leave the differences from the TOLD reward types that are best on the mean of all categories."""
+    ahead: dict[str, float] = {}
+    for (_, other), item in known.items():
+        ahead[other] = ahead.get(other, 0.0) + item.value
+    best = sorted(ahead, key=lambda other: ahead[other])[:TOLD]
+    return {place: item for place, item in known.items() if place[1] in best}
+
+
+def _answer(analysis: Analysis, told: Known, known: Known) -> str:
     """Say where each type is ahead, by how much, and where that cannot be told; what intervals are over is said once."""
-    over = list(dict.fromkeys(item.over for item in known.values()))
+    over = list(dict.fromkeys(item.over for item in told.values()))
     parts = []
     for other in analysis.others:
         verdicts = []
         for train_set in analysis.train_sets:
             here = {
                 scope: item
-                for (scope, kind), item in known.items()
+                for (scope, kind), item in told.items()
                 if (scope.train_set, kind) == (train_set, other)
             }
             if here:
@@ -48,6 +60,8 @@ def _answer(analysis: Analysis, known: Known) -> str:
         if verdicts:
             parts.append(f"{analysis.title(other)}: {'; '.join(verdicts)}")
     brackets = "95 % intervals in brackets" if len(over) > 1 else f"95 % intervals over {over[0]} in brackets"
+    if left := len({kind for _, kind in known} - {kind for _, kind in told}):
+        parts.append(f"These are the best {TOLD}; the table of differences has {left} more")
     return f"In accuracy ({brackets}), {'. '.join(parts)}."
 
 
@@ -67,11 +81,11 @@ def _verdicts(found: dict[Scope, Mean], baseline: str, other: str, *, alone: boo
     return ", ".join(parts)
 
 
-def _support(analysis: Analysis, known: Known) -> str:
+def _support(analysis: Analysis, told: Known, known: Known) -> str:
     """Say the win-rates, how much there is to go by, what correction leaves, and whether the signs are the paper's."""
     parts = []
-    for other in dict.fromkeys(kind for _, kind in known):
-        won = [analysis.win_rate(scope, other) for scope, kind in known if kind == other]
+    for other in dict.fromkeys(kind for _, kind in told):
+        won = [analysis.win_rate(scope, other) for scope, kind in told if kind == other]
         parts.append(
             f"{reward_title(analysis.baseline)} is ahead of {reward_title(other)} in {sum(item.ahead for item in won)} of "
             f"{sum(item.cells for item in won)} cells of model, seed and set, tied within a point in "

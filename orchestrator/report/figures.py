@@ -138,11 +138,16 @@ def _bars(
         error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": "black"},
         label=reward_title(kind),
     )
+    quoted = {
+        at: theirs
+        for at, scope in bars.items()
+        if not scope.dataset
+        and (theirs := published.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
+    }
     # A bar of 0 would look like one that is not there.
     for at, value in zip(bars, values, strict=True):
-        axis.text(
-            at, min(value.high, 1.0) + 0.02, f"{value.value:.2f}", ha="center", va="bottom", fontsize=7.5
-        )
+        top = max(min(value.high, 1.0) + 0.02, quoted.get(at, 0.0) + 0.05)
+        axis.text(at, top, f"{value.value:.2f}", ha="center", va="bottom", fontsize=7.5)
     by_model = [
         (at + width * 0.3 * side, alone)
         for at, mean in zip(bars, means, strict=True)
@@ -159,12 +164,6 @@ def _bars(
         }
         label = "each model" if kind == rewards[0] else None
         axis.scatter([at for at, _ in by_model], [alone for _, alone in by_model], label=label, **style)
-    quoted = {
-        at: theirs
-        for at, scope in bars.items()
-        if not scope.dataset
-        and (theirs := published.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
-    }
     if quoted:
         axis.plot(
             list(quoted),
@@ -180,7 +179,6 @@ def _bars(
 
 
 def _win_rates(analysis: Analysis) -> "Figure | None":
-    """Stacked bars: baseline ahead, tied, other ahead."""
     won = {
         (scope, other): found
         for scope in analysis.categories()
@@ -264,7 +262,6 @@ def _by_model(
 
 
 def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
-    """Accuracy, one row per model."""
 
     def ask(scope: Scope, model: str, kind: str) -> Mean | None:
         return analysis.mean(scope, model, kind, "accuracy")
@@ -277,7 +274,6 @@ def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
 
 
 def _differences(analysis: Analysis) -> "Figure | None":
-    """Baseline − other, one row per model and their mean."""
     names = [*analysis.models, MEAN]
 
     def ask(scope: Scope, name: str, other: str) -> Mean | None:
@@ -292,7 +288,6 @@ def _differences(analysis: Analysis) -> "Figure | None":
 
 
 def _margins(analysis: Analysis) -> "Figure | None":
-    """Histograms of margins over their rewards' standard deviation."""
     edges = np.linspace(-4, 4, 49)
 
     def margins(scope: Scope, kind: str) -> Floats | None:

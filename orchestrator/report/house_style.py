@@ -5,6 +5,7 @@ No pyplot: no state is shared, and nothing opens a window. The same numbers give
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -173,7 +174,6 @@ def dots(axis: "Axes", rows: Mapping[int, Estimate] | Mapping[float, Estimate], 
 
 
 def name_rows(axis: "Axes", names: Sequence[str]) -> None:
-    """Name the rows, from the top."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
@@ -209,9 +209,5 @@ def legend(figure: "Figure", axes: "Iterable[Axes]", columns: int = 4) -> None:
 
 def wrapped(name: str, width: int = 13) -> str:
     """A name in lines of at most `width` letters, broken at its spaces and underscores."""
-    lines = [""]
-    for word in re.findall(r"[^ _]+[ _]?", name):
-        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > width:
-            lines.append("")
-        lines[-1] += word
-    return "\n".join(line.rstrip() for line in lines)
+    spaced = name.replace("_", "_ ")
+    return textwrap.fill(spaced, width, break_long_words=False, break_on_hyphens=False).replace("_ ", "_")

@@ -41,7 +41,7 @@ from orchestrator.report.results import (
     with_scores,
 )
 from orchestrator.report.summary import Shown, Written, audit_tables, statistics_tables, write_report
-from orchestrator.report.tables import NOTHING, Table, reward_title
+from orchestrator.report.tables import NOTHING, Table, Value, reward_title
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
@@ -49,7 +49,7 @@ from trainers.errors import SpecError
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 9
+VERSION = 10
 NOTE = "report.json"
 HTML = "report.html"
 PAIRS = "pairs.parquet"
@@ -62,7 +62,6 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @contextlib.contextmanager
 def no_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show nothing."""
     yield lambda done, total: None
 
 
@@ -100,22 +99,26 @@ def write_full_report(
     *,
     anew: bool = False,
     baseline: str | None = None,
+    price: float | None = None,
 ) -> Written:
     """Write the report, unless that of the same results is already there; where `anew`, in any case.
 
-    The `baseline` is kept until another one is given. Raises SpecError where no trial has that reward type.
+    The `baseline`, and the `price` in $ per GPU-hour, are kept until others are given. Raises SpecError where no trial has that
+    reward type.
     """
     states = trial_states(declaration.trials, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     baseline = known_baseline(declaration, folder, baseline)
-    key = _key(declaration, states, store, baseline)
-    if not anew and _is_fresh(folder, key):
+    price = _note(folder).get("price") if price is None else price
+    key = _key(declaration, states, store, baseline, price)
+    files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
+    if not anew and _note(folder).get("key") == key and all(file.is_file() for file in files):
         return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
     store.fetch_ahead("evaluate", [item.key for state in states for item in state.evaluations], SCORES)
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
-    page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs)
+    page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
     shown_below = {"suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
     written = write_report(
         declaration,
@@ -134,6 +137,7 @@ def write_full_report(
     note = {
         "key": key,
         "baseline": baseline,
+        "price": price,
         "sweep": declaration.sweep,
         "trials": len(results),
         "complete": sum(result.complete for result in results),
@@ -195,7 +199,13 @@ def _template() -> Any:
     return environment.get_template("report.html.jinja")
 
 
-def _key(declaration: Declaration, states: Sequence[TrialState], store: Store, baseline: str | None) -> str:
+def _key(
+    declaration: Declaration,
+    states: Sequence[TrialState],
+    store: Store,
+    baseline: str | None,
+    price: float | None,
+) -> str:
     """Return a hash of everything that the page depends on; no scores are read for it."""
     noted = read_state(declaration.sweep, store)
     evaluations = [item for trial in declaration.trials for item in trial.evaluations]
@@ -211,6 +221,7 @@ def _key(declaration: Declaration, states: Sequence[TrialState], store: Store, b
         versions()["rmsweep"],
         declaration.sweep,
         baseline,
+        price,
         [repr(item) for item in states],
         [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
         [(store.sound_manifest(*artifact) or {}).get("attempt") for artifact in read],
@@ -218,11 +229,6 @@ def _key(declaration: Declaration, states: Sequence[TrialState], store: Store, b
         {key: note.message for key, note in noted.trials.items()},
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _is_fresh(folder: Path, key: str) -> bool:
-    files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
-    return _note(folder).get("key") == key and all(file.is_file() for file in files)
 
 
 def _note(folder: Path) -> dict[str, Any]:
@@ -242,6 +248,7 @@ def _page(
     store: Store,
     bar: Bar,
     pairs: Sequence[Mapping[str, Any]],
+    price: float | None,
 ) -> Page:
     state = read_state(sweep, store)
     complete = sum(result.complete for result in results)
@@ -272,7 +279,11 @@ def _page(
                 title="How it was made",
                 anchor="made",
                 lines=(*ran, ("This report", command)),
-                tables=[_time_table(results, store), _made_with(results, store), _trials_table(results)],
+                tables=[
+                    _time_table(results, store, price),
+                    _made_with(results, store),
+                    _trials_table(results),
+                ],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
             Section(title=PREFERENCE, anchor="prefer", text=preference(controlled(analysis))),
@@ -300,7 +311,6 @@ def _warning(results: Sequence[TrialResult], analysis: Analysis) -> str:
 
 
 def report_command(state: SweepState, sweep: str) -> str:
-    """Return the command that makes the report again."""
     script, *words = state.command or ("sweeps/full_grid.py", "--name", sweep)
     kept: list[str] = []
     for word, value in itertools.pairwise((*words, "")):
@@ -329,31 +339,41 @@ def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
     )
 
 
-def _time_table(results: Sequence[TrialResult], store: Store) -> Table:
-    """Add up the time of all trainings and evaluations, from their manifests."""
+def _time_table(results: Sequence[TrialResult], store: Store, price: float | None) -> Table:
+    """Add up the time of all trainings and evaluations, and what it cost: an evaluation takes one device of its training's kind."""
     spent: dict[tuple[str, str], list[float]] = {}
-    for stage, manifest in _manifests(results, store):
-        laid = manifest["info"].get("placement", {})
-        line = spent.setdefault((stage, str(laid.get("device", NOTHING))), [0, 0.0, 0.0])
-        devices = int(laid.get("world_size", 1))
-        for place, value in enumerate((1, manifest["seconds"], manifest["seconds"] * devices)):
-            line[place] += value
+    for result in results:
+        device = NOTHING
+        for stage, manifest in _manifests([result], store):
+            laid = manifest["info"].get("placement", {})
+            device = {"cuda": "GPU", "cpu": "CPU"}.get(laid.get("device"), device)
+            line = spent.setdefault((stage, device), [0, 0.0, 0.0])
+            hours = manifest["seconds"] / 3600
+            for place, value in enumerate((1, hours, hours * laid.get("world_size", 1))):
+                line[place] += value
+    rows: list[dict[str, Value]] = [
+        {
+            "stage": stage,
+            "device": device,
+            "artifacts": int(count),
+            "hours": hours,
+            "device_hours": each,
+            **({"cost": price * each} if price is not None and device == "GPU" else {}),
+        }
+        for (stage, device), (count, hours, each) in spent.items()
+    ]
+    note = "Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it."
+    costs = [float(str(row["cost"])) for row in rows if "cost" in row]
+    if costs:
+        note += f" At $ {price:g} per GPU-hour, $ {sum(costs):,.2f} in all."
     return Table(
         name="time",
-        title="Time",
-        note="Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it.",
-        columns="stage device artifacts hours device_hours",
-        rows=[
-            {
-                "stage": stage,
-                "device": device,
-                "artifacts": int(count),
-                "hours": s / 3600,
-                "device_hours": each / 3600,
-            }
-            for (stage, device), (count, s, each) in spent.items()
-        ],
-        forms={"hours": ".3f", "device_hours": ".3f"},
+        title="Time and cost" if costs else "Time",
+        note=note,
+        columns=f"stage device artifacts hours device_hours{' cost' if costs else ''}",
+        titles={"device_hours": "CPU- or GPU-hours", "cost": "cost, $"},
+        rows=rows,
+        forms={"hours": ".3f", "device_hours": ".3f", "cost": ",.2f"},
     )
 
 
@@ -377,7 +397,6 @@ def _facts(stage: str, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _trials_table(results: Sequence[TrialResult]) -> Table:
-    """List every trial with its training."""
     return Table(
         name="trials",
         title="Trials",

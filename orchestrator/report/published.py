@@ -63,7 +63,6 @@ _METHOD = (
 
 
 def spec_difference(results: Sequence[TrialResult]) -> Table:
-    """Return a table of the sweep's spec beside the paper's."""
     records, profile = [result.record for result in results], catalog.PAPER
     here: tuple[tuple[str, str, str, Iterable[object]], ...] = (
         ("models", _names(model.name for model in profile.models), "[U]", (r.model for r in records)),

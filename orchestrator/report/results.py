@@ -3,12 +3,12 @@
 A model's tokenizer decides which pairs are over the length limits, so models may have scored different pairs of one set.
 """
 
+import functools
 import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -92,12 +92,10 @@ class TrialState:
 
     @property
     def finished(self) -> float:
-        """When its last stage was committed."""
         return max((item.finished for item in self.evaluations), default=self.trained_at)
 
     @property
     def complete(self) -> bool:
-        """Trained, and evaluated on every declared set."""
         return self.trained and len(self.evaluations) == len(self.record.evaluations)
 
     @property
@@ -109,7 +107,6 @@ class TrialState:
 
     @property
     def last_epoch(self) -> int | None:
-        """The epoch that the trial is judged by."""
         return max((item.epoch or 0 for item in self.record.evaluations), default=0) or None
 
 
@@ -121,7 +118,6 @@ class TrialResult(TrialState):
 
     @property
     def final(self) -> tuple[EvaluationResult, ...]:
-        """The evaluations after the last epoch."""
         last = self.last_epoch
         return tuple(item for item in self.evaluations if item.epoch == last)
 
@@ -140,7 +136,7 @@ class TrialResult(TrialState):
 def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialState]:
     """Return what the store has of each trial; scores are compared with their digests, not read."""
 
-    @cache
+    @functools.cache
     def too_long(prepared: str) -> int:
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
@@ -151,25 +147,30 @@ def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialStat
 
 
 def sweep_results(declaration: Declaration, store: Store) -> list[TrialResult]:
-    """Every trial of a sweep with its scores, in plan order."""
     return with_scores(trial_states(declaration.trials, store), store)
 
 
 def trial_result(record: TrialRecord, store: Store) -> TrialResult:
-    """One trial with its scores."""
     return with_scores(trial_states([record], store), store)[0]
 
 
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
     """The trials with the scores of their evaluations; what has them is taken as it is."""
-    return [state if isinstance(state, TrialResult) else _with_scores(state, store) for state in states]
+    # Seeds, models and reward types share their splits.
+    leaked = functools.cache(functools.partial(leaked_rows, store))
+    return [
+        state if isinstance(state, TrialResult) else _with_scores(state, store, leaked) for state in states
+    ]
 
 
-def _with_scores(state: TrialState, store: Store) -> TrialResult:
-    scored = [_result(item, state.record, store) for item in state.evaluations]
+Leaked = Callable[[str, str], NDArray[np.int64] | None]
+
+
+def _with_scores(state: TrialState, store: Store, leaked: Leaked) -> TrialResult:
+    scored = [_result(item, state.record, store, leaked) for item in state.evaluations]
     if None in scored:
         # Another driver has scored it anew since its state was read.
-        return _with_scores(trial_states([state.record], store)[0], store)
+        return _with_scores(trial_states([state.record], store)[0], store, leaked)
     return TrialResult(
         **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
         evaluations=tuple(item for item in scored if item),
@@ -225,7 +226,7 @@ def _evaluated(
     )
 
 
-def _result(item: Evaluated, record: TrialRecord, store: Store) -> EvaluationResult | None:
+def _result(item: Evaluated, record: TrialRecord, store: Store, leaked_of: Leaked) -> EvaluationResult | None:
     """Read the scores of an evaluation; None where they are not those of its attempt any more."""
     try:
         found = store.found("evaluate", item.key, SCORES)
@@ -234,7 +235,7 @@ def _result(item: Evaluated, record: TrialRecord, store: Store) -> EvaluationRes
     if found is None or found[0]["attempt"] != item.attempt:
         return None
     scores = read_pair_scores(found[1] / SCORES)
-    rows = leaked_rows(store, record.train_digest, item.dataset_digest)
+    rows = leaked_of(record.train_digest, item.dataset_digest)
     leaked = None if rows is None else np.isin(scores.index, rows)
     return EvaluationResult(
         **{name.name: getattr(item, name.name) for name in fields(item)},

@@ -44,7 +44,6 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -58,7 +57,6 @@ class WinRate:
 
     @property
     def cells(self) -> int:
-        """How many cells there are."""
         return self.ahead + self.ties + self.behind
 
     @property
@@ -194,7 +192,6 @@ def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) ->
 
 
 def _p(value: float, spread: Spread) -> float:
-    """Return the two-sided p of a Student-t."""
     from scipy.special import stdtr
 
     if value == 0 or spread.variance == 0:

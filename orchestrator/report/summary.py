@@ -123,7 +123,6 @@ def _gaps(
 
 
 def accuracy_table(analysis: Analysis) -> Table:
-    """The accuracies as people read them."""
     titles = {f"difference_{other}": analysis.title(other) for other in analysis.others}
     columns = " ".join(("train_set category model", *analysis.rewards, *titles))
     rows = accuracies(analysis)
@@ -131,7 +130,6 @@ def accuracy_table(analysis: Analysis) -> Table:
 
 
 def accuracy_numbers(analysis: Analysis) -> Table:
-    """The accuracies for programs: numbers apart, seeds counted."""
     parts = ("mean", "std", "seeds", "not_learned", "missing")
     names = [f"{kind}_{part}" for kind in analysis.rewards for part in parts]
     gaps = [
@@ -184,7 +182,6 @@ def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Tabl
 
 
 def statistics_tables(analysis: Analysis) -> Iterator[Table]:
-    """Every table of statistics, the answer first."""
     if analysis.others:
         yield differences(analysis)
         yield win_rates(analysis)
@@ -245,7 +242,6 @@ def by_category(analysis: Analysis, metric: str) -> Table:
 
 
 def differences(analysis: Analysis) -> Table:
-    """Baseline − other by category and model."""
     rows: list[dict[str, Value]] = []
     choices: list[list[str] | None] = [*([model] for model in analysis.models), None]
     for scope, other, models in itertools.product(analysis.categories(), analysis.others, choices):
@@ -266,8 +262,6 @@ def differences(analysis: Analysis) -> Table:
                 "p": found.estimate.p,
                 "p_holm": None if models else analysis.holm.get((scope, other)),
                 "p_pairs": found.p_pairs,
-                "trainings": found.runs,
-                "pairs": found.pairs,
                 **_estimates(others),
             }
         )
@@ -278,13 +272,11 @@ def differences(analysis: Analysis) -> Table:
         "Student-t as the interval, over what stands beside it; – where there is one training of each type. Holm: p of the "
         "means, corrected for their number (p (pairs) where there is no other). p (pairs): sign-flip permutation test over test "
         "pairs, for these trainings.",
-        columns="train_set category difference model accuracy over p p_holm p_pairs trainings pairs loss abs_margin",
+        columns="train_set category difference model accuracy over p p_holm p_pairs loss abs_margin",
         titles={
             "over": "interval and p over",
             "p_holm": "p, Holm",
             "p_pairs": "p (pairs)",
-            "trainings": "trainings of each type",
-            "pairs": "pairs a set",
         },
         rows=rows,
         forms={**dict.fromkeys(METRIC_TITLES, "+.3f"), **dict.fromkeys(("p", "p_holm", "p_pairs"), ".2g")},
@@ -292,7 +284,6 @@ def differences(analysis: Analysis) -> Table:
 
 
 def win_rates(analysis: Analysis) -> Table:
-    """Which type is ahead in how many cells."""
     scopes = (*analysis.categories(), *analysis.single_sets())
     return Table(
         name="win_rates",
@@ -383,7 +374,6 @@ def suites(analysis: Analysis) -> Table:
 
 
 def calibrations(analysis: Analysis) -> Table:
-    """Expected calibration error and Brier score, by category and reward type."""
     scopes = (*analysis.categories(), *analysis.single_sets())
     return Table(
         name="calibration",
@@ -471,7 +461,6 @@ class Shown:
 
     @classmethod
     def of_json(cls, loaded: dict[str, Any]) -> "Shown":
-        """What was kept as JSON."""
         return cls(
             tables=tuple(map(Table.of_json, loaded["tables"])),
             more=tuple(map(Table.of_json, loaded["more"])),
@@ -489,7 +478,6 @@ class Written(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether every trial of the report is complete."""
         return all(result.complete for result in self.results)
 
 

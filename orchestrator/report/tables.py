@@ -1,8 +1,9 @@
 """A table of a report: its rows, and how they look as CSV, parquet, markdown, HTML and in a terminal.
 
-Also the names that all tables, figures and sentences use for reward types and means.
+Also the names that all tables, figures and sentences use for reward types, means and trials.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,14 +27,27 @@ _TITLES = {
     "accuracy_length_controlled": "length-controlled",
     "accuracy_leak_free": "leak-free",
 }
-# Longer texts are broken into lines in a page.
-_LONG = 60
+# In a page longer texts are broken into lines, those of several sentences at a width of their own.
+_LINE, _LONG = 24, 60
 
 
 def reward_title(reward: str) -> str:
     """`ex_rm` as the field writes it: EX-RM; `im_rm_no_reference` is IM-RM no reference; other names stay as they are."""
     found = re.match(r"[a-z]{2}_g?rm(?=_|$)", reward)
     return found[0].upper().replace("_", "-") + reward[found.end() :].replace("_", " ") if found else reward
+
+
+def what_differs(names: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Part each trial's name into what the trials differ in and what all of them have; where that cannot be told, all differs."""
+    parts = {key: name.split(" · ") for key, name in names.items()}
+    if len(parts) < 2 or len(set(map(len, parts.values()))) > 1:
+        return {key: (name, "") for key, name in names.items()}
+    differs = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
+    same = [not one for one in differs]
+    return {
+        key: (" · ".join(itertools.compress(part, differs)), " · ".join(itertools.compress(part, same)))
+        for key, part in parts.items()
+    }
 
 
 def mean_label(models: Mapping[str, int]) -> str:
@@ -67,11 +81,9 @@ class Table:
 
     @property
     def names(self) -> list[str]:
-        """The columns' names."""
         return self.columns.split()
 
     def title_of(self, name: str) -> str:
-        """A column's title."""
         return self.titles.get(name, _TITLES.get(name, reward_title(name).replace("_", " ")))
 
     def text(self, row: Mapping[str, Value], name: str) -> str:
@@ -86,8 +98,17 @@ class Table:
             return f"{value:{form}}"
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
+    def line(self, row: Mapping[str, Value], space: str) -> tuple[str, ...]:
+        """A row as people read it; within its interval an estimate has `space`, so that it is not broken there."""
+        texts = ((row.get(name), self.text(row, name)) for name in self.names)
+        return tuple(
+            text.replace(" ± ", f"{space or ' '}±{space or ' '}").replace(", ", f",{space}")
+            if isinstance(value, Estimate)
+            else text
+            for value, text in texts
+        )
+
     def texts(self) -> list[tuple[str, ...]]:
-        """All rows as people read them."""
         return [tuple(self.text(row, name) for name in self.names) for row in self.rows]
 
     def records(self) -> list[dict[str, Any]]:
@@ -113,7 +134,6 @@ class Table:
 
     @classmethod
     def of_json(cls, loaded: dict[str, Any]) -> "Table":
-        """The table whose `asdict` was kept as JSON."""
         rows = [
             {name: Estimate(**value) if isinstance(value, dict) else value for name, value in row.items()}
             for row in loaded["rows"]
@@ -121,17 +141,14 @@ class Table:
         return cls(**{**loaded, "rows": rows})
 
     def frame(self) -> "pd.DataFrame":
-        """The flat rows, each value as it is."""
         import pandas as pd
 
         return pd.DataFrame(self.records(), columns=None if self.rows else self.names, dtype=object)
 
     def csv(self) -> str:
-        """The flat rows for a spreadsheet."""
         return str(self.frame().to_csv(index=False, lineterminator="\n"))
 
     def parquet(self) -> bytes:
-        """The flat rows for pandas and the like."""
         return bytes(self.frame().to_parquet(index=False))
 
     def markdown(self) -> str:
@@ -154,11 +171,16 @@ class Table:
             [*map(self.title_of, self.names)],
         )
         heads = [" " * depth + title for depth, title in enumerate(titles[: merged + 1])]
-        shown.add_column("\n".join(heads), no_wrap=merged > 0, overflow="fold")
+        # A heading is in one piece, however narrow the terminal is.
+        pieces = (
+            " " * depth + text for line in self.texts() for depth, text in enumerate(line[: merged + 1])
+        )
+        least = max(map(len, pieces), default=0) if merged else None
+        shown.add_column("\n".join(heads), no_wrap=merged > 0, min_width=least, overflow="fold")
         for number, title in enumerate(titles[merged + 1 :], merged + 1):
             shown.add_column(title, justify="left" if number < labels else "right", overflow="fold")
         above: tuple[str, ...] = ()
-        for line in self.texts():
+        for line in (self.line(row, "") for row in self.rows):
             if above[:merged] != line[:merged]:
                 shown.add_section()
             for depth in range(merged):
@@ -176,20 +198,22 @@ class Table:
             plain = {
                 name: value.value if isinstance(value, Estimate) else value for name, value in row.items()
             }
+            cells = zip(classes.items(), self.line(row, "\u00a0"), strict=True)
             yield (
                 mean,
                 [
-                    (css, "" if plain.get(name) is None else str(plain[name]), self.text(row, name))
-                    for name, css in classes.items()
+                    (css, "" if plain.get(name) is None else str(plain[name]), text)
+                    for (name, css), text in cells
                 ],
             )
 
     def css(self, name: str) -> str:
-        """The CSS class of a column: of numbers, of long texts, or none."""
+        """The CSS class of a column: of numbers, of long or longer texts, or none."""
         values = [value for row in self.rows if (value := row.get(name)) is not None]
         if values and not any(isinstance(value, str | bool) for value in values):
             return "number"
-        return "wide" if any(len(str(value)) > _LONG for value in values) else ""
+        longest = max((len(str(value)) for value in values), default=0)
+        return "wide" if longest > _LONG else "text" if longest > _LINE else ""
 
 
 def table_of(

@@ -86,7 +86,7 @@ def write_comparison(
         title="Accuracy in both sweeps",
         note=" ".join([_note(sides), *_fewer([*ours, *theirs], shared)]),
         columns="train_set category model what here there there_minus_here",
-        titles={"here": names[0], "there": names[1], "there_minus_here": f"{names[1]} − {names[0]}"},
+        titles={"what": "reward", "here": names[0], "there": names[1], "there_minus_here": "difference"},
         rows=[row._asdict() for row in rows],
         forms={"there_minus_here": "+.3f"},
     )

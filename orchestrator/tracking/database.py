@@ -16,9 +16,9 @@ SHARED_VIEW = "mlflow.sharedViewState."
 _ARTIFACTS = "mlflow-artifacts"
 
 
-def shared_view_tag(sweep: str) -> str:
-    """Return the tag of the experiment that holds which runs and columns MLflow's page shows of a sweep."""
-    return f"{SHARED_VIEW}{hashlib.sha256(sweep.encode()).hexdigest()}"
+def shared_view_tag(sweep: str, view: str) -> str:
+    """Return the tag of the experiment that holds what MLflow's page shows of a sweep, as its `runs` or as `charts`."""
+    return f"{SHARED_VIEW}{hashlib.sha256(f'{sweep}/{view}'.encode()).hexdigest()}"
 
 
 def default_uri(store: Store) -> str:

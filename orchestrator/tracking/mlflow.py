@@ -142,7 +142,6 @@ class Tracker:
         return key in self._trials
 
     def started(self, key: str) -> None:
-        """Note that a trial has begun."""
         self._note(key, _News(status="RUNNING"))
 
     def rows(self, key: str, rows: Rows) -> None:
@@ -152,7 +151,6 @@ class Tracker:
             self._note(key, _News(rows={int(row["step"]): row for row in shown}))
 
     def ended(self, key: str, *, failed: bool) -> None:
-        """Note that a trial has ended, well or not."""
         self._note(key, _News(status="FAILED" if failed else "RUNNING"))
 
     def close(

@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from orchestrator.report.page import said_conclusions
 from orchestrator.report.results import CURVES, TrialResult, TrialState, all_scores, curve_rows, with_scores
+from orchestrator.report.tables import what_differs
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import CATEGORIES, TrialRecord
@@ -43,6 +44,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Of every data set's rows, as MLflow's pages read one.
 _COLUMNS = [{"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")]
 _SCHEMA = json.dumps({"mlflow_colspec": _COLUMNS})
+_CHART: dict[str, Any] = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False}
 _CONFIG, _SCORES = "config.json", "scores.parquet"
 # Raised by hand when the same results would give another run, so that `sync` writes the runs that are there anew.
 VERSION = 3
@@ -131,24 +133,44 @@ def _curve_points(row: Mapping[str, Any]) -> Iterator[MetricPoint]:
             yield MetricPoint(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
 
 
-def _view_state(sweep: str) -> str:
-    """Return what MLflow's page shows of a sweep, as 3.17 notes it: its runs, what they are and how accurate."""
+def _view_states(sweep: str) -> dict[str, str]:
+    """Return by its tag what MLflow's page shows of a sweep, as 3.17 notes it.
+
+    Its runs are shown by what they are and how accurate, its charts of each reward type's mean by what it was trained on.
+    """
+    accuracies = [_category_metric(category) for category in CATEGORIES]
     columns = [f"params.`{name}`" for name in ("model", "reward", "train_set", "seed")]
-    columns += [f"metrics.`{_category_metric(category)}`" for category in CATEGORIES]
+    columns += [f"metrics.`{name}`" for name in accuracies]
     wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
-    return json.dumps({"searchFilter": wanted, "selectedColumns": columns})
+    charts = {
+        "searchFilter": f'{wanted} and tags.`rmsweep.role` = "trial"',
+        # The page adds a chart of every other metric below these.
+        "compareRunCharts": [
+            {"type": "BAR", "uuid": name, "metricKey": name, "metricSectionId": "accuracy", **_CHART}
+            for name in accuracies
+        ],
+        "compareRunSections": [
+            {"uuid": "accuracy", "name": "Accuracy by category", "display": True, "isReordered": True}
+        ],
+        "isAccordionReordered": True,
+        "groupBy": {
+            "aggregateFunction": "average",
+            "groupByKeys": [{"mode": "param", "groupByData": name} for name in ("reward", "train_set")],
+        },
+        "runsHiddenMode": "SHOW_ALL",
+        "runListHidden": True,
+    }
+    runs = {"searchFilter": wanted, "selectedColumns": columns}
+    return {
+        shared_view_tag(sweep, view): json.dumps(state)
+        for view, state in (("runs", runs), ("charts", charts))
+    }
 
 
 def run_names(trials: Sequence[TrialRecord]) -> dict[str, str]:
     """Return the names of the trials' runs by key: what the trials differ in stands first, for narrow columns."""
-    parts = [trial.name.split(" · ") for trial in trials]
-    order = list(range(max(map(len, parts), default=0)))
-    if len({len(words) for words in parts}) == 1:
-        order.sort(key=lambda place: len({words[place] for words in parts}) == 1)
-    return {
-        trial.key: " · ".join(words[place] for place in order if place < len(words))
-        for trial, words in zip(trials, parts, strict=True)
-    }
+    parted = what_differs({trial.key: trial.name for trial in trials})
+    return {key: " · ".join(filter(None, parts)) for key, parts in parted.items()}
 
 
 def weights_place(store: Store, key: str) -> str:
@@ -171,7 +193,6 @@ def report_mark(folder: Path) -> str:
 
 
 def as_hash(parts: Any) -> str:
-    """Return a hash of plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -222,19 +243,21 @@ class View:
     def _experiment_id(self, uri: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        view, state = shared_view_tag(self._sweep), _view_state(self._sweep)
+        views = _view_states(self._sweep)
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             try:
-                tags = {**_KIND, view: state}
-                return str(self._client.create_experiment(EXPERIMENT, artifacts_beside(uri), tags))
+                return str(
+                    self._client.create_experiment(EXPERIMENT, artifacts_beside(uri), {**_KIND, **views})
+                )
             except MlflowException:
                 # Made by another command, or by the first of two tries whose answer was lost.
                 found = self._client.get_experiment_by_name(EXPERIMENT)
                 if found is None:
                     raise
-        if found.tags.get(view) != state:
-            self._client.set_experiment_tag(found.experiment_id, view, state)
+        for view, state in views.items():
+            if found.tags.get(view) != state:
+                self._client.set_experiment_tag(found.experiment_id, view, state)
         return str(found.experiment_id)
 
     def _find_runs(self, key: str | None = None) -> None:
@@ -258,7 +281,6 @@ class View:
         )
 
     def begin(self) -> None:
-        """Show that the sweep runs."""
         self._set_status(self._runs[""], "RUNNING")
 
     def log_rows(self, key: str, rows: Rows) -> bool:

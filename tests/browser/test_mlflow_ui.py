@@ -73,8 +73,8 @@ def store(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def address(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the sweep's runs, as `ui` prints it."""
+def addresses(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The addresses of the sweep's runs and charts, as `ui` prints them."""
     folder = tmp_path_factory.mktemp("ui")
     command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "ui", "--storage", str(store.root)]
     command += ["--name", NAME, "--port", str(free_port())]
@@ -82,15 +82,17 @@ def address(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with said.open("w") as sink:
         server = subprocess.Popen(command, cwd=folder, stdout=sink, stderr=sink, start_new_session=True)
     try:
-        found = page.until(
-            lambda: server.poll() is not None or re.search(r"its runs: (\S+)", said.read_text()), "address"
-        )
-        assert isinstance(found, re.Match), said.read_text()
-        yield found[1]
+        page.until(lambda: server.poll() is not None or "its charts:" in said.read_text(), "addresses")
+        yield dict(re.findall(r"its (\w+): (\S+)", said.read_text()))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def address(addresses: dict[str, str]) -> str:
+    return addresses["runs"]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,25 @@ def test_runs_are_listed_under_their_sweep_and_twenty_compared(
         assert name in compared
     page.require_no_trouble(driver)
     page.picture(driver, pictures / "mlflow_comparison.png")
+
+
+def test_charts_are_filled_with_the_means_of_each_reward_type(
+    driver: webdriver.Chrome, addresses: dict[str, str], pictures: Path
+):
+    driver.get("about:blank")
+    driver.get(addresses["charts"])
+    page.until(lambda: len(page.elements(driver, ".js-plotly-plot .bars path")) >= 8, "bars")
+    page.close_assistant(driver)
+    said = page.text(driver)
+    assert (
+        said.index("Accuracy by category")
+        < said.index("category/in-distribution/accuracy")
+        < said.index("train\n")
+    )
+    for reward in ("ex_rm", "im_rm"):
+        assert f"reward: {reward}, train_set: ultra" in said
+    page.require_no_trouble(driver)
+    page.picture(driver, pictures / "mlflow_charts.png")
 
 
 def test_a_filter_of_the_address_leaves_the_runs_of_one_reward_type(driver: webdriver.Chrome, address: str):

@@ -12,7 +12,7 @@ from orchestrator.cli.options import Options
 from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import HOLES, Session
 from orchestrator.run.events import RowsLogged, Started
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import write_declaration
 from tests.orchestrator.sweep_samples import commit_scores, commit_trial, declaration, record
 from trainers.errors import SpecError
@@ -86,3 +86,16 @@ def test_a_port_that_is_taken_is_refused(store: Store):
         port = other.getsockname()[1]
         with pytest.raises(SpecError, match=f"--port {port}"):
             inspect.ui(session(store, "sqlite:////nowhere.db")[0], port)
+
+
+def test_status_says_where_weights_are(store: Store):
+    done, lost = record(), record(seed=1)
+    commit_trial(store, done, 9)
+    with store.write(WEIGHTS, done.key) as attempt:
+        (attempt.directory / "model").mkdir()
+    write_declaration(declaration(done, lost), store)
+    asked, said = session(store)
+    inspect.status(asked, paths=True)
+    words = "".join(said.getvalue().split())
+    assert f"artifacts/{WEIGHTS}/{done.key}/{attempt.directory.name}" in words
+    assert "notkept" in words

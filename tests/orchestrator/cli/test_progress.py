@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.running import StateWriter
-from orchestrator.cli.terminal import Progress, duration, fitting, late_bar, progress_cells, what_differs
+from orchestrator.cli.terminal import Progress, duration, fitting, late_bar, progress_cells
 from orchestrator.plan import durations
 from orchestrator.plan.durations import Durations
 from orchestrator.run.compute import run_shared
@@ -269,13 +269,6 @@ def test_piped_progress_is_lines_under_a_header(store: Store):
         f"1/2 complete: {NAME}",
         f"2/2 complete: {names['l']}",
     ]
-
-
-def test_names_are_shortened_to_what_differs():
-    names = {"a": "m · ex_rm · t · s0", "b": "m · im_rm · t · s1"}
-    assert what_differs(names) == {"a": "ex_rm · s0", "b": "im_rm · s1"}
-    assert what_differs({"a": names["a"]}) == {"a": names["a"]}
-    assert what_differs({**names, "c": "other"}) == {**names, "c": "other"}
 
 
 def test_a_bar_counts_what_is_done():

@@ -20,7 +20,7 @@ from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
 from trainers.errors import SpecError
 
-KINDS = ("ex_rm", "im_rm_lr=1e-05", "im_rm_lr=0.0001", "im_rm_lr=2e-06")
+KINDS = ("ex_rm", "im_rm_epochs=2_lr=1e-05", "im_rm_epochs=2_lr=0.0001", "im_rm_epochs=2_lr=2e-06")
 SETS = (("ultrafeedback", "in-distribution"), ("suite", "domain shift"))
 
 
@@ -43,9 +43,9 @@ def declared(store: Store) -> Declaration:
         missing=1,
     )
     trials = [
-        replace(trial, axes={"lr": float(rate), "epochs": 2} if rate else {})
+        replace(trial, axes={"epochs": 2, "lr": float(rate)} if rate else {})
         for trial in found.trials
-        for rate in (trial.reward.partition("=")[2],)
+        for rate in (trial.reward.partition("lr=")[2],)
     ]
     return replace(found, trials=tuple(trials))
 
@@ -60,20 +60,22 @@ def test_an_axis_has_a_row_for_each_value_and_the_best_by_held_out_pairs(store: 
         ("EX-RM", "2e-06", True),
         ("EX-RM", "1e-05", True),
         ("EX-RM", "0.0001", True),
-        ("IM-RM", "2e-06", False),
-        ("IM-RM", "1e-05", True),
-        ("IM-RM", "0.0001", True),
+        ("IM-RM epochs=2", "2e-06", False),
+        ("IM-RM epochs=2", "1e-05", True),
+        ("IM-RM epochs=2", "0.0001", True),
     ]
     whole = Analysis(results)
     (scope,) = [item for item in whole.categories() if item.category == "domain shift"]
-    assert rows[4]["accuracy"] == whole.mean(scope, "llama-64", "im_rm_lr=1e-05", "accuracy").estimate
-    assert rows[4]["difference"].value == rows[1]["accuracy"].value - rows[4]["accuracy"].value
+    assert (
+        rows[4]["accuracy"] == whole.mean(scope, "llama-64", "im_rm_epochs=2_lr=1e-05", "accuracy").estimate
+    )
+    assert rows[4]["difference"].value == pytest.approx(rows[1]["accuracy"].value - rows[4]["accuracy"].value)
     assert "difference" not in rows[1] or rows[1]["difference"] is None
     assert "held_out" not in table.names
     held_out = dict(zip(KINDS, (None, 0.5, 0.75, 0.7), strict=True))
     results = [replace(item, validation_accuracy=held_out[item.record.reward]) for item in results]
     (table,) = axis_tables(Analysis(results))
-    best = "Best by held-out pairs, trained on ultrafeedback: IM-RM at lr 0.0001 (0.750; mean over 1 of model and seed)."
+    best = "Best by held-out pairs, trained on ultrafeedback: IM-RM epochs=2 at lr 0.0001 (0.750; mean over 1 of model and seed)."
     assert best in table.note
     assert [row.get("held_out") for row in table.rows][3:6] == [None, 0.5, 0.75]
     assert rendered("by_lr", "", "", lambda: draw_axis(table)) is not None
@@ -108,7 +110,7 @@ def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration, c
     (scope,) = [item for item in analysis.single_sets() if item.dataset == "suite"]
     with pytest.raises(SpecError, match="suite/score has no interval"):
         _ = analysis.difference(scope, "suite/score").estimate
-    assert table.rows[0]["im_rm_lr=1e-05"] == 0.25
+    assert table.rows[0]["im_rm_epochs=2_lr=1e-05"] == 0.25
     assert table.rows[0]["prompts"] == "15"
     write_declaration(declared, store)
     flags = ["--storage", str(store.root), "--name", "demo", "--by", "lr"]
@@ -121,7 +123,7 @@ def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration, c
     folder = store.sweep_dir("demo") / "report"
     assert (folder / "figures" / "by_lr.svg").is_file()
     summary = (folder / "summary.md").read_text()
-    for text in ("IM-RM lr=1e-05", "Suites by their own numbers", "Accuracy by lr"):
+    for text in ("IM-RM epochs=2 lr=1e-05", "Suites by their own numbers", "Accuracy by lr"):
         assert text in summary
     sets = parquet.read_table(folder / "tables" / "differences.parquet").to_pylist()
     assert {row["over"] for row in sets if row["category"] == "domain shift"} == {

@@ -452,3 +452,20 @@ def test_pairs_that_share_a_prompt_of_a_suite_are_one_unit(store: Store):
     )
     uneven = analysis_of([repeated(sure, np.arange(50) % 5 + 1)]).mean(here, "llama-64", "ex_rm", "accuracy")
     assert uneven.estimate.low == pytest.approx(0.929, abs=1e-3)
+
+
+def test_of_many_types_the_best_three_are_told(store: Store):
+    kinds = {"ex_rm": 0.2, "a": 0.4, "b": 0.9, "c": 1.5, "d": 2.0}
+    declared = simulated_sweep(
+        store,
+        models=("llama-64",),
+        rewards=(*kinds,),
+        seeds=(0,),
+        sets=ULTRAFEEDBACK[:1],
+        pairs=60,
+        strengths={(kind, "in-distribution"): strength for kind, strength in kinds.items()},
+    )
+    answer, support, _ = conclusions(Analysis(sweep_results(declared, store)))
+    assert [kind for kind in "abcd" if f"EX-RM − {kind}" in answer] == ["b", "c", "d"]
+    assert "the table of differences has 1 more" in answer
+    assert "corrected for 4 comparisons" in support

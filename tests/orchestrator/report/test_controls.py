@@ -19,6 +19,7 @@ from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores
 
 PAIRS = 400
+KINDS = ("ex_rm", "im_rm")
 
 
 def analysis_of(explicit, implicit, longer, leaked=None):
@@ -165,7 +166,7 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
     store = Store(tmp_path / "store")
     # The last trial, of seed 2, is an im_rm that has not learned: that cell has no partner.
     declared = simulated_sweep(store, pairs=50, unlearned=1)
-    found = {item.dataset: item for item in set_outcomes(sweep_results(declared, store))}
+    found = {item.dataset: item for item in set_outcomes(sweep_results(declared, store), KINDS)}
     assert found["rewardmath"].cells == 5
     assert len(found["rewardmath"].gap) == 50
     advice = preference(controlled(Analysis(sweep_results(declared, store))))
@@ -176,7 +177,7 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
 def test_the_sets_of_a_category_are_averaged_over_the_same_cells(store: Store):
     whole = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
     part = [item for item in whole[0].evaluations if item.dataset != "rewardmath"]
-    found = set_outcomes([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]])
+    found = set_outcomes([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]], KINDS)
     cells = {item.dataset: item.cells for item in found}
     assert (cells["rewardbench_math"], cells["rewardmath"], cells["ultrafeedback"]) == (1, 1, 2)
 
@@ -189,8 +190,8 @@ def test_leaks_are_known_where_every_training_knows_them(store: Store):
         return dataclasses.replace(result, evaluations=evaluations)
 
     known = [told(result, np.arange(20) < 5) for result in results]
-    assert [item.leaked.sum() for item in set_outcomes(known)] == [5] * 7
-    assert {item.leaked for item in set_outcomes([*known[:-1], told(results[-1], None)])} == {None}
+    assert [item.leaked.sum() for item in set_outcomes(known, KINDS)] == [5] * 7
+    assert {item.leaked for item in set_outcomes([*known[:-1], told(results[-1], None)], KINDS)} == {None}
 
 
 def test_nothing_is_advised_without_both_types():

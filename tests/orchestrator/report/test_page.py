@@ -136,8 +136,28 @@ def test_the_page_leads_with_three_sentences_then_figures_then_tables(whole, pag
 
 def test_the_page_says_how_it_was_made(page: str):
     assert "python sweeps/full_grid.py report --name demo" in page
-    for text in ("torch", "host (train)", "device hours", "artifacts/train/demo-", "effective batch", "[S]"):
+    for text in (
+        "torch",
+        "host (train)",
+        "CPU- or GPU-hours",
+        "artifacts/train/demo-",
+        "effective batch",
+        "[S]",
+    ):
         assert text in page
+
+
+def test_a_price_gives_the_cost_and_is_kept(store: Store):
+    declared = simulated_sweep(store, **SMALL)
+    assert "cost, $" not in (write_full_report(declared, store).folder / "report.html").read_text()
+    write_full_report(declared, store, price=3600.0)
+    folder = write_full_report(declared, store, anew=True).folder
+    train, evaluate = parquet.read_table(folder / "tables" / "time.parquet").to_pylist()
+    assert (train["device"], evaluate["device"]) == ("GPU", "GPU")
+    assert train["device_hours"] == pytest.approx(8 * train["hours"])
+    assert evaluate["device_hours"] == pytest.approx(evaluate["hours"])
+    assert train["cost"] == pytest.approx(3600 * train["device_hours"])
+    assert "At $ 3600 per GPU-hour" in (folder / "report.html").read_text()
 
 
 def test_the_summary_begins_with_the_conclusions(whole):
@@ -168,7 +188,7 @@ def test_an_incomplete_sweep_says_so_and_is_written_again_once_there_is_more(sto
     folder = write_full_report(declared, store).folder
     page = (folder / "report.html").read_text()
     assert "Incomplete: 1 of 4 trials are missing" in page
-    assert f'<td data-sort="{declared.trials[-1].name}">' in page.split('id="holes"')[1]
+    assert f'<td data-sort="{declared.trials[-1].name}"' in page.split('id="holes"')[1]
     assert json.loads((folder / "report.json").read_text())["complete"] == 3
     with (folder / "tables" / "accuracy_by_category.csv").open() as file:
         first = next(csv.DictReader(file))
@@ -247,6 +267,8 @@ def test_a_sweep_beside_itself_in_another_folder_is_equal(store: Store, tmp_path
     found = write_comparison(ours, store, *other)
     assert "are equal" in found.conclusions[0]
     assert "demo (in elsewhere)" in found.file.read_text()
+    # Pairs that agree leave open what other pairs would say, of differences of differences, too.
+    assert all(row["there_minus_here"].low < 0 < row["there_minus_here"].high for row in found.table.rows)
 
 
 def test_a_sweep_that_nobody_knows_is_refused(store: Store):

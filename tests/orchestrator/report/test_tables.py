@@ -8,7 +8,7 @@ from rich.console import Console
 
 from orchestrator.report.analysis_files import write_summary
 from orchestrator.report.statistics import Estimate
-from orchestrator.report.tables import Table
+from orchestrator.report.tables import Table, what_differs
 
 HALF = Estimate(value=0.5, low=0.25, high=0.75, std=0.125)
 TABLE = Table(
@@ -81,3 +81,10 @@ def test_a_page_sorts_by_numbers_and_knows_means():
     assert [sort for _, sort, _ in first] == ["a|b", "one", "0.5", "True", "7", "0.04321"]
     assert second[2] == ("number", "", "–")
     assert [TABLE.css(name) for name in TABLE.names] == ["", "", "number", "", "number", "number"]
+
+
+def test_a_name_is_parted_into_what_differs_and_what_is_the_same():
+    names = {"a": "m · ex_rm · t · s0", "b": "m · im_rm · t · s1"}
+    assert what_differs(names) == {"a": ("ex_rm · s0", "m · t"), "b": ("im_rm · s1", "m · t")}
+    assert what_differs({"a": names["a"]}) == {"a": (names["a"], "")}
+    assert what_differs({**names, "c": "other"})["b"] == (names["b"], "")
