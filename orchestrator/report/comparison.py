@@ -292,6 +292,9 @@ class Analysis:
 
     def __init__(self, results: Sequence[TrialResult], baseline: str | None = None) -> None:
         self.results = results
+        self._of: dict[tuple[str, str], list[TrialResult]] = {}
+        for result in results:
+            self._of.setdefault((result.record.train_set, result.record.model), []).append(result)
         self.groups = pair_groups(results)
         # Tables, figures and sentences ask for the same numbers.
         self._known = cache(self._over_models)
@@ -368,9 +371,7 @@ class Analysis:
     def _over_models(
         self, scope: Scope, metric: str, models: tuple[str, ...], kinds: tuple[str, ...]
     ) -> Mean | None:
-        found = {
-            model: seeds for model in models if (seeds := cells(self.results, scope, model, kinds, metric))
-        }
+        found = {model: seeds for model in models if (seeds := self._cells(scope, model, kinds, metric))}
         if not found:
             return None
         return Mean(
@@ -389,6 +390,11 @@ class Analysis:
             self._added[place] = added_by_pairs(item, metric)
         return self._added[place]
 
+    def _cells(
+        self, scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
+    ) -> dict[int, tuple[TrialResult, ...]]:
+        return cells(self._of.get((scope.train_set, model), ()), scope, model, kinds, metric)
+
     def complete_models(self, scope: Scope) -> list[str]:
         """Return the models that have every reward type declared for them; a type that no model has yet does not count."""
         declared = {
@@ -396,7 +402,7 @@ class Analysis:
             for item in self.results
             if item.record.train_set == scope.train_set
         }
-        counts = {(model, kind) for model, kind in declared if cells(self.results, scope, model, (kind,))}
+        counts = {(model, kind) for model, kind in declared if self._cells(scope, model, (kind,))}
         known = {kind for _, kind in counts}
         lacking = {model for model, kind in declared - counts if kind in known}
         whole = {model for model, _ in counts} - lacking
@@ -432,7 +438,7 @@ class Analysis:
 
     def cells_of(self, scope: Scope, kinds: tuple[str, ...]) -> Iterator[tuple[TrialResult, ...]]:
         """Yield one trial of each type by model and seed, where all types count."""
-        return (cell for model in self.models for cell in cells(self.results, scope, model, kinds).values())
+        return (cell for model in self.models for cell in self._cells(scope, model, kinds).values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

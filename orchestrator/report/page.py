@@ -31,6 +31,7 @@ from orchestrator.report.figures import Curves, every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
 from orchestrator.report.results import (
+    SCORES,
     TrialResult,
     TrialState,
     curve_rows,
@@ -113,6 +114,7 @@ def write_full_report(
     files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
     if not anew and _note(folder).get("key") == key and all(file.is_file() for file in files):
         return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
+    store.fetch_ahead("evaluate", [item.key for state in states for item in state.evaluations], SCORES)
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)

@@ -189,11 +189,11 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         faults.append(str(error))
     for wanted in record.evaluations:
         try:
-            found = store.found("evaluate", wanted.key, SCORES)
+            found = store.sound("evaluate", wanted.key, SCORES)
         except Damaged as error:
             faults.append(str(error))
         else:
-            evaluations += [_evaluated(wanted, found[0], too_long)] if found else []
+            evaluations += [_evaluated(wanted, found, too_long)] if found else []
     # Where it was scored with several weights, only the scores of those that it has now count.
     mixed = len({item.weights for item in evaluations} - {None}) > 1
     weights = store.sound_manifest(WEIGHTS, record.key) if mixed else None
@@ -471,14 +471,14 @@ def _left_out(uses: Mapping[str, _Use]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class ScoredTrials:
     """The input of an analysis of a sweep's scores: its complete trials, and how many others are missing."""
 
     trials: tuple[TrialRecord, ...]
     missing: int
 
 
-def scored(store: Store, sweep: str) -> Scored:
+def scored(store: Store, sweep: str) -> ScoredTrials:
     """Return the sweep's complete trials. Raises SpecError where there is none."""
     name = given_name("--sweep", sweep)
     if name not in declared_sweeps(store):
@@ -491,10 +491,10 @@ def scored(store: Store, sweep: str) -> Scored:
     complete = tuple(replace(trial, parameters={}) for trial in trials if trial.whole(store))
     if not complete:
         raise SpecError(f"--sweep {sweep}: none of its {len(trials)} trials is complete; run it first.")
-    return Scored(trials=complete, missing=len(trials) - len(complete))
+    return ScoredTrials(trials=complete, missing=len(trials) - len(complete))
 
 
-def results_of(parameters: Scored, store: Store) -> tuple[list[TrialResult], str]:
+def results_of(parameters: ScoredTrials, store: Store) -> tuple[list[TrialResult], str]:
     """Return the trials with their scores on the pairs that all of them have, and sentences on how much was read."""
     models, seeds = (
         sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")

@@ -23,7 +23,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.house_style import GREY, legend
 from orchestrator.report.results import (
-    Scored,
+    ScoredTrials,
     TrialResult,
     by_seeds,
     results_of,
@@ -96,7 +96,7 @@ def learned_cells(results: Sequence[TrialResult]) -> Iterator[tuple[dict[str, An
         yield {**names, "seeds": len(trials)}, trials
 
 
-def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[Scored, Mapping[str, Any]]:
+def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[ScoredTrials, Mapping[str, Any]]:
     """Return a model's complete trials on a training set, and the parameters of the first. Raises SpecError without one."""
     complete = scored(store, sweep)
     trials = tuple(item for item in complete.trials if (item.model, item.train_set) == (model, train_set))

@@ -144,12 +144,12 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
 
 def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
     """Trials of `new` that a mean over seeds or models would mix with earlier trials of other data or settings."""
-    known = _known_settings(earlier)
+    known, rows = _known_settings(earlier), _known_rows(earlier)
     return [
         trial.name
         for trial in new.trials
         if ((others := known.get(_group(trial))) and not any(_alike(other, trial) for other in others))
-        or _of_other_rows(earlier, trial)
+        or _of_other_rows(rows, trial)
     ]
 
 
@@ -170,8 +170,11 @@ def _known_settings(earlier: Declaration) -> dict[tuple[str, str, str], list[dic
     return known
 
 
-def _of_other_rows(earlier: Declaration, trial: TrialRecord) -> bool:
-    rows = {item.dataset: item.dataset_digest for other in earlier.trials for item in other.evaluations}
+def _known_rows(earlier: Declaration) -> dict[str, str]:
+    return {item.dataset: item.dataset_digest for other in earlier.trials for item in other.evaluations}
+
+
+def _of_other_rows(rows: Mapping[str, str], trial: TrialRecord) -> bool:
     return any(
         rows.get(item.dataset, item.dataset_digest) != item.dataset_digest for item in trial.evaluations
     )
@@ -188,7 +191,8 @@ def _as_axes(earlier: Declaration, new: Declaration) -> str:
                 found.setdefault(names.get(name, ""), set()).add(shown(settings.get(name)))
     if "" in found or any(len(values) > 1 for values in found.values()):
         return ""
-    if any(_of_other_rows(earlier, trial) for trial in new.trials):
+    rows = _known_rows(earlier)
+    if any(_of_other_rows(rows, trial) for trial in new.trials):
         return ""
     return " ".join(f"{name}={value}" for name, (value,) in found.items())
 

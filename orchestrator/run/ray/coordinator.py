@@ -312,7 +312,7 @@ class Coordinator:
         if error is None:
             return not self._execution.store.complete(stage.kind, stage.key)
         # A damaged input was set aside by the trial that met it, and whoever asks next computes it.
-        again = failures.damage(error) is not None
+        again = failures.damage_behind(error) is not None
         return again or self._execution.retries.limit(failures.classify(error).cause) > 0
 
     async def _run_shared(self, stage: SharedStage) -> None:
