@@ -58,10 +58,17 @@ from trainers.train.checkpoints import (
     collect_epochs,
     keep_epoch,
     load,
+    on_first,
     prepare,
     save,
 )
-from trainers.train.engine import effective_zero_stage, learning_rate, make_engine, process_group
+from trainers.train.engine import (
+    effective_zero_stage,
+    learning_rate,
+    load_once,
+    make_engine,
+    process_group,
+)
 from trainers.train.stopping import StopLeft, never
 
 Report = Callable[[dict[str, Any]], None]
@@ -121,6 +128,7 @@ class Keeping:
     end_epoch: Callable[[int], None]
 
 
+@process_group()
 def train(
     inputs: TrainInputs,
     *,
@@ -138,17 +146,7 @@ def train(
     started = time.perf_counter()
     forget_peak_memory()
     tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
-    model = load_model(
-        inputs.location,
-        tokenizer=tokenizer,
-        output=inputs.reward.type.output,
-        precision=inputs.precision,
-        revision=inputs.revision,
-        head_seed=inputs.seed,
-        trust=inputs.trust,
-        lora=inputs.lora,
-    )
-    freeze(model, inputs.optim.freeze)
+    model = load_once(lambda known: _base_model(inputs, tokenizer, known))
     # Before the training, which would be lost if its model could not be saved.
     files = {
         **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
@@ -165,7 +163,7 @@ def train(
         first = dist.get_rank() == 0
         keeping = Keeping(
             checkpoints=checkpoints,
-            identity={} if checkpoints is None else _identity(model, inputs),
+            identity={} if checkpoints is None else on_first(lambda: _identity(model, inputs)),
             stop=stop,
             end_epoch=end_epoch,
         )
@@ -192,6 +190,23 @@ def train(
         finally:
             engine.destroy()
     return result
+
+
+def _base_model(inputs: TrainInputs, tokenizer: Any, known: Mapping[str, Any]) -> Any:
+    """Load the model that is trained, what is not trained frozen."""
+    model = load_model(
+        inputs.location,
+        tokenizer=tokenizer,
+        output=inputs.reward.type.output,
+        precision=inputs.precision,
+        revision=inputs.revision,
+        head_seed=inputs.seed,
+        trust=inputs.trust,
+        lora=inputs.lora,
+        known=known,
+    )
+    freeze(model, inputs.optim.freeze)
+    return model
 
 
 def _start(model: Any, inputs: TrainInputs, keeping: Keeping) -> tuple[Any, Checkpoint | None, list[str]]:
