@@ -399,11 +399,13 @@ def throughput(check: Check) -> Figures:
     from transformers import LlamaConfig
 
     from benchmarks.data import random_draw
-    from benchmarks.turns import OURS, Job, measure, ratio_to_ours
+    from benchmarks.turns import COMPILED, OURS, Job, measure, ratio_to_ours
     from orchestrator.spec.catalog import ARCHITECTURES
     from trainers.models.architecture import of_config
 
-    contenders = (OURS, "naive", *(["trl"] if _is_installed("trl") and not check.cpu else []))
+    contenders = [OURS, "naive"]
+    if not check.cpu:
+        contenders += [COMPILED, *(["trl"] if _is_installed("trl") else [])]
     precisions = ("fp32",) if check.cpu else ("bf16", "tf32", "fp32")
     batch, repetitions = (2, 1) if check.cpu else (8, 5)
     shapes = ARCHITECTURES["meta-llama/Llama-3.2-1B"]

@@ -63,6 +63,8 @@ class Train(OnPairs):
     """Recompute activations in the backward pass."""
     offload_optimizer: bool = False
     """Keep the optimiser's state in the host's memory."""
+    compile: bool = False
+    """Compile the model's layers: minutes at the first step, and less time for what a layer computes beside its attention."""
     checkpoint_steps: int | None = None
     """Optimiser steps between checkpoints (default: ten minutes, or ten times what writing one takes)."""
     grace_s: float = GRACE_S
@@ -88,6 +90,7 @@ def run(arguments: Train) -> None:
         forward_tokens=arguments.forward_tokens,
         checkpointing=arguments.checkpointing,
         offload_optimizer=arguments.offload_optimizer,
+        compile=arguments.compile,
     )
     loss = LossSpec(
         kind=arguments.loss,

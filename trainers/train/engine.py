@@ -15,11 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
+from trainers.models.attention import PACKED_PAIRS, pair_attention
 from trainers.specs import OptimSpec, Placement, Precision
 from trainers.train.checkpoints import on_first, together
 
 # Ranks wait in a collective while the first one writes and uploads a model; NCCL's own limit is ten minutes.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
+COMPILER = "inductor"
 
 
 @contextlib.contextmanager
@@ -79,6 +81,8 @@ def make_engine(
     module.eval()
     if placement.checkpointing:
         _checkpoint_activations(module, zero_stage=placement.zero_stage)
+    if placement.compile:
+        _compile_layers(module)
     zero: dict[str, Any] = {"stage": effective_zero_stage(placement, precision)}
     if placement.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -225,6 +229,18 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
             layer._gradient_checkpointing_func = functools.partial(
                 _checkpoint_evaluating, layer, layer._gradient_checkpointing_func
             )
+
+
+def _compile_layers(module: nn.Module) -> None:
+    """Compile each layer around its attention, for any number of tokens; layers of one kind share their graphs."""
+    from transformers import AttentionInterface
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # A kernel of its own, which depends on the lengths of the pairs.
+    AttentionInterface.register(PACKED_PAIRS, torch.compiler.disable(pair_attention))
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(backend=COMPILER, dynamic=True)
 
 
 def _checkpoint_evaluating(layer: nn.Module, checkpoint: Any, forward: Any, *inputs: Any) -> Any:
