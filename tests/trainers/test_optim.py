@@ -239,7 +239,7 @@ def test_compiled_layers_give_the_same_training_and_few_graphs(tiny_model, tmp_p
         placement = Placement(forward_tokens=4096, checkpointing=recompute, compile=compiled)
         found = inputs(tiny_model, pairs, optim, placement=placement, validation=pairs[:3])
         log = train(found, report=quiet, out_dir=tmp_path / str(compiled)).log
-        logs.append([(row["loss"], row["margin"], row["validation_accuracy"]) for row in log])
+        logs.append([(row["loss"], row["margin"], row["validation_accuracy"] or 0.0) for row in log])
         # Before and after the attention, trained and scored, and where a length happens to be that of another side.
         assert 0 < counters["stats"]["unique_graphs"] <= 12 if compiled else not counters["stats"]
     for plain, fused in zip(*logs, strict=True):
