@@ -159,36 +159,35 @@ def train(
         if epoch in kept:
             keep_epoch(model, files, kept_in, epoch, epochs, mirror)
 
-    with process_group():
-        first = dist.get_rank() == 0
-        keeping = Keeping(
-            checkpoints=checkpoints,
-            identity={} if checkpoints is None else on_first(lambda: _identity(model, inputs)),
-            stop=stop,
-            end_epoch=end_epoch,
-        )
-        in_memory = functools.partial(memory_named, **_too_large(inputs))
+    first = dist.get_rank() == 0
+    keeping = Keeping(
+        checkpoints=checkpoints,
+        identity={} if checkpoints is None else on_first(lambda: _identity(model, inputs)),
+        stop=stop,
+        end_epoch=end_epoch,
+    )
+    in_memory = functools.partial(memory_named, **_too_large(inputs))
+    with in_memory():
+        engine, found, notices = _start(model, inputs, keeping)
+        done = 0 if found is None else len(found.log)
+    try:
+        for notice in notices if first else ():
+            report({"notice": notice})
+        loop_started = time.perf_counter()
         with in_memory():
-            engine, found, notices = _start(model, inputs, keeping)
-            done = 0 if found is None else len(found.log)
-        try:
-            for notice in notices if first else ():
-                report({"notice": notice})
-            loop_started = time.perf_counter()
-            with in_memory():
-                log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
-                loop_s = time.perf_counter() - loop_started
-                weights = full_weights(model, adapter=inputs.saves_adapter)
-            perf = _performance(log[done:], set_up_s=loop_started - started, loop_s=loop_s)
-            last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
-            right = sum(row["accuracy"] * row["pairs"] for row in last)
-            result = TrainResult(log=log, train_accuracy=right / sum(row["pairs"] for row in last), perf=perf)
-            if first:
-                card = model_card(inputs, _facts(inputs, result))
-                save_model(weights, {**files, CARD: card}, out_dir / "model")
-                collect_epochs(kept_in, out_dir, kept, epochs, mirror)
-        finally:
-            engine.destroy()
+            log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
+            loop_s = time.perf_counter() - loop_started
+            weights = full_weights(model, adapter=inputs.saves_adapter)
+        perf = _performance(log[done:], set_up_s=loop_started - started, loop_s=loop_s)
+        last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
+        right = sum(row["accuracy"] * row["pairs"] for row in last)
+        result = TrainResult(log=log, train_accuracy=right / sum(row["pairs"] for row in last), perf=perf)
+        if first:
+            card = model_card(inputs, _facts(inputs, result))
+            save_model(weights, {**files, CARD: card}, out_dir / "model")
+            collect_epochs(kept_in, out_dir, kept, epochs, mirror)
+    finally:
+        engine.destroy()
     return result
 
 
