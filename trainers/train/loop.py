@@ -128,7 +128,6 @@ class Keeping:
     end_epoch: Callable[[int], None]
 
 
-@process_group()
 def train(
     inputs: TrainInputs,
     *,
@@ -145,49 +144,50 @@ def train(
     """
     started = time.perf_counter()
     forget_peak_memory()
-    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
-    model = load_once(lambda known: _base_model(inputs, tokenizer, known))
-    # Before the training, which would be lost if its model could not be saved.
-    files = {
-        **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
-        CARD: model_card(inputs, {}),
-    }
-    kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
-    epochs, kept = inputs.optim.epochs, inputs.keep_epochs
+    with process_group():
+        tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
+        model = load_once(lambda known: _base_model(inputs, tokenizer, known))
+        # Before the training, which would be lost if its model could not be saved.
+        files = {
+            **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
+            CARD: model_card(inputs, {}),
+        }
+        kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
+        epochs, kept = inputs.optim.epochs, inputs.keep_epochs
 
-    def end_epoch(epoch: int) -> None:
-        if epoch in kept:
-            keep_epoch(model, files, kept_in, epoch, epochs, mirror)
+        def end_epoch(epoch: int) -> None:
+            if epoch in kept:
+                keep_epoch(model, files, kept_in, epoch, epochs, mirror)
 
-    first = dist.get_rank() == 0
-    keeping = Keeping(
-        checkpoints=checkpoints,
-        identity={} if checkpoints is None else on_first(lambda: _identity(model, inputs)),
-        stop=stop,
-        end_epoch=end_epoch,
-    )
-    in_memory = functools.partial(memory_named, **_too_large(inputs))
-    with in_memory():
-        engine, found, notices = _start(model, inputs, keeping)
-        done = 0 if found is None else len(found.log)
-    try:
-        for notice in notices if first else ():
-            report({"notice": notice})
-        loop_started = time.perf_counter()
+        first = dist.get_rank() == 0
+        keeping = Keeping(
+            checkpoints=checkpoints,
+            identity={} if checkpoints is None else on_first(lambda: _identity(model, inputs)),
+            stop=stop,
+            end_epoch=end_epoch,
+        )
+        in_memory = functools.partial(memory_named, **_too_large(inputs))
         with in_memory():
-            log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
-            loop_s = time.perf_counter() - loop_started
-            weights = full_weights(model, adapter=inputs.saves_adapter)
-        perf = _performance(log[done:], set_up_s=loop_started - started, loop_s=loop_s)
-        last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
-        right = sum(row["accuracy"] * row["pairs"] for row in last)
-        result = TrainResult(log=log, train_accuracy=right / sum(row["pairs"] for row in last), perf=perf)
-        if first:
-            card = model_card(inputs, _facts(inputs, result))
-            save_model(weights, {**files, CARD: card}, out_dir / "model")
-            collect_epochs(kept_in, out_dir, kept, epochs, mirror)
-    finally:
-        engine.destroy()
+            engine, found, notices = _start(model, inputs, keeping)
+            done = 0 if found is None else len(found.log)
+        try:
+            for notice in notices if first else ():
+                report({"notice": notice})
+            loop_started = time.perf_counter()
+            with in_memory():
+                log = _loop(engine, inputs, keeping, found, report if first else lambda row: None)
+                loop_s = time.perf_counter() - loop_started
+                weights = full_weights(model, adapter=inputs.saves_adapter)
+            perf = _performance(log[done:], set_up_s=loop_started - started, loop_s=loop_s)
+            last = [row for row in log if row["epoch"] == log[-1]["epoch"]]
+            right = sum(row["accuracy"] * row["pairs"] for row in last)
+            result = TrainResult(log=log, train_accuracy=right / sum(row["pairs"] for row in last), perf=perf)
+            if first:
+                card = model_card(inputs, _facts(inputs, result))
+                save_model(weights, {**files, CARD: card}, out_dir / "model")
+                collect_epochs(kept_in, out_dir, kept, epochs, mirror)
+        finally:
+            engine.destroy()
     return result
 
 
