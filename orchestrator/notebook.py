@@ -22,6 +22,7 @@ from orchestrator.cli.session import PIPE_WIDTH, Session, open_session
 from orchestrator.cli.terminal import console_on
 from orchestrator.plan.outlook import Outlook
 from orchestrator.report.comparison import CONTROLS, Analysis
+from orchestrator.report.ensembles import ensemble_table
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialResult, all_scores, on_common_pairs, sweep_results, trial_rows
 from orchestrator.spec.datasets import pairs_of
@@ -207,6 +208,10 @@ class SweepResults:
                 rows.append({**place, **of_model, **said, "over": found.over, **counts})
         return pd.DataFrame(rows)
 
+    def ensembles(self) -> "pd.DataFrame":
+        """Return the accuracies of the mean reward of all seeds of a model, beside those of a seed alone, set by set."""
+        return ensemble_table(self.trials).frame()
+
     def figure(self, name: str = "accuracy_by_category") -> "FigureFiles":
         """Return one of the report's figures, which a notebook shows; an unknown name is answered with those that there are."""
         folder = self._written() / "figures"
@@ -228,6 +233,19 @@ class SweepResults:
         if not self._store.complete("train", key):
             raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}.")
         return self._store.read(WEIGHTS, key, "model") / "model"
+
+    def push(self, trial: str, name: str, *, public: bool = False) -> str:
+        """Push a trial's trained model to ORG/NAME on the hub, a private repository unless `public`; return its address.
+
+        Raises what `model_path` does, and SpecError where there is no token or the hub refuses.
+        """
+        from trainers.models import adapters, hub
+
+        folder = self.model_path(trial)
+        if (folder / adapters.CONFIG).is_file():
+            hub.require_base_on_hub(adapters.base_of(folder)[0])
+        hub.open_repository(name, public=public)
+        return hub.push(folder, name)
 
     def __repr__(self) -> str:
         complete = sum(item.complete for item in self.trials)

@@ -55,7 +55,8 @@ NOT_RUN = {
         ".venv/bin/python -m trainers.evaluate": "the same; tests/trainers/test_commands.py scores a suite",
     },
     "training_options.md": {
-        ".venv/bin/python -m trainers.train": "tests/trainers/test_lora.py trains, saves and loads adapters",
+        ".venv/bin/python -m trainers.train": "tests/trainers/test_lora.py trains, saves and loads adapters; test_hub.py pushes",
+        ".venv/bin/python -m trainers.evaluate": "tests/trainers/test_commands.py scores several models as one",
         ".venv/bin/python sweeps/remedies.py": "minutes; tests/cli/test_remedies_sweep.py runs it at its smallest",
     },
     "data.md": {"export OPENAI_": "an endpoint and its key; the endpoint of the tests is a fake one"},

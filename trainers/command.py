@@ -27,7 +27,7 @@ from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
 from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DrawSpec, Precision, Reasoning, System, Trust, clean_name
+from trainers.specs import DrawSpec, Output, Precision, Reasoning, System, Trust, clean_name
 
 # As rich ends a process whose output nobody reads any more.
 UNREAD = 1
@@ -83,9 +83,6 @@ def command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        if not _is_unread():
-            raise
 
 
 def _quieten_transformers() -> None:
@@ -107,21 +104,17 @@ def write_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not is_utf(stream.encoding):
             stream.reconfigure(errors=READABLE)
-    atexit.register(_is_unread)
+    atexit.register(_drop_unread)
 
 
-def _is_unread() -> bool:
-    """Return whether what read the output has ended, as head does; the rest of it is then dropped without a word."""
-    try:
+def _drop_unread() -> None:
+    """Drop the rest of the output without a word where what read it has ended, as head does."""
+    # It may be no file, or closed.
+    with contextlib.suppress(OSError, ValueError):
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
-        if not any(event & select.POLLERR for _, event in poll.poll(0)):
-            return False
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        # It is no file, or closed.
-        return False
-    return True
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -262,7 +255,7 @@ class TemplateFlags:
 class OnPairs(TemplateFlags):
     """The flags of a command that takes a model and preference pairs."""
 
-    model: str
+    model: str | tuple[str, ...]
     """Folder, GGUF file or hub id."""
     reward: str
     """ex_rm, im_rm, ex_grm, an ablation (ex_rm_mean, im_rm_no_reference) or a remedy (im_rm_length_normalised,
@@ -311,8 +304,18 @@ class OnPairs(TemplateFlags):
         """Load the tokenizer of the model at `location`, with the template that the flags name. Raises SweepError."""
         return load_tokenizer(location, None, self.trust, given_template(self.template))
 
-    def tokenize(self, rows: Sequence[Any], location: str) -> list[TokenPair]:
-        """Return the drawn pairs as tokens of the model at `location`, and say once what was left out and is alike."""
+    def load(self, location: str, output: Output, device: str) -> Any:
+        """Load the model at `location` onto a device. Raises ModelError."""
+        from trainers.models.loading import load_model
+
+        tokenizer = self.tokenizer(location)
+        model = load_model(
+            location, tokenizer=tokenizer, output=output, precision=self.precision, trust=self.trust
+        )
+        return model.to(device)
+
+    def tokenize(self, rows: Sequence[Any], location: str, model: str) -> list[TokenPair]:
+        """Return the drawn pairs as tokens of the `model` at `location`, and say once what was left out and is alike."""
         draw = DrawSpec(
             max_pairs=self.max_pairs,
             seed=self.seed,
@@ -323,7 +326,7 @@ class OnPairs(TemplateFlags):
         )
         rendering = self.reward_spec().type.rendering
         pairs, counts = tokenize_pairs(rows, self.tokenizer(location), draw, rendering)
-        said = [finding.said for finding in token_findings(f"read by {self.model}", counts, len(pairs))]
+        said = [finding.said for finding in token_findings(f"read by {model}", counts, len(pairs))]
         if counts.too_long:
             said.append(
                 f"{counts.too_long} pairs left out: over {self.max_prompt_tokens} prompt or "

@@ -142,7 +142,8 @@ class DatasetSpec:
     `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error. `ratings` says which
     of several rated answers are paired.
     `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of
-    training pairs, for a sweep that asks for no other number.
+    training pairs, for a sweep that asks for no other number. A `mixture` is made of the training pairs of other sets,
+    each with its share.
     """
 
     name: str
@@ -161,6 +162,12 @@ class DatasetSpec:
     ratings: Ratings = "all"
     augmentation: Augmentation | None = None
     train_draw: "DrawSpec | None" = None
+    mixture: tuple[tuple["DatasetSpec", float], ...] = ()
+
+    @property
+    def parts(self) -> "tuple[DatasetSpec, ...]":
+        """The sets that a mixture is made of, else the set itself."""
+        return tuple(part for part, _ in self.mixture) or (self,)
 
     def __post_init__(self) -> None:
         meant = [name for name, _ in self.columns]

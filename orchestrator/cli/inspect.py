@@ -22,12 +22,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
-from orchestrator.cli.options import Gc
+from orchestrator.cli.options import Gc, Report
 from orchestrator.cli.session import HOLES, Session, dump_json, shell_words
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
+from orchestrator.report.ensembles import ensemble_table
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
-from orchestrator.report.results import TrialState, trial_states
+from orchestrator.report.results import TrialState, trial_states, with_scores
 from orchestrator.report.summary import Written
 from orchestrator.report.tables import Table as ReportTable
 from orchestrator.report.two_sweeps import other_sweep, without_intervals, write_comparison
@@ -160,9 +161,12 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     return HOLES
 
 
-def report(session: Session, compare: str | None, baseline: str | None = None, by: str | None = None) -> int:
+def report(session: Session, command: Report) -> int:
     """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
     declaration, store = session.declaration(), session.store
+    compare, baseline, by = command.compare, command.baseline, command.by
+    if by and command.ensemble:
+        raise SpecError("--by and --ensemble print another table each; give one of them.")
     bar = functools.partial(late_bar, session.console)
     other = None if compare is None else other_sweep(compare, store)
     axes = axes_of(declaration.trials)
@@ -170,12 +174,14 @@ def report(session: Session, compare: str | None, baseline: str | None = None, b
         raise SpecError(f"--by {by}: the sweep does not vary it; it varies {', '.join(axes) or 'no axis'}.")
     written = write_full_report(declaration, store, bar, anew=True, baseline=baseline)
     beside = other and write_comparison(declaration, store, *other, baseline)
-    by_axis = next((table for table in written.shown.more if table.name == f"by_{by}"), None)
+    asked = next((table for table in written.shown.more if table.name == f"by_{by}"), None)
+    if command.ensemble:
+        asked = ensemble_table(with_scores(written.results, store))
     if session.options.json:
-        rows = by_axis.records() if by_axis else written.shown.accuracies
+        rows = asked.records() if asked else written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
-    print_report(session, written, by_axis)
+    print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
         table = without_intervals(beside.table).terminal(labels=4)
@@ -184,14 +190,14 @@ def report(session: Session, compare: str | None, baseline: str | None = None, b
     return say_holes(session, written.results)
 
 
-def print_report(session: Session, written: Written, by_axis: ReportTable | None = None) -> None:
-    """Print the report's tables and conclusions, and where to see more; accuracies `by_axis` in the place of all."""
+def print_report(session: Session, written: Written, asked: ReportTable | None = None) -> None:
+    """Print the report's tables and conclusions, and where to see more; a table that was `asked` for in the place of all."""
     console = session.console
     accuracy, *by_epoch = written.shown.tables
-    if by_axis:
-        session.say(by_axis.note)
+    if asked:
+        session.say(asked.note)
         # What an interval is over is in the file, for which there is room.
-        accuracy, by_epoch = dataclasses.replace(by_axis, columns=by_axis.columns.removesuffix(" over")), []
+        accuracy, by_epoch = dataclasses.replace(asked, columns=asked.columns.removesuffix(" over")), []
     console.print(fitting(accuracy.terminal(labels=3, merged=2), console))
     for table in by_epoch:
         console.print(table.terminal(labels=4))

@@ -77,8 +77,8 @@ class Grid:
                 return 0
             case Status(watch=watch):
                 return inspect.status(session, watch=watch)
-            case Report(compare=compare, baseline=baseline, by=by):
-                return inspect.report(session, compare, baseline, by)
+            case Report() as command:
+                return inspect.report(session, command)
             case Sync():
                 return inspect.sync(session)
             case Retry():
@@ -94,15 +94,17 @@ def main(
     `file` is the experiment's: its name is that of the sweep. `doc`, the file's docstring, opens the help.
     """
     write_any_text()
-    prog = f"python sweeps/{Path(file).name}"
-    called = f"rmsweep {Path(file).stem}" if by_rmsweep() else prog
+    called = f"python sweeps/{Path(file).name}"
+    if by_rmsweep():
+        called = f"rmsweep {Path(file).stem}"
+        doc = doc and re.sub(r"python sweeps/(\w+)\.py", r"rmsweep \1", doc)
     config = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     with for_any_reader():
         options = parse(
             experiment.options,
             sys.argv[1:] if arguments is None else arguments,
             prog=called,
-            description=doc and _opening(doc).replace(prog, called),
+            description=doc and _opening(doc),
             config=config,
         )
         code = execute(experiment, options, Path(file))
@@ -116,7 +118,7 @@ def _opening(doc: str) -> str:
     """
     width = shutil.get_terminal_size().columns - 2
     paragraphs = [
-        part if re.search("^(?: |python )", part, re.MULTILINE) else textwrap.fill(part, width)
+        part if re.search("^(?: |python |rmsweep )", part, re.MULTILINE) else textwrap.fill(part, width)
         for part in doc.strip().split("\n\n")
     ]
     return textwrap.indent("\n\n".join(paragraphs), "  ")

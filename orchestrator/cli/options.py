@@ -51,6 +51,8 @@ class Report:
     """Reward type that the others are compared with: differences are baseline − other."""
     by: Annotated[str | None, flag("AXIS")] = None
     """Print accuracies by the values of an axis that the sweep varies, and the best by held-out pairs."""
+    ensemble: bool = False
+    """Print accuracies of the mean reward of all seeds, beside those of a seed alone."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Options(ReadingOptions, CommonOptions):
     """Reward types: ex_rm, im_rm, ex_grm, the ablations ex_rm_mean and im_rm_no_reference, and remedies for IM-RM:
     im_rm_length_normalised and im_rm_logits."""
     train_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
-    """Sets to train on; their train split is used."""
+    """Sets to train on; their train split is used. A:0.7+B:0.3 mixes two in these shares."""
     eval_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to evaluate on; their test split is used."""
     suites: Annotated[tuple[str, ...], flag("NAME[=PATH]")] = ()

@@ -177,16 +177,12 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     models = tuple(selection.parse_model(text) for text in words) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     template = given_template(options.template)
-    for flag, value in (
-        ("--max-trials", options.max_trials),
-        ("--checkpoint-steps", options.checkpoint_steps),
-        ("--max-train-pairs", options.max_train_pairs),
-        ("--max-eval-pairs", options.max_eval_pairs),
-        ("--max-prompt-tokens", options.max_prompt_tokens),
-        ("--max-response-tokens", options.max_response_tokens),
-    ):
-        if value is not None and value < 1:
-            raise SpecError(f"{flag} {value}: give at least 1.")
+    counts = (
+        "max_trials checkpoint_steps max_train_pairs max_eval_pairs max_prompt_tokens max_response_tokens"
+    )
+    for name_of in counts.split():
+        if (value := getattr(options, name_of)) is not None and value < 1:
+            raise SpecError(f"--{name_of.replace('_', '-')} {value}: give at least 1.")
     if not 0 <= options.grace_s < math.inf:
         raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
     chosen = Selection(

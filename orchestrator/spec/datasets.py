@@ -60,7 +60,9 @@ class DatasetReader:
         Raises DataError.
         """
         if (spec, split) not in self._known:
-            remote = not spec.source.startswith(BUILTIN) and not Path(spec.source).exists()
+            remote = (
+                not spec.mixture and not spec.source.startswith(BUILTIN) and not Path(spec.source).exists()
+            )
             self._known[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
         return self._known[spec, split].split
 
@@ -91,11 +93,16 @@ class DatasetReader:
 
     def _read(self, spec: DatasetSpec, split: str) -> _Known:
         """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
+        if spec.mixture and any(not self.split(part, part.train_split).rows for part in spec.parts):
+            return _Known(
+                split=Split(name=spec.name, split=split, digest=f"not fetched {spec.source}", rows=0)
+            )
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
         funnel: Funnel = []
+        found_pairs = self._mixed(spec) if spec.mixture else sources.iter_pairs(spec, split, left_out, funnel)
         with self._spool() as spool:
-            for pair in written(sources.iter_pairs(spec, split, left_out, funnel), spool):
+            for pair in written(found_pairs, spool):
                 digest.add(pair)
                 chosen.add(_short_digest(pair.chosen))
                 if pair.original_chosen:
@@ -114,6 +121,15 @@ class DatasetReader:
             if spool is not None:
                 self._keep(found, spool, left_out)
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
+
+    def _mixed(self, spec: DatasetSpec) -> Iterator[Pair]:
+        """Yield the pairs of a mixture; those of a part that came from the hub are read as they were kept."""
+        rows = [
+            pairs_of(self._store, self.split(part, part.train_split).digest)
+            or sources.read_pairs(part, part.train_split)
+            for part in spec.parts
+        ]
+        return sources.mixed([share for _, share in spec.mixture], rows)
 
     def _remote(self, spec: DatasetSpec, split: str) -> _Known:
         if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(spec.source):
@@ -250,9 +266,10 @@ def read_as(
 
     A division concerns what is trained on; a set that is only evaluated is evaluated whole, unless it is named.
     """
+    trained = [part for spec in train_sets for part in spec.parts]
     own = {
         spec.name: spec
-        for spec in (*eval_sets, *train_sets)
+        for spec in (*eval_sets, *trained)
         if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED))
     }
     flags = ("columns", "test_share", "group_by", "split_seed", "skip_bad_rows")
@@ -275,7 +292,7 @@ def read_as(
         )
     divided = {
         spec.name
-        for spec in train_sets
+        for spec in trained
         if spec.name in own and not (Path(spec.source).is_dir() and sources.has_split(spec, spec.test_split))
     }
     if "" in shares and not divided:
@@ -285,6 +302,10 @@ def read_as(
         )
 
     def read(spec: DatasetSpec) -> DatasetSpec:
+        if spec.mixture:
+            return dataclasses.replace(
+                spec, mixture=tuple((read(part), share) for part, share in spec.mixture)
+            )
         if spec.name not in own:
             return spec
         share = _of(shares, spec.name, general=spec.name in divided)

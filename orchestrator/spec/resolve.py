@@ -57,7 +57,15 @@ def resolve(
     _require_layers(trials)
     overrides = {(train, evaluated): category for train, evaluated, category in sweep.categories}
     if not allow_overlap:
-        _refuse_training_rows(train_splits, eval_splits, overrides)
+        _refuse_training_rows(
+            {
+                reader.split(part, part.train_split).digest: dataset.name
+                for dataset in train_sets
+                for part in (dataset, *dataset.parts)
+            },
+            eval_splits,
+            overrides,
+        )
     categories = {
         (train.name, evaluated.name): overrides.get((train.name, evaluated.name))
         or _category(train, evaluated, reader)
@@ -126,12 +134,11 @@ def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:
 
 
 def _refuse_training_rows(
-    train: dict[DatasetSpec, Split],
+    trained_on: dict[str, str],
     evaluated: dict[DatasetSpec, Split],
     declared: dict[tuple[str, str], Category],
 ) -> None:
-    """Refuse to evaluate on the rows of a training, unless they are declared to be training pairs."""
-    trained_on: dict[str, str] = {split.digest: dataset.name for dataset, split in train.items()}
+    """Refuse to evaluate on the rows of a training, by digest, unless they are declared to be training pairs."""
     for dataset, split in evaluated.items():
         trained = trained_on.get(split.digest)
         if trained is not None and declared.get((trained, dataset.name)) != "training pairs":
@@ -142,6 +149,10 @@ def _refuse_training_rows(
 
 
 def _category(train: DatasetSpec, evaluated: DatasetSpec, reader: DatasetReader) -> Category:
+    if train.mixture:
+        # In the order of how near the set is to what is trained on.
+        order: tuple[Category, ...] = ("in-distribution", "token-level shift", "domain shift")
+        return min((_category(part, evaluated, reader) for part in train.parts), key=order.index)
     if evaluated.rewriting_of == train.name:
         return "token-level shift"
     same_rows = (train.keep, train.selection) == (evaluated.keep, evaluated.selection)

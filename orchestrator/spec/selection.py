@@ -1,6 +1,7 @@
 """From the words on a command line to the models, data sets and draws of a grid. Every fault is a SpecError."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,12 @@ def parse_model(text: str) -> ModelSpec:
 
 
 def parse_dataset(text: str, flag: str) -> DatasetSpec:
-    """`[NAME=]NAME|PATH|ID[:SPLIT]`. A catalog NAME in front of a path keeps what the catalog declares of it."""
+    """`[NAME=]NAME|PATH|ID[:SPLIT]`. A catalog NAME in front of a path keeps what the catalog declares of it.
+
+    Of several training sets, `[NAME=]SET:SHARE+SET:SHARE`, a mixture.
+    """
+    if re.search(r":[\d.]+\+|\+.*:[\d.]+$", text) and _found(text) is None:
+        return _parse_mixture(text, flag)
     whole, split = split_off(text)
     if split:
         spec = parse_dataset(whole, flag)
@@ -122,6 +128,24 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
         rewriting_of=rewriting_of,
         train_draw=train_draw,
     )
+
+
+def _parse_mixture(text: str, flag: str) -> DatasetSpec:
+    """Return the mixture that the words name. Raises SpecError."""
+    name, source = _split_name(text)
+    found = [re.fullmatch(r"(.+):(\d*\.?\d+)", word) for word in source.split("+")]
+    if flag != "--train-sets":
+        raise SpecError(f"{flag} {text}: only sets that are trained on are mixed; name each set by itself.")
+    if None in found:
+        raise SpecError(f"{flag} {text}: a mixture gives each set a share, as in a:0.7+b:0.3.")
+    mixture = tuple((parse_dataset(match[1], flag), float(match[2])) for match in found if match)
+    shares, sets = [share for _, share in mixture], [(part.source, part.train_split) for part, _ in mixture]
+    if len(set(sets)) < len(sets):
+        raise SpecError(f"{flag} {text}: a set is mixed with itself; name each one once.")
+    if not math.isclose(sum(shares), 1) or not all(shares):
+        raise SpecError(f"{flag} {text}: shares are above 0 and sum to 1; these sum to {sum(shares):g}.")
+    own = "_".join(f"{part.name}_{100 * share:g}" for part, share in mixture)
+    return DatasetSpec(name=name or clean_name(own), source=source, mixture=mixture)
 
 
 def _split_name(text: str) -> tuple[str, str]:

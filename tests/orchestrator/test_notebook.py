@@ -1,5 +1,6 @@
 """Sweeps from Python: the words of the command line, results as pandas tables, mistakes as one line."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,14 +11,18 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.simulated import simulated_sweep
 from orchestrator import grid, notebook, open_sweep
+from orchestrator.cli.main import Grid, main
 from orchestrator.cli.options import Options
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import on_common_pairs
-from orchestrator.store.artifacts import Store
+from orchestrator.report.tables import reward_title
+from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import Declaration, write_declaration
+from sweeps.full_grid import full_grid
+from tests.hub import pushed_hub
 from tests.orchestrator.test_layers import HEAVY, python
 from trainers.command import parse
-from trainers.errors import SpecError
+from trainers.errors import SpecError, StorageError
 
 LAZY = """
 import sys
@@ -141,6 +146,31 @@ def test_a_trial_that_fails_is_in_the_results(ran: tuple[Any, Any, Path]):
     assert f"missing: {bad}: " in repr(open_sweep(storage, "demo"))
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_trial_s_model_is_pushed_unless_its_weights_are_gone_or_its_base_is_here(
+    ran: tuple[Any, Any, Path], monkeypatch: pytest.MonkeyPatch
+):
+    _, results, storage = ran
+    good = "good · ex_rm · tiny_world · s0"
+    folder, key = results.model_path(good), results._declaration.trials[0].key
+    with pushed_hub(monkeypatch) as hub:
+        assert results.push(good, "acme/judge") == f"{hub.url}/acme/judge"
+        assert hub.private == {"acme/judge": True}
+        assert hub.files == {file.name: file.read_bytes() for file in folder.iterdir()}
+        assert str(storage).encode() not in b"".join(hub.files.values())
+        adapter = {"peft_type": "LORA", "base_model_name_or_path": str(storage)}
+        (folder / "adapter_config.json").write_text(json.dumps(adapter))
+        with pytest.raises(SpecError, match=f"its base, the folder {storage}; push it merged"):
+            results.push(good, "acme/adapter")
+        (folder / "adapter_config.json").unlink()
+        manifest = Store(storage).root / "artifacts" / WEIGHTS / key / "manifest.json"
+        manifest.rename(manifest.with_suffix(".gone"))
+        with pytest.raises(StorageError, match="weights"):
+            results.push(good, "acme/gone")
+        manifest.with_suffix(".gone").rename(manifest)
+        assert list(hub.private) == ["acme/judge"]
+
+
 def test_pairs_have_their_texts(ran: tuple[Any, Any, Path]):
     pairs = ran[1].pairs("tiny_world_paraphrase")
     assert len(pairs) == 8
@@ -220,6 +250,32 @@ def test_differences_are_the_report_s_own(simulated: Store):
             results.difference("ex_rm", "im_rm", metric=metric)
     with pytest.raises(SpecError, match="by='models': did you mean model"):
         results.difference("ex_rm", "im_rm", by="models")  # type: ignore[arg-type]
+
+
+def test_an_ensemble_ranks_by_the_mean_reward_of_its_seeds(
+    simulated: Store, capsys: pytest.CaptureFixture[str]
+):
+    results = open_sweep(simulated.root, "demo")
+    found = results.ensembles()
+    pairs = results.pairs()
+    assert len(found) == len({(item.model, item.reward, item.evaluation_set) for item in pairs.itertuples()})
+    for row in found.to_dict("records"):
+        own = pairs[(pairs["evaluation_set"] == row["evaluation_set"]) & (pairs["model"] == row["model"])]
+        own = own[own["reward"].map(reward_title) == row["reward"]]
+        margins = own.pivot_table(index="index", columns="seed", values="margin")
+        assert row["seeds"] == margins.shape[1] == 3
+        assert row["accuracy"] == pytest.approx((margins.mean(axis=1) > 0).mean())
+        assert row["accuracy_alone"] == pytest.approx((margins > 0).mean().mean())
+        assert row["accuracy_spread"] == pytest.approx((margins > 0).mean().std())
+        assert row["margin_spread"] == pytest.approx(margins.std(axis=1).mean())
+    assert (found["accuracy"] > found["accuracy_alone"]).any()
+    words = ["report", "--storage", str(simulated.root), "--name", "demo", "--ensemble"]
+    for more, code in (["--json"], 0), (["--by", "lr"], 2):
+        with pytest.raises(SystemExit) as ended:
+            main(Grid(build=full_grid), "full_grid.py", arguments=[*words, *more])
+        assert ended.value.code == code
+    said = capsys.readouterr()
+    assert json.loads(said.out) == found.to_dict("records")
 
 
 def test_figures_are_the_report_s_own(simulated: Store):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.cluster.machine import free_port
 from trainers.errors import ModelError, SpecError, SweepError
 from trainers.evaluate.__main__ import Evaluate, run_evaluate, use_device
+from trainers.evaluate.metrics import ensemble
 from trainers.evaluate.scores import read_pair_scores
 from trainers.specs import OptimSpec
 from trainers.train import __main__ as training
@@ -162,6 +164,7 @@ def test_an_adapter_on_a_converted_model_is_refused_unless_it_is_merged(tiny_mod
         ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
         ("--max-pairs: of a part", {"reward": "ex_rm", "data": "m_rewardbench=suite.jsonl", "max_pairs": 1}),
         ("--device cuda:99", {"reward": "ex_grm", "device": "cuda:99"}),
+        ("name one model, or several different", {"reward": "ex_grm", "model": ("base", "base")}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path()}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path("scores.json")}),
     ],
@@ -171,7 +174,12 @@ def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, mess
     Path("empty.jsonl").touch()
     row = {"id": "1", "prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "language": "l"}
     Path("suite.jsonl").write_text(json.dumps(row))
-    values = {"model": str(tiny_model), "data": "tiny_world", "out": tmp_path / "scores.parquet", **options}
+    values = {
+        "model": (str(tiny_model),),
+        "data": "tiny_world",
+        "out": tmp_path / "scores.parquet",
+        **options,
+    }
     with pytest.raises(SweepError, match=message):
         run_evaluate(Evaluate(**values))
 
@@ -196,7 +204,7 @@ def test_results_stand_beside_the_scores_as_rewardbench_writes_them(tiny_model, 
         )
     ]
     (tmp_path / "gpt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = {"model": str(tiny_model), "reward": "im_rm_no_reference", "data": f"judgebench={tmp_path}"}
+    words = {"model": (str(tiny_model),), "reward": "im_rm_no_reference", "data": f"judgebench={tmp_path}"}
     run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet"))
     printed = json.loads(capsys.readouterr().out)
     results = json.loads((tmp_path / "scores.json").read_text())
@@ -214,11 +222,64 @@ def test_results_stand_beside_the_scores_as_rewardbench_writes_them(tiny_model, 
     assert lines[0]["scores_chosen"] == pytest.approx(lines[1]["scores_rejected"])
 
 
+def test_several_models_are_one_of_their_mean_rewards_on_the_pairs_that_all_read(
+    tiny_model, tmp_path, capsys
+):
+    models, alone = [], []
+    for seed in range(3):
+        models.append(str(tmp_path / str(seed)))
+        torch.manual_seed(seed)
+        head = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+        torch.nn.init.normal_(head.score.weight)
+        head.save_pretrained(models[-1])
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        if seed == 1:
+            tokenizer.chat_template = "bread bread bread" + tokenizer.chat_template
+        tokenizer.save_pretrained(models[-1])
+    answers = [("honestly yes", "apparently no"), ("yes", "no"), ("honestly no", "yes")]
+    pairs = [
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        for prompt in ("bread", "i rarely offer blankets for friends")
+        for chosen, rejected in answers
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    words = {"reward": "ex_rm", "data": str(tmp_path / "pairs.jsonl"), "max_prompt_tokens": 10}
+    for number, model in enumerate(models):
+        run_evaluate(Evaluate(**words, model=(model,), out=tmp_path / f"{number}.parquet"))
+        alone.append(parquet.read_table(tmp_path / f"{number}.parquet").to_pandas().set_index("index"))
+    capsys.readouterr()
+    run_evaluate(Evaluate(**words, model=tuple(models), out=tmp_path / "all.parquet"))
+    printed = json.loads(capsys.readouterr().out)
+    found = parquet.read_table(tmp_path / "all.parquet").to_pandas().set_index("index")
+    assert (len(alone[0]), len(alone[1]), list(found.index)) == (6, 3, [0, 1, 2])
+    alone = [table.loc[found.index] for table in alone]
+    margins = [table.chosen_reward - table.rejected_reward for table in alone]
+    assert found.chosen_reward.to_numpy() == pytest.approx(sum(table.chosen_reward for table in alone) / 3)
+    assert found.margin_spread.to_numpy() == pytest.approx(pd.concat(margins, axis=1).std(axis=1).to_numpy())
+    assert printed["models"] == 3
+    assert printed["margin_spread"] == pytest.approx(found.margin_spread.mean(), abs=1e-6)
+    single = [((margin > 0) + 0.5 * (margin == 0)).mean() for margin in margins]
+    assert (printed["accuracy_alone"], printed["accuracy_spread"]) == pytest.approx(
+        (sum(single) / 3, pd.Series(single).std()), abs=1e-6
+    )
+    assert json.loads((tmp_path / "all.json").read_text())["model"] == ", ".join(models)
+
+
+def test_a_constant_of_one_model_changes_no_spread_and_no_margin():
+    chosen, rejected = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).double().numpy()
+    before = ensemble(chosen, rejected)
+    level = [[0.0], [6.0], [0.0]]
+    after = ensemble(chosen + level, rejected + level)
+    assert after.chosen == pytest.approx(before.chosen + 2)
+    for name, spread in before.spreads.items():
+        assert after.spreads[name] == pytest.approx(spread)
+
+
 def test_a_classifier_of_several_labels_is_refused_by_name(tiny_model, tmp_path):
     folder = tmp_path / "labels"
     AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    words = {"model": str(folder), "reward": "ex_rm", "data": "tiny_world"}
+    words = {"model": (str(folder),), "reward": "ex_rm", "data": "tiny_world"}
     with pytest.raises(SweepError, match=r"labels is no reward model: .* \(num_labels > 1\)"):
         run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet"))
 
@@ -227,7 +288,7 @@ def test_a_classifier_of_several_labels_is_refused_by_name(tiny_model, tmp_path)
 def test_rows_of_the_same_tokens_twice_are_ties(shared, tiny_model, tmp_path, capsys, reward):
     reference = {"reference": str(tiny_model)} if reward == "im_rm" else {}
     words = {
-        "model": str(tiny_model),
+        "model": (str(tiny_model),),
         "reward": reward,
         "data": str(shared / "cases" / "identical"),
         **reference,
@@ -251,7 +312,7 @@ def test_a_reference_of_another_vocabulary_is_refused(trained, tiny_model, tmp_p
     words[first], words[second] = words[second], words[first]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     out = tmp_path / "scores.parquet"
-    values = {"model": str(trained / "alone" / "model"), "reference": str(other), "reward": "im_rm"}
+    values = {"model": (str(trained / "alone" / "model"),), "reference": str(other), "reward": "im_rm"}
     with pytest.raises(ModelError, match="another vocabulary"):
         run_evaluate(Evaluate(**values, data="tiny_world", out=out))
     assert not out.exists()
@@ -266,7 +327,10 @@ def test_weights_of_another_architecture_are_refused(tiny_model, tmp_path):
     with pytest.raises(ModelError, match="lacks weights"):
         run_evaluate(
             Evaluate(
-                model=str(other), reward="im_rm_no_reference", data="tiny_world", out=tmp_path / "s.parquet"
+                model=(str(other),),
+                reward="im_rm_no_reference",
+                data="tiny_world",
+                out=tmp_path / "s.parquet",
             )
         )
 
@@ -277,7 +341,7 @@ def test_pairs_left_out_and_ties_are_said_once(tiny_model, tmp_path, monkeypatch
     pair = {"prompt": "bread", "chosen": "yes"}
     lines = [{**pair, "rejected": text} for text in ("no", "yes ", "no " * 20)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    words = {"model": str(tiny_model), "reward": "im_rm_no_reference", "data": str(tmp_path / "a.jsonl")}
+    words = {"model": (str(tiny_model),), "reward": "im_rm_no_reference", "data": str(tmp_path / "a.jsonl")}
     run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet", max_response_tokens=9))
     said = capsys.readouterr().err
     assert ("1 pairs left out: over 1024 prompt or 9 response tokens" in said) == (rank == "0")

@@ -14,7 +14,7 @@ import os
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,6 +185,21 @@ def iter_pairs(
     yield from _own_pairs(spec, split, left_out, [] if funnel is None else funnel)
     if spec.augmentation is not None and split == spec.train_split:
         yield from _copies(spec, spec.augmentation)
+
+
+def mixed(shares: Sequence[float], rows: Sequence[Sequence[Pair]]) -> Iterator[Pair]:
+    """Yield the largest mixture of sets of pairs in these shares: of each set the first of a seeded permutation, in order.
+
+    Raises DataError where it has no pair of one of them.
+    """
+    size = min(len(own) / share for share, own in zip(shares, rows, strict=True))
+    for share, own in zip(shares, rows, strict=True):
+        if not (count := round(share * size)):
+            raise DataError(
+                f"a mixture of {size:.0f} pairs has none of a set with a share of {share:g}; raise it."
+            )
+        order = random.Random(_COPIES_SEED).sample(range(len(own)), len(own))
+        yield from (own[row] for row in sorted(order[:count]))
 
 
 def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:

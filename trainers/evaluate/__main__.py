@@ -14,16 +14,16 @@ from rich.progress import Progress
 from trainers.command import OnPairs, command, dump, model_folder
 from trainers.data.records import Pair, as_row
 from trainers.errors import ModelError, SpecError
-from trainers.evaluate.metrics import Rewards, controlled
+from trainers.evaluate.metrics import Rewards, controlled, ensemble
 from trainers.evaluate.scores import write_scores
 from trainers.evaluate.scoring import Report, compute_reference, score_pairs
-from trainers.models.loading import device, load_model
+from trainers.models.loading import device
 from trainers.models.products import settle_products
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import References
 from trainers.pairs.templates import first_line
 from trainers.pairs.tokens import TokenPair
-from trainers.specs import Output
+from trainers.rewards import RewardSpec
 from trainers.storage import replace
 
 
@@ -31,6 +31,8 @@ from trainers.storage import replace
 class Evaluate(OnPairs):
     """Score a reward model, or a policy with its reference, on preference pairs."""
 
+    model: tuple[str, ...]
+    """Folder, GGUF file or hub id; of several, such as one for each seed, rewards are averaged and the spread is written."""
     out: Path
     """Where scores are written, as parquet; the results stand beside it as RewardBench writes them, .json and .jsonl."""
     reference: str | None = None
@@ -49,6 +51,8 @@ def run_evaluate(arguments: Evaluate) -> None:
         raise SpecError(f"{reward.name} needs --reference MODEL, or use --reward {reward.kind}_no_reference.")
     if arguments.reference is not None and not reward.uses_reference:
         raise SpecError(f"--reference is given, but {reward.name} uses none.")
+    if not arguments.model or len({*arguments.model}) < len(arguments.model):
+        raise SpecError("--model: name one model, or several different ones to average their rewards.")
     use_device(arguments.device or device())
     if arguments.out.is_dir() or arguments.out.suffix in ("", ".json", ".jsonl"):
         raise SpecError(f"--out {arguments.out}: name a file that ends in .parquet.")
@@ -56,20 +60,45 @@ def run_evaluate(arguments: Evaluate) -> None:
     name, rows = arguments.read_pairs()
     if arguments.max_pairs is not None and rows[0].candidates:
         raise SpecError(f"--max-pairs: of a part of {name} there is no score; a suite is evaluated whole.")
-    with model_folder(arguments.model) as location, Progress(console=Console(stderr=True)) as bars:
-        pairs = arguments.tokenize(rows, location)
-        reference = _reference(arguments, location, pairs, _follow(bars, "reference"))
-        model = _load(arguments, location, reward.type.output)
-        chosen, rejected = score_pairs(
-            RewardModule(model, reward), pairs, reference=reference, report=_follow(bars, "scores")
-        )
+    with Progress(console=Console(stderr=True)) as bars:
+        known: list[tuple[list[TokenPair], References]] = []
+        found = [_scored(arguments, model, reward, rows, bars, known) for model in arguments.model]
+    shared = set[int].intersection(*(set(scores) for _, scores in found))
+    pairs = [pair for pair in found[0][0] if pair.index in shared]
+    every_MP2 = np.array([[scores[pair.index] for pair in pairs] for _, scores in found])
+    if not pairs:
+        raise SpecError(f"--model: no pair of {name} is read by all models; raise the limits of lengths.")
+    together = ensemble(every_MP2[..., 0], every_MP2[..., 1]) if len(found) > 1 else None
+    chosen, rejected = together[:2] if together else (every_MP2[0, :, 0], every_MP2[0, :, 1])
     draft = arguments.out.with_name(f"{arguments.out.name}.draft")
     places = [place for pair in pairs if (place := rows[pair.index].candidates)]
-    metrics = write_scores(draft, name, pairs, chosen, rejected, places)
+    metrics = write_scores(draft, name, pairs, chosen, rejected, places, together)
     draft.replace(arguments.out)
     _write_rewardbench(arguments, [rows[pair.index] for pair in pairs], chosen, rejected, metrics)
     longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
     print(dump({**metrics, **controlled(chosen, rejected, longer, None)}))
+
+
+def _scored(
+    arguments: Evaluate,
+    called: str,
+    reward: RewardSpec,
+    rows: Sequence[Any],
+    bars: Progress,
+    known: list[tuple[list[TokenPair], References]],
+) -> tuple[list[TokenPair], dict[int, tuple[float, float]]]:
+    """Return one model's pairs, and its two rewards by the number of the pair. The reference of the same tokens is `known`."""
+    with model_folder(called) as location:
+        pairs = arguments.tokenize(rows, location, called)
+        reference = next((sums for tokens, sums in known if tokens == pairs), None) or _reference(
+            arguments, location, pairs, _follow(bars, "reference")
+        )
+        known += [(pairs, reference)] if reference else []
+        model = arguments.load(location, reward.type.output, arguments.device or device())
+        both = score_pairs(
+            RewardModule(model, reward), pairs, reference=reference, report=_follow(bars, "scores")
+        )
+    return pairs, dict(zip((pair.index for pair in pairs), zip(*both, strict=True), strict=True))
 
 
 def _write_rewardbench(
@@ -83,12 +112,13 @@ def _write_rewardbench(
     subsets = {
         name.removeprefix("suite/subset/"): value for name, value in metrics.items() if "/subset/" in name
     }
+    called = ", ".join(arguments.model)
     results = {
         "accuracy": float(np.mean(chosen > rejected)),
         "num_prompts": len(rows),
-        "model": arguments.model,
+        "model": called,
         "ref_model": arguments.reference,
-        "tokenizer": arguments.model,
+        "tokenizer": called,
         "chat_template": "tokenizer",
         "extra_results": subsets or None,
     }
@@ -123,17 +153,6 @@ def use_device(name: str) -> None:
         torch.cuda.set_device(chosen)
 
 
-def _load(arguments: Evaluate, location: str, output: Output) -> Any:
-    model = load_model(
-        location,
-        tokenizer=arguments.tokenizer(location),
-        output=output,
-        precision=arguments.precision,
-        trust=arguments.trust,
-    )
-    return model.to(arguments.device or device())
-
-
 def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report: Report) -> References | None:
     """Return the reference model's log-probabilities. Raises ModelError where it gives tokens other ids."""
     if arguments.reference is None:
@@ -145,7 +164,9 @@ def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report:
                 f"the reference {location} has another vocabulary ({len(other)} tokens) than the policy {policy} "
                 f"({len(own)}); name the model that the policy was trained from."
             )
-        return compute_reference(_load(arguments, location, "unembedding"), pairs, report=report)
+        return compute_reference(
+            arguments.load(location, "unembedding", arguments.device or device()), pairs, report=report
+        )
 
 
 def _follow(bars: Progress, name: str) -> Report:

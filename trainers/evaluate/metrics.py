@@ -1,9 +1,9 @@
 """Metrics of an evaluation set from its per-pair rewards: pure numpy in float64.
 
-Shapes: P pairs.
+Shapes: P pairs, M models.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,38 @@ def summary(chosen_P: Rewards, rejected_P: Rewards) -> dict[str, float]:
         float(len(chosen_P)),
     )
     return dict(zip(METRICS, values, strict=True))
+
+
+class Ensemble(NamedTuple):
+    """Several reward models as one: the mean of their rewards, and by how much they differ, for each pair and in all."""
+
+    chosen: Rewards
+    rejected: Rewards
+    spreads: dict[str, Rewards]
+    summary: dict[str, float]
+
+
+def ensemble(chosen_MP: Rewards, rejected_MP: Rewards) -> Ensemble:
+    """Average the rewards of M ≥ 2 models (Coste et al., 2023), as they are: their unit is the log-odds of a preference.
+
+    Spreads are standard deviations over the models. A constant that is added to all rewards of a model changes no
+    preference, so it is taken off before. `accuracy_alone` is the mean of the models' own accuracies.
+    """
+    level_M1 = (chosen_MP + rejected_MP).mean(axis=1, keepdims=True) / 2
+    apart = {
+        "chosen_spread": chosen_MP - level_M1,
+        "rejected_spread": rejected_MP - level_M1,
+        "margin_spread": chosen_MP - rejected_MP,
+    }
+    spreads = {name: np.std(values_MP, axis=0, ddof=1) for name, values_MP in apart.items()}
+    accuracies = [accuracy(*both) for both in zip(chosen_MP, rejected_MP, strict=True)]
+    numbers = {
+        "models": float(len(accuracies)),
+        "accuracy_alone": float(np.mean(accuracies)),
+        "accuracy_spread": float(np.std(accuracies, ddof=1)),
+        "margin_spread": float(np.mean(spreads["margin_spread"])),
+    }
+    return Ensemble(chosen_MP.mean(axis=0), rejected_MP.mean(axis=0), spreads, numbers)
 
 
 def accuracy_length_controlled(

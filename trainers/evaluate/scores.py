@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from trainers.data.records import Candidates
-from trainers.evaluate.metrics import Rewards, summary
+from trainers.evaluate.metrics import Ensemble, Rewards, summary
 from trainers.evaluate.suites import suite_numbers
 
 if TYPE_CHECKING:
@@ -29,13 +29,14 @@ def write_scores(
     chosen: Rewards,
     rejected: Rewards,
     places: Sequence[Candidates] = (),
+    together: Ensemble | None = None,
 ) -> dict[str, float]:
     """Write per-pair rewards as parquet with the metrics in its metadata, and return the metrics.
 
     With `places`, the pairs are a suite's: each row also says which of the answers to which prompt it holds, and the
-    suite's numbers stand in the metadata under "suite".
+    suite's numbers stand in the metadata under "suite". Of models `together` there are also the spreads.
     """
-    metrics = summary(chosen, rejected)
+    metrics = summary(chosen, rejected) | (together.summary if together else {})
     suite = suite_numbers(places, chosen, rejected) if places else {}
     table = pa.table(
         {
@@ -45,6 +46,7 @@ def write_scores(
             "rejected_reward": rejected,
             "chosen_tokens": [len(pair.chosen) for pair in pairs],
             "rejected_tokens": [len(pair.rejected) for pair in pairs],
+            **(together.spreads if together else {}),
             **{name: [getattr(place, name) for place in places] for name in _PLACE if places},
         }
     )

@@ -15,7 +15,8 @@ from pyarrow import parquet
 from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
-from trainers.models.loading import device, load_model
+from trainers.models.hub import open_repository, push, require_base_on_hub
+from trainers.models.loading import device
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
 from trainers.pairs.templates import given_template
@@ -34,6 +35,7 @@ _ALPHA = LoraSpec(rank=1).alpha
 class Train(OnPairs):
     """Train a reward model; ranks are the launcher's. Run again, it goes on from its last checkpoint."""
 
+    model: str
     out: Path
     """Folder for model/, log.parquet and, meanwhile, checkpoints/."""
     split: str = "train"
@@ -55,6 +57,10 @@ class Train(OnPairs):
     """Names of the linear layers that get one, such as q_proj v_proj (default: all of the backbone)."""
     merge: bool = False
     """Save the whole model with the adapter in its weights, not the folder of an adapter."""
+    push: str | None = None
+    """Push the finished model to ORG/NAME on the hub, which is made as a private repository."""
+    public: bool = False
+    """Of --push: let everybody see the repository."""
     zero_stage: int = 0
     """ZeRO stage of DeepSpeed."""
     forward_tokens: int = 4096
@@ -84,24 +90,20 @@ def run(arguments: Train) -> None:
     reward = arguments.reward_spec()
     if arguments.forward_tokens < 1:
         raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")
-    placement = Placement(
-        world_size=world_size,
-        zero_stage=arguments.zero_stage,
-        forward_tokens=arguments.forward_tokens,
-        checkpointing=arguments.checkpointing,
-        offload_optimizer=arguments.offload_optimizer,
-        compile=arguments.compile,
-    )
-    loss = LossSpec(
-        kind=arguments.loss,
-        margin=arguments.margin,
-        label_smoothing=arguments.label_smoothing,
-        centring=arguments.centring,
-    )
+    placed = ("zero_stage", "forward_tokens", "checkpointing", "offload_optimizer", "compile")
+    placement = Placement(world_size=world_size, **{name: getattr(arguments, name) for name in placed})
+    weighed = ("margin", "label_smoothing", "centring")
+    loss = LossSpec(kind=arguments.loss, **{name: getattr(arguments, name) for name in weighed})
     reward.type.require_takes(loss)
     lora = _lora(arguments)
+    if arguments.public and arguments.push is None:
+        raise SpecError("--public is of a repository; give --push ORG/NAME, too.")
+    if arguments.push is not None and lora and not arguments.merge:
+        require_base_on_hub(arguments.model)
     name, rows = arguments.read_pairs()
     require_margins(loss, f"data set {name}", sum(row.margin is None for row in rows), len(rows))
+    if arguments.push is not None and first:
+        open_repository(arguments.push, public=arguments.public)
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     with model_folder(arguments.model) as location, process_group():
@@ -110,7 +112,7 @@ def run(arguments: Train) -> None:
             raise SpecError(
                 f"--model {arguments.model} is a GGUF file, which an adapter cannot name as its base; give --merge, too."
             )
-        pairs = arguments.tokenize(rows, location)
+        pairs = arguments.tokenize(rows, location, arguments.model)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
             location=location,
@@ -141,6 +143,8 @@ def run(arguments: Train) -> None:
         draft.rmdir()
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         print(dump({"train_accuracy": result.train_accuracy, **result.perf}))
+        if arguments.push is not None:
+            print(f"pushed to {push(final, arguments.push)}", file=sys.stderr)
 
 
 def _lora(arguments: Train) -> LoraSpec | None:
@@ -155,15 +159,9 @@ def _lora(arguments: Train) -> LoraSpec | None:
 
 def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> References:
     """Return the base model's log-prob sums, each rank computing its share."""
-    model = load_model(
-        location,
-        tokenizer=arguments.tokenizer(location),
-        output="unembedding",
-        precision=arguments.precision,
-        trust=arguments.trust,
-    )
+    model = arguments.load(location, "unembedding", device())
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    mine = compute_reference(model.to(device()), pairs[rank::world_size], report=lambda row: None)
+    mine = compute_reference(model, pairs[rank::world_size], report=lambda row: None)
     shares: list[Any] = [None] * world_size
     dist.all_gather_object(shares, mine)
     return {index: sums for share in shares for index, sums in share.items()}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from orchestrator.spec.datasets import DatasetReader
+from orchestrator.spec.datasets import DatasetReader, pairs_of
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.models import identify_model
 from orchestrator.spec.resolve import ResolvedSweep, resolve
@@ -76,6 +76,35 @@ def test_a_rewriting_of_something_else_is_a_domain_shift(store: Store):
 
 def test_any_other_set_is_a_domain_shift(store: Store):
     assert category(resolve(sweep([TINY_WORLD], [HAMILTONIAN]), store), HAMILTONIAN) == "domain shift"
+
+
+def test_a_mixture_has_the_shares_of_its_sets_and_the_nearest_of_their_categories(
+    store: Store, tmp_path: Path
+):
+    mine = dataset_folder(tmp_path / "data", train=rows(9, "mine"), test=rows(3, "test"))
+    other = dataset_folder(tmp_path / "other", train=rows(40, "other"))
+    mixture = DatasetSpec(name="mix", source="mine:0.3+other:0.7", mixture=((mine, 0.3), (other, 0.7)))
+    resolved = resolve(sweep([mixture], [mine, HAMILTONIAN]), store)
+    split = resolved.plans[0].train.prepared.split
+    prompts = [pair.prompt[0].content for pair in pairs_of(store, split.digest)]
+    assert [sum(name in prompt for prompt in prompts) for name in ("mine", "other")] == [9, 21]
+    assert resolved.categories == {
+        ("mix", mine.name): "in-distribution",
+        ("mix", "hamiltonian"): "domain shift",
+    }
+    again = resolve(sweep([replace(mixture, name="again")], [mine]), Store(tmp_path / "another"), fetch=False)
+    assert again.plans[0].train.key == resolved.plans[0].train.key
+    shares = replace(mixture, mixture=((mine, 0.5), (other, 0.5)))
+    assert resolve(sweep([shares], [mine]), store).plans[0].train.key != resolved.plans[0].train.key
+    little = replace(mixture, mixture=((mine, 0.99), (other, 0.01)))
+    with pytest.raises(DataError, match="9 pairs has none of a set"):
+        resolve(sweep([little], [mine]), store)
+    trained_on = replace(other, name="seen", test_split="train")
+    with pytest.raises(SpecError, match="seen holds the very rows that mix trains on"):
+        resolve(sweep([mixture], [trained_on]), store)
+    hub = replace(mixture, mixture=((mine, 0.3), (DatasetSpec(name="far", source="acme/far"), 0.7)))
+    unknown = resolve(sweep([hub], [mine]), store, fetch=False).plans[0].train.prepared.split
+    assert unknown.digest.startswith("not fetched")
 
 
 def test_a_set_under_another_name_is_still_in_distribution(store: Store):

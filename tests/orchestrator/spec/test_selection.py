@@ -111,6 +111,25 @@ def test_a_data_set_on_disk_is_named_after_its_folder_or_file(tmp_path: Path):
     )
 
 
+def test_a_mixture_names_sets_with_shares(tmp_path: Path):
+    (tmp_path / "c++.jsonl").touch()
+    parts = ((catalog.dataset("tiny_world"), 0.7), (parse_dataset("Acme/Prefs:sft", "--train-sets"), 0.3))
+    mixture = parse_dataset("tiny_world:0.7+Acme/Prefs:sft:.3", "--train-sets")
+    assert (mixture.name, mixture.mixture) == ("tiny_world_70_prefs_30", parts)
+    assert parse_dataset("mix=tiny_world:0.7+Acme/Prefs:sft:0.3", "--train-sets").name == "mix"
+    assert not parse_dataset("c++.jsonl", "--train-sets").mixture
+    for text, flag, said in (
+        ("tiny_world:0.7+tiny_world:0.3", "--train-sets", "mixed with itself"),
+        ("tiny_world:0.7+hamiltonian:0.4", "--train-sets", "these sum to 1.1"),
+        ("tiny_world:1+hamiltonian:0", "--train-sets", "above 0"),
+        ("tiny_world:0.7+hamiltonian", "--train-sets", "gives each set a share"),
+        ("tiny_wold:0.7+hamiltonian:0.3", "--train-sets", "did you mean tiny_world"),
+        ("tiny_world:0.7+hamiltonian:0.3", "--eval-sets", "only sets that are trained on"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            parse_dataset(text, flag)
+
+
 def test_a_hub_data_set_is_named_after_its_last_part():
     assert parse_dataset("Acme/Prefs", "--train-sets") == DatasetSpec(name="prefs", source="Acme/Prefs")
 

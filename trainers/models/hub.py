@@ -1,0 +1,59 @@
+"""Trained models on the hub: the folder that transformers loads, its card included, private unless it is said to be public.
+
+The token is the hub's own: HF_TOKEN, or what `hf auth login` keeps. It goes nowhere else.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainers.errors import SpecError, TrialFailed
+from trainers.pairs.templates import first_line
+
+
+def open_repository(name: str, *, public: bool) -> None:
+    """Make a repository of the hub, or find it. Raises SpecError where it cannot be pushed to, or is public unasked."""
+    from huggingface_hub import HfApi, get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise SpecError(f"{name!r} is no name on the hub; give ORG/NAME.")
+    if get_token() is None:
+        raise SpecError(
+            f"nothing can be pushed to {name} without a token of the hub; set HF_TOKEN, or run hf auth login."
+        )
+    with _said(SpecError, f"the hub does not open {name} for this token"):
+        HfApi().create_repo(name, private=not public, exist_ok=True)
+        shown = not HfApi().model_info(name).private
+    if shown and not public:
+        raise SpecError(f"{name} is public on the hub; give another name, or say public, too.")
+
+
+def require_base_on_hub(base: str) -> None:
+    """Raise SpecError where an adapter's base model is a folder, which nobody else has."""
+    if Path(base).expanduser().exists():
+        raise SpecError(
+            f"an adapter is of no use on the hub without its base, the folder {base}; push it merged."
+        )
+
+
+def push(folder: Path, name: str) -> str:
+    """Push a model's folder to a repository that is open, and return its address. Raises TrialFailed."""
+    from huggingface_hub import HfApi
+
+    with _said(TrialFailed, f"{folder} is sound, but could not be pushed to {name}"):
+        return str(
+            HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="by rmsweep").repo_url
+        )
+
+
+@contextlib.contextmanager
+def _said(kind: type[SpecError] | type[TrialFailed], what: str) -> Iterator[None]:
+    try:
+        yield
+    # It raises what its HTTP library raises, too.
+    except Exception as error:
+        parts = [
+            first_line(part).rstrip(".") for part in (error, error.__cause__) if isinstance(part, Exception)
+        ]
+        raise kind(f"{what}: {': '.join(dict.fromkeys(parts))}") from None
