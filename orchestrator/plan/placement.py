@@ -41,7 +41,7 @@ def place(
     forward that is longer than the longest pair. Raises PlanError; SpecError for tf32 without a GPU.
     """
     gpus = gpus_of(capacity)
-    if not gpus.count:
+    if not gpus.number:
         _refuse_tf32([trial])
         return _place_on_cpus(trial, capacity, rules)
     training = training_of(trial, architecture)
@@ -87,7 +87,7 @@ def _longest_pair(model: ModelSpec, draw: DrawSpec) -> PairTokens:
 class Gpus(NamedTuple):
     """How many GPUs there are, the GB of the smallest, and the least GB of host memory that comes to one; 0 where there are none."""
 
-    count: int
+    number: int
     gb: float
     host_gb: float = math.inf
 
@@ -96,7 +96,7 @@ def gpus_of(capacity: Iterable[Node]) -> Gpus:
     """Return the GPUs of all nodes, each taken to be as the smallest."""
     nodes = [node for node in capacity if node.gpus]
     return Gpus(
-        count=sum(node.gpus for node in nodes),
+        number=sum(node.gpus for node in nodes),
         gb=min((node.gpu_gb for node in nodes), default=0.0),
         host_gb=min((node.host_gb / node.gpus for node in nodes), default=0.0),
     )
@@ -105,7 +105,7 @@ def gpus_of(capacity: Iterable[Node]) -> Gpus:
 @functools.lru_cache(maxsize=4096)
 def fitting(training: Training, gpus: Gpus) -> Placement | None:
     """Place a training on these GPUs; None where it does not fit on them."""
-    for least in _candidates(training, gpus.count):
+    for least in _candidates(training, gpus.number):
 
         def gb(tokens: int, least: Placement = least) -> float:
             return footprint(training, replace(least, forward_tokens=tokens)).total
@@ -147,7 +147,7 @@ def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
     least = min(used, key=lambda found: found.total)
     ways = []
     most = training.optim.effective_batch
-    wider = next((n for n in range(count + 1, most + 1) if fitting(training, gpus._replace(count=n))), None)
+    wider = next((n for n in range(count + 1, most + 1) if fitting(training, gpus._replace(number=n))), None)
     if wider is not None:
         ways.append(f"on {wider} GPUs of {gpu_gb:g} GB")
     larger = sorted((kind for kind in GPU_KINDS if kind.gb > gpu_gb), key=lambda kind: kind.gb)
@@ -168,7 +168,7 @@ def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
 def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
     """Whether each model can be trained on the GPUs by the paper's recipe, by either of the paper's reward types."""
     gpus = gpus_of(capacity)
-    return gpus.count > 0 and all(
+    return gpus.number > 0 and all(
         shapes is not None
         and fitting(_training(model, shapes, reward, OptimSpec(), DrawSpec()), gpus) is not None
         for model in models
@@ -179,7 +179,7 @@ def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
 
 def require_fit(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> None:
     """Raises PlanError with every line of `misfits`; SpecError for tf32 without a GPU."""
-    if not gpus_of(capacity).count:
+    if not gpus_of(capacity).number:
         _refuse_tf32(trials)
     lines = misfits(trials, capacity)
     if lines:
@@ -198,7 +198,7 @@ def _refuse_tf32(trials: Sequence[TrialSpec]) -> None:
 def misfits(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> list[str]:
     """Say why the models of known size that fit nowhere do not, one line for each model and reward type."""
     gpus = gpus_of(capacity)
-    if not gpus.count:
+    if not gpus.number:
         large = dict.fromkeys(
             f"{trial.model.name} ({trial.model.parameters / 1e9:.1f} billion parameters)"
             for trial in trials
