@@ -22,6 +22,8 @@ PREFETCHED = 50_000_000
 REUSED = 500_000_000
 # trainers/models/unembedding.py: elements of a block of logits, and its fewest vocabulary entries.
 LOGITS_BLOCK, LOGITS_BLOCK_ON_CPU, SMALLEST_BLOCK = 1 << 24, 1 << 21, 256
+# trainers/pairs/packing.py: tokens of a scoring forward.
+SCORED_TOKENS = 4096
 # CUDA context, NCCL's buffers, FlexAttention's workspace; fragmentation. Only a GPU shows them: unmeasured.
 UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
 
@@ -171,6 +173,17 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     return replace(peak, unmeasured=UNMEASURED_GB + UNMEASURED_SHARE * peak.total) if on_gpu else peak
 
 
+def scoring_gb(training: Training) -> float:
+    """Predict what a GPU holds that scores pairs by the whole model: for its reference, or once it is trained."""
+    shapes = training.architecture
+    width = 2 if training.precision == "bf16" else 4
+    tokens = max(SCORED_TOKENS, training.pair.total)
+    held = width * shapes.trained(training.reward.type.output)
+    # The layer that is computed, and a block of logits.
+    held += tokens * (3 * shapes.intermediate + 3 * shapes.hidden) * width + 4 * LOGITS_BLOCK
+    return UNMEASURED_GB + (1 + UNMEASURED_SHARE) * held / GB
+
+
 def _moments_bytes(optim: OptimSpec) -> int:
     """Bytes of optimiser state per parameter, all of it in fp32."""
     if optim.optimizer == "adamw":
@@ -250,5 +263,6 @@ def _logit_bytes(training: Training, placement: Placement, pairs: float, width: 
     logits = 4 * tokens * block * (2 if shapes.softcapped else 1)
     hidden = tokens * shapes.hidden * (width + 4 + (4 if width == 2 else 0))
     products = 4 * block * shapes.hidden * (2 if width == 2 else 1)
-    table = shapes.vocabulary * shapes.hidden * width
+    # Beside an adapter the table has no gradient.
+    table = 0 if training.lora else shapes.vocabulary * shapes.hidden * width
     return logits + hidden + products + table

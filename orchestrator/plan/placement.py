@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from orchestrator.plan.hardware import GPU_KINDS, Node
-from orchestrator.plan.memory import PairTokens, Training, footprint
+from orchestrator.plan.memory import PairTokens, Training, footprint, scoring_gb
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec, matches
 from trainers.errors import PlanError, SpecError
@@ -104,7 +104,9 @@ def gpus_of(capacity: Iterable[Node]) -> Gpus:
 
 @functools.lru_cache(maxsize=4096)
 def fitting(training: Training, gpus: Gpus) -> Placement | None:
-    """Place a training on these GPUs; None where it does not fit on them."""
+    """Place a training on these GPUs; None where they do not hold it, or one of them does not hold the model to score."""
+    if scoring_gb(training) > gpus.gb:
+        return None
     for least in _candidates(training, gpus.number):
 
         def gb(tokens: int, least: Placement = least) -> float:
@@ -133,7 +135,7 @@ def _candidates(training: Training, gpus: int) -> Iterator[Placement]:
                 yield Placement(
                     world_size=width,
                     zero_stage=stage,
-                    forward_tokens=int(training.pair.total),
+                    forward_tokens=int(training.copies * training.pair.total),
                     checkpointing=checkpointing,
                     offload_optimizer=offload,
                     device="cuda",
@@ -156,11 +158,16 @@ def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
         ways.append(f"on {count} × {found.label}")
     if least.host > host_gb:
         ways.append(f"with {least.host:.0f} GB of host memory a GPU for the optimiser, not {host_gb:.0f}")
+    needs = (
+        f"{least.total:.0f} GB on each of at most {count} GPUs of {gpu_gb:g} GB even with recomputed activations and an "
+        f"offloaded optimiser ({least.state:.0f} GB of training state, {least.activations:.0f} GB of activations of a "
+        f"pair of {training.pair.total:.0f} tokens, {least.unmeasured:.0f} GB of margin)"
+    )
+    scoring = scoring_gb(training)
+    if scoring > gpu_gb:
+        needs = f"{scoring:.0f} GB on one GPU to be scored, since scoring is not divided over GPUs, and the smallest have {gpu_gb:g} GB"
     return (
-        f"{trial.model.name} · {trial.reward.name} needs {least.total:.0f} GB on each of at most {count} GPUs of "
-        f"{gpu_gb:g} GB even with recomputed activations and an offloaded optimiser ({least.state:.0f} GB of training "
-        f"state, {least.activations:.0f} GB of activations of a pair of {training.pair.total:.0f} tokens, "
-        f"{least.unmeasured:.0f} GB of margin). It would fit "
+        f"{trial.model.name} · {trial.reward.name} needs {needs}. It would fit "
         f"{', or '.join(ways) or 'on larger GPUs, with a smaller model, or in bf16'}."
     )
 

@@ -22,6 +22,7 @@ from trainers.train import engine, loop
 from trainers.train.checkpoints import together
 
 EX_RM, IM_RM = {"kind": "ex_rm"}, {"kind": "im_rm", "beta": 0.1}
+HYBRID = {"kind": "im_rm_hybrid", "beta": 0.1}
 CASES: dict[str, dict[str, Any]] = {
     "head": {"reward": EX_RM},
     "tied matrices, one frozen, in bf16": {
@@ -33,6 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
     "adapter": {"reward": EX_RM, "lora": {"rank": 2}},
     "ZeRO 2": {"reward": EX_RM, "zero_stage": 2},
     "ZeRO 0": {"reward": IM_RM, "zero_stage": 0},
+    "both outputs": {"reward": HYBRID},
+    "both outputs, ZeRO 0": {"reward": HYBRID, "zero_stage": 0},
 }
 
 

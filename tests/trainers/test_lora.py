@@ -14,8 +14,8 @@ from tests.trainers.architectures import load_untrained, save_architecture
 from tests.trainers.gang import Job
 from trainers.errors import ModelError, SpecError
 from trainers.evaluate.scoring import score_pairs
-from trainers.models.adapters import add_adapter
-from trainers.models.architecture import build
+from trainers.models.adapters import add_adapter, linear_names
+from trainers.models.architecture import without_weights
 from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import epoch_order, steps_of_epoch
@@ -271,7 +271,7 @@ def test_what_peft_would_put_on_experts_or_refuses_is_told(tmp_path):
     save_architecture("deepseek_v3", experts)
     names = adapted(load_untrained(experts, "unembedding"))
     # Before a training they are told from a model without weights.
-    assert {name.rpartition(".")[2] for name in names} == {*build(str(experts)).linear_layers}
+    assert {name.rpartition(".")[2] for name in names} == {*linear_names(without_weights(str(experts)))}
     assert not [name for name in names if "mlp" in name]
     config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=64)
     AutoModelForCausalLM.from_config(config).save_pretrained(state)
@@ -280,6 +280,23 @@ def test_what_peft_would_put_on_experts_or_refuses_is_told(tmp_path):
     ):
         adapted(load_untrained(state, "unembedding"))
     assert adapted(load_untrained(state, "head"), targets=("in_proj",)) == {"backbone.layers.0.mixer.in_proj"}
+
+
+def test_layers_are_told_of_a_language_model_with_images_and_of_a_folder_without_a_model(tmp_path):
+    text = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+    }
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    seen = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AutoConfig.for_model("gemma3", text_config=text, vision_config=seen).save_pretrained(tmp_path)
+    assert "q_proj" in linear_names(without_weights(str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"no model could be built from {tmp_path}: Unrecognized"):
+        without_weights(str(tmp_path))
 
 
 def test_an_adapter_that_would_have_to_hold_rows_for_markers_is_refused(tiny_model, tmp_path):

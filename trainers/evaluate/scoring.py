@@ -83,7 +83,7 @@ def read_reference(file: Path, pairs: Sequence[TokenPair]) -> References:
     """Read what `write_reference` wrote. Raises DataError naming the pairs that are missing."""
     rows = parquet.read_table(file).to_pylist()
     reference = {row["index"]: (row["chosen"], row["rejected"]) for row in rows}
-    missing = [pair.index for pair in pairs if pair.index not in reference]
+    missing = [pair.index for pair in with_rewritings(pairs) if pair.index not in reference]
     if missing:
         raise DataError(
             f"{file} has no reference log-probs for pairs {missing[:10]} ({len(missing)} in all)."

@@ -134,27 +134,37 @@ def on_meta_device(location: str, revision: str | None = None) -> Architecture:
     return Architecture(**{**found, "asked_layers": tuple(found["asked_layers"])})
 
 
-def build(location: str, revision: str | None = None) -> Architecture:
-    """Return the same from this process."""
+def without_weights(location: str, revision: str | None = None) -> Any:
+    """Return the model on the meta device, from its config alone. Raises ModelError."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from trainers.models.loading import text_of
+    from trainers.pairs.templates import first_line
+
+    try:
+        config, _ = text_of(AutoConfig.from_pretrained(location, revision=revision))
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model could be built from {location}: {first_line(error)}") from error
+
+
+def _build(location: str, revision: str | None = None) -> Architecture:
     from trainers.models.adapters import linear_names
 
-    config = AutoConfig.from_pretrained(location, revision=revision)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = without_weights(location, revision)
     embeddings, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
-    # Configs have names of their own for these numbers (n_embd), and know them by the common ones.
-    common = {name: getattr(config, name, None) for name in _NAMES}
+    # A config may use names of its own for these numbers (n_embd), and understands the common ones, too.
+    common = {name: getattr(model.config, name, None) for name in _NAMES}
     return _numbers(
         common,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        intermediate=int(common["intermediate_size"] or 4 * config.hidden_size),
+        intermediate=int(common["intermediate_size"] or 4 * model.config.hidden_size),
         tied=unembedding is not None and unembedding.weight is embeddings.weight,
         asked_layers=tuple(linear_names(model)),
     )
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(build(*sys.argv[1:]))))
+    print(json.dumps(dataclasses.asdict(_build(*sys.argv[1:]))))

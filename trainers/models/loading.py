@@ -67,7 +67,9 @@ def load_model(
     brings_head = head_seed is not None or adapter is not None
     _require_weights(loading, output, brings_head, location)
     if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
-        raise ModelError(f"{location} is a reward model of type ex_rm: its head would be left unused.")
+        raise ModelError(
+            f"{location} has a reward head, as ex_rm and im_rm_hybrid have, which would be left unused."
+        )
     model.eval()
     model.tf32 = precision == "tf32"
     rows = model.get_input_embeddings().weight.shape[0]
@@ -115,7 +117,7 @@ def _from_pretrained(
         config = AutoConfig.from_pretrained(
             location, revision=revision, trust_remote_code=trust.trust_remote_code
         )
-        config, key_mapping = _text_of(config)
+        config, key_mapping = text_of(config)
         if output != "unembedding":
             config.num_labels = 1
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
@@ -155,7 +157,7 @@ def _from_pretrained(
     return model, loading
 
 
-def _text_of(config: Any) -> tuple[Any, dict[str, str] | None]:
+def text_of(config: Any) -> tuple[Any, dict[str, str] | None]:
     """Return the config of a multimodal model's language model, and how its weights are renamed; other configs as they are."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
 

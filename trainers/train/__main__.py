@@ -15,7 +15,8 @@ from pyarrow import parquet
 from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
-from trainers.models.architecture import build
+from trainers.models.adapters import linear_names
+from trainers.models.architecture import without_weights
 from trainers.models.hub import open_repository, push, require_base_on_hub
 from trainers.models.loading import device
 from trainers.models.products import settle_products
@@ -124,7 +125,7 @@ def run(arguments: Train) -> None:
                 f"--model {arguments.model} is a GGUF file, which an adapter cannot name as its base; give --merge, too."
             )
         if lora and not arguments.trust_remote_code:
-            lora.require_layers(f"--model {arguments.model}", build(location).linear_layers)
+            lora.require_layers(f"--model {arguments.model}", linear_names(without_weights(location)))
         pairs = arguments.tokenize(rows, location, arguments.model)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan.memory import PairTokens, Training, footprint
+from orchestrator.plan.memory import PairTokens, Training, footprint, scoring_gb
 from orchestrator.spec import catalog
 from orchestrator.spec.models import architecture_of
 from tests.model_files import write_gguf, write_model
@@ -123,6 +123,18 @@ def test_gradients_of_bf16_weights_are_as_large_as_those_of_fp32():
 def test_the_unembedding_of_an_untied_model_is_trained_by_im_rm_only():
     untied = catalog.ARCHITECTURES["meta-llama/Llama-3.1-8B-Instruct"]
     assert untied.trained("unembedding") - untied.trained("head") == untied.hidden * (untied.vocabulary - 1)
+
+
+def test_scoring_takes_the_weights_a_layer_and_a_block_of_logits():
+    held = 4 * (SHAPES.parameters + SHAPES.hidden) + 4096 * 3 * (8192 + 2048) * 4 + 4 * 2**24
+    assert scoring_gb(training()) == pytest.approx(2 + 1.08 * held / 1e9)
+
+
+def test_beside_an_adapter_the_unembedding_has_no_gradient():
+    whole, adapted = (
+        footprint(training(reward=IM_RM, lora=lora), placed()) for lora in (None, LoraSpec(rank=1))
+    )
+    assert whole.logits - adapted.logits == pytest.approx(4 * SHAPES.vocabulary * SHAPES.hidden / 1e9)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

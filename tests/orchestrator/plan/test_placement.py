@@ -14,7 +14,7 @@ from orchestrator.spec.trials import PlacementRule, TrialSpec
 from tests.orchestrator.sweep_samples import EX_RM, IM_RM, LLAMA, trial
 from trainers.errors import PlanError, SpecError
 from trainers.models import tiny
-from trainers.specs import DrawSpec, LoraSpec, ModelSpec, OptimSpec, Placement
+from trainers.specs import DrawSpec, LoraSpec, LossSpec, ModelSpec, OptimSpec, Placement
 
 BATCHES = st.integers(1, 96)
 # Tokens of the longest pair that the usual limits let through.
@@ -151,11 +151,12 @@ def test_an_offloaded_optimiser_needs_host_memory():
 
 
 @pytest.mark.parametrize("reward", [EX_RM, IM_RM])
-def test_an_8b_in_fp32_is_placed_on_cards_of_24_gb_that_its_weights_would_fill(reward):
+def test_cards_that_hold_a_training_together_but_alone_never_the_model_are_refused(reward):
     model = replace(catalog.MODELS["llama-3.1-8b"], precision="fp32")
-    assert 4 * model.parameters > 24e9
-    found = place(trial(model=model, reward=reward), gpus(8, 24.0))
-    assert found.zero_stage == 3
+    spec = trial(model=model, reward=reward)
+    with pytest.raises(PlanError, match=r"GB on one GPU to be scored, .* have 24 GB\. .* on 8 × A100-40GB"):
+        place(spec, gpus(8, 24.0))
+    assert place(spec, gpus(8, 40.0)).zero_stage == 3
 
 
 def test_a_gang_is_sized_for_the_smallest_gpu_of_a_mixed_cluster():
@@ -247,6 +248,13 @@ def test_with_gpus_only_the_models_that_do_not_fit_are_refused():
     with pytest.raises(PlanError, match=r"llama-3\.1-8b · im_rm needs") as raised:
         require_fit(trials, gpus(1, 24.0))
     assert "llama-3.2-1b" not in str(raised.value)
+
+
+def test_a_forward_of_pairs_with_their_rewritings_may_hold_the_whole_step():
+    small = trial(model=catalog.MODELS["llama-3.2-1b"], optim=OptimSpec(effective_batch=2))
+    with_rewritings = replace(small, loss=LossSpec(consistency=1.0))
+    assert place(small, gpus(1, 141.0)).forward_tokens == 2 * LONGEST
+    assert place(with_rewritings, gpus(1, 141.0)).forward_tokens == 4 * LONGEST
 
 
 def test_the_paper_needs_gpus_and_enough_of_them():
