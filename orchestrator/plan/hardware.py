@@ -1,4 +1,4 @@
-"""The machines a sweep may run on, and what their GPUs can do.
+"""The machines of a cluster, and the memory and speed of their GPUs.
 
 Nodes are read from a `--cluster` string, from a Ray cluster's YAML, or from this machine:
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from trainers.errors import PlanError
 
 EXAMPLE = "2x8xH100-80GB, mixed 2x8xH100-80GB,1x4xA100-40GB, or with a price per GPU-hour 1x8xH100-80GB@2.50"
-# CPUs that a node is taken to have beside each GPU where nobody says; preparing data and Ray's actors need few.
+# Assumed CPUs per GPU of a node that does not say; preparing data and Ray's actors need few.
 CPUS_PER_GPU = 8
 MOST_NODES = 10_000
 # Where NVIDIA's driver lists the GPUs of this machine.
@@ -50,7 +50,7 @@ class GpuKind(NamedTuple):
 
 
 # Memory and peak rates from NVIDIA's and AMD's data sheets (SXM where there is a choice; rates without sparsity);
-# between GPUs one way, by NVLink where there is one, else by PCIe.
+# links are one way, NVLink if there is one, else PCIe.
 # Prices are an ASSUMPTION: AWS on demand, us-east-1, as of 2025-06, recalled and not looked up; give --price. GB200 is
 # AWS's price of a reserved block; AWS has neither A10 (taken as A10G) nor MI300X (taken as Azure's).
 PRICES_ASSUMED = "AWS on demand, us-east-1, as of 2025-06, not looked up"
@@ -93,10 +93,10 @@ _GROUP = re.compile(r"(?P<nodes>[^x]+)x(?P<gpus>[^x]+)x(?P<kind>[^@]+)(?:@(?P<pr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine with whole CPUs and GPUs: in a capacity all that it has, in a gate's state those that are free.
+    """A machine's CPUs and GPUs: all of them in a capacity, the free ones in the state of a gate.
 
-    `gpu_kind` is the label of a GpuKind, "" where it is not known; `price` is in $ per GPU-hour where it was given;
-    `host_gb` is the memory beside the CPUs, infinite where nobody says.
+    `gpu_kind` is the label of a GpuKind, "" if unknown; `price` is in $ per GPU-hour, if given; `host_gb` is the host's
+    memory, infinite if unknown.
     """
 
     id: str
@@ -110,7 +110,7 @@ class Node:
 
     @property
     def kind(self) -> GpuKind | None:
-        """The node's GPUs, None where it has none. An unknown kind is taken to be as slow as the slowest known one."""
+        """The kind of the node's GPUs; None without GPUs. An unknown kind counts as slow as the slowest known one."""
         if not self.gpus:
             return None
         slowest_known = min(GPU_KINDS, key=lambda kind: kind.bf16_tflops)
@@ -144,7 +144,7 @@ def local_capacity() -> tuple[Node, ...]:
 
 
 def shown_gpus(listed: int, visible: str | None) -> int:
-    """Count the GPUs that CUDA shows: it stops at the first of CUDA_VISIBLE_DEVICES that is none, as -1."""
+    """Count the GPUs that CUDA shows: it stops at the first invalid entry of CUDA_VISIBLE_DEVICES, such as -1."""
     if visible is None:
         return listed
     return min(listed, len(list(itertools.takewhile(_CUDA_DEVICE.fullmatch, visible.split(",")))))
@@ -158,9 +158,9 @@ def listed_kind(information: str) -> GpuKind | None:
 
 
 def gpu_kind(text: str) -> GpuKind | None:
-    """Return the kind called `H100-80GB`, `H100`, or Ray's `A100-80G`; None where it is not known.
+    """Return the kind called `H100-80GB`, `H100`, or Ray's `A100-80G`; None if unknown.
 
-    Where the text gives another memory than the table, the text's counts.
+    A memory given in the text replaces that of the table.
     """
     match = _KIND.fullmatch(text.strip().upper())
     if match is None:
@@ -171,19 +171,19 @@ def gpu_kind(text: str) -> GpuKind | None:
 
 
 def host_gb(resources: Mapping[str, Any]) -> float:
-    """Return the GB that Ray's resources give a node's tasks and its objects; infinite where they say nothing."""
+    """Return the GB of memory in Ray's resources, for tasks and objects; infinite if they name none."""
     given = [resources.get(name) for name in ("memory", "object_store_memory")]
     return sum(value for value in given if isinstance(value, int | float)) / 1e9 or math.inf
 
 
 def kind_in(resources: Iterable[str]) -> GpuKind | None:
-    """Return the kind that Ray's name of a resource gives, as in `accelerator_type:H100`; None where none is known."""
+    """Return the kind in the names of Ray's resources, as in `accelerator_type:H100`; None if there is none."""
     names = (name.partition("accelerator_type:")[2] for name in resources)
     return next((kind for name in names if (kind := gpu_kind(name))), None)
 
 
 def describe(nodes: Iterable[Node]) -> str:
-    """Say how many nodes of which kind there are: `2 × 8 × H100-80GB, 1 × 4 CPUs`."""
+    """Return the nodes by kind: `2 × 8 × H100-80GB, 1 × 4 CPUs`."""
     kinds = (
         f"{node.gpus} × {node.kind.label}" if node.kind is not None else f"{node.cpus} CPUs" for node in nodes
     )
@@ -191,7 +191,7 @@ def describe(nodes: Iterable[Node]) -> str:
 
 
 def _group(part: str, text: str, flag: str) -> tuple[int, Node]:
-    """Return how many nodes a part like `2x8xH100-80GB` asks for, and what each of them is."""
+    """Return the number of nodes in a part like `2x8xH100-80GB`, and one of them."""
 
     def refused(why: str) -> PlanError:
         return PlanError(
@@ -223,7 +223,7 @@ def _group(part: str, text: str, flag: str) -> tuple[int, Node]:
 
 
 def _of_yaml(file: Path, flag: str) -> tuple[Node, ...]:
-    """Return the most nodes that the cluster may have up at once; where it caps them, those with most GPUs come first."""
+    """Return the largest set of nodes that the cluster may have up; under its cap, nodes with most GPUs come first."""
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -256,7 +256,7 @@ def _of_yaml(file: Path, flag: str) -> tuple[Node, ...]:
 
 
 def _node_type(at: str, fields: Any, usual: Any) -> tuple[int, Node]:
-    """Return how many workers of a node type there may be (`usual` where it does not say), and what each of them is."""
+    """Return the most workers of a node type (`usual` if it does not say), and one of them."""
     if not isinstance(fields, dict):
         raise PlanError(f"{at} must hold fields (resources, max_workers, node_config).")
     resources, config = fields.get("resources") or {}, fields.get("node_config") or {}

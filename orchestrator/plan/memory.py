@@ -14,8 +14,8 @@ from trainers.rewards import RewardSpec
 from trainers.specs import LoraSpec, OptimSpec, Placement, Precision
 
 GB = 1e9
-# Fixed by DeepSpeed 0.19.8 where trainers/train/engine.py says nothing: elements of a reduction bucket, of a ZeRO-3
-# sub-group, of what is prefetched, and of weights that stay gathered because they are needed again.
+# Defaults of DeepSpeed 0.19.8 that trainers/train/engine.py leaves as they are: elements of a reduction bucket, of a
+# ZeRO-3 sub-group, of prefetched weights, and of weights that stay gathered for reuse.
 BUCKET = 500_000_000
 SUB_GROUP = 1_000_000_000
 PREFETCHED = 50_000_000
@@ -30,7 +30,7 @@ UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairTokens:
-    """Tokens of the parts of a pair: of the longest one, or on the mean."""
+    """Tokens of a pair's parts: of the longest pair, or the mean over pairs."""
 
     prompt: float
     chosen: float
@@ -42,21 +42,16 @@ class PairTokens:
         return self.prompt + self.chosen + self.rejected
 
     @property
-    def in_rows(self) -> "PairTokens":
-        """What two rows take, each with the prompt: the pairs of an architecture that may not take packed ones."""
-        return replace(self, prompt=2 * self.prompt)
-
-    @property
     def responses(self) -> float:
-        """Tokens whose log-probabilities IM-RM wants."""
+        """Tokens whose log-probabilities IM-RM needs."""
         return self.chosen + self.rejected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained: all that memory and time depend on beside the placement. `pair` is the longest that can come.
+    """What memory and time depend on besides the placement. `pair` is the longest that the draw lets through.
 
-    With `lora` an adapter is, of which the gradients and the optimiser's state alone are.
+    With `lora`, only the adapter has gradients and optimiser state.
     """
 
     architecture: Architecture
@@ -65,12 +60,12 @@ class Training:
     precision: Precision
     pair: PairTokens
     lora: LoraSpec | None = None
-    # 2 where each pair is computed with its rewriting.
+    # 2 if each pair is computed together with its rewriting.
     copies: int = 1
 
     @property
     def trainable(self) -> int:
-        """Parameters that are trained; of an adapter on some layers only, as many as on all of them."""
+        """Number of trained parameters; an adapter on some layers is counted as one on all of them."""
         shapes, output = self.architecture, self.reward.type.output
         if self.lora is None:
             return shapes.trained(output)
@@ -84,7 +79,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """GB of one rank, by what takes them. `unmeasured` is a margin, 0 on a CPU; `host` is beside a GPU's, and not in the total."""
+    """Memory of one rank in GB, by use. `unmeasured` is a margin (0 on a CPU); `host` is host memory, not in the total."""
 
     weights: float
     masters: float
@@ -99,18 +94,18 @@ class Footprint:
 
     @property
     def state(self) -> float:
-        """GB of weights, gradients and the optimiser's state."""
+        """Weights, gradients and optimiser state."""
         return self.weights + self.masters + self.optimizer + self.gradients
 
     @property
     def total(self) -> float:
-        """GB of the whole rank."""
+        """Everything on the device."""
         work = self.activations + self.logits + self.gathered + self.buckets
         return self.state + work + self.unmeasured
 
 
 def footprint(training: Training, placement: Placement) -> Footprint:
-    """Predict what one rank holds at its peak, in the heaviest forward that can come: all of its pairs the longest."""
+    """Predict the peak memory of one rank in the heaviest forward, in which every pair is the longest."""
     unit = training.copies * training.pair.total
     share = unit * math.ceil(training.optim.effective_batch / placement.world_size)
     forward = max(unit, min(placement.forward_tokens, share))
@@ -137,7 +132,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     # Gradients are summed and sent in fp32 whatever the weights are (trainers/train/engine.py). Half precision is run by
     # DeepSpeed's BF16_Optimizer at stage 1, which reduces its sums in place, and at stage 2 widens each bucket to send it.
     in_place = width == 2 and stage == 1 and not placement.offload_optimizer
-    # Allocated whole, but on a CPU only what is written to is there. A tensor that is larger is sent by itself.
+    # On a CPU, allocated memory counts only once it is written to. A tensor larger than a bucket is sent by itself.
     filled = BUCKET if on_gpu else min(count, BUCKET)
     widened = filled if training.lora else max(filled, shapes.vocabulary * shapes.hidden)
     bucket = 0.0 if in_place else float(2 * filled + 4 * widened if width == 2 and stage == 2 else 4 * filled)
@@ -153,8 +148,8 @@ def footprint(training: Training, placement: Placement) -> Footprint:
         gathered=gathered / GB,
         buckets=bucket / GB if stage >= 2 else 0.0,
     )
-    # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied;
-    # in half precision it is there before it is added to its sum.
+    # The embeddings' gradient, as large as their table, comes last: beside the unembedding's if they are tied, and in
+    # half precision beside the sum that it is added to.
     last = 0 if training.lora else table * ((shapes.tied and output != "head") + (width == 2))
     backward_ends = replace(
         always,
@@ -162,7 +157,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
         gathered=min(gathered, table) / GB,
         buckets=bucket / GB if stage >= 1 else 0.0,
     )
-    # A flat copy of the gradients, which half precision needs at stage 3 only: before that its sums are flat.
+    # A flat copy of the gradients. Half precision needs it at stage 3 only: at lower stages its sums are flat already.
     flat = (4 * min(count, BUCKET), 4 * part, 4 * part, 4 * min(part, SUB_GROUP))[stage]
     if width == 2 and stage < 3:
         flat = 0.0
@@ -174,18 +169,18 @@ def footprint(training: Training, placement: Placement) -> Footprint:
 
 
 def scoring_gb(training: Training) -> float:
-    """Predict what a GPU holds that scores pairs by the whole model: for its reference, or once it is trained."""
+    """Predict the memory of the one GPU that scores pairs with the whole model, as a reference or after training."""
     shapes = training.architecture
     width = 2 if training.precision == "bf16" else 4
     tokens = max(SCORED_TOKENS, training.pair.total)
     held = width * shapes.trained(training.reward.type.output)
-    # The layer that is computed, and a block of logits.
+    # One layer's working memory, and a block of logits.
     held += tokens * (3 * shapes.intermediate + 3 * shapes.hidden) * width + 4 * LOGITS_BLOCK
     return UNMEASURED_GB + (1 + UNMEASURED_SHARE) * held / GB
 
 
 def _moments_bytes(optim: OptimSpec) -> int:
-    """Bytes of optimiser state per parameter, all of it in fp32."""
+    """Return the bytes of optimiser state per parameter; it is in fp32."""
     if optim.optimizer == "adamw":
         return 8
     momentum = 4 if optim.momentum else 0
@@ -193,7 +188,7 @@ def _moments_bytes(optim: OptimSpec) -> int:
 
 
 def _activation_bytes(training: Training, placement: Placement, pairs: float, width: int) -> float:
-    """Bytes that the forward pass keeps for the backward pass, and those in which one layer is undone."""
+    """Return the bytes that the forward pass saves, and the working memory of one layer's backward pass."""
     shapes, pair = training.architecture, training.pair
     tokens = pairs * pair.total
     scores = _score_bytes(shapes, pair, placement.device)
@@ -224,7 +219,7 @@ def _layer_bytes_per_token(shapes: Architecture, pair: PairTokens, width: int, d
         # FlexAttention reads grouped keys and values as they are; its output is copied once.
         attention = 1.0 * width * (3 * queries + 2 * keys)
     else:
-        # Keys and values are repeated for every head, and those of the prompt once more beside the rejected ones.
+        # Keys and values are repeated for every head, and once more for prompt and rejected response.
         again = (pair.prompt + pair.rejected) / pair.total
         attention = width * queries * (5 + 2 * again)
     feed_forward = width * shapes.intermediate * (4 if shapes.gated else 2)
@@ -232,7 +227,7 @@ def _layer_bytes_per_token(shapes: Architecture, pair: PairTokens, width: int, d
 
 
 def _norm_bytes(shapes: Architecture, width: int, *, before: bool) -> int:
-    """Bytes per element that an RMS norm keeps: its input, the normalised input, its output where a matrix reads it."""
+    """Return the bytes per element that an RMS norm saves: input, normalised input, and output if a matrix reads it."""
     if width == 4:
         return 12 if before else 8
     # In half precision it works on an fp32 copy; Gemma's normalised input stays fp32, too.
@@ -241,7 +236,7 @@ def _norm_bytes(shapes: Architecture, width: int, *, before: bool) -> int:
 
 
 def _score_bytes(shapes: Architecture, pair: PairTokens, device: str) -> float:
-    """Bytes of a pair's attention scores, which stay only where they are soft-capped without a fused kernel."""
+    """Return the bytes of a pair's attention scores, which are saved only if soft-capped without a fused kernel."""
     if not shapes.softcapped or device == "cuda":
         return 0.0
     first = (pair.prompt + pair.chosen) ** 2
@@ -251,11 +246,11 @@ def _score_bytes(shapes: Architecture, pair: PairTokens, device: str) -> float:
 
 
 def _logit_bytes(training: Training, placement: Placement, pairs: float, width: int) -> float:
-    """Bytes of the unembedding's backward pass: a block of logits, and the gradients of what it multiplies."""
+    """Return the bytes of the unembedding's backward pass: a block of logits, and the gradients of both factors."""
     shapes, reward = training.architecture, training.reward.type
     if reward.output == "head":
         return 0.0
-    # The generative reward asks for three answers a pair only.
+    # The generative reward needs only three log-probabilities a pair.
     asked = training.pair.responses if reward.rendering == "response" else 3
     tokens = pairs * asked
     held = LOGITS_BLOCK_ON_CPU if placement.device == "cpu" else LOGITS_BLOCK

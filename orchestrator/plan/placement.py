@@ -1,8 +1,8 @@
-"""How a training is laid on devices: the fewest GPUs that hold it, at the exact effective batch. Pure functions.
+"""How a training is placed on devices: the fewest GPUs that hold it, at the exact effective batch. Pure functions.
 
 On GPUs, in this order: no recomputation, then recomputed activations, then the optimiser's state in the host's memory;
-within that the fewest GPUs, then the lowest ZeRO stage, then the most tokens a forward. All GPUs count as the smallest
-of them, since the gate may send a gang to any. Figures for GPUs are predictions of memory_model.py, untested on one.
+within that the fewest GPUs, then the lowest ZeRO stage, then the most tokens a forward. Every GPU counts as the
+smallest, since the gate may send a gang to any. Memory is predicted by memory.py, which no GPU has confirmed.
 """
 
 import bisect
@@ -22,9 +22,9 @@ from trainers.models.architecture import FAMILIES, Architecture
 from trainers.rewards import RewardSpec
 from trainers.specs import BUILTIN, DrawSpec, ModelSpec, OptimSpec, Placement
 
-# Budgets of a forward that are tried.
+# Step between the forward budgets that are tried.
 _TOKENS_STEP = 128
-# Recomputation, offload: each gives up more speed than the one before.
+# (recomputation, offload), from the fastest to the slowest.
 _LEVELS = ((False, False), (True, False), (True, True))
 
 
@@ -35,10 +35,10 @@ def place(
     *,
     architecture: Architecture | None = None,
 ) -> Placement:
-    """Lay a trial's training out: on GPUs where there are any, else on CPU processes.
+    """Place a trial's training: on GPUs if there are any, else on CPU processes.
 
-    `architecture` is that of a model that the catalog does not know; a model of unknown size gets one GPU, and no
-    forward that is longer than the longest pair. Raises PlanError; SpecError for tf32 without a GPU.
+    `architecture` is given for a model that is not in the catalog. A model of unknown size gets one GPU, and forwards
+    of at most the longest pair. Raises PlanError; SpecError for tf32 without a GPU.
     """
     gpus = gpus_of(capacity)
     if not gpus.number:
@@ -56,7 +56,7 @@ def place(
 
 
 def training_of(trial: TrialSpec, architecture: Architecture | None = None) -> Training | None:
-    """Return what of a trial's training needs memory and time; None where nobody knows its model's size."""
+    """Return what decides the memory and time of a trial's training; None if its model's size is unknown."""
     shapes = architecture or catalog.architecture(trial.model)
     if shapes is None:
         return None
@@ -67,17 +67,15 @@ def training_of(trial: TrialSpec, architecture: Architecture | None = None) -> T
 def _training(
     model: ModelSpec, shapes: Architecture, reward: RewardSpec, optim: OptimSpec, draw: DrawSpec
 ) -> Training:
-    return Training(
-        architecture=shapes,
-        reward=reward,
-        optim=optim,
-        precision=model.precision,
-        pair=_longest_pair(model, draw) if shapes.family in FAMILIES else _longest_pair(model, draw).in_rows,
-    )
+    pair = _longest_pair(model, draw)
+    if shapes.family not in FAMILIES:
+        # It may not take packed pairs: two rows, each with the prompt.
+        pair = replace(pair, prompt=2 * pair.prompt)
+    return Training(architecture=shapes, reward=reward, optim=optim, precision=model.precision, pair=pair)
 
 
 def _longest_pair(model: ModelSpec, draw: DrawSpec) -> PairTokens:
-    """Return the longest pair that the draw lets through; what built-in models are given is shorter."""
+    """Return the longest pair that the draw lets through; built-in models have a lower limit of their own."""
     prompt, response = draw.max_prompt_tokens, draw.max_response_tokens
     if model.source.startswith(BUILTIN):
         prompt = response = tiny.MAX_POSITIONS // 2
@@ -85,7 +83,7 @@ def _longest_pair(model: ModelSpec, draw: DrawSpec) -> PairTokens:
 
 
 class Gpus(NamedTuple):
-    """How many GPUs there are, the GB of the smallest, and the least GB of host memory that comes to one; 0 where there are none."""
+    """The number of GPUs, the memory of the smallest, and the least host memory per GPU, in GB; 0 without GPUs."""
 
     number: int
     gb: float
@@ -93,7 +91,7 @@ class Gpus(NamedTuple):
 
 
 def gpus_of(capacity: Iterable[Node]) -> Gpus:
-    """Return the GPUs of all nodes, each taken to be as the smallest."""
+    """Sum up the GPUs of all nodes."""
     nodes = [node for node in capacity if node.gpus]
     return Gpus(
         number=sum(node.gpus for node in nodes),
@@ -104,7 +102,7 @@ def gpus_of(capacity: Iterable[Node]) -> Gpus:
 
 @functools.lru_cache(maxsize=4096)
 def fitting(training: Training, gpus: Gpus) -> Placement | None:
-    """Place a training on these GPUs; None where they do not hold it, or one of them does not hold the model to score."""
+    """Place a training on these GPUs; None if they cannot hold it, or one of them cannot hold the model for scoring."""
     if scoring_gb(training) > gpus.gb:
         return None
     for least in _candidates(training, gpus.number):
@@ -115,7 +113,7 @@ def fitting(training: Training, gpus: Gpus) -> Placement | None:
         if footprint(training, least).host > gpus.host_gb:
             continue
         if gb(least.forward_tokens) <= gpus.gb:
-            # A step in one forward has no gradients of earlier ones: it may fit where a little less does not.
+            # A step in one forward holds no gradients of earlier ones, so it may fit where a smaller budget does not.
             most = least.forward_tokens * math.ceil(training.optim.effective_batch / least.world_size)
             sizes = range(least.forward_tokens, most, _TOKENS_STEP)
             largest = most if gb(most) <= gpus.gb else sizes[bisect.bisect(sizes, gpus.gb, key=gb) - 1]
@@ -124,13 +122,13 @@ def fitting(training: Training, gpus: Gpus) -> Placement | None:
 
 
 def _candidates(training: Training, gpus: int) -> Iterator[Placement]:
-    """Every placement on at most that many GPUs, those to be preferred first; a forward of each is one pair."""
+    """Yield the placements on at most that many GPUs, preferred ones first, each with one pair a forward."""
     most = min(gpus, training.optim.effective_batch)
-    # Powers of two share the nodes that there are without a rest.
+    # Powers of two fill nodes evenly.
     widths = sorted({most, *(2**power for power in range(most.bit_length()))})
     for checkpointing, offload in _LEVELS:
         for width in widths:
-            # Alone nothing is partitioned, and ZeRO-2 keeps least beside an offloaded optimiser.
+            # One GPU has nothing to partition. With an offloaded optimiser ZeRO-2 keeps least on the GPU.
             for stage in ((2,) if width == 1 else (2, 3)) if offload else ((0,) if width == 1 else (1, 2, 3)):
                 yield Placement(
                     world_size=width,
@@ -143,7 +141,7 @@ def _candidates(training: Training, gpus: int) -> Iterator[Placement]:
 
 
 def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
-    """Say why a training does not fit on these GPUs, and what would make it fit."""
+    """Return why a training does not fit on these GPUs, and what would make it fit."""
     count, gpu_gb, host_gb = gpus
     used = (footprint(training, placed) for placed in _candidates(training, count))
     least = min(used, key=lambda found: found.total)
@@ -173,7 +171,7 @@ def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
 
 
 def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
-    """Whether each model can be trained on the GPUs by the paper's recipe, by either of the paper's reward types."""
+    """Return whether each model can be trained on the GPUs by the paper's recipe, as ex_rm and as im_rm."""
     gpus = gpus_of(capacity)
     return gpus.number > 0 and all(
         shapes is not None
@@ -185,13 +183,26 @@ def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
 
 
 def require_fit(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> None:
-    """Raises PlanError with every line of `misfits`; SpecError for tf32 without a GPU."""
-    if not gpus_of(capacity).number:
+    """Raise PlanError with a line for each model of known size and reward type that fits nowhere; SpecError for tf32 without a GPU."""
+    gpus = gpus_of(capacity)
+    if gpus.number:
+        trainings = [(trial, training) for trial in trials if (training := training_of(trial)) is not None]
+        lines = [
+            _why_not(trial, training, gpus)
+            for trial, training in trainings
+            if fitting(training, gpus) is None
+        ]
+    else:
         _refuse_tf32(trials)
-    lines = misfits(trials, capacity)
+        large = dict.fromkeys(
+            f"{trial.model.name} ({trial.model.parameters / 1e9:.1f} billion parameters)"
+            for trial in trials
+            if trial.model.parameters
+        )
+        lines = [f"0 GPUs are here, and these models need some: {', '.join(large)}."] if large else []
     if lines:
         ways = "Run on a cluster (RAY_ADDRESS, --cluster), choose --models, or try --profile laptop."
-        raise PlanError("\n".join([*lines, ways]))
+        raise PlanError("\n".join([*dict.fromkeys(lines), ways]))
 
 
 def _refuse_tf32(trials: Sequence[TrialSpec]) -> None:
@@ -202,23 +213,6 @@ def _refuse_tf32(trials: Sequence[TrialSpec]) -> None:
         )
 
 
-def misfits(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> list[str]:
-    """Say why the models of known size that fit nowhere do not, one line for each model and reward type."""
-    gpus = gpus_of(capacity)
-    if not gpus.number:
-        large = dict.fromkeys(
-            f"{trial.model.name} ({trial.model.parameters / 1e9:.1f} billion parameters)"
-            for trial in trials
-            if trial.model.parameters
-        )
-        return [f"0 GPUs are here, and these models need some: {', '.join(large)}."] if large else []
-    trainings = [(trial, training) for trial in trials if (training := training_of(trial)) is not None]
-    lines = [
-        _why_not(trial, training, gpus) for trial, training in trainings if fitting(training, gpus) is None
-    ]
-    return list(dict.fromkeys(lines))
-
-
 def _place_on_cpus(trial: TrialSpec, capacity: Sequence[Node], rules: Sequence[PlacementRule]) -> Placement:
     batch = trial.optim.effective_batch
     rule = next((rule for rule in rules if matches(trial.labels, rule.match)), None)
@@ -226,7 +220,7 @@ def _place_on_cpus(trial: TrialSpec, capacity: Sequence[Node], rules: Sequence[P
     world_size = rule.world_size if rule is not None and rule.world_size <= min(cpus, batch) else 1
     tokens = int(_longest_pair(trial.model, trial.train_draw).total)
     if trial.model.source.startswith(BUILTIN):
-        # Tiny models pay for each forward; for others no forward is longer than the longest pair.
+        # For tiny models the number of forwards costs most; for others memory does.
         tokens *= math.ceil(batch / world_size)
     return Placement(
         world_size=world_size,

@@ -34,7 +34,8 @@ from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import tokenize_pairs
 from trainers.rewards import RewardSpec, reward_variants
 from trainers.specs import DrawSpec, LoraSpec, OptimSpec, Placement, Trust
-from trainers.train.loop import TrainInputs, model_card
+from trainers.train.card import model_card
+from trainers.train.loop import TrainInputs
 
 KINDS = ("ex_rm", "im_rm", "ex_grm")
 BETA = 0.1
@@ -180,7 +181,7 @@ def test_a_folder_holds_template_and_card(trained):
 
 
 def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not(tmp_path):
-    card = model_card(inputs_of(tmp_path, RewardSpec(kind="ex_rm", pooling="mean"), ()), {}).decode()
+    card = model_card(inputs_of(tmp_path, RewardSpec(kind="ex_rm", pooling="mean"), ())).decode()
     assert "not" in card
     assert "--reward ex_rm_mean" in card
 

@@ -27,7 +27,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -209,19 +209,19 @@ def save(
     files = _digests_together(folder / tag) if mirror is None else upload_together(folder, tag, mirror)
     write_s = time.perf_counter() - began
     if dist.get_rank() == 0:
-        marker = {
-            "step": step,
-            "total": total,
-            "tag": tag,
-            "world_size": dist.get_world_size(),
-            "zero_stage": engine.zero_optimization_stage(),
-            "training": training,
-            "log": list(log),
-            "files": files,
-            "write_s": write_s,
-        }
+        written = Checkpoint(
+            step=step,
+            total=total,
+            tag=tag,
+            world_size=dist.get_world_size(),
+            zero_stage=engine.zero_optimization_stage(),
+            training=training,
+            log=list(log),
+            files=files,
+            write_s=write_s,
+        )
         try:
-            complete(checkpoints.kept, marker)
+            complete(checkpoints.kept, asdict(written))
         except StorageError:
             # A checkpoint that nobody can find must not keep the disk full.
             remove_tree(checkpoints.kept / tag)

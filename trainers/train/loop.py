@@ -8,7 +8,6 @@ a forward is Σ over its pairs × world size / pairs in the effective batch, sin
 
 import functools
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,6 +50,7 @@ from trainers.specs import (
     Precision,
     Trust,
 )
+from trainers.train.card import CARD, model_card
 from trainers.train.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -72,7 +72,6 @@ from trainers.train.engine import (
 from trainers.train.stopping import StopLeft, never
 
 Report = Callable[[dict[str, Any]], None]
-CARD = "README.md"
 _FINGERPRINT_VALUES = 16
 
 
@@ -107,6 +106,17 @@ class TrainInputs:
     def saves_adapter(self) -> bool:
         """Whether the result is the folder of an adapter, not of a whole model."""
         return self.lora is not None and not self.merge
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return math.ceil(len(self.pairs) / self.optim.effective_batch)
+
+    @property
+    def unusual(self) -> list[LossSpec | LoraSpec]:
+        """The loss and the adapter where they are not the usual ones."""
+        loss = [] if self.loss == BRADLEY_TERRY else [self.loss]
+        return [*loss, *([self.lora] if self.lora else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +160,7 @@ def train(
         # Before the training, which would be lost if its model could not be saved.
         files = {
             **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
-            CARD: model_card(inputs, {}),
+            CARD: model_card(inputs),
         }
         kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
         epochs, kept = inputs.optim.epochs, inputs.keep_epochs
@@ -183,7 +193,7 @@ def train(
             right = sum(row["accuracy"] * row["pairs"] for row in last)
             result = TrainResult(log=log, train_accuracy=right / sum(row["pairs"] for row in last), perf=perf)
             if first:
-                card = model_card(inputs, _facts(inputs, result))
+                card = model_card(inputs, result)
                 save_model(weights, {**files, CARD: card}, out_dir / "model")
                 collect_epochs(kept_in, out_dir, kept, epochs, mirror)
         finally:
@@ -253,7 +263,7 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
     values = (tensor.detach().flatten()[:_FINGERPRINT_VALUES].tolist() for tensor in tensors)
     return {
         "architecture": f"{type(model).__name__} {shapes[0]}x{shapes[1]}, vocabulary {model.config.vocab_size}",
-        "reward": "; ".join([str(inputs.reward), *map(str, _unusual(inputs))]),
+        "reward": "; ".join([str(inputs.reward), *map(str, inputs.unusual)]),
         "optimiser": str(inputs.optim),
         "seed": str(inputs.seed),
         "precision": inputs.precision,
@@ -275,12 +285,6 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
     }
 
 
-def _unusual(inputs: TrainInputs) -> list[LossSpec | LoraSpec]:
-    """Return the loss and the adapter where they are not the usual ones."""
-    loss = [] if inputs.loss == BRADLEY_TERRY else [inputs.loss]
-    return [*loss, *([inputs.lora] if inputs.lora else [])]
-
-
 def _digest(values: Iterable[object]) -> str:
     digest = hashlib.sha256()
     for value in values:
@@ -293,7 +297,7 @@ def _loop(
 ) -> list[dict[str, Any]]:
     """Train to the end, from `found` on, and return the whole log."""
     optim, pairs, log = inputs.optim, inputs.pairs, [] if found is None else list(found.log)
-    layout, of_epoch = layout_of(engine.module.model), _steps_of_one_epoch(inputs)
+    layout, of_epoch = layout_of(engine.module.model), inputs.steps_of_epoch
     total = optim.epochs * of_epoch
     saved_at, write_s = time.monotonic(), 0.0 if found is None else found.write_s
     for number, (epoch, step) in enumerate(_steps(inputs, len(log)), len(log)):
@@ -341,13 +345,9 @@ def _loop(
     return log
 
 
-def _steps_of_one_epoch(inputs: TrainInputs) -> int:
-    return math.ceil(len(inputs.pairs) / inputs.optim.effective_batch)
-
-
 def _steps(inputs: TrainInputs, done: int) -> Iterator[tuple[int, list[int]]]:
     """Yield the epoch and the positions of the pairs of each step after the first `done`."""
-    first, within = divmod(done, _steps_of_one_epoch(inputs))
+    first, within = divmod(done, inputs.steps_of_epoch)
     for epoch in range(first, inputs.optim.epochs):
         order = epoch_order(len(inputs.pairs), inputs.seed, epoch)
         for step in steps_of_epoch(order, inputs.optim.effective_batch)[within:]:
@@ -461,77 +461,3 @@ def _performance(log: Sequence[dict[str, Any]], *, set_up_s: float, loop_s: floa
         tokens, pairs = (sum(row[name] for row in log) for name in ("tokens", "pairs"))
         perf |= {"tokens_per_s": tokens / loop_s, "pairs_per_s": pairs / loop_s, "step_s": loop_s / len(log)}
     return perf
-
-
-def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:
-    """Return what a model card tells of a training."""
-    optim, last = inputs.optim, result.log[-1]
-    return {
-        "base model": inputs.name,
-        "training pairs": len(inputs.pairs),
-        "optimiser": f"{optim.optimizer}, learning rate {optim.lr}, {optim.schedule}",
-        "pairs a step": optim.effective_batch,
-        "epochs": optim.epochs,
-        "seed": inputs.seed,
-        "precision": inputs.precision,
-        **{type(option).__name__: option for option in _unusual(inputs)},
-        "training accuracy, last epoch": f"{result.train_accuracy:.4f}",
-        "loss, last step": f"{last['loss']:.4f}",
-        "margin, last step": f"{last['margin']:.4f}",
-    }
-
-
-def model_card(inputs: TrainInputs, facts: Mapping[str, object]) -> bytes:
-    """Return the README.md of a trained model: what it is, how its reward is read, and what its training came to."""
-    reward, on_hub = inputs.reward, inputs.location.count("/") == 1 and not Path(inputs.location).exists()
-    head = reward.type.output == "head"
-    # No class of peft's reads an adapter's head and its log-probabilities.
-    one_reader = reward.type.output != "both" or not inputs.saves_adapter
-    shows_code = reward.type.rendering == "response" and reward.pooling == "last" and one_reader
-    lines = [
-        "---",
-        f"library_name: {'peft' if inputs.saves_adapter else 'transformers'}",
-        f"base_model: {json.dumps(inputs.location if on_hub else inputs.name)}",
-        *([f"datasets: [{json.dumps(inputs.dataset)}]"] if inputs.dataset else []),
-        f"pipeline_tag: {'text-classification' if head else 'text-generation'}",
-        "tags: [reward-model, rmsweep]",
-        "---",
-        "",
-        f"# {reward.name} on {inputs.name}",
-        "",
-        f"A reward model of type `{reward.name}`, trained by rmsweep. {reward.type.usage(reward)}",
-        "",
-        *(_snippet(inputs) if shows_code else []),
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.items()),
-    ]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _snippet(inputs: TrainInputs) -> list[str]:
-    """Return Python for a card: it scores a response, or gives what the reward is made of at the response's tokens."""
-    head, adapter, reads = inputs.reward.type.output == "head", inputs.saves_adapter, inputs.reward.type.reads
-    loader = f"Auto{'Peft' if adapter else ''}ModelFor{'SequenceClassification' if head else 'CausalLM'}"
-    imports = [f"from transformers import {loader}, AutoTokenizer"]
-    if adapter:
-        imports = [f"from peft import {loader}", "from transformers import AutoTokenizer"]
-    of_tokens = [
-        'prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, **as_ids)["input_ids"]',
-        f"every = model(input_ids=ids).logits[0, :-1]{'.log_softmax(-1)' if reads == 'log_probs' else ''}",
-        f"{reads} = every.gather(1, ids[0, 1:, None])[prompt.shape[1] - 1 :, 0]",
-    ]
-    return [
-        "```python",
-        *imports,
-        "",
-        'folder = "."  # this folder, or its id on the hub',
-        f"model = {loader}.from_pretrained(folder{', num_labels=1' if adapter and head else ''}).eval()",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        'turns = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]',
-        'as_ids = {"return_dict": True, "return_tensors": "pt"}',
-        'ids = tokenizer.apply_chat_template(turns, **as_ids)["input_ids"]',
-        *(["reward = model(input_ids=ids).logits[0, 0].item()"] if head else of_tokens),
-        "```",
-        "",
-    ]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.plan.hardware import Node, read_cluster
 from orchestrator.plan.memory import footprint
-from orchestrator.plan.placement import fits_gpus, misfits, place, require_fit, training_of
+from orchestrator.plan.placement import fits_gpus, place, require_fit, training_of
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec
 from tests.orchestrator.sweep_samples import EX_RM, IM_RM, LLAMA, trial
@@ -79,7 +79,8 @@ def test_on_gpus_every_rank_has_pairs_and_the_smallest_gpu_holds_it(
     try:
         placement = place(spec, nodes)
     except PlanError:
-        assert model.name in misfits([spec], nodes)[0]
+        with pytest.raises(PlanError, match=f"^{model.name} "):
+            require_fit([spec], nodes)
         return
     assert placement.world_size <= sum(counts)
     assert placement.world_size <= batch
@@ -244,7 +245,7 @@ def test_without_a_gpu_models_of_unknown_size_are_let_through():
 
 def test_with_gpus_only_the_models_that_do_not_fit_are_refused():
     trials = [trial(model=model) for model in catalog.PAPER_MODELS]
-    assert misfits(trials, gpus(8)) == []
+    require_fit(trials, gpus(8))
     with pytest.raises(PlanError, match=r"llama-3\.1-8b · im_rm needs") as raised:
         require_fit(trials, gpus(1, 24.0))
     assert "llama-3.2-1b" not in str(raised.value)
