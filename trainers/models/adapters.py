@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al., 2021): put on a model, told apart from its weights, read, merged.
+"""Low-rank adapters (LoRA, Hu et al., 2021): add them to a model, save, load and merge them.
 
-peft replaces a linear layer by one that adds the product of two small matrices, A and B. They are trained, and EX-RM's head;
-all else keeps the base model's values. B begins at 0, so an untrained adapter changes nothing.
+peft replaces a linear layer by one that adds the product of two small matrices, A and B. Only these and a reward head are
+trained. B starts at 0, so an untrained adapter changes nothing.
 """
 
 from collections import Counter
@@ -24,13 +24,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 def add_adapter(
     model: Any, lora: LoraSpec, *, base: str, revision: str | None = None, seed: int | None = None
 ) -> None:
-    """Put an untrained adapter on `model`, drawn from `seed`; `base` is where it was loaded. Raises ModelError."""
+    """Add an untrained adapter to `model`, drawn from `seed`; the model was loaded from `base`. Raises ModelError."""
     from peft import LoraConfig
 
     found = linear_names(model)
     targets = list(lora.targets or found)
     lora.require_layers(base, found)
-    # peft finds layers by the ends of their names.
+    # peft matches the ends of layer names, which may match other layers, too.
     plain = _linear_layers(model)
     others = [name for name, _ in model.named_modules() if _last(name) in targets and name not in plain]
     try:
@@ -51,11 +51,11 @@ def add_adapter(
 
 
 def linear_names(model: Any) -> list[str]:
-    """Return the last names of the layers that an adapter can be put on; the model may be on the meta device."""
+    """Return the last name parts of the layers that can take an adapter; the model may be on the meta device."""
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    # Where experts have layers of these names, too, peft would take their fused weights instead.
+    # If experts have layers of these names, too, peft would adapt their fused weights instead.
     kept = LoraConfig(target_modules={_last(name) for name in _linear_layers(model)})
     try:
         convert_peft_config_for_transformers(kept, model=model, conversions=None)
@@ -69,7 +69,7 @@ def _last(name: str) -> str:
 
 
 def _linear_layers(model: Any) -> set[str]:
-    """Return the names of the backbone's layers that are linear, do nothing else, and share their weights with none."""
+    """Return the names of the backbone's purely linear layers whose weights no other layer shares."""
     uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     inside = {
         id(layer) for layer in backbone(model).modules() if _multiplies(layer) and uses[id(layer.weight)] == 1
@@ -95,7 +95,7 @@ def _multiplies(layer: nn.Module) -> bool:
 def _inject(model: Any, config: Any, seed: int) -> None:
     from peft import inject_adapter_in_model
 
-    # The head stays a plain layer: peft's wrapper would hide it from everything that knows a head.
+    # The head stays a plain layer: peft's wrapper would hide it from code that looks for a head.
     saved, config.modules_to_save = config.modules_to_save, None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -113,14 +113,14 @@ def adapter_of(model: Any) -> Any:
 
 
 def saved_name(name: str) -> str:
-    """Return what peft calls a trained parameter in a file."""
+    """Return the name of a trained parameter in peft's files."""
     return "base_model.model." + name.replace(".lora_A.default.", ".lora_A.").replace(
         ".lora_B.default.", ".lora_B."
     )
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:
-    """Return where an adapter's base model is, and its revision. Raises ModelError."""
+    """Return the location and revision of an adapter's base model. Raises ModelError."""
     config = _config(folder)
     if not config.base_model_name_or_path:
         raise ModelError(f"{folder / CONFIG} names no base model; fill in base_model_name_or_path.")
@@ -140,7 +140,7 @@ def _config(folder: Path) -> Any:
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Put the adapter of a folder on its base model, and its head where it has one. Raises ModelError."""
+    """Add the adapter in `folder`, and its head if it has one, to its base model. Raises ModelError."""
     _inject(model, _config(folder), 0)
     try:
         weights = load_file(folder / WEIGHTS)
@@ -159,7 +159,7 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 
 def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return all `weights` of an adapted model as those of a plain one, the adapter's update added in fp32."""
+    """Return the weights of a plain model: those of an adapted one, with the adapter's update added in fp32."""
     from peft.tuners.lora import LoraLayer
 
     plain = dict(weights)

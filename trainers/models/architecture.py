@@ -1,9 +1,9 @@
-"""The numbers of a language model that decide its memory and its work, read from config.json alone where possible.
+"""The sizes of a language model that decide its memory and compute, from config.json alone if possible.
 
-    python -m trainers.models.architecture MODEL      the same as JSON, for any architecture, from its config on the meta device
+    python -m trainers.models.architecture MODEL      the same as JSON, for any architecture, from the meta device
 
-Parameters of the families in `FAMILIES` are counted by a formula, which a test compares with the meta device. For others
-a process of its own asks the meta device, since planning imports no torch. No weights are read or downloaded.
+A formula counts the parameters of `FAMILIES`; a test compares it with the meta device. Other models are built on the
+meta device in a process of its own, since planning imports no torch. No weights are read or downloaded.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from trainers.errors import ModelError
 from trainers.specs import Output
 
 _GATED = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
-# The names of their linear layers, without the unembedding.
+# Family → names of its linear layers, without the unembedding.
 LINEAR_LAYERS = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "gemma2"), _GATED),
     "gpt_neox": ("dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"),
@@ -33,10 +33,10 @@ _NAMES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A causal language model; `parameters` includes its unembedding, and counts tied matrices once.
+    """The sizes of a causal language model; `parameters` includes its unembedding, and counts tied matrices once.
 
     `intermediate` is the width of the feed-forward layer, `head_width` that of one attention head. `asked_layers` are
-    its linear layers, of a family that no formula knows.
+    the linear layers of a family that is not in FAMILIES.
     """
 
     family: str
@@ -53,7 +53,7 @@ class Architecture:
 
     @property
     def linear_layers(self) -> tuple[str, ...]:
-        """The names of the layers that an adapter can be put on."""
+        """The names of the layers that can take an adapter."""
         return LINEAR_LAYERS.get(self.family, self.asked_layers)
 
     @property
@@ -63,11 +63,11 @@ class Architecture:
 
     @property
     def softcapped(self) -> bool:
-        """Whether attention scores are capped, which no fused CPU kernel does."""
+        """Whether attention scores are soft-capped, which no fused CPU kernel supports."""
         return self.family == "gemma2"
 
     def trained(self, output: Output) -> int:
-        """Return the parameters with that output layer: EX-RM has a head in the place of the unembedding."""
+        """Return the number of parameters with that output layer."""
         if output == "unembedding":
             return self.parameters
         unembedding = 0 if self.tied or output == "both" else self.vocabulary * self.hidden
@@ -75,7 +75,7 @@ class Architecture:
 
 
 def of_config(config: Mapping[str, Any]) -> Architecture | None:
-    """Return the architecture that a config.json describes; None for another family, or where a number is missing."""
+    """Return the architecture that a config.json describes; None if the family is another, or a size is missing."""
     family = config.get("model_type")
     biased = config.get("attention_bias") or config.get("mlp_bias")
     if family not in FAMILIES or (biased and family in ("llama", "gemma2")):
@@ -103,7 +103,7 @@ def _numbers(config: Mapping[str, Any], **counted: Any) -> Architecture:
 
 
 def count_parameters(numbers: Architecture) -> int:
-    """Return the parameters of a model of FAMILIES, from its other numbers."""
+    """Count the parameters of a model of FAMILIES from its other sizes."""
     hidden, wide = numbers.hidden, numbers.intermediate
     queries, keys = numbers.heads * numbers.head_width, numbers.key_heads * numbers.head_width
     if numbers.family == "gpt_neox":
@@ -120,7 +120,7 @@ def count_parameters(numbers: Architecture) -> int:
 
 
 def on_meta_device(location: str, revision: str | None = None) -> Architecture:
-    """Return the architecture of any model that transformers knows, from a process of its own. Raises ModelError."""
+    """Return the architecture of any model of transformers, asking another process. Raises ModelError."""
     asked = [location, revision] if revision else [location]
     command = [sys.executable, "-m", "trainers.models.architecture", *asked]
     try:

@@ -18,7 +18,7 @@ from trainers.specs import Precision, Trust
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Where a causal language model is, and how it is loaded; `base` is where an adapter's base model is."""
+    """The location of a causal language model and how to load it; `base` locates an adapter's base model."""
 
     location: str
     revision: str | None
@@ -32,9 +32,9 @@ class Weights:
         return load_tokenizer(self.location, self.revision, self.trust, self.template)
 
     def model(self) -> Any:
-        """Load the model with its unembedding, where it is scored or answers: on a GPU where there is one. Raises ModelError.
+        """Load the model with its unembedding, on a GPU if there is one. Raises ModelError.
 
-        The folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
+        An adapter's folder is loaded on its base model: the one that it names, or `base`.
         """
         model = load_model(
             self.location,
@@ -48,7 +48,7 @@ class Weights:
         return model.to(device())
 
     def generator(self) -> Any:
-        """Load the model with an attention of transformers, for `generate`. Raises ModelError."""
+        """Load the model with transformers' own attention, as `generate` needs it. Raises ModelError."""
         model = self.model()
         if layout_of(model) == "packed":
             own = "sdpa" if model._supports_sdpa else "eager"
@@ -70,8 +70,8 @@ def generate(
 ) -> list[list[list[int]]]:
     """Return `samples` answers to each prompt, each without its `end` token; one that does not end is cut.
 
-    Temperature 0 takes the likeliest token. What is drawn hangs on the seed, on `batch` (answers at once) and on the
-    other prompts. The caller's random state is as before. Raises OutOfMemory.
+    Temperature 0 takes the likeliest token. Draws depend on the seed, on `batch` (answers at once) and on the other
+    prompts. The caller's random state does not change. Raises OutOfMemory.
     """
     from transformers import GenerationConfig
 
@@ -80,13 +80,13 @@ def generate(
         max_new_tokens=max_new_tokens,
         num_return_sequences=samples,
         do_sample=temperature > 0,
-        # None of transformers' own defaults: every token may be drawn.
+        # Without transformers' defaults, which exclude unlikely tokens.
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
         eos_token_id=ends,
         pad_token_id=model.config.pad_token_id,
     )
     found: dict[int, list[list[int]]] = {}
-    # Prompts of like length together: padding is computed, too.
+    # Prompts of similar length go together, since padding costs compute.
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     at_once = max(1, batch // samples)
     with (

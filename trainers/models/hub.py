@@ -1,6 +1,6 @@
-"""Trained models on the hub: the folder that transformers loads, its card included, private unless it is said to be public.
+"""Pushes trained models to the hub: the folder that transformers loads with its card, private unless told otherwise.
 
-The token is the hub's own: HF_TOKEN, or what `hf auth login` keeps. It goes nowhere else.
+The token is HF_TOKEN or that of `hf auth login`; it is stored nowhere else.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from trainers.pairs.templates import first_line
 
 
 def open_repository(name: str, *, public: bool) -> None:
-    """Make a repository of the hub, or find it. Raises SpecError where it cannot be pushed to, or is public unasked."""
+    """Create a repository unless it exists. Raises SpecError if it takes no push, or is public and should not be."""
     from huggingface_hub import HfApi, get_token
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -30,7 +30,7 @@ def open_repository(name: str, *, public: bool) -> None:
 
 
 def require_base_on_hub(base: str) -> None:
-    """Raise SpecError where an adapter's base model is a folder, which nobody else has."""
+    """Raise SpecError if an adapter's base model is a local folder, which others do not have."""
     if Path(base).expanduser().exists():
         raise SpecError(
             f"an adapter is of no use on the hub without its base, the folder {base}; push it merged."
@@ -38,7 +38,7 @@ def require_base_on_hub(base: str) -> None:
 
 
 def push(folder: Path, name: str) -> str:
-    """Push a model's folder to a repository that is open, and return its address. Raises TrialFailed."""
+    """Push a model's folder to an existing repository, and return its address. Raises TrialFailed."""
     from huggingface_hub import HfApi
 
     with _said(TrialFailed, f"{folder} is sound, but could not be pushed to {name}"):
@@ -51,7 +51,7 @@ def push(folder: Path, name: str) -> str:
 def _said(kind: type[SpecError] | type[TrialFailed], what: str) -> Iterator[None]:
     try:
         yield
-    # It raises what its HTTP library raises, too.
+    # Errors of its HTTP library come through, too.
     except Exception as error:
         parts = [
             first_line(part).rstrip(".") for part in (error, error.__cause__) if isinstance(part, Exception)

@@ -27,14 +27,14 @@ from trainers.pairs.templates import first_line
 from trainers.specs import UNTRUSTED, LoraSpec, Output, Part, Precision, Trust
 
 HEAD_STD = 0.02
-# Rows for marker tokens belong to the base model: the same in its reference pass and for every seed.
+# Rows for marker tokens belong to the base model: they are the same in the reference pass and for every seed.
 _NEW_ROWS_SEED = 0
-# Names of a multimodal checkpoint → of its language model alone.
+# Weight names of a multimodal checkpoint → those of its language model.
 _TEXT_NAMES = {
     r"^language_model\.lm_head\.": "lm_head.",
     r"^(?:model\.)?language_model\.(?:model\.)?": "model.",
 }
-# One number a text, by the names that others give the head; a bias of theirs, alike for all texts, is left out.
+# Other names of a head of one label. A bias, which is the same for all texts, is left out.
 _HEADS = {
     r"^(?:value_head|v_head|reward_head|regression_head|rm_head|classifier)(?:\.summary)?\.weight$": "score.weight"
 }
@@ -56,9 +56,9 @@ def load_model(
 ) -> Any:
     """Load a classifier (head), a causal LM (unembedding) or one with a head (both), in evaluation mode on the CPU.
 
-    With `head_seed` the head is drawn anew, and with `lora` a new adapter; without, the model must bring a head. The
-    folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
-    Where these settings of its config are `known` from another process, weights are not read, and hold anything.
+    `head_seed` draws a new head (and, with `lora`, a new adapter); without it the model must have a head. The folder of
+    an adapter is loaded on its base model: the one that it names, or `base` (location, revision). If another process has
+    read the weights, `known` holds settings of its config: then only memory is allocated, of arbitrary content.
     """
     adapter = Path(location) if (Path(location) / CONFIG).is_file() else None
     if adapter:
@@ -98,7 +98,7 @@ def _from_pretrained(
     trust: Trust,
     known: Mapping[str, Any] | None,
 ) -> tuple[Any, Mapping[str, Iterable[str]]]:
-    """Return a model as transformers loads it, and what it says of the names of weights. Raises ModelError."""
+    """Return a model as transformers loads it, and the missing and unexpected weights. Raises ModelError."""
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -133,7 +133,7 @@ def _from_pretrained(
             for name, value in known.items():
                 setattr(config, name, value)
             build = loader._from_config if output == "both" else loader.from_config
-            # Memory that nothing is written to is not there yet.
+            # Memory that is never written to takes no room.
             with no_init_weights():
                 return build(config, **options), {"missing_keys": (), "unexpected_keys": ()}
         model, loading = loader.from_pretrained(
@@ -142,7 +142,7 @@ def _from_pretrained(
             key_mapping=key_mapping,
             revision=revision,
             **options,
-            # None: pickles where there are no safetensors; torch's restricted unpickler reads them.
+            # None: pickles if there are no safetensors; torch's restricted unpickler reads them.
             use_safetensors=None if trust.allow_pickle else True,
             weights_only=True,
             output_loading_info=True,
@@ -158,7 +158,7 @@ def _from_pretrained(
 
 
 def text_of(config: Any) -> tuple[Any, dict[str, str] | None]:
-    """Return the config of a multimodal model's language model, and how its weights are renamed; other configs as they are."""
+    """Return the config of a multimodal model's language model and its renamed weights; other configs unchanged."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
 
     text = config.get_text_config()
@@ -169,25 +169,25 @@ def text_of(config: Any) -> tuple[Any, dict[str, str] | None]:
 
 
 def _with_head(config: Any) -> Any:
-    """Return the class of a causal language model that has a head, too. Raises ValueError where there is none."""
+    """Return a causal language model's class with a head added. Raises ValueError for an unknown class."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
 
     if type(config) not in CAUSAL:
-        raise ValueError(f"a head beside its unembedding is not known of a {config.model_type}")
+        raise ValueError(f"no head can be added to the unembedding of a {config.model_type}")
     causal = CAUSAL[type(config)]
 
     def begin(model: Any, config: Any) -> None:
         causal.__init__(model, config)
         model.score = nn.Linear(config.hidden_size, 1, bias=False)
 
-    # It is saved, and looks to transformers, as the class that it adds to.
+    # Saving and transformers treat it as the original class.
     return type(causal.__name__, (causal,), {"__module__": causal.__module__, "__init__": begin})
 
 
 def _register_head(config: Any) -> None:
-    """Let AutoModelForSequenceClassification load a head on a causal language model that has no class with one.
+    """Make AutoModelForSequenceClassification take causal language models for which transformers has no class with a head.
 
-    What is saved with it is loaded without rmsweep by a class like this one (docs/models.md).
+    Without rmsweep, a class like this one loads the saved model (docs/models.md).
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
@@ -205,7 +205,7 @@ def _register_head(config: Any) -> None:
     name = (
         f"{causal.__name__.removesuffix('ForCausalLM').removesuffix('LMHeadModel')}ForSequenceClassification"
     )
-    # As if it stood in the module of its architecture, which transformers reads for what the class supports.
+    # transformers looks up what the class supports in the module of its architecture.
     named = {
         "base_model_prefix": prefix,
         "__module__": causal.__module__,
@@ -240,12 +240,12 @@ def _require_weights(
 
 
 def device() -> str:
-    """Return the name of a GPU where there is one, else of the CPU."""
+    """Return "cuda" if there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def initialise_head(model: Any, seed: int) -> None:
-    """Draw the EX-RM head anew from `seed`, the same at every world size (paper §3: std 0.02)."""
+    """Draw the head from `seed`, the same at every world size (paper §3: std 0.02)."""
     generator = torch.Generator().manual_seed(seed)
     weight = model.score.weight
     with torch.no_grad():
@@ -253,7 +253,7 @@ def initialise_head(model: Any, seed: int) -> None:
 
 
 def freeze(model: Any, parts: tuple[Part, ...]) -> None:
-    """Stop `parts` from being trained; of two tied matrices, freezing only one unties them. Raises ModelError."""
+    """Freeze `parts`; freezing only one of two tied matrices unties them. Raises ModelError."""
     embeddings, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
     tied = unembedding is not None and unembedding.weight is embeddings.weight
     embeddings_stay = "embeddings" in parts or "backbone" in parts
@@ -275,7 +275,7 @@ def freeze(model: Any, parts: tuple[Part, ...]) -> None:
 def convert_gguf(file: Path, out_dir: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder in fp32. Raises ModelError."""
     require_sound_gguf(file)
-    # In a folder of its own: what lies beside the file is no part of its key, and may name code.
+    # Alone in a folder: other files beside it are not part of its key, and may name code.
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / file.name).symlink_to(file.absolute())
         tokenizer, model = _load_gguf(Path(alone), file)
@@ -299,7 +299,7 @@ def _load_gguf(folder: Path, file: Path) -> tuple[Any, Any]:
 
 
 def make_rows_for(model: Any, tokenizer: Any) -> None:
-    """Add rows for the tokenizer's marker tokens to the embeddings, drawn like the rows there. Raises ModelError."""
+    """Add rows for the tokenizer's marker tokens to the embeddings, with the statistics of the others. Raises ModelError."""
     embeddings = model.get_input_embeddings()
     count = embeddings.weight.shape[0]
     if len(tokenizer) <= count:
@@ -334,7 +334,7 @@ def _settle_output(model: Any, output: Output, location: str) -> None:
 
 
 class _WideLinear(nn.Linear):
-    """A linear layer that multiplies in fp32 whatever precision its weight is kept in."""
+    """A linear layer that multiplies in fp32, whatever the precision of its weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(widened(input), widened(self.weight))

@@ -1,4 +1,4 @@
-"""Memory of this process or its GPU: the most that was used, and a named error where there is none left."""
+"""Memory of this process or its GPU: the peak, and a clear error when it runs out."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ from trainers.errors import NO_MEMORY, OutOfMemory
 
 @contextlib.contextmanager
 def memory_named(message: str, *, forward_tokens: int | None = None) -> Iterator[None]:
-    """Raise OutOfMemory with these where an allocation fails, on a GPU or on the CPU."""
+    """Raise OutOfMemory with these values if an allocation fails, on a GPU or the CPU."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -23,7 +23,7 @@ def memory_named(message: str, *, forward_tokens: int | None = None) -> Iterator
 
 
 def forget_peak_memory() -> None:
-    """Start a new maximum, so that a reused process does not report that of an earlier training."""
+    """Reset the peak, so that a reused process does not report that of an earlier training."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -31,9 +31,9 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory() -> dict[str, float]:
-    """Return the most memory that was taken, in GB: of a GPU, and there also what tensors filled; else of the process.
+    """Return the peak memory in GB: reserved and allocated by tensors on a GPU, else resident memory of the process.
 
-    NaN where the system is not Linux.
+    NaN if the system is not Linux.
     """
     if torch.cuda.is_available():
         reserved, allocated = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()

@@ -1,4 +1,4 @@
-"""How products of fp32 matrices are rounded on a GPU: not at all, or to TF32 for a model that was loaded in it."""
+"""Precision of fp32 matrix products on a GPU: full fp32, or TF32 for a model that was loaded in tf32."""
 
 import contextlib
 import os
@@ -12,22 +12,22 @@ from trainers.specs import Precision
 
 
 def settle_products(precision: Precision) -> None:
-    """Multiply fp32 as fp32 from here on: some images tell CUDA's libraries to round it to TF32. Raises SpecError.
+    """Make full fp32 the default: some images tell CUDA's libraries to use TF32. Raises SpecError for tf32 without a GPU.
 
-    tf32 is taken back here, too, and asked for by `products_of`; it needs a GPU.
+    A tf32 model turns TF32 on by `products_of`.
     """
     if precision == "tf32" and not torch.cuda.is_available():
         raise SpecError("--precision tf32: only a GPU has TF32, and there is none here; give fp32 or bf16.")
-    # Read by them at their first product; 0 would forbid what torch asks for.
+    # CUDA's libraries read it at their first product; 0 would overrule torch.
     os.environ.pop("NVIDIA_TF32_OVERRIDE", None)
-    # FlexAttention's kernels ask for the first, too.
+    # FlexAttention's kernels read the first setting, too.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
 
 @contextlib.contextmanager
 def products_of(model: Any) -> Iterator[None]:
-    """Round fp32 products to TF32 inside the block where load_model marked the model `tf32`, and as before after it."""
+    """Use TF32 for fp32 products inside the block if load_model marked the model `tf32`; restore the setting after."""
     before = torch.get_float32_matmul_precision()
     if getattr(model, "tf32", False):
         torch.set_float32_matmul_precision("high")

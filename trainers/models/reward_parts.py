@@ -1,4 +1,4 @@
-"""What reward types are made of: hidden states, log-probabilities and rewards of a micro-batch, and its loss.
+"""Building blocks of reward types: hidden states, log-probabilities, rewards and loss of a micro-batch.
 
 Shapes: P pairs, R = 2P responses, N tokens of the batch, M response tokens, D hidden.
 Heads, log-softmax and log-prob sums are computed in fp32 or wider whatever the model's precision.
@@ -19,7 +19,7 @@ from trainers.specs import BRADLEY_TERRY, LossSpec
 
 
 class RewardModule(nn.Module):
-    """A model with its reward type and loss: what DeepSpeed wraps, and what scores."""
+    """A model with its reward type and loss, for scoring and for DeepSpeed."""
 
     def __init__(self, model: Any, spec: RewardSpec, loss: LossSpec = BRADLEY_TERRY) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class RewardModule(nn.Module):
         self.loss = loss
 
     def forward(self, batch: MicroBatch) -> BatchScores:
-        """Score the batch's pairs; a pair whose two responses look the same to the model is a tie.
+        """Score the batch's pairs; a pair whose responses look the same to the model gets equal rewards.
 
-        A batch may end in the rewritings of its pairs, in their order: what they score is in the pairs' loss alone.
+        The second half of a batch may be the pairs' rewritings, in the same order: they enter the pairs' loss alone.
         """
         found = self.spec.type.score(self.model, batch, self.spec)
         assert isinstance(found, BatchScores) == self.spec.type.own_loss, "its own_loss says otherwise"
@@ -46,13 +46,13 @@ class RewardModule(nn.Module):
             scores = scores._replace(loss_P=scores.loss_P + self.loss.consistency * apart_P)
         same_P = batch.same_P[: len(scores.chosen_P)]
         if self.spec.type.rendering == "verification":
-            # A question that is asked twice leaves nothing of a response but the answer after it.
+            # A pair that asks one question twice has only its answers left as responses.
             same_P = (batch.owner_M.bincount() == 1).view(2, -1).all(0)
         return scores._replace(rejected_P=torch.where(same_P, scores.chosen_P, scores.rejected_P))
 
 
 def log_prob_sums(model: Any, batch: MicroBatch, hidden_ND: Tensor | None = None) -> Tensor:
-    """Return ln π(y|x) of each response, summed over its tokens, [R]; no other position meets the unembedding."""
+    """Return ln π(y|x) of each response, summed over its tokens, [R]; no other position is unembedded."""
     hidden_ND = hidden_states(model, batch) if hidden_ND is None else hidden_ND
     log_prob_M = token_log_probs(model, hidden_ND[batch.predictor_M], batch.target_M)
     return sum_by_response(log_prob_M, batch)
@@ -72,8 +72,8 @@ def sum_by_response(value_M: Tensor, batch: MicroBatch) -> Tensor:
 def by_pair(reward_R: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """Return the rewards of the chosen and the rejected responses, [P] each.
 
-    A pair of the same tokens twice gets one reward for both: computed at two places of a batch they differ in their
-    last bits, which would rank the pair and train on noise.
+    Identical responses get one reward: computed at two places of a batch, their rewards differ in the last bits, which
+    would rank the pair and train on noise.
     """
     chosen_P, rejected_P = reward_R.chunk(2)
     return chosen_P, torch.where(batch.same_P, chosen_P, rejected_P)

@@ -1,6 +1,6 @@
 """Trained models as ordinary Hugging Face folders: safetensors, config, tokenizer with its template.
 
-All but the weights is written once before a training starts: a training is not lost because its model cannot be saved.
+Everything but the weights is prepared before a training starts, so that no training is lost because its model cannot be saved.
 """
 
 import json
@@ -30,9 +30,10 @@ _AS_IT_IS: tuple[dict[str, Any], ...] = (
 
 
 def full_weights(model: nn.Module, *, adapter: bool = False) -> dict[str, torch.Tensor]:
-    """Return every parameter and persistent buffer on the CPU, gathered where ZeRO-3 has partitioned it; tied ones once.
+    """Return every parameter and persistent buffer on the CPU, gathered from ZeRO-3's partitions; tied ones once.
 
-    With `adapter` it is what the adapter holds, under peft's names; without, an adapter is merged. A collective: every rank calls it, rank 0 gets them.
+    With `adapter`, return only the adapter's, under peft's names; else an adapter is merged. A collective: every rank
+    calls it, rank 0 gets the weights.
     """
     import deepspeed
 
@@ -52,13 +53,13 @@ def full_weights(model: nn.Module, *, adapter: bool = False) -> dict[str, torch.
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what a model needs besides its parameters: bias corrections of a router, scalars of a layer, …"""
+    """Return the buffers that must be saved: bias corrections of a router, scalars of a layer, …"""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {name: value for name, value in model.state_dict().items() if name not in parameters}
 
 
 def save_model(weights: Mapping[str, torch.Tensor], files: Mapping[str, bytes], out_dir: Path) -> None:
-    """Write a model's folder, the weights first. Raises StorageError where there is no room."""
+    """Write a model's folder, weights first. Raises StorageError if there is no room."""
     need = sum(weight.numel() * weight.element_size() for weight in weights.values())
     need += sum(map(len, files.values()))
     require_room(out_dir, need)
@@ -73,12 +74,12 @@ def save_model(weights: Mapping[str, torch.Tensor], files: Mapping[str, bytes], 
 
 
 def folder_files(model: Any, tokenizer: Any, *, adapter: bool = False) -> dict[str, bytes]:
-    """Return the content of each file of the model's folder (or its adapter's) but weights and card. Raises ModelError.
+    """Return the files of the model's (or adapter's) folder, without weights and card. Raises ModelError.
 
-    The pad token is one that no response ends in.
+    The pad token is one with which no response ends.
     """
     with tempfile.TemporaryDirectory() as name, disk_named(Path(name)):
-        # Named alike each time: transformers keeps a copy of the code that it runs under the folder's name.
+        # Always the same name: transformers caches a model's code under the name of its folder.
         folder = Path(name) / "model"
         try:
             folder.mkdir()
@@ -113,7 +114,7 @@ def _write_configs(model: Any, tokenizer: Any, folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.pad_token_id = pad_id
     if getattr(model, "_auto_class", None):
-        # Code that the user trusts is saved with the weights: nothing else can load them.
+        # The weights need the trusted code to be loaded, so it is saved, too.
         custom_object_save(model, folder, config=model.config)
     model.config.save_pretrained(folder)
     if model.can_generate():
@@ -125,7 +126,7 @@ def _write_configs(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def settle_tokenizer(tokenizer: Any, folder: Path, *, trusted: bool = False) -> None:
-    """Make AutoTokenizer load from `folder` what was saved there: the ids of `tokenizer`. Raises ModelError."""
+    """Make sure that AutoTokenizer loads from `folder` a tokenizer that gives the same ids. Raises ModelError."""
     trusted = trusted or bool(tokenizer._auto_class)
     known = sorted(tokenizer.get_vocab().values())
     words = tokenizer.decode(known[:: len(known) // _PROBE_TOKENS + 1])
@@ -145,13 +146,13 @@ def settle_tokenizer(tokenizer: Any, folder: Path, *, trusted: bool = False) -> 
 
 
 def _difference(folder: Path, words: str, expected: list[list[int] | None], trusted: bool) -> str | None:
-    """Return how the tokenizer that AutoTokenizer loads from `folder` differs from the saved one, or None."""
+    """Return how the tokenizer loaded from `folder` differs from the saved one, or None."""
     from transformers import AutoTokenizer
 
     try:
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
         ids = _ids(found, words)
-    # Whatever it raises, it is not the same tokenizer.
+    # Any error means that it is not the same tokenizer.
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     for after, before in zip(ids, expected, strict=True):
@@ -161,7 +162,7 @@ def _difference(folder: Path, words: str, expected: list[list[int] | None], trus
 
 
 def _ids(tokenizer: Any, words: str) -> list[list[int] | None]:
-    """Return the ids that must not change: of padding, a text as a user would encode it, a conversation, and `words`."""
+    """Return ids that must not change: of padding, a text as a user encodes it, a conversation, and `words`."""
     turns = (Message("user", _PROBE), Message("assistant", _PROBE))
     chat = render(tokenizer, turns, add_generation_prompt=False)
     return [
@@ -173,7 +174,7 @@ def _ids(tokenizer: Any, words: str) -> list[list[int] | None]:
 
 
 def _encoded(tokenizer: Any, text: str, **options: bool) -> list[int] | None:
-    """Return ids, or None where the tokenizer cannot encode the text: it need not know every character."""
+    """Return ids, or None if the tokenizer cannot encode every character of the text."""
     try:
         ids: list[int] = tokenizer(text, verbose=False, **options)["input_ids"]
     # tokenizers raises nothing more precise.
