@@ -57,7 +57,7 @@ def _facts(inputs: "TrainInputs", result: "TrainResult") -> dict[str, object]:
 
 
 def _snippet(inputs: "TrainInputs") -> list[str]:
-    """Return Python for a card: it scores a response, or gives what the reward is made of at the response's tokens."""
+    """Return Python code that scores a response, or computes its tokens' log-probabilities or logits."""
     head, adapter, reads = inputs.reward.type.output == "head", inputs.saves_adapter, inputs.reward.type.reads
     loader = f"Auto{'Peft' if adapter else ''}ModelFor{'SequenceClassification' if head else 'CausalLM'}"
     imports = [f"from transformers import {loader}, AutoTokenizer"]

@@ -1,4 +1,4 @@
-"""What a training keeps until it is complete: checkpoints to go on from, and the weights of chosen epochs.
+"""What a training keeps until it is complete: checkpoints to resume from, and the weights of chosen epochs.
 
 A checkpoint is DeepSpeed's own, and complete only when its marker stands beside it.
 
@@ -6,15 +6,15 @@ A checkpoint is DeepSpeed's own, and complete only when its marker stands beside
     <folder>/<tag>.json         the step, the placement, the log so far, and every file's digest; written last, by rank 0
     <folder>/universal/<tag>/…  the same in DeepSpeed's universal form, made when another world size resumes
 
-The two newest are kept: one that was damaged since is passed over for the one before. Every tag is new, so that two
-writers of one folder never share a file. With a mirror, files and markers are kept in a bucket under the same names, and
-`folder` is only a station of each node: files leave it once they are up, and are fetched into it before a training
-resumes. At the placement it was written with a checkpoint is loaded bit for bit; at another world size it is converted
-first. The ZeRO stage must be the one it was written at.
+The two newest are kept: if the newest is damaged, the one before it is used. Every tag is new, so that two writers of
+one folder never share a file. With a mirror, files and markers are kept in a bucket under the same names, and `folder`
+is temporary storage on each node: files are removed once uploaded, and fetched before a training resumes. At the same
+placement a checkpoint is loaded bit for bit; for another world size it is converted first. The ZeRO stage must be the
+same.
 
-The weights of chosen epochs wait beside the checkpoints, so that a training that goes on still has those of its earlier
-epochs; without checkpoints they go to the output folder at once. In a bucket, a sealed note of their files' digests is
-put last.
+The weights of chosen epochs are stored beside the checkpoints, so that a resumed training still has those of earlier
+epochs; without checkpoints they go to the output folder at once. In a bucket, a sealed note with their digests is
+written last.
 """
 
 import contextlib
@@ -61,9 +61,10 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """Where checkpoints are kept, and how often one is written: every so many optimiser steps, or by the clock.
+    """Where checkpoints are kept, and how often they are written: every `every_steps`, or else by time.
 
-    By the clock every ten minutes, and not before ten times what writing takes. With a `mirror` they are kept in that bucket, and `folder` is one of this node alone.
+    By time: every ten minutes, but at least ten times the duration of a write apart. With a `mirror` they are kept in
+    that bucket, and `folder` is local to this node.
     """
 
     folder: Path
@@ -81,7 +82,7 @@ class Checkpoints:
         return self.folder if self.mirror is None else self.mirror
 
     def due(self, step: int, since_s: float, write_s: float) -> bool:
-        """Whether one is due after `step` steps, `since_s` seconds after the last one, which took `write_s` to write."""
+        """Return whether one is due after `step` steps, `since_s` seconds after the last, which took `write_s`."""
         if self.every_steps is not None:
             return step % self.every_steps == 0
         return since_s >= max(self.every_s, 10 * write_s)
@@ -89,7 +90,7 @@ class Checkpoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint: the optimiser steps done of `total` and their log, what wrote it, and how long that took."""
+    """The marker of a complete checkpoint after `step` of `total` optimiser steps, with their log."""
 
     step: int
     total: int
@@ -102,22 +103,22 @@ class Checkpoint:
     write_s: float
 
     def fits(self, world_size: int, zero_stage: int) -> bool:
-        """Whether it can be loaded as it is. Without ZeRO, every rank holds everything at any world size."""
+        """Return whether it can be loaded without conversion. Without ZeRO, every rank holds everything."""
         if self.zero_stage == zero_stage == 0:
             return True
         return (self.world_size, self.zero_stage) == (world_size, zero_stage)
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint in `folder` that is as it was written, and what is wrong with newer ones."""
+    """Return the newest undamaged checkpoint in `folder`, and what is wrong with newer ones."""
     found = [(marker.stem, _read(marker)) for marker in _markers(folder)]
     return _newest_sound(folder, found, lambda checkpoint: _fault(folder, checkpoint))
 
 
 def agreed_latest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str]]:
-    """Return what `latest` finds on rank 0, on every rank; from a mirror, fetch its files, too. A collective.
+    """Return on every rank what `latest` finds on rank 0, after fetching files from a mirror. A collective.
 
-    What a crash left half-written goes first: it would take the room of the next checkpoint. Raises StorageError.
+    Remains of a crash are removed first: they would take the room of the next checkpoint. Raises StorageError.
     """
     folder, mirror = checkpoints.folder, checkpoints.mirror
     if dist.get_rank() == 0:
@@ -149,7 +150,7 @@ def _newest_sound(
 
 
 def on_first(act: Callable[[], Found]) -> Found:
-    """Act on rank 0, and give every rank what it found. A collective. Raises its SweepError on all where it failed."""
+    """Return on every rank what `act` returns on rank 0. A collective. A SweepError of rank 0 is raised on all."""
     shares: list[Any] = together(lambda: act() if dist.get_rank() == 0 else None)
     found: Found = shares[0]
     return found
@@ -198,7 +199,7 @@ def save(
     _require_room_together(folder, need)
     try:
         with disk_named(folder / tag, need):
-            # What an adapter leaves as it was is read from the base model again.
+            # Weights that an adapter does not change are read from the base model again.
             adapted = adapter_of(engine.module.model) is not None
             engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=adapted, save_latest=False)
     except StorageError:
@@ -223,7 +224,7 @@ def save(
         try:
             complete(checkpoints.kept, asdict(written))
         except StorageError:
-            # A checkpoint that nobody can find must not keep the disk full.
+            # A checkpoint without a marker would only fill the disk.
             remove_tree(checkpoints.kept / tag)
             raise
     return write_s
@@ -236,12 +237,12 @@ def complete(folder: Location, marker: dict[str, Any]) -> None:
 
 
 def _bytes_of(engine: Any) -> int:
-    """Return an upper bound of a checkpoint's size: weights, and two moments and a master copy in fp32 of those trained."""
+    """Return an upper bound of a checkpoint's size: weights, and moments and masters of trained ones in fp32."""
     parameters = [*engine.module.parameters(), *engine.module.buffers()]
     count = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters)
     trained = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters if item.requires_grad)
     if adapter_of(engine.module.model):
-        # DeepSpeed takes one of two tied tables along.
+        # DeepSpeed also saves the table of tied embeddings.
         table = engine.module.model.get_input_embeddings().weight
         count = trained + int(getattr(table, "ds_numel", table.numel()))
     return 4 * count + 12 * trained
@@ -264,7 +265,7 @@ def _digests_together(folder: Path) -> dict[str, str]:
 
 
 def _drop_old(folder: Location) -> None:
-    """Remove all but the newest complete checkpoints, and what crashes left half-written."""
+    """Remove all but the newest complete checkpoints, including remains of crashes."""
     kept = {marker.stem for marker in _markers(folder)[:KEPT]}
     for path in [*matching(folder, "*"), *matching(folder / "universal", "*")]:
         if path.name.startswith(DRAFT) or (_TAG.match(path.stem) and path.stem not in kept):
@@ -275,9 +276,9 @@ def _drop_old(folder: Location) -> None:
 
 
 def prepare(checkpoint: Checkpoint, checkpoints: Checkpoints, zero_stage: int) -> bool:
-    """Make the checkpoint fit this placement, and say whether it had to be made universal. A collective.
+    """Convert the checkpoint for this placement if need be; return whether it is now universal. A collective.
 
-    Raises SpecError where it was written at another ZeRO stage, StorageError.
+    Raises SpecError if it was written at another ZeRO stage, StorageError.
     """
     if checkpoint.fits(dist.get_world_size(), zero_stage):
         return False
@@ -316,7 +317,7 @@ def _convert(folder: Path, tag: str) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(folder / tag), "--output_folder", str(draft)]
-    # In a process of its own that is no rank: it forks its own workers.
+    # In a process that is no rank, since it forks workers.
     alone = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
@@ -340,7 +341,7 @@ def keep_epoch(
     epochs: int,
     mirror: ObjectPath | None = None,
 ) -> None:
-    """Write the model as it is into `folder` or `mirror`, whole or not at all. A collective. Raises StorageError."""
+    """Write the current model into `folder` or `mirror`, atomically. A collective. Raises StorageError."""
     weights = full_weights(model, adapter=CONFIG in files)
     if dist.get_rank() > 0:
         return
@@ -361,7 +362,7 @@ def keep_epoch(
 def collect_epochs(
     folder: Path, out_dir: Path, kept: tuple[int, ...], epochs: int, mirror: ObjectPath | None = None
 ) -> None:
-    """Put the models that `keep_epoch` left into `out_dir`. Raises StorageError where one is gone."""
+    """Move the models of `keep_epoch` into `out_dir`. Raises StorageError if one is missing."""
     if folder == out_dir:
         return
     if mirror is not None:
@@ -391,7 +392,7 @@ def _fetch_kept(mirror: ObjectPath, name: str, out_dir: Path) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Make a second name for the file, which the first outlives; where the file system cannot, make a copy."""
+    """Hard-link the file; copy it if the file system has no hard links."""
     with contextlib.suppress(OSError):
         os.link(source, target)
         return
@@ -399,14 +400,14 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def on_node() -> tuple[int, int]:
-    """This rank's place among those of its node, and how many they are, as the launcher says."""
+    """Return this rank's number on its node, and the node's number of ranks."""
     return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def upload_together(station: Path, tag: str, mirror: ObjectPath) -> dict[str, str]:
-    """Put every node's files of the checkpoint `tag` and remove its folder; the digests of all. A collective.
+    """Upload every node's files of the checkpoint `tag`, remove its folder, and return all digests. A collective.
 
-    Raises StorageError on every rank where one rank's files cannot be put.
+    Raises StorageError on every rank if one upload fails.
     """
 
     def put() -> dict[str, str]:
@@ -419,15 +420,15 @@ def upload_together(station: Path, tag: str, mirror: ObjectPath) -> dict[str, st
     try:
         shares = together(put)
     finally:
-        # Whole, as DeepSpeed leaves scripts of its own beside the checkpoint.
+        # DeepSpeed leaves scripts beside the checkpoint, so the whole folder goes.
         clear_together(station)
     return {name: digest for share in shares for name, digest in share.items()}
 
 
 def fetch_together(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> str | None:
-    """Have all files of a checkpoint in every node's folder; what is wrong with them, None where nothing is. A collective.
+    """Fetch a checkpoint's files to every node; return what is wrong with them, or None. A collective.
 
-    Raises StorageError on every rank where one node cannot fetch them.
+    Raises StorageError on every rank if one node cannot fetch them.
     """
 
     def get() -> list[str]:
@@ -438,7 +439,7 @@ def fetch_together(source: ObjectPath, digests: Mapping[str, str], folder: Path)
 
 
 def clear_together(folder: Path) -> None:
-    """Remove a folder on every node when all ranks are done with it. A collective."""
+    """Remove a folder on every node once all ranks are here. A collective."""
     dist.barrier()
     if on_node()[0] == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -446,7 +447,7 @@ def clear_together(folder: Path) -> None:
 
 
 def together(act: Callable[[], Found]) -> list[Found]:
-    """Return what every rank found. Raises a SweepError on all of them where one failed, as the others would wait for it."""
+    """Return what `act` returns on each rank. A SweepError of one rank is raised on all, which would else wait for it."""
     mine: tuple[Found | None, SweepError | None]
     try:
         mine = act(), None

@@ -19,23 +19,23 @@ from trainers.models.attention import PACKED_PAIRS, pair_attention
 from trainers.specs import OptimSpec, Placement, Precision
 from trainers.train.checkpoints import on_first, together
 
-# Ranks wait in a collective while the first one writes and uploads a model; NCCL's own limit is ten minutes.
+# Ranks wait in a collective while rank 0 writes and uploads a model; NCCL's default is ten minutes.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 COMPILER = "inductor"
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Make this process a rank of the gang that launched it, or a world of its own, for as long as the block runs."""
+    """Join the process group of the launcher, or make one of this process alone, for the duration of the block."""
     import deepspeed
     from deepspeed.comm import comm
 
-    # DeepSpeed would compile it (45–100 s).
+    # DeepSpeed would compile this (45–100 s).
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     backend, options = "gloo", dict[str, Any](timeout=COLLECTIVE_TIMEOUT)
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        # Before any collective: NCCL refuses two ranks on one device, and guesses a rank's unless it is told.
+        # Before any collective: else NCCL guesses a rank's device, and refuses two ranks on one.
         torch.cuda.set_device(device)
         backend, options["device_id"] = "nccl", device
     own = not dist.is_initialized()
@@ -46,7 +46,7 @@ def process_group() -> Iterator[None]:
         gloo_on_loopback()
         hook = sys.excepthook
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)  # type: ignore[attr-defined]
-        # A script that goes on after this block is no rank, as its tracebacks would say.
+        # Tracebacks of a script that continues after this block must not name a rank.
         sys.excepthook = hook
     os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, auto_mpi_discovery=False)
@@ -54,7 +54,7 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         if own:
-            # A reused process starts its next training from a clean slate.
+            # So that a reused process can start its next training.
             comm.destroy_process_group()
             comm.cdb = None
             if named is None:
@@ -62,7 +62,7 @@ def process_group() -> Iterator[None]:
 
 
 def gloo_on_loopback() -> None:
-    """Keep gloo's sockets off the network, where all ranks run on this machine."""
+    """Make gloo use the loopback interface, since all ranks run on this machine."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
 
 
@@ -89,7 +89,7 @@ def make_engine(
         if torch.cuda.is_available():
             torch.set_num_threads(share_of_cpus(len(os.sched_getaffinity(0)), _gpus_of_this_machine()))
     config = {
-        # The loop weighs each forward, and says which of a step is the last.
+        # The loop weights each forward, and tells DeepSpeed which is the last of a step.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
@@ -99,7 +99,7 @@ def make_engine(
         # DeepSpeed's default clips to norm 1.
         "gradient_clipping": optim.clip or 0.0,
         "bf16": {"enabled": precision == "bf16"},
-        # DeepSpeed's default is the weights' precision: a sum of many forwards in bf16 loses the small ones.
+        # DeepSpeed's default is the weights' precision: in bf16, small gradients are lost from the sum of many forwards.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "checkpoint": {"load_universal": universal},
@@ -112,7 +112,7 @@ def make_engine(
 
 
 def _partition(module: nn.Module, config: dict[str, Any], precision: Precision) -> None:
-    """Send each rank its part of rank 0's weights, one tensor at a time; DeepSpeed would first move the whole to each GPU."""
+    """Send each rank its part of rank 0's weights, tensor by tensor; DeepSpeed would first move all to each GPU."""
     import deepspeed
 
     for parameter in module.parameters() if precision == "bf16" else ():
@@ -123,10 +123,10 @@ def _partition(module: nn.Module, config: dict[str, Any], precision: Precision) 
 
 
 def load_once(load: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Return the model that `load` makes of what is known of it: rank 0 reads it, others make room. A collective.
+    """Load a model of which rank 0 alone reads the weights; other ranks allocate it. A collective.
 
-    What they have room for make_engine sends them; until then no memory is behind it. A SweepError of one rank is raised
-    on all of them.
+    `load` is given what is known of the config, nothing on rank 0. make_engine sends the weights to the other ranks; until
+    then their allocation takes no memory. A SweepError of one rank is raised on all of them.
     """
     first, loaded = dist.get_rank() == 0, list[Any]()
 
@@ -137,7 +137,7 @@ def load_once(load: Callable[[Mapping[str, Any]], Any]) -> Any:
         return known, dict(loaded[0].named_buffers())
 
     def make_room() -> list[Any] | None:
-        # What cannot be made alike is read by every rank.
+        # A rank that cannot build the same model reads it.
         with contextlib.suppress(ModelError):
             loaded[:] = loaded or [load(known)]
             for name, buffer in loaded[0].named_buffers():
@@ -156,12 +156,12 @@ def load_once(load: Callable[[Mapping[str, Any]], Any]) -> Any:
 
 
 def share_of_cpus(cpus: int, gpus: int) -> int:
-    """Return the threads of a rank that updates offloaded state on the CPU; its launcher gave it one."""
+    """Return the threads for a rank that updates offloaded state on the CPU; its launcher gave it one."""
     return max(1, cpus // max(1, gpus))
 
 
 def _gpus_of_this_machine() -> int:
-    """Count the GPUs of the machine, of which CUDA may show this process only its own."""
+    """Count the machine's GPUs; CUDA may show this process only its own."""
     listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     return max(listed, torch.cuda.device_count())
 
@@ -204,7 +204,7 @@ def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
 
 
 def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
-    """Recompute each layer in the backward pass. Only the layer is in training mode, and not while it computes."""
+    """Recompute each layer in the backward pass. Only layers are in training mode, and not while they compute."""
     from transformers import PreTrainedModel
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -221,7 +221,7 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
     # ZeRO-3 partitions weights between forward and backward, which the newer kind of checkpoint refuses.
     model.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
     if zero_stage == 3 and not any(item.requires_grad for item in model.get_input_embeddings().parameters()):
-        # That kind computes no gradient at all of a layer whose input needs none.
+        # The older kind computes no gradient for a layer whose input needs none.
         model.enable_input_require_grads()
     for layer in module.modules():
         if isinstance(layer, GradientCheckpointingLayer):
@@ -236,7 +236,7 @@ def _compile_layers(module: nn.Module) -> None:
     from transformers import AttentionInterface
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    # A kernel of its own, which depends on the lengths of the pairs.
+    # Attention has a kernel of its own, which depends on the lengths of pairs.
     AttentionInterface.register(PACKED_PAIRS, torch.compiler.disable(pair_attention))
     for layer in module.modules():
         if isinstance(layer, GradientCheckpointingLayer):

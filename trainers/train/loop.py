@@ -77,10 +77,10 @@ _FINGERPRINT_VALUES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainInputs:
-    """Everything a rank needs; `location` and `revision` say where the base model is; `name` and `dataset` are for the card.
+    """What a rank needs to train the base model at `location`; `name` and `dataset` appear on the model card.
 
-    After `keep_epochs` (from 1, the last not among them) the weights are kept as well. `validation` pairs are scored
-    after every epoch; `reference` covers them. With `lora` an adapter is trained; `merge` saves it in the weights.
+    Weights are also kept after each of `keep_epochs` (from 1, without the last epoch). `validation` pairs are scored
+    after every epoch; `reference` covers them, too. `lora` trains an adapter; `merge` saves it as part of the weights.
     """
 
     name: str
@@ -104,7 +104,7 @@ class TrainInputs:
 
     @property
     def saves_adapter(self) -> bool:
-        """Whether the result is the folder of an adapter, not of a whole model."""
+        """Whether an adapter is saved, not a whole model."""
         return self.lora is not None and not self.merge
 
     @property
@@ -121,7 +121,7 @@ class TrainInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """The training log, one row a step with the indices of its pairs, and the training's cost."""
+    """The training log (one row per step, with the indices of its pairs), the final accuracy and the cost."""
 
     log: list[dict[str, Any]]
     train_accuracy: float
@@ -130,7 +130,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeping:
-    """Where a training keeps checkpoints and under which identity, who may stop it, and what ends an epoch."""
+    """A training's checkpoints and their identity, its stop request, and what to do after an epoch."""
 
     checkpoints: Checkpoints | None
     identity: dict[str, str]
@@ -146,11 +146,10 @@ def train(
     checkpoints: Checkpoints | None = None,
     stop: StopLeft = never,
 ) -> TrainResult:
-    """Train and, on rank 0, write the final model into `out_dir`/model, and those of kept epochs beside it.
+    """Train; on rank 0, write the final model to `out_dir`/model, and those of kept epochs beside it.
 
-    `report` is called on rank 0 with the row of each finished step, and with {"notice": text}. Where `checkpoints`
-    holds one, training goes on from it. Raises Diverged, OutOfMemory, ModelError, StorageError; Interrupted where `stop`
-    asked.
+    `report` is called on rank 0 with the row of each finished step, and with {"notice": text}. Training resumes from
+    `checkpoints` if there is one. Raises Diverged, OutOfMemory, ModelError, StorageError; Interrupted if `stop` asked.
     """
     started = time.perf_counter()
     forget_peak_memory()
@@ -202,7 +201,7 @@ def train(
 
 
 def _base_model(inputs: TrainInputs, tokenizer: Any, known: Mapping[str, Any]) -> Any:
-    """Load the model that is trained, what is not trained frozen."""
+    """Load the model to train, with its frozen parts."""
     model = load_model(
         inputs.location,
         tokenizer=tokenizer,
@@ -219,10 +218,10 @@ def _base_model(inputs: TrainInputs, tokenizer: Any, known: Mapping[str, Any]) -
 
 
 def _start(model: Any, inputs: TrainInputs, keeping: Keeping) -> tuple[Any, Checkpoint | None, list[str]]:
-    """Make the engine, at the beginning or as the newest sound checkpoint left it. A collective.
+    """Make the engine, new or restored from the newest sound checkpoint. A collective.
 
-    Returns the engine, the checkpoint, and what there is to say about checkpoints. Raises ModelError where the
-    checkpoint is of another training, SpecError where it is of another ZeRO stage, StorageError.
+    Returns the engine, the checkpoint and notices about checkpoints. Raises ModelError if the checkpoint belongs to
+    another training, SpecError if to another ZeRO stage, StorageError.
     """
     checkpoints = keeping.checkpoints
     found, notices = (None, []) if checkpoints is None else agreed_latest(checkpoints)
@@ -256,7 +255,7 @@ def _start(model: Any, inputs: TrainInputs, keeping: Keeping) -> tuple[Any, Chec
 
 
 def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
-    """Return what a checkpoint must have in common with the training that goes on from it; `model` is untrained."""
+    """Return what a checkpoint and the training that resumes from it must share; `model` is untrained."""
     shapes = getattr(model.config, "hidden_size", 0), getattr(model.config, "num_hidden_layers", 0)
     # A few values of each tensor tell two base models apart without reading all of their weights.
     tensors = (*model.parameters(), *persistent_buffers(model).values())
@@ -295,7 +294,7 @@ def _digest(values: Iterable[object]) -> str:
 def _loop(
     engine: Any, inputs: TrainInputs, keeping: Keeping, found: Checkpoint | None, report: Report
 ) -> list[dict[str, Any]]:
-    """Train to the end, from `found` on, and return the whole log."""
+    """Train from `found` to the end, and return the whole log."""
     optim, pairs, log = inputs.optim, inputs.pairs, [] if found is None else list(found.log)
     layout, of_epoch = layout_of(engine.module.model), inputs.steps_of_epoch
     total = optim.epochs * of_epoch
@@ -333,7 +332,7 @@ def _loop(
         log.append(row)
         report({**row, "total": total})
         if ends_epoch:
-            # Before the checkpoint: a training that goes on from it must find what earlier epochs have kept.
+            # Before the checkpoint: a training that resumes from it needs the weights of earlier epochs.
             keeping.end_epoch(epoch + 1)
         write, stop = (wish > 0 for wish in sums[4:])
         if write and keeping.checkpoints is not None and len(log) < total:
@@ -346,7 +345,7 @@ def _loop(
 
 
 def _steps(inputs: TrainInputs, done: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield the epoch and the positions of the pairs of each step after the first `done`."""
+    """Yield epoch and pair positions of each step after the first `done`."""
     first, within = divmod(done, inputs.steps_of_epoch)
     for epoch in range(first, inputs.optim.epochs):
         order = epoch_order(len(inputs.pairs), inputs.seed, epoch)
@@ -358,10 +357,10 @@ def _steps(inputs: TrainInputs, done: int) -> Iterator[tuple[int, list[int]]]:
 def optimiser_step(
     engine: Any, inputs: TrainInputs, step: Sequence[int], layout: Layout, wishes: Sequence[float]
 ) -> tuple[list[float], float]:
-    """Take one optimiser step: each rank computes its share of the pairs, in forwards.
+    """Take one optimiser step; each rank computes its share of the pairs, one forward after another.
 
-    Returns the sums over all pairs of loss, right rankings, margin and tokens, and over ranks of `wishes`; and the
-    gradient's norm.
+    Returns sums of loss, right rankings, margin and tokens over all pairs and of `wishes` over ranks, and the gradient
+    norm.
     """
     placement, shared_length = inputs.placement, shared_tokens(engine.module)
     costs = {}
@@ -378,7 +377,7 @@ def optimiser_step(
     sums = torch.tensor([0.0] * 4 + list(wishes), dtype=torch.float64)
     with products_of(engine.module.model):
         for number, positions in enumerate(forwards, 1):
-            # Every rank must run every collective: a forward without pairs runs one of weight 0.
+            # Every rank must run every collective, so a forward without pairs runs one pair of weight 0.
             weight = placement.world_size / len(step) if positions else 0.0
             engine.set_gradient_accumulation_boundary(number == len(forwards))
             batch = collate(
@@ -400,7 +399,7 @@ def optimiser_step(
                 sums[3] += batch.tokens
     norm = None
     if effective_zero_stage(placement, inputs.precision) == 0:
-        # DeepSpeed does not know it. Of the averaged gradients, before they are clipped and applied.
+        # DeepSpeed gives none at ZeRO 0: compute it from the averaged gradients, before clipping.
         gradients = [found.grad for found in engine.module.parameters() if found.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
     engine.step()
@@ -410,14 +409,14 @@ def optimiser_step(
 
 
 def _computed(inputs: TrainInputs, positions: Sequence[int]) -> list[TokenPair]:
-    """Return the pairs at these positions, and behind all of them their rewritings where the loss asks for them."""
+    """Return the pairs at these positions, followed by their rewritings if the loss needs them."""
     pairs = [inputs.pairs[position] for position in positions]
     return pairs + [pair.rewriting for pair in pairs if pair.rewriting and inputs.loss.consistency]
 
 
 def _validated(reward: Any, inputs: TrainInputs) -> float:
-    """Return the accuracy on the validation pairs with the weights as they are. Every rank scores all of them."""
-    # Only layers that recompute their activations: in training mode the whole model would start its dropouts.
+    """Return the current accuracy on the validation pairs. Every rank scores all of them."""
+    # Only layers with recomputed activations are in training mode; the whole model would apply dropout.
     training = [module for module in reward.modules() if module.training]
     chosen_P, rejected_P = score_pairs(
         reward, inputs.validation, reference=inputs.reference, report=lambda row: None
@@ -428,9 +427,9 @@ def _validated(reward: Any, inputs: TrainInputs) -> float:
 
 
 def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list[float]:
-    """Return [write a checkpoint after this step, stop after it], which the step's own collective makes everyone's.
+    """Return [write a checkpoint after this step, stop after it]; the step's collective sums them over ranks.
 
-    Rank 0 says when to write; any rank may have been asked to stop, and rank 0 knows whether a checkpoint still fits.
+    Rank 0 decides when to write, and whether there is time for it before a stop; any rank may be asked to stop.
     """
     left = keeping.stop()
     if dist.get_rank() > 0 or keeping.checkpoints is None:
@@ -440,7 +439,7 @@ def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list
 
 
 def _too_large(inputs: TrainInputs) -> dict[str, Any]:
-    """Return what there is to say where memory runs out: a message, and the budget that halves the heaviest forward."""
+    """Return a message for when memory runs out, and the token budget that halves the heaviest forward."""
     placement = inputs.placement
     places = range(len(inputs.pairs))
     lengths = sorted((sum(pair.tokens for pair in _computed(inputs, [n])) for n in places), reverse=True)

@@ -1,6 +1,6 @@
-"""Stopping on request: the first SIGINT or SIGTERM asks, a second or the end of the grace period insists.
+"""Stopping on request: the first SIGINT or SIGTERM asks; a second one, or the end of the grace period, interrupts.
 
-A training that is asked to stop finishes its step and writes a checkpoint where that fits the grace period.
+A training that is asked to stop finishes its step, and writes a checkpoint if the grace period allows.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 GRACE_S = 30.0
 INSIST_EVERY_S = 0.5
-# None, or the seconds that are left to stop in.
+# Returns the seconds left to stop in; None while nobody has asked.
 StopLeft = Callable[[], float | None]
 
 
@@ -21,7 +21,7 @@ def never() -> float | None:
 
 
 class StopRequest:
-    """A request to stop, and the seconds left for it. Use `deferred` around work that stops by itself when asked."""
+    """A request to stop within a grace period. Use `deferred` around work that stops by itself when asked."""
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self.grace_s = grace_s
@@ -30,12 +30,12 @@ class StopRequest:
         self._deferring = self._raised = False
 
     def left_s(self) -> float | None:
-        """Return None while nobody has asked to stop, else the seconds of grace that are left."""
+        """Return the seconds of grace left; None while nobody has asked to stop."""
         return max(0.0, self._deadline - time.monotonic()) if self.asked.is_set() else None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM until the block ends; outside `deferred` they raise KeyboardInterrupt at once."""
+        """Handle SIGINT and SIGTERM in the block; outside `deferred` they raise KeyboardInterrupt at once."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
@@ -46,7 +46,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self, on_ask: Callable[[], None] | None = None) -> Iterator[None]:
-        """Let the block go on when asked, for the grace period at most. `on_ask` runs in a thread of its own.
+        """Let the block continue when asked, for the grace period at most. `on_ask` runs in its own thread.
 
         Raises KeyboardInterrupt at the end of a block that was asked to stop.
         """
@@ -84,7 +84,7 @@ class StopRequest:
         else:
             done.wait(self.left_s())
         while not (done.is_set() or self._raised):
-            # A real signal, since it also ends a system call that the main thread sits in; one that comes just before
+            # A real signal also interrupts a system call of the main thread. It repeats, since one that comes just before
             # the call is noticed only after it.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             done.wait(INSIST_EVERY_S)
