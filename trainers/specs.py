@@ -1,4 +1,4 @@
-"""What is trained on what: plain frozen values, validated when made; importing this imports no torch.
+"""Models, data sets and hyperparameters as plain frozen values, validated when made. Imports no torch.
 
 Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world experiments).
 """
@@ -18,10 +18,10 @@ Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "linear", "cosine"]
 Loss = Literal["bradley_terry", "hinge", "ipo"]
 Part = Literal["backbone", "embeddings", "unembedding"]
-# What becomes of system turns where a template takes none: the first user turn begins with them, they are left out, or
-# the row is refused.
+# What to do with system turns if a template takes none: put them before the first user turn, leave them out, or refuse
+# the row.
 System = Literal["fold", "drop", "refuse"]
-# What becomes of a response's reasoning: it is scored like the rest, read but not scored, or left out.
+# What to do with a response's reasoning: score it like the rest, read but not score it, or leave it out.
 Reasoning = Literal["score", "keep", "drop"]
 # The output layer that a model is loaded with: a new linear head, its own unembedding, or both.
 Output = Literal["head", "unembedding", "both"]
@@ -29,7 +29,7 @@ Output = Literal["head", "unembedding", "both"]
 Rendering = Literal["response", "verification"]
 Engine = Literal["transformers", "vllm"]
 
-# The metadata of a field that came after keys were first used: a key leaves it out where it is at its default.
+# Metadata of a field that was added after keys were first used: a key leaves it out at its default.
 ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
 
 BUILTIN = "builtin:"
@@ -38,7 +38,7 @@ COLUMNS = (
     *("prompt", "chosen", "rejected", "a", "b", "preference", "orig_chosen", "system", "tools", "margin"),
     *("rewritten_chosen", "rewritten_rejected"),
 )
-# Of several rated answers: each against each that is rated lower, or only the best against the others.
+# Which rated answers are paired: each with every lower one, or only the best with the others.
 Ratings = Literal["all", "best"]
 # A name becomes part of file names, which end at 255 bytes; a letter may take four.
 MAX_NAME, MAX_NAME_BYTES = 100, 200
@@ -88,7 +88,7 @@ def _may_stand(letter: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """What code may run when a model is loaded besides our own: none, unless the user says so.
+    """Which foreign code may run when a model is loaded: none, unless the user allows it.
 
     `allow_pickle` reads weights that are pickles, `trust_remote_code` runs the Python files of the model's folder.
     """
@@ -104,8 +104,8 @@ UNTRUSTED = Trust()
 class ModelSpec:
     """A base model: `source` is a hub id, a local folder, a GGUF file (or its folder) or `builtin:<name>`.
 
-    `parameters` is a count, known for catalog models, used for planning only. `template` is a chat template in Jinja, or
-    the name of one that the tokenizer has, in the place of its own.
+    `parameters` is a count, known for catalog models, used for planning only. `template` replaces the tokenizer's chat
+    template: Jinja, or the name of another one that the tokenizer has.
     """
 
     name: str
@@ -139,15 +139,14 @@ class Augmentation:
 class DatasetSpec:
     """A set of preference pairs: `source` is a path, a hub id, `builtin:<name>`, or `fetched:<name>`.
 
-    `rewriting_of` names the set whose responses this one rewrites: trained on that one, this one is a
+    `rewriting_of` names the set whose responses this one rewrites: for a model trained on that set, this one is a
     token-level shift (paper §2). `keep` holds (column, glob) conditions that a row must meet, `selection` names the
-    paper's filters and draws (trainers/data/known.py), `columns` says which column is prompt, chosen or rejected.
-    With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
-    `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error. `ratings` says which
-    of several rated answers are paired; `ties` keeps training pairs of answers that are rated alike.
-    `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of
-    training pairs, for a sweep that asks for no other number. A `mixture` is made of the training pairs of other sets,
-    each with its share.
+    paper's filters and draws (trainers/data/known.py), `columns` maps prompt, chosen, rejected, … to column names.
+    `test_share` splits a test set off the train split; rows that share `group_by` (or a prompt) stay together.
+    `skip_bad_rows` leaves out unreadable rows, which are an error otherwise. `ratings` says which rated answers are
+    paired; `ties` keeps training pairs of equal rating. `augmentation` adds rewritten copies to the training split.
+    `train_draw` is the set's own draw of training pairs, unless a sweep asks for another number. A `mixture` is made of
+    the training pairs of other sets, each with its share.
     """
 
     name: str
@@ -191,7 +190,7 @@ class DatasetSpec:
         )
 
     def column(self, meaning: str) -> str:
-        """The name of the column that holds the prompt, the chosen or the rejected response."""
+        """Return the name of the column with this meaning (prompt, chosen, …)."""
         return dict(self.columns).get(meaning, meaning)
 
 
@@ -199,8 +198,8 @@ class DatasetSpec:
 class DrawSpec:
     """Which pairs of a split are used: all, or the first `max_pairs` of a seeded permutation that fit the limits.
 
-    Pairs over a token limit are left out and counted, never cut. `permutation` is numpy's (PCG64), or torch's, which the
-    paper's subsets are taken from. `system` and `reasoning` say how a pair that is used is rendered.
+    Pairs over a token limit are left out and counted, never cut. `permutation` is numpy's (PCG64), or torch's, as for the
+    paper's subsets. `system` and `reasoning` say how pairs are rendered.
     """
 
     max_pairs: int | None = None
@@ -264,9 +263,9 @@ class OptimSpec:
 class LossSpec:
     """The loss of a pair, a function of its margin Δ = r⁺ − r⁻ (trainers/rewards/losses.py).
 
-    `margin` times the pair's own margin is what Δ must exceed. `label_smoothing` is the probability that a
-    label is wrong. `centring` times (r⁺ + r⁻)² is added, and `consistency` times the squared differences between the
-    rewards of the two responses and those of their rewritings.
+    Δ must exceed `margin` times the pair's own margin. `label_smoothing` is the probability that a label is wrong.
+    Added are `centring` times (r⁺ + r⁻)², and `consistency` times the squared differences between the rewards of the two
+    responses and those of their rewritings.
     """
 
     kind: Loss = "bradley_terry"
@@ -291,9 +290,9 @@ BRADLEY_TERRY = LossSpec()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSpec:
-    """A low-rank adapter that is trained in the place of the backbone's weights (Hu et al., 2021).
+    """A low-rank adapter that is trained instead of the backbone's weights (Hu et al., 2021).
 
-    Its update is scaled by alpha / rank; `targets` are names of linear layers, none meaning all of the backbone.
+    Its update is scaled by alpha / rank; `targets` are names of linear layers, by default all of the backbone.
     """
 
     rank: int
@@ -308,7 +307,7 @@ class LoraSpec:
         )
 
     def require_layers(self, where: str, found: Sequence[str]) -> None:
-        """Raise ModelError where the model whose linear layers were `found` lacks some that are asked for, or has none."""
+        """Raise ModelError if targets are not among the model's linear layers `found`, or if there are none."""
         unknown = [name for name in self.targets if name not in found]
         if unknown or not found:
             called = f" called {', '.join(unknown)}" if found else ""
@@ -318,7 +317,7 @@ class LoraSpec:
             raise ModelError(f"{where}: its backbone has no linear layers{called}; {instead}.")
 
     def require_alone(self, optim: OptimSpec) -> None:
-        """Raise SpecError where parts are frozen, too: beside an adapter everything but EX-RM's head already is."""
+        """Raise SpecError if parts are frozen, too: an adapter already freezes everything but a reward head."""
         _require(
             not optim.freeze,
             f"--freeze {' '.join(optim.freeze)} and --lora-rank {self.rank}: an adapter freezes all but EX-RM's head; "
@@ -328,7 +327,7 @@ class LoraSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationSpec:
-    """The share of training pairs that is held out, and scored after every epoch; `seed` draws them."""
+    """The share of training pairs that is held out and scored after every epoch, drawn by `seed`."""
 
     share: float = 0.25
     seed: int = 0
@@ -339,18 +338,18 @@ class ValidationSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSpec:
-    """How a policy answers a prompt: every token may be drawn, by its probability at the temperature."""
+    """How a policy samples answers to a prompt, from its full distribution at a temperature."""
 
     samples: int = 64
     """Answers drawn to each prompt."""
     temperature: float = 1.0
     """Temperature of the draws."""
     max_new_tokens: int = 256
-    """Tokens after which an answer is cut."""
+    """Length at which an answer is cut."""
     sampling_seed: int = 0
     """Seed of the draws."""
     engine: Engine = "transformers"
-    """What draws: transformers, or vllm, which draws others of the same distribution and must be installed."""
+    """Library that samples: transformers, or vllm, which must be installed and draws other answers of the same distribution."""
 
     def __post_init__(self) -> None:
         _require(self.samples >= 2, f"--samples {self.samples}: at least 2, to choose among.")
@@ -365,9 +364,9 @@ class SamplingSpec:
 class Placement:
     """How a training is divided over devices; not part of any key, since results agree within 1e-5 in fp32.
 
-    A step's pairs are split into as few forwards as hold at most `forward_tokens` tokens each; a longer pair is one by
-    itself. `checkpointing` recomputes activations in the backward pass; `offload_optimizer` keeps the optimiser's
-    state in the host's memory; `compile` fuses what a layer computes beside its attention.
+    A step is split into as few forwards of at most `forward_tokens` tokens as possible; a longer pair gets a forward of
+    its own. `checkpointing` recomputes activations in the backward pass; `offload_optimizer` keeps the optimiser's
+    state in host memory; `compile` compiles layers around their attention.
     """
 
     world_size: int = 1

@@ -48,7 +48,7 @@ def test_what_cannot_be_pushed_is_said_before_the_training(hub, tiny_model, tmp_
         ({"push": "judge"}, "'judge' is no name on the hub; give ORG/NAME"),
         ({"push": "acme/open"}, "acme/open is public on the hub; give another name"),
         ({"lora_rank": 2}, f"its base, the folder {tiny_model}; push it merged"),
-        ({"push": None, "public": True}, "--public is of a repository"),
+        ({"push": None, "public": True}, "--public makes the repository of --push public"),
     ):
         with pytest.raises(SpecError, match=said):
             train(tiny_model, tmp_path / "out", **options)

@@ -1,7 +1,7 @@
-"""Reward types (paper §3): every file of this folder is one, but losses.py.
+"""Reward types (paper §3): every file of this folder but losses.py defines one.
 
-Its `REWARD_TYPE` says what the type needs and how a micro-batch is scored; a line in the tests makes the new type
-complete. Importing this package and its files imports no torch, so that planning is quick.
+Its `REWARD_TYPE` says what the type needs and how it scores a micro-batch; a new type also needs a line in the tests.
+Importing this package and its files imports no torch, so that planning is quick.
 """
 
 import functools
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainers.pairs.packing import MicroBatch
 
 Pooling = Literal["last", "mean"]
-# What a reward with an unembedding is made of.
+# The values of tokens that a reward with an unembedding is computed from.
 Read = Literal["log_probs", "logits"]
 # Paper §1.
 PAPER_BETA = 0.01
@@ -38,10 +38,10 @@ class BatchScores(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSpec:
-    """A reward type with its options; an option that the type does not have is refused.
+    """A reward type with its options; options that the type does not have are refused.
 
-    `beta` scales a log-ratio; `pooling` is over the response's hidden states; `reference` says whether the
-    log-probability of the untrained model is subtracted.
+    `beta` scales a log-ratio; `pooling` is over the response's tokens; `reference` subtracts the log-probability under
+    the untrained model.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class RewardSpec:
 
     @property
     def name(self) -> str:
-        """The kind, with an ablation behind it: `ex_rm`, `ex_rm_mean`, `im_rm_no_reference`."""
+        """The kind, followed by its ablation: `ex_rm`, `ex_rm_mean`, `im_rm_no_reference`."""
         parts = [self.kind]
         parts += ["mean"] if self.pooling == "mean" else []
         parts += ["no_reference"] if not self.reference else []
@@ -80,11 +80,12 @@ class RewardSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardType:
-    """The needs of a reward type, and `score(model, batch, spec)`: the rewards of a micro-batch's P pairs.
+    """What a reward type needs, and `score(model, batch, spec)`, which returns the rewards of P pairs.
 
-    They are [P] for the chosen and [P] for the rejected responses. A type with a loss of its own (`own_loss`) gives that,
-    too, as BatchScores; every other one is trained with the loss that is asked for (losses.py). `options` are the fields of
-    RewardSpec that it has; `usage` tells readers of a model card how to get the reward, and the card's code gives what it `reads`.
+    `score` returns rewards of the chosen, [P], and of the rejected responses, [P]. A type with a loss of its own
+    (`own_loss`) returns BatchScores; others are trained with a loss of losses.py. `options` are the fields of RewardSpec
+    that it has; `usage` tells readers of a model card how to compute the reward, for which the card's code gives what
+    the type `reads`.
     """
 
     kind: str
@@ -97,7 +98,7 @@ class RewardType:
     reads: Read = "log_probs"
 
     def require_takes(self, loss: LossSpec, *, ties: bool = False) -> None:
-        """Raise SpecError where the type has a loss of its own and another is asked for, or where ties have no loss."""
+        """Raise SpecError if the type has a loss of its own and another is asked for, or if the loss takes no ties."""
         if self.own_loss and (loss != BRADLEY_TERRY or ties):
             raise SpecError(
                 f"{self.kind} has a loss of its own, so none of --loss, --margin, --label-smoothing, --centring, --consistency "

@@ -1,7 +1,7 @@
 """EX-GRM (paper §3): r = π("Yes") after the question whether the response is correct.
 
 Trained on the negative log-likelihood of "Yes" for the chosen and "No" for the rejected response, their mean.
-A prepared pair ends in the token "Yes" where it is chosen and "No" where it is rejected (pairs.py).
+In a prepared pair the chosen response ends in the token "Yes", the rejected one in "No" (trainers/pairs).
 """
 
 from typing import TYPE_CHECKING, Any

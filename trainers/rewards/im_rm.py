@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def log_ratios(
     model: Any, batch: "MicroBatch", spec: RewardSpec, hidden_ND: "Tensor | None" = None
 ) -> "Tensor":
-    """Return ln π(y|x) of each response, [R], less that under the reference model where `spec` has one."""
+    """Return ln π(y|x) of each response, [R], minus that under the reference model if `spec` has one."""
     from trainers.models.reward_parts import log_prob_sums
 
     sums_R = log_prob_sums(model, batch, hidden_ND).double()
@@ -35,7 +35,7 @@ def scaled(
     options: frozenset[str] = frozenset({"beta", "reference"}),
     reads: Read = "log_probs",
 ) -> RewardType:
-    """Return the type whose reward is β times `value`, [R], which a model card calls `called`."""
+    """Return the type whose reward is β times `value`, [R]; a model card calls the value `called`."""
 
     def score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, Tensor]":
         from trainers.models.reward_parts import by_pair

@@ -1,7 +1,7 @@
 """A remedy for IM-RM: r = ⟨u, h⟩ + β [ln π(y|x) − ln π_ref(y|x)], EX-RM's head and IM-RM's log-ratio in one reward.
 
-GRM (Yang et al., 2024, arXiv 2406.10216) keeps the language model's output layer beside a reward head, too, but only to
-regularise: its reward is the head's. Their sum as the reward is our own.
+GRM (Yang et al., 2024, arXiv 2406.10216) also keeps the language model's output layer beside a reward head, but only as
+a regulariser: its reward is the head's. The sum is our own.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,8 @@ def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, 
 
 def _usage(spec: RewardSpec) -> str:
     return (
-        f"{IM_RM.usage(spec)} To that comes the one logit that `AutoModelForSequenceClassification`, loaded from the same "
-        "folder, has at a conversation's last token."
+        f"{IM_RM.usage(spec)} Add the one logit that `AutoModelForSequenceClassification`, loaded from the same folder, "
+        "gives at a conversation's last token."
     )
 
 

@@ -1,8 +1,8 @@
 """A remedy for IM-RM: r = β Σ_t z_t(y_t), the logits of the response's tokens without the log-softmax around them.
 
-Without the normaliser, a token's reward no longer depends on the probabilities of the tokens that were not said. Logits
-stand for values as in a soft Q-function (Li et al., 2025, Generalist Reward Models). There is no reference:
-what is cached of the base model is its log-probabilities.
+Without the normaliser, a token's reward does not depend on the probabilities of other tokens. Logits are read as values
+of a soft Q-function (Li et al., 2025, Generalist Reward Models). There is no reference, since only log-probabilities of
+the base model are cached.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Losses of a preference pair: functions of its margin Δ = r⁺ − r⁻, whatever reward type gave the rewards.
+"""Losses of a preference pair: functions of its margin Δ = r⁺ − r⁻, for any reward type.
 
 Shapes: P pairs. Importing this imports no torch.
 """
@@ -26,7 +26,7 @@ def hinge(delta_P: "Tensor") -> "Tensor":
 
 
 def ipo(delta_P: "Tensor") -> "Tensor":
-    """(Δ − ½)²: where Δ is β times a log-ratio, β² times the loss of IPO at τ = β (Azar et al., 2023)."""
+    """(Δ − ½)²: if Δ is β times a log-ratio, β² times the loss of IPO at τ = β (Azar et al., 2023)."""
     return (delta_P - 0.5).square()
 
 
@@ -37,14 +37,14 @@ def pair_loss(
     margin_P: "Tensor | None" = None,
     tie_P: "Tensor | None" = None,
 ) -> "Tensor":
-    """Return the loss of each pair, [P]; `margin_P` holds the pairs' own margins, where the loss asks for them.
+    """Return the loss of each pair, [P]; `margin_P` holds the pairs' own margins if the loss needs them.
 
-    Smoothed, it is (1 − s) f(Δ) + s f(−Δ): what is expected where a label is wrong with probability s. Of a tie s is ½.
+    Smoothed, it is (1 − s) f(Δ) + s f(−Δ), the expected loss if a label is wrong with probability s. For a tie s is ½.
     """
     delta_P = chosen_P - rejected_P
     if spec.margin:
         assert margin_P is not None, "a loss with a margin was given a batch without margins"
-        # The loss falls only where the pair's own margin is reached (Touvron et al., 2023).
+        # Δ must exceed the pair's own margin (Touvron et al., 2023).
         delta_P = delta_P - spec.margin * margin_P
     of_margin = {"bradley_terry": bradley_terry, "hinge": hinge, "ipo": ipo}[spec.kind]
     loss_P = of_margin(delta_P)
@@ -62,7 +62,7 @@ def pair_loss(
 def consistency(rewards: "Sequence[Tensor]", rewritten: "Sequence[Tensor]") -> "Tensor":
     """(r⁺ − r̃⁺)² + (r⁻ − r̃⁻)², [P], of responses and their rewritings.
 
-    That both be scored alike is the idea of reWordBench (Wu et al., 2025, arXiv 2503.11751); the squares are our own choice.
+    reWordBench (Wu et al., 2025, arXiv 2503.11751) has the idea to score both alike; the squares are our own choice.
     """
     chosen_P, rejected_P = (one - other for one, other in zip(rewards, rewritten, strict=True))
     return chosen_P.square() + rejected_P.square()
@@ -71,7 +71,7 @@ def consistency(rewards: "Sequence[Tensor]", rewritten: "Sequence[Tensor]") -> "
 def require_columns(
     spec: LossSpec, where: str, rows: int, *, without_margin: int, without_rewriting: int
 ) -> None:
-    """Raise DataError where the loss asks for the pairs' own margins or rewritings, and some rows give none."""
+    """Raise DataError if the loss needs the pairs' own margins or rewritings, and some rows have none."""
     if spec.margin and without_margin:
         raise DataError(
             f"{where}: {without_margin} of {rows} rows have no margin, which --margin {spec.margin} needs; give each a number "

@@ -35,53 +35,53 @@ _ALPHA = LoraSpec(rank=1).alpha
 
 @dataclass(frozen=True, kw_only=True)
 class Train(OnPairs):
-    """Train a reward model; ranks are the launcher's. Run again, it goes on from its last checkpoint."""
+    """Train a reward model, on the ranks of the launcher. Run again, it resumes from its last checkpoint."""
 
     model: str
     out: Path
-    """Folder for model/, log.parquet and, meanwhile, checkpoints/."""
+    """Folder for model/, log.parquet and, during training, checkpoints/."""
     split: str = "train"
     """Split of a folder or hub set."""
     optim: OptimSpec = field(default_factory=OptimSpec)
     loss: Loss = "bradley_terry"
-    """Loss of a pair, a function of its margin of rewards."""
+    """Loss of a pair, a function of the difference of its rewards."""
     margin: float = 0.0
-    """The margin of rewards must exceed this times the pair's own margin, a column of the data."""
+    """The difference of rewards must exceed this times the pair's own margin, a column of the data."""
     label_smoothing: float = 0.0
     """Probability that a label is wrong."""
     centring: float = 0.0
-    """This times the squared sum of a pair's two rewards is added to its loss."""
+    """Add this times the squared sum of a pair's two rewards to its loss."""
     consistency: float = 0.0
-    """This times the squared differences to the rewards of a pair's rewritings is added: columns rewritten_chosen, rewritten_rejected."""
+    """Add this times the squared differences between rewards of a pair and of its rewriting (columns rewritten_chosen, rewritten_rejected)."""
     ties: bool = False
-    """Train on answers that are rated alike, too: the loss of such a pair is that of a label of ½."""
+    """Also train on answers of equal rating, with a label of ½."""
     lora_rank: int = 0
-    """Rank of a low-rank adapter, trained in the place of the backbone's weights; 0: none."""
+    """Rank of a low-rank adapter, trained instead of the backbone's weights; 0: none."""
     lora_alpha: float = _ALPHA
-    """The adapter's update is scaled by this divided by its rank."""
+    """Scale the adapter's update by this divided by its rank."""
     lora_targets: tuple[str, ...] = ()
-    """Names of the linear layers that get one, such as q_proj v_proj (default: all of the backbone)."""
+    """Names of the linear layers that get an adapter, such as q_proj v_proj (default: all of the backbone)."""
     merge: bool = False
-    """Save the whole model with the adapter in its weights, not the folder of an adapter."""
+    """Save the whole model with the adapter merged into its weights."""
     push: str | None = None
-    """Push the finished model to ORG/NAME on the hub, which is made as a private repository."""
+    """Push the finished model to ORG/NAME on the hub, a private repository unless --public is given."""
     public: bool = False
-    """Of --push: let everybody see the repository."""
+    """Make the repository of --push public."""
     zero_stage: int = 0
     """ZeRO stage of DeepSpeed."""
     forward_tokens: int = 4096
-    """Tokens of a forward at most: a step is split into as few as hold it; a longer pair is one by itself."""
+    """Most tokens of a forward: a step is split into as few forwards as possible; a longer pair gets one of its own."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
     offload_optimizer: bool = False
     """Keep the optimiser's state in the host's memory."""
     compile: bool = False
-    """Compile the model's layers: minutes at the first step, and less time for what a layer computes beside its attention."""
+    """Compile the model's layers around their attention: takes minutes at the first step, speeds up later ones."""
     checkpoint_steps: int | None = None
-    """Optimiser steps between checkpoints (default: ten minutes, or ten times what writing one takes)."""
+    """Optimiser steps between checkpoints (default: by time, every ten minutes or ten times the duration of a write)."""
     grace_s: float = GRACE_S
-    """Seconds that SIGINT or SIGTERM leave for a last checkpoint."""
-    # The deepspeed launcher gives it to every rank; the environment says the same.
+    """Seconds for a last checkpoint after SIGINT or SIGTERM."""
+    # Also in the environment.
     local_rank: int = 0
     """Given by the deepspeed launcher."""
 
@@ -103,7 +103,7 @@ def run(arguments: Train) -> None:
     reward.type.require_takes(loss, ties=arguments.ties)
     lora = _lora(arguments)
     if arguments.public and arguments.push is None:
-        raise SpecError("--public is of a repository; give --push ORG/NAME, too.")
+        raise SpecError("--public makes the repository of --push public; give --push ORG/NAME, too.")
     if arguments.push is not None and lora and not arguments.merge:
         require_base_on_hub(arguments.model)
     name, rows = arguments.read_pairs(ties=arguments.ties)
@@ -167,12 +167,12 @@ def _lora(arguments: Train) -> LoraSpec | None:
         lora.require_alone(arguments.optim)
         return lora
     if arguments.merge or arguments.lora_targets or arguments.lora_alpha != _ALPHA:
-        raise SpecError("--merge, --lora-targets and --lora-alpha are of an adapter; give --lora-rank, too.")
+        raise SpecError("--merge, --lora-targets and --lora-alpha need an adapter; give --lora-rank, too.")
     return None
 
 
 def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> References:
-    """Return the base model's log-prob sums, each rank computing its share."""
+    """Return the base model's log-prob sums; each rank computes a share."""
     model = arguments.load(location, "unembedding", device())
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine = compute_reference(model, pairs[rank::world_size], report=lambda row: None)
