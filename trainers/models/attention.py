@@ -1,8 +1,9 @@
 """How a language model computes packed pairs: its attention, its positions, its hidden states.
 
-The attention is registered with transformers as `packed_pairs`. Of a pair `[prompt | chosen | rejected]` the chosen half is ordinary causal attention; the rejected response attends
-to the prompt and to itself. On the CPU each pair is two calls of torch's fused kernel; on a GPU a micro-batch is one
-call of FlexAttention, wherever that has a kernel for the heads. Sliding windows go by a token's position in its own response, not by its place in the row.
+The attention is registered with transformers as `packed_pairs`. In a pair `[prompt | chosen | rejected]`, prompt and
+chosen response have ordinary causal attention; the rejected response attends to the prompt and to itself. On the CPU
+each pair is two calls of torch's fused kernel; on a GPU a micro-batch is one call of FlexAttention if it has a kernel for
+the heads. Sliding windows count positions in a token's own response, not places in the row.
 
 Rotary positions that depend on how long a row is ("dynamic", "longrope") are computed for each row alone: transformers
 takes the frequencies of the longest row of a forward for all of them, and "dynamic" ones keep those of the longest row
@@ -29,8 +30,8 @@ from trainers.pairs.packing import CHOSEN, PROMPT, REJECTED, MicroBatch, PairLay
 PACKED_PAIRS = "packed_pairs"
 Kernel = Callable[..., Tensor]
 MayPosition = Callable[[Any, Any, Tensor, Tensor], Tensor]
-# What models hand to any attention and what changes nothing here: positions are the layout's, a window is in the rule
-# of its layer as well, and nothing drops out.
+# Arguments that models pass to any attention and that change nothing here: positions come from the layout, windows from
+# the layer's rule, and there is no dropout.
 _WITHOUT_EFFECT = ("dropout", "output_attentions", "position_ids", "sliding_window", "use_cache")
 
 # The least width of a head that FlexAttention's kernel for GPUs takes, and the tokens of a block of its masks.
@@ -40,23 +41,23 @@ _FLEX_GRAPHS = 64
 
 
 def backbone(model: Any) -> Any:
-    """Return the part of a model that gives hidden states; a Llama 4 calls itself its base."""
+    """Return the part of a model that computes hidden states; the base_model of a Llama 4 is itself."""
     return model.model if model.base_model is model else model.base_model
 
 
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Return the last layer's normalised hidden states of all tokens of the batch, [N, D]."""
-    # Where padding changes what a row gives (layouts.py).
+    # Padding would change the result (layouts.py).
     if getattr(model, "rows_alone", False):
         return _alone(model, batch)
     layout = {} if batch.layout is None else {"pair_layout": batch.layout}
     position_ids_BT = batch.position_ids_BT
     if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
-        # Padding stands at a row's last position, so that it makes no row longer.
+        # Padding gets a row's last position, so that no row counts as longer.
         position_ids_BT = batch.attention_mask_BT.cumsum(1) - 1
     mask_BT = batch.attention_mask_BT
     if batch.layout is not None:
-        # Without a mask, positions that restart would be taken for rows that may not see each other.
+        # Without a mask, transformers takes positions that restart for the start of a separate row.
         mask_BT = torch.ones_like(batch.input_ids_BT)
     output = backbone(model)(
         input_ids=batch.input_ids_BT,
@@ -71,7 +72,7 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
 
 def _alone(model: Any, batch: MicroBatch) -> Tensor:
     if hasattr(next(model.parameters()), "ds_id"):
-        # Ranks would wait for each other's rows, of which they have different numbers.
+        # Ranks have different numbers of rows, and would wait for each other.
         raise ModelError(f"a {type(model).__name__} is computed row by row, which ZeRO 3 cannot; use ZeRO 2.")
     assert batch.attention_mask_BT is not None
     lengths = batch.attention_mask_BT.sum(1).tolist()
@@ -84,9 +85,9 @@ def _alone(model: Any, batch: MicroBatch) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskRule:
-    """What a layer may see, as transformers says it: (batch, head, query's position, key's position) → is it visible.
+    """What a layer's queries may see, in transformers' form: (batch, head, query position, key position) → visible.
 
-    `causal` is whether that is everything up to the query itself.
+    `causal` means everything up to the query itself.
     """
 
     may_see: MayPosition
@@ -122,8 +123,8 @@ def pair_attention(
 ) -> tuple[Tensor, None]:
     """[1, H, N, D] queries over [1, K, N, D] keys and values → [1, N, H, D], contiguous. No dropout.
 
-    `s_aux` is the score of each head's sink: what its softmax may spend on nothing. Raises ValueError for what it would
-    have to ignore.
+    `s_aux` is the score of each head's sink, which takes a share of the softmax. Raises ValueError for arguments that it
+    would have to ignore.
     """
     if pair_layout is None:
         raise ValueError("packed_pairs attention was called without pair_layout")
@@ -157,7 +158,7 @@ def _pairwise_attention(
     kernel: Kernel = _fused
     if softcap is not None or sinks is not None:
         kernel = functools.partial(_unfused, softcap=softcap, sinks=sinks)
-    # Split at once, not sliced one by one: the gradient of each slice would be as long as the whole row.
+    # One split instead of slices, each of whose gradients would be as long as the whole row.
     halves = [length for span in layout.spans for length in (span.prompt + span.chosen, span.rejected)]
     queries, keys, values = (states.split(halves, 2) for states in (query, key, value))
     outputs = []
@@ -170,7 +171,7 @@ def _pairwise_attention(
             torch.cat([states[chosen][:, :, : span.prompt], states[rejected]], 2) for states in (keys, values)
         )
         outputs.append(kernel(queries[rejected], seen_keys, seen_values, mask, scale=scale))
-    # Heads go inside before the parts are joined: one copy, not two.
+    # Transposed before the parts are joined: one copy, not two.
     return torch.cat([output.transpose(1, 2) for output in outputs], 1)
 
 
@@ -187,7 +188,7 @@ def _suffix_mask(
         key_S = torch.arange(keys, device=like.device)
         zero = torch.zeros((), dtype=torch.long, device=like.device)
         seen = rule.may_see(zero, zero, query_Q1, key_S).expand(queries, keys)
-        # A window that is wider than the row hides nothing, and has the faster kernel.
+        # A window wider than the row hides nothing, and plain causal attention is faster.
         if before == 0 and torch.equal(seen, key_S <= query_Q1):
             layout.masks[name] = None
         else:
@@ -242,7 +243,7 @@ def visible(layout: PairLayout, rule: MaskRule, device: torch.device) -> Callabl
     of_layer = rule.may_see
 
     def may_see(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        # Nothing is changed in place: the compiler cannot lower that in a mask.
+        # No in-place operations: the compiler cannot lower them in a mask.
         response = (part_N[key] == PROMPT) | (part_N[key] == part_N[query])
         together = response & (pair_N[query] == pair_N[key])
         return together & of_layer(batch, head, position_N[query], position_N[key])
@@ -286,7 +287,7 @@ def _flex_attention(
         kernel_options={"BACKEND": "TRITON"},
     )
     if sinks is not None:
-        # A sink takes its share of the softmax: exp(s) beside the sum over the keys.
+        # A sink adds exp(s) to the denominator of the softmax.
         share = torch.sigmoid(others.lse - sinks.to(others.lse.dtype)[:, None])
         output = output * share[..., None].to(output.dtype)
     found: Tensor = output.transpose(1, 2).contiguous()
@@ -294,13 +295,13 @@ def _flex_attention(
 
 
 def block_mask(layout: PairLayout, may_see: Kernel, device: torch.device) -> Any:
-    """Return FlexAttention's block mask; `create_block_mask` makes [N, N] tensors, this one square a pair."""
+    """Return FlexAttention's block mask; `create_block_mask` makes [N, N] tensors, this one square per pair."""
     from torch.nn.attention.flex_attention import BlockMask
 
     size = layout.spans[-1].end
     blocks = -(-size // _FLEX_BLOCK)
     zero = torch.zeros((), dtype=torch.long, device=device)
-    # Of each block of queries and keys, how many pairs of tokens may see each other.
+    # For each block of queries and keys, the number of visible (query, key) pairs.
     seen = torch.zeros(blocks, blocks, dtype=torch.long, device=device)
     for span in layout.spans:
         first, last = span.start // _FLEX_BLOCK, -(-span.end // _FLEX_BLOCK)
@@ -318,36 +319,36 @@ def block_mask(layout: PairLayout, may_see: Kernel, device: torch.device) -> Any
 
 
 def _in_order(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many blocks of keys each block of queries has, and their numbers first: [1, 1, B], [1, 1, B, B]."""
+    """Return each query block's number of key blocks, [1, 1, B], and its key blocks first in order, [1, 1, B, B]."""
     order = tiles.int().argsort(dim=1, descending=True, stable=True)
     return tiles.sum(1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
 
 
 @functools.cache
 def compiled_flex(backend: str | Callable[..., Any] = "inductor", graphs: int = _FLEX_GRAPHS) -> Kernel:
-    """Return FlexAttention as a fused kernel. It raises where it cannot be fused, and never runs unfused instead."""
+    """Return FlexAttention as a fused kernel, which raises an error instead of running unfused."""
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
     kernel = torch.compile(flex_attention, backend=backend, fullgraph=True, dynamic=True)
-    # A soft-cap would else be a symbol, which the graph of its gradients does not have.
+    # A soft-cap must be a constant: the graph of gradients lacks its symbol.
     fused: Kernel = config.patch(specialize_float=True, recompile_limit=graphs)(kernel)
     return fused
 
 
 def separate_rows(model: nn.Module) -> None:
-    """Make rotary embeddings that depend on length compute each row alone, from one position 0 to the next."""
+    """Make length-dependent rotary embeddings compute each row alone; a row starts at each position 0."""
     for module in _by_length(model):
         module.forward = MethodType(_each_row_alone, module)  # type: ignore[method-assign]
 
 
 def shared_tokens(model: nn.Module) -> int | None:
-    """Return the tokens up to which rows have the same frequencies, and so can share a prompt; None for any number."""
+    """Return the length up to which rows have the same frequencies and can share a prompt; None: any length."""
     return min((length for lengths in _by_length(model).values() for length in lengths), default=None)
 
 
 def _by_length(model: nn.Module) -> dict[Any, list[int]]:
-    """Return the rotary embeddings that depend on length, each with the lengths up to which its layers do not."""
+    """Return the length-dependent rotary embeddings, each with the lengths from which they depend on it."""
     found: dict[Any, list[int]] = {}
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
@@ -368,7 +369,7 @@ def _each_row_alone(self: Any, x: Tensor, position_ids: Tensor, *others: Any, **
         begins = (position_1T[0, 1:] == 0) & (position_1T[0, :-1] > 0)
         parts = []
         for position_1L in position_1T.tensor_split((begins.nonzero()[:, 0] + 1).tolist(), dim=1):
-            # A row of one token makes it forget longer ones.
+            # A row of one token resets the frequencies of longer ones.
             compute(self, x, torch.zeros_like(position_1L[:, :1]), *others, **named)
             parts.append(compute(self, x, position_1L, *others, **named))
         found.append(_joined(parts, -2))
@@ -376,7 +377,7 @@ def _each_row_alone(self: Any, x: Tensor, position_ids: Tensor, *others: Any, **
 
 
 def _joined(parts: list[Any], dim: int) -> Any:
-    """Join cosines and sines, or one tensor of both."""
+    """Concatenate tensors, or tuples of tensors element by element."""
     if isinstance(parts[0], Tensor):
         return torch.cat(parts, dim)
     return tuple(torch.cat(some, dim) for some in zip(*parts, strict=True))

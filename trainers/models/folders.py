@@ -1,4 +1,4 @@
-"""Checks of a model's folder, without torch or transformers: what may be loaded, and whether it can be.
+"""Checks of a model's folder, without torch or transformers: whether it may and can be loaded.
 
 Only safetensors and JSON are read; pickles and Python files only where the user trusts them (specs.Trust).
 """
@@ -23,7 +23,7 @@ _MODEL_TYPE = re.compile(r'\(\s*"([\w.-]+)",\s*"\w+"')
 
 
 def require_sound_model(folder: Path, trust: Trust) -> list[Path]:
-    """Return the files of weights. Raises ModelError where they, the configuration or the tokenizer are unsound."""
+    """Return the weight files. Raises ModelError if they, the configuration or the tokenizer are unsound."""
     weights = weight_files(folder, trust)
     config = _json_object(folder / "config.json")
     _require_known_architecture(config, folder, trust)
@@ -33,7 +33,7 @@ def require_sound_model(folder: Path, trust: Trust) -> list[Path]:
 
 
 def weight_files(folder: Path, trust: Trust) -> list[Path]:
-    """Return safetensors files, or pickles where there are none and they are allowed. Raises ModelError."""
+    """Return safetensors files, or else pickles if they are allowed. Raises ModelError."""
     for single, patterns in (("model.safetensors", ("*.safetensors",)), (PICKLES[0], PICKLES)):
         found = sorted(file for pattern in patterns for file in folder.glob(pattern))
         if found and patterns is PICKLES and not trust.allow_pickle:
@@ -48,7 +48,7 @@ def weight_files(folder: Path, trust: Trust) -> list[Path]:
 
 
 def _complete(shards: list[Path], index: Path) -> list[Path]:
-    """Return the shards. Raises ModelError where their index names another file; a single file needs no index."""
+    """Return the shards. Raises ModelError if their index names another file; a single file needs no index."""
     if not index.is_file():
         if len(shards) == 1:
             return shards
@@ -68,7 +68,7 @@ def code_files(folder: Path) -> list[Path]:
 
 
 def require_own_code(config: dict[str, Any], location: str) -> None:
-    """Refuse code of another repository, which no key covers. Raises ModelError."""
+    """Raise ModelError if the config names code of another repository, which no key covers."""
     named = config.get("auto_map")
     values = named.values() if isinstance(named, dict) else ()
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
@@ -105,7 +105,7 @@ def _known_model_types() -> frozenset[str]:
 
 
 def _require_config_of(config: dict[str, Any], weights: Sequence[Path], folder: Path) -> None:
-    """Raise ModelError where the configuration is not that of these weights."""
+    """Raise ModelError if the configuration does not fit these weights."""
     file = folder / "config.json"
     named = config.get("transformers_weights")
     if named is not None and named not in {weight.name for weight in weights}:
@@ -133,7 +133,7 @@ def _require_config_of(config: dict[str, Any], weights: Sequence[Path], folder: 
 
 
 def _shapes(weights: Iterable[Path]) -> dict[str, list[int]]:
-    """Return shapes by tensor name, none for pickles; safetensors checks its header and offsets against the file."""
+    """Return shapes by tensor name, skipping pickles; safetensors checks its header and offsets against the file."""
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, list[int]] = {}

@@ -1,7 +1,7 @@
 """The header of a GGUF file, read without numpy or torch: enough to refuse a damaged file before anything starts.
 
-gguf's own GGUFReader takes 7 s for a tokenizer of 128,000 tokens (this 0.1 s), cuts texts that reach past the file's
-end without a word, and walks a damaged count to its end (gguf 0.19).
+gguf's own GGUFReader takes 7 s for a tokenizer of 128,000 tokens (this 0.1 s), silently cuts texts at the end of a
+truncated file, and loops over a damaged count (gguf 0.19).
 
 Layout (github.com/ggml-org/ggml, docs/gguf.md), little-endian:
 magic `GGUF` · version u32 · tensors u64 · entries u64 · the entries · the tensors' infos · padding · the tensors.
@@ -42,7 +42,7 @@ class _Tensor:
 
 
 class _Reader:
-    """Reads forward through a file; a count or length that reaches past its end is refused."""
+    """Reads a file from start to end; raises ValueError for a count or length that reaches past its end."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream, self.size, self.position = stream, size, 0
@@ -61,7 +61,7 @@ class _Reader:
         return self.take(self.number("Q", what), what).decode()
 
     def value(self, kind: int, what: str) -> str | int | None:
-        """Return a text or a number; arrays are passed over."""
+        """Return a text or a number; arrays are skipped."""
         if kind == _STRING:
             return self.text(what)
         if kind in _SCALARS:
@@ -73,7 +73,7 @@ class _Reader:
             self.take(count * struct.calcsize(f"<{_SCALARS[inner]}"), what)
         elif inner != _STRING:
             raise ValueError(f"{what} is an array of the unknown type {inner}")
-        # Every string takes 8 bytes at least: a count that cannot be right is refused before it is walked.
+        # Every string takes 8 bytes at least, so an impossible count is refused before the loop.
         elif 8 * count > self.size - self.position:
             raise ValueError(f"{what} counts {count} strings, more than the file could hold")
         else:
@@ -82,7 +82,7 @@ class _Reader:
         return None
 
     def named(self, count: int, what: str) -> Iterator[str]:
-        """Yield the names of `count` things, each before the rest of it is read."""
+        """Yield `count` names; the caller reads what follows each."""
         seen: set[str] = set()
         for number in range(count):
             name = self.text(f"the name of {what} {number}")
@@ -101,7 +101,7 @@ class _Reader:
 
 @contextlib.contextmanager
 def _header(file: Path) -> Iterator[tuple[dict[str, Any], dict[str, _Tensor], _Reader]]:
-    """Give a file's entries, its tensors and its reader behind them. Raises ModelError, in the block as well."""
+    """Yield a file's entries, its tensors, and the reader after them. Raises ModelError, also for the block's errors."""
     try:
         with file.open("rb") as stream:
             reader = _Reader(stream, file.stat().st_size)
@@ -123,7 +123,7 @@ def _header(file: Path) -> Iterator[tuple[dict[str, Any], dict[str, _Tensor], _R
 
 
 def require_sound_gguf(file: Path) -> None:
-    """Raise ModelError where the header cannot be followed or names tensors that the file does not hold."""
+    """Raise ModelError if the header is damaged or names tensors that are not in the file."""
     from gguf.constants import GGML_QUANT_SIZES
 
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
@@ -145,7 +145,7 @@ def require_sound_gguf(file: Path) -> None:
 
 
 def architecture_numbers(file: Path) -> dict[str, Any]:
-    """Return what the header says of the architecture, under the names of a config.json. Raises ModelError."""
+    """Return the sizes in the header, under the names of a config.json. Raises ModelError."""
     with _header(file) as (known, tensors, _):
         family = known["general.architecture"]
         found = {name: known.get(f"{family}.{ending}") for ending, name in _NUMBERS.items()}

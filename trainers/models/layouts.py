@@ -1,9 +1,9 @@
-"""Which layout a model can take: packed pairs where it is exact with them, else two padded rows a pair.
+"""Which layout a model gets: packed pairs if it is exact with them, else two padded rows a pair.
 
-Both are tried on a tiny random model of the same class and config. The loaded weights could hide an error that others
-would show, and the windows of real configs are longer than any row that one would want to try.
+Both are tried on a tiny random model of the same class and config: loaded weights could hide an error, and the windows
+of real configs are too long for a quick trial.
 
-Shapes: R = 2P rows of the P pairs that are tried (chosen ones first), L tokens of a row, N of a batch, M of responses.
+Shapes: R = 2P rows of the P trial pairs (chosen ones first), L tokens of a row, N of a batch, M of responses.
 """
 
 import copy
@@ -28,7 +28,7 @@ from trainers.pairs.tokens import TokenPair
 
 logger = logging.getLogger(__name__)
 
-# Of each element, in float64.
+# Per element, in float64.
 _TOLERANCE = 1e-8
 _OTHER_STATES = "it gives other hidden states than each row alone"
 # Tokens of prompt, chosen and rejected: rows longer than a tiny model's windows, and on both sides of its rope's length.
@@ -36,9 +36,9 @@ _LENGTHS = ((9, 7, 4), (5, 3, 8), (4, 3, 2), (6, 6, 1))
 
 
 class Verdict(NamedTuple):
-    """The layout that a kind of model may be used with (None: it may not be used), and why it is not packed.
+    """The layout of a kind of model (None: it may not be used), and why it is not packed.
 
-    `alone` says that its rows may not even be padded.
+    `alone` says that its rows must not be padded.
     """
 
     layout: Layout | None
@@ -52,12 +52,12 @@ def layout_of(model: Any) -> Layout:
 
 
 def padded_attention(config: Any) -> str | None:
-    """Return transformers' attention for padded rows: its default, or the eager one, which alone applies soft-capping."""
+    """Return transformers' attention for padded rows: its default, or eager if scores are soft-capped."""
     return None if getattr(config, "attn_logit_softcapping", None) is None else "eager"
 
 
 def settle_layout(model: Any, location: str) -> None:
-    """Give `model` the packed layout if its kind is exact with it, else say why not. Raises ModelError."""
+    """Give `model` the packed layout if its kind is exact with it, else log why not. Raises ModelError."""
     layout, why, alone = _verdict(model)
     kind = type(model).__name__
     if layout is None:
@@ -145,7 +145,7 @@ def _said(error: Exception) -> str:
 
 
 def _variants() -> list[list[TokenPair]]:
-    """Return pairs to try, and the same with other tokens in one part of each, or in all parts of some."""
+    """Return trial pairs, and variants with other tokens in one part of each, or in all parts of some."""
     pairs = [
         TokenPair(
             index=number,
@@ -178,7 +178,7 @@ def _other(pair: TokenPair, part: str) -> TokenPair:
 
 
 def _fresh(model: Any) -> Any:
-    """Return the model as if it had seen no row: some keep the frequencies of a longer one."""
+    """Return the model without state of earlier rows: some keep the frequencies of the longest."""
     return model if shared_tokens(model) is None else copy.deepcopy(model)
 
 
@@ -188,7 +188,7 @@ def _row(model: Any, row: list[int]) -> Tensor:
 
 
 def _by_row(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
-    """Return the states of response tokens, then of those that predict them, each row computed alone: [2M, D]."""
+    """Return the states of response tokens, then of the tokens that predict them, computed row by row: [2M, D]."""
     rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
     states = [(len(prompt), _row(model, prompt + response)) for prompt, response in rows]
     return torch.cat(
@@ -197,7 +197,7 @@ def _by_row(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
 
 
 def _why_refused(model: Any, gives_log_probs: bool) -> str:
-    """Say why a kind of model may not be used even row by row; "" where it may."""
+    """Return why a kind of model may not be used at all; "" if it may."""
     pair, other = (variant[0] for variant in _variants()[:2])
     start, row, other_row = len(pair.prompt), pair.prompt + pair.chosen, pair.prompt + other.chosen
     row_LD = _row(model, row)
@@ -223,7 +223,7 @@ def _why_refused(model: Any, gives_log_probs: bool) -> str:
 
 
 class _Given:
-    """What a backbone gives: these hidden states, and None for anything else that is asked for."""
+    """The output of a backbone: given hidden states, and None for any other attribute."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.last_hidden_state = hidden
@@ -236,9 +236,9 @@ class _Given:
 
 
 def _settle_logits(model: Any) -> None:
-    """Find the scale and the soft-cap of the logits: what the model makes of numbers that its unembedding gives it.
+    """Find the scale and soft-cap of the logits from what the model makes of given outputs of its unembedding.
 
-    Neither its weights nor its layers are used. A model that does something else with them keeps the plain logits.
+    Its weights and layers are not used. A model that does anything else with the outputs keeps plain logits.
     """
     body, layer = backbone(model), model.get_output_embeddings()
     given_T = torch.tensor([2.0**-16, 2.0**40, 0.5, -1.0, 4.0, -32.0], dtype=torch.float64)
@@ -250,7 +250,7 @@ def _settle_logits(model: Any) -> None:
             ids = torch.zeros(1, len(given_T), dtype=torch.long)
             logits_T = model(input_ids=ids, use_cache=False).logits[0, :, 0].double()
             scale, limit = float(logits_T[0] / given_T[0]), float(logits_T[1])
-    # Whatever it raises, _why_refused compares the log-probabilities.
+    # After any error, _why_refused compares the log-probabilities.
     except Exception:
         return
     finally:
@@ -258,13 +258,13 @@ def _settle_logits(model: Any) -> None:
         vars(layer).pop("forward", None)
     linear = math.isclose(limit, scale * float(given_T[1]), rel_tol=0.1)
     expected_T = scale * given_T if linear else limit * torch.tanh(scale / limit * given_T)
-    # Some models (OPT) use a part of what is called their backbone.
+    # Some models (OPT) use only a part of their base model.
     if scale and torch.allclose(logits_T, expected_T, rtol=0.01):
         layer.scale, layer.softcap = scale, None if linear else limit
 
 
 def _why_not(model: Any, layout: Layout, expected: Sequence[Tensor]) -> str:
-    """Say why `layout` does not give the states of each row alone; "" where it does."""
+    """Return why `layout` does not give the hidden states of single rows; "" if it does."""
     try:
         with Wide():
             for pairs, states in zip(_variants(), expected, strict=True):

@@ -1,7 +1,7 @@
-"""A tiny random model of the same class and kind of config, on which a property of an architecture can be tried.
+"""A tiny random model of the same class and a scaled-down config, for trying properties of an architecture.
 
-Layers, widths, the vocabulary, windows and lengths are scaled down by the names that configs give them; every kind of
-layer stays. Weights are random and none is zero, so that no part hides what it does; all arithmetic is in float64.
+Layers, widths, vocabulary, windows and lengths are found by their names in configs; every kind of layer stays. Weights
+are random and not zero, so that every part has an effect; all arithmetic is in float64.
 """
 
 import copy
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Tokens that an architecture may treat in its own way are below or above the ordinary ones.
+# Special tokens are below or above the ordinary ones.
 VOCABULARY = 128
 ORDINARY_TOKENS = range(24, 120)
-# Rows that are to show what a window, a chunk or a rope for long rows does must be longer.
+# Trial rows are longer than these, so that windows, chunks and ropes for long rows take effect.
 WINDOW = 4
 ROPE_LENGTH = 12
 _POSITIONS = 64
 _LAYERS, _HEADS, _HEAD_DIM = 4, 4, 16
 _WIDTH = _HEADS * _HEAD_DIM
 
-# What an integer of a config becomes, by the first pattern that its name contains. Others stay.
+# Value of an integer in the tiny config, by the first pattern in its name. Others stay.
 _INTEGERS: tuple[tuple[int, str], ...] = (
     (ROPE_LENGTH, r"original_max_position"),
     (
@@ -52,7 +52,7 @@ _INTEGERS: tuple[tuple[int, str], ...] = (
 
 
 class Wide(TorchFunctionMode):
-    """Give float64 where a model asks for float32, in which transformers computes norms and ropes."""
+    """Replaces float32, in which transformers computes norms and ropes, by float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
@@ -71,7 +71,7 @@ def tiny_copy(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     config.__dict__.pop("quantization_config", None)
     _scale(config)
-    # Only the CPU's generator: touching a GPU's would start it.
+    # Only the CPU's generator: using a GPU's would initialise CUDA.
     with torch.random.fork_rng(devices=[]), Wide():
         torch.default_generator.manual_seed(0)
         tiny = type(model)(config).double().eval()
@@ -83,7 +83,7 @@ def _scale(config: Any) -> None:
     """Make the model of `config` tiny."""
     from transformers import PreTrainedConfig
 
-    # Without the setters, which would check each change against what is still large.
+    # Bypass the setters, which would check each change against values not scaled yet.
     values = vars(config)
     # torch's grouped matrix product of experts knows no float64.
     values["_experts_implementation_internal"] = "eager"
@@ -110,11 +110,11 @@ def _scale(config: Any) -> None:
 
 
 def _kept_layers(values: dict[str, Any], layers: Any) -> list[int]:
-    """Return the first four layers, or the first and last of each kind where lists of the config give the kinds."""
+    """Return the first four layers, or the first and last of each kind if lists of the config give kinds."""
     if not isinstance(layers, int):
         return []
     lists = [value for value in values.values() if isinstance(value, list) and len(value) == layers]
-    # Numbers with a fraction only scale something.
+    # Floats only scale something.
     kinds = [value for value in lists if not isinstance(value[0], float)]
     if not kinds or layers <= _LAYERS:
         return list(range(min(layers, _LAYERS)))
@@ -125,7 +125,7 @@ def _kept_layers(values: dict[str, Any], layers: Any) -> list[int]:
 
 
 def _integer(name: str, value: Any, heads: Any, width: Any) -> Any:
-    """Return what a number of the config becomes; anything else stays."""
+    """Scale an integer of the config; return anything else unchanged."""
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     if re.search(r"_(id|index|ids)$", name) and "altup" not in name:
@@ -170,11 +170,11 @@ def _scale_rope(values: dict[str, Any], rope: dict[str, Any]) -> None:
 
 
 def _randomise(model: nn.Module) -> None:
-    """Draw weights so large that attention is sharp and every part shows in the output; gates and biases, too."""
+    """Draw weights, gates and biases so large that attention is sharp and every part affects the output."""
     generator = torch.Generator().manual_seed(0)
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
-        # A buffer of different values is a table that the architecture needs; one of a single value is to be learned.
+        # A buffer of different values is a table that the architecture needs; one of a single value is learned.
         if not tensor.is_floating_point() or (
             name not in learned and not bool((tensor == tensor.flatten()[:1]).all())
         ):

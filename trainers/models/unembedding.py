@@ -1,9 +1,9 @@
-"""Log-probabilities of given tokens, without ever holding a [tokens × vocabulary] tensor.
+"""Log-probabilities of given tokens, without a [tokens × vocabulary] tensor.
 
-The unembedding is applied in blocks of the vocabulary, and recomputed for the backward pass: memory is flat in the
-vocabulary and the gradient of the weight is written once. Logits are summed in fp32 or wider whatever the model's
-precision: half precision is widened first, or bf16 on a GPU multiplied on tensor cores, which give the same products. There
-the gradient of the logits is rounded to the weight's precision, as it has to be to meet it there.
+The unembedding is applied in blocks of the vocabulary, and again in the backward pass: memory does not grow with the
+vocabulary, and the weight's gradient is written once. Logits are summed in fp32 or wider whatever the model's precision:
+half precision is widened first, except bf16 on a GPU, for which tensor cores give the same products. There the logits'
+gradient is rounded to the weight's precision, as their product requires.
 
 Shapes: M response tokens, D hidden, V vocabulary, C vocabulary entries of a block.
 """
@@ -22,10 +22,10 @@ _SMALLEST_BLOCK = 256
 
 
 class Unembedding(nn.Linear):
-    """A language model's output layer that returns the log-probabilities (or logits) of targets, where it is given any.
+    """A language model's output layer that returns the log-probabilities (or logits) of given targets.
 
-    One module called once per forward, so that ZeRO-3 gathers its weight once. Without targets it is a linear layer.
-    The model's logits are c·tanh(s·Wh / c), of the scale s and the soft-cap c, where there is one.
+    It is called once per forward, so that ZeRO-3 gathers its weight once. Without targets it is a linear layer. The
+    model's logits are c·tanh(s·Wh / c), with the scale s and the soft-cap c, or s·Wh without a cap.
     """
 
     scale: float = 1.0
@@ -62,7 +62,7 @@ def widened(values: Tensor) -> Tensor:
 
 
 def _on_tensor_cores(values: Tensor) -> bool:
-    """Whether tensor cores sum products of `values` in fp32: of bf16 (fp16 would lose gradients), on NVIDIA's GPUs."""
+    """Return whether to multiply on tensor cores, which sum in fp32: bf16 on NVIDIA's GPUs (fp16 would lose gradients)."""
     return values.is_cuda and values.dtype == torch.bfloat16 and torch.version.hip is None
 
 
@@ -124,7 +124,7 @@ class _TokenLogProbs(torch.autograd.Function):
             # d log π(target) / d logits is one-hot(target) − π.
             inside_M, column_M = _of_targets(target_M, block)
             to_logits_MC = logits_MC.sub_(normaliser_M[:, None]).exp_().mul_(-gradient_M[:, None])
-            # Each row has one place: nothing is looked for, which a GPU would have to wait for.
+            # One entry a row, without a search, which would make the CPU wait for the GPU.
             to_logits_MC.scatter_add_(1, column_M[:, None], (gradient_M * inside_M)[:, None])
             if slope_MC is not None:
                 to_logits_MC.mul_(slope_MC)
@@ -142,7 +142,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _blocks(hidden_MD: Tensor, vocabulary: int) -> Iterator[slice]:
-    """Divide the vocabulary into blocks, as large as the logits that are held at a time allow."""
+    """Divide the vocabulary into blocks that are as large as the limit on logits allows."""
     held = _BLOCK_ELEMENTS_ON_CPU if hidden_MD.device.type == "cpu" else _BLOCK_ELEMENTS
     size = max(_SMALLEST_BLOCK, held // max(1, len(hidden_MD)))
     for start in range(0, vocabulary, size):
@@ -150,7 +150,7 @@ def _blocks(hidden_MD: Tensor, vocabulary: int) -> Iterator[slice]:
 
 
 def _of_targets(target_M: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Return which targets are in a block of the vocabulary, and their columns of it; any column of the others."""
+    """Return which targets are in a block of the vocabulary, and their columns in it (any column for the others)."""
     inside_M = (target_M >= block.start) & (target_M < block.stop)
     return inside_M, (target_M - block.start).clamp(0, block.stop - block.start - 1)
 
