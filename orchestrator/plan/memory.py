@@ -173,7 +173,7 @@ def scoring_gb(training: Training) -> float:
     shapes = training.architecture
     width = 2 if training.precision == "bf16" else 4
     tokens = max(SCORED_TOKENS, training.pair.total)
-    held = width * shapes.trained(training.reward.type.output)
+    held = float(width * shapes.trained(training.reward.type.output))
     # One layer's working memory, and a block of logits.
     held += tokens * (3 * shapes.intermediate + 3 * shapes.hidden) * width + 4 * LOGITS_BLOCK
     return UNMEASURED_GB + (1 + UNMEASURED_SHARE) * held / GB
