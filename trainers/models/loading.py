@@ -277,28 +277,23 @@ def freeze(model: Any, parts: tuple[Part, ...]) -> None:
 
 def convert_gguf(file: Path, out_dir: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder in fp32. Raises ModelError."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     require_sound_gguf(file)
+    options = {"gguf_file": file.name, "trust_remote_code": False}
     # Alone in a folder: other files beside it are not part of its key, and may name code.
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / file.name).symlink_to(file.absolute())
-        tokenizer, model = _load_gguf(Path(alone), file)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(alone, **options)
+            model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **options)
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
     # A config that still says "quantised" would make the folder unloadable.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()} | persistent_buffers(model)
     save_model(weights, folder_files(model, tokenizer), out_dir)
-
-
-def _load_gguf(folder: Path, file: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options = {"gguf_file": file.name, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
-    return tokenizer, model
 
 
 def make_rows_for(model: Any, tokenizer: Any) -> None:

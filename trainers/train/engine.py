@@ -173,22 +173,16 @@ def effective_zero_stage(placement: Placement, precision: Precision) -> int:
 
 def _optimizer(module: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if optim.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters,
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
-    if optim.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
-        )
-    return torch.optim.RMSprop(
-        parameters, lr=optim.lr, momentum=optim.momentum, eps=optim.eps, weight_decay=optim.weight_decay
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "adamw": (torch.optim.AdamW, {"betas": optim.betas, "eps": optim.eps, "fused": True}),
+        "sgd": (torch.optim.SGD, {"momentum": optim.momentum, "fused": True}),
+        "rmsprop": (torch.optim.RMSprop, {"momentum": optim.momentum, "eps": optim.eps}),
+    }
+    kind, options = kinds[optim.optimizer]
+    optimizer: torch.optim.Optimizer = kind(
+        parameters, lr=optim.lr, weight_decay=optim.weight_decay, **options
     )
+    return optimizer
 
 
 def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
