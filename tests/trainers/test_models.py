@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainers.errors import ModelError
+from trainers.models.architecture import without_weights
 from trainers.models.loading import load_model
 from trainers.pairs.templates import load_tokenizer
 from trainers.specs import Trust
@@ -139,3 +140,15 @@ def test_fp32_stays_fp32_where_an_image_asks_for_tf32(monkeypatch, tiny_model):
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_sizes_that_do_not_fit_together_are_refused_with_what_they_are(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 7}))
+    with pytest.raises(
+        ModelError, match=r"no model could be loaded from .*hidden size \(\d+\) is not a multiple"
+    ):
+        load_model(str(folder), tokenizer=range(16), output="head", precision="fp32", head_seed=0)
+    with pytest.raises(ModelError, match=r"no model could be built from .* is not a multiple"):
+        without_weights(str(folder))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -150,7 +151,14 @@ def _from_pretrained(
             weights_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+        pickle.UnpicklingError,
+    ) as error:
         if output == "head" and "ignore_mismatched_sizes" in str(error):
             raise ModelError(
                 f"{location} is no reward model: a classifier of several labels (num_labels > 1) gives several numbers "
@@ -287,7 +295,7 @@ def convert_gguf(file: Path, out_dir: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(alone, **options)
             model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **options)
-        except (OSError, ValueError, NotImplementedError) as error:
+        except (OSError, ValueError, NotImplementedError, StrictDataclassError) as error:
             raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
     # A config that still says "quantised" would make the folder unloadable.
     if hasattr(model.config, "quantization_config"):

@@ -43,6 +43,7 @@ def load_tokenizer(
 
     `template` is what `given_template` gives.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     # A folder without code needs no trust, and transformers fails where its tokenizer_config.json names code.
@@ -51,7 +52,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=trust.trust_remote_code and not codeless
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise ModelError(f"no tokenizer could be loaded from {location}: {first_line(error)}") from error
     if not tokenizer.chat_template and template is None:
         _add_markers(tokenizer)
@@ -89,8 +90,9 @@ def choose_template(tokenizer: Any, template: str | None) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, with the next if it ends in a colon; else the error's type."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def _add_markers(tokenizer: Any) -> None:
