@@ -7,6 +7,7 @@ meta device in a process of its own, since planning imports no torch. No weights
 """
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def count_parameters(numbers: Architecture) -> int:
     return numbers.layers * layer + final + embeddings
 
 
+@functools.cache
 def on_meta_device(location: str, revision: str | None = None) -> Architecture:
     """Return the architecture of any model of transformers, asking another process. Raises ModelError."""
     asked = [location, revision] if revision else [location]
