@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync, Ui, flag
+from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync, Ui, flag, set_flags
 from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json
 from orchestrator.cli.terminal import quiet, say
@@ -99,15 +99,18 @@ class Analyses(Generic[Options]):
 
     def run(self, options: Options, session: Session) -> int:
         """Run the command and return its exit code."""
+        command = options.command
+        if isinstance(command, Plan | Report) and (ignored := set_flags(command)):
+            raise SpecError(f"{', '.join(ignored)}: an analysis has no trials; leave out what it would ignore.")
         stages = self.declare(options, session)
-        if isinstance(options.command, Plan):
+        if isinstance(command, Plan):
             return _plan(session, stages)
         # It has no trials, and names the artifacts that gc must keep.
         artifacts = tuple(sorted({name for stage in stages for name in _artifacts(stage)}))
         declaration = Declaration(sweep=session.sweep_name, trials=(), artifacts=artifacts)
-        if isinstance(options.command, Report | Sync):
+        if isinstance(command, Report | Sync):
             adopted(declaration, session.store)
-            if isinstance(options.command, Report):
+            if isinstance(command, Report):
                 return _report(session, stages)
             _show_in_mlflow(session, declaration, stages)
             return 0
@@ -200,7 +203,7 @@ def _artifacts(stage: Stage | AnalyseStage) -> Iterator[str]:
     """Yield the names of a stage's artifact and of all that it is made from."""
     yield f"{stage.kind}/{stage.key}"
     if isinstance(stage, PrepareStage):
-        yield f"dataset/{stage.split.digest}"
+        yield from (f"dataset/{digest}" for digest in stage.split.digests)
     for need in stage.needs:
         yield from _artifacts(need)
 
@@ -306,8 +309,9 @@ def declare_models(
     """Declare one analysis for each model. Raises SpecError, ModelError, DataError."""
     trained = selection.parse_dataset(options.train_set, "--train-set")
     unseen = [selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets]
-    rewritings = [item for item in DATASETS if item.rewriting_of == trained.name]
-    (trained,), own = read_as([trained], unseen or [trained, *rewritings], options)
+    names = [part.name for part in trained.parts]
+    rewritings = [item for item in DATASETS if item.rewriting_of in names]
+    (trained,), own = read_as([trained], unseen or [*trained.parts, *rewritings], options)
     # All sets of Persona are made of the same statements.
     unseen = [
         dataclasses.replace(item, source=trained.source) if item.selection == PERSONA else item

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import tyro
 from rich.console import Console
 
-from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui
+from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui, set_flags
 from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, by_rmsweep, open_session
 from orchestrator.cli.terminal import say
 from orchestrator.spec import catalog
@@ -163,12 +163,8 @@ def _refuse_ignored(options: CommonOptions) -> None:
     read = _READS.get(type(options.command))
     if read is None or not isinstance(options, Options):
         return
-    ignored = [
-        f"--{item.name.replace('_', '-')}"
-        for item in dataclasses.fields(options)
-        if item.name not in ("command", *read) and getattr(options, item.name) != item.default
-    ]
-    if ignored:
+    known = {f"--{name.replace('_', '-')}" for name in ("command", *read)}
+    if ignored := [flag for flag in set_flags(options) if flag not in known]:
         verb = type(options.command).__name__.lower()
         whole = "all sweeps in the storage" if verb == "gc" else "the whole sweep as it was declared"
         raise SpecError(f"{', '.join(ignored)}: {verb} tells of {whole}; leave out what it would ignore.")

@@ -197,8 +197,7 @@ def carry_out(session: Session, work: Ready) -> Written:
         fetch_models_here(session, work.todo)
         placements = {item.key: _place(item, work.resolved.sweep, work.nodes) for item in work.todo}
         done = len(work.resolved.plans) - len(work.missing)
-        retries = work.resolved.sweep.retries
-        return run_missing(session, work.declaration, work.todo, placements, done, retries)
+        return run_missing(session, work.declaration, work.todo, placements, done)
     gc.clear_up(session.store, session.sweep_name)
     written = write_full_report(work.declaration, session.store, functools.partial(late_bar, session.console))
     catch_up(session, work.declaration, written)

@@ -34,7 +34,6 @@ from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.stages import TrialPlan
-from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import clear_up, remove_finished_checkpoints
 from orchestrator.store.leases import heartbeat
@@ -128,7 +127,6 @@ def run_missing(
     todo: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
     complete: int,
-    retries: RetryPolicy,
 ) -> Written:
     """Run the trials, write the report and return it; `complete` trials were done before.
 
@@ -144,12 +142,8 @@ def run_missing(
         heartbeat(store.root) as leases,
     ):
         clear_up(store, sweep, leases)
-        execution = Execution(
-            store=store,
-            leases=leases,
-            retries=retries,
-            checkpoint_steps=session.options.checkpoint_steps,
-        )
+        steps = session.options.checkpoint_steps
+        execution = Execution(store=store, leases=leases, checkpoint_steps=steps)
         tracker = Tracker(session.tracking_uri, store, declaration)
         names = {item.key: item.spec.name for item in todo}
         state = StateWriter(sweep, store, leases.driver, session.command, list(names))

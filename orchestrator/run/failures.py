@@ -153,7 +153,7 @@ def next_attempt(
     """
     cause = failures[-1].cause
     times = sum(failure.cause == cause for failure in failures)
-    if times > policy.limit(cause):
+    if times > policy.limits.get(cause, 0):
         return None
     wait_s = min(policy.back_off_s * 2 ** (times - 1), policy.back_off_most_s)
     if cause != "OutOfMemory" or not training:

@@ -1,7 +1,7 @@
-"""A data set is known by its rows, whatever file they came in; here they are read, and given their digest.
+"""Reads data sets and identifies each split by the digest of its rows, whatever file they came in.
 
-What the hub gave is remembered in the store. The flags say which rows of one's own sets are meant, so they enter a key
-only as far as they change the rows.
+The store remembers what the hub gave. The flags on one's own sets choose rows, so they change a key only where they
+change the rows.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ class DatasetReader:
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:
-        """Say which splits were recognised as what, and of each with bad rows how many, and the first, were left out."""
+        """Say which format each split was recognised as, and how many bad rows were left out, with the first ones."""
         read_as = (
             f"data set {name}, split {split}: {said}" for (name, split), said in sorted(self._read_as.items())
         )
@@ -93,10 +93,9 @@ class DatasetReader:
 
     def _read(self, spec: DatasetSpec, split: str) -> _Known:
         """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
-        if spec.mixture and any(not self.split(part, part.train_split).rows for part in spec.parts):
-            return _Known(
-                split=Split(name=spec.name, split=split, digest=f"not fetched {spec.source}", rows=0)
-            )
+        parts = [self.split(part, part.train_split) for part in spec.parts if spec.mixture]
+        if not all(part.fetched for part in parts):
+            return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {spec.source}"))
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
         funnel: Funnel = []
@@ -113,6 +112,7 @@ class DatasetReader:
                 digest=digest.hexdigest(),
                 rows=digest.rows,
                 without_margin=digest.without_margin,
+                mixed=tuple(part.digest for part in parts),
             )
             if left_out:
                 self.left_out[spec.name, split] = left_out
@@ -123,7 +123,7 @@ class DatasetReader:
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
     def _mixed(self, spec: DatasetSpec) -> Iterator[Pair]:
-        """Yield the pairs of a mixture; those of a part that came from the hub are read as they were kept."""
+        """Yield the pairs of a mixture, from the store's copies where it has them."""
         rows = [
             pairs_of(self._store, self.split(part, part.train_split).digest)
             or sources.read_pairs(part, part.train_split)
@@ -139,22 +139,17 @@ class DatasetReader:
         key = _source_key(spec, split)
         record = self._store.root / "sources" / f"{key}.json"
         known = _read_record(record) if record.is_file() else None
-        # The rows of a remembered set may have been collected as garbage; then it is fetched again.
+        # A remembered set is fetched again where gc has removed its rows.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
+            told = {name: known[name] for name in ("digest", "rows", "without_margin")}
             return _Known(
-                split=Split(
-                    name=spec.name,
-                    split=split,
-                    digest=known["digest"],
-                    rows=known["rows"],
-                    without_margin=known.get("without_margin", known["rows"]),
-                ),
+                split=Split(name=spec.name, split=split, **told),
                 chosen=frozenset(known["chosen"]),
                 originals=frozenset(known["originals"]),
             )
         if not self._fetch:
-            return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {key}", rows=0))
-        # What was fetched before is fetched again as it was, whatever the hub has now.
+            return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {key}"))
+        # The same revision again, whatever the hub has now.
         revision = (known or {}).get("revision") or sources.resolved_revision(spec)
         found = self._read(dataclasses.replace(spec, revision=revision), split)
         remembered = {
@@ -173,7 +168,7 @@ class DatasetReader:
 
     @contextlib.contextmanager
     def _spool(self) -> Iterator[Path | None]:
-        """Make a file for the rows on their way to the store; None where rows are not kept."""
+        """Yield a temporary file for the rows; None where rows are not kept."""
         if not self._fetch:
             yield None
             return
@@ -204,7 +199,7 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
 
 
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
-    """Read the rows of a split from the store; no rows where it lacks them, or where they are damaged."""
+    """Read the rows of a split from the store; none where they are missing or damaged."""
     try:
         if not store.complete("dataset", digest):
             return ()
@@ -230,7 +225,9 @@ def _short_digest(text: str) -> str:
 def _read_record(file: Location) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(file.read_text())
-        _ = known["digest"], known["rows"], known["chosen"], known["originals"]
+        _ = known["digest"], known["chosen"], known["originals"]
+        # An earlier rmsweep did not count the rows without a margin.
+        known.setdefault("without_margin", known["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{file} is unreadable ({error}); delete it to fetch the data set again."
@@ -262,9 +259,9 @@ class ReadingOptions:
 def read_as(
     train_sets: Sequence[DatasetSpec], eval_sets: Sequence[DatasetSpec], options: ReadingOptions
 ) -> tuple[tuple[DatasetSpec, ...], tuple[DatasetSpec, ...]]:
-    """Apply the flags to one's own sets; those of the catalog stay as they are. Raises SpecError.
+    """Apply the flags to one's own sets; sets of the catalog stay as they are. Raises SpecError.
 
-    A division concerns what is trained on; a set that is only evaluated is evaluated whole, unless it is named.
+    --test-share divides training sets; a set that is only evaluated is divided only where the flag names it.
     """
     trained = [part for spec in train_sets for part in spec.parts]
     own = {
@@ -323,7 +320,7 @@ def read_as(
 
 
 def _of(found: dict[str, list[Value]], name: str, *, general: bool) -> Value | None:
-    """The value given for this set, else, where it is `general`, the value given for all sets."""
+    """Return the value given for this set, else, with `general`, the value given for all sets."""
     words = found.get(name) or (found.get("") if general else None)
     return words[0] if words else None
 

@@ -106,9 +106,8 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     whole, split = split_off(text)
     if split:
         spec = parse_dataset(whole, flag)
-        if flag == "--train-sets":
-            return dataclasses.replace(spec, train_split=split)
-        return dataclasses.replace(spec, test_split=split)
+        which = "train_split" if flag.startswith("--train-set") else "test_split"
+        return dataclasses.replace(spec, **{which: split})
     name, source = _split_name(text)
     given = name
     known = {spec.name: spec for spec in DATASETS}
@@ -134,7 +133,7 @@ def _parse_mixture(text: str, flag: str) -> DatasetSpec:
     """Return the mixture that the words name. Raises SpecError."""
     name, source = _split_name(text)
     found = [re.fullmatch(r"(.+):(\d*\.?\d+)", word) for word in source.split("+")]
-    if flag != "--train-sets":
+    if not flag.startswith("--train-set"):
         raise SpecError(f"{flag} {text}: only sets that are trained on are mixed; name each set by itself.")
     if None in found:
         raise SpecError(f"{flag} {text}: a mixture gives each set a share, as in a:0.7+b:0.3.")

@@ -313,7 +313,7 @@ class Coordinator:
             return not self._execution.store.complete(stage.kind, stage.key)
         # A damaged input was set aside by the trial that met it, and whoever asks next computes it.
         again = failures.damage(error) is not None
-        return again or self._execution.retries.limit(failures.classify(error).cause) > 0
+        return again or failures.classify(error).cause in self._execution.retries.limits
 
     async def _run_shared(self, stage: SharedStage) -> None:
         """Compute what the stage needs, then the stage, or wait for another driver that does."""

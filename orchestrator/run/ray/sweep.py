@@ -119,7 +119,7 @@ def _tuner(
         run_trial, execution=execution, coordinator=coordinator, scratch=str(scratch)
     )
     # A trial function never raises: what Tune sees fail is a process that died, and its trial goes on in another.
-    deaths = tune.FailureConfig(max_failures=execution.retries.worker_lost)
+    deaths = tune.FailureConfig(max_failures=execution.retries.limits["WorkerLost"])
     return tune.Tuner(
         tune.with_resources(trial, SLIVER),
         param_space={"trial": tune.grid_search(list(trials))},

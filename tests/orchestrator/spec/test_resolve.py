@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from orchestrator.spec.datasets import DatasetReader, pairs_of
+from orchestrator.spec.declaration import declare
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.models import identify_model
 from orchestrator.spec.resolve import ResolvedSweep, resolve
@@ -102,6 +103,12 @@ def test_a_mixture_has_the_shares_of_its_sets_and_the_nearest_of_their_categorie
     trained_on = replace(other, name="seen", test_split="train")
     with pytest.raises(SpecError, match="seen holds the very rows that mix trains on"):
         resolve(sweep([mixture], [trained_on]), store)
+    both = replace(sweep([other, mixture], [trained_on]), categories=(("mix", "seen", "training pairs"),))
+    with pytest.raises(SpecError, match=f"seen holds the very rows that {other.name} trains on"):
+        resolve(both, store)
+    # gc keeps the sets that are mixed, so that the hub is not asked for them again.
+    parts = [DatasetReader(store).split(part, "train").digest for part in (mine, other)]
+    assert {f"dataset/{digest}" for digest in parts} <= {*declare(resolved).artifacts}
     hub = replace(mixture, mixture=((mine, 0.3), (DatasetSpec(name="far", source="acme/far"), 0.7)))
     unknown = resolve(sweep([hub], [mine]), store, fetch=False).plans[0].train.prepared.split
     assert unknown.digest.startswith("not fetched")
