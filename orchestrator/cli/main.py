@@ -1,7 +1,7 @@
 """The command line of every file in sweeps/: flags → run, plan, status, report, ui, sync, retry or gc.
 
-Exit codes: 0 every trial complete · 1 a defect, with the log's path · 2 wrong usage or input, said before anything
-starts · 3 the sweep ended with holes · 130 interrupted.
+Exit codes: 0 every trial is complete · 1 a defect, whose log is named · 2 wrong usage or input, before anything starts ·
+3 a trial is missing · 130 interrupted.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import tyro
 from rich.console import Console
 
-from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui, set_flags
-from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, by_rmsweep, open_session
+from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui
+from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, by_rmsweep, open_session, set_flags
 from orchestrator.cli.terminal import say
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profiles
@@ -31,7 +31,7 @@ from orchestrator.spec.trials import Sweep
 from trainers.command import for_any_reader, parse, write_any_text
 from trainers.errors import SpecError, SweepError
 
-# What a command reads beside its own flags. The command at the foot of a report names the profile, too.
+# The shared flags that a command reads. The command at the foot of a report has --profile, too.
 _READS: dict[type, tuple[str, ...]] = {
     Status: ("name", "storage", "json"),
     Report: ("name", "storage", "json", "tracking_uri", "profile"),
@@ -56,8 +56,8 @@ class Experiment(Protocol):
 class Grid:
     """An experiment of trainings and evaluations.
 
-    `profiles` are its own `paper` and `laptop`, where they are not the paper's grid's; `follow_up` declares the analyses
-    of what it has trained and evaluated.
+    `profiles` are its own `paper` and `laptop`, unless they are the paper's grid's; `follow_up` declares analyses of its
+    trained models and scores.
     """
 
     build: Callable[[Selection], Sweep]
@@ -130,7 +130,7 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
 
     errors = Console(stderr=True)
     if logging.lastResort is not None:
-        # Libraries that warn where nobody has set up logging.
+        # It prints warnings of libraries while logging is not set up.
         logging.lastResort.setFormatter(RedactingFormatter())
     try:
         _refuse_ignored(options)
@@ -159,7 +159,7 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
 
 
 def _refuse_ignored(options: CommonOptions) -> None:
-    """Refuse the flags of a grid beside a command that reads what the sweep was declared to be. Raises SpecError."""
+    """Refuse a grid's flags with a command that reads the declared sweep. Raises SpecError."""
     read = _READS.get(type(options.command))
     if read is None or not isinstance(options, Options):
         return

@@ -1,6 +1,6 @@
 """The commands and flags of every file in sweeps/, as the dataclasses that tyro reads: their docstrings are the help."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -13,12 +13,6 @@ from trainers.train.stopping import GRACE_S
 def flag(metavar: str, default: str = "") -> Any:
     """Describe a flag whose value is None or empty unless it is given; `default` says what that means."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
-
-
-def set_flags(options: Any) -> list[str]:
-    """Return the flags of a dataclass that are not at their defaults."""
-    given = (item.name for item in fields(options) if getattr(options, item.name) != item.default)
-    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 OF_PROFILE = "the profile's"

@@ -18,7 +18,6 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from orchestrator.spec.keys import content_key
-from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
@@ -132,7 +131,7 @@ class DatasetReader:
         return sources.mixed([share for _, share in spec.mixture], rows)
 
     def _remote(self, spec: DatasetSpec, split: str) -> _Known:
-        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(spec.source):
+        if not spec.source.startswith(FETCHED) and not sources.HUB_ID.fullmatch(spec.source):
             raise DataError(
                 f"data set {spec.name}: there is no file or folder {spec.source}, and it is no hub id."
             )

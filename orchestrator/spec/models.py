@@ -1,12 +1,11 @@
-"""A model before any weights are loaded: its identity, whether the hub gives it to us, and its architecture.
+"""Finds a model's identity, its architecture and whether the hub grants access, without loading weights or torch.
 
-A model is known by its hub id and revision, or by the digest of its local files; torch is not needed. A revision that
-the hub told is kept in sweeps/revisions.lock.json.
+A model is identified by its hub id and revision, or by the digest of its local files. Revisions that the hub has told
+are locked in sweeps/revisions.lock.json.
 """
 
 import json
 import os
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 from orchestrator.spec import catalog
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.stages import BaseModel, ConvertStage, PretrainStage
-from orchestrator.store.artifacts import Store
 from trainers.data import worlds
+from trainers.data.sources import HUB_ID
 from trainers.errors import ModelError
 from trainers.models.architecture import Architecture, of_config, on_meta_device
 from trainers.models.folders import code_files, require_sound_model
@@ -26,7 +25,6 @@ from trainers.specs import BUILTIN, ModelSpec
 from trainers.storage import digest_file, replace
 
 REVISION_LOCK = Path("sweeps/revisions.lock.json")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 _CONFIGURATIONS = ("config.json", "generation_config.json")
 _NO_TOKENIZER_ENDINGS = (
     *(".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf"),
@@ -34,32 +32,36 @@ _NO_TOKENIZER_ENDINGS = (
 )
 
 
-def identify_model(
-    spec: ModelSpec, store: Store, *, lock: Path = REVISION_LOCK, fetch: bool = True
-) -> BaseModel:
+def identify_model(spec: ModelSpec, *, lock: Path = REVISION_LOCK, fetch: bool = True) -> BaseModel:
     """Find a model and give it its key. Raises ModelError where it cannot be found.
 
     Without `fetch`, a hub model of unknown revision has a key that no artifact has; see `BaseModel.fetched`.
     """
     if spec.source.startswith(BUILTIN):
-        return _tiny_model(spec)
+        tiny = PretrainStage(model=TINY_MODELS[spec.source.removeprefix(BUILTIN)], name=spec.name)
+        tokenizer_key = content_key("tokenizer", 1, vocabulary=worlds.VOCABULARY, template=CHAT_TEMPLATE)
+        return _base(spec, tiny.key, tokenizer_key, origin=tiny)
     path = Path(spec.source)
     if path.exists():
-        gguf = _gguf_file(path)
-        return _gguf_model(spec, gguf) if gguf else _folder_model(spec, path)
+        file = _gguf_file(path)
+        if file is None:
+            return _folder_model(spec, path)
+        require_sound_gguf(file)
+        gguf = ConvertStage(file=str(file.absolute()), digest=digest_file(file), name=spec.name)
+        return _base(spec, gguf.key, gguf.key, origin=gguf)
     if not HUB_ID.fullmatch(spec.source):
         raise ModelError(f"model {spec.name}: there is no file or folder {spec.source}, and it is no hub id.")
     revision = spec.revision or _read_lock(lock).get(spec.source)
     if revision is None and fetch:
         revision = hub_revision(spec, lock)
-    # The revision names the code, too; that it is run is what the key adds.
+    # The revision fixes the code, too; the key adds whether it is run.
     trusted = {"code": True} if spec.trust.trust_remote_code else {}
     key = content_key("model", 1, id=spec.source, revision=revision, **trusted)
     return _base(spec, key, key, location=spec.source, revision=revision)
 
 
 def _base(spec: ModelSpec, key: str, tokenizer_key: str, **found: Any) -> BaseModel:
-    """Return the model with that key; a template of its own changes what its tokenizer makes."""
+    """Return the model with that key; --template changes the key of its tokenizer."""
     if spec.template is not None:
         tokenizer_key = content_key("template", 1, tokenizer=tokenizer_key, template=spec.template)
     return BaseModel(
@@ -73,15 +75,8 @@ def _base(spec: ModelSpec, key: str, tokenizer_key: str, **found: Any) -> BaseMo
     )
 
 
-def _tiny_model(spec: ModelSpec) -> BaseModel:
-    config = TINY_MODELS[spec.source.removeprefix(BUILTIN)]
-    origin = PretrainStage(model=config, name=spec.name)
-    tokenizer_key = content_key("tokenizer", 1, vocabulary=worlds.VOCABULARY, template=CHAT_TEMPLATE)
-    return _base(spec, origin.key, tokenizer_key, origin=origin)
-
-
 def _gguf_file(path: Path) -> Path | None:
-    """Find the GGUF file that `path` is or holds; None in a folder that holds safetensors, too, which are preferred."""
+    """Find the GGUF file that `path` is or holds; None in a folder with safetensors, which are preferred."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(
@@ -98,19 +93,13 @@ def _gguf_file(path: Path) -> Path | None:
     return files[0]
 
 
-def _gguf_model(spec: ModelSpec, file: Path) -> BaseModel:
-    require_sound_gguf(file)
-    origin = ConvertStage(file=str(file.absolute()), digest=digest_file(file), name=spec.name)
-    return _base(spec, origin.key, origin.key, origin=origin)
-
-
 def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model: it has no config.json and no .gguf file.")
     weights = require_sound_model(path, spec.trust)
-    # Code that is run can change every result; a file that is only there is no part of it.
+    # Code changes results only if it is run.
     ran = _digests(code_files(path) if spec.trust.trust_remote_code else [], path)
-    # Tokenizers come in many files: all that is not weights, their configuration or prose may be part of one.
+    # Any file but weights, their configuration and prose may be part of the tokenizer.
     tokenizer = [
         file
         for file in sorted(path.iterdir())
@@ -164,14 +153,14 @@ def _read_lock(lock: Path) -> dict[str, str]:
 
 
 def require_access(models: Iterable[ModelSpec]) -> None:
-    """Raise ModelError that names every model to which the hub denies access; offline, none is denied."""
+    """Raise ModelError with every model that the hub denies to us; offline, none is denied."""
     found = denied_models(models)
     if found:
         raise ModelError(denial(found))
 
 
 def denied_models(models: Iterable[ModelSpec]) -> dict[str, str]:
-    """Ask the hub which models it denies to us: name → why. A model of which it says nothing is not among them."""
+    """Ask the hub which models it denies to us, and return why, by name."""
     wanted = [
         model
         for model in dict.fromkeys(models)
@@ -208,9 +197,9 @@ def _why_denied(source: str) -> str:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         return f"the token is refused for {source}" if status in (401, 403) else ""
-    # Offline, in whatever way: nothing is known, and nothing is refused.
+    # Offline, nothing is refused.
     except Exception:
-        return ""
+        pass
     return ""
 
 
@@ -220,12 +209,8 @@ def architecture_of(model: ModelSpec, *, ask: bool = False) -> Architecture | No
     With `ask`, an architecture that no formula counts is built on the meta device by another process, which takes
     seconds, and for a hub model fetches its config.json.
     """
-    known = catalog.architecture(model)
-    if known is not None:
-        return known
     path = Path(model.source)
-    if path.exists():
-        known = _of_files(path)
+    known = catalog.architecture(model) or _of_files(path)
     if known is not None or not ask or path.is_file():
         return known
     try:

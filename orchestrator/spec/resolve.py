@@ -44,7 +44,7 @@ def resolve(
     reader = DatasetReader(store, fetch=fetch)
     models = _all(
         {trial.model for trial in trials},
-        lambda model: identify_model(model, store, lock=lock, fetch=fetch),
+        lambda model: identify_model(model, lock=lock, fetch=fetch),
         ModelError,
     )
     train_sets = {trial.train_set for trial in trials}

@@ -128,7 +128,7 @@ def test_a_rate_that_diverges_is_a_hole_that_the_comparison_goes_on_without(
 
     monkeypatch.setattr(training, "train", spoilt)
     assert run(folder, tiny_model) == 3
-    assert "ex_rm lr=0.001 · tiny_world · s0: it failed, as said above" in capsys.readouterr().out
+    assert "ex_rm lr=0.001 · tiny_world · s0: it failed, see above" in capsys.readouterr().out
     # What may yet be trained is waited for.
     assert artifacts(folder) == {}
     monkeypatch.setattr(training, "train", train)
