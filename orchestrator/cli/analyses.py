@@ -205,7 +205,7 @@ def _artifacts(stage: Stage | AnalyseStage) -> Iterator[str]:
     """Yield the artifacts of a stage and of its inputs."""
     yield f"{stage.kind}/{stage.key}"
     if isinstance(stage, PrepareStage):
-        yield from (f"dataset/{digest}" for digest in stage.split.digests)
+        yield from stage.split.artifacts
     for need in stage.needs:
         yield from _artifacts(need)
 
@@ -361,7 +361,7 @@ def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
         output=output,
         precision="fp32",
         revision=base.revision,
-        head_seed=0 if output == "head" else None,
+        head_seed=None if output == "unembedding" else 0,
         trust=base.trust,
     )
     return model.double().to(device())

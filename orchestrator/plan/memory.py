@@ -63,6 +63,8 @@ class Training:
     precision: Precision
     pair: PairTokens
     lora: LoraSpec | None = None
+    # 2 where each pair is computed with its rewriting.
+    copies: int = 1
 
     @property
     def trainable(self) -> int:
@@ -75,12 +77,12 @@ class Training:
         ends = (1 if shapes.family == "gpt_neox" else 3) * shapes.hidden + queries + 2 * keys
         ends += queries + shapes.hidden
         ends += (3 if shapes.gated else 2) * (shapes.hidden + shapes.intermediate)
-        return self.lora.rank * ends * shapes.layers + (shapes.hidden if output == "head" else 0)
+        return self.lora.rank * ends * shapes.layers + (shapes.hidden if output != "unembedding" else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """GB of one rank, by what takes them. `unmeasured` is a margin, 0 on a CPU."""
+    """GB of one rank, by what takes them. `unmeasured` is a margin, 0 on a CPU; `host` is beside a GPU's, and not in the total."""
 
     weights: float
     masters: float
@@ -91,6 +93,7 @@ class Footprint:
     gathered: float = 0.0
     buckets: float = 0.0
     unmeasured: float = 0.0
+    host: float = 0.0
 
     @property
     def state(self) -> float:
@@ -106,8 +109,9 @@ class Footprint:
 
 def footprint(training: Training, placement: Placement) -> Footprint:
     """Predict what one rank holds at its peak, in the heaviest forward that can come: all of its pairs the longest."""
-    share = training.pair.total * math.ceil(training.optim.effective_batch / placement.world_size)
-    forward = max(training.pair.total, min(placement.forward_tokens, share))
+    unit = training.copies * training.pair.total
+    share = unit * math.ceil(training.optim.effective_batch / placement.world_size)
+    forward = max(unit, min(placement.forward_tokens, share))
     pairs, several = forward / training.pair.total, forward < share
     shapes, output = training.architecture, training.reward.type.output
     width = 2 if training.precision == "bf16" else 4
@@ -125,6 +129,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
         weights=width * everything / (placement.world_size if stage == 3 else 1) / GB,
         masters=4 * part / GB if copied and not hosted else 0.0,
         optimizer=0.0 if hosted else _moments_bytes(training.optim) * part / GB,
+        host=(4 + _moments_bytes(training.optim) + 4 * (stage >= 2)) * part / GB if hosted else 0.0,
     )
 
     # Gradients are summed and sent in fp32 whatever the weights are (trainers/train/engine.py). Half precision is run by
@@ -148,7 +153,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     )
     # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied;
     # in half precision it is there before it is added to its sum.
-    last = 0 if training.lora else table * ((shapes.tied and output == "unembedding") + (width == 2))
+    last = 0 if training.lora else table * ((shapes.tied and output != "head") + (width == 2))
     backward_ends = replace(
         always,
         gradients=(kept + last) / GB,

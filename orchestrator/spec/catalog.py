@@ -7,6 +7,7 @@ cores. The hub is asked once for a revision that is None here, which is then loc
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
 from trainers.data.known import named_set
@@ -21,9 +22,8 @@ TINY_OPTIM = OptimSpec(lr=5e-5, epochs=12, effective_batch=32)
 
 
 def _shapes(family: str, *numbers: int) -> Architecture:
-    """`numbers` are those of Architecture, from its layers to its vocabulary."""
-    names = [item.name for item in dataclasses.fields(Architecture)][2:-1]
-    found = dict(zip(names, numbers, strict=True))
+    names = ("layers", "hidden", "intermediate", "heads", "key_heads", "head_width", "vocabulary")
+    found: dict[str, Any] = dict(zip(names, numbers, strict=True))
     tied = family != "gpt_neox" and (family, found["layers"]) != ("llama", 32)
     shapes = Architecture(family=family, parameters=0, tied=tied, **found)
     return dataclasses.replace(shapes, parameters=count_parameters(shapes))

@@ -30,7 +30,7 @@ from trainers.storage import Location, disk_named, replace
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
 _ROWS_MEANT = (
     *("augmentation", "selection", "columns", "group_by"),
-    *("test_share", "split_seed", "skip_bad_rows", "ratings"),
+    *("test_share", "split_seed", "skip_bad_rows", "ratings", "ties"),
 )
 
 
@@ -111,6 +111,7 @@ class DatasetReader:
                 digest=digest.hexdigest(),
                 rows=digest.rows,
                 without_margin=digest.without_margin,
+                without_rewriting=digest.without_rewriting,
                 mixed=tuple(part.digest for part in parts),
             )
             if left_out:
@@ -140,7 +141,7 @@ class DatasetReader:
         known = _read_record(record) if record.is_file() else None
         # A remembered set is fetched again where gc has removed its rows.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
-            told = {name: known[name] for name in ("digest", "rows", "without_margin")}
+            told = {name: known[name] for name in ("digest", "rows", "without_margin", "without_rewriting")}
             return _Known(
                 split=Split(name=spec.name, split=split, **told),
                 chosen=frozenset(known["chosen"]),
@@ -159,6 +160,7 @@ class DatasetReader:
             "digest": found.split.digest,
             "rows": found.split.rows,
             "without_margin": found.split.without_margin,
+            "without_rewriting": found.split.without_rewriting,
             "chosen": sorted(found.chosen),
             "originals": sorted(found.originals),
         }
@@ -200,9 +202,9 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
     """Read the rows of a split from the store; none where they are missing or damaged."""
     try:
-        if not store.complete("dataset", digest):
-            return ()
-        return read_written_pairs(store.read_file("dataset", digest, "pairs.jsonl"))
+        # Of answers the digest is the key of the stage that drew them.
+        kind = next((kind for kind in ("dataset", "sample") if store.complete(kind, digest)), None)
+        return read_written_pairs(store.read_file(kind, digest, "pairs.jsonl")) if kind else ()
     except StorageError:
         return ()
 
@@ -225,8 +227,8 @@ def _read_record(file: Location) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(file.read_text())
         _ = known["digest"], known["chosen"], known["originals"]
-        # An earlier rmsweep did not count the rows without a margin.
-        known.setdefault("without_margin", known["rows"])
+        # An earlier rmsweep did not count these rows.
+        known = dict.fromkeys(("without_margin", "without_rewriting"), known["rows"]) | known
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{file} is unreadable ({error}); delete it to fetch the data set again."
@@ -253,12 +255,17 @@ class ReadingOptions:
     """Leave out, count and list the rows of one's own sets that cannot be read."""
     ratings: Ratings = "all"
     """Of several rated answers, pair each with all that are rated lower, or the best alone."""
+    ties: bool = False
+    """Train on answers that are rated alike, too: the loss of such a pair is that of a label of ½."""
 
 
 def read_as(
-    train_sets: Sequence[DatasetSpec], eval_sets: Sequence[DatasetSpec], options: ReadingOptions
+    train_sets: Sequence[DatasetSpec],
+    eval_sets: Sequence[DatasetSpec],
+    options: ReadingOptions,
+    suites: Sequence[str] = (),
 ) -> tuple[tuple[DatasetSpec, ...], tuple[DatasetSpec, ...]]:
-    """Apply the flags to one's own sets; sets of the catalog stay as they are. Raises SpecError.
+    """Apply the flags to one's own sets; the catalog's stay as they are, and `suites` skip bad rows. Raises SpecError.
 
     --test-share divides training sets; a set that is only evaluated is divided only where the flag names it.
     """
@@ -268,7 +275,14 @@ def read_as(
         for spec in (*eval_sets, *trained)
         if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED))
     }
-    flags = ("columns", "test_share", "group_by", "split_seed", "skip_bad_rows")
+    flags = (
+        "columns",
+        "test_share",
+        "group_by",
+        "split_seed",
+        "ties",
+        *([] if suites else ["skip_bad_rows"]),
+    )
     given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
     given += ["--ratings"] if options.ratings != "all" else []
     if given and not own:
@@ -313,6 +327,7 @@ def read_as(
             split_seed=options.split_seed,
             skip_bad_rows=options.skip_bad_rows,
             ratings=options.ratings,
+            ties=options.ties,
         )
 
     return tuple(map(read, train_sets)), tuple(map(read, eval_sets))

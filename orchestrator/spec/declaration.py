@@ -14,7 +14,7 @@ from orchestrator.spec.axes import AXES, plain, shown
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PrepareStage, TrialPlan
+from orchestrator.spec.stages import PrepareStage, SampleStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import (
     Category,
@@ -35,15 +35,16 @@ def declare(resolved: ResolvedSweep) -> Declaration:
     stages = [stage for plan in resolved.plans for stage in plan.stages()]
     artifacts = {f"{stage.kind}/{stage.key}" for stage in stages}
     splits = {stage.split for stage in stages if isinstance(stage, PrepareStage)}
-    artifacts |= {f"dataset/{digest}" for split in splits for digest in split.digests}
+    splits |= {stage.prompts for stage in stages if isinstance(stage, SampleStage)}
+    artifacts |= {name for split in splits for name in split.artifacts}
     return Declaration(
         sweep=resolved.sweep.name,
-        trials=tuple(_trial(plan, resolved.categories, said) for plan in resolved.plans),
+        trials=tuple(trial_record(plan, resolved.categories, said) for plan in resolved.plans),
         artifacts=tuple(sorted(artifacts)),
     )
 
 
-def _trial(
+def trial_record(
     plan: TrialPlan, categories: Mapping[tuple[str, str], Category], said: Callable[[str], str]
 ) -> TrialRecord:
     spec, template = plan.spec, plan.spec.model.template
@@ -87,28 +88,34 @@ def _trial(
         ),
         prepared=plan.train.prepared.key,
         axes={name: plain(value) for name, value in spec.axes},
+        answers=tuple(stage.key for stage in plan.answers),
     )
 
 
-def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+def adopt(
+    new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False, grows: bool = False
+) -> Declaration:
     """Write the declaration that `adopted` returns, under a lock: drivers may add to one sweep at the same time."""
     with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
-        declaration = adopted(new, store, adds=adds, replaces=replaces)
+        declaration = adopted(new, store, adds=adds, replaces=replaces, grows=grows)
         write_declaration(declaration, store)
     return declaration
 
 
-def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+def adopted(
+    new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False, grows: bool = False
+) -> Declaration:
     """Return the sweep's declaration from now on: `new`, which must hold all that was declared before.
 
-    With `adds`, what `new` lacks stays declared; with `replaces`, only the artifacts stay. Raises SpecError.
+    With `adds`, what `new` lacks stays declared; with `grows`, too, but new evaluations replace those of other pairs of the
+    same rows; with `replaces`, only the artifacts stay. Raises SpecError.
     """
     if new.sweep not in declared_sweeps(store):
         return new
-    earlier = read_declaration(new.sweep, store)
+    earlier, adds = read_declaration(new.sweep, store), adds or grows
     both = _both(earlier, new)
     differences = _differences(earlier, new)
-    clash = list(dict.fromkeys((*_lost(earlier, both), *differences)))
+    clash = list(dict.fromkeys((*(() if grows else _lost(earlier, both)), *differences)))
     if (lost := clash if adds else _lost(earlier, new)) and not replaces:
         way = f"(--axis {words} --extend)" if (words := _as_axes(differences.values())) else ""
         raise SpecError(_refusal(new, store, lost, way if clash else "(--extend)"))

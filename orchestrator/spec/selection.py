@@ -105,8 +105,9 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     whole, split = split_off(text)
     if split:
         spec = parse_dataset(whole, flag)
-        which = "train_split" if flag.startswith("--train-set") else "test_split"
-        return dataclasses.replace(spec, **{which: split})
+        if flag.startswith("--train-set"):
+            return dataclasses.replace(spec, train_split=split)
+        return dataclasses.replace(spec, test_split=split)
     name, source = _split_name(text)
     given = name
     known = {spec.name: spec for spec in DATASETS}
