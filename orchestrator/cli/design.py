@@ -1,7 +1,7 @@
-"""Sweeps that grow until an interval is narrow enough or a budget is spent: --until and --budget, and what `plan` says of a design.
+"""Grows a sweep until its intervals are narrow enough (--until) or a budget is spent (--budget), and forecasts it for `plan`.
 
-What comes next is decided anew from the declared grid and the artifacts, from its first state on (plan/design.py); nothing
-else is kept, so that a run that was killed decides the same again.
+Each run replays all decisions from the declared grid and the artifacts (plan/design.py); nothing else is kept, so a run
+that was killed decides the same again.
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ _BUDGET = re.compile(r"(?P<dollars>\$)?(?P<number>\d+(\.\d*)?|\.\d+)(?P<unit>gpu
 
 
 def grows(session: Session) -> bool:
-    """Whether the command is to add to the grid. Raises SpecError for flags that say nothing, or two things."""
+    """Whether the command may add to the grid. Raises SpecError for contradictory flags."""
     until, budget = session.options.until, session.options.budget
     if until is not None and budget is not None:
         raise SpecError(
-            "--until stops at a width, --budget at a price; give one of them: `plan --until …` says what the width costs."
+            "--until stops at a width, --budget at a price; give one of them: `plan --until …` prints what the width costs."
         )
     if until is not None and not 0 < until < 1:
         raise SpecError(
@@ -90,7 +90,7 @@ def budget_hours(text: str, nodes: Sequence[Node]) -> float:
 
 @dataclass(kw_only=True)
 class Growth:
-    """A declared grid, and how it grows on those nodes. Numbers of seeds are by training set and model."""
+    """A declared grid, and how it grows on the nodes. A cell is a training set and a model."""
 
     base: Sweep
     store: Store
@@ -98,7 +98,7 @@ class Growth:
     resolve: Callable[[Sweep], ResolvedSweep]
     until: float | None = None
     budget: str | None = None
-    # Device hours of what the states so far have come to, by artifact.
+    # Device hours of all states so far, by artifact.
     _spent: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @cached_property
@@ -118,11 +118,11 @@ class Growth:
 
     @cached_property
     def grid(self) -> ResolvedSweep:
-        """The grid as it is declared."""
+        """The declared grid with its stages."""
         return self.resolve(self.base)
 
     def sweep(self, state: State) -> Sweep:
-        """Return the sweep of a state: further seeds count on from the largest that is declared."""
+        """Return the sweep of a state; added seeds follow the largest declared one."""
         trials = []
         for number in range(max(state.seeds.values())):
             for cell, count in state.seeds.items():
@@ -144,7 +144,7 @@ class Growth:
         return dataclasses.replace(self.base, trials=tuple(trials))
 
     def measure(self, state: State) -> Found | None:
-        """Return what the artifacts say of a state; None where some of them are missing."""
+        """Return the differences and costs of a state from its artifacts; None if one is missing."""
         resolved = self.resolve(self.sweep(state))
         if missing_trials(resolved.plans, self.store):
             return None
@@ -153,7 +153,7 @@ class Growth:
         )
 
     def questions(self, resolved: ResolvedSweep, *, measured: bool) -> list[Question]:
-        """Return the differences that are asked for: what was `measured` of them, or what the whole design is expected to give."""
+        """Return the differences that the sweep asks for, as they were `measured` or as the whole design would give them."""
         analysis = Analysis(on_common_pairs(sweep_results(declare(resolved), self.store)))
         means = {(scope.train_set, scope.category): mean for scope, mean in asked(analysis)}
         places = {(train_set, category) for (train_set, _), category in resolved.categories.items()}
@@ -176,7 +176,7 @@ class Growth:
             if mean and (measured or counted == seeds):
                 seeds, wide = counted, half_width(mean) if mean.spread.trainings else math.inf
             else:
-                # Of little that is complete and does not vary nothing follows for the rest.
+                # A few complete trials that do not vary say nothing about the others.
                 parts = parts if design.spread(parts, whole)[0] > 1e-12 else PRIOR
                 wide = design.half_width(parts, whole)
             found.append(
@@ -193,7 +193,7 @@ class Growth:
         return found
 
     def costs(self, resolved: ResolvedSweep, *, measured: bool) -> Costs:
-        """Return what each cell costs, by its artifacts where they are `measured`, else estimated as if nothing had run yet."""
+        """Return the costs of each cell, `measured` by its artifacts or estimated as if nothing had run yet."""
         train, score = dict[Cell, list[float]](), dict[Cell, list[float]]()
         models = [plan.spec.model for plan in resolved.plans]
         known = architectures(models, ask=self.unit == "GPU")
@@ -229,13 +229,13 @@ class Growth:
             placed = placement.place(plan.spec, self.nodes, rules, architecture=plan.architecture)
         except PlanError:
             return math.inf, 0.0
-        # What is prepared by now would change the estimate of a run that was killed.
+        # The estimate ignores prepared data, so that a run that was killed makes the same one again.
         times = Durations(store=_Nothing(self.store.root), kind=slowest(self.nodes))
         scored = times.scoring_s(plan, [stage.prepared for stage in plan.evaluations], placed)
         return placed.world_size * times.train_s(plan, placed) / 3600, scored / 3600
 
     def begin(self) -> State:
-        """Return the first state. Raises SpecError where there is no difference to ask for, or the budget buys no cell."""
+        """Return the first state. Raises SpecError if the grid has no difference to measure, or the budget buys no cell."""
         if not self.questions(self.grid, measured=False):
             raise SpecError(
                 "--until and --budget ask for a difference of two reward types, and no training set has two; name them: --rewards ex_rm im_rm."
@@ -255,7 +255,7 @@ class Growth:
         return "GPU" if placement.gpus_of(self.nodes)[0] else "CPU"
 
     def replay(self) -> tuple[State, Decision | None]:
-        """Decide all again from the first state on; return the state that is wanted, and the decision for it, where there was one."""
+        """Replay all decisions from the first state; return the last state and, if there was one, the decision for it."""
         self._spent.clear()
         state, last = self.begin(), None
         for last in design.play(state, self.measure, self.rule):
@@ -263,15 +263,15 @@ class Growth:
         return state, last
 
     def rounds(self, say: Callable[[str], None]) -> Iterator[Sweep]:
-        """Yield what to run next, each time from what is complete by then; end where the rule does, or where trials failed."""
+        """Yield the sweep to run next, each time decided from the artifacts; end when the rule stops or trials failed."""
         before = None
         while True:
             state, decision = self.replay()
             if state == before and not (decision and decision.stops):
                 return
             if decision:
-                more = f", about {_hours(decision.hours)} more" if decision.hours else ""
-                spent = _hours(sum(self._spent.values()))
+                more = f", about {shown_hours(decision.hours)} more" if decision.hours else ""
+                spent = shown_hours(sum(self._spent.values()))
                 say(f"design: {decision.why}; {spent} {self.unit}-hours so far{more}")
             if state != before:
                 yield self.sweep(state)
@@ -280,7 +280,7 @@ class Growth:
             before = state
 
     def outlook(self) -> list[dict[str, Any]]:
-        """Return for each difference what the declared design tells apart, and what that is taken from."""
+        """Return for each difference the smallest that the declared design detects, and whether spreads were measured."""
         found = []
         for item in self.questions(self.grid, measured=False):
             state = State(seeds={}, pairs=self.base.trials[0].eval_draw.max_pairs)
@@ -300,7 +300,7 @@ class Growth:
         return found
 
     def forecast(self) -> str:
-        """Say what the rule is expected to add to what is complete, and what the whole sweep costs then."""
+        """Say what the rule is expected to add, and what the whole sweep then costs."""
         state, _ = self.replay()
         found = self.measure(state)
         if found is None:
@@ -313,7 +313,7 @@ class Growth:
         for decision in design.play(state, measure, self.rule):
             state = decision.state
         hours = measure(state).costs.spent
-        return f"expected under the rule: {decision.why}; about {_hours(hours)} {self.unit}-hours in all"
+        return f"expected under the rule: {decision.why}; about {shown_hours(hours)} {self.unit}-hours in all"
 
 
 class _Nothing(Store):
@@ -330,7 +330,7 @@ def _drawn(plan: TrialPlan) -> int:
 
 
 def _with_priors(parts: dict[str, float | None], pairs: float) -> Components:
-    """Return the variances that were found; what one seed or one model cannot say is taken from the priors."""
+    """Return the measured variances; priors stand in for those that one seed or one model cannot give."""
     prior = {name: getattr(PRIOR, name) for name in parts} | {"pairs_seeds": PRIOR.pairs_seeds / pairs}
     return Components(
         at=pairs, **{name: prior[name] if value is None else value for name, value in parts.items()}
@@ -338,7 +338,7 @@ def _with_priors(parts: dict[str, float | None], pairs: float) -> Components:
 
 
 def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Say what a design tells apart, once where it is the same for several differences."""
+    """Say which differences a design detects, with one line for categories that share it."""
     names: dict[tuple[Any, ...], list[str]] = {}
     for item in found:
         same = (item["train_set"], item["design"], item["detectable"], item["half_width"], item["measured"])
@@ -353,5 +353,5 @@ def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _hours(hours: float) -> str:
+def shown_hours(hours: float) -> str:
     return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
