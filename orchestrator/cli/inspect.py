@@ -186,9 +186,13 @@ def report(session: Session, command: Report) -> int:
     if command.ensemble:
         asked = ensemble_table(with_scores(written.results, store))
     if session.options.json:
-        rows = asked.records() if asked else written.shown.accuracies
+        rows = asked.records() if asked else [] if by else written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
+    if (by or command.ensemble) and not (asked and asked.rows):
+        lacks = "two complete seeds above chance" if command.ensemble else "complete trials at two values"
+        flag, asked = f"--by {by}" if by else "--ensemble", None
+        session.warn(f"{flag}: no model and reward type has {lacks}; these are all accuracies")
     print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
