@@ -101,9 +101,7 @@ class Analyses(Generic[Options]):
         """Run the command and return its exit code."""
         command = options.command
         if isinstance(command, Plan | Report) and (ignored := set_flags(command)):
-            raise SpecError(
-                f"{', '.join(ignored)}: an analysis has no trials; leave out what it would ignore."
-            )
+            raise SpecError(f"{', '.join(ignored)}: an analysis has no trials; leave out these flags.")
         stages = self.declare(options, session)
         if isinstance(command, Plan):
             return _plan(session, stages)

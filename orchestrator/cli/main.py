@@ -167,4 +167,6 @@ def _refuse_ignored(options: CommonOptions) -> None:
     if ignored := [flag for flag in set_flags(options) if flag not in known]:
         verb = type(options.command).__name__.lower()
         whole = "all sweeps in the storage" if verb == "gc" else "the whole sweep as it was declared"
-        raise SpecError(f"{', '.join(ignored)}: {verb} tells of {whole}; leave out what it would ignore.")
+        raise SpecError(
+            f"{', '.join(ignored)}: {verb} reads {whole}; leave out these flags, which it ignores."
+        )

@@ -211,11 +211,7 @@ def rounds(session: Session, build: Build) -> Iterator[Build]:
         yield build
         return
     for sweep in _growth(session, _sweep(session, build), fetch=True).rounds(session.say):
-
-        def grown(selection: Selection, sweep: Sweep = sweep) -> Sweep:
-            return sweep
-
-        yield grown
+        yield functools.partial(lambda sweep, _: sweep, sweep)
 
 
 def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:

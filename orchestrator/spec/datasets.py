@@ -118,8 +118,10 @@ class DatasetReader:
                 self.left_out[spec.name, split] = left_out
             if funnel and "read as" in funnel[0][0]:
                 self._read_as[spec.name, split] = said_funnel(funnel)
-            if spool is not None:
-                self._keep(found, spool, left_out)
+            if spool is not None and not self._store.complete("dataset", found.digest):
+                with self._store.write("dataset", found.digest, name=found.name, split=split) as attempt:
+                    shutil.copyfile(spool, attempt.directory / "pairs.jsonl")
+                    attempt.info |= {"rows": found.rows} | ({"left_out": len(left_out)} if left_out else {})
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
     def _mixed(self, spec: DatasetSpec) -> Iterator[Pair]:
@@ -175,15 +177,6 @@ class DatasetReader:
             return
         with tempfile.TemporaryDirectory(prefix="rmsweep-rows-") as folder, disk_named(Path(folder)):
             yield Path(folder) / "pairs.jsonl"
-
-    def _keep(self, split: Split, spool: Path, left_out: list[str]) -> None:
-        if self._store.complete("dataset", split.digest):
-            return
-        with self._store.write("dataset", split.digest, name=split.name, split=split.split) as attempt:
-            shutil.copyfile(spool, attempt.directory / "pairs.jsonl")
-            attempt.info["rows"] = split.rows
-            if left_out:
-                attempt.info["left_out"] = len(left_out)
 
 
 def _source_key(spec: DatasetSpec, split: str) -> str:
@@ -244,19 +237,19 @@ class ReadingOptions:
     """Flags on the rows of sets that are given by a path or a hub id."""
 
     columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]MEANING=COLUMN")] = ()
-    """Which column of one's own sets is which: prompt=question chosen=best; SET/prompt=… of one set alone."""
+    """Columns of one's own sets, as in prompt=question chosen=best; SET/prompt=… for one set only."""
     test_share: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]X")] = ()
-    """Share that makes the test split of one's own training sets that have none; SET/X of one set alone."""
+    """Share of one's own training sets without a test split that becomes one; SET/X for one set only."""
     group_by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]COLUMN")] = ()
-    """With --test-share, rows with one value in this column stay together (default: rows with one prompt)."""
+    """With --test-share, rows with the same value in this column stay together (default: the same prompt)."""
     split_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Seed by which --test-share divides the rows."""
+    """Seed of the division by --test-share."""
     skip_bad_rows: bool = False
     """Leave out, count and list the rows of one's own sets that cannot be read."""
     ratings: Ratings = "all"
-    """Of several rated answers, pair each with all that are rated lower, or the best alone."""
+    """Pair each rated answer with all that are rated lower, or only the best one."""
     ties: bool = False
-    """Train on answers that are rated alike, too: the loss of such a pair is that of a label of ½."""
+    """Train also on pairs of answers with the same rating, as pairs with a label of 0.5."""
 
 
 def read_as(

@@ -129,7 +129,7 @@ def _require_distinct_names(sweep: Sweep) -> None:
 
 
 def _require_layers(trials: Sequence[TrialSpec], *, fetch: bool) -> None:
-    """Refuse an adapter on layers that a model has not, as far as that can be told without its code."""
+    """Refuse an adapter on layers that a model lacks, if that is known without running its code."""
     for model, lora in {(trial.model, trial.lora): None for trial in trials if trial.lora}:
         ask = not model.trust.trust_remote_code and (fetch or Path(model.source).exists())
         if shapes := architecture_of(model, ask=ask):

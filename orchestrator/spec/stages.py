@@ -162,7 +162,7 @@ class PrepareStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The stage that makes the tokenizer, which a built-in one needs not, and the one that draws the rows."""
+        """The stage that makes the tokenizer, unless it is built in, and the stage that samples the rows."""
         tokenizer = () if isinstance(self.base.origin, PretrainStage) else self.base.needs
         return (*tokenizer, *filter(None, [self.split.sampled]))
 
@@ -171,7 +171,7 @@ class PrepareStage(Keyed):
 class SampleStage(Keyed):
     """Answers of a policy to the prompts of a split, drawn once for all reward models.
 
-    `draw` says which prompts are asked. `ends` are the tokens that end an answer where the policy's key does not cover them.
+    `draw` selects the prompts. `ends` are the tokens that end an answer, unless the policy's key covers them.
     """
 
     base: BaseModel
@@ -204,7 +204,7 @@ class SampleStage(Keyed):
 
     @property
     def answers(self) -> Split:
-        """The answers as rows to score: distinct ones, two a row."""
+        """The distinct answers as rows to score, two in each."""
         prompts = min(self.prompts.rows, self.draw.max_pairs or self.prompts.rows)
         rows = prompts * -(-self.sampling.samples // 2)
         name = f"answers of {self.base.name} to {self.prompts.name}"

@@ -35,7 +35,7 @@ ONLY_KEYS = ("model", "reward", "train", "seed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswersSpec:
-    """What a policy answers to the first `max_prompts` test prompts of a set, and the reward model that is gold, if one is."""
+    """A policy's answers to the first `max_prompts` test prompts of a set, and the gold reward model, if there is one."""
 
     policy: ModelSpec
     prompts: DatasetSpec
