@@ -161,14 +161,11 @@ def _read_lock(lock: Path) -> dict[str, str]:
     if not lock.is_file():
         return {}
     try:
-        locked = json.loads(lock.read_text())
-    except ValueError as error:
+        return {**json.loads(lock.read_text())}
+    except (ValueError, TypeError) as error:
         raise ModelError(
-            f"{lock} is not JSON ({error}); mend it, or delete it to ask the hub again."
+            f"{lock} is no JSON object of hub ids and revisions ({error}); delete it to ask the hub again."
         ) from error
-    if not isinstance(locked, dict):
-        raise ModelError(f"{lock} must hold an object, hub id to revision; delete it to ask the hub again.")
-    return locked
 
 
 def require_access(models: Iterable[ModelSpec]) -> None:
@@ -223,10 +220,10 @@ def _why_denied(source: str) -> str:
 
 
 def architecture_of(model: ModelSpec, *, ask: bool = False) -> Architecture | None:
-    """Find the architecture of a model without its weights; None where it is not known.
+    """Return the architecture of a model without its weights; None if it is not known.
 
-    With `ask`, an architecture that no formula counts is built on the meta device by another process, which takes
-    seconds, and for a hub model fetches its config.json.
+    With `ask`, another process builds any other architecture on the meta device, which takes seconds, and for a hub model
+    fetches its config.json.
     """
     path = Path(model.source)
     known = catalog.architecture(model) or _of_files(path)
