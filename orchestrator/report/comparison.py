@@ -434,54 +434,6 @@ class Analysis:
         return (cell for model in self.models for cell in cells(self.results, scope, model, kinds).values())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controlled:
-    """Baseline − other of accuracy over the sets of a category: as it is, at matched lengths, and on pairs not seen in training.
-
-    The last two are None where not every trial that is compared has them: a set may have chosen responses that are all longer, or
-    pairs that all leaked. `pairs` counts those of the largest set, `unseen` those of all sets that training has not seen.
-    """
-
-    baseline: str
-    other: str
-    train_set: str
-    category: Category
-    sets: tuple[str, ...]
-    pairs: int
-    unseen: int | None
-    plain: Estimate
-    length: Estimate | None
-    leak_free: Estimate | None
-
-
-def controlled(analysis: Analysis) -> list[Controlled]:
-    """Return one per training set, category and other type in which both types are compared."""
-    return [
-        _controlled(analysis, scope, other, plain)
-        for scope in analysis.categories()
-        for other in analysis.others
-        if (plain := analysis.difference(scope, "accuracy", other=other))
-    ]
-
-
-def _controlled(analysis: Analysis, scope: Scope, other: str, plain: Mean) -> Controlled:
-    length, leak_free = (analysis.control(scope, metric, other=other) for metric in CONTROLS)
-    trial = analysis.compared(scope, other)[0]
-    unseen = [_metric(trial, name, "n_leak_free") for name in scope.sets if has(trial, scope, "n_leak_free")]
-    return Controlled(
-        baseline=analysis.baseline,
-        other=other,
-        train_set=scope.train_set,
-        category=scope.category,
-        sets=scope.sets,
-        pairs=plain.pairs,
-        unseen=round(sum(unseen)) if unseen else None,
-        plain=plain.estimate,
-        length=length.estimate if length else None,
-        leak_free=leak_free.estimate if leak_free else None,
-    )
-
-
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:
     return [_item(trial, name) for name in scope.sets]
 

@@ -6,7 +6,15 @@ It begins with three: who is ahead where and by how much; how surely; what could
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report import published
-from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Controlled, Mean, Scope
+from orchestrator.report.comparison import (
+    CONTROLS,
+    LEAK_FREE,
+    LENGTH_CONTROLLED,
+    MODELS_NEEDED,
+    Analysis,
+    Mean,
+    Scope,
+)
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
 from orchestrator.report.tables import interval, reward_title
@@ -274,29 +282,33 @@ def _recipe(result: TrialResult) -> tuple[str, str]:
     return length, f" at lr {said['lr']:g}" if said.get("lr") else ""
 
 
-def preference(found: Sequence[Controlled]) -> str:
-    """Say when to prefer which reward type: what the difference and its controls advise, and what is not known."""
-    asked = [item for item in found if item.category != "training pairs"]
-    if not asked:
+def preference(analysis: Analysis) -> str:
+    """Say when to prefer which reward type: what the differences and their controls advise, and what is not known."""
+    found = analysis.differences()
+    if not found:
         return "Nothing can be advised: no model and seed has learned with two reward types and was evaluated with both."
-    return " ".join(map(_advice, asked)) + " Brackets are the 95 % intervals of the conclusion."
+    advice = (_advice(analysis, scope, other, item.estimate) for (scope, other), item in found.items())
+    return " ".join(advice) + " Brackets are the 95 % intervals of the conclusion."
 
 
-def _advice(item: Controlled) -> str:
+def _advice(analysis: Analysis, scope: Scope, other: str, plain: Estimate) -> str:
     """Say which reward type leads, and whether the lead stays once length and leaks are controlled for."""
-    where, plain = f"Trained on {item.train_set}, {_under(item.category)}", item.plain
-    title = f"{reward_title(item.baseline)} − {reward_title(item.other)}"
-    controls = {"at matched lengths": item.length, "on pairs that training has not seen": item.leak_free}
+    where, title = f"Trained on {scope.train_set}, {_under(scope.category)}", analysis.title(other)
+    asked = {LENGTH_CONTROLLED: "at matched lengths", LEAK_FREE: "on pairs that training has not seen"}
+    controls = {said: analysis.control(scope, metric, other=other) for metric, said in asked.items()}
+
+    def leader(value: float) -> str:
+        return reward_title(analysis.baseline if value > 0 else other)
+
     if plain.excludes_zero:
-        said = [f"{control} {_survives(value, plain)}" for control, value in controls.items()]
-        return f"{where}: prefer {_ahead(item, plain)} ({title} {interval(plain)}); {', '.join(said)}."
+        said = [f"{control} {_survives(item and item.estimate, plain)}" for control, item in controls.items()]
+        return f"{where}: prefer {leader(plain.value)} ({title} {interval(plain)}); {', '.join(said)}."
     shown = [
-        f"{control} {_ahead(item, value)} leads ({interval(value)})"
-        for control, value in controls.items()
-        if value is not None and value.excludes_zero
+        f"; {control} {leader(item.value)} leads ({interval(item.estimate)})"
+        for control, item in controls.items()
+        if item and item.estimate.excludes_zero
     ]
-    masked = f"; {', '.join(shown)}" if shown else ""
-    return f"{where}: neither is to be preferred ({title} {interval(plain)}){masked}."
+    return f"{where}: neither is to be preferred ({title} {interval(plain)}){''.join(shown)}."
 
 
 def _survives(value: Estimate | None, plain: Estimate) -> str:
@@ -307,10 +319,6 @@ def _survives(value: Estimate | None, plain: Estimate) -> str:
     if value.value * plain.value > 0:
         return f"the lead stays ({interval(value)})"
     return f"the other one leads ({interval(value)}), so the lead is not one of quality"
-
-
-def _ahead(item: Controlled, value: Estimate) -> str:
-    return reward_title(item.baseline if value.value > 0 else item.other)
 
 
 def _under(category: str) -> str:

@@ -25,7 +25,7 @@ from pyarrow import parquet
 from orchestrator.report import examples
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.by_axis import axes_of, axis_tables
-from orchestrator.report.comparison import Analysis, controlled
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.figures import Curves, every_figure
 from orchestrator.report.house_style import DrawnFigure
@@ -284,7 +284,7 @@ def _page(
                 ],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
-            Section(title=PREFERENCE, anchor="prefer", text=preference(controlled(analysis))),
+            Section(title=PREFERENCE, anchor="prefer", text=preference(analysis)),
         ),
     )
 
