@@ -294,7 +294,7 @@ class Analysis:
         self.groups = pair_groups(results)
         # Tables, figures and sentences ask for the same numbers.
         self._known = cache(self._over_models)
-        self._added: dict[tuple[str, str], Floats] = {}
+        self._added: dict[tuple[str, str, str], Floats] = {}
         self.train_sets = _unique(result.record.train_set for result in results)
         self.models = _unique(result.record.model for result in results)
         found = _unique(result.record.reward for result in results)
@@ -383,7 +383,8 @@ class Analysis:
 
     def added(self, item: EvaluationResult, metric: str) -> Floats:
         """Return what each pair adds to a metric of an evaluation, computed once."""
-        place = (item.key, metric)
+        # Two stores that are compared may hold different scores under one key.
+        place = (item.key, item.attempt, metric)
         if place not in self._added:
             self._added[place] = added_by_pairs(item, metric)
         return self._added[place]

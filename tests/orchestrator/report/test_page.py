@@ -271,6 +271,21 @@ def test_a_sweep_beside_itself_in_another_folder_is_equal(store: Store, tmp_path
     assert all(row["there_minus_here"].low < 0 < row["there_minus_here"].high for row in found.table.rows)
 
 
+def test_other_scores_under_the_same_keys_have_an_interval_of_their_own(store: Store, tmp_path: Path):
+    """As of a sweep that was run again elsewhere on hardware that rounds differently."""
+    ours, elsewhere = simulated_sweep(store, **SMALL), Store(tmp_path / "elsewhere")
+    theirs = simulated_sweep(elsewhere, strengths=REVERSED, **SMALL)
+    write_declaration(theirs, elsewhere)
+    found = write_comparison(ours, store, *other_sweep(str(elsewhere.sweep_dir("demo")), store))
+    alone = Analysis(sweep_results(theirs, elsewhere))
+    for scope in alone.categories():
+        there = alone.mean(scope, "llama-64", "ex_rm", "accuracy").estimate
+        place = (scope.category, "llama-64", "EX-RM")
+        (row,) = [row for row in found.table.rows if (row["category"], row["model"], row["what"]) == place]
+        assert row["there"] == there
+        assert row["there_minus_here"].p > 0
+
+
 def test_a_sweep_that_nobody_knows_is_refused(store: Store):
     write_declaration(simulated_sweep(store, missing=4, **SMALL), store)
     with pytest.raises(SpecError, match=r"--compare dmo: .*did you mean demo"):
