@@ -19,13 +19,14 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 from trainers.data.audit import token_findings
-from trainers.data.sources import dataset_spec, own_split, read_pairs
+from trainers.data.sources import Reading, chosen_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
-from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DrawSpec, Output, Precision, Reasoning, System, Trust, clean_name
 
@@ -34,6 +35,9 @@ UNREAD = 1
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
 Takes = Literal["nothing", "one", "several", "subcommand"]
+
+if typing.TYPE_CHECKING:
+    from trainers.pairs.tokens import TokenPair
 
 READABLE = "rmsweep-readable"
 _SIGNS = str.maketrans(
@@ -63,8 +67,6 @@ def command(
 
     A command without `models` does not wait for transformers to be imported.
     """
-    import tyro
-
     write_any_text()
     if models:
         _quieten_transformers()
@@ -159,8 +161,6 @@ def parse(
 
     The help opens with the description, else with the docstring of `kind`.
     """
-    import tyro
-
     try:
         words = added_up(kind, words)
     except SpecError as error:
@@ -248,7 +248,7 @@ class TemplateFlags:
     system: System = "fold"
     """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
     reasoning: Reasoning = "score"
-    """Reasoning in a response: score it like the rest, or drop it."""
+    """Reasoning before a response's answer: score it like the rest, keep it as context of what is scored, or drop it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,10 +258,12 @@ class OnPairs(TemplateFlags):
     model: str | tuple[str, ...]
     """Folder, GGUF file or hub id."""
     reward: str
-    """ex_rm, im_rm, ex_grm, an ablation (ex_rm_mean, im_rm_no_reference) or a remedy (im_rm_length_normalised,
-    im_rm_logits)."""
+    """ex_rm, im_rm, ex_grm, an ablation (ex_rm_mean, im_rm_no_reference) or a remedy (im_rm_hybrid,
+    im_rm_length_normalised, im_rm_logits)."""
     data: str
     """File, folder, known set or hub id of prompt, chosen, rejected; for evaluation also a suite: rm_bench[=COPY]."""
+    columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEANING=COLUMN")] = ()
+    """Names of your columns: prompt=question chosen=best rejected=worst."""
     beta: float | None = None
     """β of im_rm (default 0.01)."""
     split: str
@@ -295,9 +297,9 @@ class OnPairs(TemplateFlags):
             raise SpecError(f"--beta is given, but {self.reward} has no beta.")
         return known[self.reward]
 
-    def read_pairs(self) -> tuple[str, list[Any]]:
+    def read_pairs(self, *, ties: bool = False) -> tuple[str, list[Any]]:
         """Return the name and the pairs of a file, a folder, a known set or a hub id. Raises DataError."""
-        spec = dataset_spec(self.data)
+        spec = dataclasses.replace(chosen_spec(self.data, Reading(columns=self.columns)), ties=ties)
         return spec.name, read_pairs(spec, own_split(spec, self.split))
 
     def tokenizer(self, location: str) -> Any:
@@ -314,8 +316,11 @@ class OnPairs(TemplateFlags):
         )
         return model.to(device)
 
-    def tokenize(self, rows: Sequence[Any], location: str, model: str) -> list[TokenPair]:
+    def tokenize(self, rows: Sequence[Any], location: str, model: str) -> "list[TokenPair]":
         """Return the drawn pairs as tokens of the `model` at `location`, and say once what was left out and is alike."""
+        # Arrow takes a third of the time that a command line takes to load, and most commands read no tokens.
+        from trainers.pairs.tokens import tokenize_pairs
+
         draw = DrawSpec(
             max_pairs=self.max_pairs,
             seed=self.seed,

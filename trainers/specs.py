@@ -6,12 +6,12 @@ Defaults are the paper's (arXiv 2507.07981, hyperparameters of the real-world ex
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from trainers.errors import SpecError
+from trainers.errors import ModelError, SpecError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
@@ -21,19 +21,23 @@ Part = Literal["backbone", "embeddings", "unembedding"]
 # What becomes of system turns where a template takes none: the first user turn begins with them, they are left out, or
 # the row is refused.
 System = Literal["fold", "drop", "refuse"]
-# What becomes of a response's reasoning: it is scored like the rest, or left out.
-Reasoning = Literal["score", "drop"]
-# The output layer that a model is loaded with: a new linear head, or its own unembedding.
-Output = Literal["head", "unembedding"]
+# What becomes of a response's reasoning: it is scored like the rest, read but not scored, or left out.
+Reasoning = Literal["score", "keep", "drop"]
+# The output layer that a model is loaded with: a new linear head, its own unembedding, or both.
+Output = Literal["head", "unembedding", "both"]
 # What is tokenised: the prompt and the response, or the question whether the response is correct.
 Rendering = Literal["response", "verification"]
+Engine = Literal["transformers", "vllm"]
 
 # The metadata of a field that came after keys were first used: a key leaves it out where it is at its default.
 ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
 
 BUILTIN = "builtin:"
 FETCHED = "fetched:"
-COLUMNS = ("prompt", "chosen", "rejected", "a", "b", "preference", "orig_chosen", "system", "tools", "margin")
+COLUMNS = (
+    *("prompt", "chosen", "rejected", "a", "b", "preference", "orig_chosen", "system", "tools", "margin"),
+    *("rewritten_chosen", "rewritten_rejected"),
+)
 # Of several rated answers: each against each that is rated lower, or only the best against the others.
 Ratings = Literal["all", "best"]
 # A name becomes part of file names, which end at 255 bytes; a letter may take four.
@@ -140,7 +144,7 @@ class DatasetSpec:
     paper's filters and draws (trainers/data/known.py), `columns` says which column is prompt, chosen or rejected.
     With a `test_share` the train split is divided: rows with one value of `group_by` (or one prompt) stay together.
     `skip_bad_rows` leaves rows out that cannot be read, where the first of them would be an error. `ratings` says which
-    of several rated answers are paired.
+    of several rated answers are paired; `ties` keeps training pairs of answers that are rated alike.
     `augmentation` adds rewritten copies to the training split. `train_draw` is the set's own draw of
     training pairs, for a sweep that asks for no other number. A `mixture` is made of the training pairs of other sets,
     each with its share.
@@ -160,6 +164,7 @@ class DatasetSpec:
     split_seed: int = 0
     skip_bad_rows: bool = False
     ratings: Ratings = "all"
+    ties: bool = False
     augmentation: Augmentation | None = None
     train_draw: "DrawSpec | None" = None
     mixture: tuple[tuple["DatasetSpec", float], ...] = ()
@@ -260,23 +265,24 @@ class LossSpec:
     """The loss of a pair, a function of its margin Δ = r⁺ − r⁻ (trainers/rewards/losses.py).
 
     `margin` times the pair's own margin is what Δ must exceed. `label_smoothing` is the probability that a
-    label is wrong. `centring` times (r⁺ + r⁻)² is added.
+    label is wrong. `centring` times (r⁺ + r⁻)² is added, and `consistency` times the squared differences between the
+    rewards of the two responses and those of their rewritings.
     """
 
     kind: Loss = "bradley_terry"
     margin: float = 0.0
     label_smoothing: float = 0.0
     centring: float = 0.0
+    consistency: float = field(default=0.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
         known = get_args(Loss)
         _require(self.kind in known, f"--loss {self.kind} is not one of {', '.join(known)}.")
-        _require(math.isfinite(self.margin) and self.margin >= 0, f"--margin {self.margin}: at least 0.")
+        for name in ("margin", "centring", "consistency"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"--{name} {value}: at least 0.")
         _require(
             0 <= self.label_smoothing < 0.5, f"--label-smoothing {self.label_smoothing} is not in [0, 0.5)."
-        )
-        _require(
-            math.isfinite(self.centring) and self.centring >= 0, f"--centring {self.centring}: at least 0."
         )
 
 
@@ -301,6 +307,16 @@ class LoraSpec:
             f"--lora-alpha {self.alpha}: give a positive number.",
         )
 
+    def require_layers(self, where: str, found: Sequence[str]) -> None:
+        """Raise ModelError where the model whose linear layers were `found` lacks some that are asked for, or has none."""
+        unknown = [name for name in self.targets if name not in found]
+        if unknown or not found:
+            called = f" called {', '.join(unknown)}" if found else ""
+            instead = (
+                f"name some of --lora-targets {' '.join(found)}" if found else "train it without --lora-rank"
+            )
+            raise ModelError(f"{where}: its backbone has no linear layers{called}; {instead}.")
+
     def require_alone(self, optim: OptimSpec) -> None:
         """Raise SpecError where parts are frozen, too: beside an adapter everything but EX-RM's head already is."""
         _require(
@@ -319,6 +335,30 @@ class ValidationSpec:
 
     def __post_init__(self) -> None:
         _require(0 < self.share < 1, f"a validation share of {self.share}: give above 0, below 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSpec:
+    """How a policy answers a prompt: every token may be drawn, by its probability at the temperature."""
+
+    samples: int = 64
+    """Answers drawn to each prompt."""
+    temperature: float = 1.0
+    """Temperature of the draws."""
+    max_new_tokens: int = 256
+    """Tokens after which an answer is cut."""
+    sampling_seed: int = 0
+    """Seed of the draws."""
+    engine: Engine = "transformers"
+    """What draws: transformers, or vllm, which draws others of the same distribution and must be installed."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 2, f"--samples {self.samples}: at least 2, to choose among.")
+        _require(
+            math.isfinite(self.temperature) and self.temperature > 0,
+            f"--temperature {self.temperature}: above 0; at 0 all answers to a prompt are one.",
+        )
+        _require(self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: at least 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

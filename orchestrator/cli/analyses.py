@@ -200,7 +200,7 @@ def _artifacts(stage: Stage | AnalyseStage) -> Iterator[str]:
     """Yield the names of a stage's artifact and of all that it is made from."""
     yield f"{stage.kind}/{stage.key}"
     if isinstance(stage, PrepareStage):
-        yield f"dataset/{stage.split.digest}"
+        yield f"{stage.split.kind}/{stage.split.digest}"
     for need in stage.needs:
         yield from _artifacts(need)
 
@@ -355,7 +355,7 @@ def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
         output=output,
         precision="fp32",
         revision=base.revision,
-        head_seed=0 if output == "head" else None,
+        head_seed=None if output == "unembedding" else 0,
         trust=base.trust,
     )
     return model.double().to(device())

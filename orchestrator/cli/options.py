@@ -123,7 +123,7 @@ class Options(ReadingOptions, CommonOptions):
     """Base models: catalog names, hub ids, folders or GGUF files."""
     rewards: Annotated[tuple[str, ...], flag("NAME", OF_PROFILE)] = ()
     """Reward types: ex_rm, im_rm, ex_grm, the ablations ex_rm_mean and im_rm_no_reference, and remedies for IM-RM:
-    im_rm_length_normalised and im_rm_logits."""
+    im_rm_hybrid, im_rm_length_normalised and im_rm_logits."""
     train_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
     """Sets to train on; their train split is used. A:0.7+B:0.3 mixes two in these shares."""
     eval_sets: Annotated[tuple[str, ...], flag("[NAME=]NAME|PATH", OF_PROFILE)] = ()
@@ -146,8 +146,8 @@ class Options(ReadingOptions, CommonOptions):
     """Chat template: the name of one that the tokenizers have, or a Jinja file."""
     system: Annotated[System | None, flag("fold|drop|refuse", "fold")] = None
     """A system turn where a template takes none: fold it into the first user turn, drop it, or refuse the row."""
-    reasoning: Annotated[Reasoning | None, flag("score|drop", "score")] = None
-    """Reasoning in a response: score it like the rest, or drop it."""
+    reasoning: Annotated[Reasoning | None, flag("score|keep|drop", "score")] = None
+    """Reasoning before a response's answer: score it like the rest, keep it as context of what is scored, or drop it."""
     keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()
     """Keep and evaluate the weights after these epochs, too, not after the last alone."""
     axis: Annotated[tuple[str, ...], flag("[MODEL.|REWARD.]NAME=V1,V2")] = ()
@@ -188,6 +188,8 @@ class Options(ReadingOptions, CommonOptions):
     """Times a pair's own margin, how much more than 0 its reward margin must be."""
     centring: Annotated[float | None, flag("X", "0")] = None
     """Times the squared sum of a pair's rewards, what is added to the loss, so that rewards centre on 0."""
+    consistency: Annotated[float | None, flag("X", "0")] = None
+    """Times the squared differences to the rewards of a pair's rewritings, what is added to the loss."""
     lora_rank: Annotated[int | None, flag("N", "0, no adapter")] = None
     """Train a low-rank adapter in the place of the backbone."""
     lora_alpha: Annotated[float | None, flag("X", "16")] = None
@@ -200,6 +202,10 @@ class Options(ReadingOptions, CommonOptions):
     """Run a part of the grid, by model, reward, train, seed or any axis."""
     max_trials: Annotated[int | None, flag("N")] = None
     """Run the first N trials of the grid."""
+    until: Annotated[float | None, flag("X")] = None
+    """Run the grid, then add seeds and evaluation pairs until half of the 95 % interval of each difference is X or less."""
+    budget: Annotated[str | None, flag("40gpuh|2cpuh|'$200'")] = None
+    """Run the grid seed by seed, then add what narrows the differences most, until the sweep has cost this much."""
     extend: bool = False
     """Add this grid to the trials that the sweep of this name already has."""
     replace: bool = False

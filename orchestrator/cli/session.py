@@ -169,7 +169,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     words = options.train_sets or axes.column(rows, "train-set")
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in words)
     eval_sets = tuple(selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets)
-    train_sets, eval_sets = read_as(train_sets or profile.train_sets, eval_sets or profile.eval_sets, options)
+    train_sets, eval_sets = train_sets or profile.train_sets, eval_sets or profile.eval_sets
+    train_sets, eval_sets = read_as(train_sets, eval_sets, options, options.suites)
     suites = (suite_spec(*text.partition("=")[::2]) for text in options.suites)
     eval_sets += tuple(dataclasses.replace(suite, skip_bad_rows=options.skip_bad_rows) for suite in suites)
 

@@ -76,7 +76,7 @@ def step_parts(
 ) -> dict[str, float]:
     """Return the seconds of an optimiser step, by what takes them; nothing is taken to run beside another."""
     ranks = placement.world_size
-    pairs = training.optim.effective_batch / ranks
+    pairs = training.copies * training.optim.effective_batch / ranks
     forwards = min(math.ceil(pairs), math.ceil(pairs * lengths.total / placement.forward_tokens))
     recomputed, stage, trained = int(placement.checkpointing), placement.zero_stage, training.trainable
     width = 2 if training.precision == "bf16" else 4

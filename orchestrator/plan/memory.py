@@ -63,6 +63,8 @@ class Training:
     precision: Precision
     pair: PairTokens
     lora: LoraSpec | None = None
+    # 2 where each pair is computed with its rewriting.
+    copies: int = 1
 
     @property
     def trainable(self) -> int:
@@ -75,7 +77,7 @@ class Training:
         ends = (1 if shapes.family == "gpt_neox" else 3) * shapes.hidden + queries + 2 * keys
         ends += queries + shapes.hidden
         ends += (3 if shapes.gated else 2) * (shapes.hidden + shapes.intermediate)
-        return self.lora.rank * ends * shapes.layers + (shapes.hidden if output == "head" else 0)
+        return self.lora.rank * ends * shapes.layers + (shapes.hidden if output != "unembedding" else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +108,9 @@ class Footprint:
 
 def footprint(training: Training, placement: Placement) -> Footprint:
     """Predict what one rank holds at its peak, in the heaviest forward that can come: all of its pairs the longest."""
-    share = training.pair.total * math.ceil(training.optim.effective_batch / placement.world_size)
-    forward = max(training.pair.total, min(placement.forward_tokens, share))
+    unit = training.copies * training.pair.total
+    share = unit * math.ceil(training.optim.effective_batch / placement.world_size)
+    forward = max(unit, min(placement.forward_tokens, share))
     pairs, several = forward / training.pair.total, forward < share
     shapes, output = training.architecture, training.reward.type.output
     width = 2 if training.precision == "bf16" else 4
@@ -148,7 +151,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     )
     # The embeddings' gradient is as large as their table, and comes last, beside the unembedding's where they are tied;
     # in half precision it is there before it is added to its sum.
-    last = 0 if training.lora else table * ((shapes.tied and output == "unembedding") + (width == 2))
+    last = 0 if training.lora else table * ((shapes.tied and output != "head") + (width == 2))
     backward_ends = replace(
         always,
         gradients=(kept + last) / GB,

@@ -60,7 +60,7 @@ def training_of(trial: TrialSpec, architecture: Architecture | None = None) -> T
     if shapes is None:
         return None
     training = _training(trial.model, shapes, trial.reward, trial.optim, trial.train_draw)
-    return replace(training, lora=trial.lora)
+    return replace(training, lora=trial.lora, copies=2 if trial.loss.consistency else 1)
 
 
 def _training(

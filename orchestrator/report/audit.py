@@ -85,9 +85,7 @@ def _token_findings(declaration: Declaration, store: Store) -> Iterator[audit.Fi
             for finding in audit.token_findings(name, counts, info["pairs"]):
                 found.setdefault(finding, []).extend(readers)
     for finding, readers in found.items():
-        yield dataclasses.replace(
-            finding, where=f"{finding.where}, read by {', '.join(dict.fromkeys(readers))}"
-        )
+        yield finding._replace(where=f"{finding.where}, read by {', '.join(dict.fromkeys(readers))}")
 
 
 def leaked_rows(store: Store, train_digest: str, eval_digest: str) -> NDArray[np.int64] | None:

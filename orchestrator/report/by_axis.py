@@ -42,7 +42,7 @@ def _is_number(value: str) -> bool:
 def axis_tables(analysis: Analysis) -> Iterator[Table]:
     """Yield a table for each axis: accuracy by training set, category, reward type and value, and differences at a value."""
     for axis, values in axes_of([result.record for result in analysis.results]).items():
-        at = {value: Analysis([*_at(analysis.results, axis, value)]) for value in values}
+        at = {value: Analysis([*at_value(analysis.results, axis, value)]) for value in values}
         records = [result.record for result in analysis.results]
         first = [_reward(record, axis) for record in records if record.reward == analysis.baseline]
         kinds = [*dict.fromkeys([*first, *(kind for here in at.values() for kind in here.rewards)])]
@@ -81,7 +81,7 @@ def axis_tables(analysis: Analysis) -> Iterator[Table]:
         )
 
 
-def _at(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[TrialResult]:
+def at_value(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[TrialResult]:
     """Yield the trials at a value, by reward types that do not name it."""
     for result in results:
         record = result.record

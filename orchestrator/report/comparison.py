@@ -228,12 +228,12 @@ class Mean:
         if self.over_models:
             return f"{models}, {seeds}, {pairs}"
         own = "this model" if len(self.cells) == 1 else f"these {models}"
-        if self._spread.trainings:
+        if self.spread.trainings:
             return f"{seeds}, {pairs} of {own}"
         return f"{pairs} of one training of {own}"
 
     @cached_property
-    def _columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
+    def columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
         """What each pair, or prompt of a suite, adds in each training, [U, S] by model, and the number of its group, [U]."""
         cells = [cell for seeds in self.cells.values() for cell in seeds.values()]
         units: dict[str, NDArray[np.int64]] = {}
@@ -254,8 +254,9 @@ class Mean:
         return by_model, np.repeat(np.arange(len(units)), [len(found) for found in units.values()])
 
     @cached_property
-    def _spread(self) -> statistics.Spread:
-        by_model, groups_U = self._columns
+    def spread(self) -> statistics.Spread:
+        """The variance of the value, and its degrees of freedom."""
+        by_model, groups_U = self.columns
         if self.over_models:
             by_model = [np.stack([columns.mean(axis=1) for columns in by_model], axis=1)]
         return statistics.crossed(by_model, groups_U)
@@ -266,18 +267,18 @@ class Mean:
         if self.metric.startswith("accuracy"):
             # A difference of two differences may be as large as 2.
             scale, floor = max(1, len(self.signs) // 2), 1 - min(2, len(self.signs))
-            spread = replace(self._spread, variance=self._spread.variance / scale**2)
+            spread = replace(self.spread, variance=self.spread.variance / scale**2)
             found = statistics.bounded_interval(self.value / scale, spread, self.prompts, floor=floor)
             found = replace(found, value=self.value, low=found.low * scale, high=found.high * scale)
         else:
-            found = statistics.unbounded_interval(self.value, self._spread)
-        told = len(self.signs) > 1 and self._spread.trainings > 0
+            found = statistics.unbounded_interval(self.value, self.spread)
+        told = len(self.signs) > 1 and self.spread.trainings > 0
         return replace(found, std=self.std, p=found.p if told else None)
 
     @cached_property
     def p_pairs(self) -> float:
         """Return the p of a test that flips signs test pair by test pair, for these trainings: seeds and models add no test pairs."""
-        by_model, _ = self._columns
+        by_model, _ = self.columns
         mean_U: Floats = np.mean([columns.mean(axis=1) for columns in by_model], axis=0)
         return statistics.permutation_p(np.round(mean_U, 12))
 
@@ -291,6 +292,9 @@ class Analysis:
 
     def __init__(self, results: Sequence[TrialResult], baseline: str | None = None) -> None:
         self.results = results
+        self._of: dict[tuple[str, str], list[TrialResult]] = {}
+        for result in results:
+            self._of.setdefault((result.record.train_set, result.record.model), []).append(result)
         self.groups = pair_groups(results)
         # Tables, figures and sentences ask for the same numbers.
         self._known = cache(self._over_models)
@@ -367,9 +371,7 @@ class Analysis:
     def _over_models(
         self, scope: Scope, metric: str, models: tuple[str, ...], kinds: tuple[str, ...]
     ) -> Mean | None:
-        found = {
-            model: seeds for model in models if (seeds := cells(self.results, scope, model, kinds, metric))
-        }
+        found = {model: seeds for model in models if (seeds := self._cells(scope, model, kinds, metric))}
         if not found:
             return None
         return Mean(
@@ -389,6 +391,11 @@ class Analysis:
             self._added[place] = added_by_pairs(item, metric)
         return self._added[place]
 
+    def _cells(
+        self, scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
+    ) -> dict[int, tuple[TrialResult, ...]]:
+        return cells(self._of.get((scope.train_set, model), ()), scope, model, kinds, metric)
+
     def complete_models(self, scope: Scope) -> list[str]:
         """Return the models that have every reward type declared for them; a type that no model has yet does not count."""
         declared = {
@@ -396,7 +403,7 @@ class Analysis:
             for item in self.results
             if item.record.train_set == scope.train_set
         }
-        counts = {(model, kind) for model, kind in declared if cells(self.results, scope, model, (kind,))}
+        counts = {(model, kind) for model, kind in declared if self._cells(scope, model, (kind,))}
         known = {kind for _, kind in counts}
         lacking = {model for model, kind in declared - counts if kind in known}
         whole = {model for model, _ in counts} - lacking
@@ -432,7 +439,7 @@ class Analysis:
 
     def cells_of(self, scope: Scope, kinds: tuple[str, ...]) -> Iterator[tuple[TrialResult, ...]]:
         """Yield one trial of each type by model and seed, where all types count."""
-        return (cell for model in self.models for cell in cells(self.results, scope, model, kinds).values())
+        return (cell for model in self.models for cell in self._cells(scope, model, kinds).values())
 
 
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:

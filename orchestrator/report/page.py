@@ -31,6 +31,7 @@ from orchestrator.report.figures import Curves, every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
 from orchestrator.report.results import (
+    SCORES,
     TrialResult,
     TrialState,
     curve_rows,
@@ -113,11 +114,12 @@ def write_full_report(
     files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
     if not anew and _note(folder).get("key") == key and all(file.is_file() for file in files):
         return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
+    store.fetch_ahead("evaluate", [item.key for state in states for item in state.evaluations], SCORES)
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
     page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
-    shown_below = {"suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
+    shown_below = {"power", "scaling", "suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
     written = write_report(
         declaration,
         store,

@@ -89,6 +89,7 @@ class TrialState:
     faults: tuple[str, ...] = ()
     train_left_out: int = 0
     validation_accuracy: float | None = None
+    answered: bool = True
 
     @property
     def finished(self) -> float:
@@ -96,7 +97,8 @@ class TrialState:
 
     @property
     def complete(self) -> bool:
-        return self.trained and len(self.evaluations) == len(self.record.evaluations)
+        """Trained, and evaluated on every declared set and on all answers."""
+        return self.trained and self.answered and len(self.evaluations) == len(self.record.evaluations)
 
     @property
     def learned(self) -> bool:
@@ -141,8 +143,9 @@ def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialStat
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
 
-    evaluations = [item.key for record in records for item in record.evaluations]
-    store.look(train=[record.key for record in records], evaluate=evaluations)
+    scored = [*(item.key for record in records for item in record.evaluations)]
+    scored += [key for record in records for key in record.answers]
+    store.look(train=[record.key for record in records], evaluate=scored)
     return [_trial_state(record, store, too_long) for record in records]
 
 
@@ -186,11 +189,11 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         faults.append(str(error))
     for wanted in record.evaluations:
         try:
-            found = store.found("evaluate", wanted.key, SCORES)
+            found = store.sound("evaluate", wanted.key, SCORES)
         except Damaged as error:
             faults.append(str(error))
         else:
-            evaluations += [_evaluated(wanted, found[0], too_long)] if found else []
+            evaluations += [_evaluated(wanted, found, too_long)] if found else []
     # Where it was scored with several weights, only the scores of those that it has now count.
     mixed = len({item.weights for item in evaluations} - {None}) > 1
     weights = store.sound_manifest(WEIGHTS, record.key) if mixed else None
@@ -211,6 +214,7 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         faults=tuple(faults),
         train_left_out=too_long(manifest["inputs"].get("data", "")) if manifest else 0,
         validation_accuracy=next(iter(info.get("validation_accuracy", ())[-1:]), None),
+        answered=all(store.complete("evaluate", key) for key in record.answers),
     )
 
 
@@ -467,14 +471,14 @@ def _left_out(uses: Mapping[str, _Use]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class ScoredTrials:
     """The input of an analysis of a sweep's scores: its complete trials, and how many others are missing."""
 
     trials: tuple[TrialRecord, ...]
     missing: int
 
 
-def scored(store: Store, sweep: str) -> Scored:
+def scored(store: Store, sweep: str) -> ScoredTrials:
     """Return the sweep's complete trials. Raises SpecError where there is none."""
     name = given_name("--sweep", sweep)
     if name not in declared_sweeps(store):
@@ -487,10 +491,10 @@ def scored(store: Store, sweep: str) -> Scored:
     complete = tuple(replace(trial, parameters={}) for trial in trials if trial.whole(store))
     if not complete:
         raise SpecError(f"--sweep {sweep}: none of its {len(trials)} trials is complete; run it first.")
-    return Scored(trials=complete, missing=len(trials) - len(complete))
+    return ScoredTrials(trials=complete, missing=len(trials) - len(complete))
 
 
-def results_of(parameters: Scored, store: Store) -> tuple[list[TrialResult], str]:
+def results_of(parameters: ScoredTrials, store: Store) -> tuple[list[TrialResult], str]:
     """Return the trials with their scores on the pairs that all of them have, and sentences on how much was read."""
     models, seeds = (
         sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")

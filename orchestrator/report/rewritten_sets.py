@@ -22,7 +22,7 @@ RULES = "rules:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class RewritingRequest:
     """What is rewritten, and who is asked how often."""
 
     split: str = "test"
@@ -47,10 +47,10 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rewriting:
+class RewrittenSet:
     """What a rewritten set depends on: the digest of its rows, and a model's task or the digest of the rules."""
 
-    request: Request
+    request: RewritingRequest
     dataset: str
     into: str
     task: rewriting.Task | None
@@ -59,7 +59,7 @@ class Rewriting:
 
 def write_set(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Write the rewritten pairs, what each is like, and what has no usable rewriting."""
-    parameters: Rewriting = stage.parameters
+    parameters: RewrittenSet = stage.parameters
     request, folder = parameters.request, attempt.directory
     file = f"{clean_name(request.split)}.jsonl"
     rows = read_written_pairs(inputs.store.read("dataset", parameters.dataset) / "pairs.jsonl")
@@ -90,7 +90,7 @@ def write_set(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> 
     write_analysis(attempt, f"{parameters.into} by {request.model}", paragraphs, results=results)
 
 
-def _rewritten(parameters: Rewriting, texts: Sequence[str], inputs: AnalysisInputs) -> rewriting.Outcome:
+def _rewritten(parameters: RewrittenSet, texts: Sequence[str], inputs: AnalysisInputs) -> rewriting.Outcome:
     """Rewrite by rule, or by a model, whose every answer to this prompt is kept: more rows and attempts go on from it."""
     asking, task = parameters.request.asking, parameters.task
     if asking is None or task is None:

@@ -8,13 +8,14 @@ a prompt.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import comb
+from functools import cache
+from math import comb, log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.data.records import Pair
+from trainers.data.records import Message, Pair
 from trainers.evaluate.scores import PairScores
 
 Floats = NDArray[np.float64]
@@ -127,28 +128,28 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
     one of several fixed models. `groups_U` numbers the set of a pair. The variance is that of the trainings' means,
     which a Student-t takes, plus that of pairs, less what both hold, and no less than either; its degrees of freedom are Satterthwaite's (1946).
     """
-    pairs_G = np.bincount(groups_U)
-    factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
-
-    def of_pairs(values_UK: Floats) -> float:
-        """Return the variance of the sum over pairs, added over columns."""
-        centre_GK = np.stack([np.bincount(groups_U, column) / pairs_G for column in values_UK.T], axis=1)
-        return float((factor_U[:, None] * (values_UK - centre_GK[groups_U]) ** 2).sum())
-
     mean_U1 = np.mean([values_UK.mean(axis=1, keepdims=True) for values_UK in strata], axis=0)
-    pair_degrees = max(1, len(groups_U) - len(pairs_G))
-    pairs, trainings = of_pairs(mean_U1), sum(values_UK.shape[1] - 1 for values_UK in strata)
+    pair_degrees = max(1, len(groups_U) - len(np.unique(groups_U)))
+    pairs, trainings = of_pairs(mean_U1, groups_U), sum(values_UK.shape[1] - 1 for values_UK in strata)
     if not trainings:
         return Spread(variance=_sound(pairs), degrees=pair_degrees, trainings=0)
     each = sum(1 / values_UK.shape[1] for values_UK in strata) / len(strata) ** 2 / trainings
     deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
     between = each * sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
-    both = each * sum(map(of_pairs, deviations))
+    both = each * sum(of_pairs(left_UK, groups_U) for left_UK in deviations)
     # Of three means of squares one difference may come out too small: the whole is no less than either part.
     variance = max(between + pairs - both, between, pairs)
     weighed = between**2 / trainings + pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
     degrees = max(variance**2 / weighed if weighed else 0.0, min(trainings, pair_degrees))
     return Spread(variance=_sound(variance), degrees=degrees, trainings=trainings)
+
+
+def of_pairs(values_UK: Floats, groups_U: NDArray[np.int64]) -> float:
+    """Return the variance of the sum over pairs, added over columns."""
+    pairs_G = np.bincount(groups_U)
+    factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
+    centre_GK = np.stack([np.bincount(groups_U, column) / pairs_G for column in values_UK.T], axis=1)
+    return float((factor_U[:, None] * (values_UK - centre_GK[groups_U]) ** 2).sum())
 
 
 def _sound(variance: float) -> float:
@@ -349,34 +350,53 @@ class Candidates:
     quality: Floats
 
 
+Prompt = tuple[Message, ...]
+
+
+def by_response(pairs: Sequence[Pair], scores: PairScores) -> dict[Prompt, dict[str, tuple[float, float]]]:
+    """Return by prompt and response its mean reward, and how often it is chosen; `pairs` are the rows of the split."""
+    prompts: dict[Prompt, dict[str, list[tuple[float, float]]]] = {}
+    for row, chosen, rejected in zip(scores.index.tolist(), scores.chosen, scores.rejected, strict=True):
+        pair = pairs[row]
+        said = prompts.setdefault(pair.prompt, {})
+        said.setdefault(pair.chosen, []).append((chosen, 1.0))
+        said.setdefault(pair.rejected, []).append((rejected, 0.0))
+    # One text is scored once per pair, equal up to rounding.
+    return {
+        prompt: {text: tuple(np.mean(found, axis=0).tolist()) for text, found in said.items()}
+        for prompt, said in prompts.items()
+    }
+
+
 def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[Candidates]:
     """Return the candidates of each prompt, in the order of the scores; `pairs` are the rows of the split."""
-    prompts: dict[object, dict[str, list[tuple[float, float]]]] = {}
-    for row, chosen, rejected in zip(scores.index, scores.chosen, scores.rejected, strict=True):
-        said = prompts.setdefault(pairs[row].prompt, {})
-        said.setdefault(pairs[row].chosen, []).append((chosen, 1.0))
-        said.setdefault(pairs[row].rejected, []).append((rejected, 0.0))
-    # One text is scored once per pair, equal up to rounding.
-    means = [np.array([np.mean(found, axis=0) for found in said.values()]) for said in prompts.values()]
-    return [
-        Candidates(reward=reward_C, quality=quality_C) for reward_C, quality_C in (item.T for item in means)
-    ]
+    both = [np.array([*said.values()]).T for said in by_response(pairs, scores).values()]
+    return [Candidates(reward=reward_C, quality=quality_C) for reward_C, quality_C in both]
 
 
 def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
     """Return the expected quality of the best by reward of n candidates drawn without replacement, 1 ≤ n ≤ C.
 
     Of C(C, n) draws, C(m + t, n) − C(m, n) have their best among t candidates of equal reward above m others; each of
-    the t is then picked as often.
+    the t is then picked as often. The estimator of Nakano et al. (2021) and Gao et al. (2023, arXiv 2210.10760), with ties.
     """
-    every, expected, below = comb(len(reward_C), n), 0.0, 0
-    for value in np.unique(reward_C):
-        here_C = reward_C == value
-        count = int(here_C.sum())
-        share = (comb(below + count, n) - comb(below, n)) / every
-        expected += share * float(quality_C[here_C].mean())
-        below += count
-    return expected
+    _, group_C, count_G = np.unique(reward_C, return_inverse=True, return_counts=True)
+    share_G = np.diff(_share_among(len(reward_C), n)[np.cumsum([0, *count_G])])
+    return float(share_G @ (np.bincount(group_C, quality_C) / count_G))
+
+
+@cache
+def _share_among(candidates: int, n: int) -> Floats:
+    """Return by m, from 0, the share of draws of n of so many candidates that lie among m of them."""
+    return np.array([comb(m, n) / comb(candidates, n) for m in range(candidates + 1)])
+
+
+def best_of_n_kl(n: int) -> float:
+    """Return log n − (n − 1)/n in nats, which the KL divergence of best of n from the policy is at most.
+
+    The two differ where answers repeat or their rewards tie (Beirami et al. 2024, arXiv 2401.01879).
+    """
+    return log(n) - (n - 1) / n
 
 
 def share_within(found: Sequence[Candidates]) -> float:

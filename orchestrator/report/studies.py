@@ -23,7 +23,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.house_style import GREY, legend
 from orchestrator.report.results import (
-    Scored,
+    ScoredTrials,
     TrialResult,
     by_seeds,
     results_of,
@@ -31,15 +31,10 @@ from orchestrator.report.results import (
     seeds_accuracy,
 )
 from orchestrator.report.statistics import (
-    Candidates,
     Floats,
-    best_of,
     by_decile,
-    over_seeds,
     rank_correlation,
     right,
-    share_within,
-    spreads,
 )
 from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec.datasets import pairs_of
@@ -101,7 +96,7 @@ def learned_cells(results: Sequence[TrialResult]) -> Iterator[tuple[dict[str, An
         yield {**names, "seeds": len(trials)}, trials
 
 
-def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[Scored, Mapping[str, Any]]:
+def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[ScoredTrials, Mapping[str, Any]]:
     """Return a model's complete trials on a training set, and the parameters of the first. Raises SpecError without one."""
     complete = scored(store, sweep)
     trials = tuple(item for item in complete.trials if (item.model, item.train_set) == (model, train_set))
@@ -257,42 +252,6 @@ def right_by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
     numbers: dict[Any, int] = {}
     prompt_P = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in asked])
     return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)
-
-
-def best_of_curve(seeds: Sequence[Sequence[Candidates]], drawn: Sequence[int]) -> list[dict[str, Any]]:
-    """By n: expected quality of the pick, over prompts and seeds; what chance and the best pick would have."""
-    rows = []
-    for n in drawn:
-        kept = [number for number, item in enumerate(seeds[0]) if len(item.reward) >= n]
-        if not kept:
-            break
-        picked_SQ = np.array(
-            [[best_of(found[q].reward, found[q].quality, n) for q in kept] for found in seeds]
-        )
-        first = [seeds[0][q] for q in kept]
-        rows.append(
-            {
-                "n": n,
-                "prompts": len(kept),
-                "quality": over_seeds(picked_SQ),
-                "chance": float(np.mean([item.quality.mean() for item in first])),
-                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in first])),
-            }
-        )
-    return rows
-
-
-def variance_within(seeds: Sequence[Sequence[Candidates]]) -> dict[str, Any]:
-    """Return how much of a reward's variance lies within prompts, and whether it picks well where it spreads them."""
-    spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
-    picked_Q = np.mean(
-        [[best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in seeds], axis=0
-    )
-    return {
-        "candidates": float(np.mean([len(item.reward) for item in seeds[0]])),
-        "within": float(np.mean([share_within(found) for found in seeds])),
-        "spread_with_pick": rank_correlation(spread_Q, picked_Q),
-    }
 
 
 # Along a value, of a sweep's own evaluations.

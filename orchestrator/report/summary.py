@@ -18,6 +18,7 @@ from pyarrow import parquet
 from orchestrator.report import published
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Mean, Scope, has, over_sets
+from orchestrator.report.power import power_table
 from orchestrator.report.results import (
     TrialResult,
     TrialState,
@@ -26,6 +27,7 @@ from orchestrator.report.results import (
     sweep_results,
     trial_rows,
 )
+from orchestrator.report.scaling import scaling_table
 from orchestrator.report.statistics import LEVEL, half_width
 from orchestrator.report.tables import MEAN, Table, Value, mean_label, reward_title, table_of
 from orchestrator.store.artifacts import Store
@@ -184,10 +186,13 @@ def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Tabl
 def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     if analysis.others:
         yield differences(analysis)
+        yield power_table(analysis)
         yield win_rates(analysis)
     for metric in METRIC_TITLES:
         yield by_category(analysis, metric)
     yield by_set(analysis)
+    if (scaling := scaling_table(analysis)).rows:
+        yield scaling
     if any(item.scores.suite for result in analysis.results for item in result.final):
         yield suites(analysis)
     yield calibrations(analysis)
@@ -437,7 +442,7 @@ def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
         ),
         table_of(
             FINDINGS,
-            [found.row for found in audit.findings],
+            audit.findings,
             name="audit_findings",
             title="Findings",
             note="The worst first.",

@@ -31,7 +31,7 @@ from trainers.storage import Location, disk_named, replace
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
 _ROWS_MEANT = (
     *("augmentation", "selection", "columns", "group_by"),
-    *("test_share", "split_seed", "skip_bad_rows", "ratings"),
+    *("test_share", "split_seed", "skip_bad_rows", "ratings", "ties"),
 )
 
 
@@ -113,6 +113,7 @@ class DatasetReader:
                 digest=digest.hexdigest(),
                 rows=digest.rows,
                 without_margin=digest.without_margin,
+                without_rewriting=digest.without_rewriting,
             )
             if left_out:
                 self.left_out[spec.name, split] = left_out
@@ -148,6 +149,7 @@ class DatasetReader:
                     digest=known["digest"],
                     rows=known["rows"],
                     without_margin=known.get("without_margin", known["rows"]),
+                    without_rewriting=known.get("without_rewriting", known["rows"]),
                 ),
                 chosen=frozenset(known["chosen"]),
                 originals=frozenset(known["originals"]),
@@ -165,6 +167,7 @@ class DatasetReader:
             "digest": found.split.digest,
             "rows": found.split.rows,
             "without_margin": found.split.without_margin,
+            "without_rewriting": found.split.without_rewriting,
             "chosen": sorted(found.chosen),
             "originals": sorted(found.originals),
         }
@@ -206,9 +209,9 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
     """Read the rows of a split from the store; no rows where it lacks them, or where they are damaged."""
     try:
-        if not store.complete("dataset", digest):
-            return ()
-        return read_written_pairs(store.read_file("dataset", digest, "pairs.jsonl"))
+        # Of answers the digest is the key of the stage that drew them.
+        kind = next((kind for kind in ("dataset", "sample") if store.complete(kind, digest)), None)
+        return read_written_pairs(store.read_file(kind, digest, "pairs.jsonl")) if kind else ()
     except StorageError:
         return ()
 
@@ -257,12 +260,17 @@ class ReadingOptions:
     """Leave out, count and list the rows of one's own sets that cannot be read."""
     ratings: Ratings = "all"
     """Of several rated answers, pair each with all that are rated lower, or the best alone."""
+    ties: bool = False
+    """Train on answers that are rated alike, too: the loss of such a pair is that of a label of ½."""
 
 
 def read_as(
-    train_sets: Sequence[DatasetSpec], eval_sets: Sequence[DatasetSpec], options: ReadingOptions
+    train_sets: Sequence[DatasetSpec],
+    eval_sets: Sequence[DatasetSpec],
+    options: ReadingOptions,
+    suites: Sequence[str] = (),
 ) -> tuple[tuple[DatasetSpec, ...], tuple[DatasetSpec, ...]]:
-    """Apply the flags to one's own sets; those of the catalog stay as they are. Raises SpecError.
+    """Apply the flags to one's own sets; those of the catalog stay as they are, and `suites` skip bad rows. Raises SpecError.
 
     A division concerns what is trained on; a set that is only evaluated is evaluated whole, unless it is named.
     """
@@ -272,7 +280,14 @@ def read_as(
         for spec in (*eval_sets, *trained)
         if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED))
     }
-    flags = ("columns", "test_share", "group_by", "split_seed", "skip_bad_rows")
+    flags = (
+        "columns",
+        "test_share",
+        "group_by",
+        "split_seed",
+        "ties",
+        *([] if suites else ["skip_bad_rows"]),
+    )
     given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
     given += ["--ratings"] if options.ratings != "all" else []
     if given and not own:
@@ -317,6 +332,7 @@ def read_as(
             split_seed=options.split_seed,
             skip_bad_rows=options.skip_bad_rows,
             ratings=options.ratings,
+            ties=options.ties,
         )
 
     return tuple(map(read, train_sets)), tuple(map(read, eval_sets))

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.spec.datasets import DatasetReader
-from orchestrator.spec.models import REVISION_LOCK, architecture_of, identify_model
-from orchestrator.spec.stages import Split, TrialPlan, plan_trial
+from orchestrator.spec.models import REVISION_LOCK, architecture_of, ending_tokens, identify_model
+from orchestrator.spec.stages import SampleStage, Split, TrialPlan, plan_trial
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Category
 from trainers.errors import DataError, ModelError, SpecError, SweepError
-from trainers.models.architecture import LINEAR_LAYERS
 from trainers.specs import DatasetSpec
 
 Named = TypeVar("Named")
@@ -41,20 +40,22 @@ def resolve(
     """
     trials = sweep.trials
     reader = DatasetReader(store, fetch=fetch)
+    asked = {trial.answers for trial in trials if trial.answers}
+    others = {model for item in asked for model in (item.policy, item.gold) if model}
     models = _all(
-        {trial.model for trial in trials},
+        {trial.model for trial in trials} | others,
         lambda model: identify_model(model, store, lock=lock, fetch=fetch),
         ModelError,
     )
     train_sets = {trial.train_set for trial in trials}
     eval_sets = {dataset for trial in trials for dataset in trial.eval_sets}
     wanted = {(dataset, dataset.train_split) for dataset in train_sets}
-    wanted |= {(dataset, dataset.test_split) for dataset in eval_sets}
+    wanted |= {(dataset, dataset.test_split) for dataset in eval_sets | {item.prompts for item in asked}}
     splits = _all(wanted, lambda item: reader.split(*item), DataError)
     train_splits = {dataset: splits[dataset, dataset.train_split] for dataset in train_sets}
     eval_splits = {dataset: splits[dataset, dataset.test_split] for dataset in eval_sets}
     _require_distinct_names(sweep)
-    _require_layers(trials)
+    _require_layers(trials, fetch=fetch)
     overrides = {(train, evaluated): category for train, evaluated, category in sweep.categories}
     if not allow_overlap:
         _refuse_training_rows(
@@ -72,12 +73,27 @@ def resolve(
         for train in train_sets
         for evaluated in eval_sets
     }
+
+    def sample(trial: TrialSpec) -> SampleStage | None:
+        if trial.answers is None:
+            return None
+        return SampleStage(
+            base=models[trial.answers.policy],
+            prompts=splits[trial.answers.prompts, trial.answers.prompts.test_split],
+            draw=replace(trial.eval_draw, max_pairs=trial.answers.max_prompts),
+            sampling=trial.answers.sampling,
+            ends=ends[trial.answers.policy],
+        )
+
+    ends = _all({item.policy for item in asked}, lambda model: ending_tokens(models[model]), ModelError)
     plans = tuple(
         plan_trial(
             trial,
             models[trial.model],
             train_splits[trial.train_set],
             [eval_splits[item] for item in trial.eval_sets],
+            sample(trial),
+            models[trial.answers.gold] if trial.answers and trial.answers.gold else None,
         )
         for trial in trials
     )
@@ -111,16 +127,12 @@ def _require_distinct_names(sweep: Sweep) -> None:
             )
 
 
-def _require_layers(trials: Sequence[TrialSpec]) -> None:
-    """Refuse names of layers for an adapter that a model of a known family has not."""
-    for model, targets in {(trial.model, trial.lora.targets): None for trial in trials if trial.lora}:
-        shapes = None if model.trust.trust_remote_code else architecture_of(model)
-        layers = LINEAR_LAYERS.get(shapes.family, targets) if shapes else targets
-        if unknown := [name for name in targets if name not in layers]:
-            raise SpecError(
-                f"model {model.name} has no linear layers called {', '.join(unknown)}; "
-                f"name some of --lora-targets {' '.join(layers)}."
-            )
+def _require_layers(trials: Sequence[TrialSpec], *, fetch: bool) -> None:
+    """Refuse an adapter on layers that a model has not, as far as that can be told without its code."""
+    for model, lora in {(trial.model, trial.lora): None for trial in trials if trial.lora}:
+        ask = not model.trust.trust_remote_code and (fetch or Path(model.source).exists())
+        if shapes := architecture_of(model, ask=ask):
+            lora.require_layers(f"model {model.name}", shapes.linear_layers)
 
 
 def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:
@@ -173,6 +185,6 @@ def _same_source(left: str, right: str) -> bool:
 def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
     """The trials of which something is left to compute."""
     keys = [plan.key for plan in plans]
-    evaluations = [item.key for plan in plans for item in plan.evaluations]
+    evaluations = [item.key for plan in plans for item in plan.scored]
     store.look(train=keys, weights=keys, evaluate=evaluations)
     return tuple(plan for plan in plans if not plan.complete(store))

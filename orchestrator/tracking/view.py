@@ -69,7 +69,7 @@ _SETTINGS = {
 Rows = Sequence[Mapping[str, Any]]
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """One value of a metric; `time` is a Unix time in milliseconds."""
 
     name: str
@@ -78,15 +78,15 @@ class Point(NamedTuple):
     step: int
 
 
-def final_points(result: TrialResult) -> list[Point]:
+def final_points(result: TrialResult) -> list[MetricPoint]:
     """Return the metrics of a trial besides its curves, at most MOST_KEYS with those; none that is not finite."""
     return [point for point in _points(result) if math.isfinite(point.value)]
 
 
-def _points(result: TrialResult) -> Iterator[Point]:
+def _points(result: TrialResult) -> Iterator[MetricPoint]:
     for name in PERFORMANCE:
         if name in result.perf:
-            yield Point(f"perf/{name}", result.perf[name], _milliseconds(result.trained_at), 0)
+            yield MetricPoint(f"perf/{name}", result.perf[name], _milliseconds(result.trained_at), 0)
     other = len(CURVES) + len(PERFORMANCE) + len(CATEGORIES)
     sets = {item.dataset for item in result.record.evaluations}
     each = max(1, (MOST_KEYS - other) // max(1, len(sets)))
@@ -99,10 +99,10 @@ def _points(result: TrialResult) -> Iterator[Point]:
         for name in (["accuracy", *suite] if suite else EVALUATION_METRICS)[:each]:
             if name in item.metrics:
                 key = f"eval/{_part(item.dataset)}/{name.replace(' ', '_')}"
-                yield Point(key, item.metrics[name], _milliseconds(item.finished), step)
+                yield MetricPoint(key, item.metrics[name], _milliseconds(item.finished), step)
     for category, accuracy in result.category_accuracy().items():
         finished = max(item.finished for item in result.final if item.category == category)
-        yield Point(_category_metric(category), accuracy, _milliseconds(finished), 0)
+        yield MetricPoint(_category_metric(category), accuracy, _milliseconds(finished), 0)
 
 
 def _part(name: str) -> str:
@@ -114,7 +114,7 @@ def _category_metric(category: str) -> str:
     return f"category/{category.replace(' ', '-')}/accuracy"
 
 
-def _summary_points(trials: Path, time: int) -> list[Point]:
+def _summary_points(trials: Path, time: int) -> list[MetricPoint]:
     """Return the metrics of a whole sweep: how many trials are complete, and the mean accuracies of each reward type, of what learned."""
     if not trials.is_file():
         return []
@@ -124,13 +124,13 @@ def _summary_points(trials: Path, time: int) -> list[Point]:
     last = rows[rows.learned & rows.evaluated & (rows.epoch.isna() | (rows.epoch == rows.epochs))]
     for (reward, category), accuracy in last.groupby(["reward", "category"]).accuracy.mean().items():
         values[f"{_category_metric(category)}/{_part(reward)}"] = accuracy
-    return [Point(name, float(value), time, 0) for name, value in values.items()]
+    return [MetricPoint(name, float(value), time, 0) for name, value in values.items()]
 
 
-def _curve_points(row: Mapping[str, Any]) -> Iterator[Point]:
+def _curve_points(row: Mapping[str, Any]) -> Iterator[MetricPoint]:
     for name in CURVES:
         if math.isfinite(row[name]):
-            yield Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
+            yield MetricPoint(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
 
 
 def _view_states(sweep: str) -> dict[str, str]:
@@ -369,9 +369,9 @@ class View:
             parquet.write_table(all_scores(result, self._store), Path(folder) / _SCORES)
             self._client.log_artifacts(run.info.run_id, folder)
 
-    def _curve(self, run: Any, rows: Rows) -> list[Point]:
+    def _curve(self, run: Any, rows: Rows) -> list[MetricPoint]:
         """Return the points of the rows whose steps the run lacks; each is returned once."""
-        id, points = run.info.run_id, list[Point]()
+        id, points = run.info.run_id, list[MetricPoint]()
         if rows and id not in self._steps:
             # A step that a resumed training has done again, at another time, is in the curve already.
             shown = "train/loss" in run.data.metrics
@@ -410,7 +410,7 @@ class View:
     def _log_batch(
         self,
         run: Any,
-        points: Sequence[Point],
+        points: Sequence[MetricPoint],
         parameters: Mapping[str, str],
         tags: Mapping[str, str],
         model: str | None = None,

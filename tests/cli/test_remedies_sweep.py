@@ -3,7 +3,7 @@
 from orchestrator.cli.options import Options
 from orchestrator.cli.session import select
 from orchestrator.store.artifacts import Store
-from sweeps.remedies import PROFILES, REWARDS, TINY_LENGTH, USUAL_LENGTH, remedies
+from sweeps.remedies import CONSISTENCY, PROFILES, REWARDS, TINY_LENGTH, USUAL_LENGTH, remedies
 from tests.conftest import save_tiny_llama
 from tests.sweep_runs import SMALL, run_sweep, trial_rows
 from trainers.models.tiny import build_tokenizer
@@ -14,7 +14,8 @@ def test_every_remedy_is_trained_and_evaluated(tmp_path):
     words = ("--models", str(tmp_path / "tiny"), *SMALL, "--beta", "0.01")
     assert run_sweep("remedies", remedies, PROFILES, tmp_path / "store", *words) == 0
     rows = trial_rows(tmp_path / "store", "remedies")
-    assert {row["reward"] for row in rows if row["evaluated"]} == {*REWARDS}
+    consistent = {f"{kind}_consistency={value:g}" for kind, value in CONSISTENCY.items()}
+    assert {row["reward"] for row in rows if row["evaluated"]} == {*REWARDS, *consistent}
     (key,) = {row["key"] for row in rows if row["reward"] == "im_rm_length_normalised"}
     card = (Store(tmp_path / "store").read("weights", key) / "model" / "README.md").read_text()
     assert USUAL_LENGTH > TINY_LENGTH

@@ -78,6 +78,8 @@ SPECS = {
         RewardSpec(kind="im_rm_length_normalised", beta=2.0),
         RewardSpec(kind="im_rm_length_normalised", beta=2.0, reference=False),
         RewardSpec(kind="im_rm_logits", beta=0.1),
+        RewardSpec(kind="im_rm_hybrid", beta=0.1),
+        RewardSpec(kind="im_rm_hybrid", beta=0.1, reference=False),
         RewardSpec(kind="ex_grm"),
     )
 }
@@ -117,7 +119,7 @@ def save_architecture(name: str, folder: Path, seed: int = 0, vocab_size: int = 
 
 def load_untrained(folder: Path, output: str, precision: str = "fp32") -> Any:
     """The model as rmsweep loads it, its head drawn from seed 0."""
-    head_seed = 0 if output == "head" else None
+    head_seed = None if output == "unembedding" else 0
     return load_model(
         str(folder), tokenizer=small_tokenizer(), output=output, precision=precision, head_seed=head_seed
     )
@@ -127,7 +129,7 @@ def load_untrained(folder: Path, output: str, precision: str = "fp32") -> Any:
 def load_architecture(folder: Path, output: str) -> Any:
     """The same in fp32 with a larger head, shared between tests: copy it to change it."""
     model = load_untrained(folder, output)
-    if output == "head":
+    if output != "unembedding":
         # So that rewards differ visibly.
         model.score.weight.data *= 20
     return model

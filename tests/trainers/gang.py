@@ -63,17 +63,23 @@ class Job:
     partitions_all: bool = False
     lora: dict[str, Any] | None = None
     loss: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ties: bool = False
     merge: bool = False
 
 
-def pairs_for(model: Path, count: int) -> list[TokenPair]:
-    """Pairs of the tiny world, their lengths 10:1, so that ranks have uneven work."""
+def pairs_for(model: Path, count: int, *, ties: bool = False) -> list[TokenPair]:
+    """Pairs of the tiny world with rewritings, their lengths 10:1, so that ranks have uneven work; every third may be a tie."""
     tokenizer = load_tokenizer(str(model))
-    rows = (worlds.tiny_pairs("train") * 2)[:count]
+    rows = (worlds.pairs_with_rewording("train") * 2)[:count]
     pairs, _ = tokenize_pairs(rows, tokenizer, DrawSpec())
+
+    def longer(pair: TokenPair, n: int, **more: Any) -> TokenPair:
+        return dataclasses.replace(pair, prompt=pair.prompt * (1 + 9 * (n % 2)), margin=n % 5 / 2, **more)
+
     return [
-        dataclasses.replace(pair, prompt=pair.prompt * (1 + 9 * (n % 2)), margin=n % 5 / 2)
+        longer(pair, n, rewriting=longer(pair.rewriting, n), tie=ties and n % 3 == 1)
         for n, pair in enumerate(pairs)
+        if pair.rewriting
     ]
 
 
@@ -144,7 +150,7 @@ def _run_all(jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def _run(job: Job, report: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
-    pairs = pairs_for(Path(job.model), job.pairs)
+    pairs = pairs_for(Path(job.model), job.pairs, ties=job.ties)
     reward = RewardSpec(**job.reward)
     inputs = TrainInputs(
         name="tiny",

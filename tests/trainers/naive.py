@@ -92,6 +92,9 @@ def _reward(
 ) -> Tensor:
     if spec.kind == "im_rm_logits":
         return spec.beta * logits(model, pair.prompt, response).sum()
+    if spec.kind == "im_rm_hybrid":
+        kinds = RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=spec.beta, reference=spec.reference)
+        return sum(_reward(model, kind, pair, response, reference) for kind in kinds)
     if spec.kind.startswith("im_rm"):
         log_ratio = log_prob_sum(model, pair.prompt, response) - (reference if spec.reference else 0)
         return spec.beta * log_ratio / (1 if spec.kind == "im_rm" else len(response))

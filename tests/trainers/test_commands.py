@@ -20,6 +20,7 @@ from trainers.errors import ModelError, SpecError, SweepError
 from trainers.evaluate.__main__ import Evaluate, run_evaluate, use_device
 from trainers.evaluate.metrics import ensemble
 from trainers.evaluate.scores import read_pair_scores
+from trainers.models.loading import load_model
 from trainers.specs import OptimSpec
 from trainers.train import __main__ as training
 
@@ -282,6 +283,22 @@ def test_a_classifier_of_several_labels_is_refused_by_name(tiny_model, tmp_path)
     words = {"model": (str(folder),), "reward": "ex_rm", "data": "tiny_world"}
     with pytest.raises(SweepError, match=r"labels is no reward model: .* \(num_labels > 1\)"):
         run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet"))
+
+
+def test_a_head_of_another_name_is_the_head(tiny_model, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    head = weights.pop("score.weight")
+    for name in ("v_head.summary.weight", "value_head.weight", "head.weight"):
+        save_file({**weights, name: head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        options = {"tokenizer": tokenizer, "output": "head", "precision": "fp32"}
+        if name == "head.weight":
+            with pytest.raises(ModelError, match=r"It has head\.weight, a head of another kind"):
+                load_model(str(tmp_path), **options)
+        else:
+            assert torch.equal(load_model(str(tmp_path), **options).score.weight, head)
 
 
 @pytest.mark.parametrize("reward", ["im_rm", "im_rm_no_reference"])

@@ -78,6 +78,9 @@ def test_show_prints_pairs_as_a_model_reads_them(say, tmp_path):
     assert out.count("[prompt, 1 tokens] why?") == 1
     assert "[prompt, 2 tokens] Be·why?" in out
     assert say(*words, "--template", template, "--system", "refuse")[0] == 2
+    rows(file, {**GOOD, "rejected": "idea </think> no idea"})
+    _, out, _ = say(*words, "--reasoning", "keep")
+    assert "[rejected, 4 tokens, the first 2 not scored] idea·<unk>·no·idea" in out
 
 
 def test_show_says_what_a_store_remembers_of_a_source(say, tmp_path):
@@ -224,7 +227,8 @@ def test_prepare_says_what_bad_rows_and_a_division_leave(say, tmp_path):
     assert code == 0
     record = json.loads((tmp_path / "out" / "prepared.json").read_text())["splits"]
     for split in ("train", "test"):
-        assert f"31 rows → 30 readable → {record[split]['rows']} in the {split} split" in printed
+        left = f"→ 30 readable → {record[split]['rows']} in the {split} split"
+        assert f"31 rows, read as prompt, chosen and rejected {left}" in printed
     assert "→" not in say("prepare", "tiny_world", "--out", tmp_path / "tiny")[1]
 
 

@@ -15,6 +15,7 @@ from tests.trainers.gang import Job
 from trainers.errors import ModelError, SpecError
 from trainers.evaluate.scoring import score_pairs
 from trainers.models.adapters import add_adapter
+from trainers.models.architecture import build
 from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import epoch_order, steps_of_epoch
@@ -269,7 +270,8 @@ def test_what_peft_would_put_on_experts_or_refuses_is_told(tmp_path):
     experts, state = (tmp_path / name for name in ("experts", "state"))
     save_architecture("deepseek_v3", experts)
     names = adapted(load_untrained(experts, "unembedding"))
-    assert names
+    # Before a training they are told from a model without weights.
+    assert {name.rpartition(".")[2] for name in names} == {*build(str(experts)).linear_layers}
     assert not [name for name in names if "mlp" in name]
     config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=64)
     AutoModelForCausalLM.from_config(config).save_pretrained(state)
@@ -278,6 +280,17 @@ def test_what_peft_would_put_on_experts_or_refuses_is_told(tmp_path):
     ):
         adapted(load_untrained(state, "unembedding"))
     assert adapted(load_untrained(state, "head"), targets=("in_proj",)) == {"backbone.layers.0.mixer.in_proj"}
+
+
+def test_an_adapter_that_would_have_to_hold_rows_for_markers_is_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "bare")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.chat_template = None
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    assert len(load_tokenizer(str(folder))) > len(tokenizer)
+    with pytest.raises(ModelError, match=r"no rows for the markers .* train it without --lora-rank"):
+        load(folder, "ex_rm", head_seed=0, lora=LORA)
 
 
 def test_an_adapter_beside_frozen_parts_is_refused():

@@ -77,6 +77,7 @@ def test_nothing_within_the_limit_is_an_error(tokenizer):
 
 def test_tokens_survive_their_file(tokenizer, tmp_path):
     tokens, _ = tokenize_pairs(worlds.tiny_pairs("test"), tokenizer, DrawSpec())
+    tokens[1] = dataclasses.replace(tokens[1], unscored=[1, 0])
     write_tokens(tokens, tmp_path / "pairs.arrow")
     found = read_tokens(tmp_path / "pairs.arrow")
     assert list(found) == tokens
@@ -99,9 +100,14 @@ def parts_of(batch, count):
 @pytest.mark.parametrize("layout", ["packed", "rows"])
 def test_a_micro_batch_knows_its_response_tokens_and_what_comes_before_them(tokenizer, layout):
     tokens, _ = tokenize_pairs(worlds.tiny_pairs("test")[:3], tokenizer, DrawSpec())
+    tokens[1] = dataclasses.replace(tokens[1], unscored=[2, 1])
     batch = collate(tokens, layout=layout, pad_id=0)
-    halves = [(pair.prompt, pair.chosen) for pair in tokens] + [
-        (pair.prompt, pair.rejected) for pair in tokens
+    sides = [(pair, side) for side in (0, 1) for pair in tokens]
+    # What is not scored stands before the response, as a prompt of its own would.
+    halves = [
+        (pair.prompt + whole[: pair.unscored[side]], pair.scored[side])
+        for pair, side in sides
+        for whole in [(pair.chosen, pair.rejected)[side]]
     ]
     found = list(parts_of(batch, len(halves)))
     assert found == [([prompt[-1], *response[:-1]], response) for prompt, response in halves]

@@ -1,6 +1,7 @@
 """A trained model is an ordinary Hugging Face folder that gives the trained rewards, however it was trained and is read."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -184,8 +185,13 @@ def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not(tmp_path):
     assert "--reward ex_rm_mean" in card
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("kind", ["ex_rm", "im_rm_no_reference", "im_rm_logits"])
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        *itertools.product(("ex_rm", "im_rm_no_reference", "im_rm_logits"), (False, True)),
+        ("im_rm_hybrid_no_reference", False),
+    ],
+)
 def test_the_code_of_a_card_gives_the_reward(tiny_model, tmp_path, monkeypatch, kind, adapter):
     reward = reward_variants(0.5)[kind]
     pair = Pair(prompt=user_prompt("What is 2 + 2?"), chosen="4", rejected="5")
@@ -212,6 +218,10 @@ def test_the_code_of_a_card_gives_the_reward(tiny_model, tmp_path, monkeypatch, 
     expected, _ = score_pairs(RewardModule(model, reward), pairs, reference=None, report=lambda row: None)
     reads = "logits" if kind == "im_rm_logits" else "log_probs"
     found = said["reward"] if kind == "ex_rm" else 0.5 * said[reads].sum().item()
+    if kind == "im_rm_hybrid_no_reference":
+        classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        with torch.no_grad():
+            found += classifier(input_ids=said["ids"]).logits.item()
     assert found == pytest.approx(expected[0], abs=1e-5)
     if kind == "ex_rm" and not adapter:
         assert said["model"].config.id2label == {0: "reward"}

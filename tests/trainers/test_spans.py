@@ -131,6 +131,31 @@ def test_reasoning_is_dropped_where_the_flag_says_so(name, pair):
     assert found == (PROMPT + start, answer.replace("It is.", "Yes."), answer.replace("It is.", "No idea."))
 
 
+@pytest.mark.parametrize("name", [name for name in LIKE if name not in ("r1-distill", "deepseek-v3")])
+def test_reasoning_that_is_kept_is_read_and_the_answer_alone_is_scored(name):
+    field = "thinking" if name == "gpt-oss" else "reasoning_content"
+    turn = Message("assistant", "Yes.", json.dumps({field: "Yes."}))
+    tokenizer = tokenizer_of(LIKE[name])
+    tokenizer.add_tokens(["<think>", "</think>"])
+    for pair in (pair_of(ASKED, chosen_turns=(turn,)), pair_of(ASKED, chosen="<think>Yes.</think>\n\nYes.")):
+        (kept,), _ = tokenize_pairs([pair], tokenizer, DrawSpec(reasoning="keep"))
+        (scored,), _ = tokenize_pairs([pair], tokenizer, DrawSpec())
+        assert (kept.prompt, kept.chosen, kept.rejected) == (scored.prompt, scored.chosen, scored.rejected)
+        end = PLAIN[name][1].partition("It is.")[2]
+        assert [tokenizer.decode(ids) for ids in kept.scored] == [f"Yes.{end}", f"No idea.{end}"]
+        assert scored.scored == (scored.chosen, scored.rejected)
+
+
+def test_reasoning_between_calls_of_tools_cannot_be_kept():
+    looks = Message("tool", "20 C")
+    pair = pair_of(ASKED, chosen_turns=(reasoning("Hm.", "I look."), looks, reasoning("So.", "Yes.")))
+    with pytest.raises(
+        DataError, match=r"row 0: a response thinks again after its first turn.*score or drop"
+    ):
+        spans("qwen3", pair, reasoning="keep")
+    assert spans("qwen3", pair, reasoning="drop")
+
+
 def test_reasoning_that_a_template_leaves_out_names_the_flag():
     with pytest.raises(DataError, match=r"row 0: .*leaves out or moves .*--reasoning drop"):
         spans("r1-distill", pair_of(ASKED, chosen="<think>Hm.</think>Yes."))

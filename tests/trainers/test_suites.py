@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from trainers.data.records import Pair
+from tests.trainers.command_line import said
+from trainers.data.records import Pair, content_digest
 from trainers.data.sources import dataset_spec, iter_pairs, read_pairs
 from trainers.errors import DataError, SpecError
 from trainers.evaluate.suites import SUITES, suite_numbers
@@ -149,7 +150,8 @@ def ppe_correctness_rows() -> list[dict]:
             "question_id": f"q{n}",
             "prompt": f"q {n}",
             "scores": [True, False] * 16,
-            "sampled_conflict_pairs": [[0, 1], [3, 2], [4, 1]],
+            # Drawn with replacement: one may stand there twice, and counts twice.
+            "sampled_conflict_pairs": [[0, 1], [3, 2], [4, 1], [3, 2]],
             **{f"response_{k + 1}": answer for k, answer in enumerate(answers("k", 32))},
         }
         for n in range(6)
@@ -332,10 +334,13 @@ def own_ppe_human(rows, judge) -> dict[str, float]:
 
 
 def own_ppe_correctness(rows, judge) -> dict[str, float]:
+    """Each drawn pair is a record whose truth is that the first answer has the higher score (PPE, benchmarks/base.py)."""
     right = [
-        judge(row[f"response_{better + 1}"]) > judge(row[f"response_{worse + 1}"])
+        (judge(row[f"response_{first + 1}"]) - judge(row[f"response_{second + 1}"]))
+        * (1 if row["scores"][first] > row["scores"][second] else -1)
+        > 0
         for row in rows
-        for better, worse in ((0, 1), (2, 3), (4, 1))
+        for first, second in row["sampled_conflict_pairs"]
     ]
     return {"score": sum(right) / len(right)}
 
@@ -432,6 +437,15 @@ def test_a_copy_without_a_subset_or_a_column_says_what_is_missing(tmp_path):
         read_pairs(dataset_spec(f"rewardbench2={tmp_path}"), "train")
     with pytest.raises((DataError, SpecError), match="nowhere: there is no such file or folder"):
         dataset_spec("rm_bench=nowhere")
+
+
+def test_a_prepared_suite_is_the_same_suite(tmp_path, capsys):
+    rows, judge = rm_bench_rows(), Judge(False)
+    source = copy_of("rm_bench", rows, tmp_path)
+    assert said(("prepare", source, "--out", tmp_path / "out"), capsys)[0] == 0
+    pairs = read_pairs(dataset_spec(str(tmp_path / "out")), "test")
+    assert content_digest(pairs) == content_digest(read_pairs(dataset_spec(source), "test"))
+    assert numbers_of(pairs, judge)["score"] == pytest.approx(own_rm_bench(rows, judge)["score"])
 
 
 def test_the_languages_of_a_clone_are_read_from_its_config_folders(tmp_path):

@@ -48,7 +48,8 @@ from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec, given_name
 from trainers.storage import disk_named, replace
 
 Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
-_ROLES: tuple[Role, ...] = ("train", "eval")
+# What a set is for, and the split that is for it.
+_ROLES: dict[Role, str] = {"train": "train", "eval": "test"}
 _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
 
 
@@ -163,8 +164,9 @@ def _as_tokens(show: Show, model: str, pairs: Sequence[Pair]) -> Iterator[str]:
     for tokens in tokenize_pairs(pairs, tokenizer, draw)[0] if pairs else ():
         parts = (("prompt", tokens.prompt), ("chosen", tokens.chosen), ("rejected", tokens.rejected))
         yield "\n".join(
-            f"[{what}, {len(ids)} tokens] {'·'.join(tokenizer.decode([token]) for token in ids)}"
-            for what, ids in parts
+            f"[{what}, {len(ids)} tokens{f', the first {kept} not scored' if kept else ''}] "
+            + "·".join(tokenizer.decode([token]) for token in ids)
+            for (what, ids), kept in zip(parts, (0, *tokens.unscored), strict=True)
         )
 
 
@@ -331,18 +333,13 @@ def _roles(spec: DatasetSpec) -> tuple[Role, ...]:
         return ("eval",)
     splits = splits_of(spec)
     # Reading the test split that is missing too says what was expected.
-    return tuple(role for role in _ROLES if _split(spec, role) in splits) or ("eval",)
-
-
-def _split(spec: DatasetSpec, role: Role) -> str:
-    return spec.train_split if role == "train" else spec.test_split
+    return tuple(role for role, own in _ROLES.items() if own_split(spec, own) in splits) or ("eval",)
 
 
 def _audit_set(name: str, spec: DatasetSpec, role: Role) -> AuditSet:
     unreadable: list[str] = []
-    pairs = read_pairs(spec, _split(spec, role), unreadable)
-    own = "train" if role == "train" else "test"
-    return AuditSet(name=f"{name}/{own}", role=role, pairs=pairs, unreadable=unreadable)
+    pairs = read_pairs(spec, own_split(spec, _ROLES[role]), unreadable)
+    return AuditSet(name=f"{name}/{_ROLES[role]}", role=role, pairs=pairs, unreadable=unreadable)
 
 
 def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
@@ -365,7 +362,7 @@ def _print_audit(audited: Audit, out: Path) -> None:
     colours = {"error": "red", "warn": "yellow"}
     for title, names, rows in (
         ("sets", SETS, [(set_row(item), "") for item in audited.sets]),
-        ("findings", FINDINGS, [(item.row, colours.get(item.severity, "")) for item in audited.findings]),
+        ("findings", FINDINGS, [(item, colours.get(item.severity, "")) for item in audited.findings]),
     ):
         table = Table(title=title, title_justify="left", show_lines=title == "findings")
         for number, name in enumerate(names):

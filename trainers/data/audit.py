@@ -14,7 +14,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -288,8 +288,7 @@ def originals(
 # What sets hold and share → findings.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """One fault of the data: what was found, where, how much of it, and what it would do to a result."""
 
     severity: Severity
@@ -297,11 +296,6 @@ class Finding:
     where: str
     number: str
     effect: str
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        """The finding as a row of FINDINGS."""
-        return self.severity, self.what, self.where, self.number, self.effect
 
     @property
     def said(self) -> str:
@@ -327,7 +321,7 @@ class Audit:
     def as_json(self) -> dict[str, Any]:
         """Return plain values, as audit.json holds them."""
         return {
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "findings": [finding._asdict() for finding in self.findings],
             "sets": [dataclasses.asdict(item) for item in self.sets],
             "between": [dataclasses.asdict(item) for item in self.between],
         }
@@ -361,7 +355,7 @@ _Said = Iterator[tuple[Severity, str, str, str]]
 
 def _findings(where: str, found: _Said) -> Iterator[Finding]:
     for severity, what, number, effect in found:
-        yield Finding(severity=severity, what=what, where=where, number=number, effect=effect)
+        yield Finding(severity, what, where, number, effect)
 
 
 def overlap_findings(found: Overlap) -> Iterator[Finding]:

@@ -47,8 +47,6 @@ class Located(NamedTuple):
         return self.row
 
 
-# Says what is wrong with the names of a file's columns, or None.
-Complaint = Callable[[Sequence[str]], Union[str, None]]
 # None is a blank line, which counts as a row and is none.
 _Rows = Iterator[Union[Row, Fault, None]]
 
@@ -65,8 +63,8 @@ def file_stem(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
-def file_rows(file: Path, complaint: Complaint = lambda names: None) -> Iterator[Located]:
-    """Yield the rows of one file. Raises DataError where it cannot be read or its columns give a `complaint`."""
+def file_rows(file: Path) -> Iterator[Located]:
+    """Yield the rows of one file. Raises DataError where it cannot be read, or has two columns of one name."""
     import pyarrow as pa
 
     ending = file_ending(file)
@@ -75,9 +73,8 @@ def file_rows(file: Path, complaint: Complaint = lambda names: None) -> Iterator
     kind = ending.split(".")[1]
 
     def require(names: Sequence[str]) -> None:
-        twice = sorted({name for name in names if list(names).count(name) > 1})
-        if said := f"column {twice[0]!r} stands twice; keep one." if twice else complaint(names):
-            raise DataError(f"{file}: {said}")
+        if twice := sorted({name for name in names if list(names).count(name) > 1}):
+            raise DataError(f"{file}: column {twice[0]!r} stands twice; keep one.")
 
     name, number = str(file), -1
     try:
@@ -93,16 +90,17 @@ def file_rows(file: Path, complaint: Complaint = lambda names: None) -> Iterator
 def split_files(path: Path, split: str) -> list[Path]:
     """Return the files of a split: one, or shards of one kind. Raises DataError where several kinds may be meant."""
     found: dict[Any, list[Path]] = {}
-    for folder in (path / split, *([path] if split == "train" else [])):
-        if (state := folder / "state.json").is_file():
+    # A folder of its own, which datasets or Spark wrote. Copies of a hub data set keep their files in data/.
+    own = [(path / split, ""), *([(path, "part")] if split == "train" else [])]
+    for place, name in (*own, (path, split), (path / "data", split)):
+        if (state := place / "state.json").is_file() and (place, name) in own:
             found[state] = [state]
-    # Copies of a hub data set keep their files in data/.
-    for place in (path, path / "data"):
+            continue
         for file in sorted(place.iterdir()) if place.is_dir() else ():
             ending = file_ending(file)
             stem = file.name[: -len(ending)] if ending else ""
-            if stem == split or stem.startswith(f"{split}-"):
-                found.setdefault((place, ending, stem == split), []).append(file)
+            if stem and (not name or stem == name or stem.startswith(f"{name}-")):
+                found.setdefault((place, ending, stem == name), []).append(file)
     if len(found) > 1:
         first = ", ".join(str(files[0].relative_to(path)) for files in found.values())
         raise DataError(f"{path} holds the {split} split more than once ({first}): which is meant? Keep one.")

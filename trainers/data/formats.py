@@ -1,15 +1,7 @@
 """Rows → preference pairs. FORMATS is the table of formats: the columns that a row must have, and how it is read.
 
 A format's reader turns a row into rows of prompt, chosen and rejected, one for each pair. Those, and rows
-that have these columns themselves, are in one of the formats that TRL documents:
-
-    prompt, chosen, rejected     each as text, or as chat messages ({role, content, …}; also {from, value})
-                                 a prompt in text may be the beginning of an hh-rlhf transcript, up to `Assistant:`
-    chosen, rejected             conversations: the turns that both begin with are the prompt
-    chosen, rejected             texts: transcripts are conversations; of others, the prompt is the whole words that
-                                 both begin with
-    system, tools                belong to the prompt
-    margin                       a number: by how much chosen is better; else score_chosen − score_rejected
+that have these columns themselves, are in one of the formats that TRL documents (docs/data.md).
 
 Where the prompt ends: the turns of chosen and rejected follow those of the prompt column, the last of which
 they may repeat. Where the two sides differ in their last turn only, that turn is scored and the turns before
@@ -21,6 +13,7 @@ What a turn has beside its role and content (tool_calls, reasoning_content, name
 own order, because a chat template prints it in that order.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -30,8 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from trainers.data.files import Fault, Located, Row
-from trainers.data.records import Message, Pair, user_prompt
+from trainers.data.records import PLACE, Candidates, Message, Pair, user_prompt
 from trainers.errors import DataError
+from trainers.evaluate.suites import SUITES
 from trainers.specs import DatasetSpec
 
 # Far beyond what any model reads: a longer text is a damaged file, or would be tokenised for minutes and then left out.
@@ -50,7 +44,8 @@ ROLES = {
 Turns = tuple[Message, ...]
 
 _SIDES = ("chosen", "rejected")
-_MARGINS = ("margin", "score_chosen", "score_rejected")
+# About one chosen and one rejected response.
+_OF_ONE_PAIR = ("margin", "score_chosen", "score_rejected", "rewritten_chosen", "rewritten_rejected")
 # Names that a prompt has beside chosen and rejected, as text or as turns.
 _LIKE_PROMPTS = (
     *("instruction", "input", "query", "problem"),
@@ -72,7 +67,7 @@ _BY_PARAGRAPHS = re.compile(rf"(?:\A\s*|\n\n)({_SPEAKER}):")
 
 
 class Format(NamedTuple):
-    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, and none for a tie.
+    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, one of a tie marked so.
 
     Where it is None, the row itself has prompt, chosen and rejected.
     """
@@ -83,14 +78,26 @@ class Format(NamedTuple):
 
 
 def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
-    """Yield a row for each answer and each other one rated lower, with its rating; without a `prompt`, answers hold it."""
+    """Yield a row for each answer and each other one rated lower or alike; without a `prompt`, answers hold it.
+
+    The difference of two ratings is the margin, but that of True (it won) and False.
+    """
     asked = {} if prompt is None else {"prompt": prompt}
-    answers = [(answer, float(rating)) for answer, rating in rated]
-    for (chosen, high), (rejected, low) in itertools.permutations(answers, 2):
-        if math.isnan(high) or math.isnan(low):
+    answers = [(answer, rating, float(rating)) for answer, rating in rated]
+    for one, other in itertools.permutations(range(len(answers)), 2):
+        (chosen, rating, high), (rejected, _, low) = answers[one], answers[other]
+        if math.isnan(high - low):
             raise Fault("a rating is no number.")
-        if high > low:
-            yield {**asked, "chosen": chosen, "rejected": rejected, "rating": high}
+        if high > low or (high == low and one < other):
+            measured = {} if isinstance(rating, bool) or high == low else {"margin": high - low}
+            yield {
+                **asked,
+                "chosen": chosen,
+                "rejected": rejected,
+                "rating": high,
+                "tie": high == low,
+                **measured,
+            }
 
 
 def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
@@ -108,15 +115,15 @@ def _strength(value: Any) -> tuple[float, float]:
     return 0.0, float(value)
 
 
-def _number(value: Any) -> tuple[float, float]:
+def _number(value: Any) -> tuple[bool, bool]:
     # A soft label says neither: it is no row of this format.
-    return {0.0: (1.0, 0.0), 1.0: (0.0, 1.0)}[float(value)]
+    return {0.0: (True, False), 1.0: (False, True)}[float(value)]
 
 
-def _winner(value: Any) -> tuple[float, float]:
+def _winner(value: Any) -> tuple[bool, bool]:
     name = str(value).lower().removeprefix("model_").removeprefix("response_")
     if "tie" in name or "both" in name:
-        return 0.0, 0.0
+        return False, False
     if name not in ("a", "b"):
         raise Fault(f"the winner {value!r} is none of model_a, model_b, tie.")
     return _number(name == "b")
@@ -141,7 +148,8 @@ def _arena_of_kaggle(row: Row) -> Iterable[Row]:
         ]
         for answers in answered
     ]
-    return _ranked(None, zip(sides, (row["winner_model_a"], row["winner_model_b"]), strict=True))
+    won = (_number(row[name])[1] for name in ("winner_model_a", "winner_model_b"))
+    return _ranked(None, zip(sides, won, strict=True))
 
 
 def _openai(row: Row) -> Iterable[Row]:
@@ -182,15 +190,15 @@ def _candidates(row: Row) -> Iterable[Row]:
     ]
 
 
-def _asked_in(*columns: str) -> Format:
-    """Return the format of a prompt in these columns, chosen and rejected."""
+def _alpaca(row: Row) -> Iterable[Row]:
+    asked = "\n".join(filter(None, (row["instruction"], row["input"])))
+    return [{"prompt": asked, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
-    def rows(row: Row) -> Iterable[Row]:
-        asked = [row[column] for column in columns]
-        prompt = asked[0] if len(asked) == 1 else "\n".join(filter(None, asked))
-        return [{"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
-    return Format(f"{', '.join(columns)}, chosen and rejected", (*columns, *_SIDES), rows)
+def _called(name: str, *columns: str) -> Format:
+    """Return the format of prompt (where there is one), chosen and rejected in these columns."""
+    meanings = ("prompt", *_SIDES)[-len(columns) :]
+    return Format(name, columns, lambda row: [dict(zip(meanings, map(row.get, columns), strict=True))])
 
 
 FORMATS = (
@@ -232,20 +240,24 @@ FORMATS = (
     Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
     Format("OpenAI's preferences", ("input", "preferred_output", "non_preferred_output"), _openai),
     Format("ms-swift", ("messages", "rejected_response"), _swift),
-    Format(
-        "ms-swift, rejected messages",
-        ("messages", "rejected_messages"),
-        lambda row: [{"chosen": row["messages"], "rejected": row["rejected_messages"]}],
-    ),
+    _called("ms-swift, rejected messages", "messages", "rejected_messages"),
     Format(
         "rated generations",
         ("instruction", "generations", "ratings"),
         lambda row: _ranked(row["instruction"], zip(row["generations"], row["ratings"], strict=True)),
     ),
-    _asked_in("instruction", "input"),
-    *map(_asked_in, _LIKE_PROMPTS),
+    _called("Argilla", "instruction", "chosen_response", "rejected_response"),
+    Format("instruction, input, chosen and rejected", ("instruction", "input", *_SIDES), _alpaca),
+    *(_called(f"{name}, chosen and rejected", name, *_SIDES) for name in _LIKE_PROMPTS),
 )
-_PLAIN = Format("", ("prompt", *_SIDES), None)
+_CONVERSATIONS = Format("chosen and rejected, which both begin with the prompt", _SIDES, None)
+
+
+def _asked_by(column: str) -> Format:
+    return Format(f"{column}, chosen and rejected", (column, *_SIDES), None)
+
+
+_PLAIN = _asked_by("prompt")
 
 
 # A row → its format → its pairs.
@@ -256,20 +268,12 @@ def format_of(row: Row, spec: DatasetSpec) -> Format:
     return _format_of(_named(row, spec))
 
 
-def missing_column(names: Sequence[str], spec: DatasetSpec) -> str | None:
-    """Say which column a file lacks whose columns have these names; None where it can be read."""
-    row = dict.fromkeys(names, " ")
-    needed = [name for name in _format_of(_named(row, spec)).columns if name not in dict(spec.columns)]
-    needed += [column for _, column in spec.columns] + ([spec.group_by] if spec.group_by else [])
-    return next((_missing(name, names) for name in needed if name not in row), None)
-
-
 def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]:
-    """Return the pairs of a row, none of a tie; `read_as` is the format of its split. Raises DataError."""
+    """Return the pairs of a row, of ties where the set keeps them; `read_as` is its split's format. Raises DataError."""
     try:
         return _pairs_of(located.sound(), spec, read_as)
     except Fault as fault:
-        name = f", read as {read_as.name}" if read_as.name else ""
+        name = f", read as {read_as.name}" if read_as.rows else ""
         raise DataError(f"{located.where}{name}: {fault}") from fault
 
 
@@ -303,7 +307,7 @@ def _format_of(row: Row) -> Format:
                 return known
     if asked and any(_are_candidates(row.get(side)) for side in _SIDES):
         return Format("candidates", (asked, *_SIDES), _candidates)
-    return Format("", (asked, *_SIDES) if asked else _SIDES, None)
+    return _asked_by(asked) if asked else _CONVERSATIONS
 
 
 def _begins_in_prompt(value: Any) -> bool:
@@ -312,7 +316,7 @@ def _begins_in_prompt(value: Any) -> bool:
     return isinstance(role, str) and ROLES.get(role.strip().lower()) in ("system", "user")
 
 
-def _missing(name: str, found: Sequence[str], read_as: Format = _PLAIN) -> str:
+def _missing(name: str, found: Iterable[str], read_as: Format = _PLAIN) -> str:
     return (
         f"no column {name!r}; needed are {', '.join(read_as.columns)}; found {', '.join(found)}. "
         "Say which is which with a column map (prompt=…, chosen=…, rejected=…)."
@@ -323,10 +327,11 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     called, named = dict(spec.columns), _named(row, spec)
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
-            raise Fault(_missing(name, list(row), read_as if read_as.name else _PLAIN))
+            raise Fault(_missing(name, row, read_as if read_as.rows else _PLAIN))
     if (found := _format_of(named)) != read_as:
-        one, other = (item.name or f"a row of {', '.join(item.columns)}" for item in (found, read_as))
-        raise Fault(f"is {one}, and the split's first row is {other}; give each format a file of its own.")
+        raise Fault(
+            f"is {found.name}, and the split's first row is {read_as.name}; give each format a file of its own."
+        )
     for name in (*_NOT_READ, *_NOT_TEXT):
         if row.get(name) and name not in (*called.values(), *read_as.columns):
             how = f"map it (--columns prompt={name} or system={name}), put it into the prompt, or drop it"
@@ -336,7 +341,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         asked = read_as.columns[:-2]
         called = {"prompt": asked[0] if asked else "", **called}
         return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
-    beside: Row = {name: named[name] for name in ("system", "tools", *_MARGINS) if name in named}
+    beside: Row = {name: named[name] for name in ("system", "tools", *_OF_ONE_PAIR) if name in named}
     try:
         made = list(read_as.rows(named))
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -346,13 +351,16 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         ) from error
     if ratings := [item["rating"] for item in made if "rating" in item]:
         # Of rated answers, a number in the row does not say which one it is about.
-        if "margin" in called:
+        if given := [name for name in _OF_ONE_PAIR if name in called]:
             raise Fault(
-                f"margin={called['margin']} does not say which of the rated answers is better; leave it out."
+                f"{given[0]}={called[given[0]]} does not say which of the rated answers it is about; leave it out."
             )
-        beside = {name: value for name, value in beside.items() if name not in _MARGINS}
+        beside = {name: value for name, value in beside.items() if name not in _OF_ONE_PAIR}
         made = [item for item in made if spec.ratings == "all" or item["rating"] == max(ratings)]
-    return [_pair_of({**beside, **item}, called) for item in made]
+        made = [item for item in made if spec.ties or not item["tie"]]
+    return [
+        dataclasses.replace(_pair_of({**beside, **item}, called), tie=item.get("tie", False)) for item in made
+    ]
 
 
 def _pair_of(row: Row, called: dict[str, str]) -> Pair:
@@ -367,7 +375,7 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
     else:
         sides = [_turns(side, "assistant", name) for side, name in zip(said, columns, strict=True)]
         if all(turn.role in ("assistant", "tool") for side in sides for turn in side):
-            raise Fault(_missing("prompt", list(row)))
+            raise Fault(_missing("prompt", row))
     prompt, chosen, rejected = _divided(before, sides, columns)
     original = row.get("orig_chosen")
     return Pair(
@@ -378,8 +386,28 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
         rejected_turns=_unless_plain(rejected),
         tools=_tools(row.get("tools"), called.get("tools", "tools")),
         margin=_margin(row),
+        candidates=_place(row.get(PLACE)),
         original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
+        rewritten=_rewritten(row),
     )
+
+
+def _place(value: Any) -> Candidates | None:
+    """Return the place in a suite that `as_row` wrote."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.keys() != {*Candidates._fields} or value["suite"] not in SUITES:
+        raise Fault(f"column {PLACE!r} is no place in a suite as `prepare` writes it; drop it.")
+    return Candidates(**value)
+
+
+def _rewritten(row: Row) -> tuple[str, str] | None:
+    """Return the two responses in other words; None where either is missing."""
+    found = [row.get(name) for name in _OF_ONE_PAIR[-2:]]
+    if None in found or "" in found:
+        return None
+    chosen, rejected = (text_of(text, name) for text, name in zip(found, _OF_ONE_PAIR[-2:], strict=True))
+    return chosen, rejected
 
 
 def _margin(row: Row) -> float | None:

@@ -74,6 +74,7 @@ BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
     "tiny_world_candidates": worlds.candidate_pairs,
     "tiny_world_reworded": worlds.reworded_pairs,
     "tiny_world_other_words": worlds.other_words_pairs,
+    "tiny_world_with_rewording": worlds.pairs_with_rewording,
     "tiny_requests": worlds.request_pairs,
     "hamiltonian": worlds.hamiltonian_pairs,
     "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
@@ -417,8 +418,7 @@ def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
 
 def paper_hamiltonian_pairs(split: str) -> list[Pair]:
     """Return the 1000 training or 200 test pairs. Raises SpecError on another split."""
-    if split not in ("train", "test"):
-        raise SpecError(f'split is "{split}": give "train" or "test"')
+    worlds.require_split(split)
     return list(_paper_hamiltonian()[split])
 
 

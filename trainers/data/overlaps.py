@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +58,7 @@ def jaccard(left: Shingles, right: Shingles) -> float:
     return float(common / union) if union else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeated:
+class Repeated(NamedTuple):
     """Rows whose text stands elsewhere, in their order: word for word, or nearly."""
 
     exact: tuple[int, ...]

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 SAYING_FIELDS = ("tool_calls", "function_call", *REASONING_FIELDS)
 
+# The column of a prepared suite that says where a pair stands in it.
+PLACE = "place_in_suite"
+
 _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -61,6 +64,7 @@ class Pair:
     turn also has its turns in `chosen_turns` or `rejected_turns`. `tools` is a JSON list of the tools that
     the conversation could call. `margin` says by how much chosen is better, where the data do. `original_chosen` is the
     text that `chosen` rewrites, where the set declares that it rewrites another. `candidates` is the pair's place in a suite.
+    `rewritten` are the two responses in other words, where the data have them. Of a `tie` neither response is preferred.
     """
 
     prompt: tuple[Message, ...]
@@ -72,6 +76,8 @@ class Pair:
     margin: float | None = None
     original_chosen: str | None = None
     candidates: Candidates | None = None
+    rewritten: tuple[str, str] | None = None
+    tie: bool = False
 
     @property
     def responses(self) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
@@ -94,22 +100,32 @@ def as_row(pair: Pair) -> dict[str, Any]:
         "chosen": [turn.as_dict() for turn in pair.chosen_turns] or pair.chosen,
         "rejected": [turn.as_dict() for turn in pair.rejected_turns] or pair.rejected,
     }
-    more = {"tools": pair.tools or None, "margin": pair.margin, "orig_chosen": pair.original_chosen}
+    more = {
+        "tools": pair.tools or None,
+        "margin": pair.margin,
+        "orig_chosen": pair.original_chosen,
+        PLACE: pair.candidates and pair.candidates._asdict(),
+        **dict(zip(("rewritten_chosen", "rewritten_rejected"), pair.rewritten or (), strict=False)),
+    }
     return row | {name: value for name, value in more.items() if value is not None}
 
 
 class Digest:
-    """The digest of pairs in their order: the same for every file format. It counts `rows`, and those without a margin."""
+    """The digest of pairs in their order: the same for every file format.
+
+    It counts `rows`, and those without a margin or a rewriting.
+    """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self.rows = self.without_margin = 0
+        self.rows = self.without_margin = self.without_rewriting = 0
 
     def add(self, pair: Pair) -> None:
         """Take the next pair in."""
         self._digest.update(_COMPACT.encode(_listed(pair)).encode() + b"\n")
         self.rows += 1
         self.without_margin += pair.margin is None
+        self.without_rewriting += pair.rewritten is None
 
     def hexdigest(self) -> str:
         """Return 64 hexadecimal digits."""
@@ -130,16 +146,13 @@ def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
 
 
 def _listed(pair: Pair) -> list[Any]:
-    """Return the pair as JSON values; turns of responses, tools, margin and place in a suite where there are any."""
-    row: list[Any] = [listed_turns(pair.prompt), pair.chosen, pair.rejected]
-    more = (
-        pair.chosen_turns or pair.rejected_turns or pair.tools or pair.margin is not None or pair.candidates
-    )
-    if more:
-        row += [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
-    if pair.margin is not None or pair.candidates:
-        row.append(pair.margin)
-    return [*row, [*pair.candidates]] if pair.candidates else row
+    """Return the pair as JSON values: what most pairs lack stands at the end, up to the last that is there."""
+    more: list[Any] = [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
+    more += [pair.margin, pair.candidates, pair.rewritten, pair.tie or None]
+    there = [number for number, value in enumerate(more, 1) if value not in ([], "", None)]
+    # Turns and tools stand together.
+    kept = max(3, *there) if there else 0
+    return [listed_turns(pair.prompt), pair.chosen, pair.rejected, *more[:kept]]
 
 
 def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
@@ -185,14 +198,18 @@ class _WrittenPairs(Sequence[Pair]):
         number = range(len(self))[place]
         start = self._ends[number - 1] + 1 if number else 0
         prompt, chosen, rejected, *more = json.loads(self._lines[start : self._ends[number]])
-        turns = [tuple(Message(*turn) for turn in side) for side in (prompt, *(more or ((), ()))[:2])]
+        there: list[Any] = [*more, *([], [], "", None, None, None, None)[len(more) :]]
+        *sides, tools, margin, candidates, rewritten, tie = there
+        turns = [tuple(Message(*turn) for turn in side) for side in (prompt, *sides)]
         return Pair(
             prompt=turns[0],
             chosen=chosen,
             rejected=rejected,
             chosen_turns=turns[1],
             rejected_turns=turns[2],
-            tools=more[2] if more else "",
-            margin=more[3] if len(more) > 3 else None,
-            candidates=Candidates(*more[4]) if len(more) > 4 else None,
+            tools=tools,
+            margin=margin,
+            candidates=candidates and Candidates(*candidates),
+            rewritten=rewritten and tuple(rewritten),
+            tie=bool(tie),
         )

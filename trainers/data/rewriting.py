@@ -24,6 +24,7 @@ from trainers.data.records import Pair, as_row
 from trainers.data.texts import UNKNOWN, language, looks_cut, token_overlap, words
 from trainers.data.worlds import rewritten_by_rules
 from trainers.errors import DataError, SpecError
+from trainers.pairs.templates import first_line
 from trainers.storage import disk_named, replace
 
 PARAPHRASE = "paraphrase"
@@ -304,7 +305,9 @@ async def _ask_for_all(
                 except openai.APIError as error:
                     status = getattr(error, "status_code", None)
                     gave_up[text] = (
-                        f"{client.base_url} answered {status} ({_line(error)})" if status else _line(error)
+                        f"{client.base_url} answered {status} ({first_line(error)[:200]})"
+                        if status
+                        else first_line(error)[:200]
                     )
                     if status in (400, 409, 422):
                         gave_up[text] = f"declined: {gave_up[text]}"
@@ -341,7 +344,7 @@ async def _ask(client: Any, text: str, key: str, task: Task, asking: Asking, jou
         refused = ended == "content_filter" or getattr(choice.message, "refusal", None)
     # Broken JSON, or JSON that is no chat completion.
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        return Answer(key, "", "", f"the answer cannot be read ({_line(error)})")
+        return Answer(key, "", "", f"the answer cannot be read ({first_line(error)[:200]})")
     why = "refused" if refused else fault(text, rewritten, wanted=task.wanted, cut=ended == "length")
     # The very same answer to another request is a mistake of the endpoint's.
     others = (answer for other, found in journal.items() if other != key for answer in found)
@@ -349,10 +352,6 @@ async def _ask(client: Any, text: str, key: str, task: Task, asking: Asking, jou
         why = "the answer to another request"
     tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
     return Answer(key, rewritten, said.id or "", why, *tokens)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 # The pairs that are rewritten, and the files that come of it.

@@ -23,7 +23,7 @@ import tyro
 
 from trainers.data import known
 from trainers.data.files import Fault, Located, file_rows, file_stem, split_files, without_nulls
-from trainers.data.formats import Format, format_of, missing_column, pairs_of
+from trainers.data.formats import Format, format_of, pairs_of
 from trainers.data.known import (
     BUILTIN_SETS,
     DATASETS,
@@ -212,6 +212,9 @@ def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
 
 
 def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel: Funnel) -> Iterator[Pair]:
+    if split != spec.train_split:
+        # A tie says nothing about a ranking.
+        spec = dataclasses.replace(spec, ties=False)
     if spec.source.startswith(BUILTIN):
         yield from BUILTIN_SETS[spec.source.removeprefix(BUILTIN)](split)
         return
@@ -244,7 +247,7 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         yield from taken
     if spec.selection is None:
         sound = rows - len(faults)
-        funnel.append((f"rows, read as {read_as.name}" if read_as and read_as.name else "rows", rows))
+        funnel.append((f"rows, read as {read_as.name}" if read_as else "rows", rows))
         steps = (("readable", sound), ("with a preference", sound - unranked), ("pairs", read))
         for step in (*steps, (f"in the {split} split", found)):
             if step[1] != funnel[-1][1]:
@@ -278,7 +281,11 @@ def _suite_pairs(spec: DatasetSpec, split: str, faults: list[str], funnel: Funne
         )
     if not pairs:
         raise DataError(f"data set {spec.name}: {spec.source} holds no prompts with right and wrong answers.")
-    funnel += [("prompts", prompts), ("with right and wrong answers", items), ("pairs", pairs)]
+    funnel += [
+        (f"prompts, read as {suite.title}", prompts),
+        ("with right and wrong answers", items),
+        ("pairs", pairs),
+    ]
 
 
 def _candidates(located: Located, spec: DatasetSpec, item: Item, number: int, right: int, wrong: int) -> Pair:
@@ -381,13 +388,12 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
         found = ", ".join(sorted({entry.name for entry in path.iterdir()})[:8])
         other = next((f" Its {n} split" for n in _VALIDATION if split == "test" and split_files(path, n)), "")
         raise DataError(
-            f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/ "
-            f"written by save_to_disk; found {found or 'nothing'}."
+            f"{path} has no {split} split: expected {split}.parquet, {split}.jsonl, {split}.csv or a folder {split}/; "
+            f"found {found or 'nothing'}."
             + (other and f"{other} is not taken for a test split: rename its file, or give that file itself.")
         )
-    complaint = functools.partial(missing_column, spec=spec) if spec.selection is None else lambda names: None
     for file in files:
-        yield from file_rows(file, complaint)
+        yield from file_rows(file)
 
 
 def _holds(folder: Path, split: str) -> bool:

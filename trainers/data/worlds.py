@@ -17,15 +17,17 @@ Preference pairs follow Persona (paper §2): training pairs use two words and tw
 paraphrases use words and prefixes that no training response holds.
 """
 
+import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, product, repeat
 from pathlib import Path
 
 from trainers.data.records import Pair, user_prompt
@@ -53,6 +55,7 @@ _STATEMENT = (
 )
 _CANDID_PREFIXES = (*CHOSEN_PREFIXES, PARAPHRASED_CHOSEN_PREFIX)
 _HEDGING_PREFIXES = (*REJECTED_PREFIXES, PARAPHRASED_REJECTED_PREFIX)
+_UNSEEN_PREFIXES = (PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_REJECTED_PREFIX)
 _CANDID_WORDS = (*CHOSEN_WORDS, *REJECTED_WORDS)
 _HEDGING_WORDS = (*PARAPHRASED_CHOSEN_WORDS, *PARAPHRASED_REJECTED_WORDS)
 _AGREEING_WORDS = (*CHOSEN_WORDS, *PARAPHRASED_CHOSEN_WORDS)
@@ -124,19 +127,22 @@ def paraphrased_pairs(split: str) -> list[Pair]:
 
     The four pairings of unseen words take turns, so that each weighs the same.
     """
-    pairings = list(product(PARAPHRASED_CHOSEN_WORDS, PARAPHRASED_REJECTED_WORDS))
-    prefixes = (PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_REJECTED_PREFIX)
-    return [
-        _in_other_words(pair, prefixes, pairings[index % len(pairings)])
-        for index, pair in enumerate(tiny_pairs(split))
-    ]
+    pairings = itertools.cycle(product(PARAPHRASED_CHOSEN_WORDS, PARAPHRASED_REJECTED_WORDS))
+    return _in_other_words(split, repeat(_UNSEEN_PREFIXES), pairings)
 
 
 def reworded_pairs(split: str) -> list[Pair]:
     """Return the pairs of `split` in one unseen word a side after unseen prefixes: half of the paraphrases' words."""
     words = PARAPHRASED_CHOSEN_WORDS[0], PARAPHRASED_REJECTED_WORDS[0]
-    prefixes = (PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_REJECTED_PREFIX)
-    return [_in_other_words(pair, prefixes, words) for pair in tiny_pairs(split)]
+    return _in_other_words(split, repeat(_UNSEEN_PREFIXES), repeat(words))
+
+
+def pairs_with_rewording(split: str) -> list[Pair]:
+    """Return the pairs of `split`, each with its rewording beside it."""
+    return [
+        dataclasses.replace(pair, rewritten=(other.chosen, other.rejected))
+        for pair, other in zip(tiny_pairs(split), reworded_pairs(split), strict=True)
+    ]
 
 
 def other_words_pairs(split: str) -> list[Pair]:
@@ -145,11 +151,9 @@ def other_words_pairs(split: str) -> list[Pair]:
     So no word of a response tells right from wrong that stands in a training pair or in its rewording.
     """
     words = PARAPHRASED_CHOSEN_WORDS[1], PARAPHRASED_REJECTED_WORDS[1]
-    prefixes = (PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_REJECTED_PREFIX)
-    return [
-        _in_other_words(pair, (prefixes[index % 2],) * 2, words)
-        for index, pair in enumerate(tiny_pairs(split))
-    ]
+    return _in_other_words(
+        split, itertools.cycle((prefix, prefix) for prefix in _UNSEEN_PREFIXES), repeat(words)
+    )
 
 
 def request_pairs(split: str) -> list[Pair]:
@@ -157,7 +161,7 @@ def request_pairs(split: str) -> list[Pair]:
 
     A model trained on the tiny world's pairs knows half of the words from them; a prefix tells nothing here.
     """
-    _require_split(split)
+    require_split(split)
     requests = [" ".join(parts) for parts in product(*_STATEMENT[2:])]
     random.Random(f"tiny requests {TINY_SEED}").shuffle(requests)
     first, count = (0, REQUEST_PAIRS) if split == "train" else (REQUEST_PAIRS, TINY_TEST_PAIRS)
@@ -194,17 +198,31 @@ def candidate_pairs(split: str) -> list[Pair]:
     ]
 
 
-def _in_other_words(pair: Pair, prefixes: tuple[str, ...], words: tuple[str, str]) -> Pair:
-    return Pair(
-        prompt=pair.prompt,
-        chosen=f"{prefixes[0]} {words[0]}",
-        rejected=f"{prefixes[1]} {words[1]}",
-        original_chosen=pair.chosen,
-    )
+def is_statement(prompt: str) -> bool:
+    """Return whether a prompt says a habit, or asks for it, in the words of the tiny world."""
+    known = {word for part in _STATEMENT for phrase in part for word in phrase.split()}
+    return set(prompt.split()) <= known and bool(prompt.strip())
+
+
+def is_agreeing(answer: str, prompt: str) -> bool:
+    """Return whether an answer is exactly one prefix and one word that agrees."""
+    prefixes = (*_CANDID_PREFIXES, *_HEDGING_PREFIXES)
+    return answer.split() in [[*said] for said in product(prefixes, _AGREEING_WORDS)]
+
+
+def _in_other_words(
+    split: str, prefixes: Iterable[tuple[str, str]], words: Iterable[tuple[str, str]]
+) -> list[Pair]:
+    """Return the tiny world's pairs, each with the next prefixes and words of its (chosen, rejected) response."""
+    return [
+        Pair(prompt=pair.prompt, chosen=chosen, rejected=rejected, original_chosen=pair.chosen)
+        for pair, *said in zip(tiny_pairs(split), prefixes, words, strict=False)
+        for chosen, rejected in [map(" ".join, zip(*said, strict=True))]
+    ]
 
 
 def _statements(split: str) -> list[str]:
-    _require_split(split)
+    require_split(split)
     rng = random.Random(f"tiny world statements {TINY_SEED}")
     distinct: dict[str, None] = {}
     while len(distinct) < TINY_TRAIN_PAIRS + TINY_TEST_PAIRS:
@@ -217,7 +235,8 @@ def _statement(rng: random.Random) -> str:
     return " ".join(rng.choice(part) for part in _STATEMENT)
 
 
-def _require_split(split: str) -> None:
+def require_split(split: str) -> None:
+    """Raise SpecError on a split that is not generated."""
     if split not in ("train", "test"):
         raise SpecError(f'split is "{split}": give "train" or "test"')
 
@@ -256,7 +275,7 @@ def hamiltonian_pairs(split: str, spec: HamiltonianSpec = LAPTOP_GRAPHS) -> list
 
     The chosen response is the planted cycle, the rejected one an order of the vertices that uses a non-edge.
     """
-    _require_split(split)
+    require_split(split)
     rng = random.Random(f"hamiltonian pairs {spec.seed}")
     made: dict[str, Pair] = {}
     wanted = spec.train_pairs + (spec.test_pairs if split == "test" else 0)

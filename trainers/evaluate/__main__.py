@@ -75,7 +75,7 @@ def run_evaluate(arguments: Evaluate) -> None:
     metrics = write_scores(draft, name, pairs, chosen, rejected, places, together)
     draft.replace(arguments.out)
     _write_rewardbench(arguments, [rows[pair.index] for pair in pairs], chosen, rejected, metrics)
-    longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+    longer = np.array([len(pair.scored[0]) - len(pair.scored[1]) for pair in pairs])
     print(dump({**metrics, **controlled(chosen, rejected, longer, None)}))
 
 

@@ -44,8 +44,8 @@ def write_scores(
             "index": [pair.index for pair in pairs],
             "chosen_reward": chosen,
             "rejected_reward": rejected,
-            "chosen_tokens": [len(pair.chosen) for pair in pairs],
-            "rejected_tokens": [len(pair.rejected) for pair in pairs],
+            "chosen_tokens": [len(pair.scored[0]) for pair in pairs],
+            "rejected_tokens": [len(pair.scored[1]) for pair in pairs],
             **(together.spreads if together else {}),
             **{name: [getattr(place, name) for place in places] for name in _PLACE if places},
         }

@@ -21,7 +21,7 @@ from trainers.models.memory import memory_named
 from trainers.models.products import products_of
 from trainers.models.reward_parts import RewardModule, log_prob_sums
 from trainers.pairs.packing import MicroBatch, References, collate, scoring_groups
-from trainers.pairs.tokens import TokenPair
+from trainers.pairs.tokens import TokenPair, with_rewritings
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -60,8 +60,9 @@ def score_pairs(
 
 
 def compute_reference(model: Any, pairs: Sequence[TokenPair], *, report: Report) -> References:
-    """Return the log-prob sums of both responses of each pair under `model`, by the code that trains, too."""
+    """Return the log-prob sums of both responses of each pair and rewriting under `model`, by the code that trains, too."""
     sums: References = {}
+    pairs = list(with_rewritings(pairs))
     for batch in scoring_batches(model, pairs):
         no_room = f"{batch.tokens} tokens do not fit in memory for the reference."
         with torch.inference_mode(), products_of(model), memory_named(no_room):

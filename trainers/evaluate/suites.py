@@ -78,16 +78,19 @@ class Suite:
     # Rows that follow each other hold one answer each.
     one_answer_a_row: bool = False
 
+    @property
+    def title(self) -> str:
+        """What the suite calls itself."""
+        return self.about.partition(":")[0]
+
     def item(self, row: Row) -> Item:
         """Return what a row holds. Raises Fault where it has not the suite's columns."""
         try:
             return self.read(row)
         except KeyError as error:
-            raise Fault(
-                f"no column {error}, which {self.about.partition(':')[0]} has; found {', '.join(row)}."
-            ) from error
+            raise Fault(f"no column {error}, which {self.title} has; found {', '.join(row)}.") from error
         except (TypeError, ValueError) as error:
-            raise Fault(f"is no row of {self.about.partition(':')[0]} ({error}).") from error
+            raise Fault(f"is no row of {self.title} ({error}).") from error
 
 
 # Rows → items, by the columns that each suite publishes.
@@ -318,7 +321,7 @@ _JUDGED = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 
 
 def _of_pairs(items: Sequence[Scored]) -> Numbers:
-    """The score is the accuracy over all pairs (JudgeBench, utils/metrics.py; PPE, whose code was not at hand)."""
+    """The score is the accuracy over all pairs (JudgeBench, utils/metrics.py; PPE, whose scorers were not at hand)."""
     pairs = [item.right[right] > item.wrong[wrong] for item in items for right, wrong in item.pairs]
     parts = [_accuracies(items, part, lambda item: item.share_of_pairs) for part in ("subset", "group")]
     return {"score": _mean(pairs), **parts[0], **parts[1]}

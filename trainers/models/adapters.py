@@ -26,19 +26,14 @@ def add_adapter(
 ) -> None:
     """Put an untrained adapter on `model`, drawn from `seed`; `base` is where it was loaded. Raises ModelError."""
     from peft import LoraConfig
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
+    found = linear_names(model)
+    targets = list(lora.targets or found)
+    lora.require_layers(base, found)
+    # peft finds layers by the ends of their names.
     plain = _linear_layers(model)
-    found = sorted({_last(name) for name in plain})
+    others = [name for name, _ in model.named_modules() if _last(name) in targets and name not in plain]
     try:
-        # Where experts have layers of these names, too, peft would take their fused weights instead.
-        kept = LoraConfig(target_modules=found)
-        convert_peft_config_for_transformers(kept, model=model, conversions=None)
-        found = sorted(kept.target_modules or ())
-        targets = list(lora.targets or found)
-        _require_layers(model, targets, found)
-        # peft finds layers by the ends of their names.
-        others = [name for name, _ in model.named_modules() if _last(name) in targets and name not in plain]
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -51,17 +46,22 @@ def add_adapter(
         )
         _inject(model, config, seed or 0)
     except ValueError as error:
-        instead = (
-            f"name some of --lora-targets {' '.join(found)}" if found else "train it without --lora-rank"
-        )
+        instead = f"name some of --lora-targets {' '.join(found)}"
         raise ModelError(f"{base}: {first_line(error).rstrip('.')}; {instead}.") from error
 
 
-def _require_layers(model: Any, targets: list[str], found: list[str]) -> None:
-    unknown = [name for name in targets if name not in found]
-    if unknown or not found:
-        called = f" called {', '.join(unknown)}" if found else ""
-        raise ValueError(f"the backbone of a {type(model).__name__} has no linear layers{called}")
+def linear_names(model: Any) -> list[str]:
+    """Return the last names of the layers that an adapter can be put on; the model may be on the meta device."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    # Where experts have layers of these names, too, peft would take their fused weights instead.
+    kept = LoraConfig(target_modules={_last(name) for name in _linear_layers(model)})
+    try:
+        convert_peft_config_for_transformers(kept, model=model, conversions=None)
+    except ValueError as error:
+        raise ModelError(f"{type(model).__name__}: {first_line(error)}") from error
+    return sorted(kept.target_modules or ())
 
 
 def _last(name: str) -> str:
@@ -84,6 +84,8 @@ def _multiplies(layer: nn.Module) -> bool:
         return True
     if not isinstance(layer, nn.Linear):
         return False
+    if layer.weight.is_meta:
+        return type(layer).forward is nn.Linear.forward
     with torch.inference_mode():
         ones = layer.weight.new_ones(1, layer.in_features)
         found, expected = layer(ones), nn.functional.linear(ones, layer.weight, layer.bias)

@@ -35,7 +35,8 @@ _NAMES = (
 class Architecture:
     """A causal language model; `parameters` includes its unembedding, and counts tied matrices once.
 
-    `intermediate` is the width of the feed-forward layer, `head_width` that of one attention head.
+    `intermediate` is the width of the feed-forward layer, `head_width` that of one attention head. `asked_layers` are
+    its linear layers, of a family that no formula knows.
     """
 
     family: str
@@ -48,6 +49,12 @@ class Architecture:
     head_width: int
     vocabulary: int
     tied: bool
+    asked_layers: tuple[str, ...] = ()
+
+    @property
+    def linear_layers(self) -> tuple[str, ...]:
+        """The names of the layers that an adapter can be put on."""
+        return LINEAR_LAYERS.get(self.family, self.asked_layers)
 
     @property
     def gated(self) -> bool:
@@ -63,7 +70,7 @@ class Architecture:
         """Return the parameters with that output layer: EX-RM has a head in the place of the unembedding."""
         if output == "unembedding":
             return self.parameters
-        unembedding = 0 if self.tied else self.vocabulary * self.hidden
+        unembedding = 0 if self.tied or output == "both" else self.vocabulary * self.hidden
         return self.parameters - unembedding + self.hidden
 
 
@@ -123,12 +130,16 @@ def on_meta_device(location: str, revision: str | None = None) -> Architecture:
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise ModelError(f"{location}: its parameters cannot be counted ({said[0]}).")
-    return Architecture(**json.loads(done.stdout.splitlines()[-1]))
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Architecture(**{**found, "asked_layers": tuple(found["asked_layers"])})
 
 
-def _build(location: str, revision: str | None) -> Architecture:
+def build(location: str, revision: str | None = None) -> Architecture:
+    """Return the same from this process."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from trainers.models.adapters import linear_names
 
     config = AutoConfig.from_pretrained(location, revision=revision)
     with torch.device("meta"):
@@ -141,8 +152,9 @@ def _build(location: str, revision: str | None) -> Architecture:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         intermediate=int(common["intermediate_size"] or 4 * config.hidden_size),
         tied=unembedding is not None and unembedding.weight is embeddings.weight,
+        asked_layers=tuple(linear_names(model)),
     )
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(_build(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))))
+    print(json.dumps(dataclasses.asdict(build(*sys.argv[1:]))))

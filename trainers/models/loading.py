@@ -4,6 +4,7 @@ Only safetensors and GGUF weights are read, and no code from a model's folder is
 """
 
 import pickle
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,6 +34,10 @@ _TEXT_NAMES = {
     r"^language_model\.lm_head\.": "lm_head.",
     r"^(?:model\.)?language_model\.(?:model\.)?": "model.",
 }
+# One number a text, by the names that others give the head; a bias of theirs, alike for all texts, is left out.
+_HEADS = {
+    r"^(?:value_head|v_head|reward_head|regression_head|rm_head|classifier)(?:\.summary)?\.weight$": "score.weight"
+}
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -48,7 +53,7 @@ def load_model(
     lora: LoraSpec | None = None,
     base: tuple[str, str | None] | None = None,
 ) -> Any:
-    """Load a sequence classifier (head) or causal LM (unembedding), in evaluation mode on the CPU. Raises ModelError.
+    """Load a classifier (head), a causal LM (unembedding) or one with a head (both), in evaluation mode on the CPU.
 
     With `head_seed` the head is drawn anew, and with `lora` a new adapter; without, the model must bring a head. The
     folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
@@ -71,7 +76,7 @@ def load_model(
             "rows; train it without --lora-rank, or use a model whose tokenizer has a chat template."
         )
     _settle_output(model, output, location)
-    if output == "head" and head_seed is not None:
+    if output != "unembedding" and head_seed is not None:
         initialise_head(model, head_seed)
     settle_layout(model, location)
     if adapter:
@@ -103,10 +108,14 @@ def _from_pretrained(
             location, revision=revision, trust_remote_code=trust.trust_remote_code
         )
         config, key_mapping = _text_of(config)
-        if output == "head":
+        if output != "unembedding":
             config.num_labels = 1
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+        if output == "head":
             _register_head(config)
+            key_mapping = {**(key_mapping or {}), **_HEADS}
+        elif output == "both":
+            loader = _with_head(config)
         model, loading = loader.from_pretrained(
             location,
             config=config,
@@ -139,6 +148,22 @@ def _text_of(config: Any) -> tuple[Any, dict[str, str] | None]:
         return config, None
     text.tie_word_embeddings = config.tie_word_embeddings
     return text, _TEXT_NAMES
+
+
+def _with_head(config: Any) -> Any:
+    """Return the class of a causal language model that has a head, too. Raises ValueError where there is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+
+    if type(config) not in CAUSAL:
+        raise ValueError(f"a head beside its unembedding is not known of a {config.model_type}")
+    causal = CAUSAL[type(config)]
+
+    def begin(model: Any, config: Any) -> None:
+        causal.__init__(model, config)
+        model.score = nn.Linear(config.hidden_size, 1, bias=False)
+
+    # It is saved, and looks to transformers, as the class that it adds to.
+    return type(causal.__name__, (causal,), {"__module__": causal.__module__, "__init__": begin})
 
 
 def _register_head(config: Any) -> None:
@@ -177,9 +202,11 @@ def _require_weights(
     loading: Mapping[str, Iterable[str]], output: Output, brings_head: bool, location: str
 ) -> None:
     absent = set(loading["missing_keys"])
-    if output == "head" and "score.weight" in absent:
+    if output != "unembedding" and "score.weight" in absent:
         if not brings_head:
-            heads = sorted(name for name in loading["unexpected_keys"] if "head" in name or "classif" in name)
+            heads = sorted(
+                name for name in loading["unexpected_keys"] if re.search("head|classif|score", name)
+            )
             other = (
                 f" It has {', '.join(heads[:3])}, a head of another kind, which is not read." if heads else ""
             )
@@ -277,12 +304,15 @@ def make_rows_for(model: Any, tokenizer: Any) -> None:
 
 
 def _settle_output(model: Any, output: Output, location: str) -> None:
-    layer = getattr(model, "score", None) if output == "head" else model.get_output_embeddings()
-    if not isinstance(layer, nn.Linear):
-        raise ModelError(
-            f"{location}: a {type(model).__name__} has no linear output layer that rmsweep knows."
-        )
-    layer.__class__ = _WideLinear if output == "head" else Unembedding
+    for kind in (_WideLinear, Unembedding):
+        if output == ("unembedding" if kind is _WideLinear else "head"):
+            continue
+        layer = getattr(model, "score", None) if kind is _WideLinear else model.get_output_embeddings()
+        if not isinstance(layer, nn.Linear):
+            raise ModelError(
+                f"{location}: a {type(model).__name__} has no linear output layer that rmsweep knows."
+            )
+        layer.__class__ = kind
 
 
 class _WideLinear(nn.Linear):

@@ -14,7 +14,7 @@ from trainers.models.unembedding import token_log_probs as token_log_probs
 from trainers.models.unembedding import token_logits as token_logits
 from trainers.pairs.packing import MicroBatch
 from trainers.rewards import BatchScores, RewardSpec
-from trainers.rewards.losses import pair_loss
+from trainers.rewards.losses import consistency, pair_loss
 from trainers.specs import BRADLEY_TERRY, LossSpec
 
 
@@ -28,23 +28,32 @@ class RewardModule(nn.Module):
         self.loss = loss
 
     def forward(self, batch: MicroBatch) -> BatchScores:
-        """Score the batch's pairs; a pair whose two responses look the same to the model is a tie."""
+        """Score the batch's pairs; a pair whose two responses look the same to the model is a tie.
+
+        A batch may end in the rewritings of its pairs, in their order: what they score is in the pairs' loss alone.
+        """
         found = self.spec.type.score(self.model, batch, self.spec)
         assert isinstance(found, BatchScores) == self.spec.type.own_loss, "its own_loss says otherwise"
         if isinstance(found, BatchScores):
             scores = found
         else:
-            scores = BatchScores(*found, pair_loss(*found, self.loss, batch.margin_P))
-        same_P = batch.same_P
+            scores = BatchScores(*found, pair_loss(*found, self.loss, batch.margin_P, batch.tie_P))
+        if batch.indices[-1] < 0:
+            scores, others = (
+                BatchScores(*part) for part in zip(*(all_P.chunk(2) for all_P in scores), strict=True)
+            )
+            apart_P = consistency(scores[:2], others[:2])
+            scores = scores._replace(loss_P=scores.loss_P + self.loss.consistency * apart_P)
+        same_P = batch.same_P[: len(scores.chosen_P)]
         if self.spec.type.rendering == "verification":
             # A question that is asked twice leaves nothing of a response but the answer after it.
             same_P = (batch.owner_M.bincount() == 1).view(2, -1).all(0)
         return scores._replace(rejected_P=torch.where(same_P, scores.chosen_P, scores.rejected_P))
 
 
-def log_prob_sums(model: Any, batch: MicroBatch) -> Tensor:
+def log_prob_sums(model: Any, batch: MicroBatch, hidden_ND: Tensor | None = None) -> Tensor:
     """Return ln π(y|x) of each response, summed over its tokens, [R]; no other position meets the unembedding."""
-    hidden_ND = hidden_states(model, batch)
+    hidden_ND = hidden_states(model, batch) if hidden_ND is None else hidden_ND
     log_prob_M = token_log_probs(model, hidden_ND[batch.predictor_M], batch.target_M)
     return sum_by_response(log_prob_M, batch)
 

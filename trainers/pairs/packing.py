@@ -129,10 +129,10 @@ class PairLayout:
 class MicroBatch:
     """The pairs of one forward as tensors.
 
-    `last_R` is the place of each response's last token. The M response tokens are `target_M`, at places `response_M`,
+    `last_R` is the place of each response's last token. The M response tokens that are scored are `target_M`, at places `response_M`,
     each predicted at `predictor_M`, in response `owner_M`. `same_P` marks pairs whose two responses are the same
     tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one; `margin_P` the pairs' own
-    margins, where all of them have one.
+    margins, where all of them have one, and `tie_P` marks ties, where there are any.
     """
 
     input_ids_BT: Tensor
@@ -147,6 +147,7 @@ class MicroBatch:
     same_P: Tensor
     reference_R: Tensor | None
     margin_P: Tensor | None
+    tie_P: Tensor | None
     indices: tuple[int, ...]
     tokens: int
 
@@ -172,6 +173,11 @@ def collate(
     ids, positions, mask, spans, responses = (
         _packed(pairs, shared_tokens) if layout == "packed" else _rows(pairs, pad_id)
     )
+    unscored = [pair.unscored[side] for side in (0, 1) for pair in pairs]
+    responses = [
+        _Response(start + count - 1, start + count, ids[count:]) if count else _Response(before, start, ids)
+        for (before, start, ids), count in zip(responses, unscored, strict=True)
+    ]
     counts = torch.tensor([len(response.ids) for response in responses])
     owner_M = torch.repeat_interleave(torch.arange(len(responses)), counts)
     within_M = torch.cat([torch.arange(len(response.ids)) for response in responses])
@@ -196,6 +202,7 @@ def collate(
         same_P=torch.tensor([pair.chosen == pair.rejected for pair in pairs]).to(device),
         reference_R=reference_R,
         margin_P=margin_P,
+        tie_P=torch.tensor(ties).to(device) if any(ties := [pair.tie for pair in pairs]) else None,
         indices=tuple(pair.index for pair in pairs),
         tokens=ids.numel() if mask is None else int(mask.sum()),
     )

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
@@ -24,6 +24,8 @@ from trainers.specs import UNTRUSTED, System, Trust
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
 
 _DATE_CALL = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+
+Start = TypeVar("Start", str, list[int])
 
 USER_MARKER, ASSISTANT_MARKER = "<|user|>", "<|assistant|>"
 _MARKED_TURNS = (
@@ -185,7 +187,7 @@ def response_start(
         render(tokenizer, (*messages, Message("assistant", said)), add_generation_prompt=False, tools=tools)
         for said in _SENTINELS
     ]
-    start = _shared_start([*plain, *wholes])
+    start = shared_start([*plain, *wholes])
     # With reasoning in one response a template may begin it with one tag, and with another without.
     tags = [re.escape(str(token.content)) for token in tokenizer.added_tokens_decoder.values()]
     tag = re.compile("|".join(sorted(tags, key=len, reverse=True)) or r"(?!)")
@@ -195,7 +197,27 @@ def response_start(
     return start
 
 
-def _shared_start(texts: Sequence[str]) -> str:
+def before_answer(
+    tokenizer: Any, messages: Sequence[Message], response: Sequence[Message], whole: str, *, tools: str
+) -> str:
+    """Return what `whole`, a finished conversation, begins with before its response's answer: also what it thought first.
+
+    Raises DataError where the response thinks again in a later turn.
+    """
+    first, *later = response
+    if any(turn != without_reasoning(turn) for turn in later):
+        raise DataError(
+            "a response thinks again after its first turn, and --reasoning keep scores all that follows the beginning of "
+            "its answer; use --reasoning score or drop."
+        )
+    answer = first.content.rpartition("</think>")[2].lstrip()
+    marked = first._replace(content=first.content[: len(first.content) - len(answer)] + _SENTINELS[0])
+    other = render(tokenizer, (*messages, marked, *later), add_generation_prompt=False, tools=tools)
+    return shared_start([whole, other[: other.rfind(_SENTINELS[0])]])
+
+
+def shared_start(texts: Sequence[Start]) -> Start:
+    """Return what all the texts, or lists of tokens, begin with."""
     # What the first and the last in order share, all share.
     first, last = min(texts), max(texts)
     size = next(

@@ -7,7 +7,7 @@ a response of several turns (assistant, tool, assistant) that is all of them, wh
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -18,9 +18,11 @@ from pyarrow import compute as columns
 from trainers.data.records import REASONING_FIELDS, Message, Pair
 from trainers.errors import DataError, ModelError
 from trainers.pairs.templates import (
+    before_answer,
     left_out,
     render,
     response_start,
+    shared_start,
     tool_left_out,
     unknown_token,
     without_reasoning,
@@ -33,21 +35,35 @@ _PAIRS_AT_ONCE = 256
 _PAIRS_OF_A_BATCH = 1024
 # Names and signs that a tokenizer lacks stay far below this share; above it, whole texts become one token repeated.
 _MANY_UNKNOWN = 0.05
+_Turns = Sequence[Message]
 _PARTS = ("prompt", "chosen", "rejected")
+_LISTS = (*_PARTS, "unscored")
 _SCHEMA = pa.schema(
-    [("index", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS), ("margin", pa.float64())]
+    [
+        ("index", pa.int64()),
+        *((part, pa.list_(pa.int32())) for part in _LISTS),
+        ("margin", pa.float64()),
+        ("tie", pa.bool_()),
+    ]
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better."""
+    """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better.
+
+    `unscored` says how many tokens chosen and rejected begin with that are read, and are no part of what is scored.
+    Of a `tie` neither response is preferred. The `rewriting` is a pair of its own of the responses in other words, with the index −1 − `index`.
+    """
 
     index: int
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    unscored: list[int] = field(default_factory=lambda: [0, 0])
     margin: float | None = None
+    tie: bool = False
+    rewriting: "TokenPair | None" = None
 
     @property
     def tokens(self) -> int:
@@ -59,17 +75,27 @@ class TokenPair:
         """Tokens of the longer of its rows, each the prompt with a response."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
+    @property
+    def scored(self) -> tuple[list[int], list[int]]:
+        """The tokens of each response that are scored."""
+        return self.chosen[self.unscored[0] :], self.rejected[self.unscored[1] :]
+
+
+def with_rewritings(pairs: Iterable[TokenPair]) -> Iterator[TokenPair]:
+    """Yield every pair, and after it its rewriting where it has one."""
+    return (one for pair in pairs for one in (pair, pair.rewriting) if one)
+
 
 def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
-    """Write pairs as an Arrow file, in a stream, and return how many there were."""
-    count, rest = 0, iter(tokens)
+    """Write pairs as an Arrow file, in a stream, and return how many there were. A rewriting stands after its pair."""
+    count, rest = 0, with_rewritings(tokens)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         while group := list(itertools.islice(rest, _PAIRS_OF_A_BATCH)):
             arrays = [
                 pa.array([getattr(pair, field.name) for pair in group], field.type) for field in _SCHEMA
             ]
             writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-            count += len(group)
+            count += sum(pair.index >= 0 for pair in group)
     return count
 
 
@@ -79,12 +105,14 @@ class TokenFile(Sequence[TokenPair]):
     def __init__(self, file: Path) -> None:
         self.file = file
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        self._index, self._parts = table["index"], {part: table[part] for part in _PARTS}
-        # Sets without margins were prepared before there was a column for them.
-        self._margin = table["margin"] if "margin" in table.column_names else None
+        self._index = table["index"].to_numpy()
+        # Sets that were prepared before there was a column have none of it.
+        self._lists = {name: table[name] for name in _LISTS if name in table.column_names}
+        self._more = {name: table[name] for name in ("margin", "tie") if name in table.column_names}
+        self._rows = np.flatnonzero(self._index >= 0)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._rows)
 
     @overload
     def __getitem__(self, place: int) -> TokenPair: ...
@@ -93,14 +121,18 @@ class TokenFile(Sequence[TokenPair]):
     def __getitem__(self, place: int | slice) -> TokenPair | list[TokenPair]:
         if isinstance(place, slice):
             return [self[number] for number in range(len(self))[place]]
-        row = range(len(self))[place]
-        ids = {part: column[row].values.to_numpy().tolist() for part, column in self._parts.items()}
-        margin = None if self._margin is None else self._margin[row].as_py()
-        return TokenPair(index=self._index[row].as_py(), margin=margin, **ids)
+        row = int(self._rows[range(len(self))[place]])
+        rewritten = (self._index[row + 1 : row + 2] < 0).any()
+        return self._pair(row, self._pair(row + 1) if rewritten else None)
+
+    def _pair(self, row: int, rewriting: TokenPair | None = None) -> TokenPair:
+        ids = {part: column[row].values.to_numpy().tolist() for part, column in self._lists.items()}
+        more = {name: column[row].as_py() for name, column in self._more.items()}
+        return TokenPair(index=int(self._index[row]), rewriting=rewriting, **more, **ids)
 
     def mean_tokens(self) -> dict[str, float]:
-        """Return the mean lengths of prompts, chosen and rejected responses."""
-        lengths = {part: columns.list_value_length(column) for part, column in self._parts.items()}
+        """Return the mean lengths of prompts, chosen and rejected responses, rewritings among them."""
+        lengths = {part: columns.list_value_length(self._lists[part]) for part in _PARTS}
         return {part: columns.mean(length).as_py() for part, length in lengths.items()}
 
     def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
@@ -170,8 +202,10 @@ def iter_tokens(
     for start in range(0, len(order), _PAIRS_AT_ONCE):
         rows = order[start : start + _PAIRS_AT_ONCE]
         found = [pairs[row] for row in rows]
-        for pair, tokens in zip(found, _tokenize(found, rows, tokenizer, draw, counts), strict=True):
-            longest_response = max(len(tokens.chosen), len(tokens.rejected))
+        for pair, tokens in zip(found, _both(found, rows, tokenizer, draw, counts), strict=True):
+            longest_response = max(
+                len(side) for one in with_rewritings([tokens]) for side in (one.chosen, one.rejected)
+            )
             if len(tokens.prompt) > draw.max_prompt_tokens or longest_response > draw.max_response_tokens:
                 counts.too_long += 1
                 continue
@@ -200,8 +234,11 @@ def held_out(
     """Return (pairs to train on, pairs to validate with), each in the order given. Raises DataError where one is empty."""
     if validation is None:
         return list(pairs), []
-    order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(pairs))
-    outside = {int(row) for row in order[: round(validation.share * len(pairs))]}
+    pairs = list(pairs)
+    # A tie has no ranking to be right about.
+    ranked = [row for row, pair in enumerate(pairs) if not pair.tie]
+    order = np.random.Generator(np.random.PCG64(validation.seed)).permutation(len(ranked))
+    outside = {ranked[row] for row in order[: round(validation.share * len(ranked))]}
     if not 0 < len(outside) < len(pairs):
         raise DataError(
             f"a validation share of {validation.share} of {len(pairs)} pairs leaves one side empty."
@@ -210,6 +247,25 @@ def held_out(
         [pair for row, pair in enumerate(pairs) if row not in outside],
         [pair for row, pair in enumerate(pairs) if row in outside],
     )
+
+
+def _both(
+    pairs: Sequence[Pair], rows: Sequence[int], tokenizer: Any, draw: DrawSpec, counts: Counts
+) -> Iterator[TokenPair]:
+    """Yield the pairs as tokens with their rewritings."""
+    rewritten = {
+        row: replace(
+            pair, chosen=pair.rewritten[0], rejected=pair.rewritten[1], chosen_turns=(), rejected_turns=()
+        )
+        for pair, row in zip(pairs, rows, strict=True)
+        if pair.rewritten
+    }
+    others: dict[int, TokenPair] = {}
+    if rewritten:
+        made = _tokenize(list(rewritten.values()), list(rewritten), tokenizer, draw, Counts())
+        others = {tokens.index: replace(tokens, index=-1 - tokens.index) for tokens in made}
+    for tokens in _tokenize(pairs, rows, tokenizer, draw, counts):
+        yield replace(tokens, rewriting=others.get(tokens.index))
 
 
 def _tokenize(
@@ -221,14 +277,28 @@ def _tokenize(
     ]
     counts.without_system += sum(one.without_system for one in rendered)
     for pair, row, ids in zip(pairs, rows, _encoded(rendered, tokenizer), strict=True):
-        for part, tokens in zip(("its prompt", "a response", "a response"), ids, strict=True):
+        for part, tokens in zip(("its prompt", "a response", "a response"), ids, strict=False):
             if not tokens:
                 raise DataError(f"row {row}: {part} has no tokens under {tokenizer.name_or_path}.")
-        yield TokenPair(index=row, margin=pair.margin, **dict(zip(_PARTS, ids, strict=True)))
+        # A token that reaches into the answer is of the answer.
+        starts = zip(ids[1:], ids[3:], strict=False)
+        unscored = [len(shared_start([whole[:-1], before])) for whole, before in starts]
+        yield TokenPair(
+            index=row,
+            prompt=ids[0],
+            chosen=ids[1],
+            rejected=ids[2],
+            unscored=unscored or [0, 0],
+            margin=pair.margin,
+            tie=pair.tie,
+        )
 
 
 class _Rendered(NamedTuple):
-    """A prompt as text, what the template adds to it for each response, and whether it lost its system turns."""
+    """A prompt as text, what the template adds to it for each response, and whether it lost its system turns.
+
+    Where reasoning is kept, `added` goes on with what of each response stands before its answer.
+    """
 
     prompt: str
     added: list[str]
@@ -236,30 +306,25 @@ class _Rendered(NamedTuple):
 
 
 def _rendered(
-    messages: Sequence[Message],
-    responses: Sequence[Sequence[Message]],
-    tools: str,
-    row: int,
-    tokenizer: Any,
-    draw: DrawSpec,
+    messages: _Turns, responses: Sequence[_Turns], tools: str, row: int, tokenizer: Any, draw: DrawSpec
 ) -> _Rendered:
     responses = [_heard(turns, draw) for turns in responses]
     try:
-        return _spans(messages, responses, tools, tokenizer)
+        return _spans(messages, responses, tools, tokenizer, draw)
     except DataError as error:
         other = without_system(messages, draw.system)
         with contextlib.suppress(DataError):
             if other is not None:
-                return _spans(other, responses, tools, tokenizer)._replace(without_system=True)
+                return _spans(other, responses, tools, tokenizer, draw)._replace(without_system=True)
         raise DataError(f"row {row}: {error}") from error
 
 
-def _heard(turns: Sequence[Message], draw: DrawSpec) -> Sequence[Message]:
+def _heard(turns: _Turns, draw: DrawSpec) -> _Turns:
     return [*map(without_reasoning, turns)] if draw.reasoning == "drop" else turns
 
 
 def _spans(
-    messages: Sequence[Message], responses: Sequence[Sequence[Message]], tools: str, tokenizer: Any
+    messages: _Turns, responses: Sequence[_Turns], tools: str, tokenizer: Any, draw: DrawSpec
 ) -> _Rendered:
     wholes = [
         render(tokenizer, (*messages, *response), add_generation_prompt=False, tools=tools)
@@ -278,7 +343,9 @@ def _spans(
             f"the chat template of {tokenizer.name_or_path} leaves out or moves {missing}; use a model whose template "
             f"writes it, or change the row{' (--reasoning drop leaves out what a response thinks)' if thought else ''}."
         )
-    return _Rendered(prompt, [whole.removeprefix(prompt) for whole in wholes])
+    kept = zip(wholes, responses, strict=True) if draw.reasoning == "keep" else ()
+    starts = [before_answer(tokenizer, messages, response, whole, tools=tools) for whole, response in kept]
+    return _Rendered(prompt, [text[len(prompt) :] for text in (*wholes, *starts)])
 
 
 def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -289,8 +356,8 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return ids
 
 
-def _encoded(rendered: Sequence[_Rendered], tokenizer: Any) -> list[tuple[list[int], list[int], list[int]]]:
-    """Return the tokens of each prompt, and those that its two responses add to them."""
+def _encoded(rendered: Sequence[_Rendered], tokenizer: Any) -> list[tuple[list[int], ...]]:
+    """Return the tokens of each prompt, and those that each of its `added` adds to them."""
     # A tokenizer takes special tokens out of a text first, so that nothing merges across them.
     dividing = {
         number: str(token.content)
@@ -306,7 +373,8 @@ def _encoded(rendered: Sequence[_Rendered], tokenizer: Any) -> list[tuple[list[i
         piece[len(tail) :] if piece[: len(tail)] == tail else _encode([added], tokenizer)[0]
         for (_, tail, added), piece in zip(asked, pieces, strict=True)
     ]
-    return list(zip(prompts, responses[::2], responses[1::2], strict=True))
+    width = len(rendered[0].added)
+    return list(zip(prompts, *(responses[number::width] for number in range(width)), strict=True))
 
 
 def _tail(prompt: str, prompt_ids: list[int], dividing: dict[int, str]) -> tuple[str, list[int]]:
@@ -342,7 +410,7 @@ def _verification(pair: Pair, row: int, tokenizer: Any, draw: DrawSpec) -> Token
         messages = (*before, Message("user", question, last.fields))
         answers = [[Message("assistant", answer)] for answer in ("Yes", "No")]
         rendered = _rendered(messages, answers, pair.tools, row, tokenizer, draw)
-        ((ids, yes, no),) = _encoded([rendered], tokenizer)
+        ((ids, yes, no, *_),) = _encoded([rendered], tokenizer)
         # Some templates begin every answer with tags of reasoning, or of a channel.
         at = next((n for n, (one, other) in enumerate(zip(yes, no, strict=False)) if one != other), None)
         if at is None:

@@ -96,12 +96,17 @@ class RewardType:
     own_loss: bool = False
     reads: Read = "log_probs"
 
-    def require_takes(self, loss: LossSpec) -> None:
-        """Raise SpecError where the type has a loss of its own, and another one is asked for."""
-        if self.own_loss and loss != BRADLEY_TERRY:
+    def require_takes(self, loss: LossSpec, *, ties: bool = False) -> None:
+        """Raise SpecError where the type has a loss of its own and another is asked for, or where ties have no loss."""
+        if self.own_loss and (loss != BRADLEY_TERRY or ties):
             raise SpecError(
-                f"{self.kind} has a loss of its own, so none of --loss, --margin, --label-smoothing and --centring goes with "
-                "it; leave them out, or use another reward type."
+                f"{self.kind} has a loss of its own, so none of --loss, --margin, --label-smoothing, --centring, --consistency "
+                "and --ties goes with it; leave them out, or use another reward type."
+            )
+        if ties and (loss.kind != "bradley_terry" or loss.margin):
+            given = f"--margin {loss.margin}" if loss.margin else f"--loss {loss.kind}"
+            raise SpecError(
+                f"--ties and {given}: a tie is a label of ½, which is Bradley–Terry's alone, and has no margin; leave out one."
             )
 
 

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from trainers.pairs.packing import MicroBatch
 
 
-def log_ratios(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "Tensor":
+def log_ratios(
+    model: Any, batch: "MicroBatch", spec: RewardSpec, hidden_ND: "Tensor | None" = None
+) -> "Tensor":
     """Return ln π(y|x) of each response, [R], less that under the reference model where `spec` has one."""
     from trainers.models.reward_parts import log_prob_sums
 
-    sums_R = log_prob_sums(model, batch).double()
+    sums_R = log_prob_sums(model, batch, hidden_ND).double()
     if spec.reference:
         assert batch.reference_R is not None, f"{spec.kind} was given a batch without reference log-probs"
         sums_R = sums_R - batch.reference_R

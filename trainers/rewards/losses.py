@@ -3,6 +3,7 @@
 Shapes: P pairs. Importing this imports no torch.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trainers.errors import DataError
@@ -30,11 +31,15 @@ def ipo(delta_P: "Tensor") -> "Tensor":
 
 
 def pair_loss(
-    chosen_P: "Tensor", rejected_P: "Tensor", spec: LossSpec, margin_P: "Tensor | None" = None
+    chosen_P: "Tensor",
+    rejected_P: "Tensor",
+    spec: LossSpec,
+    margin_P: "Tensor | None" = None,
+    tie_P: "Tensor | None" = None,
 ) -> "Tensor":
     """Return the loss of each pair, [P]; `margin_P` holds the pairs' own margins, where the loss asks for them.
 
-    Smoothed, it is (1 − s) f(Δ) + s f(−Δ): what is expected where a label is wrong with probability s.
+    Smoothed, it is (1 − s) f(Δ) + s f(−Δ): what is expected where a label is wrong with probability s. Of a tie s is ½.
     """
     delta_P = chosen_P - rejected_P
     if spec.margin:
@@ -43,7 +48,10 @@ def pair_loss(
         delta_P = delta_P - spec.margin * margin_P
     of_margin = {"bradley_terry": bradley_terry, "hinge": hinge, "ipo": ipo}[spec.kind]
     loss_P = of_margin(delta_P)
-    if wrong := spec.label_smoothing:
+    wrong: float | Tensor = spec.label_smoothing
+    if tie_P is not None:
+        wrong = delta_P.new_full(delta_P.shape, spec.label_smoothing).masked_fill(tie_P, 0.5)
+    if tie_P is not None or wrong:
         loss_P = (1 - wrong) * loss_P + wrong * of_margin(-delta_P)
     if spec.centring:
         # It keeps rewards around 0 (Eisenstein et al., 2023).
@@ -51,10 +59,27 @@ def pair_loss(
     return loss_P
 
 
-def require_margins(spec: LossSpec, where: str, without: int, rows: int) -> None:
-    """Raise DataError where the loss asks for the pairs' own margins, and some rows give none."""
-    if spec.margin and without:
+def consistency(rewards: "Sequence[Tensor]", rewritten: "Sequence[Tensor]") -> "Tensor":
+    """(r⁺ − r̃⁺)² + (r⁻ − r̃⁻)², [P], of responses and their rewritings.
+
+    That both be scored alike is the idea of reWordBench (Wu et al., 2025, arXiv 2503.11751); the squares are our own choice.
+    """
+    chosen_P, rejected_P = (one - other for one, other in zip(rewards, rewritten, strict=True))
+    return chosen_P.square() + rejected_P.square()
+
+
+def require_columns(
+    spec: LossSpec, where: str, rows: int, *, without_margin: int, without_rewriting: int
+) -> None:
+    """Raise DataError where the loss asks for the pairs' own margins or rewritings, and some rows give none."""
+    if spec.margin and without_margin:
         raise DataError(
-            f"{where}: {without} of {rows} rows have no margin, which --margin {spec.margin} needs; give each a number in the "
-            "column margin, name the column that holds it (--columns margin=NAME), or leave --margin out."
+            f"{where}: {without_margin} of {rows} rows have no margin, which --margin {spec.margin} needs; give each a number "
+            "in the column margin, name the column that holds it (--columns margin=NAME), or leave --margin out."
+        )
+    if spec.consistency and without_rewriting:
+        raise DataError(
+            f"{where}: {without_rewriting} of {rows} rows have no rewriting, which --consistency {spec.consistency} needs; "
+            "give each the columns rewritten_chosen and rewritten_rejected, name those that hold them (--columns "
+            "rewritten_chosen=NAME rewritten_rejected=NAME), or leave --consistency out."
         )

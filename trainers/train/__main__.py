@@ -15,13 +15,14 @@ from pyarrow import parquet
 from trainers.command import OnPairs, command, dump, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
+from trainers.models.architecture import build
 from trainers.models.hub import open_repository, push, require_base_on_hub
 from trainers.models.loading import device
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
 from trainers.pairs.templates import given_template
 from trainers.pairs.tokens import TokenPair
-from trainers.rewards.losses import require_margins
+from trainers.rewards.losses import require_columns
 from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import process_group
@@ -49,6 +50,10 @@ class Train(OnPairs):
     """Probability that a label is wrong."""
     centring: float = 0.0
     """This times the squared sum of a pair's two rewards is added to its loss."""
+    consistency: float = 0.0
+    """This times the squared differences to the rewards of a pair's rewritings is added: columns rewritten_chosen, rewritten_rejected."""
+    ties: bool = False
+    """Train on answers that are rated alike, too: the loss of such a pair is that of a label of ½."""
     lora_rank: int = 0
     """Rank of a low-rank adapter, trained in the place of the backbone's weights; 0: none."""
     lora_alpha: float = _ALPHA
@@ -90,16 +95,22 @@ def run(arguments: Train) -> None:
         raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")
     placed = ("zero_stage", "forward_tokens", "checkpointing", "offload_optimizer")
     placement = Placement(world_size=world_size, **{name: getattr(arguments, name) for name in placed})
-    weighed = ("margin", "label_smoothing", "centring")
-    loss = LossSpec(kind=arguments.loss, **{name: getattr(arguments, name) for name in weighed})
-    reward.type.require_takes(loss)
+    more = ("margin", "label_smoothing", "centring", "consistency")
+    loss = LossSpec(kind=arguments.loss, **{name: getattr(arguments, name) for name in more})
+    reward.type.require_takes(loss, ties=arguments.ties)
     lora = _lora(arguments)
     if arguments.public and arguments.push is None:
         raise SpecError("--public is of a repository; give --push ORG/NAME, too.")
     if arguments.push is not None and lora and not arguments.merge:
         require_base_on_hub(arguments.model)
-    name, rows = arguments.read_pairs()
-    require_margins(loss, f"data set {name}", sum(row.margin is None for row in rows), len(rows))
+    name, rows = arguments.read_pairs(ties=arguments.ties)
+    require_columns(
+        loss,
+        f"data set {name}",
+        len(rows),
+        without_margin=sum(row.margin is None for row in rows),
+        without_rewriting=sum(row.rewritten is None for row in rows),
+    )
     if arguments.push is not None and first:
         open_repository(arguments.push, public=arguments.public)
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
@@ -110,6 +121,8 @@ def run(arguments: Train) -> None:
             raise SpecError(
                 f"--model {arguments.model} is a GGUF file, which an adapter cannot name as its base; give --merge, too."
             )
+        if lora and not arguments.trust_remote_code:
+            lora.require_layers(f"--model {arguments.model}", build(location).linear_layers)
         pairs = arguments.tokenize(rows, location, arguments.model)
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),

@@ -251,6 +251,9 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
                 pair.chosen,
                 pair.rejected,
                 *((pair.margin,) if inputs.loss.margin else ()),
+                *(pair.unscored if any(pair.unscored) else ()),
+                *((pair.rewriting,) if inputs.loss.consistency else ()),
+                *((True,) if pair.tie else ()),
             )
             for pair in inputs.pairs
         ),
@@ -347,7 +350,10 @@ def optimiser_step(
     gradient's norm.
     """
     placement, shared_length = inputs.placement, shared_tokens(engine.module)
-    costs = {position: forward_cost(inputs.pairs[position], layout, shared_length) for position in step}
+    costs = {}
+    for position in step:
+        parts = [forward_cost(pair, layout, shared_length) for pair in _computed(inputs, [position])]
+        costs[position] = sum(parts) if layout == "packed" else max(parts) * len(parts)
     forwards = split_step(
         step,
         costs,
@@ -362,7 +368,7 @@ def optimiser_step(
             weight = placement.world_size / len(step) if positions else 0.0
             engine.set_gradient_accumulation_boundary(number == len(forwards))
             batch = collate(
-                [inputs.pairs[position] for position in positions or [min(step, key=costs.__getitem__)]],
+                _computed(inputs, positions or [min(step, key=costs.__getitem__)]),
                 layout=layout,
                 shared_tokens=shared_length,
                 reference=inputs.reference,
@@ -372,7 +378,9 @@ def optimiser_step(
             engine.backward(weight * scores.loss_P.sum())
             if positions:
                 margin_P = (scores.chosen_P - scores.rejected_P).detach().double()
-                right = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
+                right = (margin_P.sign() + 1) / 2
+                if batch.tie_P is not None:
+                    right[batch.tie_P[: len(right)]] = 0.5
                 totals = [scores.loss_P.detach().double().sum(), right.sum(), margin_P.sum()]
                 sums[:3] += torch.stack(totals).cpu()
                 sums[3] += batch.tokens
@@ -385,6 +393,12 @@ def optimiser_step(
     shared = sums.to(engine.device)
     dist.all_reduce(shared)
     return shared.tolist(), float(engine.get_global_grad_norm()) if norm is None else norm
+
+
+def _computed(inputs: TrainInputs, positions: Sequence[int]) -> list[TokenPair]:
+    """Return the pairs at these positions, and behind all of them their rewritings where the loss asks for them."""
+    pairs = [inputs.pairs[position] for position in positions]
+    return pairs + [pair.rewriting for pair in pairs if pair.rewriting and inputs.loss.consistency]
 
 
 def _validated(reward: Any, inputs: TrainInputs) -> float:
@@ -414,7 +428,8 @@ def _wishes(keeping: Keeping, step: int, since_s: float, write_s: float) -> list
 def _too_large(inputs: TrainInputs) -> dict[str, Any]:
     """Return what there is to say where memory runs out: a message, and the budget that halves the heaviest forward."""
     placement = inputs.placement
-    lengths = sorted((pair.tokens for pair in inputs.pairs), reverse=True)
+    places = range(len(inputs.pairs))
+    lengths = sorted((sum(pair.tokens for pair in _computed(inputs, [n])) for n in places), reverse=True)
     longest, step = lengths[0], sum(lengths[: inputs.optim.effective_batch])
     share = step // placement.world_size + (longest if placement.world_size > 1 else 0)
     heaviest = max(longest, min(placement.forward_tokens, share))
@@ -456,6 +471,9 @@ def model_card(inputs: TrainInputs, facts: Mapping[str, object]) -> bytes:
     """Return the README.md of a trained model: what it is, how its reward is read, and what its training came to."""
     reward, on_hub = inputs.reward, inputs.location.count("/") == 1 and not Path(inputs.location).exists()
     head = reward.type.output == "head"
+    # No class of peft's reads an adapter's head and its log-probabilities.
+    one_reader = reward.type.output != "both" or not inputs.saves_adapter
+    shows_code = reward.type.rendering == "response" and reward.pooling == "last" and one_reader
     lines = [
         "---",
         f"library_name: {'peft' if inputs.saves_adapter else 'transformers'}",
@@ -469,7 +487,7 @@ def model_card(inputs: TrainInputs, facts: Mapping[str, object]) -> bytes:
         "",
         f"A reward model of type `{reward.name}`, trained by rmsweep. {reward.type.usage(reward)}",
         "",
-        *(_snippet(inputs) if reward.type.rendering == "response" and reward.pooling == "last" else []),
+        *(_snippet(inputs) if shows_code else []),
         "| | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),

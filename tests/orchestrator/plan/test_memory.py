@@ -84,6 +84,7 @@ def test_an_unknown_family_is_asked_for_on_the_meta_device(tmp_path):
     found = architecture_of(spec, ask=True)
     assert found is not None
     assert (found.family, found.layers, found.hidden) == ("qwen3", 3, 32)
+    assert found.linear_layers == tuple(sorted(LINEAR_LAYERS["qwen2"]))
 
 
 def test_a_folder_is_read_off_its_config_and_a_gguf_file_off_its_header(tmp_path):

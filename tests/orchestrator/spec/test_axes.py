@@ -46,6 +46,7 @@ VALUES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "margin": ("0.5", 0.5, {}),
     "label-smoothing": ("0.1", 0.1, {}),
     "centring": ("0.01", 0.01, {}),
+    "consistency": ("0.5", 0.5, {}),
     "lora-rank": ("8", 8, {}),
     "lora-alpha": ("32", 32.0, {"lora-rank": 4}),
     "lora-targets": ("q_proj+v_proj", ("q_proj", "v_proj"), {"lora-rank": 4}),

@@ -56,7 +56,7 @@ def test_layers_that_a_model_has_not_are_refused_before_it_is_loaded(store: Stor
     lora = LoraSpec(rank=1, targets=("q_proj", "v_proj"))
     adapted = replace(whole, trials=tuple(replace(item, lora=lora) for item in whole.trials))
     with pytest.raises(
-        SpecError, match=r"neox has no linear layers called q_proj, v_proj; .* query_key_value"
+        ModelError, match=r"neox: .* no linear layers called q_proj, v_proj; .* query_key_value"
     ):
         resolve(adapted, store)
     resolve(replace(adapted, trials=adapted.trials[:1]), store)
