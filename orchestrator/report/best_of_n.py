@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.house_style import GREY, legend
-from orchestrator.report.results import Scored, results_of
+from orchestrator.report.results import ScoredTrials, results_of
 from orchestrator.report.statistics import (
     Candidates,
     Estimate,
@@ -64,7 +64,7 @@ class BestOfN:
     stage's base model.
     """
 
-    scored: Scored
+    scored: ScoredTrials
     sample: str
     answers: str
     verifier: str
@@ -73,7 +73,7 @@ class BestOfN:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class BestOfCurve:
     """The picks of one reward type: by n the quality of the best, [S, Q], and its reward in standard deviations of all.
 
     `first` are the candidates of the first seed, by n. Quality lies in [0, 1] where it is `bounded`.
@@ -143,7 +143,7 @@ def curve_of(
     *,
     sampled: bool = False,
     bounded: bool = True,
-) -> Curve:
+) -> BestOfCurve:
     """Return the picks of trainings that differ in their seed, at each n on the prompts that have as many candidates.
 
     Beside the numbers `drawn`, n is all candidates that every prompt has.
@@ -157,7 +157,7 @@ def curve_of(
     for found in seeds:
         rewards = np.concatenate([item.reward for item in found])
         scaled.append([(item.reward - rewards.mean()) / (float(rewards.std()) or 1.0) for item in found])
-    return Curve(
+    return BestOfCurve(
         labels=labels,
         quality={
             n: np.array([[best_of(found[q].reward, found[q].quality, n) for q in at] for found in seeds])
@@ -223,7 +223,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     assert isinstance(asked, BestOfN)
     # Of a training that failed for good there are no scores; the others are what is said.
     there = tuple(trial for trial in asked.scored.trials if trial.whole(store))
-    scored = Scored(trials=there, missing=len(asked.scored.trials) - len(there))
+    scored = ScoredTrials(trials=there, missing=len(asked.scored.trials) - len(there))
     results, basis = results_of(scored, store)
     pairs = pairs_of(store, asked.sample)
     answers = read_answers(store.read_file("sample", asked.sample, "answers.jsonl"))
@@ -242,7 +242,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         f"{asked.answers.capitalize()}: {len(answers)} prompts, {drawn_answers} answers, {cut} of them cut; {len(kept)} prompts "
         f"whose answers all models could score. Gold: {judge}. {KL_SAID}",
     ]
-    curves, variances = list[Curve](), list[dict[str, Any]]()
+    curves, variances = list[BestOfCurve](), list[dict[str, Any]]()
     for labels, trials in learned_cells(results):
         trials = [trial for trial in trials if trial.record.name != asked.gold]
         for dataset in [item.dataset for item in trials[0].final] if trials else []:

@@ -584,11 +584,10 @@ def drawn_pairs(outcomes: Sequence[SetOutcomes], draws: int = DRAWS) -> list[Flo
 class Regression:
     """Least squares of a number that each pair has: its change by one standard deviation of each feature.
 
-    `left_out` are features that do not vary, or that others say already. `explained` is R².
+    A feature that does not vary, or that others imply, has no coefficient. `explained` is R².
     """
 
     coefficients: dict[str, Estimate]
-    left_out: tuple[str, ...]
     explained: float
     pairs: int
 
@@ -615,7 +614,6 @@ def regression(values_P: Floats, features: Mapping[str, Floats], counts_BP: Floa
             name: statistics.estimate(float(value_K[number]), draws_BK[:, number])
             for number, name in enumerate(terms)
         },
-        left_out=tuple(name for name in features if name not in terms),
         explained=1.0 - float((left_P**2).sum()) / total if total > 0 else 0.0,
         pairs=len(values_P),
     )

@@ -3,6 +3,7 @@
 It begins with three: who is ahead where and by how much; how surely; what could be fooling us.
 """
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report import published
@@ -40,11 +41,11 @@ def conclusions(analysis: Analysis, audit: Audit | None = None) -> tuple[str, st
 
 
 def _best(known: Known) -> Known:
-    """Leave the differences from the TOLD reward types that are best on the mean of all categories."""
-    ahead: dict[str, float] = {}
+    """Keep the differences from the TOLD reward types that are best on the mean of their categories."""
+    behind: dict[str, list[float]] = {}
     for (_, other), item in known.items():
-        ahead[other] = ahead.get(other, 0.0) + item.value
-    best = sorted(ahead, key=lambda other: ahead[other])[:TOLD]
+        behind.setdefault(other, []).append(item.value)
+    best = sorted(behind, key=lambda other: statistics.fmean(behind[other]))[:TOLD]
     return {place: item for place, item in known.items() if place[1] in best}
 
 

@@ -366,6 +366,8 @@ def _time_table(results: Sequence[TrialResult], store: Store, price: float | Non
     costs = [float(str(row["cost"])) for row in rows if "cost" in row]
     if costs:
         note += f" At $ {price:g} per GPU-hour, $ {sum(costs):,.2f} in all."
+    elif price is not None:
+        note += f" No stage has used a GPU, so at $ {price:g} per GPU-hour there is no cost."
     return Table(
         name="time",
         title="Time and cost" if costs else "Time",

@@ -153,10 +153,6 @@ def sweep_results(declaration: Declaration, store: Store) -> list[TrialResult]:
     return with_scores(trial_states(declaration.trials, store), store)
 
 
-def trial_result(record: TrialRecord, store: Store) -> TrialResult:
-    return with_scores(trial_states([record], store), store)[0]
-
-
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
     """The trials with the scores of their evaluations; what has them is taken as it is."""
     # Seeds, models and reward types share their splits.

@@ -16,7 +16,7 @@ import numpy as np
 from orchestrator.report.by_axis import at_value, axes_of
 from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.house_style import GREY, legend, line_style, panels
-from orchestrator.report.statistics import LEVEL, Estimate, Floats
+from orchestrator.report.statistics import Estimate, Floats, Spread, unbounded_interval
 from orchestrator.report.tables import Table, Value, reward_title
 from orchestrator.spec.models import architecture_of
 from trainers.specs import ModelSpec
@@ -48,12 +48,8 @@ class Line:
         return self._estimate(self.slope, np.array([0.0, 1.0]))
 
     def _estimate(self, value: float, terms: Floats) -> Estimate:
-        from scipy.special import stdtr, stdtrit
-
-        error = float(terms @ self.covariance @ terms) ** 0.5
-        half = float(stdtrit(self.degrees, (1 + LEVEL) / 2)) * error
-        p = float(2 * stdtr(self.degrees, -abs(value) / error))
-        return Estimate(value=value, low=value - half, high=value + half, p=p)
+        variance = float(terms @ self.covariance @ terms)
+        return unbounded_interval(value, Spread(variance=variance, degrees=self.degrees, trainings=1))
 
 
 def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:

@@ -26,7 +26,6 @@ LEVEL = 0.95
 PERMUTATIONS = 1999
 TIE = 0.01
 BINS = 10
-TENTHS = 10
 _NORMAL_95 = 1.959963984540054
 
 
@@ -227,7 +226,7 @@ def estimate(value: float, draws_B: Floats) -> Estimate:
 
 
 def over_seeds(values_SU: Floats, less_SU: Floats | None = None) -> Estimate:
-    """Return the mean of accuracies by seed and unit, less that of others on other units of the same seeds."""
+    """Return the mean of accuracies by seed and unit, minus that of others on other units of the same seeds."""
     parts = [values_SU] if less_SU is None else [values_SU, -less_SU]
     units = [part.shape[1] for part in parts]
     columns = np.concatenate([part.T / count for part, count in zip(parts, units, strict=True)])
@@ -316,30 +315,25 @@ def scaled_margins(chosen_P: Floats, rejected_P: Floats) -> Floats:
     return (chosen_P - rejected_P) / spread if spread > 0 else np.zeros(len(chosen_P))
 
 
-def decile_of(values_P: Floats) -> NDArray[np.int64]:
-    """Return the tenth that each pair is in, 0 for the smallest values; equal values are in the tenth of their first."""
+def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
+    """Return for each tenth its number from 1, its range of values, its pairs and their accuracy.
+
+    Equal values are all in the tenth of the first of them.
+    """
     # By how many pairs have a smaller value, not by quantiles, which may fall between equal values.
     below_P = np.searchsorted(np.sort(values_P), values_P, side="left")
-    found: NDArray[np.int64] = (below_P * TENTHS) // len(values_P)
-    return found
-
-
-def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
-    """Return for each tenth its number from 1, its range of values, its pairs and their accuracy."""
-    tenth_P, rows = decile_of(values_P), list[dict[str, Any]]()
-    for number in np.unique(tenth_P):
-        here_P = tenth_P == number
-        count = int(here_P.sum())
-        rows.append(
-            {
-                "decile": int(number) + 1,
-                "from": float(values_P[here_P].min()),
-                "to": float(values_P[here_P].max()),
-                "pairs": count,
-                "accuracy": over_seeds(right_P[None, here_P]),
-            }
-        )
-    return rows
+    tenth_P = below_P * 10 // len(values_P)
+    return [
+        {
+            "decile": int(number) + 1,
+            "from": float(values_P[here_P].min()),
+            "to": float(values_P[here_P].max()),
+            "pairs": int(here_P.sum()),
+            "accuracy": over_seeds(right_P[None, here_P]),
+        }
+        for number in np.unique(tenth_P)
+        for here_P in [tenth_P == number]
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

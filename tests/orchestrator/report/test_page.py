@@ -160,6 +160,12 @@ def test_a_price_gives_the_cost_and_is_kept(store: Store):
     assert "At $ 3600 per GPU-hour" in (folder / "report.html").read_text()
 
 
+def test_a_price_of_a_sweep_that_used_no_gpu_is_answered(store: Store):
+    declared = simulated_sweep(store, missing=4, **SMALL)
+    page = (write_full_report(declared, store, price=3.0).folder / "report.html").read_text()
+    assert "No stage has used a GPU, so at $ 3 per GPU-hour there is no cost." in page
+
+
 def test_the_summary_begins_with_the_conclusions(whole):
     summary = (whole[2] / "summary.md").read_text()
     assert summary.index(said_conclusions(whole[2])[0]) < summary.index("| trained on |")

@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from orchestrator.cli.running import StateWriter
 from orchestrator.report.page import said_conclusions, write_full_report
-from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned, trial_result
+from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned
 from orchestrator.report.summary import Written, write_report
 from orchestrator.run.events import Failed
 from orchestrator.store.artifacts import Store
@@ -46,6 +46,7 @@ from tests.orchestrator.sweep_samples import (
     commit_trial,
     declaration,
     record,
+    trial_result,
     with_parameters,
 )
 from trainers.errors import TrackingError
