@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from orchestrator.report.results import CURVE_POINTS, CURVES, TrialState, thinned, trial_states
@@ -105,12 +105,8 @@ def sync(
     return time.perf_counter() - began
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _News:
-    """What is to be logged of a trial: its status, if it has a new one, and shown rows of its training, by step."""
-
-    status: str | None = None
-    rows: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+# What is to be logged of a trial: its new status, or "", and rows of its training by step.
+_News = tuple[str, Mapping[int, Mapping[str, Any]]]
 
 
 class Tracker:
@@ -142,16 +138,16 @@ class Tracker:
         return key in self._trials
 
     def started(self, key: str) -> None:
-        self._note(key, _News(status="RUNNING"))
+        self._note(key, "RUNNING")
 
     def rows(self, key: str, rows: Rows) -> None:
         """Note steps of a trial's training; what else it tells is in no curve."""
         steps = [dict(row) for row in rows if {"step", "time", "total", *CURVES} <= row.keys()]
         if shown := thinned(steps, int(steps[-1]["total"]), CURVE_POINTS) if steps else ():
-            self._note(key, _News(rows={int(row["step"]): row for row in shown}))
+            self._note(key, rows={int(row["step"]): row for row in shown})
 
     def ended(self, key: str, *, failed: bool) -> None:
-        self._note(key, _News(status="FAILED" if failed else "RUNNING"))
+        self._note(key, "FAILED" if failed else "RUNNING")
 
     def close(
         self, written: Written | None = None, *, complete: bool = False, timeout_s: float = 120.0
@@ -167,11 +163,11 @@ class Tracker:
             return f"{shown_uri(self._uri)} did not take everything within {timeout_s:.0f} s"
         return self._trouble if self._news or self._report else None
 
-    def _note(self, key: str, news: _News) -> None:
+    def _note(self, key: str, status: str = "", rows: Mapping[int, Mapping[str, Any]] | None = None) -> None:
         with self._changed:
             # What is not logged yet stays: the last status, and of a step that a resumed training did again, the first row.
-            old = self._news.get(key, _News())
-            self._news[key] = _News(status=news.status or old.status, rows={**news.rows, **old.rows})
+            old_status, old_rows = self._news.get(key, ("", {}))
+            self._news[key] = (status or old_status, {**(rows or {}), **old_rows})
             self._changed.notify()
 
     def _write(self) -> None:
@@ -189,35 +185,33 @@ class Tracker:
         """Try once to log all that is new, the report last; return whether everything went well."""
         with self._changed:
             news = [*self._news.items()]
+        steps = [partial(self._tell, key, item) for key, item in news]
+        if self._report is not None:
+            steps.append(partial(self._finish, *self._report))
         well = True
-        for key, item in news:
+        for step in steps:
             if self._abandoned:
                 return False
             try:
-                if self._view is None:
-                    names = run_names(self._declaration.trials)
-                    self._view = View(self._uri, self._store, self._declaration.sweep, None, names)
-                    self._view.begin()
+                step()
             except Exception as error:
+                opened, well = self._view is not None, False
                 self._failed(error)
-                return False
-            try:
-                self._tell(self._view, key, item)
-            except Exception as error:
-                self._failed(error)
-                well = False
-        if self._report is not None and not self._abandoned:
-            try:
-                self._finish(*self._report)
-            except Exception as error:
-                self._failed(error)
-                well = False
+                # A server that cannot be reached is not asked again for every trial.
+                if not opened:
+                    break
         return well
 
-    def _tell(self, view: View, key: str, news: _News) -> None:
-        rows = list(news.rows.values())
-        if news.status or not view.log_rows(key, rows):
-            view.log_trial(trial_states([self._trials[key]], self._store)[0], news.status or "RUNNING", rows)
+    def _tell(self, key: str, news: _News) -> None:
+        if self._view is None:
+            view = View(
+                self._uri, self._store, self._declaration.sweep, None, run_names(self._declaration.trials)
+            )
+            view.begin()
+            self._view = view
+        status, rows = news[0], list(news[1].values())
+        if status or not self._view.log_rows(key, rows):
+            self._view.log_trial(trial_states([self._trials[key]], self._store)[0], status or "RUNNING", rows)
         with self._changed:
             # What was noted meanwhile is still to be logged.
             if self._news[key] is news:

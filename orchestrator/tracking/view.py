@@ -264,11 +264,7 @@ class View:
         """Find the sweep's runs, or one trial's. Of runs that were created twice, as an answer was lost, the oldest stays."""
         wanted = f"tags.`rmsweep.sweep` = '{self._sweep}'"
         wanted += "" if key is None else f" and tags.`{_KEY_TAG}` = '{key}'"
-        found, token = [], None
-        while token != "":
-            page = self._client.search_runs([self._experiment], wanted, max_results=200, page_token=token)
-            found += page
-            token = page.token or ""
+        found = self._client.search_runs([self._experiment], wanted, max_results=50_000)
         for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)):
             if self._runs.setdefault(run.data.tags.get(_KEY_TAG, ""), run) is not run:
                 self._client.delete_run(run.info.run_id)
