@@ -6,7 +6,7 @@ grows is over-optimisation. Shapes: S seeds, Q prompts, C answers to a prompt, N
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,13 @@ from orchestrator.report.statistics import (
     Prompt,
     best_of,
     best_of_n_kl,
-    bounded_interval,
     by_response,
     candidates,
-    crossed,
     holm,
+    over_seeds,
     rank_correlation,
     share_within,
     spreads,
-    unbounded_interval,
 )
 from orchestrator.report.studies import learned_cells, titled
 from orchestrator.report.tables import Table, interval, reward_title
@@ -88,13 +86,7 @@ class BestOfCurve:
 
     def estimate(self, values_SQ: Floats, floor: int = 0) -> Estimate:
         """Return the mean over prompts and seeds; of differences the `floor` is −1."""
-        columns_QS = values_SQ.T / values_SQ.shape[1]
-        spread = crossed([columns_QS], np.zeros(len(columns_QS), dtype=np.int64))
-        value, by_seed = round(float(values_SQ.mean()), 12), values_SQ.mean(axis=1)
-        std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-        if self.bounded:
-            return replace(bounded_interval(value, spread, len(columns_QS), floor=floor), std=std)
-        return replace(unbounded_interval(value, spread), std=std)
+        return over_seeds(values_SQ, floor=floor if self.bounded else None)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each n."""

@@ -26,7 +26,7 @@ from orchestrator.report.statistics import (
     generator,
     pair_counts,
 )
-from orchestrator.report.tables import reward_title
+from orchestrator.report.tables import number_of, reward_title
 from orchestrator.store.records import CATEGORIES, Category
 from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
@@ -220,11 +220,11 @@ class Mean:
     def over(self) -> str:
         """What the interval is over: `6 models, 3 seeds, 200 pairs`."""
         models, seeds, pairs = (
-            _count(number, noun)
+            number_of(number, noun)
             for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
         )
         if self.prompts < self.pairs:
-            pairs += f" of {_count(self.prompts, 'prompt')}"
+            pairs += f" of {number_of(self.prompts, 'prompt')}"
         if self.over_models:
             return f"{models}, {seeds}, {pairs}"
         own = "this model" if len(self.cells) == 1 else f"these {models}"
@@ -456,10 +456,6 @@ def _metric(trial: TrialResult, dataset: str, metric: str) -> float:
 
 def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

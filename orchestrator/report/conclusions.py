@@ -18,7 +18,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
-from orchestrator.report.tables import interval, reward_title
+from orchestrator.report.tables import interval, number_of, reward_title
 from trainers.data.audit import Audit
 
 PREFERENCE = "When to prefer which"
@@ -104,7 +104,7 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
     if apart and len(known) > 1:
         left = sum(analysis.holm[place] < 0.05 for place in apart)
         parts.append(
-            f"corrected for {len(known)} comparisons (Holm), {left} of {_count(len(apart), 'lead')} "
+            f"corrected for {len(known)} comparisons (Holm), {left} of {number_of(len(apart), 'lead')} "
             f"{'stands' if left == 1 else 'stand'} at 5 %"
         )
     size = _size([result for scope, other in known for result in analysis.compared(scope, other)])
@@ -116,7 +116,7 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
     ]
     if signs:
         parts.append(
-            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {_count(len(signs), 'categor', 'y', 'ies')}"
+            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {number_of(len(signs), 'category', 'categories')}"
         )
     return _sentence("; ".join(parts))
 
@@ -130,7 +130,7 @@ def _size(counted: Sequence[TrialResult]) -> str:
     pairs = sorted({len(item.scores.index) for result in counted for item in result.final})
     few = pairs[0]
     span = str(few) if len(pairs) == 1 else f"{few} to {pairs[-1]}"
-    text = f"This rests on {_count(models, 'model')}, {_count(seeds, 'seed')} and {span} test pairs a set, "
+    text = f"This rests on {number_of(models, 'model')}, {number_of(seeds, 'seed')} and {span} test pairs a set, "
     text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
     if seeds == 1:
         text += ", and one seed says nothing about others"
@@ -173,7 +173,7 @@ def _holes(analysis: Analysis) -> Iterator[str]:
     if unlearned:
         kinds = _listed(sorted({reward_title(result.record.reward) for result in unlearned}))
         enter = "enters" if len(unlearned) == 1 else "enter"
-        yield f"{_count(len(unlearned), 'trial')} ({kinds}) did not learn their training pairs and {enter} no mean"
+        yield f"{number_of(len(unlearned), 'trial')} ({kinds}) did not learn their training pairs and {enter} no mean"
 
 
 def _chance(analysis: Analysis) -> Iterator[str]:
@@ -277,9 +277,9 @@ def _recipe(result: TrialResult) -> tuple[str, str]:
     epochs, batch = said.get("epochs"), said.get("effective_batch")
     length = "its training"
     if epochs and batch and result.train_pairs:
-        length = _count(epochs * -(-result.train_pairs // batch), "step")
+        length = number_of(epochs * -(-result.train_pairs // batch), "step")
     elif epochs:
-        length = _count(epochs, "epoch")
+        length = number_of(epochs, "epoch")
     return length, f" at lr {said['lr']:g}" if said.get("lr") else ""
 
 
@@ -328,10 +328,6 @@ def _under(category: str) -> str:
 
 def _listed(items: Sequence[str], word: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
-
-
-def _count(number: int, noun: str, one: str = "", many: str = "s") -> str:
-    return f"{number} {noun}{one if number == 1 else many}"
 
 
 def _sentence(text: str) -> str:

@@ -61,7 +61,9 @@ def shown(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[dic
         )
         chosen += ends
     for row in chosen:
-        row |= {name: _cut(row[name]) for name in ("prompt", "chosen", "rejected")}
+        for name in ("prompt", "chosen", "rejected"):
+            if len(row[name]) > LETTERS:
+                row[name] = f"{row[name][:LETTERS]} […]"
     return sorted(chosen, key=lambda row: -row["disagreement"])
 
 
@@ -72,7 +74,3 @@ def _order(row: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, float]:
     lead = margin[0] - float(np.mean(margin[1:])) if len(rewards) > 1 else margin[0]
     # Margins decide among pairs that as many trainings rank right.
     return {"disagreement": first + 1e-3 * float(np.tanh(lead)), "confidence": float(np.mean(np.abs(margin)))}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LETTERS else f"{text[:LETTERS]} […]"

@@ -27,7 +27,7 @@ from orchestrator.report.audit import audit_sweep
 from orchestrator.report.by_axis import axes_of, axis_tables
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
-from orchestrator.report.figures import Curves, every_figure
+from orchestrator.report.figures import every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
 from orchestrator.report.results import (
@@ -254,9 +254,10 @@ def _page(
     complete = sum(result.complete for result in results)
     by_axis = [*axis_tables(analysis)]
     tables = (*statistics_tables(analysis), *by_axis)
-    figures = []
+    figures, records = [], [result.record for result in results]
+    curves = {(r.train_set, r.model, r.reward, r.seed): curve_rows(store, r.key) for r in records}
     with bar("figures") as step:
-        for figure in every_figure(analysis, _curves(results, store), by_axis):
+        for figure in every_figure(analysis, curves, by_axis):
             figures.append(figure)
             step(len(figures), 8)
     command = report_command(state, sweep)
@@ -289,13 +290,6 @@ def _page(
             Section(title=PREFERENCE, anchor="prefer", text=preference(analysis)),
         ),
     )
-
-
-def _curves(results: Sequence[TrialResult], store: Store) -> Curves:
-    return {
-        (item.train_set, item.model, item.reward, item.seed): curve_rows(store, item.key)
-        for item in (result.record for result in results)
-    }
 
 
 def _warning(results: Sequence[TrialResult], analysis: Analysis) -> str:

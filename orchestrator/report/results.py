@@ -170,10 +170,7 @@ def _with_scores(state: TrialState, store: Store, leaked: Leaked) -> TrialResult
     if None in scored:
         # Another driver has scored it anew since its state was read.
         return _with_scores(trial_states([state.record], store)[0], store, leaked)
-    return TrialResult(
-        **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
-        evaluations=tuple(item for item in scored if item),
-    )
+    return TrialResult(**{**_fields(state), "evaluations": tuple(item for item in scored if item)})
 
 
 def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], int]) -> TrialState:
@@ -189,7 +186,16 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         except Damaged as error:
             faults.append(str(error))
         else:
-            evaluations += [_evaluated(wanted, found, too_long)] if found else []
+            if found:
+                evaluations.append(
+                    Evaluated(
+                        **_fields(wanted),
+                        finished=_committed(found),
+                        attempt=found["attempt"],
+                        left_out=too_long(found["inputs"].get("data", "")),
+                        weights=found["info"].get("weights"),
+                    )
+                )
     # Where it was scored with several weights, only the scores of those that it has now count.
     mixed = len({item.weights for item in evaluations} - {None}) > 1
     weights = store.sound_manifest(WEIGHTS, record.key) if mixed else None
@@ -214,16 +220,8 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
     )
 
 
-def _evaluated(
-    wanted: EvaluationRecord, manifest: dict[str, Any], too_long: Callable[[str], int]
-) -> Evaluated:
-    return Evaluated(
-        **{item.name: getattr(wanted, item.name) for item in fields(wanted)},
-        finished=_committed(manifest),
-        attempt=manifest["attempt"],
-        left_out=too_long(manifest["inputs"].get("data", "")),
-        weights=manifest["info"].get("weights"),
-    )
+def _fields(item: EvaluationRecord | TrialState) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in fields(item)}
 
 
 def _result(item: Evaluated, record: TrialRecord, store: Store, leaked_of: Leaked) -> EvaluationResult | None:
@@ -237,12 +235,7 @@ def _result(item: Evaluated, record: TrialRecord, store: Store, leaked_of: Leake
     scores = read_pair_scores(found[1] / SCORES)
     rows = leaked_of(record.train_digest, item.dataset_digest)
     leaked = None if rows is None else np.isin(scores.index, rows)
-    return EvaluationResult(
-        **{name.name: getattr(item, name.name) for name in fields(item)},
-        metrics=_metrics(scores, leaked),
-        scores=scores,
-        leaked=leaked,
-    )
+    return EvaluationResult(**_fields(item), metrics=_metrics(scores, leaked), scores=scores, leaked=leaked)
 
 
 def _metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[str, float]:

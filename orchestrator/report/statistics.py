@@ -225,16 +225,23 @@ def estimate(value: float, draws_B: Floats) -> Estimate:
     return Estimate(value=float(value), low=float(low), high=float(high))
 
 
-def over_seeds(values_SU: Floats, less_SU: Floats | None = None) -> Estimate:
-    """Return the mean of accuracies by seed and unit, minus that of others on other units of the same seeds."""
+def over_seeds(values_SU: Floats, less_SU: Floats | None = None, *, floor: int | None = 0) -> Estimate:
+    """Return the mean of accuracies by seed and unit, minus that of others on other units of the same seeds.
+
+    Values of at least `floor`: 0, −1 of differences, None of numbers without bounds. Only these two have a p.
+    """
     parts = [values_SU] if less_SU is None else [values_SU, -less_SU]
     units = [part.shape[1] for part in parts]
     columns = np.concatenate([part.T / count for part, count in zip(parts, units, strict=True)])
     by_seed = columns.sum(axis=0)
     spread = crossed([columns], np.repeat(np.arange(len(parts)), units))
     value = round(float(by_seed.mean()), 12)
-    found = bounded_interval(value, spread, min(units), floor=1 - len(parts))
-    return replace(found, p=None, std=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None)
+    if floor is None:
+        found = unbounded_interval(value, spread)
+    else:
+        found = bounded_interval(value, spread, min(units), floor=floor if less_SU is None else -1)
+    std = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
+    return replace(found, p=None if floor == 0 else found.p, std=std)
 
 
 def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:

@@ -58,6 +58,10 @@ def mean_label(models: Mapping[str, int]) -> str:
     return f"{MEAN} of {', '.join(f'{count} {reward_title(kind)}' for kind, count in models.items())}"
 
 
+def number_of(number: int, noun: str, several: str = "") -> str:
+    return f"{number} {noun if number == 1 else several or f'{noun}s'}"
+
+
 def interval(value: Estimate) -> str:
     """Write a difference with its interval, for a sentence: `+0.225 [+0.130, +0.323]`."""
     return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
