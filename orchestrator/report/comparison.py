@@ -1,9 +1,8 @@
-"""What reward types are worth and how far they are apart, with uncertainty: by category, set and model; and pair by pair.
+"""Means and differences of reward types with their uncertainty: by category, set and model, and pair by pair.
 
-Only trials that learned count, and where a scope's sets are all evaluated; a difference is *baseline − other*, over the cells of
-model and seed that have both types. Nothing is filled in. `Analysis` asks what other models, seeds and test pairs would say.
-`SetOutcomes` and `regression` ask what the difference of a pair goes with, given the trainings that there are: retraining adds
-no pairs, so there a pair is the unit.
+A trial counts if it learned and was evaluated on all sets of a scope. A difference is *baseline − other*, over the cells of
+model and seed that have both types. Missing values are never filled in. The intervals of `Analysis` cover other models, seeds and
+test pairs. `SetOutcomes` and `regression` relate the difference on each pair to the pair's features, for the given trainings.
 
 Shapes: P pairs of a set, U different pairs of sets that share them, K trainings, B draws, K terms of a regression.
 """
@@ -32,16 +31,16 @@ from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
 
-# From so many models on, an interval is over models too.
+# With this many models or more, an interval covers other models too.
 MODELS_NEEDED = 4
-# Numbers held at once while single pairs are left out: 32 MB.
+# Numbers in memory at once while single pairs are left out: 32 MB.
 _BLOCK = 4_000_000
 # Draws whose normal equations are worse conditioned are left out.
 _SINGULAR = 1e10
 LENGTH_CONTROLLED, LEAK_FREE = "accuracy_length_controlled", "accuracy_leak_free"
-# Accuracies without the help of length and of leaks.
+# Accuracies that neither length nor leaks can help.
 CONTROLS = {LENGTH_CONTROLLED: "length-controlled", LEAK_FREE: "leak-free"}
-# Of these categories a set's pairs are those of the training set, in its own words or others.
+# Sets of these categories hold the training set's pairs, as they are or reworded.
 _OF_TRAINING_SET = ("in-distribution", "token-level shift")
 
 
@@ -105,7 +104,7 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
-    """Return what each pair adds to a metric of an evaluation, [P]. Raises SpecError where pairs do not make the metric."""
+    """Return what each pair adds to a metric of an evaluation, [P]. Raises SpecError for a metric that is not a mean over pairs."""
     scores, value = item.scores, item.metrics[metric]
     right_P, pairs = _right(scores), len(scores.index)
     means: dict[str, Floats] = {
@@ -137,7 +136,7 @@ class Mean:
     """A metric of one reward type, or a difference: the mean over a scope's sets, then over seeds, then over models.
 
     `cells` are the trials of each model and seed, whose values are added with `signs`: (1,) of one type, (1, −1) of a
-    difference. `groups` says which sets share their pairs. What takes time is computed when it is first asked for.
+    difference. `groups` says which sets share their pairs. Slow values are computed on first use.
     """
 
     scope: Scope
@@ -205,7 +204,7 @@ class Mean:
 
     @property
     def at_chance(self) -> bool:
-        """Whether this is an accuracy on new pairs of the training set's own kind, and no better than a coin's."""
+        """Whether this is an in-distribution accuracy that is no better than chance."""
         return (
             (self.metric, self.scope.category, self.signs) == ("accuracy", "in-distribution", (1,))
             and self.value <= chance_bound(self.pairs)
@@ -213,12 +212,12 @@ class Mean:
 
     @property
     def over_models(self) -> bool:
-        """Whether the interval says what other models would do, not other trainings of these models alone."""
+        """Whether the interval covers other models, not only other trainings of these models."""
         return len(self.cells) >= MODELS_NEEDED
 
     @property
     def over(self) -> str:
-        """What the interval is over: `6 models, 3 seeds, 200 pairs`."""
+        """Say what the interval covers: `6 models, 3 seeds, 200 pairs`."""
         models, seeds, pairs = (
             number_of(number, noun)
             for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
@@ -284,10 +283,10 @@ class Mean:
 
 
 class Analysis:
-    """Any mean and difference of a sweep's results, which are those on the pairs that all models have.
+    """Computes means and differences of a sweep's results, which must be on the pairs that all models have.
 
-    Differences are `baseline` − each of `others`, the other reward types; the baseline is the first of the sweep where none is
-    given. Raises KeyError where the sweep has no such type.
+    Differences are `baseline` − each of `others`, the other reward types. The default baseline is the sweep's first type.
+    Raises KeyError if the sweep has no such type.
     """
 
     def __init__(self, results: Sequence[TrialResult], baseline: str | None = None) -> None:
@@ -347,7 +346,7 @@ class Analysis:
         return self._known(scope, metric, asked, (baseline or self.baseline, other or self.others[0]))
 
     def differences(self, metric: str = "accuracy") -> dict[tuple[Scope, str], Mean]:
-        """Return the difference from each other type in each category, those on training pairs left out."""
+        """Return the difference from each other type in each category except training pairs."""
         return {
             (scope, other): found
             for scope in self.categories()
@@ -358,13 +357,13 @@ class Analysis:
 
     @cached_property
     def holm(self) -> dict[tuple[Scope, str], float]:
-        """The p of each of `differences`, corrected for their number; of pairs alone where one training can give none."""
+        """Return the p of each of `differences`, corrected for their number; where there is one training of each type, `p_pairs`."""
         found = self.differences()
         plain = [item.p_pairs if item.estimate.p is None else item.estimate.p for item in found.values()]
         return dict(zip(found, statistics.holm(plain), strict=True))
 
     def control(self, scope: Scope, metric: str, *, other: str | None = None) -> Mean | None:
-        """Return the difference of one of CONTROLS; None where not all trials have it that the plain difference is of."""
+        """Return the difference in one of CONTROLS; None unless all trials of the plain difference have that metric."""
         found, plain = (self.difference(scope, name, other=other) for name in (metric, "accuracy"))
         return found if found and plain and found.runs == plain.runs else None
 
@@ -397,7 +396,7 @@ class Analysis:
         return cells(self._of.get((scope.train_set, model), ()), scope, model, kinds, metric)
 
     def complete_models(self, scope: Scope) -> list[str]:
-        """Return the models that have every reward type declared for them; a type that no model has yet does not count."""
+        """Return the models with results of every reward type declared for them; types without any results do not count."""
         declared = {
             (item.record.model, item.record.reward)
             for item in self.results
@@ -413,7 +412,7 @@ class Analysis:
         return [item for cell in self.cells_of(scope, (self.baseline, other)) for item in cell]
 
     def win_rate(self, scope: Scope, other: str | None = None) -> WinRate:
-        """Count the cells of model, seed and set in which the baseline's accuracy is ahead of the other's."""
+        """Count the cells of model, seed and set in which the baseline's accuracy is higher than the other's."""
         if not self.others:
             return statistics.win_rate([])
         gaps = [
@@ -462,9 +461,9 @@ def _unique(values: Iterable[str]) -> list[str]:
 class SetOutcomes:
     """How the reward types of one training set rank each of the P pairs of a set: means over seeds, then models.
 
-    `index` are their rows in the source split. `right` is by reward type the share of cells that rank the pair right;
-    `margin` the mean margin in standard deviations of the set's rewards; `longer` by how many tokens chosen is longer; `leaked`
-    is None where training rows are not known.
+    `index` holds the pairs' rows in the source split. By reward type, `right` is the share of cells that rank the pair right and
+    `margin` the mean margin in standard deviations of the set's rewards. `longer` says by how many tokens chosen is longer.
+    `leaked` is None if the training rows are unknown.
     """
 
     train_set: str
@@ -495,12 +494,12 @@ class SetOutcomes:
 def set_outcomes(results: Sequence[TrialResult], kinds: Sequence[str]) -> list[SetOutcomes]:
     """Return one per training set and evaluation set that all `kinds` have learned and scored, in the categories' order.
 
-    `results` are those on the pairs that all models have.
+    `results` must be on the pairs that all models have.
     """
     found = []
     models = _unique(result.record.model for result in results)
     for scope in category_scopes(results) if kinds else ():
-        # A category is the mean of all its sets, over the same cells.
+        # All sets of a category are averaged over the same cells.
         by_model = [seeds for model in models if (seeds := cells(results, scope, model, kinds))]
         found += [_outcomes(scope, name, by_model, kinds) for name in scope.sets if by_model]
     return found
@@ -519,7 +518,7 @@ def _outcomes(
     every = [item for side in sides for items in side for item in items]
 
     def mean(side: Sequence[Sequence[EvaluationResult]], value: Callable[[PairScores], Floats]) -> Floats:
-        """Over seeds, then over models, which all have the same pairs; in the order of their rows."""
+        """Average over seeds, then over models, in the order of the pairs' rows."""
         found: Floats = np.mean(
             [
                 np.mean([value(item.scores)[np.argsort(item.scores.index)] for item in items], axis=0)
@@ -563,7 +562,7 @@ def by_category(outcomes: Sequence[SetOutcomes]) -> list[list[SetOutcomes]]:
 
 
 def drawn_pairs(outcomes: Sequence[SetOutcomes], draws: int = DRAWS) -> list[Floats]:
-    """Draw pairs of each set with replacement: counts [B, P], alike for a set and its rewritings."""
+    """Draw pairs of each set with replacement: counts [B, P], the same for a set and its rewritings."""
     names = [item.train_set if item.category in _OF_TRAINING_SET else item.dataset for item in outcomes]
     counts = {}
     for name in dict.fromkeys(names):
@@ -578,7 +577,7 @@ def drawn_pairs(outcomes: Sequence[SetOutcomes], draws: int = DRAWS) -> list[Flo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regression:
-    """Least squares of a number that each pair has: its change by one standard deviation of each feature.
+    """A least-squares fit of one value per pair: its change by one standard deviation of each feature.
 
     A feature that does not vary, or that others imply, has no coefficient. `explained` is R².
     """
@@ -589,7 +588,7 @@ class Regression:
 
 
 def regression(values_P: Floats, features: Mapping[str, Floats], counts_BP: Floats) -> Regression | None:
-    """Fit an intercept and standardised features in every draw; None where there are no more pairs than terms."""
+    """Fit an intercept and standardised features in every draw; None if there are no more pairs than terms."""
     terms = {"intercept": np.ones(len(values_P))}
     for name, feature_P in features.items():
         spread = float(feature_P.std())
@@ -616,7 +615,7 @@ def regression(values_P: Floats, features: Mapping[str, Floats], counts_BP: Floa
 
 
 def _least_squares(values_P: Floats, terms_PK: Floats, weights_BP: Floats) -> Floats:
-    """Return the coefficients under each row of weights, [B, K]; not a number where a row does not determine them."""
+    """Return the coefficients under each row of weights, [B, K]; NaN where a row does not determine them."""
     normal_BKK = np.einsum("bp,pk,pl->bkl", weights_BP, terms_PK, terms_PK, optimize=True)
     right_BK = weights_BP @ (terms_PK * values_P[:, None])
     sound_B = np.linalg.cond(normal_BKK) < _SINGULAR

@@ -1,6 +1,6 @@
-"""The sentences of a report, computed from its numbers: what is concluded, and when to prefer which reward type.
+"""The sentences of a report, computed from its numbers: the conclusions, and when to prefer which reward type.
 
-It begins with three: who is ahead where and by how much; how surely; what could be fooling us.
+Three conclusions come first: who is ahead where and by how much, how sure that is, and what could be fooling us.
 """
 
 import statistics
@@ -22,9 +22,9 @@ from orchestrator.report.tables import interval, number_of, reward_title
 from trainers.data.audit import Audit
 
 PREFERENCE = "When to prefer which"
-# A control that moves a difference by less than this says nothing new.
+# A control is mentioned if it moves a difference by at least this much.
 MOVED = 0.02
-# Reward types that the conclusions tell of, beside the baseline; a table has all.
+# The conclusions name this many reward types beside the baseline; a table has all.
 TOLD = 3
 Known = dict[tuple[Scope, str], Mean]
 
@@ -50,7 +50,7 @@ def _best(known: Known) -> Known:
 
 
 def _answer(analysis: Analysis, told: Known, known: Known) -> str:
-    """Say where each type is ahead, by how much, and where that cannot be told; what intervals are over is said once."""
+    """Say where each type is ahead and by how much, and where no difference can be told."""
     over = list(dict.fromkeys(item.over for item in told.values()))
     parts = []
     for other in analysis.others:
@@ -91,7 +91,7 @@ def _verdicts(found: dict[Scope, Mean], baseline: str, other: str, *, alone: boo
 
 
 def _support(analysis: Analysis, told: Known, known: Known) -> str:
-    """Say the win-rates, how much there is to go by, what correction leaves, and whether the signs are the paper's."""
+    """Give win-rates, the amount of data, what correction for comparisons leaves, and agreement with the paper's signs."""
     parts = []
     for other in dict.fromkeys(kind for _, kind in told):
         won = [analysis.win_rate(scope, other) for scope, kind in told if kind == other]
@@ -122,7 +122,7 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
 
 
 def _size(counted: Sequence[TrialResult]) -> str:
-    """Say how much there is to go by, and what cannot be said of other seeds and models."""
+    """Give the amount of data, and what it cannot say about other seeds and models."""
     if not counted:
         return "No trial has been trained, learned and evaluated yet"
     models = len({result.record.model for result in counted})
@@ -177,7 +177,7 @@ def _holes(analysis: Analysis) -> Iterator[str]:
 
 
 def _chance(analysis: Analysis) -> Iterator[str]:
-    """Say which cells fit their training pairs and are at chance on new ones of the same kind."""
+    """Say which cells fit their training pairs but are at chance in-distribution."""
     found = [
         f"{model} as {reward_title(kind)} on {scope.train_set} ({mean.value:.3f})"
         for scope in analysis.categories()
@@ -192,7 +192,7 @@ def _chance(analysis: Analysis) -> Iterator[str]:
 
 
 def _lengths(known: Known, audit: Audit | None) -> Iterator[str]:
-    """Say where length alone ranks pairs right, in the measures of the audit; sets of equal numbers together."""
+    """Say where length alone ranks pairs right, by the audit; sets with equal numbers share a sentence."""
     compared = {f"{name}/test" for scope, _ in known for name in scope.sets}
     found: dict[str, list[str]] = {}
     for finding in audit.findings if audit else ():
@@ -203,7 +203,7 @@ def _lengths(known: Known, audit: Audit | None) -> Iterator[str]:
 
 
 def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
-    """Say where length or leaks account for some of a difference, and where that was not measured."""
+    """Say where length or leaks explain part of a difference, and where that was not measured."""
     for metric, title in CONTROLS.items():
         found = {(scope, other): analysis.control(scope, metric, other=other) for scope, other in known}
         lacking = [
@@ -222,7 +222,7 @@ def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
 
 
 def _sets_apart(analysis: Analysis, known: Known) -> Iterator[str]:
-    """Say where two sets of a category answer differently, each surely."""
+    """Say where two sets of a category have significant differences of opposite sign."""
     for scope, other in known:
         found = {
             name: item
@@ -239,7 +239,7 @@ def _sets_apart(analysis: Analysis, known: Known) -> Iterator[str]:
 
 
 def _uncompared(analysis: Analysis) -> str:
-    """Say how each type does by itself, why there is nothing to compare, and what to try."""
+    """Give each type's own accuracy, why nothing can be compared, and what to try."""
     parts = []
     for scope in analysis.categories():
         for kind in analysis.rewards if scope.category != "training pairs" else ():
@@ -272,7 +272,7 @@ def _why_nothing(analysis: Analysis) -> str:
 
 
 def _recipe(result: TrialResult) -> tuple[str, str]:
-    """How long and how fast a trial was trained, as far as its declaration says."""
+    """Return a trial's number of steps and its learning rate, as text, as far as its declaration has them."""
     said = result.record.parameters
     epochs, batch = said.get("epochs"), said.get("effective_batch")
     length = "its training"
@@ -284,7 +284,7 @@ def _recipe(result: TrialResult) -> tuple[str, str]:
 
 
 def preference(analysis: Analysis) -> str:
-    """Say when to prefer which reward type: what the differences and their controls advise, and what is not known."""
+    """Say when to prefer which reward type, by the differences and their controls."""
     found = analysis.differences()
     if not found:
         return "Nothing can be advised: no model and seed has learned with two reward types and was evaluated with both."
@@ -293,7 +293,7 @@ def preference(analysis: Analysis) -> str:
 
 
 def _advice(analysis: Analysis, scope: Scope, other: str, plain: Estimate) -> str:
-    """Say which reward type leads, and whether the lead stays once length and leaks are controlled for."""
+    """Say which reward type leads, and whether it still leads when length and leaks are controlled for."""
     where, title = f"Trained on {scope.train_set}, {_under(scope.category)}", analysis.title(other)
     asked = {LENGTH_CONTROLLED: "at matched lengths", LEAK_FREE: "on pairs that training has not seen"}
     controls = {said: analysis.control(scope, metric, other=other) for metric, said in asked.items()}
