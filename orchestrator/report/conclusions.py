@@ -302,7 +302,10 @@ def _advice(analysis: Analysis, scope: Scope, other: str, plain: Estimate) -> st
         return reward_title(analysis.baseline if value > 0 else other)
 
     if plain.excludes_zero:
-        said = [f"{control} {_survives(item and item.estimate, plain)}" for control, item in controls.items()]
+        said = [
+            f"{control} {_survives(item.estimate if item else None, plain)}"
+            for control, item in controls.items()
+        ]
         return f"{where}: prefer {leader(plain.value)} ({title} {interval(plain)}); {', '.join(said)}."
     shown = [
         f"; {control} {leader(item.value)} leads ({interval(item.estimate)})"

@@ -298,8 +298,8 @@ def _warning(results: Sequence[TrialResult], analysis: Analysis) -> str:
     if missing := sum(not result.complete for result in results):
         said.insert(
             0,
-            f"Incomplete: {missing} of {len(results)} trials are missing. Nothing stands in for them; what is missing is listed "
-            "at the end.",
+            f"Incomplete: {missing} of {len(results)} trials are missing and are not imputed. The end of the "
+            "page lists them.",
         )
     return " ".join(said)
 
@@ -397,7 +397,7 @@ def _trials_table(results: Sequence[TrialResult]) -> Table:
         name="trials",
         title="Trials",
         note="Learned: it fits its training pairs (the last epoch's accuracy on them lies two standard errors above ½), which "
-        "says nothing of new pairs. What was not learned enters no mean.",
+        "says nothing about new pairs. Trials that did not learn enter no mean.",
         columns="model reward train_set seed state learned train_accuracy evaluations pairs_per_s peak_mem_gb artifact",
         titles={
             "train_accuracy": "training accuracy",
@@ -435,7 +435,7 @@ def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:
     return Table(
         name="holes",
         title="What is missing",
-        note="Nothing is filled in for it: every number above is of what is there.",
+        note="Missing results are not imputed: every number above is of the complete ones.",
         columns="trial lacks cause",
         rows=rows,
     )

@@ -489,7 +489,7 @@ def results_of(parameters: ScoredTrials, store: Store) -> tuple[list[TrialResult
     )
     said = [f"{len(parameters.trials)} trials: {', '.join(models)}; seeds {', '.join(seeds)}."]
     if parameters.missing:
-        said.append(f"Missing: {parameters.missing} trials, and nothing stands in for them.")
+        said.append(f"Missing: {parameters.missing} trials; they are not imputed.")
     results = sweep_results(Declaration(sweep="", trials=parameters.trials), store)
     if lacking := [
         f"{item.record.name}: {'; '.join(item.faults) or 'missing'}" for item in results if not item.complete

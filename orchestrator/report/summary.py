@@ -274,9 +274,8 @@ def differences(analysis: Analysis) -> Table:
         name="differences",
         title="Differences, paired by model, seed and pair",
         note=f"Above 0 in accuracy: {reward_title(analysis.baseline)} ranks more pairs right. p: of no difference, by the same "
-        "Student-t as the interval, over what stands beside it; – where there is one training of each type. Holm: p of the "
-        "means, corrected for their number (p (pairs) where there is no other). p (pairs): sign-flip permutation test over test "
-        "pairs, for these trainings.",
+        "Student-t as the interval; – if there is one training of each type. Holm: p of the means, corrected for their number "
+        "(from p (pairs) if there is no other). p (pairs): sign-flip permutation test over test pairs, for these trainings.",
         columns="train_set category difference model accuracy over p p_holm p_pairs loss abs_margin",
         titles={
             "over": "interval and p over",
@@ -334,8 +333,8 @@ def by_set(analysis: Analysis) -> Table:
         name="sets",
         title="Every evaluation set",
         note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
-        "not hold (docs/audit.md); – where it was not measured. The last column: half of the 95 % interval that the number of "
-        "pairs alone gives at an accuracy of 0.75.",
+        "not hold (docs/audit.md); – if it was not measured. The last column: half of the 95 % interval at an accuracy of 0.75 "
+        "from the number of pairs alone.",
         columns=f"train_set category evaluation_set model reward accuracy {' '.join(CONTROLS)} loss abs_margin seeds pairs half_width",
         titles={"half_width": "± by pairs"},
         rows=rows,
@@ -371,8 +370,8 @@ def suites(analysis: Analysis) -> Table:
     return Table(
         name="suites",
         title="Suites by their own numbers",
-        note="Means over seeds, then models; a tie is no success. A prompt counts where all of its answers are within the length "
-        "limits, so models may be scored on others: then several numbers stand there. Every number: docs/suites.md.",
+        note="Means over seeds, then models; a tie is no success. A prompt counts if all of its answers are within the length "
+        "limits, so models may be scored on different prompts: then there are several numbers. Every number: docs/suites.md.",
         columns=f"train_set suite number model {' '.join(analysis.rewards)} prompts",
         rows=rows,
     )
@@ -420,7 +419,7 @@ def without_length_and_leaks(analysis: Analysis) -> Table:
         name="controlled",
         title="Accuracy without length and leaks",
         note="Means over seeds, then models. Length-controlled: matched strata of the length difference; leak-free: "
-        "pairs that the training split does not hold; longer wins: what length alone reaches, in tokens. "
+        "pairs that the training split does not hold; longer wins: the accuracy of length alone, in tokens. "
         "See docs/audit.md.",
         columns=f"train_set evaluation_set reward {' '.join(columns)} trainings",
         titles={"n": "pairs", "n_leak_free": "leak-free pairs"},

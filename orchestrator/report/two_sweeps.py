@@ -194,8 +194,8 @@ def _note(sides: tuple[Analysis, Analysis]) -> str:
         for side in sides
     )
     other = [name for name in sorted(ours) if theirs.get(name, ours[name]) != ours[name]]
-    note = "– where a sweep has no such number. Numbers that both have are of the sets, models and seeds that both have."
-    return note + (f" Of one name but other pairs: {', '.join(other)}." if other else "")
+    note = "– if a sweep has no such number. Numbers that both sweeps have are over the sets, models and seeds that both have."
+    return note + (f" Sets of the same name with different pairs: {', '.join(other)}." if other else "")
 
 
 def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[str]:
@@ -208,7 +208,7 @@ def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[
         if len(item.scores.index) != pairs.get(item.dataset)
     )
     said = ", ".join(f"{name} ({pairs.get(name, 0)})" for name in fewer)
-    return [f"On the pairs that all models of both have: {said}."] if fewer else []
+    return [f"Compared on the pairs that all models of both have: {said}."] if fewer else []
 
 
 def _conclusions(rows: Sequence[_Row], names: tuple[str, str], missing: str) -> tuple[str, ...]:
@@ -249,7 +249,7 @@ def _missing(sides: tuple[Analysis, Analysis], names: tuple[str, str]) -> str:
         for name, side in zip(names, sides, strict=True)
         if (lacking := sum(not result.complete for result in side.results))
     ]
-    return f"Incomplete: {'; '.join(parts)}. Nothing stands in for them." if parts else ""
+    return f"Incomplete: {'; '.join(parts)}. Missing trials are not imputed." if parts else ""
 
 
 def _figure(rows: Sequence[_Row], names: tuple[str, str]) -> "Figure | None":
