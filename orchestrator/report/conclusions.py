@@ -160,10 +160,7 @@ def _doubts(analysis: Analysis, known: Known, audit: Audit | None) -> str:
 def _holes(analysis: Analysis) -> Iterator[str]:
     missing = sum(not result.complete for result in analysis.results)
     if missing:
-        yield (
-            f"the sweep is incomplete, {missing} of {len(analysis.results)} trials are missing and nothing stands in "
-            "for them"
-        )
+        yield f"the sweep is incomplete, {missing} of {len(analysis.results)} trials are missing and not imputed"
     if any(
         result.train_left_out or any(item.left_out for item in result.evaluations)
         for result in analysis.results
