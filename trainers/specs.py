@@ -367,7 +367,7 @@ class Placement:
 
     A step's pairs are split into as few forwards as hold at most `forward_tokens` tokens each; a longer pair is one by
     itself. `checkpointing` recomputes activations in the backward pass; `offload_optimizer` keeps the optimiser's
-    state in the host's memory.
+    state in the host's memory; `compile` fuses what a layer computes beside its attention.
     """
 
     world_size: int = 1
@@ -375,6 +375,7 @@ class Placement:
     forward_tokens: int
     checkpointing: bool = False
     offload_optimizer: bool = False
+    compile: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
@@ -385,3 +386,5 @@ class Placement:
         )
         offloadable = self.zero_stage >= 1 or not self.offload_optimizer
         _require(offloadable, "the optimiser's state is offloaded by ZeRO 1, 2 or 3, not by 0.")
+        whole = self.zero_stage < 3 or not self.compile
+        _require(whole, "layers are compiled with ZeRO 0, 1 or 2: 3 gathers weights in their midst.")

@@ -95,7 +95,7 @@ def outlook(
     resolved: ResolvedSweep, nodes: Sequence[Node], store: Store, *, price: float | None = None
 ) -> Outlook:
     """Lay out on those nodes what is missing of the sweep. Nothing is fetched but a model's config."""
-    gpus, gpu_gb = placement.gpus_of(nodes)
+    gpus, gpu_gb, _ = placement.gpus_of(nodes)
     devices = gpus or sum(node.cpus for node in nodes)
     known = architectures([item.spec.model for item in resolved.plans], ask=gpus > 0)
     named = {item.key: (item.spec.model.name, item.spec.reward_name) for item in resolved.plans}
