@@ -60,9 +60,14 @@ def _status(result: TrialState, failed: set[str]) -> str:
 
 
 def _log_sweep(
-    uri: str, store: Store, declaration: Declaration, written: Written, status: str, step: Step | None = None
+    uri: str,
+    store: Store,
+    declaration: Declaration,
+    written: Written,
+    status: str,
+    step: Step = lambda done, total: None,
 ) -> None:
-    """Log what the view lacks of any trial, and the report. With `step`, which gets (done, total), missing files come back too."""
+    """Log what the view lacks of any trial, and the report. `step` is called with (done, total) trials."""
     sweep, results = declaration.sweep, written.results
     failed = _failed(sweep, store)
     started = min((item.started for item in results if item.started), default=None)
@@ -70,9 +75,8 @@ def _log_sweep(
     ended = max((item.finished for item in results if item.finished), default=None)
     view = View(uri, store, sweep, started, run_names(declaration.trials))
     for done, result in enumerate(results, 1):
-        view.log_trial(result, _status(result, failed), check=step is not None)
-        if step:
-            step(done, len(results))
+        view.log_trial(result, _status(result, failed))
+        step(done, len(results))
     view.log_report(written.folder, status, ended)
     # If the disk is full, the next command compares again.
     with contextlib.suppress(OSError, StorageError):

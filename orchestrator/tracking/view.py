@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 from pyarrow import parquet
 
 from orchestrator.report.page import said_conclusions
-from orchestrator.report.results import CURVES, TrialResult, TrialState, all_scores, curve_rows, with_scores
+from orchestrator.report.results import (
+    CURVES,
+    SCORES,
+    TrialResult,
+    TrialState,
+    all_scores,
+    curve_rows,
+    with_scores,
+)
 from orchestrator.report.tables import what_differs
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.store.artifacts import WEIGHTS, Store
@@ -45,7 +53,6 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _COLUMNS = [{"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")]
 _SCHEMA = json.dumps({"mlflow_colspec": _COLUMNS})
 _CHART: dict[str, Any] = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False}
-_CONFIG, _SCORES = "config.json", "scores.parquet"
 # Raised by hand when the same results would give another run, so that `sync` writes existing runs again.
 VERSION = 3
 # The most important first: a run of very many sets gets as many of them as fit.
@@ -286,11 +293,8 @@ class View:
             self._log_batch(run, self._curve(run, rows), {}, {})
         return key in self._runs
 
-    def log_trial(self, result: TrialState, status: str, live: Rows = (), *, check: bool = False) -> None:
-        """Log what the run of a trial lacks, and set its `status`, or end it if the trial is complete.
-
-        With `check`, files that somebody removed are logged again.
-        """
+    def log_trial(self, result: TrialState, status: str, live: Rows = ()) -> None:
+        """Log what the run of a trial lacks, and set its `status`, or end it if the trial is complete."""
         trial = result.record
         name, weights = self._names.get(trial.key, trial.name), weights_place(self._store, trial.key)
         mark = trial_mark(result, status, name, weights)
@@ -302,8 +306,6 @@ class View:
             self._create(trial.key, name, tags, result.started)
         run = self._runs[trial.key]
         whole = run.data.tags.get(MARK_TAG) == mark
-        if whole and check and result.evaluations:
-            whole = self._has_files(run, {_CONFIG, _SCORES})
         # The checkpoint of an unfinished training may hold more rows, from another driver.
         rows = live if whole and result.trained else [*curve_rows(self._store, trial.key), *live]
         points = self._curve(run, rows)
@@ -334,7 +336,7 @@ class View:
         """Log a report on the parent run, unless it is there, and end the run with `status` at the Unix time `ended`."""
         mark = report_mark(folder)
         parent = self._runs[""]
-        if parent.data.tags.get(MARK_TAG) != mark or not self._has_files(parent, {"report"}):
+        if parent.data.tags.get(MARK_TAG) != mark:
             self._client.log_artifacts(self._parent, str(folder), "report")
             said = said_conclusions(folder)
             tags = {_DESCRIPTION_TAG: "\n\n".join(said)} if said else {}
@@ -355,14 +357,11 @@ class View:
             self._client.set_terminated(run.info.run_id, status, end_time=end)
         self._statuses[run.info.run_id] = status
 
-    def _has_files(self, run: Any, wanted: set[str]) -> bool:
-        return wanted <= {item.path for item in self._client.list_artifacts(run.info.run_id)}
-
     def _log_files(self, run: Any, result: TrialState) -> None:
         config = redacted(json.dumps(asdict(result.record), indent=1, ensure_ascii=False))
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / _CONFIG).write_text(config, encoding="utf-8")
-            parquet.write_table(all_scores(result, self._store), Path(folder) / _SCORES)
+            (Path(folder) / "config.json").write_text(config, encoding="utf-8")
+            parquet.write_table(all_scores(result, self._store), Path(folder) / SCORES)
             self._client.log_artifacts(run.info.run_id, folder)
 
     def _curve(self, run: Any, rows: Rows) -> list[MetricPoint]:

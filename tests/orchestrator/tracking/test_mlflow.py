@@ -366,17 +366,6 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
     assert last["history"]["eval/tiny_world/accuracy"][-1][2] == 0.3
 
 
-def test_files_that_somebody_removed_come_back(database: str, store: Store):
-    trial = record()
-    commit_trial(store, trial, 9, 5)
-    sync_all(database, store, declaration(trial))
-    shutil.rmtree(store.root / "mlflow-artifacts")
-    sync_all(database, store, declaration(trial))
-    parent, child = snapshot(database, "demo")
-    assert child["files"] == ["config.json", "scores.parquet"]
-    assert "report/summary.md" in parent["files"]
-
-
 def test_a_run_that_was_left_in_the_middle_is_made_whole(
     database: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
