@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -40,42 +41,34 @@ def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) 
 
 def view_mark(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> str:
     """Return a hash of everything that the view shows of the trials and of the report."""
-    failed, names = _failed(sweep, store), run_names([item.record for item in results])
+    statuses, names = _statuses(sweep, store), run_names([item.record for item in results])
     store.look(weights=list(names))
     marks = [
-        trial_mark(item, _status(item, failed), names[key], weights_place(store, key))
+        trial_mark(item, statuses[key], names[key], weights_place(store, key))
         for item in results
         for key in (item.record.key,)
     ]
     return as_hash([shown_uri(uri), marks, report_mark(store.local_sweep_dir(sweep) / "report")])
 
 
-def _failed(sweep: str, store: Store) -> set[str]:
-    return {key for key, note in read_state(sweep, store).trials.items() if note.state == "failed"}
-
-
-def _status(result: TrialState, failed: set[str]) -> str:
-    """Return the status of a trial that is not complete."""
-    return "FAILED" if result.record.key in failed else "RUNNING"
+def _statuses(sweep: str, store: Store) -> Mapping[str, str]:
+    """Return by key the status of trials that are not complete."""
+    notes = read_state(sweep, store).trials.items()
+    return defaultdict(lambda: "RUNNING", {key: "FAILED" for key, note in notes if note.state == "failed"})
 
 
 def _log_sweep(
-    uri: str,
-    store: Store,
-    declaration: Declaration,
-    written: Written,
-    status: str,
-    step: Step = lambda done, total: None,
+    uri: str, store: Store, declaration: Declaration, written: Written, status: str, step: Step
 ) -> None:
     """Log what the view lacks of any trial, and the report. `step` is called with (done, total) trials."""
     sweep, results = declaration.sweep, written.results
-    failed = _failed(sweep, store)
+    statuses = _statuses(sweep, store)
     started = min((item.started for item in results if item.started), default=None)
     # The end of the last stage, so that a later sync does not change the sweep's duration.
     ended = max((item.finished for item in results if item.finished), default=None)
     view = View(uri, store, sweep, started, run_names(declaration.trials))
     for done, result in enumerate(results, 1):
-        view.log_trial(result, _status(result, failed))
+        view.log_trial(result, statuses[result.record.key])
         step(done, len(results))
     view.log_report(written.folder, status, ended)
     # If the disk is full, the next command compares again.
@@ -224,7 +217,7 @@ class Tracker:
     def _finish(self, written: Written, complete: bool) -> None:
         # A new view reads what earlier requests have left.
         status = "FINISHED" if complete else "FAILED"
-        _log_sweep(self._uri, self._store, self._declaration, written, status)
+        _log_sweep(self._uri, self._store, self._declaration, written, status, lambda done, total: None)
         self._report = None
 
     def _failed(self, error: Exception) -> None:
