@@ -20,13 +20,13 @@ from orchestrator.report.comparison import CONTROLS, Analysis, has, over_sets
 from orchestrator.report.conclusions import PREFERENCE, preference
 from orchestrator.report.house_style import GREY, dots, name_rows, panels
 from orchestrator.report.results import TrialResult
-from orchestrator.report.studies import FEATURES, Found, Study, differences
+from orchestrator.report.studies import FEATURES, Findings, Study, differences
 from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError
 
 
-def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
+def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
     """Controls, regressions, what they advise, and the pairs themselves."""
     analysis = Analysis(results)
     controls, (pairs, regressions, lacking) = control_rows(analysis), differences(analysis, inputs.store)
@@ -38,7 +38,7 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
     said = (
         [f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."] if lacking else []
     )
-    return Found(
+    return Findings(
         said=[*said, f"{PREFERENCE}. {advice}"],
         tables=(_control_table(controls), _regression_table(regressions)),
         results={"preference": advice, "controls": controls, "regressions": regressions},

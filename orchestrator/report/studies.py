@@ -46,7 +46,7 @@ from trainers.errors import DataError, SpecError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Findings:
     """The findings of a study: sentences, tables, the content of results.json, rows by file name, and a figure."""
 
     said: Sequence[str] = ()
@@ -65,7 +65,7 @@ class Study:
 
     name: str
     version: int
-    find: Callable[[list[TrialResult], AnalysisInputs], Found]
+    find: Callable[[list[TrialResult], AnalysisInputs], Findings]
     sweep: str = "full_grid"
 
     def compute(self, stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
