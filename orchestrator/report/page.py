@@ -60,11 +60,6 @@ _KEPT_FLAGS = ("--storage", "--name", "--profile")
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
-@contextlib.contextmanager
-def no_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    yield lambda done, total: None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A part of the page below the tables of statistics; `lines` are labels and texts to copy."""
@@ -95,7 +90,7 @@ class Page:
 def write_full_report(
     declaration: Declaration,
     store: Store,
-    bar: Bar = no_bar,
+    bar: Bar = lambda label: contextlib.nullcontext(lambda done, total: None),
     *,
     anew: bool = False,
     baseline: str | None = None,

@@ -275,15 +275,15 @@ def rank_correlation(first_P: Floats, second_P: Floats) -> float | None:
     return float(spearmanr(first_P, second_P).statistic)
 
 
-def win_rate(differences: Sequence[float], tie: float = TIE) -> WinRate:
-    """Count the differences of accuracy above and below 0; those within `tie` (0.01: one point) are ties."""
+def win_rate(differences: Sequence[float]) -> WinRate:
+    """Count the differences of accuracy above and below 0; those within one point (`TIE`) are ties."""
     # Accuracies are sums of binary fractions: a difference of exactly one point may read 0.0100000000000001.
-    ahead = sum(value > tie + 1e-9 for value in differences)
-    behind = sum(value < -tie - 1e-9 for value in differences)
+    ahead = sum(value > TIE + 1e-9 for value in differences)
+    behind = sum(value < -TIE - 1e-9 for value in differences)
     return WinRate(ahead=ahead, ties=len(differences) - ahead - behind, behind=behind)
 
 
-def calibration(margins_P: Floats, bins: int = BINS) -> Calibration:
+def calibration(margins_P: Floats) -> Calibration:
     """Return the reliability of σ(margin), the Bradley–Terry probability of the ranking.
 
     The order of the two responses is a convention, so the confidence is that of the higher-ranked response,
@@ -293,7 +293,7 @@ def calibration(margins_P: Floats, bins: int = BINS) -> Calibration:
     sorted_P = margins_P[np.argsort(np.abs(margins_P), kind="stable")]
     confidence_P = 1.0 / (1.0 + np.exp(-np.abs(sorted_P)))
     right_P = right(sorted_P, np.zeros(len(sorted_P)))
-    filled = [rows for rows in np.array_split(np.arange(len(sorted_P)), bins) if len(rows)]
+    filled = [rows for rows in np.array_split(np.arange(len(sorted_P)), BINS) if len(rows)]
     confidence = tuple(float(confidence_P[rows].mean()) for rows in filled)
     accuracy = tuple(float(right_P[rows].mean()) for rows in filled)
     gaps = [abs(a - c) for a, c in zip(accuracy, confidence, strict=True)]
