@@ -155,7 +155,7 @@ class Growth:
     def questions(self, resolved: ResolvedSweep, *, measured: bool) -> list[Question]:
         """Return the differences that the sweep asks for, as they were `measured` or as the whole design would give them."""
         analysis = Analysis(on_common_pairs(sweep_results(declare(resolved), self.store)))
-        means = {(scope.train_set, scope.category): mean for scope, mean in asked(analysis)}
+        means = {(scope.train_set, scope.category): mean for (scope, _), mean in asked(analysis).items()}
         places = {(train_set, category) for (train_set, _), category in resolved.categories.items()}
         found = []
         for train_set, category in sorted(places, key=lambda place: CATEGORIES.index(place[1])):

@@ -1,12 +1,12 @@
-"""Best of n: the answers that each reward model chooses among those of a policy, and among the responses of evaluation sets.
+"""Best of n: which answers each reward model picks among those of a policy, and among the responses of evaluation sets.
 
-The expected quality of the pick is exact over all draws of n of the answers there are. A gold curve that turns while n
-grows is over-optimisation. Shapes: S seeds, Q prompts, C answers to a prompt, N numbers n.
+The expected quality of the pick is exact over all draws of n of the given answers. A gold curve that falls again while n
+grows shows over-optimisation. Shapes: S seeds, Q prompts, C answers to a prompt, N numbers n.
 """
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,13 @@ from orchestrator.report.statistics import (
     Prompt,
     best_of,
     best_of_n_kl,
-    bounded_interval,
     by_response,
     candidates,
-    crossed,
     holm,
+    over_seeds,
     rank_correlation,
     share_within,
     spreads,
-    unbounded_interval,
 )
 from orchestrator.report.studies import learned_cells, titled
 from orchestrator.report.tables import Table, interval, reward_title
@@ -42,7 +40,7 @@ from trainers.errors import DataError
 from trainers.evaluate.sampling import Answers, read_answers
 from trainers.evaluate.scores import PairScores
 
-# Raise when the analysis finds something else in the same scores.
+# Raise when the analysis gives other results for the same scores.
 VERSION = 1
 NAME = "best_of_n"
 PLACE = ("train_set", "evaluation_set", "model")
@@ -58,10 +56,9 @@ KL_SAID = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestOfN:
-    """What is read: the trials, the answers by their stage's key and name, who judges them, and the numbers n.
+    """The input of the analysis: the trials, the answers by their stage's key and name, their judge, and the numbers n.
 
-    Of `verifier`, `gold` (a trial of the sweep) and a reward model of its own at most one is given; the last is the
-    stage's base model.
+    The judge is a `verifier`, or `gold` (a trial of the sweep), or else the stage's base model.
     """
 
     scored: ScoredTrials
@@ -73,7 +70,7 @@ class BestOfN:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class BestOfCurve:
     """The picks of one reward type: by n the quality of the best, [S, Q], and its reward in standard deviations of all.
 
     `first` are the candidates of the first seed, by n. Quality lies in [0, 1] where it is `bounded`.
@@ -87,17 +84,10 @@ class Curve:
     bounded: bool
 
     def estimate(self, values_SQ: Floats, floor: int = 0) -> Estimate:
-        """Return the mean over prompts and seeds; of differences the `floor` is −1."""
-        columns_QS = values_SQ.T / values_SQ.shape[1]
-        spread = crossed([columns_QS], np.zeros(len(columns_QS), dtype=np.int64))
-        value, by_seed = round(float(values_SQ.mean()), 12), values_SQ.mean(axis=1)
-        std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-        if self.bounded:
-            return replace(bounded_interval(value, spread, len(columns_QS), floor=floor), std=std)
-        return replace(unbounded_interval(value, spread), std=std)
+        """Return the mean over prompts and seeds; for differences, give `floor` −1."""
+        return over_seeds(values_SQ, floor=floor if self.bounded else None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each n."""
         return [
             {
                 **self.labels,
@@ -115,7 +105,7 @@ class Curve:
     def turn(self) -> dict[str, Any]:
         """Return where the gold curve peaks, and its change from there to the largest n.
 
-        `p` is the least of a fall from any smaller n, corrected for their number (Holm), since the peak was looked for.
+        `p` is the smallest p of a fall from any smaller n, corrected for their number (Holm) because the peak was selected.
         """
         drawn, means_NS = list(self.quality), np.array([item.mean(axis=1) for item in self.quality.values()])
         peak = drawn[int(np.argmax(np.round(means_NS.mean(axis=1), 9)))]
@@ -143,10 +133,10 @@ def curve_of(
     *,
     sampled: bool = False,
     bounded: bool = True,
-) -> Curve:
-    """Return the picks of trainings that differ in their seed, at each n on the prompts that have as many candidates.
+) -> BestOfCurve:
+    """Return the picks of trainings that differ in their seed, at each n on the prompts with at least n candidates.
 
-    Beside the numbers `drawn`, n is all candidates that every prompt has.
+    Beside the numbers `drawn`, n is the number of candidates that every prompt has.
     """
     every = min(len(item.reward) for item in seeds[0])
     kept = {
@@ -157,7 +147,7 @@ def curve_of(
     for found in seeds:
         rewards = np.concatenate([item.reward for item in found])
         scaled.append([(item.reward - rewards.mean()) / (float(rewards.std()) or 1.0) for item in found])
-    return Curve(
+    return BestOfCurve(
         labels=labels,
         quality={
             n: np.array([[best_of(found[q].reward, found[q].quality, n) for q in at] for found in seeds])
@@ -174,7 +164,7 @@ def curve_of(
 
 
 def variance_within(seeds: Sequence[Sequence[Candidates]]) -> dict[str, Any]:
-    """Return how much of a reward's variance lies within prompts, and whether it picks well where it spreads them."""
+    """Return the share of a reward's variance within prompts, and its rank correlation with the quality of the pick."""
     spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
     picked_Q = np.mean(
         [[best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in seeds], axis=0
@@ -198,7 +188,7 @@ def rewards_of(pairs: Sequence[Pair], scores: PairScores) -> Rewards:
 
 
 def answered(answers: Sequence[Answers], known: Rewards, quality: Rewards) -> list[Candidates]:
-    """Return the answers to each prompt as candidates, those that are alike as often as they were drawn."""
+    """Return the answers to each prompt as candidates; equal answers are repeated as often as they were drawn."""
     return [
         Candidates(
             reward=np.array([known[item.prompt][text] for text in item.texts]),
@@ -209,7 +199,7 @@ def answered(answers: Sequence[Answers], known: Rewards, quality: Rewards) -> li
 
 
 def complete(answers: Sequence[Answers], everyone: Sequence[Rewards]) -> list[Answers]:
-    """Return the prompts all of whose answers everyone has rewarded; a length limit may leave some out."""
+    """Return the prompts whose answers all have rewards from everyone; a length limit may leave some out."""
     return [
         item
         for item in answers
@@ -218,10 +208,10 @@ def complete(answers: Sequence[Answers], everyone: Sequence[Rewards]) -> list[An
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Write the curves, where they turn, and how rewards vary within prompts."""
+    """Write the curves, where they turn, and the variance of rewards within prompts."""
     asked, store = stage.parameters, inputs.store
     assert isinstance(asked, BestOfN)
-    # Of a training that failed for good there are no scores; the others are what is said.
+    # A training that failed has no scores; the analysis is of the others.
     there = tuple(trial for trial in asked.scored.trials if trial.whole(store))
     scored = ScoredTrials(trials=there, missing=len(asked.scored.trials) - len(there))
     results, basis = results_of(scored, store)
@@ -242,7 +232,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         f"{asked.answers.capitalize()}: {len(answers)} prompts, {drawn_answers} answers, {cut} of them cut; {len(kept)} prompts "
         f"whose answers all models could score. Gold: {judge}. {KL_SAID}",
     ]
-    curves, variances = list[Curve](), list[dict[str, Any]]()
+    curves, variances = list[BestOfCurve](), list[dict[str, Any]]()
     for labels, trials in learned_cells(results):
         trials = [trial for trial in trials if trial.record.name != asked.gold]
         for dataset in [item.dataset for item in trials[0].final] if trials else []:
@@ -284,7 +274,7 @@ def _quality(
     answers: Sequence[Answers],
     rewards: Mapping[str, Rewards],
 ) -> tuple[Rewards, str]:
-    """Return what each answer is worth by the verifier, or by the gold reward in standard deviations; and who says so."""
+    """Return the quality of each answer, by the verifier or by the gold reward in standard deviations; and the judge's name."""
     asked: BestOfN = stage.parameters
     if asked.verifier:
         right = VERIFIERS[asked.verifier].right
@@ -311,7 +301,7 @@ def _quality(
 
 
 def _score(inputs: AnalysisInputs) -> PairScores:
-    """Score the answers by the reward model that is the analysis's base model."""
+    """Score the answers with the gold reward model, the analysis's base model."""
     from trainers.evaluate.scoring import score_pairs
     from trainers.models.loading import device, load_model
     from trainers.models.reward_parts import RewardModule
@@ -335,7 +325,7 @@ def _score(inputs: AnalysisInputs) -> PairScores:
 
 
 def _first_to_turn(turns: Rows) -> list[str]:
-    """Say of each model and training set which reward type's gold curve turns, and which turns first."""
+    """Say for each model and training set which reward types' gold curves turn, the earliest first."""
     said = []
     for place in dict.fromkeys((row["model"], row["train_set"]) for row in turns):
         here = [row for row in turns if (row["model"], row["train_set"]) == place]
@@ -419,7 +409,7 @@ def _variance_table(rows: Rows) -> Table:
 
 
 def _draw(rows: Rows, *, bounded: bool) -> Any:
-    """A panel per evaluation set and model, for those whose prompts have more than two candidates."""
+    """Draw a panel per evaluation set and model whose prompts have more than two candidates."""
     place = operator.itemgetter(*PLACE)
     many = {place(row) for row in rows if row["n"] > 2}
     if not many:

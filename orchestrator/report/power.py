@@ -3,7 +3,7 @@
 Shapes: U pairs, S seeds of a model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from orchestrator.report import statistics
 from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.statistics import LEVEL, Floats
-from orchestrator.report.tables import Table, Value, reward_title
+from orchestrator.report.tables import Table, Value
 from orchestrator.spec.axes import in_a_name
 from orchestrator.store.records import CATEGORIES
 
 POWER = 0.80
 
 
-def asked(analysis: Analysis) -> Iterator[tuple[Scope, Mean]]:
-    """Yield the differences that a sweep is about, by training set and category: from the first other reward type.
+def asked(analysis: Analysis) -> dict[tuple[Scope, str], Mean]:
+    """Return the differences that a sweep is about: baseline − first other reward type, by training set and category.
 
-    What differs from the baseline in the value of an axis alone is another one only where there is no other.
+    A type that differs from the baseline only in the value of an axis counts only where there is no other type.
     """
     types = {}
     for record in (result.record for result in analysis.results):
@@ -29,7 +29,7 @@ def asked(analysis: Analysis) -> Iterator[tuple[Scope, Mean]]:
         for axis, value in record.axes.items():
             types[record.reward] = types[record.reward].replace(in_a_name(axis, value), "", 1)
     first = [kind for kind in analysis.others if types[kind] != types[analysis.baseline]] or analysis.others
-    return ((scope, found) for (scope, other), found in analysis.differences().items() if other == first[0])
+    return {place: found for place, found in analysis.differences().items() if place[1] == first[0]}
 
 
 def half_width(found: Mean) -> float:
@@ -87,16 +87,13 @@ def components(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> dict[st
 def power_table(analysis: Analysis) -> Table:
     """Return for each difference half of its interval, the difference that such a design finds, and what spreads it."""
     rows: list[dict[str, Value]] = []
-    for scope, found in sorted(asked(analysis), key=lambda item: CATEGORIES.index(item[0].category)):
+    for (scope, other), found in asked(analysis).items():
         parts = components(*found.columns)
-        first, second = (
-            next(iter(next(iter(found.cells.values())).values()))[side].record.reward for side in (0, 1)
-        )
         rows.append(
             {
                 "train_set": scope.train_set,
                 "category": scope.category,
-                "difference": f"{reward_title(first)} − {reward_title(second)}",
+                "difference": analysis.title(other),
                 "over": found.over,
                 "half_width": half_width(found),
                 "detectable": detectable(found),
@@ -120,5 +117,5 @@ def power_table(analysis: Analysis) -> Table:
             "seeds": "SD, seeds",
             "pairs": "SD, pairs",
         },
-        rows=rows,
+        rows=sorted(rows, key=lambda row: CATEGORIES.index(row["category"])),
     )

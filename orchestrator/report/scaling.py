@@ -1,7 +1,7 @@
-"""How accuracies and differences change with size: of models of one family, or of the training set.
+"""How accuracies and differences change with the size of models of one family, or of the training set.
 
-A line over the logarithm of size, with a random intercept for each family (over training-set sizes: for each model), by restricted
-maximum likelihood; the interval of a slope is Student's t. A fit says nothing outside the sizes that it is of.
+A mixed model fits a line over the logarithm of size with a random intercept for each family (over training-set sizes: for each model),
+by restricted maximum likelihood; intervals are Student's t. The fit does not extrapolate beyond its sizes.
 
 Shapes: N points, G groups.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from orchestrator.report.by_axis import at_value, axes_of
 from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.house_style import GREY, legend, line_style, panels
-from orchestrator.report.statistics import LEVEL, Estimate, Floats
+from orchestrator.report.statistics import Estimate, Floats, Spread, unbounded_interval
 from orchestrator.report.tables import Table, Value, reward_title
 from orchestrator.spec.models import architecture_of
 from trainers.specs import ModelSpec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAIRS_AXIS = "train-pairs"
-# A line through fewer sizes, or over a shorter range, would be read for more than it says.
+# With fewer sizes, or over a shorter range, a line would mislead.
 LEAST_SIZES, LEAST_FACTOR = 3, 4.0
 
 
@@ -40,7 +40,7 @@ class Line:
     between: float
 
     def at(self, x: float) -> Estimate:
-        """Return the line at a place, with its interval."""
+        """Return the line's value at x with its interval."""
         return self._estimate(self.intercept + self.slope * x, np.array([1.0, x]))
 
     def rise(self) -> Estimate:
@@ -48,16 +48,12 @@ class Line:
         return self._estimate(self.slope, np.array([0.0, 1.0]))
 
     def _estimate(self, value: float, terms: Floats) -> Estimate:
-        from scipy.special import stdtr, stdtrit
-
-        error = float(terms @ self.covariance @ terms) ** 0.5
-        half = float(stdtrit(self.degrees, (1 + LEVEL) / 2)) * error
-        p = float(2 * stdtr(self.degrees, -abs(value) / error))
-        return Estimate(value=value, low=value - half, high=value + half, p=p)
+        variance = float(terms @ self.covariance @ terms)
+        return unbounded_interval(value, Spread(variance=variance, degrees=self.degrees, trainings=1))
 
 
 def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
-    """Fit y = intercept + group's own + slope · x + rest; None where nothing is left to tell the rest by, or y lies on lines."""
+    """Fit y = intercept + group effect + slope · x + residual; None without degrees of freedom, or if y lies on lines exactly."""
     from scipy.optimize import minimize_scalar
 
     names = list(dict.fromkeys(groups))
@@ -71,7 +67,7 @@ def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
         return None
 
     def solved(ratio: float) -> tuple[float, Floats, Floats, float]:
-        """Return −2 log restricted likelihood, coefficients, their covariance, and the variance of the rest."""
+        """Return −2 log restricted likelihood, coefficients, their covariance, and the residual variance."""
         spread_NN = np.eye(len(y_N)) + ratio * member_NG @ member_NG.T
         weighed_N2 = np.linalg.solve(spread_NN, terms_N2)
         normal = terms_N2.T @ weighed_N2
@@ -97,7 +93,7 @@ def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Values of one number at several sizes, and the line through them, over log₂ of size; None where it says nothing."""
+    """The values of one accuracy or difference at several sizes; `line` fits them over log₂ of size."""
 
     over: str
     scope: Scope
@@ -109,7 +105,7 @@ class Sizes:
 
     @property
     def too_short(self) -> str:
-        """Why no line is fitted; "" where one may be."""
+        """Say why no line is fitted; "" if one may be."""
         different, factor = len(set(self.sizes)), max(self.sizes) / min(self.sizes)
         if different >= LEAST_SIZES and factor >= LEAST_FACTOR:
             return ""
@@ -120,7 +116,6 @@ class Sizes:
 
     @property
     def row(self) -> dict[str, Value]:
-        """What it is of, for a table."""
         return {
             "over": self.over,
             "train_set": self.scope.train_set,
@@ -136,12 +131,12 @@ class Sizes:
         return mixed_line(np.log2(self.sizes), np.array(self.values), self.groups)
 
 
-# A point of a line: its group and size, and the model whose results in an analysis it is the mean of.
+# A point of a line: its group, its size, and the analysis and model whose mean it is.
 Point = tuple[str, float, Analysis, str]
 
 
 def scaled(analysis: Analysis) -> Iterator[Sizes]:
-    """Yield accuracies and baseline − other over the sizes of models, and over those of the training set, where these vary."""
+    """Yield accuracies and differences over the sizes of models and of the training set, if these vary."""
     records = [result.record for result in analysis.results]
     sources = {record.model: str(record.parameters.get("model_source", "")) for record in records}
     known = {
@@ -185,7 +180,7 @@ def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Size
 
 
 def scaling_table(analysis: Analysis) -> Table:
-    """Return for each number its rise with a doubling of size, and the line at its ends; of ranges that are too short, one row."""
+    """Return the rise with a doubling of size, and the line at both ends; ranges that are too short share a row."""
     rows: list[dict[str, Value]] = []
     short: dict[tuple[str, str], Sizes] = {}
     for item in scaled(analysis):
@@ -199,14 +194,14 @@ def scaling_table(analysis: Analysis) -> Table:
             rise = line.rise()
             row |= {"rise": rise, "p": rise.p, "smallest": line.at(ends[0]), "largest": line.at(ends[1])}
         else:
-            row["said"] = "does not vary, or no point is left to tell by"
+            row["said"] = "the values do not vary, or there are too few points"
         rows.append(row)
     return Table(
         name="scaling",
         title="Over size",
         note="Accuracy over the logarithm of size: what a doubling adds, and the fitted line at the smallest and the largest size. Mixed "
         "model, with an intercept of its own for each family (over train-pairs: each model) as a random effect; 95 % intervals. It says "
-        "nothing of other sizes. docs/design.md.",
+        "nothing about other sizes. docs/design.md.",
         columns="over train_set category number sizes groups factor rise p smallest largest said",
         titles={
             "number": "accuracy of",
@@ -220,7 +215,7 @@ def scaling_table(analysis: Analysis) -> Table:
 
 
 def draw_scaling(analysis: Analysis) -> "Figure | None":
-    """Draw values over size and the lines through them with their intervals, a panel for each training set, category and kind of size."""
+    """Draw values, fitted lines and intervals over size: a panel for each training set, category and kind of size."""
     found = [item for item in scaled(analysis) if not item.too_short]
     places = list(dict.fromkeys((item.over, item.scope) for item in found))
     if not places:
