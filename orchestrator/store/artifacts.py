@@ -152,6 +152,8 @@ class Store:
             return
         standing: dict[ObjectPath, str] = {}
         for stage, keys in stale.items():
+            for key in keys:
+                self._forget_look(stage, key)
             # A request lists 1,000 objects.
             found = self._listed[stage] = (self.root / f"artifacts/{stage}").e_tags(100 * len(keys))
             files = [self.root / f"artifacts/{stage}/{key}/{MANIFEST}" for key in keys]

@@ -97,13 +97,12 @@ def listing(store: Store) -> Iterator[Removable]:
             yield changed(whole, bytes=whole.bytes - sum(item.bytes for item in rest))
         yield from rest
     for folder in matching(store.root / "checkpoints", "*"):
+        stage, _, key = folder.name.rpartition("-")
         if _finished(store, folder.name):
-            yield found("checkpoint", folder, "its training is complete", safe=True)
+            yield found("checkpoint", folder, f"its {stage or 'training'} is complete", safe=True)
         else:
-            # A training's has its key as its name, that of another stage has the stage before it.
-            stage, _, key = folder.name.rpartition("-")
-            owner = f"{stage or 'train'}/{key}"
-            yield found("checkpoint", folder, f"no kept sweep declares its {stage or 'training'}", owner)
+            why = f"no kept sweep declares its {stage or 'training'}"
+            yield found("checkpoint", folder, why, f"{stage or 'train'}/{key}")
     for item in matching(store.root / "scratch", "*"):
         yield found("scratch", item, "scratch of a run that ended")
 
@@ -254,7 +253,7 @@ def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:
         trial.key
         for other in others
         for trial in other.trials
-        if unscored(store, trial.key, [item.key for item in trial.evaluations])
+        if unscored(store, trial.key, trial.scored)
     }
     return sum(_remove_artifact(store, WEIGHTS, key) for key in keys if key not in wanted)
 

@@ -90,12 +90,12 @@ class Leases:
         return now - self._seen[driver][1] < self._lease_s
 
     def forget_dead_drivers(self) -> None:
-        """Remove the records of dead drivers, and the leases of drivers that have no record."""
+        """Remove the records and the leases of dead drivers."""
         for file in (self._root / "drivers").glob("*.json"):
             if not self.alive(file.stem):
                 file.unlink(missing_ok=True)
         for lease in (self._root / "leases").glob("[!.]*"):
-            if not _file(self._root, _holder(lease)).is_file():
+            if not self.alive(_holder(lease)):
                 lease.unlink(missing_ok=True)
 
     def others(self) -> set[str]:

@@ -59,10 +59,14 @@ class TrialRecord:
     axes: dict[str, Any] = field(default_factory=dict)
     answers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
+    @property
+    def scored(self) -> list[str]:
+        """The keys of all its evaluations, those on a policy's answers included."""
+        return [*(item.key for item in self.evaluations), *self.answers]
+
     def whole(self, store: Store) -> bool:
-        """Return whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
-        evaluated = not unscored(store, self.key, [*(item.key for item in self.evaluations), *self.answers])
-        return evaluated and store.complete("train", self.key)
+        """Return whether it is trained and evaluated on every declared set. Reads manifests only."""
+        return not unscored(store, self.key, self.scored) and store.complete("train", self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
