@@ -169,10 +169,13 @@ def test_a_lease_is_released_when_the_block_fails(tmp_path):
     assert list((tmp_path / "leases").iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"x" * 300, b"a\0b", b"../../outside", b'{"driver": "far"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"x" * 300, b"a\0b", b"../../outside", b'{"driver": "far"}']
+)
 def test_a_damaged_lease_is_nobodys(tmp_path, content):
     lease = tmp_path / "leases" / "x"
-    lease.parent.mkdir()
+    for folder in ("leases", "drivers"):
+        (tmp_path / folder).mkdir()
     lease.write_bytes(content)
     Leases(tmp_path, "near").forget_dead_drivers()
     assert not lease.exists()
