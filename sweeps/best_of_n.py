@@ -26,7 +26,7 @@ from orchestrator.cli.main import Grid, main
 from orchestrator.cli.options import Options, flag
 from orchestrator.cli.session import Session
 from orchestrator.report.best_of_n import NAME, VERSION, BestOfN, compute
-from orchestrator.report.results import Scored
+from orchestrator.report.results import ScoredTrials
 from orchestrator.spec import catalog
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.declaration import trial_record
@@ -157,7 +157,7 @@ def declare(options: BestOfNOptions, store: Store, plans: Sequence[TrialPlan]) -
             _require_known(verifier, sample, store)
         numbers = options.best_of or tuple(2**power for power in range(sample.sampling.samples.bit_length()))
         asked = BestOfN(
-            scored=Scored(trials=tuple(map(_record, own)), missing=0),
+            scored=ScoredTrials(trials=tuple(map(_record, own)), missing=0),
             sample=sample.key,
             answers=sample.answers.name,
             verifier=verifier,

@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.house_style import GREY, legend
-from orchestrator.report.results import Scored, results_of
+from orchestrator.report.results import ScoredTrials, results_of
 from orchestrator.report.statistics import (
     Candidates,
     Estimate,
@@ -64,7 +64,7 @@ class BestOfN:
     stage's base model.
     """
 
-    scored: Scored
+    scored: ScoredTrials
     sample: str
     answers: str
     verifier: str
@@ -223,7 +223,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     assert isinstance(asked, BestOfN)
     # Of a training that failed for good there are no scores; the others are what is said.
     there = tuple(trial for trial in asked.scored.trials if trial.whole(store))
-    scored = Scored(trials=there, missing=len(asked.scored.trials) - len(there))
+    scored = ScoredTrials(trials=there, missing=len(asked.scored.trials) - len(there))
     results, basis = results_of(scored, store)
     pairs = pairs_of(store, asked.sample)
     answers = read_answers(store.read_file("sample", asked.sample, "answers.jsonl"))

@@ -119,7 +119,10 @@ def _from_pretrained(
         if output != "unembedding":
             config.num_labels = 1
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-        options = {"dtype": DTYPES[precision], "attn_implementation": padded_attention(config)}
+        options: dict[str, Any] = {
+            "dtype": DTYPES[precision],
+            "attn_implementation": padded_attention(config),
+        }
         if output == "both":
             loader = _with_head(config)
         else:
