@@ -323,9 +323,7 @@ class Coordinator:
                 await asyncio.sleep(POLL_S)
                 continue
             try:
-                # The last holder may have finished between our two checks.
-                if not store.complete(stage.kind, stage.key):
-                    await self._compute_shared(stage)
+                await self._compute_shared(stage)
             finally:
                 leases.release(name)
 

@@ -90,7 +90,7 @@ def run_on_ray(
         handle = coordinator.remote(execution, live, work, durations, Scaling(nodes=tuple(workers)))
         slots = sum(node.gpus or node.cpus for node in nodes)
         tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
-        with Events(handle, on_event):
+        with passing_events(handle, on_event):
             try:
                 with stop.deferred(lambda: stop_gracefully(handle, stop)):
                     tuner.fit()
@@ -172,57 +172,55 @@ def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
         coordinator.beat.remote(trial, node, 0)
 
 
-class Events:
-    """Passes events from the coordinator to `on_event` in a thread, until the `with` block ends and none are left.
-
-    Kills the processes of trials that have stopped sending heartbeats.
-    """
-
-    def __init__(self, coordinator: ActorHandle, on_event: Post) -> None:
-        self._coordinator, self._on_event = coordinator, on_event
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._drain, name="event-drain", daemon=True)
-        self._silence_s = float(os.environ.get("RMSWEEP_SILENCE_S", SILENCE_S))
-
-    def __enter__(self) -> "Events":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join(timeout=LAST_WORDS_S)
-        if self._thread.is_alive():
+@contextlib.contextmanager
+def passing_events(coordinator: ActorHandle, on_event: Post) -> Iterator[None]:
+    """Pass events from the coordinator to `on_event` in a thread, until the block ends and none are left."""
+    done = threading.Event()
+    drain = threading.Thread(
+        target=_drain, args=(coordinator, on_event, done), name="event-drain", daemon=True
+    )
+    drain.start()
+    try:
+        yield
+    finally:
+        done.set()
+        drain.join(timeout=LAST_WORDS_S)
+        if drain.is_alive():
             logger.error("the coordinator did not answer within %s s; its last events are lost", LAST_WORDS_S)
 
-    def _drain(self) -> None:
-        looked, last = time.monotonic(), False
-        while not last:
-            last = self._done.wait(DRAIN_EVERY_S)
-            try:
-                events = ray.get(self._coordinator.drain.remote())
-            except RayError:
-                logger.exception("the coordinator does not answer")
-                return
-            for event in events:
-                try:
-                    self._on_event(event)
-                # Rich exits when nobody reads its output any more; the sweep goes on.
-                except (Exception, SystemExit):
-                    logger.exception("event %s", event)
-            if not last and time.monotonic() - looked > min(5.0, self._silence_s / 4):
-                looked = time.monotonic()
-                self._end_silent()
 
-    def _end_silent(self) -> None:
+def _drain(coordinator: ActorHandle, on_event: Post, done: threading.Event) -> None:
+    """Pass events on until `done`, and kill the processes of trials that send no heartbeat any more."""
+    silence_s = float(os.environ.get("RMSWEEP_SILENCE_S", SILENCE_S))
+    looked, last = time.monotonic(), False
+    while not last:
+        last = done.wait(DRAIN_EVERY_S)
         try:
-            for trial, node, pid in ray.get(self._coordinator.silent.remote(self._silence_s), timeout=30):
-                logger.warning(
-                    "trial %s sent no heartbeat for %s s; killing its process %s", trial, self._silence_s, pid
-                )
-                ray.get(task_on(node, _end_process).remote(pid), timeout=30)
-                ray.get(self._coordinator.beat.remote(trial, node, 0), timeout=30)
+            events = ray.get(coordinator.drain.remote())
         except RayError:
-            logger.exception("cannot check for hanging trials; trying again later")
+            logger.exception("the coordinator does not answer")
+            return
+        for event in events:
+            try:
+                on_event(event)
+            # Rich exits when nobody reads its output any more; the sweep goes on.
+            except (Exception, SystemExit):
+                logger.exception("event %s", event)
+        if not last and time.monotonic() - looked > min(5.0, silence_s / 4):
+            looked = time.monotonic()
+            _end_silent(coordinator, silence_s)
+
+
+def _end_silent(coordinator: ActorHandle, silence_s: float) -> None:
+    try:
+        for trial, node, pid in ray.get(coordinator.silent.remote(silence_s), timeout=30):
+            logger.warning(
+                "trial %s sent no heartbeat for %s s; killing its process %s", trial, silence_s, pid
+            )
+            ray.get(task_on(node, _end_process).remote(pid), timeout=30)
+            ray.get(coordinator.beat.remote(trial, node, 0), timeout=30)
+    except RayError:
+        logger.exception("cannot check for hanging trials; trying again later")
 
 
 def _end_process(pid: int) -> None:
