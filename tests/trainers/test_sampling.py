@@ -46,9 +46,12 @@ def test_sampling_that_was_killed_goes_on_and_writes_the_same_bytes(policy, tmp_
     with pytest.raises(KeyboardInterrupt):
         drawn(policy, tmp_path / "broken")
     # Ten prompts of six pairs each, two prompts a piece: two pieces of five are there.
-    assert len(list((tmp_path / "broken").iterdir())) == 2
+    kept = sorted((tmp_path / "broken").iterdir())
+    assert len(kept) == 2
+    # The second was cut: it is drawn again.
+    kept[1].write_bytes(kept[1].read_bytes()[:-5])
     write_answers(drawn(policy, tmp_path / "broken"), tmp_path / "again.jsonl")
-    assert len(calls) == 3 + 3
+    assert len(calls) == 3 + 4
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     found = read_answers(tmp_path / "whole.jsonl")
     assert [item.prompt for item in found] == list(dict.fromkeys(pair.prompt for pair in PAIRS))

@@ -54,10 +54,12 @@ def draw_answers(
     a_piece, found = max(1, ANSWERS_AT_ONCE // sampling.samples), list[Answers]()
     for start in range(0, len(asked), a_piece):
         some, file = asked[start : start + a_piece], kept / f"answers-{start}.json"
-        if not file.is_file():
+        try:
+            drawn = json.loads(file.read_text())
+        except (FileNotFoundError, ValueError):
             drawn = loaded()([pair.prompt for pair in some], _seed(sampling.sampling_seed, start))
             replace(file, json.dumps(drawn))
-        for pair, tokens in zip(some, json.loads(file.read_text()), strict=True):
+        for pair, tokens in zip(some, drawn, strict=True):
             texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
             ended = [len(ids) < sampling.max_new_tokens for ids in tokens]
             found.append(Answers(distinct[pair.index].prompt, texts, ended))
