@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -82,6 +82,14 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
         todo = [item for item in missing if item.key in declared and item.key in causes]
         names = ", ".join(item.spec.name for item in todo)
         session.say(f"running again: {names}" if todo else "no trial of these has failed")
+        here = {item.key for item in resolved.plans}
+        others = [
+            item.name for item in declaration.trials if item.key not in here and _failed(notes, item.key)
+        ]
+        if others and not _narrowed(session):
+            session.say(
+                f"failed, but not in this grid: {', '.join(others)}; give `retry` the flags of their run"
+            )
     else:
         todo = [item for item in missing if not is_final(causes.get(item.key, ""))]
         session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
@@ -92,6 +100,10 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
         if todo:
             session.warn(*audit_errors(declaration, store))
     return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=todo)
+
+
+def _failed(notes: Mapping[str, TrialNote], key: str) -> bool:
+    return bool(notes.get(key, TrialNote()).cause)
 
 
 def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
@@ -227,6 +239,7 @@ def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
         resolve=lambda sweep: _resolve(session, sweep, fetch=fetch),
         until=session.options.until,
         budget=session.options.budget,
+        price=session.options.command.price if isinstance(session.options.command, Plan) else None,
     )
 
 
@@ -238,7 +251,7 @@ def run(session: Session, build: Build, *, again: bool = False) -> int:
     told = [item.key for item in work.todo]
     try:
         written = carry_out(session, work)
-        for grid in grids:
+        for grid in () if again else grids:
             work = ready(session, grid)
             told += [item.key for item in work.todo]
             written = carry_out(session, work)

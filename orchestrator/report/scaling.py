@@ -8,7 +8,7 @@ Shapes: N points, G groups.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,13 +31,20 @@ LEAST_SIZES, LEAST_FACTOR = 3, 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A line over x with the covariance of its intercept and slope; `between` is the variance of the groups' intercepts."""
+    """A line over x with the covariance of its intercept and slope; `between` is the variance of the groups' intercepts.
+
+    `parts` are the covariance's derivatives by the variances of the rest and of the intercepts, `of_variances` is the
+    covariance of these two estimates: from them follow the degrees of freedom of any place (Satterthwaite). Both are
+    empty for one group, and no place has more than `degrees`.
+    """
 
     intercept: float
     slope: float
     covariance: Floats
     degrees: float
     between: float
+    parts: Sequence[Floats] = ()
+    of_variances: Floats | None = None
 
     def at(self, x: float) -> Estimate:
         """Return the line at a place, with its interval."""
@@ -50,9 +57,13 @@ class Line:
     def _estimate(self, value: float, terms: Floats) -> Estimate:
         from scipy.special import stdtr, stdtrit
 
-        error = float(terms @ self.covariance @ terms) ** 0.5
-        half = float(stdtrit(self.degrees, (1 + LEVEL) / 2)) * error
-        p = float(2 * stdtr(self.degrees, -abs(value) / error))
+        variance, degrees = float(terms @ self.covariance @ terms), self.degrees
+        if self.of_variances is not None:
+            slopes = np.array([terms @ part @ terms for part in self.parts])
+            degrees = min(degrees, max(1.0, 2 * variance**2 / float(slopes @ self.of_variances @ slopes)))
+        error = variance**0.5
+        half = float(stdtrit(degrees, (1 + LEVEL) / 2)) * error
+        p = float(2 * stdtr(degrees, -abs(value) / error))
         return Estimate(value=value, low=value - half, high=value + half, p=p)
 
 
@@ -86,12 +97,26 @@ def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
         best = minimize_scalar(lambda log: solved(np.exp(log))[0], bounds=(-12.0, 12.0), method="bounded")
         ratio = float(np.exp(best.x)) if best.fun < solved(0.0)[0] else 0.0
     _, found, covariance, variance = solved(ratio)
-    return Line(
+    line = Line(
         intercept=float(found[0]),
         slope=float(found[1]),
         covariance=covariance,
         degrees=float(degrees),
         between=ratio * variance,
+    )
+    if len(names) == 1:
+        return line
+    inverse_NN = np.linalg.inv(np.eye(len(y_N)) + ratio * member_NG @ member_NG.T) / variance
+    weights_2N = covariance @ terms_N2.T @ inverse_NN
+    rest_NN = inverse_NN - inverse_NN @ terms_N2 @ weights_2N
+    kinds = np.eye(len(y_N)), member_NG @ member_NG.T
+    information = np.array(
+        [[np.trace(rest_NN @ one @ rest_NN @ other) / 2 for other in kinds] for one in kinds]
+    )
+    return replace(
+        line,
+        parts=[weights_2N @ kind @ weights_2N.T for kind in kinds],
+        of_variances=np.linalg.pinv(information),
     )
 
 
@@ -161,7 +186,12 @@ def scaled(analysis: Analysis) -> Iterator[Sizes]:
     at = {value: Analysis([*at_value(analysis.results, PAIRS_AXIS, value)]) for value in values}
     points = [(model, float(value), here, model) for value, here in at.items() for model in here.models]
     if points:
-        yield from _of(points[0][2], PAIRS_AXIS, points)
+        # Reward types and sets of all values: the first may lack some.
+        of_baseline = [item for item in analysis.results if item.record.reward == analysis.baseline]
+        first = next(item for value in values for item in at_value(of_baseline, PAIRS_AXIS, value))
+        results = [result for here in at.values() for result in here.results]
+        every = Analysis(results, baseline=first.record.reward)
+        yield from _of(every, PAIRS_AXIS, points)
 
 
 def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Sizes]:
@@ -199,7 +229,7 @@ def scaling_table(analysis: Analysis) -> Table:
             rise = line.rise()
             row |= {"rise": rise, "p": rise.p, "smallest": line.at(ends[0]), "largest": line.at(ends[1])}
         else:
-            row["said"] = "does not vary, or no point is left to tell by"
+            row["said"] = "no scatter about the line to tell by"
         rows.append(row)
     return Table(
         name="scaling",
@@ -241,9 +271,10 @@ def draw_scaling(analysis: Analysis) -> "Figure | None":
             at = np.geomspace(min(item.sizes), max(item.sizes), 30)
             line = item.line()
             drawn = [line.at(float(x)) for x in np.log2(at)] if line else []
-            mean = [point.value for point in drawn] or [item.values[0]] * len(at)
-            axis.plot(at, mean, label=item.what, **{**style, "marker": None})
+            axis.plot([], [], label=item.what, **style)
             if drawn:
+                mean = [point.value for point in drawn]
+                axis.plot(at, mean, **{**style, "marker": None})
                 axis.fill_between(
                     at,
                     [p.low for p in drawn],

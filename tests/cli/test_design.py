@@ -112,9 +112,9 @@ def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
         (["--budget", "1e3cpuh"], "give an amount above 0 with its unit"),
         (["--budget", "0.000001cpuh"], "no cell fits. The cheapest, llama-64 on tiny_world, takes about"),
         (["--until", "0.1", "--rewards", "ex_rm"], "no training set has two; name them: --rewards"),
-        (["retry", "--until", "0.1"], "retry runs what has failed and adds nothing"),
         (["status", "--until", "0.1"], "leave out what it would ignore"),
         (["plan", "--cluster", "1x8xH100-80GB", "--budget", "1cpuh"], "give GPU-hours: --budget 1gpuh"),
+        (["--models", "huge=meta-llama/Llama-3.1-405B", "--budget", "1cpuh"], "huge"),
     ],
 )
 def test_a_rule_that_says_nothing_is_refused(words, said, tmp_path, monkeypatch, capsys):
