@@ -17,6 +17,7 @@ from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profile
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Attempt
 from sweeps.full_grid import full_grid
@@ -24,11 +25,11 @@ from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
 
 # Raise when the generation check computes something else from the same weights.
 VERSION = 1
-SAMPLES, SEED = 8, 0
+SAMPLES = 8
 
 
 def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """The paper's (paper §1): 15 epochs; a tiny model takes more, at a rate of its own."""
+    """Return the paper's 15 epochs (paper §1); a tiny model takes more, at a rate of its own."""
     if model.source.startswith(BUILTIN):
         return OptimSpec(lr=1e-3, epochs=40, effective_batch=32)
     return OptimSpec(epochs=15)
@@ -47,10 +48,10 @@ PROFILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Answers drawn of each prompt, the first of them the paper's one; the seed of the draws."""
+    """How many answers are drawn of each prompt, and by which seed. The first one is the paper's one."""
 
     samples: int = SAMPLES
-    seed: int = SEED
+    seed: int = 0
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
@@ -60,23 +61,23 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
         sets = plan.spec.eval_sets
         for graphs, evaluation in zip(sets, plan.evaluations[-len(sets) :], strict=True):
             if plan.spec.reward.kind == "im_rm" and graphs.source.startswith(f"{BUILTIN}hamiltonian"):
-                stage = AnalyseStage(
-                    analysis=f"generation · {plan.spec.name} · {evaluation.prepared.split.name}",
-                    version=VERSION,
-                    compute=compute,
-                    parameters=Parameters(),
-                    base=plan.train.base,
-                    prepared=(("prompts", evaluation.prepared),),
-                    reads=(plan.train,),
-                    loads_weights=True,
+                stages.append(
+                    AnalyseStage(
+                        analysis=f"generation · {plan.spec.name} · {evaluation.prepared.split.name}",
+                        version=VERSION,
+                        compute=compute,
+                        parameters=Parameters(),
+                        base=plan.train.base,
+                        prepared=(("prompts", evaluation.prepared),),
+                        reads=(plan.train,),
+                        loads_weights=True,
+                    )
                 )
-                stages.append(stage)
     return stages
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Answers of the trained model and of the base model, judged by the exact parser."""
-    from trainers.data.records import read_written_pairs
+    """Judge answers of the trained model and of the base model by the exact parser."""
     from trainers.models.generation import Weights
     from trainers.theory.answers import verified
 
@@ -91,8 +92,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         template=model.template,
     )
     location = str(inputs.store.read("weights", training.key, "model") / "model")
-    split = inputs.store.read("dataset", stage.prepared[0][1].split.digest)
-    texts = read_written_pairs(split / "pairs.jsonl")
+    texts = pairs_of(inputs.store, stage.prepared[0][1].split.digest)
     prompts = [texts[pair.index].prompt[-1].content for pair in pairs]
     trained = replace(
         base, location=location, revision=None, template=None, base=(base.location, base.revision)

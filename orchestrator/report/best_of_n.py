@@ -1,12 +1,14 @@
-"""Best of n: the answers that each reward model chooses among those of a policy, and among the responses of evaluation sets.
+"""Best of n: each reward model picks among a policy's answers, and among the responses of evaluation sets.
 
-The expected quality of the pick is exact over all draws of n of the answers there are. A gold curve that turns while n
-grows is over-optimisation. Shapes: S seeds, Q prompts, C answers to a prompt, N numbers n.
+The expected quality of the pick is exact over all draws of n of a prompt's candidates. A gold curve that falls while n
+grows shows over-optimisation. Shapes: S seeds, Q prompts, C answers to a prompt, N numbers n.
 """
 
 import operator
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,13 +36,16 @@ from orchestrator.report.statistics import (
 from orchestrator.report.studies import learned_cells, titled
 from orchestrator.report.tables import Table, interval, reward_title
 from orchestrator.spec.datasets import pairs_of
-from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
-from orchestrator.store.artifacts import Attempt
+from orchestrator.spec.declaration import trial_record
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, PrepareStage, SampleStage, TrialPlan
+from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.records import CATEGORIES, TrialRecord
 from trainers.data.records import Pair
-from trainers.data.verifiers import VERIFIERS
-from trainers.errors import DataError
+from trainers.data.verifiers import USUAL, VERIFIERS
+from trainers.errors import DataError, SpecError, nearest
 from trainers.evaluate.sampling import Answers, read_answers
 from trainers.evaluate.scores import PairScores
+from trainers.specs import BUILTIN, DatasetSpec
 
 # Raise when the analysis finds something else in the same scores.
 VERSION = 1
@@ -58,10 +63,9 @@ KL_SAID = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestOfN:
-    """What is read: the trials, the answers by their stage's key and name, who judges them, and the numbers n.
+    """The inputs: trials, the key and name of the sample stage's answers, the judge, and the numbers n.
 
-    Of `verifier`, `gold` (a trial of the sweep) and a reward model of its own at most one is given; the last is the
-    stage's base model.
+    The judge is a `verifier`, or the trial that `gold` names, or else the stage's base model.
     """
 
     scored: Scored
@@ -72,22 +76,104 @@ class BestOfN:
     drawn: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """The picks of one reward type: by n the quality of the best, [S, Q], and its reward in standard deviations of all.
+def verifier_of(chosen: str | None, gold: str | None, prompts: DatasetSpec) -> str:
+    """Return the chosen verifier, or that of a built-in set; "" if a reward model is gold. Raises SpecError."""
+    if chosen and chosen not in VERIFIERS:
+        raise SpecError(f"--verifier {chosen}: {nearest(chosen, VERIFIERS)}")
+    usual = [name for start, name in USUAL.items() if prompts.source.startswith(f"{BUILTIN}{start}")]
+    return chosen or ("" if gold else "".join(usual))
 
-    `first` are the candidates of the first seed, by n. Quality lies in [0, 1] where it is `bounded`.
+
+def stages_of(
+    plans: Sequence[TrialPlan], store: Store, *, verifier: str, gold: str, numbers: Sequence[int]
+) -> list[AnalyseStage]:
+    """Return one analysis for all trials that score the same answers. Raises SpecError for prompts the verifier does not know.
+
+    `gold` names a trial; it is not read if there is a verifier or the plans have a gold model.
+    """
+    by_sample: dict[SampleStage, list[TrialPlan]] = {}
+    for plan in plans:
+        sampled = plan.answers[0].prepared.split.sampled
+        assert sampled is not None
+        by_sample.setdefault(sampled, []).append(plan)
+    stages = []
+    for sample, own in by_sample.items():
+        model, samples = own[0].gold, sample.sampling.samples
+        if verifier:
+            _require_known(verifier, sample, store)
+        asked = BestOfN(
+            scored=Scored(trials=tuple(map(_record, own)), missing=0),
+            sample=sample.key,
+            answers=sample.answers.name,
+            verifier=verifier,
+            gold="" if verifier or model else gold,
+            drawn=tuple(sorted({*(numbers or (2**at for at in range(samples.bit_length()))), samples})),
+        )
+        draw = replace(own[0].spec.eval_draw, max_pairs=None)
+        prepared = model and PrepareStage(base=model, split=sample.answers, draw=draw)
+        stages.append(
+            AnalyseStage(
+                analysis=NAME if len(by_sample) == 1 else f"{NAME} {sample.key[:8]}",
+                version=VERSION,
+                compute=compute,
+                parameters=asked,
+                base=model,
+                prepared=(("answers", prepared),) if prepared else (),
+                reads=tuple(stage for plan in own for stage in plan.scored),
+            )
+        )
+    return stages
+
+
+def _record(plan: TrialPlan) -> TrialRecord:
+    """Return what the analysis reads of a trial: its last evaluations, and the scores of the answers."""
+    last = plan.evaluations[-len(plan.spec.eval_sets) :]
+    # No result depends on a category, and the training's settings are in its key.
+    any_category = defaultdict(lambda: CATEGORIES[0])
+    record = trial_record(replace(plan, evaluations=(*last, *plan.answers)), any_category, str)
+    return replace(record, parameters={})
+
+
+def _require_known(verifier: str, sample: SampleStage, store: Store) -> None:
+    prompts = [pair.prompt[-1].content for pair in pairs_of(store, sample.prompts.digest)]
+    if unknown := [text for text in prompts if not VERIFIERS[verifier].knows(text)]:
+        raise SpecError(
+            f"--verifier {verifier} does not know {len(unknown)} prompts of {sample.prompts.name}, the first of them "
+            f"{unknown[0][:80]!r}; give the verifier of these prompts ({', '.join(VERIFIERS)}), or --gold with a reward model."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Best of n by one reward type. `seeds` holds the candidates of each prompt, by the seed of the training.
+
+    n is each of the numbers `drawn` and the number of candidates that every prompt has. Quality lies in [0, 1] if `bounded`.
     """
 
     labels: Mapping[str, Any]
-    quality: Mapping[int, Floats]
-    proxy: Mapping[int, float]
-    first: Mapping[int, Sequence[Candidates]]
-    sampled: bool
-    bounded: bool
+    seeds: Sequence[Sequence[Candidates]]
+    drawn: Sequence[int]
+    sampled: bool = False
+    bounded: bool = True
+
+    def _with(self, n: int) -> list[list[Candidates]]:
+        """Return the prompts that have n candidates or more."""
+        return [[item for item in found if len(item.reward) >= n] for found in self.seeds]
+
+    @cached_property
+    def quality(self) -> dict[int, Floats]:
+        """The expected quality of the pick, [S, Q], by n."""
+        numbers = sorted({*self.drawn, min(len(item.reward) for item in self.seeds[0])})
+        return {
+            n: np.array(
+                [[best_of(item.reward, item.quality, n) for item in found] for found in self._with(n)]
+            )
+            for n in numbers
+            if self._with(n)[0]
+        }
 
     def estimate(self, values_SQ: Floats, floor: int = 0) -> Estimate:
-        """Return the mean over prompts and seeds; of differences the `floor` is −1."""
+        """Return the mean over prompts and seeds; `floor` is −1 for differences."""
         columns_QS = values_SQ.T / values_SQ.shape[1]
         spread = crossed([columns_QS], np.zeros(len(columns_QS), dtype=np.int64))
         value, by_seed = round(float(values_SQ.mean()), 12), values_SQ.mean(axis=1)
@@ -98,24 +184,31 @@ class Curve:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each n."""
-        return [
-            {
-                **self.labels,
+        rewards = [np.concatenate([item.reward for item in found]) for found in self.seeds]
+        rows = []
+        for n, values_SQ in self.quality.items():
+            kept = self._with(n)
+            picked_S = [np.mean([best_of(item.reward, item.reward, n) for item in found]) for found in kept]
+            scaled_S = [
+                (mean - all_C.mean()) / (all_C.std() or 1.0)
+                for mean, all_C in zip(picked_S, rewards, strict=True)
+            ]
+            row = {
                 "n": n,
                 "kl": best_of_n_kl(n) if self.sampled else None,
                 "prompts": values_SQ.shape[1],
                 "quality": self.estimate(values_SQ),
-                "proxy": self.proxy[n],
-                "chance": float(np.mean([item.quality.mean() for item in self.first[n]])),
-                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in self.first[n]])),
+                "proxy": float(np.mean(scaled_S)),
+                "chance": float(np.mean([item.quality.mean() for item in kept[0]])),
+                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in kept[0]])),
             }
-            for n, values_SQ in self.quality.items()
-        ]
+            rows.append({**self.labels, **row})
+        return rows
 
     def turn(self) -> dict[str, Any]:
         """Return where the gold curve peaks, and its change from there to the largest n.
 
-        `p` is the least of a fall from any smaller n, corrected for their number (Holm), since the peak was looked for.
+        `p` is the smallest of the falls from any smaller n, corrected for the number of these tests (Holm).
         """
         drawn, means_NS = list(self.quality), np.array([item.mean(axis=1) for item in self.quality.values()])
         peak = drawn[int(np.argmax(np.round(means_NS.mean(axis=1), 9)))]
@@ -135,55 +228,18 @@ class Curve:
             "by_seed": " ".join(str(drawn[at]) for at in np.argmax(np.round(means_NS, 9), axis=0)),
         }
 
-
-def curve_of(
-    seeds: Sequence[Sequence[Candidates]],
-    drawn: Sequence[int],
-    labels: Mapping[str, Any],
-    *,
-    sampled: bool = False,
-    bounded: bool = True,
-) -> Curve:
-    """Return the picks of trainings that differ in their seed, at each n on the prompts that have as many candidates.
-
-    Beside the numbers `drawn`, n is all candidates that every prompt has.
-    """
-    every = min(len(item.reward) for item in seeds[0])
-    kept = {
-        n: [at for at, item in enumerate(seeds[0]) if len(item.reward) >= n] for n in sorted({*drawn, every})
-    }
-    kept = {n: places for n, places in kept.items() if places}
-    scaled = []
-    for found in seeds:
-        rewards = np.concatenate([item.reward for item in found])
-        scaled.append([(item.reward - rewards.mean()) / (float(rewards.std()) or 1.0) for item in found])
-    return Curve(
-        labels=labels,
-        quality={
-            n: np.array([[best_of(found[q].reward, found[q].quality, n) for q in at] for found in seeds])
-            for n, at in kept.items()
-        },
-        proxy={
-            n: float(np.mean([best_of(found[q], found[q], n) for found in scaled for q in at]))
-            for n, at in kept.items()
-        },
-        first={n: [seeds[0][q] for q in at] for n, at in kept.items()},
-        sampled=sampled,
-        bounded=bounded,
-    )
-
-
-def variance_within(seeds: Sequence[Sequence[Candidates]]) -> dict[str, Any]:
-    """Return how much of a reward's variance lies within prompts, and whether it picks well where it spreads them."""
-    spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
-    picked_Q = np.mean(
-        [[best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in seeds], axis=0
-    )
-    return {
-        "candidates": float(np.mean([len(item.reward) for item in seeds[0]])),
-        "within": float(np.mean([share_within(found) for found in seeds])),
-        "spread_with_pick": rank_correlation(spread_Q, picked_Q),
-    }
+    def variance(self) -> dict[str, Any]:
+        """Return the share of a reward's variance within prompts, and whether it picks well where it spreads them."""
+        spread_Q = np.mean([spreads(found) for found in self.seeds], axis=0)
+        picked_SQ = [
+            [best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in self.seeds
+        ]
+        return {
+            **self.labels,
+            "candidates": float(np.mean([len(item.reward) for item in self.seeds[0]])),
+            "within": float(np.mean([share_within(found) for found in self.seeds])),
+            "spread_with_pick": rank_correlation(spread_Q, np.mean(picked_SQ, axis=0)),
+        }
 
 
 Rewards = Mapping[Prompt, Mapping[str, float]]
@@ -197,8 +253,8 @@ def rewards_of(pairs: Sequence[Pair], scores: PairScores) -> Rewards:
     }
 
 
-def answered(answers: Sequence[Answers], known: Rewards, quality: Rewards) -> list[Candidates]:
-    """Return the answers to each prompt as candidates, those that are alike as often as they were drawn."""
+def _candidates(answers: Sequence[Answers], known: Rewards, quality: Rewards) -> list[Candidates]:
+    """Return the answers to each prompt as candidates; an answer that was drawn twice counts twice."""
     return [
         Candidates(
             reward=np.array([known[item.prompt][text] for text in item.texts]),
@@ -209,7 +265,7 @@ def answered(answers: Sequence[Answers], known: Rewards, quality: Rewards) -> li
 
 
 def complete(answers: Sequence[Answers], everyone: Sequence[Rewards]) -> list[Answers]:
-    """Return the prompts all of whose answers everyone has rewarded; a length limit may leave some out."""
+    """Return the prompts of which everyone has rewarded all answers; a length limit may leave some out."""
     return [
         item
         for item in answers
@@ -221,10 +277,9 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     """Write the curves, where they turn, and how rewards vary within prompts."""
     asked, store = stage.parameters, inputs.store
     assert isinstance(asked, BestOfN)
-    # Of a training that failed for good there are no scores; the others are what is said.
+    # A training that failed for good has no scores.
     there = tuple(trial for trial in asked.scored.trials if trial.whole(store))
-    scored = Scored(trials=there, missing=len(asked.scored.trials) - len(there))
-    results, basis = results_of(scored, store)
+    results, basis = results_of(Scored(trials=there, missing=len(asked.scored.trials) - len(there)), store)
     pairs = pairs_of(store, asked.sample)
     answers = read_answers(store.read_file("sample", asked.sample, "answers.jsonl"))
     rewards = {
@@ -242,24 +297,28 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         f"{asked.answers.capitalize()}: {len(answers)} prompts, {drawn_answers} answers, {cut} of them cut; {len(kept)} prompts "
         f"whose answers all models could score. Gold: {judge}. {KL_SAID}",
     ]
-    curves, variances = list[Curve](), list[dict[str, Any]]()
-    for labels, trials in learned_cells(results):
-        trials = [trial for trial in trials if trial.record.name != asked.gold]
+    curves, margins = list[Curve](), list[float | None]()
+    for labels, every in learned_cells(results):
+        trials = [trial for trial in every if trial.record.name != asked.gold]
         for dataset in [item.dataset for item in trials[0].final] if trials else []:
             here = [next(item for item in trial.final if item.dataset == dataset) for trial in trials]
-            place = {**labels, "seeds": len(trials), "evaluation_set": dataset}
-            if dataset == asked.answers:
-                found = [answered(kept, rewards[trial.record.name], quality) for trial in trials]
+            sampled = dataset == asked.answers
+            if sampled:
+                seeds = [_candidates(kept, rewards[trial.record.name], quality) for trial in trials]
             elif texts := pairs_of(store, here[0].dataset_digest):
-                found = [candidates(texts, item.scores) for item in here]
+                seeds = [candidates(texts, item.scores) for item in here]
             else:
                 said.append(f"Not in the store, so left out: the rows of {dataset}.")
                 continue
-            sampled = dataset == asked.answers
-            bounded = not sampled or bool(asked.verifier)
-            curves.append(curve_of(found, asked.drawn, place, sampled=sampled, bounded=bounded))
-            margin = None if sampled else float(np.mean([item.metrics["abs_margin"] for item in here]))
-            variances.append({**place, "abs_margin": margin, **variance_within(found)})
+            curve = Curve(
+                labels={**labels, "seeds": len(trials), "evaluation_set": dataset},
+                seeds=seeds,
+                drawn=asked.drawn,
+                sampled=sampled,
+                bounded=not sampled or bool(asked.verifier),
+            )
+            curves.append(curve)
+            margins.append(None if sampled else float(np.mean([item.metrics["abs_margin"] for item in here])))
     if not curves or not kept:
         raise DataError(
             "no trial of this sweep has learned and scored all answers to a prompt; look at its report, and at its "
@@ -267,6 +326,9 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         )
     rows = [row for curve in curves for row in curve.rows()]
     turns = [curve.turn() for curve in curves if curve.sampled]
+    variances = [
+        {**curve.variance(), "abs_margin": margin} for curve, margin in zip(curves, margins, strict=True)
+    ]
     write_analysis(
         attempt,
         inputs.name,
@@ -284,7 +346,7 @@ def _quality(
     answers: Sequence[Answers],
     rewards: Mapping[str, Rewards],
 ) -> tuple[Rewards, str]:
-    """Return what each answer is worth by the verifier, or by the gold reward in standard deviations; and who says so."""
+    """Return each answer's quality, by the verifier or by the gold reward in standard deviations; and the judge's name."""
     asked: BestOfN = stage.parameters
     if asked.verifier:
         right = VERIFIERS[asked.verifier].right
@@ -335,14 +397,15 @@ def _score(inputs: AnalysisInputs) -> PairScores:
 
 
 def _first_to_turn(turns: Rows) -> list[str]:
-    """Say of each model and training set which reward type's gold curve turns, and which turns first."""
+    """Say which reward types' gold curves turn, the first to turn first, for each model and training set."""
     said = []
     for place in dict.fromkeys((row["model"], row["train_set"]) for row in turns):
         here = [row for row in turns if (row["model"], row["train_set"]) == place]
         turned = sorted((row for row in here if row["turns"]), key=lambda row: row["peak"])
         parts = [
             f"{reward_title(row['reward'])} turns after n = {row['peak']} (KL ≤ {row['kl']:.2f}; "
-            f"{interval(row['change'])} from there to n = {row['last']}, p {_p(row['p'])})"
+            f"{interval(row['change'])} from there to n = {row['last']}, "
+            f"p {'< 0.001' if row['p'] < 0.001 else '= ' + format(row['p'], '.3f')})"
             for row in turned
         ]
         if stays := [reward_title(row["reward"]) for row in here if not row["turns"]]:
@@ -350,10 +413,6 @@ def _first_to_turn(turns: Rows) -> list[str]:
             parts.append(f"{' and '.join(stays)} not seen to turn up to n = {last} (KL ≤ {kl:.2f})")
         said.append(f"Over-optimisation, {place[0]} trained on {place[1]}: {'; '.join(parts)}.")
     return said
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def _turn_table(rows: Rows) -> Table:
@@ -382,9 +441,9 @@ def _curve_table(rows: Rows) -> Table:
         name="best_of",
         title="Best of n by each reward",
         note="Expected quality of the pick over all draws of n of a prompt's candidates, mean over prompts and seeds ± standard "
-        "deviation over seeds, 95 % intervals over prompts and seeds. Of the answers of a policy the quality is the gold's; in an "
-        "evaluation set a chosen response has quality 1, a rejected one 0. Beside it the pick's own reward, in standard "
-        "deviations of all rewards from their mean.",
+        "deviation over seeds, 95 % intervals over prompts and seeds. The gold judges the answers of a policy; in an evaluation "
+        "set a chosen response has quality 1, a rejected one 0. Beside it the pick's own reward, in standard deviations of all "
+        "rewards from their mean.",
         columns="train_set evaluation_set model reward n kl prompts quality proxy chance best",
         titles={
             "evaluation_set": "candidates of",
@@ -419,7 +478,7 @@ def _variance_table(rows: Rows) -> Table:
 
 
 def _draw(rows: Rows, *, bounded: bool) -> Any:
-    """A panel per evaluation set and model, for those whose prompts have more than two candidates."""
+    """Draw a panel for each evaluation set and model with more than two candidates a prompt."""
     place = operator.itemgetter(*PLACE)
     many = {place(row) for row in rows if row["n"] > 2}
     if not many:

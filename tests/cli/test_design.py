@@ -138,7 +138,17 @@ def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
         (["status", "--until", "0.1"], "leave out what it would ignore"),
         (["plan", "--cluster", "1x8xH100-80GB", "--budget", "1cpuh"], "give GPU-hours: --budget 1gpuh"),
         (
-            "plan --cluster 1x1xA100-40GB --budget 100gpuh --models llama-3.1-8b --precision fp32".split(),
+            [
+                "plan",
+                "--cluster",
+                "1x1xA100-40GB",
+                "--budget",
+                "100gpuh",
+                "--models",
+                "llama-3.1-8b",
+                "--precision",
+                "fp32",
+            ],
             "llama-3.1-8b · ex_rm needs 40 GB on each of at most 1 GPUs",
         ),
     ],

@@ -68,6 +68,8 @@ def _computes(answer: str, prompt: str) -> bool:
     return bool(said) and abs(float(said[-1]) - _value(_expression(prompt))) < 1e-9
 
 
+# The verifier of built-in sets, by how their names begin.
+USUAL = {"hamiltonian": "hamiltonian", "tiny_": "tiny_world"}
 VERIFIERS = {
     "hamiltonian": Verifier(_is_graph, worlds.is_correct, "an order of the vertices that is a cycle"),
     "arithmetic": Verifier(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.best_of_n import curve_of
+from orchestrator.report.best_of_n import Curve
 from orchestrator.report.statistics import Candidates, best_of, candidates, share_within
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
@@ -99,7 +99,7 @@ def drawn_seeds(pressed, prompts=30, answers=32, seeds=3):
 @pytest.mark.parametrize("bounded", [True, False], ids=["verifier", "gold"])
 def test_a_gold_curve_that_falls_again_turns_and_one_that_rises_does_not(bounded):
     drawn = (1, 2, 4, 8, 16, 32)
-    turned = curve_of(drawn_seeds(True), drawn, {}, sampled=True, bounded=bounded).turn()
+    turned = Curve(seeds=drawn_seeds(True), drawn=drawn, labels={}, sampled=True, bounded=bounded).turn()
     assert turned["turns"]
     assert turned["peak"] in (2, 4, 8)
     assert len(turned["by_seed"].split()) == 3
@@ -107,7 +107,7 @@ def test_a_gold_curve_that_falls_again_turns_and_one_that_rises_does_not(bounded
     # Of all 32 it always picks one of the wrong answers.
     assert turned["change"].value == pytest.approx(-turned["at_peak"].value)
     assert turned["change"].high < 0
-    rising = curve_of(drawn_seeds(False), drawn, {}, sampled=True, bounded=bounded).turn()
+    rising = Curve(seeds=drawn_seeds(False), drawn=drawn, labels={}, sampled=True, bounded=bounded).turn()
     assert not rising["turns"]
     assert rising["p"] > 0.05
 
@@ -123,13 +123,13 @@ def test_noise_seldom_looks_like_a_turn():
             ]
             for _ in range(3)
         ]
-        turns += curve_of(seeds, drawn, {}, sampled=True).turn()["turns"]
+        turns += Curve(seeds=seeds, drawn=drawn, labels={}, sampled=True).turn()["turns"]
     assert turns <= 4
 
 
 def test_the_numbers_of_candidates_that_some_prompts_lack_are_told_of_the_others():
     random = np.random.default_rng(0)
     seeds = [[Candidates(reward=random.normal(size=n), quality=random.random(n)) for n in (4, 4, 9)]]
-    rows = curve_of(seeds, (1, 8, 16), {}).rows()
+    rows = Curve(seeds=seeds, drawn=(1, 8, 16), labels={}).rows()
     assert [(row["n"], row["prompts"]) for row in rows] == [(1, 3), (4, 3), (8, 1)]
     assert {row["kl"] for row in rows} == {None}
