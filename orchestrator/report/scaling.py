@@ -1,7 +1,7 @@
 """How accuracies and differences change with size: of models of one family, or of the training set.
 
-A line over the logarithm of size, with a random intercept for each family (over training-set sizes: for each model), by restricted
-maximum likelihood; the interval of a slope is Student's t. A fit says nothing outside the sizes that it is of.
+The fit is a line over the logarithm of size, with a random intercept for each family (over training-set sizes: for each model),
+by restricted maximum likelihood. Intervals are Student's t. The line holds for the sizes that it was fitted to only.
 
 Shapes: N points, G groups.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAIRS_AXIS = "train-pairs"
-# A line through fewer sizes, or over a shorter range, would be read for more than it says.
+# No line is fitted through fewer sizes, or over a shorter range.
 LEAST_SIZES, LEAST_FACTOR = 3, 4.0
 
 
@@ -68,7 +68,7 @@ class Line:
 
 
 def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
-    """Fit y = intercept + group's own + slope · x + rest; None where nothing is left to tell the rest by, or y lies on lines."""
+    """Fit y = intercept + group's own + slope · x + rest; None if the rest is 0, or has no degree of freedom."""
     from scipy.optimize import minimize_scalar
 
     names = list(dict.fromkeys(groups))
@@ -122,7 +122,7 @@ def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Values of one number at several sizes, and the line through them, over log₂ of size; None where it says nothing."""
+    """Values of an accuracy or a difference at several sizes, and the line through them over log₂ of size."""
 
     over: str
     scope: Scope
@@ -134,7 +134,7 @@ class Sizes:
 
     @property
     def too_short(self) -> str:
-        """Why no line is fitted; "" where one may be."""
+        """Why the range is too short for a line; "" if it is not."""
         different, factor = len(set(self.sizes)), max(self.sizes) / min(self.sizes)
         if different >= LEAST_SIZES and factor >= LEAST_FACTOR:
             return ""
@@ -145,7 +145,7 @@ class Sizes:
 
     @property
     def row(self) -> dict[str, Value]:
-        """What it is of, for a table."""
+        """The columns of a table that say what was fitted."""
         return {
             "over": self.over,
             "train_set": self.scope.train_set,
@@ -161,12 +161,12 @@ class Sizes:
         return mixed_line(np.log2(self.sizes), np.array(self.values), self.groups)
 
 
-# A point of a line: its group and size, and the model whose results in an analysis it is the mean of.
+# A point of a line: its group and size, and the analysis and model whose results it averages.
 Point = tuple[str, float, Analysis, str]
 
 
 def scaled(analysis: Analysis) -> Iterator[Sizes]:
-    """Yield accuracies and baseline − other over the sizes of models, and over those of the training set, where these vary."""
+    """Yield accuracies and differences over the sizes of models and over those of the training set, if these vary."""
     records = [result.record for result in analysis.results]
     sources = {record.model: str(record.parameters.get("model_source", "")) for record in records}
     known = {
@@ -215,7 +215,7 @@ def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Size
 
 
 def scaling_table(analysis: Analysis) -> Table:
-    """Return for each number its rise with a doubling of size, and the line at its ends; of ranges that are too short, one row."""
+    """Return what a doubling of size adds to each number, and the line at its ends; ranges that are too short share a row."""
     rows: list[dict[str, Value]] = []
     short: dict[tuple[str, str], Sizes] = {}
     for item in scaled(analysis):
@@ -235,8 +235,8 @@ def scaling_table(analysis: Analysis) -> Table:
         name="scaling",
         title="Over size",
         note="Accuracy over the logarithm of size: what a doubling adds, and the fitted line at the smallest and the largest size. Mixed "
-        "model, with an intercept of its own for each family (over train-pairs: each model) as a random effect; 95 % intervals. It says "
-        "nothing of other sizes. docs/design.md.",
+        "model with a random intercept for each family (over train-pairs: each model); 95 % intervals. It does not hold for other "
+        "sizes. docs/design.md.",
         columns="over train_set category number sizes groups factor rise p smallest largest said",
         titles={
             "number": "accuracy of",

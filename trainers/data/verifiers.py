@@ -1,4 +1,4 @@
-"""Verifiers: programs that know the right answers to some prompts, and so judge what a policy writes."""
+"""Verifiers: programs that decide whether an answer to a prompt of some data set is right."""
 
 import ast
 import operator
@@ -10,7 +10,7 @@ from trainers.data import worlds
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _EXPRESSION = re.compile(rf"{_NUMBER}(?:\s*[-+*]\s*{_NUMBER})+")
-# Beside an expression these make it a part of another one.
+# An expression beside one of these is a part of a longer one.
 _BEFORE, _AFTER = re.compile(r"[-+*/÷^%(.·]\s*$"), re.compile(r"\s*(?:[-+*/÷^%)·]|\.\d|x\s*-?\d)")
 _OPERATIONS: Mapping[type, Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -20,7 +20,7 @@ _OPERATIONS: Mapping[type, Callable[[float, float], float]] = {
 
 
 class Verifier(NamedTuple):
-    """`knows` whether a prompt is one of its own; `right` takes an answer and its prompt; `about` says what is right."""
+    """`knows(prompt)`: whether it can judge answers to a prompt; `right(answer, prompt)`; `about` says which answers are right."""
 
     knows: Callable[[str], bool]
     right: Callable[[str, str], bool]
