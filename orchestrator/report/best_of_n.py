@@ -208,13 +208,16 @@ class Curve:
     def turn(self) -> dict[str, Any]:
         """Return where the gold curve peaks, and its change from there to the largest n.
 
-        `p` is the smallest of the falls from any smaller n, corrected for the number of these tests (Holm).
+        `p` is the smallest of the falls from any smaller n, corrected for the number of these tests (Holm), and none is
+        below that of a sign test, since prompts that all fall by as much have no variance.
         """
         drawn, means_NS = list(self.quality), np.array([item.mean(axis=1) for item in self.quality.values()])
         peak = drawn[int(np.argmax(np.round(means_NS.mean(axis=1), 9)))]
         last_SQ = self.quality[drawn[-1]]
         changes = {n: self.estimate(last_SQ - self.quality[n], floor=-1) for n in drawn[:-1]}
-        corrected = zip(changes.values(), holm([item.p or 0.0 for item in changes.values()]), strict=True)
+        least = 0.5 ** (last_SQ.shape[1] - 1)
+        found = holm([max(item.p or 0.0, least) for item in changes.values()])
+        corrected = zip(changes.values(), found, strict=True)
         p = min((value for item, value in corrected if item.value < 0), default=1.0)
         return {
             **self.labels,

@@ -113,6 +113,10 @@ def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
         for seeds, pairs in ((2, 4), (3, 8))
     )
     assert [trial.seed for trial in after.trials] == [0, 0, 1, 1, 2, 2]
+    # A seed that was added is the training that it would be if it were declared.
+    declared = [sample.trial(seed=2, reward=kind) for kind in KINDS]
+    plans = resolve(Sweep(name="other", trials=declared), store).plans
+    assert [trial.key for trial in after.trials[4:]] == [plan.key for plan in plans]
     adopt(before, store)
     with pytest.raises(SpecError, match="was declared with what this command lacks"):
         adopt(after, store, adds=True)

@@ -112,6 +112,15 @@ def test_a_gold_curve_that_falls_again_turns_and_one_that_rises_does_not(bounded
     assert rising["p"] > 0.05
 
 
+@pytest.mark.parametrize(("prompts", "turns"), [(1, False), (4, False), (20, True)])
+def test_a_few_prompts_that_all_fall_are_no_turn(prompts: int, turns: bool):
+    """Without any variance Student's t would call one prompt enough."""
+    fooled = Candidates(reward=np.array([1.0, 2.0, 3.0]), quality=np.array([1.0, 1.0, 0.0]))
+    found = Curve(seeds=[[fooled] * prompts] * 2, drawn=(1, 3), labels={}, sampled=True).turn()
+    assert found["change"].value < 0
+    assert found["turns"] == turns
+
+
 def test_noise_seldom_looks_like_a_turn():
     random, drawn = np.random.default_rng(1), (1, 2, 4, 8, 16)
     turns = 0
