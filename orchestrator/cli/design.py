@@ -152,9 +152,8 @@ class Growth:
             splits = {stage.prepared.split for plan in plans for stage in plan.evaluations}
             here = [split for split in splits if resolved.categories[train_set, split.name] == category]
             rows = [split.rows or UNSEEN_PAIRS for split in here]
-            seeds = dict(
-                Counter(model for model, _ in {(plan.spec.model.name, plan.spec.seed) for plan in plans})
-            )
+            trained = {(plan.spec.model.name, plan.spec.seed) for plan in plans}
+            seeds = dict(Counter(model for model, _ in trained))
             pairs = design.pairs_of(rows, plans[0].spec.eval_draw.max_pairs)
             whole = Design(seeds=seeds, pairs=pairs, over_models=len(seeds) >= MODELS_NEEDED)
             parts = _with_priors(components(*mean.columns), pairs) if mean else PRIOR
@@ -225,7 +224,7 @@ class Growth:
 
     def begin(self) -> State:
         """Return the first state. Raises SpecError if there is no difference to estimate, or no cell fits the budget."""
-        if not self.questions(self.grid, measured=False):
+        if not _places(self.grid):
             raise SpecError(
                 "--until and --budget need a difference of two reward types, and no training set has two; name them: --rewards ex_rm im_rm."
             )

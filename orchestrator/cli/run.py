@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -83,9 +83,8 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
         names = ", ".join(item.spec.name for item in todo)
         session.say(f"running again: {names}" if todo else "no trial of these has failed")
         here = {item.key for item in resolved.plans}
-        others = [
-            item.name for item in declaration.trials if item.key not in here and _failed(notes, item.key)
-        ]
+        failed = {key for key, note in notes.items() if note.cause} - here
+        others = [trial.name for trial in declaration.trials if trial.key in failed]
         if others and not _narrowed(session):
             session.say(
                 f"failed, but not in this grid: {', '.join(others)}; give `retry` the flags of their run"
@@ -100,10 +99,6 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
         if todo:
             session.warn(*audit_errors(declaration, store))
     return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=todo)
-
-
-def _failed(notes: Mapping[str, TrialNote], key: str) -> bool:
-    return bool(notes.get(key, TrialNote()).cause)
 
 
 def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:

@@ -8,7 +8,7 @@ Shapes: N points, G groups.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,9 +33,8 @@ LEAST_SIZES, LEAST_FACTOR = 3, 4.0
 class Line:
     """A line over x with the covariance of its intercept and slope; `between` is the variance of the groups' intercepts.
 
-    `parts` are the covariance's derivatives by the variances of the rest and of the intercepts, `of_variances` is the
-    covariance of these two estimates: from them follow the degrees of freedom of any place (Satterthwaite). Both are
-    empty for one group, and no place has more than `degrees`.
+    `parts` are the covariance's derivatives by the variances of the rest and of the intercepts, and `of_variances` is the
+    covariance of these two estimates: they give the degrees of freedom at any x (Satterthwaite), at most `degrees`.
     """
 
     intercept: float
@@ -43,8 +42,8 @@ class Line:
     covariance: Floats
     degrees: float
     between: float
-    parts: Sequence[Floats] = ()
-    of_variances: Floats | None = None
+    parts: Sequence[Floats]
+    of_variances: Floats
 
     def at(self, x: float) -> Estimate:
         """Return the line at a place, with its interval."""
@@ -57,10 +56,11 @@ class Line:
     def _estimate(self, value: float, terms: Floats) -> Estimate:
         from scipy.special import stdtr, stdtrit
 
-        variance, degrees = float(terms @ self.covariance @ terms), self.degrees
-        if self.of_variances is not None:
-            slopes = np.array([terms @ part @ terms for part in self.parts])
-            degrees = min(degrees, max(1.0, 2 * variance**2 / float(slopes @ self.of_variances @ slopes)))
+        variance, parts = (
+            float(terms @ self.covariance @ terms),
+            [terms @ part @ terms for part in self.parts],
+        )
+        degrees = min(self.degrees, max(1.0, 2 * variance**2 / float(parts @ self.of_variances @ parts)))
         error = variance**0.5
         half = float(stdtrit(degrees, (1 + LEVEL) / 2)) * error
         p = float(2 * stdtr(degrees, -abs(value) / error))
@@ -68,7 +68,7 @@ class Line:
 
 
 def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
-    """Fit y = intercept + group's own + slope · x + rest; None if the rest is 0, or has no degree of freedom."""
+    """Fit y = intercept + group's own + slope · x + rest; None if no group has two sizes, or the rest is 0 or has no degree of freedom."""
     from scipy.optimize import minimize_scalar
 
     names = list(dict.fromkeys(groups))
@@ -78,7 +78,8 @@ def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
     share_NN = member_NG / member_NG.sum(axis=0) @ member_NG.T
     x_within, y_within = x_N - share_NN @ x_N, y_N - share_NN @ y_N
     left = y_within - x_within * (x_within @ y_within / max(x_within @ x_within, 1e-300))
-    if degrees < 1 or left @ left <= 1e-18 * max(1.0, float(y_N @ y_N)):
+    alone = x_within @ x_within <= 1e-12 * max(1.0, float(x_N @ x_N))
+    if degrees < 1 or alone or left @ left <= 1e-18 * max(1.0, float(y_N @ y_N)):
         return None
 
     def solved(ratio: float) -> tuple[float, Floats, Floats, float]:
@@ -97,24 +98,18 @@ def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
         best = minimize_scalar(lambda log: solved(np.exp(log))[0], bounds=(-12.0, 12.0), method="bounded")
         ratio = float(np.exp(best.x)) if best.fun < solved(0.0)[0] else 0.0
     _, found, covariance, variance = solved(ratio)
-    line = Line(
+    # The covariance of y is a sum of these, times the variances of the rest and of the intercepts.
+    kinds = [np.eye(len(y_N)), member_NG @ member_NG.T][: min(2, len(names))]
+    inverse_NN = np.linalg.inv(np.eye(len(y_N)) + ratio * member_NG @ member_NG.T) / variance
+    weights_2N = covariance @ terms_N2.T @ inverse_NN
+    rest_NN = inverse_NN - inverse_NN @ terms_N2 @ weights_2N
+    information = [[np.trace(rest_NN @ one @ rest_NN @ other) / 2 for other in kinds] for one in kinds]
+    return Line(
         intercept=float(found[0]),
         slope=float(found[1]),
         covariance=covariance,
         degrees=float(degrees),
         between=ratio * variance,
-    )
-    if len(names) == 1:
-        return line
-    inverse_NN = np.linalg.inv(np.eye(len(y_N)) + ratio * member_NG @ member_NG.T) / variance
-    weights_2N = covariance @ terms_N2.T @ inverse_NN
-    rest_NN = inverse_NN - inverse_NN @ terms_N2 @ weights_2N
-    kinds = np.eye(len(y_N)), member_NG @ member_NG.T
-    information = np.array(
-        [[np.trace(rest_NN @ one @ rest_NN @ other) / 2 for other in kinds] for one in kinds]
-    )
-    return replace(
-        line,
         parts=[weights_2N @ kind @ weights_2N.T for kind in kinds],
         of_variances=np.linalg.pinv(information),
     )
@@ -143,7 +138,6 @@ class Sizes:
             f"it takes {LEAST_SIZES} and {LEAST_FACTOR:g}"
         )
 
-    @property
     def row(self) -> dict[str, Value]:
         """The columns of a table that say what was fitted."""
         return {
@@ -223,7 +217,7 @@ def scaling_table(analysis: Analysis) -> Table:
             place = item.over, item.scope.train_set
             short[place] = max(short.get(place, item), item, key=lambda item: len(set(item.sizes)))
             continue
-        row = {**item.row, "category": item.scope.category, "number": item.what}
+        row = {**item.row(), "category": item.scope.category, "number": item.what}
         if line := item.line():
             ends = [float(np.log2(end(item.sizes))) for end in (min, max)]
             rise = line.rise()
@@ -244,7 +238,7 @@ def scaling_table(analysis: Analysis) -> Table:
             "factor": "largest / smallest",
             "said": "note",
         },
-        rows=[*({**item.row, "said": item.too_short} for item in short.values()), *rows],
+        rows=[*({**item.row(), "said": item.too_short} for item in short.values()), *rows],
         forms={"rise": "+.3f", "factor": ".3g", "p": ".2g"},
     )
 
@@ -269,20 +263,12 @@ def draw_scaling(analysis: Analysis) -> "Figure | None":
             )
             axis.plot(item.sizes, item.values, **{**style, "linestyle": "none"})
             at = np.geomspace(min(item.sizes), max(item.sizes), 30)
-            line = item.line()
-            drawn = [line.at(float(x)) for x in np.log2(at)] if line else []
             axis.plot([], [], label=item.what, **style)
-            if drawn:
-                mean = [point.value for point in drawn]
+            if line := item.line():
+                drawn = [line.at(float(x)) for x in np.log2(at)]
+                low, mean, high = zip(*((here.low, here.value, here.high) for here in drawn), strict=True)
                 axis.plot(at, mean, **{**style, "marker": None})
-                axis.fill_between(
-                    at,
-                    [p.low for p in drawn],
-                    [p.high for p in drawn],
-                    color=style["color"],
-                    alpha=0.15,
-                    linewidth=0,
-                )
+                axis.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
         axis.set(
             xscale="log",
             xlabel=over,

@@ -67,6 +67,9 @@ def test_a_reward_type_that_the_first_size_lacks_is_fitted_over_the_others(store
 def test_nothing_is_fitted_through_what_does_not_vary_or_leaves_no_point():
     assert mixed_line(np.arange(3.0), np.ones(3), ["a"] * 3) is None
     assert mixed_line(np.array([0.0, 1.0]), np.array([0.5, 0.7]), ["a", "a"]) is None
+    # Nobody can tell a slope from two families of one size each.
+    y = np.random.default_rng(0).normal(size=6)
+    assert mixed_line(np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]), y, [*"aaabbb"]) is None
 
 
 def sweep(store: Store, **changes):
