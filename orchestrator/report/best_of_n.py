@@ -245,34 +245,26 @@ class Curve:
         }
 
 
-Rewards = Mapping[Prompt, Mapping[str, float]]
+# By prompt and answer.
+Rewards = Mapping[tuple[Prompt, str], float]
 
 
-def rewards_of(pairs: Sequence[Pair], scores: PairScores) -> Rewards:
-    """Return the reward of each answer that was scored, by its prompt and text."""
-    return {
-        prompt: {text: reward for text, (reward, _) in said.items()}
-        for prompt, said in by_response(pairs, scores).items()
-    }
+def _rewards(pairs: Sequence[Pair], scores: PairScores) -> Rewards:
+    """Return the reward of each answer that was scored."""
+    found = by_response(pairs, scores)
+    return {(prompt, text): reward for prompt, said in found.items() for text, (reward, _) in said.items()}
 
 
-def _candidates(answers: Sequence[Answers], known: Rewards, quality: Rewards) -> list[Candidates]:
-    """Return the answers to each prompt as candidates; an answer that was drawn twice counts twice."""
-    return [
-        Candidates(
-            reward=np.array([known[item.prompt][text] for text in item.texts]),
-            quality=np.array([quality[item.prompt][text] for text in item.texts]),
-        )
-        for item in answers
-    ]
+def _of(item: Answers, known: Rewards) -> Floats:
+    return np.array([known[item.prompt, text] for text in item.texts])
 
 
-def complete(answers: Sequence[Answers], everyone: Sequence[Rewards]) -> list[Answers]:
+def _complete(answers: Sequence[Answers], everyone: Sequence[Rewards]) -> list[Answers]:
     """Return the prompts of which everyone has rewarded all answers; a length limit may leave some out."""
     return [
         item
         for item in answers
-        if all(set(item.texts) <= known.get(item.prompt, {}).keys() for known in everyone)
+        if all((item.prompt, text) in known for known in everyone for text in item.texts)
     ]
 
 
@@ -286,13 +278,13 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     pairs = pairs_of(store, asked.sample)
     answers = read_answers(store.read_file("sample", asked.sample, "answers.jsonl"))
     rewards = {
-        trial.record.name: rewards_of(pairs, item.scores)
+        trial.record.name: _rewards(pairs, item.scores)
         for trial in results
         for item in trial.final
         if item.dataset == asked.answers
     }
     quality, judge = _quality(stage, inputs, pairs, answers, rewards)
-    kept = complete(answers, [*rewards.values(), quality])
+    kept = _complete(answers, [*rewards.values(), quality])
     cut = sum(not ended for item in answers for ended in item.ended)
     drawn_answers = sum(len(item.texts) for item in answers)
     said = [
@@ -307,7 +299,12 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
             here = [next(item for item in trial.final if item.dataset == dataset) for trial in trials]
             sampled = dataset == asked.answers
             if sampled:
-                seeds = [_candidates(kept, rewards[trial.record.name], quality) for trial in trials]
+                # An answer that was drawn twice counts twice.
+                everyone = [rewards[trial.record.name] for trial in trials]
+                seeds = [
+                    [Candidates(reward=_of(item, known), quality=_of(item, quality)) for item in kept]
+                    for known in everyone
+                ]
             elif texts := pairs_of(store, here[0].dataset_digest):
                 seeds = [candidates(texts, item.scores) for item in here]
             else:
@@ -352,26 +349,22 @@ def _quality(
     """Return each answer's quality, by the verifier or by the gold reward in standard deviations; and the judge's name."""
     asked: BestOfN = stage.parameters
     if asked.verifier:
-        right = VERIFIERS[asked.verifier].right
+        judge = VERIFIERS[asked.verifier]
         judged = {
-            item.prompt: {text: float(right(text, item.prompt[-1].content)) for text in item.texts}
+            (item.prompt, text): float(judge.right(text, item.prompt[-1].content))
             for item in answers
+            for text in dict.fromkeys(item.texts)
         }
-        return judged, f"the verifier {asked.verifier} ({VERIFIERS[asked.verifier].about})"
+        return judged, f"the verifier {asked.verifier} ({judge.about})"
     if stage.base is not None:
-        found, name = rewards_of(pairs, _score(inputs)), stage.base.name
+        found, name = _rewards(pairs, _score(inputs)), stage.base.name
     elif asked.gold in rewards:
         found, name = rewards[asked.gold], asked.gold
     else:
         raise DataError(f"the gold reward model {asked.gold} is not complete; run its trial again (`retry`).")
-    every = np.array(
-        [found[item.prompt][text] for item in complete(answers, [found]) for text in item.texts] or [0.0]
-    )
-    centre, spread = float(every.mean()), float(every.std()) or 1.0
-    scaled = {
-        prompt: {text: (reward - centre) / spread for text, reward in said.items()}
-        for prompt, said in found.items()
-    }
+    every = np.concatenate([np.zeros(0), *(_of(item, found) for item in _complete(answers, [found]))])
+    centre, spread = (float(every.mean()), float(every.std()) or 1.0) if len(every) else (0.0, 1.0)
+    scaled = {place: (reward - centre) / spread for place, reward in found.items()}
     return scaled, f"the reward of {name}, in standard deviations over all answers from their mean"
 
 

@@ -108,6 +108,13 @@ def test_every_distinct_answer_is_in_a_pair():
     assert pairs == [("a", "a"), ("a", "b"), ("a", "b"), ("c", "a")]
 
 
+def test_answers_are_read_as_they_were_written(tmp_path):
+    said = ["a\u2028b", "\x85", "line\nline\r\n", '"', ""]
+    answers = [sampling.Answers(user_prompt("\u2029?"), said, [True] * len(said))]
+    write_answers(answers, tmp_path / "answers.jsonl")
+    assert read_answers(tmp_path / "answers.jsonl") == answers
+
+
 def test_a_policy_that_does_not_say_what_ends_an_answer_is_refused(policy, tmp_path, tiny_model):
     import shutil
     from dataclasses import replace

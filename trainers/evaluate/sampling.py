@@ -167,5 +167,6 @@ def write_answers(answers: Iterable[Answers], file: Path) -> None:
 
 def read_answers(file: Path) -> list[Answers]:
     """Read what `write_answers` wrote."""
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    # Answers may hold U+2028 and the like, at which str.splitlines would break a line.
+    rows = map(json.loads, file.read_text(encoding="utf-8").split("\n")[:-1])
     return [Answers(tuple(Message(*turn) for turn in prompt), *rest) for prompt, *rest in rows]
