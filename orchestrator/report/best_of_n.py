@@ -129,8 +129,9 @@ def _record(plan: TrialPlan) -> TrialRecord:
     """Return what the analysis reads of a trial: its last evaluations, and the scores of the answers."""
     last = plan.evaluations[-len(plan.spec.eval_sets) :]
     # No result depends on a category, and the training's settings are in its key.
-    any_category = defaultdict(lambda: CATEGORIES[0])
-    record = trial_record(replace(plan, evaluations=(*last, *plan.answers)), any_category, str)
+    record = trial_record(
+        replace(plan, evaluations=(*last, *plan.answers)), defaultdict(lambda: CATEGORIES[0]), str
+    )
     return replace(record, parameters={})
 
 
