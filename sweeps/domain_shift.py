@@ -1,9 +1,9 @@
-"""Why the reward types differ under domain shift, pair by pair, and when to prefer which; nothing is trained.
+"""Which pairs make the reward types differ under domain shift, and when to prefer which type? Nothing is trained.
 
-The paper sees IM-RMs ahead under domain shift and does not explain it. By how much the first reward type of a finished sweep is
-ahead of each other on a test pair, over all models and seeds, against what the pair is like: by how much chosen is longer,
-how much of its tokens the nearest training pair has, how alike chosen and rejected are, and whether training has seen it.
-And whether a lead survives matched lengths.
+In the paper IM-RMs are ahead under domain shift, without an explanation. This regresses the lead of a sweep's first reward
+type over each other type, on each test pair over all models and seeds, on features of the pair: how much longer chosen is,
+the share of its tokens in the nearest training pair, how alike chosen and rejected are, and whether training has seen it.
+It also says whether a lead survives matched lengths.
 
 python sweeps/domain_shift.py                       of the sweep full_grid in this storage
 python sweeps/domain_shift.py --sweep NAME
@@ -27,7 +27,7 @@ from trainers.errors import DataError
 
 
 def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
-    """Controls, regressions, what they advise, and the pairs themselves."""
+    """Return controls, regressions, the advice that follows, and the pairs themselves."""
     analysis = Analysis(results)
     controls, (pairs, regressions, lacking) = control_rows(analysis), differences(analysis, inputs.store)
     if not pairs:

@@ -50,7 +50,7 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
                 np.stack([right_by_prompt(trial, name, inputs.store) for trial in trials]) for name in sets
             ]
             cells = dict(zip(CELLS, map(over_seeds, right_of), strict=True))
-            # What new prompts leave of the accuracy, less what new responses leave.
+            # Accuracy on new prompts less accuracy on new responses.
             contrast = over_seeds(right_of[1], right_of[2])
             rows.append({**labels, "rewriting": rewritten, **cells, CONTRAST: contrast})
     if not rows:

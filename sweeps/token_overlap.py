@@ -29,7 +29,7 @@ CAUTION = (
 
 
 def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
-    """Accuracy by tenths of both measures, each set's and all sets' together."""
+    """Return accuracy by tenths of both measures, for each set and for all sets together."""
     from trainers.theory.representations import nearness
 
     kinds = list(dict.fromkeys(item.record.reward for item in results if item.learned))

@@ -227,11 +227,17 @@ def with_analyses(declaration: Declaration, session: Session, plans: Sequence[Tr
 def run_follow_up(session: Session, declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
     """Compute the declared analyses that are missing and whose inputs are complete; return whether there was one.
 
-    An analysis does not wait for trainings that failed for good.
+    An analysis can be computed once what it reads is there. It goes on without a training that failed for good, and is
+    computed again once that is there.
     """
     if session.follow_up is None:
         return False
-    store = session.store
+    store, stages = session.store, session.follow_up(plans)
+    for stage in stages:
+        made = store.sound_manifest(stage.kind, stage.key)
+        without = made["info"].get("without", ()) if made else ()
+        if made and any(store.complete(*name.split("/")) for name in without):
+            store.discard(stage.kind, stage.key, made["attempt"])
     notes = read_state(session.sweep_name, store).trials
     given_up = {key for key, note in notes.items() if is_final(note.cause)}
 
@@ -242,7 +248,7 @@ def run_follow_up(session: Session, declaration: Declaration, plans: Sequence[Tr
 
     missing = [
         stage
-        for stage in session.follow_up(plans)
+        for stage in stages
         if f"{KIND}/{stage.key}" in declaration.artifacts
         and not store.complete(stage.kind, stage.key)
         and all(is_settled(read, stage.loads_weights) for read in stage.reads)

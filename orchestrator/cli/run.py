@@ -82,6 +82,13 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
         todo = [item for item in missing if item.key in declared and item.key in causes]
         names = ", ".join(item.spec.name for item in todo)
         session.say(f"running again: {names}" if todo else "no trial of these has failed")
+        here = {item.key for item in resolved.plans}
+        failed = {key for key, note in notes.items() if note.cause} - here
+        others = [trial.name for trial in declaration.trials if trial.key in failed]
+        if others and not _narrowed(session):
+            session.say(
+                f"failed, but not in this grid: {', '.join(others)}; give `retry` the flags of their run"
+            )
     else:
         todo = [item for item in missing if not is_final(causes.get(item.key, ""))]
         session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
@@ -222,6 +229,7 @@ def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
         resolve=lambda sweep: _resolve(session, sweep, fetch=fetch),
         until=session.options.until,
         budget=session.options.budget,
+        price=session.options.command.price if isinstance(session.options.command, Plan) else None,
     )
 
 
@@ -233,7 +241,7 @@ def run(session: Session, build: Build, *, again: bool = False) -> int:
     told = [item.key for item in work.todo]
     try:
         written = carry_out(session, work)
-        for grid in grids:
+        for grid in () if again else grids:
             work = ready(session, grid)
             told += [item.key for item in work.todo]
             written = carry_out(session, work)

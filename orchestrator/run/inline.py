@@ -108,7 +108,11 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend, say: Say) -> N
             return
         store.remove_leftovers(stage.kind, stage.key)
         parameters = dataclasses.asdict(stage.parameters)
+        without = [
+            f"{read.kind}/{read.key}" for read in stage.reads if not store.complete(read.kind, read.key)
+        ]
         with store.write(stage.kind, stage.key, parameters=parameters) as attempt:
+            attempt.info["without"] = without
             inputs = AnalysisInputs(
                 name=stage.label,
                 location="" if stage.base is None else stage.base.found_at(store),

@@ -86,7 +86,8 @@ def resolve(
             ends=ends[trial.answers.policy],
         )
 
-    ends = _all({item.policy for item in asked}, lambda model: ending_tokens(models[model]), ModelError)
+    policies = {item.policy for item in asked}
+    ends = _all(policies, lambda model: ending_tokens(models[model], fetch=fetch), ModelError)
     plans = tuple(
         plan_trial(
             trial,

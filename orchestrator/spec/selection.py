@@ -83,16 +83,28 @@ class Selection:
         )
 
 
-def parse_model(text: str) -> ModelSpec:
+def parse_model(text: str, flag: str = "--models") -> ModelSpec:
     """Read `[NAME=]ID|PATH`, where ID is a catalog name or a hub id."""
     name, source = _split_name(text)
     if source in catalog.MODELS:
         return dataclasses.replace(catalog.MODELS[source], name=name or source)
-    path = _path_or_id(source, "--models", "model", catalog.MODELS)
+    path = _path_or_id(source, flag, "model", catalog.MODELS)
     if path is not None:
         stem = path.absolute().stem if path.is_file() else path.absolute().name
         return ModelSpec(name=name or clean_name(stem), source=str(path))
     return ModelSpec(name=name or clean_name(source.split("/")[-1].lower()), source=source)
+
+
+def parse_gold(text: str) -> ModelSpec:
+    """`[NAME=]ID|PATH` of a model with a reward head. A folder of another model is refused."""
+    gold = parse_model(text, "--gold")
+    config = Path(gold.source) / "config.json"
+    if config.is_file() and "ForSequenceClassification" not in config.read_text():
+        raise SpecError(
+            f"--gold {text}: {config} is of no sequence classifier, so it gives an answer no reward; give the folder of an "
+            "EX-RM, or the name of a trial of this sweep."
+        )
+    return gold
 
 
 def parse_dataset(text: str, flag: str) -> DatasetSpec:
